@@ -1,0 +1,36 @@
+"""Resources: what every handler is given as `hs`. Things with a lifetime, never behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from federation.identifiers import ServerName
+from federation.signing import SigningKey
+from federation.wire import Wire
+from homeserver.blobs import Blobs
+from homeserver.config import Config
+from homeserver.database import Database
+from homeserver.stream import Stream
+from homeserver.workers import Workers
+
+
+@dataclass(slots=True)
+class Resources:
+    """Opened by `homeserver.server`, closed by it in reverse order.
+
+    `now_ms` is the one source of wall time. `nursery` outlives requests: work started there is awaited at close.
+    """
+
+    config: Config
+    server_name: ServerName
+    signing_key: SigningKey
+    database: Database
+    stream: Stream
+    blobs: Blobs
+    workers: Workers
+    wire: Wire
+    now_ms: Callable[[], int]
+    nursery: trio.Nursery

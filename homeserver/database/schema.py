@@ -1,0 +1,42 @@
+"""What a database must contain: the tables of each feature, as an append-only list of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class DatabaseError(Exception):
+    """The database cannot be opened or used. The message is one sentence for the person who runs the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of the tables: `sql` is one or more statements of the common subset, each ended by a semicolon."""
+
+    name: str
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of one feature. Steps are applied in order, once each; a released step is never changed or removed."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+# What the database itself needs: the counter of the change stream, the interned strings, how far each tail has come.
+CORE_SCHEMA = Schema(
+    "database",
+    (
+        Step(
+            "create",
+            """
+            CREATE TABLE stream_position (id INTEGER PRIMARY KEY CHECK (id = 1), position INTEGER NOT NULL);
+            INSERT INTO stream_position (id, position) VALUES (1, 0);
+            CREATE TABLE strings (nid INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE);
+            CREATE TABLE tails (name TEXT PRIMARY KEY, position INTEGER NOT NULL);
+            """,
+        ),
+    ),
+)

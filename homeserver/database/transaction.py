@@ -1,0 +1,142 @@
+"""Transaction: what a function given to `Database.read` or `Database.write` works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from homeserver.database.interning import StringCache, check_string
+from homeserver.database.session import Row, Session
+
+
+class Transaction:
+    """One read snapshot, or one write. Use it only inside the function that it was given to.
+
+    Statements are text of the common subset (see `homeserver.database`), with `?` for each parameter.
+    """
+
+    __slots__ = (
+        "now_ms", "wakes", "callbacks", "interned", "_session", "_execute", "_cache", "_batch_interned", "_position", "_writable",
+    )  # fmt: skip
+
+    def __init__(
+        self, session: Session, cache: StringCache, now_ms: int, batch_interned: dict[str, int], position: int | None
+    ) -> None:
+        self.now_ms = now_ms  # the moment the transaction began
+        self.wakes: set[str] = set()
+        self.callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self.interned: dict[str, int] = {}
+        self._session = session
+        self._execute = session.execute
+        self._cache = cache
+        self._batch_interned = batch_interned  # of the writes before this one in the same commit
+        self._position = position  # None: not looked up yet (reads)
+        self._writable = position is not None
+
+    def one(self, sql: str, *params: object) -> Row | None:
+        """The first row, None if there is none."""
+        return self._execute(sql, params).fetchone()
+
+    def all(self, sql: str, *params: object) -> list[Row]:
+        """Every row."""
+        return self._execute(sql, params).fetchall()
+
+    def values(self, sql: str, *params: object) -> list[Any]:
+        """The first column of every row."""
+        return [row[0] for row in self._execute(sql, params).fetchall()]
+
+    def run(self, sql: str, *params: object) -> int:
+        """The number of rows that were inserted, updated or deleted."""
+        return self._execute(sql, params).rowcount
+
+    def many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
+        """Runs one statement with each of `rows`."""
+        self._session.execute_many(sql, rows)
+
+    def all_in(self, sql: str, values: Collection[object], *other: object) -> list[Row]:
+        """The rows of `sql`, which has the marker `IN (?*)` once; `other` are the rest of its parameters, in order.
+
+        Asked in chunks, so ORDER BY, LIMIT and aggregates of `sql` hold within a chunk only. Equal values may count once.
+        """
+        return self._session.execute_in(sql, list(values), other) if values else []
+
+    @property
+    def position(self) -> int:
+        """The position of the last change that is visible here: the `upto` of a sync."""
+        if self._position is None:
+            row = self.one("SELECT position FROM stream_position WHERE id = 1")
+            assert row is not None
+            self._position = int(row[0])
+        return self._position
+
+    def next_position(self, *wake: str) -> int:
+        """Takes the next stream position. After the commit, who waits for one of the keys `wake` is woken.
+
+        Keys are user ids, room ids … as the waiters name them. Positions rise in the order of commits; gaps are usual.
+        """
+        assert self._writable and self._position is not None, "positions are taken in writes"
+        self._position += 1
+        self.wakes.update(wake)
+        return self._position
+
+    def wake(self, *keys: str) -> None:
+        """Wakes who waits for `keys` after the commit, for a change that has no position of its own."""
+        self.next_position(*keys)
+
+    def after_commit(self, fn: Callable[..., object], *args: Any) -> None:
+        """Calls fn(*args) on the trio thread once this write is durable, in order. It must not raise or block."""
+        self.callbacks.append((fn, args))
+
+    def intern(self, value: str) -> int:
+        """The number that stands for `value` in every table; given one now if it has none. MatrixError if not storable."""
+        nid = self.find(value)
+        if nid is None:
+            row = self.one("INSERT INTO strings (value) VALUES (?) RETURNING nid", check_string(value))
+            assert row is not None
+            nid = self.interned[value] = int(row[0])
+        return nid
+
+    def find(self, value: str) -> int | None:
+        """The number that stands for `value`, None if it never was stored."""
+        nid = self._cache.nids.get(value)
+        if nid is None:
+            nid = self.interned.get(value)
+        if nid is None:
+            nid = self._batch_interned.get(value)
+        if nid is None:
+            row = self.one("SELECT nid FROM strings WHERE value = ?", check_string(value))
+            if row is not None:
+                nid = int(row[0])
+                self._cache.add({value: nid})  # neither of this write nor of its batch, hence committed
+        return nid
+
+    def name(self, nid: int) -> str:
+        """The string that `nid` stands for. KeyError if there is none."""
+        value = self._cache.names.get(nid)
+        return self.names((nid,))[nid] if value is None else value
+
+    def names(self, nids: Iterable[int]) -> dict[int, str]:
+        """The strings that `nids` stand for. KeyError if one stands for none."""
+        known = self._cache.names
+        found: dict[int, str] = {}
+        missing: list[int] = []
+        for nid in nids:
+            value = known.get(nid)
+            if value is None:
+                missing.append(nid)
+            else:
+                found[nid] = value
+        if missing:
+            self._look_up(missing, found)
+        return found
+
+    def _look_up(self, missing: list[int], found: dict[int, str]) -> None:
+        committed: dict[str, int] = {}
+        for nid, value in self.all_in("SELECT nid, value FROM strings WHERE nid IN (?*)", missing):
+            found[nid] = value
+            if value not in self.interned and value not in self._batch_interned:
+                committed[value] = nid
+        self._cache.add(committed)
+        for nid in missing:
+            if nid not in found:
+                raise KeyError(nid)

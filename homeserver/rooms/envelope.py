@@ -1,0 +1,144 @@
+"""How a PDU lies in the `events` table: what the columns hold is left out, hashes and signatures are bytes, references are
+positions. `pack` and `unpack` are inverse: the PDU comes back exactly as it was signed.
+
+A message costs some 130 bytes of envelope, nearly all of it hash and signature.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from binascii import a2b_base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from federation.event import Event
+from federation.identifiers import EventID, server_name_of
+
+_COLUMNS = frozenset({"type", "sender", "content", "origin_server_ts", "room_id", "state_key", "event_id"})
+_PACKED = frozenset({"depth", "prev_events", "auth_events", "hashes", "signatures", "unsigned"})
+
+
+class Envelope(msgspec.Struct, array_like=True):
+    """prev_events, auth_events: positions of stored events, or event keys of unknown ones; None where `rest` holds them
+    as they came. signatures: (key id, signature) of the sender's server, if there is just one and no other."""
+
+    depth: int
+    prev_events: list[int | bytes] | None
+    auth_events: list[int | bytes] | None
+    sha256: bytes | None
+    signature: tuple[str, bytes] | None
+    rest: dict[str, Any]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Envelope).decode
+
+
+def event_key(event_id: str) -> bytes:
+    """An event id as it is stored: the 32 bytes of a URL-safe reference hash, other ids as text."""
+    if len(event_id) == 44 and "+" not in event_id and "/" not in event_id:
+        try:
+            raw = urlsafe_b64decode(event_id[1:] + "=")
+        except (Base64Error, ValueError):
+            raw = b""
+        if len(raw) == 32 and event_id_of_key(raw) == event_id:
+            return raw
+    text = event_id.encode()
+    return text + b"\0" if len(text) == 32 else text
+
+
+def event_id_of_key(key: bytes) -> EventID:
+    """The event id that `key` stands for."""
+    if len(key) == 32:
+        return EventID("$" + urlsafe_b64encode(key).decode()[:43])
+    return EventID(key.rstrip(b"\0").decode())
+
+
+def pack(event: Event, positions: Mapping[EventID, int]) -> bytes:
+    """The envelope of `event`; `positions` of those of its prev_events and auth_events that are stored."""
+    pdu = event.pdu
+    rest = {name: value for name, value in pdu.items() if name not in _COLUMNS and name not in _PACKED}
+    prev_events = _pack_references(pdu["prev_events"], positions)
+    auth_events = _pack_references(pdu["auth_events"], positions)
+    sha256 = _pack_sha256(pdu["hashes"])
+    signature = _pack_signature(pdu.get("signatures"), event.sender)
+    for name, packed in (
+        ("prev_events", prev_events),
+        ("auth_events", auth_events),
+        ("hashes", sha256),
+        ("signatures", signature),
+    ):
+        if packed is None and name in pdu:
+            rest[name] = pdu[name]
+    return _encode(Envelope(event.depth, prev_events, auth_events, sha256, signature, rest))
+
+
+def unpack(blob: bytes) -> Envelope:
+    """The envelope as stored."""
+    return _decode(blob)
+
+
+def references(envelope: Envelope) -> list[int]:
+    """The positions that the envelope names, for looking up their event ids."""
+    both = [*(envelope.prev_events or ()), *(envelope.auth_events or ())]
+    return [reference for reference in both if isinstance(reference, int)]
+
+
+def restore(envelope: Envelope, columns: dict[str, Any], event_ids: Mapping[int, EventID]) -> dict[str, Any]:
+    """The PDU. `columns`: the fields that the row's columns give; `event_ids` of all `references`."""
+    pdu = {**columns, "depth": envelope.depth, **envelope.rest}
+    if envelope.prev_events is not None:
+        pdu["prev_events"] = _unpack_references(envelope.prev_events, event_ids)
+    if envelope.auth_events is not None:
+        pdu["auth_events"] = _unpack_references(envelope.auth_events, event_ids)
+    if envelope.sha256 is not None:
+        pdu["hashes"] = {"sha256": _base64(envelope.sha256)}
+    if envelope.signature is not None:
+        key_id, signature = envelope.signature
+        pdu["signatures"] = {server_name_of(columns["sender"]): {key_id: _base64(signature)}}
+    return pdu
+
+
+def _pack_references(event_ids: Sequence[Any], positions: Mapping[EventID, int]) -> list[int | bytes] | None:
+    if not all(isinstance(event_id, str) for event_id in event_ids):
+        return None  # room versions 1 and 2 name a hash with each
+    return [positions.get(EventID(event_id)) or event_key(event_id) for event_id in event_ids]
+
+
+def _unpack_references(packed: list[int | bytes], event_ids: Mapping[int, EventID]) -> list[EventID]:
+    return [
+        event_ids[reference] if isinstance(reference, int) else event_id_of_key(reference) for reference in packed
+    ]
+
+
+def _pack_sha256(hashes: Mapping[str, str]) -> bytes | None:
+    return _exact_bytes(hashes["sha256"], 32) if hashes.keys() == {"sha256"} else None
+
+
+def _pack_signature(signatures: Any, sender: str) -> tuple[str, bytes] | None:
+    if not isinstance(signatures, dict) or signatures.keys() != {server_name_of(sender)}:
+        return None
+    (keys,) = signatures.values()
+    if not isinstance(keys, dict) or len(keys) != 1:
+        return None
+    ((key_id, text),) = keys.items()
+    signature = _exact_bytes(text, 64)
+    return None if signature is None else (key_id, signature)
+
+
+def _exact_bytes(text: Any, length: int) -> bytes | None:
+    """The bytes, if they are all that is needed to write `text` again."""
+    if not isinstance(text, str) or not text.isascii():
+        return None
+    try:
+        raw = a2b_base64(text + "=" * (-len(text) % 4))
+    except (Base64Error, ValueError):
+        return None
+    return raw if len(raw) == length and _base64(raw) == text else None
+
+
+def _base64(raw: bytes) -> str:
+    return b64encode(raw).decode().rstrip("=")

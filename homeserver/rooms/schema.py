@@ -1,0 +1,84 @@
+"""The tables of rooms: events, the room's head, its state tree and its memberships. Owned by `homeserver/rooms/`."""
+
+from __future__ import annotations
+
+from homeserver.database import Schema, Step
+
+SCHEMA = Schema(
+    name="rooms",
+    steps=(
+        Step(
+            "001_create",
+            """
+            -- One row per room that this server has ever stored an event of. The head is the state after all forward
+            -- extremities (packed positions, empty while this server is not in the room). last_position: of its newest
+            -- event in the timeline.
+            CREATE TABLE rooms (
+                room_nid INTEGER PRIMARY KEY,
+                version TEXT NOT NULL,
+                create_position INTEGER NOT NULL,
+                state_root BLOB NOT NULL,
+                extremities BLOB NOT NULL,
+                depth INTEGER NOT NULL,
+                last_position INTEGER NOT NULL
+            );
+            -- position: the place in the stream, and the number that stands for the event. ordering: the place in the
+            -- timeline of its room, NULL for an event that is in none. status: 0 in the timeline, 1 outlier,
+            -- 2 soft-failed, 3 rejected. envelope: what the PDU holds beside its content and the columns.
+            CREATE TABLE events (
+                position INTEGER PRIMARY KEY,
+                event_id BLOB NOT NULL,
+                room_nid INTEGER NOT NULL,
+                ordering INTEGER,
+                type_nid INTEGER NOT NULL,
+                state_key_nid INTEGER,
+                sender_nid INTEGER NOT NULL,
+                origin_server_ts INTEGER NOT NULL,
+                status INTEGER NOT NULL,
+                redacted_by INTEGER,
+                state_before BLOB,
+                device_id TEXT,
+                txn_id TEXT,
+                envelope BLOB NOT NULL,
+                content BLOB NOT NULL
+            );
+            CREATE UNIQUE INDEX events_by_id ON events (event_id);
+            CREATE UNIQUE INDEX events_in_room ON events (room_nid, ordering) WHERE ordering IS NOT NULL;
+            CREATE UNIQUE INDEX events_by_txn ON events (sender_nid, txn_id, device_id, room_nid, type_nid)
+                WHERE txn_id IS NOT NULL;
+            -- Events that some event of the timeline names in prev_events and that are not in it: where history
+            -- is to be fetched from others. child: the event that names it.
+            CREATE TABLE missing_events (
+                room_nid INTEGER NOT NULL,
+                event_id BLOB NOT NULL,
+                child INTEGER NOT NULL,
+                PRIMARY KEY (room_nid, event_id, child)
+            ) WITHOUT ROWID;
+            CREATE TABLE state_nodes (
+                node_id BLOB PRIMARY KEY,
+                content BLOB NOT NULL
+            ) WITHOUT ROWID;
+            -- The current membership of each user in each room. changed_position: when the row last changed.
+            -- stripped: what an invited or knocking user was told of the room (canonical JSON list), else NULL.
+            CREATE TABLE memberships (
+                user_nid INTEGER NOT NULL,
+                room_nid INTEGER NOT NULL,
+                membership TEXT NOT NULL,
+                event_position INTEGER NOT NULL,
+                changed_position INTEGER NOT NULL,
+                is_local INTEGER NOT NULL,
+                forgotten INTEGER NOT NULL,
+                stripped BLOB,
+                PRIMARY KEY (user_nid, room_nid)
+            ) WITHOUT ROWID;
+            CREATE INDEX memberships_of_room ON memberships (room_nid, membership, is_local);
+            -- A redaction that arrived before the event that it redacts.
+            CREATE TABLE pending_redactions (
+                event_id BLOB NOT NULL,
+                redaction INTEGER NOT NULL,
+                PRIMARY KEY (event_id, redaction)
+            ) WITHOUT ROWID;
+            """,
+        ),
+    ),
+)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -13,7 +14,9 @@ from federation.wire import Wire
 from homeserver.blobs import Blobs
 from homeserver.config import Config
 from homeserver.database import Database
+from homeserver.rate_limits import RateLimits
 from homeserver.stream import Stream
+from homeserver.token_cache import TokenCache
 from homeserver.workers import Workers
 
 
@@ -34,3 +37,6 @@ class Resources:
     wire: Wire
     now_ms: Callable[[], int]
     nursery: trio.Nursery
+    token_cache: TokenCache[Any] = field(default_factory=TokenCache)
+    rate_limits: RateLimits = field(default_factory=RateLimits)
+

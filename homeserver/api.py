@@ -1,0 +1,209 @@
+"""Routes: operations as typed functions. A handler's signature is its contract, compiled once when it is registered.
+
+Parameters have their meaning by name: `hs` (first), `requester`, `origin`, `body`, `query`, `request`; every other one
+is a path parameter. `homeserver.arguments` reads them, `homeserver.asgi` serves them; nothing here knows a web framework.
+Spec: client-server-api/#api-standards
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from homeserver import limits
+from homeserver.arguments import Plan, compile_plan
+from homeserver.errors import MatrixError, invalid_param
+from homeserver.guests import guest_may
+
+Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
+
+
+class Empty(msgspec.Struct, frozen=True):
+    """The answer `{}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer that is more than a JSON object with status 200.
+
+    body: bytes are sent as they are, with the content type in `headers`; anything else is encoded as JSON.
+    stream: chunks sent as they come, instead of a body. Header names are lower case.
+    """
+
+    status: int = 200
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    stream: AsyncIterator[bytes] | None = None
+
+
+class Request:
+    """One request, as the transport received it. `path` is still percent-encoded; header names are lower case."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query_string: str = "",
+        headers: list[tuple[bytes, bytes]] | None = None,
+        client_ip: str = "",
+        receive: Callable[[], Awaitable[bytes | None]] | None = None,
+        request_id: str = "",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query_string = query_string
+        self.client_ip = client_ip
+        self.request_id = request_id
+        self.content: Any = None  # the JSON that the body held, once it has been read
+        self._headers = headers or []
+        self._receive = receive
+
+    @property
+    def uri(self) -> str:
+        """Path and query, as they were sent and signed."""
+        return f"{self.path}?{self.query_string}" if self.query_string else self.path
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._headers}
+
+    @cached_property
+    def query(self) -> dict[str, list[str]]:
+        """All values of each query parameter, in order. Raises MatrixError where they are not UTF-8."""
+        values: dict[str, list[str]] = {}
+        try:
+            for name, value in parse_qsl(
+                self.query_string, True, errors="strict", max_num_fields=limits.QUERY_PARAMETERS_MAX
+            ):
+                values.setdefault(name, []).append(value)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise invalid_param("The query string is not valid UTF-8, or has too many parameters.") from error
+        return values
+
+    async def stream(self, max_bytes: int) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises M_TOO_LARGE once it is longer than `max_bytes`."""
+        length = self.headers.get("content-length", "")
+        if length.isdigit() and int(length[:20]) > max_bytes:
+            raise too_large(max_bytes)
+        seen = 0
+        while self._receive is not None and (chunk := await self._receive()) is not None:
+            seen += len(chunk)
+            if seen > max_bytes:
+                raise too_large(max_bytes)
+            if chunk:
+                yield chunk
+
+    async def body(self, max_bytes: int) -> bytes:
+        """The whole body. Raises M_TOO_LARGE where it is longer than `max_bytes`."""
+        chunks = [chunk async for chunk in self.stream(max_bytes)]
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def too_large(max_bytes: int) -> MatrixError:
+    """413 M_TOO_LARGE."""
+    return MatrixError(413, "M_TOO_LARGE", f"The body of this request may hold {max_bytes} bytes at most.")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A handler and where it answers. `group` is the part of a listener's `serve` that it belongs to."""
+
+    method: str
+    path: str
+    name: str
+    handler: Callable[..., Awaitable[Any]]
+    plan: Plan
+    group: str
+    rate_limit: str
+    max_body_bytes: int
+    allow_guest: bool
+    allow_locked: bool
+
+
+class Routes:
+    """A table of operations. Filled when a module is imported and only read after that."""
+
+    def __init__(self) -> None:
+        self._operations: list[Operation] = []
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self._operations)
+
+    def __len__(self) -> int:
+        return len(self._operations)
+
+    def get(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        return self.route("GET", path, **options)
+
+    def put(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        return self.route("PUT", path, **options)
+
+    def post(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        return self.route("POST", path, **options)
+
+    def delete(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        return self.route("DELETE", path, **options)
+
+    def options(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
+        return self.route("OPTIONS", path, **options)
+
+    def route(
+        self,
+        method: str,
+        path: str,
+        *,
+        rate_limit: str = "default",
+        max_body_bytes: int = 0,
+        group: str = "",
+        allow_guest: bool | None = None,
+        allow_locked: bool = False,
+    ) -> Callable[[Handler], Handler]:
+        """Registers a handler. Several may be stacked on one function.
+
+        rate_limit: a class of `limits.RATE_LIMITS`, or "" for none. max_body_bytes: 0 for the usual limit of the group.
+        allow_guest: None for what the spec says of the path. allow_locked: also for an account that is locked.
+        """
+        group = group or guess_group(path)
+
+        def register(handler: Handler) -> Handler:
+            self._operations.append(
+                Operation(
+                    method=method,
+                    path=path,
+                    name=handler.__name__,
+                    handler=handler,
+                    plan=compile_plan(handler, path),
+                    group=group,
+                    rate_limit=rate_limit,
+                    max_body_bytes=max_body_bytes or limits.BODY_BYTES_MAX.get(group, limits.BODY_BYTES_MAX["client"]),
+                    allow_guest=guest_may(method, path) if allow_guest is None else allow_guest,
+                    allow_locked=allow_locked,
+                )
+            )
+            return handler
+
+        return register
+
+
+_GROUPS = (
+    ("/_matrix/media/", "media"),
+    ("/_matrix/client/v1/media/", "media"),
+    ("/_matrix/federation/v1/media/", "federation"),
+    ("/_matrix/federation/", "federation"),
+    ("/_matrix/key/", "federation"),
+    ("/.well-known/matrix/server", "federation"),
+    ("/_homeserver/metrics", "metrics"),
+    ("/_homeserver/health/", "health"),
+    ("/_homeserver/admin", "admin"),
+    ("/_synapse/admin/", "admin"),
+)
+
+
+def guess_group(path: str) -> str:
+    """The `serve` group of a path: what no other claims is the clients'."""
+    return next((group for prefix, group in _GROUPS if path.startswith(prefix)), "client")

@@ -1,0 +1,253 @@
+"""What a handler's signature asks for, compiled once into a plan that reads it from a request.
+
+Spec: client-server-api/#api-standards, #common-error-codes
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from federation import canonical_json
+from federation.identifiers import (
+    EventID,
+    InvalidIdentifier,
+    RoomAlias,
+    RoomID,
+    ServerName,
+    UserID,
+    parse_event_id,
+    parse_room_alias,
+    parse_room_id,
+    parse_server_name,
+    parse_user_id,
+)
+from homeserver.errors import MatrixError, bad_json, invalid_param, missing_param
+
+Decode = Callable[[str], Any]
+PARSERS: Mapping[Any, Callable[[object], Any]] = {
+    UserID: parse_user_id,
+    RoomID: parse_room_id,
+    EventID: parse_event_id,
+    RoomAlias: parse_room_alias,
+    ServerName: parse_server_name,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BodyPlan:
+    """How the body of a request becomes the handler's argument. `optional`: an empty body is None."""
+
+    kind: Any
+    optional: bool
+    identifiers: tuple[tuple[str, Callable[[object], Any]], ...]
+
+    def decode(self, content: Any) -> Any:
+        """The argument for the decoded JSON. Raises M_BAD_JSON, M_MISSING_PARAM or M_INVALID_PARAM."""
+        if content is None and self.optional:
+            return None
+        if not isinstance(content, dict):
+            raise bad_json("The body must be a JSON object.")
+        if self.kind is dict:
+            return content
+        try:
+            value = msgspec.convert(content, self.kind)
+        except msgspec.ValidationError as error:
+            what = str(error)
+            if what.startswith("Object missing required field"):
+                raise missing_param(f"{what}.") from error
+            raise bad_json(f"{what}.") from error
+        _check_identifiers(value, self.identifiers)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class QueryPlan:
+    """How the query string becomes the handler's `query` Struct."""
+
+    kind: Any
+    lists: frozenset[str]
+    identifiers: tuple[tuple[str, Callable[[object], Any]], ...]
+
+    def decode(self, values: Mapping[str, list[str]]) -> Any:
+        """The Struct for the query's values; the first counts where one is wanted. Raises MatrixError."""
+        lists = self.lists
+        flat = {name: given if name in lists else given[0] for name, given in values.items()}
+        try:
+            value = msgspec.convert(flat, self.kind, strict=False)
+        except msgspec.ValidationError as error:
+            what = str(error)
+            if what.startswith("Object missing required field"):
+                raise missing_param(f"{what}.") from error
+            raise invalid_param(f"{what}.") from error
+        _check_identifiers(value, self.identifiers)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to give a handler after `hs`, in order: the name of a special parameter, or the number of a path one."""
+
+    order: tuple[str | int, ...]
+    path: tuple[tuple[str, Decode], ...]
+    requester: bool = False
+    requester_optional: bool = False
+    origin: bool = False
+    body: BodyPlan | None = None
+    query: QueryPlan | None = None
+    request: bool = False
+
+    def path_arguments(self, raw: list[str]) -> list[Any]:
+        """The path parameters' values, from their percent-encoded text. Raises M_INVALID_PARAM."""
+        arguments = []
+        for text, (name, decode) in zip(raw, self.path, strict=True):
+            try:
+                arguments.append(decode(decode_segment(text) if "%" in text else text))
+            except ValueError as error:
+                raise invalid_param(f"{name} in the path is not valid: {error}") from error
+        return arguments
+
+
+def decode_segment(text: str) -> str:
+    """One segment of a path without its percent-encoding. An encoded slash stays in it. Raises ValueError."""
+    return unquote_to_bytes(text).decode("utf-8")
+
+
+def decode_json(data: bytes) -> Any:
+    """The JSON of a body. Raises M_NOT_JSON."""
+    try:
+        return canonical_json.decode(data)
+    except canonical_json.NotCanonical as error:
+        raise MatrixError(400, "M_NOT_JSON", f"The body is not valid JSON: {error}.") from error
+
+
+def path_parameters(path: str) -> tuple[str, ...]:
+    """The names in braces."""
+    return tuple(part[1:-1] for part in path.split("/") if part.startswith("{") and part.endswith("}"))
+
+
+def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
+    """Reads the signature of a handler for `path`. Raises TypeError where the two do not fit."""
+    hints = get_type_hints(handler)
+    names = list(inspect.signature(handler).parameters)
+    where = f"{handler.__module__}.{handler.__qualname__}"
+    if not names or names[0] != "hs":
+        raise TypeError(f"{where}: the first parameter must be hs")
+    in_path = path_parameters(path)
+    order: list[str | int] = []
+    special: dict[str, Any] = {}
+    for name in names[1:]:
+        if name not in hints:
+            raise TypeError(f"{where}: {name} needs an annotation")
+        kind = hints[name]
+        if name in in_path:
+            order.append(in_path.index(name))
+            continue
+        order.append(name)
+        optional, inner = _optional(kind)
+        if name == "requester":
+            special |= {"requester": True, "requester_optional": optional}
+        elif name in ("origin", "request"):
+            special[name] = True
+        elif name == "body":
+            special["body"] = _body_plan(inner, optional, where)
+        elif name == "query":
+            special["query"] = _query_plan(inner, where)
+        else:
+            raise TypeError(f"{where}: {name} is not in {path}, nor hs, requester, origin, body, query or request")
+    missing = [name for name in in_path if name not in names]
+    if missing:
+        raise TypeError(f"{where}: {path} has {missing}, which the handler does not take")
+    return Plan(tuple(order), tuple((name, _segment_decoder(hints[name], where)) for name in in_path), **special)
+
+
+def _optional(kind: Any) -> tuple[bool, Any]:
+    """Whether None is allowed, and the type without it."""
+    if get_origin(kind) in (Union, types.UnionType):
+        others = [each for each in get_args(kind) if each is not type(None)]
+        if len(others) == 1 and len(others) < len(get_args(kind)):
+            return True, others[0]
+    return False, kind
+
+
+def _segment_decoder(kind: Any, where: str) -> Decode:
+    if kind in PARSERS:
+        return PARSERS[kind]
+    if isinstance(kind, NewType):
+        return _segment_decoder(kind.__supertype__, where)
+    if kind is str:
+        return _text
+    if kind is int:
+        return _integer
+    if get_origin(kind) is Literal:
+        allowed = frozenset(get_args(kind))
+
+        def choose(text: str) -> str:
+            if text not in allowed:
+                raise ValueError(f"it must be one of {', '.join(sorted(allowed))}")
+            return text
+
+        return choose
+    raise TypeError(f"{where}: a path parameter cannot be a {kind}")
+
+
+def _text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it holds a NUL")
+    return text
+
+
+def _integer(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        raise ValueError("it is not a number")
+    return int(text)
+
+
+def _body_plan(kind: Any, optional: bool, where: str) -> BodyPlan:
+    if kind is dict or get_origin(kind) is dict:
+        return BodyPlan(dict, optional, ())
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return BodyPlan(kind, optional, _identifier_fields(kind))
+    raise TypeError(f"{where}: body must be a Struct or a dict, not {kind}")
+
+
+def _query_plan(kind: Any, where: str) -> QueryPlan:
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        raise TypeError(f"{where}: query must be a Struct, not {kind}")
+    lists = frozenset(
+        field.encode_name
+        for field in msgspec.structs.fields(kind)
+        if get_origin(_optional(field.type)[1]) in (list, tuple, frozenset, set)
+    )
+    return QueryPlan(kind, lists, _identifier_fields(kind))
+
+
+def _identifier_fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[object], Any]], ...]:
+    """The fields that hold an identifier, with what checks it. msgspec itself sees only their str."""
+    found = []
+    for field in msgspec.structs.fields(kind):
+        inner = _optional(field.type)[1]
+        if get_origin(inner) in (list, tuple):
+            inner = get_args(inner)[0]
+        if isinstance(inner, NewType) and inner in PARSERS:
+            found.append((field.name, PARSERS[inner]))
+    return tuple(found)
+
+
+def _check_identifiers(value: Any, fields: tuple[tuple[str, Callable[[object], Any]], ...]) -> None:
+    for name, parse in fields:
+        given = getattr(value, name)
+        try:
+            if isinstance(given, str):
+                parse(given)
+            elif isinstance(given, (list, tuple)):
+                for each in given:
+                    parse(each)
+        except InvalidIdentifier as error:
+            raise invalid_param(f"{name} is not valid: {error}") from error

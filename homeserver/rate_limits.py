@@ -1,0 +1,39 @@
+"""Rate limits: a token bucket for each requester, or address, and class of request.
+
+Spec: client-server-api/#rate-limiting
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from homeserver import limits
+from homeserver.errors import MatrixError
+
+
+@dataclass(slots=True)
+class RateLimits:
+    """The buckets. Used on the trio thread only; bounded in number."""
+
+    enabled: bool = True
+    _buckets: OrderedDict[tuple[str, str], tuple[float, int]] = field(default_factory=OrderedDict)
+
+    def take(self, rate_class: str, key: str, now_ms: int, cost: float = 1) -> None:
+        """Takes one request from the bucket of `key` in a class of `limits.RATE_LIMITS`. Raises M_LIMIT_EXCEEDED."""
+        if not self.enabled or not rate_class:
+            return
+        bucket = limits.RATE_LIMITS[rate_class]
+        tokens, at_ms = self._buckets.pop((rate_class, key), (bucket.burst, now_ms))
+        tokens = min(bucket.burst, tokens + max(0, now_ms - at_ms) / 1000 * bucket.per_second)
+        if tokens < cost:
+            self._buckets[rate_class, key] = (tokens, now_ms)
+            raise limit_exceeded(int((cost - tokens) / bucket.per_second * 1000) + 1)
+        self._buckets[rate_class, key] = (tokens - cost, now_ms)
+        while len(self._buckets) > limits.RATE_LIMIT_KEYS_MAX:
+            self._buckets.popitem(last=False)
+
+
+def limit_exceeded(retry_after_ms: int) -> MatrixError:
+    """429 M_LIMIT_EXCEEDED; the transport adds the Retry-After header."""
+    return MatrixError(429, "M_LIMIT_EXCEEDED", "Too many requests.", retry_after_ms=retry_after_ms)

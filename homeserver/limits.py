@@ -97,3 +97,77 @@ RATE_LIMITS: Mapping[str, Bucket] = {
 
 # A bucket is about 200 bytes: 10 MB. The fullest are forgotten first, which forgives nothing.
 RATE_LIMIT_KEYS_MAX = 50_000
+
+# Accounts
+
+# Hashing reads every byte; no person and no password manager needs more.
+PASSWORD_BYTES_MAX = 512
+
+# What `initial_device_display_name` and PUT /devices may hold; it is shown to everyone who shares a room.
+DEVICE_NAME_CHARACTERS_MAX = 255
+
+# In URLs and in every key of the device; generated ones have ten characters.
+DEVICE_ID_BYTES_MAX = 255
+
+# Every other server stores and fetches the keys of each; bots that log in anew at each start reach this after years.
+DEVICES_PER_USER_MAX = 1_000
+
+# When a device was last seen is written this often, all devices at once: it may be "a few minutes out of date".
+DEVICE_SEEN_INTERVAL_S = 60
+
+# User-interactive authentication: long enough to find the e-mail with the link and click it.
+USER_INTERACTIVE_LIFETIME_MS = 24 * 60 * 60 * 1000
+
+# Anyone may begin one, at 300 bytes each: the oldest go first.
+USER_INTERACTIVE_SESSIONS_MAX = 10_000
+
+# Spec: client-server-api/#token-authenticated-registration
+REGISTRATION_TOKEN_CHARACTERS_MAX = 64
+
+# Between asking for the nonce of a shared-secret registration and using it: a script does both at once.
+SHARED_SECRET_NONCE_MS = 60 * 1000
+
+# Account data, filters
+
+# Types of account data of one user: secret storage and each room have some; clients have no reason for more.
+ACCOUNT_DATA_TYPES_MAX = 20_000
+
+# Spec: client-server-api/#room-tagging
+TAG_BYTES_MAX = 255
+
+# They are all in one event that is sent whole at each change.
+TAGS_PER_ROOM_MAX = 200
+
+# A filter is read for every sync; the largest that clients send are a few KiB of room ids.
+FILTER_BYTES_MAX = 64 * 1024
+
+# A client stores the same one or two again and again, which costs no row. The oldest go first.
+FILTERS_PER_USER_MAX = 200
+
+# Profiles, presence
+
+# Spec: PUT /profile/{userId}/{keyName}
+PROFILE_BYTES_MAX = 64 * 1024
+PROFILE_KEY_BYTES_MAX = 255
+
+# It is in the member event of each room, and on the screen of everyone there.
+DISPLAYNAME_CHARACTERS_MAX = 256
+AVATAR_URL_CHARACTERS_MAX = 1_000
+
+# Each is a member event with its signature, about a millisecond: others wait for the writer no longer than that.
+PROFILE_ROOMS_PER_WRITE = 20
+
+# It is sent to everyone who shares a room at each change of presence.
+STATUS_MESSAGE_BYTES_MAX = 2_048
+
+# Presence that has not changed is written again this often, so that a crash of the server loses no more.
+PRESENCE_WRITE_INTERVAL_MS = 60 * 1000
+
+# How often it is looked for who has gone silent: a fraction of presence.online_timeout_s.
+PRESENCE_SWEEP_INTERVAL_S = 15
+
+# Someone whose last activity is not longer ago than this is "currently active" (spec: client-server-api/#last-active-ago).
+CURRENTLY_ACTIVE_MS = 60 * 1000
+
+# Updates of one EDU; Synapse sends up to 50, the rest of a larger one is not worth a longer write.
+PRESENCE_UPDATES_PER_EDU_MAX = 500

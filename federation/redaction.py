@@ -27,8 +27,6 @@ def _redact_content(event_type: object, content: object, version: RoomVersion) -
     redacted = {key: value for key, value in content.items() if key in kept}
     for key, inner in version.redaction_nested_content_keys.get(event_type, {}).items():
         value = content.get(key)
-        if isinstance(value, dict):
-            survivors = {name: value[name] for name in inner if name in value}
-            if survivors:
-                redacted[key] = survivors
+        if isinstance(value, dict):  # stays even if nothing inside of it survives, which an event ID may depend on
+            redacted[key] = {name: value[name] for name in inner if name in value}
     return redacted

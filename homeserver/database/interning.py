@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
+from homeserver.database.cache import Caches
 from homeserver.errors import invalid_param
 from homeserver.limits import INTERNED_STRINGS_CACHED_MAX, INTERNED_STRING_MAX_BYTES
 
@@ -29,11 +30,12 @@ def check_string(value: str) -> str:
 class StringCache:
     """Bounded, shared by all threads of a database. Reads need no lock: a dict lookup is atomic."""
 
-    __slots__ = ("nids", "names", "_lock", "_limit")
+    __slots__ = ("nids", "names", "caches", "_lock", "_limit")
 
     def __init__(self, limit: int = INTERNED_STRINGS_CACHED_MAX) -> None:
         self.nids: dict[str, int] = {}
         self.names: dict[int, str] = {}
+        self.caches = Caches()  # of those who read the tables: see Transaction.cache
         self._lock = threading.Lock()
         self._limit = limit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+from homeserver.database.cache import Cache
 from homeserver.database.interning import StringCache, check_string
 from homeserver.database.session import Row, Session
 
@@ -86,6 +87,18 @@ class Transaction:
     def after_commit(self, fn: Callable[..., object], *args: Any) -> None:
         """Calls fn(*args) on the trio thread once this write is durable, in order. It must not raise or block."""
         self.callbacks.append((fn, args))
+
+    def cache(self, name: str, limit: int) -> Cache:
+        """A cache that lives as long as the database, for what never changes or whose key carries its version.
+
+        Put in only what is committed, or what is named by the hash of its content.
+        """
+        return self._cache.caches.named(name, limit)
+
+    @property
+    def is_write(self) -> bool:
+        """Whether this may see rows that are not committed yet."""
+        return self._writable
 
     def intern(self, value: str) -> int:
         """The number that stands for `value` in every table; given one now if it has none. MatrixError if not storable."""

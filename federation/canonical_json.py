@@ -14,8 +14,6 @@ DEPTH_MAX = 100
 INT_MAX = 2**53 - 1
 """Integers lie within ±INT_MAX, which an IEEE double holds exactly."""
 
-_SPACED_COLONS = (b" :", b"\n:", b"\t:", b"\r:")
-
 
 class NotCanonical(ValueError):
     """The value or text has no canonical JSON; the message says why in one sentence."""
@@ -32,9 +30,29 @@ def encode(value: object, *, strict: bool = True) -> bytes:
 def check(value: object, *, strict: bool = True) -> bool:
     """Whether the value is regular: every number of it an integer within ±INT_MAX. If `strict`, it has to be.
 
-    Raises NotCanonical for what has no JSON, except for lone surrogates, which the encoder finds.
+    Raises NotCanonical for what has no JSON, except for keys that are no strings and for lone surrogates, which are
+    left for the encoder to find.
     """
-    return _walk(value, strict)[0]
+    regular = True
+    depth = 0
+    level: list[Any] = [(value,)]
+    while level:
+        if depth > DEPTH_MAX:
+            raise NotCanonical(f"Nested deeper than {DEPTH_MAX}.")
+        below: list[Any] = []
+        for container in level:
+            for item in container.values() if type(container) is dict else container:
+                kind = type(item)
+                if kind is str or kind is bool or item is None:
+                    continue
+                if kind is dict or kind is list or kind is tuple:
+                    below.append(item)
+                elif kind is not int or not -INT_MAX <= item <= INT_MAX:
+                    _check_irregular(item, strict)
+                    regular = False
+        level = below
+        depth += 1
+    return regular
 
 
 def encode_regular(value: object) -> bytes:
@@ -55,54 +73,16 @@ def decode(data: bytes, *, strict: bool = False) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise NotCanonical(f"Not JSON: {error}.") from None
-    regular, keys = _walk(value, strict)
-    # orjson keeps the last of duplicate keys, and makes floats of integers beyond 64 bits. In text without a space
-    # before any colon each key stands before `":`, so where that occurs no more often than the value has keys, no key
-    # was lost. In all other text, rare and seldom long, the slower parser looks.
-    if regular and data.count(b'":') == keys and not any(colon in data for colon in _SPACED_COLONS):
+    # orjson keeps the last of duplicate keys, and makes floats of integers beyond 64 bits. Most senders write compact
+    # JSON, which is what orjson writes too: then both are ruled out. All else is read by the slower parser.
+    if check(value, strict=strict) and orjson.dumps(value) == data:
         return value
     try:
         return json.loads(data.decode(), object_pairs_hook=_without_duplicates)
+    except NotCanonical:
+        raise
     except (ValueError, RecursionError) as error:
         raise NotCanonical(f"Not JSON: {error}.") from None
-
-
-def _walk(value: object, strict: bool) -> tuple[bool, int]:
-    """Whether the value is regular, and how many keys all its objects have."""
-    regular = True
-    keys = 0
-    depth = 0
-    level: list[Any] = [(value,)]
-    while level:
-        if depth > DEPTH_MAX:
-            raise NotCanonical(f"Nested deeper than {DEPTH_MAX}.")
-        below: list[Any] = []
-        for container in level:
-            if type(container) is dict:
-                keys += len(container)
-                _check_keys(container)
-                container = container.values()
-            for item in container:
-                kind = type(item)
-                if kind is str or kind is bool or item is None:
-                    continue
-                if kind is dict or kind is list or kind is tuple:
-                    below.append(item)
-                elif kind is int and -INT_MAX <= item <= INT_MAX:
-                    continue
-                else:
-                    _check_irregular(item, strict)
-                    regular = False
-        level = below
-        depth += 1
-    return regular, keys
-
-
-def _check_keys(container: dict[Any, Any]) -> None:
-    try:
-        "".join(container)  # the quickest way to learn that every key is a string
-    except TypeError:
-        raise NotCanonical("An object's keys must be strings.") from None
 
 
 def _check_irregular(item: object, strict: bool) -> None:
@@ -117,10 +97,23 @@ def _check_irregular(item: object, strict: bool) -> None:
 
 def _encode_irregular(value: object) -> bytes:
     """Floats as Python writes them, like the servers that signed such events; integers of any size."""
+    _check_keys(value)
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
     except (ValueError, RecursionError) as error:
         raise NotCanonical(f"Not encodable: {error}.") from None
+
+
+def _check_keys(value: object) -> None:
+    """Python's encoder would make strings of other keys. Only for values that `check` found bounded in depth."""
+    containers: list[Any] = [(value,)]
+    while containers:
+        container = containers.pop()
+        if type(container) is dict:
+            if any(type(key) is not str for key in container):
+                raise NotCanonical("An object's keys must be strings.")
+            container = container.values()
+        containers.extend(item for item in container if type(item) in (dict, list, tuple))
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

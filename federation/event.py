@@ -15,7 +15,9 @@ from federation.identifiers import (
     fits,
     parse_event_id,
     parse_room_id,
+    parse_server_name,
     parse_user_id,
+    server_name_of,
 )
 from federation.room_versions import RoomVersion
 
@@ -137,14 +139,16 @@ def parse_event(pdu: object, version: RoomVersion) -> Event:
     try:
         if len(canonical_json.encode(pdu, strict=version.canonical_json_strict)) > PDU_BYTES_MAX:
             raise InvalidEvent(f"The event is larger than {PDU_BYTES_MAX} bytes.")
-        _check_fields(pdu, version)
-        _check_references(pdu, version)
+        check_fields(pdu, version)
+        check_references(pdu, version)
+        _check_signed(pdu)
         return Event(pdu, version, event_id_of(pdu, version))
     except (NotCanonical, InvalidIdentifier) as error:
         raise InvalidEvent(str(error)) from None
 
 
-def _check_fields(pdu: dict[str, Any], version: RoomVersion) -> None:
+def check_fields(pdu: dict[str, Any], version: RoomVersion) -> None:
+    """Raises InvalidEvent or InvalidIdentifier for a field of the wrong type, size or range."""
     event_type = pdu.get("type")
     if not isinstance(event_type, str) or not fits(event_type):
         raise InvalidEvent("type must be a string of at most 255 bytes.")
@@ -152,7 +156,7 @@ def _check_fields(pdu: dict[str, Any], version: RoomVersion) -> None:
         raise InvalidEvent("state_key must be a string of at most 255 bytes.")
     parse_user_id(pdu.get("sender"))
     if not version.event_id_is_reference_hash:
-        parse_event_id(pdu.get("event_id"))
+        parse_server_name(server_name_of(parse_event_id(pdu.get("event_id"))))
     if not (version.room_id_is_create_event_id and event_type == "m.room.create"):
         room_id = parse_room_id(pdu.get("room_id"))
         if version.room_id_is_create_event_id == (":" in room_id):
@@ -167,6 +171,9 @@ def _check_fields(pdu: dict[str, Any], version: RoomVersion) -> None:
         raise InvalidEvent("origin_server_ts must be an integer of 64 bits.")
     if event_type == "m.room.redaction" and not version.redacts_in_content and "redacts" in pdu:
         parse_event_id(pdu["redacts"])
+
+
+def _check_signed(pdu: dict[str, Any]) -> None:
     hashes = pdu.get("hashes")
     if not isinstance(hashes, dict) or not isinstance(hashes.get("sha256"), str):
         raise InvalidEvent("hashes must be an object with a string sha256.")
@@ -179,7 +186,8 @@ def _is_signatures(by_key: object) -> bool:
     return isinstance(by_key, dict) and all(isinstance(signature, str) for signature in by_key.values())
 
 
-def _check_references(pdu: dict[str, Any], version: RoomVersion) -> None:
+def check_references(pdu: dict[str, Any], version: RoomVersion) -> None:
+    """Raises InvalidEvent or InvalidIdentifier for malformed or too many `prev_events` or `auth_events`."""
     for field, count_max in (("prev_events", PREV_EVENTS_MAX), ("auth_events", AUTH_EVENTS_MAX)):
         references = pdu.get(field)
         if not isinstance(references, list) or len(references) > count_max:

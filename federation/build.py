@@ -1,0 +1,148 @@
+"""Building events: from a draft to a hashed, signed event. Spec: server-server-api/#signing-events"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from federation import canonical_json
+from federation.canonical_json import NotCanonical
+from federation.event import PDU_BYTES_MAX, Event, InvalidEvent, check_fields, check_references, trusted_event
+from federation.hashing import content_hash, event_id_from_hash, reference_hash, signed_part
+from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID
+from federation.room_versions import RoomVersion
+from federation.signing import SigningKey, encode_base64, with_signature
+
+Reference = tuple[EventID, str | None]
+"""An event ID and, in room versions 1 and 2, that event's reference hash in unpadded base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a sender says, before the room gives it a place. Its content becomes the event's: do not change it after."""
+
+    room_id: RoomID | None
+    """None: an m.room.create event of a version where the room ID is made of it."""
+    sender: UserID
+    type: str
+    content: dict[str, Any]
+    state_key: str | None = None
+    redacts: EventID | None = None
+    """Put where the room version keeps it."""
+    origin_server_ts: int = 0
+    """Milliseconds."""
+
+
+def reference_to(event: Event) -> Reference:
+    """How `prev_events` of a later event refer to it."""
+    if not event.version.references_with_hashes:
+        return (event.event_id, None)
+    return (event.event_id, encode_base64(reference_hash(event.pdu, event.version)))
+
+
+def build_event(
+    draft: Draft,
+    version: RoomVersion,
+    *,
+    prev_events: Sequence[Reference],
+    auth_events: Sequence[Event],
+    depth: int,
+    server_name: ServerName,
+    key: SigningKey,
+    event_id_opaque: str = "",
+) -> Event:
+    """The hashed and signed event. Raises InvalidEvent, before anything is signed.
+
+    `depth` beyond the version's limit becomes the limit. `event_id_opaque` is the localpart of the event ID in room
+    versions 1 and 2, unique on this server; others ignore it.
+    """
+    pdu = build_proto_event(draft, version, prev_events=prev_events, auth_events=auth_events, depth=depth)
+    if not version.event_id_is_reference_hash:
+        if not event_id_opaque or ":" in event_id_opaque:
+            raise InvalidEvent("An event of this room version needs an opaque ID without a colon.")
+        pdu["event_id"] = f"${event_id_opaque}:{server_name}"
+    try:
+        check_fields(pdu, version)
+        check_references(pdu, version)
+        # Only the content can hold anything but strings and small integers, and what is signed is also what the
+        # reference hash is taken of: so one walk and three encodings are enough.
+        encode = canonical_json.encode_regular
+        if not canonical_json.check({"content": pdu["content"]}, strict=version.canonical_json_strict):
+            encode = _encode_lenient
+        pdu["hashes"] = {"sha256": b64encode(sha256(encode(pdu)).digest())[:43].decode()}
+        covered = encode(signed_part(pdu, version))
+        _check_size(len(encode(pdu)), server_name, key)
+    except (NotCanonical, InvalidIdentifier) as error:
+        raise InvalidEvent(str(error)) from None
+    pdu["signatures"] = {server_name: {key.key_id: encode_base64(key.sign(covered))}}
+    if not version.event_id_is_reference_hash:
+        return trusted_event(pdu, version, pdu["event_id"])
+    return trusted_event(pdu, version, event_id_from_hash(sha256(covered).digest(), version))
+
+
+def build_proto_event(
+    draft: Draft, version: RoomVersion, *, prev_events: Sequence[Reference], auth_events: Sequence[Event], depth: int
+) -> dict[str, Any]:
+    """The event without hashes, signatures and event ID: the `event` of make_join, make_leave and make_knock."""
+    content = draft.content
+    pdu: dict[str, Any] = {
+        "type": draft.type,
+        "sender": draft.sender,
+        "depth": min(depth, version.depth_max),
+        "origin_server_ts": draft.origin_server_ts,
+        "prev_events": _references(prev_events, version),
+        "auth_events": _references([reference_to(event) for event in auth_events], version),
+    }
+    if draft.room_id is not None:
+        pdu["room_id"] = draft.room_id
+    if draft.state_key is not None:
+        pdu["state_key"] = draft.state_key
+    if draft.redacts is not None:
+        if version.redacts_in_content:
+            content = {**content, "redacts": draft.redacts}
+        else:
+            pdu["redacts"] = draft.redacts
+    pdu["content"] = content
+    return pdu
+
+
+def sign_event(pdu: dict[str, Any], version: RoomVersion, server_name: ServerName, key: SigningKey) -> dict[str, Any]:
+    """A new PDU with its content hash and our signature, in place of any it had. Raises InvalidEvent.
+
+    Checks no more than that it can be encoded: parse what comes out.
+    """
+    hashed = {name: value for name, value in pdu.items() if name not in ("signatures", "hashes")}
+    try:
+        hashed["hashes"] = {"sha256": content_hash(hashed, version)}
+        return _add_signature(hashed, version, server_name, key)
+    except NotCanonical as error:
+        raise InvalidEvent(str(error)) from None
+
+
+def countersign(event: Event, server_name: ServerName, key: SigningKey) -> Event:
+    """The same event with our signature beside those it has, e.g. on an invite. Its hashes stay as they are."""
+    return trusted_event(_add_signature(event.pdu, event.version, server_name, key), event.version, event.event_id)
+
+
+def _add_signature(pdu: dict[str, Any], version: RoomVersion, server_name: str, key: SigningKey) -> dict[str, Any]:
+    covered = canonical_json.encode(signed_part(pdu, version), strict=version.canonical_json_strict)
+    return with_signature(pdu, server_name, key.key_id, encode_base64(key.sign(covered)))
+
+
+def _references(references: Sequence[Reference], version: RoomVersion) -> list[Any]:
+    if version.references_with_hashes:
+        return [[event_id, {"sha256": digest}] for event_id, digest in references]
+    return [event_id for event_id, _ in references]
+
+
+def _encode_lenient(value: object) -> bytes:
+    return canonical_json.encode(value, strict=False)
+
+
+def _check_size(unsigned_bytes: int, server_name: str, key: SigningKey) -> None:
+    signatures = f',"signatures":{{"{server_name}":{{"{key.key_id}":"{"-" * 86}"}}}}'
+    if unsigned_bytes + len(signatures) > PDU_BYTES_MAX:
+        raise InvalidEvent(f"The event is larger than {PDU_BYTES_MAX} bytes.")

@@ -60,8 +60,8 @@ PATH_CHARACTERS_MAX = 8_192
 # `via` and `server_name` are the only ones that repeat, a few dozen times.
 QUERY_PARAMETERS_MAX = 500
 
-# A client that sends its body slower than this holds memory for nothing; uploads are bounded by it too.
-REQUEST_BODY_SECONDS_MAX = 300
+# A client whose body stands still for so long has gone; a slow upload may take as long as it moves.
+REQUEST_CHUNK_SECONDS_MAX = 60
 
 # Waiting syncs are requests: this many tasks are about 100 MB. Beyond it the answer is 503, never a slow death.
 REQUESTS_AT_ONCE_MAX = 10_000
@@ -171,3 +171,72 @@ CURRENTLY_ACTIVE_MS = 60 * 1000
 
 # Updates of one EDU; Synapse sends up to 50, the rest of a larger one is not worth a longer write.
 PRESENCE_UPDATES_PER_EDU_MAX = 500
+
+# Flights
+
+# Fetches and thumbnails that someone waits for. Beyond it the answer is 503: what waits holds memory.
+FLIGHTS_AT_ONCE_MAX = 1_000
+
+# Media
+
+# Held in memory for each upload, download from another server or answer before it goes on, to a temporary file or a client.
+MEDIA_CHUNK_BYTES = 256 * 1024
+
+# Stored in a row and sent in a header with every download; real ones have at most a few dozen.
+MEDIA_CONTENT_TYPE_CHARACTERS_MAX = 255
+# The longest name that file systems take is 255 bytes; percent-encoded it still fits into a header line.
+MEDIA_FILENAME_BYTES_MAX = 1_024
+# In a path and in the index of a table; those of all known servers have less than 70 characters.
+MEDIA_ID_CHARACTERS_MAX = 255
+
+# Spec: POST /_matrix/media/v1/create, "recommended default expiration is 24 hours"
+MEDIA_PENDING_LIFETIME_MS = 24 * 60 * 60 * 1000
+# A client creates one for each file that it is just sending.
+MEDIA_PENDING_PER_USER_MAX = 50
+# The longest `timeout_ms`: a waiting request holds a connection, and proxies give up after a minute.
+MEDIA_WAIT_MS_MAX = 60_000
+
+# One account must not fill the disk: years of everyday photographs.
+MEDIA_USER_BYTES_MAX = 100 << 30
+MEDIA_USER_FILES_MAX = 100_000
+
+# Other servers' files that are kept; those longest unused go first, and are fetched again when asked for.
+MEDIA_REMOTE_BYTES_MAX = 20 << 30
+# How exactly it is known when one was used last: at most one write a day for each.
+MEDIA_USED_INTERVAL_MS = 24 * 60 * 60 * 1000
+# Fetched from other servers at once: each may write to the disk as fast as the network is.
+MEDIA_FETCHES_AT_ONCE_MAX = 32
+# Without a sign of life from the other server for so long, the fetch has failed. Beyond what the client is ready to wait.
+MEDIA_FETCH_TIMEOUT_S = 30.0
+# The headers of a part: a type, a file name, a URL. Real ones have a few hundred bytes.
+MEDIA_MULTIPART_HEADERS_BYTES_MAX = 16 * 1024
+# The JSON part is "currently always an empty object".
+MEDIA_MULTIPART_METADATA_BYTES_MAX = 64 * 1024
+
+# The file is in memory here and in the separate process while a thumbnail of it is made; so many at once.
+THUMBNAIL_SOURCE_BYTES_MAX = 50 << 20
+THUMBNAILS_AT_ONCE_MAX = 4
+# Decoded pixels have four bytes, and there are two copies at a time: 320 MB. The largest PNG screenshots have 35 million.
+THUMBNAIL_PIXELS_MAX = 40_000_000
+# Of a JPEG, which is scaled down while it is decoded: the cameras of telephones make 200 million.
+THUMBNAIL_JPEG_PIXELS_MAX = 210_000_000
+# The sides of an image: beyond what WebP and JPEG can have at all.
+THUMBNAIL_SIDE_MAX = 65_535
+# What an animation may cost to decode, in frames and in pixels of all frames; others get a picture of their first frame.
+THUMBNAIL_FRAMES_MAX = 300
+THUMBNAIL_ANIMATION_PIXELS_MAX = 150_000_000
+# All frames of the result are in memory until it is encoded: 100 MB.
+THUMBNAIL_ANIMATION_RESULT_PIXELS_MAX = 25_000_000
+# Twice the slowest case within the limits above.
+THUMBNAIL_TIMEOUT_S = 20.0
+# Sizes with an aspect ratio of their own are made as asked for: so many of one file, then the nearest size serves.
+THUMBNAILS_PER_MEDIA_MAX = 24
+# What could not be made is tried again after this: the server may have learned it meanwhile.
+THUMBNAIL_FAILURE_MS = 24 * 60 * 60 * 1000
+
+# Rows that one write of the clean-up changes, so that others wait for the writer no longer than a few milliseconds.
+MEDIA_CLEANUP_ROWS = 100
+# How often expired URIs, unused remote files and blobs without a row are looked for.
+MEDIA_CLEANUP_INTERVAL_S = 60 * 60
+# A blob younger than this may belong to an upload that is still under way.
+MEDIA_ORPHAN_AGE_MS = 24 * 60 * 60 * 1000

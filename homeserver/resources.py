@@ -14,6 +14,7 @@ from federation.wire import Wire
 from homeserver.blobs import Blobs
 from homeserver.config import Config
 from homeserver.database import Database
+from homeserver.flights import Flights
 from homeserver.rate_limits import RateLimits
 from homeserver.stream import Stream
 from homeserver.token_cache import TokenCache
@@ -39,4 +40,5 @@ class Resources:
     nursery: trio.Nursery
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)
+    flights: Flights = field(default_factory=Flights)
 

@@ -12,7 +12,7 @@ SCHEMA = Schema(
             """
             -- One row per room that this server has ever stored an event of. The head is the state after all forward
             -- extremities (packed positions, empty while this server is not in the room). last_position: of its newest
-            -- event in the timeline.
+            -- event in the timeline. members_position: when a membership last changed.
             CREATE TABLE rooms (
                 room_nid INTEGER PRIMARY KEY,
                 version TEXT NOT NULL,
@@ -20,7 +20,8 @@ SCHEMA = Schema(
                 state_root BLOB NOT NULL,
                 extremities BLOB NOT NULL,
                 depth INTEGER NOT NULL,
-                last_position INTEGER NOT NULL
+                last_position INTEGER NOT NULL,
+                members_position INTEGER NOT NULL
             );
             -- position: the place in the stream, and the number that stands for the event. ordering: the place in the
             -- timeline of its room, NULL for an event that is in none. status: 0 in the timeline, 1 outlier,
@@ -66,12 +67,12 @@ SCHEMA = Schema(
                 membership TEXT NOT NULL,
                 event_position INTEGER NOT NULL,
                 changed_position INTEGER NOT NULL,
-                is_local INTEGER NOT NULL,
+                server_nid INTEGER NOT NULL,
                 forgotten INTEGER NOT NULL,
                 stripped BLOB,
                 PRIMARY KEY (user_nid, room_nid)
             ) WITHOUT ROWID;
-            CREATE INDEX memberships_of_room ON memberships (room_nid, membership, is_local);
+            CREATE INDEX memberships_of_room ON memberships (room_nid, membership, server_nid);
             -- A redaction that arrived before the event that it redacts.
             CREATE TABLE pending_redactions (
                 event_id BLOB NOT NULL,

@@ -1,0 +1,85 @@
+"""Events as clients get them. Spec: client-server-api/#room-event-format"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from homeserver.database import Transaction
+from homeserver.rooms.envelope import unpack
+from homeserver.rooms.heads import state_position
+from homeserver.rooms.storage import StoredEvent, list_stored
+
+
+def client_events(
+    tx: Transaction, events: Sequence[StoredEvent], *, user_id: str, device_id: str = "", with_room_id: bool = True
+) -> list[dict[str, Any]]:
+    """The events for a user's device, in order.
+
+    `unsigned` has age (ms), transaction_id for the device that sent it, prev_content and replaces_state of a state event,
+    and redacted_because of a redacted one.
+    """
+    replaced = _replaced(tx, events)
+    redactions = list_stored(tx, {event.redacted_by for event in events if event.redacted_by is not None})
+    now_ms = tx.now_ms
+    answer: list[dict[str, Any]] = []
+    for event in events:
+        unsigned: dict[str, Any] = {"age": now_ms - event.origin_server_ts}
+        if event.txn_id is not None and event.sender == user_id and event.device_id == device_id:
+            unsigned["transaction_id"] = event.txn_id
+        before = replaced.get(event.position)
+        if before is not None:
+            unsigned["prev_content"] = before.content
+            unsigned["prev_sender"] = before.sender
+            unsigned["replaces_state"] = before.event_id
+        redaction = redactions.get(event.redacted_by) if event.redacted_by is not None else None
+        if redaction is not None:
+            unsigned["redacted_because"] = client_event(redaction, {"age": now_ms - redaction.origin_server_ts})
+        answer.append(client_event(event, unsigned, with_room_id=with_room_id))
+    return answer
+
+
+def client_event(
+    event: StoredEvent, unsigned: dict[str, Any] | None = None, *, with_room_id: bool = True
+) -> dict[str, Any]:
+    """One event, with the `unsigned` given."""
+    answer: dict[str, Any] = {
+        "type": event.type,
+        "sender": event.sender,
+        "content": event.content,
+        "event_id": event.event_id,
+        "origin_server_ts": event.origin_server_ts,
+        "unsigned": {} if unsigned is None else unsigned,
+    }
+    if event.state_key is not None:
+        answer["state_key"] = event.state_key
+    if with_room_id:
+        answer["room_id"] = event.room_id
+    if event.type == "m.room.redaction":
+        redacts = event.content.get("redacts") or unpack(event.envelope).rest.get("redacts")
+        if isinstance(redacts, str):
+            answer["redacts"] = redacts  # in both places, whatever the room version: clients look in one of them
+            answer["content"] = {**event.content, "redacts": redacts}
+    return answer
+
+
+def stripped_event(event: StoredEvent) -> dict[str, Any]:
+    """Stripped state. Spec: client-server-api/#stripped-state"""
+    return {
+        "type": event.type,
+        "sender": event.sender,
+        "state_key": event.state_key or "",
+        "content": event.content,
+    }
+
+
+def _replaced(tx: Transaction, events: Sequence[StoredEvent]) -> dict[int, StoredEvent]:
+    """By position of a state event, the one whose place it took."""
+    positions: dict[int, int] = {}
+    for event in events:
+        if event.state_key is not None and event.state_before is not None:
+            before = state_position(tx, event.state_before, event.type, event.state_key)
+            if before is not None and before != event.position:
+                positions[event.position] = before
+    stored = list_stored(tx, set(positions.values()))
+    return {position: stored[before] for position, before in positions.items() if before in stored}

@@ -1,0 +1,127 @@
+"""The head of a room: its forward extremities, and the state after all of them. One row, read and replaced whole.
+
+Spec: server-server-api/#pdus ("forward extremities"), rooms/v12/#state-resolution
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from federation.event import Event
+from federation.identifiers import RoomID
+from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.database import Transaction
+from homeserver.errors import not_found
+from homeserver.rooms import state_tree
+from homeserver.rooms.storage import load_auth_events
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(tuple[int, ...]).decode
+
+StateKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """`extremities`: positions, oldest first; empty while this server is not in the room. `depth`: the deepest of theirs."""
+
+    room_id: RoomID
+    room_nid: int
+    version: RoomVersion
+    create_position: int
+    state_root: bytes
+    extremities: tuple[int, ...]
+    depth: int
+    last_position: int
+    members_position: int
+
+
+def find_head(tx: Transaction, room_id: str) -> Head | None:
+    """The head of a room that this server knows of."""
+    room_nid = tx.find(room_id)
+    if room_nid is None:
+        return None
+    row = tx.one(
+        "SELECT version, create_position, state_root, extremities, depth, last_position, members_position FROM rooms"
+        " WHERE room_nid = ?",
+        room_nid,
+    )
+    if row is None:
+        return None
+    version, create_position, root, extremities, depth, last_position, members_position = row
+    return Head(
+        RoomID(room_id),
+        room_nid,
+        ROOM_VERSIONS[version],
+        create_position,
+        bytes(root),
+        _unpack(extremities),
+        depth,
+        last_position,
+        members_position,
+    )
+
+
+def get_head(tx: Transaction, room_id: str) -> Head:
+    """The head of a room that this server is or was in; MatrixError 404 otherwise."""
+    head = find_head(tx, room_id)
+    if head is None or not head.create_position:
+        raise not_found("This server does not know that room.")
+    return head
+
+
+def insert_room(tx: Transaction, room_id: RoomID, version: RoomVersion) -> None:
+    """A room about which this server has heard, without a head."""
+    tx.run(
+        "INSERT INTO rooms (room_nid, version, create_position, state_root, extremities, depth, last_position,"
+        " members_position) VALUES (?, ?, 0, ?, ?, 0, 0, 0) ON CONFLICT (room_nid) DO NOTHING",
+        tx.intern(room_id),
+        version.id,
+        state_tree.EMPTY_ROOT,
+        _pack(()),
+    )
+
+
+def set_create_position(tx: Transaction, room_nid: int, create_position: int) -> None:
+    """Notes which event has created the room."""
+    tx.run("UPDATE rooms SET create_position = ? WHERE room_nid = ?", create_position, room_nid)
+
+
+def replace_head(
+    tx: Transaction, room_nid: int, *, state_root: bytes, extremities: Collection[int], depth: int, last_position: int
+) -> None:
+    """Moves the head."""
+    tx.run(
+        "UPDATE rooms SET state_root = ?, extremities = ?, depth = ?, last_position = ? WHERE room_nid = ?",
+        state_root,
+        _pack(tuple(sorted(extremities))),
+        depth,
+        last_position,
+        room_nid,
+    )
+
+
+def state_position(tx: Transaction, root: bytes, event_type: str, state_key: str = "") -> int | None:
+    """The position of one state event of a state."""
+    type_nid, key_nid = tx.find(event_type), tx.find(state_key)
+    return None if type_nid is None or key_nid is None else state_tree.get(tx, root, (type_nid, key_nid))
+
+
+def state_events(tx: Transaction, root: bytes, keys: Collection[StateKey]) -> dict[StateKey, Event]:
+    """Those of the state events at `keys` that are there, for auth rules."""
+    positions: dict[StateKey, int] = {}
+    for key in keys:
+        position = state_position(tx, root, *key)
+        if position is not None:
+            positions[key] = position
+    events = load_auth_events(tx, positions.values())
+    return {key: events[position] for key, position in positions.items()}
+
+
+def state_content(tx: Transaction, root: bytes, event_type: str, state_key: str = "") -> Mapping[str, object] | None:
+    """The content of one state event of a state, as auth rules see it (an old redaction may not show)."""
+    found = state_events(tx, root, ((event_type, state_key),))
+    return found[event_type, state_key].content if found else None

@@ -1,0 +1,198 @@
+"""Who is in which room: the current memberships, kept with the head. Spec: client-server-api/#room-membership"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import orjson
+
+from federation.identifiers import RoomID, ServerName, UserID, server_name_of
+from homeserver.database import Transaction
+from homeserver.errors import forbidden
+from homeserver.rooms.heads import Head
+
+Membership = Literal["join", "invite", "leave", "ban", "knock"]
+
+SERVERS_CACHED_MAX = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class RoomMembership:
+    """One user's membership of one room. `stripped`: what an invited or knocking user was told of the room."""
+
+    room_id: RoomID
+    membership: Membership
+    event_position: int
+    changed_position: int
+    forgotten: bool
+    stripped: list[dict[str, object]] | None
+
+
+def store_membership(
+    tx: Transaction,
+    room_nid: int,
+    user_id: UserID,
+    membership: str,
+    event_position: int,
+    changed_position: int,
+    stripped: list[dict[str, object]] | None = None,
+) -> None:
+    """Makes it the user's current membership, and wakes the user."""
+    tx.run(
+        "INSERT INTO memberships (user_nid, room_nid, membership, event_position, changed_position, server_nid, forgotten,"
+        " stripped) VALUES (?, ?, ?, ?, ?, ?, 0, ?) ON CONFLICT (user_nid, room_nid) DO UPDATE SET"
+        " membership = excluded.membership, event_position = excluded.event_position,"
+        " changed_position = excluded.changed_position, forgotten = 0, stripped = excluded.stripped",
+        tx.intern(user_id),
+        room_nid,
+        membership,
+        event_position,
+        changed_position,
+        tx.intern(server_name_of(user_id)),
+        None if stripped is None else orjson.dumps(stripped),
+    )
+    tx.run("UPDATE rooms SET members_position = ? WHERE room_nid = ?", changed_position, room_nid)
+    tx.wakes.add(user_id)
+
+
+def delete_membership(tx: Transaction, room_nid: int, user_id: UserID, changed_position: int) -> None:
+    """For a member event that state resolution took out of the state: as if the user had never been there."""
+    tx.run("DELETE FROM memberships WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), room_nid)
+    tx.run("UPDATE rooms SET members_position = ? WHERE room_nid = ?", changed_position, room_nid)
+    tx.wakes.add(user_id)
+
+
+def forget_room(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+    """Hides a room that the user has left."""
+    tx.run(
+        "UPDATE memberships SET forgotten = 1 WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), tx.find(room_id)
+    )
+
+
+def get_membership(tx: Transaction, room_id: str, user_id: str) -> Membership | None:
+    """The user's membership; None if there never was one."""
+    row = tx.one(
+        "SELECT membership FROM memberships WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), tx.find(room_id)
+    )
+    return None if row is None else row[0]
+
+
+def get_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMembership | None:
+    """As `get_membership`, with where and when."""
+    row = tx.one(
+        "SELECT room_nid, membership, event_position, changed_position, forgotten, stripped FROM memberships"
+        " WHERE user_nid = ? AND room_nid = ?",
+        tx.find(user_id),
+        tx.find(room_id),
+    )
+    return None if row is None else _room_membership(tx, row)
+
+
+def check_joined(tx: Transaction, room_id: str, user_id: str) -> None:
+    """MatrixError 403 M_FORBIDDEN unless the user is in the room."""
+    if get_membership(tx, room_id, user_id) != "join":
+        raise forbidden("You are not in that room.")
+
+
+def list_memberships(tx: Transaction, user_id: str) -> list[RoomMembership]:
+    """All rooms that the user has ever had to do with."""
+    rows = tx.all(
+        "SELECT room_nid, membership, event_position, changed_position, forgotten, stripped FROM memberships"
+        " WHERE user_nid = ?",
+        tx.find(user_id),
+    )
+    return [_room_membership(tx, row) for row in rows]
+
+
+def list_joined_rooms(tx: Transaction, user_id: str) -> list[RoomID]:
+    """The rooms that the user is in."""
+    nids = tx.values(
+        "SELECT room_nid FROM memberships WHERE user_nid = ? AND membership = 'join'", tx.find(user_id)
+    )
+    return [RoomID(name) for name in tx.names(nids).values()]
+
+
+def list_members(tx: Transaction, room_id: str, membership: Membership) -> list[UserID]:
+    """The users of that membership."""
+    nids = tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership
+    )
+    return [UserID(name) for name in tx.names(nids).values()]
+
+
+def list_joined_from(tx: Transaction, room_id: str, server_name: str) -> list[UserID]:
+    """The joined users of one server."""
+    nids = tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership = 'join' AND server_nid = ?",
+        tx.find(room_id),
+        tx.find(server_name),
+    )
+    return [UserID(name) for name in tx.names(nids).values()]
+
+
+def is_server_joined(tx: Transaction, room_id: str, server_name: str) -> bool:
+    """Whether a user of that server is in the room."""
+    row = tx.one(
+        "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND server_nid = ? LIMIT 1",
+        tx.find(room_id),
+        tx.find(server_name),
+    )
+    return row is not None
+
+
+def count_members(tx: Transaction, room_id: str, membership: Membership) -> int:
+    """How many users have that membership."""
+    row = tx.one(
+        "SELECT count(*) FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership
+    )
+    assert row is not None
+    return int(row[0])
+
+
+def joined_servers(tx: Transaction, head: Head) -> frozenset[ServerName]:
+    """The servers that have a user in the room. Computed when a membership has changed, else from a cache."""
+    cache = tx.cache("joined_servers", SERVERS_CACHED_MAX)
+    version = (head.room_nid, head.members_position)
+    servers = cache.get(version)
+    if servers is None:
+        nids = tx.values(
+            "SELECT DISTINCT server_nid FROM memberships WHERE room_nid = ? AND membership = 'join'", head.room_nid
+        )
+        servers = frozenset(ServerName(name) for name in tx.names(nids).values())
+        if not tx.is_write:
+            cache.put(version, servers)
+    return servers
+
+
+def share_room(tx: Transaction, first: str, second: str) -> bool:
+    """Whether there is a room that both users are in."""
+    row = tx.one(
+        "SELECT 1 FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid AND b.membership = 'join'"
+        " WHERE a.user_nid = ? AND a.membership = 'join' AND b.user_nid = ? LIMIT 1",
+        tx.find(first),
+        tx.find(second),
+    )
+    return row is not None
+
+
+def list_sharers(tx: Transaction, user_id: str) -> list[UserID]:
+    """The users who are in a room with this user, this user included if in any."""
+    nids = tx.values(
+        "SELECT DISTINCT b.user_nid FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid"
+        " AND b.membership = 'join' WHERE a.user_nid = ? AND a.membership = 'join'",
+        tx.find(user_id),
+    )
+    return [UserID(name) for name in tx.names(nids).values()]
+
+
+def _room_membership(tx: Transaction, row: tuple[object, ...]) -> RoomMembership:
+    room_nid, membership, event_position, changed_position, forgotten, stripped = row
+    return RoomMembership(
+        RoomID(tx.name(room_nid)),  # type: ignore[arg-type]
+        membership,  # type: ignore[arg-type]
+        event_position,  # type: ignore[arg-type]
+        changed_position,  # type: ignore[arg-type]
+        bool(forgotten),
+        None if stripped is None else orjson.loads(bytes(stripped)),  # type: ignore[arg-type]
+    )

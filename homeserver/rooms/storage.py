@@ -1,0 +1,291 @@
+"""Events as rows: store them, and get them back as what the caller needs.
+
+`StoredEvent` is a row with its content: enough for clients, timelines and filters. `load_events` gives the whole signed
+`Event`, for federation, auth rules and state resolution. Only `homeserver/rooms/` touches these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import orjson
+
+from federation import canonical_json
+from federation.event import Event, trusted_event
+from federation.identifiers import EventID, RoomID, UserID
+from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.database import Row, Transaction
+from homeserver.database.compression import compress, decompress
+from homeserver.limits import EVENT_CONTENT_BYTES_MAX
+from homeserver.rooms import envelope
+from homeserver.rooms.envelope import event_id_of_key, event_key
+
+AUTH_EVENTS_CACHED_MAX = 5_000
+ROOM_VERSIONS_CACHED_MAX = 20_000
+ORDERING_SHIFT = 20  # between two positions there is room for 2**20 events that come from backfill
+
+
+class Status(IntEnum):
+    """What an event is to its room. Only TIMELINE events are told to clients."""
+
+    TIMELINE = 0
+    OUTLIER = 1
+    SOFT_FAILED = 2
+    REJECTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """A row of `events`. `ordering` sorts a room's timeline, and is None outside of it."""
+
+    position: int
+    event_id: EventID
+    room_id: RoomID
+    ordering: int | None
+    type: str
+    state_key: str | None
+    sender: UserID
+    origin_server_ts: int
+    status: int
+    redacted_by: int | None
+    state_before: bytes | None
+    device_id: str | None
+    txn_id: str | None
+    envelope: bytes
+    content: dict[str, Any]
+
+    @property
+    def is_state(self) -> bool:
+        return self.state_key is not None
+
+
+def insert_event(
+    tx: Transaction,
+    event: Event,
+    position: int,
+    status: Status,
+    *,
+    known: Mapping[EventID, int] | None = None,
+    ordering: int | None = None,
+    state_before: bytes | None = None,
+    device_id: str | None = None,
+    txn_id: str | None = None,
+) -> None:
+    """Stores an event that is not stored yet, under a position just taken. `known`: the positions of all that it names."""
+    if known is None:
+        known = find_positions(tx, {*event.prev_events, *event.auth_events})
+    tx.run(
+        "INSERT INTO events (position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid,"
+        " origin_server_ts, status, state_before, device_id, txn_id, envelope, content)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        position,
+        event_key(event.event_id),
+        tx.intern(event.room_id),
+        ordering,
+        tx.intern(event.type),
+        None if event.state_key is None else tx.intern(event.state_key),
+        tx.intern(event.sender),
+        event.origin_server_ts,
+        int(status),
+        state_before,
+        device_id,
+        txn_id,
+        envelope.pack(event, known),
+        compress(canonical_json.encode(event.content, strict=False)),
+    )
+
+
+def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by: int) -> None:
+    """Forgets what the redaction took from an event; nobody can read it again."""
+    known = find_positions(tx, {*redacted.prev_events, *redacted.auth_events})
+    tx.run(
+        "UPDATE events SET redacted_by = ?, envelope = ?, content = ? WHERE position = ?",
+        redacted_by,
+        envelope.pack(redacted, known),
+        compress(canonical_json.encode(redacted.content, strict=False)),
+        position,
+    )
+
+
+def place_in_timeline(tx: Transaction, position: int, status: Status, ordering: int | None, state_before: bytes) -> None:
+    """Gives an outlier that has come in its place: its state is known now."""
+    tx.run(
+        "UPDATE events SET status = ?, ordering = ?, state_before = ? WHERE position = ?",
+        int(status),
+        ordering,
+        state_before,
+        position,
+    )
+
+
+def find_position(tx: Transaction, event_id: str) -> int | None:
+    """The position of a stored event."""
+    row = tx.one("SELECT position FROM events WHERE event_id = ?", event_key(event_id))
+    return None if row is None else int(row[0])
+
+
+def find_positions(tx: Transaction, event_ids: Collection[str]) -> dict[EventID, int]:
+    """The positions of those that are stored."""
+    keys = {event_key(event_id): EventID(event_id) for event_id in event_ids}
+    rows = tx.all_in("SELECT event_id, position FROM events WHERE event_id IN (?*)", list(keys))
+    return {keys[bytes(key)]: position for key, position in rows}
+
+
+def event_ids_at(tx: Transaction, positions: Collection[int]) -> dict[int, EventID]:
+    """The event ids of stored events."""
+    rows = tx.all_in("SELECT position, event_id FROM events WHERE position IN (?*)", list(positions))
+    return {position: event_id_of_key(bytes(key)) for position, key in rows}
+
+
+def get_stored(tx: Transaction, event_id: str) -> StoredEvent | None:
+    """The event, whatever its status."""
+    row = tx.one(
+        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
+        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE event_id = ?",
+        event_key(event_id),
+    )
+    return None if row is None else stored_events(tx, [row])[0]
+
+
+def list_stored(tx: Transaction, positions: Collection[int]) -> dict[int, StoredEvent]:
+    """The events at these positions; those that are not there are absent."""
+    rows = tx.all_in(
+        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
+        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position IN (?*)",
+        list(positions),
+    )
+    return {event.position: event for event in stored_events(tx, rows)}
+
+
+def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
+    """Rows of all columns of `events`, in their order."""
+    nids: set[int] = set()
+    for row in rows:
+        nids.update((row[2], row[4], row[6]) if row[5] is None else (row[2], row[4], row[6], row[5]))
+    names = tx.names(nids)
+    return [
+        StoredEvent(
+            position,
+            event_id_of_key(bytes(key)),
+            RoomID(names[room_nid]),
+            ordering,
+            names[type_nid],
+            None if state_key_nid is None else names[state_key_nid],
+            UserID(names[sender_nid]),
+            ts,
+            status,
+            redacted_by,
+            state_before,
+            device_id,
+            txn_id,
+            bytes(packed),
+            orjson.loads(decompress(content, EVENT_CONTENT_BYTES_MAX)),
+        )
+        for (
+            position, key, room_nid, ordering, type_nid, state_key_nid, sender_nid, ts, status, redacted_by, state_before,
+            device_id, txn_id, packed, content,
+        ) in rows
+    ]  # fmt: skip
+
+
+def get_event(tx: Transaction, event_id: str) -> Event | None:
+    """The whole event, redacted if it was redacted."""
+    stored = get_stored(tx, event_id)
+    return None if stored is None else to_events(tx, [stored])[0]
+
+
+def load_events(tx: Transaction, positions: Collection[int]) -> dict[int, Event]:
+    """The whole events at these positions."""
+    stored = list_stored(tx, positions)
+    return dict(zip(stored, to_events(tx, list(stored.values())), strict=True))
+
+
+def load_auth_events(tx: Transaction, positions: Iterable[int]) -> dict[int, Event]:
+    """As `load_events`, from a cache. For auth rules only: what they read survives a redaction, so age does not matter."""
+    cache = tx.cache("auth_events", AUTH_EVENTS_CACHED_MAX)
+    found: dict[int, Event] = {}
+    missing: list[int] = []
+    for position in positions:
+        event = cache.get(position)
+        if event is None:
+            missing.append(position)
+        else:
+            found[position] = event
+    if missing:
+        loaded = load_events(tx, missing)
+        found.update(loaded)
+        for position, event in loaded.items():
+            if tx.is_write:  # the row may be of this very write, and be rolled back
+                tx.after_commit(cache.put, position, event)
+            else:
+                cache.put(position, event)
+    return found
+
+
+def to_events(tx: Transaction, stored: Sequence[StoredEvent]) -> list[Event]:
+    """The whole events of rows, in their order."""
+    envelopes = [envelope.unpack(row.envelope) for row in stored]
+    positions = {position for packed in envelopes for position in envelope.references(packed)}
+    event_ids = event_ids_at(tx, positions)
+    return [
+        _to_event(row, packed, get_room_version(tx, row.room_id), event_ids)
+        for row, packed in zip(stored, envelopes, strict=True)
+    ]
+
+
+def _to_event(
+    row: StoredEvent, packed: envelope.Envelope, version: RoomVersion, event_ids: Mapping[int, EventID]
+) -> Event:
+    columns: dict[str, Any] = {
+        "type": row.type,
+        "sender": row.sender,
+        "content": row.content,
+        "origin_server_ts": row.origin_server_ts,
+    }
+    if row.state_key is not None:
+        columns["state_key"] = row.state_key
+    if not (version.room_id_is_create_event_id and row.type == "m.room.create"):
+        columns["room_id"] = row.room_id
+    if not version.event_id_is_reference_hash:
+        columns["event_id"] = row.event_id
+    return trusted_event(envelope.restore(packed, columns, event_ids), version, row.event_id)
+
+
+def find_room_version(tx: Transaction, room_id: str) -> RoomVersion | None:
+    """The version of a room that this server knows of. It never changes."""
+    cache = tx.cache("room_versions", ROOM_VERSIONS_CACHED_MAX)
+    version = cache.get(room_id)
+    if version is None:
+        row = tx.one("SELECT version FROM rooms WHERE room_nid = ?", tx.find(room_id))
+        if row is None:
+            return None
+        version = ROOM_VERSIONS[row[0]]
+        if not tx.is_write:
+            cache.put(room_id, version)
+    return version
+
+
+def get_room_version(tx: Transaction, room_id: str) -> RoomVersion:
+    """The version of a room that has stored events."""
+    version = find_room_version(tx, room_id)
+    if version is None:
+        raise LookupError(f"The room {room_id} has events but no row: the database is damaged.")
+    return version
+
+
+def find_txn(
+    tx: Transaction, sender: UserID, device_id: str, room_id: RoomID, event_type: str, txn_id: str
+) -> EventID | None:
+    """The event that this device has sent under this transaction id to this endpoint, if it has."""
+    row = tx.one(
+        "SELECT event_id FROM events WHERE sender_nid = ? AND txn_id = ? AND device_id = ? AND room_nid = ? AND type_nid = ?",
+        tx.find(sender),
+        txn_id,
+        device_id,
+        tx.find(room_id),
+        tx.find(event_type),
+    )
+    return None if row is None else event_id_of_key(bytes(row[0]))

@@ -1,0 +1,124 @@
+"""Server ACLs: which servers may take part in a room. Spec: client-server-api/#mroomserver_acl
+
+The content was written by whoever may send state to the room, so nothing in it is trusted to have the right type, and
+matching takes time proportional to the pattern and the name, never more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_PORT = re.compile(r":[0-9]*\Z", re.ASCII)
+_IPV4_SHAPE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Globs:
+    """Patterns in lower case, sorted by what matching them costs."""
+
+    literals: frozenset[str]
+    suffixes: tuple[str, ...]
+    """Of patterns like `*.example.org`: what follows the `*`."""
+    others: tuple[str, ...]
+
+    def match(self, host: str) -> bool:
+        return (
+            host in self.literals
+            or host.endswith(self.suffixes)
+            or any(glob_matches(pattern, host) for pattern in self.others)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAcl:
+    """A compiled `m.room.server_acl`; immutable, so it can be kept under the event's ID."""
+
+    allow_ip_literals: bool
+    allow: _Globs
+    deny: _Globs
+
+    def is_allowed(self, server_name: str) -> bool:
+        """Whether the server may take part. Its port is not considered, nor is case."""
+        host = _PORT.sub("", server_name).lower()
+        # 2. If the server name is an IP address (v4 or v6) literal, and `allow_ip_literals` is present and `false`,
+        #    deny.
+        if not self.allow_ip_literals and _is_ip_literal(host):
+            return False
+        # 3. If the server name matches an entry in the `deny` list, deny.
+        if self.deny.match(host):
+            return False
+        # 4. If the server name matches an entry in the `allow` list, allow.  5. Otherwise, deny.
+        return self.allow.match(host)
+
+
+def compile_acl(acl_content: object) -> ServerAcl:
+    """The ACL of an `m.room.server_acl` event's content. What has a wrong type counts as absent; never raises."""
+    content: Mapping[object, object] = acl_content if isinstance(acl_content, dict) else {}
+    return ServerAcl(
+        # "Defaults to `true` if missing or otherwise not a boolean."
+        allow_ip_literals=content.get("allow_ip_literals") is not False,
+        allow=_compile_globs(content.get("allow")),
+        deny=_compile_globs(content.get("deny")),
+    )
+
+
+def is_allowed(server_name: str, acl_content: object | None) -> bool:
+    """Whether a server may take part in a room. `acl_content` is None if the room has no `m.room.server_acl`."""
+    # 1. If there is no `m.room.server_acl` event in the room state, allow.
+    return acl_content is None or compile_acl(acl_content).is_allowed(server_name)
+
+
+def glob_matches(pattern: str, text: str) -> bool:
+    """Whether the whole text matches: `*` is any run of characters, `?` exactly one. Case counts.
+
+    Spec: appendices/#glob-style-matching. Each piece between two `*` is put at the first place where it fits, which
+    needs no backtracking.
+    """
+    first, *middle = pattern.split("*")
+    if not middle:
+        return len(first) == len(text) and _fits(first, text, 0)
+    last = middle.pop()
+    end = len(text) - len(last)
+    if len(first) > end or not _fits(first, text, 0) or not _fits(last, text, end):
+        return False
+    at = len(first)
+    for piece in middle:
+        at = _find(piece, text, at, end)
+        if at < 0:
+            return False
+        at += len(piece)
+    return True
+
+
+def _compile_globs(patterns: object) -> _Globs:
+    literals, suffixes, others = set(), set(), set()
+    for pattern in patterns if isinstance(patterns, list) else ():
+        if not isinstance(pattern, str):
+            continue
+        lowered = pattern.lower()
+        rest = lowered.lstrip("*")
+        if "*" in rest or "?" in rest:
+            others.add(lowered)
+        elif rest != lowered:
+            suffixes.add(rest)
+        else:
+            literals.add(lowered)
+    return _Globs(frozenset(literals), tuple(sorted(suffixes)), tuple(sorted(others)))
+
+
+def _is_ip_literal(host: str) -> bool:
+    return host.startswith("[") or _IPV4_SHAPE.fullmatch(host) is not None
+
+
+def _fits(piece: str, text: str, at: int) -> bool:
+    if "?" not in piece:
+        return text.startswith(piece, at)
+    return all(want in ("?", got) for want, got in zip(piece, text[at : at + len(piece)], strict=True))
+
+
+def _find(piece: str, text: str, start: int, end: int) -> int:
+    if "?" not in piece:
+        return text.find(piece, start, end)
+    return next((at for at in range(start, end - len(piece) + 1) if _fits(piece, text, at)), -1)

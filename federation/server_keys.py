@@ -1,0 +1,199 @@
+"""Server keys: publishing them, reading those of others, and vouching for them.
+
+Spec: server-server-api/#retrieving-server-keys. What a server says about its keys is signed by itself; a notary adds its own signature to the same object.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from federation.canonical_json import INT_MAX
+from federation.identifiers import ServerName
+from federation.signing import SigningKey, decode_base64, sign_json, verify_json
+
+VALIDITY_MS_MAX = 7 * 24 * 60 * 60 * 1000
+"""A key is believed for no longer than this from now, whatever its server says, so that a stolen one dies."""
+
+VERIFY_KEYS_MAX = 100
+OLD_VERIFY_KEYS_MAX = 1000
+NOTARY_RESPONSES_MAX = 1000
+
+_KEY_ID = re.compile(r"ed25519:[a-zA-Z0-9_]{1,128}", re.ASCII)
+_KEY_BYTES = 32
+
+Milliseconds = Annotated[int, Meta(ge=0, le=INT_MAX)]
+
+
+class InvalidKeys(ValueError):
+    """The object is no statement of a server about its keys that could be believed; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyKey:
+    """A public key, and until when what it signed counts. `expired_ts` is set if its server no longer uses it."""
+
+    key_base64: str
+    valid_until_ts: int
+    expired_ts: int | None = None
+
+    def is_valid_at(self, signed_ts: int, now_ms: int) -> bool:
+        """Whether a signature made at `signed_ts` counts. Room versions 1 to 4 do not ask."""
+        if self.expired_ts is not None:
+            return signed_ts <= self.expired_ts
+        return signed_ts <= capped_valid_until_ts(self.valid_until_ts, now_ms)
+
+    def may_sign_requests(self, now_ms: int) -> bool:
+        """Whether requests signed with it are believed now: `old_verify_keys` are "only valid for signing events"."""
+        return self.expired_ts is None and now_ms <= self.valid_until_ts
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKeys:
+    """A server's own statement about its ed25519 keys by key ID. `response` is the signed object that it came in."""
+
+    server_name: ServerName
+    verify_keys: Mapping[str, VerifyKey]
+    old_verify_keys: Mapping[str, VerifyKey]
+    valid_until_ts: int
+    response: dict[str, Any] = field(repr=False)
+
+    def find(self, key_id: str) -> VerifyKey | None:
+        """The key, current or old."""
+        return self.verify_keys.get(key_id) or self.old_verify_keys.get(key_id)
+
+    def refresh_ts(self, fetched_ms: int) -> int:
+        """When to ask again: after half of the lifetime, as the spec asks of those who cache."""
+        valid_until_ts = capped_valid_until_ts(self.valid_until_ts, fetched_ms)
+        return fetched_ms + max(0, valid_until_ts - fetched_ms) // 2
+
+
+def capped_valid_until_ts(valid_until_ts: int, now_ms: int) -> int:
+    """The lesser of `valid_until_ts` and 7 days into the future, as servers MUST use."""
+    return min(valid_until_ts, now_ms + VALIDITY_MS_MAX)
+
+
+def build_key_response(
+    server_name: ServerName, key: SigningKey, old_keys: Mapping[str, VerifyKey], valid_until_ts: int
+) -> dict[str, Any]:
+    """The signed answer to `GET /_matrix/key/v2/server`. `old_keys` by key ID; each has an `expired_ts`."""
+    response = {
+        "server_name": server_name,
+        "verify_keys": {key.key_id: {"key": key.verify_key_base64}},
+        "old_verify_keys": {
+            key_id: {"key": old.key_base64, "expired_ts": old.expired_ts} for key_id, old in old_keys.items()
+        },
+        "valid_until_ts": valid_until_ts,
+    }
+    return sign_json(response, server_name, key)
+
+
+class _Key(Struct, frozen=True):
+    key: str
+
+
+class _OldKey(Struct, frozen=True):
+    key: str
+    expired_ts: Milliseconds
+
+
+class _Response(Struct, frozen=True):
+    server_name: str
+    verify_keys: Annotated[dict[str, Any], Meta(max_length=VERIFY_KEYS_MAX)]
+    valid_until_ts: Milliseconds
+    old_verify_keys: Annotated[dict[str, Any], Meta(max_length=OLD_VERIFY_KEYS_MAX)] = {}
+
+
+def parse_key_response(response: object, server_name: ServerName) -> ServerKeys:
+    """What the server says about its keys. Raises InvalidKeys unless one of its current keys has signed it.
+
+    Keys of unknown algorithms and malformed ones are left out. That `valid_until_ts` may have passed is no error: a
+    notary serves such statements so that old events can still be checked.
+    """
+    try:
+        parsed = msgspec.convert(response, _Response)
+    except msgspec.ValidationError as error:
+        raise InvalidKeys(str(error)) from None
+    assert isinstance(response, dict)  # or it would not have been converted
+    if parsed.server_name != server_name:
+        raise InvalidKeys("The keys are another server's.")
+    verify_keys = {
+        key_id: VerifyKey(key.key, parsed.valid_until_ts) for key_id, key in _read_keys(parsed.verify_keys, _Key)
+    }
+    if not any(
+        verify_json(response, server_name, key_id, key.key_base64) for key_id, key in verify_keys.items()
+    ):
+        raise InvalidKeys("The keys are not signed by any of themselves.")
+    old_verify_keys = {
+        key_id: VerifyKey(key.key, min(key.expired_ts, parsed.valid_until_ts), key.expired_ts)
+        for key_id, key in _read_keys(parsed.old_verify_keys, _OldKey)
+        if key_id not in verify_keys
+    }
+    return ServerKeys(server_name, verify_keys, old_verify_keys, parsed.valid_until_ts, response)
+
+
+def add_notary_signature(response: dict[str, Any], notary: ServerName, key: SigningKey) -> dict[str, Any]:
+    """The same statement, also signed by a notary."""
+    return sign_json(response, notary, key)
+
+
+def build_notary_response(
+    responses: Iterable[dict[str, Any]], notary: ServerName, key: SigningKey
+) -> dict[str, Any]:
+    """The answer to `/_matrix/key/v2/query`: the statements of several servers, each signed by the notary too."""
+    return {"server_keys": [add_notary_signature(response, notary, key) for response in responses]}
+
+
+def parse_notary_response(
+    body: object, notary: ServerName, notary_keys: Mapping[str, VerifyKey]
+) -> list[ServerKeys]:
+    """The statements in a notary's answer that both their server and the notary have signed; others are left out.
+
+    Raises InvalidKeys if the answer as a whole is malformed. The notary may name servers that were not asked for.
+    """
+    if not isinstance(body, dict) or not isinstance(body.get("server_keys"), list):
+        raise InvalidKeys("Expected an object with a list of `server_keys`.")
+    found = []
+    for response in body["server_keys"][:NOTARY_RESPONSES_MAX]:
+        if not isinstance(response, dict) or not isinstance(response.get("server_name"), str):
+            continue
+        if not any(
+            verify_json(response, notary, key_id, key.key_base64) for key_id, key in notary_keys.items()
+        ):
+            continue
+        try:
+            found.append(parse_key_response(response, ServerName(response["server_name"])))
+        except InvalidKeys:
+            continue
+    return found
+
+
+def merge_keys(statements: Iterable[ServerKeys]) -> dict[ServerName, dict[str, VerifyKey]]:
+    """All keys by server and key ID. For each key the statement with the latest `valid_until_ts` counts.
+
+    Notaries may hold several statements of one server, from before and after it changed its keys.
+    """
+    merged: dict[ServerName, dict[str, VerifyKey]] = {}
+    for statement in sorted(statements, key=lambda each: each.valid_until_ts):
+        keys = merged.setdefault(statement.server_name, {})
+        keys.update(statement.old_verify_keys)
+        keys.update(statement.verify_keys)
+    return merged
+
+
+def _read_keys(keys: Mapping[str, Any], kind: type[Any]) -> Iterable[tuple[str, Any]]:
+    for key_id, value in keys.items():
+        if _KEY_ID.fullmatch(key_id) is None:
+            continue
+        try:
+            key = msgspec.convert(value, kind)
+            usable = len(decode_base64(key.key)) == _KEY_BYTES
+        except ValueError:  # of the wrong shape, or not base64
+            continue
+        if usable:
+            yield key_id, key

@@ -1,0 +1,69 @@
+"""Transactions: how PDUs and EDUs travel. Spec: server-server-api/#transactions
+
+A malformed transaction is an error, since its sender would think it delivered. A malformed EDU in a good transaction is
+dropped alone; PDUs are parsed one by one by `federation.event`, which knows their room's version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from federation.edus import EduContent, InvalidEdu, NaturalInt, parse_edu
+from federation.identifiers import ServerName, parse_server_name
+
+PDUS_MAX = 50
+EDUS_MAX = 100
+
+
+class InvalidTransaction(ValueError):
+    """The body is not a transaction; the message says why."""
+
+
+class Transaction(Struct, frozen=True, kw_only=True):
+    """The body of a transaction. `pdus` and `edus` are as they came: see `parse_edus` for the latter."""
+
+    origin: ServerName
+    origin_server_ts: NaturalInt
+    pdus: Annotated[list[dict[str, Any]], Meta(max_length=PDUS_MAX)]
+    edus: Annotated[list[Any], Meta(max_length=EDUS_MAX)] = []
+
+    def __post_init__(self) -> None:
+        parse_server_name(self.origin)
+
+
+def parse_transaction(body: object) -> Transaction:
+    """The transaction in a decoded request body. Raises InvalidTransaction."""
+    try:
+        return msgspec.convert(body, Transaction)
+    except msgspec.ValidationError as error:
+        raise InvalidTransaction(str(error)) from None
+
+
+def parse_edus(edus: Iterable[object]) -> list[tuple[str, EduContent]]:
+    """The EDU types and contents in their order, without those that are malformed."""
+    parsed = []
+    for edu in edus:
+        try:
+            parsed.append(parse_edu(edu))
+        except InvalidEdu:
+            continue
+    return parsed
+
+
+def build_transaction(
+    origin: ServerName,
+    origin_server_ts: int,
+    pdus: Sequence[Mapping[str, Any]],
+    edus: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The body to send. Raises InvalidTransaction if it has more PDUs or EDUs than a transaction may have."""
+    if len(pdus) > PDUS_MAX or len(edus) > EDUS_MAX:
+        raise InvalidTransaction(f"A transaction holds at most {PDUS_MAX} PDUs and {EDUS_MAX} EDUs.")
+    body: dict[str, Any] = {"origin": origin, "origin_server_ts": origin_server_ts, "pdus": list(pdus)}
+    if edus:
+        body["edus"] = list(edus)
+    return body

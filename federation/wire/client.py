@@ -1,0 +1,185 @@
+"""An HTTP client for URLs: `.well-known`, media elsewhere, push gateways, application services.
+
+The same connections, guard and limits as between servers, but a URL says where to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit
+
+import trio
+
+from federation.wire import WireError, WireResponse, WireStream
+from federation.wire.dial import Dialer
+from federation.wire.http1 import Connection, Head, Request, check_announced_length, too_large
+from federation.wire.pool import Pool, PoolLimits
+
+REDIRECTS_MAX = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PRIVATE_HEADERS = frozenset({"authorization", "cookie"})
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_URL_SAFE = "!#$%&'()*+,-./:;=?@[]_~"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host (IPv6 in brackets) and port of a URL."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def host_header(self) -> str:
+        """The host, with the port where it is not the scheme's own."""
+        return self.host if self.port == _DEFAULT_PORTS[self.scheme] else f"{self.host}:{self.port}"
+
+
+class HttpClient:
+    """Requests to URLs. Every method raises WireError and nothing else of its own.
+
+    `schemes` are those allowed, also after a redirect. `timeout_s` and `max_bytes` are as for `Wire`.
+    """
+
+    __slots__ = ("_dialer", "_pool")
+
+    def __init__(self, dialer: Dialer, limits: PoolLimits | None = None) -> None:
+        self._dialer = dialer
+        self._pool: Pool[Origin] = Pool(self._open_connection, limits)
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+        redirects_max: int = 0,
+        schemes: tuple[str, ...] = ("https",),
+    ) -> WireResponse:
+        """The response. Redirects are followed for GET only; one more than `redirects_max` is an error."""
+        with trio.move_on_after(timeout_s):
+            origin, connection, head = await self._follow(method, url, headers, body, redirects_max, schemes)
+            try:
+                return WireResponse(head.status, head.headers, await connection.read_body(head, max_bytes))
+            finally:
+                await self._pool.end(origin, connection)
+        raise timed_out(url, timeout_s)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        max_bytes: int,
+        redirects_max: int = REDIRECTS_MAX,
+        schemes: tuple[str, ...] = ("https",),
+    ) -> AsyncIterator[WireStream]:
+        """A GET whose body comes in chunks, redirects followed."""
+        begun = None
+        with trio.move_on_after(timeout_s):
+            begun = await self._follow("GET", url, headers, None, redirects_max, schemes)
+        if begun is None:
+            raise timed_out(url, timeout_s)
+        origin, connection, head = begun
+        try:
+            yield as_stream(connection, head, timeout_s, max_bytes)
+        finally:
+            await self._pool.end(origin, connection)
+
+    async def aclose(self) -> None:
+        """Closes the idle connections."""
+        await self._pool.aclose()
+
+    async def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        redirects_max: int,
+        schemes: tuple[str, ...],
+    ) -> tuple[Origin, Connection, Head]:
+        for _ in range(redirects_max + 1):
+            origin, target = parse_url(url, schemes)
+            connection, head = await self._pool.begin(origin, Request(method, target, headers, body))
+            if method != "GET" or head.status not in _REDIRECTS or "location" not in head.headers or not redirects_max:
+                return origin, connection, head
+            # Its body is not read, so the connection is closed: a redirect is too rare to care.
+            await self._pool.end(origin, connection)
+            url = urljoin(url, head.headers["location"])
+            if parse_url(url, schemes)[0] != origin:
+                headers = {name: value for name, value in headers.items() if name.lower() not in _PRIVATE_HEADERS}
+        raise WireError("protocol", f"more than {redirects_max} redirects")
+
+    async def _open_connection(self, origin: Origin) -> Connection:
+        addresses = await self._dialer.find_addresses(origin.host, origin.port)
+        tls_name = origin.host.strip("[]").rstrip(".") if origin.scheme == "https" else None
+        stream = await self._dialer.open_stream(addresses, tls_name)
+        return Connection(stream, origin.host_header, trio.current_time())
+
+
+class _Chunks:
+    """A response's body as an async iterator; each chunk may take `timeout_s`, all may be `max_bytes` long."""
+
+    __slots__ = ("_connection", "_left_bytes", "_max_bytes", "_timeout_s")
+
+    def __init__(self, connection: Connection, timeout_s: float, max_bytes: int) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+        self._left_bytes = max_bytes
+
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = None
+        with trio.move_on_after(self._timeout_s):
+            chunk = await self._connection.read_chunk()
+        if chunk is None:
+            raise WireError("timeout", f"nothing came for {self._timeout_s:g} s")
+        if not chunk:
+            raise StopAsyncIteration
+        self._left_bytes -= len(chunk)
+        if self._left_bytes < 0:
+            raise too_large(self._max_bytes)
+        return chunk
+
+
+def as_stream(connection: Connection, head: Head, timeout_s: float, max_bytes: int) -> WireStream:
+    """The response on a connection whose head has been read. Raises WireError if it announces too long a body."""
+    check_announced_length(head, max_bytes)
+    return WireStream(head.status, head.headers, _Chunks(connection, timeout_s, max_bytes))
+
+
+def timed_out(what: str, timeout_s: float) -> WireError:
+    """The error when all of a request took too long."""
+    return WireError("timeout", f"{what} did not answer within {timeout_s:g} s")
+
+
+def parse_url(url: str, schemes: tuple[str, ...]) -> tuple[Origin, str]:
+    """Where to connect, and the request target. Raises WireError for what no request could or should be made of."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        if host is not None and not host.isascii():
+            host = host.encode("idna").decode()
+    except ValueError as error:  # UnicodeError too
+        raise WireError("refused", f"not a URL: {error}") from error
+    if parts.scheme not in schemes or parts.scheme not in _DEFAULT_PORTS:
+        raise WireError("refused", f"a URL must begin with {' or '.join(schemes)}")
+    if not host or parts.username is not None or parts.password is not None or port == 0:
+        raise WireError("refused", "a URL must name a host, no user and no port 0")
+    target = quote(parts.path or "/", safe=_URL_SAFE)
+    if parts.query:
+        target += "?" + quote(parts.query, safe=_URL_SAFE)
+    host = f"[{host}]" if ":" in host else host
+    return Origin(parts.scheme, host, _DEFAULT_PORTS[parts.scheme] if port is None else port), target

@@ -1,0 +1,150 @@
+"""Dialling: from addresses to an encrypted stream. The guard stands here, between looking up and connecting."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from federation.discovery import Address, ip_literal
+from federation.wire import WireError
+from federation.wire.dns import Resolver, SystemResolver
+from federation.wire.guard import refusal
+
+STAGGER_S = 0.25
+"""How long one address may take before the next is tried beside it (RFC 8305 §5)."""
+
+CONNECT_TIMEOUT_S = 10.0
+TLS_TIMEOUT_S = 10.0
+
+ConnectTCP = Callable[[Address], Awaitable[trio.abc.Stream]]
+"""Opens a TCP connection to exactly this address. Raises OSError."""
+
+
+class Dialer:
+    """Opens streams to the first address that answers, by the rules of one section of the configuration.
+
+    `ca_file` is a PEM bundle trusted in addition to the system's, "" for none; OSError if it cannot be read.
+    """
+
+    __slots__ = ("_allow_private_addresses", "_connect_tcp", "_tls", "resolver")
+
+    def __init__(
+        self,
+        ca_file: str = "",
+        verify_tls: bool = True,
+        allow_private_addresses: bool = False,
+        *,
+        resolver: Resolver | None = None,
+        connect_tcp: ConnectTCP | None = None,
+    ) -> None:
+        self._tls = make_tls_context(ca_file, verify_tls)
+        self._allow_private_addresses = allow_private_addresses
+        self._connect_tcp = connect_tcp if connect_tcp is not None else open_tcp
+        self.resolver: Resolver = resolver if resolver is not None else SystemResolver()
+
+    async def find_addresses(self, host: str, port: int) -> list[Address]:
+        """The addresses of a host name or IP literal. Raises WireError if there are none."""
+        ip = ip_literal(host)
+        found = [ip] if ip is not None else await self.resolver.find_addresses(host)
+        if not found:
+            raise WireError("dns", f"{host} has no address")
+        return [Address(each, port) for each in found]
+
+    async def open_stream(self, addresses: Sequence[Address], tls_name: str | None) -> trio.abc.Stream:
+        """A stream to one of the addresses, encrypted and authenticated unless `tls_name` is None. Raises WireError."""
+        stream = await self._connect(self._guard(addresses))
+        if tls_name is None:
+            return stream
+        try:
+            encrypted = trio.SSLStream(stream, self._tls, server_hostname=tls_name, https_compatible=True)
+            with trio.move_on_after(TLS_TIMEOUT_S):
+                await encrypted.do_handshake()
+                return encrypted
+            raise WireError("timeout", f"the TLS handshake with {tls_name} took too long")
+        except (ssl.SSLError, ValueError, trio.BrokenResourceError) as error:  # ValueError: no possible host name
+            await trio.aclose_forcefully(stream)
+            raise WireError("tls", f"{tls_name}: {error.__cause__ or error}") from error
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+
+    def _guard(self, addresses: Sequence[Address]) -> list[Address]:
+        if self._allow_private_addresses:
+            return list(addresses)
+        reasons = [(address, refusal(address.ip)) for address in addresses]
+        passed = [address for address, reason in reasons if reason is None]
+        if not passed:
+            told = ", ".join(f"{address.ip} is {reason}" for address, reason in reasons)
+            raise WireError("refused", told or "no address")
+        return passed
+
+    async def _connect(self, addresses: Sequence[Address]) -> trio.abc.Stream:
+        with trio.move_on_after(CONNECT_TIMEOUT_S):
+            if len(addresses) == 1:
+                try:
+                    return await self._connect_tcp(addresses[0])
+                except OSError as error:
+                    raise WireError("connect", f"{addresses[0].ip} port {addresses[0].port}: {error}") from error
+            return await self._race(addresses)
+        raise WireError("timeout", f"no answer from {', '.join(address.ip for address in addresses)}")
+
+    async def _race(self, addresses: Sequence[Address]) -> trio.abc.Stream:
+        """Tries one address after the other, the next as soon as the last has failed or has taken STAGGER_S."""
+        won: list[trio.abc.Stream] = []
+        failures: list[str] = []
+
+        async def attempt(address: Address, over: trio.Event) -> None:
+            try:
+                stream = await self._connect_tcp(address)
+            except OSError as error:
+                failures.append(f"{address.ip} port {address.port}: {error}")
+                over.set()
+                return
+            if won:  # both connected before the scheduler could cancel the slower one
+                await trio.aclose_forcefully(stream)
+                return
+            won.append(stream)
+            nursery.cancel_scope.cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for address in addresses:
+                    over = trio.Event()
+                    nursery.start_soon(attempt, address, over)
+                    with trio.move_on_after(STAGGER_S):
+                        await over.wait()
+        except BaseException:
+            for stream in won:
+                await trio.aclose_forcefully(stream)
+            raise
+        if not won:
+            raise WireError("connect", "; ".join(failures))
+        return won[0]
+
+
+async def open_tcp(address: Address) -> trio.abc.Stream:
+    """A TCP connection to exactly this address: nothing is looked up any more. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address.ip else socket.AF_INET
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await sock.connect((address.ip, address.port))
+        return trio.SocketStream(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def make_tls_context(ca_file: str, verify_tls: bool) -> ssl.SSLContext:
+    """TLS 1.2 or later; the system's authorities and those of `ca_file`, or nothing verified at all."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_file:
+        context.load_verify_locations(cafile=ca_file)
+    if not verify_tls:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

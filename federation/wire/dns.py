@@ -1,0 +1,83 @@
+"""Names to addresses, and SRV records.
+
+Addresses come from the system's resolver, so that /etc/hosts and whatever else its administrator set up hold for us
+too; it knows no SRV records, so those come from dnspython, asking the system's name servers.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Protocol
+
+import dns.asyncresolver
+import dns.exception
+import dns.resolver
+import trio
+
+from federation.discovery import SrvRecord
+
+SRV_TIMEOUT_S = 5.0
+ADDRESS_TIMEOUT_S = 10.0
+SRV_RECORDS_MAX = 64
+
+
+class Resolver(Protocol):
+    """Looks names up. Nothing found and any failure are both an empty list."""
+
+    async def find_addresses(self, hostname: str) -> list[str]:
+        """The IP addresses of a host, CNAMEs followed, in the order to be tried."""
+        ...
+
+    async def find_srv(self, name: str) -> list[SrvRecord]:
+        """The SRV records of a name, in no order."""
+        ...
+
+
+class SystemResolver:
+    """The resolver of this machine."""
+
+    __slots__ = ("_srv",)
+
+    def __init__(self, srv: dns.asyncresolver.Resolver | None = None) -> None:
+        self._srv = srv
+
+    async def find_addresses(self, hostname: str) -> list[str]:
+        with trio.move_on_after(ADDRESS_TIMEOUT_S):
+            try:
+                found = await trio.socket.getaddrinfo(hostname, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError):  # UnicodeError: a label is empty or longer than 63 characters
+                return []
+            return interleave([str(sockaddr[0]) for _, _, _, _, sockaddr in found])
+        return []
+
+    async def find_srv(self, name: str) -> list[SrvRecord]:
+        with trio.move_on_after(SRV_TIMEOUT_S):
+            try:
+                resolver = self._resolver()
+                answer = await resolver.resolve(name, "SRV", search=False, lifetime=SRV_TIMEOUT_S)
+            except (dns.exception.DNSException, OSError):
+                return []
+            return [
+                SrvRecord(each.priority, each.weight, each.port, each.target.to_text(omit_final_dot=True).strip("."))
+                for each in list(answer)[:SRV_RECORDS_MAX]
+            ]
+        return []
+
+    def _resolver(self) -> dns.asyncresolver.Resolver:
+        if self._srv is None:
+            # At first use, not before: it reads /etc/resolv.conf, and raises if there is none.
+            self._srv = dns.asyncresolver.Resolver()
+            self._srv.cache = dns.resolver.LRUCache(1000)
+        return self._srv
+
+
+def interleave(addresses: list[str]) -> list[str]:
+    """The addresses, the two families in turn, so that a family that does not work costs one attempt (RFC 8305 §4)."""
+    unique = list(dict.fromkeys(addresses))
+    if not unique:
+        return []
+    first_is_ipv6 = ":" in unique[0]
+    first = [ip for ip in unique if (":" in ip) == first_is_ipv6]
+    second = [ip for ip in unique if (":" in ip) != first_is_ipv6]
+    both = min(len(first), len(second))
+    return [ip for pair in zip(first, second, strict=False) for ip in pair] + first[both:] + second[both:]

@@ -1,0 +1,157 @@
+"""HTTP/1.1 on one connection: a request out, a response in, over any trio stream. Spec: RFC 9112, by h11"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import h11
+import trio
+
+from federation.wire import WireError
+
+HEAD_BYTES_MAX = 64 * 1024
+"""Status line and headers of a response."""
+
+_RECEIVE_BYTES = 16 * 1024  # one TLS record
+
+
+class ConnectionEnded(Exception):
+    """The connection ended before a single byte of the response came. Whether the request arrived is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as it goes out; `target` is path and query. Host and Content-Length are added when it is sent."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Status and headers of a response. Header names are lower case; repeated headers are joined by ", "."""
+
+    status: int
+    headers: Mapping[str, str]
+
+
+class Connection:
+    """A stream to one server, used for one exchange after the other: `start`, then `read_chunk` until b""."""
+
+    __slots__ = ("_answered", "_h11", "_host_header", "_stream", "exchanges", "idle_since_s", "opened_s")
+
+    def __init__(self, stream: trio.abc.Stream, host_header: str, opened_s: float) -> None:
+        self._stream = stream
+        self._host_header = host_header
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+        self._answered = False
+        self.opened_s = opened_s
+        self.idle_since_s = opened_s
+        self.exchanges = 0
+
+    async def start(self, request: Request) -> Head:
+        """Sends the request and reads the head of the response. Raises WireError, or ConnectionEnded."""
+        if self.exchanges:
+            self._h11.start_next_cycle()
+        self.exchanges += 1
+        self._answered = False
+        data = self._encode(request)
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # A server may answer (413, say) and close before it has read all; what it said is still to be read.
+            self._h11.send_failed()
+        while True:
+            event = await self._next_event()
+            if isinstance(event, h11.Response):
+                return Head(event.status_code, _join_headers(event))
+            if not isinstance(event, h11.InformationalResponse):
+                raise WireError("protocol", "the response has no head")
+
+    async def read_chunk(self) -> bytes:
+        """The next piece of the body, b"" after its end. Raises WireError if it ends early."""
+        event = await self._next_event()
+        return bytes(event.data) if isinstance(event, h11.Data) else b""
+
+    async def read_body(self, head: Head, max_bytes: int) -> bytes:
+        """The whole body. Raises WireError if it ends early or is longer than `max_bytes`."""
+        check_announced_length(head, max_bytes)
+        chunk = await self.read_chunk()
+        if not chunk:
+            return b""
+        chunks, total = [], 0
+        while chunk:
+            total += len(chunk)
+            if total > max_bytes:
+                raise too_large(max_bytes)
+            chunks.append(chunk)
+            chunk = await self.read_chunk()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the last exchange ended so that another may follow."""
+        return self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing has arrived while idle. The end of the connection would have, and nothing else should."""
+        transport = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
+        return not (isinstance(transport, trio.SocketStream) and transport.socket.is_readable())
+
+    async def aclose(self) -> None:
+        """Closes at once, without any farewell."""
+        await trio.aclose_forcefully(self._stream)
+
+    def _encode(self, request: Request) -> bytes:
+        headers = [("Host", self._host_header), *request.headers.items()]
+        if request.body is not None:
+            headers.append(("Content-Length", str(len(request.body))))
+        try:
+            head = self._h11.send(h11.Request(method=request.method, target=request.target, headers=headers))
+            body = self._h11.send(h11.Data(data=request.body)) if request.body else b""
+            end = self._h11.send(h11.EndOfMessage())
+        except (h11.LocalProtocolError, UnicodeEncodeError) as error:
+            raise WireError("protocol", f"the request cannot be sent: {error}") from error
+        return (head or b"") + (body or b"") + (end or b"")
+
+    async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
+        try:
+            while True:
+                event = self._h11.next_event()
+                if event is not h11.NEED_DATA:
+                    return event  # type: ignore[return-value]
+                data = await self._stream.receive_some(_RECEIVE_BYTES)
+                self._answered = self._answered or bool(data)
+                if not self._answered:
+                    raise ConnectionEnded
+                self._h11.receive_data(bytes(data))
+        except h11.RemoteProtocolError as error:
+            raise WireError("protocol", f"the response is not HTTP/1.1: {error}") from error
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if not self._answered:
+                raise ConnectionEnded from error
+            raise WireError("protocol", "the response ended early") from error
+
+
+def check_announced_length(head: Head, max_bytes: int) -> None:
+    """Raises WireError if the server says beforehand that the body is longer than `max_bytes`."""
+    length = head.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise too_large(max_bytes)
+
+
+def too_large(max_bytes: int) -> WireError:
+    """The error for a body longer than `max_bytes`."""
+    return WireError("too_large", f"the response is larger than {max_bytes} bytes")
+
+
+def _join_headers(response: h11.Response) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in response.headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers

@@ -1,0 +1,191 @@
+"""The wire to the world: discovery, DNS, TLS, HTTP/1.1. Spec: server-server-api/#server-discovery
+
+One connection pool keyed by server name. Discovery runs only where no connection is kept open, so a pooled request
+costs its own bytes and nothing else; a connection's age is limited, so that delegation cannot outlive it for long.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import trio
+
+from federation.discovery import (
+    WELL_KNOWN_BYTES_MAX,
+    WELL_KNOWN_PATH,
+    WELL_KNOWN_REDIRECTS_MAX,
+    WELL_KNOWN_TIMEOUT_S,
+    Discovery,
+    Failed,
+    FetchWellKnown,
+    Found,
+    LookupSRV,
+    WellKnownCache,
+)
+from federation.identifiers import ServerName
+from federation.wire import WireError, WireResponse, WireStream
+from federation.wire.client import HttpClient, as_stream, timed_out
+from federation.wire.dial import ConnectTCP, Dialer
+from federation.wire.dns import Resolver
+from federation.wire.http1 import Connection, Request
+from federation.wire.pool import Pool, PoolLimits
+
+USER_AGENT = "homeserver"
+_GIVEN_UP_AFTER_S = 3.0
+
+
+class InternetWire:
+    """A `Wire` over HTTPS. Made once per server; `aclose` it at the end.
+
+    `ca_file` is a PEM bundle trusted in addition to the system's, "" for none; OSError if it cannot be read.
+    `resolver`, `connect_tcp` and `below` (an integer from range(n)) are the machine's own unless given.
+    """
+
+    __slots__ = ("_below", "_client", "_dialer", "_pool", "_well_known", "_well_known_locks")
+
+    def __init__(
+        self,
+        ca_file: str = "",
+        verify_tls: bool = True,
+        allow_private_addresses: bool = False,
+        *,
+        resolver: Resolver | None = None,
+        connect_tcp: ConnectTCP | None = None,
+        below: Callable[[int], int] = random.randrange,
+        limits: PoolLimits | None = None,
+    ) -> None:
+        self._dialer = Dialer(
+            ca_file, verify_tls, allow_private_addresses, resolver=resolver, connect_tcp=connect_tcp
+        )
+        self._client = HttpClient(self._dialer)
+        self._pool: Pool[ServerName] = Pool(self._open_connection, limits)
+        self._below = below
+        self._well_known = WellKnownCache()
+        self._well_known_locks: dict[str, trio.Lock] = {}
+
+    async def request(
+        self,
+        destination: ServerName,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> WireResponse:
+        """See `Wire`."""
+        with trio.move_on_after(timeout_s):
+            connection, head = await self._pool.begin(destination, _request(method, path, headers, body))
+            try:
+                return WireResponse(head.status, head.headers, await connection.read_body(head, max_bytes))
+            finally:
+                await self._pool.end(destination, connection)
+        raise timed_out(destination, timeout_s)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        destination: ServerName,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> AsyncIterator[WireStream]:
+        """See `Wire`."""
+        begun = None
+        with trio.move_on_after(timeout_s):
+            begun = await self._pool.begin(destination, _request(method, path, headers, body))
+        if begun is None:
+            raise timed_out(destination, timeout_s)
+        connection, head = begun
+        try:
+            yield as_stream(connection, head, timeout_s, max_bytes)
+        finally:
+            await self._pool.end(destination, connection)
+
+    @asynccontextmanager
+    async def stream_url(
+        self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
+    ) -> AsyncIterator[WireStream]:
+        """See `Wire`."""
+        async with self._client.stream(
+            url, headers=_with_user_agent(headers), timeout_s=timeout_s, max_bytes=max_bytes
+        ) as response:
+            yield response
+
+    async def discover(self, destination: ServerName) -> Found:
+        """Where requests to a server go, by discovery from the start. Raises WireError if its name leads nowhere."""
+        discovery = Discovery(destination, self._below)
+        while True:
+            step = discovery.next_step()
+            if isinstance(step, Found):
+                return step
+            if isinstance(step, Failed):
+                raise WireError("discovery", step.reason)
+            if isinstance(step, FetchWellKnown):
+                discovery.feed_well_known(await self._find_well_known(step.hostname))
+            elif isinstance(step, LookupSRV):
+                discovery.feed_srv(await self._dialer.resolver.find_srv(step.name))
+            else:
+                discovery.feed_addresses(await self._dialer.resolver.find_addresses(step.hostname))
+
+    async def aclose(self) -> None:
+        """Closes the connections that are kept open. Requests under way keep theirs and close them."""
+        await self._pool.aclose()
+        await self._client.aclose()
+
+    async def _open_connection(self, destination: ServerName) -> Connection:
+        found = await self.discover(destination)
+        stream = await self._dialer.open_stream(found.addresses, found.tls_name)
+        return Connection(stream, found.host_header, trio.current_time())
+
+    async def _find_well_known(self, hostname: str) -> ServerName | None:
+        """What `.well-known` delegates to, asked for by one task at a time."""
+        cached = self._well_known.find(hostname, trio.current_time())
+        if cached is not None:
+            return cached[0]
+        lock = self._well_known_locks.setdefault(hostname, trio.Lock())
+        try:
+            async with lock:
+                cached = self._well_known.find(hostname, trio.current_time())
+                return cached[0] if cached is not None else await self._fetch_well_known(hostname)
+        finally:
+            if not lock.locked():
+                self._well_known_locks.pop(hostname, None)
+
+    async def _fetch_well_known(self, hostname: str) -> ServerName | None:
+        began_s = trio.current_time()
+        response = None
+        try:
+            got = await self._client.request(
+                "GET",
+                f"https://{hostname}{WELL_KNOWN_PATH}",
+                headers=_with_user_agent({"Connection": "close"}),
+                timeout_s=WELL_KNOWN_TIMEOUT_S,
+                max_bytes=WELL_KNOWN_BYTES_MAX,
+                redirects_max=WELL_KNOWN_REDIRECTS_MAX,
+            )
+            response = (got.status, got.headers, got.body)
+        except WireError:
+            response = None
+        except trio.Cancelled:
+            # The request that this is for has run out of time. A web server that swallows packets would do that to
+            # every request to come, so having waited for long counts as an answer.
+            if trio.current_time() - began_s >= _GIVEN_UP_AFTER_S:
+                self._well_known.store(hostname, None, trio.current_time())
+            raise
+        return self._well_known.store(hostname, response, trio.current_time())
+
+
+def _request(method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Request:
+    return Request(method, path, _with_user_agent(headers), body)
+
+
+def _with_user_agent(headers: Mapping[str, str]) -> Mapping[str, str]:
+    return {"User-Agent": USER_AGENT, **headers}

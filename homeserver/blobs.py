@@ -2,40 +2,205 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import AsyncIterator
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from homeserver.limits import BLOB_CHUNK_BYTES
+import trio
 
-_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*", re.ASCII)
+from homeserver.limits import BLOB_CHUNK_BYTES, BLOB_KEY_CHARACTERS_MAX, BLOB_THREADS_MAX
+
+# Nothing that a file system or a URL treats in a special way, no hidden file, nothing that climbs out of the folder.
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})*", re.ASCII)
+_INCOMING = ".incoming"
+
+T = TypeVar("T")
+
+
+class BlobError(Exception):
+    """The storage cannot be reached, or refuses."""
 
 
 class Blobs:
-    """Opened with a URL: "file:PATH", "s3://bucket/prefix", "gs://…", "az://…". Keys are like `media/ab/cd`."""
+    """Keys are like `media/ab/cdef`: parts of letters, digits, `.`, `_` and `-`. ValueError for any other key.
 
-    def __init__(self, url: str) -> None:
+    All methods: BlobError if the storage fails. A blob is replaced or removed whole; who is reading it reads on.
+    """
+
+    def __init__(self, url: str, *, inline: bool = False) -> None:
+        """url: "file:PATH", "s3://bucket/prefix", "gs://…", "az://…", "memory:". Nothing is opened before the first use.
+
+        inline: works on the trio thread itself (tests under a virtual clock).
+        """
         self._url = url
-        self._store: Any = None
+        self._inline = inline
+        self._folder = Path(url.removeprefix("file:")).absolute() if url.startswith("file:") else None
+        if self._folder is not None and url.startswith("file://"):
+            self._folder = Path(url.removeprefix("file://"))
+        self._opened: Any = None
+        self._limiter = trio.CapacityLimiter(BLOB_THREADS_MAX)
 
     async def put(self, key: str, data: bytes | Path) -> None:
-        """Stores `data`, or the content of the file at that path, under `key`; durable when this returns."""
+        """Stores `data`, or the content of the file at that path, under `key`; durable when this returns.
+
+        The file may be deleted afterwards, but must not be written to: a local folder shares it.
+        """
+        _check_key(key)
+        await self._call(self._put_in_folder if self._folder is not None else self._put_in_store, key, data)
 
     async def get(self, key: str) -> bytes:
         """The whole blob. KeyError if there is none."""
+        return await self._call(self._get, _check_key(key))
 
-    def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes start ≤ i < end, in chunks. KeyError if there is none."""
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes start ≤ i < end, in chunks. KeyError if there is no such blob."""
+        if start < 0 or (end is not None and end < start):
+            raise ValueError(f"no such range: {start} to {end}")
+        size_bytes = await self.size_bytes(key)
+        end = size_bytes if end is None else min(end, size_bytes)
+        if start >= end:
+            return
+        chunks = await self._call(self._open, key, start, end)
+        while (chunk := await self._call(_next_chunk, chunks)) is not None:
+            yield chunk
 
     async def size_bytes(self, key: str) -> int:
         """How long the blob is. KeyError if there is none."""
+        return await self._call(self._size_bytes, _check_key(key))
 
     async def exists(self, key: str) -> bool:
         """Whether there is such a blob."""
+        try:
+            await self.size_bytes(key)
+        except KeyError:
+            return False
+        return True
 
     async def delete(self, key: str) -> None:
         """Removes the blob; nothing happens if there is none."""
+        await self._call(self._delete, _check_key(key))
 
-    def list(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
-        """Every (key, size in bytes) whose key begins with `prefix`, ordered by key."""
+    async def list(self, folder: str = "") -> AsyncIterator[tuple[str, int]]:
+        """Every (key, size in bytes) below `folder` ("media/ab"; "" is everything), in no order."""
+        pages = await self._call(self._list, _check_key(folder) if folder else None)
+        while (page := await self._call(next, pages, None)) is not None:
+            for entry in page:
+                if _KEY.fullmatch(entry["path"]):  # else it is none of ours, or is still being written
+                    yield entry["path"], entry["size"]
+
+    async def _call(self, fn: Callable[..., T], *args: Any) -> T:
+        if self._inline:
+            await trio.lowlevel.checkpoint()
+            return _translate_errors(fn, *args)
+        return await trio.to_thread.run_sync(_translate_errors, fn, *args, limiter=self._limiter)
+
+    # In a thread
+
+    @property
+    def _store(self) -> Any:
+        if self._opened is None:
+            # Imported here: 6 MB that a server without media need not hold.
+            from obstore.store import LocalStore, MemoryStore, from_url
+
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._opened = LocalStore(self._folder)
+            elif self._url.startswith("memory:"):
+                self._opened = MemoryStore()
+            else:
+                self._opened = from_url(self._url)
+        return self._opened
+
+    def _put_in_store(self, key: str, data: bytes | Path) -> None:
+        self._store.put(key, data)
+
+    def _put_in_folder(self, key: str, data: bytes | Path) -> None:
+        """obstore does not wait for the disk, so that the folder is written here: aside, to the disk, then in place."""
+        assert self._folder is not None
+        target = self._folder / key
+        incoming = self._folder / _INCOMING
+        _make_folder(incoming)
+        _make_folder(target.parent)
+        temporary = incoming / secrets.token_hex(16)
+        try:
+            if isinstance(data, Path):
+                _link_or_copy(data, temporary)
+            else:
+                temporary.write_bytes(data)
+            _sync(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(target.parent)
+
+    def _get(self, key: str) -> bytes:
+        return bytes(self._store.get(key).bytes())
+
+    def _open(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        return iter(self._store.get(key, options={"range": (start, end)}).stream(min_chunk_size=BLOB_CHUNK_BYTES))
+
+    def _size_bytes(self, key: str) -> int:
+        return int(self._store.head(key)["size"])
+
+    def _delete(self, key: str) -> None:
+        try:
+            self._store.delete(key)
+        except FileNotFoundError:
+            pass
+
+    def _list(self, folder: str | None) -> Iterator[Any]:
+        return iter(self._store.list(folder, chunk_size=1000))
+
+
+def _check_key(key: str) -> str:
+    if len(key) > BLOB_KEY_CHARACTERS_MAX or not _KEY.fullmatch(key):
+        raise ValueError(f"not a blob key: {key[:100]!r}")
+    return key
+
+
+def _translate_errors(fn: Callable[..., T], *args: Any) -> T:
+    try:
+        return fn(*args)
+    except FileNotFoundError:
+        raise KeyError(args[0] if args else "") from None
+    except OSError as error:
+        raise BlobError(f"The storage of blobs fails: {error}") from error
+    except Exception as error:
+        # obstore's errors can be named only after its import, and most derive from Exception directly
+        if type(error).__module__.startswith("obstore"):
+            raise BlobError(f"The storage of blobs fails: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def _next_chunk(chunks: Iterator[Any]) -> bytes | None:
+    chunk = next(chunks, None)
+    return None if chunk is None else bytes(chunk)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes the folder and those above it, durably."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {source}") from None
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -5,6 +5,7 @@ Units are in the names. A limit that an operator should decide is a key of `conf
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -28,6 +29,23 @@ TAIL_SPAN_MAX = 1000
 
 # Read and written at once: large enough that the thread hop is cheap, small enough for many downloads at a time.
 BLOB_CHUNK_BYTES = 256 * 1024
+# Object stores allow 1024 bytes with the prefix of the URL.
+BLOB_KEY_CHARACTERS_MAX = 512
+# Reads and writes at once: they wait for the disk or the network, each on a thread.
+BLOB_THREADS_MAX = 16
+
+# Workers
+
+# More threads than cores only take each other's caches: argon2 needs 19 MiB each.
+WORKER_THREADS_MAX = max(2, min(8, os.cpu_count() or 2))
+# The separate process: an image of 64 million pixels is 256 MB, and is held twice while it is scaled.
+WORKER_MEMORY_BYTES_MAX = 1 << 30
+# The largest thumbnail of the largest image takes some seconds on a slow core; more is an attack.
+WORKER_SECONDS_MAX = 20.0
+# It ends itself, and gives back its 30 MB, when nothing was asked of it for this long.
+WORKER_IDLE_SECONDS = 60.0
+# The largest upload as an answer: a re-encoded image.
+WORKER_ANSWER_BYTES_MAX = 64 << 20
 
 # Access tokens
 
@@ -63,6 +81,26 @@ QUERY_PARAMETERS_MAX = 500
 # A client whose body stands still for so long has gone; a slow upload may take as long as it moves.
 REQUEST_CHUNK_SECONDS_MAX = 60
 
+# What a client still sends after its answer is read and dropped, so that it sees the answer and not a broken connection:
+# so much and so long, then the connection is closed.
+REFUSED_BODY_BYTES_MAX = 16 << 20
+REFUSED_BODY_SECONDS_MAX = 10
+
+# A small body that nobody asked for is read before the answer, so that the connection can be used again.
+UNREAD_BODY_BYTES = 65_536
+
+# A proxy keeps its connections to the server for about a minute; a shorter time here would race with its next request.
+KEEP_ALIVE_SECONDS = 75
+
+# A client that takes nothing of its answer for so long has gone, and would hold up a restart.
+SEND_SECONDS_MAX = 60
+
+# How long requests under way have to end once the server is told to stop; service managers kill after 10 to 90 seconds.
+DRAIN_SECONDS = 8
+
+# The kernel's queue of connections that wait to be accepted, for the moment when every client comes back at once.
+LISTEN_BACKLOG = 1024
+
 # Waiting syncs are requests: this many tasks are about 100 MB. Beyond it the answer is 503, never a slow death.
 REQUESTS_AT_ONCE_MAX = 10_000
 
@@ -95,7 +133,7 @@ RATE_LIMITS: Mapping[str, Bucket] = {
     "admin": Bucket(500, 100),  # trusted
 }
 
-# A bucket is about 200 bytes: 10 MB. The fullest are forgotten first, which forgives nothing.
+# A bucket is about 200 bytes: 10 MB. The least recently used are forgotten first: they are mostly full again.
 RATE_LIMIT_KEYS_MAX = 50_000
 
 # Accounts

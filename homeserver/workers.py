@@ -2,31 +2,186 @@
 
 from __future__ import annotations
 
+import os
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
+import msgspec
 import trio
+
+from homeserver.limits import (
+    WORKER_ANSWER_BYTES_MAX,
+    WORKER_IDLE_SECONDS,
+    WORKER_MEMORY_BYTES_MAX,
+    WORKER_SECONDS_MAX,
+    WORKER_THREADS_MAX,
+)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_PROGRAM = Path(__file__).with_name("worker_process.py")
+
 
 class WorkerFailed(Exception):
-    """The separate process ran out of memory or time, or died."""
+    """The separate process took too long or too much memory, died, or failed in a way that its function did not expect."""
 
 
 class Workers:
-    """`run`: a bounded number of threads. `run_process`: one separate process with limits, started when first needed."""
+    """`run`: a bounded number of threads. `run_process`: a separate process with limits, started when it is needed."""
 
-    def __init__(self, threads: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int = WORKER_THREADS_MAX,
+        memory_bytes: int = WORKER_MEMORY_BYTES_MAX,
+        idle_seconds: float = WORKER_IDLE_SECONDS,
+        inline: bool = False,
+    ) -> None:
+        """inline: works on the trio thread itself, which waits (tests under a virtual clock)."""
+        self._inline = inline
         self._limiter = trio.CapacityLimiter(threads)
+        self._process = _Process(memory_bytes, idle_seconds)
+        self._process_limiter = trio.CapacityLimiter(1)
 
     async def run(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        """fn(*args) in a thread; waits while all are busy."""
+        """fn(*args) in a thread; waits while all are busy. For work that releases the GIL: argon2, zstd, large hashes."""
+        if self._inline:
+            await trio.lowlevel.checkpoint()
+            return fn(*args)
         return await trio.to_thread.run_sync(fn, *args, limiter=self._limiter)
 
-    async def run_process(self, function: str, *args: Any, timeout_s: float = 20.0) -> Any:
-        """Calls `function` ("package.module:name") with picklable `args` in a separate process. WorkerFailed if it dies."""
+    async def run_process(self, function: str, *args: Any, timeout_s: float = WORKER_SECONDS_MAX) -> Any:
+        """Calls `function` ("package.module:name") in the separate process, one call at a time.
+
+        Arguments and result: None, bool, int, float, str, bytes, and lists and dicts of them. A ValueError of the function
+        is raised as such; everything else that goes wrong is WorkerFailed. The module should import little.
+        """
+        if self._inline:
+            await trio.lowlevel.checkpoint()
+            return self._process.call(function, args, timeout_s)
+        return await trio.to_thread.run_sync(
+            self._process.call, function, args, timeout_s, limiter=self._process_limiter
+        )
 
     async def aclose(self) -> None:
-        """Ends the separate process."""
+        """Ends the separate process, and with it a call that is under way."""
+        self._process.kill()
+        await trio.lowlevel.checkpoint()
+
+
+class _Process:
+    """Speaks with the process; synchronous, one call at a time."""
+
+    def __init__(self, memory_bytes: int, idle_seconds: float) -> None:
+        self._arguments = (str(memory_bytes), str(idle_seconds))
+        self._running: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def call(self, function: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        request = msgspec.msgpack.encode([function, args])
+        with self._lock:
+            deadline = time.monotonic() + timeout_s
+            reply = self._exchange(request, deadline)
+            if reply is None:  # it had just exited because nothing was asked for long: ask a new one
+                reply = self._exchange(request, deadline)
+        if reply is None:
+            raise WorkerFailed(f"{function}: the process ended")
+        if reply[0] is True:
+            return reply[1]
+        if reply[1] == "ValueError":
+            raise ValueError(reply[2])
+        raise WorkerFailed(f"{function}: {reply[1]}: {reply[2]}")
+
+    def kill(self) -> None:
+        process = self._running
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _exchange(self, request: bytes, deadline: float) -> Any:
+        """The decoded answer; None if the process had exited by itself before it read the request."""
+        process = self._running
+        if process is None or process.poll() is not None:
+            process = self._running = self._start()
+        try:
+            body = self._send_and_receive(process, request, deadline)
+            if body is not None:
+                answer = msgspec.msgpack.decode(body)
+                if isinstance(answer, list) and len(answer) in (2, 3):
+                    return answer
+        except (WorkerFailed, msgspec.DecodeError) as error:
+            self._end(process)
+            raise WorkerFailed(str(error)) from None
+        status = self._end(process)
+        if status != 0:
+            raise WorkerFailed(f"the process died (status {status})")
+        return None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        root = str(_PROGRAM.parent.parent)
+        path = os.pathsep.join([root, *(entry for entry in sys.path if entry and entry != root)])
+        return subprocess.Popen(
+            [sys.executable, "-P", str(_PROGRAM), *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONPATH": path, "PATH": os.defpath},
+            bufsize=0,
+        )
+
+    def _end(self, process: subprocess.Popen[bytes]) -> int:
+        """Its exit status. One that has closed its end by itself gets the moment that exiting takes."""
+        self._running = None
+        try:
+            status = process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+        return status
+
+    def _send_and_receive(self, process: subprocess.Popen[bytes], request: bytes, deadline: float) -> bytes | None:
+        """The answer's bytes; None if the process closed its end."""
+        assert process.stdin is not None and process.stdout is not None
+        stdin, stdout = process.stdin.fileno(), process.stdout.fileno()
+        os.set_blocking(stdin, False)
+        unsent = memoryview(struct.pack("<Q", len(request)) + request)
+        received = bytearray()
+        length: int | None = None
+        poll = select.poll()  # select() cannot look at descriptors above 1023
+        poll.register(stdout, select.POLLIN)
+        poll.register(stdin, select.POLLOUT)
+        while length is None or len(received) < 8 + length:
+            timeout_s = deadline - time.monotonic()
+            if timeout_s <= 0:
+                process.kill()
+                raise WorkerFailed("the process took too long")
+            ready = [descriptor for descriptor, _ in poll.poll(timeout_s * 1000)]
+            if stdin in ready:
+                try:
+                    unsent = unsent[os.write(stdin, unsent) :]
+                except BrokenPipeError:
+                    return None
+                if not unsent:
+                    poll.unregister(stdin)
+            if stdout in ready:
+                part = os.read(stdout, 1 << 20)
+                if not part:
+                    return None
+                received += part
+            if length is None and len(received) >= 8:
+                (length,) = struct.unpack_from("<Q", received)
+                if length > WORKER_ANSWER_BYTES_MAX:
+                    process.kill()
+                    raise WorkerFailed("the answer of the process is too long")
+        return bytes(received[8:])

@@ -1,0 +1,82 @@
+"""The separate process of `Workers.run_process`: started as a script, works off requests from stdin, answers on stdout.
+
+Its input may be hostile, and so may it become: it has limits on memory and files, and it is spoken to in msgpack, which
+unlike pickle cannot make the server run anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import select
+import struct
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+
+def read_exactly(descriptor: int, count: int) -> bytes:
+    """`count` bytes, fewer only at the end of the input."""
+    parts: list[bytes] = []
+    while count:
+        part = os.read(descriptor, min(count, 1 << 20))
+        if not part:
+            break
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes every byte."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def find_function(name: str) -> Any:
+    """The function "package.module:name". Packages on the way are not run: theirs would import the whole server."""
+    module_name, _, function_name = name.partition(":")
+    packages = module_name.split(".")[:-1]
+    for depth in range(len(packages)):
+        package = ".".join(packages[: depth + 1])
+        if package not in sys.modules:
+            folder = next(path for entry in sys.path if (path := Path(entry, *packages[: depth + 1])).is_dir())
+            bare = sys.modules[package] = ModuleType(package)
+            bare.__path__ = [str(folder)]
+    return getattr(importlib.import_module(module_name), function_name)
+
+
+def answer(request: bytes) -> bytes:
+    """The encoded answer: [True, result] or [False, kind of error, message]."""
+    try:
+        name, args = msgspec.msgpack.decode(request)
+        return msgspec.msgpack.encode([True, find_function(name)(*args)])
+    except BaseException as error:  # whatever it is, the server decides what it means
+        return msgspec.msgpack.encode([False, type(error).__name__, str(error)[:1000]])
+
+
+def main(memory_bytes: int, idle_seconds: float) -> None:
+    """Works until the input ends, or nothing came for `idle_seconds`: then it exits with status 0."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    requests, answers = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):  # what a function prints must not end up among the answers
+        os.dup2(null, standard)
+    while select.select([requests], [], [], idle_seconds)[0]:
+        header = read_exactly(requests, 8)
+        if len(header) < 8:
+            return
+        (length,) = struct.unpack("<Q", header)
+        body = answer(read_exactly(requests, length))
+        write_all(answers, struct.pack("<Q", len(body)) + body)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))

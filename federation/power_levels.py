@@ -1,0 +1,165 @@
+"""PowerLevels: who may do what in a room. Spec: client-server-api/#mroompower_levels, server-server-api/#definitions"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from federation.event import Event
+from federation.identifiers import InvalidIdentifier, parse_user_id
+from federation.room_versions import RoomVersion
+
+CREATOR_LEVEL = 2**63
+"""The "infinitely high" power level of privileged room creators: above every integer of canonical JSON."""
+
+LEVEL_DEFAULTS: Mapping[str, int] = {
+    "users_default": 0,
+    "events_default": 0,
+    "state_default": 50,
+    "ban": 50,
+    "redact": 50,
+    "kick": 50,
+    "invite": 0,
+}
+"""The properties of m.room.power_levels that hold one level, with what holds where they are absent."""
+
+_CREATOR_LEVEL_WITHOUT_EVENT = 100
+_NOTIFICATION_LEVEL_DEFAULT = 50
+_STRING_LEVEL = re.compile(r"([+-]?)([0-9]+)", re.ASCII)
+_DOUBLE_DIGITS_MAX = 309
+"""An integer with more digits is no IEEE double; Python would refuse to read one of 4300."""
+
+
+def parse_level(value: object, version: RoomVersion) -> int | None:
+    """The power level that a JSON value stands for in the room version; None where it stands for none.
+
+    Spec: rooms/v1/#mroompower_levels-events-accept-values-as-strings and …-as-floats
+    """
+    if type(value) is int:
+        return value if _is_double(value) else None
+    if type(value) is str and version.power_levels_as_strings:
+        match = _STRING_LEVEL.fullmatch(value.strip())
+        digits = "" if match is None else match[2].lstrip("0")
+        if match is None or len(digits) > _DOUBLE_DIGITS_MAX:
+            return None
+        level = int(f"{match[1]}0{digits}")
+        return level if _is_double(level) else None
+    if type(value) is float and version.power_levels_as_floats and math.isfinite(value):
+        return math.trunc(value)
+    return None
+
+
+def _is_double(level: int) -> bool:
+    try:
+        float(level)
+    except OverflowError:
+        return False
+    return True
+
+
+def room_creator(create: Event) -> str | None:
+    """The user whose first join the authorisation rules let through; None if the content names none."""
+    if create.version.create_content_has_creator:
+        creator = create.content.get("creator")
+        return creator if isinstance(creator, str) else None
+    return create.sender
+
+
+def room_creators(create: Event) -> frozenset[str]:
+    """The creator, and with `additional_creators` (room version 12) all of them."""
+    creator = room_creator(create)
+    creators = set() if creator is None else {creator}
+    if create.version.additional_creators:
+        additional = create.content.get("additional_creators")
+        if isinstance(additional, list):
+            creators.update(user_id for user_id in additional if isinstance(user_id, str))
+    return frozenset(creators)
+
+
+def are_user_ids(value: object) -> bool:
+    """Whether the value is an array of valid user IDs, as `additional_creators` has to be."""
+    return isinstance(value, list) and all(is_user_id(item) for item in value)
+
+
+def is_user_id(value: object) -> bool:
+    """Whether the value is a valid user ID, historical ones included."""
+    try:
+        parse_user_id(value)
+    except InvalidIdentifier:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class PowerLevels:
+    """The power levels of a room at one moment. Read when asked, so cheap to make.
+
+    What is no level counts as absent. Without an m.room.power_levels event (`content` None) the creators have 100.
+    """
+
+    version: RoomVersion
+    creators: frozenset[str]
+    content: Mapping[str, Any] | None
+
+    def user_level(self, user_id: str) -> int:
+        """The power level of a user, in the room or not."""
+        if self.version.creators_privileged and user_id in self.creators:
+            return CREATOR_LEVEL
+        if self.content is None:
+            return _CREATOR_LEVEL_WITHOUT_EVENT if user_id in self.creators else 0
+        level = self._entry("users", user_id)
+        return self._level("users_default") if level is None else level
+
+    def event_level(self, event_type: str, is_state: bool) -> int:
+        """The *required power level* to send events of a type."""
+        level = self._entry("events", event_type)
+        if level is not None:
+            return level
+        return self._level("state_default" if is_state else "events_default")
+
+    def notification_level(self, key: str) -> int:
+        """What a sender needs to notify in a way, e.g. "room" for @room."""
+        level = self._entry("notifications", key)
+        return _NOTIFICATION_LEVEL_DEFAULT if level is None else level
+
+    @property
+    def ban_level(self) -> int:
+        """To ban, and to unban together with `kick_level`."""
+        return self._level("ban")
+
+    @property
+    def kick_level(self) -> int:
+        """To kick."""
+        return self._level("kick")
+
+    @property
+    def redact_level(self) -> int:
+        """To redact events of others."""
+        return self._level("redact")
+
+    @property
+    def invite_level(self) -> int:
+        """To invite."""
+        return self._level("invite")
+
+    def _level(self, name: str) -> int:
+        if self.content is None:
+            return LEVEL_DEFAULTS[name]
+        level = parse_level(self.content.get(name), self.version)
+        return LEVEL_DEFAULTS[name] if level is None else level
+
+    def _entry(self, name: str, key: str) -> int | None:
+        entries = None if self.content is None else self.content.get(name)
+        return parse_level(entries.get(key), self.version) if isinstance(entries, dict) else None
+
+
+def read_power_levels(create: Event | None, power_levels: Event | None, version: RoomVersion) -> PowerLevels:
+    """The power levels that the room's m.room.create and m.room.power_levels events make."""
+    return PowerLevels(
+        version,
+        frozenset() if create is None else room_creators(create),
+        None if power_levels is None else power_levels.content,
+    )

@@ -1,7 +1,7 @@
 """Routes: operations as typed functions. A handler's signature is its contract, compiled once when it is registered.
 
 Parameters have their meaning by name: `hs` (first), `requester`, `origin`, `body`, `query`, `request`; every other one
-is a path parameter. `homeserver.arguments` reads them, `homeserver.asgi` serves them; nothing here knows a web framework.
+is a path parameter. `homeserver.arguments` reads them, `homeserver.asgi` serves them; nothing here knows a framework.
 Spec: client-server-api/#api-standards
 """
 
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+import trio
 
 from homeserver import limits
 from homeserver.arguments import Plan, compile_plan
@@ -50,16 +51,17 @@ class Request:
         path: str,
         query_string: str = "",
         headers: list[tuple[bytes, bytes]] | None = None,
-        client_ip: str = "",
+        client_ip: Callable[[], str] = str,
         receive: Callable[[], Awaitable[bytes | None]] | None = None,
-        request_id: str = "",
+        wait_gone: Callable[[], Awaitable[None]] = trio.sleep_forever,
     ) -> None:
         self.method = method
         self.path = path
         self.query_string = query_string
-        self.client_ip = client_ip
-        self.request_id = request_id
+        self.request_id = ""  # in every log entry about this request
         self.content: Any = None  # the JSON that the body held, once it has been read
+        self.wait_gone = wait_gone  # returns when the client has closed the connection
+        self._client_ip = client_ip
         self._headers = headers or []
         self._receive = receive
 
@@ -67,6 +69,11 @@ class Request:
     def uri(self) -> str:
         """Path and query, as they were sent and signed."""
         return f"{self.path}?{self.query_string}" if self.query_string else self.path
+
+    @cached_property
+    def client_ip(self) -> str:
+        """The address of the client; "" where there is none, as on a unix socket without a proxy."""
+        return self._client_ip()
 
     @cached_property
     def headers(self) -> dict[str, str]:
@@ -123,6 +130,7 @@ class Operation:
     max_body_bytes: int
     allow_guest: bool
     allow_locked: bool
+    waits: bool
 
 
 class Routes:
@@ -162,11 +170,14 @@ class Routes:
         group: str = "",
         allow_guest: bool | None = None,
         allow_locked: bool = False,
+        waits: bool | None = None,
     ) -> Callable[[Handler], Handler]:
         """Registers a handler. Several may be stacked on one function.
 
         rate_limit: a class of `limits.RATE_LIMITS`, or "" for none. max_body_bytes: 0 for the usual limit of the group.
         allow_guest: None for what the spec says of the path. allow_locked: also for an account that is locked.
+        waits: the handler may wait for long, and is cancelled when the client goes away or the server stops; None where
+        the rate limit is that of sync.
         """
         group = group or guess_group(path)
 
@@ -183,6 +194,7 @@ class Routes:
                     max_body_bytes=max_body_bytes or limits.BODY_BYTES_MAX.get(group, limits.BODY_BYTES_MAX["client"]),
                     allow_guest=guest_may(method, path) if allow_guest is None else allow_guest,
                     allow_locked=allow_locked,
+                    waits=rate_limit == "sync" if waits is None else waits,
                 )
             )
             return handler

@@ -81,7 +81,7 @@ QUERY_PARAMETERS_MAX = 500
 # A client whose body stands still for so long has gone; a slow upload may take as long as it moves.
 REQUEST_CHUNK_SECONDS_MAX = 60
 
-# What a client still sends after its answer is read and dropped, so that it sees the answer and not a broken connection:
+# What a client still sends after its answer is read and dropped, so that it sees the answer, not a broken connection:
 # so much and so long, then the connection is closed.
 REFUSED_BODY_BYTES_MAX = 16 << 20
 REFUSED_BODY_SECONDS_MAX = 10
@@ -92,7 +92,8 @@ UNREAD_BODY_BYTES = 65_536
 # A proxy keeps its connections to the server for about a minute; a shorter time here would race with its next request.
 KEEP_ALIVE_SECONDS = 75
 
-# A client that takes nothing of its answer for so long has gone, and would hold up a restart.
+# A client that does not take so much of its answer in so long has gone, and would hold up a restart.
+SEND_BYTES = 65_536
 SEND_SECONDS_MAX = 60
 
 # How long requests under way have to end once the server is told to stop; service managers kill after 10 to 90 seconds.

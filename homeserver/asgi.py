@@ -1,0 +1,216 @@
+"""The ASGI application: adapts `homeserver.dispatch` to any ASGI server. Knows the protocol, and no server.
+
+Paths of the protocol are answered by the operations, everything else by the pages for people.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import trio
+
+from homeserver import limits
+from homeserver.api import Request, Response
+from homeserver.config import SERVE_GROUPS
+from homeserver.dispatch import Dispatch, error_response
+from homeserver.errors import MatrixError, unrecognized
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
+
+
+@dataclass(slots=True)
+class App:
+    """An ASGI application. `groups`: what of the server it answers. Extra doors are given, never looked up.
+
+    websocket: answers WebSocket scopes. pages: the ASGI application for people, made at its first request.
+    """
+
+    dispatch: Dispatch
+    groups: Collection[str] = frozenset(SERVE_GROUPS)
+    websocket: AsgiApp | None = None
+    pages: Callable[[], AsgiApp] | None = None
+    _pages: AsgiApp | None = None
+
+    def serving(self, groups: Collection[str]) -> App:
+        """The same application for a listener that answers only these groups."""
+        return App(self.dispatch, frozenset(groups), self.websocket, self.pages)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = raw_path(scope)
+            if path.startswith(API_PREFIXES):
+                await self._answer(scope, path, receive, send)
+            else:
+                await self._show_page(scope, receive, send)
+        elif scope["type"] == "websocket":
+            if self.websocket is not None and "client" in self.groups:
+                await self.websocket(scope, receive, send)
+            else:
+                await receive()
+                await send({"type": "websocket.close", "code": 1000})
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+
+    async def _answer(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        body = _Body(receive)
+        request = Request(
+            scope["method"], path, scope["query_string"].decode("latin-1"), scope["headers"],
+            lambda: client_address(scope), body.next_chunk, body.wait_gone,
+        )
+        if len(path) > limits.PATH_CHARACTERS_MAX:
+            response = error_response(MatrixError(414, "M_TOO_LARGE", "The path is too long."))
+        elif self.dispatch.active >= limits.REQUESTS_AT_ONCE_MAX:
+            response = error_response(MatrixError(503, "M_UNKNOWN", "This server is too busy."))
+        else:
+            response = await self.dispatch.answer(request, self.groups)
+        if body.expected(scope) and await body.too_long_to_skip(request):
+            await body.answer_and_drain(response, send)
+        else:
+            await send_response(response, send, head=scope["method"] == "HEAD")
+
+    async def _show_page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.pages is None or "client" not in self.groups:
+            await send_response(error_response(unrecognized()), send)
+            return
+        if self._pages is None:
+            # The pages' web framework takes a good part of a second to import: for the first visitor, in a thread.
+            await trio.to_thread.run_sync(importlib.import_module, "quart_trio")
+            self._pages = self._pages or self.pages()
+        await self._pages(scope, receive, send)
+
+
+class _Body:
+    """The messages of one request, as chunks of its body and as the news that its client has gone."""
+
+    __slots__ = ("_done", "_receive")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._done = False
+
+    async def next_chunk(self) -> bytes | None:
+        """The next piece, maybe empty; None at the end. MatrixError where the client goes away or is too slow."""
+        if self._done:
+            return None
+        with trio.move_on_after(limits.REQUEST_CHUNK_SECONDS_MAX):
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise MatrixError(400, "M_UNKNOWN", "The request ended before its body did.")
+            self._done = not message.get("more_body", False)
+            return message.get("body", b"")
+        raise MatrixError(408, "M_UNKNOWN", "The body of this request came too slowly.")
+
+    def expected(self, scope: Scope) -> bool:
+        """Whether there is more of the body to come."""
+        if self._done:
+            return False
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in scope["headers"]
+        )
+
+    async def too_long_to_skip(self, request: Request) -> bool:
+        """Reads what is left of a small body that nobody asked for; answers whether it is not a small one."""
+        length = request.headers.get("content-length", "")
+        if not length.isdigit() or int(length[:20]) > limits.UNREAD_BODY_BYTES:
+            return True
+        try:
+            while await self.next_chunk() is not None:
+                pass
+        except MatrixError:
+            return True
+        return False
+
+    async def answer_and_drain(self, response: Response, send: Send) -> None:
+        """Answers while the client still sends, and reads on until it has seen the answer.
+
+        A server that closes a connection with unread bytes makes the client lose the answer.
+        """
+        body = response.body if isinstance(response.body, bytes) else b""
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+        headers.append((b"content-length", b"%d" % len(body)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._drain)
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _drain(self) -> None:
+        seen = 0
+        with trio.move_on_after(limits.REFUSED_BODY_SECONDS_MAX):
+            while not self._done and seen < limits.REFUSED_BODY_BYTES_MAX:
+                message = await self._receive()
+                self._done = message["type"] == "http.disconnect" or not message.get("more_body", False)
+                seen += len(message.get("body", b""))
+
+    async def wait_gone(self) -> None:
+        """Returns when the client has closed its connection."""
+        while (await self._receive())["type"] != "http.disconnect":
+            self._done = True  # an operation that waits does not read its body meanwhile
+
+
+def raw_path(scope: Scope) -> str:
+    """The path as it was sent, percent-encoded, without what the application is mounted under."""
+    raw = scope.get("raw_path")
+    path = raw.decode("latin-1") if raw is not None else quote(scope["path"])
+    root = scope.get("root_path", "")
+    return path.removeprefix(root) if root else path
+
+
+def client_address(scope: Scope) -> str:
+    """The address that the request came from: a proxy on this machine is believed about it, nobody else."""
+    client = scope.get("client")
+    host = client[0] if client else ""
+    if host and host != "::1" and not host.startswith("127."):
+        return host
+    for name, value in scope["headers"]:
+        if name == b"x-forwarded-for":
+            # The last address is the one that our proxy added; those before it are the client's own claim.
+            return value.decode("latin-1").rpartition(",")[2].strip() or host
+    return host
+
+
+async def send_response(response: Response, send: Send, *, head: bool = False) -> None:
+    """Sends an answer of `Dispatch.answer`."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+    if response.stream is not None:
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await _send_stream(response.stream, send, head=head)
+        return
+    body = response.body
+    if response.status not in (204, 304):
+        headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else body})
+
+
+async def _send_stream(stream: AsyncIterator[bytes], send: Send, *, head: bool) -> None:
+    try:
+        if not head:
+            async for chunk in stream:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            with trio.CancelScope(shield=True):
+                await close()
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Opening and closing are the business of `async with Homeserver(…)`, so there is nothing to do here."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

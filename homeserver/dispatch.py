@@ -1,0 +1,238 @@
+"""Dispatch: a request becomes an answer. Authentication, limits, decoding, the handler, encoding; no transport in it.
+
+Spec: client-server-api/#api-standards
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import logging
+import math
+import secrets
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import orjson
+import trio
+
+from homeserver.api import Empty, Operation, Request, Response, guess_group
+from homeserver.arguments import decode_json
+from homeserver.authenticate import FindAppservice, Requester, VerifyOrigin, find_requester, refuse_origin
+from homeserver.errors import MatrixError, unrecognized
+from homeserver.metrics import Metrics
+from homeserver.resources import Resources
+from homeserver.router import Router
+
+_log = logging.getLogger("homeserver.http")
+
+JSON = "application/json"
+CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-methods": "GET, HEAD, POST, PUT, DELETE, OPTIONS",
+    "access-control-allow-headers": "X-Requested-With, Content-Type, Authorization, Date",
+}
+# A browser asks again after this: a day is the longest that any of them honours.
+PREFLIGHT = {**CORS, "access-control-max-age": "86400"}
+# Answered to servers and programs only, never to a page in a browser.
+WITHOUT_CORS = frozenset({"federation", "metrics"})
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """The operations of a server and what they need. `answer` never raises but for cancellation."""
+
+    hs: Resources
+    operations: Iterable[Operation]
+    verify_origin: VerifyOrigin = refuse_origin
+    find_appservice: FindAppservice | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    draining: trio.Event = field(default_factory=trio.Event)
+    active: int = 0
+    router: Router = field(default_factory=Router)
+    by_name: dict[str, Operation] = field(default_factory=dict)
+    _ids: Any = None
+
+    def __post_init__(self) -> None:
+        self.operations = tuple(self.operations)
+        self.hs.rate_limits.enabled = self.hs.config.rate_limits.enabled
+        self.router.add(self.operations)
+        self.by_name = {operation.name: operation for operation in reversed(self.operations)}
+        prefix = secrets.token_hex(3)
+        self._ids = (f"{prefix}-{number}" for number in itertools.count(1))
+        self.metrics.describe("homeserver_requests_total", "Requests answered, by operation and status.")
+        self.metrics.describe("homeserver_request_seconds_total", "Time from a request to the start of its answer.")
+        self.metrics.gauge("homeserver_requests_active", lambda: self.active, "Requests that wait for their answer.")
+
+    async def answer(self, request: Request, groups: Collection[str]) -> Response:
+        """The answer to a request at a listener that serves `groups`. Its body is bytes, or its stream is set."""
+        request.request_id = next(self._ids)
+        started = perf_counter()
+        self.active += 1
+        operation = None
+        try:
+            operation, raw = self._find(request, groups)
+            if operation is None:
+                return Response(204, b"", PREFLIGHT)
+            result = await self._run(operation, request, raw)
+            response = _encode(result)
+        except MatrixError as error:
+            response = error_response(error)
+        except Exception as error:  # whatever a handler did not expect must not reach the client, nor end the server
+            response = error_response(self._unexpected(error, request, operation))
+        finally:
+            self.active -= 1
+        name = operation.name if operation is not None else "none"
+        self.metrics.count("homeserver_requests_total", (("operation", name), ("status", str(response.status))))
+        self.metrics.count("homeserver_request_seconds_total", (("operation", name),), perf_counter() - started)
+        if operation is None or operation.group not in WITHOUT_CORS:
+            return Response(response.status, response.body, {**CORS, **response.headers}, response.stream)
+        return response
+
+    async def call(self, operation: Operation, request: Request, requester: Requester | None, path: list[Any]) -> Any:
+        """What the handler returns, for a transport of its own kind. `path` holds decoded path arguments in order."""
+        return await self._handle(operation, request, requester, None, path)
+
+    def _find(self, request: Request, groups: Collection[str]) -> tuple[Operation | None, list[str]]:
+        """The operation and its path parameters; None for a preflight request."""
+        match = self.router.match(request.path)
+        method = request.method
+        if match is not None:
+            operation = match.operations.get(method) or (match.operations.get("GET") if method == "HEAD" else None)
+            if operation is not None and operation.group in groups:
+                return operation, match.parameters
+        if method == "OPTIONS" and guess_group(request.path) in groups:
+            return None, []
+        if match is not None and operation is None and any(each.group in groups for each in match.operations.values()):
+            raise unrecognized(405)
+        raise unrecognized(404)
+
+    async def _run(self, operation: Operation, request: Request, raw: list[str]) -> Any:
+        hs, plan = self.hs, operation.plan
+        requester = None
+        if plan.requester:
+            requester = await find_requester(hs, operation, request, self.find_appservice)
+        if operation.rate_limit and hs.rate_limits.enabled and not plan.origin:
+            self._limit(operation, request, requester)
+        path = plan.path_arguments(raw) if raw else raw
+        if plan.body is not None or plan.origin:
+            data = await request.body(operation.max_body_bytes)
+            if data or (plan.body is not None and not plan.body.optional):
+                request.content = decode_json(data)
+        origin = None
+        if plan.origin:
+            origin = await self.verify_origin(hs, request)
+            hs.rate_limits.take(operation.rate_limit, origin, hs.now_ms())
+        if not operation.waits:
+            return await self._handle(operation, request, requester, origin, path)
+        return await self._wait(operation, request, requester, origin, path)
+
+    async def _handle(
+        self, operation: Operation, request: Request, requester: Requester | None, origin: Any, path: list[Any]
+    ) -> Any:
+        plan = operation.plan
+        arguments: list[Any] = []
+        for source in plan.order:
+            if isinstance(source, int):
+                arguments.append(path[source])
+            elif source == "requester":
+                arguments.append(requester)
+            elif source == "body":
+                arguments.append(plan.body.decode(request.content))
+            elif source == "query":
+                arguments.append(plan.query.decode(request.query))
+            elif source == "origin":
+                arguments.append(origin)
+            else:
+                arguments.append(request)
+        return await operation.handler(self.hs, *arguments)
+
+    async def _wait(self, operation: Operation, request: Request, *arguments: Any) -> Any:
+        """Runs a handler that may wait for long: it ends when the client goes away or the server stops."""
+        result: Any = None
+        failure: MatrixError | None = MatrixError(503, "M_UNKNOWN", "This server is restarting.")
+        async with trio.open_nursery() as nursery:
+
+            async def end_when(wait: Any) -> None:
+                await wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end_when, self.draining.wait)
+            nursery.start_soon(end_when, request.wait_gone)
+            try:
+                result = await self._handle(operation, request, *arguments)
+                failure = None
+            except MatrixError as error:  # kept out of the nursery, which would wrap it in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return result
+
+    def _limit(self, operation: Operation, request: Request, requester: Requester | None) -> None:
+        if requester is None:
+            key = address_key(request.client_ip)
+        elif requester.appservice is not None:
+            return
+        else:
+            key = requester.user_id
+        self.hs.rate_limits.take(operation.rate_limit, key, self.hs.now_ms())
+
+    def _unexpected(self, error: Exception, request: Request, operation: Operation | None) -> MatrixError:
+        """What to answer for an exception: the MatrixError that a group holds, else 500 M_UNKNOWN and a log entry."""
+        inner: BaseException = error
+        while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+            inner = inner.exceptions[0]
+        if isinstance(inner, MatrixError):
+            return inner
+        name = operation.name if operation is not None else "none"
+        _log.error(
+            "request failed", exc_info=error,
+            extra={"request_id": request.request_id, "operation": name, "method": request.method},
+        )
+        return MatrixError(500, "M_UNKNOWN", f"Something unexpected happened, logged as {request.request_id}.")
+
+
+def error_response(error: MatrixError) -> Response:
+    """The answer for an error, with Retry-After where the client should wait."""
+    headers = {"content-type": JSON}
+    wait_ms = error.extra.get("retry_after_ms")
+    if error.status == 429 and isinstance(wait_ms, int):
+        headers["retry-after"] = str(max(1, math.ceil(wait_ms / 1000)))
+    return Response(error.status, encode_json(error.body()), headers)
+
+
+def address_key(address: str) -> str:
+    """What stands for a requester without a token: its address, of IPv6 the /64 that one household has."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return address
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON bytes of dicts, lists and Structs, however nested."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.json.encode(value)
+    return orjson.dumps(value, default=msgspec.to_builtins)
+
+
+def _encode(result: Any) -> Response:
+    if isinstance(result, Response):
+        if result.stream is not None or result.body is None:
+            return result if result.stream is not None else Response(result.status, b"", result.headers)
+        if isinstance(result.body, (bytes, memoryview)):
+            return result
+        return Response(result.status, encode_json(result.body), {"content-type": JSON, **result.headers})
+    if isinstance(result, Empty) or result is None:
+        return _EMPTY
+    return Response(200, encode_json(result), _JSON_HEADERS)
+
+
+_JSON_HEADERS = {"content-type": JSON}
+_EMPTY = Response(200, b"{}", _JSON_HEADERS)

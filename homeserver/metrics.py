@@ -1,0 +1,62 @@
+"""Metrics: counters and gauges of one server, as Prometheus text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Used on the trio thread only. Names and labels come from the program, never from a request: they are bounded."""
+
+    _counters: dict[tuple[str, Labels], float] = field(default_factory=dict)
+    _gauges: dict[str, Callable[[], float]] = field(default_factory=dict)
+    _help: dict[str, str] = field(default_factory=dict)
+
+    def count(self, name: str, labels: Labels = (), amount: float = 1) -> None:
+        """Adds to a counter. `name` ends in `_total`, with its unit before that."""
+        key = (name, labels)
+        self._counters[key] = self._counters.get(key, 0) + amount
+
+    def gauge(self, name: str, read: Callable[[], float], help_text: str = "") -> None:
+        """Registers a value that is read whenever the metrics are."""
+        self._gauges[name] = read
+        self._help[name] = help_text
+
+    def describe(self, name: str, help_text: str) -> None:
+        """The sentence that stands over a counter."""
+        self._help[name] = help_text
+
+    def counters(self) -> Mapping[tuple[str, Labels], float]:
+        """All counters as they are."""
+        return self._counters
+
+    def text(self) -> str:
+        """Everything in the Prometheus text format, sorted."""
+        lines: list[str] = []
+        before = ""
+        for (name, labels), value in sorted(self._counters.items()):
+            if name != before:
+                lines += self._head(name, "counter")
+                before = name
+            shown = ",".join(f'{key}="{_escape(value_)}"' for key, value_ in labels)
+            lines.append(f"{name}{{{shown}}} {_number(value)}" if shown else f"{name} {_number(value)}")
+        for name in sorted(self._gauges):
+            lines += self._head(name, "gauge")
+            lines.append(f"{name} {_number(self._gauges[name]())}")
+        return "\n".join(lines) + "\n"
+
+    def _head(self, name: str, kind: str) -> list[str]:
+        about = self._help.get(name)
+        return ([f"# HELP {name} {about}"] if about else []) + [f"# TYPE {name} {kind}"]
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)

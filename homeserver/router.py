@@ -1,0 +1,95 @@
+"""Router: which operation answers a method and a path.
+
+Literals win over parameters; an encoded slash stays in its segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from homeserver.api import Operation
+from homeserver.arguments import decode_segment
+
+# Parameters that may be the empty string: a state event's key (`…/state/m.room.name/`). Any other empty segment makes
+# another path, which nobody answers.
+MAY_BE_EMPTY = frozenset({"state_key"})
+
+
+@dataclass(slots=True)
+class _Node:
+    literals: dict[str, _Node] = field(default_factory=dict)
+    parameter: _Node | None = None
+    parameter_may_be_empty: bool = False
+    operations: dict[str, Operation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The operations of a path by method, and the percent-encoded text of its parameters."""
+
+    operations: Mapping[str, Operation]
+    parameters: list[str]
+
+
+@dataclass(slots=True)
+class Router:
+    """Built once from all operations; only read after that."""
+
+    _root: _Node = field(default_factory=_Node)
+    _whole: dict[str, Match] = field(default_factory=dict)  # the paths without parameters
+
+    def add(self, operations: Iterable[Operation]) -> None:
+        """Raises ValueError where two operations claim one method and path."""
+        for operation in operations:
+            node = self._root
+            for segment in operation.path.split("/")[1:]:
+                if segment.startswith("{"):
+                    node.parameter = node.parameter or _Node()
+                    node.parameter_may_be_empty = node.parameter_may_be_empty or segment[1:-1] in MAY_BE_EMPTY
+                    node = node.parameter
+                else:
+                    node = node.literals.setdefault(segment, _Node())
+            if operation.method in node.operations:
+                other = node.operations[operation.method].name
+                raise ValueError(f"{operation.name} and {other} both answer {operation.method} {operation.path}")
+            node.operations[operation.method] = operation
+            if "{" not in operation.path:
+                self._whole[operation.path] = Match(node.operations, [])
+
+    def match(self, path: str) -> Match | None:
+        """The operations at a path as it was sent, percent-encoded. None where there are none."""
+        whole = self._whole.get(path)
+        if whole is not None:
+            return whole
+        parameters: list[str] = []
+        node = _walk(self._root, path.split("/"), 1, parameters)
+        return Match(node.operations, parameters) if node is not None else None
+
+
+def _walk(node: _Node, segments: list[str], at: int, parameters: list[str]) -> _Node | None:
+    """Depth is bounded by the longest registered path, so recursion is too."""
+    if at == len(segments):
+        return node if node.operations else None
+    segment = segments[at]
+    child = node.literals.get(segment)
+    if child is None and "%" in segment:
+        child = node.literals.get(_decoded(segment))
+    if child is not None:
+        found = _walk(child, segments, at + 1, parameters)
+        if found is not None:
+            return found
+    if node.parameter is not None and (segment or node.parameter_may_be_empty):
+        parameters.append(segment)
+        found = _walk(node.parameter, segments, at + 1, parameters)
+        if found is not None:
+            return found
+        parameters.pop()
+    return None
+
+
+def _decoded(segment: str) -> str:
+    try:
+        return decode_segment(segment)
+    except ValueError:
+        return ""

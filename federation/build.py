@@ -142,7 +142,8 @@ def _encode_lenient(value: object) -> bytes:
     return canonical_json.encode(value, strict=False)
 
 
-def _check_size(unsigned_bytes: int, server_name: str, key: SigningKey) -> None:
+def _check_size(bare_bytes: int, server_name: str, key: SigningKey) -> None:
+    """`bare_bytes` is the size without signatures; what the signature will add is known before it is made."""
     signatures = f',"signatures":{{"{server_name}":{{"{key.key_id}":"{"-" * 86}"}}}}'
-    if unsigned_bytes + len(signatures) > PDU_BYTES_MAX:
+    if bare_bytes + len(signatures) > PDU_BYTES_MAX:
         raise InvalidEvent(f"The event is larger than {PDU_BYTES_MAX} bytes.")

@@ -14,6 +14,9 @@ DEPTH_MAX = 100
 INT_MAX = 2**53 - 1
 """Integers lie within ±INT_MAX, which an IEEE double holds exactly."""
 
+LENIENT_INT_MAX = 10**308
+"""Where large integers are allowed they still lie within the range of a double, or readers in use fail on them."""
+
 
 class NotCanonical(ValueError):
     """The value or text has no canonical JSON; the message says why in one sentence."""
@@ -85,18 +88,20 @@ def decode(data: bytes, *, strict: bool = False) -> Any:
         raise NotCanonical(f"Not JSON: {error}.") from None
 
 
-def _check_irregular(item: object, strict: bool) -> None:
+def _check_irregular(item: Any, strict: bool) -> None:
     kind = type(item)
     if kind is not int and kind is not float:
         raise NotCanonical(f"A value of type {kind.__name__} has no JSON.")
     if strict:
         raise NotCanonical("Numbers must be integers within ±(2^53-1).")
-    if kind is float and not isfinite(item):  # type: ignore[arg-type]
+    if kind is float and not isfinite(item):
         raise NotCanonical("JSON has no NaN and no infinity.")
+    if kind is int and not -LENIENT_INT_MAX <= item <= LENIENT_INT_MAX:
+        raise NotCanonical("An integer must not exceed 10^308.")
 
 
 def _encode_irregular(value: object) -> bytes:
-    """Floats as Python writes them, like the servers that signed such events; integers of any size."""
+    """Floats as Python writes them, like the servers that signed such events; integers with all their digits."""
     _check_keys(value)
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()

@@ -37,19 +37,19 @@ class Event:
     """An event of a room. Shared between threads and caches: nothing of it is ever changed, least of all its PDU."""
 
     __slots__ = (
-        "version",
-        "pdu",
+        "auth_events",
+        "content",
+        "depth",
         "event_id",
+        "origin_server_ts",
+        "pdu",
+        "prev_events",
+        "redacts",
         "room_id",
-        "type",
         "sender",
         "state_key",
-        "content",
-        "prev_events",
-        "auth_events",
-        "depth",
-        "origin_server_ts",
-        "redacts",
+        "type",
+        "version",
     )
 
     version: RoomVersion

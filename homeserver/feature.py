@@ -63,6 +63,7 @@ SyncSection = Callable[[Transaction, SyncContext], None]
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 EduSource = Callable[[Transaction, int, int], Iterable[OutgoingEdu]]
 Background = Callable[[Resources], Awaitable[None]]
+Heartbeat = Callable[[Resources, UserID, str, str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class Feature:
 
     edus: EDU type → handler of one that a peer sent (the origin's signature is checked, its right to speak is not).
     sync: adds this feature's changes to a `/sync` answer. edu_source: the EDUs that local changes in since < position ≤ upto
-    call for. queries: `/_matrix/federation/v1/query/{type}` handlers. background: runs while the server serves.
+    call for. queries: `/_matrix/federation/v1/query/{type}` handlers. background: runs while the server serves. heartbeat(hs, user_id, device_id, set_presence): a client has
+    shown itself, by a sync.
     """
 
     name: str
@@ -83,3 +85,4 @@ class Feature:
     edu_source: EduSource | None = None
     queries: Mapping[str, QueryHandler] = field(default_factory=dict)
     background: Sequence[Background] = ()
+    heartbeat: Heartbeat | None = None

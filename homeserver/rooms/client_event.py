@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from homeserver.database import Transaction
 from homeserver.rooms.envelope import unpack
 from homeserver.rooms.heads import state_position
@@ -29,7 +31,7 @@ def client_events(
             unsigned["transaction_id"] = event.txn_id
         before = replaced.get(event.position)
         if before is not None:
-            unsigned["prev_content"] = before.content
+            unsigned["prev_content"] = orjson.Fragment(before.content_json)
             unsigned["prev_sender"] = before.sender
             unsigned["replaces_state"] = before.event_id
         redaction = redactions.get(event.redacted_by) if event.redacted_by is not None else None
@@ -42,11 +44,11 @@ def client_events(
 def client_event(
     event: StoredEvent, unsigned: dict[str, Any] | None = None, *, with_room_id: bool = True
 ) -> dict[str, Any]:
-    """One event, with the `unsigned` given."""
+    """One event, with the `unsigned` given. Its content is JSON already (an orjson.Fragment), which only orjson can encode."""
     answer: dict[str, Any] = {
         "type": event.type,
         "sender": event.sender,
-        "content": event.content,
+        "content": orjson.Fragment(event.content_json),
         "event_id": event.event_id,
         "origin_server_ts": event.origin_server_ts,
         "unsigned": {} if unsigned is None else unsigned,
@@ -56,10 +58,11 @@ def client_event(
     if with_room_id:
         answer["room_id"] = event.room_id
     if event.type == "m.room.redaction":
-        redacts = event.content.get("redacts") or unpack(event.envelope).rest.get("redacts")
+        content = event.content
+        redacts = content.get("redacts") or unpack(event.envelope).rest.get("redacts")
         if isinstance(redacts, str):
             answer["redacts"] = redacts  # in both places, whatever the room version: clients look in one of them
-            answer["content"] = {**event.content, "redacts": redacts}
+            answer["content"] = {**content, "redacts": redacts}
     return answer
 
 

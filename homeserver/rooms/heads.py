@@ -104,6 +104,22 @@ def replace_head(
     )
 
 
+def store_resolved_head(tx: Transaction, position: int, root: bytes) -> None:
+    """Notes the state of the head after the event at `position`, where it is not simply the state after that event."""
+    tx.run(
+        "INSERT INTO resolved_heads (position, state_root) VALUES (?, ?)"
+        " ON CONFLICT (position) DO UPDATE SET state_root = excluded.state_root",
+        position,
+        root,
+    )
+
+
+def find_resolved_head(tx: Transaction, position: int) -> bytes | None:
+    """The state noted by `store_resolved_head`."""
+    row = tx.one("SELECT state_root FROM resolved_heads WHERE position = ?", position)
+    return None if row is None else bytes(row[0])
+
+
 def state_position(tx: Transaction, root: bytes, event_type: str, state_key: str = "") -> int | None:
     """The position of one state event of a state."""
     type_nid, key_nid = tx.find(event_type), tx.find(state_key)

@@ -19,13 +19,18 @@ SERVERS_CACHED_MAX = 2_000
 
 @dataclass(frozen=True, slots=True)
 class RoomMembership:
-    """One user's membership of one room. `stripped`: what an invited or knocking user was told of the room."""
+    """One user's membership of one room. `stripped`: what an invited or knocking user was told of the room.
+
+    `last_position`: of the room's newest event; `members_position`: when any of its memberships last changed.
+    """
 
     room_id: RoomID
     membership: Membership
     event_position: int
     changed_position: int
     forgotten: bool
+    last_position: int
+    members_position: int
     stripped: list[dict[str, object]] | None
 
 
@@ -81,8 +86,9 @@ def get_membership(tx: Transaction, room_id: str, user_id: str) -> Membership | 
 def get_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMembership | None:
     """As `get_membership`, with where and when."""
     row = tx.one(
-        "SELECT room_nid, membership, event_position, changed_position, forgotten, stripped FROM memberships"
-        " WHERE user_nid = ? AND room_nid = ?",
+        "SELECT m.room_nid, m.membership, m.event_position, m.changed_position, m.forgotten, r.last_position,"
+        " r.members_position, m.stripped FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
+        " WHERE m.user_nid = ? AND m.room_nid = ?",
         tx.find(user_id),
         tx.find(room_id),
     )
@@ -98,8 +104,9 @@ def check_joined(tx: Transaction, room_id: str, user_id: str) -> None:
 def list_memberships(tx: Transaction, user_id: str) -> list[RoomMembership]:
     """All rooms that the user has ever had to do with."""
     rows = tx.all(
-        "SELECT room_nid, membership, event_position, changed_position, forgotten, stripped FROM memberships"
-        " WHERE user_nid = ?",
+        "SELECT m.room_nid, m.membership, m.event_position, m.changed_position, m.forgotten, r.last_position,"
+        " r.members_position, m.stripped FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
+        " WHERE m.user_nid = ?",
         tx.find(user_id),
     )
     return [_room_membership(tx, row) for row in rows]
@@ -150,6 +157,27 @@ def count_members(tx: Transaction, room_id: str, membership: Membership) -> int:
     return int(row[0])
 
 
+def list_heroes(tx: Transaction, room_id: str, user_id: str) -> list[UserID]:
+    """Up to five others by whom a nameless room is called: joined or invited, else those who were.
+
+    Spec: client-server-api/#get_matrixclientv3sync (m.heroes)
+    """
+    present = tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership IN ('join', 'invite') AND user_nid <> ?"
+        " ORDER BY event_position LIMIT 5",
+        tx.find(room_id),
+        tx.find(user_id),
+    )
+    nids = present or tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership IN ('leave', 'ban') AND user_nid <> ?"
+        " ORDER BY event_position LIMIT 5",
+        tx.find(room_id),
+        tx.find(user_id),
+    )
+    names = tx.names(nids)
+    return [UserID(names[nid]) for nid in nids]
+
+
 def joined_servers(tx: Transaction, head: Head) -> frozenset[ServerName]:
     """The servers that have a user in the room. Computed when a membership has changed, else from a cache."""
     cache = tx.cache("joined_servers", SERVERS_CACHED_MAX)
@@ -187,12 +215,14 @@ def list_sharers(tx: Transaction, user_id: str) -> list[UserID]:
 
 
 def _room_membership(tx: Transaction, row: tuple[object, ...]) -> RoomMembership:
-    room_nid, membership, event_position, changed_position, forgotten, stripped = row
+    room_nid, membership, event_position, changed_position, forgotten, last_position, members_position, stripped = row
     return RoomMembership(
         RoomID(tx.name(room_nid)),  # type: ignore[arg-type]
         membership,  # type: ignore[arg-type]
         event_position,  # type: ignore[arg-type]
         changed_position,  # type: ignore[arg-type]
         bool(forgotten),
+        last_position,  # type: ignore[arg-type]
+        members_position,  # type: ignore[arg-type]
         None if stripped is None else orjson.loads(bytes(stripped)),  # type: ignore[arg-type]
     )

@@ -18,7 +18,15 @@ from homeserver.database import Transaction
 from homeserver.rooms import state_tree
 from homeserver.rooms.append import redact_stored, update_memberships
 from homeserver.rooms.envelope import event_id_of_key, event_key
-from homeserver.rooms.heads import Head, find_head, insert_room, replace_head, set_create_position, state_events
+from homeserver.rooms.heads import (
+    Head,
+    find_head,
+    insert_room,
+    replace_head,
+    set_create_position,
+    state_events,
+    store_resolved_head,
+)
 from homeserver.rooms.resolve import StateAt, resolve_states, state_after, store_state
 from homeserver.rooms.storage import (
     ORDERING_SHIFT,
@@ -181,6 +189,8 @@ def _move_head(tx: Transaction, head: Head, event: Event, position: int) -> None
     rows = list_stored(tx, extremities)
     new_state = resolve_states(tx, head.version, [state_after(tx, rows[extremity]) for extremity in extremities])
     root = store_state(tx, new_state)
+    if len(extremities) > 1 or new_state.root != rows[position].state_before:
+        store_resolved_head(tx, position, root)
     depth = max(event.depth, head.depth) if len(extremities) > 1 else event.depth
     replace_head(
         tx, head.room_nid, state_root=root, extremities=extremities, depth=depth, last_position=_newest(tx, position)
@@ -335,6 +345,11 @@ def place_before_children(tx: Transaction, room_id: RoomID, events: Sequence[Eve
         if row is None or row[0] is None:
             return first
         first = int(row[0]) - len(events)
+
+
+def has_missing(tx: Transaction, room_id: RoomID) -> bool:
+    """Whether the timeline has gaps that other servers could fill."""
+    return tx.one("SELECT 1 FROM missing_events WHERE room_nid = ? LIMIT 1", tx.find(room_id)) is not None
 
 
 def list_missing(tx: Transaction, room_id: RoomID, point: int, limit: int) -> list[tuple[EventID, StoredEvent]]:

@@ -10,11 +10,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from federation.event import Event
-from federation.identifiers import EventID
+from federation.identifiers import EventID, RoomID
 from federation.room_versions import RoomVersion
 from federation.state_resolution import Missing, resolve
 from homeserver.database import Transaction
 from homeserver.rooms import state_tree
+from homeserver.rooms.heads import find_resolved_head
 from homeserver.rooms.storage import (
     Status,
     StoredEvent,
@@ -24,6 +25,7 @@ from homeserver.rooms.storage import (
     load_auth_events,
 )
 from homeserver.rooms.state_tree import Key
+from homeserver.rooms.timeline import list_backwards
 
 RESOLVED_STATES_CACHED_MAX = 2_000
 EVENT_IDS_CACHED_MAX = 50_000
@@ -47,6 +49,47 @@ def state_after(tx: Transaction, event: StoredEvent) -> StateAt:
     return StateAt(event.state_before, (((type_nid, key_nid), event.position),))
 
 
+def head_at(tx: Transaction, room_id: RoomID, point: int) -> StateAt | None:
+    """What the room's state was to those who saw its timeline up to a point; None before its first event."""
+    events = list_backwards(tx, room_id, point, 1)
+    if not events:
+        return None
+    resolved = find_resolved_head(tx, events[0].position)
+    return StateAt(resolved) if resolved is not None else state_after(tx, events[0])
+
+
+def changes_between(tx: Transaction, before: StateAt, after: StateAt) -> dict[Key, tuple[int | None, int | None]]:
+    """Where two states differ: key → (position before, position after)."""
+    found = state_tree.changed(tx, before.root, after.root)
+    old, new = dict(before.changes), dict(after.changes)
+    for key in old.keys() | new.keys():
+        was = old[key] if key in old else state_tree.get(tx, before.root, key)
+        now = new[key] if key in new else state_tree.get(tx, after.root, key)
+        found.pop(key, None)
+        if was != now:
+            found[key] = (was, now)
+    return found
+
+
+def entries_of(tx: Transaction, state: StateAt) -> dict[Key, int]:
+    """The whole state, in no order."""
+    entries = state_tree.items(tx, state.root)
+    for key, position in state.changes:
+        if position is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = position
+    return entries
+
+
+def position_in(tx: Transaction, state: StateAt, key: Key) -> int | None:
+    """The position of the event at `key`."""
+    for changed, position in state.changes:
+        if changed == key:
+            return position
+    return state_tree.get(tx, state.root, key)
+
+
 def store_state(tx: Transaction, state: StateAt) -> bytes:
     """The root of the state, written if it is new."""
     return state_tree.apply(tx, state.root, dict(state.changes))
@@ -68,7 +111,7 @@ def resolve_states(tx: Transaction, version: RoomVersion, states: Collection[Sta
 
 
 def _resolve(tx: Transaction, version: RoomVersion, states: list[StateAt]) -> StateAt:
-    maps = [_entries(tx, state) for state in states]
+    maps = [entries_of(tx, state) for state in states]
     if all(entries == maps[0] for entries in maps):
         return states[0]
     names = tx.names({nid for entries in maps for key in entries for nid in key})
@@ -100,16 +143,6 @@ def _nid(tx: Transaction, known: Mapping[str, int], name: str) -> int:
         nid = tx.find(name)
         assert nid is not None, "a stored event's type and state key are interned"
     return nid
-
-
-def _entries(tx: Transaction, state: StateAt) -> dict[Key, int]:
-    entries = state_tree.items(tx, state.root)
-    for key, position in state.changes:
-        if position is None:
-            entries.pop(key, None)
-        else:
-            entries[key] = position
-    return entries
 
 
 def _event_ids(tx: Transaction, positions: set[int]) -> dict[int, EventID]:

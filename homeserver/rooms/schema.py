@@ -73,6 +73,11 @@ SCHEMA = Schema(
                 PRIMARY KEY (user_nid, room_nid)
             ) WITHOUT ROWID;
             CREATE INDEX memberships_of_room ON memberships (room_nid, membership, server_nid);
+            -- The state of a head that is not the state after its last event alone, because state resolution had a say.
+            CREATE TABLE resolved_heads (
+                position INTEGER PRIMARY KEY,
+                state_root BLOB NOT NULL
+            );
             -- A redaction that arrived before the event that it redacts.
             CREATE TABLE pending_redactions (
                 event_id BLOB NOT NULL,

@@ -55,11 +55,17 @@ class StoredEvent:
     device_id: str | None
     txn_id: str | None
     envelope: bytes
-    content: dict[str, Any]
+    content_json: bytes
 
     @property
     def is_state(self) -> bool:
         return self.state_key is not None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The content, parsed anew each time: most rows are passed on to clients unread."""
+        content: dict[str, Any] = orjson.loads(self.content_json)
+        return content
 
 
 def insert_event(
@@ -182,7 +188,7 @@ def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
             device_id,
             txn_id,
             bytes(packed),
-            orjson.loads(decompress(content, EVENT_CONTENT_BYTES_MAX)),
+            decompress(content, EVENT_CONTENT_BYTES_MAX),
         )
         for (
             position, key, room_nid, ordering, type_nid, state_key_nid, sender_nid, ts, status, redacted_by, state_before,

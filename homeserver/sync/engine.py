@@ -1,0 +1,174 @@
+"""The sync engine: what has changed for a user since a position, and waiting until something has.
+
+One answer is one read on one snapshot; features add their sections to it. Spec: client-server-api/#syncing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import trio
+
+from federation.identifiers import RoomID, UserID
+from homeserver.database import Transaction
+from homeserver.feature import JsonObject, RoomSection, SyncContext, SyncSection
+from homeserver.resources import Resources
+from homeserver.rooms.heads import find_head
+from homeserver.rooms.membership import RoomMembership, list_memberships
+from homeserver.rooms.resolve import StateAt
+from homeserver.rooms.timeline import sync_token
+from homeserver.sync.filter import Filter, RoomEventFilter, wants, wants_room
+from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """A `/sync` request, decoded. `since` is None on an initial sync; `timeout_ms` is how long to wait for news."""
+
+    user_id: UserID
+    device_id: str
+    since: int | None
+    filter: Filter
+    timeout_ms: int = 0
+    full_state: bool = False
+    use_state_after: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SyncAnswer:
+    """The JSON body, the position it goes up to, whether it tells anything, and what to wait for if not."""
+
+    body: dict[str, Any]
+    upto: int
+    has_news: bool
+    keys: frozenset[str]
+
+
+async def sync(hs: Resources, sections: Sequence[SyncSection], request: SyncRequest) -> dict[str, Any]:
+    """The answer: at once if there is news (or all is asked for), else when there is, or after the timeout."""
+    deadline = trio.current_time() + request.timeout_ms / 1000
+    answer = await hs.database.read(compute, sections, request)
+    waits = request.since is not None and not request.full_state
+    while waits and not answer.has_news and trio.current_time() < deadline:
+        position = await hs.stream.wait(answer.keys, answer.upto, deadline)
+        if position <= answer.upto:
+            break
+        answer = await hs.database.read(compute, sections, request)
+    return answer.body
+
+
+def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncRequest) -> SyncAnswer:
+    """One answer, as of now."""
+    upto = tx.position
+    since = request.since or 0
+    memberships = list_memberships(tx, request.user_id)
+    viewer = Viewer(
+        request.user_id, request.device_id, request.filter, request.full_state, request.use_state_after
+    )
+    wanted = [membership for membership in memberships if wants_room(request.filter.room, membership.room_id)]
+    rooms = _Rooms(tx, viewer, request.since)
+    for membership in wanted:
+        rooms.add(membership)
+    context = SyncContext(
+        user_id=request.user_id,
+        device_id=request.device_id,
+        since=since,
+        upto=upto,
+        rooms={membership.room_id: RoomSection() for membership in wanted if membership.membership == "join"},
+        newly_joined=frozenset(rooms.newly_joined),
+    )
+    for section in sections:
+        section(tx, context)
+    body = _body(request, rooms, context)
+    keys = {request.user_id, *(each.room_id for each in memberships if each.membership == "join")}
+    return SyncAnswer({"next_batch": sync_token(upto), **body}, upto, bool(body), frozenset(keys))
+
+
+class _Rooms:
+    """The rooms of an answer, by membership, as they are found."""
+
+    def __init__(self, tx: Transaction, viewer: Viewer, since: int | None) -> None:
+        self._tx = tx
+        self._viewer = viewer
+        self._since = since
+        self.newly_joined: set[RoomID] = set()
+        self.join: dict[str, dict[str, Any]] = {}
+        self.invite: dict[str, dict[str, Any]] = {}
+        self.knock: dict[str, dict[str, Any]] = {}
+        self.leave: dict[str, dict[str, Any]] = {}
+
+    def add(self, membership: RoomMembership) -> None:
+        """Adds the room where there is news of it."""
+        since, room_id = self._since, membership.room_id
+        is_changed = since is None or membership.changed_position > since
+        if membership.membership == "join":
+            self._add_joined(membership)
+        elif membership.membership == "invite" and is_changed:
+            self.invite[room_id] = {"invite_state": {"events": membership.stripped or []}}
+        elif membership.membership == "knock" and is_changed:
+            self.knock[room_id] = {"knock_state": {"events": membership.stripped or []}}
+        elif membership.membership in ("leave", "ban") and is_changed and not membership.forgotten:
+            if since is not None or self._viewer.filter.room.include_leave:
+                self.leave[room_id] = left_room(self._tx, self._viewer, membership, since or 0)
+
+    def _add_joined(self, membership: RoomMembership) -> None:
+        since, room_id = self._since, membership.room_id
+        full_state = self._viewer.full_state
+        if since is not None and membership.last_position <= since and not full_state:
+            return
+        whole = since is None
+        if since is not None and membership.changed_position > since:
+            whole = not was_joined(self._tx, room_id, self._viewer.user_id, since)
+        if whole:
+            self.newly_joined.add(room_id)
+        head = find_head(self._tx, room_id)
+        assert head is not None
+        entry = joined_room(
+            self._tx, self._viewer, membership, StateAt(head.state_root), since or 0, whole=whole
+        )
+        if entry:
+            self.join[room_id] = entry
+
+
+def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str, Any]:
+    """The answer without what is empty."""
+    filter_ = request.filter
+    for room_id, section in context.rooms.items():
+        ephemeral = _wanted(filter_.room.ephemeral, room_id, section.ephemeral)
+        account_data = _wanted(filter_.room.account_data, room_id, section.account_data)
+        if room_id not in rooms.join and not ephemeral and not account_data and not section.unread_notifications:
+            continue
+        entry = rooms.join.setdefault(room_id, {})
+        if ephemeral:
+            entry["ephemeral"] = {"events": ephemeral}
+        if account_data:
+            entry["account_data"] = {"events": account_data}
+        if section.unread_notifications:
+            entry["unread_notifications"] = section.unread_notifications
+    body: dict[str, Any] = {}
+    by_membership = {"join": rooms.join, "invite": rooms.invite, "knock": rooms.knock, "leave": rooms.leave}
+    if any(by_membership.values()):
+        body["rooms"] = {membership: entries for membership, entries in by_membership.items() if entries}
+    for name, events, kind in (
+        ("account_data", context.account_data, filter_.account_data),
+        ("presence", context.presence, filter_.presence),
+    ):
+        passed = [event for event in events if wants(kind, event["type"], event.get("sender"))]
+        if passed:
+            body[name] = {"events": passed if kind.limit is None else passed[: kind.limit]}
+    if context.to_device:
+        body["to_device"] = {"events": context.to_device}
+    return {**body, **context.extra}
+
+
+def _wanted(filter_: RoomEventFilter, room_id: str, events: Iterable[JsonObject]) -> list[JsonObject]:
+    if not wants_room(filter_, room_id):
+        return []
+    return [event for event in events if wants(filter_, event["type"], event.get("sender"))]
+
+
+def with_position(request: SyncRequest, since: int) -> SyncRequest:
+    """The request that follows on an answer up to `since`."""
+    return replace(request, since=since, full_state=False)

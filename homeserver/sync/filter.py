@@ -1,0 +1,160 @@
+"""Filters: which events a client wants. Spec: client-server-api/#filtering"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import msgspec
+import orjson
+
+from homeserver.errors import bad_json
+from homeserver.rooms.storage import StoredEvent
+
+FILTER_LIST_MAX = 1000  # entries of one list of a filter: each is tried on each event
+TIMELINE_LIMIT_DEFAULT = 10
+TIMELINE_LIMIT_MAX = 1000  # a longer timeline is to be had from /messages
+
+_Names = list[str] | None
+
+
+class EventFilter(msgspec.Struct, frozen=True):
+    """Types may have "*" in them; `None` lets everything pass."""
+
+    limit: int | None = None
+    types: _Names = None
+    not_types: list[str] = []
+    senders: _Names = None
+    not_senders: list[str] = []
+
+    def __post_init__(self) -> None:
+        for names in (self.types, self.not_types, self.senders, self.not_senders):
+            if names is not None and len(names) > FILTER_LIST_MAX:
+                raise ValueError(f"a list of a filter may have {FILTER_LIST_MAX} entries at most")
+
+
+class RoomEventFilter(EventFilter, frozen=True):
+    """As EventFilter, and by what only events of rooms have."""
+
+    rooms: _Names = None
+    not_rooms: list[str] = []
+    contains_url: bool | None = None
+    lazy_load_members: bool = False
+    include_redundant_members: bool = False
+    unread_thread_notifications: bool = False
+
+
+class RoomFilter(msgspec.Struct, frozen=True):
+    """For each part of a room's answer."""
+
+    rooms: _Names = None
+    not_rooms: list[str] = []
+    include_leave: bool = False
+    timeline: RoomEventFilter = RoomEventFilter()
+    state: RoomEventFilter = RoomEventFilter()
+    ephemeral: RoomEventFilter = RoomEventFilter()
+    account_data: RoomEventFilter = RoomEventFilter()
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """A whole filter, as POST /filter takes it."""
+
+    event_fields: _Names = None
+    event_format: Literal["client", "federation"] = "client"
+    presence: EventFilter = EventFilter()
+    account_data: EventFilter = EventFilter()
+    room: RoomFilter = RoomFilter()
+
+
+EVERYTHING = Filter()
+
+
+def parse_filter(value: Any) -> Filter:
+    """The filter of decoded JSON. MatrixError 400 M_BAD_JSON."""
+    try:
+        return msgspec.convert(value, Filter)
+    except msgspec.ValidationError as error:
+        raise bad_json(f"That is not a filter: {error}") from None
+
+
+def parse_room_event_filter(text: str | None) -> RoomEventFilter:
+    """The `filter` parameter of /messages and /context: JSON in a string. MatrixError 400."""
+    if not text:
+        return RoomEventFilter()
+    try:
+        return msgspec.convert(orjson.loads(text), RoomEventFilter)
+    except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
+        raise bad_json(f"That is not a filter: {error}") from None
+
+
+def timeline_limit(wanted: int | None) -> int:
+    """How many events a timeline may have."""
+    return TIMELINE_LIMIT_DEFAULT if wanted is None else max(0, min(wanted, TIMELINE_LIMIT_MAX))
+
+
+def wants(filter_: EventFilter, event_type: str, sender: str | None) -> bool:
+    """Whether an event of that type and sender (None: it has none) passes."""
+    if filter_.types is not None and not _matches(filter_.types, event_type):
+        return False
+    if filter_.not_types and _matches(filter_.not_types, event_type):
+        return False
+    if sender is None:
+        return True
+    if filter_.senders is not None and sender not in filter_.senders:
+        return False
+    return sender not in filter_.not_senders
+
+
+def wants_room(filter_: RoomEventFilter | RoomFilter, room_id: str) -> bool:
+    """Whether anything of that room passes."""
+    return (filter_.rooms is None or room_id in filter_.rooms) and room_id not in filter_.not_rooms
+
+
+def wants_event(filter_: RoomEventFilter, event: StoredEvent) -> bool:
+    """Whether an event of a room passes."""
+    if not wants(filter_, event.type, event.sender):
+        return False
+    if filter_.contains_url is None:
+        return True
+    return isinstance(event.content.get("url"), str) == filter_.contains_url
+
+
+def is_open(filter_: RoomEventFilter) -> bool:
+    """Whether every event passes."""
+    return (
+        filter_.types is None
+        and not filter_.not_types
+        and filter_.senders is None
+        and not filter_.not_senders
+        and filter_.contains_url is None
+    )
+
+
+def select_fields(event: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
+    """The event with only the wanted fields: dotted paths, where "\\." stands for a dot in a key."""
+    if fields is None:
+        return event
+    answer: dict[str, Any] = {}
+    whole = orjson.loads(orjson.dumps(event))
+    for field in fields:
+        path = [part.replace("\0", ".") for part in field.replace("\\.", "\0").split(".")]
+        source, target = whole, answer
+        for part in path[:-1]:
+            source = source.get(part) if isinstance(source, dict) else None
+            if not isinstance(source, dict):
+                break
+            target = target.setdefault(part, {})
+        if isinstance(source, dict) and path[-1] in source and isinstance(target, dict):
+            target[path[-1]] = source[path[-1]]
+    return answer
+
+
+def _matches(patterns: Sequence[str], event_type: str) -> bool:
+    for pattern in patterns:
+        if "*" not in pattern:
+            if pattern == event_type:
+                return True
+        elif fnmatchcase(event_type, pattern.replace("[", "[[]").replace("?", "[?]")):
+            return True
+    return False

@@ -1,0 +1,227 @@
+"""One room of a `/sync` answer: its timeline, its state and its summary. Spec: client-server-api/#syncing
+
+The state that a client ends up with, its `state` and then its `timeline` applied, is the state of the room's head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from federation.identifiers import RoomID
+from homeserver.database import Transaction
+from homeserver.rooms.client_event import client_event, client_events
+from homeserver.rooms.membership import RoomMembership, count_members, list_heroes
+from homeserver.rooms.receive import has_missing
+from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
+from homeserver.rooms.state_tree import Key
+from homeserver.rooms.storage import StoredEvent, list_stored
+from homeserver.rooms.timeline import END, START, after_position, list_backwards, timeline_token
+from homeserver.rooms.visibility import filter_visible
+from homeserver.sync.filter import Filter, RoomEventFilter, is_open, select_fields, timeline_limit, wants_event
+
+SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that it gives
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who looks, and how."""
+
+    user_id: str
+    device_id: str
+    filter: Filter
+    full_state: bool
+    use_state_after: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Events oldest first; `limited` where there are more between them and what the client has; `start`: a point before."""
+
+    events: list[StoredEvent]
+    limited: bool
+    start: int
+
+
+def joined_room(
+    tx: Transaction, viewer: Viewer, membership: RoomMembership, head: StateAt, since: int, *, whole: bool
+) -> dict[str, Any]:
+    """The timeline, state and summary of a room that the user is in; {} if there is no news.
+
+    whole: as to a client that knows nothing of the room; else what came after the stream position `since`.
+    """
+    room_id = membership.room_id
+    since_point = after_position(since)
+    timeline = read_timeline(tx, viewer, room_id, START if whole else since_point, END)
+    before = None if whole or viewer.full_state else head_at(tx, room_id, since_point)
+    if not whole and not timeline.events and membership.last_position <= since and not viewer.full_state:
+        return {}
+    state = _state(tx, viewer, before, head, timeline)
+    answer = _sections(tx, viewer, timeline, state)
+    if whole or membership.members_position > since:
+        answer["summary"] = _summary(tx, room_id, viewer.user_id)
+    return answer
+
+
+def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since: int) -> dict[str, Any]:
+    """A room that the user has left or was put out of: up to that event. {} if the user was never in it."""
+    leave = list_stored(tx, (membership.event_position,)).get(membership.event_position)
+    if leave is None or leave.ordering is None:
+        return {"timeline": {"events": [], "limited": False, "prev_batch": timeline_token(START)}, "state": {"events": []}}
+    room_id = membership.room_id
+    since_point = after_position(since)
+    was = head_at(tx, room_id, since_point) if since else None
+    joined = was is not None and _membership_at(tx, was, viewer.user_id) == "join"
+    timeline = read_timeline(tx, viewer, room_id, since_point if joined else START, leave.ordering)
+    before = was if joined and not viewer.full_state else None
+    return _sections(tx, viewer, timeline, _state(tx, viewer, before, state_after(tx, leave), timeline))
+
+
+def was_joined(tx: Transaction, room_id: RoomID, user_id: str, since: int) -> bool:
+    """Whether the user was in the room at a stream position."""
+    state = head_at(tx, room_id, after_position(since))
+    return state is not None and _membership_at(tx, state, user_id) == "join"
+
+
+def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point: int, upto_point: int) -> Timeline:
+    """The newest events between two points that the user may see and wants, as many as the filter allows."""
+    filter_ = viewer.filter.room.timeline
+    limit = timeline_limit(filter_.limit)
+    found: list[StoredEvent] = []
+    point, scanned, exhausted = upto_point, 0, False
+    while len(found) <= limit and scanned <= SCAN_FACTOR * (limit + 1):
+        batch = list_backwards(tx, room_id, point, limit + 1, since_point)
+        exhausted = len(batch) <= limit
+        seen = filter_visible(tx, viewer.user_id, room_id, batch)
+        found += seen if is_open(filter_) else [event for event in seen if wants_event(filter_, event)]
+        scanned += len(batch)
+        if exhausted:
+            break
+        assert batch[-1].ordering is not None
+        point = batch[-1].ordering - 1
+    limited = len(found) > limit or not exhausted
+    events = found[:limit][::-1]
+    if events:
+        assert events[0].ordering is not None
+        start = events[0].ordering - 1
+        if since_point == START and not limited:
+            limited = has_missing(tx, room_id)
+    else:
+        start = since_point if since_point != START else upto_point
+        if start == END:
+            start = after_position(tx.position)
+    return Timeline(events, limited, start)
+
+
+def _state(
+    tx: Transaction, viewer: Viewer, before: StateAt | None, head: StateAt, timeline: Timeline
+) -> list[StoredEvent]:
+    """The state events that make a client that has the state `before` (None: nothing), and gets the timeline, have `head`."""
+    members = _wanted_members(tx, viewer, timeline, whole=before is None)
+    if before is None:
+        positions = entries_of(tx, head)
+    else:
+        changes = changes_between(tx, before, head)
+        positions = {key: after for key, (_, after) in changes.items() if after is not None}
+    shown = {_key(tx, event): event for event in timeline.events if event.state_key is not None}
+    if not viewer.use_state_after and timeline.events:
+        _rewind(tx, positions, shown, before, timeline.events[0])
+    if members is not None and before is None:
+        member_nid = tx.find("m.room.member")
+        positions = {key: at for key, at in positions.items() if key[0] != member_nid or key[1] in members}
+    elif members is not None:
+        positions.update(_members_of(tx, members, head, shown))
+    filter_ = viewer.filter.room.state
+    if not viewer.use_state_after:
+        for event in timeline.events:
+            positions = {key: at for key, at in positions.items() if at != event.position}
+    events = list_stored(tx, set(positions.values())).values()
+    return [event for event in events if is_open(filter_) or wants_event(filter_, event)]
+
+
+def _rewind(
+    tx: Transaction, positions: dict[Key, int], shown: Collection[Key], before: StateAt | None, first: StoredEvent
+) -> None:
+    """What the timeline itself changes is told as it was before the timeline."""
+    assert first.state_before is not None
+    for key in shown:
+        positions.pop(key, None)
+        at_start = position_in(tx, StateAt(first.state_before), key)
+        if at_start is not None and (before is None or position_in(tx, before, key) != at_start):
+            positions[key] = at_start
+
+
+def _wanted_members(tx: Transaction, viewer: Viewer, timeline: Timeline, *, whole: bool) -> set[int] | None:
+    """With lazy loading, whose member events the state should have (state key nids); None for everyone's."""
+    if not viewer.filter.room.state.lazy_load_members:
+        return None
+    users = {event.sender for event in timeline.events}
+    if whole:
+        users.add(viewer.user_id)  # type: ignore[arg-type]
+        if timeline.events:
+            users.update(list_heroes(tx, timeline.events[0].room_id, viewer.user_id))
+    return {nid for user_id in users if (nid := tx.find(user_id)) is not None}
+
+
+def _members_of(
+    tx: Transaction, members: Collection[int], head: StateAt, shown: Mapping[Key, StoredEvent]
+) -> dict[Key, int]:
+    """The senders' member events, lest the client does not have them yet."""
+    member_nid = tx.find("m.room.member")
+    found: dict[Key, int] = {}
+    if member_nid is not None:
+        for nid in members:
+            position = position_in(tx, head, (member_nid, nid))
+            if position is not None and (member_nid, nid) not in shown:
+                found[member_nid, nid] = position
+    return found
+
+
+def _sections(tx: Transaction, viewer: Viewer, timeline: Timeline, state: list[StoredEvent]) -> dict[str, Any]:
+    fields = viewer.filter.event_fields
+    events = client_events(
+        tx, timeline.events, user_id=viewer.user_id, device_id=viewer.device_id, with_room_id=False
+    )
+    now_ms = tx.now_ms
+    state_events = [
+        client_event(event, {"age": now_ms - event.origin_server_ts}, with_room_id=False) for event in state
+    ]
+    return {
+        "timeline": {
+            "events": [select_fields(event, fields) for event in events],
+            "limited": timeline.limited,
+            "prev_batch": timeline_token(timeline.start),
+        },
+        "state_after" if viewer.use_state_after else "state": {
+            "events": [select_fields(event, fields) for event in state_events]
+        },
+    }
+
+
+def _summary(tx: Transaction, room_id: RoomID, user_id: str) -> dict[str, Any]:
+    return {
+        "m.heroes": list_heroes(tx, room_id, user_id),
+        "m.joined_member_count": count_members(tx, room_id, "join"),
+        "m.invited_member_count": count_members(tx, room_id, "invite"),
+    }
+
+
+def _membership_at(tx: Transaction, state: StateAt, user_id: str) -> str | None:
+    type_nid, key_nid = tx.find("m.room.member"), tx.find(user_id)
+    if type_nid is None or key_nid is None:
+        return None
+    position = position_in(tx, state, (type_nid, key_nid))
+    event = None if position is None else list_stored(tx, (position,)).get(position)
+    membership = event.content.get("membership") if event is not None else None
+    return membership if isinstance(membership, str) else None
+
+
+def _key(tx: Transaction, event: StoredEvent) -> Key:
+    assert event.state_key is not None
+    type_nid, key_nid = tx.find(event.type), tx.find(event.state_key)
+    assert type_nid is not None and key_nid is not None
+    return (type_nid, key_nid)
+
+
+__all__ = ["RoomEventFilter", "Timeline", "Viewer", "joined_room", "left_room", "read_timeline", "was_joined"]

@@ -1,6 +1,7 @@
 """Server keys: publishing them, reading those of others, and vouching for them.
 
-Spec: server-server-api/#retrieving-server-keys. What a server says about its keys is signed by itself; a notary adds its own signature to the same object.
+Spec: server-server-api/#retrieving-server-keys. What a server says about its keys is signed by itself; a notary adds
+its own signature to the same object.
 """
 
 from __future__ import annotations

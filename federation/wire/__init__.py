@@ -24,10 +24,9 @@ class WireError(Exception):
     talk to), "connect", "tls", "timeout", "protocol" (what came is not HTTP, or ended early), "too_large".
     """
 
-    def __init__(self, reason: WireFailure, message: str) -> None:
-        super().__init__(f"{reason}: {message}")
+    def __init__(self, message: str, reason: WireFailure = "connect") -> None:
+        super().__init__(message)
         self.reason: WireFailure = reason
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ class HttpClient:
             url = urljoin(url, head.headers["location"])
             if parse_url(url, schemes)[0] != origin:
                 headers = {name: value for name, value in headers.items() if name.lower() not in _PRIVATE_HEADERS}
-        raise WireError("protocol", f"more than {redirects_max} redirects")
+        raise WireError(f"more than {redirects_max} redirects", "protocol")
 
     async def _open_connection(self, origin: Origin) -> Connection:
         addresses = await self._dialer.find_addresses(origin.host, origin.port)
@@ -145,7 +145,7 @@ class _Chunks:
         with trio.move_on_after(self._timeout_s):
             chunk = await self._connection.read_chunk()
         if chunk is None:
-            raise WireError("timeout", f"nothing came for {self._timeout_s:g} s")
+            raise WireError(f"nothing came for {self._timeout_s:g} s", "timeout")
         if not chunk:
             raise StopAsyncIteration
         self._left_bytes -= len(chunk)
@@ -162,7 +162,7 @@ def as_stream(connection: Connection, head: Head, timeout_s: float, max_bytes: i
 
 def timed_out(what: str, timeout_s: float) -> WireError:
     """The error when all of a request took too long."""
-    return WireError("timeout", f"{what} did not answer within {timeout_s:g} s")
+    return WireError(f"{what} did not answer within {timeout_s:g} s", "timeout")
 
 
 def parse_url(url: str, schemes: tuple[str, ...]) -> tuple[Origin, str]:
@@ -173,11 +173,11 @@ def parse_url(url: str, schemes: tuple[str, ...]) -> tuple[Origin, str]:
         if host is not None and not host.isascii():
             host = host.encode("idna").decode()
     except ValueError as error:  # UnicodeError too
-        raise WireError("refused", f"not a URL: {error}") from error
+        raise WireError(f"not a URL: {error}", "refused") from error
     if parts.scheme not in schemes or parts.scheme not in _DEFAULT_PORTS:
-        raise WireError("refused", f"a URL must begin with {' or '.join(schemes)}")
+        raise WireError(f"a URL must begin with {' or '.join(schemes)}", "refused")
     if not host or parts.username is not None or parts.password is not None or port == 0:
-        raise WireError("refused", "a URL must name a host, no user and no port 0")
+        raise WireError("a URL must name a host, no user and no port 0", "refused")
     target = quote(parts.path or "/", safe=_URL_SAFE)
     if parts.query:
         target += "?" + quote(parts.query, safe=_URL_SAFE)

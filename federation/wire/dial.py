@@ -50,7 +50,7 @@ class Dialer:
         ip = ip_literal(host)
         found = [ip] if ip is not None else await self.resolver.find_addresses(host)
         if not found:
-            raise WireError("dns", f"{host} has no address")
+            raise WireError(f"{host} has no address", "dns")
         return [Address(each, port) for each in found]
 
     async def open_stream(self, addresses: Sequence[Address], tls_name: str | None) -> trio.abc.Stream:
@@ -63,10 +63,10 @@ class Dialer:
             with trio.move_on_after(TLS_TIMEOUT_S):
                 await encrypted.do_handshake()
                 return encrypted
-            raise WireError("timeout", f"the TLS handshake with {tls_name} took too long")
+            raise WireError(f"the TLS handshake with {tls_name} took too long", "timeout")
         except (ssl.SSLError, ValueError, trio.BrokenResourceError) as error:  # ValueError: no possible host name
             await trio.aclose_forcefully(stream)
-            raise WireError("tls", f"{tls_name}: {error.__cause__ or error}") from error
+            raise WireError(f"{tls_name}: {error.__cause__ or error}", "tls") from error
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
@@ -78,7 +78,7 @@ class Dialer:
         passed = [address for address, reason in reasons if reason is None]
         if not passed:
             told = ", ".join(f"{address.ip} is {reason}" for address, reason in reasons)
-            raise WireError("refused", told or "no address")
+            raise WireError(told or "no address", "refused")
         return passed
 
     async def _connect(self, addresses: Sequence[Address]) -> trio.abc.Stream:
@@ -87,9 +87,9 @@ class Dialer:
                 try:
                     return await self._connect_tcp(addresses[0])
                 except OSError as error:
-                    raise WireError("connect", f"{addresses[0].ip} port {addresses[0].port}: {error}") from error
+                    raise WireError(f"{addresses[0].ip} port {addresses[0].port}: {error}", "connect") from error
             return await self._race(addresses)
-        raise WireError("timeout", f"no answer from {', '.join(address.ip for address in addresses)}")
+        raise WireError(f"no answer from {', '.join(address.ip for address in addresses)}", "timeout")
 
     async def _race(self, addresses: Sequence[Address]) -> trio.abc.Stream:
         """Tries one address after the other, the next as soon as the last has failed or has taken STAGGER_S."""
@@ -121,7 +121,7 @@ class Dialer:
                 await trio.aclose_forcefully(stream)
             raise
         if not won:
-            raise WireError("connect", "; ".join(failures))
+            raise WireError("; ".join(failures), "connect")
         return won[0]
 
 

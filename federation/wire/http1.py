@@ -69,7 +69,7 @@ class Connection:
             if isinstance(event, h11.Response):
                 return Head(event.status_code, _join_headers(event))
             if not isinstance(event, h11.InformationalResponse):
-                raise WireError("protocol", "the response has no head")
+                raise WireError("the response has no head", "protocol")
 
     async def read_chunk(self) -> bytes:
         """The next piece of the body, b"" after its end. Raises WireError if it ends early."""
@@ -115,7 +115,7 @@ class Connection:
             body = self._h11.send(h11.Data(data=request.body)) if request.body else b""
             end = self._h11.send(h11.EndOfMessage())
         except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-            raise WireError("protocol", f"the request cannot be sent: {error}") from error
+            raise WireError(f"the request cannot be sent: {error}", "protocol") from error
         return (head or b"") + (body or b"") + (end or b"")
 
     async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
@@ -130,11 +130,11 @@ class Connection:
                     raise ConnectionEnded
                 self._h11.receive_data(bytes(data))
         except h11.RemoteProtocolError as error:
-            raise WireError("protocol", f"the response is not HTTP/1.1: {error}") from error
+            raise WireError(f"the response is not HTTP/1.1: {error}", "protocol") from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if not self._answered:
                 raise ConnectionEnded from error
-            raise WireError("protocol", "the response ended early") from error
+            raise WireError("the response ended early", "protocol") from error
 
 
 def check_announced_length(head: Head, max_bytes: int) -> None:
@@ -146,7 +146,7 @@ def check_announced_length(head: Head, max_bytes: int) -> None:
 
 def too_large(max_bytes: int) -> WireError:
     """The error for a body longer than `max_bytes`."""
-    return WireError("too_large", f"the response is larger than {max_bytes} bytes")
+    return WireError(f"the response is larger than {max_bytes} bytes", "too_large")
 
 
 def _join_headers(response: h11.Response) -> dict[str, str]:

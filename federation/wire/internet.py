@@ -127,7 +127,7 @@ class InternetWire:
             if isinstance(step, Found):
                 return step
             if isinstance(step, Failed):
-                raise WireError("discovery", step.reason)
+                raise WireError(step.reason, "discovery")
             if isinstance(step, FetchWellKnown):
                 discovery.feed_well_known(await self._find_well_known(step.hostname))
             elif isinstance(step, LookupSRV):

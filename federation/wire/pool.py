@@ -63,7 +63,7 @@ class Pool(Generic[Key]):
             reused = connection.exchanges > 1
             await self.end(key, connection)
             if not reused or request.method in _NOT_REPEATABLE:
-                raise WireError("protocol", "the connection ended without a response") from error
+                raise WireError("the connection ended without a response", "protocol") from error
         except BaseException:
             await self.end(key, connection)
             raise
@@ -72,7 +72,7 @@ class Pool(Generic[Key]):
             return connection, await connection.start(request)
         except ConnectionEnded as error:
             await self.end(key, connection)
-            raise WireError("protocol", "the connection ended without a response") from error
+            raise WireError("the connection ended without a response", "protocol") from error
         except BaseException:
             await self.end(key, connection)
             raise

@@ -1,0 +1,314 @@
+"""FakeNetwork: several servers joined in one process by `Wire`s that call one another's ASGI apps.
+
+Nothing is random but what `seed` says, and time is trio's, so under a virtual clock a partition of an hour takes none.
+
+    network = FakeNetwork(latency_s=0.05)
+    alpha = Homeserver(config_a, wire=network.wire_for("alpha.test"))
+    network.join("alpha.test", alpha.app)
+    network.cut("alpha.test", "beta.test")
+    network.heal()
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import trio
+
+from federation.identifiers import ServerName
+from federation.wire import WireError, WireResponse, WireStream
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request that was attempted: what a test asserts about traffic. `status` is None if no response came."""
+
+    origin: str
+    destination: str
+    method: str
+    path: str
+    status: int | None
+
+
+class FakeNetwork:
+    """Joins ASGI apps under server names. `latency_s` is one way; `loss` is the chance that an exchange is lost.
+
+    Half of the losses take the request, and the server never hears of it; half take the response, after the server has
+    done its work. `exchanges` records everything, in the order of completion.
+    """
+
+    def __init__(self, *, latency_s: float = 0.0, loss: float = 0.0, seed: int = 0) -> None:
+        self.latency_s = latency_s
+        self.loss = loss
+        self.exchanges: list[Exchange] = []
+        self._random = random.Random(seed)
+        self._apps: dict[str, AsgiApp] = {}
+        self._addresses: dict[str, str] = {}
+        self._cuts: set[frozenset[str]] = set()
+        self._down: set[str] = set()
+
+    def join(self, server_name: str, asgi_app: AsgiApp) -> None:
+        """Lets others reach the app under this name; a second call replaces it, as a restart does."""
+        self._apps[server_name] = asgi_app
+        self._down.discard(server_name)
+
+    def leave(self, server_name: str) -> None:
+        """The server is off: connections to it are refused until it joins again."""
+        self._down.add(server_name)
+
+    def wire_for(self, server_name: str) -> FakeWire:
+        """The wire by which this server reaches the others. It need not have joined yet."""
+        return FakeWire(self, server_name)
+
+    def cut(self, a: str, b: str) -> None:
+        """Separates two servers, in both directions; responses on their way are lost too."""
+        self._cuts.add(frozenset((a, b)))
+
+    def heal(self) -> None:
+        """Ends all cuts."""
+        self._cuts.clear()
+
+    def is_cut(self, a: str, b: str) -> bool:
+        """Whether the two are separated now."""
+        return frozenset((a, b)) in self._cuts
+
+    def address_of(self, server_name: str) -> str:
+        """The address that others see this server at: 198.51.100.1, .2, … in the order of first use."""
+        return self._addresses.setdefault(server_name, f"198.51.100.{len(self._addresses) + 1}")
+
+    def app_for(self, origin: str, destination: str) -> AsgiApp:
+        """The app that a request reaches. Raises WireError if it reaches none."""
+        if self.is_cut(origin, destination) or destination in self._down:
+            raise WireError(f"{destination} cannot be reached", "connect")
+        app = self._apps.get(destination)
+        if app is None:
+            raise WireError(f"{destination} has not joined this network", "dns")
+        return app
+
+    def draw_loss(self) -> str | None:
+        """What of the next exchange is lost: "request", "response" or nothing."""
+        if self.loss <= 0 or self._random.random() >= self.loss:
+            return None
+        return self._random.choice(("request", "response"))
+
+
+class FakeWire:
+    """A `Wire`, as one server of a `FakeNetwork` holds it. URLs lead to the server that joined as their host."""
+
+    def __init__(self, network: FakeNetwork, server_name: str) -> None:
+        self._network = network
+        self._server_name = server_name
+
+    async def request(
+        self,
+        destination: ServerName,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> WireResponse:
+        """See `Wire`."""
+        with trio.move_on_after(timeout_s):
+            async with self.stream(
+                destination, method, path, headers=headers, body=body, timeout_s=math.inf, max_bytes=max_bytes
+            ) as response:
+                chunks = [chunk async for chunk in response.chunks]
+                return WireResponse(response.status, response.headers, b"".join(chunks))
+        raise WireError(f"{destination} did not answer within {timeout_s:g} s", "timeout")
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        destination: ServerName,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> AsyncIterator[WireStream]:
+        """See `Wire`."""
+        network, origin = self._network, self._server_name
+        exchange = _Exchange(network, origin, destination, method, path, timeout_s, max_bytes)
+        lost = network.draw_loss()
+        try:
+            with trio.move_on_after(timeout_s):
+                await trio.sleep(network.latency_s)
+            app = network.app_for(origin, destination)
+            if lost == "request":
+                raise WireError(f"the request to {destination} was lost", "connect")
+            scope = _scope(method, path, headers, body, destination, network.address_of(origin))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(exchange.serve, app, scope, body or b"")
+                if lost == "response":
+                    exchange.hang_up()
+                    await exchange.served.wait()
+                    raise WireError(f"the response of {destination} was lost", "protocol")
+                yield await exchange.head()
+                # The app may have more to do once it has answered. Only who gives up (an exception here) cancels it.
+                exchange.hang_up()
+        except BaseExceptionGroup as group:
+            raise _only(group)  # noqa: B904  the group is only trio's wrapping
+        finally:
+            network.exchanges.append(Exchange(origin, destination, method, path, exchange.status))
+
+    @asynccontextmanager
+    async def stream_url(
+        self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
+    ) -> AsyncIterator[WireStream]:
+        """See `Wire`. Redirects are not followed: the servers of a fake network make none."""
+        parts = urlsplit(url)
+        if parts.scheme != "https":
+            raise WireError("a URL must begin with https", "refused")
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        async with self.stream(
+            ServerName(parts.netloc), "GET", path, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes
+        ) as response:
+            yield response
+
+
+class _Exchange:
+    """One request and its response, on their way between two servers."""
+
+    def __init__(
+        self,
+        network: FakeNetwork,
+        origin: str,
+        destination: str,
+        method: str,
+        path: str,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> None:
+        self.status: int | None = None
+        self.served = trio.Event()
+        self._hung_up = trio.Event()
+        self._network = network
+        self._origin = origin
+        self._destination = destination
+        self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+        self._to_client, self._from_server = trio.open_memory_channel[Message](16)
+
+    async def serve(self, app: AsgiApp, scope: MutableMapping[str, Any], body: bytes) -> None:
+        """Runs the app. What it raises is not hidden behind a 500: it reaches the test."""
+        pieces = [body[at : at + 65536] for at in range(0, len(body), 65536)] or [b""]
+
+        async def receive() -> Message:
+            await trio.lowlevel.checkpoint()
+            if pieces:
+                piece = pieces.pop(0)
+                return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+            await self._hung_up.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            try:
+                await self._to_client.send(message)
+            except trio.BrokenResourceError:  # nobody listens any more, and ASGI says that this is no error
+                await trio.lowlevel.checkpoint()
+
+        try:
+            async with self._to_client:
+                await app(scope, receive, send)
+        finally:
+            self.served.set()
+
+    def hang_up(self) -> None:
+        """The client has read all that it wanted."""
+        self._hung_up.set()
+        self._from_server.close()
+
+    async def head(self) -> WireStream:
+        """The response once its head has arrived."""
+        message = await self._next()
+        await self._travel()
+        assert message is not None and message["type"] == "http.response.start", message
+        self.status = message["status"]
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in message.get("headers", ()):
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        return WireStream(message["status"], headers, self._chunks())
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        left_bytes = self._max_bytes
+        while True:
+            message = await self._next()
+            if message is None:
+                raise WireError("the response ended early", "protocol")
+            assert message["type"] == "http.response.body", message
+            chunk = bytes(message.get("body", b""))
+            left_bytes -= len(chunk)
+            if left_bytes < 0:
+                raise WireError(f"the response is larger than {self._max_bytes} bytes", "too_large")
+            if chunk:
+                yield chunk
+            if not message.get("more_body", False):
+                return
+
+    async def _next(self) -> Message | None:
+        with trio.move_on_after(self._timeout_s):
+            try:
+                message = await self._from_server.receive()
+            except trio.EndOfChannel:
+                message = None
+            self._check_connected()
+            return message
+        raise WireError(f"{self._destination} did not answer within {self._timeout_s:g} s", "timeout")
+
+    async def _travel(self) -> None:
+        await trio.sleep(self._network.latency_s)
+        self._check_connected()
+
+    def _check_connected(self) -> None:
+        if self._network.is_cut(self._origin, self._destination):
+            raise WireError(f"the connection to {self._destination} broke", "protocol")
+
+
+def _scope(
+    method: str, path: str, headers: Mapping[str, str], body: bytes | None, destination: str, client_ip: str
+) -> dict[str, Any]:
+    raw_path, _, query = path.partition("?")
+    sent = [(b"host", destination.encode("ascii"))]
+    sent += [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+    if body is not None:
+        sent.append((b"content-length", str(len(body)).encode("ascii")))
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "https",
+        "path": unquote(raw_path),
+        "raw_path": raw_path.encode("ascii"),
+        "query_string": query.encode("ascii"),
+        "root_path": "",
+        "headers": sent,
+        "client": (client_ip, 40000),
+        "server": (destination, 8448),
+        "extensions": {},
+    }
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception that a nursery has wrapped, where it is a single one."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,4 +1,4 @@
-"""State resolution against ruma's scenarios, in every way that tests/data/state-resolution.json is meant. Spec: rooms/v2/"""
+"""State resolution against ruma's scenarios, in all the ways that tests/data/state-resolution.json is meant."""
 
 from __future__ import annotations
 

@@ -167,8 +167,8 @@ def _signatures(signed: Mapping[str, Any]) -> list[str]:
         signature
         for _, by_key in by_server
         if isinstance(by_key, dict)
-        for _, signature in sorted(by_key.items())
-        if isinstance(signature, str)
+        for key_id, signature in sorted(by_key.items())
+        if key_id.startswith("ed25519:") and isinstance(signature, str)
     ]
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from federation.auth_rules import Rejection, check
+from federation.event import trusted_event
+from federation.identifiers import EventID
 from federation.redaction import redact
 from federation.room_versions import ROOM_VERSIONS
+from federation.signing import SigningKey, sign_json
 
 
 @pytest.mark.parametrize("version", ["11", "12"])
@@ -15,3 +21,40 @@ def test_redacted_third_party_invite_stays_an_object(version: str) -> None:
     assert redact(pdu, ROOM_VERSIONS[version])["content"] == {"membership": "invite", "third_party_invite": {}}
     pdu = {"type": "m.room.member", "content": {"membership": "invite", "third_party_invite": "x"}}
     assert redact(pdu, ROOM_VERSIONS[version])["content"] == {"membership": "invite"}
+
+
+def test_third_party_invite_signature_of_another_algorithm_counts_for_nothing() -> None:
+    """The key ID names the algorithm; a signature is no Ed25519 signature under the name of another."""
+    version = ROOM_VERSIONS["12"]
+    create = trusted_event(pdu_of("m.room.create", {"room_version": "12"}), version, EventID("$" + "A" * 43))
+    key = SigningKey("0", b"\0" * 32)
+    invite = trusted_event(
+        pdu_of("m.room.third_party_invite", {"public_key": key.verify_key_base64}, "token"), version, EventID("$" + "B" * 43)
+    )
+    signed = sign_json({"mxid": "@bob:test", "token": "token"}, "identity.test", key)
+    state = {create.key: create, invite.key: invite}
+
+    def verdict(signatures: dict[str, str]) -> Rejection | None:
+        proof = {"signed": signed | {"signatures": {"identity.test": signatures}}}
+        content = {"membership": "invite", "third_party_invite": proof}
+        return check(trusted_event(pdu_of("m.room.member", content, "@bob:test"), version, EventID("$" + "C" * 43)), state)
+
+    signature = signed["signatures"]["identity.test"]["ed25519:0"]
+    assert verdict({"ed25519:0": signature}) is None
+    assert verdict({"ed448:0": signature}) is not None
+    assert verdict({"0": signature}) is not None
+
+
+def pdu_of(event_type: str, content: dict[str, Any], state_key: str = "") -> dict[str, Any]:
+    """A PDU that is only looked into."""
+    return {
+        "type": event_type,
+        "room_id": "!" + "A" * 43,
+        "sender": "@alice:test",
+        "state_key": state_key,
+        "content": content,
+        "depth": 1,
+        "origin_server_ts": 1,
+        "prev_events": [],
+        "auth_events": [],
+    }

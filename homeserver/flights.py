@@ -1,4 +1,4 @@
-"""Flights: work that several requests want at the same moment is done once, and does not end when one of them goes away."""
+"""Flights: work that several requests want at the same moment is done once, and does not end with one of them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class Flights:
         value: T = flight.value
         return value
 
-    async def _fly(self, key: Hashable, flight: _Flight, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+    async def _fly(
+        self, key: Hashable, flight: _Flight, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+    ) -> None:
         try:
             flight.value = await fn(*args)
             flight.landed = True

@@ -1,0 +1,33 @@
+"""The content repository: files by `mxc://` URI, uploaded here or fetched from other servers, and thumbnails of images.
+
+Spec: client-server-api/#content-repository, server-server-api/#content-repository
+"""
+
+from __future__ import annotations
+
+from federation.identifiers import ServerName
+from homeserver.feature import Feature
+from homeserver.features.media import cleanup, federation_media, storage  # noqa: F401  federation_media registers routes
+from homeserver.features.media.downloads import download, parse_mxc
+from homeserver.features.media.operations import routes
+from homeserver.features.media.uploads import upload
+from homeserver.resources import Resources
+
+__all__ = ["FEATURE", "delete", "download", "upload"]
+
+
+async def delete(hs: Resources, mxc: str) -> bool:
+    """Removes a file and its thumbnails from this server; False where it has none. M_NOT_FOUND for what is no mxc URI."""
+    server_name, media_id = parse_mxc(mxc)
+    deleted = await hs.database.write(storage.delete_media, ServerName(server_name), media_id)
+    await cleanup.delete_released(hs)
+    return deleted
+
+
+FEATURE = Feature(
+    name="media",
+    spec="client-server-api/#content-repository",
+    schema=storage.SCHEMA,
+    routes=routes,
+    background=(cleanup.clean_up_forever,),
+)

@@ -1,0 +1,89 @@
+"""Clean-up: what nobody needs any longer goes, in small steps that may end anywhere and are taken up again.
+
+Created URIs that got no content in time; remote files beyond the limit, longest unused first; blobs whose last row is
+gone; blobs that never got a row, because a crash came between the two; temporary files of a crash.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from homeserver.features.media import storage
+from homeserver.features.media.receiving import blob_created_ms, temporary_folder
+from homeserver.limits import (
+    MEDIA_CLEANUP_INTERVAL_S,
+    MEDIA_CLEANUP_ROWS,
+    MEDIA_ORPHAN_AGE_MS,
+    MEDIA_REMOTE_BYTES_MAX,
+)
+from homeserver.resources import Resources
+
+_log = logging.getLogger(__name__)
+
+SHARDS = 256
+_SHARDS_PER_ROUND = 16  # all of them once in 16 hours: a store of any size is listed a little at a time
+
+
+async def clean_up_forever(hs: Resources) -> None:
+    """Runs while the server does."""
+    while True:
+        try:
+            await clean_up(hs)
+        except Exception:  # a store that cannot be reached now may be in an hour; the server must not end for it
+            _log.exception("clean-up of media failed")
+        await trio.sleep(MEDIA_CLEANUP_INTERVAL_S)
+
+
+async def clean_up(hs: Resources, *, remote_bytes_max: int = MEDIA_REMOTE_BYTES_MAX) -> None:
+    """One round of all of it."""
+    await hs.database.write(storage.delete_expired_pending)
+    excess_bytes = await hs.database.read(storage.get_remote_bytes) - remote_bytes_max
+    while excess_bytes > 0:
+        excess_bytes -= await hs.database.write(storage.evict_remote, excess_bytes, MEDIA_CLEANUP_ROWS)
+    for _ in range(_SHARDS_PER_ROUND):
+        await find_orphans(hs)
+    await delete_released(hs)
+    await hs.workers.run(_delete_temporary_files, temporary_folder(hs))
+
+
+async def find_orphans(hs: Resources) -> None:
+    """Looks at the next shard of the store for blobs that are old enough to have a row and have none."""
+    shard = await hs.database.read(storage.get_sweep)
+    created_before_ms = hs.now_ms() - MEDIA_ORPHAN_AGE_MS
+    batch: list[str] = []
+    async for key, _ in hs.blobs.list(f"media/{shard:02x}"):
+        if blob_created_ms(key) < created_before_ms:
+            batch.append(key)
+        if len(batch) == MEDIA_CLEANUP_ROWS:
+            await _release_orphans(hs, batch)
+            batch = []
+    await _release_orphans(hs, batch)
+    await hs.database.write(storage.store_sweep, (shard + 1) % SHARDS)
+
+
+async def _release_orphans(hs: Resources, blob_keys: list[str]) -> None:
+    orphans = await hs.database.read(storage.list_unused, blob_keys) if blob_keys else []
+    if orphans:
+        await hs.database.write(storage.store_orphans, orphans)
+
+
+async def delete_released(hs: Resources) -> None:
+    """Deletes the blobs that no row names any longer. Their keys are forgotten after that, so a crash repeats it."""
+    while keys := await hs.database.read(storage.list_deletions, MEDIA_CLEANUP_ROWS):
+        for key in keys:
+            await hs.blobs.delete(key)
+        await hs.database.write(storage.delete_deletions, keys)
+
+
+def _delete_temporary_files(folder: Path) -> None:
+    """Those of uploads that a crash has ended. Files have their time from the machine's clock, not from `now_ms`."""
+    written_before_s = time.time() - MEDIA_ORPHAN_AGE_MS / 1000
+    for path in folder.glob("upload-*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < written_before_s:
+                path.unlink()

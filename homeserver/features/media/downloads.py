@@ -1,0 +1,185 @@
+"""Downloads. Spec: client-server-api/#content-repo-client-behaviour
+
+The deprecated endpoints, which ask for no token, are frozen: they serve only what was stored as public.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+import trio
+
+from federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
+from homeserver.api import Request, Response
+from homeserver.authenticate import Requester
+from homeserver.errors import MatrixError, not_found
+from homeserver.features.media import storage
+from homeserver.features.media.content_headers import content_disposition
+from homeserver.features.media.operations import routes
+from homeserver.features.media.remote_media import fetch_remote
+from homeserver.features.media.serving import CACHE_PRIVATE, CACHE_PUBLIC, serve
+from homeserver.features.media.storage import Media
+from homeserver.limits import MEDIA_ID_CHARACTERS_MAX, MEDIA_USED_INTERVAL_MS, MEDIA_WAIT_MS_MAX
+from homeserver.resources import Resources
+
+# Spec: "allowing only alphanumeric (`A-Za-z0-9`), `_` and `-` characters in the `media-id` segment"
+_MEDIA_ID = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
+TimeoutMs = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class DownloadQuery(msgspec.Struct, frozen=True):
+    timeout_ms: TimeoutMs = 20_000
+
+
+class DeprecatedDownloadQuery(DownloadQuery, frozen=True):
+    allow_remote: bool = True
+    allow_redirect: bool = False
+
+
+@routes.get("/_matrix/client/v1/media/config", allow_guest=False)
+async def get_config_authed(hs: Resources, requester: Requester) -> dict[str, Any]:
+    """How large an upload may be."""
+    return {"m.upload.size": hs.config.blobs.upload_bytes_max}
+
+
+@routes.get("/_matrix/media/v3/config", allow_guest=False)
+async def get_config(hs: Resources, requester: Requester) -> dict[str, Any]:
+    """Deprecated name of `get_config_authed`."""
+    return {"m.upload.size": hs.config.blobs.upload_bytes_max}
+
+
+@routes.get("/_matrix/client/v1/media/download/{server_name}/{media_id}", rate_limit="media")
+async def get_content_authed(
+    hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: DownloadQuery, request: Request
+) -> Response:
+    """The content of a URI."""
+    media = await find_media(hs, server_name, media_id, query.timeout_ms)
+    return await _serve(hs, request, media, media.description.filename, CACHE_PRIVATE)
+
+
+@routes.get("/_matrix/client/v1/media/download/{server_name}/{media_id}/{file_name}", rate_limit="media")
+async def get_content_override_name_authed(
+    hs: Resources,
+    requester: Requester,
+    server_name: ServerName,
+    media_id: str,
+    file_name: str,
+    query: DownloadQuery,
+    request: Request,
+) -> Response:
+    """The content of a URI, named as the requester wants."""
+    media = await find_media(hs, server_name, media_id, query.timeout_ms)
+    return await _serve(hs, request, media, file_name, CACHE_PRIVATE)
+
+
+@routes.get("/_matrix/media/v3/download/{server_name}/{media_id}", rate_limit="media")
+async def get_content(
+    hs: Resources, server_name: ServerName, media_id: str, query: DeprecatedDownloadQuery, request: Request
+) -> Response:
+    """The content of a URI that was stored as public."""
+    media = await find_public_media(hs, server_name, media_id)
+    return await _serve(hs, request, media, media.description.filename, CACHE_PUBLIC)
+
+
+@routes.get("/_matrix/media/v3/download/{server_name}/{media_id}/{file_name}", rate_limit="media")
+async def get_content_override_name(
+    hs: Resources,
+    server_name: ServerName,
+    media_id: str,
+    file_name: str,
+    query: DeprecatedDownloadQuery,
+    request: Request,
+) -> Response:
+    """The content of a URI that was stored as public, named as the requester wants."""
+    media = await find_public_media(hs, server_name, media_id)
+    return await _serve(hs, request, media, file_name, CACHE_PUBLIC)
+
+
+async def _serve(hs: Resources, request: Request, media: Media, filename: str | None, cache_control: str) -> Response:
+    content_type = media.description.content_type
+    return await serve(
+        hs, request, media.blob.key, media.blob.size_bytes,
+        tag=media.blob.sha256,
+        content_type=content_type,
+        disposition=content_disposition(content_type, filename),
+        cache_control=cache_control,
+    )
+
+
+async def find_media(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
+    """The file of a URI, fetched from its server if need be; waits for one that is still to be uploaded.
+
+    Raises M_NOT_FOUND, M_NOT_YET_UPLOADED, and as `fetch_remote`.
+    """
+    check_media_id(media_id)
+    if server_name == hs.server_name:
+        return await find_local_media(hs, media_id, timeout_ms)
+    media = await hs.database.read(storage.get_media, server_name, media_id)
+    if media is None:
+        return await fetch_remote(hs, server_name, media_id, min(timeout_ms, MEDIA_WAIT_MS_MAX))
+    note_used(hs, media)
+    return media
+
+
+async def find_local_media(hs: Resources, media_id: str, timeout_ms: int) -> Media:
+    """The file of a URI of this server; waits for one that is still to be uploaded. M_NOT_FOUND, M_NOT_YET_UPLOADED."""
+    check_media_id(media_id)
+    deadline = trio.current_time() + min(timeout_ms, MEDIA_WAIT_MS_MAX) / 1000
+    while True:
+        found = await hs.database.read(storage.get_local, hs.server_name, media_id)
+        if isinstance(found, Media):
+            return found
+        if found is None:
+            raise not_found("There is no such media.")
+        if trio.current_time() >= deadline:
+            raise MatrixError(504, "M_NOT_YET_UPLOADED", "This media has not been uploaded yet.")
+        await hs.stream.wait((storage.wake_key(media_id),), found.position, deadline)
+
+
+async def find_public_media(hs: Resources, server_name: ServerName, media_id: str) -> Media:
+    """The file of a URI if the deprecated endpoints may serve it, else M_NOT_FOUND.
+
+    They are frozen: what is uploaded, or fetched from another server, is served with a token only.
+    """
+    check_media_id(media_id)
+    media = await hs.database.read(storage.get_media, server_name, media_id)
+    if media is None or not media.is_public:
+        raise not_found("There is no such media, or it can be had with an access token only.")
+    return media
+
+
+def check_media_id(media_id: str) -> None:
+    """Raises M_NOT_FOUND for what cannot be a media ID."""
+    if _MEDIA_ID.fullmatch(media_id) is None or len(media_id) > MEDIA_ID_CHARACTERS_MAX:
+        raise not_found("There is no such media: its ID is not valid.")
+
+
+def note_used(hs: Resources, media: Media) -> None:
+    """Remembers, a while after the answer, that a remote file is still wanted."""
+    if media.is_remote and hs.now_ms() - media.used_ms > MEDIA_USED_INTERVAL_MS:
+        hs.nursery.start_soon(hs.database.write, storage.store_used, media.media_nid)
+
+
+def parse_mxc(uri: str) -> tuple[ServerName, str]:
+    """The server name and media ID of an `mxc://` URI. Raises M_NOT_FOUND for what is none."""
+    server_name, slash, media_id = uri.removeprefix("mxc://").partition("/")
+    if not uri.startswith("mxc://") or not slash:
+        raise not_found("This is not an mxc:// URI.")
+    check_media_id(media_id)
+    try:
+        return parse_server_name(server_name), media_id
+    except InvalidIdentifier as error:
+        raise not_found("This is not an mxc:// URI.") from error
+
+
+async def download(hs: Resources, mxc: str, *, timeout_ms: int = 20_000) -> tuple[str, bytes]:
+    """Content type and content of an `mxc://` URI, fetched from its server if need be. Raises as `find_media`."""
+    server_name, media_id = parse_mxc(mxc)
+    media = await find_media(hs, server_name, media_id, timeout_ms)
+    try:
+        return media.description.content_type, await hs.blobs.get(media.blob.key)
+    except KeyError:
+        raise not_found("The content of this media has been lost.") from None

@@ -1,0 +1,7 @@
+"""The table that the modules of this folder register their operations in."""
+
+from __future__ import annotations
+
+from homeserver.api import Routes
+
+routes = Routes()

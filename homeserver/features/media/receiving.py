@@ -1,0 +1,148 @@
+"""Receiving: content of unknown length becomes a durable blob, and only then a row.
+
+At most a chunk of it is in memory; what is longer goes through a temporary file in `data_dir`, hashed on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError
+from homeserver.features.media import storage
+from homeserver.features.media.storage import Blob, BlobGone
+from homeserver.limits import MEDIA_CHUNK_BYTES
+from homeserver.resources import Resources
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Content that has arrived whole. `data`: itself, or the temporary file that holds it."""
+
+    sha256: bytes
+    size_bytes: int
+    data: bytes | Path
+
+
+def temporary_folder(hs: Resources) -> Path:
+    """Where uploads wait until they are whole. Nothing in it outlives the request that wrote it, but for a crash."""
+    return hs.config.data_path("uploads")
+
+
+@asynccontextmanager
+async def receive(hs: Resources, chunks: AsyncIterator[bytes]) -> AsyncIterator[Received]:
+    """Takes all of `chunks`; whatever these raise is raised. The temporary file is gone after the `with` block."""
+    spool = _Spool(temporary_folder(hs))
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    try:
+        async for chunk in chunks:
+            if waiting_bytes + len(chunk) > MEDIA_CHUNK_BYTES and waiting:
+                await hs.workers.run(spool.write, waiting)
+                waiting, waiting_bytes = [], 0
+            waiting.append(chunk)
+            waiting_bytes += len(chunk)
+        if spool.path is None:
+            data = waiting[0] if len(waiting) == 1 else b"".join(waiting)
+            yield Received(hashlib.sha256(data).digest(), len(data), data)
+        else:
+            await hs.workers.run(spool.finish, waiting)
+            yield Received(spool.hash.digest(), spool.size_bytes, spool.path)
+    finally:
+        if spool.path is not None:
+            with trio.CancelScope(shield=True):
+                await hs.workers.run(spool.discard)
+
+
+class _Spool:
+    """The temporary file of one upload; its methods run in a worker thread, one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path: Path | None = None
+        self.hash = hashlib.sha256()
+        self.size_bytes = 0
+        self._descriptor = -1
+
+    def write(self, parts: list[bytes]) -> None:
+        if self.path is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor, name = tempfile.mkstemp(dir=self.folder, prefix="upload-")
+            self.path = Path(name)
+        for part in parts:
+            self.hash.update(part)
+            self.size_bytes += len(part)
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+    def finish(self, parts: list[bytes]) -> None:
+        self.write(parts)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def discard(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        if self.path is not None:
+            with contextlib.suppress(FileNotFoundError):  # the blob store may have moved it to its place
+                self.path.unlink()
+
+
+def new_blob_key(sha256: bytes, now_ms: int) -> str:
+    """A key that was never used: the content's hash, when it was made, and a few random characters."""
+    digest = sha256.hex()
+    return f"media/{digest[:2]}/{digest}-{now_ms:x}-{secrets.token_hex(4)}"
+
+
+def blob_created_ms(blob_key: str) -> int:
+    """When the key was made; 0 for a key that is not of `new_blob_key`."""
+    parts = blob_key.split("-")
+    try:
+        return int(parts[1], 16) if len(parts) == 3 else 0
+    except ValueError:
+        return 0
+
+
+async def keep(hs: Resources, received: Received, store: Callable[[Transaction, Blob], T]) -> T:
+    """Makes the content durable and then runs `store` in one write: answers what it answers, raises what it raises.
+
+    Content that is already there is shared: nothing is stored twice.
+    """
+    shared_key = await hs.database.read(storage.get_blob_key, received.sha256)
+    if shared_key is not None:
+        try:
+            return await hs.database.write(_share, Blob(shared_key, received.sha256, received.size_bytes), store)
+        except BlobGone:
+            pass  # its last owner deleted it just now
+    blob = Blob(new_blob_key(received.sha256, hs.now_ms()), received.sha256, received.size_bytes)
+    await hs.blobs.put(blob.key, received.data)
+    try:
+        return await hs.database.write(store, blob)
+    except MatrixError:  # the write was refused, so nobody knows the key; after anything else the clean-up decides
+        await hs.blobs.delete(blob.key)
+        raise
+
+
+def _share(tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T]) -> T:
+    storage.check_shared(tx, blob.key)
+    return store(tx, blob)
+
+
+async def whole(data: bytes) -> AsyncIterator[bytes]:
+    """Content that is all there, as chunks."""
+    if data:
+        yield data

@@ -1,0 +1,482 @@
+"""The tables of the content repository: what each `mxc://` URI stands for, and which blob holds it.
+
+A blob's key is never used twice and never overwritten, so whoever finds a key in a row may read it without a lock, and
+deleting one can never meet another who is just storing it. Rows with the same content hash share a blob.
+Spec: client-server-api/#content-repository
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from federation.identifiers import ServerName, UserID
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import MatrixError, forbidden, not_found
+from homeserver.limits import (
+    MEDIA_PENDING_PER_USER_MAX,
+    MEDIA_USER_BYTES_MAX,
+    MEDIA_USER_FILES_MAX,
+)
+
+SCHEMA = Schema(
+    "media",
+    (
+        Step(
+            "create",
+            """
+            CREATE TABLE media (
+                media_nid INTEGER PRIMARY KEY,
+                server_nid INTEGER NOT NULL,
+                media_id TEXT NOT NULL,
+                blob_key TEXT NOT NULL,
+                sha256 BLOB NOT NULL,
+                size_bytes INTEGER NOT NULL,
+                content_type TEXT NOT NULL,
+                filename TEXT,
+                uploader_nid INTEGER,
+                created_ms INTEGER NOT NULL,
+                used_ms INTEGER NOT NULL,
+                is_public INTEGER NOT NULL,
+                UNIQUE (server_nid, media_id)
+            );
+            CREATE INDEX media_sha256 ON media (sha256);
+            CREATE INDEX media_blob ON media (blob_key);
+            CREATE INDEX media_used ON media (used_ms) WHERE uploader_nid IS NULL;
+            CREATE INDEX media_uploader ON media (uploader_nid, created_ms) WHERE uploader_nid IS NOT NULL;
+            CREATE TABLE media_pending (
+                media_id TEXT PRIMARY KEY,
+                uploader_nid INTEGER NOT NULL,
+                expires_ms INTEGER NOT NULL
+            );
+            CREATE INDEX media_pending_uploader ON media_pending (uploader_nid, expires_ms);
+            CREATE INDEX media_pending_expiry ON media_pending (expires_ms);
+            CREATE TABLE media_usage (
+                uploader_nid INTEGER PRIMARY KEY,
+                files INTEGER NOT NULL,
+                size_bytes INTEGER NOT NULL
+            );
+            CREATE TABLE media_images (
+                media_nid INTEGER PRIMARY KEY,
+                content_type TEXT NOT NULL,
+                width INTEGER NOT NULL,
+                height INTEGER NOT NULL,
+                is_animated INTEGER NOT NULL,
+                failure TEXT NOT NULL,
+                checked_ms INTEGER NOT NULL
+            );
+            CREATE TABLE media_thumbnails (
+                media_nid INTEGER NOT NULL,
+                method TEXT NOT NULL,
+                width INTEGER NOT NULL,
+                height INTEGER NOT NULL,
+                animated INTEGER NOT NULL,
+                blob_key TEXT NOT NULL,
+                size_bytes INTEGER NOT NULL,
+                content_type TEXT NOT NULL,
+                PRIMARY KEY (media_nid, method, width, height, animated)
+            );
+            CREATE INDEX media_thumbnails_blob ON media_thumbnails (blob_key);
+            CREATE TABLE media_deletions (blob_key TEXT PRIMARY KEY);
+            CREATE TABLE media_sweep (id INTEGER PRIMARY KEY CHECK (id = 1), next_shard INTEGER NOT NULL);
+            INSERT INTO media_sweep (id, next_shard) VALUES (1, 0);
+            """,
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Content that is durable in the blob store."""
+
+    key: str
+    sha256: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What an uploader or another server says of the content. `filename` None: it has none."""
+
+    content_type: str
+    filename: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One file of the repository. `is_public`: the deprecated endpoints serve it too, without a token."""
+
+    media_nid: int
+    blob: Blob
+    description: Description
+    is_remote: bool
+    is_public: bool
+    used_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A URI that was created and has no content yet. `position`: of the stream, when this was read."""
+
+    uploader: UserID
+    expires_ms: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A thumbnail that was asked for, its measures already snapped to the sizes that are made."""
+
+    method: str
+    width: int
+    height: int
+    animated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What is known of a file as an image, orientation applied. failure: "" or why there is no thumbnail of it."""
+
+    content_type: str = ""
+    width: int = 0
+    height: int = 0
+    is_animated: bool = False
+    failure: str = ""
+    checked_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A stored thumbnail, or the original in its place."""
+
+    blob_key: str
+    size_bytes: int
+    content_type: str
+
+
+class BlobGone(Exception):
+    """The blob that was to be shared has been deleted meanwhile."""
+
+
+# --- reading ---
+
+def get_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media | None:
+    """The file of a URI, None if this server does not hold its content."""
+    row = tx.one(
+        "SELECT media_nid, blob_key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms"
+        " FROM media WHERE server_nid = ? AND media_id = ?",
+        tx.find(server_name), media_id,
+    )
+    if row is None:
+        return None
+    nid, key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms = row
+    blob = Blob(key, bytes(sha256), size_bytes)
+    return Media(nid, blob, Description(content_type, filename), uploader_nid is None, bool(is_public), used_ms)
+
+
+def get_local(tx: Transaction, server_name: ServerName, media_id: str) -> Media | Pending | None:
+    """The file of a URI of this server, or that its content is still to come."""
+    return get_media(tx, server_name, media_id) or get_pending(tx, media_id)
+
+
+def get_pending(tx: Transaction, media_id: str) -> Pending | None:
+    """A URI of this server that waits for its content and has not expired."""
+    row = tx.one(
+        "SELECT uploader_nid, expires_ms FROM media_pending WHERE media_id = ? AND expires_ms > ?", media_id, tx.now_ms
+    )
+    return None if row is None else Pending(UserID(tx.name(row[0])), row[1], tx.position)
+
+
+def get_uploader(tx: Transaction, server_name: ServerName, media_id: str) -> UserID | None:
+    """Who uploaded the file of a URI of this server."""
+    nid = tx.find(server_name)
+    row = tx.one("SELECT uploader_nid FROM media WHERE server_nid = ? AND media_id = ?", nid, media_id)
+    return None if row is None or row[0] is None else UserID(tx.name(row[0]))
+
+
+def get_blob_key(tx: Transaction, sha256: bytes) -> str | None:
+    """The key of a blob with this content."""
+    row = tx.one("SELECT blob_key FROM media WHERE sha256 = ? LIMIT 1", sha256)
+    return None if row is None else row[0]
+
+
+def get_image(tx: Transaction, media_nid: int) -> Image | None:
+    """What is known of the file as an image; None: it has not been looked at."""
+    row = tx.one(
+        "SELECT content_type, width, height, is_animated, failure, checked_ms FROM media_images WHERE media_nid = ?",
+        media_nid,
+    )
+    return None if row is None else Image(row[0], row[1], row[2], bool(row[3]), row[4], row[5])
+
+
+def get_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | None:
+    """The stored thumbnail of exactly this size."""
+    row = tx.one(
+        "SELECT blob_key, size_bytes, content_type FROM media_thumbnails"
+        " WHERE media_nid = ? AND method = ? AND width = ? AND height = ? AND animated = ?",
+        media_nid, size.method, size.width, size.height, int(size.animated),
+    )
+    return None if row is None else Thumbnail(*row)
+
+
+def count_thumbnails(tx: Transaction, media_nid: int) -> int:
+    """How many thumbnails of the file are stored."""
+    row = tx.one("SELECT COUNT(*) FROM media_thumbnails WHERE media_nid = ?", media_nid)
+    assert row is not None
+    return row[0]
+
+
+# --- uploading ---
+
+
+def store_pending(tx: Transaction, media_id: str, uploader: UserID, expires_ms: int) -> None:
+    """Creates a URI without content. Raises M_LIMIT_EXCEEDED where the user has too many of them."""
+    uploader_nid = tx.intern(uploader)
+    row = tx.one(
+        "SELECT COUNT(*), MIN(expires_ms) FROM media_pending WHERE uploader_nid = ? AND expires_ms > ?",
+        uploader_nid, tx.now_ms,
+    )
+    assert row is not None
+    if row[0] >= MEDIA_PENDING_PER_USER_MAX:
+        wait_ms = row[1] - tx.now_ms
+        raise MatrixError(429, "M_LIMIT_EXCEEDED", "Finish your pending uploads first.", retry_after_ms=wait_ms)
+    tx.run(
+        "INSERT INTO media_pending (media_id, uploader_nid, expires_ms) VALUES (?, ?, ?)",
+        media_id, uploader_nid, expires_ms,
+    )
+
+
+def check_may_upload(
+    tx: Transaction, server_name: ServerName, uploader: UserID, media_id: str | None, size_bytes: int
+) -> None:
+    """Raises M_FORBIDDEN for a user who has used up their space; for a created `media_id` as `check_pending`."""
+    if media_id is not None:
+        check_pending(tx, server_name, uploader, media_id)
+    row = tx.one("SELECT files, size_bytes FROM media_usage WHERE uploader_nid = ?", tx.find(uploader))
+    files, used_bytes = row if row is not None else (0, 0)
+    if files >= MEDIA_USER_FILES_MAX or used_bytes + size_bytes > MEDIA_USER_BYTES_MAX:
+        raise forbidden("You have used up the space that this server has for your uploads.")
+
+
+def check_pending(tx: Transaction, server_name: ServerName, uploader: UserID, media_id: str) -> None:
+    """Raises M_NOT_FOUND, M_FORBIDDEN or M_CANNOT_OVERWRITE_MEDIA unless the user may now give the ID its content."""
+    pending = get_pending(tx, media_id)
+    owner = pending.uploader if pending is not None else get_uploader(tx, server_name, media_id)
+    if owner is None:
+        raise not_found("This media ID was not created, or has expired.")
+    if owner != uploader:
+        raise forbidden("This media ID belongs to another user.")
+    if pending is None:
+        raise MatrixError(409, "M_CANNOT_OVERWRITE_MEDIA", "This media ID already has its content.")
+
+
+def store_upload(
+    tx: Transaction,
+    blob: Blob,
+    server_name: ServerName,
+    media_id: str,
+    uploader: UserID,
+    description: Description,
+    *,
+    is_pending: bool,
+    is_public: bool,
+) -> None:
+    """Makes a blob the content of a URI of this server, and wakes who waits for it. Raises as `check_may_upload`."""
+    check_may_upload(tx, server_name, uploader, media_id if is_pending else None, blob.size_bytes)
+    uploader_nid = tx.intern(uploader)
+    _insert_media(tx, blob, server_name, media_id, description, uploader_nid, is_public)
+    tx.run(
+        "INSERT INTO media_usage (uploader_nid, files, size_bytes) VALUES (?, 1, ?)"
+        " ON CONFLICT (uploader_nid) DO UPDATE SET files = media_usage.files + 1,"
+        " size_bytes = media_usage.size_bytes + excluded.size_bytes",
+        uploader_nid, blob.size_bytes,
+    )
+    if is_pending:
+        tx.run("DELETE FROM media_pending WHERE media_id = ?", media_id)
+        tx.wake(wake_key(media_id))
+
+
+def wake_key(media_id: str) -> str:
+    """The stream key that is woken when a created URI gets its content."""
+    return f"media/{media_id}"
+
+
+def store_remote(
+    tx: Transaction, blob: Blob, server_name: ServerName, media_id: str, description: Description
+) -> Media:
+    """Remembers another server's file. Another node may have been faster: then its row stays, and is answered."""
+    found = get_media(tx, server_name, media_id)
+    if found is None:
+        _insert_media(tx, blob, server_name, media_id, description, None, False)
+        found = get_media(tx, server_name, media_id)
+        assert found is not None
+    elif found.blob.key != blob.key:
+        _release_blob(tx, blob.key)
+    return found
+
+
+def _insert_media(
+    tx: Transaction,
+    blob: Blob,
+    server_name: ServerName,
+    media_id: str,
+    description: Description,
+    uploader_nid: int | None,
+    is_public: bool,
+) -> None:
+    tx.run(
+        "INSERT INTO media (server_nid, media_id, blob_key, sha256, size_bytes, content_type, filename, uploader_nid,"
+        " created_ms, used_ms, is_public) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        tx.intern(server_name), media_id, blob.key, blob.sha256, blob.size_bytes, description.content_type,
+        description.filename, uploader_nid, tx.now_ms, tx.now_ms, int(is_public),
+    )
+
+
+def check_shared(tx: Transaction, blob_key: str) -> None:
+    """Raises BlobGone unless a row names the blob, so that in this transaction another may."""
+    if not is_blob_used(tx, blob_key):
+        raise BlobGone
+
+
+def store_used(tx: Transaction, media_nid: int) -> None:
+    """Remembers that the file was used now."""
+    tx.run("UPDATE media SET used_ms = ? WHERE media_nid = ?", tx.now_ms, media_nid)
+
+
+# --- thumbnails ---
+
+
+def store_image(tx: Transaction, media_nid: int, image: Image) -> None:
+    """Remembers what a file is as an image, if the file is still there."""
+    if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
+        return
+    tx.run(
+        "INSERT INTO media_images (media_nid, content_type, width, height, is_animated, failure, checked_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (media_nid) DO UPDATE SET content_type = excluded.content_type,"
+        " width = excluded.width, height = excluded.height, is_animated = excluded.is_animated,"
+        " failure = excluded.failure, checked_ms = excluded.checked_ms",
+        media_nid, image.content_type, image.width, image.height, int(image.is_animated), image.failure, tx.now_ms,
+    )
+
+
+def store_thumbnail(tx: Transaction, media_nid: int, image: Image, size: Size, thumbnail: Thumbnail) -> Thumbnail:
+    """Remembers a thumbnail whose blob is durable; answers the one to serve, another node's if that was faster.
+
+    Raises M_NOT_FOUND where the file has been deleted meanwhile.
+    """
+    if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
+        raise not_found("This media has been deleted.")
+    store_image(tx, media_nid, image)
+    found = get_thumbnail(tx, media_nid, size)
+    if found is not None:
+        _release_blob(tx, thumbnail.blob_key)
+        return found
+    tx.run(
+        "INSERT INTO media_thumbnails (media_nid, method, width, height, animated, blob_key, size_bytes, content_type)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        media_nid, size.method, size.width, size.height, int(size.animated),
+        thumbnail.blob_key, thumbnail.size_bytes, thumbnail.content_type,
+    )
+    return thumbnail
+
+
+# --- deleting ---
+
+
+def delete_media(tx: Transaction, server_name: ServerName, media_id: str) -> bool:
+    """Forgets a file and its thumbnails, and lists for deletion the blobs that nothing else names. False: there is none."""
+    row = tx.one(
+        "SELECT media_nid, blob_key, uploader_nid, size_bytes FROM media WHERE server_nid = ? AND media_id = ?",
+        tx.find(server_name), media_id,
+    )
+    if row is None:
+        return False
+    _delete_row(tx, *row)
+    return True
+
+
+def _delete_row(tx: Transaction, media_nid: int, blob_key: str, uploader_nid: int | None, size_bytes: int) -> None:
+    keys = tx.values("SELECT blob_key FROM media_thumbnails WHERE media_nid = ?", media_nid)
+    tx.run("DELETE FROM media_thumbnails WHERE media_nid = ?", media_nid)
+    tx.run("DELETE FROM media_images WHERE media_nid = ?", media_nid)
+    tx.run("DELETE FROM media WHERE media_nid = ?", media_nid)
+    if uploader_nid is not None:
+        tx.run(
+            "UPDATE media_usage SET files = files - 1, size_bytes = size_bytes - ? WHERE uploader_nid = ?",
+            size_bytes, uploader_nid,
+        )
+    for key in (blob_key, *keys):
+        _release_blob(tx, key)
+
+
+def _release_blob(tx: Transaction, blob_key: str) -> None:
+    if not is_blob_used(tx, blob_key):
+        tx.run("INSERT INTO media_deletions (blob_key) VALUES (?) ON CONFLICT (blob_key) DO NOTHING", blob_key)
+
+
+def is_blob_used(tx: Transaction, blob_key: str) -> bool:
+    """Whether a file or a thumbnail names the blob."""
+    return (
+        tx.one("SELECT 1 FROM media WHERE blob_key = ? LIMIT 1", blob_key) is not None
+        or tx.one("SELECT 1 FROM media_thumbnails WHERE blob_key = ? LIMIT 1", blob_key) is not None
+    )
+
+
+def delete_expired_pending(tx: Transaction) -> int:
+    """Forgets created URIs that did not get their content in time; answers how many."""
+    return tx.run("DELETE FROM media_pending WHERE expires_ms <= ?", tx.now_ms)
+
+
+def get_remote_bytes(tx: Transaction) -> int:
+    """How much other servers' files take up."""
+    row = tx.one("SELECT COALESCE(SUM(size_bytes), 0) FROM media WHERE uploader_nid IS NULL")
+    assert row is not None
+    return int(row[0])
+
+
+def evict_remote(tx: Transaction, excess_bytes: int, count: int) -> int:
+    """Forgets the remote files longest unused, at most `count`, until `excess_bytes` are free; answers how many are."""
+    oldest = tx.all(
+        "SELECT media_nid, blob_key, size_bytes FROM media WHERE uploader_nid IS NULL ORDER BY used_ms LIMIT ?", count
+    )
+    freed_bytes = 0
+    for media_nid, blob_key, size_bytes in oldest:
+        if freed_bytes >= excess_bytes:
+            break
+        _delete_row(tx, media_nid, blob_key, None, size_bytes)
+        freed_bytes += size_bytes
+    return freed_bytes if oldest else excess_bytes
+
+
+def list_deletions(tx: Transaction, count: int) -> list[str]:
+    """Keys of blobs that are to be deleted."""
+    return tx.values("SELECT blob_key FROM media_deletions ORDER BY blob_key LIMIT ?", count)
+
+
+def delete_deletions(tx: Transaction, blob_keys: Collection[str]) -> None:
+    """These blobs are gone."""
+    tx.many("DELETE FROM media_deletions WHERE blob_key = ?", [(key,) for key in blob_keys])
+
+
+def get_sweep(tx: Transaction) -> int:
+    """Which of the 256 shards of keys the search for orphans is to look at next."""
+    row = tx.one("SELECT next_shard FROM media_sweep WHERE id = 1")
+    assert row is not None
+    return row[0]
+
+
+def list_unused(tx: Transaction, blob_keys: Collection[str]) -> list[str]:
+    """Those of the blobs that neither a file nor a thumbnail names."""
+    return [key for key in blob_keys if not is_blob_used(tx, key)]
+
+
+def store_orphans(tx: Transaction, blob_keys: Collection[str]) -> None:
+    """Lists for deletion those of the blobs that no row names."""
+    for key in blob_keys:
+        _release_blob(tx, key)
+
+
+def store_sweep(tx: Transaction, next_shard: int) -> None:
+    """Remembers how far the search for orphans has come."""
+    tx.run("UPDATE media_sweep SET next_shard = ? WHERE id = 1", next_shard)

@@ -1,0 +1,237 @@
+"""Making a thumbnail: in the separate process of `homeserver.workers`, never in the server, for it may be hostile.
+
+Imports nothing of the server but its limits, so that the process starts quickly and has little that could be abused.
+Spec: client-server-api/#thumbnails
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+from PIL import Image, ImageFile
+
+# The plugins of the formats that are read, imported by name: Pillow would otherwise import all that it has.
+from PIL import AvifImagePlugin, GifImagePlugin, JpegImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
+
+from homeserver.limits import (
+    THUMBNAIL_ANIMATION_PIXELS_MAX,
+    THUMBNAIL_ANIMATION_RESULT_PIXELS_MAX,
+    THUMBNAIL_FRAMES_MAX,
+    THUMBNAIL_JPEG_PIXELS_MAX,
+    THUMBNAIL_PIXELS_MAX,
+    THUMBNAIL_SIDE_MAX,
+)
+
+CONTENT_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",  # a JPEG followed by others, as telephones make it; read as the first one
+    "GIF": "image/gif",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+}
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF")
+_ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
+
+TOO_LARGE = "too_large"
+UNSUPPORTED = "unsupported"
+
+_ORIENTATION = 0x0112
+# How a stored image must be turned to be seen upright, by its EXIF orientation. Spec of EXIF 2.32, table "Orientation"
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_REDUCING_GAP = 2.0  # shrinks by whole factors first, to twice the size: as good to the eye, several times as fast
+_ICC_BYTES_MAX = 16 * 1024
+_JPEG_QUALITY = 82
+_WEBP_QUALITY = 75
+
+Box = tuple[float, float, float, float]
+
+
+def make_thumbnail(data: bytes, method: str, width: int, height: int, animated: bool) -> list[Any]:
+    """[thumbnail or None, its content type, [content type of the image, its width, height, whether it is animated]].
+
+    None: the image already fits, it is its own thumbnail. Raises ValueError with TOO_LARGE or UNSUPPORTED.
+    """
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    Image.MAX_IMAGE_PIXELS = THUMBNAIL_JPEG_PIXELS_MAX
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return _make(image, method, (width, height), animated)
+    except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(TOO_LARGE) from None
+    except Exception as error:
+        # Decoders raise whatever they stumble over (OSError, SyntaxError, struct.error, zlib.error, IndexError …).
+        raise ValueError(str(error) if str(error) == TOO_LARGE else UNSUPPORTED) from None
+
+
+def _make(image: Image.Image, method: str, box: tuple[int, int], animated: bool) -> list[Any]:
+    _check_size(image)
+    content_type = CONTENT_TYPES[image.format or ""]
+    is_animated = image.format in _ANIMATED_FORMATS and bool(getattr(image, "is_animated", False))
+    orientation = 1 if is_animated else _read_orientation(image)
+    turned = orientation >= 5
+    seen = (image.height, image.width) if turned else (image.width, image.height)
+    about = [content_type, *seen, is_animated]
+    if seen[0] <= box[0] and seen[1] <= box[1] and (animated or not is_animated):
+        return [None, content_type, about]
+    if turned:
+        box = (box[1], box[0])
+    part, size = _place(image.size, method, box)
+    if is_animated and animated:
+        frames = _shrink_frames(image, part, size)
+        if frames is not None:
+            return [_encode_animation(*frames), "image/webp", about]
+        image.seek(0)
+    icc_profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P", "L") else None
+    small = _shrink(image, part, size)
+    if orientation in _TURNS:
+        small = small.transpose(_TURNS[orientation])
+    encoded, encoded_type = _encode(small, icc_profile)
+    return [encoded, encoded_type, about]
+
+
+def _check_size(image: Image.Image) -> None:
+    """By the dimensions that the file declares, before anything is decoded."""
+    width, height = image.size
+    pixels_max = THUMBNAIL_JPEG_PIXELS_MAX if image.format in ("JPEG", "MPO") else THUMBNAIL_PIXELS_MAX
+    if width * height > pixels_max or max(width, height) > THUMBNAIL_SIDE_MAX:
+        raise ValueError(TOO_LARGE)
+
+
+def _read_orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken EXIF data must not cost the thumbnail
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _place(source: tuple[int, int], method: str, box: tuple[int, int]) -> tuple[Box, tuple[int, int]]:
+    """Which part of the source is shown, and in which size. Never larger than the source has pixels for."""
+    width, height = source
+    if method == "scale":
+        factor = min(1.0, box[0] / width, box[1] / height)
+        return (0, 0, width, height), (max(1, round(width * factor)), max(1, round(height * factor)))
+    # The largest part with the box's aspect ratio, from the middle.
+    factor = min(width / box[0], height / box[1])
+    part_width, part_height = box[0] * factor, box[1] * factor
+    left, top = (width - part_width) / 2, (height - part_height) / 2
+    part = (left, top, min(left + part_width, width), min(top + part_height, height))
+    if factor >= 1:
+        return part, box
+    return part, (max(1, round(part_width)), max(1, round(part_height)))
+
+
+def _shrink(image: Image.Image, part: Box, size: tuple[int, int]) -> Image.Image:
+    """The part in the size, as L, RGB or RGBA."""
+    before = image.size
+    if image.format in ("JPEG", "MPO"):
+        # Decoding only the low frequencies: an eighth of the work for the smallest thumbnails.
+        factor = size[0] / (part[2] - part[0])
+        image.draft(None, (round(before[0] * factor * _REDUCING_GAP), round(before[1] * factor * _REDUCING_GAP)))
+        across, down = image.size[0] / before[0], image.size[1] / before[1]
+        right, bottom = min(part[2] * across, image.size[0]), min(part[3] * down, image.size[1])
+        part = (part[0] * across, part[1] * down, right, bottom)
+        if image.size[0] * image.size[1] > THUMBNAIL_PIXELS_MAX:
+            raise ValueError(TOO_LARGE)
+    image.load()
+    usable = _usable(image)
+    small = usable.resize(size, Image.Resampling.LANCZOS, box=part, reducing_gap=_REDUCING_GAP)
+    return small.convert("RGBA") if small.mode == "RGBa" else small
+
+
+def _usable(image: Image.Image) -> Image.Image:
+    """The image in a mode that can be scaled: L, RGB, or RGBa, whose colours are multiplied by their opacity."""
+    if image.mode in ("L", "RGB"):
+        if "transparency" not in image.info:
+            return image
+        image = image.convert("RGBA")
+    elif image.mode in ("1", "I", "I;16", "I;16B", "I;16L", "F"):
+        return image.convert("L")
+    elif image.mode in ("LA", "PA", "La") or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("RGBA")
+    elif image.mode not in ("RGBA", "RGBa"):
+        return image.convert("RGB")
+    return image.convert("RGBa") if image.mode == "RGBA" else image
+
+
+def _encode(image: Image.Image, icc_profile: bytes | None) -> tuple[bytes, str]:
+    """JPEG, or PNG for what is partly transparent; with the colour profile if that is small, and no other metadata."""
+    options: dict[str, Any] = {}
+    if isinstance(icc_profile, bytes) and len(icc_profile) <= _ICC_BYTES_MAX and image.mode != "L":
+        options["icc_profile"] = icc_profile
+    result = io.BytesIO()
+    if image.mode == "RGBA" and image.getextrema()[3] != (255, 255):
+        level = 6 if image.width * image.height <= 16_384 else 3
+        _without_metadata(image).save(result, "PNG", compress_level=level, **options)
+        return result.getvalue(), "image/png"
+    if image.mode == "RGBA":
+        image = image.convert("RGB")
+    _without_metadata(image).save(result, "JPEG", quality=_JPEG_QUALITY, **options)
+    return result.getvalue(), "image/jpeg"
+
+
+def _without_metadata(image: Image.Image) -> Image.Image:
+    """The same pixels: what else Pillow has read (comments, EXIF with places) would be written again."""
+    clean = Image.new(image.mode, image.size)
+    clean.paste(image)
+    return clean
+
+
+def _shrink_frames(image: Image.Image, part: Box, size: tuple[int, int]) -> tuple[list[Image.Image], list[int]] | None:
+    """Every frame of an animation with its duration in milliseconds; None where it is too long to be worth it."""
+    frames: list[Image.Image] = []
+    durations: list[int] = []
+    source = image.size
+    pixels = 0
+    while True:
+        if image.size != source:  # a later frame must not enlarge what was checked
+            raise ValueError(UNSUPPORTED)
+        pixels += source[0] * source[1]
+        if (
+            len(frames) >= THUMBNAIL_FRAMES_MAX
+            or pixels > THUMBNAIL_ANIMATION_PIXELS_MAX
+            or (len(frames) + 1) * size[0] * size[1] > THUMBNAIL_ANIMATION_RESULT_PIXELS_MAX
+        ):
+            return None
+        image.load()
+        frame = image.convert("RGBa" if image.mode == "RGBA" else "RGB" if image.mode == "RGB" else "RGBA")
+        if frame.mode == "RGBA":
+            frame = frame.convert("RGBa")
+        small = frame.resize(size, Image.Resampling.BILINEAR, box=part, reducing_gap=_REDUCING_GAP)
+        frames.append(small.convert("RGBA") if small.mode == "RGBa" else small)
+        durations.append(_duration_ms(image))
+        try:
+            image.seek(image.tell() + 1)
+        except EOFError:
+            return frames, durations
+
+
+def _duration_ms(image: Image.Image) -> int:
+    duration = image.info.get("duration", 0)
+    try:
+        milliseconds = int(duration)
+    except (TypeError, ValueError, OverflowError):
+        return 100
+    # What browsers do with frames that claim to be shown for no time.
+    return min(milliseconds, 60_000) if milliseconds >= 20 else 100
+
+
+def _encode_animation(frames: list[Image.Image], durations: list[int]) -> bytes:
+    result = io.BytesIO()
+    frames[0].save(
+        result, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0,
+        quality=_WEBP_QUALITY, method=0, minimize_size=False, allow_mixed=False,
+    )
+    return result.getvalue()

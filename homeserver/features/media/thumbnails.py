@@ -1,0 +1,213 @@
+"""Thumbnails: made when first asked for, in a fixed set of sizes, and kept. Spec: client-server-api/#thumbnails"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from federation.identifiers import ServerName
+from homeserver.api import Request, Response
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, invalid_param, not_found
+from homeserver.features.media import storage
+from homeserver.features.media.content_headers import bare_type
+from homeserver.features.media.downloads import (
+    TimeoutMs,
+    check_media_id,
+    find_media,
+    find_public_media,
+    note_used,
+)
+from homeserver.features.media.operations import routes
+from homeserver.features.media.receiving import new_blob_key
+from homeserver.features.media.serving import CACHE_PRIVATE, CACHE_PUBLIC, serve
+from homeserver.features.media.storage import Image, Media, Size, Thumbnail
+from homeserver.limits import (
+    THUMBNAIL_FAILURE_MS,
+    THUMBNAIL_SIDE_MAX,
+    THUMBNAIL_SOURCE_BYTES_MAX,
+    THUMBNAIL_TIMEOUT_S,
+    THUMBNAILS_AT_ONCE_MAX,
+    THUMBNAILS_PER_MEDIA_MAX,
+)
+from homeserver.resources import Resources
+from homeserver.workers import WorkerFailed
+
+# The spec's sizes, one more for screens with many pixels, and without a bound: the image itself, as a still if need be.
+SCALE_SIZES = ((320, 240), (640, 480), (800, 600), (1600, 1200), (THUMBNAIL_SIDE_MAX, THUMBNAIL_SIDE_MAX))
+CROP_SIDES = (32, 96, 320, 640, 800, 1600)
+
+# What a client may claim of an image that there are thumbnails of; the decoder looks for itself.
+SOURCE_TYPES = frozenset({
+    "image/png", "image/apng", "image/jpeg", "image/jpg", "image/gif", "image/webp", "image/avif",
+})
+_EXTENSIONS = {
+    "image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp", "image/avif": "avif",
+}
+_MAKER = "homeserver.features.media.thumbnail_maker:make_thumbnail"
+
+
+class ThumbnailQuery(msgspec.Struct, frozen=True):
+    width: int
+    height: int
+    method: Literal["crop", "scale"] = "scale"
+    timeout_ms: TimeoutMs = 20_000
+    animated: bool = False
+
+
+class DeprecatedThumbnailQuery(ThumbnailQuery, frozen=True):
+    allow_remote: bool = True
+    allow_redirect: bool = False
+
+
+@routes.get("/_matrix/client/v1/media/thumbnail/{server_name}/{media_id}", rate_limit="media")
+async def get_content_thumbnail_authed(
+    hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: ThumbnailQuery, request: Request
+) -> Response:
+    """A thumbnail of an image."""
+    size = read_size(query)
+    thumbnail = await find_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
+    return await _serve(hs, request, thumbnail, CACHE_PRIVATE)
+
+
+@routes.get("/_matrix/media/v3/thumbnail/{server_name}/{media_id}", rate_limit="media")
+async def get_content_thumbnail(
+    hs: Resources, server_name: ServerName, media_id: str, query: DeprecatedThumbnailQuery, request: Request
+) -> Response:
+    """A thumbnail of an image that was stored as public."""
+    size = read_size(query)
+    await find_public_media(hs, server_name, media_id)
+    thumbnail = await find_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
+    return await _serve(hs, request, thumbnail, CACHE_PUBLIC)
+
+
+async def _serve(hs: Resources, request: Request, thumbnail: Thumbnail, cache_control: str) -> Response:
+    return await serve(
+        hs, request, thumbnail.blob_key, thumbnail.size_bytes,
+        tag=hashlib.sha256(thumbnail.blob_key.encode("ascii")).digest(),
+        content_type=thumbnail.content_type,
+        disposition=thumbnail_disposition(thumbnail.content_type),
+        cache_control=cache_control,
+    )
+
+
+def thumbnail_disposition(content_type: str) -> str:
+    """Spec: "MUST be `inline`, and SHOULD contain a file name (e.g. `thumbnail.png`)"."""
+    return f"inline; filename=thumbnail.{_EXTENSIONS.get(content_type, 'bin')}"
+
+
+def read_size(query: ThumbnailQuery) -> Size:
+    """The smallest size that is made and not smaller than asked for. Raises M_INVALID_PARAM."""
+    width, height = query.width, query.height
+    if width <= 0 or height <= 0:
+        raise invalid_param("width and height must be more than 0.")
+    if query.method == "crop":
+        longer = max(width, height)
+        for side in CROP_SIDES:
+            if longer <= side:
+                # The aspect ratio that was asked for, rounded up so that neither side is too small.
+                return Size("crop", -(-width * side // longer), -(-height * side // longer), query.animated)
+    for box_width, box_height in SCALE_SIZES:
+        if width <= box_width and height <= box_height:
+            return Size("scale", box_width, box_height, query.animated)
+    return Size("scale", *SCALE_SIZES[-1], query.animated)
+
+
+async def find_thumbnail(
+    hs: Resources, server_name: ServerName, media_id: str, size: Size, timeout_ms: int
+) -> Thumbnail:
+    """The thumbnail, made if need be. Raises 400 M_UNKNOWN for what is no image, M_TOO_LARGE, and as `find_media`."""
+    check_media_id(media_id)
+    media, image, thumbnail, size = await hs.database.read(look_up, server_name, media_id, size)
+    if media is None:
+        media = await find_media(hs, server_name, media_id, timeout_ms)
+        _, image, thumbnail, size = await hs.database.read(look_up, server_name, media_id, size)
+    else:
+        note_used(hs, media)
+    if thumbnail is not None:
+        return thumbnail
+    if bare_type(media.description.content_type) not in SOURCE_TYPES:
+        raise _failure_error("unsupported", media)
+    if image is not None and image.failure and hs.now_ms() - image.checked_ms < THUMBNAIL_FAILURE_MS:
+        raise _failure_error(image.failure, media)
+    return await hs.flights.join(hs.nursery, ("thumbnail", media.media_nid, size), _make, hs, media, size)
+
+
+def look_up(
+    tx: Transaction, server_name: ServerName, media_id: str, size: Size
+) -> tuple[Media | None, Image | None, Thumbnail | None, Size]:
+    """The file, what is known of it as an image, its thumbnail; and the size to make, which may be another one."""
+    media = storage.get_media(tx, server_name, media_id)
+    if media is None:
+        return None, None, None, size
+    image = storage.get_image(tx, media.media_nid)
+    if image is None or image.failure:
+        return media, image, None, size
+    if not image.is_animated and size.animated:
+        size = replace(size, animated=False)
+    if _is_own_thumbnail(image, size):
+        return media, image, Thumbnail(media.blob.key, media.blob.size_bytes, image.content_type), size
+    thumbnail = storage.get_thumbnail(tx, media.media_nid, size)
+    if thumbnail is None and storage.count_thumbnails(tx, media.media_nid) >= THUMBNAILS_PER_MEDIA_MAX:
+        # Someone has asked for many aspect ratios: from now on a size of the fixed set that is large enough.
+        box = next(box for box in SCALE_SIZES if size.width <= box[0] and size.height <= box[1])
+        size = Size("scale", *box, size.animated)
+        if _is_own_thumbnail(image, size):
+            return media, image, Thumbnail(media.blob.key, media.blob.size_bytes, image.content_type), size
+        thumbnail = storage.get_thumbnail(tx, media.media_nid, size)
+    return media, image, thumbnail, size
+
+
+def _is_own_thumbnail(image: Image, size: Size) -> bool:
+    """Whether the image itself is to be answered: it is not larger than asked for, and moves only where it may."""
+    return image.width <= size.width and image.height <= size.height and (size.animated or not image.is_animated)
+
+
+async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
+    """Makes a thumbnail in the separate process and keeps it."""
+    async with hs.flights.limiter("thumbnails", THUMBNAILS_AT_ONCE_MAX):
+        if media.blob.size_bytes > THUMBNAIL_SOURCE_BYTES_MAX:
+            raise await _fail(hs, media, "too_large")
+        try:
+            data = await hs.blobs.get(media.blob.key)
+        except KeyError:
+            raise not_found("The content of this media has been lost.") from None
+        try:
+            made, content_type, about = await hs.workers.run_process(
+                _MAKER, data, size.method, size.width, size.height, size.animated, timeout_s=THUMBNAIL_TIMEOUT_S
+            )
+        except ValueError as error:
+            raise await _fail(hs, media, str(error)) from error
+        except WorkerFailed as error:  # out of memory or time: either way it is too large for us
+            raise await _fail(hs, media, "too_large") from error
+        del data
+    image = Image(about[0], about[1], about[2], about[3])
+    if made is None:
+        await hs.database.write(storage.store_image, media.media_nid, image)
+        return Thumbnail(media.blob.key, media.blob.size_bytes, image.content_type)
+    key = new_blob_key(hashlib.sha256(made).digest(), hs.now_ms())
+    await hs.blobs.put(key, made)
+    size = replace(size, animated=size.animated and image.is_animated)
+    try:
+        return await hs.database.write(
+            storage.store_thumbnail, media.media_nid, image, size, Thumbnail(key, len(made), content_type)
+        )
+    except MatrixError:  # the file was deleted meanwhile
+        await hs.blobs.delete(key)
+        raise
+
+
+async def _fail(hs: Resources, media: Media, failure: str) -> MatrixError:
+    """Remembers why there is no thumbnail, so that a hostile file costs its time once; answers the error to raise."""
+    await hs.database.write(storage.store_image, media.media_nid, Image(failure=failure))
+    return _failure_error(failure, media)
+
+
+def _failure_error(failure: str, media: Media) -> MatrixError:
+    if failure == "too_large":
+        return MatrixError(502 if media.is_remote else 413, "M_TOO_LARGE", "Content is too large to thumbnail.")
+    return MatrixError(400, "M_UNKNOWN", "Cannot generate thumbnails for the requested content.")

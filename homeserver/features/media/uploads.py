@@ -1,0 +1,142 @@
+"""Uploads, at once or to a URI that was created before. Spec: client-server-api/#post_matrixmediav3upload"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from federation.identifiers import ServerName, UserID
+from homeserver.api import Empty, Request, too_large
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, invalid_param, not_found
+from homeserver.features.media import storage
+from homeserver.features.media.content_headers import clean_content_type, clean_filename
+from homeserver.features.media.operations import routes
+from homeserver.features.media.receiving import keep, receive, whole
+from homeserver.features.media.storage import Blob, Description
+from homeserver.limits import MEDIA_CHUNK_BYTES, MEDIA_PENDING_LIFETIME_MS
+from homeserver.resources import Resources
+
+
+class UploadQuery(msgspec.Struct, frozen=True):
+    filename: str = ""
+
+
+@routes.post("/_matrix/media/v3/upload", rate_limit="upload", allow_guest=False)
+async def upload_content(hs: Resources, requester: Requester, query: UploadQuery, request: Request) -> dict[str, Any]:
+    """Stores the body under a new URI."""
+    media_id = new_media_id()
+    await _upload(hs, requester, query, request, media_id, is_pending=False)
+    return {"content_uri": mxc_uri(hs.server_name, media_id)}
+
+
+@routes.post("/_matrix/media/v1/create", rate_limit="upload", allow_guest=False)
+async def create_content(hs: Resources, requester: Requester) -> dict[str, Any]:
+    """Creates a URI whose content will be uploaded later."""
+    _check_not_suspended(requester)
+    media_id = new_media_id()
+    expires_ms = hs.now_ms() + MEDIA_PENDING_LIFETIME_MS
+    await hs.database.write(storage.store_pending, media_id, requester.user_id, expires_ms)
+    return {"content_uri": mxc_uri(hs.server_name, media_id), "unused_expires_at": expires_ms}
+
+
+@routes.put("/_matrix/media/v3/upload/{server_name}/{media_id}", rate_limit="upload", allow_guest=False)
+async def upload_content_to_mxc(
+    hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: UploadQuery, request: Request
+) -> Empty:
+    """Stores the body under a URI that the requester has created."""
+    if server_name != hs.server_name:
+        raise not_found("This media ID was not created here.")
+    await _upload(hs, requester, query, request, media_id, is_pending=True)
+    return Empty()
+
+
+async def _upload(
+    hs: Resources, requester: Requester, query: UploadQuery, request: Request, media_id: str, *, is_pending: bool
+) -> None:
+    _check_not_suspended(requester)
+    description = describe(request.headers.get("content-type"), query.filename)
+    declared = request.headers.get("content-length", "")
+    expected_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+    if is_pending or expected_bytes > MEDIA_CHUNK_BYTES:  # else it is cheaper to receive it than to ask first
+        pending_id = media_id if is_pending else None
+        await hs.database.read(storage.check_may_upload, hs.server_name, requester.user_id, pending_id, expected_bytes)
+    chunks = request.stream(hs.config.blobs.upload_bytes_max)
+    await _store(hs, requester.user_id, chunks, description, media_id, is_pending=is_pending, is_public=False)
+
+
+async def _store(
+    hs: Resources,
+    user_id: UserID,
+    chunks: AsyncIterator[bytes],
+    description: Description,
+    media_id: str,
+    *,
+    is_pending: bool,
+    is_public: bool,
+) -> None:
+    def store(tx: Transaction, blob: Blob) -> None:
+        storage.store_upload(
+            tx, blob, hs.server_name, media_id, user_id, description, is_pending=is_pending, is_public=is_public
+        )
+
+    async with receive(hs, chunks) as received:
+        await keep(hs, received, store)
+
+
+def describe(content_type: str | None, filename: str | None) -> Description:
+    """What the uploader says of the content, fit to be stored. Raises M_INVALID_PARAM for an impossible file name."""
+    if not filename:
+        return Description(clean_content_type(content_type), None)
+    usable = clean_filename(filename)
+    if usable is None:
+        raise invalid_param("The file name is too long, or holds a character that cannot be.")
+    return Description(clean_content_type(content_type), usable)
+
+
+def new_media_id() -> str:
+    """A media ID that nobody can guess."""
+    return secrets.token_urlsafe(18)
+
+
+def mxc_uri(server_name: ServerName, media_id: str) -> str:
+    """The URI of a file."""
+    return f"mxc://{server_name}/{media_id}"
+
+
+def _check_not_suspended(requester: Requester) -> None:
+    if requester.is_suspended:
+        raise MatrixError(403, "M_USER_SUSPENDED", "This account is suspended and may not upload.")
+
+
+async def upload(
+    hs: Resources,
+    user_id: UserID,
+    data: bytes | AsyncIterator[bytes],
+    content_type: str,
+    filename: str | None = None,
+    *,
+    is_public: bool = False,
+) -> str:
+    """Stores a file for a user; answers its `mxc://` URI. Raises M_TOO_LARGE, M_FORBIDDEN (no space left), M_INVALID_PARAM.
+
+    is_public: it is served by the deprecated endpoints without a token too, as the icons of identity providers must be.
+    """
+    media_id = new_media_id()
+    chunks = _limited(whole(data) if isinstance(data, bytes) else data, hs.config.blobs.upload_bytes_max)
+    description = describe(content_type, filename)
+    await _store(hs, user_id, chunks, description, media_id, is_pending=False, is_public=is_public)
+    return mxc_uri(hs.server_name, media_id)
+
+
+async def _limited(chunks: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[bytes]:
+    size_bytes = 0
+    async for chunk in chunks:
+        size_bytes += len(chunk)
+        if size_bytes > bytes_max:
+            raise too_large(bytes_max)
+        yield chunk

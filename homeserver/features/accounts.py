@@ -1,0 +1,238 @@
+"""Accounts: the users of this server, their passwords and what became of them. Spec: client-server-api/#account-registration
+
+Flags that decide about requests (administrator, guest, locked, suspended) are kept by `homeserver.authenticate`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from federation.identifiers import ServerName, UserID, fits, is_valid_localpart, localpart_of
+from homeserver import authenticate
+from homeserver.authenticate import AccountFlags
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import MatrixError, bad_json, forbidden, missing_param
+from homeserver.feature import Feature
+from homeserver.features.passwords import check_new_password, hash_password
+from homeserver.resources import Resources
+
+# deactivated_position: where in the stream it happened; for tails that remove what else is kept of the user.
+SCHEMA = Schema(
+    "accounts",
+    (
+        Step(
+            "create",
+            """
+            CREATE TABLE users (
+                user_nid INTEGER PRIMARY KEY,
+                password_hash TEXT,
+                created_ms INTEGER NOT NULL,
+                appservice TEXT,
+                deactivated_ms INTEGER,
+                deactivated_position INTEGER,
+                erased INTEGER NOT NULL
+            );
+            CREATE INDEX users_deactivated ON users (deactivated_position) WHERE deactivated_position IS NOT NULL;
+            """,
+        ),
+    ),
+)
+
+NO_FLAGS = AccountFlags()
+_GENERATED_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An account. password_hash is None where nobody can log in with a password; appservice is the id of its owner."""
+
+    user_id: UserID
+    password_hash: str | None
+    created_ms: int
+    appservice: str | None
+    deactivated_ms: int | None
+    erased: bool
+
+    @property
+    def is_deactivated(self) -> bool:
+        return self.deactivated_ms is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Deactivation:
+    """That a user was deactivated, at `position`. erase: whether all that can be removed should be."""
+
+    position: int
+    user_id: UserID
+    erase: bool
+
+
+def user_id_of(server_name: ServerName, username: str) -> UserID:
+    """The id of a new user who asks to be called `username`. Raises M_INVALID_USERNAME."""
+    localpart = username.lower()
+    user_id = f"@{localpart}:{server_name}"
+    if not is_valid_localpart(localpart) or not fits(user_id):
+        raise MatrixError(
+            400, "M_INVALID_USERNAME",
+            "A username holds a-z, 0-9 and any of . _ = - / + and fits into 255 bytes together with the server's name.",
+        )  # fmt: skip
+    return UserID(user_id)
+
+
+def generate_user_id(server_name: ServerName) -> UserID:
+    """A user id that nobody has chosen: 60 random bits."""
+    return UserID(f"@{''.join(secrets.choice(_GENERATED_ALPHABET) for _ in range(12))}:{server_name}")
+
+
+def is_local(hs: Resources, user_id: str) -> bool:
+    """Whether the user belongs to this server."""
+    return user_id.partition(":")[2] == hs.server_name
+
+
+def read_identifier(hs: Resources, identifier: Mapping[str, Any] | None, user: str | None = None) -> UserID:
+    """The local user whom an identifier object means, or the older `user` key; not whether the account exists.
+
+    Raises M_FORBIDDEN where it cannot be a user of this server. Spec: client-server-api/#identifier-types
+    """
+    if identifier is not None:
+        kind = identifier.get("type", "m.id.user" if "user" in identifier else "m.id.thirdparty")
+        if kind in ("m.id.thirdparty", "m.id.phone"):
+            raise forbidden("No account is known by that third-party identifier.")
+        if kind != "m.id.user":
+            raise MatrixError(400, "M_UNKNOWN", "This type of identifier is not known.")
+        user = identifier.get("user")
+    if user is None:
+        raise missing_param("An identifier with the user's name is required.")
+    if not isinstance(user, str):
+        raise bad_json("The user in the identifier must be a string.")
+    localpart = user
+    if user.startswith("@"):
+        if not is_local(hs, user):
+            raise forbidden("The user does not belong to this server.")
+        localpart = localpart_of(user)
+    try:
+        return user_id_of(hs.server_name, localpart)
+    except MatrixError:
+        raise wrong_password() from None
+
+
+def wrong_password() -> MatrixError:
+    """403 M_FORBIDDEN, the same whether the account exists or not."""
+    return forbidden("The username or the password is wrong.")
+
+
+async def register_user(
+    hs: Resources, username: str, password: str | None, *, is_admin: bool = False, appservice: str | None = None
+) -> UserID:
+    """Makes an account without asking for anything: for administrators and embedding programs.
+
+    Raises M_INVALID_USERNAME, M_USER_IN_USE or M_INVALID_PARAM.
+    """
+    user_id = user_id_of(hs.server_name, username)
+    password_hash = None
+    if password is not None:
+        check_new_password(password)
+        password_hash = await hash_password(hs, password)
+    await hs.database.write(create_user, hs, user_id, password_hash, AccountFlags(is_admin=is_admin), appservice)
+    return user_id
+
+
+# --- storage ---
+
+
+def create_user(
+    tx: Transaction,
+    hs: Resources,
+    user_id: UserID,
+    password_hash: str | None = None,
+    flags: AccountFlags = NO_FLAGS,
+    appservice: str | None = None,
+) -> None:
+    """Stores a new account. Raises M_USER_IN_USE; the names of deactivated users stay taken."""
+    added = tx.run(
+        "INSERT INTO users (user_nid, password_hash, created_ms, appservice, erased) VALUES (?, ?, ?, ?, 0)"
+        " ON CONFLICT (user_nid) DO NOTHING",
+        tx.intern(user_id), password_hash, tx.now_ms, appservice,
+    )  # fmt: skip
+    if not added:
+        raise user_in_use()
+    if flags != NO_FLAGS:
+        authenticate.store_account_flags(tx, hs.token_cache, user_id, flags)
+
+
+def user_in_use() -> MatrixError:
+    """400 M_USER_IN_USE."""
+    return MatrixError(400, "M_USER_IN_USE", "This username is taken.")
+
+
+def get_user(tx: Transaction, user_id: UserID) -> User | None:
+    """The account, deactivated ones included; None where there never was one."""
+    nid = tx.find(user_id)
+    if nid is None:
+        return None
+    row = tx.one(
+        "SELECT password_hash, created_ms, appservice, deactivated_ms, erased FROM users WHERE user_nid = ?", nid
+    )
+    if row is None:
+        return None
+    return User(user_id, row[0], row[1], row[2], row[3], bool(row[4]))
+
+
+def exists(tx: Transaction, user_id: UserID) -> bool:
+    """Whether there is such an account, and it is not deactivated."""
+    nid = tx.find(user_id)
+    return nid is not None and bool(
+        tx.one("SELECT 1 FROM users WHERE user_nid = ? AND deactivated_ms IS NULL", nid)
+    )  # fmt: skip
+
+
+def list_users(tx: Transaction, after: str = "", limit: int = 1000) -> list[User]:
+    """Accounts in the order of their ids, those behind `after`."""
+    rows = tx.all(
+        "SELECT s.value, u.password_hash, u.created_ms, u.appservice, u.deactivated_ms, u.erased"
+        " FROM users u JOIN strings s ON s.nid = u.user_nid WHERE s.value > ? ORDER BY s.value LIMIT ?",
+        after, limit,
+    )  # fmt: skip
+    return [User(UserID(row[0]), row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
+
+
+def store_password_hash(tx: Transaction, user_id: UserID, password_hash: str | None) -> None:
+    """Replaces the password of an account that is not deactivated."""
+    tx.run(
+        "UPDATE users SET password_hash = ? WHERE user_nid = ? AND deactivated_ms IS NULL",
+        password_hash, tx.find(user_id),
+    )  # fmt: skip
+
+
+def store_admin(tx: Transaction, hs: Resources, user_id: UserID, is_admin: bool) -> None:
+    """Makes the user an administrator of this server, or an ordinary user."""
+    flags = authenticate.get_account_flags(tx, user_id)
+    authenticate.store_account_flags(tx, hs.token_cache, user_id, replace(flags, is_admin=is_admin))
+
+
+def deactivate_user(tx: Transaction, hs: Resources, user_id: UserID, *, erase: bool) -> None:
+    """Ends the account: no password, no tokens, no flags. The name stays taken. Once only; erasing may come later."""
+    position = tx.next_position(user_id)
+    tx.run(
+        "UPDATE users SET password_hash = NULL, deactivated_ms = COALESCE(deactivated_ms, ?), deactivated_position = ?,"
+        " erased = ? WHERE user_nid = ? AND erased <= ?",
+        tx.now_ms, position, int(erase), tx.find(user_id), int(erase),
+    )  # fmt: skip
+    authenticate.delete_tokens_of_user(tx, hs.token_cache, user_id)
+    authenticate.store_account_flags(tx, hs.token_cache, user_id, NO_FLAGS)
+
+
+def list_deactivations(tx: Transaction, since: int, upto: int) -> list[Deactivation]:
+    """Who was deactivated at since < position ≤ upto, in that order; for a tail that removes what a feature keeps."""
+    rows = tx.all(
+        "SELECT deactivated_position, user_nid, erased FROM users"
+        " WHERE deactivated_position > ? AND deactivated_position <= ? ORDER BY deactivated_position",
+        since, upto,
+    )  # fmt: skip
+    return [Deactivation(position, UserID(tx.name(nid)), bool(erased)) for position, nid, erased in rows]
+
+
+FEATURE = Feature(name="accounts", spec="client-server-api/#account-registration", schema=SCHEMA)

@@ -1,0 +1,81 @@
+"""Logging in, with a password. Spec: client-server-api/#login"""
+
+from __future__ import annotations
+
+import msgspec
+
+from federation.identifiers import UserID
+from homeserver.api import Routes
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, missing_param
+from homeserver.feature import Feature, JsonObject
+from homeserver.features import accounts
+from homeserver.features.devices import check_device_id, log_in
+from homeserver.features.passwords import verify_password
+from homeserver.features.well_known import client_discovery
+from homeserver.resources import Resources
+
+routes = Routes()
+
+
+@routes.get("/_matrix/client/v3/login")
+async def get_login_flows(hs: Resources) -> JsonObject:
+    return {"flows": [{"type": "m.login.password"}]}
+
+
+class LoginBody(msgspec.Struct, frozen=True):
+    """`user`, `medium` and `address` are the older form of an identifier."""
+
+    type: str
+    identifier: JsonObject | None = None
+    user: str | None = None
+    medium: str | None = None
+    address: str | None = None
+    password: str | None = None
+    device_id: str | None = None
+    initial_device_display_name: str | None = None
+    refresh_token: bool | None = None
+
+
+@routes.post("/_matrix/client/v3/login", rate_limit="login")
+async def login(hs: Resources, body: LoginBody) -> JsonObject:
+    if body.type != "m.login.password":
+        raise MatrixError(400, "M_UNKNOWN", "This type of login is not offered.")
+    check_device_id(body.device_id)
+    user_id, new_hash = await _check_password(hs, body)
+    answer = await hs.database.write(_store_login, hs, user_id, body, new_hash)
+    if hs.config.public.serve_well_known:
+        answer["well_known"] = client_discovery(hs)
+    return answer
+
+
+async def _check_password(hs: Resources, body: LoginBody) -> tuple[UserID, str | None]:
+    """Who logs in, and a new hash to store if the old one is of other parameters."""
+    if body.password is None:
+        raise missing_param("The password is missing.")
+    identifier = body.identifier
+    if identifier is None and body.user is None and body.address is not None:
+        identifier = {"type": "m.id.thirdparty", "medium": body.medium, "address": body.address}
+    user_id = accounts.read_identifier(hs, identifier, body.user)
+    hs.rate_limits.take("login_account", user_id, hs.now_ms())
+    user = await hs.database.read(accounts.get_user, user_id)
+    verdict = await verify_password(hs, None if user is None else user.password_hash, body.password)
+    if user is not None and user.is_deactivated:
+        raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
+    if not verdict.is_right:
+        raise accounts.wrong_password()
+    hs.rate_limits.take("login_account", user_id, hs.now_ms(), cost=-1)  # only wrong guesses count
+    return user_id, verdict.new_hash
+
+
+def _store_login(
+    tx: Transaction, hs: Resources, user_id: UserID, body: LoginBody, new_hash: str | None
+) -> JsonObject:
+    if not accounts.exists(tx, user_id):  # while the password was checked
+        raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
+    if new_hash is not None:
+        accounts.store_password_hash(tx, user_id, new_hash)
+    return log_in(tx, hs, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
+
+
+FEATURE = Feature(name="login", spec="client-server-api/#login", routes=routes)

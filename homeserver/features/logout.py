@@ -1,0 +1,39 @@
+"""Logging out: the end of a device, or of all devices of a user. Spec: client-server-api/#post_matrixclientv3logout"""
+
+from __future__ import annotations
+
+from homeserver import authenticate
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.feature import Feature
+from homeserver.features.devices import delete_devices_of_user
+from homeserver.resources import Resources
+
+routes = Routes()
+
+
+@routes.post("/_matrix/client/v3/logout", rate_limit="", allow_locked=True)
+async def logout(hs: Resources, requester: Requester) -> Empty:
+    await hs.database.write(_log_out, hs, requester)
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/logout/all", rate_limit="", allow_locked=True)
+async def logout_all(hs: Resources, requester: Requester) -> Empty:
+    await hs.database.write(_log_out_everywhere, hs, requester)
+    return Empty()
+
+
+def _log_out(tx: Transaction, hs: Resources, requester: Requester) -> None:
+    authenticate.delete_token(tx, hs.token_cache, requester.user_id, requester.token_id)
+    if requester.device_id:
+        delete_devices_of_user(tx, hs, requester.user_id, [requester.device_id])
+
+
+def _log_out_everywhere(tx: Transaction, hs: Resources, requester: Requester) -> None:
+    authenticate.delete_tokens_of_user(tx, hs.token_cache, requester.user_id)
+    delete_devices_of_user(tx, hs, requester.user_id)
+
+
+FEATURE = Feature(name="logout", spec="client-server-api/#post_matrixclientv3logout", routes=routes)

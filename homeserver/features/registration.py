@@ -1,0 +1,173 @@
+"""Registration: new accounts, of users and of guests. Spec: client-server-api/#account-registration"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from federation.identifiers import UserID
+from homeserver import authenticate
+from homeserver.api import Routes
+from homeserver.authenticate import AccountFlags, Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param
+from homeserver.feature import Feature, JsonObject
+from homeserver.features import accounts
+from homeserver.features.devices import check_device_id, log_in
+from homeserver.features.passwords import check_new_password, hash_password
+from homeserver.features.registration_tokens import TOKEN_STAGE, use_token_of
+from homeserver.features.user_interactive import (
+    DUMMY,
+    Attempt,
+    Authentication,
+    begin,
+    finish_authentication,
+    proceed,
+)
+from homeserver.resources import Resources
+
+routes = Routes()
+
+
+class AvailableQuery(msgspec.Struct, frozen=True):
+    username: str
+
+
+@routes.get("/_matrix/client/v3/register/available", rate_limit="login")
+async def check_username_availability(hs: Resources, query: AvailableQuery) -> JsonObject:
+    user_id = accounts.user_id_of(hs.server_name, query.username)
+    if await hs.database.read(accounts.get_user, user_id) is not None:
+        raise accounts.user_in_use()
+    return {"available": True}
+
+
+class RegisterQuery(msgspec.Struct, frozen=True):
+    kind: Literal["user", "guest"] = "user"
+
+
+class RegisterBody(msgspec.Struct, frozen=True):
+    """`type` is of application services only; `guest_access_token` of guests who become users (#guest-access)."""
+
+    auth: JsonObject | None = None
+    type: str | None = None
+    username: str | None = None
+    password: str | None = None
+    device_id: str | None = None
+    initial_device_display_name: str | None = None
+    inhibit_login: bool | None = None
+    refresh_token: bool | None = None
+    guest_access_token: str | None = None
+
+
+@routes.post("/_matrix/client/v3/register", rate_limit="registration", allow_guest=True)
+async def register(
+    hs: Resources, requester: Requester | None, query: RegisterQuery, body: RegisterBody
+) -> JsonObject:
+    if query.kind == "guest":
+        return await _register_guest(hs, body)
+    if body.type == "m.login.application_service":
+        return await _register_for_appservice(hs, requester, body)
+    return await _register_user(hs, body)
+
+
+async def _register_user(hs: Resources, body: RegisterBody) -> JsonObject:
+    settings = hs.config.registration
+    if not settings.enabled:
+        raise forbidden("Registration is not enabled on this homeserver.")
+    user_id = _wanted_user_id(hs, body)
+    if body.password is not None:
+        check_new_password(body.password)
+    check_device_id(body.device_id)
+    attempt, guest = await hs.database.read(_read_registration, hs, user_id, body)
+    authentication = await proceed(hs, attempt)
+    password_hash = None if body.password is None else await hash_password(hs, body.password)
+    return await hs.database.write(_store_registration, hs, user_id, password_hash, body, authentication, guest)
+
+
+def _wanted_user_id(hs: Resources, body: RegisterBody) -> UserID:
+    if body.username is None:
+        return accounts.generate_user_id(hs.server_name)
+    return accounts.user_id_of(hs.server_name, body.username)
+
+
+def _read_registration(
+    tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody
+) -> tuple[Attempt, bool]:
+    """The attempt to authenticate, and whether a guest becomes a user. What the spec wants told first is raised first."""
+    guest = body.guest_access_token is not None
+    if guest:
+        _check_guest(tx, user_id, body.guest_access_token or "")
+    elif accounts.get_user(tx, user_id) is not None:
+        raise accounts.user_in_use()
+    stage = TOKEN_STAGE if hs.config.registration.require_token else DUMMY
+    return begin(tx, hs, "register", body.auth, [(stage,)]), guest
+
+
+def _check_guest(tx: Transaction, user_id: UserID, access_token: str) -> None:
+    """Raises M_FORBIDDEN unless the token is of the guest `user_id`."""
+    found = authenticate.get_requester(tx, authenticate.hash_token(access_token))
+    if found is None or not found.requester.is_guest or found.requester.user_id != user_id:
+        raise forbidden("The guest_access_token is not of a guest of that name.")
+
+
+def _store_registration(
+    tx: Transaction,
+    hs: Resources,
+    user_id: UserID,
+    password_hash: str | None,
+    body: RegisterBody,
+    authentication: Authentication,
+    guest: bool,
+) -> JsonObject:
+    finish_authentication(tx, authentication)
+    use_token_of(tx, authentication)
+    if guest:
+        _check_guest(tx, user_id, body.guest_access_token or "")
+        flags = authenticate.get_account_flags(tx, user_id)
+        authenticate.store_account_flags(tx, hs.token_cache, user_id, replace(flags, is_guest=False))
+        accounts.store_password_hash(tx, user_id, password_hash)
+    else:
+        accounts.create_user(tx, hs, user_id, password_hash)
+    return _answer(tx, hs, user_id, body)
+
+
+def _answer(tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody) -> JsonObject:
+    if body.inhibit_login:
+        return {"user_id": user_id}
+    return log_in(tx, hs, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
+
+
+async def _register_guest(hs: Resources, body: RegisterBody) -> JsonObject:
+    if not hs.config.registration.guests:
+        raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "This homeserver has no guests.")
+    # "all parameters … with the exception of `initial_device_display_name` MUST BE ignored"
+    ignoring = RegisterBody(initial_device_display_name=body.initial_device_display_name)
+    return await hs.database.write(_store_guest, hs, accounts.generate_user_id(hs.server_name), ignoring)
+
+
+def _store_guest(tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody) -> JsonObject:
+    accounts.create_user(tx, hs, user_id, None, AccountFlags(is_guest=True))
+    return _answer(tx, hs, user_id, body)
+
+
+async def _register_for_appservice(hs: Resources, requester: Requester | None, body: RegisterBody) -> JsonObject:
+    """Spec: application-service-api/#server-admin-style-permissions"""
+    if requester is None or requester.appservice is None:
+        raise forbidden("Only an application service registers users without authentication.")
+    if body.username is None:
+        raise invalid_param("An application service must say which user it registers.")
+    check_device_id(body.device_id)
+    user_id = accounts.user_id_of(hs.server_name, body.username)
+    return await hs.database.write(_store_of_appservice, hs, user_id, requester.appservice, body)
+
+
+def _store_of_appservice(
+    tx: Transaction, hs: Resources, user_id: UserID, appservice: str, body: RegisterBody
+) -> JsonObject:
+    accounts.create_user(tx, hs, user_id, None, accounts.NO_FLAGS, appservice)
+    return _answer(tx, hs, user_id, body)
+
+
+FEATURE = Feature(name="registration", spec="client-server-api/#account-registration", routes=routes)

@@ -1,0 +1,147 @@
+"""Registration tokens: registering by invitation only. Made and withdrawn on the command line.
+
+Spec: client-server-api/#token-authenticated-registration
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from homeserver import limits
+from homeserver.api import Routes
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param
+from homeserver.feature import Feature, JsonObject
+from homeserver.features.user_interactive import Authentication, Stage, read_text
+from homeserver.resources import Resources
+
+SCHEMA = Schema(
+    "registration_tokens",
+    (
+        Step(
+            "create",
+            """
+            CREATE TABLE registration_tokens (
+                token TEXT PRIMARY KEY,
+                uses_allowed INTEGER,
+                uses INTEGER NOT NULL,
+                expires_ms INTEGER,
+                created_ms INTEGER NOT NULL
+            );
+            """,
+        ),
+    ),
+)
+
+STAGE = "m.login.registration_token"
+_TOKEN = re.compile(r"[0-9A-Za-z._~-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationToken:
+    """A token. uses_allowed None: any number of accounts; expires_ms None: for ever."""
+
+    token: str
+    uses_allowed: int | None
+    uses: int
+    expires_ms: int | None
+    created_ms: int
+
+
+class ValidityQuery(msgspec.Struct, frozen=True):
+    token: str
+
+
+routes = Routes()
+
+
+@routes.get("/_matrix/client/v1/register/m.login.registration_token/validity", rate_limit="registration")
+async def registration_token_validity(hs: Resources, query: ValidityQuery) -> JsonObject:
+    if not hs.config.registration.enabled:
+        raise forbidden("Registration is not enabled on this homeserver.")
+    return {"valid": await hs.database.read(is_valid_token, query.token)}
+
+
+def _load(tx: Transaction, hs: Resources, auth: JsonObject) -> bool:
+    return is_valid_token(tx, read_text(auth, "token"))
+
+
+async def _check(hs: Resources, auth: JsonObject, loaded: bool) -> str:
+    if not loaded:
+        raise MatrixError(401, "M_UNAUTHORIZED", "This registration token is not valid.")
+    return read_text(auth, "token")
+
+
+TOKEN_STAGE = Stage(STAGE, _check, _load)
+"""The stage of `/register`; its result is the token."""
+
+
+def use_token_of(tx: Transaction, authentication: Authentication) -> None:
+    """Counts the account that is made now, if it was asked for with a token. Raises M_FORBIDDEN if it ended meanwhile."""
+    token: Any = authentication.results.get(STAGE)
+    if token is not None:
+        if not is_valid_token(tx, token):
+            raise forbidden("This registration token is not valid any more.")
+        tx.run("UPDATE registration_tokens SET uses = uses + 1 WHERE token = ?", token)
+
+
+# --- storage, also for the command line ---
+
+
+def create_token(
+    tx: Transaction, token: str | None = None, uses_allowed: int | None = None, expires_ms: int | None = None
+) -> RegistrationToken:
+    """A new token, of random text where none is given. Raises M_INVALID_PARAM: bad text, bad numbers, or it exists."""
+    token = secrets.token_urlsafe(12) if token is None else token
+    if _TOKEN.fullmatch(token) is None or len(token) > limits.REGISTRATION_TOKEN_CHARACTERS_MAX:
+        raise invalid_param(
+            "A registration token is 1 to 64 of the characters 0-9, A-Z, a-z and - . _ ~"
+        )
+    if uses_allowed is not None and uses_allowed < 1:
+        raise invalid_param("A token must be good for one use at least.")
+    added = tx.run(
+        "INSERT INTO registration_tokens (token, uses_allowed, uses, expires_ms, created_ms) VALUES (?, ?, 0, ?, ?)"
+        " ON CONFLICT (token) DO NOTHING",
+        token, uses_allowed, expires_ms, tx.now_ms,
+    )  # fmt: skip
+    if not added:
+        raise invalid_param("There is such a token already.")
+    return RegistrationToken(token, uses_allowed, 0, expires_ms, tx.now_ms)
+
+
+def list_tokens(tx: Transaction) -> list[RegistrationToken]:
+    """Every token, also those that are used up, the oldest first."""
+    rows = tx.all(
+        "SELECT token, uses_allowed, uses, expires_ms, created_ms FROM registration_tokens ORDER BY created_ms, token"
+    )
+    return [RegistrationToken(*row) for row in rows]
+
+
+def delete_token(tx: Transaction, token: str) -> bool:
+    """Withdraws a token; False if there is none."""
+    return bool(tx.run("DELETE FROM registration_tokens WHERE token = ?", token))
+
+
+def is_valid_token(tx: Transaction, token: str) -> bool:
+    """Whether an account can be made with it now."""
+    if _TOKEN.fullmatch(token) is None:
+        return False
+    row = tx.one(
+        "SELECT 1 FROM registration_tokens WHERE token = ? AND (uses_allowed IS NULL OR uses < uses_allowed)"
+        " AND (expires_ms IS NULL OR expires_ms > ?)",
+        token, tx.now_ms,
+    )  # fmt: skip
+    return row is not None
+
+
+FEATURE = Feature(
+    name="registration_tokens",
+    spec="client-server-api/#token-authenticated-registration",
+    schema=SCHEMA,
+    routes=routes,
+)

@@ -1,0 +1,108 @@
+"""Registration with a shared secret, as scripts and test suites ask for it: accounts, of administrators too.
+
+Not of the specification; the protocol is that of Synapse's `/_synapse/admin/v1/register`, which tools rely on. GET gives
+a nonce; POST brings it back with an HMAC-SHA1, keyed with the secret, over nonce, username, password and "admin" or
+"notadmin" (and the user type, if there is one), NUL between them.
+
+Nonces are not stored: each says until when it is good and is signed with the secret. Using one twice gains nothing,
+for the HMAC covers the name of the account, which can be made only once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+
+import msgspec
+
+from federation.identifiers import UserID
+from homeserver import limits
+from homeserver.api import Routes
+from homeserver.authenticate import AccountFlags
+from homeserver.config import read_secret
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param
+from homeserver.feature import Feature, JsonObject
+from homeserver.features import accounts
+from homeserver.features.devices import log_in
+from homeserver.features.passwords import check_new_password, hash_password
+from homeserver.resources import Resources
+
+PATH = "/_synapse/admin/v1/register"
+
+routes = Routes()
+
+
+@routes.get(PATH, rate_limit="")
+async def get_nonce(hs: Resources) -> JsonObject:
+    return {"nonce": _make_nonce(_shared_secret(hs), hs.now_ms() + limits.SHARED_SECRET_NONCE_MS)}
+
+
+class SharedSecretBody(msgspec.Struct, frozen=True):
+    nonce: str
+    username: str
+    password: str
+    mac: str
+    admin: bool = False
+    user_type: str | None = None
+    displayname: str | None = None
+    device_id: str | None = None
+    inhibit_login: bool | None = None
+
+
+@routes.post(PATH, rate_limit="")
+async def register_with_shared_secret(hs: Resources, body: SharedSecretBody) -> JsonObject:
+    secret = _shared_secret(hs)
+    if not _is_good_nonce(secret, body.nonce, hs.now_ms()):
+        raise MatrixError(400, "M_UNKNOWN", "The nonce is not known, or too old.")
+    if "\0" in body.username or "\0" in body.password:
+        raise invalid_param("Neither the username nor the password may hold a NUL.")
+    if not hmac.compare_digest(_mac(secret, body).encode(), body.mac.lower().encode("utf-8", "surrogatepass")):
+        raise forbidden("The HMAC is not right.")
+    user_id = accounts.user_id_of(hs.server_name, body.username)
+    check_new_password(body.password)
+    password_hash = await hash_password(hs, body.password)
+    return await hs.database.write(_store, hs, user_id, password_hash, body)
+
+
+def _store(tx: Transaction, hs: Resources, user_id: UserID, password_hash: str, body: SharedSecretBody) -> JsonObject:
+    accounts.create_user(tx, hs, user_id, password_hash, AccountFlags(is_admin=body.admin))
+    if body.inhibit_login:
+        return {"user_id": user_id}
+    return {**log_in(tx, hs, user_id, body.device_id, None, False), "home_server": hs.server_name}
+
+
+def _shared_secret(hs: Resources) -> bytes:
+    """The secret that the operator shares with his tools. Raises M_UNRECOGNIZED where there is none."""
+    path = hs.config.registration.shared_secret_file
+    if not path:
+        raise MatrixError(404, "M_UNRECOGNIZED", "Registration with a shared secret is not enabled on this homeserver.")
+    return read_secret("registration.shared_secret_file", path).encode()
+
+
+def _mac(secret: bytes, body: SharedSecretBody) -> str:
+    parts = [body.nonce, body.username, body.password, "admin" if body.admin else "notadmin"]
+    if body.user_type is not None:
+        parts.append(body.user_type)
+    message = "\0".join(parts).encode("utf-8", "surrogatepass")
+    return hmac.new(secret, message, hashlib.sha1).hexdigest()
+
+
+def _make_nonce(secret: bytes, until_ms: int) -> str:
+    text = f"{until_ms:x}.{secrets.token_hex(16)}"
+    return f"{text}.{_sign(secret, text)}"
+
+
+def _is_good_nonce(secret: bytes, nonce: str, now_ms: int) -> bool:
+    text, _, signature = nonce.rpartition(".")
+    signed = hmac.compare_digest(_sign(secret, text).encode(), signature.encode("utf-8", "surrogatepass"))
+    return signed and int(text.partition(".")[0], 16) > now_ms
+
+
+def _sign(secret: bytes, text: str) -> str:
+    message = b"nonce " + text.encode("utf-8", "surrogatepass")
+    return hmac.new(secret, message, hashlib.sha256).hexdigest()[:32]
+
+
+FEATURE = Feature(name="shared_secret_registration", spec="", routes=routes)

@@ -1,0 +1,301 @@
+"""User-interactive authentication: stages that a request asks for before it is done, kept together by a session.
+
+Sessions are rows of the database: any node may answer the next request, a restart in the middle of a registration loses
+nothing, and their number has a bound. A session is good for one operation of one user, once.
+Spec: client-server-api/#user-interactive-authentication-api
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from federation.identifiers import UserID
+from homeserver import limits
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import MatrixError, bad_json, forbidden, missing_param
+from homeserver.feature import Feature, JsonObject
+from homeserver.features import accounts
+from homeserver.features.passwords import verify_password
+from homeserver.resources import Resources
+
+# number: 1, 2, … in the order of creation, so that the oldest can be dropped. completed: JSON object, stage → its result.
+SCHEMA = Schema(
+    "user_interactive",
+    (
+        Step(
+            "create",
+            """
+            CREATE TABLE user_interactive_sessions (
+                session TEXT PRIMARY KEY,
+                number INTEGER NOT NULL,
+                operation TEXT NOT NULL,
+                user_nid INTEGER NOT NULL,
+                created_ms INTEGER NOT NULL,
+                completed TEXT NOT NULL
+            );
+            CREATE UNIQUE INDEX user_interactive_sessions_number ON user_interactive_sessions (number);
+            """,
+        ),
+    ),
+)
+
+Load = Callable[[Transaction, Resources, JsonObject], Any]
+Check = Callable[[Resources, JsonObject, Any], Awaitable[Any]]
+
+
+def _load_nothing(tx: Transaction, hs: Resources, auth: JsonObject) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One type of authentication, as one operation offers it.
+
+    load(tx, hs, auth) reads what is needed, in the request's one read; what it raises ends the request. check(hs, auth,
+    loaded) answers the result to keep with the session (JSON); it raises a 401 or 403 where the client may try again.
+    `params` are told to the client.
+    """
+
+    type: str
+    check: Check
+    load: Load = _load_nothing
+    params: Mapping[str, Any] | None = None
+
+
+Flow = tuple[Stage, ...]
+
+
+class AuthenticationRequired(MatrixError):
+    """The 401 that describes the flows. It has an errcode only where a stage failed."""
+
+    def body(self) -> JsonObject:
+        if self.errcode:
+            return {"errcode": self.errcode, "error": self.error, **self.extra}
+        return dict(self.extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Authentication:
+    """That all stages of a flow are complete. Give it to `finish_authentication` in the write that does the work.
+
+    results: of each stage. session: None where the client authenticated in its first request.
+    """
+
+    session: str | None = None
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A request that must be authenticated, with all that was read for it."""
+
+    operation: str
+    user_id: UserID | None
+    flows: Sequence[Flow]
+    auth: JsonObject | None
+    session: str | None = None
+    completed: Mapping[str, Any] = field(default_factory=dict)
+    stage: Stage | None = None
+    loaded: Any = None
+    error: MatrixError | None = None
+
+
+async def require_stages(
+    hs: Resources,
+    operation: str,
+    auth: JsonObject | None,
+    flows: Sequence[Flow],
+    user_id: UserID | None = None,
+) -> Authentication:
+    """Answers once the stages of one of `flows` are complete; else raises the 401 that tells the client what to do.
+
+    auth: the `auth` of the request's body. operation: names what is to be done and to what: a session begun for another
+    operation or user is refused. One read, and one write where stages remain.
+    """
+    attempt = await hs.database.read(begin, hs, operation, auth, flows, user_id)
+    return await proceed(hs, attempt)
+
+
+def begin(
+    tx: Transaction,
+    hs: Resources,
+    operation: str,
+    auth: JsonObject | None,
+    flows: Sequence[Flow],
+    user_id: UserID | None = None,
+) -> Attempt:
+    """The reading half of `require_stages`, for operations that have more to read. Raises MatrixError for a bad `auth`."""
+    if auth is None:
+        return Attempt(operation, user_id, flows, None)
+    session, kind = auth.get("session"), auth.get("type")
+    if not isinstance(session, str | None) or not isinstance(kind, str | None):
+        raise bad_json("The type and the session of auth must be strings.")
+    if session is None and kind is None:
+        return Attempt(operation, user_id, flows, None)  # some clients send an empty object first
+    completed: Mapping[str, Any] = {}
+    error = None
+    if session is not None:
+        found = _find_session(tx, session)
+        if found is None:
+            session, error = None, MatrixError(401, "M_UNKNOWN", "This session is not known, or too old: begin again.")
+        else:
+            of_operation, of_user_nid, completed = found
+            if of_operation != operation or of_user_nid != (tx.find(user_id) if user_id else 0):
+                raise forbidden("This session was begun for something else.")
+    stage = None
+    if kind is not None and kind not in completed:  # "Completed stages cannot be retried"
+        stage = _next_stage(flows, completed, kind)
+        if stage is None and error is None:
+            error = MatrixError(401, "M_FORBIDDEN", "This stage is not offered here, or not yet.")
+    if error is not None or stage is None:
+        return Attempt(operation, user_id, flows, auth, session, completed, error=error)
+    return Attempt(operation, user_id, flows, auth, session, completed, stage, stage.load(tx, hs, auth))
+
+
+async def proceed(hs: Resources, attempt: Attempt) -> Authentication:
+    """The other half of `require_stages`: checks the stage that was tried; raises the 401 unless a flow is complete."""
+    completed = dict(attempt.completed)
+    error = attempt.error
+    if attempt.stage is not None:
+        try:
+            completed[attempt.stage.type] = await attempt.stage.check(hs, attempt.auth or {}, attempt.loaded)
+        except MatrixError as refused:
+            if refused.status not in (401, 403):
+                raise
+            error = refused
+    if attempt.auth is not None and error is None and _is_complete(attempt.flows, completed):
+        return Authentication(attempt.session, completed)
+    session = attempt.session or secrets.token_urlsafe(24)
+    if attempt.session is None or completed != attempt.completed:
+        await hs.database.write(_store_session, session, attempt, completed)
+    raise _unauthorized(attempt.flows, session, completed, error)
+
+
+def finish_authentication(tx: Transaction, authentication: Authentication) -> None:
+    """Uses the session up. Raises M_FORBIDDEN where another request was faster."""
+    session = authentication.session
+    if session is not None and not tx.run("DELETE FROM user_interactive_sessions WHERE session = ?", session):
+        raise forbidden("This session has been used already.")
+
+
+def complete_stage(tx: Transaction, session: str, stage: str, result: Any) -> bool:
+    """Completes a stage from outside, as fallback pages and links in e-mails do. False where there is no such session."""
+    found = _find_session(tx, session)
+    if found is None:
+        return False
+    completed = orjson.dumps({**found[2], stage: result}).decode()
+    tx.run("UPDATE user_interactive_sessions SET completed = ? WHERE session = ?", completed, session)
+    return True
+
+
+def _next_stage(flows: Sequence[Flow], completed: Mapping[str, Any], kind: str) -> Stage | None:
+    """The stage of that type, if it stands in a flow behind completed stages only: "must be completed in order"."""
+    for flow in flows:
+        for stage in flow:
+            if stage.type == kind:
+                return stage
+            if stage.type not in completed:
+                break
+    return None
+
+
+def _is_complete(flows: Sequence[Flow], completed: Mapping[str, Any]) -> bool:
+    return any(all(stage.type in completed for stage in flow) for flow in flows)
+
+
+def _unauthorized(
+    flows: Sequence[Flow], session: str, completed: Mapping[str, Any], error: MatrixError | None
+) -> MatrixError:
+    body: JsonObject = {
+        "flows": [{"stages": [stage.type for stage in flow]} for flow in flows],
+        "params": {stage.type: stage.params for flow in flows for stage in flow if stage.params is not None},
+        "session": session,
+    }
+    if completed:
+        body["completed"] = list(completed)
+    if error is None:
+        return AuthenticationRequired(401, "", "This request needs further authentication.", **body)
+    return AuthenticationRequired(401, error.errcode, error.error, **error.extra, **body)
+
+
+# --- stages ---
+
+
+def read_text(auth: JsonObject, key: str) -> str:
+    """A string of `auth`. Raises M_MISSING_PARAM or M_BAD_JSON."""
+    value = auth.get(key)
+    if value is None:
+        raise missing_param(f"The {key} is missing in auth.")
+    if not isinstance(value, str):
+        raise bad_json(f"The {key} in auth must be a string.")
+    return value
+
+
+async def _accept(hs: Resources, auth: JsonObject, loaded: Any) -> bool:
+    return True
+
+
+DUMMY = Stage("m.login.dummy", _accept)
+
+
+def password_stage(user_id: UserID) -> Stage:
+    """`m.login.password`, to be answered by the user who asks."""
+
+    def load(tx: Transaction, hs: Resources, auth: JsonObject) -> str | None:
+        read_text(auth, "password")
+        identifier = auth.get("identifier")
+        if not isinstance(identifier, dict | None):
+            raise bad_json("The identifier must be an object.")
+        if accounts.read_identifier(hs, identifier, auth.get("user")) != user_id:
+            raise forbidden("Only the user who asks can authenticate this request.")
+        user = accounts.get_user(tx, user_id)
+        return None if user is None else user.password_hash
+
+    async def check(hs: Resources, auth: JsonObject, loaded: str | None) -> bool:
+        hs.rate_limits.take("login_account", user_id, hs.now_ms())
+        if not (await verify_password(hs, loaded, read_text(auth, "password"))).is_right:
+            raise accounts.wrong_password()
+        hs.rate_limits.take("login_account", user_id, hs.now_ms(), cost=-1)  # only wrong guesses count
+        return True
+
+    return Stage("m.login.password", check, load)
+
+
+# --- storage ---
+
+
+def _find_session(tx: Transaction, session: str) -> tuple[str, int, dict[str, Any]] | None:
+    """Its operation, user (0 for none) and completed stages; None where there is none, or it is too old."""
+    row = tx.one(
+        "SELECT operation, user_nid, completed FROM user_interactive_sessions WHERE session = ? AND created_ms > ?",
+        session, tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS,
+    )  # fmt: skip
+    return None if row is None else (row[0], row[1], orjson.loads(row[2]))
+
+
+def _store_session(tx: Transaction, session: str, attempt: Attempt, completed: Mapping[str, Any]) -> None:
+    """Stores a new session, or what is complete of a known one. Too old ones and too many go."""
+    text = orjson.dumps(completed).decode()
+    if attempt.session is not None:
+        tx.run("UPDATE user_interactive_sessions SET completed = ? WHERE session = ?", text, session)
+        return
+    (last,) = tx.one("SELECT MAX(number) FROM user_interactive_sessions") or (None,)
+    number = (last or 0) + 1
+    tx.run(
+        "INSERT INTO user_interactive_sessions (session, number, operation, user_nid, created_ms, completed)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        session, number, attempt.operation, tx.intern(attempt.user_id) if attempt.user_id else 0, tx.now_ms, text,
+    )  # fmt: skip
+    tx.run(
+        "DELETE FROM user_interactive_sessions WHERE number <= ?", number - limits.USER_INTERACTIVE_SESSIONS_MAX
+    )
+
+
+FEATURE = Feature(
+    name="user_interactive", spec="client-server-api/#user-interactive-authentication-api", schema=SCHEMA
+)

@@ -1,0 +1,43 @@
+"""Discovery documents, where `public.serve_well_known` is on: base URL for clients, host and port for servers.
+
+Spec: client-server-api/#well-known-uris, server-server-api/#getwell-knownmatrixserver
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from homeserver.api import Routes
+from homeserver.errors import not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.resources import Resources
+
+routes = Routes()
+
+
+@routes.get("/.well-known/matrix/client", rate_limit="")
+async def get_wellknown(hs: Resources) -> JsonObject:
+    _check_served(hs)
+    return client_discovery(hs)
+
+
+@routes.get("/.well-known/matrix/server", rate_limit="")
+async def get_wellknown_server(hs: Resources) -> JsonObject:
+    _check_served(hs)
+    parts = urlsplit(hs.config.public.base_url)
+    host = parts.hostname or ""
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    return {"m.server": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
+
+
+def client_discovery(hs: Resources) -> JsonObject:
+    """What clients are told of this server; also part of the answer to `/login`."""
+    return {"m.homeserver": {"base_url": hs.config.public.base_url}}
+
+
+def _check_served(hs: Resources) -> None:
+    if not hs.config.public.serve_well_known:
+        raise not_found("This server does not serve discovery documents.")
+
+
+FEATURE = Feature(name="well_known", spec="client-server-api/#well-known-uris", routes=routes)

@@ -1,0 +1,37 @@
+"""The specification's own schemas, where the folder of shared material lies beside the checkout (or MATRIX_CONTRACT names it)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+@cache
+def contract_check() -> ModuleType | None:
+    """The module `contract_check`, None where it is not at hand. MATRIX_CONTRACT is its file, or the folder it is in."""
+    given = os.environ.get("MATRIX_CONTRACT")
+    place = Path(given) if given else Path(__file__).resolve().parents[2].parent / "shared" / "spec"
+    file = place / "contract_check.py" if place.is_dir() else place
+    if not file.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location("contract_check", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["contract_check"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_response(method: str, path: str, status: int, body: bytes, headers: Any) -> None:
+    """AssertionError where an answer does not fit the schema that the specification has for it."""
+    module = contract_check()
+    if module is None:
+        return
+    recorder = module.Recorder(api="client-server", strict=True)
+    recorder.record(method, path, status, body, headers)
+    recorder.check()

@@ -1,0 +1,266 @@
+"""Whole homeservers in the process of the test, without sockets, and clients whose every answer is held to the spec.
+
+    async def test_something(homeserver):
+        alice = await homeserver.register("alice")
+        answer = await alice.get("account/whoami")
+        assert answer.json()["user_id"] == "@alice:test.example"
+
+The time is trio's virtual clock: `trio.sleep(3600)` takes no time, and `now_ms()` follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock
+
+from federation.identifiers import ServerName, UserID
+from federation.signing import SigningKey
+from federation.wire import Wire, WireError
+from homeserver.asgi import App
+from homeserver.authenticate import SCHEMA as AUTHENTICATE
+from homeserver.blobs import Blobs
+from homeserver.config import Config, Passwords, Public, RateLimitsSection, Registration
+from homeserver.database import Transaction, open_database
+from homeserver.dispatch import Dispatch
+from homeserver.feature import Feature
+from homeserver.features import (
+    accounts,
+    capabilities,
+    devices,
+    login,
+    logout,
+    refresh,
+    registration,
+    registration_tokens,
+    shared_secret_registration,
+    user_interactive,
+    versions,
+    well_known,
+    whoami,
+)
+from homeserver.resources import Resources
+from homeserver.rooms.schema import SCHEMA as ROOMS
+from homeserver.workers import Workers
+from tests.support.contract import check_response
+
+CLIENT_API = "/_matrix/client/v3/"
+START_MS = 1_700_000_000_000
+"""What time it is when a test begins."""
+
+FEATURES = tuple(
+    module.FEATURE
+    for module in (
+        accounts, capabilities, devices, login, logout, refresh, registration, registration_tokens,
+        shared_secret_registration, user_interactive, versions, well_known, whoami,
+    )
+)  # fmt: skip
+
+PASSWORD = "correct horse battery staple"
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, by the virtual clock."""
+    return START_MS + round(trio.current_time() * 1000)
+
+
+def config_for_tests(server_name: str, folder: Path, **sections: Any) -> Config:
+    """A configuration under which anyone may register and nobody is limited; `sections` replace those of the same name."""
+    chosen: dict[str, Any] = {
+        "data_dir": str(folder / server_name),
+        "registration": Registration(enabled=True),
+        "passwords": Passwords(hash_cost="minimal"),
+        "rate_limits": RateLimitsSection(enabled=False),
+        "public": Public(base_url=f"https://{server_name}"),
+    }
+    return Config(server_name=server_name, **{**chosen, **sections})
+
+
+@dataclass(slots=True)
+class Client:
+    """Speaks to one homeserver, with an access token or without. Paths are those behind `/_matrix/client/v3/`."""
+
+    server: Server
+    token: str | None = None
+    user_id: UserID = UserID("")
+    device_id: str = ""
+
+    async def request(self, method: str, path: str, *, json: Any = None, **options: Any) -> httpx.Response:
+        """The answer, once it has been checked against the spec. `json` None sends no body."""
+        if not path.startswith("/"):
+            path = CLIENT_API + path
+        headers = options.pop("headers", {})
+        if self.token is not None:
+            headers = {"authorization": f"Bearer {self.token}", **headers}
+        if json is not None:
+            options["json"] = json
+        response = await self.server.http.request(method, path, headers=headers, **options)
+        sent_path = response.request.url.raw_path.decode("ascii")
+        check_response(method, sent_path, response.status_code, response.content, response.headers)
+        return response
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        return await self.request("GET", path, **options)
+
+    async def put(self, path: str, json: Any = None, **options: Any) -> httpx.Response:
+        return await self.request("PUT", path, json=json, **options)
+
+    async def post(self, path: str, json: Any = None, **options: Any) -> httpx.Response:
+        return await self.request("POST", path, json=json, **options)
+
+    async def delete(self, path: str, json: Any = None, **options: Any) -> httpx.Response:
+        return await self.request("DELETE", path, json=json, **options)
+
+    async def ok(self, method: str, path: str, *, json: Any = None, **options: Any) -> Any:
+        """The JSON of an answer that must be 200."""
+        response = await self.request(method, path, json=json, **options)
+        assert response.status_code == 200, f"{method} {path}: {response.status_code} {response.text}"
+        return response.json()
+
+    async def refused(self, method: str, path: str, *, json: Any = None, **options: Any) -> tuple[int, str]:
+        """Status and errcode of an answer that must not be 2xx."""
+        response = await self.request(method, path, json=json, **options)
+        assert response.status_code >= 400, f"{method} {path}: {response.status_code} {response.text}"
+        return response.status_code, response.json().get("errcode", "")
+
+    def password_auth(self, session: str | None = None, password: str = PASSWORD) -> dict[str, Any]:
+        """An `auth` object of the stage m.login.password."""
+        auth = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": self.user_id},
+            "password": password,
+        }
+        return auth if session is None else {**auth, "session": session}
+
+
+@dataclass(slots=True)
+class Server:
+    """A running homeserver and how to speak to it. `hs` is what its handlers get."""
+
+    hs: Resources
+    app: App
+    http: httpx.AsyncClient
+    anonymous: Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.anonymous = Client(self)
+
+    @property
+    def name(self) -> ServerName:
+        return self.hs.server_name
+
+    async def register(self, localpart: str, password: str = PASSWORD, **fields: Any) -> Client:
+        """A new user, logged in."""
+        body = {"username": localpart, "password": password, "auth": {"type": "m.login.dummy"}, **fields}
+        return self._logged_in(await self.anonymous.ok("POST", "register", json=body))
+
+    async def log_in(self, user: str, password: str = PASSWORD, **fields: Any) -> Client:
+        """A further device of a user."""
+        identifier = {"type": "m.id.user", "user": user}
+        body = {"type": "m.login.password", "identifier": identifier, "password": password, **fields}
+        return self._logged_in(await self.anonymous.ok("POST", "login", json=body))
+
+    def with_token(self, token: str | None) -> Client:
+        """A client with that access token."""
+        return Client(self, token)
+
+    def _logged_in(self, answer: dict[str, Any]) -> Client:
+        return Client(self, answer["access_token"], UserID(answer["user_id"]), answer["device_id"])
+
+    async def read(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """fn(tx, …) on the server's database."""
+        return await self.hs.database.read(partial(_call, fn, kwargs), *args)
+
+    async def write(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """fn(tx, …) in a write of the server's database."""
+        return await self.hs.database.write(partial(_call, fn, kwargs), *args)
+
+
+def _call(fn: Callable[..., Any], kwargs: dict[str, Any], tx: Transaction, *args: Any) -> Any:
+    return fn(tx, *args, **kwargs)
+
+
+@asynccontextmanager
+async def running(config: Config, *, wire: Wire, features: Sequence[Feature]) -> AsyncIterator[Server]:
+    """A homeserver as long as the context lasts."""
+    schemas = [AUTHENTICATE, ROOMS, *(feature.schema for feature in features if feature.schema is not None)]
+    database = await open_database("sqlite::memory:", schemas, inline=True, now_ms=now_ms)
+    async with trio.open_nursery() as nursery:
+        hs = Resources(
+            config=config,
+            server_name=ServerName(config.server_name),
+            signing_key=SigningKey("test", config.server_name.encode().ljust(32, b"\0")[:32]),
+            database=database,
+            stream=database.stream,
+            blobs=Blobs("memory:", inline=True),
+            workers=Workers(inline=True),
+            wire=wire,
+            now_ms=now_ms,
+            nursery=nursery,
+        )
+        operations = [operation for feature in features for operation in feature.routes]
+        app = App(Dispatch(hs, operations))
+        for feature in features:
+            for background in feature.background:
+                nursery.start_soon(background, hs)
+        transport = httpx.ASGITransport(app, client=("192.0.2.7", 4711))
+        async with httpx.AsyncClient(transport=transport, base_url=f"https://{config.server_name}") as http:
+            yield Server(hs, app, http)
+        nursery.cancel_scope.cancel()
+    await database.aclose()
+
+
+@dataclass(slots=True)
+class Homeservers:
+    """Starts homeservers that end with the test."""
+
+    nursery: trio.Nursery
+    folder: Path
+    wire: Wire
+    features: Sequence[Feature]
+
+    async def start(self, server_name: str = "test.example", **sections: Any) -> Server:
+        """A new homeserver; `sections` are sections of its configuration."""
+        config = config_for_tests(server_name, self.folder, **sections)
+        server: Server = await self.nursery.start(self._run, config)
+        return server
+
+    async def _run(self, config: Config, *, task_status: trio.TaskStatus[Server]) -> None:
+        async with running(config, wire=self.wire, features=self.features) as server:
+            task_status.started(server)
+            await trio.sleep_forever()
+
+
+class NoWire:
+    """A network on which no other server can be reached."""
+
+    async def request(self, destination: ServerName, method: str, path: str, **_: Any) -> Any:
+        raise WireError("connect", f"{destination} cannot be reached.")
+
+    def stream(self, destination: ServerName, method: str, path: str, **_: Any) -> Any:
+        raise WireError("connect", f"{destination} cannot be reached.")
+
+    def stream_url(self, url: str, **_: Any) -> Any:
+        raise WireError("connect", f"{url} cannot be reached.")
+
+
+@pytest.fixture
+async def homeservers(autojump_clock: MockClock, tmp_path: Path) -> AsyncIterator[Homeservers]:
+    """`await homeservers.start("a.example", registration=Registration(guests=True))`"""
+    async with trio.open_nursery() as nursery:
+        yield Homeservers(nursery, tmp_path, NoWire(), FEATURES)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def homeserver(homeservers: Homeservers) -> Server:
+    """One homeserver, test.example."""
+    return await homeservers.start()

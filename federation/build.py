@@ -86,7 +86,10 @@ def build_event(
 def build_proto_event(
     draft: Draft, version: RoomVersion, *, prev_events: Sequence[Reference], auth_events: Sequence[Event], depth: int
 ) -> dict[str, Any]:
-    """The event without hashes, signatures and event ID: the `event` of make_join, make_leave and make_knock."""
+    """The event without hashes, signatures and event ID: the `event` of make_join, make_leave and make_knock.
+
+    InvalidEvent for a create event that names a room where its version has the room ID made of it; checks nothing else.
+    """
     content = draft.content
     pdu: dict[str, Any] = {
         "type": draft.type,
@@ -97,6 +100,8 @@ def build_proto_event(
         "auth_events": _references([reference_to(event) for event in auth_events], version),
     }
     if draft.room_id is not None:
+        if version.room_id_is_create_event_id and draft.type == "m.room.create":
+            raise InvalidEvent("The create event of this room version has no room_id.")
         pdu["room_id"] = draft.room_id
     if draft.state_key is not None:
         pdu["state_key"] = draft.state_key

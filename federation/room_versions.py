@@ -100,20 +100,47 @@ _V1 = RoomVersion(
     state_resolution="v1",
     iterative_auth_starts_empty=False,
     conflicted_state_subgraph=False,
-    redaction_top_level_keys=frozenset({
-        "event_id", "type", "room_id", "sender", "state_key", "content", "hashes", "signatures", "depth", "prev_events",
-        "prev_state", "auth_events", "origin", "origin_server_ts", "membership",
-    }),
-    redaction_content_keys=_keys({}, {
-        "m.room.member": frozenset({"membership"}),
-        "m.room.create": frozenset({"creator"}),
-        "m.room.join_rules": frozenset({"join_rule"}),
-        "m.room.power_levels": frozenset({
-            "ban", "events", "events_default", "kick", "redact", "state_default", "users", "users_default",
-        }),
-        "m.room.aliases": frozenset({"aliases"}),
-        "m.room.history_visibility": frozenset({"history_visibility"}),
-    }),
+    redaction_top_level_keys=frozenset(
+        {
+            "event_id",
+            "type",
+            "room_id",
+            "sender",
+            "state_key",
+            "content",
+            "hashes",
+            "signatures",
+            "depth",
+            "prev_events",
+            "prev_state",
+            "auth_events",
+            "origin",
+            "origin_server_ts",
+            "membership",
+        }
+    ),
+    redaction_content_keys=_keys(
+        {},
+        {
+            "m.room.member": frozenset({"membership"}),
+            "m.room.create": frozenset({"creator"}),
+            "m.room.join_rules": frozenset({"join_rule"}),
+            "m.room.power_levels": frozenset(
+                {
+                    "ban",
+                    "events",
+                    "events_default",
+                    "kick",
+                    "redact",
+                    "state_default",
+                    "users",
+                    "users_default",
+                }
+            ),
+            "m.room.aliases": frozenset({"aliases"}),
+            "m.room.history_visibility": frozenset({"history_visibility"}),
+        },
+    ),
     redaction_nested_content_keys=MappingProxyType({}),
     redaction_checked_by_auth_rules=True,
     redaction_applied_if_power_or_same_sender_domain=False,
@@ -189,14 +216,19 @@ _V11 = replace(
     create_content_has_creator=False,
     create_requires_creator=False,
     redaction_top_level_keys=_V10.redaction_top_level_keys - {"prev_state", "origin", "membership"},
-    redaction_content_keys=_keys(_V10.redaction_content_keys, {
-        "m.room.create": None,
-        "m.room.redaction": frozenset({"redacts"}),
-        "m.room.power_levels": (_V10.redaction_content_keys["m.room.power_levels"] or frozenset()) | {"invite"},
-    }),
-    redaction_nested_content_keys=MappingProxyType({
-        "m.room.member": MappingProxyType({"third_party_invite": frozenset({"signed"})}),
-    }),
+    redaction_content_keys=_keys(
+        _V10.redaction_content_keys,
+        {
+            "m.room.create": None,
+            "m.room.redaction": frozenset({"redacts"}),
+            "m.room.power_levels": (_V10.redaction_content_keys["m.room.power_levels"] or frozenset()) | {"invite"},
+        },
+    ),
+    redaction_nested_content_keys=MappingProxyType(
+        {
+            "m.room.member": MappingProxyType({"third_party_invite": frozenset({"signed"})}),
+        }
+    ),
 )
 
 _V12 = replace(
@@ -213,9 +245,9 @@ _V12 = replace(
     creators_privileged=True,
 )
 
-ROOM_VERSIONS: Mapping[str, RoomVersion] = MappingProxyType({
-    version.id: version for version in (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9, _V10, _V11, _V12)
-})
+ROOM_VERSIONS: Mapping[str, RoomVersion] = MappingProxyType(
+    {version.id: version for version in (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9, _V10, _V11, _V12)}
+)
 """By the name that `room_version` in the content of m.room.create gives; "1" where it gives none."""
 
 DEFAULT_ROOM_VERSION = "12"

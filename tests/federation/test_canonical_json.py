@@ -20,7 +20,7 @@ from federation.canonical_json import DEPTH_MAX, INT_MAX, NotCanonical, check, d
 from tests.federation.json_values import PROPERTY, lenient_values, nested, strict_values
 
 
-class Shade(str, enum.Enum):
+class Shade(enum.StrEnum):
     DARK = "dark"
 
 
@@ -115,7 +115,10 @@ def test_floats_of_old_room_versions_are_written_as_python_writes_them() -> None
     assert encode([1.0, 1e20, 1e-7, 50.5], strict=False) == b"[1.0,1e+20,1e-07,50.5]"
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), -(10**308) - 1, pytest.param(10**5000, id="5000 digits")])
+@pytest.mark.parametrize(
+    "number",
+    [float("nan"), float("inf"), float("-inf"), -(10**308) - 1, pytest.param(10**5000, id="5000 digits")],
+)
 def test_numbers_without_json_are_refused_even_leniently(number: Any) -> None:
     with pytest.raises(NotCanonical):
         encode([number], strict=False)

@@ -138,8 +138,21 @@ def test_room_id_has_a_domain_or_is_the_hash_of_a_create_event(room_id: str) -> 
 
 @pytest.mark.parametrize(
     "room_id",
-    ["", "!", "room:example.org", "#room:example.org", "!room", "!" + HASH[:42], "!" + HASH + "A", "!+" + HASH[1:]]
-    + ["!room:", "!room:bad_server", "!nul\0:example.org", "!" + "r" * 243 + ":example.org", *NOT_STRINGS],
+    [
+        "",
+        "!",
+        "room:example.org",
+        "#room:example.org",
+        "!room",
+        "!" + HASH[:42],
+        "!" + HASH + "A",
+        "!+" + HASH[1:],
+        "!room:",
+        "!room:bad_server",
+        "!nul\0:example.org",
+        "!" + "r" * 243 + ":example.org",
+        *NOT_STRINGS,
+    ],
 )
 def test_other_room_ids_are_refused(room_id: object) -> None:
     with pytest.raises(InvalidIdentifier):

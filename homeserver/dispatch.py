@@ -23,7 +23,6 @@ from homeserver.api import Empty, Operation, Request, Response, guess_group
 from homeserver.arguments import decode_json
 from homeserver.authenticate import FindAppservice, Requester, VerifyOrigin, find_requester, refuse_origin
 from homeserver.errors import MatrixError, unrecognized
-from homeserver.metrics import Metrics
 from homeserver.resources import Resources
 from homeserver.router import Router
 
@@ -49,7 +48,6 @@ class Dispatch:
     operations: Iterable[Operation]
     verify_origin: VerifyOrigin = refuse_origin
     find_appservice: FindAppservice | None = None
-    metrics: Metrics = field(default_factory=Metrics)
     draining: trio.Event = field(default_factory=trio.Event)
     active: int = 0
     router: Router = field(default_factory=Router)
@@ -63,9 +61,10 @@ class Dispatch:
         self.by_name = {operation.name: operation for operation in reversed(self.operations)}
         prefix = secrets.token_hex(3)
         self._ids = (f"{prefix}-{number}" for number in itertools.count(1))
-        self.metrics.describe("homeserver_requests_total", "Requests answered, by operation and status.")
-        self.metrics.describe("homeserver_request_seconds_total", "Time from a request to the start of its answer.")
-        self.metrics.gauge("homeserver_requests_active", lambda: self.active, "Requests that wait for their answer.")
+        metrics = self.hs.metrics
+        metrics.describe("homeserver_requests_total", "Requests answered, by operation and status.")
+        metrics.describe("homeserver_request_seconds_total", "Time from a request to the start of its answer.")
+        metrics.gauge("homeserver_requests_active", lambda: self.active, "Requests that wait for their answer.")
 
     async def answer(self, request: Request, groups: Collection[str]) -> Response:
         """The answer to a request at a listener that serves `groups`. Its body is bytes, or its stream is set."""
@@ -86,11 +85,17 @@ class Dispatch:
         finally:
             self.active -= 1
         name = operation.name if operation is not None else "none"
-        self.metrics.count("homeserver_requests_total", (("operation", name), ("status", str(response.status))))
-        self.metrics.count("homeserver_request_seconds_total", (("operation", name),), perf_counter() - started)
+        metrics = self.hs.metrics
+        metrics.count("homeserver_requests_total", (("operation", name), ("status", str(response.status))))
+        metrics.count("homeserver_request_seconds_total", (("operation", name),), perf_counter() - started)
         if operation is None or operation.group not in WITHOUT_CORS:
             return Response(response.status, response.body, {**CORS, **response.headers}, response.stream)
         return response
+
+    def drain(self) -> None:
+        """Ends the operations that wait; the others run on. Nothing that comes now is to be waited for."""
+        self.hs.is_ready = False
+        self.draining.set()
 
     async def call(self, operation: Operation, request: Request, requester: Requester | None, path: list[Any]) -> Any:
         """What the handler returns, for a transport of its own kind. `path` holds decoded path arguments in order."""

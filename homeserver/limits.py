@@ -96,6 +96,15 @@ KEEP_ALIVE_SECONDS = 75
 SEND_BYTES = 65_536
 SEND_SECONDS_MAX = 60
 
+# How often all connections are looked at for the two limits above.
+SWEEP_SECONDS = 5
+
+# A phone on a bad network needs a few seconds for the round trips of a handshake.
+TLS_HANDSHAKE_SECONDS_MAX = 20
+
+# An idle connection costs about 15 KB, with TLS 60 KB: no more than would take a gigabyte.
+CONNECTIONS_MAX = 16_000
+
 # How long requests under way have to end once the server is told to stop; service managers kill after 10 to 90 seconds.
 DRAIN_SECONDS = 8
 

@@ -1,7 +1,7 @@
 """Listeners: the ASGI application on sockets, TLS and HTTP/2, served by Hypercorn's protocol code on trio.
 
-The only file that knows Hypercorn. It owns the sockets and connections itself, so that starting, stopping and a
-client that misbehaves are the same whatever speaks HTTP.
+Only this file and `homeserver.connection` know Hypercorn. They own the sockets and connections themselves, so that
+starting, stopping and a client that misbehaves are the same whatever speaks HTTP.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 
 from homeserver import limits
 from homeserver.asgi import App
 from homeserver.config import ConfigError, Listener, parse_bind
+from homeserver.connection import Connection, is_gone
 
 _log = logging.getLogger("homeserver.listener")
 
@@ -56,18 +55,6 @@ class _Door:
     address: str
 
 
-@dataclass(slots=True)
-class _Connections:
-    """The connections of all listeners."""
-
-    streams: set[trio.abc.Stream] = field(default_factory=set)
-
-    async def close(self) -> None:
-        """Closes what is left without a word."""
-        for stream in tuple(self.streams):
-            await trio.aclose_forcefully(stream)
-
-
 async def serve(
     app: App,
     listeners: Sequence[Listener],
@@ -81,7 +68,7 @@ async def serve(
     """
     doors = open_doors(listeners)
     context = WorkerContext(None)
-    connections = _Connections()
+    connections: set[Connection] = set()
     try:
         async with trio.open_nursery() as nursery:  # the connections
             async with trio.open_nursery() as accepting:
@@ -91,14 +78,16 @@ async def serve(
                     sock = trio.SocketListener(trio.socket.from_stdlib_socket(door.sock))
                     accepting.start_soon(partial(trio.serve_listeners, handle, [sock], handler_nursery=nursery))
                 task_status.started([Bound(door.listener, door.address) for door in doors])
+                accepting.start_soon(_sweep, connections)
                 await stop.wait()
                 accepting.cancel_scope.cancel()
-            app.dispatch.draining.set()
-            await context.terminated.set()  # idle connections end, busy ones after their answer
+            app.dispatch.drain()
+            await context.terminated.set()  # idle connections end now, busy ones after their answer
+            await _close([connection for connection in connections if connection.is_idle])
             nursery.cancel_scope.deadline = trio.current_time() + limits.DRAIN_SECONDS
     finally:
-        app.dispatch.draining.set()
-        await connections.close()
+        app.dispatch.drain()
+        await _close(tuple(connections))
         for door in doors:
             door.sock.close()
             if door.address.startswith("unix:"):
@@ -202,64 +191,43 @@ def _hypercorn_config() -> HypercornConfig:
     return config
 
 
-def _handler(app: App, door: _Door, context: WorkerContext, connections: _Connections) -> Callable:
+def _handler(app: App, door: _Door, context: WorkerContext, connections: set[Connection]) -> Callable:
     config = _hypercorn_config()
     wrapped = ASGIWrapper(app)
 
     async def handle(accepted: trio.SocketStream) -> None:
-        stream: trio.abc.Stream = _Transport(accepted)
+        if len(connections) >= limits.CONNECTIONS_MAX:
+            await trio.aclose_forcefully(accepted)
+            return
+        stream: trio.abc.Stream = accepted
         if door.tls is not None:
-            stream = trio.SSLStream(stream, door.tls, server_side=True, https_compatible=True)
-        connections.streams.add(stream)
+            stream = trio.SSLStream(accepted, door.tls, server_side=True, https_compatible=True)
+        connection = Connection(stream, accepted.socket, door.tls is not None)
+        connections.add(connection)
         try:
-            await TCPServer(wrapped, config, context, ConnectionState({}), stream)
+            await connection.run(wrapped, config, context)
         except (Exception, BaseExceptionGroup) as error:
             # One client's connection, whatever it sent, must not end the others.
-            if isinstance(error, BaseExceptionGroup):
-                cancelled, others = error.split(trio.Cancelled)
-                if others is not None:
-                    _log.debug("connection failed", exc_info=others)
-                if cancelled is not None:
-                    raise cancelled from None
-            else:
-                _log.debug("connection failed", exc_info=error)
+            cancelled, others = error.split(trio.Cancelled) if isinstance(error, BaseExceptionGroup) else (None, error)
+            if others is not None and not is_gone(others):
+                _log.debug("connection failed", exc_info=others)
+            if cancelled is not None:
+                raise cancelled from None
         finally:
-            connections.streams.discard(stream)
-            await trio.aclose_forcefully(stream)
+            connections.discard(connection)
+            await trio.aclose_forcefully(accepted)
 
     return handle
 
 
-class _Transport(trio.abc.HalfCloseableStream):
-    """A socket whose sends end: a client that reads nothing is cut off. Empty sends cost nothing."""
+async def _sweep(connections: set[Connection]) -> None:
+    """Closes the connections whose clients have gone silent."""
+    while True:
+        await trio.sleep(limits.SWEEP_SECONDS)
+        now = trio.current_time()
+        await _close([connection for connection in connections if connection.overdue(now)])
 
-    def __init__(self, inner: trio.SocketStream) -> None:
-        self._inner = inner
-        self.socket = inner.socket
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if len(data) <= limits.SEND_BYTES:
-            if data:
-                await self._send(data)
-            return
-        view = memoryview(data)
-        for start in range(0, len(view), limits.SEND_BYTES):
-            await self._send(view[start : start + limits.SEND_BYTES])
-
-    async def _send(self, data: bytes | bytearray | memoryview) -> None:
-        with trio.move_on_after(limits.SEND_SECONDS_MAX):
-            await self._inner.send_all(data)
-            return
-        raise trio.BrokenResourceError("the client does not read")
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._inner.receive_some(max_bytes)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._inner.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await self._inner.send_eof()
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+async def _close(connections: Iterable[Connection]) -> None:
+    for connection in connections:
+        await trio.aclose_forcefully(connection.stream)

@@ -15,6 +15,7 @@ from homeserver.blobs import Blobs
 from homeserver.config import Config
 from homeserver.database import Database
 from homeserver.flights import Flights
+from homeserver.metrics import Metrics
 from homeserver.rate_limits import RateLimits
 from homeserver.stream import Stream
 from homeserver.token_cache import TokenCache
@@ -25,6 +26,7 @@ from homeserver.workers import Workers
 class Resources:
     """Opened by `homeserver.server`, closed by it in reverse order.
 
+    is_ready: False once the server has been told to stop.
     `now_ms` is the one source of wall time. `nursery` outlives requests: work started there is awaited at close.
     """
 
@@ -41,4 +43,6 @@ class Resources:
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     flights: Flights = field(default_factory=Flights)
+    metrics: Metrics = field(default_factory=Metrics)
+    is_ready: bool = True
 

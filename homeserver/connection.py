@@ -1,0 +1,208 @@
+"""One client's connection: Hypercorn's HTTP/1.1, HTTP/2 and WebSocket code between a trio stream and the application.
+
+Hypercorn's own trio server spends more on each request than the application does: a task and a few checkpoints for each
+idle period, queue entry and empty write. Here a sweep looks at all connections now and then instead, and the head of an
+answer travels with its body.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from homeserver import limits
+from homeserver.asgi import Message
+
+_log = logging.getLogger("homeserver.listener")
+
+_QUEUE_MESSAGES_MAX = 8
+_RECEIVE_BYTES = 65_536
+
+
+class Queue:
+    """The messages from a connection to one request. Full, it holds up the connection; left, it drops what comes."""
+
+    __slots__ = ("_left", "_messages", "_readers", "_writers")
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._readers = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+        self._left = False
+
+    async def put(self, message: Message) -> None:
+        if self._left:
+            return
+        self._messages.append(message)
+        self._readers.unpark()
+        while len(self._messages) > _QUEUE_MESSAGES_MAX and not self._left:
+            await self._writers.park()
+
+    async def get(self) -> Message:
+        while not self._messages:
+            await self._readers.park()
+        self._writers.unpark_all()
+        return self._messages.popleft()
+
+    def leave(self) -> None:
+        """The request is over: nothing more is wanted, and whoever waits to put need not."""
+        self._left = True
+        self._messages.clear()
+        self._writers.unpark_all()
+
+
+@dataclass(slots=True)
+class _Tasks:
+    """What Hypercorn's protocols start tasks with."""
+
+    nursery: trio.Nursery
+
+    async def spawn_app(
+        self, app: ASGIWrapper, config: HypercornConfig, scope: Any, send: Callable[[Any], Awaitable[None]]
+    ) -> Callable[[Message], Awaitable[None]]:
+        queue = Queue()
+        self.nursery.start_soon(_run_app, app, scope, queue, send)
+        return queue.put
+
+    def spawn(self, fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        self.nursery.start_soon(fn, *args)
+
+
+async def _run_app(app: ASGIWrapper, scope: Any, queue: Queue, send: Callable[[Any], Awaitable[None]]) -> None:
+    try:
+        await app.app(scope, queue.get, send)
+    except Exception as error:
+        # An answer that broke off in the middle: only this connection may suffer from it. Errors before the answer
+        # began were answered and logged by the application.
+        if not is_gone(error):
+            _log.error("answer broke off", exc_info=error, extra={"path": scope.get("path", "")})
+    finally:
+        queue.leave()
+        await send(None)
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether it says no more than that the client has closed its connection."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_gone(each) for each in error.exceptions)
+    return isinstance(error, (trio.BrokenResourceError, trio.ClosedResourceError, OSError))
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """idle_since: when the last answer ended; inf while one is under way. sending_since: inf while nothing is sent."""
+
+    stream: trio.abc.Stream
+    socket: trio.socket.SocketType
+    is_tls: bool
+    idle_since: float = field(default_factory=trio.current_time)
+    sending_since: float = inf
+    _held: bytes = b""
+    _lock: trio.Lock = field(default_factory=trio.Lock)
+    _protocol: ProtocolWrapper | None = None
+
+    async def run(self, app: ASGIWrapper, config: HypercornConfig, context: WorkerContext) -> None:
+        """Serves the connection until either side closes it."""
+        alpn = "http/1.1"
+        if isinstance(self.stream, trio.SSLStream):
+            with trio.fail_after(limits.TLS_HANDSHAKE_SECONDS_MAX):
+                await self.stream.do_handshake()
+            alpn = self.stream.selected_alpn_protocol() or alpn
+        client = parse_socket_addr(self.socket.family, self.socket.getpeername())
+        server = parse_socket_addr(self.socket.family, self.socket.getsockname())
+        async with trio.open_nursery() as nursery:
+            self._protocol = ProtocolWrapper(
+                app, config, context, _Tasks(nursery), ConnectionState({}),
+                self.is_tls, client, server, self._send, alpn,
+            )  # fmt: skip
+            await self._protocol.initiate()
+            self.idle_since = trio.current_time()
+            await self._read()
+            await self._protocol.handle(Closed())
+
+    def overdue(self, now: float) -> bool:
+        """Whether the client has asked for nothing, or taken nothing, for too long."""
+        return (
+            now - self.idle_since > limits.KEEP_ALIVE_SECONDS or now - self.sending_since > limits.SEND_SECONDS_MAX
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        return self.idle_since is not inf
+
+    async def _read(self) -> None:
+        protocol, stream = self._protocol, self.stream
+        while True:
+            try:
+                data = await stream.receive_some(_RECEIVE_BYTES)
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                return
+            await protocol.handle(RawData(bytes(data)))
+            if not data:
+                return
+
+    async def _send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            await self._send_data(event.data)
+        elif isinstance(event, Updated):
+            await self._flush()
+            self.idle_since = trio.current_time() if event.idle else inf
+        else:
+            await self._flush()
+            await trio.aclose_forcefully(self.stream) if self.is_tls else await self._close()
+            await self._protocol.handle(Closed())
+
+    async def _send_data(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
+        elif data.startswith(b"HTTP/1.1 ") and data[9:10] != b"1" and b"\r\ncontent-length: " in data:
+            self._held = data  # its body follows at once, or the end of the answer
+            return
+        await self._write(data)
+
+    async def _flush(self) -> None:
+        if self._held:
+            data, self._held = self._held, b""
+            await self._write(data)
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            if len(data) <= limits.SEND_BYTES:
+                self.sending_since = trio.current_time()
+                await self.stream.send_all(data)
+            else:
+                view = memoryview(data)
+                for start in range(0, len(view), limits.SEND_BYTES):
+                    self.sending_since = trio.current_time()
+                    await self.stream.send_all(view[start : start + limits.SEND_BYTES])
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._protocol.handle(Closed())
+        finally:
+            self.sending_since = inf
+            self._lock.release()
+
+    async def _close(self) -> None:
+        try:
+            await self.stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            pass  # it is closed already
+        await self.stream.aclose()

@@ -288,3 +288,6 @@ MEDIA_CLEANUP_ROWS = 100
 MEDIA_CLEANUP_INTERVAL_S = 60 * 60
 # A blob younger than this may belong to an upload that is still under way.
 MEDIA_ORPHAN_AGE_MS = 24 * 60 * 60 * 1000
+
+# An event has 65,536 bytes at most; what older room versions or a redaction write differently may add a little.
+EVENT_CONTENT_BYTES_MAX = 128 * 1024

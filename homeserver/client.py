@@ -1,0 +1,156 @@
+"""Client: a user of this server in the same process, for programs that embed it.
+
+It calls the operations that HTTP clients call, by their names; there is no second door. Rooms, users and events are named by
+their ids; contents are plain dicts.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+
+from federation.identifiers import EventID, RoomID, UserID
+from homeserver.api import Request
+from homeserver.authenticate import Requester, get_account_flags
+from homeserver.database import Transaction
+from homeserver.dispatch import Dispatch, encode_json
+from homeserver.errors import not_found
+from homeserver.features.accounts import exists
+from homeserver.resources import Resources
+
+SYNC_TIMEOUT_MS = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class RoomEvent:
+    """An event as `events` gives it: the event as clients get it, and the room that it is in."""
+
+    room_id: RoomID
+    event: dict[str, Any]
+
+    @property
+    def type(self) -> str:
+        return str(self.event["type"])
+
+    @property
+    def sender(self) -> UserID:
+        return UserID(self.event["sender"])
+
+    @property
+    def event_id(self) -> EventID:
+        return EventID(self.event["event_id"])
+
+    @property
+    def content(self) -> dict[str, Any]:
+        content: dict[str, Any] = self.event["content"]
+        return content
+
+    @property
+    def body(self) -> str:
+        """The text of a message; "" of any other event."""
+        body = self.content.get("body")
+        return body if isinstance(body, str) else ""
+
+
+class Client:
+    """One device of one user. Every method raises MatrixError as the server answers it."""
+
+    def __init__(self, dispatch: Dispatch, requester: Requester) -> None:
+        self._dispatch = dispatch
+        self._requester = requester
+        self._since: str | None = None
+
+    @classmethod
+    async def open(cls, hs: Resources, dispatch: Dispatch, user_id: UserID, device_id: str) -> Client:
+        """A client of an account; MatrixError 404 if there is none."""
+        return cls(dispatch, await hs.database.read(_find_requester, user_id, device_id))
+
+    @property
+    def user_id(self) -> UserID:
+        return self._requester.user_id
+
+    async def call(
+        self, operation: str, *path: Any, body: Mapping[str, Any] | None = None, query: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The answer of an operation, by its name in the specification in snake_case; `path` holds its path parameters."""
+        found = self._dispatch.by_name.get(operation)
+        if found is None:
+            raise not_found(f"There is no operation {operation}.")
+        request = Request(found.method, found.path, urlencode(query or {}))
+        request.content = None if body is None else dict(body)
+        result = await self._dispatch.call(found, request, self._requester, list(path))
+        answer = orjson.loads(encode_json(result)) if result is not None else {}
+        return answer if isinstance(answer, dict) else {"result": answer}
+
+    async def create_room(self, **options: Any) -> RoomID:
+        """A new room; `options` are the fields of POST /createRoom: name, topic, preset, invite …"""
+        return RoomID((await self.call("create_room", body=options))["room_id"])
+
+    async def invite(self, room_id: str, user_id: str) -> None:
+        await self.call("invite_user", room_id, body={"user_id": user_id})
+
+    async def join(self, room_id_or_alias: str, *, via: tuple[str, ...] = ()) -> RoomID:
+        """Joins a room of this server or, through the servers `via`, of any other."""
+        query = {"via": via[0]} if via else {}
+        return RoomID((await self.call("join_room", room_id_or_alias, body={}, query=query))["room_id"])
+
+    async def leave(self, room_id: str) -> None:
+        await self.call("leave_room", room_id, body={})
+
+    async def send(self, room_id: str, message: str | Mapping[str, Any], *, type: str = "m.room.message") -> EventID:
+        """Sends a text, or the content of an event of any type. The event is durable when this answers."""
+        content = {"msgtype": "m.text", "body": message} if isinstance(message, str) else dict(message)
+        answer = await self.call("send_message", room_id, type, secrets.token_hex(8), body=content)
+        return EventID(answer["event_id"])
+
+    async def set_state(
+        self, room_id: str, type: str, content: Mapping[str, Any], *, state_key: str = ""
+    ) -> EventID:
+        answer = await self.call("set_room_state_with_key", room_id, type, state_key, body=content)
+        return EventID(answer["event_id"])
+
+    async def messages(self, room_id: str, *, limit: int = 10) -> list[RoomEvent]:
+        """The newest events of a room, newest first."""
+        answer = await self.call("get_room_events", room_id, query={"dir": "b", "limit": limit})
+        return [RoomEvent(RoomID(room_id), event) for event in answer["chunk"]]
+
+    async def read(self, room_id: str, event_id: str) -> None:
+        """Tells the room that the user has read it up to an event."""
+        await self.call("post_receipt", room_id, "m.read", event_id, body={})
+
+    async def sync(self, *, timeout_ms: int = 0) -> dict[str, Any]:
+        """What has changed since the last call; the first time, everything."""
+        query: dict[str, Any] = {"timeout": timeout_ms}
+        if self._since is not None:
+            query["since"] = self._since
+        answer = await self.call("sync_events", query=query)
+        self._since = answer["next_batch"]
+        return answer
+
+    async def events(self) -> AsyncIterator[RoomEvent]:
+        """Every event of the user's rooms from now on, as they come, invitations too (as member events). Never ends."""
+        if self._since is None:
+            await self.sync()
+        while True:
+            rooms = (await self.sync(timeout_ms=SYNC_TIMEOUT_MS)).get("rooms", {})
+            for room_id, room in rooms.get("invite", {}).items():
+                for event in room["invite_state"]["events"]:
+                    if event["type"] == "m.room.member" and event.get("state_key") == self.user_id:
+                        yield RoomEvent(RoomID(room_id), event)
+            for room_id, room in (*rooms.get("join", {}).items(), *rooms.get("leave", {}).items()):
+                for event in room.get("timeline", {}).get("events", ()):
+                    yield RoomEvent(RoomID(room_id), event)
+
+
+def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> Requester:
+    if not exists(tx, user_id):
+        raise not_found(f"There is no account {user_id} on this server.")
+    flags = get_account_flags(tx, user_id)
+    return Requester(user_id=user_id, device_id=device_id, is_admin=flags.is_admin, is_guest=flags.is_guest)
+
+

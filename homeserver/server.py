@@ -1,0 +1,203 @@
+"""Homeserver: opens, wires up, serves and closes a server. The only place that wires.
+
+    async with Homeserver(Config(server_name="a.example", data_dir="data")) as hs:
+        alice = await hs.register("alice", "a password")
+        await hs.serve()
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from federation.identifiers import UserID
+from federation.signing import SigningKey, format_signing_key, parse_signing_key
+from federation.wire import Wire
+from federation.wire.internet import InternetWire
+from homeserver import authenticate, remote, sync
+from homeserver.asgi import App
+from homeserver.blobs import Blobs
+from homeserver.client import Client
+from homeserver.config import Config, ConfigError, server_name_of
+from homeserver.database import Schema, open_database
+from homeserver.dispatch import Dispatch
+from homeserver.feature import Feature
+from homeserver.features import FEATURES
+from homeserver.features.accounts import create_account
+from homeserver.features.filters import get_filter
+from homeserver.listener import Bound, serve
+from homeserver.pages import make_pages
+from homeserver.resources import Resources
+from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
+from homeserver.workers import Workers
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970: the time of day, as the machine knows it."""
+    return time.time_ns() // 1_000_000
+
+
+class Homeserver:
+    """One homeserver, from `async with` to its end. Any number of them live in one process.
+
+    wire, now_ms, inline_database: the three sources of surprise, real unless given: other servers, the time of day, threads.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        wire: Wire | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
+        inline_database: bool = False,
+    ) -> None:
+        self.config = config
+        self._wire = wire
+        self._now_ms = now_ms
+        self._inline = inline_database
+        self._stack = AsyncExitStack()
+        self._stop = trio.Event()
+        self._resources: Resources | None = None
+        self._app: App | None = None
+
+    async def __aenter__(self) -> Self:
+        """Opens what the server needs. ConfigError or DatabaseError: a sentence why it cannot."""
+        try:
+            await self._open()
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._stop.set()
+        return await self._stack.__aexit__(kind, error, trace)
+
+    @property
+    def app(self) -> App:
+        """The server as an ASGI application, to be mounted wherever ASGI is served."""
+        assert self._app is not None, "use it inside of `async with`"
+        return self._app
+
+    @property
+    def resources(self) -> Resources:
+        """What handlers get as `hs`, for programs that extend the server."""
+        assert self._resources is not None, "use it inside of `async with`"
+        return self._resources
+
+    @property
+    def server_name(self) -> str:
+        """The domain of its users and of its signatures."""
+        return self.config.server_name
+
+    async def serve(self, *, task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answers on the configured listeners until `stop` is called; starts with where they listen."""
+        await serve(self.app, self.config.listeners, stop=self._stop, task_status=task_status)
+
+    def stop(self) -> None:
+        """Ends `serve`: requests under way are answered, nothing new is accepted."""
+        self._stop.set()
+
+    async def register(self, localpart: str, password: str | None = None, *, admin: bool = False) -> Client:
+        """Makes a new account and logs it in. Without a password nobody else can log in. MatrixError if it is taken."""
+        user_id = await create_account(self.resources, localpart, password, admin=admin)
+        return await self.log_in(user_id)
+
+    async def log_in(self, user_id: str, device_id: str = "EMBEDDED") -> Client:
+        """A client for an account of this server, in this process. MatrixError 404 if there is none."""
+        return await Client.open(self.resources, self.app.dispatch, UserID(user_id), device_id)
+
+    async def _open(self) -> None:
+        config = self.config
+        Path(config.data_dir).mkdir(parents=True, exist_ok=True)
+        features = _all_features()
+        database = await open_database(
+            _database_url(config),
+            [authenticate.SCHEMA, ROOMS_SCHEMA, *_schemas(features)],
+            inline=self._inline,
+            now_ms=self._now_ms,
+        )
+        self._stack.push_async_callback(database.aclose)
+        workers = Workers(inline=self._inline)
+        self._stack.push_async_callback(workers.aclose)
+        wire = self._wire
+        if wire is None:
+            internet = _open_internet(config)
+            self._stack.push_async_callback(internet.aclose)
+            wire = internet
+        nursery = await self._stack.enter_async_context(trio.open_nursery())
+        self._stack.callback(nursery.cancel_scope.cancel)
+        self._resources = Resources(
+            config=config,
+            server_name=server_name_of(config),
+            signing_key=read_signing_key(config.data_path(config.federation.signing_key_file)),
+            database=database,
+            stream=database.stream,
+            blobs=Blobs(_blobs_url(config), inline=self._inline),
+            workers=workers,
+            wire=wire,
+            now_ms=self._now_ms,
+            nursery=nursery,
+        )
+        self._app = App(
+            Dispatch(
+                self._resources,
+                [operation for feature in features for operation in feature.routes],
+                verify_origin=remote.verify_origin if config.federation.enabled else authenticate.refuse_origin,
+            ),
+            pages=lambda: make_pages(config),
+        )
+        for feature in features:
+            for background in feature.background:
+                nursery.start_soon(background, self._resources)
+
+
+def _all_features() -> list[Feature]:
+    """The features of the table of contents, and the two that serve what all of them add to sync and federation."""
+    return [*FEATURES, sync.feature_of(FEATURES, get_filter), remote.feature_of(FEATURES)]
+
+
+def _schemas(features: list[Feature]) -> list[Schema]:
+    return [feature.schema for feature in features if feature.schema is not None]
+
+
+def _database_url(config: Config) -> str:
+    kind, _, path = config.database.url.partition(":")
+    return config.database.url if kind != "sqlite" or path == ":memory:" else f"sqlite:{config.data_path(path)}"
+
+
+def _blobs_url(config: Config) -> str:
+    kind, _, path = config.blobs.url.partition(":")
+    return config.blobs.url if kind != "file" else f"file:{config.data_path(path)}"
+
+
+def _open_internet(config: Config) -> InternetWire:
+    federation = config.federation
+    try:
+        return InternetWire(federation.ca_file, federation.verify_tls, federation.allow_private_addresses)
+    except OSError as error:
+        raise ConfigError(f"federation.ca_file: cannot read {federation.ca_file}: {error}") from error
+
+
+def read_signing_key(path: Path) -> SigningKey:
+    """The server's signing key, made if there is none yet. ConfigError if the file holds something else."""
+    try:
+        return parse_signing_key(path.read_text("ascii"))
+    except FileNotFoundError:
+        key = SigningKey(secrets.token_hex(4), secrets.token_bytes(32))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"federation.signing_key_file: {path}: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(format_signing_key(key) + "\n", "ascii")
+    return key

@@ -1,0 +1,76 @@
+"""/sync: one engine, and the doors to it. `feature_of` makes the feature that serves what all others add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+import orjson
+
+from federation.identifiers import UserID
+from homeserver.api import Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import bad_json, invalid_param
+from homeserver.feature import Feature
+from homeserver.resources import Resources
+from homeserver.rooms.timeline import parse_sync_token
+from homeserver.sync.engine import SyncRequest, sync
+from homeserver.sync.filter import EVERYTHING, Filter, parse_filter
+
+SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
+
+GetFilter = Callable[[Transaction, UserID, str], "dict[str, Any] | None"]
+
+
+class SyncQuery(msgspec.Struct, frozen=True):
+    """Spec: client-server-api/#get_matrixclientv3sync"""
+
+    filter: str = ""
+    since: str | None = None
+    full_state: bool = False
+    set_presence: Literal["offline", "online", "unavailable"] = "online"
+    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0
+    use_state_after: bool = False
+
+
+def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
+    """The feature that answers /sync with the sections of `features`. get_filter: the stored filters."""
+    sections = tuple(feature.sync for feature in features if feature.sync is not None)
+    heartbeats = tuple(feature.heartbeat for feature in features if feature.heartbeat is not None)
+    routes = Routes()
+
+    @routes.get("/_matrix/client/v3/sync", rate_limit="", waits=True)
+    async def sync_events(hs: Resources, requester: Requester, query: SyncQuery) -> dict[str, Any]:
+        since = None if query.since is None else parse_sync_token(query.since)
+        if since is not None and since > hs.stream.position:
+            raise invalid_param("That token is of the future: this server has not given it.")
+        for heartbeat in heartbeats:
+            await heartbeat(hs, requester.user_id, requester.device_id, query.set_presence)
+        request = SyncRequest(
+            user_id=requester.user_id,
+            device_id=requester.device_id,
+            since=since,
+            filter=await _read_filter(hs, get_filter, requester, query.filter),
+            timeout_ms=min(query.timeout, SYNC_TIMEOUT_MS_MAX),
+            full_state=query.full_state,
+            use_state_after=query.use_state_after,
+        )
+        return await sync(hs, sections, request)
+
+    return Feature(name="sync", spec="client-server-api/#syncing", routes=routes)
+
+
+async def _read_filter(hs: Resources, get_filter: GetFilter, requester: Requester, text: str) -> Filter:
+    if not text:
+        return EVERYTHING
+    if text.startswith("{"):
+        try:
+            return parse_filter(orjson.loads(text))
+        except orjson.JSONDecodeError as error:
+            raise bad_json(f"The filter is not valid JSON: {error}.") from None
+    stored = await hs.database.read(get_filter, requester.user_id, text)
+    if stored is None:
+        raise invalid_param("There is no such filter.")
+    return parse_filter(stored)

@@ -32,7 +32,7 @@ class Blobs:
     """
 
     def __init__(self, url: str, *, inline: bool = False) -> None:
-        """url: "file:PATH", "s3://bucket/prefix", "gs://…", "az://…", "memory:". Nothing is opened before the first use.
+        """url: "file:PATH", "s3://bucket/prefix", "gs://…", "az://…", "memory:". Nothing is opened before it is used.
 
         inline: works on the trio thread itself (tests under a virtual clock).
         """

@@ -1,4 +1,4 @@
-"""Workers: work that would hold up the event loop. Threads for what releases the GIL, a process for what may be hostile."""
+"""Workers: work that would hold up the event loop: threads if it releases the GIL, a process if it may be hostile."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PROGRAM = Path(__file__).with_name("worker_process.py")
 
 
 class WorkerFailed(Exception):
-    """The separate process took too long or too much memory, died, or failed in a way that its function did not expect."""
+    """The separate process took too long or too much memory, died, or failed as its function did not expect."""
 
 
 class Workers:
@@ -52,7 +52,7 @@ class Workers:
         self._process_limiter = trio.CapacityLimiter(1)
 
     async def run(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        """fn(*args) in a thread; waits while all are busy. For work that releases the GIL: argon2, zstd, large hashes."""
+        """fn(*args) in a thread; waits while all are busy. For what releases the GIL: argon2, zstd, large hashes."""
         if self._inline:
             await trio.lowlevel.checkpoint()
             return fn(*args)
@@ -61,8 +61,8 @@ class Workers:
     async def run_process(self, function: str, *args: Any, timeout_s: float = WORKER_SECONDS_MAX) -> Any:
         """Calls `function` ("package.module:name") in the separate process, one call at a time.
 
-        Arguments and result: None, bool, int, float, str, bytes, and lists and dicts of them. A ValueError of the function
-        is raised as such; everything else that goes wrong is WorkerFailed. The module should import little.
+        Arguments and result: None, bool, int, float, str, bytes, and lists and dicts of them. A ValueError of the
+        function is raised as such; everything else that goes wrong is WorkerFailed. The module should import little.
         """
         if self._inline:
             await trio.lowlevel.checkpoint()

@@ -3,69 +3,61 @@
 `fn(tx, *args)` is a plain synchronous function. Its SQL is text, with `?` for each parameter, in the common subset of
 both engines:
 
-- Column types INTEGER (64 bit), TEXT, BLOB, REAL. Booleans are the integers 0 and 1. `INTEGER PRIMARY KEY` numbers its
-  rows by itself. Text is compared by its bytes. `STRICT` and `WITHOUT ROWID` may be written.
-- `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x` and `… DO NOTHING`, `RETURNING`, common table expressions, window
-  functions. Not `INSERT OR REPLACE`, `REPLACE`, `rowid`, `IFNULL` (write COALESCE), `GLOB`, PRAGMA, AUTOINCREMENT.
-- Identifiers unquoted, strings in single quotes, no `?` inside them.
-- Lists: `tx.all_in("… WHERE x IN (?*)", values)`.
+- Column types INTEGER (64 bit), TEXT, BLOB, REAL, in capitals. Booleans are the integers 0 and 1. `INTEGER PRIMARY KEY`
+  numbers its rows by itself where no number is given; do not mix the two in one table. Text is ordered by its bytes.
+  `STRICT` and `WITHOUT ROWID` may be written. Each statement of a Step ends with a semicolon. No triggers.
+- `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x` and `… DO NOTHING`; name the old value `table.x`. `RETURNING`,
+  common table expressions, window functions, partial indexes, `CASE`, `COALESCE`, `CAST(? AS INTEGER)`,
+  `IS NOT DISTINCT FROM`. No `INSERT OR …`, `REPLACE`, `rowid`, `IFNULL`, `GLOB`, PRAGMA, AUTOINCREMENT, scalar
+  `MAX(a, b)`, JSON, date or random functions, no `LIMIT -1`.
+- Every selected column stands in GROUP BY or in an aggregate. ORDER BY a column with NULLs: say NULLS FIRST or LAST.
+  Both sides of LIKE in lower case. A parameter that stands alone (`? IS NULL`, `SELECT ?`) needs a CAST.
+- Identifiers unquoted, strings in single quotes.
+- Lists: `tx.all_in("… WHERE x IN (?*)", values)`; not with NOT.
+- An SQL error ends the write: do not catch it and go on. TEXT must not contain NUL characters.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import trio
 
-from homeserver.database import sqlite
 from homeserver.database.database import Database
-from homeserver.database.migrations import migrate_sqlite
 from homeserver.database.schema import CORE_SCHEMA, DatabaseError, Schema, Step
-from homeserver.database.session import Row, Session
+from homeserver.database.session import Row
+from homeserver.database.sqlite import open_sqlite
 from homeserver.database.transaction import Transaction
-from homeserver.stream import Stream
 
 __all__ = ["Database", "DatabaseError", "Row", "Schema", "Step", "Transaction", "open_database"]
 
-_READERS = 2
-
 
 async def open_database(
-    url: str, schemas: Sequence[Schema], *, inline: bool = False, now_ms: Callable[[], int]
+    url: str,
+    schemas: Sequence[Schema],
+    *,
+    inline: bool = False,
+    exclusive: bool = True,
+    now_ms: Callable[[], int],
 ) -> Database:
     """The database at `url` ("sqlite:PATH", "sqlite::memory:", "postgresql://…"), with its tables brought up to date.
 
-    inline: everything runs on the trio thread (tests under a virtual clock; ":memory:" needs it). DatabaseError: a
-    sentence why it cannot be opened. A relative PATH is relative to the working directory.
+    A relative PATH is relative to the working directory. inline: everything runs on the trio thread (tests under a
+    virtual clock; ":memory:" needs it). exclusive: refuse an SQLite file that a server has open; administration beside
+    a running server gives False. DatabaseError: why it cannot be opened, in a sentence.
     """
-    return await _open_sqlite(url.removeprefix("sqlite:"), (CORE_SCHEMA, *schemas), inline, now_ms)
+    all_schemas = (CORE_SCHEMA, *schemas)
+    engine, _, rest = url.partition(":")
+    if engine == "sqlite":
+        path = rest.removeprefix("//")
+        opening = functools.partial(open_sqlite, path, all_schemas, inline=inline, exclusive=exclusive)
+    elif engine in ("postgresql", "postgres"):
+        # Imported here: psycopg takes 10 MB and a tenth of a second, which an SQLite server need not spend.
+        from homeserver.database.postgres import open_postgres
 
-
-async def _open_sqlite(path: str, schemas: Sequence[Schema], inline: bool, now_ms: Callable[[], int]) -> Database:
-    in_memory = path == ":memory:"
-    if in_memory and not inline:
-        raise DatabaseError("A database in memory has one connection, so it must be opened inline.")
-    if path.startswith("//"):
-        path = path[2:]
-    lock = None if in_memory else sqlite.SqliteLock(Path(path).resolve())
-    first = sqlite.connect(path, read_only=False)
-    if inline:
-        migrate_sqlite(first, schemas)
+        opening = functools.partial(open_postgres, url, all_schemas, inline=inline)
     else:
-        await trio.to_thread.run_sync(migrate_sqlite, first, schemas)
-    unused = [first]
-
-    def open_session(read_only: bool) -> Session:
-        if not read_only and unused:
-            return sqlite.SqliteSession(unused.pop())
-        return sqlite.SqliteSession(sqlite.connect(path, read_only=read_only))
-
-    (position,) = first.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
-    return Database(
-        open_session,
-        readers=0 if inline else _READERS,
-        now_ms=now_ms,
-        stream=Stream(position),
-        on_close=lock.release if lock else lambda: None,
-    )
+        raise DatabaseError(f'A database URL begins with "sqlite:" or "postgresql:", not with {engine!r}.')
+    opened = opening() if inline else await trio.to_thread.run_sync(opening)
+    return Database(opened, now_ms=now_ms)

@@ -31,65 +31,98 @@ class Batch:
     """Writes that were asked for, and what follows from their commit."""
 
     requests: list[Request]
-    position: int | None = None  # the last one taken, None if none was
+    taken: int  # the highest position that was ever taken in this process, committed or not: none is taken twice
+    position: int | None = None  # the last one that is committed with this batch, None if it has none
     wakes: set[str] = field(default_factory=set)
     callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = field(default_factory=list)
+    committing: bool = False
+
+
+class _TransactionLost(Exception):
+    """The engine gave up the whole transaction while one of its writes ran."""
 
 
 def run_read(session: Session, cache: StringCache, request: Request) -> None:
     """Runs a read on its own snapshot and stores its result."""
     try:
-        session.begin_read()
         try:
-            tx = Transaction(session, cache, request.now_ms, {}, None)
-            request.result = outcome.Value(request.fn(tx, *request.args))
-        finally:
-            session.rollback()
+            request.result = outcome.Value(_read(session, cache, request))
+        except Exception:
+            if not session.recover():
+                raise
+            request.result = outcome.Value(_read(session, cache, request))  # on a new connection
     except BaseException as error:  # whatever it is, it belongs to the waiter, not to this thread
         request.result = outcome.Error(error)
 
 
-def run_batch(session: Session, cache: StringCache, requests: list[Request]) -> Batch:
-    """Runs and commits writes, and stores their results. A failure of the commit is the result of all."""
-    batch = Batch(requests)
-    try:
-        _commit(session, cache, batch)
-    except BaseException as error:  # belongs to the waiters: the writer thread must live on
-        failed = Batch(requests)
-        for request in requests:
-            if not isinstance(request.result, outcome.Error):
-                request.result = outcome.Error(error)
-        session.rollback()
-        return failed
-    return batch
+def _read(session: Session, cache: StringCache, request: Request) -> Any:
+    session.begin_read()
+    result = request.fn(Transaction(session, cache, request.now_ms, {}, None), *request.args)
+    session.end_read()
+    return result
+
+
+def run_batch(session: Session, cache: StringCache, requests: list[Request], taken: int) -> Batch:
+    """Runs and commits writes, and stores their results. A failure of the commit is the result of all.
+
+    If the connection is lost before the commit they all run once more on a new one.
+    """
+    for last_attempt in (False, True):
+        batch = Batch(requests, taken)
+        try:
+            _commit(session, cache, batch)
+            return batch
+        except BaseException as error:  # belongs to the waiters: the writer thread must live on
+            failure: BaseException = error
+            try:
+                lost = session.recover()
+            except Exception as no_connection:
+                lost, failure = False, no_connection
+            if lost and batch.committing:
+                failure = DatabaseError("The connection to the database was lost in a commit: it may be done or not.")
+            elif lost and not last_attempt:
+                taken = batch.taken
+                continue
+            return _fail(batch, failure)
+    raise AssertionError("the last attempt returns")
+
+
+def _fail(batch: Batch, error: BaseException) -> Batch:
+    if isinstance(error, _TransactionLost):
+        error = DatabaseError(f"The database gave up a transaction: {error.__cause__}")
+    for request in batch.requests:
+        request.result = outcome.Error(error)
+    return Batch(batch.requests, batch.taken)
 
 
 def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
-    position = start = session.begin_write()
+    committed = session.begin_write()
+    batch.taken = max(batch.taken, committed)
     interned: dict[str, int] = {}
     alone = len(batch.requests) == 1
     for request in batch.requests:
-        tx = Transaction(session, cache, request.now_ms, interned, position)
+        tx = Transaction(session, cache, request.now_ms, interned, batch.taken)
         if not alone:
             session.savepoint()
         try:
-            result = outcome.Value(request.fn(tx, *request.args))
+            request.result = outcome.Value(request.fn(tx, *request.args))
         except BaseException as error:  # of the caller's function: it is the answer to its caller
+            batch.taken = tx.position
+            if not session.is_alive():
+                raise _TransactionLost from error
             request.result = outcome.Error(error)
             if alone:
                 session.rollback()
                 return
-            if not session.is_alive():
-                raise DatabaseError(f"The database gave up the transaction: {error}") from error
             session.rollback_to_savepoint()
-        else:
-            if not alone:
-                session.release()
-            request.result = result
-            position = tx.position
-            interned.update(tx.interned)
-            batch.wakes |= tx.wakes
-            batch.callbacks += tx.callbacks
-    batch.position = position if position != start else None
+            continue
+        if not alone:
+            session.release()
+        if tx.position != batch.taken:
+            batch.position = batch.taken = tx.position
+        interned.update(tx.interned)
+        batch.wakes |= tx.wakes
+        batch.callbacks += tx.callbacks
+    batch.committing = True
     session.commit(batch.position, batch.wakes)
     cache.add(interned)

@@ -10,7 +10,7 @@ from typing import Any
 class Cache:
     """`get` needs no lock: a dict look-up is atomic. The oldest quarter goes when it is full."""
 
-    __slots__ = ("get", "_values", "_limit", "_lock")
+    __slots__ = ("_limit", "_lock", "_values", "get")
 
     def __init__(self, limit: int) -> None:
         self._values: dict[Hashable, Any] = {}

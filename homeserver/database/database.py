@@ -1,7 +1,7 @@
 """Database: `read(fn)` and `write(fn)`. One writer thread with group commit, a few reader threads.
 
 The writer takes everything that has arrived as one batch: one transaction, a savepoint for each write, one commit; then
-all results reach the trio thread in one hop. `inline` databases do the same on the trio thread itself, one by one.
+all results reach the trio thread in one hop. An inline database does the same on the trio thread itself, one by one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import trio
 from homeserver.database.batch import Batch, Request, run_batch, run_read
 from homeserver.database.interning import StringCache
 from homeserver.database.schema import DatabaseError
-from homeserver.database.session import Session
+from homeserver.database.session import Opened, Session
 from homeserver.database.transaction import Transaction
 from homeserver.limits import DATABASE_BATCH_MAX
 from homeserver.stream import Stream
@@ -28,79 +28,47 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_Requests = queue.SimpleQueue[Request | None]
+
 
 class Database:
-    """Opened by `open_database`. `stream` is told of every commit. Used on the trio thread."""
+    """Opened by `open_database`. `stream` is told of every commit. To be used on the trio thread."""
 
-    def __init__(
-        self,
-        open_session: Callable[[bool], Session],
-        *,
-        readers: int,
-        now_ms: Callable[[], int],
-        stream: Stream,
-        on_close: Callable[[], None],
-    ) -> None:
-        """open_session(read_only) gives a new connection; readers 0 means inline: no threads."""
-        self.stream = stream
+    def __init__(self, opened: Opened, *, now_ms: Callable[[], int]) -> None:
+        self.stream = Stream(opened.position)
+        self._opened = opened
         self._now_ms = now_ms
         self._cache = StringCache()
-        self._on_close = on_close
+        self._taken = opened.position
         self._closed = False
-        self._token = trio.lowlevel.current_trio_token()
-        self._writer_session = open_session(False)
-        self._inline = readers == 0
-        self._writes: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._reads: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._inline = not opened.readers
+        self._writes: _Requests = queue.SimpleQueue()
+        self._reads: _Requests = queue.SimpleQueue()
         self._done: deque[Request | Batch] = deque()
         self._delivery_due = False
+        self._token = trio.lowlevel.current_trio_token()
         self._threads: list[threading.Thread] = []
         if not self._inline:
-            self._start(self._write_loop, "writer", self._writer_session)
-            for number in range(readers):
-                self._start(self._read_loop, f"reader-{number}", open_session(True))
-
-    def _start(self, loop: Callable[[Session], None], name: str, session: Session) -> None:
-        thread = threading.Thread(target=loop, args=(session,), name=f"database-{name}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+            self._start_thread("database-writer", self._write_loop, opened.writer)
+            for session in opened.readers:
+                self._start_thread("database-reader", self._read_loop, session)
+        self._background_scope = trio.CancelScope()
+        self._background_ended = trio.Event()
+        if opened.background is not None:
+            trio.lowlevel.spawn_system_task(self._run_background)
 
     async def read(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
         """fn(tx, *args) on a snapshot that has every write which was answered before."""
-        return await self._ask(self._reads, fn, args)
-
-    async def write(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
-        """fn(tx, *args) in a write that is durable when this answers. An exception of fn undoes what it did, and is raised.
-
-        Cancelling the wait does not undo the write. fn may be called again if the connection is lost before the commit.
-        """
-        return await self._ask(self._writes, fn, args)
-
-    async def _ask(self, requests: queue.SimpleQueue[Request | None], fn: Callable[..., T], args: tuple[Any, ...]) -> T:
-        if self._closed:
-            raise DatabaseError("The database is closed.")
-        await trio.lowlevel.checkpoint_if_cancelled()
-        request = Request(fn, args, self._now_ms(), trio.lowlevel.current_task())
-        if self._inline:
-            return await self._ask_inline(requests is self._writes, request)
-        requests.put(request)
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            request.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        result: T = await trio.lowlevel.wait_task_rescheduled(abort)
+        result: T = await self._ask(self._reads, fn, args)
         return result
 
-    async def _ask_inline(self, is_write: bool, request: Request) -> Any:
-        request.task = None
-        if is_write:
-            self._deliver_batch(run_batch(self._writer_session, self._cache, [request]))
-        else:
-            run_read(self._writer_session, self._cache, request)
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        assert request.result is not None
-        return request.result.unwrap()
+    async def write(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
+        """fn(tx, *args) in a write, durable when this answers. An exception of fn undoes what it did, and is raised.
+
+        Cancelling the wait does not undo the write. If the connection is lost before the commit, fn is called again.
+        """
+        result: T = await self._ask(self._writes, fn, args)
+        return result
 
     async def aclose(self) -> None:
         """Finishes what was asked, then closes every connection."""
@@ -108,81 +76,128 @@ class Database:
             return
         self._closed = True
         with trio.CancelScope(shield=True):
+            if self._opened.background is not None:
+                self._background_scope.cancel()
+                await self._background_ended.wait()
             if self._inline:
-                self._writer_session.close()
+                self._opened.writer.close()
             else:
                 self._writes.put(None)
-                for _ in self._threads[1:]:
+                for _ in self._opened.readers:
                     self._reads.put(None)
                 for thread in self._threads:
                     await trio.to_thread.run_sync(thread.join)
                 self._deliver()
-        self._on_close()
+            self._opened.close()
 
-    # The threads
+    async def _ask(self, requests: _Requests, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._closed:
+            raise DatabaseError("The database is closed.")
+        request = Request(fn, args, self._now_ms(), trio.lowlevel.current_task())
+        if self._inline:
+            return await self._ask_inline(requests is self._writes, request)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            request.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        requests.put(request)
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _ask_inline(self, is_write: bool, request: Request) -> Any:
+        request.task = None
+        if is_write:
+            self._deliver_batch(self._run_batch(self._opened.writer, [request]))
+        else:
+            run_read(self._opened.writer, self._cache, request)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        result, request.result = request.result, None
+        assert result is not None
+        return result.unwrap()
+
+    def _run_batch(self, session: Session, requests: list[Request]) -> Batch:
+        batch = run_batch(session, self._cache, requests, self._taken)
+        self._taken = batch.taken
+        return batch
+
+    # On the threads
+
+    def _start_thread(self, name: str, loop: Callable[[Session], None], session: Session) -> None:
+        thread = threading.Thread(target=loop, args=(session,), name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _write_loop(self, session: Session) -> None:
-        going_on = True
-        while going_on:
+        closing = False
+        while not closing:
             requests: list[Request] = []
             request = self._writes.get()
             while request is not None:
                 requests.append(request)
-                if len(requests) >= DATABASE_BATCH_MAX:
+                if len(requests) == DATABASE_BATCH_MAX:
                     break
                 try:
                     request = self._writes.get_nowait()
                 except queue.Empty:
                     break
             else:
-                going_on = False
+                closing = True
             if requests:
-                self._hand_over(run_batch(session, self._cache, requests))
+                self._hand_over(self._run_batch(session, requests))
         session.close()
 
     def _read_loop(self, session: Session) -> None:
         while (request := self._reads.get()) is not None:
-            if request.task is not None:  # else the waiter has gone: nobody wants the answer
+            if request.task is not None:  # else nobody waits for the answer any more
                 run_read(session, self._cache, request)
                 self._hand_over(request)
         session.close()
 
     def _hand_over(self, done: Request | Batch) -> None:
-        """To the trio thread, in one hop for all that are done by the time it looks."""
+        """To the trio thread: one hop for everything that is done by the time it looks."""
         self._done.append(done)
         if not self._delivery_due:
             self._delivery_due = True
             try:
                 self._token.run_sync_soon(self._deliver)
             except trio.RunFinishedError:
-                pass  # nobody is left to hear; what was committed stays committed
+                pass  # nobody is left to hear it; what is committed stays committed
 
     # Back on the trio thread
 
     def _deliver(self) -> None:
-        self._delivery_due = False  # before the queue is emptied: who comes later asks for a delivery of their own
+        self._delivery_due = False  # first, so that who adds to `_done` from now on asks for another delivery
         while self._done:
-            item = self._done.popleft()
-            if isinstance(item, Batch):
-                self._deliver_batch(item)
+            done = self._done.popleft()
+            if isinstance(done, Batch):
+                self._deliver_batch(done)
             else:
-                _reschedule(item)
+                _answer(done)
 
     def _deliver_batch(self, batch: Batch) -> None:
         for fn, args in batch.callbacks:
             try:
                 fn(*args)
-            except Exception:  # it would end the whole trio run; the write itself is committed
-                _log.exception("after_commit callback failed")
+            except Exception:  # it would end everything that trio runs, and the write itself is committed
+                _log.exception("a callback after a commit failed")
         if batch.position is not None:
             self.stream.notify(batch.position, batch.wakes)
         for request in batch.requests:
-            _reschedule(request)
+            _answer(request)
+
+    async def _run_background(self) -> None:
+        assert self._opened.background is not None
+        try:
+            with self._background_scope:
+                await self._opened.background(self.stream)
+        finally:
+            self._background_ended.set()
 
 
-def _reschedule(request: Request) -> None:
-    task = request.task
+def _answer(request: Request) -> None:
+    task, result = request.task, request.result
     if task is not None:
-        request.task = None
-        assert request.result is not None
-        trio.lowlevel.reschedule(task, request.result)
+        request.task = request.result = None  # an error's traceback would otherwise lead back to the error: a cycle
+        assert result is not None
+        trio.lowlevel.reschedule(task, result)

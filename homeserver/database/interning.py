@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from homeserver.database.cache import Caches
 from homeserver.errors import invalid_param
-from homeserver.limits import INTERNED_STRINGS_CACHED_MAX, INTERNED_STRING_MAX_BYTES
+from homeserver.limits import INTERNED_STRING_MAX_BYTES, INTERNED_STRINGS_CACHED_MAX
 
 
 def check_string(value: str) -> str:
@@ -30,7 +30,7 @@ def check_string(value: str) -> str:
 class StringCache:
     """Bounded, shared by all threads of a database. Reads need no lock: a dict lookup is atomic."""
 
-    __slots__ = ("nids", "names", "caches", "_lock", "_limit")
+    __slots__ = ("_limit", "_lock", "caches", "names", "nids")
 
     def __init__(self, limit: int = INTERNED_STRINGS_CACHED_MAX) -> None:
         self.nids: dict[str, int] = {}

@@ -1,56 +1,51 @@
-"""Migrations: brings the tables to what the program needs. The ledger is sqlite-utils' `_sqlite_migrations`."""
+"""Migrations: brings the tables to what the program needs.
+
+The ledger is the table of sqlite-utils' Migrations, one set per schema, on both engines.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from homeserver.database.schema import DatabaseError, Schema
+from homeserver.database.translation import split_statements
+
+READ_LEDGER = "SELECT migration_set, name FROM _sqlite_migrations ORDER BY id"
 
 
-def check_ledger(applied: Mapping[str, Sequence[str]], schemas: Sequence[Schema]) -> list[Schema]:
-    """The schemas that have a step which is not applied. DatabaseError if the database is newer than the program."""
-    known = {schema.name: [step.name for step in schema.steps] for schema in schemas}
-    for name, steps in applied.items():
-        for step in steps:
-            if step not in known.get(name, ()):
-                raise DatabaseError(
-                    f"The database was made by a newer program (it has the step {name}/{step}): run that version or later."
-                )
+def list_pending(rows: Iterable[tuple[str, str]], schemas: Sequence[Schema]) -> list[Schema]:
+    """The schemas that have a step which is not in the ledger's `rows` (schema, step).
+
+    DatabaseError if the ledger has a step that the program does not know: the database is newer.
+    """
+    applied: dict[str, set[str]] = {}
+    for name, step in rows:
+        applied.setdefault(name, set()).add(step)
+    _check_known(applied, {schema.name: {step.name for step in schema.steps} for schema in schemas})
     return [schema for schema in schemas if len(applied.get(schema.name, ())) < len(schema.steps)]
 
 
-def split_statements(sql: str) -> Iterator[str]:
-    """The single statements of `sql`, each with its semicolon."""
-    statement = ""
-    for piece in sql.split(";"):
-        statement += piece + ";"
-        if sqlite3.complete_statement(statement):
-            if statement.strip() != ";":
-                yield statement.strip()
-            statement = ""
-
-
-def read_ledger(rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The applied steps of each schema, from rows (schema, step)."""
-    applied: dict[str, list[str]] = {}
-    for name, step in rows:
-        applied.setdefault(name, []).append(step)
-    return applied
+def _check_known(applied: Mapping[str, set[str]], known: Mapping[str, set[str]]) -> None:
+    for name, steps in applied.items():
+        unknown = steps - known.get(name, set())
+        if unknown:
+            raise DatabaseError(
+                f"The database is newer than this program, which does not know its step {name}/{min(unknown)}."
+            )
 
 
 def migrate_sqlite(connection: sqlite3.Connection, schemas: Sequence[Schema]) -> None:
     """Applies every pending step, each in a transaction together with its line in the ledger."""
-    exists = connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_sqlite_migrations'").fetchone()
-    rows = connection.execute("SELECT migration_set, name FROM _sqlite_migrations").fetchall() if exists else []
-    pending = check_ledger(read_ledger(rows), schemas)
+    known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_sqlite_migrations'").fetchone()
+    pending = list_pending(connection.execute(READ_LEDGER).fetchall() if known else (), schemas)
     if not pending:
         return
-    # Imported only when there is something to do: it costs a tenth of a second, which a plain start need not pay.
-    from sqlite_utils import Database as SqliteUtils
-    from sqlite_utils import Migrations
+    # Imported only when there is something to do: it takes a tenth of a second, which a plain start need not spend.
+    from sqlite_utils import Database, Migrations
 
-    database = SqliteUtils(connection)
+    database = Database(connection)
     for schema in pending:
         migrations = Migrations(schema.name)
         for step in schema.steps:
@@ -58,8 +53,8 @@ def migrate_sqlite(connection: sqlite3.Connection, schemas: Sequence[Schema]) ->
         migrations.apply(database)
 
 
-def _apply(sql: str):  # type: ignore[no-untyped-def]
-    def apply(database) -> None:  # type: ignore[no-untyped-def]
+def _apply(sql: str) -> Callable[[Any], None]:
+    def apply(database: Any) -> None:  # sqlite_utils.Database
         for statement in split_statements(sql):
             database.execute(statement)
 

@@ -1,11 +1,17 @@
-"""Session: one connection of one engine. The whole difference between SQLite and PostgreSQL is behind this interface."""
+"""Session: one connection of one engine. The whole difference between SQLite and PostgreSQL is behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from homeserver.stream import Stream
+
 Row = tuple[Any, ...]
+
+IN_MARKER = "IN (?*)"
+IN_VALUES_MAX = 500  # of one statement; longer lists are asked for in chunks
 
 
 class Cursor(Protocol):
@@ -22,20 +28,23 @@ class Cursor(Protocol):
 class Session(Protocol):
     """Used by one thread at a time. Statements are written in the common subset, with `?` for each parameter."""
 
-    def execute(self, sql: str, params: Sequence[object], /) -> Cursor: ...
+    @property
+    def execute(self) -> Callable[[str, Sequence[Any]], Cursor]: ...
 
-    def execute_many(self, sql: str, rows: Iterable[Sequence[object]]) -> None: ...
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None: ...
 
-    def execute_in(self, sql: str, values: Sequence[object], other: Sequence[object]) -> list[Row]:
-        """The rows of `sql`, whose one marker `IN (?*)` stands for `values`; in chunks."""
+    def execute_in(self, sql: str, values: Sequence[Any], other: Sequence[Any]) -> list[Row]:
+        """The rows of `sql`, whose one marker `IN (?*)` stands for `values`, at most IN_VALUES_MAX of them."""
         ...
 
     def begin_read(self) -> None:
-        """Opens a snapshot: every statement until `rollback` sees the same moment."""
+        """Opens a snapshot: every statement until `end_read` sees the same moment."""
         ...
 
+    def end_read(self) -> None: ...
+
     def begin_write(self) -> int:
-        """Opens the one write transaction of the whole database; answers the last position that was taken."""
+        """Opens the one write transaction of the whole database; answers the last position that was committed."""
         ...
 
     def commit(self, position: int | None, keys: Collection[str]) -> None:
@@ -54,7 +63,25 @@ class Session(Protocol):
     def rollback_to_savepoint(self) -> None: ...
 
     def is_alive(self) -> bool:
-        """Whether the transaction is still open; an engine may have given it up by itself (disk full, lost server)."""
+        """Whether the transaction goes on; an engine may have given it up by itself (disk full, connection lost)."""
+        ...
+
+    def recover(self) -> bool:
+        """Ends what is left of a failed transaction. True if the connection was lost and there is a new one."""
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An opened engine. No readers: reads share the writer's session, and everything runs on the trio thread.
+
+    background runs as long as the database is open: it tells the stream of the changes that other nodes commit.
+    """
+
+    writer: Session
+    readers: Sequence[Session]
+    position: int
+    background: Callable[[Stream], Awaitable[None]] | None
+    close: Callable[[], None]

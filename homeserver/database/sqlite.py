@@ -7,103 +7,103 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from homeserver.database.schema import DatabaseError
-from homeserver.database.session import Cursor, Row
+from homeserver.database.migrations import migrate_sqlite
+from homeserver.database.schema import DatabaseError, Schema
+from homeserver.database.session import Cursor, Opened, Row
+from homeserver.database.translation import split_in
 
+# RETURNING needs 3.35, IS NOT DISTINCT FROM 3.39.
+_VERSION_MIN = (3, 39, 0)
 # Sizes of an IN list. Lists are padded up to one of them, so that a few prepared statements serve every length.
 _IN_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
-_STATEMENTS_CACHED = 512
+# More than all statements of the program, so that each is parsed once per connection.
+_STATEMENTS_CACHED = 1024
 _BUSY_TIMEOUT_S = 10.0
+# Readers mostly wait for the GIL: two are enough that a slow read does not hold up the others.
+_READERS = 2
+# Writers keep their cache; readers lose theirs with every commit, and find the pages in the kernel's anyway.
+_CACHE_KIB_WRITER = 8192
+_CACHE_KIB_READER = 2048
+# 16 MB of log before it is copied into the file: a page that changes often is copied once.
+_CHECKPOINT_PAGES = 4000
+_LOG_BYTES_KEPT = 64 << 20
 
 
 class SqliteSession:
     """A connection. Transactions are opened explicitly: the connection is in autocommit mode (isolation_level None)."""
 
-    __slots__ = ("connection", "execute", "_in_texts")
+    __slots__ = ("_connection", "_guards_reads", "_in_texts", "execute")
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-        self.execute: Callable[[str, Sequence[object]], Cursor] = connection.execute
+    def __init__(self, connection: sqlite3.Connection, *, guards_reads: bool = False) -> None:
+        """guards_reads: reads and writes share the connection, so that it refuses writes during a read."""
+        self.execute: Callable[[str, Sequence[Any]], Cursor] = connection.execute
+        self._connection = connection
+        self._guards_reads = guards_reads
         self._in_texts: dict[tuple[str, int], tuple[str, int]] = {}
 
-    def execute_many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
-        self.connection.executemany(sql, rows)
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        self._connection.executemany(sql, rows)
 
-    def execute_in(self, sql: str, values: Sequence[object], other: Sequence[object]) -> list[Row]:
-        rows: list[Row] = []
-        largest = _IN_SIZES[-1]
-        for start in range(0, len(values), largest):
-            chunk = values[start : start + largest]
-            size = next(size for size in _IN_SIZES if size >= len(chunk))
-            text, before = self._in_text(sql, size)
-            padding = (chunk[-1],) * (size - len(chunk))
-            rows += self.connection.execute(text, (*other[:before], *chunk, *padding, *other[before:])).fetchall()
-        return rows
-
-    def _in_text(self, sql: str, size: int) -> tuple[str, int]:
+    def execute_in(self, sql: str, values: Sequence[Any], other: Sequence[Any]) -> list[Row]:
+        size = next(size for size in _IN_SIZES if size >= len(values))
         known = self._in_texts.get((sql, size))
         if known is None:
-            before, marker, after = sql.partition("IN (?*)")
-            assert marker and "IN (?*)" not in after, f"all_in needs the marker IN (?*) once: {sql}"
-            text = f"{before}IN ({','.join('?' * size)}){after}"
-            known = self._in_texts[sql, size] = (text, before.count("?"))
-        return known
+            before, after, count = split_in(sql)
+            known = self._in_texts[sql, size] = (f"{before}IN ({','.join('?' * size)}){after}", count)
+        text, count = known
+        padding = (values[-1],) * (size - len(values))
+        return self._connection.execute(text, (*other[:count], *values, *padding, *other[count:])).fetchall()
 
     def begin_read(self) -> None:
-        self.connection.execute("BEGIN")
+        if self._guards_reads:
+            self._connection.execute("PRAGMA query_only = ON")
+        self._connection.execute("BEGIN")
+
+    def end_read(self) -> None:
+        self._connection.execute("COMMIT")
+        if self._guards_reads:
+            self._connection.execute("PRAGMA query_only = OFF")
 
     def begin_write(self) -> int:
-        self.connection.execute("BEGIN IMMEDIATE")
-        row = self.connection.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
+        self._connection.execute("BEGIN IMMEDIATE")
+        row = self._connection.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
         return int(row[0])
 
     def commit(self, position: int | None, keys: Collection[str]) -> None:
         if position is not None:
-            self.connection.execute("UPDATE stream_position SET position = ? WHERE id = 1", (position,))
-        self.connection.execute("COMMIT")
+            self._connection.execute("UPDATE stream_position SET position = ? WHERE id = 1", (position,))
+        self._connection.execute("COMMIT")
 
     def rollback(self) -> None:
-        if self.connection.in_transaction:
-            self.connection.execute("ROLLBACK")
+        self._connection.execute("ROLLBACK")
 
     def savepoint(self) -> None:
-        self.connection.execute("SAVEPOINT w")
+        self._connection.execute("SAVEPOINT w")
 
     def release(self) -> None:
-        self.connection.execute("RELEASE w")
+        self._connection.execute("RELEASE w")
 
     def rollback_to_savepoint(self) -> None:
-        self.connection.execute("ROLLBACK TO w")
-        self.connection.execute("RELEASE w")
+        self._connection.execute("ROLLBACK TO w")
+        self._connection.execute("RELEASE w")
 
     def is_alive(self) -> bool:
-        return self.connection.in_transaction
+        return self._connection.in_transaction
+
+    def recover(self) -> bool:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        if self._guards_reads:
+            self._connection.execute("PRAGMA query_only = OFF")
+        return False
 
     def close(self) -> None:
-        self.connection.close()
+        self._connection.close()
 
 
-def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
-    """A connection with the settings that every use of the database needs."""
-    connection = sqlite3.connect(
-        path,
-        timeout=_BUSY_TIMEOUT_S,
-        isolation_level=None,
-        check_same_thread=False,
-        cached_statements=_STATEMENTS_CACHED,
-    )
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA cache_size = -4096")
-    connection.execute("PRAGMA temp_store = MEMORY")
-    if read_only:
-        connection.execute("PRAGMA query_only = ON")
-    return connection
-
-
-class SqliteLock:
+class _Lock:
     """Held while a server has the database open, so that a second one is refused. Released when the process ends."""
 
     def __init__(self, path: Path) -> None:
@@ -116,3 +116,72 @@ class SqliteLock:
 
     def release(self) -> None:
         os.close(self._file)
+
+
+def connect(path: str, *, reads_only: bool = False) -> sqlite3.Connection:
+    """A connection with the settings that every use of the database needs."""
+    connection = sqlite3.connect(
+        path,
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_STATEMENTS_CACHED,
+    )
+    # No parameters can be given to a PRAGMA; these are constants of this module.
+    for setting in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "temp_store = MEMORY",
+        f"cache_size = -{_CACHE_KIB_READER if reads_only else _CACHE_KIB_WRITER}",
+        f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
+        f"journal_size_limit = {_LOG_BYTES_KEPT}",
+        f"query_only = {'ON' if reads_only else 'OFF'}",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+    return connection
+
+
+def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive: bool) -> Opened:
+    """The database in the file `name`, or in memory if that is ":memory:", with its tables brought up to date."""
+    if sqlite3.sqlite_version_info < _VERSION_MIN:
+        raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.39 or later is needed.")
+    in_memory = name == ":memory:"
+    if in_memory and not inline:
+        raise DatabaseError("A database in memory has just one connection, so it must be opened inline.")
+    path = name if in_memory else str(Path(name).resolve())
+    lock = _Lock(Path(path)) if exclusive and not in_memory and _is_in_folder(path) else None
+    connections: list[sqlite3.Connection] = []
+    try:
+        writer = connect(path)
+        connections.append(writer)
+        migrate_sqlite(writer, schemas)
+        (position,) = writer.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
+        for _ in range(0 if inline else _READERS):
+            connections.append(connect(path, reads_only=True))
+    except BaseException as error:
+        for connection in connections:
+            connection.close()
+        if lock is not None:
+            lock.release()
+        if isinstance(error, sqlite3.DatabaseError):
+            raise DatabaseError(f"The database {path} cannot be opened: {error}.") from error
+        raise
+    return Opened(
+        writer=SqliteSession(writer, guards_reads=inline),
+        readers=[SqliteSession(connection) for connection in connections[1:]],
+        position=int(position),
+        background=None,
+        close=lock.release if lock is not None else _close_nothing,
+    )
+
+
+def _is_in_folder(path: str) -> bool:
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise DatabaseError(f"The folder {folder} for the database does not exist.")
+    return True
+
+
+def _close_nothing() -> None:
+    """A database without a lock."""

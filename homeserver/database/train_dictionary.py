@@ -1,8 +1,8 @@
 """Trains the dictionary that `compression` ships: `python -m homeserver.database.train_dictionary dictionary_2.dict`.
 
 A new dictionary gets a new number; the old ones stay, since stored data names the one it was written with. The samples
-are made up here: event contents of all common types as clients and bridges send them, with random identifiers and text, so
-that the dictionary learns keys and shapes and nobody's words.
+are made up here: event contents of all common types as clients and bridges send them, with random identifiers and text,
+so that the dictionary learns keys and shapes and nobody's words.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 from homeserver.database.cache import Cache
 from homeserver.database.interning import StringCache, check_string
-from homeserver.database.session import Row, Session
+from homeserver.database.session import IN_VALUES_MAX, Row, Session
 
 
 class Transaction:
@@ -17,8 +17,17 @@ class Transaction:
     """
 
     __slots__ = (
-        "now_ms", "wakes", "callbacks", "interned", "_session", "_execute", "_cache", "_batch_interned", "_position", "_writable",
-    )  # fmt: skip
+        "_batch_interned",
+        "_cache",
+        "_execute",
+        "_position",
+        "_session",
+        "callbacks",
+        "interned",
+        "is_write",
+        "now_ms",
+        "wakes",
+    )
 
     def __init__(
         self, session: Session, cache: StringCache, now_ms: int, batch_interned: dict[str, int], position: int | None
@@ -32,7 +41,7 @@ class Transaction:
         self._cache = cache
         self._batch_interned = batch_interned  # of the writes before this one in the same commit
         self._position = position  # None: not looked up yet (reads)
-        self._writable = position is not None
+        self.is_write = position is not None  # then it may see rows that are not committed yet
 
     def one(self, sql: str, *params: object) -> Row | None:
         """The first row, None if there is none."""
@@ -48,18 +57,24 @@ class Transaction:
 
     def run(self, sql: str, *params: object) -> int:
         """The number of rows that were inserted, updated or deleted."""
+        assert self.is_write, "this is a read"
         return self._execute(sql, params).rowcount
 
     def many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         """Runs one statement with each of `rows`."""
+        assert self.is_write, "this is a read"
         self._session.execute_many(sql, rows)
 
     def all_in(self, sql: str, values: Collection[object], *other: object) -> list[Row]:
-        """The rows of `sql`, which has the marker `IN (?*)` once; `other` are the rest of its parameters, in order.
+        """The rows of `sql`, where `IN (?*)` stands for `values`; `other` are its other parameters, in order.
 
-        Asked in chunks, so ORDER BY, LIMIT and aggregates of `sql` hold within a chunk only. Equal values may count once.
+        Asked in chunks: ORDER BY, LIMIT and aggregates hold within a chunk only, and equal values may be found once.
         """
-        return self._session.execute_in(sql, list(values), other) if values else []
+        listed = list(values)
+        rows: list[Row] = []
+        for start in range(0, len(listed), IN_VALUES_MAX):
+            rows += self._session.execute_in(sql, listed[start : start + IN_VALUES_MAX], other)
+        return rows
 
     @property
     def position(self) -> int:
@@ -75,7 +90,7 @@ class Transaction:
 
         Keys are user ids, room ids … as the waiters name them. Positions rise in the order of commits; gaps are usual.
         """
-        assert self._writable and self._position is not None, "positions are taken in writes"
+        assert self.is_write and self._position is not None, "positions are taken in writes"
         self._position += 1
         self.wakes.update(wake)
         return self._position
@@ -95,13 +110,8 @@ class Transaction:
         """
         return self._cache.caches.named(name, limit)
 
-    @property
-    def is_write(self) -> bool:
-        """Whether this may see rows that are not committed yet."""
-        return self._writable
-
     def intern(self, value: str) -> int:
-        """The number that stands for `value` in every table; given one now if it has none. MatrixError if not storable."""
+        """The number that stands for `value` in every table, given now if it has none. MatrixError if not storable."""
         nid = self.find(value)
         if nid is None:
             row = self.one("INSERT INTO strings (value) VALUES (?) RETURNING nid", check_string(value))

@@ -5,7 +5,6 @@ Paths of the protocol are answered by the operations, everything else by the pag
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +83,7 @@ class App:
             return
         if self._pages is None:
             # The pages' web framework takes a good part of a second to import: for the first visitor, in a thread.
-            await trio.to_thread.run_sync(importlib.import_module, "quart_trio")
-            self._pages = self._pages or self.pages()
+            self._pages = await trio.to_thread.run_sync(self.pages)
         await self._pages(scope, receive, send)
 
 

@@ -13,7 +13,7 @@ def check_packages() -> None:
     here = Path(__file__).resolve().parent.parent
     for name in _OWN:
         spec = importlib.util.find_spec(name)
-        places = [Path(place).resolve() for place in (spec.submodule_search_locations or ())] if spec is not None else []
+        places = [Path(each).resolve() for each in (spec.submodule_search_locations or ())] if spec is not None else []
         if here / name in places:
             continue
         found = spec.origin if spec is not None and spec.origin else ", ".join(map(str, places)) or "nothing"

@@ -1,0 +1,42 @@
+"""The command line: `homeserver serve`, `config check`, `user add`. One file for each group of commands.
+
+A group's file has `add_commands(commands)`, which describes its arguments and names the function that runs them. Only
+that function imports the server: `homeserver --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from homeserver.cli import config, serve, user
+from homeserver.cli.output import CommandError, fail
+
+GROUPS = (serve, config, user)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit code is 0 only where it did what was asked."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    if not hasattr(args, "run"):
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        code: int = args.run(args)
+    except CommandError as error:
+        fail(args, str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="homeserver", description="A Matrix homeserver.")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for group in GROUPS:
+        group.add_commands(commands)
+    return parser

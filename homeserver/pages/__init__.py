@@ -1,0 +1,62 @@
+"""Pages for people who open the server's address in a browser. A Quart application beside the protocol.
+
+Quart is imported when the first page is asked for: a server that only speaks Matrix never loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from homeserver.config import Config
+
+# A page here loads nothing from anywhere and cannot be framed; the form-free markup needs only its own style.
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
+    """The ASGI application for everything that is no path of the protocol."""
+    from quart import render_template  # late on purpose, see above
+    from quart_trio import QuartTrio
+
+    pages = QuartTrio(__name__, template_folder=".", static_folder=None)
+
+    @pages.get("/")
+    async def show_welcome() -> str:
+        return await render_template("welcome.html", **welcome(config))
+
+    @pages.errorhandler(404)
+    async def show_missing(_: Exception) -> tuple[str, int]:
+        return await render_template("missing.html", server_name=config.server_name), 404
+
+    @pages.after_request
+    async def add_headers(response: Any) -> Any:
+        for name, value in SECURITY_HEADERS.items():
+            response.headers[name] = value
+        return response
+
+    return pages
+
+
+def welcome(config: Config) -> dict[str, Any]:
+    """What the first page tells: names, addresses, and who may have an account."""
+    registration = config.registration
+    if registration.enabled and registration.require_token:
+        accounts = "New accounts need a registration token. Ask the people who run this server for one."
+    elif registration.enabled:
+        accounts = "Registration is open: choose “Create account” in your client."
+    else:
+        accounts = "Accounts are made by the people who run this server. Ask them for one."
+    by_name = config.public.serve_well_known and urlsplit(config.public.base_url).hostname == config.server_name
+    return {
+        "server_name": config.server_name,
+        "base_url": config.public.base_url,
+        "homeserver": config.server_name if by_name else config.public.base_url,
+        "accounts": accounts,
+        "federates": config.federation.enabled,
+    }

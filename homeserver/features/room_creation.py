@@ -1,0 +1,211 @@
+"""Creating rooms: one request, one transaction. Spec: client-server-api/#creation"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from federation.build import Draft
+from federation.event import Event
+from federation.identifiers import RoomAlias, RoomID, UserID, fits, server_name_of
+from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
+from homeserver import limits
+from homeserver.api import Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
+from homeserver.feature import Feature, JsonObject
+from homeserver.features.profile import member_profile
+from homeserver.remote.inviting import invite_user as invite_remote_user
+from homeserver.resources import Resources
+from homeserver.rooms.aliases import set_visibility, store_alias
+from homeserver.rooms.append import append_local, create_room
+
+routes = Routes()
+
+Preset = Literal["private_chat", "trusted_private_chat", "public_chat"]
+
+# join_rule, history_visibility, guest_access
+PRESETS: dict[Preset, tuple[str, str, str]] = {
+    "private_chat": ("invite", "shared", "can_join"),
+    "trusted_private_chat": ("invite", "shared", "can_join"),
+    "public_chat": ("public", "shared", "forbidden"),
+}
+
+
+class InitialState(msgspec.Struct, frozen=True):
+    type: str
+    content: dict[str, Any]
+    state_key: str = ""
+
+
+class CreateRoomBody(msgspec.Struct, frozen=True):
+    """Spec: client-server-api/#post_matrixclientv3createroom"""
+
+    visibility: Literal["public", "private"] = "private"
+    room_alias_name: str | None = None
+    name: str | None = None
+    topic: str | None = None
+    invite: list[UserID] = []
+    invite_3pid: list[dict[str, Any]] = []
+    room_version: str | None = None
+    creation_content: dict[str, Any] = {}
+    initial_state: list[InitialState] = []
+    preset: Preset | None = None
+    is_direct: bool = False
+    power_level_content_override: dict[str, Any] = {}
+
+
+@routes.post("/_matrix/client/v3/createRoom", rate_limit="join")
+async def create_room_(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
+    version = ROOM_VERSIONS.get(body.room_version or DEFAULT_ROOM_VERSION)
+    if version is None:
+        raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know that room version.")
+    if body.invite_3pid:
+        raise MatrixError(400, "M_SERVER_NOT_TRUSTED", "This server uses no identity server to invite by address.")
+    if len(body.invite) > limits.CREATE_ROOM_INVITES_MAX or len(body.initial_state) > limits.CREATE_ROOM_STATE_MAX:
+        raise invalid_param("That is too much for one room creation: invite or set the rest afterwards.")
+    room_id = await hs.database.write(_create, hs, requester.user_id, body, version)
+    for user_id in dict.fromkeys(body.invite):
+        if server_name_of(user_id) != hs.server_name:
+            await invite_remote_user(hs, _invite(room_id, requester.user_id, user_id, {}, body.is_direct))
+    return {"room_id": room_id}
+
+
+create_room_.__name__ = "create_room"
+
+
+def _create(
+    tx: Transaction, hs: Resources, creator: UserID, body: CreateRoomBody, version: RoomVersion
+) -> RoomID:
+    """The room with everything that the request implies, but the invitations to users of other servers."""
+    alias = None if body.room_alias_name is None else _parse_alias_name(hs, body.room_alias_name)
+    opaque_id = None
+    if not version.room_id_is_create_event_id:
+        opaque_id = RoomID(f"!{secrets.token_urlsafe(18)}:{hs.server_name}")
+    try:
+        content = creation_content(body, creator, version)
+        create = create_room(tx, hs, Draft(opaque_id, creator, "m.room.create", content, state_key=""), version)
+        for event_type, state_key, content in _initial_events(tx, creator, body, version, create, alias):
+            append_local(tx, hs, Draft(create.room_id, creator, event_type, content, state_key=state_key))
+    except MatrixError as error:
+        if error.errcode != "M_FORBIDDEN":
+            raise
+        raise MatrixError(400, "M_INVALID_ROOM_STATE", f"The room cannot begin like that: {error.error}") from None
+    if alias is not None:
+        store_alias(tx, alias, create.room_id, creator)
+    if body.visibility == "public":
+        set_visibility(tx, create.room_id, is_public=True)
+    for user_id in dict.fromkeys(body.invite):
+        if server_name_of(user_id) == hs.server_name:
+            profile = member_profile(tx, user_id)
+            append_local(tx, hs, _invite(create.room_id, creator, user_id, profile, body.is_direct))
+    return create.room_id
+
+
+def _invite(room_id: RoomID, sender: UserID, user_id: UserID, profile: JsonObject, is_direct: bool) -> Draft:
+    content = {"membership": "invite", **profile, **({"is_direct": True} if is_direct else {})}
+    return Draft(room_id, sender, "m.room.member", content, state_key=user_id)
+
+
+def _parse_alias_name(hs: Resources, localpart: str) -> RoomAlias:
+    alias = f"#{localpart}:{hs.server_name}"
+    if not localpart or ":" in localpart or "\0" in localpart or not fits(alias):
+        raise invalid_param("room_alias_name must be the local part of an alias: not empty, without a colon.")
+    return RoomAlias(alias)
+
+
+def creation_content(body: CreateRoomBody, creator: UserID, version: RoomVersion) -> JsonObject:
+    """The content of m.room.create. Of what the client gave, creator and room_version are replaced."""
+    content = {key: value for key, value in body.creation_content.items() if key not in ("creator", "room_version")}
+    content["room_version"] = version.id
+    if version.create_content_has_creator:
+        content["creator"] = creator
+    if version.additional_creators:
+        given = content.get("additional_creators", [])
+        if not isinstance(given, list):
+            raise bad_json("additional_creators must be an array of user IDs.")
+        if body.preset == "trusted_private_chat":
+            given = [*given, *body.invite]
+        others = [user_id for user_id in dict.fromkeys(given) if user_id != creator]
+        content.pop("additional_creators", None)
+        if others:
+            content["additional_creators"] = others
+    return content
+
+
+def _initial_events(
+    tx: Transaction,
+    creator: UserID,
+    body: CreateRoomBody,
+    version: RoomVersion,
+    create: Event,
+    alias: RoomAlias | None,
+) -> Iterator[tuple[str, str, JsonObject]]:
+    """Type, state key and content of what follows on m.room.create, in the order that the spec gives."""
+    yield "m.room.member", creator, {"membership": "join", **member_profile(tx, creator)}
+    yield "m.room.power_levels", "", power_levels_content(body, creator, version, create)
+    if alias is not None:
+        yield "m.room.canonical_alias", "", {"alias": alias}
+    preset = body.preset or ("public_chat" if body.visibility == "public" else "private_chat")
+    join_rule, history_visibility, guest_access = PRESETS[preset]
+    given = {(state.type, state.state_key) for state in body.initial_state}
+    for event_type, content in (
+        ("m.room.join_rules", {"join_rule": join_rule}),
+        ("m.room.history_visibility", {"history_visibility": history_visibility}),
+        ("m.room.guest_access", {"guest_access": guest_access}),
+    ):
+        if (event_type, "") not in given:
+            yield event_type, "", content
+    for state in body.initial_state:
+        if state.type in ("m.room.create", "m.room.member"):
+            raise invalid_param(f"initial_state may not have {state.type}.")
+        yield state.type, state.state_key, state.content
+    if body.name is not None:
+        yield "m.room.name", "", {"name": body.name}
+    if body.topic is not None:
+        text = {"m.text": [{"body": body.topic, "mimetype": "text/plain"}]}
+        yield "m.room.topic", "", {"topic": body.topic, "m.topic": text}
+
+
+def power_levels_content(
+    body: CreateRoomBody, creator: UserID, version: RoomVersion, create: Event
+) -> JsonObject:
+    """The content of the first m.room.power_levels: the creator's level, and the override on top."""
+    users: dict[str, int] = {}
+    if not version.creators_privileged:
+        users[creator] = 100
+        if body.preset == "trusted_private_chat":
+            users.update(dict.fromkeys(body.invite, 100))
+    content: JsonObject = {
+        "users": users,
+        "users_default": 0,
+        "events": {
+            "m.room.name": 50,
+            "m.room.power_levels": 100,
+            "m.room.history_visibility": 100,
+            "m.room.canonical_alias": 50,
+            "m.room.avatar": 50,
+            "m.room.tombstone": 150 if version.creators_privileged else 100,
+            "m.room.server_acl": 100,
+            "m.room.encryption": 100,
+        },
+        "events_default": 0,
+        "state_default": 50,
+        "ban": 50,
+        "kick": 50,
+        "redact": 50,
+        "invite": 50 if (body.preset == "public_chat" or body.visibility == "public") else 0,
+        "historical": 100,
+    }
+    content.update(body.power_level_content_override)
+    creators = {creator, *create.content.get("additional_creators", ())}
+    if version.creators_privileged and isinstance(content["users"], dict) and creators & content["users"].keys():
+        raise forbidden("The creators of a room have all power: they cannot be given a level.")
+    return content
+
+
+FEATURE = Feature(name="room_creation", spec="client-server-api/#creation", routes=routes)

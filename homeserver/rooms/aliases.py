@@ -1,0 +1,78 @@
+"""Names of rooms on this server: aliases, and what the published room directory lists.
+
+Spec: client-server-api/#room-aliases, #published-room-directory
+"""
+
+from __future__ import annotations
+
+from federation.identifiers import RoomAlias, RoomID, UserID
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import MatrixError
+
+SCHEMA = Schema(
+    name="aliases",
+    steps=(
+        Step(
+            "001_create",
+            """
+            CREATE TABLE aliases (
+                alias TEXT PRIMARY KEY,
+                room_nid INTEGER NOT NULL,
+                creator_nid INTEGER NOT NULL
+            );
+            CREATE INDEX aliases_of_room ON aliases (room_nid);
+            CREATE TABLE published_rooms (room_nid INTEGER PRIMARY KEY);
+            """,
+        ),
+    ),
+)
+
+
+def store_alias(tx: Transaction, alias: RoomAlias, room_id: RoomID, creator: UserID) -> None:
+    """Gives the room another name. MatrixError 400 M_ROOM_IN_USE if a room has it."""
+    if find_alias(tx, alias) is not None:
+        raise MatrixError(400, "M_ROOM_IN_USE", f"There is a room called {alias} already.")
+    tx.run(
+        "INSERT INTO aliases (alias, room_nid, creator_nid) VALUES (?, ?, ?)",
+        alias,
+        tx.intern(room_id),
+        tx.intern(creator),
+    )
+
+
+def find_alias(tx: Transaction, alias: str) -> tuple[RoomID, UserID] | None:
+    """The room, and who has given the name."""
+    row = tx.one("SELECT room_nid, creator_nid FROM aliases WHERE alias = ?", alias)
+    return None if row is None else (RoomID(tx.name(row[0])), UserID(tx.name(row[1])))
+
+
+def delete_alias(tx: Transaction, alias: str) -> None:
+    tx.run("DELETE FROM aliases WHERE alias = ?", alias)
+
+
+def list_aliases(tx: Transaction, room_id: str) -> list[RoomAlias]:
+    """The room's names on this server, in order."""
+    return [
+        RoomAlias(alias)
+        for alias in tx.values("SELECT alias FROM aliases WHERE room_nid = ? ORDER BY alias", tx.find(room_id))
+    ]
+
+
+def set_visibility(tx: Transaction, room_id: RoomID, *, is_public: bool) -> None:
+    """Lists the room in the directory of this server, or takes it out."""
+    if is_public:
+        tx.run(
+            "INSERT INTO published_rooms (room_nid) VALUES (?) ON CONFLICT (room_nid) DO NOTHING", tx.intern(room_id)
+        )
+    else:
+        tx.run("DELETE FROM published_rooms WHERE room_nid = ?", tx.find(room_id))
+
+
+def is_published(tx: Transaction, room_id: str) -> bool:
+    """Whether the directory lists the room."""
+    return tx.one("SELECT 1 FROM published_rooms WHERE room_nid = ?", tx.find(room_id)) is not None
+
+
+def list_published(tx: Transaction) -> list[RoomID]:
+    """The rooms of the directory."""
+    return [RoomID(name) for name in tx.names(tx.values("SELECT room_nid FROM published_rooms")).values()]

@@ -1,0 +1,61 @@
+# make venv    .venv with everything at the versions of requirements.lock, and the command `homeserver` in it
+# make test    everything that must hold: lint, import contracts, tests, coverage of federation/
+# make demo    a server with two people in it, to look at (ARGS="--exit" ends at once)
+# make serve   the server with homeserver.toml (ARGS="--config FILE" for another)
+# make interop | bench | lint | lock
+
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.14,\
+	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+WANTED = $(shell cat requirements.lock pyproject.toml | cksum)
+ARGS ?=
+
+.PHONY: venv test demo serve interop bench lint lock clean
+
+venv:
+	@if [ "$$(cat $(STAMP) 2>/dev/null)" = "$(WANTED)" ]; then echo "$(VENV) is up to date."; else $(MAKE) --no-print-directory $(STAMP); fi
+
+# Where only ensurepip is missing (Debian), venv leaves a half-made folder behind: it is removed, so that the next try starts afresh.
+.PHONY: $(STAMP)
+$(STAMP):
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed, and none was found. Install it (Debian: apt-get install python3 python3-venv)." >&2; exit 1; fi
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "Making $(VENV) with $$($(PYTHON) --version) …"; \
+		$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+			echo "$(PYTHON) cannot make virtual environments. Install its venv module (Debian: apt-get install python3-venv)." >&2; exit 1; }; \
+	fi
+	@echo "Installing the versions of requirements.lock …"
+	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@echo "$(WANTED)" > $(STAMP)
+	@echo "Done: $(BIN)/homeserver"
+
+test: venv lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=federation --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+
+demo: venv
+	$(BIN)/homeserver demo $(ARGS)
+
+serve: venv
+	$(BIN)/homeserver serve $(ARGS)
+
+interop: venv
+	$(BIN)/python -m pytest tests/interop $(ARGS)
+
+bench: venv
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# Needs uv. Keeps what is pinned unless ARGS="--upgrade".
+lock:
+	uv pip compile pyproject.toml --extra test --extra build --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -1,6 +1,6 @@
 """What the database costs: CPU per write and per read, at several numbers of callers. Prints one JSON object.
 
-    python tests/bench/bench_database.py [sqlite|postgres] [seconds]
+python tests/bench/bench_database.py [sqlite|postgres] [seconds]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from homeserver.database import Database, Schema, Step, Transaction, open_databa
 
 SCHEMA = Schema(
     "bench",
-    (Step("create", "CREATE TABLE items (position INTEGER PRIMARY KEY, user_nid INTEGER NOT NULL, body BLOB NOT NULL);"),),
+    (Step("1", "CREATE TABLE items (position INTEGER PRIMARY KEY, user_nid INTEGER NOT NULL, body BLOB NOT NULL);"),),
 )
 BODY = b"x" * 200
 

@@ -1,0 +1,96 @@
+"""Listener: hears from PostgreSQL what other nodes have committed, and tells the stream of this one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+import msgspec
+import psycopg
+import trio
+
+from homeserver.database.schema import DatabaseError
+from homeserver.database.session import Row
+from homeserver.stream import Stream
+
+_log = logging.getLogger(__name__)
+
+CHANNEL = "homeserver_stream"
+# PostgreSQL refuses payloads of 8000 bytes.
+_PAYLOAD_BYTES_MAX = 7900
+_CONNECT_AGAIN_S = 1.0
+
+
+class _News(msgspec.Struct, array_like=True):
+    """A node has committed changes up to `position`; keys is None if they were too many to tell."""
+
+    node: str
+    position: int
+    keys: list[str] | None
+
+
+def encode_news(node: str, position: int, keys: Collection[str]) -> str:
+    """The payload of a notification, within PostgreSQL's limit."""
+    payload = msgspec.json.encode(_News(node, position, list(keys)))
+    if len(payload) > _PAYLOAD_BYTES_MAX:
+        payload = msgspec.json.encode(_News(node, position, None))
+    return payload.decode()
+
+
+class Listener:
+    """A connection of its own, which a trio task waits for."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str) -> None:
+        self._connect = connect
+        self._node = node
+        # What came along with the answer to a statement: psycopg hands it over instead of keeping it.
+        self._heard: list[psycopg.Notify] = []
+        self.connection = connect()
+
+    def listen(self) -> int:
+        """Begins to hear of commits; answers a position up to which they may not be heard of."""
+        self.connection.add_notify_handler(self._heard.append)
+        self.connection.execute("LISTEN homeserver_stream")
+        row = self.connection.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def close(self) -> None:
+        self.connection.close()
+
+    async def run(self, stream: Stream) -> None:
+        """Tells `stream` for ever. While the connection is lost nothing is heard; then everyone is woken."""
+        while True:
+            try:
+                while True:
+                    self._tell(stream)
+                    await trio.lowlevel.wait_readable(self.connection.fileno())
+            except (psycopg.Error, OSError) as error:
+                _log.warning("the connection that listens to other nodes was lost: %s", error)
+            self.connection.close()
+            await self._connect_again(stream)
+
+    def _tell(self, stream: Stream) -> None:
+        self.connection.pgconn.consume_input()
+        payloads: list[str | bytes] = [notification.payload for notification in self._heard]
+        self._heard.clear()
+        while (notification := self.connection.pgconn.notifies()) is not None:
+            payloads.append(notification.extra)
+        for payload in payloads:
+            news = msgspec.json.decode(payload, type=_News)
+            if news.node == self._node:
+                continue
+            if news.keys is None:
+                stream.notify_all(news.position)
+            else:
+                stream.notify(news.position, news.keys)
+
+    async def _connect_again(self, stream: Stream) -> None:
+        while True:
+            try:
+                self.connection = await trio.to_thread.run_sync(self._connect)
+                stream.notify_all(self.listen())
+                return
+            except (psycopg.Error, DatabaseError, OSError) as error:
+                _log.warning("cannot listen to other nodes yet: %s", error)
+                await trio.sleep(_CONNECT_AGAIN_S)

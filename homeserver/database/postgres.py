@@ -1,0 +1,246 @@
+"""PostgreSQL: several nodes share one truth. psycopg, synchronous, in the same threads as SQLite.
+
+One advisory lock serialises the write transactions of all nodes, so that positions are committed in their order. Each
+commit tells the other nodes with NOTIFY which keys have news.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper, Loader
+from psycopg.pq import TransactionStatus
+from psycopg.types.numeric import Int8Dumper
+
+from homeserver.database.listener import CHANNEL, Listener, encode_news
+from homeserver.database.migrations import READ_LEDGER, list_pending
+from homeserver.database.schema import DatabaseError, Schema
+from homeserver.database.session import Cursor, Opened, Row
+from homeserver.database.translation import split_in, split_statements, translate_definition, translate_statement
+
+# The lock of write transactions, and the one of nodes that bring the tables up to date: any two numbers.
+_WRITE_LOCK = 7053162
+_MIGRATE_LOCK = 7053163
+# Each waits for the network most of its time; more than SQLite's, which wait for the GIL.
+_READERS = 4
+_STATEMENTS_PREPARED = 1000
+_VERSION_MIN = 13_00_00
+# A restart of PostgreSQL takes some seconds: who waits meanwhile is answered late, not with an error.
+_RECONNECT_DELAYS_S = (0.0, 0.1, 0.3, 1.0, 2.0)
+_CONNECT_TIMEOUT_S = 10
+
+
+_BEGIN_WRITE = f"""
+    BEGIN ISOLATION LEVEL READ COMMITTED;
+    SELECT pg_advisory_xact_lock({_WRITE_LOCK});
+    SELECT position FROM stream_position WHERE id = 1
+"""
+
+
+class _BooleanDumper(Dumper):
+    """Booleans are the integers 0 and 1, as on SQLite."""
+
+    oid = Int8Dumper.oid
+
+    def dump(self, obj: bool) -> Buffer:
+        return b"1" if obj else b"0"
+
+
+class _BooleanLoader(Loader):
+    def load(self, data: Buffer) -> int:
+        return int(bytes(data) == b"t")
+
+
+class _NumericLoader(Loader):
+    """The sum of integers is an integer, as on SQLite."""
+
+    def load(self, data: Buffer) -> int | float:
+        text = bytes(data)
+        return float(text) if b"." in text or b"N" in text else int(text)
+
+
+class PostgresSession:
+    """A connection, opened again by `recover` when it is lost."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str) -> None:
+        self._connect = connect
+        self._node = node
+        self._connection = connect()
+        self._statements: dict[str, bytes] = {}
+        self._counts_before_lists: dict[str, int] = {}
+
+    def execute(self, sql: str, params: Sequence[Any], /) -> Cursor:
+        return self._connection.execute(self._translate(sql), params)
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        with self._connection.cursor() as cursor:
+            cursor.executemany(self._translate(sql), rows)
+
+    def execute_in(self, sql: str, values: Sequence[Any], other: Sequence[Any]) -> list[Row]:
+        count = self._counts_before_lists.get(sql)
+        if count is None:
+            _, _, count = split_in(sql)
+            self._counts_before_lists[sql] = count
+        return self.execute(sql, (*other[:count], list(values), *other[count:])).fetchall()
+
+    def _translate(self, sql: str) -> bytes:
+        known = self._statements.get(sql)
+        if known is None:
+            known = self._statements[sql] = translate_statement(sql).encode()
+        return known
+
+    def begin_read(self) -> None:
+        self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+    def end_read(self) -> None:
+        self._connection.execute("COMMIT")
+
+    def begin_write(self) -> int:
+        # Three statements in one round trip; each sees what was committed before it began.
+        cursor = self._connection.execute(_BEGIN_WRITE, prepare=False)
+        while cursor.nextset():
+            pass
+        row = cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def commit(self, position: int | None, keys: Collection[str]) -> None:
+        if position is not None:
+            self._connection.execute("UPDATE stream_position SET position = %s WHERE id = 1", (position,))
+            self._connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, encode_news(self._node, position, keys)))
+        self._connection.execute("COMMIT")
+
+    def rollback(self) -> None:
+        self._connection.execute("ROLLBACK")
+
+    def savepoint(self) -> None:
+        self._connection.execute("SAVEPOINT w")
+
+    def release(self) -> None:
+        self._connection.execute("RELEASE SAVEPOINT w")
+
+    def rollback_to_savepoint(self) -> None:
+        self._connection.execute("ROLLBACK TO SAVEPOINT w; RELEASE SAVEPOINT w", prepare=False)
+
+    def is_alive(self) -> bool:
+        return not self._connection.closed
+
+    def recover(self) -> bool:
+        if not self._connection.closed:
+            if self._connection.info.transaction_status != TransactionStatus.IDLE:
+                try:
+                    self._connection.execute("ROLLBACK")
+                except psycopg.OperationalError:
+                    pass  # the connection was lost just now
+            if not self._connection.closed:
+                return False
+        for delay_s in _RECONNECT_DELAYS_S:
+            time.sleep(delay_s)
+            try:
+                self._connection = self._connect()
+                return True
+            except DatabaseError as error:
+                failure = error
+        raise failure
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opened:
+    """The database at `url`, with its tables brought up to date."""
+    connect_again = functools.partial(connect, url)
+    node = secrets.token_hex(8)
+    closing: list[Callable[[], None]] = []
+    try:
+        listener = Listener(connect_again, node)
+        closing.append(listener.close)
+        migrate(listener.connection, schemas)
+        position = listener.listen()
+        writer = PostgresSession(connect_again, node)
+        closing.append(writer.close)
+        readers: list[PostgresSession] = []
+        for _ in range(0 if inline else _READERS):
+            readers.append(PostgresSession(connect_again, node))
+            closing.append(readers[-1].close)
+    except BaseException as error:
+        for close in closing:
+            close()
+        if isinstance(error, psycopg.Error):
+            raise DatabaseError(f"The database cannot be opened: {describe(error)}.") from error
+        raise
+    return Opened(writer, readers, position, background=listener.run, close=listener.close)
+
+
+def connect(url: str) -> psycopg.Connection[Row]:
+    """A connection with the settings that every use of the database needs."""
+    try:
+        connection = psycopg.connect(
+            url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, application_name="homeserver"
+        )
+    except psycopg.Error as error:
+        raise DatabaseError(f"The database cannot be reached: {describe(error)}.") from error
+    if connection.info.server_version < _VERSION_MIN:
+        connection.close()
+        raise DatabaseError("PostgreSQL is too old: 13 or later is needed.")
+    if connection.info.parameter_status("server_encoding") != "UTF8":
+        connection.close()
+        raise DatabaseError("The PostgreSQL database must have the encoding UTF8.")
+    connection.prepare_threshold = 2
+    connection.prepared_max = _STATEMENTS_PREPARED
+    connection.adapters.register_dumper(int, Int8Dumper)  # else small numbers are `smallint`, which overflows
+    connection.adapters.register_dumper(bool, _BooleanDumper)
+    connection.adapters.register_loader("bool", _BooleanLoader)
+    connection.adapters.register_loader("numeric", _NumericLoader)
+    return connection
+
+
+def describe(error: psycopg.Error) -> str:
+    """The first line of what PostgreSQL says, without a full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def migrate(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> None:
+    """Applies every pending step, each in a transaction together with its line in the ledger; one node at a time."""
+    if not _list_pending(connection, schemas):
+        return
+    connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATE_LOCK,))
+    try:
+        connection.execute(_CREATE_LEDGER)
+        for schema in _list_pending(connection, schemas):
+            rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = %s", (schema.name,))
+            applied = {name for (name,) in rows.fetchall()}
+            for step in schema.steps:
+                if step.name not in applied:
+                    with connection.transaction():
+                        for statement in split_statements(step.sql):
+                            connection.execute(translate_definition(statement).encode())
+                        now = str(datetime.now(UTC))
+                        connection.execute(_INSERT_IN_LEDGER, (schema.name, step.name, now))
+    finally:
+        connection.execute("SELECT pg_advisory_unlock(%s)", (_MIGRATE_LOCK,))
+
+
+def _list_pending(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> list[Schema]:
+    known = connection.execute("SELECT to_regclass('_sqlite_migrations') IS NOT NULL").fetchone()
+    rows = connection.execute(READ_LEDGER).fetchall() if known and known[0] else []
+    return list_pending([(name, step) for name, step in rows], schemas)
+
+
+_CREATE_LEDGER = """
+    CREATE TABLE IF NOT EXISTS _sqlite_migrations (
+        id BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+        migration_set TEXT,
+        name TEXT,
+        applied_at TEXT,
+        UNIQUE (migration_set, name)
+    )
+"""
+_INSERT_IN_LEDGER = "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES (%s, %s, %s)"

@@ -17,7 +17,7 @@ __all__ = ["FEATURE", "delete", "download", "upload"]
 
 
 async def delete(hs: Resources, mxc: str) -> bool:
-    """Removes a file and its thumbnails from this server; False where it has none. M_NOT_FOUND for what is no mxc URI."""
+    """Removes a file and its thumbnails from this server; False: there is none. M_NOT_FOUND for what is no mxc URI."""
     server_name, media_id = parse_mxc(mxc)
     deleted = await hs.database.write(storage.delete_media, ServerName(server_name), media_id)
     await cleanup.delete_released(hs)

@@ -1,6 +1,6 @@
 """The multipart/mixed body of a federation media answer, written and read as a stream.
 
-Exactly two parts: a JSON object, then the media or a `Location`. 
+Exactly two parts: a JSON object, then the media or a `Location`.
 Spec: server-server-api/#content-repository, RFC 2046 §5.1.1
 """
 

@@ -65,7 +65,7 @@ async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_
         except WireError as error:
             if error.reason == "too_large":
                 raise _too_large() from error
-            raise _bad_gateway(f"The media could not be fetched from {server_name}: {error.message}") from error
+            raise _bad_gateway(f"The media could not be fetched from {server_name}: {error}") from error
         except InvalidMultipart as error:
             raise _bad_gateway(f"{server_name} did not answer as it should: {error}.") from error
 

@@ -1,4 +1,4 @@
-"""Serving: a stored blob as an HTTP answer, whole or in part. Conditions and ranges are those of RFC 9110 §13 and §14."""
+"""Serving: a stored blob as an HTTP answer, whole or in part. Conditions and ranges: RFC 9110 §13, §14."""
 
 from __future__ import annotations
 

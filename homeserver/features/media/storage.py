@@ -385,7 +385,7 @@ def store_thumbnail(tx: Transaction, media_nid: int, image: Image, size: Size, t
 
 
 def delete_media(tx: Transaction, server_name: ServerName, media_id: str) -> bool:
-    """Forgets a file and its thumbnails, and lists for deletion the blobs that nothing else names. False: there is none."""
+    """Forgets a file and its thumbnails; lists for deletion the blobs that nothing else names. False: there is none."""
     row = tx.one(
         "SELECT media_nid, blob_key, uploader_nid, size_bytes FROM media WHERE server_nid = ? AND media_id = ?",
         tx.find(server_name), media_id,

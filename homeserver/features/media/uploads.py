@@ -122,7 +122,7 @@ async def upload(
     *,
     is_public: bool = False,
 ) -> str:
-    """Stores a file for a user; answers its `mxc://` URI. Raises M_TOO_LARGE, M_FORBIDDEN (no space left), M_INVALID_PARAM.
+    """Stores a file for a user; answers its `mxc://` URI. M_TOO_LARGE, M_FORBIDDEN (no space left), M_INVALID_PARAM.
 
     is_public: it is served by the deprecated endpoints without a token too, as the icons of identity providers must be.
     """

@@ -217,6 +217,11 @@ PRESENCE_SWEEP_INTERVAL_S = 15
 # Someone whose last activity is not longer ago than this is "currently active" (spec: client-server-api/#last-active-ago).
 CURRENTLY_ACTIVE_MS = 60 * 1000
 
+# Presence that does not change is told to other servers again, because Synapse takes a silent server's users for offline
+# after 30 minutes; we wait for twice as long.
+PRESENCE_REPEAT_MS = 25 * 60 * 1000
+PRESENCE_REMOTE_TIMEOUT_MS = 60 * 60 * 1000
+
 # Updates of one EDU; Synapse sends up to 50, the rest of a larger one is not worth a longer write.
 PRESENCE_UPDATES_PER_EDU_MAX = 500
 

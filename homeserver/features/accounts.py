@@ -1,4 +1,6 @@
-"""Accounts: the users of this server, their passwords and what became of them. Spec: client-server-api/#account-registration
+"""Accounts: the users of this server, their passwords and what became of them.
+
+Spec: client-server-api/#account-registration
 
 Flags that decide about requests (administrator, guest, locked, suspended) are kept by `homeserver.authenticate`.
 """
@@ -124,8 +126,8 @@ def wrong_password() -> MatrixError:
     return forbidden("The username or the password is wrong.")
 
 
-async def register_user(
-    hs: Resources, username: str, password: str | None, *, is_admin: bool = False, appservice: str | None = None
+async def create_account(
+    hs: Resources, username: str, password: str | None, *, admin: bool = False, appservice: str | None = None
 ) -> UserID:
     """Makes an account without asking for anything: for administrators and embedding programs.
 
@@ -136,7 +138,7 @@ async def register_user(
     if password is not None:
         check_new_password(password)
         password_hash = await hash_password(hs, password)
-    await hs.database.write(create_user, hs, user_id, password_hash, AccountFlags(is_admin=is_admin), appservice)
+    await hs.database.write(create_user, hs, user_id, password_hash, AccountFlags(is_admin=admin), appservice)
     return user_id
 
 

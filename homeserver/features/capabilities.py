@@ -21,7 +21,7 @@ async def get_capabilities(hs: Resources, requester: Requester) -> JsonObject:
         "capabilities": {
             "m.room_versions": {
                 "default": DEFAULT_ROOM_VERSION,
-                "available": {name: "stable" for name in ROOM_VERSIONS},
+                "available": dict.fromkeys(ROOM_VERSIONS, "stable"),
             },
             "m.change_password": {"enabled": is_user},
             "m.profile_fields": profile_fields,

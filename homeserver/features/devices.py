@@ -1,6 +1,6 @@
 """Devices: what a user is logged in on. Spec: client-server-api/#device-management
 
-Each change of a device has a position in the stream: `list_device_changes` is what device lists, keys and pushers follow.
+Each change of a device has a position in the stream: `list_device_changes` is what device lists and keys follow.
 """
 
 from __future__ import annotations

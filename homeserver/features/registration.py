@@ -95,7 +95,7 @@ def _wanted_user_id(hs: Resources, body: RegisterBody) -> UserID:
 def _read_registration(
     tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody
 ) -> tuple[Attempt, bool]:
-    """The attempt to authenticate, and whether a guest becomes a user. What the spec wants told first is raised first."""
+    """The attempt to authenticate, and whether a guest becomes a user. Raises M_USER_IN_USE."""
     guest = body.guest_access_token is not None
     if guest:
         _check_guest(tx, user_id, body.guest_access_token or "")

@@ -82,7 +82,7 @@ TOKEN_STAGE = Stage(STAGE, _check, _load)
 
 
 def use_token_of(tx: Transaction, authentication: Authentication) -> None:
-    """Counts the account that is made now, if it was asked for with a token. Raises M_FORBIDDEN if it ended meanwhile."""
+    """Counts the account that is made now, if a token was used. Raises M_FORBIDDEN if that ended meanwhile."""
     token: Any = authentication.results.get(STAGE)
     if token is not None:
         if not is_valid_token(tx, token):

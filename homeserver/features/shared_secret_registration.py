@@ -1,8 +1,8 @@
 """Registration with a shared secret, as scripts and test suites ask for it: accounts, of administrators too.
 
-Not of the specification; the protocol is that of Synapse's `/_synapse/admin/v1/register`, which tools rely on. GET gives
-a nonce; POST brings it back with an HMAC-SHA1, keyed with the secret, over nonce, username, password and "admin" or
-"notadmin" (and the user type, if there is one), NUL between them.
+Not of the specification; the protocol is that of Synapse's `/_synapse/admin/v1/register`, which tools rely on. GET
+gives a nonce; POST brings it back with an HMAC-SHA1, keyed with the secret, over nonce, username, password and "admin"
+or "notadmin" (and the user type, if there is one), NUL between them.
 
 Nonces are not stored: each says until when it is good and is signed with the secret. Using one twice gains nothing,
 for the HMAC covers the name of the account, which can be made only once.

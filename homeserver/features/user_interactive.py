@@ -23,7 +23,7 @@ from homeserver.features import accounts
 from homeserver.features.passwords import verify_password
 from homeserver.resources import Resources
 
-# number: 1, 2, … in the order of creation, so that the oldest can be dropped. completed: JSON object, stage → its result.
+# number: 1, 2, … in the order of creation, so that the oldest can be dropped. completed: JSON object, stage → result.
 SCHEMA = Schema(
     "user_interactive",
     (
@@ -129,7 +129,7 @@ def begin(
     flows: Sequence[Flow],
     user_id: UserID | None = None,
 ) -> Attempt:
-    """The reading half of `require_stages`, for operations that have more to read. Raises MatrixError for a bad `auth`."""
+    """The reading half of `require_stages`, for operations that read more. Raises M_BAD_JSON for a bad `auth`."""
     if auth is None:
         return Attempt(operation, user_id, flows, None)
     session, kind = auth.get("session"), auth.get("type")
@@ -184,7 +184,7 @@ def finish_authentication(tx: Transaction, authentication: Authentication) -> No
 
 
 def complete_stage(tx: Transaction, session: str, stage: str, result: Any) -> bool:
-    """Completes a stage from outside, as fallback pages and links in e-mails do. False where there is no such session."""
+    """Completes a stage from outside, as fallback pages and links in e-mails do. False if there is no such session."""
     found = _find_session(tx, session)
     if found is None:
         return False

@@ -1,4 +1,4 @@
-"""The specification's own schemas, where the folder of shared material lies beside the checkout (or MATRIX_CONTRACT names it)."""
+"""The specification's own schemas, where the shared folder lies beside the checkout or MATRIX_CONTRACT names it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @cache
 def contract_check() -> ModuleType | None:
-    """The module `contract_check`, None where it is not at hand. MATRIX_CONTRACT is its file, or the folder it is in."""
+    """The module `contract_check`, None where it is not at hand. MATRIX_CONTRACT is its file or folder."""
     given = os.environ.get("MATRIX_CONTRACT")
     place = Path(given) if given else Path(__file__).resolve().parents[2].parent / "shared" / "spec"
     file = place / "contract_check.py" if place.is_dir() else place

@@ -33,15 +33,21 @@ from homeserver.database import Transaction, open_database
 from homeserver.dispatch import Dispatch
 from homeserver.feature import Feature
 from homeserver.features import (
+    account,
+    account_data,
     accounts,
     capabilities,
     devices,
+    filters,
     login,
     logout,
+    presence,
+    profile,
     refresh,
     registration,
     registration_tokens,
     shared_secret_registration,
+    tags,
     user_interactive,
     versions,
     well_known,
@@ -59,11 +65,12 @@ START_MS = 1_700_000_000_000
 FEATURES = tuple(
     module.FEATURE
     for module in (
-        accounts, capabilities, devices, login, logout, refresh, registration, registration_tokens,
-        shared_secret_registration, user_interactive, versions, well_known, whoami,
+        account, account_data, accounts, capabilities, devices, filters, login, logout, presence, profile, refresh,
+        registration, registration_tokens, shared_secret_registration, tags, user_interactive, versions, well_known, whoami,
     )
 )  # fmt: skip
 
+NOBODY = UserID("")
 PASSWORD = "correct horse battery staple"
 
 
@@ -73,7 +80,7 @@ def now_ms() -> int:
 
 
 def config_for_tests(server_name: str, folder: Path, **sections: Any) -> Config:
-    """A configuration under which anyone may register and nobody is limited; `sections` replace those of the same name."""
+    """A configuration under which anyone may register and nobody is limited; `sections` replace its own."""
     chosen: dict[str, Any] = {
         "data_dir": str(folder / server_name),
         "registration": Registration(enabled=True),
@@ -90,7 +97,7 @@ class Client:
 
     server: Server
     token: str | None = None
-    user_id: UserID = UserID("")
+    user_id: UserID = NOBODY
     device_id: str = ""
 
     async def request(self, method: str, path: str, *, json: Any = None, **options: Any) -> httpx.Response:

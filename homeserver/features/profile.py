@@ -1,0 +1,256 @@
+"""Profiles: display name, avatar, time zone and fields of the user's own. Spec: client-server-api/#profiles
+
+A new display name or avatar becomes a new member event in every room of the user, a bounded number of rooms at a time.
+What remains to be done is stored with the change itself, so that a crash in between leaves no room behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from federation.build import Draft
+from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.features import accounts
+from homeserver.remote.profiles import fetch_profile
+from homeserver.resources import Resources
+from homeserver.rooms.append import append_local
+from homeserver.rooms.heads import find_head, state_content
+from homeserver.rooms.membership import list_joined_rooms
+
+_log = logging.getLogger(__name__)
+
+# profile_updates: users whose rooms have not all been told of their profile yet.
+SCHEMA = Schema(
+    "profile",
+    (
+        Step(
+            "create",
+            """
+            CREATE TABLE profiles (
+                user_nid INTEGER NOT NULL,
+                field TEXT NOT NULL,
+                value BLOB NOT NULL,
+                PRIMARY KEY (user_nid, field)
+            ) WITHOUT ROWID;
+            CREATE TABLE profile_updates (user_nid INTEGER PRIMARY KEY);
+            """,
+        ),
+    ),
+)
+
+MEMBER_FIELDS = ("displayname", "avatar_url")
+"""Those that member events repeat."""
+
+_SPECIFIED = frozenset({"displayname", "avatar_url", "m.tz"})
+# The Common Namespaced Identifier Grammar, with a namespace.
+_FIELD = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+", re.ASCII)
+_MXC = re.compile(r"mxc://[^/?#\s]+/[A-Za-z0-9_-]+", re.ASCII)
+
+routes = Routes()
+
+
+@routes.get("/_matrix/client/v3/profile/{user_id}")
+async def get_user_profile(hs: Resources, user_id: UserID) -> JsonObject:
+    return await _look_up(hs, user_id, None)
+
+
+@routes.get("/_matrix/client/v3/profile/{user_id}/{key_name}")
+async def get_profile_field(hs: Resources, user_id: UserID, key_name: str) -> JsonObject:
+    profile = await _look_up(hs, user_id, key_name)
+    is_unset = not accounts.is_local(hs, user_id) and profile.get(key_name) is None  # servers may say null for "none"
+    if is_unset or key_name not in profile:
+        raise not_found("The user's profile has no such field.")
+    return {key_name: profile[key_name]}
+
+
+async def _look_up(hs: Resources, user_id: UserID, field: str | None) -> JsonObject:
+    """The profile, or one field of it if there is such a field. Raises M_NOT_FOUND where there is no such user."""
+    if not accounts.is_local(hs, user_id):
+        return await fetch_profile(hs, user_id, field)
+    profile = await hs.database.read(find_profile, user_id, field)
+    if profile is None:
+        raise not_found("There is no such user.")
+    return profile
+
+
+@routes.put("/_matrix/client/v3/profile/{user_id}/{key_name}")
+async def set_profile_field(
+    hs: Resources, requester: Requester, user_id: UserID, key_name: str, body: dict
+) -> Empty:
+    _check_may_change(requester, user_id, key_name)
+    if key_name not in body:
+        raise missing_param(f"The body has no {key_name}.")
+    value = _checked_value(key_name, body[key_name])
+    await change_profile(hs, user_id, key_name, value)
+    return Empty()
+
+
+@routes.delete("/_matrix/client/v3/profile/{user_id}/{key_name}")
+async def delete_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str) -> Empty:
+    _check_may_change(requester, user_id, key_name)
+    await change_profile(hs, user_id, key_name, None)
+    return Empty()
+
+
+def _check_may_change(requester: Requester, user_id: UserID, field: str) -> None:
+    if requester.user_id != user_id:
+        raise forbidden("Nobody changes the profile of another user.")
+    if requester.is_suspended:
+        raise MatrixError(403, "M_USER_SUSPENDED", "You cannot change your profile while suspended.")
+    if requester.is_guest and field != "displayname":
+        raise forbidden("A guest can change the display name only.")
+    if len(field.encode()) > limits.PROFILE_KEY_BYTES_MAX:
+        raise MatrixError(
+            400, "M_KEY_TOO_LARGE", f"The name of a profile field is at most {limits.PROFILE_KEY_BYTES_MAX} bytes."
+        )
+    if field not in _SPECIFIED and _FIELD.fullmatch(field) is None:
+        raise invalid_param("There is no such profile field; one of your own is called like org.example.field.")
+
+
+def _checked_value(field: str, value: Any) -> bytes | None:
+    """The value as JSON, None where the field is to be removed: an empty display name or avatar is none."""
+    if field in _SPECIFIED:
+        if not isinstance(value, str):
+            raise bad_json(f"{field} must be a string.")
+        if value == "":
+            return None
+    if field == "displayname" and len(value) > limits.DISPLAYNAME_CHARACTERS_MAX:
+        raise invalid_param(f"A display name is at most {limits.DISPLAYNAME_CHARACTERS_MAX} characters.")
+    if field == "avatar_url" and (len(value) > limits.AVATAR_URL_CHARACTERS_MAX or _MXC.fullmatch(value) is None):
+        raise invalid_param("avatar_url must be an mxc URI.")
+    return orjson.dumps(value)
+
+
+async def change_profile(hs: Resources, user_id: UserID, field: str, value: bytes | None) -> None:
+    """Sets a field to JSON, or removes it, and tells the user's rooms. Raises M_PROFILE_TOO_LARGE."""
+    done = await hs.database.write(_change, hs, user_id, field, value)
+    while done is not None:
+        done = await hs.database.write(tell_rooms, hs, user_id, done)
+
+
+def _change(tx: Transaction, hs: Resources, user_id: UserID, field: str, value: bytes | None) -> RoomID | None:
+    if not store_field(tx, user_id, field, value) or field not in MEMBER_FIELDS:
+        return None
+    tx.run(
+        "INSERT INTO profile_updates (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id)
+    )
+    return tell_rooms(tx, hs, user_id, RoomID(""))
+
+
+def tell_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: RoomID) -> RoomID | None:
+    """Brings the member events of some rooms behind `after` up to date; answers the last of them, None at the end."""
+    profile = member_profile(tx, user_id)
+    rooms = sorted(room_id for room_id in list_joined_rooms(tx, user_id) if room_id > after)
+    for room_id in rooms[: limits.PROFILE_ROOMS_PER_WRITE]:
+        head = find_head(tx, room_id)
+        member = state_content(tx, head.state_root, "m.room.member", user_id) if head is not None else None
+        if member is None or {key: member[key] for key in MEMBER_FIELDS if key in member} == profile:
+            continue
+        content = {"membership": "join", **profile}
+        try:
+            append_local(tx, hs, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
+        except MatrixError as error:  # one room that refuses must not keep the others from the news
+            _log.info("member event refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
+    if len(rooms) > limits.PROFILE_ROOMS_PER_WRITE:
+        return rooms[limits.PROFILE_ROOMS_PER_WRITE - 1]
+    tx.run("DELETE FROM profile_updates WHERE user_nid = ?", tx.find(user_id))
+    return None
+
+
+async def finish_updates(hs: Resources) -> None:
+    """After a start: tells the rooms that were not told before the end."""
+    for user_id in await hs.database.read(_list_unfinished):
+        done: RoomID | None = RoomID("")
+        while done is not None:
+            done = await hs.database.write(tell_rooms, hs, user_id, done)
+
+
+async def answer_profile_query(hs: Resources, origin: ServerName, query: Mapping[str, str]) -> JsonObject:
+    """What another server is told. Spec: server-server-api/#get_matrixfederationv1queryprofile"""
+    if "user_id" not in query:
+        raise missing_param("user_id is required.")
+    try:
+        user_id = parse_user_id(query["user_id"])
+    except InvalidIdentifier as error:
+        raise invalid_param(f"user_id is not valid: {error}") from error
+    if not accounts.is_local(hs, user_id):
+        raise not_found("The user does not belong to this server.")
+    return await _look_up(hs, user_id, query.get("field"))
+
+
+# --- storage; `member_profile` for whoever makes member events ---
+
+
+def member_profile(tx: Transaction, user_id: UserID) -> JsonObject:
+    """What a member event of the user repeats: displayname and avatar_url, those that are set."""
+    rows = tx.all(
+        "SELECT field, value FROM profiles WHERE user_nid = ? AND field IN ('displayname', 'avatar_url')",
+        tx.find(user_id),
+    )
+    return {field: orjson.loads(value) for field, value in rows}
+
+
+def find_profile(tx: Transaction, user_id: UserID, field: str | None = None) -> JsonObject | None:
+    """The profile of a user of this server, or just one field of it; None where there is no such user."""
+    if not accounts.exists(tx, user_id):
+        return None
+    nid = tx.find(user_id)
+    if field is None:
+        rows = tx.all("SELECT field, value FROM profiles WHERE user_nid = ? ORDER BY field", nid)
+    else:
+        rows = tx.all("SELECT field, value FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
+    return {name: orjson.loads(value) for name, value in rows}
+
+
+def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | None) -> bool:
+    """Sets a field to JSON, or removes it. False where nothing changes. Raises M_PROFILE_TOO_LARGE."""
+    nid = tx.intern(user_id)
+    row = tx.one("SELECT value FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
+    if (None if row is None else bytes(row[0])) == value:
+        return False
+    if value is None:
+        tx.run("DELETE FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
+        return True
+    tx.run(
+        "INSERT INTO profiles (user_nid, field, value) VALUES (?, ?, ?)"
+        " ON CONFLICT (user_nid, field) DO UPDATE SET value = excluded.value",
+        nid, field, value,
+    )  # fmt: skip
+    stored = tx.all("SELECT field, value FROM profiles WHERE user_nid = ?", nid)
+    # As canonical JSON: quotes and colon of each field, the commas between them, the braces.
+    if sum(len(name) + len(json) + 4 for name, json in stored) + 1 > limits.PROFILE_BYTES_MAX:
+        raise MatrixError(
+            400, "M_PROFILE_TOO_LARGE", f"A profile holds {limits.PROFILE_BYTES_MAX} bytes, all fields together."
+        )
+    return True
+
+
+def delete_profile(tx: Transaction, user_id: UserID) -> None:
+    """Forgets the whole profile, and tells nobody."""
+    tx.run("DELETE FROM profiles WHERE user_nid = ?", tx.find(user_id))
+    tx.run("DELETE FROM profile_updates WHERE user_nid = ?", tx.find(user_id))
+
+
+def _list_unfinished(tx: Transaction) -> list[UserID]:
+    return [UserID(name) for name in tx.names(tx.values("SELECT user_nid FROM profile_updates")).values()]
+
+
+FEATURE = Feature(
+    name="profile",
+    spec="client-server-api/#profiles",
+    schema=SCHEMA,
+    routes=routes,
+    queries={"profile": answer_profile_query},
+    background=(finish_updates,),
+)

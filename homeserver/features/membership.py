@@ -1,0 +1,299 @@
+"""Room membership: join, invite, leave, kick, ban, knock, forget. Spec: client-server-api/#room-membership
+
+Where this server is in the room, a change is one append. Where it is not, `homeserver.remote` asks a server that is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from federation.build import Draft
+from federation.identifiers import (
+    InvalidIdentifier,
+    RoomAlias,
+    RoomID,
+    ServerName,
+    UserID,
+    parse_room_alias,
+    parse_room_id,
+    parse_server_name,
+    server_name_of,
+)
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.features.profile import member_profile
+from homeserver.remote.directory import resolve_alias
+from homeserver.remote.inviting import invite_user as invite_remote_user
+from homeserver.remote.joining import join_room as join_remote_room
+from homeserver.remote.joining import knock_room as knock_remote_room
+from homeserver.remote.joining import leave_room as leave_remote_room
+from homeserver.resources import Resources
+from homeserver.rooms.aliases import find_alias
+from homeserver.rooms.append import append_local
+from homeserver.rooms.heads import find_head, get_head
+from homeserver.rooms.membership import (
+    check_joined,
+    forget_room,
+    get_membership,
+    get_room_membership,
+    is_server_joined,
+    list_joined_rooms,
+)
+from homeserver.rooms.restricted import authorised_via
+
+routes = Routes()
+
+
+class JoinBody(msgspec.Struct, frozen=True):
+    reason: str | None = None
+    third_party_signed: dict[str, Any] | None = None
+
+
+class ReasonBody(msgspec.Struct, frozen=True):
+    reason: str | None = None
+
+
+class TargetBody(msgspec.Struct, frozen=True):
+    """Whom to invite, kick, ban or unban."""
+
+    user_id: UserID
+    reason: str | None = None
+
+
+class ViaQuery(msgspec.Struct, frozen=True):
+    """`server_name` is what `via` was called before v1.12."""
+
+    via: list[str] = []
+    server_name: list[str] = []
+
+    def servers(self) -> list[ServerName]:
+        """The servers through which to join. MatrixError 400 M_INVALID_PARAM."""
+        try:
+            names = [parse_server_name(name) for name in (*self.via, *self.server_name)]
+        except InvalidIdentifier as error:
+            raise invalid_param(f"via: {error}") from None
+        return list(dict.fromkeys(names))[: limits.VIA_SERVERS_MAX]
+
+
+@routes.get("/_matrix/client/v3/joined_rooms")
+async def get_joined_rooms(hs: Resources, requester: Requester) -> JsonObject:
+    return {"joined_rooms": await hs.database.read(list_joined_rooms, requester.user_id)}
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/join", rate_limit="join")
+async def join_room_by_id(
+    hs: Resources, requester: Requester, room_id: RoomID, body: JoinBody | None
+) -> JsonObject:
+    return {"room_id": await _join(hs, requester, room_id, [], body or JoinBody())}
+
+
+@routes.post("/_matrix/client/v3/join/{room_id_or_alias}", rate_limit="join")
+async def join_room(
+    hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: JoinBody | None
+) -> JsonObject:
+    room_id, via = await _resolve(hs, room_id_or_alias, query.servers())
+    return {"room_id": await _join(hs, requester, room_id, via, body or JoinBody())}
+
+
+@routes.post("/_matrix/client/v3/knock/{room_id_or_alias}", rate_limit="join")
+async def knock_room(
+    hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: ReasonBody | None
+) -> JsonObject:
+    room_id, via = await _resolve(hs, room_id_or_alias, query.servers())
+    content = _content("knock", body.reason if body else None)
+    content |= await hs.database.read(member_profile, requester.user_id)
+    if await hs.database.read(is_server_joined, room_id, hs.server_name):
+        await hs.database.write(_change, hs, room_id, requester.user_id, requester.user_id, content)
+        return {"room_id": room_id}
+    return {"room_id": await knock_remote_room(hs, requester.user_id, room_id, via, content)}
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/invite", rate_limit="invite")
+async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+    content = _content("invite", body.reason)
+    if server_name_of(body.user_id) == hs.server_name:
+        await hs.database.write(_invite_local, hs, room_id, requester.user_id, body.user_id, content)
+        return Empty()
+    await hs.database.read(_check_may_invite, room_id, requester.user_id, body.user_id)
+    draft = Draft(room_id, requester.user_id, "m.room.member", content, state_key=body.user_id)
+    await invite_remote_user(hs, draft)
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/leave")
+async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body: ReasonBody | None) -> Empty:
+    content = _content("leave", body.reason if body else None)
+    if not await hs.database.write(_leave, hs, room_id, requester.user_id, content):
+        await leave_remote_room(hs, requester.user_id, room_id, content)
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/kick")
+async def kick(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+    await hs.database.write(_kick, hs, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/ban")
+async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+    content = _content("ban", body.reason)
+    await hs.database.write(_change_other, hs, room_id, requester.user_id, body.user_id, content)
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/unban")
+async def unban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+    await hs.database.write(_unban, hs, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/forget")
+async def forget_room_(hs: Resources, requester: Requester, room_id: RoomID) -> Empty:
+    await hs.database.write(_forget, room_id, requester.user_id)
+    return Empty()
+
+
+async def _resolve(hs: Resources, name: str, via: list[ServerName]) -> tuple[RoomID, list[ServerName]]:
+    """The room that an id or an alias stands for, and the servers to reach it through."""
+    try:
+        if not name.startswith("#"):
+            return parse_room_id(name), via
+        alias = parse_room_alias(name)
+    except InvalidIdentifier as error:
+        raise invalid_param(str(error)) from None
+    if server_name_of(alias) != hs.server_name:
+        room_id, servers = await resolve_alias(hs, alias)
+        return room_id, list(dict.fromkeys([*via, *servers]))
+    found = await hs.database.read(find_alias, RoomAlias(alias))
+    if found is None:
+        raise not_found(f"There is no room called {alias}.")
+    return found[0], via
+
+
+async def _join(
+    hs: Resources, requester: Requester, room_id: RoomID, via: list[ServerName], body: JoinBody
+) -> RoomID:
+    user_id = requester.user_id
+    content = _content("join", body.reason)
+    if await hs.database.write(_join_local, hs, room_id, user_id, content):
+        return room_id
+    content |= await hs.database.read(member_profile, user_id)
+    servers = await hs.database.read(_servers_to_ask, room_id, user_id, via)
+    others = [name for name in servers if name != hs.server_name]
+    if not others:
+        raise not_found("This server does not know that room, nor any server that does.")
+    return await join_remote_room(hs, user_id, room_id, others, content)
+
+
+def _join_local(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:
+    """Joins, if this server is in the room and may decide; else answers False."""
+    if get_membership(tx, room_id, user_id) == "join":
+        return True
+    if not is_server_joined(tx, room_id, hs.server_name):
+        return False
+    head = get_head(tx, room_id)
+    try:
+        inviter = authorised_via(tx, head, user_id, hs.server_name)
+    except MatrixError as error:
+        if error.errcode == "M_FORBIDDEN":
+            raise
+        return False  # another server of the room may be able to tell, or to invite
+    if inviter is not None:
+        content = {**content, "join_authorised_via_users_server": inviter}
+    _change(tx, hs, room_id, user_id, user_id, {**content, **member_profile(tx, user_id)})
+    return True
+
+
+def _servers_to_ask(
+    tx: Transaction, room_id: RoomID, user_id: UserID, via: list[ServerName]
+) -> list[ServerName]:
+    """Those that the client named, then the inviter's, then that of the room id."""
+    servers = list(via)
+    membership = get_room_membership(tx, room_id, user_id)
+    for event in (membership.stripped or ()) if membership is not None else ():
+        sender = event.get("sender")
+        if event.get("type") == "m.room.member" and event.get("state_key") == user_id and isinstance(sender, str):
+            servers.append(server_name_of(sender))
+    if ":" in room_id:
+        servers.append(server_name_of(room_id))
+    return list(dict.fromkeys(servers))
+
+
+def _invite_local(
+    tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
+) -> None:
+    _check_may_invite(tx, room_id, sender, target)
+    _change(tx, hs, room_id, sender, target, {**content, **member_profile(tx, target)})
+
+
+def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID) -> None:
+    check_joined(tx, room_id, sender)
+    membership = get_membership(tx, room_id, target)
+    if membership == "join":
+        raise forbidden(f"{target} is in the room already.")
+    if membership == "ban":
+        raise forbidden(f"{target} is banned from the room.")
+
+
+def _leave(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:
+    """Leaves, takes back a knock or rejects an invitation. False where this server is not in the room and has to ask."""
+    membership = get_membership(tx, room_id, user_id)
+    if membership is None and find_head(tx, room_id) is None:
+        raise not_found("This server does not know that room.")
+    if membership in (None, "ban"):
+        raise forbidden("You are not in that room.")
+    if membership == "leave":
+        return True
+    if not is_server_joined(tx, room_id, hs.server_name):
+        return False
+    _change(tx, hs, room_id, user_id, user_id, content)
+    return True
+
+
+def _kick(tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
+    if get_membership(tx, room_id, target) not in ("join", "invite", "knock"):
+        check_joined(tx, room_id, sender)
+        raise forbidden(f"{target} is not in the room.")
+    _change_other(tx, hs, room_id, sender, target, content)
+
+
+def _unban(tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
+    if get_membership(tx, room_id, target) != "ban":
+        check_joined(tx, room_id, sender)
+        raise forbidden(f"{target} is not banned from the room.")
+    _change_other(tx, hs, room_id, sender, target, content)
+
+
+def _change_other(
+    tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
+) -> None:
+    check_joined(tx, room_id, sender)
+    _change(tx, hs, room_id, sender, target, content)
+
+
+def _change(
+    tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
+) -> None:
+    append_local(tx, hs, Draft(room_id, sender, "m.room.member", content, state_key=target))
+
+
+def _forget(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+    membership = get_membership(tx, room_id, user_id)
+    if membership is None:
+        raise not_found("You were never in that room.")
+    if membership not in ("leave", "ban"):
+        raise MatrixError(400, "M_UNKNOWN", "You have to leave the room before you can forget it.")
+    forget_room(tx, room_id, user_id)
+
+
+def _content(membership: str, reason: str | None) -> JsonObject:
+    return {"membership": membership} if reason is None else {"membership": membership, "reason": reason}
+
+
+FEATURE = Feature(name="membership", spec="client-server-api/#room-membership", routes=routes)

@@ -1,0 +1,148 @@
+"""The state of a room: read it, and send state events. Spec: client-server-api/#getting-events-for-a-room"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from federation.build import Draft
+from federation.identifiers import EventID, InvalidIdentifier, RoomID, parse_room_alias, server_name_of
+from homeserver.api import Response, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, bad_json, invalid_param, not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.remote.directory import resolve_alias
+from homeserver.remote.inviting import invite_user as invite_remote_user
+from homeserver.resources import Resources
+from homeserver.rooms.access import find_in_state, readable_state
+from homeserver.rooms.aliases import find_alias
+from homeserver.rooms.append import append_local
+from homeserver.rooms.client_event import client_event, client_events
+from homeserver.rooms.heads import find_head
+from homeserver.rooms.resolve import StateAt, entries_of
+from homeserver.rooms.storage import list_stored
+
+routes = Routes()
+
+
+class StateQuery(msgspec.Struct, frozen=True):
+    format: Literal["content", "event"] = "content"
+
+
+@routes.get("/_matrix/client/v3/rooms/{room_id}/state")
+async def get_room_state(hs: Resources, requester: Requester, room_id: RoomID) -> Response:
+    return Response(body=await hs.database.read(_list_state, room_id, requester))
+
+
+@routes.get("/_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}")
+async def get_room_state_with_key(
+    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, state_key: str, query: StateQuery
+) -> JsonObject:
+    return await hs.database.read(_get_state, room_id, requester, event_type, state_key, query.format)
+
+
+@routes.get("/_matrix/client/v3/rooms/{room_id}/state/{event_type}")
+async def get_room_state_by_type(
+    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, query: StateQuery
+) -> JsonObject:
+    return await hs.database.read(_get_state, room_id, requester, event_type, "", query.format)
+
+
+@routes.put("/_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}", rate_limit="message")
+async def set_room_state_with_key(
+    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, state_key: str, body: dict
+) -> JsonObject:
+    draft = Draft(room_id, requester.user_id, event_type, body, state_key=state_key)
+    if event_type == "m.room.canonical_alias":
+        await _check_canonical_alias(hs, room_id, body)
+    if _is_remote_invite(hs, draft):
+        return {"event_id": (await invite_remote_user(hs, draft)).event_id}
+    return {"event_id": await hs.database.write(set_state, hs, draft)}
+
+
+@routes.put("/_matrix/client/v3/rooms/{room_id}/state/{event_type}", rate_limit="message")
+async def set_room_state_by_type(
+    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, body: dict
+) -> JsonObject:
+    return await set_room_state_with_key(hs, requester, room_id, event_type, "", body)
+
+
+def _list_state(tx: Transaction, room_id: RoomID, requester: Requester) -> list[JsonObject]:
+    positions = entries_of(tx, readable_state(tx, room_id, requester.user_id)).values()
+    events = list(list_stored(tx, set(positions)).values())
+    return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
+
+
+def _get_state(
+    tx: Transaction, room_id: RoomID, requester: Requester, event_type: str, state_key: str, format_: str
+) -> JsonObject:
+    event = find_in_state(tx, readable_state(tx, room_id, requester.user_id), event_type, state_key)
+    if event is None:
+        raise not_found("The room has no such state.")
+    return client_event(event, {"age": tx.now_ms - event.origin_server_ts}) if format_ == "event" else event.content
+
+
+def set_state(tx: Transaction, hs: Resources, draft: Draft) -> EventID:
+    """Appends the state event; where the state has the very same already, answers that event."""
+    assert draft.room_id is not None and draft.state_key is not None
+    head = find_head(tx, draft.room_id)
+    if head is not None:
+        current = find_in_state(tx, StateAt(head.state_root), draft.type, draft.state_key)
+        if current is not None and current.sender == draft.sender and current.content == draft.content:
+            return current.event_id
+    return append_local(tx, hs, draft).event_id
+
+
+def _is_remote_invite(hs: Resources, draft: Draft) -> bool:
+    if draft.type != "m.room.member" or draft.content.get("membership") != "invite":
+        return False
+    try:
+        return server_name_of(draft.state_key or "") != hs.server_name
+    except InvalidIdentifier:
+        raise invalid_param("The state key of an invitation must be a user ID.") from None
+
+
+async def _check_canonical_alias(hs: Resources, room_id: RoomID, content: dict[str, Any]) -> None:
+    """Every alias that the event adds must lead to the room. Spec: client-server-api/#mroomcanonical_alias"""
+    alias, alternatives = content.get("alias"), content.get("alt_aliases", [])
+    if not isinstance(alias, str | None) or not isinstance(alternatives, list):
+        raise bad_json("alias must be a string, alt_aliases an array.")
+    old = await hs.database.read(_get_aliases, room_id)
+    for name in dict.fromkeys([*([alias] if alias else []), *alternatives]):
+        try:
+            parsed = parse_room_alias(name)
+        except InvalidIdentifier as error:
+            raise MatrixError(400, "M_INVALID_PARAM", f"{name!r} is not a room alias: {error}") from None
+        if parsed in old:
+            continue
+        if server_name_of(parsed) == hs.server_name:
+            found = await hs.database.read(find_alias, parsed)
+            target = None if found is None else found[0]
+        else:
+            target = await _resolve_remote(hs, parsed)
+        if target != room_id:
+            raise MatrixError(400, "M_BAD_ALIAS", f"{parsed} does not lead to this room.")
+
+
+async def _resolve_remote(hs: Resources, alias: Any) -> RoomID | None:
+    try:
+        return (await resolve_alias(hs, alias))[0]
+    except MatrixError:
+        return None
+
+
+def _get_aliases(tx: Transaction, room_id: RoomID) -> set[str]:
+    head = find_head(tx, room_id)
+    event = None if head is None else find_in_state(tx, StateAt(head.state_root), "m.room.canonical_alias", "")
+    if event is None:
+        return set()
+    content = event.content
+    alternatives = content.get("alt_aliases")
+    names = [content.get("alias"), *(alternatives if isinstance(alternatives, list) else ())]
+    return {name for name in names if isinstance(name, str)}
+
+
+FEATURE = Feature(name="room_state", spec="client-server-api/#getting-events-for-a-room", routes=routes)
+

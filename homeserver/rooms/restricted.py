@@ -1,0 +1,57 @@
+"""Joining restricted rooms: who may, and which member vouches for it. Spec: client-server-api/#restricted-rooms"""
+
+from __future__ import annotations
+
+from federation.identifiers import RoomID, ServerName, UserID
+from federation.power_levels import read_power_levels
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden
+from homeserver.rooms.heads import Head, state_content, state_events
+from homeserver.rooms.membership import get_membership, is_server_joined, list_joined_from
+
+CONDITIONS_MAX = 200  # of one m.room.join_rules: each costs a look-up
+
+
+def authorised_via(tx: Transaction, head: Head, user_id: UserID, server_name: ServerName) -> UserID | None:
+    """The user of this server who vouches for the join of a restricted room; None where the join needs nobody's word.
+
+    MatrixError 403 M_FORBIDDEN if the user meets no condition, 400 M_UNABLE_TO_AUTHORISE_JOIN or
+    M_UNABLE_TO_GRANT_JOIN if this server cannot tell, or has nobody who may invite.
+    """
+    rules = state_content(tx, head.state_root, "m.room.join_rules") or {}
+    allowed_rules = ("restricted", "knock_restricted") if head.version.knock_restricted else ("restricted",)
+    if not head.version.restricted_join or rules.get("join_rule") not in allowed_rules:
+        return None
+    if get_membership(tx, head.room_id, user_id) in ("join", "invite"):
+        return None
+    _check_conditions(tx, rules.get("allow"), user_id, server_name)
+    inviter = find_inviter(tx, head, server_name)
+    if inviter is None:
+        raise MatrixError(400, "M_UNABLE_TO_GRANT_JOIN", "This server has no member in that room who may invite.")
+    return inviter
+
+
+def _check_conditions(tx: Transaction, allow: object, user_id: UserID, server_name: ServerName) -> None:
+    unknown = False
+    for condition in allow[:CONDITIONS_MAX] if isinstance(allow, list) else ():
+        if not isinstance(condition, dict) or condition.get("type") != "m.room_membership":
+            continue
+        room_id = condition.get("room_id")
+        if not isinstance(room_id, str):
+            continue
+        if not is_server_joined(tx, RoomID(room_id), server_name):
+            unknown = True
+        elif get_membership(tx, room_id, user_id) == "join":
+            return
+    if unknown:
+        raise MatrixError(400, "M_UNABLE_TO_AUTHORISE_JOIN", "This server cannot tell whether you may join that room.")
+    raise forbidden("You are in none of the rooms whose members may join that room.")
+
+
+def find_inviter(tx: Transaction, head: Head, server_name: ServerName) -> UserID | None:
+    """A joined user of a server who has the power to invite."""
+    create, power_levels = ("m.room.create", ""), ("m.room.power_levels", "")
+    state = state_events(tx, head.state_root, (create, power_levels))
+    levels = read_power_levels(state.get(create), state.get(power_levels), head.version)
+    members = list_joined_from(tx, head.room_id, server_name)
+    return next((user_id for user_id in members if levels.user_level(user_id) >= levels.invite), None)

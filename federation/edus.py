@@ -53,7 +53,7 @@ class ReceiptData(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class UserReceipt(Struct, frozen=True, kw_only=True):
     """How far one user has read: exactly one event."""
 
-    event_ids: Annotated[tuple[EventID, ...], Meta(min_length=1, max_length=1)]
+    event_ids: Annotated[list[EventID], Meta(min_length=1, max_length=1)]
     data: ReceiptData
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class PresenceUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class PresenceContent(Struct, frozen=True, kw_only=True):
     """`m.presence`: presence of several users of the origin. Spec: server-server-api/#presence"""
 
-    push: tuple[PresenceUpdate, ...]
+    push: list[PresenceUpdate]
 
 
 class DeviceListUpdateContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -99,7 +99,7 @@ class DeviceListUpdateContent(Struct, frozen=True, kw_only=True, omit_defaults=T
     user_id: UserID
     device_id: DeviceID
     stream_id: NaturalInt
-    prev_id: Annotated[tuple[NaturalInt, ...], Meta(max_length=1000)] = ()
+    prev_id: Annotated[list[NaturalInt], Meta(max_length=1000)] = []
     deleted: bool = False
     device_display_name: ShortText | None = None
     keys: dict[str, Any] | None = None
@@ -196,4 +196,4 @@ def _parse_presence(content: dict[str, Any]) -> PresenceContent:
             updates.append(msgspec.convert(update, PresenceUpdate))
         except msgspec.ValidationError:
             continue
-    return PresenceContent(push=tuple(updates))
+    return PresenceContent(push=updates)

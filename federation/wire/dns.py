@@ -7,6 +7,7 @@ too; it knows no SRV records, so those come from dnspython, asking the system's 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 import dns.asyncresolver
@@ -34,12 +35,13 @@ class Resolver(Protocol):
 
 
 class SystemResolver:
-    """The resolver of this machine."""
+    """The resolver of this machine. `open_resolver` makes the one for SRV records, at first use."""
 
-    __slots__ = ("_srv",)
+    __slots__ = ("_open_resolver", "_srv")
 
-    def __init__(self, srv: dns.asyncresolver.Resolver | None = None) -> None:
-        self._srv = srv
+    def __init__(self, open_resolver: Callable[[], dns.asyncresolver.Resolver] = dns.asyncresolver.Resolver) -> None:
+        self._open_resolver = open_resolver
+        self._srv: dns.asyncresolver.Resolver | None = None
 
     async def find_addresses(self, hostname: str) -> list[str]:
         with trio.move_on_after(ADDRESS_TIMEOUT_S):
@@ -65,8 +67,8 @@ class SystemResolver:
 
     def _resolver(self) -> dns.asyncresolver.Resolver:
         if self._srv is None:
-            # At first use, not before: it reads /etc/resolv.conf, and raises if there is none.
-            self._srv = dns.asyncresolver.Resolver()
+            # It reads /etc/resolv.conf, and raises if there is none.
+            self._srv = self._open_resolver()
             self._srv.cache = dns.resolver.LRUCache(1000)
         return self._srv
 

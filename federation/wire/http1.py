@@ -94,7 +94,9 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Whether the last exchange ended so that another may follow."""
-        return self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+        # Trailing data would be an answer to nothing, or the end of the connection.
+        done = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+        return done and self._h11.trailing_data == (b"", False)
 
     @property
     def is_quiet(self) -> bool:

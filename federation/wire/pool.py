@@ -19,11 +19,10 @@ _NOT_REPEATABLE = frozenset({"POST", "PATCH"})
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """`busy_*` bound connections with an exchange under way, `idle_*` those that wait for the next."""
+    """`busy_*` bound connections with an exchange under way, `idle_*` those that wait for the next one."""
 
     busy_per_host_max: int = 16
     busy_max: int = 512
-    idle_per_host_max: int = 4
     idle_max: int = 256
     idle_s: float = 50.0  # common servers close theirs after 60 to 75 s; to be first avoids the race
     age_s: float = 600.0  # after which the server's address is looked up anew
@@ -87,7 +86,7 @@ class Pool(Generic[Key]):
             connection.idle_since_s = now_s
             host.idle.append(connection)
             self._idle[connection] = key
-            unwanted = self._take_unwanted(host, now_s)
+            unwanted = self._take_unwanted(now_s)
         else:
             unwanted = [connection]
         self._leave(key, host)
@@ -135,12 +134,9 @@ class Pool(Generic[Key]):
             await connection.aclose()
         return None
 
-    def _take_unwanted(self, host: _Host, now_s: float) -> list[Connection]:
+    def _take_unwanted(self, now_s: float) -> list[Connection]:
         """Takes out what is idle beyond the limits, of all hosts."""
         unwanted = []
-        if len(host.idle) > self._limits.idle_per_host_max:
-            unwanted.append(host.idle.pop(0))
-            del self._idle[unwanted[0]]
         while self._idle:
             oldest, key = next(iter(self._idle.items()))
             if len(self._idle) <= self._limits.idle_max and now_s < oldest.idle_since_s + self._limits.idle_s:

@@ -147,8 +147,10 @@ class FakeWire:
         exchange = _Exchange(network, origin, destination, method, path, timeout_s, max_bytes)
         lost = network.draw_loss()
         try:
-            with trio.move_on_after(timeout_s):
+            with trio.move_on_after(timeout_s) as travelling:
                 await trio.sleep(network.latency_s)
+            if travelling.cancelled_caught:
+                raise WireError(f"{destination} did not answer within {timeout_s:g} s", "timeout")
             app = network.app_for(origin, destination)
             if lost == "request":
                 raise WireError(f"the request to {destination} was lost", "connect")

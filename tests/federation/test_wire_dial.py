@@ -1,0 +1,240 @@
+"""Dialling: several addresses, the guard, TLS."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from federation.discovery import Address
+from federation.wire import WireError
+from federation.wire.dial import CONNECT_TIMEOUT_S, STAGGER_S, TLS_TIMEOUT_S, Dialer, make_tls_context, open_tcp
+from tests.federation.wire_server import Reply, Site, World, always
+
+A, B, C = Address("9.9.9.1", 443), Address("2620:fe::9", 443), Address("9.9.9.3", 443)
+
+
+class Connector:
+    """Connects, fails or keeps silent, by address and after a time; remembers what it opened."""
+
+    def __init__(self, behaviour: dict[Address, tuple[float, bool]]) -> None:
+        self.behaviour = behaviour
+        self.began: list[tuple[float, Address]] = []
+        self.opened: dict[Address, trio.testing.MemoryReceiveStream] = {}
+        self.closed: list[Address] = []
+
+    async def __call__(self, address: Address) -> trio.abc.Stream:
+        self.began.append((trio.current_time(), address))
+        takes_s, succeeds = self.behaviour[address]
+        await trio.sleep(takes_s)
+        if not succeeds:
+            raise ConnectionRefusedError(f"{address.ip} refuses")
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.opened[address] = theirs
+        return ours
+
+
+def dialer(connector: Connector, *, allow_private_addresses: bool = False) -> Dialer:
+    return Dialer(allow_private_addresses=allow_private_addresses, connect_tcp=connector)
+
+
+async def is_closed(stream: trio.abc.ReceiveStream) -> bool:
+    with trio.move_on_after(0.01):
+        return await stream.receive_some(1) == b""
+    return False
+
+
+async def test_the_first_address_that_answers_is_taken(autojump_clock: trio.testing.MockClock) -> None:
+    connector = Connector({A: (0.1, True), B: (0.1, True)})
+    await dialer(connector).open_stream([A, B], None)
+    assert connector.began == [(0.0, A)]
+
+
+async def test_a_failure_hands_over_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    connector = Connector({A: (0.1, False), B: (0.1, True)})
+    await dialer(connector).open_stream([A, B], None)
+    assert connector.began == [(0.0, A), (0.1, B)]
+    assert list(connector.opened) == [B]
+
+
+async def test_a_slow_address_gets_company_and_the_faster_wins(autojump_clock: trio.testing.MockClock) -> None:
+    connector = Connector({A: (1000, True), B: (1, True), C: (0.1, True)})
+    await dialer(connector).open_stream([A, B, C], None)
+    assert connector.began == [(0.0, A), (STAGGER_S, B), (2 * STAGGER_S, C)]
+    assert list(connector.opened) == [C]
+    assert trio.current_time() == 2 * STAGGER_S + 0.1
+
+
+async def test_two_that_win_at_once_leave_one_open(autojump_clock: trio.testing.MockClock) -> None:
+    connector = Connector({A: (STAGGER_S + 0.1, True), B: (0.1, True)})
+    stream = await dialer(connector).open_stream([A, B], None)
+    still_open = [address for address, theirs in connector.opened.items() if not await is_closed(theirs)]
+    assert len(still_open) == 1
+    await stream.aclose()
+
+
+async def test_all_addresses_fail(autojump_clock: trio.testing.MockClock) -> None:
+    for addresses in ([A], [A, B]):
+        with pytest.raises(WireError, match=r"9\.9\.9\.1 refuses") as caught:
+            await dialer(Connector({A: (0.1, False), B: (0.3, False)})).open_stream(addresses, None)
+        assert caught.value.reason == "connect"
+
+
+async def test_silence_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    for addresses in ([A], [A, B]):
+        began_s = trio.current_time()
+        with pytest.raises(WireError) as caught:
+            await dialer(Connector({A: (1000, True), B: (1000, True)})).open_stream(addresses, None)
+        assert caught.value.reason == "timeout"
+        assert trio.current_time() - began_s == pytest.approx(CONNECT_TIMEOUT_S)
+
+
+async def test_cancelled_while_connecting(autojump_clock: trio.testing.MockClock) -> None:
+    with trio.move_on_after(1) as scope:
+        await dialer(Connector({A: (1000, True), B: (1000, True)})).open_stream([A, B], None)
+    assert scope.cancelled_caught
+
+
+async def test_a_winner_found_while_being_cancelled_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+    connector = Connector({A: (1, True), B: (1000, True)})
+    with trio.CancelScope() as scope:
+
+        async def connect(address: Address) -> trio.abc.Stream:
+            stream = await connector(address)
+            scope.cancel()
+            return stream
+
+        await Dialer(connect_tcp=connect).open_stream([A, B], None)
+    assert scope.cancelled_caught
+    assert await is_closed(connector.opened[A])
+
+
+async def test_private_addresses_are_passed_over() -> None:
+    loopback, metadata = Address("127.0.0.1", 1), Address("::ffff:169.254.169.254", 1)
+    connector = Connector({loopback: (0, True), metadata: (0, True), A: (0, True)})
+    await dialer(connector).open_stream([loopback, metadata, A], None)
+    assert [address for _, address in connector.began] == [A]
+    with pytest.raises(WireError, match=r"127\.0\.0\.1 is loopback, ::ffff:169\.254\.169\.254 is link-local") as caught:
+        await dialer(connector).open_stream([loopback, metadata], None)
+    assert caught.value.reason == "refused"
+    await dialer(connector, allow_private_addresses=True).open_stream([loopback], None)
+    assert connector.began[-1][1] == loopback
+
+
+async def test_no_address_at_all() -> None:
+    with pytest.raises(WireError) as caught:
+        await dialer(Connector({})).open_stream([], None)
+    assert caught.value.reason == "refused"
+
+
+async def test_hosts_are_looked_up_unless_they_are_addresses() -> None:
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, addresses={"example.org": ["9.9.9.1", "2620:fe::9"]})
+        looking = Dialer(resolver=world)
+        assert await looking.find_addresses("example.org", 1) == [Address("9.9.9.1", 1), Address("2620:fe::9", 1)]
+        assert await looking.find_addresses("[2620:fe::9]", 1) == [Address("2620:fe::9", 1)]
+        with pytest.raises(WireError) as caught:
+            await looking.find_addresses("nowhere.org", 1)
+        assert caught.value.reason == "dns"
+        assert world.asked == ["example.org", "nowhere.org"]
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def ca_file(ca: trustme.CA, tmp_path: Path) -> str:
+    path = tmp_path / "ca.pem"
+    ca.cert_pem.write_to_path(path)
+    return str(path)
+
+
+async def handshake(world: World, dialer: Dialer, tls_name: str) -> str | None:
+    """Why the handshake fails, None if it does not."""
+    try:
+        stream = await dialer.open_stream([A], tls_name)
+    except WireError as error:
+        return error.reason
+    await stream.aclose()
+    return None
+
+
+@pytest.mark.parametrize(
+    ("certified", "tls_name", "reason"),
+    [
+        ("example.org", "example.org", None),
+        ("example.org", "EXAMPLE.org", None),
+        ("example.org", "other.org", "tls"),
+        ("*.example.org", "a.example.org", None),
+        ("9.9.9.1", "9.9.9.1", None),
+        ("9.9.9.1", "example.org", "tls"),
+        ("example.org", "9.9.9.1", "tls"),
+        ("2620:fe::9", "2620:fe::9", None),
+        ("example.org", "", "tls"),
+        ("example.org", ".example.org", "tls"),
+        ("example.org", "a" * 70, "tls"),
+    ],
+)
+async def test_the_certificate_must_be_for_the_name(
+    ca: trustme.CA, ca_file: str, certified: str, tls_name: str, reason: str | None
+) -> None:
+    async with trio.open_nursery() as nursery:
+        world = World(nursery)
+        world.add("9.9.9.1", 443, Site(always(Reply()), ca.issue_cert(certified)))
+        assert await handshake(world, Dialer(ca_file, connect_tcp=world.connect_tcp), tls_name) == reason
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_certificate_must_be_of_a_known_authority(ca: trustme.CA, ca_file: str) -> None:
+    async with trio.open_nursery() as nursery:
+        world = World(nursery)
+        world.add("9.9.9.1", 443, Site(always(Reply()), trustme.CA().issue_cert("example.org")))
+        assert await handshake(world, Dialer(ca_file, connect_tcp=world.connect_tcp), "example.org") == "tls"
+        assert await handshake(world, Dialer(connect_tcp=world.connect_tcp), "example.org") == "tls"
+        unverified = Dialer("", False, connect_tcp=world.connect_tcp)
+        assert await handshake(world, unverified, "example.org") is None
+        assert await handshake(world, unverified, "other.org") is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_silent_handshake_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(WireError) as caught:
+        await dialer(Connector({A: (0, True)})).open_stream([A], "example.org")
+    assert caught.value.reason == "timeout"
+    assert trio.current_time() == TLS_TIMEOUT_S
+
+
+def test_tls_is_of_this_century(ca_file: str) -> None:
+    context = make_tls_context(ca_file, True)
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+
+
+def test_an_unreadable_ca_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        Dialer(str(tmp_path / "none.pem"))
+    (tmp_path / "nonsense.pem").write_text("nonsense")
+    with pytest.raises(OSError):
+        Dialer(str(tmp_path / "nonsense.pem"))
+
+
+@pytest.mark.sockets
+async def test_real_sockets() -> None:
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, lambda stream: stream.send_all(b"hello"), listeners)
+        _, port = listeners[0].socket.getsockname()
+        async with await open_tcp(Address("127.0.0.1", port)) as stream:
+            assert await stream.receive_some() == b"hello"
+        nursery.cancel_scope.cancel()
+    with pytest.raises(OSError):
+        await open_tcp(Address("127.0.0.1", port))
+    with pytest.raises(OSError):
+        await open_tcp(Address("::1", 1))

@@ -213,6 +213,8 @@ class _Mainline:
 
     def position_of(self, event: Event) -> int | None:
         """The *mainline position* of an event; None for ∞."""
+        if not self._positions:
+            return None
         seen = {event.event_id}
         below = self._cited_power_level(event)
         while below is not None and below not in seen:

@@ -1,0 +1,54 @@
+"""Homeservers with the content repository, for the tests of both of its APIs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from federation.identifiers import ServerName
+from federation.request_auth import InvalidAuthorization, parse_authorization, verify
+from federation.signing import SigningKey
+from federation.wire import Wire
+from homeserver.api import Request
+from homeserver.config import BlobsSection
+from homeserver.errors import MatrixError
+from homeserver.features import media
+from homeserver.resources import Resources
+from tests.support.homeservers import FEATURES, Client, NoWire, Server, config_for_tests, running
+
+MEDIA_FEATURES = (*(feature for feature in FEATURES if feature.name != "media"), media.FEATURE)
+V3 = "/_matrix/media/v3"
+V1 = "/_matrix/client/v1/media"
+
+
+@asynccontextmanager
+async def server_with_media(
+    folder: Path, server_name: str = "test.example", *, wire: Wire | None = None, **blobs: Any
+) -> AsyncIterator[Server]:
+    """A running server; `blobs` are keys of the section [blobs]."""
+    config = config_for_tests(server_name, folder, blobs=BlobsSection(url="memory:", **blobs))
+    async with running(config, wire=wire or NoWire(), features=MEDIA_FEATURES) as server:
+        server.app.dispatch.verify_origin = verify_origin
+        yield server
+
+
+async def verify_origin(hs: Resources, request: Request) -> ServerName:
+    """Checks an X-Matrix header by the keys that servers of tests have."""
+    try:
+        credentials = parse_authorization(request.headers.get("authorization", ""))
+    except InvalidAuthorization as error:
+        raise MatrixError(401, "M_UNAUTHORIZED", str(error)) from error
+    key = SigningKey("test", credentials.origin.encode().ljust(32, b"\0")[:32])
+    if not verify(credentials, request.method, request.uri, hs.server_name, request.content, key.verify_key_base64):
+        raise MatrixError(401, "M_UNAUTHORIZED", "The signature is not valid.")
+    return credentials.origin
+
+
+async def upload(client: Client, data: bytes, content_type: str | None = "text/plain", filename: str = "") -> str:
+    """Uploads; answers `server/media_id`, what the paths of downloads end with."""
+    headers = {} if content_type is None else {"content-type": content_type}
+    params = {"filename": filename} if filename else {}
+    answer = await client.ok("POST", f"{V3}/upload", content=data, headers=headers, params=params)
+    return answer["content_uri"].removeprefix("mxc://")

@@ -1,0 +1,29 @@
+"""`make interop`: Synapse as the other organisation, and its functions as the judge of ours. Arguments go to pytest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from tests.interop.setup import ensure_synapse  # noqa: E402 (found only now)
+
+
+def main(arguments: list[str]) -> int:
+    """Makes Synapse's environment if need be, then runs tests/differential and tests/interop, which `make test` does not."""
+    python = ensure_synapse()
+    chosen = [argument for argument in arguments if not argument.startswith("-")]
+    command = [sys.executable, "-m", "pytest", "-o", "python_files=differ_*.py scenario_*.py", "-v", "-s", "--tb=short"]
+    command += arguments if chosen else ["tests/differential", "tests/interop", *arguments]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "SYNAPSE_VENV": str(python.parents[1])}
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from tests.interop.setup import ensure_synapse  # noqa: E402 (found only now)
 
 
 def main(arguments: list[str]) -> int:
-    """Makes Synapse's environment if need be, then runs tests/differential and tests/interop, which `make test` does not."""
+    """Makes Synapse's environment if need be, then runs tests/differential and tests/interop; `make test` runs neither."""
     python = ensure_synapse()
     chosen = [argument for argument in arguments if not argument.startswith("-")]
     command = [sys.executable, "-m", "pytest", "-o", "python_files=differ_*.py scenario_*.py", "-v", "-s", "--tb=short"]

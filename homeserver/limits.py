@@ -296,3 +296,22 @@ MEDIA_ORPHAN_AGE_MS = 24 * 60 * 60 * 1000
 
 # An event has 65,536 bytes at most; what older room versions or a redaction write differently may add a little.
 EVENT_CONTENT_BYTES_MAX = 128 * 1024
+
+# Of one POST /createRoom: everything happens in one transaction, in which all other writers wait.
+CREATE_ROOM_INVITES_MAX = 100
+CREATE_ROOM_STATE_MAX = 100
+# Clients send some 20 to 40 bytes; it is part of an index.
+TXN_ID_BYTES_MAX = 255
+# Servers that are asked, one after the other, before a join is given up.
+VIA_SERVERS_MAX = 20
+# Events of one page of history: what a client shows on a screen, some times over.
+MESSAGES_LIMIT_MAX = 1000
+# Without a timeout given; the spec's clients renew it every few seconds, and nobody types for longer without a pause.
+TYPING_TIMEOUT_MS_DEFAULT = 30_000
+TYPING_TIMEOUT_MS_MAX = 120_000
+# The largest integer of canonical JSON: what comes from others as a time is passed on.
+TIMESTAMP_MS_MAX = 2**53 - 1
+# A joining server tries some of them and needs one.
+ALIAS_SERVERS_MAX = 50
+# Rooms of one page of the directory.
+PUBLIC_ROOMS_LIMIT_MAX = 500

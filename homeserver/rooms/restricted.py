@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from federation.identifiers import RoomID, ServerName, UserID
-from federation.power_levels import read_power_levels
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
-from homeserver.rooms.heads import Head, state_content, state_events
+from homeserver.rooms.heads import Head, state_content
 from homeserver.rooms.membership import get_membership, is_server_joined, list_joined_from
+from homeserver.rooms.power import power_levels
 
 CONDITIONS_MAX = 200  # of one m.room.join_rules: each costs a look-up
 
@@ -50,8 +50,6 @@ def _check_conditions(tx: Transaction, allow: object, user_id: UserID, server_na
 
 def find_inviter(tx: Transaction, head: Head, server_name: ServerName) -> UserID | None:
     """A joined user of a server who has the power to invite."""
-    create, power_levels = ("m.room.create", ""), ("m.room.power_levels", "")
-    state = state_events(tx, head.state_root, (create, power_levels))
-    levels = read_power_levels(state.get(create), state.get(power_levels), head.version)
+    levels = power_levels(tx, head)
     members = list_joined_from(tx, head.room_id, server_name)
     return next((user_id for user_id in members if levels.user_level(user_id) >= levels.invite), None)

@@ -1,0 +1,243 @@
+"""Receipts: how far each user has read. Spec: client-server-api/#receipts, #fully-read-markers
+
+A user has one receipt per room, type and thread: the newest in the order of the timeline. One row replaces another, so that
+reading costs nothing per message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+
+from federation.edus import ReceiptContent
+from federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Row, Schema, Step, Transaction
+from homeserver.errors import invalid_param, not_found
+from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.features.account_data import store_account_data
+from homeserver.resources import Resources
+from homeserver.rooms.membership import check_joined, get_membership
+from homeserver.rooms.storage import get_stored
+
+# thread_id "": unthreaded. ordering: of the event that was read, NULL while it is not known here.
+SCHEMA = Schema(
+    "receipts",
+    (
+        Step(
+            "001_create",
+            """
+            CREATE TABLE receipts (
+                room_nid INTEGER NOT NULL,
+                user_nid INTEGER NOT NULL,
+                receipt_type TEXT NOT NULL,
+                thread_id TEXT NOT NULL,
+                event_id TEXT NOT NULL,
+                ordering INTEGER,
+                ts_ms INTEGER NOT NULL,
+                position INTEGER NOT NULL,
+                is_local INTEGER NOT NULL,
+                PRIMARY KEY (room_nid, user_nid, receipt_type, thread_id)
+            ) WITHOUT ROWID;
+            CREATE INDEX receipts_by_position ON receipts (position);
+            """,
+        ),
+    ),
+)
+
+routes = Routes()
+
+ReceiptType = Literal["m.read", "m.read.private", "m.fully_read"]
+
+
+class ReceiptBody(msgspec.Struct, frozen=True):
+    thread_id: str | None = None
+
+
+class ReadMarkersBody(msgspec.Struct, frozen=True, rename={"fully_read": "m.fully_read", "read": "m.read", "private": "m.read.private"}):
+    """Spec: client-server-api/#post_matrixclientv3roomsroomidread_markers"""
+
+    fully_read: EventID | None = None
+    read: EventID | None = None
+    private: EventID | None = None
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/receipt/{receipt_type}/{event_id}")
+async def post_receipt(
+    hs: Resources,
+    requester: Requester,
+    room_id: RoomID,
+    receipt_type: ReceiptType,
+    event_id: EventID,
+    body: ReceiptBody | None,
+) -> Empty:
+    thread_id = body.thread_id if body is not None else None
+    if thread_id is not None:
+        _check_thread(receipt_type, thread_id)
+    await hs.database.write(_read_up_to, room_id, requester.user_id, {receipt_type: event_id}, thread_id or "")
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/rooms/{room_id}/read_markers")
+async def set_read_marker(hs: Resources, requester: Requester, room_id: RoomID, body: ReadMarkersBody) -> Empty:
+    given = {"m.fully_read": body.fully_read, "m.read": body.read, "m.read.private": body.private}
+    markers = {receipt_type: event_id for receipt_type, event_id in given.items() if event_id is not None}
+    await hs.database.write(_read_up_to, room_id, requester.user_id, markers, "")
+    return Empty()
+
+
+def _check_thread(receipt_type: str, thread_id: str) -> None:
+    if receipt_type == "m.fully_read":
+        raise invalid_param("m.fully_read is of the whole room: it takes no thread_id.")
+    if thread_id == "main":
+        return
+    try:
+        parse_event_id(thread_id)
+    except ValueError:
+        raise invalid_param("thread_id must be an event ID or main.") from None
+
+
+def _read_up_to(
+    tx: Transaction, room_id: RoomID, user_id: UserID, markers: dict[str, EventID], thread_id: str
+) -> None:
+    check_joined(tx, room_id, user_id)
+    for receipt_type, event_id in markers.items():
+        event = get_stored(tx, event_id)
+        if event is None or event.room_id != room_id:
+            raise not_found("There is no such event in that room.")
+        if receipt_type == "m.fully_read":
+            store_account_data(tx, user_id, room_id, "m.fully_read", {"event_id": event_id})
+        elif _is_ahead(tx, room_id, user_id, receipt_type, thread_id, event.ordering):
+            store_receipt(
+                tx, room_id, user_id, receipt_type, thread_id, event_id, event.ordering, tx.now_ms, is_local=True
+            )
+
+
+async def on_receipt_edu(hs: Resources, origin: ServerName, content: ReceiptContent) -> None:
+    """Receipts of another server's users. Nothing is believed of users of a third server."""
+    await hs.database.write(_store_remote, origin, content)
+
+
+def _store_remote(tx: Transaction, origin: ServerName, content: ReceiptContent) -> None:
+    for room_id, receipts in content.items():
+        for user_id, receipt in receipts.read.items():
+            if server_name_of(user_id) != origin or get_membership(tx, room_id, user_id) != "join":
+                continue
+            event_id, thread_id = receipt.event_ids[0], receipt.data.thread_id or ""
+            event = get_stored(tx, event_id)
+            ordering = event.ordering if event is not None and event.room_id == room_id else None
+            if ordering is None or _is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
+                store_receipt(
+                    tx, room_id, user_id, "m.read", thread_id, event_id, ordering, receipt.data.ts, is_local=False
+                )
+
+
+def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
+    """One m.receipt event for each room with new receipts; private ones for their own user only."""
+    rows = _list_between(tx, ctx.since, ctx.upto) if ctx.since else []
+    wanted = ctx.rooms.keys() if not ctx.since else ctx.newly_joined & ctx.rooms.keys()
+    nids = [nid for room_id in wanted if (nid := tx.find(room_id)) is not None]
+    rows += tx.all_in(
+        "SELECT room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms FROM receipts WHERE room_nid IN (?*)", nids
+    )
+    names = tx.names({nid for row in rows for nid in row[:2]})
+    content: dict[RoomID, JsonObject] = {}
+    for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in rows:
+        room_id, user_id = RoomID(names[room_nid]), names[user_nid]
+        if room_id not in ctx.rooms or (receipt_type == "m.read.private" and user_id != ctx.user_id):
+            continue
+        receipt = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
+        by_event = content.setdefault(room_id, {})
+        by_event.setdefault(event_id, {}).setdefault(receipt_type, {})[user_id] = receipt
+    for room_id, by_event in content.items():
+        ctx.rooms[room_id].ephemeral.append({"type": "m.receipt", "content": by_event})
+
+
+def receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
+    """The public receipts of local users, an EDU for each room and thread."""
+    rows = tx.all(
+        "SELECT room_nid, user_nid, thread_id, event_id, ts_ms FROM receipts WHERE position > ? AND position <= ?"
+        " AND is_local = 1 AND receipt_type = 'm.read'",
+        since,
+        upto,
+    )
+    by_thread: dict[tuple[RoomID, str], JsonObject] = {}
+    for room_nid, user_nid, thread_id, event_id, ts_ms in rows:
+        data: dict[str, Any] = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
+        users = by_thread.setdefault((RoomID(tx.name(room_nid)), thread_id), {})
+        users[tx.name(user_nid)] = {"event_ids": [event_id], "data": data}
+    for (room_id, _), users in by_thread.items():
+        yield OutgoingEdu("m.receipt", {room_id: {"m.read": users}}, room_id)
+
+
+# --- storage ---
+
+
+def store_receipt(
+    tx: Transaction,
+    room_id: RoomID,
+    user_id: UserID,
+    receipt_type: str,
+    thread_id: str,
+    event_id: EventID,
+    ordering: int | None,
+    ts_ms: int,
+    *,
+    is_local: bool,
+) -> None:
+    """Replaces the user's receipt of that type and thread. A private one is news to its user only."""
+    wake = user_id if receipt_type == "m.read.private" else room_id
+    tx.run(
+        "INSERT INTO receipts (room_nid, user_nid, receipt_type, thread_id, event_id, ordering, ts_ms, position, is_local)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_nid, receipt_type, thread_id) DO UPDATE SET"
+        " event_id = excluded.event_id, ordering = excluded.ordering, ts_ms = excluded.ts_ms,"
+        " position = excluded.position",
+        tx.intern(room_id),
+        tx.intern(user_id),
+        receipt_type,
+        thread_id,
+        event_id,
+        ordering,
+        min(ts_ms, limits.TIMESTAMP_MS_MAX),
+        tx.next_position(wake),
+        int(is_local),
+    )
+
+
+def _is_ahead(
+    tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: str, thread_id: str, ordering: int | None
+) -> bool:
+    """Whether a receipt at `ordering` is newer than what the user has."""
+    row = tx.one(
+        "SELECT ordering FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ? AND thread_id = ?",
+        tx.find(room_id),
+        tx.find(user_id),
+        receipt_type,
+        thread_id,
+    )
+    return row is None or row[0] is None or (ordering is not None and ordering > row[0])
+
+
+def _list_between(tx: Transaction, since: int, upto: int) -> list[Row]:
+    return tx.all(
+        "SELECT room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms FROM receipts"
+        " WHERE position > ? AND position <= ?",
+        since,
+        upto,
+    )
+
+
+FEATURE = Feature(
+    name="receipts",
+    spec="client-server-api/#receipts",
+    schema=SCHEMA,
+    routes=routes,
+    edus={"m.receipt": on_receipt_edu},
+    sync=sync_receipts,
+    edu_source=receipt_edus,
+)
+

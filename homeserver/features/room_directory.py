@@ -1,0 +1,309 @@
+"""Aliases of rooms and the published room directory. Spec: client-server-api/#room-aliases, #published-room-directory"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from federation.build import Draft
+from federation.identifiers import (
+    InvalidIdentifier,
+    RoomAlias,
+    RoomID,
+    ServerName,
+    UserID,
+    parse_room_alias,
+    server_name_of,
+)
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param, not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.remote.directory import public_rooms as remote_public_rooms
+from homeserver.remote.directory import resolve_alias
+from homeserver.resources import Resources
+from homeserver.rooms.access import find_in_state
+from homeserver.rooms.aliases import (
+    SCHEMA,
+    delete_alias,
+    find_alias,
+    is_published,
+    list_aliases,
+    list_published,
+    set_visibility,
+    store_alias,
+)
+from homeserver.rooms.append import append_local
+from homeserver.rooms.heads import Head, find_head, get_head, state_content
+from homeserver.rooms.membership import check_joined, count_members, get_membership, joined_servers
+from homeserver.rooms.power import check_may_send_state
+from homeserver.rooms.resolve import StateAt
+from homeserver.rooms.visibility import history_visibility, is_world_readable
+
+routes = Routes()
+
+
+class AliasBody(msgspec.Struct, frozen=True):
+    room_id: RoomID
+
+
+class VisibilityBody(msgspec.Struct, frozen=True):
+    visibility: Literal["public", "private"] = "public"
+
+
+class PublicRoomsQuery(msgspec.Struct, frozen=True):
+    limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    since: str | None = None
+    server: str | None = None
+
+
+class PublicRoomsFilter(msgspec.Struct, frozen=True):
+    generic_search_term: str | None = None
+    room_types: list[str | None] | None = None
+
+
+class PublicRoomsBody(msgspec.Struct, frozen=True):
+    limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    since: str | None = None
+    filter: PublicRoomsFilter = PublicRoomsFilter()
+    include_all_networks: bool = False
+    third_party_instance_id: str | None = None
+
+
+class ServerQuery(msgspec.Struct, frozen=True):
+    server: str | None = None
+
+
+@routes.get("/_matrix/client/v3/directory/room/{room_alias}")
+async def get_room_id_by_alias(hs: Resources, room_alias: RoomAlias) -> JsonObject:
+    if server_name_of(room_alias) == hs.server_name:
+        return await hs.database.read(_look_up, room_alias)
+    room_id, servers = await resolve_alias(hs, room_alias)
+    return {"room_id": room_id, "servers": servers}
+
+
+@routes.put("/_matrix/client/v3/directory/room/{room_alias}")
+async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAlias, body: AliasBody) -> Empty:
+    if server_name_of(room_alias) != hs.server_name:
+        raise invalid_param(f"This server gives names that end with :{hs.server_name} only.")
+    await hs.database.write(_add_alias, room_alias, body.room_id, requester.user_id)
+    return Empty()
+
+
+@routes.delete("/_matrix/client/v3/directory/room/{room_alias}")
+async def delete_room_alias(hs: Resources, requester: Requester, room_alias: RoomAlias) -> Empty:
+    await hs.database.write(_remove_alias, hs, room_alias, requester)
+    return Empty()
+
+
+@routes.get("/_matrix/client/v3/rooms/{room_id}/aliases")
+async def get_local_aliases(hs: Resources, requester: Requester, room_id: RoomID) -> JsonObject:
+    return {"aliases": await hs.database.read(_list_readable_aliases, room_id, requester.user_id)}
+
+
+@routes.get("/_matrix/client/v3/directory/list/room/{room_id}")
+async def get_room_visibility_on_directory(hs: Resources, room_id: RoomID) -> JsonObject:
+    return {"visibility": "public" if await hs.database.read(_is_listed, room_id) else "private"}
+
+
+@routes.put("/_matrix/client/v3/directory/list/room/{room_id}")
+async def set_room_visibility_on_directory(
+    hs: Resources, requester: Requester, room_id: RoomID, body: VisibilityBody
+) -> Empty:
+    await hs.database.write(_list_room, room_id, requester, body.visibility == "public")
+    return Empty()
+
+
+@routes.get("/_matrix/client/v3/publicRooms")
+async def get_public_rooms(hs: Resources, requester: Requester | None, query: PublicRoomsQuery) -> JsonObject:
+    if hs.config.directory.require_login and requester is None:
+        raise MatrixError(401, "M_MISSING_TOKEN", "You have to log in to see the rooms of this server.")
+    body = PublicRoomsBody(limit=query.limit, since=query.since)
+    return await _public_rooms(hs, query.server, body)
+
+
+@routes.post("/_matrix/client/v3/publicRooms")
+async def query_public_rooms(
+    hs: Resources, requester: Requester, query: ServerQuery, body: PublicRoomsBody
+) -> JsonObject:
+    return await _public_rooms(hs, query.server, body)
+
+
+@routes.get("/_matrix/federation/v1/publicRooms")
+async def get_public_rooms_over_federation(
+    hs: Resources, origin: ServerName, query: PublicRoomsQuery
+) -> JsonObject:
+    return await _public_rooms_for_server(hs, PublicRoomsBody(limit=query.limit, since=query.since))
+
+
+@routes.post("/_matrix/federation/v1/publicRooms")
+async def query_public_rooms_over_federation(hs: Resources, origin: ServerName, body: PublicRoomsBody) -> JsonObject:
+    return await _public_rooms_for_server(hs, body)
+
+
+async def _public_rooms_for_server(hs: Resources, body: PublicRoomsBody) -> JsonObject:
+    if not hs.config.directory.over_federation:
+        raise forbidden("This server does not show its rooms to other servers.")
+    return await _public_rooms(hs, None, body)
+
+
+async def _public_rooms(hs: Resources, server: str | None, body: PublicRoomsBody) -> JsonObject:
+    if server is not None and server != hs.server_name:
+        return await remote_public_rooms(hs, ServerName(server), msgspec.to_builtins(body))
+    return await hs.database.read(_list_public, body)
+
+
+async def answer_directory_query(hs: Resources, origin: ServerName, query: Mapping[str, str]) -> JsonObject:
+    """Spec: server-server-api/#get_matrixfederationv1querydirectory"""
+    if "room_alias" not in query:
+        raise missing_param("room_alias is required.")
+    try:
+        alias = parse_room_alias(query["room_alias"])
+    except InvalidIdentifier as error:
+        raise invalid_param(str(error)) from None
+    return await hs.database.read(_look_up, alias)
+
+
+def _look_up(tx: Transaction, alias: RoomAlias) -> JsonObject:
+    found = find_alias(tx, alias)
+    if found is None:
+        raise not_found(f"There is no room called {alias}.")
+    head = find_head(tx, found[0])
+    servers = joined_servers(tx, head) if head is not None else ()
+    return {"room_id": found[0], "servers": sorted(servers)[: limits.ALIAS_SERVERS_MAX]}
+
+
+def _add_alias(tx: Transaction, alias: RoomAlias, room_id: RoomID, user_id: UserID) -> None:
+    check_joined(tx, room_id, user_id)
+    if find_alias(tx, alias) is not None:
+        raise MatrixError(409, "M_UNKNOWN", f"There is a room called {alias} already.")
+    store_alias(tx, alias, room_id, user_id)
+
+
+def _remove_alias(tx: Transaction, hs: Resources, alias: RoomAlias, requester: Requester) -> None:
+    found = find_alias(tx, alias)
+    if found is None:
+        raise not_found(f"There is no room called {alias}.")
+    room_id, creator = found
+    head = find_head(tx, room_id)
+    if creator != requester.user_id and not requester.is_admin:
+        if head is None:
+            raise forbidden("Only who has given the room that name may take it away.")
+        check_may_send_state(tx, head, requester.user_id, "m.room.canonical_alias")
+    delete_alias(tx, alias)
+    if head is not None:
+        _remove_from_canonical(tx, hs, head, alias, requester.user_id)
+
+
+def _remove_from_canonical(tx: Transaction, hs: Resources, head: Head, alias: RoomAlias, user_id: UserID) -> None:
+    """Takes the name out of m.room.canonical_alias too, where the user may."""
+    event = find_in_state(tx, StateAt(head.state_root), "m.room.canonical_alias", "")
+    if event is None:
+        return
+    content = event.content
+    alternatives = content.get("alt_aliases")
+    kept = [name for name in alternatives if name != alias] if isinstance(alternatives, list) else None
+    if content.get("alias") == alias or kept != alternatives:
+        changed = {key: value for key, value in content.items() if key not in ("alias", "alt_aliases")}
+        if content.get("alias") not in (None, alias):
+            changed["alias"] = content["alias"]
+        if kept:
+            changed["alt_aliases"] = kept
+        try:
+            check_may_send_state(tx, head, user_id, "m.room.canonical_alias")
+        except MatrixError:
+            return
+        append_local(tx, hs, Draft(head.room_id, user_id, "m.room.canonical_alias", changed, state_key=""))
+
+
+def _list_readable_aliases(tx: Transaction, room_id: RoomID, user_id: UserID) -> list[RoomAlias]:
+    if get_membership(tx, room_id, user_id) != "join" and not is_world_readable(tx, room_id):
+        raise forbidden("You are not in that room.")
+    return list_aliases(tx, room_id)
+
+
+def _is_listed(tx: Transaction, room_id: RoomID) -> bool:
+    get_head(tx, room_id)
+    return is_published(tx, room_id)
+
+
+def _list_room(tx: Transaction, room_id: RoomID, requester: Requester, is_public: bool) -> None:
+    head = get_head(tx, room_id)
+    if not requester.is_admin:
+        check_joined(tx, room_id, requester.user_id)
+        check_may_send_state(tx, head, requester.user_id, "m.room.canonical_alias")
+    set_visibility(tx, room_id, is_public=is_public)
+
+
+def _list_public(tx: Transaction, body: PublicRoomsBody) -> JsonObject:
+    """A page of the directory, the largest rooms first."""
+    entries = [entry for room_id in list_published(tx) if (entry := _entry(tx, room_id)) is not None]
+    entries = [entry for entry in entries if _matches(entry, body.filter)]
+    entries.sort(key=lambda entry: (-entry["num_joined_members"], entry["room_id"]))
+    start = _parse_page(body.since)
+    limit = min(limits.PUBLIC_ROOMS_LIMIT_MAX if body.limit is None else body.limit, limits.PUBLIC_ROOMS_LIMIT_MAX)
+    answer: JsonObject = {"chunk": entries[start : start + limit], "total_room_count_estimate": len(entries)}
+    if start + limit < len(entries) and limit:
+        answer["next_batch"] = f"p{start + limit}"
+    if start > 0:
+        answer["prev_batch"] = f"p{max(0, start - limit)}"
+    return answer
+
+
+def _parse_page(since: str | None) -> int:
+    if since is None:
+        return 0
+    if not since.startswith("p") or not since[1:].isdecimal() or len(since) > 10:
+        raise invalid_param("since is not a token of this server's room directory.")
+    return int(since[1:])
+
+
+def _matches(entry: JsonObject, filter_: PublicRoomsFilter) -> bool:
+    if filter_.room_types is not None and entry.get("room_type") not in filter_.room_types:
+        return False
+    term = filter_.generic_search_term
+    if not term:
+        return True
+    texts = (entry.get("name"), entry.get("topic"), entry.get("canonical_alias"))
+    return any(isinstance(text, str) and term.casefold() in text.casefold() for text in texts)
+
+
+def _entry(tx: Transaction, room_id: RoomID) -> JsonObject | None:
+    """A room as the directory shows it; None once nobody is in it. Spec: PublishedRoomsChunk"""
+    head = find_head(tx, room_id)
+    joined = count_members(tx, room_id, "join")
+    if head is None or not joined:
+        return None
+
+    def text(event_type: str, key: str) -> Any:
+        value = (state_content(tx, head.state_root, event_type) or {}).get(key)
+        return value if isinstance(value, str) else None
+
+    optional = {
+        "name": text("m.room.name", "name"),
+        "topic": text("m.room.topic", "topic"),
+        "canonical_alias": text("m.room.canonical_alias", "alias"),
+        "avatar_url": text("m.room.avatar", "url"),
+        "room_type": text("m.room.create", "type"),
+        "join_rule": text("m.room.join_rules", "join_rule"),
+    }
+    return {
+        "room_id": room_id,
+        "num_joined_members": joined,
+        "world_readable": history_visibility(tx, head.state_root) == "world_readable",
+        "guest_can_join": text("m.room.guest_access", "guest_access") == "can_join",
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+FEATURE = Feature(
+    name="room_directory",
+    spec="client-server-api/#room-aliases",
+    schema=SCHEMA,
+    routes=routes,
+    queries={"directory": answer_directory_query},
+)

@@ -1,0 +1,87 @@
+"""Who is in a room. Spec: client-server-api/#get_matrixclientv3roomsroomidmembers"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from federation.identifiers import RoomID
+from homeserver.api import Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import forbidden
+from homeserver.feature import Feature, JsonObject
+from homeserver.resources import Resources
+from homeserver.rooms.access import readable_state
+from homeserver.rooms.client_event import client_events
+from homeserver.rooms.heads import get_head
+from homeserver.rooms.membership import check_joined
+from homeserver.rooms.resolve import StateAt, entries_of, head_at
+from homeserver.rooms.storage import StoredEvent, list_stored
+from homeserver.rooms.timeline import parse_point
+
+routes = Routes()
+
+Membership = Literal["join", "invite", "knock", "leave", "ban"]
+
+
+class MembersQuery(msgspec.Struct, frozen=True):
+    at: str | None = None
+    membership: Membership | None = None
+    not_membership: Membership | None = None
+
+
+@routes.get("/_matrix/client/v3/rooms/{room_id}/members")
+async def get_members_by_room(
+    hs: Resources, requester: Requester, room_id: RoomID, query: MembersQuery
+) -> JsonObject:
+    return {"chunk": await hs.database.read(_list_members, requester, room_id, query)}
+
+
+@routes.get("/_matrix/client/v3/rooms/{room_id}/joined_members")
+async def get_joined_members_by_room(hs: Resources, requester: Requester, room_id: RoomID) -> JsonObject:
+    return {"joined": await hs.database.read(_joined_members, requester, room_id)}
+
+
+def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query: MembersQuery) -> list[JsonObject]:
+    state = readable_state(tx, room_id, requester.user_id)
+    if query.at is not None:
+        past = head_at(tx, room_id, parse_point(query.at))
+        if past is None:
+            raise forbidden("The room was not known at that point.")
+        state = past
+    events = [event for event in _member_events(tx, state) if _wanted(query, event.content.get("membership"))]
+    return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
+
+
+def _wanted(query: MembersQuery, membership: object) -> bool:
+    if query.membership is None and query.not_membership is None:
+        return True
+    # Given both, either is enough: the spec's wording of the two together.
+    return membership == query.membership or (
+        query.not_membership is not None and membership != query.not_membership
+    )
+
+
+def _member_events(tx: Transaction, state: StateAt) -> list[StoredEvent]:
+    member_nid = tx.find("m.room.member")
+    positions = {position for key, position in entries_of(tx, state).items() if key[0] == member_nid}
+    return list(list_stored(tx, positions).values())
+
+
+def _joined_members(tx: Transaction, requester: Requester, room_id: RoomID) -> JsonObject:
+    check_joined(tx, room_id, requester.user_id)
+    joined: JsonObject = {}
+    for event in _member_events(tx, StateAt(get_head(tx, room_id).state_root)):
+        content = event.content
+        if content.get("membership") == "join" and event.state_key is not None:
+            member: JsonObject = {}
+            for theirs, ours in (("displayname", "display_name"), ("avatar_url", "avatar_url")):
+                if isinstance(content.get(theirs), str):
+                    member[ours] = content[theirs]
+            joined[event.state_key] = member
+    return joined
+
+
+FEATURE = Feature(name="room_members", spec="client-server-api/#room-membership", routes=routes)

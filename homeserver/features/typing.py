@@ -1,0 +1,165 @@
+"""Typing notifications: who is writing just now. Spec: client-server-api/#typing-notifications
+
+A row per user and room that lasts for seconds. What has run out is not told, and swept away by the next to come.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import trio
+
+from federation.edus import TypingContent
+from federation.identifiers import RoomID, ServerName, UserID, server_name_of
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import forbidden
+from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.resources import Resources
+from homeserver.rooms.membership import check_joined, get_membership
+
+SCHEMA = Schema(
+    "typing",
+    (
+        Step(
+            "001_create",
+            """
+            CREATE TABLE typing (
+                room_nid INTEGER NOT NULL,
+                user_nid INTEGER NOT NULL,
+                expires_ms INTEGER NOT NULL,
+                position INTEGER NOT NULL,
+                is_local INTEGER NOT NULL,
+                PRIMARY KEY (room_nid, user_nid)
+            ) WITHOUT ROWID;
+            CREATE INDEX typing_by_position ON typing (position);
+            """,
+        ),
+    ),
+)
+
+routes = Routes()
+
+
+class TypingBody(msgspec.Struct, frozen=True):
+    typing: bool
+    timeout: int | None = None
+
+
+@routes.put("/_matrix/client/v3/rooms/{room_id}/typing/{user_id}")
+async def set_typing(
+    hs: Resources, requester: Requester, room_id: RoomID, user_id: UserID, body: TypingBody
+) -> Empty:
+    if user_id != requester.user_id:
+        raise forbidden("You cannot type for another user.")
+    timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if body.timeout is None else body.timeout
+    timeout_ms = max(0, min(timeout_ms, limits.TYPING_TIMEOUT_MS_MAX)) if body.typing else 0
+    await hs.database.write(_set_local, room_id, user_id, timeout_ms)
+    if timeout_ms:
+        hs.nursery.start_soon(_expire_later, hs, room_id, user_id, timeout_ms)
+    return Empty()
+
+
+def _set_local(tx: Transaction, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
+    check_joined(tx, room_id, user_id)
+    store_typing(tx, room_id, user_id, tx.now_ms + timeout_ms if timeout_ms else 0, is_local=True)
+
+
+async def _expire_later(hs: Resources, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
+    """Tells the room when a notification has run out without being renewed."""
+    await trio.sleep(timeout_ms / 1000)
+    await hs.database.write(_expire, room_id, user_id)
+
+
+def _expire(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+    row = tx.one(
+        "SELECT expires_ms, is_local FROM typing WHERE room_nid = ? AND user_nid = ?", tx.find(room_id), tx.find(user_id)
+    )
+    if row is not None and 0 < row[0] <= tx.now_ms:
+        store_typing(tx, room_id, user_id, 0, is_local=bool(row[1]))
+
+
+async def on_typing_edu(hs: Resources, origin: ServerName, content: TypingContent) -> None:
+    """Another server's user has begun or ended to type. Nothing is believed of a user of a third server."""
+    if server_name_of(content.user_id) != origin:
+        return
+    timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if content.typing else 0
+    if await hs.database.write(_set_remote, content.room_id, content.user_id, timeout_ms) and timeout_ms:
+        hs.nursery.start_soon(_expire_later, hs, content.room_id, content.user_id, timeout_ms)
+
+
+def _set_remote(tx: Transaction, room_id: RoomID, user_id: UserID, timeout_ms: int) -> bool:
+    if get_membership(tx, room_id, user_id) != "join":
+        return False
+    store_typing(tx, room_id, user_id, tx.now_ms + timeout_ms if timeout_ms else 0, is_local=False)
+    return True
+
+
+def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
+    """The rooms in which someone has begun or ended to type, with all who do."""
+    changed = {
+        RoomID(name)
+        for name in tx.names(tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ?", ctx.since)).values()
+    }
+    for room_id in ctx.rooms.keys() & (changed | ctx.newly_joined):
+        users = list_typing(tx, room_id)
+        if users or (ctx.since and room_id not in ctx.newly_joined):
+            ctx.rooms[room_id].ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
+
+
+def typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
+    """An m.typing EDU for each local user who has begun or ended to type."""
+    rows = tx.all(
+        "SELECT room_nid, user_nid, expires_ms FROM typing WHERE position > ? AND position <= ? AND is_local = 1",
+        since,
+        upto,
+    )
+    edus = []
+    for room_nid, user_nid, expires_ms in rows:
+        room_id = RoomID(tx.name(room_nid))
+        content: JsonObject = {"room_id": room_id, "user_id": tx.name(user_nid), "typing": expires_ms > tx.now_ms}
+        edus.append(OutgoingEdu("m.typing", content, room_id))
+    return edus
+
+
+# --- storage ---
+
+
+def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: int, *, is_local: bool) -> None:
+    """Notes until when the user types (0: not any more), and tells the room if that is news."""
+    tx.run(
+        "DELETE FROM typing WHERE room_nid = ? AND expires_ms < ? AND user_nid <> ?",
+        tx.find(room_id),
+        tx.now_ms - limits.TYPING_TIMEOUT_MS_MAX,
+        tx.find(user_id),
+    )
+    tx.run(
+        "INSERT INTO typing (room_nid, user_nid, expires_ms, position, is_local) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (room_nid, user_nid) DO UPDATE SET expires_ms = excluded.expires_ms,"
+        " position = excluded.position",
+        tx.intern(room_id),
+        tx.intern(user_id),
+        expires_ms,
+        tx.next_position(room_id),
+        int(is_local),
+    )
+
+
+def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
+    """Who types in the room just now, in order."""
+    nids = tx.values(
+        "SELECT user_nid FROM typing WHERE room_nid = ? AND expires_ms > ?", tx.find(room_id), tx.now_ms
+    )
+    return sorted(UserID(name) for name in tx.names(nids).values())
+
+
+FEATURE = Feature(
+    name="typing",
+    spec="client-server-api/#typing-notifications",
+    schema=SCHEMA,
+    routes=routes,
+    edus={"m.typing": on_typing_edu},
+    sync=sync_typing,
+    edu_source=typing_edus,
+)

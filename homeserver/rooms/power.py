@@ -1,0 +1,23 @@
+"""What a user's power level allows in a room as it is now. Spec: client-server-api/#permissions"""
+
+from __future__ import annotations
+
+from federation.power_levels import PowerLevels, read_power_levels
+from homeserver.database import Transaction
+from homeserver.errors import forbidden
+from homeserver.rooms.heads import Head, state_events
+
+_CREATE, _POWER_LEVELS = ("m.room.create", ""), ("m.room.power_levels", "")
+
+
+def power_levels(tx: Transaction, head: Head) -> PowerLevels:
+    """The levels that the room's state gives."""
+    state = state_events(tx, head.state_root, (_CREATE, _POWER_LEVELS))
+    return read_power_levels(state.get(_CREATE), state.get(_POWER_LEVELS), head.version)
+
+
+def check_may_send_state(tx: Transaction, head: Head, user_id: str, event_type: str) -> None:
+    """MatrixError 403 M_FORBIDDEN unless the user's level suffices for state events of that type."""
+    levels = power_levels(tx, head)
+    if levels.user_level(user_id) < levels.event_level(event_type, is_state=True):
+        raise forbidden(f"Your power level does not allow you to change {event_type} of that room.")

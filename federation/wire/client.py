@@ -114,7 +114,7 @@ class HttpClient:
                 return origin, connection, head
             # Its body is not read, so the connection is closed: a redirect is too rare to care.
             await self._pool.end(origin, connection)
-            url = urljoin(url, head.headers["location"])
+            url = _join_url(url, head.headers["location"])
             if parse_url(url, schemes)[0] != origin:
                 headers = {name: value for name, value in headers.items() if name.lower() not in _PRIVATE_HEADERS}
         raise WireError(f"more than {redirects_max} redirects", "protocol")
@@ -129,24 +129,28 @@ class HttpClient:
 class _Chunks:
     """A response's body as an async iterator; each chunk may take `timeout_s`, all may be `max_bytes` long."""
 
-    __slots__ = ("_connection", "_left_bytes", "_max_bytes", "_timeout_s")
+    __slots__ = ("_connection", "_ended", "_left_bytes", "_max_bytes", "_timeout_s")
 
     def __init__(self, connection: Connection, timeout_s: float, max_bytes: int) -> None:
         self._connection = connection
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._left_bytes = max_bytes
+        self._ended = False
 
     def __aiter__(self) -> _Chunks:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._ended:
+            raise StopAsyncIteration
         chunk = None
         with trio.move_on_after(self._timeout_s):
             chunk = await self._connection.read_chunk()
         if chunk is None:
             raise WireError(f"nothing came for {self._timeout_s:g} s", "timeout")
         if not chunk:
+            self._ended = True
             raise StopAsyncIteration
         self._left_bytes -= len(chunk)
         if self._left_bytes < 0:
@@ -163,6 +167,13 @@ def as_stream(connection: Connection, head: Head, timeout_s: float, max_bytes: i
 def timed_out(what: str, timeout_s: float) -> WireError:
     """The error when all of a request took too long."""
     return WireError(f"{what} did not answer within {timeout_s:g} s", "timeout")
+
+
+def _join_url(base: str, location: str) -> str:
+    try:
+        return urljoin(base, location)
+    except ValueError as error:
+        raise WireError(f"not a URL: {error}", "refused") from error
 
 
 def parse_url(url: str, schemes: tuple[str, ...]) -> tuple[Origin, str]:

@@ -31,6 +31,7 @@ from federation.identifiers import (
 from homeserver.errors import MatrixError, bad_json, invalid_param, missing_param
 
 Decode = Callable[[str], Any]
+SPECIAL = frozenset({"requester", "origin", "body", "query", "request"})
 PARSERS: Mapping[Any, Callable[[object], Any]] = {
     UserID: parse_user_id,
     RoomID: parse_room_id,
@@ -91,10 +92,17 @@ class QueryPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to give a handler after `hs`, in order: the name of a special parameter, or the number of a path one."""
+class Constant:
+    """The default of a path parameter that this path does not have."""
 
-    order: tuple[str | int, ...]
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to give a handler after `hs`, in order: the name of a special parameter, the number of a path one, …"""
+
+    order: tuple[str | int | Constant, ...]
     path: tuple[tuple[str, Decode], ...]
     requester: bool = False
     requester_optional: bool = False
@@ -135,12 +143,13 @@ def path_parameters(path: str) -> tuple[str, ...]:
 def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
     """Reads the signature of a handler for `path`. Raises TypeError where the two do not fit."""
     hints = get_type_hints(handler)
-    names = list(inspect.signature(handler).parameters)
+    parameters = inspect.signature(handler).parameters
+    names = list(parameters)
     where = f"{handler.__module__}.{handler.__qualname__}"
     if not names or names[0] != "hs":
         raise TypeError(f"{where}: the first parameter must be hs")
     in_path = path_parameters(path)
-    order: list[str | int] = []
+    order: list[str | int | Constant] = []
     special: dict[str, Any] = {}
     for name in names[1:]:
         if name not in hints:
@@ -148,6 +157,9 @@ def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
         kind = hints[name]
         if name in in_path:
             order.append(in_path.index(name))
+            continue
+        if name not in SPECIAL and parameters[name].default is not inspect.Parameter.empty:
+            order.append(Constant(parameters[name].default))
             continue
         order.append(name)
         optional, inner = _optional(kind)

@@ -151,8 +151,10 @@ class Dispatch:
                 arguments.append(plan.query.decode(request.query))
             elif source == "origin":
                 arguments.append(origin)
-            else:
+            elif source == "request":
                 arguments.append(request)
+            else:
+                arguments.append(source.value)
         return await operation.handler(self.hs, *arguments)
 
     async def _wait(self, operation: Operation, request: Request, *arguments: Any) -> Any:
@@ -203,7 +205,7 @@ class Dispatch:
 
 def error_response(error: MatrixError) -> Response:
     """The answer for an error, with Retry-After where the client should wait."""
-    headers = {"content-type": JSON}
+    headers = {"content-type": JSON, **CORS}
     wait_ms = error.extra.get("retry_after_ms")
     if error.status == 429 and isinstance(wait_ms, int):
         headers["retry-after"] = str(max(1, math.ceil(wait_ms / 1000)))

@@ -58,7 +58,7 @@ class OutgoingEdu:
     destinations: tuple[ServerName, ...] = ()
 
 
-EduHandler = Callable[[Resources, ServerName, JsonObject], Awaitable[None]]
+EduHandler = Callable[[Resources, ServerName, Any], Awaitable[None]]
 SyncSection = Callable[[Transaction, SyncContext], None]
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 EduSource = Callable[[Transaction, int, int], Iterable[OutgoingEdu]]
@@ -70,7 +70,8 @@ Heartbeat = Callable[[Resources, UserID, str, str], Awaitable[None]]
 class Feature:
     """A part of the specification: its tables, its routes, and where it takes part in sync and federation.
 
-    edus: EDU type → handler of one that a peer sent (the origin's signature is checked, its right to speak is not).
+    edus: EDU type → handler of one that a peer sent, its content as `federation.edus` parses it (the origin's signature is
+    checked, its right to speak for a user is not).
     sync: adds this feature's changes to a `/sync` answer. edu_source: the EDUs that local changes in since < position ≤ upto
     call for. queries: `/_matrix/federation/v1/query/{type}` handlers. background: runs while the server serves. heartbeat(hs, user_id, device_id, set_presence): a client has
     shown itself, by a sync.

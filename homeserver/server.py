@@ -31,7 +31,7 @@ from homeserver.dispatch import Dispatch
 from homeserver.feature import Feature
 from homeserver.features import FEATURES
 from homeserver.features.accounts import create_account
-from homeserver.features.filters import get_filter
+from homeserver.features.filters import find_filter
 from homeserver.listener import Bound, serve
 from homeserver.pages import make_pages
 from homeserver.resources import Resources
@@ -79,9 +79,10 @@ class Homeserver:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         self._stop.set()
-        return await self._stack.__aexit__(kind, error, trace)
+        # The body's own exception goes its way unwrapped: to the nursery of the server it means nothing.
+        await self._stack.__aexit__(None, None, None)
 
     @property
     def app(self) -> App:
@@ -164,7 +165,7 @@ class Homeserver:
 
 def _all_features() -> list[Feature]:
     """The features of the table of contents, and the two that serve what all of them add to sync and federation."""
-    return [*FEATURES, sync.feature_of(FEATURES, get_filter), remote.feature_of(FEATURES)]
+    return [*FEATURES, sync.feature_of(FEATURES, find_filter), remote.feature_of(FEATURES)]
 
 
 def _schemas(features: list[Feature]) -> list[Schema]:

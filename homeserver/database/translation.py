@@ -76,11 +76,16 @@ def split_in(sql: str) -> tuple[str, str, int]:
 def split_statements(sql: str) -> Iterator[str]:
     """The single statements of `sql`, each with its semicolon."""
     statement = ""
-    for piece in sql.split(";"):
+    *pieces, rest = sql.split(";")
+    for piece in pieces:
         statement += piece + ";"
         if sqlite3.complete_statement(statement):
-            if translate_statement(statement).strip() != ";":
+            if not _is_empty(statement):
                 yield statement.strip()
             statement = ""
-    if statement.strip(" \n;"):
-        raise ValueError(f"a statement does not end with a semicolon: {statement.strip()}")
+    if not _is_empty(statement + rest):
+        raise ValueError(f"a statement does not end with a semicolon: {(statement + rest).strip()}")
+
+
+def _is_empty(sql: str) -> bool:
+    return not _STATEMENT.sub(lambda match: "" if match.group().startswith("--") else "x", sql).strip("; \t\r\n")

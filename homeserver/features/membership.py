@@ -39,7 +39,7 @@ from homeserver.rooms.append import append_local
 from homeserver.rooms.heads import find_head, get_head
 from homeserver.rooms.membership import (
     check_joined,
-    forget_room,
+    hide_room,
     get_membership,
     get_room_membership,
     is_server_joined,
@@ -154,7 +154,7 @@ async def unban(hs: Resources, requester: Requester, room_id: RoomID, body: Targ
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/forget")
-async def forget_room_(hs: Resources, requester: Requester, room_id: RoomID) -> Empty:
+async def forget_room(hs: Resources, requester: Requester, room_id: RoomID) -> Empty:
     await hs.database.write(_forget, room_id, requester.user_id)
     return Empty()
 
@@ -289,7 +289,7 @@ def _forget(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
         raise not_found("You were never in that room.")
     if membership not in ("leave", "ban"):
         raise MatrixError(400, "M_UNKNOWN", "You have to leave the room before you can forget it.")
-    forget_room(tx, room_id, user_id)
+    hide_room(tx, room_id, user_id)
 
 
 def _content(membership: str, reason: str | None) -> JsonObject:

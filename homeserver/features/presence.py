@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 import trio
 
-from federation.edus import InvalidEdu, PresenceContent, PresenceUpdate, parse_edu
+from federation.edus import PresenceContent, PresenceUpdate
 from federation.identifiers import ServerName, UserID
 from homeserver import limits
 from homeserver.api import Empty, Routes
@@ -190,16 +190,11 @@ def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[Outgo
             yield OutgoingEdu("m.presence", {"push": [update]}, destinations=tuple(sorted(servers)))
 
 
-async def receive_presence(hs: Resources, origin: ServerName, content: JsonObject) -> None:
+async def receive_presence(hs: Resources, origin: ServerName, content: PresenceContent) -> None:
     """An m.presence EDU: counts for users of `origin` only, and only for those who share a room with ours."""
     if not hs.config.presence.enabled:
         return
-    try:
-        _, parsed = parse_edu({"edu_type": "m.presence", "content": content})
-    except InvalidEdu:
-        return
-    assert isinstance(parsed, PresenceContent)
-    updates = [update for update in parsed.push if update.user_id.partition(":")[2] == origin]
+    updates = [update for update in content.push if update.user_id.partition(":")[2] == origin]
     if updates:
         await hs.database.write(_store_remote, updates[: limits.PRESENCE_UPDATES_PER_EDU_MAX])
 

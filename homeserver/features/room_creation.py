@@ -22,7 +22,7 @@ from homeserver.features.profile import member_profile
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import set_visibility, store_alias
-from homeserver.rooms.append import append_local, create_room
+from homeserver.rooms.append import append_create, append_local
 
 routes = Routes()
 
@@ -60,7 +60,7 @@ class CreateRoomBody(msgspec.Struct, frozen=True):
 
 
 @routes.post("/_matrix/client/v3/createRoom", rate_limit="join")
-async def create_room_(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
+async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
     version = ROOM_VERSIONS.get(body.room_version or DEFAULT_ROOM_VERSION)
     if version is None:
         raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know that room version.")
@@ -75,9 +75,6 @@ async def create_room_(hs: Resources, requester: Requester, body: CreateRoomBody
     return {"room_id": room_id}
 
 
-create_room_.__name__ = "create_room"
-
-
 def _create(
     tx: Transaction, hs: Resources, creator: UserID, body: CreateRoomBody, version: RoomVersion
 ) -> RoomID:
@@ -88,7 +85,7 @@ def _create(
         opaque_id = RoomID(f"!{secrets.token_urlsafe(18)}:{hs.server_name}")
     try:
         content = creation_content(body, creator, version)
-        create = create_room(tx, hs, Draft(opaque_id, creator, "m.room.create", content, state_key=""), version)
+        create = append_create(tx, hs, Draft(opaque_id, creator, "m.room.create", content, state_key=""), version)
         for event_type, state_key, content in _initial_events(tx, creator, body, version, create, alias):
             append_local(tx, hs, Draft(create.room_id, creator, event_type, content, state_key=state_key))
     except MatrixError as error:

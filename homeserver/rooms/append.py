@@ -61,7 +61,7 @@ STRIPPED_KEYS: tuple[StateKey, ...] = tuple(
 )
 
 
-def create_room(tx: Transaction, hs: Resources, draft: Draft, version: RoomVersion) -> Event:
+def append_create(tx: Transaction, hs: Resources, draft: Draft, version: RoomVersion) -> Event:
     """The room's m.room.create event, appended. The draft names no room where the version makes the id of the event."""
     event = _build(hs, draft, version, prev_events=(), auth_events=(), depth=1, now_ms=tx.now_ms)
     rejection = check(event, {})

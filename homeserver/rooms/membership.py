@@ -68,7 +68,7 @@ def delete_membership(tx: Transaction, room_nid: int, user_id: UserID, changed_p
     tx.wakes.add(user_id)
 
 
-def forget_room(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+def hide_room(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
     """Hides a room that the user has left."""
     tx.run(
         "UPDATE memberships SET forgotten = 1 WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), tx.find(room_id)

@@ -52,4 +52,4 @@ def find_inviter(tx: Transaction, head: Head, server_name: ServerName) -> UserID
     """A joined user of a server who has the power to invite."""
     levels = power_levels(tx, head)
     members = list_joined_from(tx, head.room_id, server_name)
-    return next((user_id for user_id in members if levels.user_level(user_id) >= levels.invite), None)
+    return next((user_id for user_id in members if levels.user_level(user_id) >= levels.invite_level), None)

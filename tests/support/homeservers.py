@@ -22,9 +22,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from federation.identifiers import ServerName, UserID
+from federation.build import Draft
+from federation.identifiers import RoomID, ServerName, UserID
+from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from federation.signing import SigningKey
 from federation.wire import Wire, WireError
+from homeserver import sync
 from homeserver.asgi import App
 from homeserver.authenticate import SCHEMA as AUTHENTICATE
 from homeserver.blobs import Blobs
@@ -54,6 +57,7 @@ from homeserver.features import (
     whoami,
 )
 from homeserver.resources import Resources
+from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.schema import SCHEMA as ROOMS
 from homeserver.workers import Workers
 from tests.support.contract import check_response
@@ -66,7 +70,8 @@ FEATURES = tuple(
     module.FEATURE
     for module in (
         account, account_data, accounts, capabilities, devices, filters, login, logout, presence, profile, refresh,
-        registration, registration_tokens, shared_secret_registration, tags, user_interactive, versions, well_known, whoami,
+        registration, registration_tokens, shared_secret_registration, tags, user_interactive, versions, well_known,
+        whoami,
     )
 )  # fmt: skip
 
@@ -179,6 +184,11 @@ class Server:
         """A client with that access token."""
         return Client(self, token)
 
+    async def make_room(self, creator: Client, *members: Client) -> RoomID:
+        """A public room with these members, made without the API."""
+        room_id: RoomID = await self.write(_make_room, self.hs, creator.user_id, [each.user_id for each in members])
+        return room_id
+
     def _logged_in(self, answer: dict[str, Any]) -> Client:
         return Client(self, answer["access_token"], UserID(answer["user_id"]), answer["device_id"])
 
@@ -193,6 +203,22 @@ class Server:
 
 def _call(fn: Callable[..., Any], kwargs: dict[str, Any], tx: Transaction, *args: Any) -> Any:
     return fn(tx, *args, **kwargs)
+
+
+def _make_room(tx: Transaction, hs: Resources, creator: UserID, members: Sequence[UserID]) -> RoomID:
+    version = ROOM_VERSIONS[DEFAULT_ROOM_VERSION]
+    create = Draft(None, creator, "m.room.create", {"room_version": version.id}, state_key="")
+    room_id = append_create(tx, hs, create, version).room_id
+
+    def say(sender: UserID, event_type: str, state_key: str, **content: Any) -> None:
+        append_local(tx, hs, Draft(room_id, sender, event_type, content, state_key=state_key))
+
+    say(creator, "m.room.member", creator, membership="join", **profile.member_profile(tx, creator))
+    say(creator, "m.room.power_levels", "", users={})
+    say(creator, "m.room.join_rules", "", join_rule="public")
+    for member in members:
+        say(member, "m.room.member", member, membership="join", **profile.member_profile(tx, member))
+    return room_id
 
 
 @asynccontextmanager
@@ -213,7 +239,8 @@ async def running(config: Config, *, wire: Wire, features: Sequence[Feature]) ->
             now_ms=now_ms,
             nursery=nursery,
         )
-        operations = [operation for feature in features for operation in feature.routes]
+        served = [*features, sync.feature_of(features, filters.find_filter)]
+        operations = [operation for feature in served for operation in feature.routes]
         app = App(Dispatch(hs, operations))
         for feature in features:
             for background in feature.background:

@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from homeserver.cli import config, serve, user
+from homeserver.cli import config, demo, serve, user
 from homeserver.cli.output import CommandError, fail
 
-GROUPS = (serve, config, user)
+GROUPS = (serve, config, user, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,211 @@
+"""`homeserver demo`: two organisations on this machine, each with its own server, and a conversation between their people.
+
+Everything is real: sockets, TLS under a certificate authority made for the occasion, federation, HTTP clients. Nothing is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from homeserver.cli.demo_people import Person, picture
+from homeserver.cli.output import CommandError, run_trio
+
+PASSWORD = "o-happy-dagger"
+DIALOGUE = (
+    ("romeo", "But soft, what light through yonder window breaks?"),
+    ("juliet", "Three words, dear Romeo, and good night indeed."),
+    ("romeo", "O, wilt thou leave me so unsatisfied?"),
+    ("mercutio", "A plague o’ both your houses! (Though both servers are up.)"),
+    ("juliet", "Parting is such sweet sorrow, that I shall say good night till it be morrow."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Organisation:
+    """One of the two: its server's name, and where clients and other servers reach it."""
+
+    name: str
+    server_name: str
+    client_port: int
+    federation_port: int
+    folder: Path
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.client_port}"
+
+
+def add_commands(commands: Any) -> None:
+    """`demo`."""
+    demo = commands.add_parser("demo", help="two servers on this machine, and a conversation between them")
+    demo.add_argument("--exit", action="store_true", help="end after the conversation instead of at Ctrl-C")
+    demo.set_defaults(run=run_demo)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Exits 0 once the conversation has gone through and, without --exit, Ctrl-C was pressed."""
+
+    async def main() -> int:
+        with tempfile.TemporaryDirectory(prefix="homeserver-demo-") as folder:
+            await _demo(Path(folder), leave_running=not args.exit)
+        return 0
+
+    return run_trio(main)
+
+
+async def _demo(folder: Path, *, leave_running: bool) -> None:
+    import trio
+
+    from homeserver.server import Homeserver
+
+    ports = _free_ports((8008, 8448, 8009, 8449))
+    organisations = [
+        Organisation("Montague", f"localhost:{ports[1]}", ports[0], ports[1], folder / "montague"),
+        Organisation("Capulet", f"localhost:{ports[3]}", ports[2], ports[3], folder / "capulet"),
+    ]
+    _make_certificates(folder, organisations)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            servers = []
+            for organisation in organisations:
+                server = await nursery.start(_run, Homeserver, _config(organisation, folder))
+                servers.append(server)
+                print(
+                    f"{organisation.name}: {organisation.server_name} answers clients on {organisation.base_url}"
+                    f" and servers on https://{organisation.server_name}",
+                    flush=True,
+                )
+            people = await _converse(organisations)
+            if leave_running:
+                _print_credentials(people)
+                await anext(signals)
+                print("\nBoth servers stop; nothing of them is kept.")
+            for server in servers:
+                server.stop()
+
+
+async def _run(homeserver: Any, config: Any, *, task_status: Any) -> None:
+    """One server from its start to its stop; started once it listens."""
+    import trio
+
+    async with homeserver(config) as server, trio.open_nursery() as nursery:
+        await nursery.start(server.serve)
+        task_status.started(server)
+
+
+async def _converse(organisations: list[Organisation]) -> list[Person]:
+    """The main job, step by step. Ends with everyone having seen everything."""
+    import trio
+
+    montague, capulet = organisations
+    romeo = Person("romeo", montague.base_url)
+    mercutio = Person("mercutio", montague.base_url)
+    juliet = Person("juliet", capulet.base_url)
+    everyone = {person.name: person for person in (romeo, mercutio, juliet)}
+    print("\nThey register and log in")
+    for person in everyone.values():
+        await person.register(PASSWORD)
+        _say(f"{person.user_id}", person.took_ms)
+    async with trio.open_nursery() as nursery:
+        for person in everyone.values():
+            nursery.start_soon(person.listen)
+        print("\nRomeo makes a room and invites across the two organisations")
+        room_id = await romeo.create_room("The balcony", invite=[mercutio.user_id, juliet.user_id])
+        _say(f"room {room_id}", romeo.took_ms)
+        for person in (mercutio, juliet):
+            waited_ms = await person.wait_invited(room_id)
+            _say(f"{person.name} is invited", waited_ms)
+            await person.join(room_id)
+            _say(f"{person.name} joins", person.took_ms)
+        for person in everyone.values():
+            await person.wait_members(room_id, len(everyone))
+        print("\nThey talk (until the last of the others has it)")
+        for name, text in DIALOGUE:
+            event_id, sent_at = await everyone[name].send_text(room_id, text)
+            others = [person for person in everyone.values() if person.name != name]
+            _say(f"{name:>8}: {text}", max([await person.wait_event(event_id, sent_at) for person in others]))
+        print("\nJuliet sends a picture, and reads what was said")
+        event_id, sent_at, mxc = await juliet.send_picture(room_id, picture(640, 480))
+        await romeo.wait_event(event_id, sent_at)
+        size = await romeo.download(mxc)
+        _say(f"romeo has the picture: {size} bytes of {mxc}", romeo.took_ms)
+        started = trio.current_time()
+        await romeo.read(room_id, event_id)
+        _say("juliet sees that romeo has read it", await juliet.wait_receipt(romeo.user_id, event_id, started))
+        nursery.cancel_scope.cancel()
+    print("\nAll of it arrived, on both servers.", flush=True)
+    return list(everyone.values())
+
+
+def _say(text: str, took_ms: float) -> None:
+    print(f"  {text:<86} {took_ms:7.1f} ms", flush=True)
+
+
+def _print_credentials(people: list[Person]) -> None:
+    print("\nBoth servers keep running. Log in with any Matrix client, as one of:\n")
+    for person in people:
+        print(f"  homeserver {person.base_url}   user {person.user_id}   password {PASSWORD}")
+    print("\nCtrl-C ends both.", flush=True)
+
+
+def _config(organisation: Organisation, folder: Path) -> Any:
+    from homeserver.config import Config, FederationSection, Listener, Passwords, Public, RateLimitsSection, Registration
+
+    return Config(
+        server_name=organisation.server_name,
+        data_dir=str(organisation.folder),
+        listeners=(
+            Listener(bind=f"127.0.0.1:{organisation.client_port}", serve=("client", "media", "health")),
+            Listener(
+                bind=f"127.0.0.1:{organisation.federation_port}",
+                serve=("federation", "media"),
+                tls_cert=str(organisation.folder / "tls.crt"),
+                tls_key=str(organisation.folder / "tls.key"),
+            ),
+        ),
+        public=Public(base_url=organisation.base_url),
+        registration=Registration(enabled=True),
+        passwords=Passwords(),
+        rate_limits=RateLimitsSection(enabled=False),
+        federation=FederationSection(ca_file=str(folder / "ca.crt"), allow_private_addresses=True),
+    )
+
+
+def _make_certificates(folder: Path, organisations: list[Organisation]) -> None:
+    """A certificate authority for these two servers, and a certificate of it for each."""
+    import trustme
+
+    authority = trustme.CA(organization_name="homeserver demo")
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+    for organisation in organisations:
+        organisation.folder.mkdir()
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        certificate.private_key_pem.write_to_path(str(organisation.folder / "tls.key"))
+        for blob in certificate.cert_chain_pems:
+            blob.write_to_path(str(organisation.folder / "tls.crt"), append=True)
+
+
+def _free_ports(wanted: tuple[int, ...]) -> list[int]:
+    """The wanted ports of the loopback interface, each replaced by any free one if it is taken."""
+    sockets: list[socket.socket] = []
+    try:
+        for port in wanted:
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sockets.append(sock)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+    except OSError as error:
+        raise CommandError(f"No free port on 127.0.0.1: {error}.") from error
+    finally:
+        for sock in sockets:
+            sock.close()

@@ -1,0 +1,165 @@
+"""The people of the demo: small Matrix clients over real sockets, who note when they hear of what."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import orjson
+import trio
+
+from federation.wire.client import HttpClient
+from federation.wire.dial import Dialer
+from homeserver.errors import MatrixError
+
+TIMEOUT_S = 30.0
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Person:
+    """One user with one client. `took_ms` is how long their last request took."""
+
+    def __init__(self, name: str, base_url: str) -> None:
+        self.name = name
+        self.base_url = base_url
+        self.user_id = ""
+        self.took_ms = 0.0
+        self._token = ""
+        self._http = HttpClient(Dialer("", True, True))
+        self._seen: dict[str, float] = {}  # event id, "invite <room>", "receipt <user> <event>" → when
+        self._members: dict[str, set[str]] = {}
+        self._news = trio.Event()
+
+    async def register(self, password: str) -> None:
+        body = {"username": self.name, "password": password, "auth": {"type": "m.login.dummy"}}
+        answer = await self._request("POST", "/v3/register", body)
+        self.user_id, self._token = answer["user_id"], answer["access_token"]
+
+    async def create_room(self, name: str, invite: list[str]) -> str:
+        body = {"name": name, "preset": "private_chat", "invite": invite}
+        return str((await self._request("POST", "/v3/createRoom", body))["room_id"])
+
+    async def join(self, room_id: str) -> None:
+        await self._request("POST", f"/v3/join/{quote(room_id)}", {})
+
+    async def send_text(self, room_id: str, text: str) -> tuple[str, float]:
+        """The event's id, and when sending it began."""
+        return await self._send(room_id, {"msgtype": "m.text", "body": text})
+
+    async def send_picture(self, room_id: str, png: bytes) -> tuple[str, float, str]:
+        """The event's id, when sending it began, and where the picture is."""
+        path = f"/_matrix/media/v3/upload?{urlencode({'filename': 'balcony.png'})}"
+        mxc = orjson.loads(await self._raw("POST", path, png, "image/png"))["content_uri"]
+        info = {"mimetype": "image/png", "size": len(png)}
+        event_id, started = await self._send(
+            room_id, {"msgtype": "m.image", "body": "balcony.png", "url": mxc, "info": info}
+        )
+        return event_id, started, mxc
+
+    async def download(self, mxc: str) -> int:
+        """The size of the file in bytes."""
+        return len(await self._raw("GET", f"/_matrix/client/v1/media/download/{mxc.removeprefix('mxc://')}"))
+
+    async def read(self, room_id: str, event_id: str) -> None:
+        await self._request("POST", f"/v3/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
+
+    async def wait_invited(self, room_id: str) -> float:
+        """Milliseconds since the wait began."""
+        return await self._wait(f"invite {room_id}", trio.current_time())
+
+    async def wait_event(self, event_id: str, since: float) -> float:
+        """Milliseconds from `since` until this client's sync had the event."""
+        return await self._wait(event_id, since)
+
+    async def wait_receipt(self, user_id: str, event_id: str, since: float) -> float:
+        """Milliseconds from `since` until this client's sync had the user's receipt for the event."""
+        return await self._wait(f"receipt {user_id} {event_id}", since)
+
+    async def wait_members(self, room_id: str, count: int) -> None:
+        with trio.fail_after(TIMEOUT_S):
+            while len(self._members.get(room_id, ())) < count:
+                await self._news.wait()
+
+    async def listen(self) -> None:
+        """Syncs until cancelled."""
+        since = ""
+        while True:
+            query = {"timeout": "20000", **({"since": since} if since else {})}
+            answer = await self._request("GET", f"/v3/sync?{urlencode(query)}", timed=False)
+            since = answer["next_batch"]
+            self._note(answer.get("rooms", {}), trio.current_time())
+            self._news.set()
+            self._news = trio.Event()
+
+    def _note(self, rooms: dict[str, Any], now: float) -> None:
+        for room_id in rooms.get("invite", {}):
+            self._seen.setdefault(f"invite {room_id}", now)
+        for room_id, room in rooms.get("join", {}).items():
+            timeline = room.get("timeline", {}).get("events", [])
+            for event in [*room.get("state", {}).get("events", []), *timeline]:
+                self._seen.setdefault(event["event_id"], now)
+                if event["type"] == "m.room.member" and event["content"].get("membership") == "join":
+                    self._members.setdefault(room_id, set()).add(event["state_key"])
+            for event in room.get("ephemeral", {}).get("events", []):
+                if event["type"] == "m.receipt":
+                    for event_id, receipts in event["content"].items():
+                        for user_id in receipts.get("m.read", {}):
+                            self._seen.setdefault(f"receipt {user_id} {event_id}", now)
+
+    async def _wait(self, what: str, since: float) -> float:
+        with trio.fail_after(TIMEOUT_S):
+            while what not in self._seen:
+                await self._news.wait()
+        return max(0.0, self._seen[what] - since) * 1000
+
+    async def _send(self, room_id: str, content: dict[str, Any]) -> tuple[str, float]:
+        started = trio.current_time()
+        path = f"/v3/rooms/{quote(room_id)}/send/m.room.message/{started:.6f}"
+        return str((await self._request("PUT", path, content))["event_id"]), started
+
+    async def _request(self, method: str, path: str, body: Any = None, *, timed: bool = True) -> dict[str, Any]:
+        data = None if body is None else orjson.dumps(body)
+        raw = await self._raw(method, "/_matrix/client" + path, data, timed=timed)
+        answer: dict[str, Any] = orjson.loads(raw)
+        return answer
+
+    async def _raw(
+        self, method: str, path: str, data: bytes | None = None, kind: str = "application/json", *, timed: bool = True
+    ) -> bytes:
+        started = trio.current_time()
+        headers = {"content-type": kind} | ({"authorization": f"Bearer {self._token}"} if self._token else {})
+        response = await self._http.request(
+            method,
+            self.base_url + path,
+            headers=headers,
+            body=data,
+            timeout_s=TIMEOUT_S,
+            max_bytes=ANSWER_BYTES_MAX,
+            schemes=("http",),
+        )
+        if timed:
+            self.took_ms = (trio.current_time() - started) * 1000
+        if response.status >= 400:
+            problem = orjson.loads(response.body)
+            raise MatrixError(
+                response.status, problem["errcode"], f"{self.name}: {method} {path}: {problem['error']}"
+            )
+        return response.body
+
+
+def picture(width: int, height: int) -> bytes:
+    """A PNG of a night sky over a balcony: dark above, warm below."""
+    rows = bytearray()
+    for y in range(height):
+        shade = y / height
+        pixel = bytes((int(20 + 200 * shade**3), int(24 + 120 * shade**2), int(70 + 60 * shade)))
+        rows += b"\0" + pixel * width
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    image = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(rows), 9)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + image

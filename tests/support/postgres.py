@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -40,6 +41,7 @@ class Cluster:
         self._user = user
         self._durable = durable
         self._databases = 0
+        self._names: list[str] = []
         self._server: subprocess.Popen[bytes] | None = None
 
     def create(self) -> None:
@@ -63,18 +65,31 @@ class Cluster:
         raise RuntimeError("PostgreSQL does not start")
 
     def stop(self) -> None:
-        """Ends the server at once: connections break, what was committed stays."""
+        """Ends the server: connections break, what was committed stays."""
         assert self._server is not None
-        self._server.send_signal(3)  # SIGQUIT: "immediate shutdown"
+        self._server.send_signal(signal.SIGINT)  # "fast shutdown"
+        self._server.wait()
+
+    def throw_away(self) -> None:
+        """Ends the server at once, whatever becomes of the data."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGQUIT)  # "immediate shutdown"
         self._server.wait()
 
     def make_database(self) -> str:
         """The URL of a new, empty database. Its collation is not the C locale: the program must not depend on it."""
         self._databases += 1
         name = f"test_{self._databases}"
+        self._names.append(name)
         command = ("createdb", "-h", str(self._folder), "-U", "tester", "-T", "template0", name)
         self._run(*command, "--locale-provider=icu", "--icu-locale=en")
         return f"postgresql://tester@/{name}?host={quote(str(self._folder), safe='')}"
+
+    def drop_databases(self) -> None:
+        """Removes the databases that were made, also if someone is still connected."""
+        while self._names:
+            name = self._names.pop()
+            self._run("dropdb", "-h", str(self._folder), "-U", "tester", "--force", name)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
@@ -106,7 +121,7 @@ def running_cluster(*, durable: bool = False) -> Iterator[Cluster]:
         try:
             yield cluster
         finally:
-            cluster.stop()
+            cluster.throw_away()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,7 +10,6 @@ not depend on the Python version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 _IPV4_REFUSED = tuple(
@@ -70,11 +69,6 @@ def refusal(ip: str) -> str | None:
         if address in network:
             return _refusal_of_ipv4(IPv4Address(int(address) >> shift & 0xFFFFFFFF))
     return _refusal_of_ipv6(address)
-
-
-def allowed(addresses: Iterable[str], *, allow_private_addresses: bool) -> list[str]:
-    """The addresses that may be connected to, in their order."""
-    return [ip for ip in addresses if allow_private_addresses or refusal(ip) is None]
 
 
 def _refusal_of_ipv4(address: IPv4Address) -> str | None:

@@ -87,7 +87,7 @@ PARAMS = f'origin="{ORIGIN}",destination="{DESTINATION}",key="ed25519:key1",sig=
         f'X-Matrix ORIGIN="{ORIGIN}" \t,\t Destination="{DESTINATION}" , kEy="ed25519:key1",Sig="ABCDEF..."',
         f"X-Matrix origin={ORIGIN},destination={DESTINATION},key=ed25519:key1,sig=ABCDEF...",
         f'X-Matrix origin = "{ORIGIN}", destination\t=\t{DESTINATION}, key= "ed25519:key1", sig ="ABCDEF..."',
-        f'X-Matrix origin="\\o\\r\\igin.hs.example.com",destination="{DESTINATION}",key="ed25519\\:key1",sig="ABCDEF..."',
+        f'X-Matrix origin="\\o\\r\\igin.hs.example.com",destination={DESTINATION},key="ed25519\\:key1",sig="ABCDEF..."',
         f'X-Matrix origin="{ORIGIN}",destination="{DESTINATION}",key="ed25519:key1",signature="ABCDEF..."',
     ],
 )

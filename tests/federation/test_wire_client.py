@@ -185,7 +185,9 @@ async def test_streams_have_limits(tmp_path: Path, autojump_clock: trio.testing.
         at.site.handler = always(Reply(chunks=[b"a", b"b"], pause_s=20))
         assert await reason_of(read()) == "timeout"
         assert len(await read(timeout_s=30)) == 2
+        at.site.handler = always(Reply(chunks=[b"a", b"b"], chunk_pause_s=20))
         assert await reason_of(read(timeout_s=10)) == "timeout"
+        assert len(await read(timeout_s=30)) == 2
 
 
 async def test_a_stream_that_is_left_early_closes_its_connection(tmp_path: Path) -> None:

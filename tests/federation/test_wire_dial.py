@@ -70,9 +70,18 @@ async def test_a_slow_address_gets_company_and_the_faster_wins(autojump_clock: t
 
 
 async def test_two_that_win_at_once_leave_one_open(autojump_clock: trio.testing.MockClock) -> None:
-    connector = Connector({A: (STAGGER_S + 0.1, True), B: (0.1, True)})
-    stream = await dialer(connector).open_stream([A, B], None)
+    connector, both = Connector({A: (0, True), B: (0, True)}), trio.Event()
+
+    async def connect(address: Address) -> trio.abc.Stream:
+        stream = await connector(address)
+        if address == A:
+            await both.wait()
+        both.set()
+        return stream
+
+    stream = await Dialer(connect_tcp=connect).open_stream([A, B], None)
     still_open = [address for address, theirs in connector.opened.items() if not await is_closed(theirs)]
+    assert len(connector.opened) == 2
     assert len(still_open) == 1
     await stream.aclose()
 

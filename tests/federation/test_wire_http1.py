@@ -156,6 +156,8 @@ async def test_what_is_not_a_whole_response(raw: bytes) -> None:
 async def test_a_switch_of_protocols_is_no_response() -> None:
     raw = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     assert await refuses(lambda: raw_exchange(raw)) == "protocol"
+    upgrading = Request("GET", "/", {"Connection": "upgrade", "Upgrade": "websocket"}, None)
+    assert await refuses(lambda: exchange(Reply(raw=raw), upgrading)) == "protocol"
 
 
 async def test_a_connection_that_ends_without_a_byte_is_told_apart() -> None:

@@ -37,6 +37,9 @@ class Reply:
     close: bool = False
     chunks: Sequence[bytes] = ()
     pause_s: float = 0.0
+    """Before the head, and after each of `chunks`."""
+    chunk_pause_s: float = 0.0
+    """After each of `chunks`, too."""
 
 
 Handler = Callable[[Received], Awaitable[Reply]]
@@ -121,7 +124,7 @@ class Site:
             data += connection.send(h11.Data(data=reply.body)) or b""
         for chunk in reply.chunks:
             await stream.send_all(data + (connection.send(h11.Data(data=chunk)) or b""))
-            await trio.sleep(reply.pause_s)
+            await trio.sleep(reply.pause_s + reply.chunk_pause_s)
             data = b""
         await stream.send_all(data + (connection.send(h11.EndOfMessage()) or b""))
 

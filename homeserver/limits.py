@@ -232,7 +232,7 @@ FLIGHTS_AT_ONCE_MAX = 1_000
 
 # Media
 
-# Held in memory for each upload, download from another server or answer before it goes on, to a temporary file or a client.
+# Held in memory for each upload, fetch or answer before it goes on, to a temporary file or a client.
 MEDIA_CHUNK_BYTES = 256 * 1024
 
 # Stored in a row and sent in a header with every download; real ones have at most a few dozen.
@@ -259,7 +259,7 @@ MEDIA_REMOTE_BYTES_MAX = 20 << 30
 MEDIA_USED_INTERVAL_MS = 24 * 60 * 60 * 1000
 # Fetched from other servers at once: each may write to the disk as fast as the network is.
 MEDIA_FETCHES_AT_ONCE_MAX = 32
-# Without a sign of life from the other server for so long, the fetch has failed. Beyond what the client is ready to wait.
+# Without a sign of life from the other server for so long, beyond what the client is ready to wait, a fetch has failed.
 MEDIA_FETCH_TIMEOUT_S = 30.0
 # The headers of a part: a type, a file name, a URL. Real ones have a few hundred bytes.
 MEDIA_MULTIPART_HEADERS_BYTES_MAX = 16 * 1024
@@ -269,13 +269,13 @@ MEDIA_MULTIPART_METADATA_BYTES_MAX = 64 * 1024
 # The file is in memory here and in the separate process while a thumbnail of it is made; so many at once.
 THUMBNAIL_SOURCE_BYTES_MAX = 50 << 20
 THUMBNAILS_AT_ONCE_MAX = 4
-# Decoded pixels have four bytes, and there are two copies at a time: 320 MB. The largest PNG screenshots have 35 million.
+# Decoded pixels have four bytes, and there are two copies at a time: 320 MB. The largest screenshots have 35 million.
 THUMBNAIL_PIXELS_MAX = 40_000_000
 # Of a JPEG, which is scaled down while it is decoded: the cameras of telephones make 200 million.
 THUMBNAIL_JPEG_PIXELS_MAX = 210_000_000
 # The sides of an image: beyond what WebP and JPEG can have at all.
 THUMBNAIL_SIDE_MAX = 65_535
-# What an animation may cost to decode, in frames and in pixels of all frames; others get a picture of their first frame.
+# What an animation may cost to decode, in frames and in pixels of all frames; of others the first frame is shown.
 THUMBNAIL_FRAMES_MAX = 300
 THUMBNAIL_ANIMATION_PIXELS_MAX = 150_000_000
 # All frames of the result are in memory until it is encoded: 100 MB.
@@ -284,6 +284,8 @@ THUMBNAIL_ANIMATION_RESULT_PIXELS_MAX = 25_000_000
 THUMBNAIL_TIMEOUT_S = 20.0
 # Sizes with an aspect ratio of their own are made as asked for: so many of one file, then the nearest size serves.
 THUMBNAILS_PER_MEDIA_MAX = 24
+# Smaller ones are kept in their row: one read for each of the dozens of a timeline, and no request to an object store.
+THUMBNAIL_INLINE_BYTES_MAX = 16 * 1024
 # What could not be made is tried again after this: the server may have learned it meanwhile.
 THUMBNAIL_FAILURE_MS = 24 * 60 * 60 * 1000
 
@@ -315,3 +317,40 @@ TIMESTAMP_MS_MAX = 2**53 - 1
 ALIAS_SERVERS_MAX = 50
 # Rooms of one page of the directory.
 PUBLIC_ROOMS_LIMIT_MAX = 500
+
+# Federation: keys
+
+# A few hundred bytes each.
+KEYS_CACHED_SERVERS_MAX = 20_000
+# Servers that have failed and are left alone for a while, about 200 bytes each.
+STANDINGS_MAX = 50_000
+# Statements of one server that are kept: one for each time that it has changed its keys.
+KEY_STATEMENTS_PER_SERVER_MAX = 10
+# Hundreds of old keys at most.
+KEY_RESPONSE_BYTES_MAX = 256 * 1024
+# A notary's answer about a hundred servers.
+NOTARY_RESPONSE_BYTES_MAX = 16 << 20
+KEY_FETCH_TIMEOUT_S = 10.0
+# A server whose keys could not be had, or lacked the one that was wanted, is not asked again before this; it doubles.
+KEY_RETRY_MS = 10_000
+KEY_RETRY_MS_MAX = 60 * 60 * 1000
+# Servers whose keys are fetched at once: those of a large room are, when it is joined.
+KEY_FETCHES_AT_ONCE_MAX = 50
+# Servers in one question to a notary, and in one question to us.
+NOTARY_SERVERS_MAX = 100
+# Spec: "Originating servers should avoid returning responses that expire in less than an hour".
+OWN_KEYS_VALID_MS = 24 * 60 * 60 * 1000
+
+# Federation: requests
+
+# An answer that has not come in this time is not worth a person's waiting.
+FEDERATION_TIMEOUT_S = 20.0
+# What peers answer to a question, unless it is one for a state or for many events.
+FEDERATION_RESPONSE_BYTES_MAX = 4 << 20
+# A body larger than this is decoded on a thread.
+DECODE_INLINE_BYTES_MAX = 256 * 1024
+# A destination that does not answer is left alone for so long; it doubles with each failure.
+RETRY_MS = 2_000
+RETRY_MS_MAX = 60 * 60 * 1000
+# Requests of one origin that wait for its turn to be worked off, beyond which it is told to slow down.
+TRANSACTIONS_WAITING_MAX = 20

@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from homeserver.features.media import storage
-from homeserver.features.media.receiving import blob_created_ms, temporary_folder
+from homeserver.features.media.receiving import blob_created_ms, shard_folder, temporary_folder
 from homeserver.limits import (
     MEDIA_CLEANUP_INTERVAL_S,
     MEDIA_CLEANUP_ROWS,
@@ -25,8 +25,8 @@ from homeserver.resources import Resources
 
 _log = logging.getLogger(__name__)
 
-SHARDS = 256
-_SHARDS_PER_ROUND = 16  # all of them once in 16 hours: a store of any size is listed a little at a time
+SHARDS = 16
+"""One in each round, so that all of a store has been listed after 16 hours, a little at a time."""
 
 
 async def clean_up_forever(hs: Resources) -> None:
@@ -45,8 +45,7 @@ async def clean_up(hs: Resources, *, remote_bytes_max: int = MEDIA_REMOTE_BYTES_
     excess_bytes = await hs.database.read(storage.get_remote_bytes) - remote_bytes_max
     while excess_bytes > 0:
         excess_bytes -= await hs.database.write(storage.evict_remote, excess_bytes, MEDIA_CLEANUP_ROWS)
-    for _ in range(_SHARDS_PER_ROUND):
-        await find_orphans(hs)
+    await find_orphans(hs)
     await delete_released(hs)
     await hs.workers.run(_delete_temporary_files, temporary_folder(hs))
 
@@ -56,7 +55,7 @@ async def find_orphans(hs: Resources) -> None:
     shard = await hs.database.read(storage.get_sweep)
     created_before_ms = hs.now_ms() - MEDIA_ORPHAN_AGE_MS
     batch: list[str] = []
-    async for key, _ in hs.blobs.list(f"media/{shard:02x}"):
+    async for key, _ in hs.blobs.list(shard_folder(shard)):
         if blob_created_ms(key) < created_before_ms:
             batch.append(key)
         if len(batch) == MEDIA_CLEANUP_ROWS:

@@ -33,14 +33,17 @@ async def get_content_thumbnail(hs: Resources, origin: ServerName, media_id: str
     size = read_size(query)
     thumbnail = await find_thumbnail(hs, hs.server_name, media_id, size, query.timeout_ms)
     envelope = new_envelope(thumbnail.content_type, thumbnail_disposition(thumbnail.content_type))
-    return await _answer(hs, envelope, thumbnail.blob_key, thumbnail.size_bytes)
+    return await _answer(hs, envelope, thumbnail.blob_key, thumbnail.size_bytes, thumbnail.content)
 
 
-async def _answer(hs: Resources, envelope: Envelope, blob_key: str, size_bytes: int) -> Response:
+async def _answer(
+    hs: Resources, envelope: Envelope, blob_key: str, size_bytes: int, content: bytes | None = None
+) -> Response:
     headers = {"content-type": envelope.content_type}
     try:
         if size_bytes <= MEDIA_CHUNK_BYTES:
-            return Response(200, b"".join((envelope.head, await hs.blobs.get(blob_key), envelope.tail)), headers)
+            content = await hs.blobs.get(blob_key) if content is None else content
+            return Response(200, b"".join((envelope.head, content, envelope.tail)), headers)
         chunks = await open_stream(hs, blob_key)
     except KeyError:
         raise not_found("The content of this media has been lost.") from None

@@ -12,7 +12,7 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,7 +105,12 @@ class _Spool:
 def new_blob_key(sha256: bytes, now_ms: int) -> str:
     """A key that was never used: the content's hash, when it was made, and a few random characters."""
     digest = sha256.hex()
-    return f"media/{digest[:2]}/{digest}-{now_ms:x}-{secrets.token_hex(4)}"
+    return f"{shard_folder(sha256[0] >> 4)}/{digest}-{now_ms:x}-{secrets.token_hex(4)}"
+
+
+def shard_folder(shard: int) -> str:
+    """Blobs are in 16 folders: none has too many entries, and each can be searched by itself."""
+    return f"media/{shard:x}"
 
 
 def blob_created_ms(blob_key: str) -> int:
@@ -122,19 +127,28 @@ async def keep(hs: Resources, received: Received, store: Callable[[Transaction, 
 
     Content that is already there is shared: nothing is stored twice.
     """
-    shared_key = await hs.database.read(storage.get_blob_key, received.sha256)
-    if shared_key is not None:
-        try:
-            return await hs.database.write(_share, Blob(shared_key, received.sha256, received.size_bytes), store)
-        except BlobGone:
-            pass  # its last owner deleted it just now
+    if isinstance(received.data, Path):  # else storing it for nothing costs less than to ask first
+        shared_key = await hs.database.read(storage.get_blob_key, received.sha256)
+        if shared_key is not None:
+            try:
+                return await hs.database.write(_share, Blob(shared_key, received.sha256, received.size_bytes), store)
+            except BlobGone:
+                pass  # its last owner deleted it just now
     blob = Blob(new_blob_key(received.sha256, hs.now_ms()), received.sha256, received.size_bytes)
     await hs.blobs.put(blob.key, received.data)
     try:
-        return await hs.database.write(store, blob)
+        return await hs.database.write(_share_or_store, blob, store)
     except MatrixError:  # the write was refused, so nobody knows the key; after anything else the clean-up decides
         await hs.blobs.delete(blob.key)
         raise
+
+
+def _share_or_store(tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T]) -> T:
+    shared_key = storage.get_blob_key(tx, blob.sha256)
+    if shared_key is None:
+        return store(tx, blob)
+    storage.release_blob(tx, blob.key)
+    return store(tx, replace(blob, key=shared_key))
 
 
 def _share(tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T]) -> T:

@@ -41,9 +41,7 @@ SCHEMA = Schema(
                 UNIQUE (server_nid, media_id)
             );
             CREATE INDEX media_sha256 ON media (sha256);
-            CREATE INDEX media_blob ON media (blob_key);
             CREATE INDEX media_used ON media (used_ms) WHERE uploader_nid IS NULL;
-            CREATE INDEX media_uploader ON media (uploader_nid, created_ms) WHERE uploader_nid IS NOT NULL;
             CREATE TABLE media_pending (
                 media_id TEXT PRIMARY KEY,
                 uploader_nid INTEGER NOT NULL,
@@ -71,9 +69,10 @@ SCHEMA = Schema(
                 width INTEGER NOT NULL,
                 height INTEGER NOT NULL,
                 animated INTEGER NOT NULL,
+                content_type TEXT NOT NULL,
                 blob_key TEXT NOT NULL,
                 size_bytes INTEGER NOT NULL,
-                content_type TEXT NOT NULL,
+                content BLOB,
                 PRIMARY KEY (media_nid, method, width, height, animated)
             );
             CREATE INDEX media_thumbnails_blob ON media_thumbnails (blob_key);
@@ -148,11 +147,12 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A stored thumbnail, or the original in its place."""
+    """A stored thumbnail, or the original in its place. A small one has its `content` here, and no blob has its key."""
 
+    content_type: str
     blob_key: str
     size_bytes: int
-    content_type: str
+    content: bytes | None = None
 
 
 class BlobGone(Exception):
@@ -213,11 +213,11 @@ def get_image(tx: Transaction, media_nid: int) -> Image | None:
 def get_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | None:
     """The stored thumbnail of exactly this size."""
     row = tx.one(
-        "SELECT blob_key, size_bytes, content_type FROM media_thumbnails"
+        "SELECT content_type, blob_key, size_bytes, content FROM media_thumbnails"
         " WHERE media_nid = ? AND method = ? AND width = ? AND height = ? AND animated = ?",
         media_nid, size.method, size.width, size.height, int(size.animated),
     )
-    return None if row is None else Thumbnail(*row)
+    return None if row is None else Thumbnail(row[0], row[1], row[2], None if row[3] is None else bytes(row[3]))
 
 
 def count_thumbnails(tx: Transaction, media_nid: int) -> int:
@@ -312,7 +312,7 @@ def store_remote(
         found = get_media(tx, server_name, media_id)
         assert found is not None
     elif found.blob.key != blob.key:
-        _release_blob(tx, blob.key)
+        release_blob(tx, blob.key)
     return found
 
 
@@ -370,13 +370,13 @@ def store_thumbnail(tx: Transaction, media_nid: int, image: Image, size: Size, t
     store_image(tx, media_nid, image)
     found = get_thumbnail(tx, media_nid, size)
     if found is not None:
-        _release_blob(tx, thumbnail.blob_key)
+        release_blob(tx, thumbnail.blob_key)
         return found
     tx.run(
-        "INSERT INTO media_thumbnails (media_nid, method, width, height, animated, blob_key, size_bytes, content_type)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO media_thumbnails (media_nid, method, width, height, animated, content_type, blob_key, size_bytes,"
+        " content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         media_nid, size.method, size.width, size.height, int(size.animated),
-        thumbnail.blob_key, thumbnail.size_bytes, thumbnail.content_type,
+        thumbnail.content_type, thumbnail.blob_key, thumbnail.size_bytes, thumbnail.content,
     )
     return thumbnail
 
@@ -407,18 +407,20 @@ def _delete_row(tx: Transaction, media_nid: int, blob_key: str, uploader_nid: in
             size_bytes, uploader_nid,
         )
     for key in (blob_key, *keys):
-        _release_blob(tx, key)
+        release_blob(tx, key)
 
 
-def _release_blob(tx: Transaction, blob_key: str) -> None:
+def release_blob(tx: Transaction, blob_key: str) -> None:
+    """Lists the blob for deletion unless a row names it."""
     if not is_blob_used(tx, blob_key):
         tx.run("INSERT INTO media_deletions (blob_key) VALUES (?) ON CONFLICT (blob_key) DO NOTHING", blob_key)
 
 
 def is_blob_used(tx: Transaction, blob_key: str) -> bool:
     """Whether a file or a thumbnail names the blob."""
+    sha256 = bytes.fromhex(blob_key.rpartition("/")[2][:64])  # by which files have an index
     return (
-        tx.one("SELECT 1 FROM media WHERE blob_key = ? LIMIT 1", blob_key) is not None
+        tx.one("SELECT 1 FROM media WHERE sha256 = ? AND blob_key = ? LIMIT 1", sha256, blob_key) is not None
         or tx.one("SELECT 1 FROM media_thumbnails WHERE blob_key = ? LIMIT 1", blob_key) is not None
     )
 
@@ -474,7 +476,7 @@ def list_unused(tx: Transaction, blob_keys: Collection[str]) -> list[str]:
 def store_orphans(tx: Transaction, blob_keys: Collection[str]) -> None:
     """Lists for deletion those of the blobs that no row names."""
     for key in blob_keys:
-        _release_blob(tx, key)
+        release_blob(tx, key)
 
 
 def store_sweep(tx: Transaction, next_shard: int) -> None:

@@ -28,6 +28,7 @@ from homeserver.features.media.serving import CACHE_PRIVATE, CACHE_PUBLIC, serve
 from homeserver.features.media.storage import Image, Media, Size, Thumbnail
 from homeserver.limits import (
     THUMBNAIL_FAILURE_MS,
+    THUMBNAIL_INLINE_BYTES_MAX,
     THUMBNAIL_SIDE_MAX,
     THUMBNAIL_SOURCE_BYTES_MAX,
     THUMBNAIL_TIMEOUT_S,
@@ -92,6 +93,7 @@ async def _serve(hs: Resources, request: Request, thumbnail: Thumbnail, cache_co
         content_type=thumbnail.content_type,
         disposition=thumbnail_disposition(thumbnail.content_type),
         cache_control=cache_control,
+        content=thumbnail.content,
     )
 
 
@@ -150,14 +152,14 @@ def look_up(
     if not image.is_animated and size.animated:
         size = replace(size, animated=False)
     if _is_own_thumbnail(image, size):
-        return media, image, Thumbnail(media.blob.key, media.blob.size_bytes, image.content_type), size
+        return media, image, _original(media, image), size
     thumbnail = storage.get_thumbnail(tx, media.media_nid, size)
     if thumbnail is None and storage.count_thumbnails(tx, media.media_nid) >= THUMBNAILS_PER_MEDIA_MAX:
         # Someone has asked for many aspect ratios: from now on a size of the fixed set that is large enough.
         box = next(box for box in SCALE_SIZES if size.width <= box[0] and size.height <= box[1])
         size = Size("scale", *box, size.animated)
         if _is_own_thumbnail(image, size):
-            return media, image, Thumbnail(media.blob.key, media.blob.size_bytes, image.content_type), size
+            return media, image, _original(media, image), size
         thumbnail = storage.get_thumbnail(tx, media.media_nid, size)
     return media, image, thumbnail, size
 
@@ -165,6 +167,10 @@ def look_up(
 def _is_own_thumbnail(image: Image, size: Size) -> bool:
     """Whether the image itself is to be answered: it is not larger than asked for, and moves only where it may."""
     return image.width <= size.width and image.height <= size.height and (size.animated or not image.is_animated)
+
+
+def _original(media: Media, image: Image) -> Thumbnail:
+    return Thumbnail(image.content_type, media.blob.key, media.blob.size_bytes)
 
 
 async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
@@ -188,14 +194,15 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
     image = Image(about[0], about[1], about[2], about[3])
     if made is None:
         await hs.database.write(storage.store_image, media.media_nid, image)
-        return Thumbnail(media.blob.key, media.blob.size_bytes, image.content_type)
+        return _original(media, image)
     key = new_blob_key(hashlib.sha256(made).digest(), hs.now_ms())
-    await hs.blobs.put(key, made)
+    small = len(made) <= THUMBNAIL_INLINE_BYTES_MAX
+    if not small:
+        await hs.blobs.put(key, made)
+    thumbnail = Thumbnail(content_type, key, len(made), made if small else None)
     size = replace(size, animated=size.animated and image.is_animated)
     try:
-        return await hs.database.write(
-            storage.store_thumbnail, media.media_nid, image, size, Thumbnail(key, len(made), content_type)
-        )
+        return await hs.database.write(storage.store_thumbnail, media.media_nid, image, size, thumbnail)
     except MatrixError:  # the file was deleted meanwhile
         await hs.blobs.delete(key)
         raise

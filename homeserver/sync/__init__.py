@@ -16,7 +16,7 @@ from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import parse_sync_token
-from homeserver.sync.engine import SyncRequest, sync
+from homeserver.sync.engine import Engine, SyncRequest
 from homeserver.sync.filter import EVERYTHING, Filter, parse_filter
 
 SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
@@ -37,7 +37,7 @@ class SyncQuery(msgspec.Struct, frozen=True):
 
 def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     """The feature that answers /sync with the sections of `features`. get_filter: the stored filters."""
-    sections = tuple(feature.sync for feature in features if feature.sync is not None)
+    engine = Engine([feature.sync for feature in features if feature.sync is not None])
     heartbeats = tuple(feature.heartbeat for feature in features if feature.heartbeat is not None)
     routes = Routes()
 
@@ -57,7 +57,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
             full_state=query.full_state,
             use_state_after=query.use_state_after,
         )
-        return await sync(hs, sections, request)
+        return await engine.sync(hs, request)
 
     return Feature(name="sync", spec="client-server-api/#syncing", routes=routes)
 

@@ -6,13 +6,14 @@ One answer is one read on one snapshot; features add their sections to it. Spec:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import trio
 
 from federation.identifiers import RoomID, UserID
 from homeserver.database import Transaction
+from homeserver.database.cache import Cache
 from homeserver.feature import JsonObject, RoomSection, SyncContext, SyncSection
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
@@ -21,6 +22,9 @@ from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.timeline import sync_token
 from homeserver.sync.filter import Filter, RoomEventFilter, wants, wants_room
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
+
+
+USERS_REMEMBERED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +50,43 @@ class SyncAnswer:
     keys: frozenset[str]
 
 
-async def sync(hs: Resources, sections: Sequence[SyncSection], request: SyncRequest) -> dict[str, Any]:
-    """The answer: at once if there is news (or all is asked for), else when there is, or after the timeout."""
-    deadline = trio.current_time() + request.timeout_ms / 1000
-    answer = await hs.database.read(compute, sections, request)
-    waits = request.since is not None and not request.full_state
-    while waits and not answer.has_news and trio.current_time() < deadline:
-        position = await hs.stream.wait(answer.keys, answer.upto, deadline)
-        if position <= answer.upto:
-            break
-        answer = await hs.database.read(compute, sections, request)
-    return answer.body
+class Engine:
+    """Answers syncs. Remembers what each user waits for: a client that has everything is answered without a read."""
+
+    def __init__(self, sections: Sequence[SyncSection]) -> None:
+        self._sections = tuple(sections)
+        self._keys = Cache(USERS_REMEMBERED_MAX)  # user id → (keys, the position at which they held)
+
+    async def sync(self, hs: Resources, request: SyncRequest) -> dict[str, Any]:
+        """The answer: at once if there is news (or all is asked for), else when there is, or after the timeout."""
+        if request.since is None or request.full_state:
+            return (await self._compute(hs, request)).body
+        deadline = trio.current_time() + request.timeout_ms / 1000
+        answer = self._nothing_new(hs, request) or await self._compute(hs, request)
+        while not answer.has_news and trio.current_time() < deadline:
+            position = await hs.stream.wait(answer.keys, answer.upto, deadline)
+            if position <= answer.upto:
+                break
+            answer = await self._compute(hs, request)
+        return answer.body
+
+    async def _compute(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
+        answer = await hs.database.read(compute, self._sections, request)
+        self._keys.put(request.user_id, (answer.keys, answer.upto))
+        return answer
+
+    def _nothing_new(self, hs: Resources, request: SyncRequest) -> SyncAnswer | None:
+        """The answer of a user none of whose keys has news since; None where there may be some."""
+        known = self._keys.get(request.user_id)
+        assert request.since is not None
+        if known is None:
+            return None
+        keys, position = known
+        # The keys hold as long as the user's own key has no news: every change of a membership is told to its user.
+        if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, request.since):
+            return None
+        upto = hs.stream.position
+        return SyncAnswer({"next_batch": sync_token(upto)}, upto, False, keys)
 
 
 def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncRequest) -> SyncAnswer:
@@ -167,8 +197,3 @@ def _wanted(filter_: RoomEventFilter, room_id: str, events: Iterable[JsonObject]
     if not wants_room(filter_, room_id):
         return []
     return [event for event in events if wants(filter_, event["type"], event.get("sender"))]
-
-
-def with_position(request: SyncRequest, since: int) -> SyncRequest:
-    """The request that follows on an answer up to `since`."""
-    return replace(request, since=since, full_state=False)

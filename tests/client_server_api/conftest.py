@@ -1,5 +1,5 @@
 """Fixtures of the client-server API's tests."""
 
-from tests.support.homeservers import homeserver, homeservers
+from tests.support.homeservers import homeserver, homeservers, pytest_collection_modifyitems
 
-__all__ = ["homeserver", "homeservers"]
+__all__ = ["homeserver", "homeservers", "pytest_collection_modifyitems"]

@@ -1,0 +1,137 @@
+"""Spec: client-server-api/#device-management"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from homeserver import limits
+from homeserver.features import devices
+from tests.support.homeservers import Client, Server, now_ms
+
+
+async def begin(client: Client, method: str, path: str, body: dict | None = None) -> str:
+    """The session of an operation that needs authentication."""
+    response = await client.request(method, path, json=body)
+    assert response.status_code == 401
+    assert response.json()["flows"] == [{"stages": ["m.login.password"]}]
+    return response.json()["session"]
+
+
+async def test_lists_and_names_devices(homeserver: Server) -> None:
+    alice = await homeserver.register("alice", device_id="PHONE", initial_device_display_name="phone")
+    await homeserver.log_in("alice", device_id="LAPTOP")
+    answer = (await alice.ok("GET", "devices"))["devices"]
+    assert [(each["device_id"], each.get("display_name")) for each in answer] == [("LAPTOP", None), ("PHONE", "phone")]
+    assert await alice.ok("PUT", "devices/LAPTOP", json={"display_name": "laptop"}) == {}
+    assert (await alice.ok("GET", "devices/LAPTOP"))["display_name"] == "laptop"
+    assert await alice.ok("PUT", "devices/LAPTOP", json={}) == {}
+    assert (await alice.ok("GET", "devices/LAPTOP"))["display_name"] == "laptop"
+
+
+async def test_unknown_devices(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    bob = await homeserver.register("bob")
+    for device_id in ("NONE", bob.device_id):
+        assert await alice.refused("GET", f"devices/{device_id}") == (404, "M_NOT_FOUND")
+        assert await alice.refused("PUT", f"devices/{device_id}", json={"display_name": "x"}) == (404, "M_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("body", "errcode"),
+    [({"display_name": 7}, "M_BAD_JSON"), ({"display_name": "x" * 256}, "M_TOO_LARGE"), ([], "M_BAD_JSON")],
+)
+async def test_refuses_bad_names(homeserver: Server, body: object, errcode: str) -> None:
+    alice = await homeserver.register("alice", initial_device_display_name="phone")
+    assert await alice.refused("PUT", f"devices/{alice.device_id}", json=body) == (400, errcode)
+    assert (await alice.ok("GET", f"devices/{alice.device_id}"))["display_name"] == "phone"
+
+
+async def test_last_seen_is_written_from_time_to_time(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    await alice.ok("GET", "account/whoami")
+    seen_ms = now_ms()
+    assert "last_seen_ts" not in await alice.ok("GET", f"devices/{alice.device_id}")
+    await trio.sleep(limits.DEVICE_SEEN_INTERVAL_S + 1)
+    device = await alice.ok("GET", f"devices/{alice.device_id}")
+    assert device["last_seen_ts"] == seen_ms
+    assert device["last_seen_ip"] == "192.0.2.7"
+
+
+async def test_deletes_a_device_after_the_password(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    other = await homeserver.log_in("alice", device_id="OTHER")
+    session = await begin(alice, "DELETE", "devices/OTHER")
+
+    wrong = await alice.delete("devices/OTHER", json={"auth": alice.password_auth(session, "wrong")})
+    assert wrong.status_code == 401
+    assert wrong.json()["errcode"] == "M_FORBIDDEN"
+    assert wrong.json()["session"] == session
+
+    await alice.ok("DELETE", "devices/OTHER", json={"auth": alice.password_auth(session)})
+    assert await alice.refused("GET", "devices/OTHER") == (404, "M_NOT_FOUND")
+    assert await other.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_the_authenticating_user_must_be_the_requester(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    bob = await homeserver.register("bob")
+    session = await begin(alice, "DELETE", f"devices/{alice.device_id}", {})
+    body = {"auth": bob.password_auth(session)}
+    assert await alice.refused("DELETE", f"devices/{alice.device_id}", json=body) == (403, "M_FORBIDDEN")
+    await alice.ok("GET", "account/whoami")
+
+
+async def test_a_session_is_bound_to_its_devices_and_its_user(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    bob = await homeserver.register("bob")
+    await homeserver.log_in("alice", device_id="A")
+    await homeserver.log_in("alice", device_id="B")
+    session = await begin(alice, "POST", "delete_devices", {"devices": ["A"]})
+    for client, wanted in ((alice, ["B"]), (alice, ["A", "B"]), (bob, ["A"])):
+        body = {"devices": wanted, "auth": client.password_auth(session)}
+        assert await client.refused("POST", "delete_devices", json=body) == (403, "M_FORBIDDEN")
+    await alice.ok("POST", "delete_devices", json={"devices": ["A"], "auth": alice.password_auth(session)})
+    assert {each["device_id"] for each in (await alice.ok("GET", "devices"))["devices"]} == {alice.device_id, "B"}
+
+
+async def test_deleting_unknown_devices_succeeds(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    body = {"devices": ["NONE"], "auth": alice.password_auth()}
+    assert await alice.ok("POST", "delete_devices", json=body) == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "errcode"),
+    [
+        ({}, "M_MISSING_PARAM"),
+        ({"devices": "A"}, "M_BAD_JSON"),
+        ({"devices": [7]}, "M_BAD_JSON"),
+        ({"devices": ["A"], "auth": []}, "M_BAD_JSON"),
+        ({"devices": ["A"], "auth": {"type": "m.login.password"}}, "M_MISSING_PARAM"),
+        ({"devices": ["A"], "auth": {"type": "m.login.password", "password": 7}}, "M_BAD_JSON"),
+        (
+            {"devices": ["A"], "auth": {"type": "m.login.password", "password": "x", "identifier": "alice"}},
+            "M_BAD_JSON",
+        ),
+    ],
+)
+async def test_refuses_wrong_types(homeserver: Server, body: dict, errcode: str) -> None:
+    alice = await homeserver.register("alice")
+    await homeserver.log_in("alice", device_id="A")
+    assert await alice.refused("POST", "delete_devices", json=body) == (400, errcode)
+    assert len((await alice.ok("GET", "devices"))["devices"]) == 2
+
+
+async def test_changes_have_positions(homeserver: Server) -> None:
+    alice = await homeserver.register("alice", device_id="A")
+    since = homeserver.hs.stream.position
+    await homeserver.log_in("alice", device_id="B")
+    await alice.ok("PUT", "devices/A", json={"display_name": "a"})
+    body = {"devices": ["B"], "auth": alice.password_auth()}
+    await alice.ok("POST", "delete_devices", json=body)
+    changes = await homeserver.read(devices.list_device_changes, since, homeserver.hs.stream.position)
+    assert [(each.user_id, each.device_id, each.change) for each in changes] == [
+        (alice.user_id, "A", devices.RENAMED),
+        (alice.user_id, "B", devices.DELETED),
+    ]

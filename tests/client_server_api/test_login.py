@@ -1,0 +1,157 @@
+"""Spec: client-server-api/#login, #using-access-tokens"""
+
+from __future__ import annotations
+
+import pytest
+
+from homeserver.config import Passwords, Public, RateLimitsSection
+from homeserver.features import accounts
+from homeserver.features.passwords import HASHERS
+from tests.support.homeservers import PASSWORD, Homeservers, Server
+
+
+def by_name(user: str, password: str = PASSWORD, **fields: object) -> dict:
+    return {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": user},
+        "password": password,
+        **fields,
+    }
+
+
+async def test_flows(homeserver: Server) -> None:
+    flows = (await homeserver.anonymous.ok("GET", "login"))["flows"]
+    assert {"type": "m.login.password"} in flows
+
+
+@pytest.mark.parametrize("user", ["alice", "@alice:test.example", "ALICE", "@ALICE:test.example"])
+async def test_logs_in_by_localpart_or_user_id(homeserver: Server, user: str) -> None:
+    await homeserver.register("alice")
+    answer = await homeserver.anonymous.ok("POST", "login", json=by_name(user))
+    assert answer["user_id"] == "@alice:test.example"
+    owner = await homeserver.with_token(answer["access_token"]).ok("GET", "account/whoami")
+    assert owner["device_id"] == answer["device_id"]
+    assert answer["well_known"] == {"m.homeserver": {"base_url": "https://test.example"}}
+
+
+async def test_logs_in_with_the_older_user_key(homeserver: Server) -> None:
+    await homeserver.register("alice")
+    body = {"type": "m.login.password", "user": "alice", "password": PASSWORD}
+    assert (await homeserver.anonymous.ok("POST", "login", json=body))["user_id"] == "@alice:test.example"
+
+
+async def test_no_well_known_where_it_is_not_served(homeservers: Homeservers) -> None:
+    server = await homeservers.start(public=Public(serve_well_known=False))
+    await server.register("alice")
+    assert "well_known" not in await server.anonymous.ok("POST", "login", json=by_name("alice"))
+
+
+async def test_a_known_device_keeps_its_name_and_loses_its_tokens(homeserver: Server) -> None:
+    first = await homeserver.register("alice", device_id="PHONE", initial_device_display_name="first")
+    again = await homeserver.log_in("alice", device_id="PHONE", initial_device_display_name="second")
+    assert again.device_id == "PHONE"
+    assert (await again.ok("GET", "devices/PHONE"))["display_name"] == "first"
+    assert await first.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_other_devices_stay_logged_in(homeserver: Server) -> None:
+    first = await homeserver.register("alice")
+    await homeserver.log_in("alice")
+    await first.ok("GET", "account/whoami")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        by_name("alice", "wrong"),
+        by_name("nobody"),
+        by_name("@alice:other.example"),
+        by_name("not a user"),
+        by_name("alice", "x" * 513),
+        {**by_name("alice"), "identifier": {"type": "m.id.thirdparty", "medium": "email", "address": "a@b.example"}},
+        {"type": "m.login.password", "medium": "email", "address": "a@b.example", "password": PASSWORD},
+        {**by_name("alice"), "identifier": {"type": "m.id.phone", "country": "GB", "phone": "123"}},
+    ],
+)
+async def test_refuses_who_is_not_known(homeserver: Server, body: dict) -> None:
+    await homeserver.register("alice")
+    assert await homeserver.anonymous.refused("POST", "login", json=body) == (403, "M_FORBIDDEN")
+
+
+@pytest.mark.parametrize(
+    ("body", "errcode"),
+    [
+        ({}, "M_MISSING_PARAM"),
+        ({"type": 7}, "M_BAD_JSON"),
+        ({"type": "m.login.nonsense"}, "M_UNKNOWN"),
+        ({"type": "m.login.password"}, "M_MISSING_PARAM"),
+        ({"type": "m.login.password", "user": "alice"}, "M_MISSING_PARAM"),
+        (by_name("alice", device_id=7), "M_BAD_JSON"),
+        (by_name("alice", device_id=""), "M_INVALID_PARAM"),
+        (by_name("alice", initial_device_display_name=[]), "M_BAD_JSON"),
+        (by_name("alice", refresh_token="yes"), "M_BAD_JSON"),
+        ({**by_name("alice"), "password": 7}, "M_BAD_JSON"),
+        ({**by_name("alice"), "identifier": "alice"}, "M_BAD_JSON"),
+        ({**by_name("alice"), "identifier": {"type": "m.id.user"}}, "M_MISSING_PARAM"),
+        ({**by_name("alice"), "identifier": {"type": "m.id.user", "user": 7}}, "M_BAD_JSON"),
+        ({**by_name("alice"), "identifier": {"type": "m.id.nonsense"}}, "M_UNKNOWN"),
+    ],
+)
+async def test_refuses_wrong_types_and_makes_no_device(homeserver: Server, body: dict, errcode: str) -> None:
+    alice = await homeserver.register("alice")
+    assert await homeserver.anonymous.refused("POST", "login", json=body) == (400, errcode)
+    assert len((await alice.ok("GET", "devices"))["devices"]) == 1
+
+
+async def test_an_account_without_a_password_has_no_login(homeserver: Server) -> None:
+    await accounts.create_account(homeserver.hs, "alice", None)
+    assert await homeserver.anonymous.refused("POST", "login", json=by_name("alice", "")) == (403, "M_FORBIDDEN")
+
+
+async def test_a_hash_of_other_parameters_is_replaced(homeservers: Homeservers) -> None:
+    server = await homeservers.start(passwords=Passwords(hash_cost="default"))
+    cheap = HASHERS["minimal"].hash(PASSWORD)
+    await server.write(accounts.create_user, server.hs, "@alice:test.example", cheap)
+    await server.log_in("alice")
+    user = await server.read(accounts.get_user, "@alice:test.example")
+    assert user.password_hash != cheap
+    assert "m=19456,t=2,p=1" in user.password_hash
+    await server.log_in("alice")
+
+
+async def test_guesses_are_limited_for_each_account(homeservers: Homeservers) -> None:
+    server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
+    await accounts.create_account(server.hs, "alice", PASSWORD)
+    codes = [(await server.anonymous.refused("POST", "login", json=by_name("alice", "wrong")))[1] for _ in range(11)]
+    assert codes[:10] == ["M_FORBIDDEN"] * 10
+    assert codes[10] == "M_LIMIT_EXCEEDED"
+
+
+@pytest.mark.parametrize(
+    ("headers", "errcode"),
+    [
+        ({}, "M_MISSING_TOKEN"),
+        ({"authorization": "Bearer nonsense"}, "M_UNKNOWN_TOKEN"),
+        ({"authorization": "Basic nonsense"}, "M_MISSING_TOKEN"),
+    ],
+)
+async def test_access_tokens(homeserver: Server, headers: dict, errcode: str) -> None:
+    assert await homeserver.anonymous.refused("GET", "account/whoami", headers=headers) == (401, errcode)
+
+
+async def test_logout_ends_the_device(homeserver: Server) -> None:
+    first = await homeserver.register("alice")
+    second = await homeserver.log_in("alice")
+    await second.ok("POST", "logout")
+    assert await second.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+    devices = (await first.ok("GET", "devices"))["devices"]
+    assert [device["device_id"] for device in devices] == [first.device_id]
+
+
+async def test_logout_all(homeserver: Server) -> None:
+    clients = [await homeserver.register("alice"), await homeserver.log_in("alice"), await homeserver.log_in("alice")]
+    await clients[1].ok("POST", "logout/all")
+    for client in clients:
+        assert await client.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+    alice = await homeserver.log_in("alice")
+    assert len((await alice.ok("GET", "devices"))["devices"]) == 1

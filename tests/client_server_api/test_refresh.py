@@ -1,0 +1,73 @@
+"""Spec: client-server-api/#refreshing-access-tokens"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from homeserver import limits
+from tests.support.homeservers import PASSWORD, Server
+
+
+async def log_in(server: Server) -> dict:
+    await server.register("alice")
+    return await server.anonymous.ok(
+        "POST",
+        "login",
+        json={"type": "m.login.password", "user": "alice", "password": PASSWORD, "refresh_token": True},
+    )
+
+
+async def refresh(server: Server, token: str) -> dict:
+    return await server.anonymous.ok("POST", "refresh", json={"refresh_token": token})
+
+
+async def test_new_tokens_are_of_the_same_device(homeserver: Server) -> None:
+    first = await log_in(homeserver)
+    assert first["expires_in_ms"] == limits.ACCESS_TOKEN_LIFETIME_MS
+    second = await refresh(homeserver, first["refresh_token"])
+    assert second["access_token"] != first["access_token"]
+    assert second["refresh_token"] != first["refresh_token"]
+    owner = await homeserver.with_token(second["access_token"]).ok("GET", "account/whoami")
+    assert owner["device_id"] == first["device_id"]
+
+
+async def test_the_old_refresh_token_is_good_until_a_new_token_is_used(homeserver: Server) -> None:
+    first = await log_in(homeserver)
+    await refresh(homeserver, first["refresh_token"])  # the answer is lost
+    second = await refresh(homeserver, first["refresh_token"])
+    await homeserver.with_token(second["access_token"]).ok("GET", "account/whoami")
+    refusal = await homeserver.anonymous.refused("POST", "refresh", json={"refresh_token": first["refresh_token"]})
+    assert refusal == (401, "M_UNKNOWN_TOKEN")
+    await refresh(homeserver, second["refresh_token"])
+
+
+async def test_an_expired_access_token_is_a_soft_logout(homeserver: Server) -> None:
+    first = await log_in(homeserver)
+    alice = homeserver.with_token(first["access_token"])
+    await alice.ok("GET", "account/whoami")
+    await trio.sleep(limits.ACCESS_TOKEN_LIFETIME_MS / 1000 + 1)
+    answer = await alice.get("account/whoami")
+    assert answer.status_code == 401
+    assert answer.json()["soft_logout"] is True
+    second = await refresh(homeserver, first["refresh_token"])
+    await homeserver.with_token(second["access_token"]).ok("GET", "account/whoami")
+
+
+async def test_logout_ends_the_refresh_token(homeserver: Server) -> None:
+    first = await log_in(homeserver)
+    await homeserver.with_token(first["access_token"]).ok("POST", "logout")
+    refusal = await homeserver.anonymous.refused("POST", "refresh", json={"refresh_token": first["refresh_token"]})
+    assert refusal == (401, "M_UNKNOWN_TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("body", "refusal"),
+    [
+        ({}, (400, "M_MISSING_PARAM")),
+        ({"refresh_token": 7}, (400, "M_BAD_JSON")),
+        ({"refresh_token": "nonsense"}, (401, "M_UNKNOWN_TOKEN")),
+    ],
+)
+async def test_refuses(homeserver: Server, body: dict, refusal: tuple[int, str]) -> None:
+    assert await homeserver.anonymous.refused("POST", "refresh", json=body) == refusal

@@ -6,9 +6,9 @@ A message costs some 130 bytes of envelope, nearly all of it hash and signature.
 
 from __future__ import annotations
 
-from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64encode, urlsafe_b64decode
 from binascii import Error as Base64Error
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 from federation.event import Event
 from federation.identifiers import EventID, server_name_of
 
+_TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _COLUMNS = frozenset({"type", "sender", "content", "origin_server_ts", "room_id", "state_key", "event_id"})
 _PACKED = frozenset({"depth", "prev_events", "auth_events", "hashes", "signatures", "unsigned"})
 
@@ -53,7 +54,7 @@ def event_key(event_id: str) -> bytes:
 def event_id_of_key(key: bytes) -> EventID:
     """The event id that `key` stands for."""
     if len(key) == 32:
-        return EventID("$" + urlsafe_b64encode(key).decode()[:43])
+        return EventID("$" + b2a_base64(key, newline=False)[:43].translate(_TO_URLSAFE).decode())
     return EventID(key.rstrip(b"\0").decode())
 
 

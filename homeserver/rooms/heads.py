@@ -74,10 +74,11 @@ def get_head(tx: Transaction, room_id: str) -> Head:
 
 
 def insert_room(tx: Transaction, room_id: RoomID, version: RoomVersion) -> None:
-    """A room about which this server has heard, without a head."""
+    """A room about which this server has heard, without a head. Its version is hearsay until the create event is there."""
     tx.run(
         "INSERT INTO rooms (room_nid, version, create_position, state_root, extremities, depth, last_position,"
-        " members_position) VALUES (?, ?, 0, ?, ?, 0, 0, 0) ON CONFLICT (room_nid) DO NOTHING",
+        " members_position) VALUES (?, ?, 0, ?, ?, 0, 0, 0) ON CONFLICT (room_nid) DO UPDATE"
+        " SET version = excluded.version WHERE rooms.create_position = 0",
         tx.intern(room_id),
         version.id,
         state_tree.EMPTY_ROOT,

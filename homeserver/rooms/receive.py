@@ -7,7 +7,7 @@ are needed that are not stored, `Missing` says which, the driver fetches them an
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from federation.auth_events import select_auth_keys_of
 from federation.auth_rules import Rejection, check, check_auth_events, may_apply_redaction
@@ -18,6 +18,7 @@ from homeserver.database import Transaction
 from homeserver.rooms import state_tree
 from homeserver.rooms.append import redact_stored, update_memberships
 from homeserver.rooms.envelope import event_id_of_key, event_key
+from homeserver.rooms.graph import in_order
 from homeserver.rooms.heads import (
     Head,
     find_head,
@@ -45,7 +46,10 @@ from homeserver.rooms.storage import (
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Events that have to be stored first: ancestors whose state is needed, and auth events."""
+    """Events that have to be stored first: ancestors whose state is needed, and auth events.
+
+    Nothing at all where no event would help: it follows on none, or on one of another room.
+    """
 
     prev_events: frozenset[EventID] = frozenset()
     auth_events: frozenset[EventID] = frozenset()
@@ -112,31 +116,40 @@ def resolve_beforehand(tx: Transaction, event: Event) -> None:
 def _state_before(
     tx: Transaction, head: Head, event: Event, given: Collection[EventID] | None
 ) -> StateAt | Missing:
-    """The state before the event: as given, or resolved from the states after its prev_events."""
-    if given is not None:
-        return _given_state(tx, given)
+    """The state before the event: resolved from the states after its prev_events, and the one given for those unknown."""
     positions = find_positions(tx, event.prev_events)
-    if len(positions) == len(event.prev_events) and set(positions.values()) == set(head.extremities):
+    if given is None and len(positions) == len(event.prev_events) and set(positions.values()) == set(head.extremities):
         return StateAt(head.state_root)
     stored = list_stored(tx, positions.values())
-    known = {row.event_id for row in stored.values() if row.state_before is not None}
-    missing = frozenset(event.prev_events) - known
-    if missing or not known:
+    if any(row.room_id != event.room_id for row in stored.values()):
+        return Missing()  # it cites another room, and no state can come of that
+    placed = [row for row in stored.values() if row.state_before is not None]
+    states = [state_after(tx, row) for row in placed]
+    if given is not None:
+        given_state = _given_state(tx, head, given)
+        # What we know ourselves has its say too, so that nobody can talk us out of it.
+        return given_state if isinstance(given_state, Missing) else resolve_states(tx, head.version, [given_state, *states])
+    missing = frozenset(event.prev_events) - {row.event_id for row in placed}
+    if missing or not placed:
         return Missing(prev_events=missing)
-    return resolve_states(tx, head.version, [state_after(tx, row) for row in stored.values()])
+    return resolve_states(tx, head.version, states)
 
 
-def _given_state(tx: Transaction, event_ids: Collection[EventID]) -> StateAt | Missing:
+def _given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]) -> StateAt | Missing:
+    """A state that another server has told. Events of other rooms, and another create event than ours, are left out."""
     positions = find_positions(tx, event_ids)
     missing = frozenset(event_ids) - positions.keys()
     if missing:
         return Missing(auth_events=missing)
     entries: dict[state_tree.Key, int | None] = {}
     for row in list_stored(tx, positions.values()).values():
-        if row.state_key is not None and row.status != Status.REJECTED:
-            nids = (tx.find(row.type), tx.find(row.state_key))
-            assert nids[0] is not None and nids[1] is not None
-            entries[nids[0], nids[1]] = row.position
+        if row.state_key is None or row.status == Status.REJECTED or row.room_id != head.room_id:
+            continue
+        if (row.type, row.state_key) == ("m.room.create", "") and row.position != head.create_position:
+            continue
+        nids = (tx.find(row.type), tx.find(row.state_key))
+        assert nids[0] is not None and nids[1] is not None
+        entries[nids[0], nids[1]] = row.position
     return StateAt(state_tree.EMPTY_ROOT, tuple(sorted(entries.items())))
 
 
@@ -249,22 +262,19 @@ def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventI
 
     An event is stored once all its auth events are, as rejected where they do not allow it.
     """
-    waiting = {event.event_id: event for event in events}
-    for event_id in find_positions(tx, waiting):
-        del waiting[event_id]
-    while waiting:
-        ready = [event for event in waiting.values() if not waiting.keys() & set(event.auth_events)]
-        stored_one = False
-        for event in ready:
-            positions = find_positions(tx, event.auth_events)
-            if len(positions) == len(set(event.auth_events)):
-                _store_outlier(tx, event, positions)
-                del waiting[event.event_id]
-                stored_one = True
-        if not stored_one:
-            break
-    lacking = {event_id for event in waiting.values() for event_id in event.auth_events} - waiting.keys()
-    return frozenset(lacking - find_positions(tx, lacking).keys())
+    given = {event.event_id: event for event in events}
+    for event_id in find_positions(tx, given):
+        del given[event_id]
+    lacking: set[EventID] = set()
+    unstored: set[EventID] = set()
+    for event in in_order(given.values(), by_auth=True):
+        positions = find_positions(tx, event.auth_events)
+        if len(positions) == len(set(event.auth_events)):
+            _store_outlier(tx, event, positions)
+        else:
+            unstored.add(event.event_id)
+            lacking.update(set(event.auth_events) - positions.keys())
+    return frozenset(lacking - unstored)
 
 
 def _store_outlier(tx: Transaction, event: Event, positions: Mapping[EventID, int]) -> None:
@@ -300,7 +310,7 @@ def adopt_room(
     if create_position is None:
         return Missing(auth_events=frozenset(join.auth_events))
     set_create_position(tx, head.room_nid, create_position)
-    given = _given_state(tx, [event.event_id for event in state])
+    given = _given_state(tx, replace(head, create_position=create_position), [event.event_id for event in state])
     if isinstance(given, Missing):
         return given
     _leave_head(tx, head, store_state(tx, given))

@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+import msgspec
 import orjson
 
 from federation import canonical_json
@@ -37,8 +37,7 @@ class Status(IntEnum):
     REJECTED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     """A row of `events`. `ordering` sorts a room's timeline, and is None outside of it."""
 
     position: int
@@ -265,11 +264,11 @@ def find_room_version(tx: Transaction, room_id: str) -> RoomVersion | None:
     cache = tx.cache("room_versions", ROOM_VERSIONS_CACHED_MAX)
     version = cache.get(room_id)
     if version is None:
-        row = tx.one("SELECT version FROM rooms WHERE room_nid = ?", tx.find(room_id))
+        row = tx.one("SELECT version, create_position FROM rooms WHERE room_nid = ?", tx.find(room_id))
         if row is None:
             return None
         version = ROOM_VERSIONS[row[0]]
-        if not tx.is_write:
+        if row[1] and not tx.is_write:  # of a room that we are only invited to the inviter may have lied
             cache.put(room_id, version)
     return version
 

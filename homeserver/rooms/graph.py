@@ -1,0 +1,152 @@
+"""Walking the event graph of a room: auth chains, and back along prev_events. Spec: server-server-api/#pdus, rooms/v12/#definitions"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+from federation.event import Event
+from federation.identifiers import EventID, RoomID
+from homeserver.database import Transaction
+from homeserver.rooms.envelope import event_key, unpack
+from homeserver.rooms.storage import Status, find_positions
+
+CITATIONS_CACHED_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one stored event cites: positions of the stored ones. `is_placed`: it has its place in the graph, as no outlier has."""
+
+    position: int
+    room_nid: int
+    depth: int
+    is_placed: bool
+    prev_events: tuple[int, ...]
+    auth_events: tuple[int, ...]
+
+
+def auth_chain(tx: Transaction, positions: Iterable[int]) -> set[int]:
+    """The auth events of the events, theirs, and so on: the chain of each, but not the events themselves unless in one."""
+    chain: set[int] = set()
+    waiting = set(positions)
+    while waiting:
+        nodes = _auth_events(tx, waiting)
+        waiting = {position for cited in nodes.values() for position in cited} - chain
+        chain |= waiting
+    return chain
+
+
+def walk_back(
+    tx: Transaction,
+    room_id: RoomID,
+    start: Collection[EventID],
+    limit: int,
+    *,
+    known: Collection[EventID] = (),
+    min_depth: int = 0,
+    with_start: bool = True,
+) -> list[int]:
+    """At most `limit` events before `start`, the deepest first, not beyond those of `known`. Outliers are passed over."""
+    room_nid = tx.find(room_id)
+    ignored = set(find_positions(tx, known).values())
+    first = [node for node in _nodes(tx, find_positions(tx, start).values()).values() if node.room_nid == room_nid]
+    if not with_start:
+        ignored.update(node.position for node in first)
+        first = list(_nodes(tx, {position for node in first for position in node.prev_events} - ignored).values())
+    queue = [(-node.depth, -node.position, node) for node in first if node.position not in ignored]
+    heapify(queue)
+    seen = ignored | {node.position for node in first}
+    found: list[int] = []
+    while queue and len(found) < limit:
+        _, _, node = heappop(queue)
+        if not node.is_placed or node.room_nid != room_nid or node.depth < min_depth:
+            continue
+        found.append(node.position)
+        before = [position for position in node.prev_events if position not in seen]
+        seen.update(before)
+        for earlier in _nodes(tx, before).values():
+            heappush(queue, (-earlier.depth, -earlier.position, earlier))
+    return found
+
+
+def in_order(events: Iterable[Event], *, by_auth: bool = False) -> list[Event]:
+    """The events so that each comes after those that it cites in prev_events (in auth_events with `by_auth`).
+
+    Between them the shallower first. Events in a loop, which no honest server makes, are left out.
+    """
+    waiting = {event.event_id: event for event in events}
+    citing: dict[EventID, list[EventID]] = {}
+    unmet: dict[EventID, int] = {}
+    for event in waiting.values():
+        cited = {event_id for event_id in (event.auth_events if by_auth else event.prev_events) if event_id in waiting}
+        unmet[event.event_id] = len(cited)
+        for event_id in cited:
+            citing.setdefault(event_id, []).append(event.event_id)
+    ready = [(event.depth, event.event_id) for event in waiting.values() if not unmet[event.event_id]]
+    heapify(ready)
+    ordered: list[Event] = []
+    while ready:
+        _, event_id = heappop(ready)
+        ordered.append(waiting[event_id])
+        for later in citing.get(event_id, ()):
+            unmet[later] -= 1
+            if not unmet[later]:
+                heappush(ready, (waiting[later].depth, later))
+    return ordered
+
+
+def _auth_events(tx: Transaction, positions: Collection[int]) -> dict[int, tuple[int, ...]]:
+    """The auth events of each. They are all stored, so they never change."""
+    cache = tx.cache("auth_citations", CITATIONS_CACHED_MAX)
+    found: dict[int, tuple[int, ...]] = {}
+    unread: list[int] = []
+    for position in positions:
+        cited = cache.get(position)
+        if cited is None:
+            unread.append(position)
+        else:
+            found[position] = cited
+    for position, node in _nodes(tx, unread).items():
+        found[position] = node.auth_events
+        if not tx.is_write:
+            cache.put(position, node.auth_events)
+    return found
+
+
+def _nodes(tx: Transaction, positions: Collection[int]) -> dict[int, Node]:
+    rows = tx.all_in(
+        "SELECT position, room_nid, status, state_before, envelope FROM events WHERE position IN (?*)", list(positions)
+    )
+    unpacked = [(position, room_nid, status, state, unpack(bytes(blob))) for position, room_nid, status, state, blob in rows]
+    prev = {row[0]: _citations(row[4].prev_events, row[4].rest.get("prev_events")) for row in unpacked}
+    auth = {row[0]: _citations(row[4].auth_events, row[4].rest.get("auth_events")) for row in unpacked}
+    keys = {key for cited in (*prev.values(), *auth.values()) for key in cited if isinstance(key, bytes)}
+    by_key = {
+        bytes(key): position
+        for key, position in tx.all_in("SELECT event_id, position FROM events WHERE event_id IN (?*)", list(keys))
+    }
+    return {
+        position: Node(
+            position,
+            room_nid,
+            envelope.depth,
+            state is not None and status != Status.OUTLIER,
+            _stored(prev[position], by_key),
+            _stored(auth[position], by_key),
+        )
+        for position, room_nid, status, state, envelope in unpacked
+    }
+
+
+def _citations(packed: Sequence[int | bytes] | None, plain: object) -> list[int | bytes]:
+    """As the envelope has them: packed, or in room versions 1 and 2 as pairs of an event ID and its hashes."""
+    if packed is not None:
+        return list(packed)
+    return [event_key(pair[0]) for pair in plain] if isinstance(plain, list) else []
+
+
+def _stored(cited: Sequence[int | bytes], by_key: dict[bytes, int]) -> tuple[int, ...]:
+    positions = (key if isinstance(key, int) else by_key.get(key) for key in cited)
+    return tuple(position for position in positions if position is not None)

@@ -153,7 +153,7 @@ def too_large(max_bytes: int) -> WireError:
 
 def _join_headers(response: h11.Response) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for raw_name, raw_value in response.headers:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+    for raw_name, raw_value in response.headers.raw_items():
+        name, value = raw_name.lower().decode("latin-1"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers

@@ -109,9 +109,9 @@ def test_globs_agree_with_regular_expressions(pattern: str, text: str) -> None:
 def test_hostile_patterns_take_no_time() -> None:
     patterns = ["a*" * 60 + "b", "*a" * 60 + "?b", "a?" * 60 + "*b"] * 50
     name = "a" * 250
-    began = time.perf_counter()
+    began = time.process_time()
     assert is_allowed(name, {"allow": ["*"], "deny": patterns})
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 KEYS = st.sampled_from(["allow", "deny", "allow_ip_literals", "x"])

@@ -84,7 +84,8 @@ def auth_difference(
 
     The spec leaves the events of the state themselves out of Cᵢ, Synapse does not. It matters for an event that stands
     in all states while not all of them build upon it: by the spec's words it is in the difference, though nobody
-    disagrees about it. Servers of one room have to come to the same state, so we count as nearly all of them do.
+    disagrees about it. Servers of one room have to come to the same state, so we count as nearly all of them do, and
+    tests/differential shows where the other reading leads elsewhere.
     """
     known = KnownEvents(events)
     try:

@@ -190,6 +190,10 @@ class Server:
         room_id: RoomID = await self.write(_make_room, self.hs, creator.user_id, [each.user_id for each in members])
         return room_id
 
+    async def join(self, client: Client, room_id: RoomID) -> None:
+        """Takes a user into a public room, without the API."""
+        await self.write(_join, self.hs, client.user_id, room_id)
+
     def _logged_in(self, answer: dict[str, Any]) -> Client:
         return Client(self, answer["access_token"], UserID(answer["user_id"]), answer["device_id"])
 
@@ -208,18 +212,25 @@ def _call(fn: Callable[..., Any], kwargs: dict[str, Any], tx: Transaction, *args
 
 def _make_room(tx: Transaction, hs: Resources, creator: UserID, members: Sequence[UserID]) -> RoomID:
     version = ROOM_VERSIONS[DEFAULT_ROOM_VERSION]
-    create = Draft(None, creator, "m.room.create", {"room_version": version.id}, state_key="")
+    # The position makes the content, and so the room id, unlike that of another room of the same millisecond.
+    content = {"room_version": version.id, "org.example.position": tx.position}
+    create = Draft(None, creator, "m.room.create", content, state_key="")
     room_id = append_create(tx, hs, create, version).room_id
 
     def say(sender: UserID, event_type: str, state_key: str, **content: Any) -> None:
         append_local(tx, hs, Draft(room_id, sender, event_type, content, state_key=state_key))
 
-    say(creator, "m.room.member", creator, membership="join", **profile.member_profile(tx, creator))
+    _join(tx, hs, creator, room_id)
     say(creator, "m.room.power_levels", "", users={})
     say(creator, "m.room.join_rules", "", join_rule="public")
     for member in members:
-        say(member, "m.room.member", member, membership="join", **profile.member_profile(tx, member))
+        _join(tx, hs, member, room_id)
     return room_id
+
+
+def _join(tx: Transaction, hs: Resources, user_id: UserID, room_id: RoomID) -> None:
+    content = {"membership": "join", **profile.member_profile(tx, user_id)}
+    append_local(tx, hs, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
 
 
 @asynccontextmanager

@@ -1,0 +1,98 @@
+"""Spec: client-server-api/#account-management"""
+
+from __future__ import annotations
+
+import pytest
+
+from homeserver.features import accounts
+from homeserver.rooms.membership import get_membership
+from tests.support.homeservers import PASSWORD, Server
+
+NEW = "Another one, if you please."
+
+
+async def test_changes_the_password_and_logs_other_devices_out(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    other = await homeserver.log_in("alice")
+    assert await alice.refused("POST", "account/password", json={"new_password": NEW}) == (401, "")
+    await alice.ok("POST", "account/password", json={"new_password": NEW, "auth": alice.password_auth()})
+    await alice.ok("GET", "account/whoami")
+    assert await other.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+    body = {"type": "m.login.password", "user": "alice", "password": PASSWORD}
+    assert await homeserver.anonymous.refused("POST", "login", json=body) == (403, "M_FORBIDDEN")
+    await homeserver.log_in("alice", NEW)
+
+
+async def test_can_leave_other_devices_logged_in(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    other = await homeserver.log_in("alice")
+    body = {"new_password": NEW, "logout_devices": False, "auth": alice.password_auth()}
+    await alice.ok("POST", "account/password", json=body)
+    await other.ok("GET", "account/whoami")
+
+
+@pytest.mark.parametrize(
+    ("body", "errcode"),
+    [
+        ({}, "M_MISSING_PARAM"),
+        ({"new_password": 7}, "M_BAD_JSON"),
+        ({"new_password": ""}, "M_INVALID_PARAM"),
+        ({"new_password": "x" * 513}, "M_INVALID_PARAM"),
+        ({"new_password": NEW, "logout_devices": "no"}, "M_BAD_JSON"),
+        ({"new_password": NEW, "auth": "x"}, "M_BAD_JSON"),
+    ],
+)
+async def test_refuses_wrong_types(homeserver: Server, body: dict, errcode: str) -> None:
+    alice = await homeserver.register("alice")
+    full = {"auth": alice.password_auth(), **body}
+    assert await alice.refused("POST", "account/password", json=full) == (400, errcode)
+    await homeserver.log_in("alice")
+
+
+async def test_needs_an_access_token(homeserver: Server) -> None:
+    for path, body in (("account/password", {"new_password": NEW}), ("account/deactivate", {})):
+        assert await homeserver.anonymous.refused("POST", path, json=body) == (401, "M_MISSING_TOKEN")
+
+
+async def test_deactivation_ends_everything(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    bob = await homeserver.register("bob")
+    room_id = await homeserver.make_room(bob, alice)
+    wrong = await alice.post("account/deactivate", json={"auth": alice.password_auth(password="wrong")})
+    assert (wrong.status_code, wrong.json()["errcode"]) == (401, "M_FORBIDDEN")
+
+    answer = await alice.ok("POST", "account/deactivate", json={"auth": alice.password_auth()})
+    assert answer == {"id_server_unbind_result": "success"}
+    assert await alice.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+    body = {"type": "m.login.password", "user": "alice", "password": PASSWORD}
+    assert await homeserver.anonymous.refused("POST", "login", json=body) == (403, "M_USER_DEACTIVATED")
+    assert await homeserver.anonymous.refused("POST", "register", json={"username": "alice"}) == (400, "M_USER_IN_USE")
+    assert await bob.refused("GET", f"profile/{alice.user_id}") == (404, "M_NOT_FOUND")
+    assert await homeserver.read(get_membership, room_id, alice.user_id) == "leave"
+    (deactivation,) = await homeserver.read(accounts.list_deactivations, 0, homeserver.hs.stream.position)
+    assert (deactivation.user_id, deactivation.erase) == (alice.user_id, False)
+
+
+async def test_erasing_forgets_what_the_user_kept(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    await alice.ok("PUT", f"user/{alice.user_id}/account_data/org.example.a", json={"a": 1})
+    await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "Alice"})
+    await alice.ok("POST", f"user/{alice.user_id}/filter", json={})
+    await alice.ok("POST", "account/deactivate", json={"erase": True, "auth": alice.password_auth()})
+    for table in ("account_data", "profiles", "filters"):
+        statement = {
+            "account_data": "SELECT COUNT(*) FROM account_data",
+            "profiles": "SELECT COUNT(*) FROM profiles",
+            "filters": "SELECT COUNT(*) FROM filters",
+        }[table]
+        assert await homeserver.read(lambda tx, sql=statement: tx.one(sql)) == (0,)
+    (deactivation,) = await homeserver.read(accounts.list_deactivations, 0, homeserver.hs.stream.position)
+    assert deactivation.erase
+
+
+@pytest.mark.parametrize("body", [{"erase": "yes"}, {"id_server": 7}, {"auth": 7}])
+async def test_deactivation_refuses_wrong_types(homeserver: Server, body: dict) -> None:
+    alice = await homeserver.register("alice")
+    full = {"auth": alice.password_auth(), **body}
+    assert await alice.refused("POST", "account/deactivate", json=full) == (400, "M_BAD_JSON")
+    await alice.ok("GET", "account/whoami")

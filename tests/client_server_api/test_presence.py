@@ -1,0 +1,227 @@
+"""Spec: client-server-api/#presence, server-server-api/#presence"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from federation.build import Draft
+from federation.edus import parse_edu
+from homeserver import limits
+from homeserver.config import Presence
+from homeserver.features.presence import FEATURE, note_activity
+from homeserver.rooms.append import append_local
+from homeserver.rooms.membership import store_membership
+from tests.support.homeservers import Client, Homeservers, Server
+
+TIMEOUT_S = 300
+
+
+async def sync(client: Client, since: str = "", **query: Any) -> dict[str, Any]:
+    return await client.ok("GET", "sync", params={"since": since, **query} if since else query)
+
+
+def presences(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The content of the last m.presence of each user in an answer of /sync."""
+    return {each["sender"]: each["content"] for each in answer.get("presence", {}).get("events", [])}
+
+
+async def status(client: Client, user_id: str) -> dict[str, Any]:
+    return await client.ok("GET", f"presence/{user_id}/status")
+
+
+async def roommates(server: Server) -> tuple[Client, Client]:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await server.make_room(alice, bob)
+    return alice, bob
+
+
+async def test_is_offline_at_first(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    assert await status(alice, alice.user_id) == {"presence": "offline"}
+
+
+async def test_sets_a_status(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    body = {"presence": "online", "status_msg": "Making cupcakes"}
+    assert await alice.ok("PUT", f"presence/{alice.user_id}/status", json=body) == {}
+    assert await status(alice, alice.user_id) == {**body, "last_active_ago": 0, "currently_active": True}
+    await trio.sleep(10)
+    await alice.ok("PUT", f"presence/{alice.user_id}/status", json={"presence": "unavailable"})
+    assert await status(alice, alice.user_id) == {"presence": "unavailable", "last_active_ago": 0}
+
+
+@pytest.mark.parametrize(
+    ("body", "refusal"),
+    [
+        ({}, (400, "M_MISSING_PARAM")),
+        ({"presence": "busy"}, (400, "M_BAD_JSON")),
+        ({"presence": 7}, (400, "M_BAD_JSON")),
+        ({"presence": "online", "status_msg": 7}, (400, "M_BAD_JSON")),
+        ({"presence": "online", "status_msg": "x" * 2049}, (400, "M_TOO_LARGE")),
+    ],
+)
+async def test_refuses_bad_states(homeserver: Server, body: dict, refusal: tuple[int, str]) -> None:
+    alice = await homeserver.register("alice")
+    assert await alice.refused("PUT", f"presence/{alice.user_id}/status", json=body) == refusal
+    assert await status(alice, alice.user_id) == {"presence": "offline"}
+
+
+async def test_only_who_shares_a_room_may_see_it(homeserver: Server) -> None:
+    alice, bob = await roommates(homeserver)
+    carol = await homeserver.register("carol")
+    await alice.ok("PUT", f"presence/{alice.user_id}/status", json={"presence": "online"})
+    assert (await status(bob, alice.user_id))["presence"] == "online"
+    assert await carol.refused("GET", f"presence/{alice.user_id}/status") == (403, "M_FORBIDDEN")
+    body = {"presence": "offline"}
+    assert await carol.refused("PUT", f"presence/{alice.user_id}/status", json=body) == (403, "M_FORBIDDEN")
+
+
+async def test_syncing_is_being_online(homeserver: Server) -> None:
+    alice, bob = await roommates(homeserver)
+    first = await sync(bob, set_presence="offline")
+    assert presences(first) == {}
+    assert presences(await sync(alice))[alice.user_id]["presence"] == "online"
+    told = presences(await sync(bob, first["next_batch"], set_presence="offline"))
+    assert told == {alice.user_id: {"presence": "online", "last_active_ago": 0, "currently_active": True}}
+
+
+@pytest.mark.parametrize("state", ["offline", "unavailable"])
+async def test_set_presence_of_sync(homeserver: Server, state: str) -> None:
+    alice = await homeserver.register("alice")
+    await sync(alice, set_presence=state)
+    assert (await status(alice, alice.user_id))["presence"] == state
+
+
+async def test_goes_offline_when_silent(homeserver: Server) -> None:
+    alice, bob = await roommates(homeserver)
+    since = (await sync(alice))["next_batch"]
+    since = (await sync(bob, set_presence="offline"))["next_batch"]
+    await trio.sleep(TIMEOUT_S + limits.PRESENCE_SWEEP_INTERVAL_S + 1)
+    told = presences(await sync(bob, since, set_presence="offline"))
+    assert told[alice.user_id]["presence"] == "offline"
+    assert told[alice.user_id]["last_active_ago"] >= TIMEOUT_S * 1000
+
+
+async def test_becomes_idle_while_only_syncing_and_active_by_sending(homeserver: Server) -> None:
+    alice, _ = await roommates(homeserver)
+    for _ in range(12):
+        await sync(alice)
+        await trio.sleep(30)
+    assert (await status(alice, alice.user_id))["presence"] == "unavailable"
+    await homeserver.write(note_activity, homeserver.hs, alice.user_id)
+    assert (await status(alice, alice.user_id))["presence"] == "online"
+    await trio.sleep(90)
+    state = await status(alice, alice.user_id)
+    assert (state["presence"], state["currently_active"]) == ("online", False)
+
+
+async def test_one_device_online_is_enough(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    other = await homeserver.log_in("alice")
+    await sync(alice)
+    await sync(other, set_presence="unavailable")
+    assert (await status(alice, alice.user_id))["presence"] == "online"
+    await sync(alice, set_presence="offline")
+    assert (await status(alice, alice.user_id))["presence"] == "unavailable"
+
+
+async def test_syncs_write_nothing_while_nothing_changes(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    since = (await sync(alice))["next_batch"]
+    since = (await sync(alice, since))["next_batch"]
+    before = homeserver.hs.stream.position
+    for _ in range(20):
+        since = (await sync(alice, since))["next_batch"]
+        await trio.sleep(2)
+    assert homeserver.hs.stream.position == before
+
+
+async def test_a_newly_joined_room_tells_who_is_there(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    bob = await homeserver.register("bob")
+    room_id = await homeserver.make_room(alice)
+    await sync(alice)
+    since = (await sync(bob))["next_batch"]
+    await homeserver.join(bob, room_id)
+    assert presences(await sync(bob, since))[alice.user_id]["presence"] == "online"
+
+
+async def test_turned_off(homeservers: Homeservers) -> None:
+    server = await homeservers.start(presence=Presence(enabled=False))
+    alice = await server.register("alice")
+    await alice.ok("PUT", f"presence/{alice.user_id}/status", json={"presence": "online"})
+    assert presences(await sync(alice)) == {}
+    assert await status(alice, alice.user_id) == {"presence": "offline"}
+
+
+REMOTE = "@rem:other.example"
+
+
+async def with_remote(server: Server) -> tuple[Client, str]:
+    """A user of this server, in a room with one of another server."""
+    alice = await server.register("alice")
+    room_id = await server.make_room(alice)
+
+    def join(tx: Any) -> None:
+        invite = Draft(room_id, alice.user_id, "m.room.member", {"membership": "invite"}, state_key=REMOTE)
+        position = append_local(tx, server.hs, invite) and tx.next_position(room_id)
+        store_membership(tx, tx.find(room_id), REMOTE, "join", position, position)
+
+    await server.write(join)
+    return alice, room_id
+
+
+async def receive(server: Server, content: Any, origin: str = "other.example") -> None:
+    _, parsed = parse_edu({"edu_type": "m.presence", "content": content})
+    await FEATURE.edus["m.presence"](server.hs, origin, parsed)
+
+
+async def test_presence_from_other_servers(homeserver: Server) -> None:
+    alice, _ = await with_remote(homeserver)
+    since = (await sync(alice))["next_batch"]
+    update = {"user_id": REMOTE, "presence": "online", "last_active_ago": 5000, "status_msg": "hm"}
+    await receive(homeserver, {"push": [update]})
+    told = presences(await sync(alice, since))[REMOTE]
+    assert told == {"presence": "online", "last_active_ago": 5000, "currently_active": False, "status_msg": "hm"}
+    assert (await status(alice, REMOTE))["presence"] == "online"
+    await trio.sleep(limits.PRESENCE_REMOTE_TIMEOUT_MS / 1000 + limits.PRESENCE_SWEEP_INTERVAL_S + 1)
+    assert (await status(alice, REMOTE))["presence"] == "offline"
+
+
+@pytest.mark.parametrize(
+    ("content", "origin"),
+    [
+        ({"push": [{"user_id": REMOTE, "presence": "online", "last_active_ago": 1}]}, "third.example"),
+        ({"push": [{"user_id": "@stranger:other.example", "presence": "online"}]}, "other.example"),
+        ({"push": [{"user_id": REMOTE, "presence": "busy"}]}, "other.example"),
+        ({"push": [7]}, "other.example"),
+    ],
+)
+async def test_refuses_presence_that_is_none_of_the_origins(homeserver: Server, content: Any, origin: str) -> None:
+    alice, _ = await with_remote(homeserver)
+    before = homeserver.hs.stream.position
+    await receive(homeserver, content, origin)
+    assert homeserver.hs.stream.position == before
+    assert (await status(alice, REMOTE))["presence"] == "offline"
+
+
+async def test_other_servers_are_told(homeserver: Server) -> None:
+    alice, _ = await with_remote(homeserver)
+    bob = await homeserver.register("bob")
+    since = homeserver.hs.stream.position
+    await sync(alice)
+    await sync(bob)
+    assert FEATURE.edu_source is not None
+    edus = await homeserver.read(
+        lambda tx: list(FEATURE.edu_source(tx, since, homeserver.hs.stream.position))  # type: ignore[misc]
+    )
+    (edu,) = edus
+    assert (edu.edu_type, edu.destinations) == ("m.presence", ("other.example",))
+    assert edu.content == {
+        "push": [
+            {"user_id": alice.user_id, "presence": "online", "last_active_ago": 0, "currently_active": True},
+        ]
+    }

@@ -19,13 +19,17 @@ class RateLimits:
     enabled: bool = True
     _buckets: OrderedDict[tuple[str, str], tuple[float, int]] = field(default_factory=OrderedDict)
 
+    def __len__(self) -> int:
+        return len(self._buckets)
+
     def take(self, rate_class: str, key: str, now_ms: int, cost: float = 1) -> None:
         """Takes one request from the bucket of `key` in a class of `limits.RATE_LIMITS`. Raises M_LIMIT_EXCEEDED."""
         if not self.enabled or not rate_class:
             return
         bucket = limits.RATE_LIMITS[rate_class]
         tokens, at_ms = self._buckets.pop((rate_class, key), (bucket.burst, now_ms))
-        tokens = min(bucket.burst, tokens + max(0, now_ms - at_ms) / 1000 * bucket.per_second)
+        now_ms = max(now_ms, at_ms)  # a clock that is set back must not give twice what it gave once
+        tokens = min(bucket.burst, tokens + (now_ms - at_ms) / 1000 * bucket.per_second)
         if tokens < cost:
             self._buckets[rate_class, key] = (tokens, now_ms)
             raise limit_exceeded(int((cost - tokens) / bucket.per_second * 1000) + 1)

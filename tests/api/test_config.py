@@ -1,0 +1,156 @@
+"""The configuration: its defaults, its sample, and what it says about mistakes."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import msgspec
+import pytest
+
+from homeserver.config import Config, ConfigError, Listener, config_from_table, load_config, parse_bind, read_secret
+
+SAMPLE = Path(__file__).parents[2] / "sample_config.toml"
+
+
+def sections(kind: type[msgspec.Struct], name: str = "") -> dict[str, set[str]]:
+    """The keys of each section of the configuration, by the section's name."""
+    found: dict[str, set[str]] = {name: set()}
+    for field in msgspec.structs.fields(kind):
+        inner = get_args(field.type)[0] if get_origin(field.type) is tuple else field.type
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            found |= sections(inner, field.encode_name)
+        else:
+            found[name].add(field.encode_name)
+    return found
+
+
+def test_the_sample_is_the_defaults() -> None:
+    sample = tomllib.loads(SAMPLE.read_text())
+    defaults = msgspec.json.decode(msgspec.json.encode(Config(server_name="example.org")))
+    assert sample == defaults
+
+
+def test_every_key_of_the_sample_is_explained() -> None:
+    """Each stands under a comment: its own, that of the keys just above it, or that of its section."""
+    explained = False
+    for line in SAMPLE.read_text().splitlines():
+        if line.startswith("#"):
+            explained = True
+        elif not line:
+            explained = False
+        elif not line.startswith("["):
+            assert explained, line
+
+
+def test_sample_names_every_key() -> None:
+    text = SAMPLE.read_text()
+    for keys in sections(Config).values():
+        for key in keys:
+            assert re.search(rf"^{key} = ", text, re.MULTILINE), key
+
+
+def test_an_embedder_needs_only_a_name(tmp_path: Path) -> None:
+    config = Config(server_name="a.example", data_dir=str(tmp_path))
+    assert config.listeners == (Listener(),)
+    assert config.data_path("signing.key") == tmp_path / "signing.key"
+    assert config.data_path("/etc/key") == Path("/etc/key")
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "h.toml").write_text(
+        'server_name = "a.example"\n[[listeners]]\ntls_cert = "c.pem"\ntls_key = "/k.pem"\n'
+        '[federation]\nca_file = "ca.pem"\n[application_services]\nfiles = ["irc.yaml"]\n'
+    )
+    config = load_config(tmp_path / "h.toml")
+    assert config.data_dir == str(tmp_path / "data")
+    assert config.listeners[0].tls_cert == str(tmp_path / "c.pem")
+    assert config.listeners[0].tls_key == "/k.pem"
+    assert config.federation.ca_file == str(tmp_path / "ca.pem")
+    assert config.application_services.files == (str(tmp_path / "irc.yaml"),)
+    assert config.outbound_http.ca_file == ""
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"databse": {}}, "unknown key 'databse' at the top; did you mean 'database'?"),
+        ({"database": {"ulr": "x"}}, "unknown key 'ulr' in [database]; did you mean 'url'?"),
+        ({"listeners": [{"bimd": "x"}]}, "unknown key 'bimd' in [[listeners]]; did you mean 'bind'?"),
+        ({"zzz": 1}, "unknown key 'zzz' at the top"),
+        ({"server_name": "not a name"}, "server_name: 'not a name' is not a server name"),
+        ({"listeners": [{"bind": "8008"}]}, "bind '8008' is not host:port"),
+        ({"listeners": [{"bind": "127.0.0.1:99999"}]}, "must be from 0 to 65535, not 99999"),
+        ({"listeners": [{"bind": "::1:8008"}]}, "bind '::1:8008' is not host:port"),
+        ({"listeners": [{"bind": "unix:"}]}, "a unix bind needs a path"),
+        ({"listeners": [{"tls_cert": "c.pem"}]}, "tls_cert and tls_key must be given together"),
+        ({"listeners": [{"serve": []}]}, "serve is empty"),
+        ({"listeners": [{"serve": ["clients"]}]}, "listeners[0].serve[0]: Invalid enum value 'clients'"),
+        ({"listeners": [{}, {}]}, "two listeners have the same bind, 127.0.0.1:8008"),
+        ({"public": {"base_url": "example.org"}}, "public.base_url: 'example.org' is not an http or https URL"),
+        ({"public": {"base_url": "https://a:b"}}, "public.base_url"),
+        ({"public": {"serve_well_known": "yes"}}, "public.serve_well_known: Expected `bool`, got `str`"),
+        ({"public": 1}, "public: Expected `object`, got `int`"),
+        ({"database": {"url": "mysql:x"}}, "database.url must begin with"),
+        ({"blobs": {"url": "ftp:x"}}, "blobs.url must begin with"),
+        ({"blobs": {"upload_bytes_max": 0}}, "blobs.upload_bytes_max must be more than 0, not 0"),
+        ({"registration": {"recaptcha_public_key": "x"}}, "must be given together"),
+        ({"email": {"smtp_host": "a", "from": ""}}, "email.from must be an e-mail address"),
+        ({"email": {"smtp_port": 0}}, "email.smtp_port must be from 1 to 65535, not 0"),
+        ({"federation": {"trusted_key_servers": ["a b"]}}, "federation.trusted_key_servers: 'a b'"),
+        ({"passwords": {"hash_cost": "low"}}, "passwords.hash_cost"),
+        ({"log": {"level": "loud"}}, "log.level"),
+        ({"server_name": 5}, "server_name: Expected `str`, got `int`"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_key(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_table({"server_name": "a.example", **table}, Path())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_name_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "h.toml"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"h\.toml: .*server_name"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"a = ", "is not valid TOML"), (b"\xff", "is not valid TOML")])
+def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "h.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"cannot read .*: No such file"):
+        load_config(tmp_path / "other.toml")
+
+
+def test_binds() -> None:
+    assert (parse_bind("[::1]:80").host, parse_bind("[::1]:80").port) == ("::1", 80)
+    assert parse_bind("localhost:0").port == 0
+    assert parse_bind("unix:/run/h.sock").unix_path == "/run/h.sock"
+
+
+def test_secrets_come_from_files(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("abc\n")
+    assert read_secret("registration.shared_secret_file", str(path)) == "abc"
+    path.write_text("\n")
+    with pytest.raises(ConfigError, match="is empty"):
+        read_secret("registration.shared_secret_file", str(path))
+    with pytest.raises(ConfigError, match=r"registration\.shared_secret_file: cannot read"):
+        read_secret("registration.shared_secret_file", str(tmp_path / "none"))
+
+
+def test_base_url_has_no_slash_at_its_end() -> None:
+    config = config_from_table({"server_name": "a.example", "public": {"base_url": "https://a.example/"}}, Path())
+    assert config.public.base_url == "https://a.example"
+
+
+def test_two_configurations_in_one_process_do_not_share_anything() -> None:
+    assert Config(server_name="a.example") == Config(server_name="a.example")
+    assert Config(server_name="a.example") != Config(server_name="b.example")

@@ -1,0 +1,412 @@
+"""Listeners: real sockets, TLS, HTTP/2, clients that misbehave, and stopping."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import pytest
+import trio
+import trustme
+
+from homeserver import limits
+from homeserver.api import Request, Response, Routes
+from homeserver.asgi import App
+from homeserver.config import Config, ConfigError, Listener
+from homeserver.dispatch import Dispatch
+from homeserver.features import health
+from homeserver.listener import Bound, serve
+from homeserver.metrics import Metrics
+from homeserver.rate_limits import RateLimits
+from homeserver.resources import Resources
+from homeserver.token_cache import TokenCache
+
+pytestmark = pytest.mark.sockets
+
+routes = Routes()
+
+
+@routes.get("/_matrix/client/versions")
+async def versions(hs: Resources, request: Request) -> dict[str, Any]:
+    return {"ip": request.client_ip}
+
+
+@routes.get("/_matrix/client/v3/slow")
+async def slow(hs: Resources) -> dict[str, Any]:
+    await trio.sleep(0.5)
+    return {"slept": True}
+
+
+@routes.get("/_matrix/client/v3/sync", rate_limit="sync")
+async def sync(hs: Resources) -> dict[str, Any]:
+    try:
+        await trio.sleep(60)
+    finally:
+        hs.ended.set()  # type: ignore[attr-defined]
+    return {}
+
+
+@routes.post("/_matrix/media/v3/upload")
+async def upload(hs: Resources, request: Request) -> dict[str, Any]:
+    return {"length": sum([len(chunk) async for chunk in request.stream(1 << 20)])}
+
+
+@routes.get("/_matrix/media/v3/download/{size}")
+async def download(hs: Resources, size: int) -> Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(size):
+            yield b"x" * 65_536
+
+    return Response(headers={"content-type": "application/octet-stream"}, stream=chunks())
+
+
+@routes.get("/_matrix/media/v3/broken")
+async def broken(hs: Resources) -> Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise RuntimeError("the disk failed")
+
+    return Response(headers={"content-type": "application/octet-stream"}, stream=chunks())
+
+
+class Running:
+    """A server on the listeners of the test; `stop` ends it as SIGTERM would."""
+
+    def __init__(self, app: App, bound: list[Bound], stop: trio.Event, hs: Any) -> None:
+        self.app, self.bound, self.stop, self.hs = app, bound, stop, hs
+
+    @property
+    def url(self) -> str:
+        return self.bound[0].url
+
+    @property
+    def port(self) -> int:
+        return int(self.bound[0].address.rpartition(":")[2])
+
+
+def make_app() -> tuple[App, Any]:
+    hs = SimpleNamespace(
+        config=Config(server_name="a.example"), rate_limits=RateLimits(), token_cache=TokenCache(), metrics=Metrics(),
+        is_ready=True, now_ms=lambda: 0, ended=trio.Event(),
+    )  # fmt: skip
+    return App(Dispatch(hs, [*routes, *health.routes])), hs
+
+
+@asynccontextmanager
+async def serving(*listeners: Listener) -> AsyncIterator[Running]:
+    app, hs = make_app()
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def run(task_status: Any) -> None:
+            await serve(app, listeners or (Listener(bind="127.0.0.1:0"),), stop=stop, task_status=task_status)
+
+        bound = await nursery.start(run)
+        with trio.fail_after(30):
+            yield Running(app, bound, stop, hs)
+            stop.set()
+
+
+async def talk(port: int, data: bytes) -> bytes:
+    """What comes back for raw bytes until the server closes."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    async with stream:
+        await stream.send_all(data)
+        answer = b""
+        async for chunk in stream:
+            answer += chunk
+        return answer
+
+
+async def test_it_answers_and_tells_where() -> None:
+    async with serving() as server, httpx.AsyncClient() as http:
+        assert server.url == f"http://127.0.0.1:{server.port}"
+        assert (await http.get(server.url + "/_matrix/client/versions")).json() == {"ip": "127.0.0.1"}
+        assert (await http.get(server.url + "/_homeserver/health/ready")).json() == {"ready": True}
+        assert (await http.get(server.url + "/_homeserver/health/live")).json() == {"live": True}
+        metrics = (await http.get(server.url + "/_homeserver/metrics")).text
+        assert 'homeserver_requests_total{operation="versions",status="200"} 1' in metrics
+        assert "homeserver_requests_active 1" in metrics
+
+
+async def test_several_listeners_and_ipv6() -> None:
+    async with serving(
+        Listener(bind="127.0.0.1:0", serve=("client",)), Listener(bind="[::1]:0", serve=("health",))
+    ) as server, httpx.AsyncClient() as http:
+        first, second = (bound.url for bound in server.bound)
+        assert second.startswith("http://[::1]:")
+        assert (await http.get(first + "/_matrix/client/versions")).status_code == 200
+        assert (await http.get(first + "/_homeserver/health/ready")).status_code == 404
+        assert (await http.get(second + "/_matrix/client/versions")).status_code == 404
+        assert (await http.get(second + "/_homeserver/health/ready")).status_code == 200
+
+
+async def test_a_unix_socket_believes_its_proxy(tmp_path: Path) -> None:
+    path = tmp_path / "h.sock"
+    async with serving(Listener(bind=f"unix:{path}")) as server:
+        assert server.bound[0].address == f"unix:{path}"
+        assert server.url == ""
+        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            headers = {"x-forwarded-for": "203.0.113.9, 2001:db8::1"}
+            assert (await http.get("/_matrix/client/versions", headers=headers)).json() == {"ip": "2001:db8::1"}
+            assert (await http.get("/_matrix/client/versions")).json() == {"ip": ""}
+    assert not path.exists()
+
+
+async def test_a_dead_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "h.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    async with serving(Listener(bind=f"unix:{path}")):
+        with pytest.raises(ConfigError, match="something else listens there"):
+            await serve(make_app()[0], [Listener(bind=f"unix:{path}")], stop=trio.Event())
+
+
+@pytest.fixture
+def tls_files(tmp_path: Path) -> tuple[str, str, ssl.SSLContext]:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return str(cert), str(key), context
+
+
+async def test_tls(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
+    cert, key, context = tls_files
+    async with serving(Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)) as server:
+        async with httpx.AsyncClient(verify=context) as http:
+            assert server.url.startswith("https://")
+            assert (await http.get(server.url + "/_matrix/client/versions")).json() == {"ip": "127.0.0.1"}
+        assert await talk(server.port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n") == b""
+
+
+async def test_http2(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
+    cert, key, context = tls_files
+    context.set_alpn_protocols(["h2"])
+    async with serving(Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)) as server:
+        stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", server.port, ssl_context=context)
+        connection = h2.connection.H2Connection(h2.config.H2Configuration())
+        connection.initiate_connection()
+        for number, path in ((1, "/_matrix/client/versions"), (3, "/_matrix/media/v3/download/8")):
+            connection.send_headers(
+                number,
+                [(":method", "GET"), (":path", path), (":scheme", "https"), (":authority", "x")],
+                end_stream=True,
+            )
+        connection.increment_flow_control_window(1 << 24)
+        await stream.send_all(connection.data_to_send())
+        bodies = {1: b"", 3: b""}
+        ended = 0
+        while ended < 2:
+            for event in connection.receive_data(await stream.receive_some()):
+                if isinstance(event, h2.events.DataReceived):
+                    bodies[event.stream_id] += event.data
+                    connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                elif isinstance(event, h2.events.StreamEnded):
+                    ended += 1
+            await stream.send_all(connection.data_to_send())
+        assert bodies[1] == b'{"ip":"127.0.0.1"}'
+        assert len(bodies[3]) == 8 * 65_536
+        await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bind": "192.0.2.1:0"}, "cannot listen on 192.0.2.1:0: "),
+        ({"bind": "no.such.host.invalid:0"}, "cannot listen on no.such.host.invalid:0: "),
+        ({"bind": "unix:/no/such/folder/h.sock"}, "cannot listen on unix:/no/such/folder/h.sock: No such file"),
+        ({"bind": "127.0.0.1:0", "tls_cert": "/no.pem", "tls_key": "/no.pem"}, "cannot read tls_cert /no.pem: "),
+    ],
+)
+async def test_what_cannot_listen_says_so(change: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await serve(make_app()[0], [Listener(bind="127.0.0.1:0"), Listener(**change)], stop=trio.Event())
+    assert said in str(caught.value)
+
+
+async def test_a_taken_port_says_so(tmp_path: Path) -> None:
+    async with serving() as server:
+        with pytest.raises(ConfigError, match="something else listens there"):
+            await serve(make_app()[0], [Listener(bind=server.bound[0].address)], stop=trio.Event())
+    (tmp_path / "c.pem").write_text("x")
+    with pytest.raises(ConfigError, match="are no PEM certificate with its key"):
+        path = str(tmp_path / "c.pem")
+        await serve(make_app()[0], [Listener(bind="127.0.0.1:0", tls_cert=path, tls_key=path)], stop=trio.Event())
+
+
+async def test_a_refused_upload_still_gets_its_answer() -> None:
+    """The client sends on after it was refused: it must see the answer, and its connection must end."""
+    async with serving() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        size = 8 << 20
+        await stream.send_all(b"POST /_matrix/media/v3/upload HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+        await stream.send_all(b"x" * size)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += await stream.receive_some()
+        assert b" 413 " in answer.partition(b"\r\n")[0]
+        assert b"M_TOO_LARGE" in answer
+        await stream.aclose()
+
+
+async def test_a_client_that_sends_without_end_is_cut_off() -> None:
+    async with serving() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        head = b"POST /_matrix/media/v3/upload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        await stream.send_all(head)
+        with pytest.raises(trio.BrokenResourceError):
+            for _ in range(4 * limits.REFUSED_BODY_BYTES_MAX // 65_536):
+                await stream.send_all(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+
+
+async def test_a_chunked_upload_is_measured() -> None:
+    async def pieces(count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield b"x" * 65_536
+
+    async with serving() as server, httpx.AsyncClient() as http:
+        url = server.url + "/_matrix/media/v3/upload"
+        assert (await http.post(url, content=pieces(16))).json() == {"length": 1 << 20}
+        assert (await http.post(url, content=pieces(17))).status_code == 413
+        assert (await http.post(url, content=b"")).json() == {"length": 0}
+
+
+async def test_a_body_that_nobody_reads_does_not_cost_the_connection() -> None:
+    async with serving() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        for _ in range(3):
+            await stream.send_all(b"GET /_matrix/client/versions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+            answer = b""
+            while not answer.endswith(b'{"ip":"127.0.0.1"}'):
+                answer += await stream.receive_some()
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 20_000,
+        b"GET /" + b"a" * 60_000,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
+        b"\x16\x03\x01\x00\x00",
+    ],
+)
+async def test_nonsense_ends_only_its_own_connection(data: bytes) -> None:
+    async with serving() as server, httpx.AsyncClient() as http:
+        answer = b""
+        with trio.move_on_after(2):  # what could still become a request is waited for
+            try:
+                answer = await talk(server.port, data)
+            except trio.BrokenResourceError:
+                pass
+        assert answer == b"" or b" 4" in answer[:13] or answer.startswith(b"\x00")
+        assert (await http.get(server.url + "/_matrix/client/versions")).status_code == 200
+
+
+async def test_http2_with_a_path_that_is_not_ascii_ends_only_its_own_connection(
+    tls_files: tuple[str, str, ssl.SSLContext],
+) -> None:
+    cert, key, context = tls_files
+    async with serving(Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)) as server:
+        context.set_alpn_protocols(["h2"])
+        stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", server.port, ssl_context=context)
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
+        connection.initiate_connection()
+        headers = [(b":method", b"GET"), (b":path", b"/\xff"), (b":scheme", b"https"), (b":authority", b"x")]
+        connection.send_headers(1, headers, end_stream=True)
+        await stream.send_all(connection.data_to_send())
+        with pytest.raises((trio.BrokenResourceError, AssertionError)):
+            while True:
+                assert await stream.receive_some()
+        context.set_alpn_protocols(["http/1.1"])
+        async with httpx.AsyncClient(verify=context) as http:
+            assert (await http.get(server.url + "/_matrix/client/versions")).status_code == 200
+
+
+async def test_an_answer_that_breaks_off_is_seen_as_broken(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as server, httpx.AsyncClient() as http:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.get(server.url + "/_matrix/media/v3/broken")
+        assert (await http.get(server.url + "/_matrix/client/versions")).status_code == 200
+    assert "answer broke off" in caplog.text
+
+
+async def test_a_waiting_request_ends_when_its_client_goes_away() -> None:
+    async with serving() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        await stream.send_all(b"GET /_matrix/client/v3/sync HTTP/1.1\r\nhost: x\r\n\r\n")
+        await trio.sleep(0.05)
+        await stream.aclose()
+        await server.hs.ended.wait()
+
+
+async def test_stopping_answers_what_is_under_way_and_no_more() -> None:
+    answers: dict[str, bytes] = {}
+    async with trio.open_nursery() as clients:
+        async with serving() as server:
+            idle = await trio.open_tcp_stream("127.0.0.1", server.port)
+
+            async def get(name: str) -> None:
+                answers[name] = await talk(
+                    server.port, b"GET /_matrix/client/v3/%s HTTP/1.1\r\nhost: x\r\n\r\n" % name.encode()
+                )
+
+            clients.start_soon(get, "slow")
+            clients.start_soon(get, "sync")
+            await trio.sleep(0.2)
+            begun = trio.current_time()
+            server.stop.set()
+        assert trio.current_time() - begun < limits.DRAIN_SECONDS
+        assert await idle.receive_some() == b""
+    assert answers["slow"].endswith(b'{"slept":true}')
+    assert answers["sync"].startswith(b"HTTP/1.1 503 ")
+    assert server.hs.is_ready is False
+    with pytest.raises(OSError):
+        await trio.open_tcp_stream("127.0.0.1", server.port)
+
+
+async def test_a_client_that_reads_nothing_does_not_hold_up_a_stop() -> None:
+    begun = trio.current_time()
+    async with serving() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        await stream.send_all(b"GET /_matrix/media/v3/download/2000 HTTP/1.1\r\nhost: x\r\n\r\n")
+        await trio.sleep(0.2)
+        server.stop.set()
+        begun = trio.current_time()
+    assert trio.current_time() - begun < limits.DRAIN_SECONDS + 2
+
+
+async def test_cancelling_ends_it_at_once() -> None:
+    async with trio.open_nursery() as nursery:
+        app, _ = make_app()
+
+        async def run(task_status: Any) -> None:
+            await serve(app, [Listener(bind="127.0.0.1:0")], stop=trio.Event(), task_status=task_status)
+
+        bound = await nursery.start(run)
+        stream = await trio.open_tcp_stream("127.0.0.1", int(bound[0].address.rpartition(":")[2]))
+        await stream.send_all(b"GET /_matrix/media/v3/download/2000 HTTP/1.1\r\nhost: x\r\n\r\n")
+        await trio.sleep(0.1)
+        begun = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - begun < 1
+
+

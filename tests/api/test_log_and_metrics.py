@@ -1,0 +1,70 @@
+"""What the server tells those who run it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from homeserver.config import Log
+from homeserver.log import set_up_logging
+from homeserver.metrics import Metrics
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    yield
+    root.handlers[:], root.level = before
+    for name in ("homeserver", "federation"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def entry(config: Log) -> str:
+    stream = io.StringIO()
+    set_up_logging(config, stream)
+    log = logging.getLogger("homeserver.test")
+    log.debug("not told")
+    try:
+        raise ValueError("why")
+    except ValueError:
+        log.warning("destination unreachable", extra={"destination": "a\n.example", "tries": 3}, exc_info=True)
+    return stream.getvalue()
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_json_has_one_object_a_line() -> None:
+    (line,) = entry(Log(format="json")).splitlines()
+    told = json.loads(line)
+    assert told["level"] == "warning"
+    assert told["logger"] == "homeserver.test"
+    assert told["message"] == "destination unreachable"
+    assert (told["destination"], told["tries"]) == ("a\n.example", 3)
+    assert "ValueError: why" in told["traceback"]
+    assert told["ts"].endswith("Z")
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_the_console_cannot_be_steered_by_what_others_chose() -> None:
+    first, *rest = entry(Log()).splitlines()
+    assert first.endswith(r"warning homeserver.test: destination unreachable destination='a\n.example' tries=3")
+    assert rest[-1] == "ValueError: why"
+
+
+def test_metrics_are_prometheus_text() -> None:
+    metrics = Metrics()
+    metrics.describe("events_total", "Events.")
+    metrics.count("events_total", (("type", 'a"b\\'),))
+    metrics.count("events_total", (("type", "c"),), 1.5)
+    metrics.count("bare_total")
+    metrics.gauge("rooms", lambda: 7, "Rooms.")
+    assert metrics.text() == (
+        "# TYPE bare_total counter\nbare_total 1\n"
+        '# HELP events_total Events.\n# TYPE events_total counter\nevents_total{type="a\\"b\\\\"} 1\n'
+        'events_total{type="c"} 1.5\n'
+        "# HELP rooms Rooms.\n# TYPE rooms gauge\nrooms 7\n"
+    )

@@ -1,0 +1,93 @@
+"""Rate limits: token buckets. Spec: client-server-api/#rate-limiting"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.config import RateLimitsSection
+from homeserver.dispatch import address_key
+from homeserver.errors import MatrixError
+from homeserver.rate_limits import RateLimits
+from homeserver.resources import Resources
+from tests.api.conftest import StartServer
+
+routes = Routes()
+
+
+@routes.post("/_matrix/client/v3/login", rate_limit="login")
+async def login(hs: Resources) -> Empty:
+    return Empty()
+
+
+async def test_too_many_requests_are_told_when_to_come_back(start_server: StartServer) -> None:
+    async with start_server(routes, rate_limits=RateLimitsSection(enabled=True)) as server:
+        answers = [await server.http.post("/_matrix/client/v3/login") for _ in range(12)]
+        burst = int(limits.RATE_LIMITS["login"].burst)
+        assert [answer.status_code for answer in answers] == [200] * burst + [429] * (12 - burst)
+        body = answers[-1].json()
+        assert body["errcode"] == "M_LIMIT_EXCEEDED"
+        assert 0 < body["retry_after_ms"] <= 1000 / limits.RATE_LIMITS["login"].per_second + 1
+        assert int(answers[-1].headers["retry-after"]) * 1000 >= body["retry_after_ms"]
+
+
+async def test_they_can_be_turned_off(start_server: StartServer) -> None:
+    async with start_server(routes) as server:
+        assert {(await server.http.post("/_matrix/client/v3/login")).status_code for _ in range(50)} == {200}
+
+
+def test_a_bucket_fills_again() -> None:
+    buckets = RateLimits()
+    burst, per_second = limits.RATE_LIMITS["login"]
+    for _ in range(int(burst)):
+        buckets.take("login", "a", 0)
+    with pytest.raises(MatrixError) as caught:
+        buckets.take("login", "a", 0)
+    wait_ms = caught.value.extra["retry_after_ms"]
+    with pytest.raises(MatrixError):
+        buckets.take("login", "a", wait_ms - 10)
+    buckets.take("login", "a", round(1000 / per_second) + 1)
+    buckets.take("login", "b", 0)
+    buckets.take("message", "a", 0)
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=200))
+def test_never_more_than_burst_and_rate(waits_ms: list[int]) -> None:
+    buckets, now_ms, passed = RateLimits(), 0, 0
+    for wait_ms in waits_ms:
+        now_ms += wait_ms
+        try:
+            buckets.take("login", "a", now_ms)
+            passed += 1
+        except MatrixError:
+            pass
+    burst, per_second = limits.RATE_LIMITS["login"]
+    assert passed <= burst + now_ms / 1000 * per_second + 0.001
+
+
+def test_a_clock_that_goes_back_gives_nothing() -> None:
+    buckets = RateLimits()
+    for _ in range(int(limits.RATE_LIMITS["login"].burst)):
+        buckets.take("login", "a", 1_000_000)
+    with pytest.raises(MatrixError):
+        buckets.take("login", "a", 0)
+    with pytest.raises(MatrixError):
+        buckets.take("login", "a", 1_000_000)
+
+
+def test_buckets_are_bounded_in_number() -> None:
+    buckets = RateLimits()
+    for number in range(limits.RATE_LIMIT_KEYS_MAX + 10):
+        buckets.take("login", str(number), 0)
+    assert len(buckets) == limits.RATE_LIMIT_KEYS_MAX
+
+
+def test_one_household_is_one_address() -> None:
+    assert address_key("2001:db8::1") == address_key("2001:db8::2")
+    assert address_key("2001:db8::1") != address_key("2001:db8:0:1::1")
+    assert address_key("192.0.2.1") == "192.0.2.1"
+    assert address_key("fe80::1%eth0") == address_key("fe80::2")
+    assert address_key("x:y") == "x:y"

@@ -1,0 +1,80 @@
+"""Which operation answers a path, and what is read from it."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homeserver.api import Empty, Routes
+from homeserver.arguments import decode_segment
+from homeserver.resources import Resources
+from homeserver.router import Router
+
+
+async def handler(hs: Resources, a: str = "", b: str = "", state_key: str = "") -> Empty:
+    return Empty()
+
+
+def router(*paths: str) -> Router:
+    routes, made = Routes(), Router()
+    for path in paths:
+        routes.get(path)(handler)
+    made.add(routes)
+    return made
+
+
+def found(made: Router, path: str) -> tuple[str, list[str]] | None:
+    match = made.match(path)
+    return (match.operations["GET"].path, match.parameters) if match is not None else None
+
+
+def test_literals_win_over_parameters_and_a_dead_end_is_left_again() -> None:
+    made = router("/x/{a}", "/x/all", "/x/all/{a}/z", "/x/{a}/{b}/y")
+    assert found(made, "/x/all") == ("/x/all", [])
+    assert found(made, "/x/one") == ("/x/{a}", ["one"])
+    assert found(made, "/x/all/one/z") == ("/x/all/{a}/z", ["one"])
+    assert found(made, "/x/all/one/y") == ("/x/{a}/{b}/y", ["all", "one"])
+    assert found(made, "/x/all/one/w") is None
+    assert found(made, "/x") is None
+    assert found(made, "/x/") is None
+    assert found(made, "x/all") is None
+    assert found(made, "") is None
+
+
+def test_an_encoded_slash_stays_in_its_segment() -> None:
+    made = router("/x/{a}", "/x/{a}/{b}")
+    assert found(made, "/x/1%2F2") == ("/x/{a}", ["1%2F2"])
+    assert found(made, "/x/1/2") == ("/x/{a}/{b}", ["1", "2"])
+
+
+def test_only_a_state_key_may_be_empty() -> None:
+    made = router("/state/{a}", "/state/{a}/{state_key}", "/other/{a}/{b}")
+    assert found(made, "/state/t/") == ("/state/{a}/{state_key}", ["t", ""])
+    assert found(made, "/state/t") == ("/state/{a}", ["t"])
+    assert found(made, "/state//k") is None
+    assert found(made, "/other/t/") is None
+
+
+def test_two_operations_on_one_path_are_refused() -> None:
+    with pytest.raises(ValueError, match="both answer GET /x/"):
+        router("/x/{a}", "/x/{b}")
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_what_a_client_encodes_comes_back(a: str, b: str) -> None:
+    made = router("/x/{a}/y/{b}")
+    try:
+        path = f"/x/{quote(a, safe='')}/y/{quote(b, safe='')}"
+    except UnicodeEncodeError:
+        return
+    match = found(made, path)
+    assert match is not None
+    assert [decode_segment(raw) for raw in match[1]] == [a, b]
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126)))
+def test_any_path_is_answered(path: str) -> None:
+    router("/x/{a}", "/x/all").match(path)

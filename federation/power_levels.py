@@ -28,7 +28,8 @@ LEVEL_DEFAULTS: Mapping[str, int] = {
 
 _CREATOR_LEVEL_WITHOUT_EVENT = 100
 _NOTIFICATION_LEVEL_DEFAULT = 50
-_STRING_LEVEL = re.compile(r"([+-]?)([0-9]+)", re.ASCII)
+_STRING_LEVEL = re.compile(r"[^\S\x1c-\x1f]*([+-]?)([0-9]+)[^\S\x1c-\x1f]*")
+"""With any whitespace around it; U+001C to U+001F, which Python's patterns count to that, are none to other servers."""
 _DOUBLE_DIGITS_MAX = 309
 """An integer with more digits is no IEEE double; Python would refuse to read one of 4300."""
 
@@ -41,7 +42,7 @@ def parse_level(value: object, version: RoomVersion) -> int | None:
     if type(value) is int:
         return value if _is_double(value) else None
     if type(value) is str and version.power_levels_as_strings:
-        match = _STRING_LEVEL.fullmatch(value.strip())
+        match = _STRING_LEVEL.fullmatch(value)
         digits = "" if match is None else match[2].lstrip("0")
         if match is None or len(digits) > _DOUBLE_DIGITS_MAX:
             return None

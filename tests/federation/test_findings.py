@@ -9,6 +9,7 @@ import pytest
 from federation.auth_rules import Rejection, check
 from federation.event import trusted_event
 from federation.identifiers import EventID
+from federation.power_levels import parse_level
 from federation.redaction import redact
 from federation.room_versions import ROOM_VERSIONS
 from federation.signing import SigningKey, sign_json
@@ -58,3 +59,12 @@ def pdu_of(event_type: str, content: dict[str, Any], state_key: str = "") -> dic
         "prev_events": [],
         "auth_events": [],
     }
+
+
+def test_power_levels_around_which_is_what_is_no_whitespace() -> None:
+    """The separators U+001C to U+001F are whitespace to `str.strip`, but to no one who reads an integer."""
+    version = ROOM_VERSIONS["9"]
+    assert parse_level("\t 50\v\f\r\n", version) == 50
+    assert parse_level("\u00a050\u2003", version) == 50
+    assert parse_level("\x1c50", version) is None
+    assert parse_level("50\x1f", version) is None

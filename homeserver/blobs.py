@@ -66,7 +66,8 @@ class Blobs:
             return
         chunks = await self._call(self._open, key, start, end)
         while (chunk := await self._call(_next_chunk, chunks)) is not None:
-            yield chunk
+            for offset in range(0, len(chunk), BLOB_CHUNK_BYTES):  # some stores give everything at once
+                yield chunk[offset : offset + BLOB_CHUNK_BYTES]
 
     async def size_bytes(self, key: str) -> int:
         """How long the blob is. KeyError if there is none."""

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 # Writes that are committed together: more would make the first wait for long without saving anything further.
 DATABASE_BATCH_MAX = 256
+# How often a node looks whether it may take over from another, or whether another may have taken over from it.
+DATABASE_HOLD_SECONDS = 2.0
 # About 100 bytes each in two dictionaries: 20 MB at most, and all that a busy server touches in a day.
 INTERNED_STRINGS_CACHED_MAX = 100_000
 # Longer than every identifier of the specification (255 bytes), short enough for a PostgreSQL index entry (2704 bytes).
@@ -24,6 +26,8 @@ INTERNED_STRING_MAX_BYTES = 2048
 STREAM_KEYS_REMEMBERED_MAX = 10_000
 # Positions that a tail is told of at once: bounds what it has to hold in memory, and what it repeats after a crash.
 TAIL_SPAN_MAX = 1000
+# A tail stores its position at most this late: a write for every change and tail would cost more than the change.
+TAIL_STORE_SECONDS = 1.0
 
 # Blobs
 
@@ -354,3 +358,42 @@ RETRY_MS = 2_000
 RETRY_MS_MAX = 60 * 60 * 1000
 # Requests of one origin that wait for its turn to be worked off, beyond which it is told to slow down.
 TRANSACTIONS_WAITING_MAX = 20
+
+# Federation: events
+
+# A write that takes in events of peers: others wait for the writer no longer than some 20 ms.
+EVENTS_PER_WRITE = 20
+# Outliers cost a third of that: no state is computed.
+OUTLIERS_PER_WRITE = 100
+# Events that lie between what we know and an event that came: asked for at once. What lies deeper is left to backfill.
+GAP_EVENTS_MAX = 50
+# States that are fetched to close one gap: each may be 100,000 event ids. An honest gap has one or two ends.
+GAP_STATES_MAX = 4
+# A gap of one room is worked on for no longer than this: others of the room wait meanwhile.
+GAP_SECONDS_MAX = 60
+# Servers that are asked for what is missing, one after another.
+SERVERS_ASKED_MAX = 3
+# Events of a state that are fetched one by one; where more are missing the whole state is fetched.
+STATE_EVENTS_SINGLY_MAX = 30
+# Requests for single events that are under way to one server.
+EVENT_FETCHES_AT_ONCE = 8
+# Ids in a state or auth chain that a peer tells: the largest rooms have some 200,000 members.
+STATE_IDS_MAX = 500_000
+# /state_ids of such a room; /state and /send_join, whose events have some 1 KB each.
+STATE_IDS_BYTES_MAX = 64 << 20
+STATE_BYTES_MAX = 512 << 20
+# The largest rooms take minutes to send and check.
+STATE_TIMEOUT_S = 120.0
+JOIN_TIMEOUT_S = 180.0
+# Answers to transactions that are kept for each origin, which sends one after another.
+TRANSACTIONS_KEPT = 10
+# Spec: server-server-api/#get_matrixfederationv1backfillroomid sets no limit; a client's page has at most 100 events.
+BACKFILL_EVENTS_MAX = 100
+BACKFILL_BYTES_MAX = 16 << 20
+# Spec: POST /get_missing_events defaults to 10.
+MISSING_EVENTS_MAX = 50
+# Servers that a join is tried through before the user is told that it does not work.
+JOIN_SERVERS_MAX = 10
+# Of what an inviter or a room tells about itself to someone outside: real ones have a dozen.
+STRIPPED_EVENTS_MAX = 50
+STRIPPED_BYTES_MAX = 256 * 1024

@@ -1,17 +1,26 @@
-"""Tail: following the change stream from a stored position: at least once, through restarts."""
+"""Tail: following the change stream from a stored position: at least once, through restarts, on one node at a time."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Awaitable, Callable
 
-from homeserver.database import Database, Transaction
-from homeserver.limits import TAIL_SPAN_MAX
+import trio
+
+from homeserver.database import Database, DatabaseError, Transaction
+from homeserver.limits import TAIL_SPAN_MAX, TAIL_STORE_SECONDS
+from homeserver.stream import Stream
+
+_log = logging.getLogger(__name__)
+
+Follow = Callable[[int, int], Awaitable[None]]
 
 
-def get_position(tx: Transaction, name: str) -> int:
-    """The position up to which the tail `name` has come; 0 at first."""
+def find_position(tx: Transaction, name: str) -> int | None:
+    """The position up to which the tail `name` has come, None if it never ran."""
     row = tx.one("SELECT position FROM tails WHERE name = ?", name)
-    return int(row[0]) if row else 0
+    return int(row[0]) if row else None
 
 
 def store_position(tx: Transaction, name: str, position: int) -> None:
@@ -25,25 +34,70 @@ def store_position(tx: Transaction, name: str, position: int) -> None:
 
 
 class Tail:
-    """One follower of the stream. At most one `run` per name at a time."""
+    """One follower of the stream, by the name under which its position is stored."""
 
-    def __init__(self, name: str, database: Database) -> None:
+    def __init__(
+        self,
+        name: str,
+        database: Database,
+        stream: Stream,
+        *,
+        span_max: int = TAIL_SPAN_MAX,
+        store_seconds: float = TAIL_STORE_SECONDS,
+    ) -> None:
+        """span_max: positions that fn is told of at once. store_seconds: its position is stored at most that late."""
         self._name = name
         self._database = database
+        self._stream = stream
+        self._span_max = span_max
+        self._store_seconds = store_seconds
+        self._since = self._stored = 0
 
-    async def run(self, fn: Callable[[int, int], Awaitable[None]]) -> None:
+    async def run(self, fn: Follow, *, from_now: bool = False) -> None:
         """Calls fn(since, upto) for everything that is committed, in order, for ever: since < position ≤ upto.
 
-        The position is stored once fn has returned; a span is told again if the process ends before that. fn may store
-        it earlier with `store_position`, in the write that does the work. An exception of fn ends run.
+        A span is told again if the process ends before its position is stored. fn may store it itself with
+        `store_position`, in the write that does the work. An exception of fn ends run. from_now: a tail that never ran
+        begins with what comes, not with the first change. Waits while another task or node runs the same tail.
         """
-        stream = self._database.stream
-        done = await self._database.read(get_position, self._name)
-        async with stream.subscribe_all() as subscription:
+        while True:
+            async with self._database.hold(f"tail {self._name}"):
+                await self._begin(from_now)
+                try:
+                    await self._follow(fn)
+                finally:
+                    await self._store_at_the_end()
+
+    async def _begin(self, from_now: bool) -> None:
+        position = await self._database.read(find_position, self._name)
+        if position is None:
+            position = self._stream.position if from_now else 0
+            await self._database.write(store_position, self._name, position)
+        self._since = self._stored = position
+
+    async def _follow(self, fn: Follow) -> None:
+        async with self._stream.subscribe_all() as subscription:
+            last_stored = trio.current_time()
             while True:
-                position = await subscription.wait(done)
-                while done < position:
-                    upto = min(position, done + TAIL_SPAN_MAX)
-                    await fn(done, upto)
-                    await self._database.write(store_position, self._name, upto)
-                    done = upto
+                position = self._since
+                with trio.move_on_at(last_stored + self._store_seconds if self._since > self._stored else math.inf):
+                    position = await subscription.wait(self._since)
+                while self._since < position:
+                    upto = min(position, self._since + self._span_max)
+                    await fn(self._since, upto)
+                    self._since = upto
+                if trio.current_time() >= last_stored + self._store_seconds:
+                    await self._store()
+                    last_stored = trio.current_time()
+
+    async def _store_at_the_end(self) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                await self._store()
+            except DatabaseError as error:  # closed or out of reach: the last span is told once more
+                _log.info("the position of tail %s is not stored: %s", self._name, error)
+
+    async def _store(self) -> None:
+        if self._since > self._stored:
+            await self._database.write(store_position, self._name, self._since)
+            self._stored = self._since

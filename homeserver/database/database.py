@@ -10,7 +10,8 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
 import trio
@@ -18,9 +19,9 @@ import trio
 from homeserver.database.batch import Batch, Request, run_batch, run_read
 from homeserver.database.interning import StringCache
 from homeserver.database.schema import DatabaseError
-from homeserver.database.session import Opened, Session
+from homeserver.database.session import Holder, Opened, Session
 from homeserver.database.transaction import Transaction
-from homeserver.limits import DATABASE_BATCH_MAX
+from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS
 from homeserver.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class Database:
             self._start_thread("database-writer", self._write_loop, opened.writer)
             for session in opened.readers:
                 self._start_thread("database-reader", self._read_loop, session)
+        self._holds: dict[str, trio.Lock] = {}
+        self._holder_lock = trio.Lock()
         self._background_scope = trio.CancelScope()
         self._background_ended = trio.Event()
         if opened.background is not None:
@@ -69,6 +72,32 @@ class Database:
         """
         result: T = await self._ask(self._writes, fn, args)
         return result
+
+    @asynccontextmanager
+    async def hold(self, name: str) -> AsyncIterator[None]:
+        """Waits until no other task, and no other node on the same database, holds `name`; holds it for the context.
+
+        If the connection to the database is lost, another node may take over: then the context's body is cancelled, and
+        what follows the context goes on.
+        """
+        async with self._holds.setdefault(name, trio.Lock()):
+            holder = self._opened.holder
+            if holder is None:
+                yield
+                return
+            # Whoever holds it is another process, and tells nobody when it ends.
+            while not await self._ask_holder(holder.try_hold, name):  # noqa: ASYNC110
+                await trio.sleep(DATABASE_HOLD_SECONDS)
+            watching = trio.CancelScope()
+            with trio.CancelScope() as scope:
+                # Not in a nursery, which would wrap the exceptions of the body.
+                trio.lowlevel.spawn_system_task(self._watch_hold, holder, name, scope, watching)
+                try:
+                    yield
+                finally:
+                    watching.cancel()
+                    with trio.CancelScope(shield=True):
+                        await self._ask_holder(holder.release, name)
 
     async def aclose(self) -> None:
         """Finishes what was asked, then closes every connection."""
@@ -115,6 +144,16 @@ class Database:
         result, request.result = request.result, None
         assert result is not None
         return result.unwrap()
+
+    async def _ask_holder(self, fn: Callable[[str], T], name: str) -> T:
+        async with self._holder_lock:
+            return fn(name) if self._inline else await trio.to_thread.run_sync(fn, name)
+
+    async def _watch_hold(self, holder: Holder, name: str, scope: trio.CancelScope, watching: trio.CancelScope) -> None:
+        with watching:
+            while await self._ask_holder(holder.is_held, name):  # noqa: ASYNC110 (a lost connection tells nobody)
+                await trio.sleep(DATABASE_HOLD_SECONDS)
+            scope.cancel()
 
     def _run_batch(self, session: Session, requests: list[Request]) -> Batch:
         batch = run_batch(session, self._cache, requests, self._taken)

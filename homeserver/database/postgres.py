@@ -19,6 +19,7 @@ from psycopg.adapt import Dumper, Loader
 from psycopg.pq import TransactionStatus
 from psycopg.types.numeric import Int8Dumper
 
+from homeserver.database.holder import PostgresHolder
 from homeserver.database.listener import CHANNEL, Listener, encode_news
 from homeserver.database.migrations import READ_LEDGER, list_pending
 from homeserver.database.schema import DatabaseError, Schema
@@ -176,7 +177,13 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
         if isinstance(error, psycopg.Error):
             raise DatabaseError(f"The database cannot be opened: {describe(error)}.") from error
         raise
-    return Opened(writer, readers, position, background=listener.run, close=listener.close)
+    holder = PostgresHolder(connect_again)
+
+    def close_all() -> None:
+        listener.close()
+        holder.close()
+
+    return Opened(writer, readers, position, background=listener.run, holder=holder, close=close_all)
 
 
 def connect(url: str) -> psycopg.Connection[Row]:

@@ -73,15 +73,27 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+class Holder(Protocol):
+    """What only one node may do at a time. Used by one thread at a time."""
+
+    def try_hold(self, name: str) -> bool: ...
+
+    def is_held(self, name: str) -> bool: ...
+
+    def release(self, name: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """An opened engine. No readers: reads share the writer's session, and everything runs on the trio thread.
 
     background runs as long as the database is open: it tells the stream of the changes that other nodes commit.
+    holder None: there are no other nodes.
     """
 
     writer: Session
     readers: Sequence[Session]
     position: int
     background: Callable[[Stream], Awaitable[None]] | None
+    holder: Holder | None
     close: Callable[[], None]

@@ -172,6 +172,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         readers=[SqliteSession(connection) for connection in connections[1:]],
         position=int(position),
         background=None,
+        holder=None,
         close=lock.release if lock is not None else _close_nothing,
     )
 

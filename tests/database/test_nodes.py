@@ -11,7 +11,7 @@ import trio.testing
 from homeserver.database import Database, DatabaseError, Transaction
 from tests.database import items
 from tests.support.database import opened
-from tests.support.postgres import Cluster, running_cluster
+from tests.support.postgres import Cluster
 
 
 async def wait_for_news(database: Database, key: str, after: int) -> int:
@@ -60,13 +60,6 @@ async def test_strings_of_both_nodes_are_the_same(postgres_url: str) -> None:
             for number in range(40):
                 nursery.start_soon(intern, (one, two)[number % 2], f"string {number // 4}")
         assert [len(nids) for nids in found.values()] == [1] * 10
-
-
-@pytest.fixture
-def own_cluster(postgres_cluster: Cluster) -> object:
-    """A server of its own, which a test may stop."""
-    with running_cluster() as cluster:
-        yield cluster
 
 
 async def test_a_restart_of_postgresql(own_cluster: Cluster) -> None:

@@ -39,6 +39,13 @@ def postgres_url(postgres_cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.fixture
+def own_cluster(postgres_cluster: Cluster) -> Iterator[Cluster]:
+    """A PostgreSQL server that a test may stop and start."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a new database in a file."""
     return f"sqlite:{tmp_path}/test.db"

@@ -1,0 +1,200 @@
+"""Who waits is woken by what concerns them, and never sleeps through it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Awaitable, Callable
+
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from homeserver.limits import STREAM_KEYS_REMEMBERED_MAX
+from homeserver.stream import Stream
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Under a virtual clock: whoever waits for nothing is woken by their deadline at once."""
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_news_wake_who_waits_for_them(autojump_clock: trio.testing.MockClock) -> None:
+    stream = Stream(5)
+    woken: list[tuple[str, int]] = []
+
+    async def wait(name: str, *keys: str) -> None:
+        woken.append((name, await stream.wait(keys, 5, math.inf)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, "alice", "@alice:x", "!room:x")
+        nursery.start_soon(wait, "bob", "@bob:x", "!room:x")
+        nursery.start_soon(wait, "carol", "@carol:x")
+        await trio.testing.wait_all_tasks_blocked()
+        stream.notify(6, ["@bob:x"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert woken == [("bob", 6)]
+        stream.notify(7, ["!room:x", "!other:x"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert woken == [("bob", 6), ("alice", 7)]
+        stream.notify_all(9)
+    assert woken == [("bob", 6), ("alice", 7), ("carol", 9)]
+    assert stream.position == 9
+
+
+async def test_the_deadline_passes(autojump_clock: trio.testing.MockClock) -> None:
+    stream = Stream(5)
+    start = trio.current_time()
+    assert await stream.wait(["a"], 5, start + 30) == 5
+    assert trio.current_time() == start + 30
+    stream.notify(6, ["b"])
+    assert await stream.wait(["a"], 5, start + 60) == 5
+    assert await stream.wait([], 5, start + 70) == 5
+    assert await stream.wait(["a"], 6, start) == 6  # long past
+
+
+async def test_what_came_before_the_wait_is_not_missed(autojump_clock: trio.testing.MockClock) -> None:
+    stream = Stream(5)
+    stream.notify(6, ["a"])
+    stream.notify(7, ["b"])
+    start = trio.current_time()
+    assert await stream.wait(["a"], 5, start + 30) == 7
+    assert await stream.wait(["a", "b"], 6, start + 30) == 7
+    assert trio.current_time() == start
+    assert await stream.wait(["a"], 6, start + 30) == 6
+
+
+async def test_news_of_another_node_may_come_late(autojump_clock: trio.testing.MockClock) -> None:
+    """A node has committed 7 itself before it hears that another has committed 6."""
+    stream = Stream(5)
+    stream.notify(7, ["mine"])
+    results: list[int] = []
+
+    async def wait(after: int) -> None:
+        results.append(await stream.wait(["theirs"], after, trio.current_time() + 10))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, 5)
+        nursery.start_soon(wait, 7)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.notify(6, ["theirs"])
+    assert sorted(results) == [7, 7]
+    assert trio.current_time() >= 10  # who had read up to 7 was not disturbed
+    assert stream.position == 7
+
+
+async def test_a_stream_remembers_a_bounded_number_of_keys(autojump_clock: trio.testing.MockClock) -> None:
+    """Who comes so late that it was forgotten whether there were news is woken to look."""
+    stream = Stream(0)
+    stream.notify(1, ["first"])
+    for position in range(2, 3 * STREAM_KEYS_REMEMBERED_MAX):
+        stream.notify(position, [f"key {position}"])
+    assert len(stream._young) + len(stream._old) <= 2 * STREAM_KEYS_REMEMBERED_MAX + 2
+    assert stream.has_news(["first"], 0)
+    assert stream.has_news(["nothing"], 0)
+    assert not stream.has_news(["nothing"], stream.position - 1)
+    assert stream.has_news([f"key {stream.position}"], stream.position - 1)
+
+
+async def test_waiting_leaves_nothing_behind(autojump_clock: trio.testing.MockClock) -> None:
+    stream = Stream(0)
+    await stream.wait(["a", "b"], 0, trio.current_time() + 1)
+    with trio.move_on_after(1):
+        await stream.wait(["a", "b"], 0, math.inf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.wait, ["a", "c"], 0, math.inf)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.notify(1, ["c"])
+    assert stream._waiters == {}
+
+
+async def test_a_follower_is_told_of_everything(autojump_clock: trio.testing.MockClock) -> None:
+    stream = Stream(3)
+    seen: list[int] = []
+
+    async def follow() -> None:
+        async with stream.subscribe_all() as subscription:
+            while not seen or seen[-1] < 8:
+                seen.append(await subscription.wait(seen[-1] if seen else 2))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.notify(4, [])
+        stream.notify(5, ["a"])
+        await trio.testing.wait_all_tasks_blocked()
+        stream.notify_all(8)
+    assert seen == [3, 5, 8]
+    assert not stream._followers
+
+
+keys = st.sampled_from("abcd")
+changes = st.lists(st.tuples(st.lists(keys, max_size=2), st.integers(0, 3)), min_size=1, max_size=25)
+
+
+@given(
+    changes, st.lists(st.lists(keys, min_size=1, max_size=2), min_size=1, max_size=4), st.random_module(), st.randoms()
+)
+@settings(max_examples=200, deadline=None)
+def test_no_change_is_slept_through(
+    changes: list[tuple[list[str], int]],
+    readers: list[list[str]],
+    schedule: object,
+    choice: random.Random,
+) -> None:
+    """Readers read what is committed, then wait: however the tasks interleave, each has read every change of their keys
+    before a deadline passes. A commit may be visible before it is notified, and be notified late and out of order.
+    """
+
+    async def main() -> None:
+        stream = Stream(0)
+        committed: list[tuple[int, list[str]]] = []
+        last = len(changes)
+
+        async def commit() -> None:
+            async with trio.open_nursery() as nursery:
+                for position, (names, pause) in enumerate(changes, 1):
+                    committed.append((position, names))
+                    if pause == 3:
+                        nursery.start_soon(notify_late, position, names)
+                    else:
+                        for _ in range(pause):
+                            await trio.lowlevel.checkpoint()
+                        stream.notify(position, names)
+
+        async def notify_late(position: int, names: list[str]) -> None:
+            for _ in range(choice.randrange(6)):
+                await trio.lowlevel.checkpoint()
+            stream.notify(position, names)
+
+        async def read(names: list[str]) -> None:
+            wanted = [position for position, (changed, _) in enumerate(changes, 1) if set(changed) & set(names)]
+            found: list[int] = []
+            since = 0
+            while found != wanted:
+                upto = committed[-1][0] if committed else 0
+                await trio.lowlevel.checkpoint()  # the read takes a while
+                found += [
+                    position
+                    for position, changed in committed
+                    if since < position <= upto and set(changed) & set(names)
+                ]
+                if found == wanted:
+                    return
+                since = upto
+                await stream.wait(names, since, trio.current_time() + 1)
+            assert since <= last
+
+        async with trio.open_nursery() as nursery:
+            for names in readers:
+                nursery.start_soon(read, names)
+            nursery.start_soon(commit)
+        assert trio.current_time() == 0.0, "someone slept until their deadline"
+
+    async def on_virtual_time() -> None:
+        start = trio.current_time()
+        assert start == 0.0
+        await main()
+
+    run(on_virtual_time)

@@ -1,0 +1,213 @@
+"""A tail is told of everything, at least once, through restarts, and on one node at a time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from homeserver.database import Database, Transaction
+from homeserver.tail import Tail, find_position, store_position
+from tests.database import items
+from tests.support.database import opened
+from tests.support.postgres import Cluster
+
+
+def list_names_between(tx: Transaction, since: int, upto: int) -> list[str]:
+    return tx.values("SELECT name FROM items WHERE position > ? AND position <= ? ORDER BY position", since, upto)
+
+
+class Follower:
+    """Notes the names it is told of; ends the run, as a crash would, once it was told of `crash_at` spans."""
+
+    def __init__(self, database: Database, crash_at: int | None = None) -> None:
+        self.database = database
+        self.crash_at = crash_at
+        self.spans: list[tuple[int, int]] = []
+        self.names: list[str] = []
+
+    async def follow(self, since: int, upto: int) -> None:
+        self.spans.append((since, upto))
+        if self.crash_at == len(self.spans):
+            raise RuntimeError("crash")
+        self.names += await self.database.read(list_names_between, since, upto)
+
+
+async def wait_until(condition: object) -> None:
+    with trio.fail_after(20):
+        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
+            await trio.sleep(0.005)
+
+
+async def test_a_tail_is_told_of_what_was_and_what_comes(database_url: str) -> None:
+    async with opened(database_url, items.SCHEMA) as database:
+        await database.write(items.store, "before")
+        follower = Follower(database)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Tail("t", database, database.stream).run, follower.follow)
+            await wait_until(lambda: follower.names == ["before"])
+            await database.write(items.store, "after")
+            await wait_until(lambda: follower.names == ["before", "after"])
+            nursery.cancel_scope.cancel()
+        assert follower.spans == [(0, 1), (1, 2)]
+        assert await database.read(find_position, "t") == 2
+
+
+async def test_a_tail_from_now_is_not_told_of_the_past(database_url: str) -> None:
+    async with opened(database_url, items.SCHEMA) as database:
+        await database.write(items.store, "before")
+        follower = Follower(database)
+        async with trio.open_nursery() as nursery:
+            tail = Tail("t", database, database.stream)
+            nursery.start_soon(lambda: tail.run(follower.follow, from_now=True))
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            await database.write(items.store, "after")
+            await wait_until(lambda: follower.names)
+            nursery.cancel_scope.cancel()
+        assert follower.names == ["after"]
+
+
+async def test_spans_are_bounded(database_url: str) -> None:
+    async with opened(database_url, items.SCHEMA) as database:
+        for number in range(10):
+            await database.write(items.store, f"item {number}")
+        follower = Follower(database)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Tail("t", database, database.stream, span_max=4).run, follower.follow)
+            await wait_until(lambda: len(follower.names) == 10)
+            nursery.cancel_scope.cancel()
+        assert follower.spans == [(0, 4), (4, 8), (8, 10)]
+
+
+async def test_a_tail_resumes_after_a_crash(database_url: str) -> None:
+    names = [f"item {number}" for number in range(9)]
+    async with opened(database_url, items.SCHEMA) as database:
+        for name in names:
+            await database.write(items.store, name)
+        follower = Follower(database, crash_at=3)
+        with pytest.raises(RuntimeError, match="crash"):
+            await Tail("t", database, database.stream, span_max=2, store_seconds=0).run(follower.follow)
+        assert follower.names == names[:4]
+    async with opened(database_url, items.SCHEMA) as database:
+        again = Follower(database)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Tail("t", database, database.stream).run, again.follow)
+            await wait_until(lambda: again.names)
+            nursery.cancel_scope.cancel()
+        assert again.names == names[4:]
+
+
+async def test_a_position_stored_with_the_work_is_exactly_once(database_url: str) -> None:
+    done: list[tuple[int, int]] = []
+
+    async with opened(database_url, items.SCHEMA) as database:
+        await database.write(items.store, "one")
+
+        async def work(since: int, upto: int) -> None:
+            await database.write(lambda tx: store_position(tx, "t", upto))
+            done.append((since, upto))
+            raise RuntimeError("crash")
+
+        with pytest.raises(RuntimeError, match="crash"):
+            await Tail("t", database, database.stream).run(work)
+        await database.write(items.store, "two")
+        with pytest.raises(RuntimeError, match="crash"):
+            await Tail("t", database, database.stream).run(work)
+        assert done == [(0, 1), (1, 2)]
+        await database.write(store_position, "t", 1)
+        assert await database.read(find_position, "t") == 2  # never back
+
+
+async def test_a_quiet_tail_stores_its_position_in_time(database_url: str) -> None:
+    async with opened(database_url, items.SCHEMA) as database:
+        follower = Follower(database)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Tail("t", database, database.stream, store_seconds=0.05).run, follower.follow)
+            await database.write(items.store, "one")
+            with trio.fail_after(5):
+                while await database.read(find_position, "t") != 1:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 4), st.random_module())
+@settings(max_examples=40, deadline=None)
+def test_at_least_once_in_order_whatever_crashes(crashes: list[int], span_max: int, random: object) -> None:
+    """Each run crashes at some span; all together have told of every change, none of an older one after a newer."""
+
+    async def main() -> None:
+        async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
+            told: list[str] = []
+            names: list[str] = []
+            for crash_at in [*crashes, None]:
+                for _ in range(4):
+                    names.append(f"item {len(names):03}")
+                    await database.write(items.store, names[-1])
+                follower = Follower(database, crash_at)
+                tail = Tail("t", database, database.stream, span_max=span_max, store_seconds=0)
+                with trio.move_on_after(60):
+                    try:
+                        await tail.run(follower.follow)
+                    except RuntimeError:
+                        pass
+                assert follower.names == sorted(follower.names)
+                told += follower.names
+            assert set(told) == set(names)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_a_tail_runs_on_one_node_at_a_time(postgres_url: str) -> None:
+    async with opened(postgres_url, items.SCHEMA) as one, opened(postgres_url, items.SCHEMA) as two:
+        first, second = Follower(one), Follower(two)
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+
+            async def run_first() -> None:
+                with scope:
+                    await Tail("t", one, one.stream).run(first.follow)
+
+            nursery.start_soon(run_first)
+            await one.write(items.store, "one")
+            await wait_until(lambda: first.names == ["one"])
+            nursery.start_soon(Tail("t", two, two.stream).run, second.follow)
+            await two.write(items.store, "two")
+            await wait_until(lambda: first.names == ["one", "two"])
+            assert second.names == []
+            scope.cancel()
+            await two.write(items.store, "three")
+            await wait_until(lambda: second.names == ["three"])
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_tail_goes_on_when_postgresql_was_restarted(own_cluster: Cluster) -> None:
+    async with opened(own_cluster.make_database(), items.SCHEMA) as database:
+        follower = Follower(database)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Tail("t", database, database.stream).run, follower.follow)
+            await database.write(items.store, "one")
+            await wait_until(lambda: follower.names == ["one"])
+            own_cluster.stop()
+            own_cluster.start()
+            await database.write(items.store, "two")
+            await wait_until(lambda: follower.names[-1:] == ["two"])
+            nursery.cancel_scope.cancel()
+
+
+async def test_two_tasks_do_not_run_one_tail(database_url: str) -> None:
+    async with opened(database_url, items.SCHEMA) as database:
+        running = 0
+
+        async def hold() -> None:
+            nonlocal running
+            async with database.hold("name"):
+                running += 1
+                assert running == 1
+                await trio.sleep(0.01)
+                running -= 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(hold)

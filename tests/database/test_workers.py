@@ -1,0 +1,178 @@
+"""Heavy work does not hold up the event loop; hostile input can harm only a process that is thrown away."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from homeserver.workers import WorkerFailed, Workers
+
+FUNCTIONS = "tests.database.worker_functions"
+
+
+@asynccontextmanager
+async def started(**options: Any) -> AsyncIterator[Workers]:
+    workers = Workers(**options)
+    try:
+        yield workers
+    finally:
+        await workers.aclose()
+
+
+async def test_threads_are_bounded() -> None:
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+
+    async with started(threads=2) as workers, trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(workers.run, work)
+    assert most == 2
+
+
+async def test_results_and_errors_of_threads() -> None:
+    async with started() as workers:
+        assert await workers.run(hashlib.sha256, b"x")
+        with pytest.raises(ZeroDivisionError):
+            await workers.run(divmod, 1, 0)
+
+
+async def test_values_go_there_and_back() -> None:
+    values = [None, True, 1.5, -(2**60), "ü👍", b"\0\xff", [1, [2]], {"a": {"b": [b"x"]}}]
+    async with started() as workers:
+        assert await workers.run_process(f"{FUNCTIONS}:echo", *values) == values
+        big = os.urandom(20_000_000)  # far more than a pipe holds
+        assert await workers.run_process(f"{FUNCTIONS}:echo", big) == [big]
+
+
+async def test_one_process_serves_many_calls() -> None:
+    async with started() as workers:
+        first = await workers.run_process(f"{FUNCTIONS}:describe")
+        results: list[int] = []
+
+        async def call() -> None:
+            results.append((await workers.run_process(f"{FUNCTIONS}:describe"))["pid"])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(call)
+        assert set(results) == {first["pid"]} and first["pid"] != os.getpid()
+
+
+async def test_the_process_has_nothing_that_it_does_not_need() -> None:
+    """No secrets in its environment, and not the whole server in its memory."""
+    async with started() as workers:
+        found = await workers.run_process(f"{FUNCTIONS}:describe")
+        assert set(found["environment"]) <= {"PYTHONPATH", "PATH", "LC_CTYPE"}
+        assert not {"trio", "sqlite3", "homeserver.server", "psycopg"} & set(found["modules"])
+        await workers.run_process("homeserver.database.compression:compress", b"x")
+        found = await workers.run_process(f"{FUNCTIONS}:describe")
+        assert not {"trio", "sqlite3", "homeserver.server", "psycopg"} & set(found["modules"])
+
+
+async def test_a_refusal_is_a_value_error() -> None:
+    async with started() as workers:
+        with pytest.raises(ValueError, match="not an image"):
+            await workers.run_process(f"{FUNCTIONS}:refuse", "not an image")
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "reason"),
+    [
+        ("fail", (), "IndexError: out of range"),
+        ("return_object", (), "TypeError"),
+        ("no_such_function", (), "AttributeError"),
+        ("take_memory", (3 << 30,), "MemoryError"),
+        ("die", (1,), "died"),
+        ("die", (0,), "ended"),
+        ("crash", (), "died"),
+        ("take_time", (30,), "too long"),
+        ("spin", (), "too long"),
+    ],
+)
+async def test_what_goes_wrong_harms_nobody_else(function: str, args: tuple[object, ...], reason: str) -> None:
+    async with started() as workers:
+        start = time.monotonic()
+        with pytest.raises(WorkerFailed, match=reason):
+            await workers.run_process(f"{FUNCTIONS}:{function}", *args, timeout_s=1.0)
+        assert time.monotonic() - start < 8
+        assert await workers.run_process(f"{FUNCTIONS}:echo", 1) == [1]
+
+
+async def test_the_process_writes_no_files(tmp_path: Path) -> None:
+    async with started() as workers:
+        with pytest.raises(WorkerFailed):
+            await workers.run_process(f"{FUNCTIONS}:write_a_file", str(tmp_path / "file"))
+    assert not (tmp_path / "file").exists() or (tmp_path / "file").stat().st_size == 0
+
+
+async def test_what_is_printed_is_not_taken_for_an_answer() -> None:
+    async with started() as workers:
+        assert await workers.run_process(f"{FUNCTIONS}:chatter") == "answer"
+
+
+async def test_an_idle_process_goes_and_comes_again() -> None:
+    async with started(idle_seconds=0.2) as workers:
+        first = (await workers.run_process(f"{FUNCTIONS}:describe"))["pid"]
+        await trio.sleep(0.6)
+        assert is_gone(first)
+        second = (await workers.run_process(f"{FUNCTIONS}:describe"))["pid"]
+        assert second != first
+
+
+async def test_no_process_is_started_before_it_is_needed_nor_left_behind() -> None:
+    workers = Workers()
+    assert workers._process._running is None
+    pid = (await workers.run_process(f"{FUNCTIONS}:describe"))["pid"]
+    await workers.aclose()
+    assert is_gone(pid)
+
+
+async def test_closing_ends_a_call_under_way() -> None:
+    async with trio.open_nursery() as nursery:
+        workers = Workers()
+
+        async def call() -> None:
+            with pytest.raises(WorkerFailed):
+                await workers.run_process(f"{FUNCTIONS}:take_time", 30)
+
+        nursery.start_soon(call)
+        await trio.sleep(0.5)
+        with trio.fail_after(5):
+            await workers.aclose()
+
+
+def test_inline_works_under_a_virtual_clock() -> None:
+    async def main() -> None:
+        async with started(inline=True) as workers:
+            with trio.fail_after(0.001):
+                assert await workers.run(divmod, 7, 2) == (3, 1)
+                assert await workers.run_process(f"{FUNCTIONS}:echo", 1) == [1]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended; a parent that has not looked yet leaves a zombie."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True

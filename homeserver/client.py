@@ -22,8 +22,10 @@ from homeserver.dispatch import Dispatch, encode_json
 from homeserver.errors import not_found
 from homeserver.features.accounts import exists
 from homeserver.resources import Resources
+from homeserver.rooms.timeline import sync_token
 
 SYNC_TIMEOUT_MS = 30_000
+INVITATIONS_ONLY = '{"room":{"timeline":{"limit":0},"state":{"types":[]},"ephemeral":{"types":[]}},"presence":{"types":[]}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +62,17 @@ class RoomEvent:
 class Client:
     """One device of one user. Every method raises MatrixError as the server answers it."""
 
-    def __init__(self, dispatch: Dispatch, requester: Requester) -> None:
+    def __init__(self, dispatch: Dispatch, requester: Requester, opened_at: str) -> None:
         self._dispatch = dispatch
         self._requester = requester
+        self._opened_at = opened_at
         self._since: str | None = None
 
     @classmethod
     async def open(cls, hs: Resources, dispatch: Dispatch, user_id: UserID, device_id: str) -> Client:
         """A client of an account; MatrixError 404 if there is none."""
-        return cls(dispatch, await hs.database.read(_find_requester, user_id, device_id))
+        requester, position = await hs.database.read(_find_requester, user_id, device_id)
+        return cls(dispatch, requester, sync_token(position))
 
     @property
     def user_id(self) -> UserID:
@@ -133,24 +137,38 @@ class Client:
         return answer
 
     async def events(self) -> AsyncIterator[RoomEvent]:
-        """Every event of the user's rooms from now on, as they come, invitations too (as member events). Never ends."""
-        if self._since is None:
-            await self.sync()
+        """The invitations that wait for the user, then every event since this client was opened, as they come. Never ends.
+
+        An invitation is the user's member event, without an id: the room is not the user's to look into yet.
+        """
+        waiting = (await self.call("sync_events", query={"filter": INVITATIONS_ONLY})).get("rooms", {})
+        told = set(waiting.get("invite", {}))
+        for event in self._invitations(waiting):
+            yield event
+        since = self._opened_at
         while True:
-            rooms = (await self.sync(timeout_ms=SYNC_TIMEOUT_MS)).get("rooms", {})
-            for room_id, room in rooms.get("invite", {}).items():
-                for event in room["invite_state"]["events"]:
-                    if event["type"] == "m.room.member" and event.get("state_key") == self.user_id:
-                        yield RoomEvent(RoomID(room_id), event)
+            answer = await self.call("sync_events", query={"timeout": SYNC_TIMEOUT_MS, "since": since})
+            since = answer["next_batch"]
+            rooms = answer.get("rooms", {})
+            for event in self._invitations(rooms):
+                if event.room_id not in told:
+                    yield event
+            told = set()
             for room_id, room in (*rooms.get("join", {}).items(), *rooms.get("leave", {}).items()):
                 for event in room.get("timeline", {}).get("events", ()):
                     yield RoomEvent(RoomID(room_id), event)
 
+    def _invitations(self, rooms: Mapping[str, Any]) -> list[RoomEvent]:
+        return [
+            RoomEvent(RoomID(room_id), event)
+            for room_id, room in rooms.get("invite", {}).items()
+            for event in room["invite_state"]["events"]
+            if event["type"] == "m.room.member" and event.get("state_key") == self.user_id
+        ]
 
-def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> Requester:
+
+def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> tuple[Requester, int]:
     if not exists(tx, user_id):
         raise not_found(f"There is no account {user_id} on this server.")
     flags = get_account_flags(tx, user_id)
-    return Requester(user_id=user_id, device_id=device_id, is_admin=flags.is_admin, is_guest=flags.is_guest)
-
-
+    return Requester(user_id=user_id, device_id=device_id, is_admin=flags.is_admin, is_guest=flags.is_guest), tx.position

@@ -15,10 +15,20 @@ from tests.interop.setup import ensure_synapse  # noqa: E402 (found only now)
 
 
 def main(arguments: list[str]) -> int:
-    """Makes Synapse's environment if need be, then runs tests/differential and tests/interop; `make test` runs neither."""
+    """Makes Synapse's environment if need be, then runs tests/differential and tests/interop (`make test` does not)."""
     python = ensure_synapse()
     chosen = [argument for argument in arguments if not argument.startswith("-")]
-    command = [sys.executable, "-m", "pytest", "-o", "python_files=differ_*.py scenario_*.py", "-v", "-s", "--tb=short"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "python_files=differ_*.py scenario_*.py",
+        "-vv",
+        "-s",
+        "--tb=short",
+        "--durations=10",
+    ]
     command += arguments if chosen else ["tests/differential", "tests/interop", *arguments]
     return subprocess.run(
         command, cwd=REPOSITORY, env={**os.environ, "SYNAPSE_VENV": str(python.parents[1])}

@@ -1,0 +1,49 @@
+"""The servers, started once for all scenarios. Run by `make interop`; see run.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from tests.interop.servers import Server, ServerFailed, World, default_folder, make_world
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """Both servers, running."""
+    print()
+    world = make_world(default_folder())
+    servers = (world.synapse, world.ours)
+    try:
+        for server in servers:
+            server.start()
+        yield world
+        print()
+        for server in servers:
+            server.stop()
+    finally:
+        for server in servers:
+            with suppress(ServerFailed):  # what is said above matters more
+                server.stop()
+            server.relay.close()
+
+
+@pytest.fixture(params=["ours → Synapse", "Synapse → ours"])
+def sides(request: pytest.FixtureRequest, world: World) -> tuple[Server, Server]:
+    """(here, there): the server where a scenario begins, and the other one. Every scenario is played both ways."""
+    return (world.ours, world.synapse) if request.param.startswith("ours") else (world.synapse, world.ours)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Adds the end of both servers' logs to the report of a scenario that failed."""
+    outcome = yield
+    report = outcome.get_result()
+    arguments = getattr(item, "funcargs", {})
+    world = arguments.get("world")
+    servers = (world.ours, world.synapse) if world is not None else arguments.get("sides", ())
+    if report.when == "call" and report.failed:
+        for server in servers:
+            report.sections.append((f"log of {server.kind}", server.log_tail()))

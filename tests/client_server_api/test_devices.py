@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
+from federation.identifiers import UserID
 from homeserver import limits
-from homeserver.features import devices
-from tests.support.homeservers import Client, Server, now_ms
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.features import accounts, devices
+from tests.support.homeservers import PASSWORD, Client, Server, now_ms
 
 
 async def begin(client: Client, method: str, path: str, body: dict | None = None) -> str:
@@ -135,3 +138,27 @@ async def test_changes_have_positions(homeserver: Server) -> None:
         (alice.user_id, "A", devices.RENAMED),
         (alice.user_id, "B", devices.DELETED),
     ]
+
+
+async def test_an_application_service_makes_and_deletes_devices(homeserver: Server) -> None:
+    await accounts.create_account(homeserver.hs, "bridged", None, appservice="bridge")
+    requester = Requester(UserID("@bridged:test.example"), "", appservice="bridge")
+    body = devices.DeviceBody(display_name="bridge")
+    for status in (201, 200):
+        answer = await devices.update_device(homeserver.hs, requester, "NEW", body)
+        assert (answer.status, answer.body) == (status, {})
+    await devices.delete_device(homeserver.hs, requester, "NEW", None)
+    assert await homeserver.read(devices.list_devices, requester.user_id) == []
+
+
+async def test_the_number_of_devices_is_bounded(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+
+    def fill(tx: Transaction) -> None:
+        for number in range(limits.DEVICES_PER_USER_MAX - 1):
+            devices.create_device(tx, homeserver.hs, alice.user_id, f"D{number}", None)
+
+    await homeserver.write(fill)
+    body = {"type": "m.login.password", "user": "alice", "password": PASSWORD}
+    assert await homeserver.anonymous.refused("POST", "login", json=body) == (403, "M_USER_LIMIT_EXCEEDED")
+    await homeserver.log_in("alice", device_id="D0")

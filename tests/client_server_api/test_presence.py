@@ -225,3 +225,13 @@ async def test_other_servers_are_told(homeserver: Server) -> None:
             {"user_id": alice.user_id, "presence": "online", "last_active_ago": 0, "currently_active": True},
         ]
     }
+
+
+async def test_a_waiting_sync_is_woken(homeserver: Server) -> None:
+    alice, bob = await roommates(homeserver)
+    await sync(alice)
+    since = (await sync(bob, set_presence="offline"))["next_batch"]
+    began = trio.current_time()
+    answer = await sync(bob, since, timeout=90_000, set_presence="offline")
+    assert 60 <= trio.current_time() - began <= 60 + limits.PRESENCE_SWEEP_INTERVAL_S
+    assert presences(answer)[alice.user_id]["currently_active"] is False

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from federation.identifiers import UserID
+from homeserver.authenticate import Requester
 from homeserver.config import RateLimitsSection, Registration
-from homeserver.features import accounts
+from homeserver.features import accounts, registration
 from tests.support.homeservers import PASSWORD, Homeservers, Server
 
 DUMMY = {"type": "m.login.dummy"}
@@ -183,3 +185,17 @@ async def test_rate_limit(homeservers: Homeservers) -> None:
     assert response.status_code == 429
     assert response.json()["errcode"] == "M_LIMIT_EXCEEDED"
     assert int(response.headers["retry-after"]) > 0
+
+
+async def test_an_application_service_registers_users(homeserver: Server) -> None:
+    body = {"type": "m.login.application_service", "username": "Bridged_Bob", "inhibit_login": True}
+    assert await homeserver.anonymous.refused("POST", "register", json=body) == (403, "M_FORBIDDEN")
+    alice = await homeserver.register("alice")
+    assert await alice.refused("POST", "register", json=body) == (403, "M_FORBIDDEN")
+
+    requester = Requester(UserID("@bridge:test.example"), "", appservice="bridge")
+    wanted = registration.RegisterBody(type=body["type"], username="Bridged_Bob", inhibit_login=True)
+    answer = await registration.register(homeserver.hs, requester, registration.RegisterQuery(), wanted)
+    assert answer == {"user_id": "@bridged_bob:test.example"}
+    user = await homeserver.read(accounts.get_user, answer["user_id"])
+    assert (user.appservice, user.password_hash) == ("bridge", None)

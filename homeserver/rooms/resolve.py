@@ -6,29 +6,28 @@ it is kept out of the write transaction: a read beforehand runs the same functio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from federation.event import Event
 from federation.identifiers import EventID, RoomID
 from federation.room_versions import RoomVersion
-from federation.state_resolution import Missing, resolve
+from federation.state_resolution import Missing, resolve_conflicts
 from homeserver.database import Transaction
 from homeserver.rooms import state_tree
-from homeserver.rooms.heads import find_resolved_head
+from homeserver.rooms.heads import StateKey, find_resolved_head
 from homeserver.rooms.storage import (
     Status,
     StoredEvent,
     event_ids_at,
-    find_position,
-    find_positions,
+    find_status,
     load_auth_events,
 )
 from homeserver.rooms.state_tree import Key
 from homeserver.rooms.timeline import list_backwards
 
 RESOLVED_STATES_CACHED_MAX = 2_000
-EVENT_IDS_CACHED_MAX = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,68 +110,137 @@ def resolve_states(tx: Transaction, version: RoomVersion, states: Collection[Sta
 
 
 def _resolve(tx: Transaction, version: RoomVersion, states: list[StateAt]) -> StateAt:
-    maps = [entries_of(tx, state) for state in states]
-    if all(entries == maps[0] for entries in maps):
-        return states[0]
-    names = tx.names({nid for entries in maps for key in entries for nid in key})
-    event_ids = _event_ids(tx, {position for entries in maps for position in entries.values()})
-    answer = resolve(
+    first = states[0]
+    differing = {key for other in states[1:] for key in changes_between(tx, first, other)}
+    if not differing:
+        return first
+    stored = _Stored(tx)
+    answer = resolve_conflicts(
         version,
-        [
-            {(names[type_nid], names[key_nid]): event_ids[position] for (type_nid, key_nid), position in entries.items()}
-            for entries in maps
-        ],
-        _StoredEvents(tx),
+        _Unconflicted(tx, first, differing),
+        [_part(tx, state, differing) for state in states],
+        _Events(stored),
+        rejected=_Rejected(stored),
+        rank=_Positions(stored),
     )
     if isinstance(answer, Missing):
         raise LookupError(f"Auth events are missing from the database: {sorted(answer.event_ids)[:3]}")
-    nids: dict[str, int] = {name: nid for nid, name in names.items()}
-    positions = {event_id: position for position, event_id in event_ids.items()}
-    positions.update(find_positions(tx, {event_id for event_id in answer.values() if event_id not in positions}))
-    after: dict[Key, int] = {}
+    changes: dict[Key, int | None] = {**dict(first.changes), **dict.fromkeys(differing)}
     for (event_type, state_key), event_id in answer.items():
-        after[_nid(tx, nids, event_type), _nid(tx, nids, state_key)] = positions[event_id]
-    before = state_tree.items(tx, states[0].root)
-    changes = {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    return StateAt(states[0].root, tuple(sorted(changes.items())))
+        type_nid, key_nid = tx.find(event_type), tx.find(state_key)
+        assert type_nid is not None and key_nid is not None, "a stored event's type and state key are interned"
+        changes[type_nid, key_nid] = stored.get(event_id).position
+    return StateAt(first.root, tuple(sorted(changes.items())))
 
 
-def _nid(tx: Transaction, known: Mapping[str, int], name: str) -> int:
-    nid = known.get(name)
-    if nid is None:
-        nid = tx.find(name)
-        assert nid is not None, "a stored event's type and state key are interned"
-    return nid
+def _part(tx: Transaction, state: StateAt, keys: Collection[Key]) -> dict[StateKey, EventID]:
+    """What the state has at `keys`, by names."""
+    positions = {key: position for key in keys if (position := position_in(tx, state, key)) is not None}
+    names = tx.names({nid for key in positions for nid in key})
+    event_ids = event_ids_at(tx, set(positions.values()))
+    return {(names[key[0]], names[key[1]]): event_ids[position] for key, position in positions.items()}
 
 
-def _event_ids(tx: Transaction, positions: set[int]) -> dict[int, EventID]:
-    cache = tx.cache("event_ids", EVENT_IDS_CACHED_MAX)
-    found = {position: event_id for position in positions if (event_id := cache.get(position)) is not None}
-    loaded = event_ids_at(tx, positions - found.keys())
-    if not tx.is_write:
-        for position, event_id in loaded.items():
-            cache.put(position, event_id)
-    return {**found, **loaded}
+class _Row(NamedTuple):
+    """What state resolution asks of an event: the event, where it stands (after its auth events), and its status."""
+
+    event: Event
+    position: int
+    status: int
 
 
-class _StoredEvents(Mapping[EventID, Event]):
-    """Events by id, loaded when asked for. State resolution asks for the conflicted ones and for their auth chains."""
+class _Stored:
+    """Events by id, loaded when first asked for. State resolution asks for the conflicted ones and what is above them."""
 
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx
-        self._loaded: dict[EventID, Event | None] = {}
+        self._rows: dict[EventID, _Row | None] = {}
 
-    def __getitem__(self, event_id: EventID) -> Event:
-        if event_id not in self._loaded:
-            position = find_position(self._tx, event_id)
-            self._loaded[event_id] = None if position is None else load_auth_events(self._tx, (position,))[position]
-        event = self._loaded[event_id]
-        if event is None:
+    def find(self, event_id: EventID) -> _Row | None:
+        if event_id not in self._rows:
+            found = find_status(self._tx, event_id)
+            if found is None:
+                self._rows[event_id] = None
+            else:
+                position, status = found
+                self._rows[event_id] = _Row(load_auth_events(self._tx, (position,))[position], position, status)
+        return self._rows[event_id]
+
+    def get(self, event_id: EventID) -> _Row:
+        row = self.find(event_id)
+        if row is None:
             raise KeyError(event_id)
-        return event
-
-    def __iter__(self) -> Iterator[EventID]:
-        return (event_id for event_id, event in self._loaded.items() if event is not None)
+        return row
 
     def __len__(self) -> int:
-        return sum(event is not None for event in self._loaded.values())
+        return sum(row is not None for row in self._rows.values())
+
+    def __iter__(self) -> Iterator[EventID]:
+        return (event_id for event_id, row in self._rows.items() if row is not None)
+
+
+class _Events(Mapping[EventID, Event]):
+    def __init__(self, stored: _Stored) -> None:
+        self._stored = stored
+
+    def __getitem__(self, event_id: EventID) -> Event:
+        return self._stored.get(event_id).event
+
+    def __iter__(self) -> Iterator[EventID]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+class _Positions(Mapping[EventID, int]):
+    """The order of storing: an event is stored after its auth events."""
+
+    def __init__(self, stored: _Stored) -> None:
+        self._stored = stored
+
+    def __getitem__(self, event_id: EventID) -> int:
+        return self._stored.get(event_id).position
+
+    def __iter__(self) -> Iterator[EventID]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+class _Rejected(Container[EventID]):
+    def __init__(self, stored: _Stored) -> None:
+        self._stored = stored
+
+    def __contains__(self, event_id: object) -> bool:
+        row = self._stored.find(EventID(str(event_id)))
+        return row is not None and row.status == Status.REJECTED
+
+
+class _Unconflicted(Mapping[StateKey, EventID]):
+    """What the states have in common, looked up when asked: a room may have thousands of members that do not matter."""
+
+    def __init__(self, tx: Transaction, state: StateAt, differing: Collection[Key]) -> None:
+        self._tx = tx
+        self._state = state
+        self._differing = frozenset(differing)
+
+    def __getitem__(self, key: StateKey) -> EventID:
+        type_nid, key_nid = self._tx.find(key[0]), self._tx.find(key[1])
+        if type_nid is None or key_nid is None or (type_nid, key_nid) in self._differing:
+            raise KeyError(key)
+        position = position_in(self._tx, self._state, (type_nid, key_nid))
+        if position is None:
+            raise KeyError(key)
+        return event_ids_at(self._tx, (position,))[position]
+
+    def __iter__(self) -> Iterator[StateKey]:
+        return iter(self._whole())
+
+    def __len__(self) -> int:
+        return len(self._whole())
+
+    def _whole(self) -> dict[StateKey, EventID]:
+        keys = entries_of(self._tx, self._state).keys() - self._differing
+        return _part(self._tx, self._state, keys)

@@ -132,6 +132,12 @@ def find_position(tx: Transaction, event_id: str) -> int | None:
     return None if row is None else int(row[0])
 
 
+def find_status(tx: Transaction, event_id: str) -> tuple[int, int] | None:
+    """Position and status of a stored event."""
+    row = tx.one("SELECT position, status FROM events WHERE event_id = ?", event_key(event_id))
+    return None if row is None else (int(row[0]), int(row[1]))
+
+
 def find_positions(tx: Transaction, event_ids: Collection[str]) -> dict[EventID, int]:
     """The positions of those that are stored."""
     keys = {event_key(event_id): EventID(event_id) for event_id in event_ids}

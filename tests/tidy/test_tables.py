@@ -1,0 +1,67 @@
+"""Only the owner of a table touches it, and SQL is text that can be read."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import PurePosixPath
+
+import pytest
+
+from tests.tidy.source import Source, python_files
+
+SOURCES = python_files("homeserver")
+SQL = re.compile(
+    r"\b(?:SELECT\s.+\sFROM|INSERT\s+INTO|UPDATE\s+\w+\s+SET|DELETE\s+FROM|CREATE\s+(?:TABLE|INDEX))\b", re.DOTALL
+)
+CREATED = re.compile(r"CREATE\s+(?:VIRTUAL\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)", re.IGNORECASE)
+USED = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(\w+)")
+# The database package itself writes these for everyone.
+SHARED = frozenset({"strings", "tails", "stream_position"})
+
+
+def owner(source: Source) -> str:
+    """A folder owns as a whole; a file directly in homeserver/ or features/ owns alone."""
+    folder = PurePosixPath(source.name).parent.as_posix()
+    return source.name if folder in ("homeserver", "homeserver/features") else folder
+
+
+def owners() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for source in SOURCES:
+        for _, text in source.strings:
+            for table in CREATED.findall(text):
+                assert found.get(table, owner(source)) == owner(source), f"{table} is made twice"
+                found[table] = owner(source)
+    return found
+
+
+OWNERS = owners()
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_a_table_is_touched_by_its_owner_only(source: Source) -> None:
+    here = owner(source)
+    found = [
+        f"{source.name}:{line}: {table} belongs to {OWNERS[table]}"
+        for line, text in source.strings
+        if SQL.search(text)
+        for table in USED.findall(text)
+        if table in OWNERS and OWNERS[table] != here and table not in SHARED
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_sql_is_not_put_together_from_pieces(source: Source) -> None:
+    if source.name.startswith("homeserver/database/"):
+        return  # it translates between the engines
+    found = []
+    for node in ast.walk(source.tree):
+        pieces = node.values if isinstance(node, ast.JoinedStr) else []
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mod)):
+            pieces = [node.left, node.right]
+        texts = [piece.value for piece in pieces if isinstance(piece, ast.Constant) and isinstance(piece.value, str)]
+        if any(SQL.search(text) for text in texts):
+            found.append(f"{source.name}:{node.lineno}")
+    assert not found

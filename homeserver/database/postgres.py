@@ -11,12 +11,13 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 from psycopg.types.numeric import Int8Dumper
 
 from homeserver.database.holder import PostgresHolder
@@ -38,11 +39,16 @@ _RECONNECT_DELAYS_S = (0.0, 0.1, 0.3, 1.0, 2.0)
 _CONNECT_TIMEOUT_S = 10
 
 
+# One round trip; each statement sees what was committed before it began, so the third sees what the lock waited for.
 _BEGIN_WRITE = f"""
     BEGIN ISOLATION LEVEL READ COMMITTED;
     SELECT pg_advisory_xact_lock({_WRITE_LOCK});
     SELECT position FROM stream_position WHERE id = 1
+""".encode()
+_STORE_AND_NOTIFY = """
+    WITH stored AS (UPDATE stream_position SET position = %s WHERE id = 1) SELECT pg_notify(%s, %s)
 """
+_Savepoint = Literal["none", "open", "done with"]
 
 
 class _BooleanDumper(Dumper):
@@ -68,21 +74,22 @@ class _NumericLoader(Loader):
 
 
 class PostgresSession:
-    """A connection, opened again by `recover` when it is lost."""
+    """A connection, opened again by `recover` when it is lost. Every statement is done with before the next begins."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str) -> None:
         self._connect = connect
         self._node = node
         self._connection = connect()
+        self._cursor = self._connection.cursor()
+        self._savepoint: _Savepoint = "none"
         self._statements: dict[str, bytes] = {}
         self._counts_before_lists: dict[str, int] = {}
 
     def execute(self, sql: str, params: Sequence[Any], /) -> Cursor:
-        return self._connection.execute(self._translate(sql), params)
+        return self._cursor.execute(self._translate(sql), params)
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        with self._connection.cursor() as cursor:
-            cursor.executemany(self._translate(sql), rows)
+        self._cursor.executemany(self._translate(sql), rows)
 
     def execute_in(self, sql: str, values: Sequence[Any], other: Sequence[Any]) -> list[Row]:
         count = self._counts_before_lists.get(sql)
@@ -97,38 +104,48 @@ class PostgresSession:
             known = self._statements[sql] = translate_statement(sql).encode()
         return known
 
+    def _control(self, sql: bytes) -> PGresult:
+        """Statements without parameters, past psycopg's cursor, which costs as much as the round trip."""
+        result = self._connection.pgconn.exec_(sql)
+        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            raise psycopg.OperationalError(result.get_error_message())
+        return result
+
     def begin_read(self) -> None:
-        self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self._control(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
     def end_read(self) -> None:
-        self._connection.execute("COMMIT")
+        self._control(b"COMMIT")
 
     def begin_write(self) -> int:
-        # Three statements in one round trip; each sees what was committed before it began.
-        cursor = self._connection.execute(_BEGIN_WRITE, prepare=False)
-        while cursor.nextset():
-            pass
-        row = cursor.fetchone()
-        assert row is not None
-        return int(row[0])
+        self._savepoint = "none"
+        value = self._control(_BEGIN_WRITE).get_value(0, 0)  # of the last of the three statements
+        assert value is not None
+        return int(value)
 
     def commit(self, position: int | None, keys: Collection[str]) -> None:
         if position is not None:
-            self._connection.execute("UPDATE stream_position SET position = %s WHERE id = 1", (position,))
-            self._connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, encode_news(self._node, position, keys)))
-        self._connection.execute("COMMIT")
+            self._cursor.execute(_STORE_AND_NOTIFY, (position, CHANNEL, encode_news(self._node, position, keys)))
+        self._control(b"COMMIT")
 
     def rollback(self) -> None:
-        self._connection.execute("ROLLBACK")
+        self._control(b"ROLLBACK")
+
+    # A savepoint is released together with the opening of the next, and one that was rolled back to serves again.
 
     def savepoint(self) -> None:
-        self._connection.execute("SAVEPOINT w")
+        if self._savepoint == "none":
+            self._control(b"SAVEPOINT w")
+        elif self._savepoint == "done with":
+            self._control(b"RELEASE SAVEPOINT w; SAVEPOINT w")
+        self._savepoint = "open"
 
     def release(self) -> None:
-        self._connection.execute("RELEASE SAVEPOINT w")
+        self._savepoint = "done with"
 
     def rollback_to_savepoint(self) -> None:
-        self._connection.execute("ROLLBACK TO SAVEPOINT w; RELEASE SAVEPOINT w", prepare=False)
+        self._control(b"ROLLBACK TO SAVEPOINT w")
+        self._savepoint = "open"
 
     def is_alive(self) -> bool:
         return not self._connection.closed
@@ -137,7 +154,7 @@ class PostgresSession:
         if not self._connection.closed:
             if self._connection.info.transaction_status != TransactionStatus.IDLE:
                 try:
-                    self._connection.execute("ROLLBACK")
+                    self._control(b"ROLLBACK")
                 except psycopg.OperationalError:
                     pass  # the connection was lost just now
             if not self._connection.closed:
@@ -146,6 +163,7 @@ class PostgresSession:
             time.sleep(delay_s)
             try:
                 self._connection = self._connect()
+                self._cursor = self._connection.cursor()
                 return True
             except DatabaseError as error:
                 failure = error

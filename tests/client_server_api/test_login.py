@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Passwords, Public, RateLimitsSection
 from homeserver.features import accounts
 from homeserver.features.passwords import HASHERS
@@ -155,3 +156,14 @@ async def test_logout_all(homeserver: Server) -> None:
         assert await client.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
     alice = await homeserver.log_in("alice")
     assert len((await alice.ok("GET", "devices"))["devices"]) == 1
+
+
+async def test_a_locked_user_can_only_log_out(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    flags = AccountFlags(is_locked=True)
+    await homeserver.write(store_account_flags, homeserver.hs.token_cache, alice.user_id, flags)
+    answer = await alice.get("devices")
+    assert (answer.status_code, answer.json()["errcode"]) == (401, "M_USER_LOCKED")
+    assert answer.json()["soft_logout"] is True
+    await alice.ok("POST", "logout")
+    assert await alice.refused("GET", "devices") == (401, "M_UNKNOWN_TOKEN")

@@ -8,6 +8,7 @@ import pytest
 
 from federation.identifiers import RoomID
 from homeserver import limits
+from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Registration
 from homeserver.errors import MatrixError
 from homeserver.features.profile import FEATURE, finish_updates
@@ -201,3 +202,12 @@ async def test_other_servers_ask(homeserver: Server) -> None:
 async def test_other_servers_ask_for_nonsense(homeserver: Server, query: dict[str, str], errcode: str) -> None:
     with pytest.raises(MatrixError, match=errcode):
         await ask_as_server(homeserver, **query)
+
+
+async def test_a_suspended_user_changes_nothing(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    flags = AccountFlags(is_suspended=True)
+    await homeserver.write(store_account_flags, homeserver.hs.token_cache, alice.user_id, flags)
+    body = {"displayname": "x"}
+    refusal = await alice.refused("PUT", f"profile/{alice.user_id}/displayname", json=body)
+    assert refusal == (403, "M_USER_SUSPENDED")

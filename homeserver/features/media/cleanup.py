@@ -56,7 +56,8 @@ async def find_orphans(hs: Resources) -> None:
     created_before_ms = hs.now_ms() - MEDIA_ORPHAN_AGE_MS
     batch: list[str] = []
     async for key, _ in hs.blobs.list(shard_folder(shard)):
-        if blob_created_ms(key) < created_before_ms:
+        created_ms = blob_created_ms(key)
+        if created_ms is not None and created_ms < created_before_ms:
             batch.append(key)
         if len(batch) == MEDIA_CLEANUP_ROWS:
             await _release_orphans(hs, batch)

@@ -31,8 +31,6 @@ SAFETY_HEADERS = {
     ),
     "cross-origin-resource-policy": "cross-origin",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "x-robots-tag": "noindex, nofollow, noarchive, noimageindex",
 }
 
 _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"

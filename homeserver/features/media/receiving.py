@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -26,6 +27,8 @@ from homeserver.limits import MEDIA_CHUNK_BYTES
 from homeserver.resources import Resources
 
 T = TypeVar("T")
+
+_BLOB_KEY = re.compile(r"media/[0-9a-f]/[0-9a-f]{64}-([0-9a-f]{1,16})-[0-9a-f]{8}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +116,10 @@ def shard_folder(shard: int) -> str:
     return f"media/{shard:x}"
 
 
-def blob_created_ms(blob_key: str) -> int:
-    """When the key was made; 0 for a key that is not of `new_blob_key`."""
-    parts = blob_key.split("-")
-    try:
-        return int(parts[1], 16) if len(parts) == 3 else 0
-    except ValueError:
-        return 0
+def blob_created_ms(blob_key: str) -> int | None:
+    """When the key was made; None for a key that is not of `new_blob_key`."""
+    match = _BLOB_KEY.fullmatch(blob_key)
+    return None if match is None else int(match[1], 16)
 
 
 async def keep(hs: Resources, received: Received, store: Callable[[Transaction, Blob], T]) -> T:

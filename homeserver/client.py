@@ -1,7 +1,7 @@
 """Client: a user of this server in the same process, for programs that embed it.
 
-It calls the operations that HTTP clients call, by their names; there is no second door. Rooms, users and events are named by
-their ids; contents are plain dicts.
+It calls the operations that HTTP clients call, by their names; there is no second door. Rooms, users and events are
+named by their ids; contents are plain dicts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.timeline import sync_token
 
 SYNC_TIMEOUT_MS = 30_000
-INVITATIONS_ONLY = '{"room":{"timeline":{"limit":0},"state":{"types":[]},"ephemeral":{"types":[]}},"presence":{"types":[]}}'
+INVITATIONS_ONLY = '{"room":{"timeline":{"limit":0},"state":{"types":[]}},"presence":{"types":[]}}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Client:
     async def call(
         self, operation: str, *path: Any, body: Mapping[str, Any] | None = None, query: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The answer of an operation, by its name in the specification in snake_case; `path` holds its path parameters."""
+        """The answer of an operation, by its name in the spec in snake_case; `path` holds its path parameters."""
         found = self._dispatch.by_name.get(operation)
         if found is None:
             raise not_found(f"There is no operation {operation}.")
@@ -106,16 +106,16 @@ class Client:
     async def leave(self, room_id: str) -> None:
         await self.call("leave_room", room_id, body={})
 
-    async def send(self, room_id: str, message: str | Mapping[str, Any], *, type: str = "m.room.message") -> EventID:
+    async def send(self, room_id: str, message: str | Mapping[str, Any], *, event_type: str = "m.room.message") -> EventID:
         """Sends a text, or the content of an event of any type. The event is durable when this answers."""
         content = {"msgtype": "m.text", "body": message} if isinstance(message, str) else dict(message)
-        answer = await self.call("send_message", room_id, type, secrets.token_hex(8), body=content)
+        answer = await self.call("send_message", room_id, event_type, secrets.token_hex(8), body=content)
         return EventID(answer["event_id"])
 
     async def set_state(
-        self, room_id: str, type: str, content: Mapping[str, Any], *, state_key: str = ""
+        self, room_id: str, event_type: str, content: Mapping[str, Any], *, state_key: str = ""
     ) -> EventID:
-        answer = await self.call("set_room_state_with_key", room_id, type, state_key, body=content)
+        answer = await self.call("set_room_state_with_key", room_id, event_type, state_key, body=content)
         return EventID(answer["event_id"])
 
     async def messages(self, room_id: str, *, limit: int = 10) -> list[RoomEvent]:
@@ -137,7 +137,7 @@ class Client:
         return answer
 
     async def events(self) -> AsyncIterator[RoomEvent]:
-        """The invitations that wait for the user, then every event since this client was opened, as they come. Never ends.
+        """The invitations that wait for the user, then every event since this client was opened. Never ends.
 
         An invitation is the user's member event, without an id: the room is not the user's to look into yet.
         """
@@ -171,4 +171,5 @@ def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> tuple[R
     if not exists(tx, user_id):
         raise not_found(f"There is no account {user_id} on this server.")
     flags = get_account_flags(tx, user_id)
-    return Requester(user_id=user_id, device_id=device_id, is_admin=flags.is_admin, is_guest=flags.is_guest), tx.position
+    requester = Requester(user_id=user_id, device_id=device_id, is_admin=flags.is_admin, is_guest=flags.is_guest)
+    return requester, tx.position

@@ -47,7 +47,8 @@ def wall_clock_ms() -> int:
 class Homeserver:
     """One homeserver, from `async with` to its end. Any number of them live in one process.
 
-    wire, now_ms, inline_database: the three sources of surprise, real unless given: other servers, the time of day, threads.
+    wire, now_ms, inline_database: the three sources of surprise, real unless given: other servers, the time of day,
+    threads.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Homeserver:
 
     async def _open(self) -> None:
         config = self.config
-        Path(config.data_dir).mkdir(parents=True, exist_ok=True)
+        config.data_path("").mkdir(parents=True, exist_ok=True)
         features = _all_features()
         database = await open_database(
             _database_url(config),

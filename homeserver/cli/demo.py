@@ -1,6 +1,7 @@
-"""`homeserver demo`: two organisations on this machine, each with its own server, and a conversation between their people.
+"""`homeserver demo`: two organisations on this machine, a server for each, and a conversation between their people.
 
-Everything is real: sockets, TLS under a certificate authority made for the occasion, federation, HTTP clients. Nothing is kept.
+Everything is real: sockets, TLS under a certificate authority made for the occasion, federation, HTTP clients.
+Nothing is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from homeserver.cli.demo_people import Person, picture
 from homeserver.cli.output import CommandError, run_trio
 
 PASSWORD = "o-happy-dagger"
@@ -99,9 +99,11 @@ async def _run(homeserver: Any, config: Any, *, task_status: Any) -> None:
         task_status.started(server)
 
 
-async def _converse(organisations: list[Organisation]) -> list[Person]:
+async def _converse(organisations: list[Organisation]) -> list[Any]:
     """The main job, step by step. Ends with everyone having seen everything."""
     import trio
+
+    from homeserver.cli.demo_people import Person, picture
 
     montague, capulet = organisations
     romeo = Person("romeo", montague.base_url)
@@ -147,7 +149,7 @@ def _say(text: str, took_ms: float) -> None:
     print(f"  {text:<86} {took_ms:7.1f} ms", flush=True)
 
 
-def _print_credentials(people: list[Person]) -> None:
+def _print_credentials(people: list[Any]) -> None:
     print("\nBoth servers keep running. Log in with any Matrix client, as one of:\n")
     for person in people:
         print(f"  homeserver {person.base_url}   user {person.user_id}   password {PASSWORD}")
@@ -155,7 +157,7 @@ def _print_credentials(people: list[Person]) -> None:
 
 
 def _config(organisation: Organisation, folder: Path) -> Any:
-    from homeserver.config import Config, FederationSection, Listener, Passwords, Public, RateLimitsSection, Registration
+    from homeserver.config import Config, FederationSection, Listener, Public, RateLimitsSection, Registration
 
     return Config(
         server_name=organisation.server_name,
@@ -171,7 +173,6 @@ def _config(organisation: Organisation, folder: Path) -> Any:
         ),
         public=Public(base_url=organisation.base_url),
         registration=Registration(enabled=True),
-        passwords=Passwords(),
         rate_limits=RateLimitsSection(enabled=False),
         federation=FederationSection(ca_file=str(folder / "ca.crt"), allow_private_addresses=True),
     )

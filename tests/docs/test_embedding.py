@@ -35,7 +35,7 @@ def test_examples_of_the_embedding_page_print_what_it_says(tmp_path: Path) -> No
 def _run_in_trio(code: str, names: dict[str, object]) -> None:
     """Runs statements that may await, as if they stood in one module."""
     body = textwrap.indent(code, "    ")
-    assigned = sorted({name for name in re.findall(r"^(?:async def )?(\w+)(?: =|\()", code, re.MULTILINE)})
+    assigned = sorted(set(re.findall(r"^(?:async def )?(\w+)(?: =|\()", code, re.MULTILINE)))
     kept = "\n".join(f"    names['{name}'] = {name}" for name in assigned)
     imported = re.findall(r"^(?:from \S+ )?import (.+)$", code, re.MULTILINE)
     kept += "".join(f"\n    names['{name.strip()}'] = {name.strip()}" for line in imported for name in line.split(","))

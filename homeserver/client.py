@@ -106,7 +106,9 @@ class Client:
     async def leave(self, room_id: str) -> None:
         await self.call("leave_room", room_id, body={})
 
-    async def send(self, room_id: str, message: str | Mapping[str, Any], *, event_type: str = "m.room.message") -> EventID:
+    async def send(
+        self, room_id: str, message: str | Mapping[str, Any], *, event_type: str = "m.room.message"
+    ) -> EventID:
         """Sends a text, or the content of an event of any type. The event is durable when this answers."""
         content = {"msgtype": "m.text", "body": message} if isinstance(message, str) else dict(message)
         answer = await self.call("send_message", room_id, event_type, secrets.token_hex(8), body=content)

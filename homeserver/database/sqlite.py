@@ -106,7 +106,7 @@ class SqliteSession:
 class _Lock:
     """Held while a server has the database open, so that a second one is refused. Released when the process ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,7 +150,9 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
     if in_memory and not inline:
         raise DatabaseError("A database in memory has just one connection, so it must be opened inline.")
     path = name if in_memory else str(Path(name).resolve())
-    lock = _Lock(Path(path)) if exclusive and not in_memory and _is_in_folder(path) else None
+    if not in_memory:
+        _prepare_file(path)
+    lock = _Lock(path) if exclusive and not in_memory else None
     connections: list[sqlite3.Connection] = []
     try:
         writer = connect(path)
@@ -177,11 +179,14 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
     )
 
 
-def _is_in_folder(path: str) -> bool:
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise DatabaseError(f"The folder {folder} for the database does not exist.")
-    return True
+def _prepare_file(path: str) -> None:
+    """Makes an empty file that only its owner may read; SQLite gives its log the same rights."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except FileNotFoundError:
+        raise DatabaseError(f"The folder {Path(path).parent} for the database does not exist.") from None
+    except OSError as error:
+        raise DatabaseError(f"The database {path} cannot be opened: {error.strerror}.") from error
 
 
 def _close_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import subprocess
@@ -137,6 +138,7 @@ async def test_two_servers_cannot_open_one_file(sqlite_url: str) -> None:
     ("url", "sentence"),
     [
         ("sqlite:/nonexistent/folder/x.db", "folder /nonexistent/folder for the database does not exist"),
+        ("sqlite:/", "cannot be opened: Is a directory"),
         ("mysql://x", "begins with"),
         ("postgresql:///x?host=/nonexistent&connect_timeout=1", "cannot be reached"),
     ],
@@ -153,6 +155,14 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="not a database"):
         async with opened(f"sqlite:{path}"):
             pass
+
+
+async def test_only_the_owner_may_read_the_file(sqlite_url: str, tmp_path: Path) -> None:
+    async with opened(sqlite_url) as database:
+        await database.write(lambda tx: tx.next_position())
+        rights = {os.path.basename(entry): entry.stat().st_mode & 0o777 for entry in os.scandir(tmp_path)}
+    assert set(rights) == {"test.db", "test.db-wal", "test.db-shm", "test.db.lock"}
+    assert set(rights.values()) == {0o600}
 
 
 async def test_the_file_is_kept_safe(sqlite_url: str) -> None:

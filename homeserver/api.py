@@ -145,6 +145,10 @@ class Routes:
     def __len__(self) -> int:
         return len(self._operations)
 
+    def include(self, other: Routes) -> None:
+        """Adds the operations of another table."""
+        self._operations.extend(other)
+
     def get(self, path: str, **options: Any) -> Callable[[Handler], Handler]:
         return self.route("GET", path, **options)
 

@@ -397,3 +397,20 @@ JOIN_SERVERS_MAX = 10
 # Of what an inviter or a room tells about itself to someone outside: real ones have a dozen.
 STRIPPED_EVENTS_MAX = 50
 STRIPPED_BYTES_MAX = 256 * 1024
+
+# Federation: sending
+
+# What waits in memory for one destination; beyond it the destination reads what it lacks from the database.
+OUTBOX_MAX = 500
+# How often it is stored how far everything has been delivered: what lies between is sent twice after a crash.
+SENT_INTERVAL_S = 1.0
+# A transaction of 50 PDUs may need missing events fetched, on a slow machine.
+TRANSACTION_TIMEOUT_S = 60.0
+# Destinations that catch up at once, each with a read and a transaction at a time.
+CATCH_UPS_AT_ONCE_MAX = 50
+# Events of one room since a destination was last reached; where there are more it gets the newest, and asks for the rest.
+CATCH_UP_ROOM_EVENTS_MAX = 200
+# Positions that one step of catching up looks at.
+CATCH_UP_SPAN = 100_000
+# A destination that shows itself is tried at once, but not more often than this.
+EARLY_RETRY_MS = 5_000

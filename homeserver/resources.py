@@ -16,6 +16,7 @@ from homeserver.config import Config
 from homeserver.database import Database
 from homeserver.flights import Flights
 from homeserver.metrics import Metrics
+from homeserver.peers import Peers
 from homeserver.rate_limits import RateLimits
 from homeserver.stream import Stream
 from homeserver.token_cache import TokenCache
@@ -43,6 +44,7 @@ class Resources:
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     flights: Flights = field(default_factory=Flights)
+    peers: Peers = field(default_factory=Peers)
     metrics: Metrics = field(default_factory=Metrics)
     is_ready: bool = True
 

@@ -5,14 +5,46 @@ Spec: server-server-api
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from homeserver.authenticate import refuse_origin as verify_origin
+from homeserver.api import Routes
 from homeserver.feature import Feature
+from homeserver.remote import handshakes, outbound, serving
+from homeserver.remote.authorization import verify_origin
+from homeserver.remote.inbound import transaction_routes
+from homeserver.remote.inviting import invite_routes
+from homeserver.remote.schema import SCHEMA
+from homeserver.resources import Resources
 
 __all__ = ["feature_of", "verify_origin"]
 
 
 def feature_of(features: Sequence[Feature]) -> Feature:
-    """The feature that takes part in federation for all of `features`."""
-    return Feature(name="federation", spec="server-server-api")
+    """The feature that takes part in federation for all of `features`: their EDUs and their queries."""
+    sources = [feature.edu_source for feature in features if feature.edu_source is not None]
+
+    async def send(hs: Resources) -> None:
+        await outbound.send(hs, sources)
+
+    return Feature(
+        name="federation",
+        spec="server-server-api",
+        schema=SCHEMA,
+        routes=_join(
+            [
+                serving.routes,
+                serving.query_routes(features),
+                handshakes.routes,
+                invite_routes(features),
+                transaction_routes(features),
+            ]
+        ),
+        background=(send,),
+    )
+
+
+def _join(tables: Iterable[Routes]) -> Routes:
+    joined = Routes()
+    for table in tables:
+        joined.include(table)
+    return joined

@@ -1,13 +1,213 @@
-"""Invitations across servers. Spec: server-server-api/#inviting-to-a-room"""
+"""Invites across servers: asking the server of whom we invite to sign, and signing for those who invite ours.
+
+Spec: server-server-api/#inviting-to-a-room
+"""
 
 from __future__ import annotations
 
-from federation.build import Draft
-from federation.event import Event
-from homeserver.errors import MatrixError
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from federation.build import Draft, countersign
+from federation.event import Event, InvalidEvent, parse_event
+from federation.identifiers import EventID, RoomID, ServerName, server_name_of
+from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from federation.signing import with_signature
+from homeserver.api import Response, Routes
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param
+from homeserver.feature import Feature, JsonObject, QueryHandler
+from homeserver.remote.access import is_allowed
+from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
+from homeserver.remote.handshakes import list_stripped_pdus
+from homeserver.remote.outside import is_outside, read_stripped, store_outside
+from homeserver.remote.requests import Answer, Unreachable, path_to, send_signed
 from homeserver.resources import Resources
+from homeserver.rooms.append import build_unplaced
+from homeserver.rooms.heads import find_head
+from homeserver.rooms.membership import get_membership
+from homeserver.rooms.receive import Missing, receive_event
+from homeserver.rooms.storage import Status
+
+# Inviting a user of another server
 
 
 async def invite_user(hs: Resources, draft: Draft) -> Event:
-    """Invites a user of another server. MatrixError 502 where that server cannot be reached."""
-    raise MatrixError(502, "M_UNKNOWN", "The server of the invited user cannot be reached.")
+    """Invites a user of another server: appends the draft, an m.room.member, once that server has signed it.
+
+    MatrixError: 403 not allowed here or there, 400 M_UNSUPPORTED_ROOM_VERSION, 502 the server does not answer.
+    """
+    assert draft.room_id is not None and draft.state_key is not None
+    destination = server_name_of(draft.state_key)
+    event = await hs.database.read(build_unplaced, hs, draft)
+    state = await hs.database.read(list_stripped_pdus, event.room_id)
+    try:
+        answer = await _ask_to_sign(hs, destination, event, state)
+    except Unreachable as error:
+        raise MatrixError(502, "M_UNKNOWN", f"The invitation could not be delivered: {error}") from error
+    if answer.status != 200:
+        raise _refusal(answer, destination)
+    signed = await _with_their_signature(hs, destination, event, answer.content)
+    return await hs.database.write(_append, signed)
+
+
+async def _ask_to_sign(
+    hs: Resources, destination: ServerName, event: Event, state: Sequence[JsonObject]
+) -> Answer:
+    body = {"event": event.pdu, "room_version": event.version.id, "invite_room_state": list(state)}
+    answer = await send_signed(
+        hs, destination, "PUT", path_to("v2", "invite", event.room_id, event.event_id), body, insist=True
+    )
+    is_old = answer.status == 404 or (answer.status == 400 and answer.errcode == "M_UNRECOGNIZED")
+    if is_old and event.version.references_with_hashes:
+        content = {**event.pdu, "unsigned": {"invite_room_state": list(state)}}
+        answer = await send_signed(
+            hs, destination, "PUT", path_to("v1", "invite", event.room_id, event.event_id), content, insist=True
+        )
+        if answer.status == 200 and isinstance(answer.content, list) and len(answer.content) == 2:
+            return Answer(200, answer.content[1])
+    return answer
+
+
+def _refusal(answer: Answer, destination: ServerName) -> MatrixError:
+    if answer.errcode == "M_INCOMPATIBLE_ROOM_VERSION":
+        return MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", f"{destination} does not know the version of that room.")
+    if answer.errcode in ("M_MISSING_PARAM", "M_INVALID_PARAM"):
+        return MatrixError(502, "M_UNKNOWN", f"{destination} does not understand the invitation.")
+    return answer.error(destination)
+
+
+async def _with_their_signature(
+    hs: Resources, destination: ServerName, event: Event, content: object
+) -> Event:
+    """Our event with their signature, the only thing of their answer that is used."""
+    pdu = content.get("event") if isinstance(content, dict) else None
+    signatures = pdu.get("signatures") if isinstance(pdu, dict) else None
+    theirs = signatures.get(destination) if isinstance(signatures, dict) else None
+    signed = event.pdu
+    for key_id, signature in theirs.items() if isinstance(theirs, dict) else ():
+        if isinstance(signature, str):
+            signed = with_signature(signed, destination, key_id, signature)
+    try:
+        return parse_event(signed, event.version)
+    except InvalidEvent as error:
+        raise MatrixError(502, "M_UNKNOWN", f"{destination} did not sign as it should: {error}") from error
+
+
+def _append(tx: Transaction, event: Event) -> Event:
+    outcome = receive_event(tx, event)
+    if isinstance(outcome, Missing) or outcome.status != Status.TIMELINE:
+        raise forbidden("The room has changed meanwhile, and you may not invite any more.")
+    return event
+
+
+# Being invited
+
+
+def invite_routes(features: Sequence[Feature]) -> Routes:
+    """The two versions of /invite. Whether an invited user exists is asked of the feature that answers profile queries."""
+    find_profile = next((feature.queries["profile"] for feature in features if "profile" in feature.queries), None)
+    routes = Routes()
+
+    @routes.put("/_matrix/federation/v2/invite/{room_id}/{event_id}", rate_limit="federation")
+    async def send_invite_v2(
+        hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+    ) -> JsonObject:
+        version = _read_version(body.get("room_version"))
+        if not isinstance(body.get("event"), dict):
+            raise bad_json("event must be an object.")
+        event = await _receive_invite(hs, find_profile, origin, room_id, event_id, body["event"], version)
+        await _store(hs, event, await _read_room_state(hs, event, body.get("invite_room_state")))
+        return {"event": event.pdu}
+
+    @routes.put("/_matrix/federation/v1/invite/{room_id}/{event_id}", rate_limit="federation")
+    async def send_invite_v1(
+        hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+    ) -> Response:
+        unsigned = body.get("unsigned")
+        state = unsigned.get("invite_room_state") if isinstance(unsigned, dict) else None
+        # "Servers which receive a v1 invite request must assume that the room version is either "1" or "2"."
+        event = await _receive_invite(hs, find_profile, origin, room_id, event_id, body, ROOM_VERSIONS["1"])
+        await _store(hs, event, read_stripped(state))
+        return Response(200, [200, {"event": event.pdu}])
+
+    return routes
+
+
+def _read_version(room_version: object) -> RoomVersion:
+    if not isinstance(room_version, str):
+        raise missing_param("room_version is required.")
+    version = ROOM_VERSIONS.get(room_version)
+    if version is None:
+        raise MatrixError(
+            400, "M_INCOMPATIBLE_ROOM_VERSION", "This server does not know that room version.", room_version=room_version
+        )
+    return version
+
+
+async def _receive_invite(
+    hs: Resources,
+    find_profile: QueryHandler | None,
+    origin: ServerName,
+    room_id: RoomID,
+    event_id: EventID,
+    pdu: Mapping[str, Any],
+    version: RoomVersion,
+) -> Event:
+    """The invite with our signature. MatrixError 400 M_INVALID_PARAM, 403, 404: see the spec of PUT /v2/invite."""
+    checked = await check_pdu(hs, dict(pdu), version, room_id)
+    if isinstance(checked, Dropped):
+        raise invalid_param(checked.reason)
+    event = checked
+    if event.event_id != event_id:
+        raise invalid_param("The event has another ID than the path says.")
+    if event.type != "m.room.member" or event.membership != "invite":
+        raise invalid_param("The event is no invite.")
+    if server_name_of(event.sender) != origin:
+        raise invalid_param("The inviter is not a user of your server.")
+    if event.state_key is None or event.state_key.partition(":")[2] != hs.server_name:
+        raise invalid_param("The invited user is not of this server.")
+    if find_profile is not None:
+        await find_profile(hs, origin, {"user_id": event.state_key})
+    await hs.database.read(_check_room, event, origin)
+    return countersign(event, hs.server_name, hs.signing_key)
+
+
+def _check_room(tx: Transaction, event: Event, origin: ServerName) -> None:
+    head = find_head(tx, event.room_id)
+    if head is None or not head.extremities:
+        return
+    if not is_allowed(tx, head, origin):
+        raise forbidden("The room's server ACL does not allow your server.")
+    if head.version is not event.version:
+        raise invalid_param("The room is of another version.")
+    assert event.state_key is not None
+    if get_membership(tx, event.room_id, event.state_key) in ("join", "ban"):
+        raise forbidden("The user is in the room already, or banned from it.")
+
+
+async def _read_room_state(hs: Resources, event: Event, state: object) -> list[JsonObject]:
+    """The stripped state. From room version 12 on it has to be made of whole PDUs of the room, its create event among them."""
+    stripped = read_stripped(state)
+    if not event.version.room_id_is_create_event_id:
+        return stripped
+    if not isinstance(state, list):
+        raise missing_param("invite_room_state is required.")
+    events = await check_good_pdus(hs, state, event.version, event.room_id)
+    if len(events) != len(state):
+        raise invalid_param("invite_room_state has something that is no signed event of the room.")
+    if not any(each.type == "m.room.create" for each in events):
+        raise invalid_param("invite_room_state has no m.room.create.")
+    return stripped
+
+
+async def _store(hs: Resources, event: Event, stripped: list[JsonObject]) -> None:
+    await hs.database.write(_store_if_outside, event, stripped)
+
+
+def _store_if_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> None:
+    """Tells the user, unless this server is in the room: then the invite comes to it like every other event."""
+    if is_outside(tx, event.room_id):
+        store_outside(tx, event, stripped)
+
+

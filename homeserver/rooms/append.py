@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from federation.auth_events import select_auth_keys
 from federation.auth_rules import check, may_apply_redaction
-from federation.build import Draft, Reference, build_event, reference_to
+from federation.build import Draft, Reference, build_event, build_proto_event, reference_to
 from federation.event import PREV_EVENTS_MAX, Event, InvalidEvent, trusted_event
-from federation.identifiers import UserID
+from federation.identifiers import EventID, UserID
 from federation.redaction import redact
 from federation.room_versions import RoomVersion
 from homeserver.database import Transaction
@@ -93,30 +94,13 @@ def append_local(
     With `device_id` and `txn_id`, what was sent under them before is answered instead of sent again: look with
     `rooms.storage.find_txn` first.
     """
-    assert draft.room_id is not None
-    head = get_head(tx, draft.room_id)
-    if not head.extremities:
-        raise forbidden("You are not in that room.")
-    keys = select_auth_keys(draft.type, draft.sender, draft.state_key, draft.content, head.version)
-    auth_state = state_events(tx, head.state_root, {*keys, ("m.room.create", "")})
-    auth_events = [auth_state[key] for key in keys if key in auth_state]
-    prev_positions = head.extremities[-PREV_EVENTS_MAX:]
-    event = _build(
-        hs,
-        draft,
-        head.version,
-        prev_events=_references(tx, head.version, prev_positions),
-        auth_events=auth_events,
-        depth=head.depth + 1,
-        now_ms=tx.now_ms,
-    )
-    rejection = check(event, auth_state)
-    if rejection is not None:
-        raise forbidden(rejection.reason)
-    target = _check_redaction(tx, head, event, auth_state)
+    place = _find_place(tx, draft)
+    head = place.head
+    event = _build_at(tx, hs, draft, place)
+    target = _check_redaction(tx, head, event, place.auth_state)
     position = tx.next_position(event.room_id)
-    known = dict(zip(event.prev_events, prev_positions, strict=True))
-    for auth_event, key in zip(auth_events, [key for key in keys if key in auth_state], strict=True):
+    known = dict(zip(event.prev_events, place.prev_positions, strict=True))
+    for key, auth_event in place.auth_events.items():
         auth_position = state_position(tx, head.state_root, *key)
         assert auth_position is not None
         known[auth_event.event_id] = auth_position
@@ -135,6 +119,73 @@ def append_local(
     if target is not None:
         redact_stored(tx, target, position)
     return event
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an event would follow: on which events, and by which part of the state. `auth_events` in their order."""
+
+    head: Head
+    prev_positions: tuple[int, ...]
+    prev_events: list[Reference]
+    auth_state: Mapping[StateKey, Event]
+    auth_events: Mapping[StateKey, Event]
+
+
+def _find_place(tx: Transaction, draft: Draft) -> _Place:
+    assert draft.room_id is not None
+    head = get_head(tx, draft.room_id)
+    if not head.extremities:
+        raise forbidden("You are not in that room.")
+    keys = select_auth_keys(draft.type, draft.sender, draft.state_key, draft.content, head.version)
+    auth_state = state_events(tx, head.state_root, {*keys, ("m.room.create", "")})
+    prev_positions = head.extremities[-PREV_EVENTS_MAX:]
+    return _Place(
+        head,
+        prev_positions,
+        _references(tx, head.version, prev_positions),
+        auth_state,
+        {key: auth_state[key] for key in keys if key in auth_state},
+    )
+
+
+def _build_at(tx: Transaction, hs: Resources, draft: Draft, place: _Place) -> Event:
+    """The event, signed. MatrixError 403 where it is not allowed."""
+    event = _build(
+        hs,
+        draft,
+        place.head.version,
+        prev_events=place.prev_events,
+        auth_events=list(place.auth_events.values()),
+        depth=place.head.depth + 1,
+        now_ms=tx.now_ms,
+    )
+    rejection = check(event, place.auth_state)
+    if rejection is not None:
+        raise forbidden(rejection.reason)
+    return event
+
+
+def build_unplaced(tx: Transaction, hs: Resources, draft: Draft) -> Event:
+    """The event that `append_local` would append, without appending it: another server has to sign it first."""
+    return _build_at(tx, hs, draft, _find_place(tx, draft))
+
+
+def build_template(tx: Transaction, draft: Draft) -> tuple[RoomVersion, dict[str, Any]]:
+    """An event as it would follow, unsigned, for a server that is not in the room. MatrixError 403 if it is not allowed."""
+    place = _find_place(tx, draft)
+    version = place.head.version
+    pdu = build_proto_event(
+        draft,
+        version,
+        prev_events=place.prev_events,
+        auth_events=list(place.auth_events.values()),
+        depth=place.head.depth + 1,
+    )
+    rejection = check(trusted_event(pdu, version, EventID("$template")), place.auth_state)
+    if rejection is not None:
+        raise forbidden(rejection.reason)
+    return version, pdu
 
 
 def _build(

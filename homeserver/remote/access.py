@@ -1,0 +1,82 @@
+"""What a server may do with a room of ours. Spec: server-server-api/#server-access-control-lists-acls"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from federation.identifiers import RoomID, ServerName
+from federation.room_versions import RoomVersion
+from federation.server_acl import ServerAcl, compile_acl
+from homeserver.database import Transaction
+from homeserver.errors import forbidden, not_found
+from homeserver.rooms.heads import Head, find_head, state_position
+from homeserver.rooms.membership import is_server_joined, joined_servers
+from homeserver.rooms.storage import find_room_version, load_auth_events
+
+ACLS_CACHED_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class RoomAccess:
+    """A room as a PDU of `origin` meets it. `is_resident`: this server is in the room; `has_origin`: the origin is."""
+
+    version: RoomVersion
+    is_resident: bool
+    is_allowed: bool
+    has_origin: bool
+
+
+def find_access(tx: Transaction, room_id: RoomID, origin: ServerName) -> RoomAccess | None:
+    """None for a room of which this server has never heard."""
+    version = find_room_version(tx, room_id)
+    head = find_head(tx, room_id)
+    if version is None or head is None:
+        return None
+    return RoomAccess(
+        version,
+        is_resident=bool(head.extremities),
+        is_allowed=is_allowed(tx, head, origin),
+        has_origin=is_server_joined(tx, room_id, origin),
+    )
+
+
+def is_allowed(tx: Transaction, head: Head, server: ServerName) -> bool:
+    """Whether the room's server ACL, if it has one, lets the server take part."""
+    position = state_position(tx, head.state_root, "m.room.server_acl")
+    if position is None:
+        return True
+    cache = tx.cache("server_acls", ACLS_CACHED_MAX)
+    acl: ServerAcl | None = cache.get(position)
+    if acl is None:
+        acl = compile_acl(load_auth_events(tx, (position,))[position].content)
+        if not tx.is_write:
+            cache.put(position, acl)
+    return acl.is_allowed(server)
+
+
+def resident_head(tx: Transaction, room_id: RoomID, origin: ServerName) -> Head:
+    """The head of a room that this server is in. MatrixError 404 where it is not, 403 where the ACL shuts out the origin."""
+    head = find_head(tx, room_id)
+    if head is None or not head.extremities or not head.create_position:
+        raise not_found("This server is not in that room.")
+    if not is_allowed(tx, head, origin):
+        raise forbidden("The room's server ACL does not allow your server.")
+    return head
+
+
+def shared_head(tx: Transaction, room_id: RoomID, origin: ServerName) -> Head:
+    """As `resident_head`, and the origin is in the room too: MatrixError 403 where it is not."""
+    head = resident_head(tx, room_id, origin)
+    if not is_server_joined(tx, room_id, origin):
+        raise forbidden("Your server is not in that room.")
+    return head
+
+
+def list_servers(tx: Transaction, room_id: RoomID, own: ServerName, first: ServerName | None, limit: int) -> list[ServerName]:
+    """Other servers of the room to ask for something, `first` before the others if it is in the room."""
+    head = find_head(tx, room_id)
+    servers = sorted(joined_servers(tx, head) - {own}) if head is not None else []
+    if first in servers:
+        servers.remove(first)
+        servers.insert(0, first)
+    return servers[:limit]

@@ -1,0 +1,145 @@
+"""History that this server does not have, fetched when someone pages back to where it ends.
+
+Spec: server-server-api/#backfilling-and-retrieving-missing-events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from federation.event import Event
+from federation.identifiers import EventID, RoomID, ServerName
+from federation.room_versions import RoomVersion
+from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, not_found
+from homeserver.remote import fetching
+from homeserver.remote.access import list_servers
+from homeserver.remote.checking import check_good_pdus
+from homeserver.remote.fetching import fetch_auth_events, fetch_state_before, store
+from homeserver.remote.receiving import receive
+from homeserver.remote.requests import ask, path_to
+from homeserver.resources import Resources
+from homeserver.rooms.graph import in_order
+from homeserver.rooms.heads import get_head
+from homeserver.rooms.receive import Received, list_missing, place_before_children
+from homeserver.rooms.storage import find_positions, get_event, get_room_version, list_stored
+
+
+async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
+    """Fetches up to `limit` events that lie before a point of the timeline at which it has a gap.
+
+    Whatever goes wrong, there is only less history then: nothing is raised.
+    """
+    key = ("backfill", room_id, point)
+    try:
+        await hs.flights.join(hs.nursery, key, _fill, hs, room_id, point, limit)
+    except MatrixError:
+        return  # too much is under way, or the server closes
+
+
+async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
+    async with hs.peers.locks.hold(("backfill", room_id)):
+        missing = await hs.database.read(list_missing, room_id, point, limits.GAP_STATES_MAX)
+        if not missing:
+            return
+        first = await hs.database.read(_likely_server, hs.server_name, missing[0][1].sender)
+        servers = await hs.database.read(list_servers, room_id, hs.server_name, first, limits.SERVERS_ASKED_MAX)
+        version = await hs.database.read(get_room_version, room_id)
+        wanted = [event_id for event_id, _ in missing]
+        for server in servers:
+            events = await _ask(hs, server, room_id, version, wanted, limit)
+            if events and await _take_in(hs, server, servers, events):
+                return
+
+
+def _likely_server(tx: Transaction, own: ServerName, sender: str) -> ServerName | None:
+    """The server of who wrote just after the gap: it had what came before."""
+    server = ServerName(sender.partition(":")[2])
+    return None if server == own else server
+
+
+async def _ask(
+    hs: Resources,
+    server: ServerName,
+    room_id: RoomID,
+    version: RoomVersion,
+    start: Sequence[EventID],
+    limit: int,
+) -> list[Event]:
+    """Events of the past, oldest first."""
+    limit = min(max(limit, 1), limits.BACKFILL_EVENTS_MAX)
+    query = [*(("v", event_id) for event_id in start), ("limit", str(limit))]
+    uri = path_to("v1", "backfill", room_id, query=query)
+    try:
+        answer = await ask(hs, server, "GET", uri, max_bytes=limits.BACKFILL_BYTES_MAX)
+    except MatrixError:
+        return []
+    pdus = answer.get("pdus")
+    return in_order(
+        await check_good_pdus(hs, pdus[:limit] if isinstance(pdus, list) else None, version, room_id)
+    )
+
+
+async def _take_in(
+    hs: Resources, server: ServerName, servers: Sequence[ServerName], events: Sequence[Event]
+) -> bool:
+    """Stores the events in their place in the past; whether there was any that is new.
+
+    The state before those whose ancestors are not known is asked for; the others' follows from it.
+    """
+    asked = [server, *(other for other in servers if other != server)]
+    within = {event.event_id for event in events}
+    states: dict[EventID, list[EventID]] = {}
+    for event in events:
+        placed = await hs.database.read(_placed, event)
+        if placed or within.issuperset(event.prev_events) and event.prev_events:
+            continue
+        if event.type == "m.room.create":
+            states[event.event_id] = []
+        elif len(states) < limits.GAP_STATES_MAX:
+            state = await fetch_state_before(hs, asked, event)
+            if state is not None:
+                states[event.event_id] = state
+    for event in events:
+        lacking = frozenset(event.auth_events) - (await hs.database.read(find_positions, event.auth_events)).keys()
+        if lacking - within:
+            await fetch_auth_events(hs, asked, event, lacking - within)
+    return await hs.database.write(_place, hs, events, states) > 0
+
+
+def _placed(tx: Transaction, event: Event) -> bool:
+    """Whether the event, or all that it follows, has its place in the graph."""
+    positions = find_positions(tx, [event.event_id, *event.prev_events])
+    placed = {row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None}
+    return event.event_id in placed or bool(event.prev_events) and placed.issuperset(event.prev_events)
+
+
+def _place(
+    tx: Transaction, hs: Resources, events: Sequence[Event], states: Mapping[EventID, list[EventID]]
+) -> int:
+    """How many of the events were new, oldest first. They get the orderings just below what follows on them."""
+    first = place_before_children(tx, events[0].room_id, events)
+    if first is None:
+        return 0
+    count = 0
+    for number, event in enumerate(events):
+        outcome = receive(tx, hs, event, state=states.get(event.event_id), ordering=first + number)
+        count += isinstance(outcome, Received) and outcome.is_new
+    return count
+
+
+async def fetch_event(hs: Resources, room_id: RoomID, event_id: EventID) -> Event:
+    """An event of the room that this server may not have, from its other servers. MatrixError 404 if nobody has it."""
+    stored = await hs.database.read(get_event, event_id)
+    if stored is not None and stored.room_id == room_id:
+        return stored
+    head = await hs.database.read(get_head, room_id)
+    servers = await hs.database.read(list_servers, room_id, hs.server_name, None, limits.SERVERS_ASKED_MAX)
+    for server in servers:
+        event = await fetching.fetch_event(hs, server, event_id, head.version, room_id)
+        if event is not None:
+            await store(hs, [event], server)
+            return event
+    raise not_found("No server that can be asked knows that event.")
+

@@ -1,0 +1,88 @@
+"""The first three checks of a PDU that a peer sent: its format, its signatures, its hash.
+
+Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu. The others need the room: see `homeserver/rooms/receive.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
+
+from federation.event import Event, InvalidEvent, parse_event
+from federation.identifiers import EventID, RoomID, ServerName
+from federation.pdu_checks import check_hash, check_signatures, signing_keys_of
+from federation.room_versions import RoomVersion
+from federation.server_keys import VerifyKey
+from homeserver.remote.keys import WantedKey, find_keys
+from homeserver.resources import Resources
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+INLINE_MAX = 8  # so many take less than a thread hop and what it costs
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A PDU that is as if it had never come. `event_id` where it is known."""
+
+    event_id: EventID | None
+    reason: str
+
+
+async def check_pdus(
+    hs: Resources, pdus: Sequence[object], version: RoomVersion, room_id: RoomID
+) -> list[Event | Dropped]:
+    """The events of the PDUs, in order; redacted where the content hash is wrong, dropped where they are not signed."""
+    parsed = await _run(hs, len(pdus), _parse, pdus, version, room_id)
+    wanted: dict[tuple[ServerName, str], int] = {}
+    for event in parsed:
+        if isinstance(event, Event):
+            signed_ts = event.origin_server_ts if version.signing_key_validity_enforced else 0
+            for named in signing_keys_of(event):
+                wanted[named] = max(signed_ts, wanted.get(named, 0))
+    keys = await find_keys(hs, [WantedKey(*named, signed_ts) for named, signed_ts in wanted.items()])
+    return await _run(hs, len(pdus), _check, parsed, keys, hs.now_ms())
+
+
+async def check_pdu(hs: Resources, pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dropped:
+    """As `check_pdus`, of one."""
+    return (await check_pdus(hs, [pdu], version, room_id))[0]
+
+
+async def check_good_pdus(
+    hs: Resources, pdus: object, version: RoomVersion, room_id: RoomID
+) -> list[Event]:
+    """The events of those PDUs that pass, each once; `pdus` may be anything."""
+    checked = await check_pdus(hs, pdus if isinstance(pdus, list) else [], version, room_id)
+    return list({event.event_id: event for event in checked if isinstance(event, Event)}.values())
+
+
+async def _run(hs: Resources, count: int, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+    return fn(*args) if count <= INLINE_MAX else await hs.workers.run(fn, *args)
+
+
+def _parse(pdus: Sequence[object], version: RoomVersion, room_id: RoomID) -> list[Event | Dropped]:
+    return [_parse_one(pdu, version, room_id) for pdu in pdus]
+
+
+def _parse_one(pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dropped:
+    try:
+        event = parse_event(pdu, version)
+    except InvalidEvent as error:
+        return Dropped(None, str(error))
+    if event.room_id != room_id:
+        return Dropped(event.event_id, "The event is of another room.")
+    return event
+
+
+def _check(
+    parsed: Sequence[Event | Dropped], keys: Mapping[ServerName, Mapping[str, VerifyKey]], now_ms: int
+) -> list[Event | Dropped]:
+    return [_check_one(event, keys, now_ms) if isinstance(event, Event) else event for event in parsed]
+
+
+def _check_one(event: Event, keys: Mapping[ServerName, Mapping[str, VerifyKey]], now_ms: int) -> Event | Dropped:
+    rejection = check_signatures(event, keys, now_ms)
+    return Dropped(event.event_id, rejection.reason) if rejection is not None else check_hash(event)

@@ -1,0 +1,202 @@
+"""What is to be sent to whom: the events and EDUs of a span of the stream, by destination.
+
+Spec: server-server-api/#pdus, #edus. Everything here is read from tables, so it can be asked again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from federation.identifiers import RoomID, ServerName, server_name_of
+from federation.transaction import PDUS_MAX
+from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.feature import EduSource, JsonObject, OutgoingEdu
+from homeserver.peers import Standing
+from homeserver.rooms.heads import Head, find_head
+from homeserver.rooms.membership import joined_servers
+from homeserver.rooms.storage import (
+    ORDERING_SHIFT,
+    StoredEvent,
+    list_stored,
+    to_events,
+)
+from homeserver.rooms.visibility import servers_in
+
+_SHORT_LIVED = frozenset({"m.typing"})  # of no use to a server that was away
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One PDU or EDU to be sent. What is shared by many destinations is there once."""
+
+    position: int
+    pdu: JsonObject | None = None
+    edu: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a destination lacks up to a position: at most so many PDUs as fit into one transaction, and EDUs."""
+
+    upto: int
+    pdus: list[JsonObject]
+    edus: list[JsonObject]
+
+
+def collect(
+    tx: Transaction, own: ServerName, sources: Sequence[EduSource], since: int, upto: int
+) -> dict[ServerName, list[Item]]:
+    """What the changes of since < position ≤ upto mean for each destination, in order."""
+    found: dict[ServerName, list[Item]] = {}
+    heads: dict[RoomID, Head | None] = {}
+    rows = _rows_to_send(tx, own, tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto))
+    destinations = {row.position: _destinations(tx, own, row, _head(tx, heads, row.room_id)) for row in rows}
+    wanted = [row for row in rows if destinations[row.position]]
+    for row, event in zip(wanted, to_events(tx, wanted), strict=True):
+        item = Item(row.position, pdu=event.pdu)
+        for server in destinations[row.position]:
+            found.setdefault(server, []).append(item)
+    for outgoing in _edus(tx, sources, since, upto):
+        item = Item(upto, edu={"edu_type": outgoing.edu_type, "content": outgoing.content})
+        for server in _edu_destinations(tx, own, outgoing, heads):
+            found.setdefault(server, []).append(item)
+    return found
+
+
+def list_due(
+    tx: Transaction, own: ServerName, sources: Sequence[EduSource], server: ServerName, since: int, upto: int
+) -> Batch:
+    """What `server` lacks that was last reached at `since`, up to a position ≤ `upto`; of busy rooms only the newest."""
+    upto = min(upto, since + limits.CATCH_UP_SPAN)
+    rows = _rows_to_send(tx, own, [*_room_positions(tx, server, since, upto), *_departures(tx, server, since, upto)])
+    heads: dict[RoomID, Head | None] = {}
+    due = [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
+    if len(due) > PDUS_MAX:
+        due = due[:PDUS_MAX]
+        upto = due[-1].position
+    edus = [
+        {"edu_type": outgoing.edu_type, "content": outgoing.content}
+        for outgoing in _edus(tx, sources, since, upto)
+        if outgoing.edu_type not in _SHORT_LIVED and server in _edu_destinations(tx, own, outgoing, heads)
+    ]
+    return Batch(upto, [event.pdu for event in to_events(tx, due)], edus)
+
+
+def _rows_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[StoredEvent]:
+    """Those of the events that this server sends: of its own users, and what it passes on. By position."""
+    exceptions: Mapping[int, int] = dict(
+        tx.all_in("SELECT position, is_ours FROM relays WHERE position IN (?*)", list(positions))
+    )
+    stored = list_stored(tx, set(positions))
+    return [
+        row
+        for _, row in sorted(stored.items())
+        if row.state_before is not None and exceptions.get(row.position, server_name_of(row.sender) == own)
+    ]
+
+
+def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head | None) -> frozenset[ServerName]:
+    """The servers that were in the room at the event, and that of whom it puts out of it."""
+    assert row.state_before is not None
+    if head is None or not head.extremities and head.members_position <= row.position:
+        servers = servers_in(tx, row.state_before)
+    elif head.members_position <= row.position:
+        servers = joined_servers(tx, head)
+    else:
+        servers = servers_in(tx, row.state_before)
+    if row.type == "m.room.member" and row.state_key is not None and row.state_key != row.sender:
+        if row.content.get("membership") in ("leave", "ban"):
+            servers = servers | {ServerName(row.state_key.partition(":")[2])}
+    return servers - {own, server_name_of(row.sender)}
+
+
+def _room_positions(tx: Transaction, server: ServerName, since: int, upto: int) -> list[int]:
+    """Events of each room that the server is in, in the span; of a room with too many only the newest of them."""
+    rooms = tx.values(
+        "SELECT r.room_nid FROM rooms r WHERE r.last_position > ? AND EXISTS (SELECT 1 FROM memberships m"
+        " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.server_nid = ?)",
+        since,
+        tx.find(server),
+    )
+    found: list[int] = []
+    for room_nid in rooms:
+        found += tx.values(
+            "SELECT position FROM events WHERE room_nid = ? AND ordering > ? AND ordering <= ?"
+            " ORDER BY ordering DESC LIMIT ?",
+            room_nid,
+            since << ORDERING_SHIFT,
+            upto << ORDERING_SHIFT,
+            limits.CATCH_UP_ROOM_EVENTS_MAX,
+        )
+    return found
+
+
+def _departures(tx: Transaction, server: ServerName, since: int, upto: int) -> list[int]:
+    """The events by which users of the server were put out of rooms in the span."""
+    return tx.values(
+        "SELECT m.event_position FROM rooms r JOIN memberships m ON m.room_nid = r.room_nid"
+        " WHERE r.members_position > ? AND m.membership IN ('leave', 'ban') AND m.server_nid = ?"
+        " AND m.event_position > ? AND m.event_position <= ?",
+        since,
+        tx.find(server),
+        since,
+        upto,
+    )
+
+
+def _edus(tx: Transaction, sources: Sequence[EduSource], since: int, upto: int) -> Iterable[OutgoingEdu]:
+    for source in sources:
+        yield from source(tx, since, upto)
+
+
+def _edu_destinations(
+    tx: Transaction, own: ServerName, outgoing: OutgoingEdu, heads: dict[RoomID, Head | None]
+) -> frozenset[ServerName]:
+    servers = frozenset(outgoing.destinations)
+    head = None if outgoing.room_id is None else _head(tx, heads, outgoing.room_id)
+    if head is not None:
+        servers |= joined_servers(tx, head)
+    return servers - {own}
+
+
+def _head(tx: Transaction, heads: dict[RoomID, Head | None], room_id: RoomID) -> Head | None:
+    if room_id not in heads:
+        heads[room_id] = find_head(tx, room_id)
+    return heads[room_id]
+
+
+# Storage: destinations that have not got everything
+
+
+def list_destinations(tx: Transaction) -> dict[ServerName, tuple[int, Standing]]:
+    """Those that have not got everything yet: up to which position they have, and how it stands with them."""
+    rows: list[tuple[Any, ...]] = tx.all(
+        "SELECT server_nid, acked_position, failures, since_ms, retry_after_ms FROM destinations"
+    )
+    names = tx.names({row[0] for row in rows})
+    return {
+        ServerName(names[nid]): (acked, Standing(failures, since_ms, retry_after_ms))
+        for nid, acked, failures, since_ms, retry_after_ms in rows
+    }
+
+
+def store_destination(tx: Transaction, server: ServerName, acked_position: int, standing: Standing) -> None:
+    """Notes that the destination has got everything up to a position, and no more."""
+    tx.run(
+        "INSERT INTO destinations (server_nid, acked_position, failures, since_ms, retry_after_ms) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (server_nid) DO UPDATE SET acked_position = excluded.acked_position,"
+        " failures = excluded.failures, since_ms = excluded.since_ms, retry_after_ms = excluded.retry_after_ms",
+        tx.intern(server),
+        acked_position,
+        standing.failures,
+        standing.since_ms,
+        standing.retry_after_ms,
+    )
+
+
+def delete_destination(tx: Transaction, server: ServerName) -> None:
+    """Notes that the destination has got everything."""
+    tx.run("DELETE FROM destinations WHERE server_nid = ?", tx.find(server))

@@ -1,0 +1,180 @@
+"""Fetching events that are missing, and the states and auth chains of others. What comes is checked before anyone sees it.
+
+Spec: server-server-api/#backfilling-and-retrieving-missing-events, #retrieving-events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import trio
+
+from federation.event import Event
+from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_event_id
+from federation.room_versions import RoomVersion
+from homeserver import limits
+from homeserver.errors import MatrixError
+from homeserver.remote.checking import check_good_pdus
+from homeserver.remote.requests import ask, path_to
+from homeserver.resources import Resources
+from homeserver.rooms.graph import in_order
+from homeserver.rooms.receive import store_outliers
+from homeserver.rooms.storage import find_positions
+
+
+async def fetch_event(
+    hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID
+) -> Event | None:
+    """One event, None where the server does not give it."""
+    try:
+        answer = await ask(hs, server, "GET", path_to("v1", "event", event_id))
+    except MatrixError:
+        return None
+    events = await check_good_pdus(hs, answer.get("pdus"), version, room_id)
+    return next((event for event in events if event.event_id == event_id), None)
+
+
+async def fetch_missing(
+    hs: Resources, server: ServerName, event: Event, known: Collection[EventID], limit: int
+) -> list[Event]:
+    """Ancestors of the event that are not among the `known`, oldest first."""
+    body = {"earliest_events": list(known), "latest_events": [event.event_id], "limit": limit, "min_depth": 0}
+    try:
+        answer = await ask(
+            hs, server, "POST", path_to("v1", "get_missing_events", event.room_id), body,
+            max_bytes=limits.BACKFILL_BYTES_MAX,
+        )  # fmt: skip
+    except MatrixError:
+        return []
+    pdus = answer.get("events")
+    events = await check_good_pdus(
+        hs, pdus[:limit] if isinstance(pdus, list) else None, event.version, event.room_id
+    )
+    return in_order(events)
+
+
+async def fetch_auth_events(
+    hs: Resources, servers: Sequence[ServerName], event: Event, missing: Collection[EventID]
+) -> bool:
+    """Fetches and stores auth events of the event, and theirs. Whether none of the `missing` is missing any more."""
+    wanted = frozenset(missing)
+    for server in servers:
+        uri = path_to("v1", "event_auth", event.room_id, event.event_id)
+        try:
+            answer = await ask(
+                hs, server, "GET", uri, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_IDS_BYTES_MAX
+            )
+            chain = await check_good_pdus(hs, answer.get("auth_chain"), event.version, event.room_id)
+        except MatrixError:
+            chain = []
+        await store(hs, chain, server)
+        wanted = await _unstored(hs, wanted)
+        if wanted and len(wanted) <= limits.STATE_EVENTS_SINGLY_MAX:
+            await store(hs, await fetch_events(hs, server, wanted, event.version, event.room_id), server)
+            wanted = await _unstored(hs, wanted)
+        if not wanted:
+            return True
+    return False
+
+
+async def fetch_events(
+    hs: Resources, server: ServerName, event_ids: Iterable[EventID], version: RoomVersion, room_id: RoomID
+) -> list[Event]:
+    """Single events, several at a time; those that the server does not give are absent."""
+    found: list[Event] = []
+    limiter = trio.CapacityLimiter(limits.EVENT_FETCHES_AT_ONCE)
+
+    async def fetch(event_id: EventID) -> None:
+        async with limiter:
+            event = await fetch_event(hs, server, event_id, version, room_id)
+            if event is not None:
+                found.append(event)
+
+    async with trio.open_nursery() as nursery:
+        for event_id in event_ids:
+            nursery.start_soon(fetch, event_id)
+    return found
+
+
+async def fetch_state_before(hs: Resources, servers: Sequence[ServerName], event: Event) -> list[EventID] | None:
+    """The ids of the state before the event as one of the servers tells it, all of them stored. None if nobody does."""
+    for server in servers:
+        uri = path_to("v1", "state_ids", event.room_id, query={"event_id": event.event_id})
+        try:
+            answer = await ask(
+                hs, server, "GET", uri, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_IDS_BYTES_MAX
+            )
+        except MatrixError:
+            continue
+        state_ids, chain_ids = _event_ids(answer.get("pdu_ids")), _event_ids(answer.get("auth_chain_ids"))
+        if not state_ids:
+            continue
+        missing = await _unstored(hs, {*state_ids, *chain_ids})
+        if missing:
+            await _fetch_state_events(hs, server, event, missing)
+        unstored = await _unstored(hs, state_ids)
+        if len(unstored) * 10 <= len(state_ids):  # some old event whose signature cannot be checked any more is no reason
+            return [event_id for event_id in state_ids if event_id not in unstored]
+    return None
+
+
+async def _fetch_state_events(
+    hs: Resources, server: ServerName, event: Event, missing: Collection[EventID]
+) -> None:
+    if len(missing) <= limits.STATE_EVENTS_SINGLY_MAX:
+        await store(hs, await fetch_events(hs, server, missing, event.version, event.room_id), server)
+        return
+    uri = path_to("v1", "state", event.room_id, query={"event_id": event.event_id})
+    try:
+        answer = await ask(hs, server, "GET", uri, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_BYTES_MAX)
+    except MatrixError:
+        return
+    pdus = [*_list(answer.get("auth_chain")), *_list(answer.get("pdus"))]
+    await store(hs, await check_good_pdus(hs, pdus, event.version, event.room_id), server)
+
+
+async def store(hs: Resources, events: Collection[Event], server: ServerName | None = None) -> frozenset[EventID]:
+    """Stores checked events as outliers, asking `server` for the few auth events that they lack; answers what they lack.
+
+    Many short writes rather than one long one: the writer serves others in between.
+    """
+    lacking = await _store_in_parts(hs, events)
+    for _ in range(limits.SERVERS_ASKED_MAX):
+        if not lacking or server is None or len(lacking) > limits.STATE_EVENTS_SINGLY_MAX:
+            break
+        sample = next(iter(events))
+        found = await fetch_events(hs, server, lacking, sample.version, sample.room_id)
+        if not found:
+            break
+        await _store_in_parts(hs, found)
+        lacking = await _store_in_parts(hs, [*events, *found])
+    return lacking
+
+
+async def _store_in_parts(hs: Resources, events: Collection[Event]) -> frozenset[EventID]:
+    stored = await hs.database.read(find_positions, [event.event_id for event in events])
+    ordered = in_order((event for event in events if event.event_id not in stored), by_auth=True)
+    lacking: set[EventID] = set()
+    for start in range(0, len(ordered), limits.OUTLIERS_PER_WRITE):
+        lacking |= await hs.database.write(store_outliers, ordered[start : start + limits.OUTLIERS_PER_WRITE])
+    # What one part lacks because another part lacks something is not to be asked for.
+    return frozenset(lacking - {event.event_id for event in ordered})
+
+
+async def _unstored(hs: Resources, event_ids: Collection[EventID]) -> frozenset[EventID]:
+    stored = await hs.database.read(find_positions, event_ids)
+    return frozenset(event_id for event_id in event_ids if event_id not in stored)
+
+
+def _event_ids(listed: object) -> list[EventID]:
+    found: list[EventID] = []
+    for event_id in _list(listed)[: limits.STATE_IDS_MAX]:
+        try:
+            found.append(parse_event_id(event_id))
+        except InvalidIdentifier:
+            continue
+    return found
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

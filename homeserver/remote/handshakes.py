@@ -1,0 +1,222 @@
+"""The resident's part of joining, leaving and knocking: a template first, then the event that was made of it.
+
+Spec: server-server-api/#joining-rooms, #restricted-rooms, #knocking-rooms, #leaving-rooms-rejecting-invites
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from federation.build import Draft, countersign
+from federation.event import Event, InvalidEvent, parse_event
+from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id, server_name_of
+from federation.room_versions import RoomVersion
+from homeserver.api import Response, Routes
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
+from homeserver.feature import JsonObject
+from homeserver.remote.access import resident_head
+from homeserver.remote.checking import Dropped, check_pdu
+from homeserver.remote.receiving import receive
+from homeserver.remote.serving import whole_pdus
+from homeserver.resources import Resources
+from homeserver.rooms import state_tree
+from homeserver.rooms.append import STRIPPED_KEYS, build_template
+from homeserver.rooms.graph import auth_chain
+from homeserver.rooms.heads import get_head, state_position
+from homeserver.rooms.receive import Missing, Received, resolve_beforehand
+from homeserver.rooms.restricted import authorised_via
+from homeserver.rooms.storage import Status, list_stored
+
+routes = Routes()
+
+
+class VersionsQuery(msgspec.Struct, frozen=True):
+    ver: tuple[str, ...] = ("1",)
+
+
+# Templates
+
+
+@routes.get("/_matrix/federation/v1/make_join/{room_id}/{user_id}", rate_limit="federation")
+async def make_join(
+    hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID, query: VersionsQuery
+) -> JsonObject:
+    return await hs.database.read(_make, hs, origin, room_id, user_id, "join", query.ver)
+
+
+@routes.get("/_matrix/federation/v1/make_knock/{room_id}/{user_id}", rate_limit="federation")
+async def make_knock(
+    hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID, query: VersionsQuery
+) -> JsonObject:
+    return await hs.database.read(_make, hs, origin, room_id, user_id, "knock", query.ver)
+
+
+@routes.get("/_matrix/federation/v1/make_leave/{room_id}/{user_id}", rate_limit="federation")
+async def make_leave(hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID) -> JsonObject:
+    return await hs.database.read(_make, hs, origin, room_id, user_id, "leave", None)
+
+
+def _make(
+    tx: Transaction,
+    hs: Resources,
+    origin: ServerName,
+    room_id: RoomID,
+    user_id: UserID,
+    membership: str,
+    versions: tuple[str, ...] | None,
+) -> JsonObject:
+    if server_name_of(user_id) != origin:
+        raise forbidden("That user is of another server than yours.")
+    head = resident_head(tx, room_id, origin)
+    if versions is not None and head.version.id not in versions:
+        raise MatrixError(
+            400, "M_INCOMPATIBLE_ROOM_VERSION", f"The room is of version {head.version.id}.", room_version=head.version.id
+        )
+    content: dict[str, Any] = {"membership": membership}
+    if membership == "join":
+        inviter = authorised_via(tx, head, user_id, hs.server_name)
+        if inviter is not None:
+            content["join_authorised_via_users_server"] = inviter
+    draft = Draft(room_id, user_id, "m.room.member", content, state_key=user_id, origin_server_ts=tx.now_ms)
+    version, event = build_template(tx, draft)
+    return {"room_version": version.id, "event": {**event, "origin": hs.server_name}}
+
+
+# Events
+
+
+@routes.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}", rate_limit="federation")
+async def send_join_v2(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+) -> JsonObject:
+    return await _send_join(hs, origin, room_id, event_id, body)
+
+
+@routes.put("/_matrix/federation/v1/send_join/{room_id}/{event_id}", rate_limit="federation")
+async def send_join_v1(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+) -> Response:
+    return Response(200, [200, await _send_join(hs, origin, room_id, event_id, body)])
+
+
+@routes.put("/_matrix/federation/v2/send_leave/{room_id}/{event_id}", rate_limit="federation")
+async def send_leave_v2(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+) -> JsonObject:
+    await _accept(hs, origin, room_id, event_id, body, "leave")
+    return {}
+
+
+@routes.put("/_matrix/federation/v1/send_leave/{room_id}/{event_id}", rate_limit="federation")
+async def send_leave_v1(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+) -> Response:
+    await _accept(hs, origin, room_id, event_id, body, "leave")
+    return Response(200, [200, {}])
+
+
+@routes.put("/_matrix/federation/v1/send_knock/{room_id}/{event_id}", rate_limit="federation")
+async def send_knock(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+) -> JsonObject:
+    await _accept(hs, origin, room_id, event_id, body, "knock")
+    return {"knock_room_state": await hs.database.read(list_stripped_pdus, room_id)}
+
+
+async def _send_join(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict[str, Any]
+) -> JsonObject:
+    event, received = await _accept(hs, origin, room_id, event_id, body, "join")
+    state, chain = await hs.database.read(_state_for, received.position)
+    return {
+        "origin": hs.server_name,
+        "event": event.pdu,
+        "state": state,
+        "auth_chain": chain,
+        "members_omitted": False,
+    }
+
+
+def _state_for(tx: Transaction, position: int) -> tuple[list[JsonObject], list[JsonObject]]:
+    """The state before the event, and what stands behind it and the event."""
+    event = list_stored(tx, (position,))[position]
+    assert event.state_before is not None
+    state = list(state_tree.items(tx, event.state_before).values())
+    return whole_pdus(tx, state), whole_pdus(tx, auth_chain(tx, [*state, position]))
+
+
+async def _accept(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict[str, Any], membership: str
+) -> tuple[Event, Received]:
+    """Takes the event into the room, and passes it on to the others. MatrixError: 400 for a wrong one, 403 if forbidden."""
+    version = await hs.database.read(_version_of, room_id, origin)
+    checked = await check_pdu(hs, _with_own_signature(hs, body, version), version, room_id)
+    if isinstance(checked, Dropped):
+        raise invalid_param(checked.reason)
+    event = checked
+    _check_is_own_membership(event, event_id, origin, membership)
+    if event.pdu.get("content") != body.get("content"):
+        raise invalid_param("The content hash of the event is wrong.")
+    await hs.database.read(resolve_beforehand, event)
+    received = await hs.database.write(_take_in, hs, origin, event)
+    return event, received
+
+
+def _version_of(tx: Transaction, room_id: RoomID, origin: ServerName) -> RoomVersion:
+    return resident_head(tx, room_id, origin).version
+
+
+def _check_is_own_membership(event: Event, event_id: EventID, origin: ServerName, membership: str) -> None:
+    if event.event_id != event_id:
+        raise invalid_param("The event has another ID than the path says.")
+    if event.type != "m.room.member" or event.membership != membership:
+        raise invalid_param(f"The event is no {membership}.")
+    if server_name_of(event.sender) != origin or event.state_key != event.sender:
+        raise invalid_param("The event is not of a user of your server about themselves.")
+
+
+def _with_own_signature(hs: Resources, body: dict[str, Any], version: RoomVersion) -> dict[str, Any]:
+    """A join that names one of our users as the one who vouches for it, with our signature; others as they are.
+
+    Whether the user may join is decided when it is taken in: what is refused then goes nowhere.
+    """
+    if not version.restricted_join or _vouching_server(body.get("content")) != hs.server_name:
+        return body
+    try:
+        return countersign(parse_event(body, version), hs.server_name, hs.signing_key).pdu
+    except InvalidEvent as error:
+        raise invalid_param(str(error)) from None
+
+
+def _vouching_server(content: object) -> ServerName | None:
+    """The server of the user who vouches for a join of a restricted room."""
+    user_id = content.get("join_authorised_via_users_server") if isinstance(content, dict) else None
+    try:
+        return None if user_id is None else server_name_of(parse_user_id(user_id))
+    except InvalidIdentifier:
+        return None
+
+
+def _take_in(tx: Transaction, hs: Resources, origin: ServerName, event: Event) -> Received:
+    head = resident_head(tx, event.room_id, origin)
+    if event.membership == "join" and _vouching_server(event.content) == hs.server_name:
+        authorised_via(tx, head, UserID(event.sender), hs.server_name)
+    outcome = receive(tx, hs, event, pass_on=True)
+    if isinstance(outcome, Missing):
+        raise invalid_param("The event does not follow on the room as this server knows it.")
+    if outcome.status != Status.TIMELINE:
+        raise forbidden(outcome.reason or "The room does not allow that.")
+    return outcome
+
+
+def list_stripped_pdus(tx: Transaction, room_id: RoomID) -> list[JsonObject]:
+    """What of its state a room tells those outside of it, as whole PDUs. Spec: client-server-api/#stripped-state"""
+    head = get_head(tx, room_id)
+    positions = [state_position(tx, head.state_root, *key) for key in STRIPPED_KEYS]
+    found = [position for position in positions if position is not None]
+    if not found:
+        raise not_found("The room has no state.")
+    return whole_pdus(tx, found)

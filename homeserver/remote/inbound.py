@@ -1,0 +1,201 @@
+"""Transactions of other servers. Spec: server-server-api/#transactions, #checks-performed-on-receipt-of-a-pdu
+
+The transactions of one origin are worked off one after another, those of different origins side by side. What a
+transaction was answered is kept, so that a repeated one is answered alike and does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import trio
+
+from federation.edus import EduContent, RoomReceipts, TypingContent
+from federation.event import Event
+from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_room_id, server_name_of
+from federation.transaction import InvalidTransaction, Transaction as Received
+from federation.transaction import parse_edus, parse_transaction
+from homeserver import limits
+from homeserver.api import Response, Routes
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, bad_json, invalid_param
+from homeserver.feature import EduHandler, Feature, JsonObject
+from homeserver.rate_limits import limit_exceeded
+from homeserver.remote.access import RoomAccess, find_access, list_servers
+from homeserver.remote.checking import Dropped, check_pdus
+from homeserver.remote.outside import receive_outside
+from homeserver.remote.receiving import receive_events
+from homeserver.resources import Resources
+from homeserver.rooms.storage import Status
+
+_log = logging.getLogger("homeserver.federation")
+
+TXN_ID_CHARACTERS_MAX = 255
+
+
+def transaction_routes(features: Sequence[Feature]) -> Routes:
+    """PUT /send, which gives EDUs to those of `features` that handle them."""
+    handlers = {edu_type: handler for feature in features for edu_type, handler in feature.edus.items()}
+    routes = Routes()
+
+    @routes.put("/_matrix/federation/v1/send/{txn_id}", rate_limit="federation")
+    async def send_transaction(hs: Resources, origin: ServerName, txn_id: str, body: dict) -> Response:
+        if len(txn_id) > TXN_ID_CHARACTERS_MAX:
+            raise invalid_param(f"A transaction ID has at most {TXN_ID_CHARACTERS_MAX} characters.")
+        try:
+            transaction = parse_transaction(body)
+        except InvalidTransaction as error:
+            raise bad_json(str(error)) from None
+        if transaction.origin != origin:
+            raise invalid_param("The transaction is of another origin than its request.")
+        key = ("transaction", origin, txn_id)
+        answer = await hs.flights.join(hs.nursery, key, _work_off, hs, handlers, origin, txn_id, transaction)
+        return Response(200, answer, {"content-type": "application/json"})
+
+    return routes
+
+
+async def _work_off(
+    hs: Resources, handlers: Mapping[str, EduHandler], origin: ServerName, txn_id: str, transaction: Received
+) -> bytes:
+    if hs.peers.locks.waiting(("origin", origin)) >= limits.TRANSACTIONS_WAITING_MAX:
+        raise limit_exceeded(1000)
+    async with hs.peers.locks.hold(("origin", origin)):
+        answer = await hs.database.read(find_answer, origin, txn_id)
+        if answer is None:
+            results = await _receive_pdus(hs, origin, transaction.pdus)
+            await _receive_edus(hs, handlers, origin, transaction.edus)
+            answer = orjson.dumps({"pdus": results})
+            await hs.database.write(store_answer, origin, txn_id, answer)
+    return answer
+
+
+# PDUs
+
+
+async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[JsonObject]) -> dict[str, JsonObject]:
+    """What became of each PDU by event id: {} or why it was not accepted. Rooms are worked off side by side."""
+    by_room: dict[RoomID, list[JsonObject]] = defaultdict(list)
+    for pdu in pdus:
+        try:
+            by_room[parse_room_id(pdu.get("room_id"))].append(pdu)
+        except InvalidIdentifier:
+            continue  # without a room there is no version, hence no event id to answer under
+    access = await hs.database.read(_find_accesses, list(by_room), origin)
+    results: dict[str, JsonObject] = {}
+
+    async def receive(room_id: RoomID, room_pdus: Sequence[JsonObject]) -> None:
+        try:
+            outcome = await _receive_room(hs, origin, room_id, access[room_id], room_pdus)
+        except MatrixError as error:  # e.g. too much is under way; the other rooms are not concerned
+            _log.warning("PDUs of a room not received", extra={"room_id": room_id, "origin": origin, "reason": str(error)})
+            return
+        results.update((event_id, {"error": reason} if reason else {}) for event_id, reason in outcome.items())
+
+    async with trio.open_nursery() as nursery:
+        for room_id, room_pdus in by_room.items():
+            nursery.start_soon(receive, room_id, room_pdus)
+    return results
+
+
+def _find_accesses(tx: Transaction, rooms: Sequence[RoomID], origin: ServerName) -> dict[RoomID, RoomAccess | None]:
+    return {room_id: find_access(tx, room_id, origin) for room_id in rooms}
+
+
+async def _receive_room(
+    hs: Resources, origin: ServerName, room_id: RoomID, access: RoomAccess | None, pdus: Sequence[JsonObject]
+) -> dict[str, str]:
+    """By event id "" or why it was not accepted."""
+    if access is None:
+        named = (pdu.get("event_id") for pdu in pdus)
+        return {event_id: "This server is not in that room." for event_id in named if isinstance(event_id, str)}
+    checked = await check_pdus(hs, pdus, access.version, room_id)
+    results = {each.event_id: each.reason for each in checked if isinstance(each, Dropped) and each.event_id is not None}
+    events = [each for each in checked if isinstance(each, Event)]
+    if not access.is_allowed:
+        return {**results, **{event.event_id: "The room's server ACL does not allow your server." for event in events}}
+    if not access.is_resident:
+        for event in events:
+            results[event.event_id] = await hs.database.write(receive_outside, event)
+        return results
+    servers = await hs.database.read(
+        list_servers, room_id, hs.server_name, origin if access.has_origin else None, limits.SERVERS_ASKED_MAX
+    )
+    for event, received in zip(events, await receive_events(hs, events, servers), strict=True):
+        if received is None:
+            results[event.event_id] = "What comes before this event cannot be had."
+        else:
+            results[event.event_id] = received.reason if received.status == Status.REJECTED else ""
+    return results
+
+
+# EDUs
+
+
+async def _receive_edus(
+    hs: Resources, handlers: Mapping[str, EduHandler], origin: ServerName, edus: Sequence[object]
+) -> None:
+    for edu_type, content in parse_edus(edus):
+        handler = handlers.get(edu_type)
+        allowed = await _allowed_content(hs, origin, content) if handler is not None else None
+        if handler is None or allowed is None:
+            continue
+        try:
+            await handler(hs, origin, allowed)  # type: ignore[arg-type]
+        except MatrixError as error:  # one EDU that makes no sense must not keep the others from being read
+            _log.info("EDU refused", extra={"edu_type": edu_type, "origin": origin, "reason": error.error})
+
+
+async def _allowed_content(hs: Resources, origin: ServerName, content: EduContent) -> EduContent | None:
+    """The content without what concerns rooms whose ACL shuts out the origin, or users of other servers."""
+    if isinstance(content, TypingContent):
+        if server_name_of(content.user_id) != origin:
+            return None
+        accesses = await hs.database.read(_find_accesses, [content.room_id], origin)
+        return content if _may_speak(accesses[content.room_id]) else None
+    if isinstance(content, dict) and content and all(isinstance(value, RoomReceipts) for value in content.values()):
+        receipts: dict[RoomID, Any] = dict(content)  # type: ignore[arg-type]
+        accesses = await hs.database.read(_find_accesses, list(receipts), origin)
+        return {
+            room_id: _own_receipts(value, origin)
+            for room_id, value in receipts.items()
+            if _may_speak(accesses[room_id])
+        }
+    return content
+
+
+def _may_speak(access: RoomAccess | None) -> bool:
+    return access is not None and access.is_resident and access.is_allowed and access.has_origin
+
+
+def _own_receipts(receipts: RoomReceipts, origin: ServerName) -> RoomReceipts:
+    own = {user_id: receipt for user_id, receipt in receipts.read.items() if server_name_of(UserID(user_id)) == origin}
+    return RoomReceipts(read=own)
+
+
+# Storage
+
+
+def find_answer(tx: Transaction, origin: ServerName, txn_id: str) -> bytes | None:
+    """What the transaction was answered, None if it is new."""
+    row = tx.one("SELECT answer FROM transactions WHERE origin_nid = ? AND txn_id = ?", tx.find(origin), txn_id)
+    return None if row is None else bytes(row[0])
+
+
+def store_answer(tx: Transaction, origin: ServerName, txn_id: str, answer: bytes) -> None:
+    """Keeps the answer; older ones of the origin are forgotten, since it has gone on."""
+    nid = tx.intern(origin)
+    tx.run(
+        "INSERT INTO transactions (origin_nid, txn_id, received_ms, answer) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (origin_nid, txn_id) DO NOTHING",
+        nid, txn_id, tx.now_ms, answer,
+    )  # fmt: skip
+    rows = tx.values("SELECT txn_id FROM transactions WHERE origin_nid = ? ORDER BY received_ms DESC, txn_id", nid)
+    for old in rows[limits.TRANSACTIONS_KEPT :]:
+        if old == txn_id:
+            continue
+        tx.run("DELETE FROM transactions WHERE origin_nid = ? AND txn_id = ?", nid, old)

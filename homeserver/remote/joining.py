@@ -1,0 +1,305 @@
+"""Entering a room that this server is not in, and leaving one: the handshakes with a server that is.
+
+What a peer proposes is a template: of it only the place in the graph is used, and the event is our own.
+Spec: server-server-api/#joining-rooms, #knocking-rooms, #leaving-rooms-rejecting-invites
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from federation.build import Draft, sign_event
+from federation.event import Event, InvalidEvent, check_references, parse_event
+from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
+from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden, not_found
+from homeserver.feature import JsonObject
+from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
+from homeserver.remote.fetching import store
+from homeserver.remote.outside import (
+    forget_outside,
+    is_outside,
+    leave_outside,
+    list_outside_servers,
+    read_stripped,
+    store_outside,
+)
+from homeserver.remote.receiving import note_relay, receive_events
+from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
+from homeserver.resources import Resources
+from homeserver.rooms.append import append_local
+from homeserver.rooms.receive import Missing, Received, adopt_room
+from homeserver.rooms.storage import Status, find_positions
+
+_log = logging.getLogger("homeserver.federation")
+
+Handshake = Literal["join", "leave", "knock"]
+
+# Another server may decide otherwise, or be able to decide at all. Every other refusal is final enough to be told.
+_WORTH_ANOTHER = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN", "M_NOT_FOUND", "M_UNKNOWN"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """Our event as a resident server took it, and what it answered."""
+
+    server: ServerName
+    event: Event
+    answer: JsonObject
+
+
+async def join_room(
+    hs: Resources, user_id: UserID, room_id: RoomID, via: Sequence[ServerName], content: Mapping[str, Any]
+) -> RoomID:
+    """Joins by way of one of the servers `via`, which are tried in turn. MatrixError: what the last of them said."""
+    async with hs.peers.locks.hold(("join", room_id)):
+        if not await hs.database.read(is_outside, room_id):
+            # Another user of ours has come in meanwhile; a restricted room may still take more than we can give.
+            draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "join"}, state_key=user_id)
+            try:
+                await hs.database.write(_append, hs, draft)
+                return room_id
+            except MatrixError as error:
+                if error.errcode != "M_FORBIDDEN":
+                    raise
+        accepted = await _shake_hands(hs, "join", user_id, room_id, await _candidates(hs, user_id, room_id, via), content)
+        await _enter(hs, accepted)
+    return room_id
+
+
+async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]) -> None:
+    """Rejects an invite or takes back a knock. Where no server of the room can be told, only the user is."""
+    if not await hs.database.read(is_outside, room_id):
+        draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "leave"}, state_key=user_id)
+        await hs.database.write(_append, hs, draft)
+        return
+    candidates = await _candidates(hs, user_id, room_id, ())
+    try:
+        await _shake_hands(hs, "leave", user_id, room_id, candidates, content)
+    except MatrixError as error:  # an invite that nobody stands behind any more must not stay for ever
+        _log.info("leave not delivered", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
+    await hs.database.write(leave_outside, room_id, user_id)
+
+
+async def knock_room(
+    hs: Resources, user_id: UserID, room_id: RoomID, via: Sequence[ServerName], content: Mapping[str, Any]
+) -> RoomID:
+    """Knocks by way of one of the servers `via`. MatrixError: what the last of them said."""
+    async with hs.peers.locks.hold(("join", room_id)):
+        if not await hs.database.read(is_outside, room_id):
+            draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "knock"}, state_key=user_id)
+            await hs.database.write(_append, hs, draft)
+            return room_id
+        candidates = await _candidates(hs, user_id, room_id, via)
+        accepted = await _shake_hands(hs, "knock", user_id, room_id, candidates, content)
+        stripped = read_stripped(accepted.answer.get("knock_room_state"))
+        await hs.database.write(store_outside, accepted.event, stripped)
+    return room_id
+
+
+def _append(tx: Transaction, hs: Resources, draft: Draft) -> EventID:
+    return append_local(tx, hs, draft).event_id
+
+
+async def _candidates(
+    hs: Resources, user_id: UserID, room_id: RoomID, via: Iterable[ServerName]
+) -> list[ServerName]:
+    """Whom to ask: those named, who has invited, the server in the room's id."""
+    found = [*via, *await hs.database.read(list_outside_servers, room_id, user_id)]
+    try:
+        found.append(server_name_of(room_id))
+    except InvalidIdentifier:
+        pass  # room ids name no server from room version 12 on
+    others = [server for server in dict.fromkeys(found) if server != hs.server_name]
+    if not others:
+        raise not_found("No server is known that is in that room.")
+    return others[: limits.JOIN_SERVERS_MAX]
+
+
+async def _shake_hands(
+    hs: Resources,
+    handshake: Handshake,
+    user_id: UserID,
+    room_id: RoomID,
+    candidates: Sequence[ServerName],
+    content: Mapping[str, Any],
+) -> _Accepted:
+    """Our event as the first server takes it that does."""
+    failure: MatrixError | None = None
+    for server in candidates:
+        try:
+            event = await _make(hs, handshake, server, user_id, room_id, content)
+            return await _send(hs, handshake, server, event)
+        except MatrixError as error:
+            # What a resident has said about the room is worth more than that another is not in it, or away.
+            if failure is None or failure.errcode in _WORTH_ANOTHER:
+                failure = error
+    assert failure is not None
+    raise failure
+
+
+async def _make(
+    hs: Resources,
+    handshake: Handshake,
+    server: ServerName,
+    user_id: UserID,
+    room_id: RoomID,
+    content: Mapping[str, Any],
+) -> Event:
+    """The signed event, at the place that the server's template names."""
+    versions = [] if handshake == "leave" else [("ver", version) for version in ROOM_VERSIONS]
+    uri = path_to("v1", f"make_{handshake}", room_id, user_id, query=versions)
+    try:
+        answer = await send_signed(hs, server, "GET", uri, insist=True)
+    except Unreachable as error:
+        raise MatrixError(502, "M_UNKNOWN", str(error)) from error
+    if answer.status != 200 or not isinstance(answer.content, dict):
+        raise _refusal(answer, server)
+    template = answer.content.get("event")
+    version = ROOM_VERSIONS.get(str(answer.content.get("room_version", "1")))  # spec: assumed to be "1" or "2"
+    if version is None:
+        raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know the version of that room.")
+    if not isinstance(template, dict) or not _is_as_expected(template, handshake, user_id, room_id):
+        raise MatrixError(502, "M_UNKNOWN", f"{server} proposed another event than was asked for.")
+    own_content = {**content, "membership": handshake}
+    vouching = template["content"].get("join_authorised_via_users_server")
+    if handshake == "join" and version.restricted_join and isinstance(vouching, str):
+        own_content["join_authorised_via_users_server"] = vouching
+    return _build(hs, server, version, template, own_content)
+
+
+def _refusal(answer: Answer, server: ServerName) -> MatrixError:
+    if answer.errcode == "M_INCOMPATIBLE_ROOM_VERSION":
+        return MatrixError(
+            400,
+            "M_INCOMPATIBLE_ROOM_VERSION",
+            "This server does not know the version of that room.",
+            room_version=str(answer.content.get("room_version", ""))[:255],
+        )
+    return answer.error(server)
+
+
+def _is_as_expected(template: Mapping[str, Any], membership: str, user_id: UserID, room_id: RoomID) -> bool:
+    """What the joining server MUST check. Spec: server-server-api/#get_matrixfederationv1make_joinroomiduserid"""
+    content = template.get("content")
+    return (
+        template.get("type") == "m.room.member"
+        and template.get("room_id") == room_id
+        and template.get("sender") == user_id
+        and template.get("state_key") == user_id
+        and isinstance(content, dict)
+        and content.get("membership") == membership
+    )
+
+
+def _build(
+    hs: Resources, server: ServerName, version: RoomVersion, template: Mapping[str, Any], content: dict[str, Any]
+) -> Event:
+    """Our own event, with nothing of the template but where it follows."""
+    pdu: dict[str, Any] = {
+        "type": "m.room.member",
+        "room_id": template["room_id"],
+        "sender": template["sender"],
+        "state_key": template["state_key"],
+        "content": content,
+        "origin_server_ts": hs.now_ms(),
+        "depth": template.get("depth"),
+        "prev_events": template.get("prev_events"),
+        "auth_events": template.get("auth_events"),
+    }
+    if not version.event_id_is_reference_hash:
+        pdu["event_id"] = f"${secrets.token_urlsafe(18)}:{hs.server_name}"
+    try:
+        check_references(pdu, version)
+        return parse_event(sign_event(pdu, version, hs.server_name, hs.signing_key), version)
+    except (InvalidEvent, InvalidIdentifier) as error:
+        raise MatrixError(502, "M_UNKNOWN", f"{server} proposed an event that cannot be: {error}") from error
+
+
+async def _send(hs: Resources, handshake: Handshake, server: ServerName, event: Event) -> _Accepted:
+    """Has the server take the event into the room."""
+    options: dict[str, Any] = {"insist": True}
+    if handshake == "join":
+        options |= {"timeout_s": limits.JOIN_TIMEOUT_S, "max_bytes": limits.STATE_BYTES_MAX}
+    place = (f"send_{handshake}", event.room_id, event.event_id)
+    if handshake == "knock":
+        return _Accepted(server, event, await ask(hs, server, "PUT", path_to("v1", *place), event.pdu, **options))
+    try:
+        answer = await send_signed(hs, server, "PUT", path_to("v2", *place), event.pdu, **options)
+        if answer.status == 404 and answer.errcode in ("M_UNRECOGNIZED", ""):
+            answer = await send_signed(hs, server, "PUT", path_to("v1", *place), event.pdu, **options)
+            if answer.status == 200 and isinstance(answer.content, list) and len(answer.content) == 2:
+                answer = Answer(200, answer.content[1])
+    except Unreachable as error:
+        raise MatrixError(502, "M_UNKNOWN", str(error)) from error
+    if answer.status != 200 or not isinstance(answer.content, dict):
+        if answer.errcode in ("M_MISSING_PARAM", "M_INVALID_PARAM"):
+            raise MatrixError(502, "M_UNKNOWN", f"{server} does not take our event.")
+        raise answer.error(server)
+    return _Accepted(server, event, answer.content)
+
+
+# Entering the room
+
+
+async def _enter(hs: Resources, accepted: _Accepted) -> None:
+    """Takes over the room as the resident server has told it."""
+    server, version, room_id = accepted.server, accepted.event.version, accepted.event.room_id
+    join = await _countersigned(hs, accepted)
+    if not await hs.database.read(is_outside, room_id):
+        received = (await receive_events(hs, [join], [server]))[0]
+        _check(received)
+        return
+    chain = await check_good_pdus(hs, accepted.answer.get("auth_chain"), version, room_id)
+    state = await check_good_pdus(hs, accepted.answer.get("state"), version, room_id)
+    by_key: dict[tuple[str, str], Event] = {event.key: event for event in state if event.is_state}
+    _check_create(by_key.get(("m.room.create", "")), version)
+    lacking = await store(hs, list({event.event_id: event for event in (*chain, *state)}.values()), server)
+    if lacking:
+        _log.warning(
+            "state of a joined room is incomplete",
+            extra={"room_id": room_id, "server": server, "lacking": sorted(lacking)[:5]},
+        )
+    _check(await hs.database.write(_adopt, join, list(by_key.values())))
+
+
+async def _countersigned(hs: Resources, accepted: _Accepted) -> Event:
+    """Our join, with the signature that the server has added where it had to vouch for us."""
+    given = accepted.answer.get("event")
+    event = accepted.event
+    if isinstance(given, dict):
+        checked = await check_pdu(hs, given, event.version, event.room_id)
+        if isinstance(checked, Event) and checked.event_id == event.event_id and checked.content == event.content:
+            return checked
+    checked = await check_pdu(hs, event.pdu, event.version, event.room_id)
+    if isinstance(checked, Dropped):
+        raise MatrixError(502, "M_UNKNOWN", f"{accepted.server} did not sign our join as it should: {checked.reason}")
+    return event
+
+
+def _check_create(create: Event | None, version: RoomVersion) -> None:
+    claimed = None if create is None else create.content.get("room_version", "1")
+    if claimed != version.id:
+        raise MatrixError(502, "M_UNKNOWN", "The state that was given is not of a room of that version.")
+
+
+def _adopt(tx: Transaction, join: Event, state: Sequence[Event]) -> Received | Missing:
+    stored = find_positions(tx, [event.event_id for event in state])
+    outcome = adopt_room(tx, join.version, join, [event for event in state if event.event_id in stored], ())
+    if isinstance(outcome, Received):
+        note_relay(tx, outcome.position, is_ours=False)
+        forget_outside(tx, join.room_id)
+    return outcome
+
+
+def _check(outcome: Received | Missing | None) -> None:
+    if outcome is None or isinstance(outcome, Missing):
+        raise MatrixError(502, "M_UNKNOWN", "The room cannot be entered with what the other server has told of it.")
+    if outcome.status == Status.REJECTED:
+        raise forbidden(f"The room does not allow that: {outcome.reason}")

@@ -1,0 +1,302 @@
+"""The keys by which other servers sign: asked of themselves or of trusted notaries, and kept.
+
+Spec: server-server-api/#retrieving-server-keys
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from hashlib import blake2b
+from typing import NamedTuple
+
+import orjson
+import trio
+
+from federation import canonical_json
+from federation.canonical_json import NotCanonical
+from federation.identifiers import ServerName
+from federation.server_keys import (
+    InvalidKeys,
+    ServerKeys,
+    VerifyKey,
+    build_key_response,
+    merge_keys,
+    parse_key_response,
+    parse_notary_response,
+)
+from federation.wire import WireError
+from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError
+from homeserver.peers import KnownKeys, note_failure
+from homeserver.resources import Resources
+
+NOTARY_FROM = 4  # servers whose keys are wanted at once: from so many on, one question to a notary is cheaper
+
+
+class WantedKey(NamedTuple):
+    """A key that something is signed with. `signed_ts`: the key should be valid until then; 0 if that does not matter."""
+
+    server: ServerName
+    key_id: str
+    signed_ts: int
+
+
+async def find_keys(hs: Resources, wanted: Collection[WantedKey]) -> dict[ServerName, Mapping[str, VerifyKey]]:
+    """All known keys of the servers that are named, after those that lack something were asked."""
+    by_server: dict[ServerName, list[WantedKey]] = defaultdict(list)
+    for each in wanted:
+        by_server[each.server].append(each)
+    known = await _known(hs, by_server)
+    lacking = [server for server, needs in by_server.items() if not _suffices(hs, known.get(server), needs)]
+    if lacking:
+        await _refresh(hs, lacking, by_server)
+        known |= await _known(hs, lacking)
+    return {server: keys.every for server, keys in known.items()}
+
+
+async def find_request_key(hs: Resources, server: ServerName, key_id: str) -> VerifyKey | None:
+    """The key by which the server may sign requests now, None where there is none."""
+    now_ms = hs.now_ms()
+    for attempt in range(2):
+        known = (await _known(hs, [server])).get(server)
+        key = known.current.get(key_id) if known is not None else None
+        if key is not None and key.may_sign_requests(now_ms):
+            return key
+        if attempt == 0:
+            await _refresh(hs, [server], {server: [WantedKey(server, key_id, now_ms)]})
+    return None
+
+
+async def _known(hs: Resources, servers: Iterable[ServerName]) -> dict[ServerName, KnownKeys]:
+    """The keys that are remembered or stored."""
+    found: dict[ServerName, KnownKeys] = {}
+    unread: list[ServerName] = []
+    for server in servers:
+        if server == hs.server_name:
+            found[server] = await _own_keys(hs)
+            continue
+        known = hs.peers.find_keys(server)
+        if known is None:
+            unread.append(server)
+        else:
+            found[server] = known
+    if unread:
+        statements = await hs.database.read(list_statements, unread)
+        for server, own in statements.items():
+            found[server] = _remember(hs, server, own)
+    return found
+
+
+def _remember(hs: Resources, server: ServerName, statements: list[ServerKeys]) -> KnownKeys:
+    """`statements`: the one that was had last comes first."""
+    known = KnownKeys(statements[0].verify_keys, merge_keys(statements)[server])
+    hs.peers.remember_keys(server, known)
+    return known
+
+
+def _suffices(hs: Resources, known: KnownKeys | None, needs: Iterable[WantedKey]) -> bool:
+    if known is None:
+        return False
+    latest_ts = hs.now_ms() + limits.KEY_RETRY_MS_MAX  # what claims to be of later is not worth asking for
+    for need in needs:
+        key = known.every.get(need.key_id)
+        if key is None:
+            return False
+        if key.expired_ts is None and key.valid_until_ts < min(need.signed_ts, latest_ts):
+            return False
+    return True
+
+
+# Asking
+
+
+async def _refresh(
+    hs: Resources, servers: Iterable[ServerName], needs: Mapping[ServerName, Collection[WantedKey]]
+) -> None:
+    """Asks for the keys of those servers that may be asked again, notaries first where they are many."""
+    now_ms = hs.now_ms()
+    due = [server for server in servers if server != hs.server_name and _may_ask(hs, server, now_ms)]
+    notaries = [ServerName(name) for name in hs.config.federation.trusted_key_servers if name != hs.server_name]
+    if len(due) >= NOTARY_FROM:
+        for notary in notaries:
+            await _ask_notary(hs, notary, [server for server in due if server != notary], needs)
+            known = await _known(hs, due)
+            due = [server for server in due if not _suffices(hs, known.get(server), needs[server])]
+    async with trio.open_nursery() as nursery:
+        for server in due:
+            nursery.start_soon(_refresh_one, hs, server, needs[server], notaries)
+
+
+async def _refresh_one(
+    hs: Resources, server: ServerName, needs: Collection[WantedKey], notaries: Collection[ServerName]
+) -> None:
+    try:
+        await hs.flights.join(hs.nursery, ("keys", server), _ask_anyone, hs, server, needs, notaries)
+    except MatrixError:
+        return  # too much is under way, or the server closes: there are no keys then
+
+
+async def _ask_anyone(
+    hs: Resources, server: ServerName, needs: Collection[WantedKey], notaries: Collection[ServerName]
+) -> None:
+    async with hs.flights.limiter("keys", limits.KEY_FETCHES_AT_ONCE_MAX):
+        await _ask_itself(hs, server)
+        known = (await _known(hs, [server])).get(server)
+        for notary in notaries:
+            if _suffices(hs, known, needs):
+                break
+            if notary != server:
+                await _ask_notary(hs, notary, [server], {server: needs})
+                known = (await _known(hs, [server])).get(server)
+    if _suffices(hs, known, needs):
+        hs.peers.key_standings.pop(server, None)
+    else:
+        before = hs.peers.key_standings.get(server)
+        failures = 0 if before is None else min(before.failures, 20)
+        delay_ms = min(limits.KEY_RETRY_MS << failures, limits.KEY_RETRY_MS_MAX)
+        note_failure(hs.peers.key_standings, server, hs.now_ms(), delay_ms)
+
+
+def _may_ask(hs: Resources, server: ServerName, now_ms: int) -> bool:
+    standing = hs.peers.key_standings.get(server)
+    return standing is None or now_ms >= standing.retry_after_ms
+
+
+async def _ask_itself(hs: Resources, server: ServerName) -> None:
+    """Asks the server for its keys, and stores them; nothing where it does not answer."""
+    try:
+        response = await hs.wire.request(
+            server, "GET", "/_matrix/key/v2/server",
+            headers={}, body=None, timeout_s=limits.KEY_FETCH_TIMEOUT_S, max_bytes=limits.KEY_RESPONSE_BYTES_MAX,
+        )  # fmt: skip
+        if response.status != 200:
+            return
+        statement = parse_key_response(canonical_json.decode(response.body), server)
+    except (WireError, NotCanonical, InvalidKeys):
+        return
+    await hs.database.write(store_statements, [statement])
+    hs.peers.note_contact(server)
+    await _reread(hs, [server])
+
+
+async def _ask_notary(
+    hs: Resources,
+    notary: ServerName,
+    servers: Collection[ServerName],
+    needs: Mapping[ServerName, Collection[WantedKey]],
+) -> None:
+    """Asks a trusted notary for the keys of servers, and stores what it and they have signed."""
+    known = (await _known(hs, [notary])).get(notary)
+    if known is None:
+        await _ask_itself(hs, notary)
+        known = (await _known(hs, [notary])).get(notary)
+    if known is None:
+        return
+    listed = list(servers)
+    for start in range(0, len(listed), limits.NOTARY_SERVERS_MAX):
+        chunk = listed[start : start + limits.NOTARY_SERVERS_MAX]
+        question = {
+            server: {need.key_id: {"minimum_valid_until_ts": need.signed_ts or hs.now_ms()} for need in needs[server]}
+            for server in chunk
+        }
+        try:
+            response = await hs.wire.request(
+                notary, "POST", "/_matrix/key/v2/query",
+                headers={"content-type": "application/json"},
+                body=orjson.dumps({"server_keys": question}),
+                timeout_s=3 * limits.KEY_FETCH_TIMEOUT_S,
+                max_bytes=limits.NOTARY_RESPONSE_BYTES_MAX,
+            )  # fmt: skip
+            if response.status != 200:
+                return
+            answer = canonical_json.decode(response.body)
+            statements = await hs.workers.run(parse_notary_response, answer, notary, known.current)
+        except (WireError, NotCanonical, InvalidKeys):
+            return
+        wanted = [statement for statement in statements if statement.server_name in question]
+        await hs.database.write(store_statements, wanted)
+        await _reread(hs, {statement.server_name for statement in wanted})
+
+
+async def _reread(hs: Resources, servers: Collection[ServerName]) -> None:
+    for server, statements in (await hs.database.read(list_statements, servers)).items():
+        _remember(hs, server, statements)
+
+
+# Our own
+
+
+async def _own_keys(hs: Resources) -> KnownKeys:
+    """Our keys, as others know them."""
+    known = hs.peers.find_keys(hs.server_name)
+    if known is None:
+        old_keys = await hs.database.write(note_own_key, hs.signing_key.key_id, hs.signing_key.verify_key_base64)
+        current = {hs.signing_key.key_id: VerifyKey(hs.signing_key.verify_key_base64, 1 << 53)}
+        known = KnownKeys(current, {**old_keys, **current})
+        hs.peers.remember_keys(hs.server_name, known)
+    return known
+
+
+async def own_statement(hs: Resources) -> dict[str, object]:
+    """What we say about our keys, signed, valid for a day."""
+    known = await _own_keys(hs)
+    old_keys = {key_id: key for key_id, key in known.every.items() if key_id not in known.current}
+    valid_until_ts = hs.now_ms() + limits.OWN_KEYS_VALID_MS
+    return build_key_response(hs.server_name, hs.signing_key, old_keys, valid_until_ts)
+
+
+# Storage
+
+
+def list_statements(tx: Transaction, servers: Collection[ServerName]) -> dict[ServerName, list[ServerKeys]]:
+    """What is stored of what each server has said about its keys, the newest first; servers without any are absent."""
+    nids = {nid: server for server in servers if (nid := tx.find(server)) is not None}
+    rows = tx.all_in(
+        "SELECT server_nid, fetched_ms, valid_until_ts, response FROM server_keys WHERE server_nid IN (?*)", list(nids)
+    )
+    found: dict[ServerName, list[ServerKeys]] = defaultdict(list)
+    for nid, _, _, response in sorted(rows, key=lambda row: (row[1], row[2]), reverse=True):
+        found[nids[nid]].append(parse_key_response(orjson.loads(bytes(response)), nids[nid]))
+    return dict(found)
+
+
+def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
+    """Keeps what servers have said: of statements with the same keys the one that is valid for longest."""
+    for statement in statements:
+        nid = tx.intern(statement.server_name)
+        keys = sorted((key_id, key.key_base64) for key_id, key in statement.verify_keys.items())
+        tx.run(
+            "INSERT INTO server_keys (server_nid, keys_hash, fetched_ms, valid_until_ts, response)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_nid, keys_hash) DO UPDATE SET fetched_ms = excluded.fetched_ms,"
+            " valid_until_ts = excluded.valid_until_ts, response = excluded.response"
+            " WHERE excluded.valid_until_ts >= server_keys.valid_until_ts",
+            nid,
+            blake2b(orjson.dumps(keys), digest_size=16).digest(),
+            tx.now_ms,
+            statement.valid_until_ts,
+            orjson.dumps(statement.response),
+        )
+        hashes = tx.values(
+            "SELECT keys_hash FROM server_keys WHERE server_nid = ? ORDER BY valid_until_ts DESC, keys_hash", nid
+        )
+        for keys_hash in hashes[limits.KEY_STATEMENTS_PER_SERVER_MAX :]:
+            tx.run("DELETE FROM server_keys WHERE server_nid = ? AND keys_hash = ?", nid, keys_hash)
+
+
+def note_own_key(tx: Transaction, key_id: str, key_base64: str) -> dict[str, VerifyKey]:
+    """Notes that we sign with this key from now on; answers those that we have signed with before."""
+    tx.run(
+        "UPDATE own_keys SET expired_ts = ? WHERE expired_ts IS NULL AND NOT (key_id = ? AND key_base64 = ?)",
+        tx.now_ms, key_id, key_base64,
+    )  # fmt: skip
+    tx.run(
+        "INSERT INTO own_keys (key_id, key_base64, expired_ts) VALUES (?, ?, NULL)"
+        " ON CONFLICT (key_id) DO UPDATE SET key_base64 = excluded.key_base64, expired_ts = NULL",
+        key_id, key_base64,
+    )  # fmt: skip
+    rows = tx.all("SELECT key_id, key_base64, expired_ts FROM own_keys WHERE expired_ts IS NOT NULL ORDER BY key_id")
+    return {old_id: VerifyKey(old_base64, expired_ts, expired_ts) for old_id, old_base64, expired_ts in rows}
+
+

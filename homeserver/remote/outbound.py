@@ -1,0 +1,294 @@
+"""The sender: what our users do reaches the other servers of their rooms. Spec: server-server-api/#transactions
+
+A tail of the stream. What it finds is handed to destinations in memory, and it is stored how far everything has been
+delivered, so that after a crash the rest is found again. A destination that fails gets a row, which says up to where it has
+everything: from then on it is left out, until it is tried again and reads what it lacks from the database. Hence there is
+no queue, a message costs no row for each destination, and a destination that nothing is to be sent to costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import orjson
+import trio
+
+from federation.identifiers import ServerName
+from federation.transaction import EDUS_MAX, PDUS_MAX, build_transaction
+from homeserver import limits
+from homeserver.feature import EduSource, JsonObject
+from homeserver.peers import Standing
+from homeserver.remote.destinations import (
+    Batch,
+    Item,
+    collect,
+    delete_destination,
+    list_destinations,
+    list_due,
+    store_destination,
+)
+from homeserver.remote.requests import Unreachable, path_to, retry_delay_ms, send_signed
+from homeserver.resources import Resources
+from homeserver.tail import find_position, store_position
+
+_log = logging.getLogger("homeserver.federation")
+
+TAIL = "federation"
+
+# A peer that answers so does not want this very transaction, and will not want it next time.
+_REFUSALS = frozenset({400, 405, 409, 410, 411, 413, 414, 415, 422})
+
+
+@dataclass(slots=True)
+class _Lag:
+    """A destination that has not got everything. `acked`: up to where it has; `is_active`: it is catching up now."""
+
+    acked: int
+    standing: Standing
+    tried_ms: int = 0
+    is_active: bool = False
+
+
+@dataclass(slots=True)
+class _Outbox:
+    """What waits for a destination that gets everything as it comes. `overflowed_at`: what came from there on was left out."""
+
+    items: deque[Item] = field(default_factory=deque)
+    overflowed_at: int | None = None
+
+
+async def send(hs: Resources, sources: Sequence[EduSource]) -> None:
+    """Sends, for ever. Where several nodes share the database, one of them does."""
+    while hs.config.federation.enabled:
+        async with hs.database.hold(f"tail {TAIL}"):
+            await Sender(hs, sources).run()
+
+
+class Sender:
+    """One for as long as this node is the one that sends."""
+
+    _nursery: trio.Nursery
+
+    def __init__(self, hs: Resources, sources: Sequence[EduSource]) -> None:
+        self._hs = hs
+        self._sources = sources
+        self._outboxes: dict[ServerName, _Outbox] = {}
+        self._lags: dict[ServerName, _Lag] = {}
+        # Destinations whose lag is not stored yet: up to where they have everything.
+        self._unstored: dict[ServerName, int] = {}
+        self._position = 0
+        self._delivered = trio.Event()
+        self._due = trio.Event()
+        self._catch_ups = trio.CapacityLimiter(limits.CATCH_UPS_AT_ONCE_MAX)
+
+    async def run(self) -> None:
+        """Sends, for ever."""
+        hs = self._hs
+        self._position = await hs.database.read(find_position, TAIL) or 0
+        for server, (acked, standing) in (await hs.database.read(list_destinations)).items():
+            self._lags[server] = _Lag(acked, standing)
+            hs.peers.standings[server] = standing
+            hs.peers.await_contact(server)
+        hs.metrics.gauge(
+            "homeserver_destinations_lagging", lambda: len(self._lags), "Servers that have not got everything."
+        )
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._store_positions)
+            self._nursery.start_soon(self._hear)
+            self._nursery.start_soon(self._retry)
+            await self._follow()
+
+    async def _follow(self) -> None:
+        async with self._hs.stream.subscribe_all() as subscription:
+            while True:
+                committed = await subscription.wait(self._position)
+                while self._position < committed:
+                    upto = min(committed, self._position + limits.TAIL_SPAN_MAX)
+                    found = await self._hs.database.read(
+                        collect, self._hs.server_name, self._sources, self._position, upto
+                    )
+                    for server, items in found.items():
+                        self._hand_over(server, items)
+                    self._position = upto
+                    self._delivered.set()
+
+    def _hand_over(self, server: ServerName, items: Sequence[Item]) -> None:
+        if server in self._lags:
+            return  # it will read them when its turn comes
+        outbox = self._outboxes.get(server)
+        if outbox is None:
+            outbox = self._outboxes[server] = _Outbox()
+            self._nursery.start_soon(self._deliver, server, outbox)
+        if outbox.overflowed_at is None and len(outbox.items) + len(items) > limits.OUTBOX_MAX:
+            outbox.overflowed_at = items[0].position
+        if outbox.overflowed_at is None:
+            outbox.items.extend(items)
+
+    async def _deliver(self, server: ServerName, outbox: _Outbox) -> None:
+        """Sends what waits until nothing does; then the destination costs nothing."""
+        while outbox.items:
+            sending = _first_batch(outbox.items)
+            if not await self._send(server, sending):
+                self._lag_behind(server, outbox.items[0].position - 1)
+                return
+            for _ in sending:
+                outbox.items.popleft()
+            self._delivered.set()
+        if outbox.overflowed_at is not None:
+            self._lag_behind(server, outbox.overflowed_at - 1, after_failure=False)
+            return
+        del self._outboxes[server]
+
+    def _lag_behind(self, server: ServerName, acked: int, *, after_failure: bool = True) -> None:
+        """From now on the destination reads for itself what it lacks. No await in here: nothing may come between."""
+        now_ms = self._hs.now_ms()
+        standing = Standing(0, now_ms, now_ms)
+        if after_failure:
+            standing = self._next_standing(server, None)
+        del self._outboxes[server]
+        self._unstored[server] = acked
+        self._lags[server] = _Lag(acked, standing, now_ms if after_failure else 0)
+        self._nursery.start_soon(self._store_lag, server)
+        self._due.set()
+
+    async def _store_lag(self, server: ServerName) -> None:
+        lag = self._lags.get(server)
+        if lag is not None:
+            await self._hs.database.write(store_destination, server, lag.acked, lag.standing)
+        self._unstored.pop(server, None)
+        self._delivered.set()
+
+    def _next_standing(self, server: ServerName, before: Standing | None) -> Standing:
+        """After one failure more; also asks to be told when the server shows itself."""
+        hs = self._hs
+        now_ms = hs.now_ms()
+        failures = 0 if before is None else before.failures
+        delay_ms = retry_delay_ms(hs.server_name, server, failures)
+        standing = Standing(failures + 1, now_ms if before is None else before.since_ms, now_ms + delay_ms)
+        hs.peers.await_contact(server)
+        return standing
+
+    # Storing how far everything has been delivered
+
+    async def _store_positions(self) -> None:
+        stored = self._position
+        while True:
+            await self._delivered.wait()
+            self._delivered = trio.Event()
+            waiting = [outbox.items[0].position - 1 for outbox in self._outboxes.values() if outbox.items]
+            delivered = min([self._position, *waiting, *self._unstored.values()])
+            if delivered > stored:
+                await self._hs.database.write(store_position, TAIL, delivered)
+                stored = delivered
+                await trio.sleep(limits.SENT_INTERVAL_S)
+
+    # Catching up
+
+    async def _hear(self) -> None:
+        """Destinations that show themselves are tried at once."""
+        while True:
+            heard = await self._hs.peers.wait_heard()
+            for server in heard:
+                lag = self._lags.get(server)
+                if lag is not None and not lag.is_active:
+                    early_ms = lag.tried_ms + limits.EARLY_RETRY_MS
+                    if early_ms < lag.standing.retry_after_ms:
+                        lag.standing = Standing(lag.standing.failures, lag.standing.since_ms, early_ms)
+                        self._due.set()
+
+    async def _retry(self) -> None:
+        while True:
+            self._due = trio.Event()
+            now_ms = self._hs.now_ms()
+            next_ms = math.inf
+            for server, lag in self._lags.items():
+                if lag.is_active:
+                    continue
+                if lag.standing.retry_after_ms <= now_ms:
+                    lag.is_active = True
+                    self._nursery.start_soon(self._catch_up, server, lag)
+                else:
+                    next_ms = min(next_ms, lag.standing.retry_after_ms)
+            with trio.move_on_after((next_ms - now_ms) / 1000):
+                await self._due.wait()
+
+    async def _catch_up(self, server: ServerName, lag: _Lag) -> None:
+        """Sends what the destination lacks, until it lacks nothing or fails again."""
+        async with self._catch_ups:
+            while True:
+                upto = self._position
+                batch = await self._hs.database.read(
+                    list_due, self._hs.server_name, self._sources, server, lag.acked, upto
+                )
+                if not await self._send_batch(server, lag.acked, batch):
+                    break
+                lag.acked = batch.upto
+                if lag.acked == self._position:
+                    del self._lags[server]  # what comes from now on is handed over again
+                    await self._hs.database.write(delete_destination, server)
+                    return
+                if batch.pdus or batch.edus:
+                    lag.standing = Standing(0, self._hs.now_ms(), self._hs.now_ms())
+                    await self._hs.database.write(store_destination, server, lag.acked, lag.standing)
+        lag.standing = self._next_standing(server, lag.standing if lag.standing.failures else None)
+        lag.tried_ms = self._hs.now_ms()
+        await self._hs.database.write(store_destination, server, lag.acked, lag.standing)
+        lag.is_active = False
+        self._due.set()
+
+    async def _send_batch(self, server: ServerName, since: int, batch: Batch) -> bool:
+        """In one transaction, or several where there are many EDUs. True also where there is nothing."""
+        pdus, edus = batch.pdus, batch.edus
+        while pdus or edus:
+            items = [Item(since, pdu=pdu) for pdu in pdus] + [Item(batch.upto, edu=edu) for edu in edus[:EDUS_MAX]]
+            if not await self._send(server, items):
+                return False
+            pdus, edus = [], edus[EDUS_MAX:]
+        return True
+
+    async def _send(self, server: ServerName, items: Sequence[Item]) -> bool:
+        """One transaction; whether the destination has taken it, or will never."""
+        hs = self._hs
+        pdus: list[JsonObject] = [item.pdu for item in items if item.pdu is not None]
+        edus: list[JsonObject] = [item.edu for item in items if item.edu is not None]
+        body = build_transaction(hs.server_name, hs.now_ms(), pdus, edus)
+        uri = path_to("v1", "send", _txn_id(items))
+        try:
+            answer = await send_signed(
+                hs, server, "PUT", uri, body, timeout_s=limits.TRANSACTION_TIMEOUT_S, insist=True
+            )
+        except Unreachable as error:
+            _log.info("transaction not delivered", extra={"destination": server, "reason": str(error)})
+            return False
+        if answer.status == 200:
+            return True
+        _log.warning(
+            "transaction refused", extra={"destination": server, "status": answer.status, "errcode": answer.errcode}
+        )
+        return answer.status in _REFUSALS
+
+
+def _first_batch(items: Sequence[Item]) -> list[Item]:
+    """The first of the items, as many as fit into one transaction."""
+    batch: list[Item] = []
+    pdus = edus = 0
+    for item in items:
+        pdus += item.pdu is not None
+        edus += item.edu is not None
+        if pdus > PDUS_MAX or edus > EDUS_MAX:
+            break
+        batch.append(item)
+    return batch
+
+
+def _txn_id(items: Sequence[Item]) -> str:
+    """The same for the same items, so that a peer which has them already knows it; different for all others."""
+    digest = blake2b(digest_size=9)
+    for item in items:
+        digest.update(orjson.dumps([item.position, item.pdu, item.edu]))
+    return f"{items[0].position}-{items[-1].position}-{digest.hexdigest()}"

@@ -1,0 +1,120 @@
+"""Invites to rooms that this server is not in, and knocks upon them: memberships without a room behind them.
+
+What the inviter or the room has told of it is all that is known; nothing of it counts once this server is in the room.
+Spec: server-server-api/#inviting-to-a-room, #knocking-rooms, #leaving-rooms-rejecting-invites
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from federation import canonical_json
+from federation.event import Event
+from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id, server_name_of
+from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.feature import JsonObject
+from homeserver.rooms.heads import find_head, insert_room
+from homeserver.rooms.membership import get_membership, get_room_membership, store_membership
+
+
+def is_outside(tx: Transaction, room_id: RoomID) -> bool:
+    """Whether this server is not in the room."""
+    head = find_head(tx, room_id)
+    return head is None or not head.extremities
+
+
+def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> None:
+    """Makes an invite or knock, signed by all who should, the membership of its user, whom it wakes."""
+    assert event.state_key is not None and event.membership is not None
+    user_id = UserID(event.state_key)
+    insert_room(tx, event.room_id, event.version)
+    room_nid = tx.intern(event.room_id)
+    tx.run(
+        "INSERT INTO outside_memberships (room_nid, user_nid, sender_nid, pdu) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (room_nid, user_nid) DO UPDATE SET sender_nid = excluded.sender_nid, pdu = excluded.pdu",
+        room_nid,
+        tx.intern(user_id),
+        tx.intern(event.sender),
+        canonical_json.encode(event.pdu, strict=False),
+    )
+    own = {"type": event.type, "sender": event.sender, "state_key": user_id, "content": event.content}
+    position = tx.next_position(user_id)
+    others = [each for each in stripped if (each["type"], each["state_key"]) != ("m.room.member", user_id)]
+    store_membership(tx, room_nid, user_id, event.membership, position, position, [*others, own])
+
+
+def leave_outside(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+    """Ends an invite or knock: to its user it is as if the room had been left."""
+    if not is_outside(tx, room_id) or get_membership(tx, room_id, user_id) not in ("invite", "knock"):
+        return
+    room_nid = tx.intern(room_id)
+    tx.run("DELETE FROM outside_memberships WHERE room_nid = ? AND user_nid = ?", room_nid, tx.find(user_id))
+    position = tx.next_position(user_id)
+    store_membership(tx, room_nid, user_id, "leave", position, position)
+
+
+def forget_outside(tx: Transaction, room_id: RoomID) -> None:
+    """This server is in the room now: what was said about it outside counts no more."""
+    tx.run("DELETE FROM outside_memberships WHERE room_nid = ?", tx.find(room_id))
+
+
+def receive_outside(tx: Transaction, event: Event) -> str:
+    """An event, checked as far as possible, of a room that this server is not in; "" or why it is of no use.
+
+    Only that a user of ours is not invited any more, or has knocked in vain, means anything: said by the one who invited,
+    or to a knock by anyone on the servers that the user named.
+    """
+    user_id = event.state_key
+    if event.membership not in ("leave", "ban") or user_id is None:
+        return "This server is not in that room."
+    membership = get_room_membership(tx, event.room_id, user_id)
+    if membership is None or membership.membership not in ("invite", "knock"):
+        return "This server is not in that room."
+    if membership.membership == "invite" and server_name_of(event.sender) != _server_of_inviter(tx, event.room_id, user_id):
+        return "Only the server that has invited can take it back."
+    leave_outside(tx, event.room_id, UserID(user_id))
+    return ""
+
+
+def _server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> ServerName | None:
+    row = tx.one(
+        "SELECT sender_nid FROM outside_memberships WHERE room_nid = ? AND user_nid = ?",
+        tx.find(room_id),
+        tx.find(user_id),
+    )
+    return None if row is None else server_name_of(tx.name(row[0]))
+
+
+def list_outside_servers(tx: Transaction, room_id: RoomID, user_id: UserID) -> list[ServerName]:
+    """The servers through which the user was invited or has knocked."""
+    found = [_server_of_inviter(tx, room_id, user_id)]
+    membership = get_room_membership(tx, room_id, user_id)
+    for event in (membership.stripped or ()) if membership is not None else ():
+        try:
+            found.append(server_name_of(parse_user_id(event.get("sender"))))
+        except InvalidIdentifier:
+            continue
+    return list(dict.fromkeys(server for server in found if server is not None))
+
+
+def read_stripped(events: object) -> list[JsonObject]:
+    """Stripped state out of what a peer sent, whole PDUs or stripped events; without what is malformed or too much."""
+    found: list[JsonObject] = []
+    size_bytes = 0
+    for event in (events if isinstance(events, list) else ())[: limits.STRIPPED_EVENTS_MAX]:
+        if not isinstance(event, dict):
+            continue
+        event_type, state_key, content = event.get("type"), event.get("state_key"), event.get("content")
+        if not isinstance(event_type, str) or not isinstance(state_key, str) or not isinstance(content, dict):
+            continue
+        try:
+            sender = parse_user_id(event.get("sender"))
+        except InvalidIdentifier:
+            continue
+        stripped = {"type": event_type, "sender": sender, "state_key": state_key, "content": content}
+        size_bytes += len(orjson.dumps(stripped))
+        if size_bytes > limits.STRIPPED_BYTES_MAX:
+            break
+        found.append(stripped)
+    return found

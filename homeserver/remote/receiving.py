@@ -1,0 +1,140 @@
+"""Taking in events of peers: what is missing for it is fetched, then an event is received in one write.
+
+Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu (checks 4 to 6), #backfilling-and-retrieving-missing-events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from federation.event import Event
+from federation.identifiers import EventID, RoomID, ServerName, server_name_of
+from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
+from homeserver.resources import Resources
+from homeserver.rooms.heads import find_head
+from homeserver.rooms.receive import Missing, Received, receive_event, resolve_beforehand
+from homeserver.rooms.storage import event_ids_at
+
+ROUNDS_MAX = 6  # of "fetch what it lacks, try again" for one event: its auth events, its ancestors, their state
+
+
+@dataclass(slots=True)
+class _Gap:
+    """What may still be spent on one gap."""
+
+    servers: Sequence[ServerName]
+    states: int = limits.GAP_STATES_MAX
+
+
+async def receive_events(
+    hs: Resources, events: Sequence[Event], servers: Sequence[ServerName]
+) -> list[Received | None]:
+    """Receives checked events of one room, in order; None for those that cannot be received.
+
+    servers: whom to ask for what is missing.
+    """
+    outcomes: list[Received | Missing] = []
+    for start in range(0, len(events), limits.EVENTS_PER_WRITE):
+        part = events[start : start + limits.EVENTS_PER_WRITE]
+        await hs.database.read(_resolve_all, part)
+        outcomes += await hs.database.write(receive_all, hs, part)
+    received: list[Received | None] = []
+    for event, outcome in zip(events, outcomes, strict=True):
+        received.append(outcome if isinstance(outcome, Received) else await _receive_behind_gap(hs, event, servers))
+    return received
+
+
+def _resolve_all(tx: Transaction, events: Sequence[Event]) -> None:
+    for event in events:
+        resolve_beforehand(tx, event)
+
+
+def receive_all(tx: Transaction, hs: Resources, events: Sequence[Event]) -> list[Received | Missing]:
+    """Receives events in order, as far as nothing is missing."""
+    return [receive(tx, hs, event) for event in events]
+
+
+def receive(
+    tx: Transaction,
+    hs: Resources,
+    event: Event,
+    *,
+    state: Collection[EventID] | None = None,
+    ordering: int | None = None,
+    pass_on: bool = False,
+) -> Received | Missing:
+    """As `receive_event`. pass_on: the event came to us alone, and we send it to the room's other servers.
+
+    An event of our own users that comes from elsewhere is not sent again.
+    """
+    outcome = receive_event(tx, event, state=state, ordering=ordering)
+    if isinstance(outcome, Received) and outcome.is_new:
+        if pass_on or server_name_of(event.sender) == hs.server_name:
+            note_relay(tx, outcome.position, is_ours=pass_on)
+    return outcome
+
+
+def note_relay(tx: Transaction, position: int, *, is_ours: bool) -> None:
+    """Notes that we send an event though it is a peer's, or do not though it is ours: others do."""
+    tx.run(
+        "INSERT INTO relays (position, is_ours) VALUES (?, ?) ON CONFLICT (position) DO NOTHING", position, int(is_ours)
+    )
+
+
+async def _receive_behind_gap(hs: Resources, event: Event, servers: Sequence[ServerName]) -> Received | None:
+    """Fetches what lies between the event and what we know. Gaps of one room are closed one after another."""
+    async with hs.peers.locks.hold(("gap", event.room_id)):
+        with trio.move_on_after(limits.GAP_SECONDS_MAX):
+            return await _receive(hs, event, _Gap(servers), may_walk=True)
+    return None
+
+
+async def _receive(hs: Resources, event: Event, gap: _Gap, *, may_walk: bool) -> Received | None:
+    """Receives the event, once what it lacks was fetched. `may_walk`: also its ancestors, which themselves may not."""
+    state: list[EventID] | None = None
+    for _ in range(ROUNDS_MAX):
+        outcome = await hs.database.write(_receive_with, hs, event, state)
+        if isinstance(outcome, Received):
+            return outcome
+        if outcome.auth_events:
+            if not await fetch_auth_events(hs, gap.servers, event, outcome.auth_events):
+                return None
+        elif not outcome.prev_events:
+            return None
+        elif may_walk:
+            may_walk = False
+            await _receive_ancestors(hs, event, gap)
+        else:
+            if not gap.states or state is not None:
+                return None
+            gap.states -= 1
+            state = await fetch_state_before(hs, gap.servers, event)
+            if state is None:
+                return None
+    return None
+
+
+def _receive_with(
+    tx: Transaction, hs: Resources, event: Event, state: list[EventID] | None
+) -> Received | Missing:
+    return receive(tx, hs, event, state=state)
+
+
+async def _receive_ancestors(hs: Resources, event: Event, gap: _Gap) -> None:
+    known = await hs.database.read(_extremities, event.room_id)
+    for server in gap.servers:
+        ancestors = await fetch_missing(hs, server, event, known, limits.GAP_EVENTS_MAX)
+        for ancestor in ancestors:
+            await _receive(hs, ancestor, gap, may_walk=False)
+        if ancestors:
+            return
+
+
+def _extremities(tx: Transaction, room_id: RoomID) -> list[EventID]:
+    head = find_head(tx, room_id)
+    return [] if head is None else list(event_ids_at(tx, head.extremities).values())

@@ -1,0 +1,62 @@
+"""The tables of federation. Owned by `homeserver/remote/`."""
+
+from __future__ import annotations
+
+from homeserver.database import Schema, Step
+
+SCHEMA = Schema(
+    name="federation",
+    steps=(
+        Step(
+            "001_create",
+            """
+            -- What servers have said about their keys, as they signed it: one row for each set of keys.
+            CREATE TABLE server_keys (
+                server_nid INTEGER NOT NULL,
+                keys_hash BLOB NOT NULL,
+                fetched_ms INTEGER NOT NULL,
+                valid_until_ts INTEGER NOT NULL,
+                response BLOB NOT NULL,
+                PRIMARY KEY (server_nid, keys_hash)
+            );
+            -- The keys that this server has ever signed with; expired_ts is NULL of the one it signs with now.
+            CREATE TABLE own_keys (
+                key_id TEXT PRIMARY KEY,
+                key_base64 TEXT NOT NULL,
+                expired_ts INTEGER
+            );
+            -- Destinations that have not got everything yet, and only those. Everything up to acked_position has been
+            -- delivered, or was not for them.
+            CREATE TABLE destinations (
+                server_nid INTEGER PRIMARY KEY,
+                acked_position INTEGER NOT NULL,
+                failures INTEGER NOT NULL,
+                since_ms INTEGER NOT NULL,
+                retry_after_ms INTEGER NOT NULL
+            );
+            -- Exceptions from the rule that we send what our own users have sent. is_ours 1: an event of a peer that we
+            -- pass on, since it came to us alone; 0: one of ours that others have passed on, or that came back to us.
+            CREATE TABLE relays (
+                position INTEGER PRIMARY KEY,
+                is_ours INTEGER NOT NULL
+            );
+            -- The latest transactions of each origin, and what we have answered.
+            CREATE TABLE transactions (
+                origin_nid INTEGER NOT NULL,
+                txn_id TEXT NOT NULL,
+                received_ms INTEGER NOT NULL,
+                answer BLOB NOT NULL,
+                PRIMARY KEY (origin_nid, txn_id)
+            );
+            -- Invites to and knocks upon rooms that this server is not in: the event as it was signed.
+            CREATE TABLE outside_memberships (
+                room_nid INTEGER NOT NULL,
+                user_nid INTEGER NOT NULL,
+                sender_nid INTEGER NOT NULL,
+                pdu BLOB NOT NULL,
+                PRIMARY KEY (room_nid, user_nid)
+            );
+            """,
+        ),
+    ),
+)

@@ -1,0 +1,304 @@
+"""What other servers read from us: keys, events, states, history, answers to queries. Every answer is bounded.
+
+Spec: server-server-api/#retrieving-server-keys, #backfilling-and-retrieving-missing-events, #retrieving-events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from federation.event import Event
+from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_server_name
+from federation.redaction import redact
+from federation.server_keys import build_notary_response
+from homeserver import limits
+from homeserver.api import Request, Routes
+from homeserver.database import Transaction
+from homeserver.errors import invalid_param, missing_param, not_found, unrecognized
+from homeserver.feature import Feature, JsonObject
+from homeserver.remote.access import shared_head
+from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_statement
+from homeserver.resources import Resources
+from homeserver.rooms import state_tree
+from homeserver.rooms.graph import auth_chain, walk_back
+from homeserver.rooms.heads import Head
+from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored, list_stored, to_events
+from homeserver.rooms.visibility import server_may_see
+
+Natural = Annotated[int, Meta(ge=0)]
+
+
+class MinimumQuery(msgspec.Struct, frozen=True):
+    minimum_valid_until_ts: Natural | None = None
+
+
+class KeyCriteria(msgspec.Struct, frozen=True):
+    minimum_valid_until_ts: Natural | None = None
+
+
+class KeyQueryBody(msgspec.Struct, frozen=True):
+    """Which keys of which servers. Spec: server-server-api/#post_matrixkeyv2query"""
+
+    server_keys: Annotated[dict[str, dict[str, KeyCriteria]], Meta(max_length=limits.NOTARY_SERVERS_MAX)]
+
+
+class EventQuery(msgspec.Struct, frozen=True):
+    event_id: EventID
+
+
+class BackfillQuery(msgspec.Struct, frozen=True):
+    limit: Natural
+    v: list[EventID] = []
+
+
+class MissingEventsBody(msgspec.Struct, frozen=True):
+    """Spec: server-server-api/#post_matrixfederationv1get_missing_eventsroomid"""
+
+    earliest_events: Annotated[list[EventID], Meta(max_length=1000)]
+    latest_events: Annotated[list[EventID], Meta(max_length=1000)]
+    limit: Natural = 10
+    min_depth: int = 0
+
+
+class TimestampQuery(msgspec.Struct, frozen=True):
+    ts: int
+    dir: Literal["f", "b"]
+
+
+routes = Routes()
+
+
+# Keys
+
+
+@routes.get("/_matrix/key/v2/server", rate_limit="federation")
+async def get_server_key(hs: Resources) -> JsonObject:
+    return await own_statement(hs)
+
+
+@routes.get("/_matrix/key/v2/query/{server_name}", rate_limit="federation")
+async def perspectives_key_query(hs: Resources, server_name: ServerName, query: MinimumQuery) -> JsonObject:
+    return await _vouch(hs, {server_name: {"": KeyCriteria(query.minimum_valid_until_ts)}})
+
+
+@routes.post("/_matrix/key/v2/query", rate_limit="federation")
+async def bulk_perspectives_key_query(hs: Resources, body: KeyQueryBody) -> JsonObject:
+    wanted: dict[ServerName, dict[str, KeyCriteria]] = {}
+    for name, keys in body.server_keys.items():
+        try:
+            wanted[parse_server_name(name)] = keys
+        except InvalidIdentifier as error:
+            raise invalid_param(f"server_keys: {error}") from None
+    return await _vouch(hs, wanted)
+
+
+async def _vouch(hs: Resources, wanted: dict[ServerName, dict[str, KeyCriteria]]) -> JsonObject:
+    """What the servers have said about their keys, signed by us too; who cannot be reached is told from the table."""
+    now_ms = hs.now_ms()
+    others = [server for server in wanted if server != hs.server_name]
+    stored = await hs.database.read(list_statements, others)
+    needs: list[WantedKey] = []
+    for server in others:
+        criteria = wanted[server] or {"": KeyCriteria()}
+        for key_id, each in criteria.items():
+            minimum_ts = now_ms if each.minimum_valid_until_ts is None else each.minimum_valid_until_ts
+            # Without a key ID any key will do: of those that are stored, or one that nobody has, so that it is asked for.
+            known = next(iter(stored[server][0].verify_keys), "") if server in stored else ""
+            needs.append(WantedKey(server, key_id or known, minimum_ts))
+    await find_keys(hs, needs)
+    stored = await hs.database.read(list_statements, others)
+    responses = [statement.response for server in others for statement in stored.get(server, ())]
+    answer = build_notary_response(responses, hs.server_name, hs.signing_key)
+    if hs.server_name in wanted:
+        answer["server_keys"].append(await own_statement(hs))
+    return answer
+
+
+@routes.get("/_matrix/federation/v1/version", rate_limit="federation")
+async def get_version(hs: Resources) -> JsonObject:
+    return {"server": {"name": "homeserver", "version": _version()}}
+
+
+def _version() -> str:
+    try:
+        return version("homeserver")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"
+
+
+# Events
+
+
+@routes.get("/_matrix/federation/v1/event/{event_id}", rate_limit="federation")
+async def get_event(hs: Resources, origin: ServerName, event_id: EventID) -> JsonObject:
+    return _transaction(hs, [await hs.database.read(_event, event_id, origin)])
+
+
+def _event(tx: Transaction, event_id: EventID, origin: ServerName) -> JsonObject:
+    stored = get_stored(tx, event_id)
+    if stored is None:
+        raise not_found("This server does not know that event.")
+    shared_head(tx, stored.room_id, origin)
+    return _pdus(tx, [stored], origin)[0]
+
+
+@routes.get("/_matrix/federation/v1/event_auth/{room_id}/{event_id}", rate_limit="federation")
+async def get_event_auth(hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID) -> JsonObject:
+    return {"auth_chain": await hs.database.read(_event_auth, room_id, event_id, origin)}
+
+
+def _event_auth(tx: Transaction, room_id: RoomID, event_id: EventID, origin: ServerName) -> list[JsonObject]:
+    head = shared_head(tx, room_id, origin)
+    stored = _event_of(tx, head, event_id)
+    return whole_pdus(tx, auth_chain(tx, [stored.position]))
+
+
+@routes.get("/_matrix/federation/v1/state_ids/{room_id}", rate_limit="federation")
+async def get_room_state_ids(hs: Resources, origin: ServerName, room_id: RoomID, query: EventQuery) -> JsonObject:
+    return await hs.database.read(_state_ids, room_id, query.event_id, origin)
+
+
+def _state_ids(tx: Transaction, room_id: RoomID, event_id: EventID, origin: ServerName) -> JsonObject:
+    state = _state_positions(tx, room_id, event_id, origin)
+    return {
+        "pdu_ids": list(event_ids_at(tx, state).values()),
+        "auth_chain_ids": list(event_ids_at(tx, auth_chain(tx, state)).values()),
+    }
+
+
+@routes.get("/_matrix/federation/v1/state/{room_id}", rate_limit="federation")
+async def get_room_state(hs: Resources, origin: ServerName, room_id: RoomID, query: EventQuery) -> JsonObject:
+    return await hs.database.read(_state, room_id, query.event_id, origin)
+
+
+def _state(tx: Transaction, room_id: RoomID, event_id: EventID, origin: ServerName) -> JsonObject:
+    state = _state_positions(tx, room_id, event_id, origin)
+    return {"pdus": whole_pdus(tx, state), "auth_chain": whole_pdus(tx, auth_chain(tx, state))}
+
+
+def _state_positions(tx: Transaction, room_id: RoomID, event_id: EventID, origin: ServerName) -> list[int]:
+    """The state before the event."""
+    head = shared_head(tx, room_id, origin)
+    stored = _event_of(tx, head, event_id)
+    if stored.state_before is None:
+        raise not_found("This server does not know the state at that event.")
+    return list(state_tree.items(tx, stored.state_before).values())
+
+
+@routes.get("/_matrix/federation/v1/backfill/{room_id}", rate_limit="federation")
+async def backfill_room(hs: Resources, origin: ServerName, room_id: RoomID, query: BackfillQuery) -> JsonObject:
+    if not query.v:
+        raise missing_param("v is required.")
+    limit = min(query.limit, limits.BACKFILL_EVENTS_MAX)
+    pdus = await hs.database.read(_backfill, room_id, query.v[: limits.BACKFILL_EVENTS_MAX], limit, origin)
+    return _transaction(hs, pdus)
+
+
+def _backfill(
+    tx: Transaction, room_id: RoomID, start: Sequence[EventID], limit: int, origin: ServerName
+) -> list[JsonObject]:
+    shared_head(tx, room_id, origin)
+    return _pdus_at(tx, walk_back(tx, room_id, start, limit), origin)
+
+
+@routes.post("/_matrix/federation/v1/get_missing_events/{room_id}", rate_limit="federation")
+async def get_missing_previous_events(
+    hs: Resources, origin: ServerName, room_id: RoomID, body: MissingEventsBody
+) -> JsonObject:
+    return {"events": await hs.database.read(_missing_events, room_id, body, origin)}
+
+
+def _missing_events(
+    tx: Transaction, room_id: RoomID, body: MissingEventsBody, origin: ServerName
+) -> list[JsonObject]:
+    shared_head(tx, room_id, origin)
+    positions = walk_back(
+        tx, room_id, body.latest_events, min(body.limit, limits.MISSING_EVENTS_MAX),
+        known=body.earliest_events, min_depth=body.min_depth, with_start=False,
+    )  # fmt: skip
+    return _pdus_at(tx, positions[::-1], origin)
+
+
+@routes.get("/_matrix/federation/v1/timestamp_to_event/{room_id}", rate_limit="federation")
+async def get_event_by_timestamp(
+    hs: Resources, origin: ServerName, room_id: RoomID, query: TimestampQuery
+) -> JsonObject:
+    return await hs.database.read(_event_by_timestamp, room_id, query, origin)
+
+
+def _event_by_timestamp(tx: Transaction, room_id: RoomID, query: TimestampQuery, origin: ServerName) -> JsonObject:
+    head = shared_head(tx, room_id, origin)
+    if query.dir == "f":
+        row = tx.one(
+            "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts >= ?"
+            " ORDER BY origin_server_ts, ordering LIMIT 1",
+            head.room_nid, query.ts,
+        )  # fmt: skip
+    else:
+        row = tx.one(
+            "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts <= ?"
+            " ORDER BY origin_server_ts DESC, ordering DESC LIMIT 1",
+            head.room_nid, query.ts,
+        )  # fmt: skip
+    event = list_stored(tx, (row[0],))[row[0]] if row is not None else None
+    if event is None or not server_may_see(tx, origin, event):
+        raise not_found("There is no event of that time.")
+    return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
+
+
+# Queries
+
+
+def query_routes(features: Sequence[Feature]) -> Routes:
+    """`GET /query/{query_type}`, answered by the features that have an answer."""
+    handlers = {kind: handler for feature in features for kind, handler in feature.queries.items()}
+    answers = Routes()
+
+    @answers.get("/_matrix/federation/v1/query/{query_type}", rate_limit="federation")
+    async def query_info(hs: Resources, origin: ServerName, query_type: str, request: Request) -> JsonObject:
+        handler = handlers.get(query_type)
+        if handler is None:
+            raise unrecognized()
+        return await handler(hs, origin, {name: values[0] for name, values in request.query.items()})
+
+    return answers
+
+
+# Parts of answers
+
+
+def _transaction(hs: Resources, pdus: list[JsonObject]) -> JsonObject:
+    return {"origin": hs.server_name, "origin_server_ts": hs.now_ms(), "pdus": pdus}
+
+
+def _event_of(tx: Transaction, head: Head, event_id: EventID) -> StoredEvent:
+    stored = get_stored(tx, event_id)
+    if stored is None or stored.room_id != head.room_id:
+        raise not_found("This server does not know that event in that room.")
+    return stored
+
+
+def whole_pdus(tx: Transaction, positions: Collection[int]) -> list[dict[str, Any]]:
+    """The PDUs of a state or auth chain, which whoever is in the room may have whole."""
+    return [event.pdu for event in to_events(tx, list(list_stored(tx, positions).values()))]
+
+
+def _pdus_at(tx: Transaction, positions: Sequence[int], origin: ServerName) -> list[JsonObject]:
+    stored = list_stored(tx, positions)
+    return _pdus(tx, [stored[position] for position in positions], origin)
+
+
+def _pdus(tx: Transaction, stored: Sequence[StoredEvent], origin: ServerName) -> list[JsonObject]:
+    """The PDUs; redacted those that the origin may not see, for without them it could not place the others."""
+    events: Iterable[Event] = to_events(tx, stored)
+    return [
+        event.pdu
+        if row.is_state or server_may_see(tx, origin, row)
+        else redact(event.pdu, event.version)
+        for row, event in zip(stored, events, strict=True)
+    ]

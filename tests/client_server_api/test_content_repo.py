@@ -22,6 +22,7 @@ from homeserver.features.media.receiving import new_blob_key, temporary_folder
 from homeserver.features.media.serving import read_range
 from homeserver.features.media.storage import Size
 from homeserver.features.media.thumbnails import ThumbnailQuery, read_size
+from homeserver.workers import WorkerFailed
 from tests.media import images
 from tests.media.servers import V1, V3, server_with_media, upload
 from tests.support.homeservers import Client, Server
@@ -640,3 +641,36 @@ async def test_content_that_is_lost(server: Server, alice: Client) -> None:
         await server.hs.blobs.delete(key)
     for place in (small, large):
         assert await alice.refused("GET", f"{V1}/download/{place}") == (404, "M_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [b"x", "text/html", ["image/png", 1, 1, False]],
+        [b"x", "image/png\r\nSet-Cookie: a=b", ["image/png", 1, 1, False]],
+        [b"x", "image/png", ["text/html", 1, 1, False]],
+        [b"x", "image/png", ["image/png", -1, 1, False]],
+        ["x", "image/png", ["image/png", 1, 1]],
+    ],
+)
+async def test_a_process_that_was_taken_over_is_not_believed(server: Server, alice: Client, answer: object) -> None:
+    place = await upload(alice, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
+
+    async def run_process(*args: object, **options: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return answer
+
+    object.__setattr__(server.hs.workers, "run_process", run_process)
+    assert await alice.refused("GET", f"{V1}/thumbnail/{place}?width=96&height=96") == (400, "M_UNKNOWN")
+
+
+async def test_a_process_that_dies(server: Server, alice: Client) -> None:
+    place = await upload(alice, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
+
+    async def run_process(*args: object, **options: object) -> object:
+        await trio.lowlevel.checkpoint()
+        raise WorkerFailed("out of memory")
+
+    object.__setattr__(server.hs.workers, "run_process", run_process)
+    assert await alice.refused("GET", f"{V1}/thumbnail/{place}?width=96&height=96") == (413, "M_TOO_LARGE")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -50,6 +50,27 @@ _EXTENSIONS = {
     "image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp", "image/avif": "avif",
 }
 _MAKER = "homeserver.features.media.thumbnail_maker:make_thumbnail"
+
+
+Side = Annotated[int, msgspec.Meta(gt=0, le=THUMBNAIL_SIDE_MAX)]
+ImageType = Literal["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]
+
+
+class _About(msgspec.Struct, array_like=True, frozen=True):
+    """The image, as the separate process has seen it."""
+
+    content_type: ImageType
+    width: Side
+    height: Side
+    is_animated: bool
+
+
+class _Made(msgspec.Struct, array_like=True, frozen=True):
+    """What the separate process answers: it has read a hostile file, so it is believed no more than the file."""
+
+    content: bytes | None
+    content_type: ImageType
+    about: _About
 
 
 class ThumbnailQuery(msgspec.Struct, frozen=True):
@@ -183,23 +204,26 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
         except KeyError:
             raise not_found("The content of this media has been lost.") from None
         try:
-            made, content_type, about = await hs.workers.run_process(
+            answer = await hs.workers.run_process(
                 _MAKER, data, size.method, size.width, size.height, size.animated, timeout_s=THUMBNAIL_TIMEOUT_S
             )
+            made = msgspec.convert(answer, _Made)
+        except msgspec.ValidationError as error:  # a ValueError too; the process is no longer what it was
+            raise await _fail(hs, media, "unsupported") from error
         except ValueError as error:
-            raise await _fail(hs, media, str(error)) from error
+            raise await _fail(hs, media, "too_large" if str(error) == "too_large" else "unsupported") from error
         except WorkerFailed as error:  # out of memory or time: either way it is too large for us
             raise await _fail(hs, media, "too_large") from error
-        del data
-    image = Image(about[0], about[1], about[2], about[3])
-    if made is None:
+        del data, answer
+    image = Image(made.about.content_type, made.about.width, made.about.height, made.about.is_animated)
+    if made.content is None:
         await hs.database.write(storage.store_image, media.media_nid, image)
         return _original(media, image)
-    key = new_blob_key(hashlib.sha256(made).digest(), hs.now_ms())
-    small = len(made) <= THUMBNAIL_INLINE_BYTES_MAX
+    key = new_blob_key(hashlib.sha256(made.content).digest(), hs.now_ms())
+    small = len(made.content) <= THUMBNAIL_INLINE_BYTES_MAX
     if not small:
-        await hs.blobs.put(key, made)
-    thumbnail = Thumbnail(content_type, key, len(made), made if small else None)
+        await hs.blobs.put(key, made.content)
+    thumbnail = Thumbnail(made.content_type, key, len(made.content), made.content if small else None)
     size = replace(size, animated=size.animated and image.is_animated)
     try:
         return await hs.database.write(storage.store_thumbnail, media.media_nid, image, size, thumbnail)

@@ -265,6 +265,8 @@ def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventI
     given = {event.event_id: event for event in events}
     for event_id in find_positions(tx, given):
         del given[event_id]
+    for room_id, version in {(event.room_id, event.version) for event in given.values()}:
+        insert_room(tx, room_id, version)
     lacking: set[EventID] = set()
     unstored: set[EventID] = set()
     for event in in_order(given.values(), by_auth=True):

@@ -35,3 +35,13 @@ def check_response(method: str, path: str, status: int, body: bytes, headers: An
     recorder = module.Recorder(api="client-server", strict=True)
     recorder.record(method, path, status, body, headers)
     recorder.check()
+
+
+def check_federation_response(method: str, path: str, status: int, body: bytes) -> None:
+    """As `check_response`, of an answer to another server."""
+    module = contract_check()
+    if module is None:
+        return
+    recorder = module.Recorder(api="server-server", strict=True)
+    recorder.record(method, path, status, body)
+    recorder.check()

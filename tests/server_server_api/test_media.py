@@ -158,11 +158,15 @@ async def test_unknown_unreachable_and_not_yet_uploaded(world: World, autojump_c
         assert (await world.alice.get(f"{V1}/download/{place}")).content == b"at last"
 
 
-async def test_a_server_that_was_down_is_asked_again(world: World) -> None:
+async def test_a_server_that_was_down_is_asked_again(world: World, autojump_clock: MockClock) -> None:
     place = await upload(world.bob, b"x")
     world.network.cut("alpha.example", "beta.example")
     assert await world.alice.refused("GET", f"{V1}/download/{place}") == (502, "M_UNKNOWN")
     world.network.heal()
+    asked = len(world.paths())
+    assert await world.alice.refused("GET", f"{V1}/download/{place}") == (502, "M_UNKNOWN")
+    assert len(world.paths()) == asked  # it is left alone for a while
+    await trio.sleep(2 * limits.RETRY_MS / 1000)
     assert (await world.alice.get(f"{V1}/download/{place}")).content == b"x"
 
 

@@ -12,7 +12,6 @@ from urllib.parse import quote
 import msgspec
 
 from federation.identifiers import ServerName
-from federation.request_auth import build_authorization
 from federation.wire import WireError, WireStream
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
@@ -27,6 +26,7 @@ from homeserver.limits import (
     MEDIA_MULTIPART_HEADERS_BYTES_MAX,
     MEDIA_MULTIPART_METADATA_BYTES_MAX,
 )
+from homeserver.remote.requests import authorization_headers, leave_alone
 from homeserver.resources import Resources
 
 _ERROR_BYTES_MAX = 64 * 1024
@@ -57,6 +57,8 @@ async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_
         already = await hs.database.read(storage.get_media, server_name, media_id)
         if already is not None:  # another flight for it landed while this one was being called
             return already
+        if hs.peers.is_left_alone(server_name, hs.now_ms()):
+            raise _bad_gateway(f"{server_name} has not answered lately.")
         try:
             try:
                 return await _fetch_signed(hs, server_name, media_id, timeout_ms)
@@ -72,21 +74,28 @@ async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_
 
 async def _fetch_signed(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
     path = f"/_matrix/federation/v1/media/download/{quote(media_id, safe='')}?timeout_ms={timeout_ms}"
-    authorization = build_authorization("GET", path, hs.server_name, server_name, hs.signing_key, None)
     overhead = MEDIA_MULTIPART_METADATA_BYTES_MAX + 2 * MEDIA_MULTIPART_HEADERS_BYTES_MAX
-    async with hs.wire.stream(
-        server_name, "GET", path,
-        headers={"authorization": authorization},
-        timeout_s=MEDIA_FETCH_TIMEOUT_S + timeout_ms / 1000,
-        max_bytes=hs.config.blobs.upload_bytes_max + overhead,
-    ) as answer:
-        if answer.status != 200:
-            await _raise_for(server_name, answer, may_be_unknown=True)
-        reader = MultipartReader(answer.chunks, read_boundary(answer.headers.get("content-type", "")))
-        part = await reader.read_headers()
-        location = part.get("location")
-        if location is None:
-            return await _keep(hs, server_name, media_id, part, reader.media())
+    is_there = False
+    try:
+        async with hs.wire.stream(
+            server_name, "GET", path,
+            headers=authorization_headers(hs, server_name, "GET", path),
+            timeout_s=MEDIA_FETCH_TIMEOUT_S + timeout_ms / 1000,
+            max_bytes=hs.config.blobs.upload_bytes_max + overhead,
+        ) as answer:
+            is_there = True
+            hs.peers.note_contact(server_name)
+            if answer.status != 200:
+                await _raise_for(server_name, answer, may_be_unknown=True)
+            reader = MultipartReader(answer.chunks, read_boundary(answer.headers.get("content-type", "")))
+            part = await reader.read_headers()
+            location = part.get("location")
+            if location is None:
+                return await _keep(hs, server_name, media_id, part, reader.media())
+    except WireError:
+        if not is_there:
+            leave_alone(hs, server_name)
+        raise
     return await _fetch_location(hs, server_name, media_id, location)
 
 

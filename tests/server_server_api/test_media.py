@@ -18,7 +18,7 @@ from trio.testing import MockClock
 from federation.identifiers import ServerName
 from federation.request_auth import build_authorization
 from federation.signing import SigningKey
-from homeserver import limits
+from homeserver import Config, Homeserver, limits
 from homeserver.features import media
 from homeserver.features.media import cleanup, storage
 from tests.media import images
@@ -376,3 +376,20 @@ async def test_without_federation_there_is_no_remote_media(tmp_path: Path) -> No
         world.alpha.hs.config = type(config)(server_name=config.server_name, data_dir=config.data_dir, federation=off)
         assert await world.alice.refused("GET", f"{V1}/download/{place}") == (404, "M_NOT_FOUND")
         assert world.paths() == []
+
+
+async def test_between_whole_servers(tmp_path: Path) -> None:
+    """With the real check of signatures, and keys that are fetched."""
+    network = FakeNetwork()
+    async with AsyncExitStack() as stack:
+        servers = []
+        for name in ("alpha.example", "beta.example"):
+            config = Config(server_name=name, data_dir=str(tmp_path / name))
+            server = Homeserver(config, wire=network.wire_for(name), inline_database=True)
+            servers.append(await stack.enter_async_context(server))
+            network.join(name, server.app)
+        alpha, beta = servers
+        bob = await beta.register("bob")
+        picture = images.encoded(images.gradient(300, 300), "PNG")
+        uri = await media.upload(beta.resources, bob.user_id, picture, "image/png", "a.png")
+        assert await media.download(alpha.resources, uri) == ("image/png", picture)

@@ -156,9 +156,14 @@ async def find_requester(
     if requester.is_guest and not operation.allow_guest and not operation.plan.requester_optional:
         raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not do this.")
     if requester.device_id:
-        seen = Seen(hs.now_ms(), request.client_ip, request.headers.get("user-agent", "")[:255])
-        hs.token_cache.note_seen(requester.user_id, requester.device_id, seen)
+        note_seen(hs, requester.user_id, requester.device_id, request)
     return requester
+
+
+def note_seen(hs: Resources, user_id: UserID, device_id: str, request: Request) -> None:
+    """Remembers when and from where a device was last heard of, for its owner."""
+    seen = Seen(hs.now_ms(), request.client_ip, request.headers.get("user-agent", "")[:255])
+    hs.token_cache.note_seen(user_id, device_id, seen)
 
 
 async def _requester_of(hs: Resources, token: str) -> Requester | None:

@@ -59,6 +59,10 @@ class TokenCache(Generic[Value]):
         if len(self._seen) < limits.TOKEN_CACHE_ENTRIES_MAX or (user_id, device_id) in self._seen:
             self._seen[user_id, device_id] = seen
 
+    def last_seen(self, user_id: str, device_id: str) -> Seen | None:
+        """The last request of a device, None where there was none since the last `take_seen`."""
+        return self._seen.get((user_id, device_id))
+
     def take_seen(self) -> dict[tuple[str, str], Seen]:
         """The last request of each device since the last call; for whoever stores devices."""
         seen, self._seen = self._seen, {}

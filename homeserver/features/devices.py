@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import trio
@@ -64,7 +64,7 @@ DELETED, CREATED, RENAMED = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device. last_seen_ms and last_seen_ip may be a minute behind."""
+    """A device, as it is stored: last_seen_ms and last_seen_ip are up to a minute behind."""
 
     user_id: UserID
     device_id: str
@@ -102,7 +102,7 @@ routes = Routes()
 @routes.get("/_matrix/client/v3/devices")
 async def get_devices(hs: Resources, requester: Requester) -> JsonObject:
     devices = await hs.database.read(list_devices, requester.user_id)
-    return {"devices": [device.body() for device in devices]}
+    return {"devices": [_with_last_seen(hs, device).body() for device in devices]}
 
 
 @routes.get("/_matrix/client/v3/devices/{device_id}")
@@ -110,7 +110,15 @@ async def get_device(hs: Resources, requester: Requester, device_id: str) -> Jso
     device = await hs.database.read(find_device, requester.user_id, device_id)
     if device is None:
         raise no_device()
-    return device.body()
+    return _with_last_seen(hs, device).body()
+
+
+def _with_last_seen(hs: Resources, device: Device) -> Device:
+    """The device with what is not stored yet about when it was last seen."""
+    seen = hs.token_cache.last_seen(device.user_id, device.device_id)
+    if seen is None:
+        return device
+    return replace(device, last_seen_ms=seen.ts_ms, last_seen_ip=seen.ip, user_agent=seen.user_agent)
 
 
 class DeviceBody(msgspec.Struct, frozen=True):

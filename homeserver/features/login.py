@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from federation.identifiers import UserID
-from homeserver.api import Routes
+from homeserver.api import Request, Routes
+from homeserver.authenticate import note_seen
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, missing_param
 from homeserver.feature import Feature, JsonObject
@@ -38,12 +39,13 @@ class LoginBody(msgspec.Struct, frozen=True):
 
 
 @routes.post("/_matrix/client/v3/login", rate_limit="login")
-async def login(hs: Resources, body: LoginBody) -> JsonObject:
+async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     if body.type != "m.login.password":
         raise MatrixError(400, "M_UNKNOWN", "This type of login is not offered.")
     check_device_id(body.device_id)
     user_id, new_hash = await _check_password(hs, body)
     answer = await hs.database.write(_store_login, hs, user_id, body, new_hash)
+    note_seen(hs, user_id, answer["device_id"], request)
     if hs.config.public.serve_well_known:
         answer["well_known"] = client_discovery(hs)
     return answer

@@ -9,7 +9,7 @@ import msgspec
 
 from federation.identifiers import UserID
 from homeserver import authenticate
-from homeserver.api import Routes
+from homeserver.api import Request, Routes
 from homeserver.authenticate import AccountFlags, Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param
@@ -63,13 +63,17 @@ class RegisterBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/register", rate_limit="registration", allow_guest=True)
 async def register(
-    hs: Resources, requester: Requester | None, query: RegisterQuery, body: RegisterBody
+    hs: Resources, requester: Requester | None, query: RegisterQuery, body: RegisterBody, request: Request
 ) -> JsonObject:
     if query.kind == "guest":
-        return await _register_guest(hs, body)
-    if body.type == "m.login.application_service":
-        return await _register_for_appservice(hs, requester, body)
-    return await _register_user(hs, body)
+        answer = await _register_guest(hs, body)
+    elif body.type == "m.login.application_service":
+        answer = await _register_for_appservice(hs, requester, body)
+    else:
+        answer = await _register_user(hs, body)
+    if "device_id" in answer:
+        authenticate.note_seen(hs, answer["user_id"], answer["device_id"], request)
+    return answer
 
 
 async def _register_user(hs: Resources, body: RegisterBody) -> JsonObject:

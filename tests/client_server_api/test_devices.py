@@ -50,15 +50,25 @@ async def test_refuses_bad_names(homeserver: Server, body: object, errcode: str)
     assert (await alice.ok("GET", f"devices/{alice.device_id}"))["display_name"] == "phone"
 
 
+async def test_a_device_was_last_seen_when_it_logged_in(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    logged_in_ms = now_ms()
+    await trio.sleep(1)
+    phone = await homeserver.log_in("alice")
+    devices = {each["device_id"]: each for each in (await phone.ok("GET", "devices"))["devices"]}
+    assert devices[alice.device_id]["last_seen_ts"] == logged_in_ms
+    assert devices[phone.device_id]["last_seen_ts"] == now_ms()
+    assert {each["last_seen_ip"] for each in devices.values()} == {"192.0.2.7"}
+
+
 async def test_last_seen_is_written_from_time_to_time(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    await alice.ok("GET", "account/whoami")
+    phone = await homeserver.log_in("alice")
     seen_ms = now_ms()
-    assert "last_seen_ts" not in await alice.ok("GET", f"devices/{alice.device_id}")
     await trio.sleep(limits.DEVICE_SEEN_INTERVAL_S + 1)
-    device = await alice.ok("GET", f"devices/{alice.device_id}")
-    assert device["last_seen_ts"] == seen_ms
-    assert device["last_seen_ip"] == "192.0.2.7"
+    assert homeserver.hs.token_cache.last_seen(phone.user_id, phone.device_id) is None
+    device = await alice.ok("GET", f"devices/{phone.device_id}")
+    assert (device["last_seen_ts"], device["last_seen_ip"]) == (seen_ms, "192.0.2.7")
 
 
 async def test_deletes_a_device_after_the_password(homeserver: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from federation.identifiers import UserID
+from homeserver.api import Request
 from homeserver.authenticate import Requester
 from homeserver.config import RateLimitsSection, Registration
 from homeserver.features import accounts, registration
@@ -195,7 +196,8 @@ async def test_an_application_service_registers_users(homeserver: Server) -> Non
 
     requester = Requester(UserID("@bridge:test.example"), "", appservice="bridge")
     wanted = registration.RegisterBody(type=body["type"], username="Bridged_Bob", inhibit_login=True)
-    answer = await registration.register(homeserver.hs, requester, registration.RegisterQuery(), wanted)
+    request = Request("POST", "/_matrix/client/v3/register")
+    answer = await registration.register(homeserver.hs, requester, registration.RegisterQuery(), wanted, request)
     assert answer == {"user_id": "@bridged_bob:test.example"}
     user = await homeserver.read(accounts.get_user, answer["user_id"])
     assert (user.appservice, user.password_hash) == ("bridge", None)

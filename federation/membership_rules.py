@@ -26,6 +26,10 @@ def check_membership(event: Event, auth: AuthState) -> Rejection | None:
     # If there is no state_key property, or no membership property in content, reject.
     if event.state_key is None or "membership" not in event.content:
         return Rejection("An m.room.member event has a state_key and a membership.")
+    # The spec says of the event that its state_key is a user ID, and no rule what follows if it is none. Other servers
+    # reject it; such a member could not be told of anything.
+    if not is_user_id(event.state_key):
+        return Rejection("The state_key of an m.room.member event must be a user ID.")
     # v8-: If content has a join_authorised_via_users_server key: If the event is not validly signed by the homeserver
     # of the user ID denoted by the key, reject.
     if event.version.join_authorised_signature_checked and "join_authorised_via_users_server" in event.content:

@@ -122,6 +122,11 @@ AUTH_DEVIATIONS = (
         ),
     ),
     Deviation(
+        "member that is no user",
+        "the state_key of m.room.member is a user ID; Synapse rejects only what has no domain at all",
+        lambda it: it.synapse is True and "state_key of an m.room.member event must" in repr(it.ours),
+    ),
+    Deviation(
         "authorising user that is none, of what is no join",
         "rooms/v8, rule 4.2: the server of the user that join_authorised_via_users_server names has to have signed, "
         "and what is no user ID has none; Synapse looks at it in joins only",

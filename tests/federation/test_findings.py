@@ -30,7 +30,9 @@ def test_third_party_invite_signature_of_another_algorithm_counts_for_nothing() 
     create = trusted_event(pdu_of("m.room.create", {"room_version": "12"}), version, EventID("$" + "A" * 43))
     key = SigningKey("0", b"\0" * 32)
     invite = trusted_event(
-        pdu_of("m.room.third_party_invite", {"public_key": key.verify_key_base64}, "token"), version, EventID("$" + "B" * 43)
+        pdu_of("m.room.third_party_invite", {"public_key": key.verify_key_base64}, "token"),
+        version,
+        EventID("$" + "B" * 43),
     )
     signed = sign_json({"mxid": "@bob:test", "token": "token"}, "identity.test", key)
     state = {create.key: create, invite.key: invite}
@@ -38,7 +40,9 @@ def test_third_party_invite_signature_of_another_algorithm_counts_for_nothing() 
     def verdict(signatures: dict[str, str]) -> Rejection | None:
         proof = {"signed": signed | {"signatures": {"identity.test": signatures}}}
         content = {"membership": "invite", "third_party_invite": proof}
-        return check(trusted_event(pdu_of("m.room.member", content, "@bob:test"), version, EventID("$" + "C" * 43)), state)
+        return check(
+            trusted_event(pdu_of("m.room.member", content, "@bob:test"), version, EventID("$" + "C" * 43)), state
+        )
 
     signature = signed["signatures"]["identity.test"]["ed25519:0"]
     assert verdict({"ed25519:0": signature}) is None
@@ -68,3 +72,16 @@ def test_power_levels_around_which_is_what_is_no_whitespace() -> None:
     assert parse_level("\u00a050\u2003", version) == 50
     assert parse_level("\x1c50", version) is None
     assert parse_level("50\x1f", version) is None
+
+
+@pytest.mark.parametrize("version", ["1", "12"])
+def test_membership_is_of_a_user(version: str) -> None:
+    """Not in the rules' words, but other servers reject a state_key that is no user ID, and nobody could be told."""
+    of = ROOM_VERSIONS[version]
+    content = {"room_version": version, "creator": "@alice:test"}
+    create = trusted_event(pdu_of("m.room.create", content), of, EventID("$" + "A" * 43))
+    join = trusted_event(pdu_of("m.room.member", {"membership": "join"}, "@alice:test"), of, EventID("$" + "B" * 43))
+    state = {create.key: create, join.key: join}
+    for state_key, allowed in (("@bob:test", True), ("bob", False), ("", False), ("@bob:", False)):
+        ban = pdu_of("m.room.member", {"membership": "ban"}, state_key)
+        assert (check(trusted_event(ban, of, EventID("$" + "C" * 43)), state) is None) == allowed

@@ -7,14 +7,15 @@ from contextlib import suppress
 
 import pytest
 
-from tests.interop.servers import Server, ServerFailed, World, default_folder, make_world
+from tests.interop.servers import Server, ServerFailed, World, make_world
 
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Both servers, running."""
-    print()
-    world = make_world(default_folder())
+    folder = tmp_path_factory.mktemp("interop")
+    print(f"\nconfigurations, databases and logs are in {folder}")
+    world = make_world(folder)
     servers = (world.synapse, world.ours)
     try:
         for server in servers:
@@ -30,10 +31,10 @@ def world() -> Iterator[World]:
             server.relay.close()
 
 
-@pytest.fixture(params=["ours → Synapse", "Synapse → ours"])
+@pytest.fixture(params=["from-ours", "from-synapse"])
 def sides(request: pytest.FixtureRequest, world: World) -> tuple[Server, Server]:
     """(here, there): the server where a scenario begins, and the other one. Every scenario is played both ways."""
-    return (world.ours, world.synapse) if request.param.startswith("ours") else (world.synapse, world.ours)
+    return (world.ours, world.synapse) if request.param == "from-ours" else (world.synapse, world.ours)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,4 +1,9 @@
-"""`make interop`: Synapse as the other organisation, and its functions as the judge of ours. Arguments go to pytest."""
+"""`make interop`: Synapse as the other organisation, and its functions as the judge of ours. Arguments go to pytest.
+
+SYNAPSE_VENV names an environment to use instead of our own; INTEROP_BOTH=synapse lets Synapse play both parts, which
+tells mistakes of the scenarios from ours; INTEROP_LOG_LEVEL and INTEROP_SYNAPSE_LOG_LEVEL set how much the servers say;
+DIFFERENTIAL_SEED and DIFFERENTIAL_COUNT (percent) which and how many comparisons are made.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +23,19 @@ def main(arguments: list[str]) -> int:
     """Makes Synapse's environment if need be, then runs tests/differential and tests/interop (`make test` does not)."""
     python = ensure_synapse()
     chosen = [argument for argument in arguments if not argument.startswith("-")]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
+    options = [
         "-o",
         "python_files=differ_*.py scenario_*.py",
         "-vv",
         "-s",
         "--tb=short",
         "--durations=10",
+        "--timeout=300",
     ]
-    command += arguments if chosen else ["tests/differential", "tests/interop", *arguments]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, "SYNAPSE_VENV": str(python.parents[1])}
-    ).returncode
+    where = arguments if chosen else ["tests/differential", "tests/interop", *arguments]
+    environment = {**os.environ, "SYNAPSE_VENV": str(python.parents[1])}
+    command = [sys.executable, "-m", "pytest", *options, *where]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment).returncode
 
 
 if __name__ == "__main__":

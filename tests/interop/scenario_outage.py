@@ -34,6 +34,7 @@ def test_restart_of_the_other_side(sides: Sides, version: str) -> None:
     bob.join(room_id, via=here)
     bob.send(room_id, "before the restart")
     alice.wait_message(room_id, "before the restart")
+    assert_same_state(room_id, alice, bob)  # a join goes on for a while after it was answered
     there.stop()
     said = [f"while it was down {number}" for number in range(10)]
     for text in said:
@@ -52,6 +53,7 @@ def test_restart_with_messages_not_yet_sent(sides: Sides, world: World) -> None:
     room_id = alice.create_room("12", preset="public_chat")
     bob.join(room_id, via=here)
     alice.wait("joined", lambda: alice.membership_of(room_id, bob.user_id) == "join")
+    assert_same_state(room_id, alice, bob)
     world.cut()
     said = [f"not delivered yet {number}" for number in range(5)]
     for text in said:
@@ -77,6 +79,7 @@ def test_partition(world: World, version: str) -> None:
     levels = {"users": {bob.user_id: 50} | ({} if version == "12" else {alice.user_id: 100})}
     levels_id = alice.set_state(room_id, "m.room.power_levels", levels)
     wait_until("power", lambda: bob.state(room_id).get(("m.room.power_levels", "")) == levels_id)
+    assert_same_state(room_id, alice, bob)
     world.cut()
     here = ["here 1", "here 2"]
     there = ["there 1", "there 2"]

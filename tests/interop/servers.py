@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import httpx
 import trustme
 
 from tests.interop.relay import Relay
-from tests.interop.setup import REPOSITORY, synapse_venv
+from tests.interop.setup import synapse_venv
 
 SHARED_SECRET = "interop secret"
 START_TIMEOUT_S = 90.0
@@ -285,7 +284,6 @@ class World:
 
 def make_world(folder: Path) -> World:
     """Both servers, not yet started. One is named by a name, the other by an address."""
-    shutil.rmtree(folder, ignore_errors=True)
     ca = trustme.CA()
     return World(
         Server(our_program(), folder / "ours", "localhost", ca),
@@ -296,8 +294,3 @@ def make_world(folder: Path) -> World:
 def our_program() -> Program:
     """Ours; or a second Synapse (INTEROP_BOTH=synapse), which tells mistakes of the scenarios from ours."""
     return SynapseProgram() if os.environ.get("INTEROP_BOTH") == "synapse" else OurProgram()
-
-
-def default_folder() -> Path:
-    """Where the servers keep their files: beside the repository's other throw-away folders."""
-    return REPOSITORY / "build" / "interop"

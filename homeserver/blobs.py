@@ -7,12 +7,19 @@ import re
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
 
-from homeserver.limits import BLOB_CHUNK_BYTES, BLOB_KEY_CHARACTERS_MAX, BLOB_THREADS_MAX
+from homeserver.limits import (
+    BLOB_CHUNK_BYTES,
+    BLOB_KEY_CHARACTERS_MAX,
+    BLOB_RETRIES_MAX,
+    BLOB_RETRY_SECONDS_MAX,
+    BLOB_THREADS_MAX,
+)
 
 # Nothing that a file system or a URL treats in a special way, no hidden file, nothing that climbs out of the folder.
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})*", re.ASCII)
@@ -34,6 +41,7 @@ class Blobs:
     def __init__(self, url: str, *, inline: bool = False) -> None:
         """url: "file:PATH", "s3://bucket/prefix", "gs://…", "az://…", "memory:". Nothing is opened before it is used.
 
+        Credentials and endpoints of object stores come from their usual environment variables (AWS_… and the like).
         inline: works on the trio thread itself (tests under a virtual clock).
         """
         self._url = url
@@ -113,7 +121,8 @@ class Blobs:
             elif self._url.startswith("memory:"):
                 self._opened = MemoryStore()
             else:
-                self._opened = from_url(self._url)
+                retry = {"max_retries": BLOB_RETRIES_MAX, "retry_timeout": timedelta(seconds=BLOB_RETRY_SECONDS_MAX)}
+                self._opened = from_url(self._url, retry_config=retry)
         return self._opened
 
     def _put_in_store(self, key: str, data: bytes | Path) -> None:

@@ -35,6 +35,9 @@ TAIL_STORE_SECONDS = 1.0
 BLOB_CHUNK_BYTES = 256 * 1024
 # Object stores allow 1024 bytes with the prefix of the URL.
 BLOB_KEY_CHARACTERS_MAX = 512
+# A request to an object store is tried again so often, for so long: a client waits for the answer.
+BLOB_RETRIES_MAX = 3
+BLOB_RETRY_SECONDS_MAX = 20
 # Reads and writes at once: they wait for the disk or the network, each on a thread.
 BLOB_THREADS_MAX = 16
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,21 @@ from hypothesis import strategies as st
 
 from homeserver.blobs import BlobError, Blobs, _check_key
 from homeserver.limits import BLOB_CHUNK_BYTES
+from tests.support.object_store import running_object_store
 
 
-@pytest.fixture(params=["file", "file inline", "memory"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    """In a folder, and in an object store, which is what S3 and the like are."""
+@pytest.fixture(params=["file", "file inline", "memory", pytest.param("s3", marks=pytest.mark.sockets)])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Blobs]:
+    """In a folder, in memory, and in an object store across HTTP."""
     if request.param == "memory":
-        return Blobs("memory:")
-    return Blobs(f"file:{tmp_path}/blobs", inline=request.param.endswith("inline"))
+        yield Blobs("memory:")
+    elif request.param == "s3":
+        with running_object_store() as (environment, _):
+            for name, value in environment.items():
+                monkeypatch.setenv(name, value)
+            yield Blobs("s3://bucket/some/prefix")
+    else:
+        yield Blobs(f"file:{tmp_path}/blobs", inline=request.param.endswith("inline"))
 
 
 async def read_all(chunks: AsyncIterator[bytes]) -> bytes:
@@ -151,6 +158,25 @@ async def test_nothing_is_left_of_a_put_that_failed(tmp_path: Path) -> None:
         await blobs.put("a", b"2")  # a folder is there
     left = sorted(os.path.relpath(entry, tmp_path) for entry in tmp_path.rglob("*"))  # noqa: ASYNC240
     assert left == ["blobs", "blobs/.incoming", "blobs/a", "blobs/a/b"]
+
+
+@pytest.mark.sockets
+async def test_keys_stand_below_the_prefix_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_object_store() as (environment, objects):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        await Blobs("s3://bucket/some/prefix").put("media/a", b"1")
+        assert objects == {"some/prefix/media/a": b"1"}
+
+
+@pytest.mark.sockets
+async def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_object_store() as (environment, _):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+    blobs = Blobs("s3://bucket")
+    with pytest.raises(BlobError, match="storage of blobs fails"):
+        await blobs.get("a")
 
 
 async def test_many_at_once(blobs: Blobs) -> None:

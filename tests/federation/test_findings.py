@@ -1,4 +1,4 @@
-"""What the comparison with Synapse (tests/differential) has found, pinned by value, so that it holds without Synapse too."""
+"""What the comparison with Synapse (tests/differential) has found, pinned by value so that it holds without Synapse."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class KnownKeys:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How it stands with a server that does not answer: how often in a row, since when, and until when we leave it alone."""
+    """How it stands with a server that does not answer: failures in a row, their first, and until when it is left alone."""
 
     failures: int
     since_ms: int

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from federation.identifiers import RoomID, ServerName
+from federation.identifiers import EventID, RoomID, ServerName
 from federation.room_versions import RoomVersion
 from federation.server_acl import ServerAcl, compile_acl
 from homeserver.database import Transaction
 from homeserver.errors import forbidden, not_found
 from homeserver.rooms.heads import Head, find_head, state_position
 from homeserver.rooms.membership import is_server_joined, joined_servers
-from homeserver.rooms.storage import find_room_version, load_auth_events
+from homeserver.rooms.storage import find_positions, find_room_version, list_stored, load_auth_events
+from homeserver.rooms.visibility import servers_in
 
 ACLS_CACHED_MAX = 1_000
 
@@ -26,7 +28,7 @@ class RoomAccess:
     has_origin: bool
 
 
-def find_access(tx: Transaction, room_id: RoomID, origin: ServerName) -> RoomAccess | None:
+def find_access(tx: Transaction, own: ServerName, room_id: RoomID, origin: ServerName) -> RoomAccess | None:
     """None for a room of which this server has never heard."""
     version = find_room_version(tx, room_id)
     head = find_head(tx, room_id)
@@ -34,7 +36,7 @@ def find_access(tx: Transaction, room_id: RoomID, origin: ServerName) -> RoomAcc
         return None
     return RoomAccess(
         version,
-        is_resident=bool(head.extremities),
+        is_resident=is_resident(tx, own, room_id),
         is_allowed=is_allowed(tx, head, origin),
         has_origin=is_server_joined(tx, room_id, origin),
     )
@@ -54,25 +56,41 @@ def is_allowed(tx: Transaction, head: Head, server: ServerName) -> bool:
     return acl.is_allowed(server)
 
 
-def resident_head(tx: Transaction, room_id: RoomID, origin: ServerName) -> Head:
-    """The head of a room that this server is in. MatrixError 404 where it is not, 403 where the ACL shuts out the origin."""
+def is_resident(tx: Transaction, own: ServerName, room_id: RoomID) -> bool:
+    """Whether this server is in the room, and so gets its events."""
+    return is_server_joined(tx, room_id, own)
+
+
+def resident_head(tx: Transaction, own: ServerName, room_id: RoomID, origin: ServerName) -> Head:
+    """The head of a room that this server is in. MatrixError 404 where it is not, 403 by the server ACL."""
     head = find_head(tx, room_id)
-    if head is None or not head.extremities or not head.create_position:
+    if head is None or not is_resident(tx, own, room_id):
         raise not_found("This server is not in that room.")
     if not is_allowed(tx, head, origin):
         raise forbidden("The room's server ACL does not allow your server.")
     return head
 
 
-def shared_head(tx: Transaction, room_id: RoomID, origin: ServerName) -> Head:
-    """As `resident_head`, and the origin is in the room too: MatrixError 403 where it is not."""
-    head = resident_head(tx, room_id, origin)
-    if not is_server_joined(tx, room_id, origin):
+def check_may_read(
+    tx: Transaction, own: ServerName, room_id: RoomID, origin: ServerName, event_ids: Collection[EventID]
+) -> None:
+    """MatrixError 404 or 403 unless the origin may ask about these events of a room that this server is in.
+
+    It may while it is in the room; later about what it was there for, or it could not even learn that it was put out.
+    """
+    resident_head(tx, own, room_id, origin)
+    if is_server_joined(tx, room_id, origin):
+        return
+    for stored in list_stored(tx, find_positions(tx, event_ids).values()).values():
+        if stored.state_before is None or origin not in servers_in(tx, stored.state_before):
+            raise forbidden("Your server is not in that room.")
+    if not event_ids:
         raise forbidden("Your server is not in that room.")
-    return head
 
 
-def list_servers(tx: Transaction, room_id: RoomID, own: ServerName, first: ServerName | None, limit: int) -> list[ServerName]:
+def list_servers(
+    tx: Transaction, room_id: RoomID, own: ServerName, first: ServerName | None, limit: int
+) -> list[ServerName]:
     """Other servers of the room to ask for something, `first` before the others if it is in the room."""
     head = find_head(tx, room_id)
     servers = sorted(joined_servers(tx, head) - {own}) if head is not None else []

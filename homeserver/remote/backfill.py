@@ -93,7 +93,7 @@ async def _take_in(
     states: dict[EventID, list[EventID]] = {}
     for event in events:
         placed = await hs.database.read(_placed, event)
-        if placed or within.issuperset(event.prev_events) and event.prev_events:
+        if placed or (within.issuperset(event.prev_events) and event.prev_events):
             continue
         if event.type == "m.room.create":
             states[event.event_id] = []
@@ -112,7 +112,7 @@ def _placed(tx: Transaction, event: Event) -> bool:
     """Whether the event, or all that it follows, has its place in the graph."""
     positions = find_positions(tx, [event.event_id, *event.prev_events])
     placed = {row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None}
-    return event.event_id in placed or bool(event.prev_events) and placed.issuperset(event.prev_events)
+    return event.event_id in placed or (bool(event.prev_events) and placed.issuperset(event.prev_events))
 
 
 def _place(

@@ -1,6 +1,7 @@
 """The first three checks of a PDU that a peer sent: its format, its signatures, its hash.
 
-Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu. The others need the room: see `homeserver/rooms/receive.py`.
+The others need the room: see `homeserver/rooms/receive.py`.
+Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def collect(
     """What the changes of since < position ≤ upto mean for each destination, in order."""
     found: dict[ServerName, list[Item]] = {}
     heads: dict[RoomID, Head | None] = {}
-    rows = _rows_to_send(tx, own, tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto))
+    positions = tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
+    rows = _rows_to_send(tx, own, positions)
     destinations = {row.position: _destinations(tx, own, row, _head(tx, heads, row.room_id)) for row in rows}
     wanted = [row for row in rows if destinations[row.position]]
     for row, event in zip(wanted, to_events(tx, wanted), strict=True):
@@ -69,9 +70,9 @@ def collect(
 def list_due(
     tx: Transaction, own: ServerName, sources: Sequence[EduSource], server: ServerName, since: int, upto: int
 ) -> Batch:
-    """What `server` lacks that was last reached at `since`, up to a position ≤ `upto`; of busy rooms only the newest."""
+    """What `server` lacks that was reached last at `since`, up to a position ≤ `upto`; of busy rooms the newest."""
     upto = min(upto, since + limits.CATCH_UP_SPAN)
-    rows = _rows_to_send(tx, own, [*_room_positions(tx, server, since, upto), *_departures(tx, server, since, upto)])
+    rows = _rows_to_send(tx, own, _room_positions(tx, server, since, upto))
     heads: dict[RoomID, Head | None] = {}
     due = [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
     if len(due) > PDUS_MAX:
@@ -101,25 +102,30 @@ def _rows_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) 
 def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head | None) -> frozenset[ServerName]:
     """The servers that were in the room at the event, and that of whom it puts out of it."""
     assert row.state_before is not None
-    if head is None or not head.extremities and head.members_position <= row.position:
+    if head is None or (not head.extremities and head.members_position <= row.position):
         servers = servers_in(tx, row.state_before)
     elif head.members_position <= row.position:
         servers = joined_servers(tx, head)
     else:
         servers = servers_in(tx, row.state_before)
-    if row.type == "m.room.member" and row.state_key is not None and row.state_key != row.sender:
-        if row.content.get("membership") in ("leave", "ban"):
-            servers = servers | {ServerName(row.state_key.partition(":")[2])}
+    if row.type == "m.room.member" and row.state_key is not None and row.content.get("membership") in ("leave", "ban"):
+        servers = servers | {ServerName(row.state_key.partition(":")[2])}
     return servers - {own, server_name_of(row.sender)}
 
 
 def _room_positions(tx: Transaction, server: ServerName, since: int, upto: int) -> list[int]:
-    """Events of each room that the server is in, in the span; of a room with too many only the newest of them."""
+    """Events of each room that the server is in, or was lately; of a room with too many only the newest of them."""
+    nid = tx.find(server)
     rooms = tx.values(
-        "SELECT r.room_nid FROM rooms r WHERE r.last_position > ? AND EXISTS (SELECT 1 FROM memberships m"
-        " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.server_nid = ?)",
+        "SELECT r.room_nid FROM rooms r WHERE r.last_position > ? AND (EXISTS (SELECT 1 FROM memberships m"
+        " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.server_nid = ?)"
+        " OR r.members_position > ? AND EXISTS (SELECT 1 FROM memberships m WHERE m.room_nid = r.room_nid"
+        " AND m.membership IN ('leave', 'ban') AND m.server_nid = ? AND m.changed_position > ?))",
         since,
-        tx.find(server),
+        nid,
+        since,
+        nid,
+        since,
     )
     found: list[int] = []
     for room_nid in rooms:
@@ -132,19 +138,6 @@ def _room_positions(tx: Transaction, server: ServerName, since: int, upto: int) 
             limits.CATCH_UP_ROOM_EVENTS_MAX,
         )
     return found
-
-
-def _departures(tx: Transaction, server: ServerName, since: int, upto: int) -> list[int]:
-    """The events by which users of the server were put out of rooms in the span."""
-    return tx.values(
-        "SELECT m.event_position FROM rooms r JOIN memberships m ON m.room_nid = r.room_nid"
-        " WHERE r.members_position > ? AND m.membership IN ('leave', 'ban') AND m.server_nid = ?"
-        " AND m.event_position > ? AND m.event_position <= ?",
-        since,
-        tx.find(server),
-        since,
-        upto,
-    )
 
 
 def _edus(tx: Transaction, sources: Sequence[EduSource], since: int, upto: int) -> Iterable[OutgoingEdu]:
@@ -186,8 +179,8 @@ def list_destinations(tx: Transaction) -> dict[ServerName, tuple[int, Standing]]
 def store_destination(tx: Transaction, server: ServerName, acked_position: int, standing: Standing) -> None:
     """Notes that the destination has got everything up to a position, and no more."""
     tx.run(
-        "INSERT INTO destinations (server_nid, acked_position, failures, since_ms, retry_after_ms) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (server_nid) DO UPDATE SET acked_position = excluded.acked_position,"
+        "INSERT INTO destinations (server_nid, acked_position, failures, since_ms, retry_after_ms)"
+        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_nid) DO UPDATE SET acked_position = excluded.acked_position,"
         " failures = excluded.failures, since_ms = excluded.since_ms, retry_after_ms = excluded.retry_after_ms",
         tx.intern(server),
         acked_position,

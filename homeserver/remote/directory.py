@@ -1,4 +1,7 @@
-"""Aliases and room directories of other servers. Spec: server-server-api/#querying-for-information, #published-room-directory"""
+"""Aliases and room directories of other servers.
+
+Spec: server-server-api/#querying-for-information, #published-room-directory
+"""
 
 from __future__ import annotations
 

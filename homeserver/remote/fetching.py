@@ -1,4 +1,4 @@
-"""Fetching events that are missing, and the states and auth chains of others. What comes is checked before anyone sees it.
+"""Fetching events that are missing, and states and auth chains. What comes is checked before anyone sees it.
 
 Spec: server-server-api/#backfilling-and-retrieving-missing-events, #retrieving-events
 """
@@ -113,7 +113,7 @@ async def fetch_state_before(hs: Resources, servers: Sequence[ServerName], event
         if missing:
             await _fetch_state_events(hs, server, event, missing)
         unstored = await _unstored(hs, state_ids)
-        if len(unstored) * 10 <= len(state_ids):  # some old event whose signature cannot be checked any more is no reason
+        if len(unstored) * 10 <= len(state_ids):  # of old events a few have signatures that nobody can check any more
             return [event_id for event_id in state_ids if event_id not in unstored]
     return None
 
@@ -134,7 +134,7 @@ async def _fetch_state_events(
 
 
 async def store(hs: Resources, events: Collection[Event], server: ServerName | None = None) -> frozenset[EventID]:
-    """Stores checked events as outliers, asking `server` for the few auth events that they lack; answers what they lack.
+    """Stores checked events as outliers, once `server` was asked for the few auth events they lack; answers the rest.
 
     Many short writes rather than one long one: the writer serves others in between.
     """

@@ -70,11 +70,10 @@ def _make(
 ) -> JsonObject:
     if server_name_of(user_id) != origin:
         raise forbidden("That user is of another server than yours.")
-    head = resident_head(tx, room_id, origin)
+    head = resident_head(tx, hs.server_name, room_id, origin)
     if versions is not None and head.version.id not in versions:
-        raise MatrixError(
-            400, "M_INCOMPATIBLE_ROOM_VERSION", f"The room is of version {head.version.id}.", room_version=head.version.id
-        )
+        error = f"The room is of version {head.version.id}."
+        raise MatrixError(400, "M_INCOMPATIBLE_ROOM_VERSION", error, room_version=head.version.id)
     content: dict[str, Any] = {"membership": membership}
     if membership == "join":
         inviter = authorised_via(tx, head, user_id, hs.server_name)
@@ -151,8 +150,8 @@ def _state_for(tx: Transaction, position: int) -> tuple[list[JsonObject], list[J
 async def _accept(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict[str, Any], membership: str
 ) -> tuple[Event, Received]:
-    """Takes the event into the room, and passes it on to the others. MatrixError: 400 for a wrong one, 403 if forbidden."""
-    version = await hs.database.read(_version_of, room_id, origin)
+    """Takes the event into the room, and passes it on to the others. MatrixError 400 for a wrong one, 403, 404."""
+    version = await hs.database.read(_version_of, hs.server_name, room_id, origin)
     checked = await check_pdu(hs, _with_own_signature(hs, body, version), version, room_id)
     if isinstance(checked, Dropped):
         raise invalid_param(checked.reason)
@@ -165,8 +164,8 @@ async def _accept(
     return event, received
 
 
-def _version_of(tx: Transaction, room_id: RoomID, origin: ServerName) -> RoomVersion:
-    return resident_head(tx, room_id, origin).version
+def _version_of(tx: Transaction, own: ServerName, room_id: RoomID, origin: ServerName) -> RoomVersion:
+    return resident_head(tx, own, room_id, origin).version
 
 
 def _check_is_own_membership(event: Event, event_id: EventID, origin: ServerName, membership: str) -> None:
@@ -201,7 +200,7 @@ def _vouching_server(content: object) -> ServerName | None:
 
 
 def _take_in(tx: Transaction, hs: Resources, origin: ServerName, event: Event) -> Received:
-    head = resident_head(tx, event.room_id, origin)
+    head = resident_head(tx, hs.server_name, event.room_id, origin)
     if event.membership == "join" and _vouching_server(event.content) == hs.server_name:
         authorised_via(tx, head, UserID(event.sender), hs.server_name)
     outcome = receive(tx, hs, event, pass_on=True)

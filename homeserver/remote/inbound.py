@@ -17,8 +17,8 @@ import trio
 from federation.edus import EduContent, RoomReceipts, TypingContent
 from federation.event import Event
 from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_room_id, server_name_of
-from federation.transaction import InvalidTransaction, Transaction as Received
-from federation.transaction import parse_edus, parse_transaction
+from federation.transaction import InvalidTransaction, parse_edus, parse_transaction
+from federation.transaction import Transaction as Received
 from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.database import Transaction
@@ -85,14 +85,15 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[JsonOb
             by_room[parse_room_id(pdu.get("room_id"))].append(pdu)
         except InvalidIdentifier:
             continue  # without a room there is no version, hence no event id to answer under
-    access = await hs.database.read(_find_accesses, list(by_room), origin)
+    access = await hs.database.read(_find_accesses, hs.server_name, list(by_room), origin)
     results: dict[str, JsonObject] = {}
 
     async def receive(room_id: RoomID, room_pdus: Sequence[JsonObject]) -> None:
         try:
             outcome = await _receive_room(hs, origin, room_id, access[room_id], room_pdus)
         except MatrixError as error:  # e.g. too much is under way; the other rooms are not concerned
-            _log.warning("PDUs of a room not received", extra={"room_id": room_id, "origin": origin, "reason": str(error)})
+            about = {"room_id": room_id, "origin": origin, "reason": str(error)}
+            _log.warning("PDUs of a room not received", extra=about)
             return
         results.update((event_id, {"error": reason} if reason else {}) for event_id, reason in outcome.items())
 
@@ -102,8 +103,10 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[JsonOb
     return results
 
 
-def _find_accesses(tx: Transaction, rooms: Sequence[RoomID], origin: ServerName) -> dict[RoomID, RoomAccess | None]:
-    return {room_id: find_access(tx, room_id, origin) for room_id in rooms}
+def _find_accesses(
+    tx: Transaction, own: ServerName, rooms: Sequence[RoomID], origin: ServerName
+) -> dict[RoomID, RoomAccess | None]:
+    return {room_id: find_access(tx, own, room_id, origin) for room_id in rooms}
 
 
 async def _receive_room(
@@ -114,13 +117,14 @@ async def _receive_room(
         named = (pdu.get("event_id") for pdu in pdus)
         return {event_id: "This server is not in that room." for event_id in named if isinstance(event_id, str)}
     checked = await check_pdus(hs, pdus, access.version, room_id)
-    results = {each.event_id: each.reason for each in checked if isinstance(each, Dropped) and each.event_id is not None}
+    dropped = [each for each in checked if isinstance(each, Dropped)]
+    results: dict[str, str] = {each.event_id: each.reason for each in dropped if each.event_id is not None}
     events = [each for each in checked if isinstance(each, Event)]
     if not access.is_allowed:
         return {**results, **{event.event_id: "The room's server ACL does not allow your server." for event in events}}
     if not access.is_resident:
         for event in events:
-            results[event.event_id] = await hs.database.write(receive_outside, event)
+            results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
     servers = await hs.database.read(
         list_servers, room_id, hs.server_name, origin if access.has_origin else None, limits.SERVERS_ASKED_MAX
@@ -155,11 +159,11 @@ async def _allowed_content(hs: Resources, origin: ServerName, content: EduConten
     if isinstance(content, TypingContent):
         if server_name_of(content.user_id) != origin:
             return None
-        accesses = await hs.database.read(_find_accesses, [content.room_id], origin)
+        accesses = await hs.database.read(_find_accesses, hs.server_name, [content.room_id], origin)
         return content if _may_speak(accesses[content.room_id]) else None
     if isinstance(content, dict) and content and all(isinstance(value, RoomReceipts) for value in content.values()):
         receipts: dict[RoomID, Any] = dict(content)  # type: ignore[arg-type]
-        accesses = await hs.database.read(_find_accesses, list(receipts), origin)
+        accesses = await hs.database.read(_find_accesses, hs.server_name, list(receipts), origin)
         return {
             room_id: _own_receipts(value, origin)
             for room_id, value in receipts.items()

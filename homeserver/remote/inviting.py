@@ -105,7 +105,7 @@ def _append(tx: Transaction, event: Event) -> Event:
 
 
 def invite_routes(features: Sequence[Feature]) -> Routes:
-    """The two versions of /invite. Whether an invited user exists is asked of the feature that answers profile queries."""
+    """The two versions of /invite. Who answers profile queries knows whether an invited user exists."""
     find_profile = next((feature.queries["profile"] for feature in features if "profile" in feature.queries), None)
     routes = Routes()
 
@@ -139,9 +139,8 @@ def _read_version(room_version: object) -> RoomVersion:
         raise missing_param("room_version is required.")
     version = ROOM_VERSIONS.get(room_version)
     if version is None:
-        raise MatrixError(
-            400, "M_INCOMPATIBLE_ROOM_VERSION", "This server does not know that room version.", room_version=room_version
-        )
+        error = "This server does not know that room version."
+        raise MatrixError(400, "M_INCOMPATIBLE_ROOM_VERSION", error, room_version=room_version)
     return version
 
 
@@ -169,13 +168,13 @@ async def _receive_invite(
         raise invalid_param("The invited user is not of this server.")
     if find_profile is not None:
         await find_profile(hs, origin, {"user_id": event.state_key})
-    await hs.database.read(_check_room, event, origin)
+    await hs.database.read(_check_room, hs.server_name, event, origin)
     return countersign(event, hs.server_name, hs.signing_key)
 
 
-def _check_room(tx: Transaction, event: Event, origin: ServerName) -> None:
+def _check_room(tx: Transaction, own: ServerName, event: Event, origin: ServerName) -> None:
     head = find_head(tx, event.room_id)
-    if head is None or not head.extremities:
+    if head is None or is_outside(tx, own, event.room_id):
         return
     if not is_allowed(tx, head, origin):
         raise forbidden("The room's server ACL does not allow your server.")
@@ -187,7 +186,7 @@ def _check_room(tx: Transaction, event: Event, origin: ServerName) -> None:
 
 
 async def _read_room_state(hs: Resources, event: Event, state: object) -> list[JsonObject]:
-    """The stripped state. From room version 12 on it has to be made of whole PDUs of the room, its create event among them."""
+    """The stripped state. From room version 12 on it has to be whole PDUs of the room, its create event among them."""
     stripped = read_stripped(state)
     if not event.version.room_id_is_create_event_id:
         return stripped
@@ -202,12 +201,12 @@ async def _read_room_state(hs: Resources, event: Event, state: object) -> list[J
 
 
 async def _store(hs: Resources, event: Event, stripped: list[JsonObject]) -> None:
-    await hs.database.write(_store_if_outside, event, stripped)
+    await hs.database.write(_store_if_outside, hs.server_name, event, stripped)
 
 
-def _store_if_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> None:
+def _store_if_outside(tx: Transaction, own: ServerName, event: Event, stripped: list[JsonObject]) -> None:
     """Tells the user, unless this server is in the room: then the invite comes to it like every other event."""
-    if is_outside(tx, event.room_id):
+    if is_outside(tx, own, event.room_id):
         store_outside(tx, event, stripped)
 
 

@@ -59,7 +59,7 @@ async def join_room(
 ) -> RoomID:
     """Joins by way of one of the servers `via`, which are tried in turn. MatrixError: what the last of them said."""
     async with hs.peers.locks.hold(("join", room_id)):
-        if not await hs.database.read(is_outside, room_id):
+        if not await hs.database.read(is_outside, hs.server_name, room_id):
             # Another user of ours has come in meanwhile; a restricted room may still take more than we can give.
             draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "join"}, state_key=user_id)
             try:
@@ -68,14 +68,15 @@ async def join_room(
             except MatrixError as error:
                 if error.errcode != "M_FORBIDDEN":
                     raise
-        accepted = await _shake_hands(hs, "join", user_id, room_id, await _candidates(hs, user_id, room_id, via), content)
+        candidates = await _candidates(hs, user_id, room_id, via)
+        accepted = await _shake_hands(hs, "join", user_id, room_id, candidates, content)
         await _enter(hs, accepted)
     return room_id
 
 
 async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]) -> None:
     """Rejects an invite or takes back a knock. Where no server of the room can be told, only the user is."""
-    if not await hs.database.read(is_outside, room_id):
+    if not await hs.database.read(is_outside, hs.server_name, room_id):
         draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "leave"}, state_key=user_id)
         await hs.database.write(_append, hs, draft)
         return
@@ -84,7 +85,7 @@ async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: M
         await _shake_hands(hs, "leave", user_id, room_id, candidates, content)
     except MatrixError as error:  # an invite that nobody stands behind any more must not stay for ever
         _log.info("leave not delivered", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
-    await hs.database.write(leave_outside, room_id, user_id)
+    await hs.database.write(leave_outside, hs.server_name, room_id, user_id)
 
 
 async def knock_room(
@@ -92,7 +93,7 @@ async def knock_room(
 ) -> RoomID:
     """Knocks by way of one of the servers `via`. MatrixError: what the last of them said."""
     async with hs.peers.locks.hold(("join", room_id)):
-        if not await hs.database.read(is_outside, room_id):
+        if not await hs.database.read(is_outside, hs.server_name, room_id):
             draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "knock"}, state_key=user_id)
             await hs.database.write(_append, hs, draft)
             return room_id
@@ -252,7 +253,7 @@ async def _enter(hs: Resources, accepted: _Accepted) -> None:
     """Takes over the room as the resident server has told it."""
     server, version, room_id = accepted.server, accepted.event.version, accepted.event.room_id
     join = await _countersigned(hs, accepted)
-    if not await hs.database.read(is_outside, room_id):
+    if not await hs.database.read(is_outside, hs.server_name, room_id):
         received = (await receive_events(hs, [join], [server]))[0]
         _check(received)
         return

@@ -36,7 +36,7 @@ NOTARY_FROM = 4  # servers whose keys are wanted at once: from so many on, one q
 
 
 class WantedKey(NamedTuple):
-    """A key that something is signed with. `signed_ts`: the key should be valid until then; 0 if that does not matter."""
+    """A key that something is signed with. `signed_ts`: it should be valid until then; 0 if that does not matter."""
 
     server: ServerName
     key_id: str
@@ -269,7 +269,8 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
         keys = sorted((key_id, key.key_base64) for key_id, key in statement.verify_keys.items())
         tx.run(
             "INSERT INTO server_keys (server_nid, keys_hash, fetched_ms, valid_until_ts, response)"
-            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_nid, keys_hash) DO UPDATE SET fetched_ms = excluded.fetched_ms,"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_nid, keys_hash) DO UPDATE SET"
+            " fetched_ms = excluded.fetched_ms,"
             " valid_until_ts = excluded.valid_until_ts, response = excluded.response"
             " WHERE excluded.valid_until_ts >= server_keys.valid_until_ts",
             nid,

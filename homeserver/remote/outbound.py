@@ -1,9 +1,9 @@
 """The sender: what our users do reaches the other servers of their rooms. Spec: server-server-api/#transactions
 
 A tail of the stream. What it finds is handed to destinations in memory, and it is stored how far everything has been
-delivered, so that after a crash the rest is found again. A destination that fails gets a row, which says up to where it has
-everything: from then on it is left out, until it is tried again and reads what it lacks from the database. Hence there is
-no queue, a message costs no row for each destination, and a destination that nothing is to be sent to costs nothing.
+delivered, so that after a crash the rest is found again. A destination that fails gets a row, which says up to where it
+has everything: from then on it is left out, until it is tried again and reads what it lacks from the database. Hence
+there is no queue, a message costs no row for each destination, and an idle destination costs nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Lag:
 
 @dataclass(slots=True)
 class _Outbox:
-    """What waits for a destination that gets everything as it comes. `overflowed_at`: what came from there on was left out."""
+    """What waits for a destination that gets everything as it comes. `overflowed_at`: from there on it was left out."""
 
     items: deque[Item] = field(default_factory=deque)
     overflowed_at: int | None = None

@@ -14,14 +14,13 @@ from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
-from homeserver.rooms.heads import find_head, insert_room
-from homeserver.rooms.membership import get_membership, get_room_membership, store_membership
+from homeserver.rooms.heads import insert_room
+from homeserver.rooms.membership import get_membership, get_room_membership, is_server_joined, store_membership
 
 
-def is_outside(tx: Transaction, room_id: RoomID) -> bool:
+def is_outside(tx: Transaction, own: ServerName, room_id: RoomID) -> bool:
     """Whether this server is not in the room."""
-    head = find_head(tx, room_id)
-    return head is None or not head.extremities
+    return not is_server_joined(tx, room_id, own)
 
 
 def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> None:
@@ -44,9 +43,9 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
     store_membership(tx, room_nid, user_id, event.membership, position, position, [*others, own])
 
 
-def leave_outside(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+def leave_outside(tx: Transaction, own: ServerName, room_id: RoomID, user_id: UserID) -> None:
     """Ends an invite or knock: to its user it is as if the room had been left."""
-    if not is_outside(tx, room_id) or get_membership(tx, room_id, user_id) not in ("invite", "knock"):
+    if not is_outside(tx, own, room_id) or get_membership(tx, room_id, user_id) not in ("invite", "knock"):
         return
     room_nid = tx.intern(room_id)
     tx.run("DELETE FROM outside_memberships WHERE room_nid = ? AND user_nid = ?", room_nid, tx.find(user_id))
@@ -59,11 +58,11 @@ def forget_outside(tx: Transaction, room_id: RoomID) -> None:
     tx.run("DELETE FROM outside_memberships WHERE room_nid = ?", tx.find(room_id))
 
 
-def receive_outside(tx: Transaction, event: Event) -> str:
+def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:
     """An event, checked as far as possible, of a room that this server is not in; "" or why it is of no use.
 
-    Only that a user of ours is not invited any more, or has knocked in vain, means anything: said by the one who invited,
-    or to a knock by anyone on the servers that the user named.
+    Only that a user of ours is not invited any more, or has knocked in vain, means anything. An invite is taken back by
+    the server that has invited.
     """
     user_id = event.state_key
     if event.membership not in ("leave", "ban") or user_id is None:
@@ -71,9 +70,10 @@ def receive_outside(tx: Transaction, event: Event) -> str:
     membership = get_room_membership(tx, event.room_id, user_id)
     if membership is None or membership.membership not in ("invite", "knock"):
         return "This server is not in that room."
-    if membership.membership == "invite" and server_name_of(event.sender) != _server_of_inviter(tx, event.room_id, user_id):
+    inviter = _server_of_inviter(tx, event.room_id, user_id)
+    if membership.membership == "invite" and server_name_of(event.sender) != inviter:
         return "Only the server that has invited can take it back."
-    leave_outside(tx, event.room_id, UserID(user_id))
+    leave_outside(tx, own, event.room_id, UserID(user_id))
     return ""
 
 

@@ -1,6 +1,6 @@
 """Taking in events of peers: what is missing for it is fetched, then an event is received in one write.
 
-Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu (checks 4 to 6), #backfilling-and-retrieving-missing-events
+Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu, #backfilling-and-retrieving-missing-events
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def receive(
     An event of our own users that comes from elsewhere is not sent again.
     """
     outcome = receive_event(tx, event, state=state, ordering=ordering)
-    if isinstance(outcome, Received) and outcome.is_new:
-        if pass_on or server_name_of(event.sender) == hs.server_name:
-            note_relay(tx, outcome.position, is_ours=pass_on)
+    is_own = server_name_of(event.sender) == hs.server_name
+    if isinstance(outcome, Received) and outcome.is_new and (pass_on or is_own):
+        note_relay(tx, outcome.position, is_ours=pass_on)
     return outcome
 
 

@@ -21,12 +21,11 @@ from homeserver.api import Request, Routes
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param, missing_param, not_found, unrecognized
 from homeserver.feature import Feature, JsonObject
-from homeserver.remote.access import shared_head
+from homeserver.remote.access import check_may_read
 from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_statement
 from homeserver.resources import Resources
 from homeserver.rooms import state_tree
 from homeserver.rooms.graph import auth_chain, walk_back
-from homeserver.rooms.heads import Head
 from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored, list_stored, to_events
 from homeserver.rooms.visibility import server_may_see
 
@@ -107,7 +106,7 @@ async def _vouch(hs: Resources, wanted: dict[ServerName, dict[str, KeyCriteria]]
         criteria = wanted[server] or {"": KeyCriteria()}
         for key_id, each in criteria.items():
             minimum_ts = now_ms if each.minimum_valid_until_ts is None else each.minimum_valid_until_ts
-            # Without a key ID any key will do: of those that are stored, or one that nobody has, so that it is asked for.
+            # Without a key ID any key will do: a stored one, or one that nobody has, so that the server is asked.
             known = next(iter(stored[server][0].verify_keys), "") if server in stored else ""
             needs.append(WantedKey(server, key_id or known, minimum_ts))
     await find_keys(hs, needs)
@@ -136,35 +135,37 @@ def _version() -> str:
 
 @routes.get("/_matrix/federation/v1/event/{event_id}", rate_limit="federation")
 async def get_event(hs: Resources, origin: ServerName, event_id: EventID) -> JsonObject:
-    return _transaction(hs, [await hs.database.read(_event, event_id, origin)])
+    return _transaction(hs, [await hs.database.read(_event, hs.server_name, event_id, origin)])
 
 
-def _event(tx: Transaction, event_id: EventID, origin: ServerName) -> JsonObject:
+def _event(tx: Transaction, own: ServerName, event_id: EventID, origin: ServerName) -> JsonObject:
     stored = get_stored(tx, event_id)
     if stored is None:
         raise not_found("This server does not know that event.")
-    shared_head(tx, stored.room_id, origin)
+    check_may_read(tx, own, stored.room_id, origin, [event_id])
     return _pdus(tx, [stored], origin)[0]
 
 
 @routes.get("/_matrix/federation/v1/event_auth/{room_id}/{event_id}", rate_limit="federation")
 async def get_event_auth(hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID) -> JsonObject:
-    return {"auth_chain": await hs.database.read(_event_auth, room_id, event_id, origin)}
+    return {"auth_chain": await hs.database.read(_event_auth, hs.server_name, room_id, event_id, origin)}
 
 
-def _event_auth(tx: Transaction, room_id: RoomID, event_id: EventID, origin: ServerName) -> list[JsonObject]:
-    head = shared_head(tx, room_id, origin)
-    stored = _event_of(tx, head, event_id)
+def _event_auth(
+    tx: Transaction, own: ServerName, room_id: RoomID, event_id: EventID, origin: ServerName
+) -> list[JsonObject]:
+    check_may_read(tx, own, room_id, origin, [event_id])
+    stored = _event_of(tx, room_id, event_id)
     return whole_pdus(tx, auth_chain(tx, [stored.position]))
 
 
 @routes.get("/_matrix/federation/v1/state_ids/{room_id}", rate_limit="federation")
 async def get_room_state_ids(hs: Resources, origin: ServerName, room_id: RoomID, query: EventQuery) -> JsonObject:
-    return await hs.database.read(_state_ids, room_id, query.event_id, origin)
+    return await hs.database.read(_state_ids, hs.server_name, room_id, query.event_id, origin)
 
 
-def _state_ids(tx: Transaction, room_id: RoomID, event_id: EventID, origin: ServerName) -> JsonObject:
-    state = _state_positions(tx, room_id, event_id, origin)
+def _state_ids(tx: Transaction, own: ServerName, room_id: RoomID, event_id: EventID, origin: ServerName) -> JsonObject:
+    state = _state_positions(tx, own, room_id, event_id, origin)
     return {
         "pdu_ids": list(event_ids_at(tx, state).values()),
         "auth_chain_ids": list(event_ids_at(tx, auth_chain(tx, state)).values()),
@@ -173,18 +174,20 @@ def _state_ids(tx: Transaction, room_id: RoomID, event_id: EventID, origin: Serv
 
 @routes.get("/_matrix/federation/v1/state/{room_id}", rate_limit="federation")
 async def get_room_state(hs: Resources, origin: ServerName, room_id: RoomID, query: EventQuery) -> JsonObject:
-    return await hs.database.read(_state, room_id, query.event_id, origin)
+    return await hs.database.read(_state, hs.server_name, room_id, query.event_id, origin)
 
 
-def _state(tx: Transaction, room_id: RoomID, event_id: EventID, origin: ServerName) -> JsonObject:
-    state = _state_positions(tx, room_id, event_id, origin)
+def _state(tx: Transaction, own: ServerName, room_id: RoomID, event_id: EventID, origin: ServerName) -> JsonObject:
+    state = _state_positions(tx, own, room_id, event_id, origin)
     return {"pdus": whole_pdus(tx, state), "auth_chain": whole_pdus(tx, auth_chain(tx, state))}
 
 
-def _state_positions(tx: Transaction, room_id: RoomID, event_id: EventID, origin: ServerName) -> list[int]:
+def _state_positions(
+    tx: Transaction, own: ServerName, room_id: RoomID, event_id: EventID, origin: ServerName
+) -> list[int]:
     """The state before the event."""
-    head = shared_head(tx, room_id, origin)
-    stored = _event_of(tx, head, event_id)
+    check_may_read(tx, own, room_id, origin, [event_id])
+    stored = _event_of(tx, room_id, event_id)
     if stored.state_before is None:
         raise not_found("This server does not know the state at that event.")
     return list(state_tree.items(tx, stored.state_before).values())
@@ -195,14 +198,15 @@ async def backfill_room(hs: Resources, origin: ServerName, room_id: RoomID, quer
     if not query.v:
         raise missing_param("v is required.")
     limit = min(query.limit, limits.BACKFILL_EVENTS_MAX)
-    pdus = await hs.database.read(_backfill, room_id, query.v[: limits.BACKFILL_EVENTS_MAX], limit, origin)
+    start = query.v[: limits.BACKFILL_EVENTS_MAX]
+    pdus = await hs.database.read(_backfill, hs.server_name, room_id, start, limit, origin)
     return _transaction(hs, pdus)
 
 
 def _backfill(
-    tx: Transaction, room_id: RoomID, start: Sequence[EventID], limit: int, origin: ServerName
+    tx: Transaction, own: ServerName, room_id: RoomID, start: Sequence[EventID], limit: int, origin: ServerName
 ) -> list[JsonObject]:
-    shared_head(tx, room_id, origin)
+    check_may_read(tx, own, room_id, origin, start)
     return _pdus_at(tx, walk_back(tx, room_id, start, limit), origin)
 
 
@@ -210,13 +214,13 @@ def _backfill(
 async def get_missing_previous_events(
     hs: Resources, origin: ServerName, room_id: RoomID, body: MissingEventsBody
 ) -> JsonObject:
-    return {"events": await hs.database.read(_missing_events, room_id, body, origin)}
+    return {"events": await hs.database.read(_missing_events, hs.server_name, room_id, body, origin)}
 
 
 def _missing_events(
-    tx: Transaction, room_id: RoomID, body: MissingEventsBody, origin: ServerName
+    tx: Transaction, own: ServerName, room_id: RoomID, body: MissingEventsBody, origin: ServerName
 ) -> list[JsonObject]:
-    shared_head(tx, room_id, origin)
+    check_may_read(tx, own, room_id, origin, body.latest_events)
     positions = walk_back(
         tx, room_id, body.latest_events, min(body.limit, limits.MISSING_EVENTS_MAX),
         known=body.earliest_events, min_depth=body.min_depth, with_start=False,
@@ -228,22 +232,25 @@ def _missing_events(
 async def get_event_by_timestamp(
     hs: Resources, origin: ServerName, room_id: RoomID, query: TimestampQuery
 ) -> JsonObject:
-    return await hs.database.read(_event_by_timestamp, room_id, query, origin)
+    return await hs.database.read(_event_by_timestamp, hs.server_name, room_id, query, origin)
 
 
-def _event_by_timestamp(tx: Transaction, room_id: RoomID, query: TimestampQuery, origin: ServerName) -> JsonObject:
-    head = shared_head(tx, room_id, origin)
+def _event_by_timestamp(
+    tx: Transaction, own: ServerName, room_id: RoomID, query: TimestampQuery, origin: ServerName
+) -> JsonObject:
+    check_may_read(tx, own, room_id, origin, ())
+    room_nid = tx.find(room_id)
     if query.dir == "f":
         row = tx.one(
             "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts >= ?"
             " ORDER BY origin_server_ts, ordering LIMIT 1",
-            head.room_nid, query.ts,
+            room_nid, query.ts,
         )  # fmt: skip
     else:
         row = tx.one(
             "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts <= ?"
             " ORDER BY origin_server_ts DESC, ordering DESC LIMIT 1",
-            head.room_nid, query.ts,
+            room_nid, query.ts,
         )  # fmt: skip
     event = list_stored(tx, (row[0],))[row[0]] if row is not None else None
     if event is None or not server_may_see(tx, origin, event):
@@ -276,9 +283,9 @@ def _transaction(hs: Resources, pdus: list[JsonObject]) -> JsonObject:
     return {"origin": hs.server_name, "origin_server_ts": hs.now_ms(), "pdus": pdus}
 
 
-def _event_of(tx: Transaction, head: Head, event_id: EventID) -> StoredEvent:
+def _event_of(tx: Transaction, room_id: RoomID, event_id: EventID) -> StoredEvent:
     stored = get_stored(tx, event_id)
-    if stored is None or stored.room_id != head.room_id:
+    if stored is None or stored.room_id != room_id:
         raise not_found("This server does not know that event in that room.")
     return stored
 

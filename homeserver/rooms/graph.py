@@ -1,4 +1,7 @@
-"""Walking the event graph of a room: auth chains, and back along prev_events. Spec: server-server-api/#pdus, rooms/v12/#definitions"""
+"""Walking the event graph of a room: auth chains, and back along prev_events.
+
+Spec: server-server-api/#pdus, rooms/v12/#definitions
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ CITATIONS_CACHED_MAX = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one stored event cites: positions of the stored ones. `is_placed`: it has its place in the graph, as no outlier has."""
+    """What a stored event cites: positions of the stored ones. `is_placed`: it has its place in the graph."""
 
     position: int
     room_nid: int
@@ -28,7 +31,7 @@ class Node:
 
 
 def auth_chain(tx: Transaction, positions: Iterable[int]) -> set[int]:
-    """The auth events of the events, theirs, and so on: the chain of each, but not the events themselves unless in one."""
+    """The auth events of the events, theirs, and so on; not the events themselves, unless one is in a chain."""
     chain: set[int] = set()
     waiting = set(positions)
     while waiting:
@@ -48,7 +51,7 @@ def walk_back(
     min_depth: int = 0,
     with_start: bool = True,
 ) -> list[int]:
-    """At most `limit` events before `start`, the deepest first, not beyond those of `known`. Outliers are passed over."""
+    """At most `limit` events before `start`, the deepest first, not beyond those of `known`; no outliers."""
     room_nid = tx.find(room_id)
     ignored = set(find_positions(tx, known).values())
     first = [node for node in _nodes(tx, find_positions(tx, start).values()).values() if node.room_nid == room_nid]
@@ -119,7 +122,7 @@ def _nodes(tx: Transaction, positions: Collection[int]) -> dict[int, Node]:
     rows = tx.all_in(
         "SELECT position, room_nid, status, state_before, envelope FROM events WHERE position IN (?*)", list(positions)
     )
-    unpacked = [(position, room_nid, status, state, unpack(bytes(blob))) for position, room_nid, status, state, blob in rows]
+    unpacked = [(*row[:4], unpack(bytes(row[4]))) for row in rows]
     prev = {row[0]: _citations(row[4].prev_events, row[4].rest.get("prev_events")) for row in unpacked}
     auth = {row[0]: _citations(row[4].auth_events, row[4].rest.get("auth_events")) for row in unpacked}
     keys = {key for cited in (*prev.values(), *auth.values()) for key in cited if isinstance(key, bytes)}

@@ -42,6 +42,11 @@ def check_federation_response(method: str, path: str, status: int, body: bytes) 
     module = contract_check()
     if module is None:
         return
-    recorder = module.Recorder(api="server-server", strict=True)
+    recorder = module.Recorder(api="server-server", strict=True, ignore=_of_an_event)
     recorder.record(method, path, status, body)
     recorder.check()
+
+
+def _of_an_event(operation: Any, status: int, error: str) -> bool:
+    """PDUs have had no `origin` since room version 1; and "all other fields of the events should remain untouched"."""
+    return operation["operationId"].startswith("sendInvite") and "'origin' is a required property" in error

@@ -1,0 +1,127 @@
+"""Invites across servers. Spec: server-server-api/#inviting-to-a-room"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.federation import (
+    Federation,
+    create_room,
+    invite,
+    join,
+    membership_in,
+    send_text,
+    state_of,
+    sync,
+    until,
+    wait_text,
+)
+
+
+@pytest.mark.parametrize("version", ["1", "3", "6", "9", "10", "11", "12"])
+async def test_invited_user_is_told_of_the_room_and_joins(federation: Federation, version: str) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, name="Tea", room_version=version)
+    await invite(alice, room_id, bob.user_id)
+    answer = await sync(bob)
+    assert membership_in(answer, room_id) == "invite"
+    events = answer["rooms"]["invite"][room_id]["invite_state"]["events"]
+    assert {"m.room.create", "m.room.name", "m.room.member"} <= {event["type"] for event in events}
+    own = next(event for event in events if event["state_key"] == bob.user_id)
+    assert (own["sender"], own["content"]["membership"]) == (alice.user_id, "invite")
+
+    await join(bob, room_id)  # the inviter's server is known
+    await send_text(bob, room_id, "thank you")
+    await wait_text(alice, room_id, "thank you")
+    assert await state_of(alice, room_id) == await state_of(bob, room_id)
+    assert membership_in(await sync(bob, answer["next_batch"]), room_id) == "join"
+
+
+async def test_invite_reaches_a_server_that_is_in_the_room(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob, bert = await a.register("alice"), await b.register("bob"), await b.register("bert")
+    room_id = await create_room(alice)
+    await invite(alice, room_id, bob.user_id)
+    await join(bob, room_id)
+    await invite(alice, room_id, bert.user_id)
+
+    async def invited() -> bool:
+        return membership_in(await sync(bert), room_id) == "invite"
+
+    await until(invited)
+    await join(bert, room_id)
+    assert await state_of(bert, room_id) == await state_of(bob, room_id)
+
+
+async def test_rejected_invite_is_told_to_the_inviter(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice)
+    await invite(alice, room_id, bob.user_id)
+    before = await sync(bob)
+    await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
+    assert membership_in(await sync(bob, before["next_batch"]), room_id) == "leave"
+    content = await alice.ok("GET", f"rooms/{quote(room_id)}/state/m.room.member/{quote(bob.user_id)}")
+    assert content["membership"] == "leave"
+
+
+async def test_invite_can_be_rejected_when_the_inviter_is_gone(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice)
+    await invite(alice, room_id, bob.user_id)
+    federation.network.leave("a.example")
+    before = await sync(bob)
+    await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
+    assert membership_in(await sync(bob, before["next_batch"]), room_id) == "leave"
+
+
+async def test_inviter_takes_the_invite_back(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice)
+    await invite(alice, room_id, bob.user_id)
+    before = await sync(bob)
+    await alice.ok("POST", f"rooms/{quote(room_id)}/kick", json={"user_id": bob.user_id})
+
+    async def gone() -> bool:
+        return membership_in(await sync(bob, before["next_batch"]), room_id) == "leave"
+
+    await until(gone)
+
+
+async def test_invite_of_someone_who_does_not_exist_is_refused(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice = await a.register("alice")
+    await b.register("bob")
+    room_id = await create_room(alice)
+    path = f"rooms/{quote(room_id)}/invite"
+    assert await alice.refused("POST", path, json={"user_id": "@nobody:b.example"}) == (404, "M_NOT_FOUND")
+    federation.network.leave("b.example")
+    assert await alice.refused("POST", path, json={"user_id": "@bob:b.example"}) == (502, "M_UNKNOWN")
+    members = await alice.ok("GET", f"rooms/{quote(room_id)}/members")
+    assert [event["state_key"] for event in members["chunk"]] == [alice.user_id]
+
+
+async def test_left_by_all_and_joined_again(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
+
+    async def left() -> bool:
+        content = await alice.ok("GET", f"rooms/{quote(room_id)}/state/m.room.member/{quote(bob.user_id)}")
+        return bool(content["membership"] == "leave")
+
+    await until(left)
+    await send_text(alice, room_id, "while away")
+    await join(bob, room_id, "a.example")
+    await send_text(alice, room_id, "welcome back")
+    await wait_text(bob, room_id, "welcome back")
+    await send_text(bob, room_id, "thanks")
+    await wait_text(alice, room_id, "thanks")
+    assert await state_of(alice, room_id) == await state_of(bob, room_id)

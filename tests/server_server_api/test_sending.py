@@ -1,0 +1,167 @@
+"""Transactions: what is sent arrives, whatever happens in between. Spec: server-server-api/#transactions"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import trio
+
+from tests.support.federation import (
+    Federation,
+    create_room,
+    join,
+    send_state,
+    send_text,
+    state_of,
+    sync,
+    texts,
+    until,
+    wait_text,
+)
+
+
+async def test_message_leaves_at_once(federation: Federation) -> None:
+    federation.network.latency_s = 0.02
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    since = (await sync(bob))["next_batch"]
+    start = trio.current_time()
+    await send_text(alice, room_id, "now")
+    answer = await sync(bob, since, timeout=30000)
+    events = answer["rooms"]["join"][room_id]["timeline"]["events"]
+    assert [event["content"]["body"] for event in events] == ["now"]
+    assert trio.current_time() - start < 0.05
+
+
+async def test_what_was_sent_during_an_outage_arrives_in_order(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    federation.network.cut("a.example", "b.example")
+    for number in range(120):
+        await send_text(alice, room_id, f"message {number}")
+    await trio.sleep(3600)
+    federation.network.heal()
+    await wait_text(bob, room_id, "message 119")
+    assert await texts(bob, room_id, 200) == [f"message {number}" for number in range(120)]
+
+
+async def test_after_a_long_outage_the_newest_arrives_and_the_rest_is_fetched(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    federation.network.cut("a.example", "b.example")
+    for number in range(400):
+        await send_text(alice, room_id, f"message {number}")
+    await send_state(alice, room_id, "m.room.topic", {"topic": "still the same"})
+    await trio.sleep(24 * 3600)
+    federation.network.heal()
+    await wait_text(bob, room_id, "message 399")
+    await send_text(bob, room_id, "what have I missed?")
+    await wait_text(alice, room_id, "what have I missed?")
+    assert await state_of(alice, room_id) == await state_of(bob, room_id)
+
+
+async def test_destination_that_shows_itself_is_tried_at_once(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    federation.network.cut("a.example", "b.example")
+    await send_text(alice, room_id, "are you there?")
+    await trio.sleep(24 * 3600)  # by now an attempt is made once an hour
+    federation.network.heal()
+    start = trio.current_time()
+    await send_text(bob, room_id, "I am back")
+    await wait_text(bob, room_id, "are you there?")
+    assert trio.current_time() - start < 120
+
+
+async def test_restart_sends_what_was_not_sent(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    federation.network.leave("b.example")
+    for number in range(3):
+        await send_text(alice, room_id, f"message {number}")
+        await trio.sleep(0.4)
+    await federation.kill("a.example")
+    await federation.kill("b.example")
+    b = await federation.start("b.example")
+    bob = b.with_token(bob.token)
+    await federation.start("a.example")
+    await wait_text(bob, room_id, "message 2")
+    assert await texts(bob, room_id) == ["message 0", "message 1", "message 2"]
+
+
+async def test_kill_between_commit_and_sending_loses_nothing(federation: Federation) -> None:
+    federation.network.latency_s = 0.5
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    for number in range(5):
+        await send_text(alice, room_id, f"message {number}")
+    await federation.kill("a.example")  # all of it is committed, nothing has arrived
+    await federation.start("a.example")
+    await wait_text(bob, room_id, "message 4")
+    assert await texts(bob, room_id) == [f"message {number}" for number in range(5)]
+
+
+async def test_losses_of_requests_and_responses_change_nothing(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    federation.network.loss = 0.4
+    for number in range(30):
+        await send_text(alice if number % 2 else bob, room_id, f"message {number}")
+        await trio.sleep(1)
+    federation.network.loss = 0
+
+    async def same() -> bool:
+        seen = await texts(alice, room_id), await texts(bob, room_id)
+        return sorted(seen[0]) == sorted(seen[1]) and len(seen[0]) == 30
+
+    await until(same, seconds=7200)
+    assert await state_of(alice, room_id) == await state_of(bob, room_id)
+
+
+async def test_kicked_servers_learn_it_and_nothing_after(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    federation.network.cut("a.example", "b.example")
+    await send_text(alice, room_id, "last words")
+    await alice.ok("POST", f"rooms/{quote(room_id)}/ban", json={"user_id": bob.user_id})
+    await send_text(alice, room_id, "secret")
+    await trio.sleep(60)
+    federation.network.heal()
+
+    async def banned() -> bool:
+        answer = await sync(bob)
+        return room_id not in answer.get("rooms", {}).get("join", {})
+
+    await until(banned)
+    await trio.sleep(3600)
+    rows = await b.read(lambda tx: tx.all("SELECT 1 FROM events"))
+    assert await texts(bob, room_id) == ["last words"], rows
+
+
+async def test_idle_servers_exchange_nothing(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    await send_text(alice, room_id, "good night")
+    await wait_text(bob, room_id, "good night")
+    await trio.sleep(60)
+    count = len(federation.network.exchanges)
+    await trio.sleep(600)
+    assert len(federation.network.exchanges) == count

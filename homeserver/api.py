@@ -77,7 +77,7 @@ class Request:
 
     @cached_property
     def headers(self) -> dict[str, str]:
-        return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self._headers}
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self._headers}
 
     @cached_property
     def query(self) -> dict[str, list[str]]:
@@ -94,9 +94,7 @@ class Request:
 
     async def stream(self, max_bytes: int) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises M_TOO_LARGE once it is longer than `max_bytes`."""
-        length = self.headers.get("content-length", "")
-        if length.isdigit() and int(length[:20]) > max_bytes:
-            raise too_large(max_bytes)
+        self._check_length(max_bytes)
         seen = 0
         while self._receive is not None and (chunk := await self._receive()) is not None:
             seen += len(chunk)
@@ -107,8 +105,21 @@ class Request:
 
     async def body(self, max_bytes: int) -> bytes:
         """The whole body. Raises M_TOO_LARGE where it is longer than `max_bytes`."""
-        chunks = [chunk async for chunk in self.stream(max_bytes)]
+        self._check_length(max_bytes)
+        chunks: list[bytes] = []
+        seen = 0
+        while self._receive is not None and (chunk := await self._receive()) is not None:
+            if chunk:
+                chunks.append(chunk)
+                seen += len(chunk)
+                if seen > max_bytes:
+                    raise too_large(max_bytes)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _check_length(self, max_bytes: int) -> None:
+        for name, value in self._headers:
+            if name == b"content-length" and value.isdigit() and int(value[:20]) > max_bytes:
+                raise too_large(max_bytes)
 
 
 def too_large(max_bytes: int) -> MatrixError:

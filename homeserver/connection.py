@@ -33,11 +33,15 @@ _RECEIVE_BYTES = 65_536
 
 
 class Queue:
-    """The messages from a connection to one request. Full, it holds up the connection; left, it drops what comes."""
+    """The messages from a connection to one request. Full, it holds up the connection; left, it drops what comes.
 
-    __slots__ = ("_left", "_messages", "_readers", "_writers")
+    A body that stands still is given up: to the request it looks as if the client had gone.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_left", "_messages", "_more_body", "_readers", "_writers")
+
+    def __init__(self, *, has_body: bool) -> None:
+        self._more_body = has_body
         self._messages: deque[Message] = deque()
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
@@ -52,10 +56,18 @@ class Queue:
             await self._writers.park()
 
     async def get(self) -> Message:
-        while not self._messages:
-            await self._readers.park()
-        self._writers.unpark_all()
-        return self._messages.popleft()
+        if not self._messages:
+            with trio.move_on_after(limits.REQUEST_CHUNK_SECONDS_MAX if self._more_body else inf):
+                while not self._messages:
+                    await self._readers.park()
+            if not self._messages:
+                return {"type": "http.disconnect"}
+        if self._writers:
+            self._writers.unpark_all()
+        message = self._messages.popleft()
+        if self._more_body:
+            self._more_body = message.get("more_body", False)
+        return message
 
     def leave(self) -> None:
         """The request is over: nothing more is wanted, and whoever waits to put need not."""
@@ -73,7 +85,7 @@ class _Tasks:
     async def spawn_app(
         self, app: ASGIWrapper, config: HypercornConfig, scope: Any, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Message], Awaitable[None]]:
-        queue = Queue()
+        queue = Queue(has_body=scope["type"] == "http")
         self.nursery.start_soon(_run_app, app, scope, queue, send)
         return queue.put
 

@@ -63,29 +63,37 @@ class Router:
         if whole is not None:
             return whole
         parameters: list[str] = []
-        node = _walk(self._root, path.split("/"), 1, parameters)
+        node = _walk(self._root, path.split("/"), parameters)
         return Match(node.operations, parameters) if node is not None else None
 
 
-def _walk(node: _Node, segments: list[str], at: int, parameters: list[str]) -> _Node | None:
-    """Depth is bounded by the longest registered path, so recursion is too."""
-    if at == len(segments):
-        return node if node.operations else None
-    segment = segments[at]
-    child = node.literals.get(segment)
-    if child is None and "%" in segment:
-        child = node.literals.get(_decoded(segment))
-    if child is not None:
-        found = _walk(child, segments, at + 1, parameters)
-        if found is not None:
-            return found
-    if node.parameter is not None and (segment or node.parameter_may_be_empty):
-        parameters.append(segment)
-        found = _walk(node.parameter, segments, at + 1, parameters)
-        if found is not None:
-            return found
-        parameters.pop()
-    return None
+def _walk(root: _Node, segments: list[str], parameters: list[str]) -> _Node | None:
+    """The node at the end of the segments, whose parameters are added to `parameters`. Literals are tried first."""
+    node = root
+    at, end = 1, len(segments)
+    left: list[tuple[_Node, int, int]] = []  # where the parameter is still to be tried: its node, segment, parameters
+    while True:
+        child = None
+        if at < end:
+            segment = segments[at]
+            child = node.literals.get(segment)
+            if child is None and "%" in segment:
+                child = node.literals.get(_decoded(segment))
+            if node.parameter is not None and (segment or node.parameter_may_be_empty):
+                if child is None:
+                    parameters.append(segment)
+                    child = node.parameter
+                else:
+                    left.append((node.parameter, at, len(parameters)))
+        elif node.operations:
+            return node
+        if child is None:
+            if not left:
+                return None
+            child, at, count = left.pop()
+            parameters[count:] = [segments[at]]
+        node = child
+        at += 1
 
 
 def _decoded(segment: str) -> str:

@@ -1,19 +1,69 @@
-"""Fixtures of the tests of HTTP: a server with operations that the test writes itself."""
+"""Fixtures of the tests of HTTP: a server with operations that the test writes itself, and no feature."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import trio
+from trio.abc import Clock, Instrument
+from trio.testing import MockClock
 
+from federation.identifiers import ServerName
+from federation.signing import SigningKey
 from homeserver.api import Routes
-from homeserver.feature import Feature
-from tests.support.homeservers import NoWire, Server, config_for_tests, run_under_virtual_clock, running
+from homeserver.asgi import App
+from homeserver.authenticate import SCHEMA
+from homeserver.blobs import Blobs
+from homeserver.config import Config, RateLimitsSection
+from homeserver.database import open_database
+from homeserver.dispatch import Dispatch
+from homeserver.resources import Resources
+from homeserver.workers import Workers
+
+START_MS = 1_700_000_000_000
+
+
+@dataclass(slots=True)
+class Server:
+    """A running server: what its handlers get, its application, and a client on that."""
+
+    hs: Resources
+    app: App
+    http: httpx.AsyncClient
+
+    async def write(self, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """fn(tx, …) in a write of the server's database."""
+        return await self.hs.database.write(partial(_call, fn, options), *args)
+
+    async def read(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """fn(tx, …) on the server's database."""
+        return await self.hs.database.read(fn, *args)
+
 
 StartServer = Callable[..., AbstractAsyncContextManager[Server]]
+
+
+def _call(fn: Callable[..., Any], options: dict[str, Any], tx: Any, *args: Any) -> Any:
+    return fn(tx, *args, **options)
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, by the virtual clock."""
+    return START_MS + round(trio.current_time() * 1000)
+
+
+def run_under_virtual_clock(
+    test: Callable[[], Any], clock: Clock | None = None, instruments: Sequence[Instrument] = ()
+) -> Any:
+    """As trio.run; the time jumps to the next deadline whenever there is nothing to do."""
+    return trio.run(test, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -29,8 +79,27 @@ def start_server(tmp_path: Path) -> StartServer:
 
     @asynccontextmanager
     async def start(routes: Routes, **sections: Any) -> AsyncIterator[Server]:
-        config = config_for_tests("test.example", tmp_path, **sections)
-        async with running(config, wire=NoWire(), features=[Feature("test", "", routes=routes)]) as server:
-            yield server
+        sections = {"rate_limits": RateLimitsSection(enabled=False), **sections}
+        config = Config(server_name="test.example", data_dir=str(tmp_path), **sections)
+        database = await open_database("sqlite::memory:", [SCHEMA], inline=True, now_ms=now_ms)
+        async with trio.open_nursery() as nursery:
+            hs = Resources(
+                config=config,
+                server_name=ServerName("test.example"),
+                signing_key=SigningKey("test", bytes(32)),
+                database=database,
+                stream=database.stream,
+                blobs=Blobs("memory:", inline=True),
+                workers=Workers(inline=True),
+                wire=None,  # type: ignore[arg-type]
+                now_ms=now_ms,
+                nursery=nursery,
+            )
+            app = App(Dispatch(hs, routes))
+            transport = httpx.ASGITransport(app, client=("192.0.2.7", 4711))
+            async with httpx.AsyncClient(transport=transport, base_url="https://test.example") as http:
+                yield Server(hs, app, http)
+            nursery.cancel_scope.cancel()
+        await database.aclose()
 
     return start

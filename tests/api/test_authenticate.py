@@ -27,8 +27,7 @@ from homeserver.authenticate import (
 from homeserver.dispatch import Dispatch
 from homeserver.errors import MatrixError
 from homeserver.resources import Resources
-from tests.api.conftest import StartServer
-from tests.support.homeservers import Server
+from tests.api.conftest import Server, StartServer
 
 ALICE = UserID("@alice:test.example")
 BOB = UserID("@bob:test.example")

@@ -5,28 +5,32 @@ Spec: server-server-api/#pdus ("forward extremities"), rooms/v12/#state-resoluti
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from federation.event import Event
-from federation.identifiers import RoomID
+from federation.identifiers import EventID, RoomID
 from federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.database import Transaction
 from homeserver.errors import not_found
 from homeserver.rooms import state_tree
+from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.storage import load_auth_events
 
+# Flat: position, event key, position, event key …
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(tuple[int, ...]).decode
+_unpack = msgspec.msgpack.Decoder(tuple[int | bytes, ...]).decode
+_NO_EXTREMITIES = _pack(())
 
 StateKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`extremities`: positions, oldest first; empty while this server is not in the room. `depth`: the deepest of theirs."""
+    """`extremities`: positions, oldest first, and `extremity_ids` in the same order; empty while this server is not in the
+    room. `depth`: the deepest of theirs."""
 
     room_id: RoomID
     room_nid: int
@@ -34,6 +38,7 @@ class Head:
     create_position: int
     state_root: bytes
     extremities: tuple[int, ...]
+    extremity_ids: tuple[EventID, ...]
     depth: int
     last_position: int
     members_position: int
@@ -51,14 +56,16 @@ def find_head(tx: Transaction, room_id: str) -> Head | None:
     )
     if row is None:
         return None
-    version, create_position, root, extremities, depth, last_position, members_position = row
+    version, create_position, root, packed, depth, last_position, members_position = row
+    extremities = _unpack(packed)
     return Head(
         RoomID(room_id),
         room_nid,
         ROOM_VERSIONS[version],
         create_position,
         bytes(root),
-        _unpack(extremities),
+        extremities[::2],  # type: ignore[arg-type]
+        tuple([event_id_of_key(key) for key in extremities[1::2]]),  # type: ignore[arg-type]
         depth,
         last_position,
         members_position,
@@ -82,7 +89,7 @@ def insert_room(tx: Transaction, room_id: RoomID, version: RoomVersion) -> None:
         tx.intern(room_id),
         version.id,
         state_tree.EMPTY_ROOT,
-        _pack(()),
+        _NO_EXTREMITIES,
     )
 
 
@@ -92,13 +99,19 @@ def set_create_position(tx: Transaction, room_nid: int, create_position: int) ->
 
 
 def replace_head(
-    tx: Transaction, room_nid: int, *, state_root: bytes, extremities: Collection[int], depth: int, last_position: int
+    tx: Transaction,
+    room_nid: int,
+    *,
+    state_root: bytes,
+    extremities: Sequence[tuple[int, EventID]],
+    depth: int,
+    last_position: int,
 ) -> None:
-    """Moves the head."""
+    """Moves the head. `extremities`: positions and event ids."""
     tx.run(
         "UPDATE rooms SET state_root = ?, extremities = ?, depth = ?, last_position = ? WHERE room_nid = ?",
         state_root,
-        _pack(tuple(sorted(extremities))),
+        _pack([part for position, event_id in sorted(extremities) for part in (position, event_key(event_id))]),
         depth,
         last_position,
         room_nid,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -34,6 +35,15 @@ class RoomMembership:
     stripped: list[dict[str, object]] | None
 
 
+class MembershipRow(NamedTuple):
+    """A membership to be stored. event_position: 0 where no event says so."""
+
+    user_id: UserID
+    membership: str
+    event_position: int
+    stripped: list[dict[str, Any]] | None
+
+
 def store_membership(
     tx: Transaction,
     room_nid: int,
@@ -41,31 +51,35 @@ def store_membership(
     membership: str,
     event_position: int,
     changed_position: int,
-    stripped: list[dict[str, object]] | None = None,
+    stripped: list[dict[str, Any]] | None = None,
 ) -> None:
     """Makes it the user's current membership, and wakes the user."""
-    tx.run(
+    store_memberships(tx, room_nid, [MembershipRow(user_id, membership, event_position, stripped)], changed_position)
+
+
+def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipRow], changed_position: int) -> None:
+    """Makes them the current memberships of their users, and wakes those. Who forgot the room and is put out stays so."""
+    tx.many(
         "INSERT INTO memberships (user_nid, room_nid, membership, event_position, changed_position, server_nid, forgotten,"
         " stripped) VALUES (?, ?, ?, ?, ?, ?, 0, ?) ON CONFLICT (user_nid, room_nid) DO UPDATE SET"
         " membership = excluded.membership, event_position = excluded.event_position,"
-        " changed_position = excluded.changed_position, forgotten = 0, stripped = excluded.stripped",
-        tx.intern(user_id),
-        room_nid,
-        membership,
-        event_position,
-        changed_position,
-        tx.intern(server_name_of(user_id)),
-        None if stripped is None else orjson.dumps(stripped),
+        " changed_position = excluded.changed_position, stripped = excluded.stripped, forgotten ="
+        " CASE WHEN excluded.membership IN ('leave', 'ban') THEN memberships.forgotten ELSE 0 END",
+        [
+            (
+                tx.intern(row.user_id),
+                room_nid,
+                row.membership,
+                row.event_position,
+                changed_position,
+                tx.intern(server_name_of(row.user_id)),
+                None if row.stripped is None else orjson.dumps(row.stripped),
+            )
+            for row in rows
+        ],
     )
     tx.run("UPDATE rooms SET members_position = ? WHERE room_nid = ?", changed_position, room_nid)
-    tx.wakes.add(user_id)
-
-
-def delete_membership(tx: Transaction, room_nid: int, user_id: UserID, changed_position: int) -> None:
-    """For a member event that state resolution took out of the state: as if the user had never been there."""
-    tx.run("DELETE FROM memberships WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), room_nid)
-    tx.run("UPDATE rooms SET members_position = ? WHERE room_nid = ?", changed_position, room_nid)
-    tx.wakes.add(user_id)
+    tx.wakes.update([row.user_id for row in rows])
 
 
 def hide_room(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:

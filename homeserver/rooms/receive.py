@@ -8,39 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from federation.auth_events import select_auth_keys_of
-from federation.auth_rules import Rejection, check, check_auth_events, may_apply_redaction
+from federation.auth_rules import Rejection, check, check_auth_events, create_event_id_of
 from federation.event import Event
 from federation.identifiers import EventID, RoomID
 from federation.room_versions import RoomVersion
 from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden
 from homeserver.rooms import state_tree
-from homeserver.rooms.append import redact_stored, update_memberships
+from homeserver.rooms.advance import advance_beside, leave_head
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.graph import in_order
-from homeserver.rooms.heads import (
-    Head,
-    find_head,
-    insert_room,
-    replace_head,
-    set_create_position,
-    state_events,
-    store_resolved_head,
-)
+from homeserver.rooms.heads import Head, find_head, insert_room, set_create_position, state_events
+from homeserver.rooms.redactions import apply_pending, apply_redaction
 from homeserver.rooms.resolve import StateAt, resolve_states, state_after, store_state
 from homeserver.rooms.storage import (
     ORDERING_SHIFT,
     Status,
     StoredEvent,
-    find_position,
+    event_ids_at,
     find_positions,
     get_stored,
     insert_event,
     list_stored,
     load_auth_events,
-    load_events,
     place_in_timeline,
+    to_events,
 )
 
 
@@ -74,7 +69,7 @@ def receive_event(
     ordering: the place in the timeline of an event of the past; without, it is new and takes its place at the end.
     """
     stored = get_stored(tx, event.event_id)
-    if stored is not None and stored.status != Status.OUTLIER:
+    if stored is not None and stored.state_before is not None:
         return Received(stored.position, Status(stored.status), is_new=False)
     head = find_head(tx, event.room_id)
     if head is None or not head.create_position:
@@ -89,20 +84,23 @@ def receive_event(
     status, reason = verdict
     if status == Status.SOFT_FAILED and ordering is not None:
         status, reason = Status.TIMELINE, ""  # history is not held against the present
-    position = stored.position if stored is not None else tx.next_position(event.room_id)
+    is_new = status == Status.TIMELINE and ordering is None
+    moment = tx.next_position(*((event.room_id,) if is_new else ()))
+    position = moment if stored is None else stored.position
     place = None
     if status == Status.TIMELINE:
-        moment = tx.next_position(event.room_id) if stored is not None else position
-        place = ordering if ordering is not None else moment << ORDERING_SHIFT
-    if stored is not None:
-        place_in_timeline(tx, position, status, place, root)
-    else:
+        place = moment << ORDERING_SHIFT if ordering is None else ordering
+    if stored is None:
         insert_event(tx, event, position, status, ordering=place, state_before=root)
+    else:
+        place_in_timeline(tx, position, status, place, root)
+    past = _look_behind(tx, event)
+    children = _note_missing(tx, head, event, position if status == Status.TIMELINE else None, past.missing)
+    if is_new:
+        advance_beside(tx, head, event, position, followed=past.positions, is_past=bool(children))
     if status == Status.TIMELINE:
-        _note_missing(tx, head, event, position)
-        if ordering is None:
-            _move_head(tx, head, event, position)
-        _redact(tx, head, event, position)
+        apply_redaction(tx, event, position, root)
+    apply_pending(tx, event)
     return Received(position, status, is_new=True, reason=reason)
 
 
@@ -117,8 +115,11 @@ def _state_before(
     tx: Transaction, head: Head, event: Event, given: Collection[EventID] | None
 ) -> StateAt | Missing:
     """The state before the event: resolved from the states after its prev_events, and the one given for those unknown."""
+    if event.type == "m.room.create" and event.event_id == _create_event_id(tx, head):
+        return StateAt(state_tree.EMPTY_ROOT)
     positions = find_positions(tx, event.prev_events)
-    if given is None and len(positions) == len(event.prev_events) and set(positions.values()) == set(head.extremities):
+    is_next = head.extremities and set(event.prev_events) == set(head.extremity_ids)
+    if given is None and is_next:
         return StateAt(head.state_root)
     stored = list_stored(tx, positions.values())
     if any(row.room_id != event.room_id for row in stored.values()):
@@ -135,8 +136,12 @@ def _state_before(
     return resolve_states(tx, head.version, states)
 
 
+def _create_event_id(tx: Transaction, head: Head) -> EventID:
+    return event_ids_at(tx, (head.create_position,))[head.create_position]
+
+
 def _given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]) -> StateAt | Missing:
-    """A state that another server has told. Events of other rooms, and another create event than ours, are left out."""
+    """A state that another server has told. Events of other rooms are left out, and the create event is ours."""
     positions = find_positions(tx, event_ids)
     missing = frozenset(event_ids) - positions.keys()
     if missing:
@@ -145,12 +150,15 @@ def _given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]) ->
     for row in list_stored(tx, positions.values()).values():
         if row.state_key is None or row.status == Status.REJECTED or row.room_id != head.room_id:
             continue
-        if (row.type, row.state_key) == ("m.room.create", "") and row.position != head.create_position:
-            continue
-        nids = (tx.find(row.type), tx.find(row.state_key))
-        assert nids[0] is not None and nids[1] is not None
-        entries[nids[0], nids[1]] = row.position
+        entries[_nids(tx, row.type, row.state_key)] = row.position
+    entries[_nids(tx, "m.room.create", "")] = head.create_position
     return StateAt(state_tree.EMPTY_ROOT, tuple(sorted(entries.items())))
+
+
+def _nids(tx: Transaction, event_type: str, state_key: str) -> state_tree.Key:
+    nids = (tx.find(event_type), tx.find(state_key))
+    assert nids[0] is not None and nids[1] is not None, "a stored event's type and state key are interned"
+    return nids[0], nids[1]
 
 
 def _judge(tx: Transaction, head: Head, event: Event, root: bytes) -> tuple[Status, str] | Missing:
@@ -195,66 +203,52 @@ def _check_auth(
     return check(event, state)
 
 
-def _move_head(tx: Transaction, head: Head, event: Event, position: int) -> None:
-    """The head with one more extremity, and without those that the event follows."""
-    followed = set(find_positions(tx, event.prev_events).values())
-    extremities = [extremity for extremity in head.extremities if extremity not in followed] + [position]
-    rows = list_stored(tx, extremities)
-    new_state = resolve_states(tx, head.version, [state_after(tx, rows[extremity]) for extremity in extremities])
-    root = store_state(tx, new_state)
-    if len(extremities) > 1 or new_state.root != rows[position].state_before:
-        store_resolved_head(tx, position, root)
-    depth = max(event.depth, head.depth) if len(extremities) > 1 else event.depth
-    replace_head(
-        tx, head.room_nid, state_root=root, extremities=extremities, depth=depth, last_position=_newest(tx, position)
-    )
-    if root != head.state_root:
-        update_memberships(tx, head.room_nid, head.state_root, root, _newest(tx, position))
+class _Past(NamedTuple):
+    """What lies just behind an event. `missing`: ancestors without a place in the graph."""
+
+    positions: frozenset[int]
+    missing: frozenset[EventID]
 
 
-def _newest(tx: Transaction, position: int) -> int:
-    """The newest position taken: an outlier that comes in its place keeps its number, but is news now."""
-    return max(position, tx.position)
+def _look_behind(tx: Transaction, event: Event) -> _Past:
+    """What the event follows on, looking through what was rejected or has soft-failed: no event of the timeline does."""
+    found: set[int] = set()
+    missing: set[EventID] = set()
+    waiting = set(event.prev_events)
+    while waiting:
+        positions = find_positions(tx, waiting)
+        rows = list_stored(tx, set(positions.values()) - found)
+        missing.update(waiting - positions.keys())
+        missing.update(row.event_id for row in rows.values() if row.state_before is None)
+        placed = {position: row for position, row in rows.items() if row.state_before is not None}
+        found.update(placed)
+        through = [row for row in placed.values() if row.status != Status.TIMELINE]
+        waiting = {prev_id for each in to_events(tx, through) for prev_id in each.prev_events}
+    return _Past(frozenset(found), frozenset(missing))
 
 
-def _note_missing(tx: Transaction, head: Head, event: Event, position: int) -> None:
-    """Remembers which ancestors are not in the timeline, and that this one now is."""
-    tx.run("DELETE FROM missing_events WHERE room_nid = ? AND event_id = ?", head.room_nid, event_key(event.event_id))
-    positions = find_positions(tx, event.prev_events)
-    placed = {
-        row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None
-    }
-    rows = [
-        (head.room_nid, event_key(event_id), position) for event_id in event.prev_events if event_id not in placed
-    ]
-    tx.many("INSERT INTO missing_events (room_nid, event_id, child) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows)
+def _note_missing(
+    tx: Transaction, head: Head, event: Event, position: int | None, missing: Collection[EventID]
+) -> list[int]:
+    """Remembers which ancestors of the timeline have no place in the graph, and that this one now has.
 
-
-def _redact(tx: Transaction, head: Head, event: Event, position: int) -> None:
-    """Applies the event to what it redacts, and to the event the redactions that came before it."""
-    if event.redacts is not None:
-        target = get_stored(tx, event.redacts)
-        if target is None:
-            tx.run(
-                "INSERT INTO pending_redactions (event_id, redaction) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                event_key(event.redacts),
-                position,
-            )
-        elif target.redacted_by is None:
-            _apply_redaction(tx, head, load_events(tx, [target.position])[target.position], event, position)
+    position: of the event, if it is in the timeline. Answers the positions of the events of the timeline that name it: for
+    one that is not in the timeline they are those who miss what comes before.
+    """
     key = event_key(event.event_id)
-    for redaction_position in tx.values("SELECT redaction FROM pending_redactions WHERE event_id = ?", key):
-        redaction = load_events(tx, [redaction_position])[redaction_position]
-        _apply_redaction(tx, head, event, redaction, redaction_position)
-        tx.run("DELETE FROM pending_redactions WHERE event_id = ? AND redaction = ?", key, redaction_position)
-
-
-def _apply_redaction(tx: Transaction, head: Head, target: Event, redaction: Event, position: int) -> None:
-    if target.room_id != redaction.room_id:
-        return
-    keys = {("m.room.create", ""), ("m.room.power_levels", ""), ("m.room.member", redaction.sender)}
-    if may_apply_redaction(redaction, target, state_events(tx, head.state_root, keys)):
-        redact_stored(tx, target, position)
+    children = tx.values("SELECT child FROM missing_events WHERE room_nid = ? AND event_id = ?", head.room_nid, key)
+    if children:
+        tx.run("DELETE FROM missing_events WHERE room_nid = ? AND event_id = ?", head.room_nid, key)
+    if missing:
+        tx.many(
+            "INSERT INTO missing_events (room_nid, event_id, child) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            [
+                (head.room_nid, event_key(event_id), child)
+                for event_id in missing
+                for child in (children if position is None else (position,))
+            ],
+        )
+    return children
 
 
 def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventID]:
@@ -269,38 +263,48 @@ def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventI
         insert_room(tx, room_id, version)
     lacking: set[EventID] = set()
     unstored: set[EventID] = set()
-    for event in in_order(given.values(), by_auth=True):
-        positions = find_positions(tx, event.auth_events)
-        if len(positions) == len(set(event.auth_events)):
+    ordered = in_order(given.values(), by_auth=True)
+    # From room version 12 on no event names the create event, upon which all stand.
+    for event in sorted(ordered, key=lambda event: event.type != "m.room.create"):
+        needed = _needed_for(event)
+        positions = find_positions(tx, needed)
+        if len(positions) == len(needed):
             _store_outlier(tx, event, positions)
         else:
             unstored.add(event.event_id)
-            lacking.update(set(event.auth_events) - positions.keys())
+            lacking.update(needed - positions.keys())
     return frozenset(lacking - unstored)
 
 
+def _needed_for(event: Event) -> set[EventID]:
+    """The events without which its auth events cannot be checked."""
+    needed = set(event.auth_events)
+    if event.type != "m.room.create" and event.version.room_id_is_create_event_id:
+        needed.add(create_event_id_of(event.room_id))
+    return needed
+
+
 def _store_outlier(tx: Transaction, event: Event, positions: Mapping[EventID, int]) -> None:
-    auth_rows = list_stored(tx, positions.values())
-    rejected = {row.event_id for row in auth_rows.values() if row.status == Status.REJECTED}
+    """`positions` of all that `_needed_for` names."""
+    rows = list_stored(tx, positions.values())
+    rejected = {row.event_id for row in rows.values() if row.status == Status.REJECTED}
     loaded = load_auth_events(tx, positions.values())
-    create = _create_event(tx, event)
+    create = None
+    if event.type != "m.room.create" and event.version.room_id_is_create_event_id:
+        create = loaded[positions[create_event_id_of(event.room_id)]]
     rejection = _check_auth(event, [loaded[positions[event_id]] for event_id in event.auth_events], rejected, create)
     position = tx.next_position()
     insert_event(tx, event, position, Status.OUTLIER if rejection is None else Status.REJECTED)
-
-
-def _create_event(tx: Transaction, event: Event) -> Event | None:
-    """The room's create event, where auth events do not name it."""
-    if event.type == "m.room.create" or not event.version.room_id_is_create_event_id:
-        return None
-    position = find_position(tx, "$" + event.room_id[1:])
-    return None if position is None else load_auth_events(tx, (position,))[position]
+    apply_pending(tx, event)
 
 
 def adopt_room(
     tx: Transaction, version: RoomVersion, join: Event, state: Sequence[Event], auth_chain: Sequence[Event]
 ) -> Received | Missing:
-    """Enters a room by a join that a resident server has accepted: the state is what it gave, the join our only extremity."""
+    """Enters a room by a join that a resident server has accepted: the state is what it gave, the join our only extremity.
+
+    MatrixError 403 where that state does not allow the join, 502 where it is none of that room. Then nothing is changed.
+    """
     insert_room(tx, join.room_id, version)
     lacking = store_outliers(tx, [*auth_chain, *state])
     if lacking:
@@ -308,24 +312,22 @@ def adopt_room(
     head = find_head(tx, join.room_id)
     assert head is not None
     create = next((event for event in state if event.type == "m.room.create" and event.state_key == ""), None)
-    create_position = None if create is None else find_position(tx, create.event_id)
-    if create_position is None:
-        return Missing(auth_events=frozenset(join.auth_events))
-    set_create_position(tx, head.room_nid, create_position)
-    given = _given_state(tx, replace(head, create_position=create_position), [event.event_id for event in state])
+    stored = None if create is None else get_stored(tx, create.event_id)
+    if stored is None or stored.status == Status.REJECTED or stored.room_id != join.room_id:
+        raise MatrixError(502, "M_UNKNOWN", "The state that was given has no m.room.create event of that room.")
+    if head.create_position not in (0, stored.position):
+        raise MatrixError(502, "M_UNKNOWN", "The state that was given is of another room than this server knows.")
+    set_create_position(tx, head.room_nid, stored.position)
+    known = replace(head, create_position=stored.position)
+    state_ids = [event.event_id for event in state]
+    given = _given_state(tx, known, state_ids)
     if isinstance(given, Missing):
         return given
-    _leave_head(tx, head, store_state(tx, given))
-    return receive_event(tx, join, state=[event.event_id for event in state])
-
-
-def _leave_head(tx: Transaction, head: Head, root: bytes) -> None:
-    """Drops the extremities of an earlier stay: nothing follows on them any more."""
-    position = tx.next_position(head.room_id)
-    replace_head(
-        tx, head.room_nid, state_root=root, extremities=(), depth=0, last_position=max(head.last_position, position)
-    )
-    update_memberships(tx, head.room_nid, head.state_root, root, position)
+    leave_head(tx, known, given)
+    received = receive_event(tx, join, state=state_ids)
+    if isinstance(received, Received) and received.status != Status.TIMELINE:
+        raise forbidden(f"The room does not allow that: {received.reason}")
+    return received
 
 
 def place_before_children(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> int | None:
@@ -365,12 +367,15 @@ def has_missing(tx: Transaction, room_id: RoomID) -> bool:
 
 
 def list_missing(tx: Transaction, room_id: RoomID, point: int, limit: int) -> list[tuple[EventID, StoredEvent]]:
-    """Ancestors that are not in the timeline, with a child of each at or before `point`, the newest first."""
+    """Ancestors that are not in the timeline, with a child of each that lies at most just after `point`, the newest first.
+
+    A page of history ends just before its oldest event: what is missing there lies behind the event after the point.
+    """
     rows = tx.all(
         "SELECT m.event_id, m.child FROM missing_events m JOIN events e ON e.position = m.child"
         " WHERE m.room_nid = ? AND e.ordering <= ? ORDER BY e.ordering DESC LIMIT ?",
         tx.find(room_id),
-        point,
+        point + 1,
         limit,
     )
     stored = list_stored(tx, {child for _, child in rows})

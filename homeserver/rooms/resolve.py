@@ -89,6 +89,18 @@ def position_in(tx: Transaction, state: StateAt, key: Key) -> int | None:
     return state_tree.get(tx, state.root, key)
 
 
+def positions_in(tx: Transaction, state: StateAt, keys: Collection[StateKey]) -> dict[StateKey, int]:
+    """The positions of those of the state events at `keys` that are there."""
+    found: dict[StateKey, int] = {}
+    for key in keys:
+        type_nid, key_nid = tx.find(key[0]), tx.find(key[1])
+        if type_nid is not None and key_nid is not None:
+            position = position_in(tx, state, (type_nid, key_nid))
+            if position is not None:
+                found[key] = position
+    return found
+
+
 def store_state(tx: Transaction, state: StateAt) -> bytes:
     """The root of the state, written if it is new."""
     return state_tree.apply(tx, state.root, dict(state.changes))

@@ -100,6 +100,12 @@ def get(tx: Transaction, root: Root, key: Key) -> int | None:
     return node.get(key)
 
 
+def children(tx: Transaction, node_id: bytes) -> list[bytes]:
+    """The ids of the nodes just below a node; none below a leaf."""
+    node = _load(tx, node_id)
+    return [child for child in node if child] if type(node) is tuple else []
+
+
 def items(tx: Transaction, root: Root) -> dict[Key, int]:
     """The whole state, in no order."""
     found: dict[Key, int] = {}
@@ -166,20 +172,20 @@ def _apply(
             else:
                 entries[key] = position
         return _write_entries(entries, depth, written)
-    children = list(node)
+    below = list(node)
     for slot, group in _by_slot(changes, depth).items():
-        children[slot] = _apply(tx, children[slot], group, depth + 1, written)
+        below[slot] = _apply(tx, below[slot], group, depth + 1, written)
     if any(position is None for _, position in changes):
-        remaining = _few_entries(tx, children, written)
+        remaining = _few_entries(tx, below, written)
         if remaining is not None:
             return _write_entries(remaining, depth, written)
-    return _write(_encode(_Branch(children)), written)
+    return _write(_encode(_Branch(below)), written)
 
 
-def _few_entries(tx: Transaction, children: Iterable[bytes], written: dict[bytes, bytes]) -> dict[Key, int] | None:
+def _few_entries(tx: Transaction, below: Iterable[bytes], written: dict[bytes, bytes]) -> dict[Key, int] | None:
     """All entries below, if they are few enough for one leaf: so that a state that shrank has the shape it had."""
     found: dict[Key, int] = {}
-    for child in children:
+    for child in below:
         if child:
             node = _parse(written[child]) if child in written else _load(tx, child)
             if type(node) is tuple or len(found) + len(node) > LEAF_MAX:
@@ -193,10 +199,10 @@ def _write_entries(entries: dict[Key, int], depth: int, written: dict[bytes, byt
         return b""
     if len(entries) <= LEAF_MAX or depth * FANOUT_BITS >= 64:
         return _write(_encode_leaf(entries), written)
-    children = [b""] * FANOUT
+    below = [b""] * FANOUT
     for slot, group in _by_slot(list(entries.items()), depth).items():
-        children[slot] = _write_entries(dict(group), depth + 1, written)
-    return _write(_encode(_Branch(children)), written)
+        below[slot] = _write_entries(dict(group), depth + 1, written)
+    return _write(_encode(_Branch(below)), written)
 
 
 def _by_slot(changes: list[tuple[Key, int | None]], depth: int) -> dict[int, list[tuple[Key, int | None]]]:

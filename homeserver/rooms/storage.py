@@ -236,6 +236,11 @@ def load_auth_events(tx: Transaction, positions: Iterable[int]) -> dict[int, Eve
     return found
 
 
+def forget_auth_event(tx: Transaction, position: int) -> None:
+    """Drops the event from the cache of `load_auth_events` after the commit: its content was taken from it."""
+    tx.after_commit(tx.cache("auth_events", AUTH_EVENTS_CACHED_MAX).forget, position)
+
+
 def to_events(tx: Transaction, stored: Sequence[StoredEvent]) -> list[Event]:
     """The whole events of rows, in their order."""
     envelopes = [envelope.unpack(row.envelope) for row in stored]

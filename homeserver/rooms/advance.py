@@ -1,0 +1,118 @@
+"""Moving a room's head over an event, and the memberships with it. Spec: rooms/v12/#state-resolution"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from federation.event import Event
+from federation.identifiers import UserID
+from homeserver.database import Transaction
+from homeserver.rooms import state_tree
+from homeserver.rooms.client_event import stripped_event
+from homeserver.rooms.heads import Head, StateKey, replace_head, state_position, store_resolved_head
+from homeserver.rooms.membership import MembershipRow, store_memberships
+from homeserver.rooms.resolve import StateAt, resolve_states, state_after, store_state
+from homeserver.rooms.storage import list_stored
+
+# What an invited user is told of the room. Spec: client-server-api/#stripped-state
+STRIPPED_KEYS: tuple[StateKey, ...] = tuple(
+    (event_type, "")
+    for event_type in (
+        "m.room.create",
+        "m.room.name",
+        "m.room.avatar",
+        "m.room.topic",
+        "m.room.join_rules",
+        "m.room.canonical_alias",
+        "m.room.encryption",
+    )
+)
+
+
+def advance_onto(tx: Transaction, head: Head, event: Event, position: int) -> None:
+    """Moves the head onto an event that follows on all of its extremities."""
+    root = head.state_root
+    if event.state_key is not None:
+        root = state_tree.apply(tx, root, {(tx.intern(event.type), tx.intern(event.state_key)): position})
+    replace_head(
+        tx,
+        head.room_nid,
+        state_root=root,
+        extremities=((position, event.event_id),),
+        depth=event.depth,
+        last_position=position,
+    )
+    if event.type == "m.room.member":
+        update_memberships(tx, head.room_nid, head.state_root, root, position)
+
+
+def advance_beside(
+    tx: Transaction, head: Head, event: Event, position: int, *, followed: Collection[int], is_past: bool
+) -> None:
+    """Moves the head for an event of the timeline that follows on some of its extremities, or on none.
+
+    followed: what it has behind it. is_past: an event of the timeline follows on it, so that it is no extremity.
+    """
+    extremities = [pair for pair in zip(head.extremities, head.extremity_ids, strict=True) if pair[0] not in followed]
+    if not is_past or not extremities:
+        extremities.append((position, event.event_id))
+    rows = list_stored(tx, {position, *(each for each, _ in extremities)})
+    state = resolve_states(tx, head.version, [state_after(tx, rows[each]) for each, _ in extremities])
+    root = store_state(tx, state)
+    is_alone = len(extremities) == 1 and extremities[0][0] == position
+    if not is_alone and (event.state_key is not None or root != rows[position].state_before):
+        store_resolved_head(tx, position, root)
+    # An outlier that comes in its place keeps its number, but is news now.
+    newest = max(position, tx.position)
+    replace_head(
+        tx,
+        head.room_nid,
+        state_root=root,
+        extremities=extremities,
+        depth=event.depth if is_alone else max(event.depth, head.depth),
+        last_position=newest,
+    )
+    if root != head.state_root:
+        update_memberships(tx, head.room_nid, head.state_root, root, newest)
+
+
+def leave_head(tx: Transaction, head: Head, state: StateAt) -> None:
+    """Drops the extremities of an earlier stay, on which nothing follows any more; from now on `state` is the room's."""
+    position = tx.next_position(head.room_id)
+    root = store_state(tx, state)
+    replace_head(
+        tx, head.room_nid, state_root=root, extremities=(), depth=0, last_position=max(head.last_position, position)
+    )
+    update_memberships(tx, head.room_nid, head.state_root, root, position)
+
+
+def update_memberships(tx: Transaction, room_nid: int, old_root: bytes, new_root: bytes, position: int) -> None:
+    """Makes the current memberships those of the new state, which holds from `position` on.
+
+    Whose member event state resolution took away has left, by no event.
+    """
+    member_nid = tx.intern("m.room.member")
+    changes = {
+        key[1]: new for key, (_, new) in state_tree.changed(tx, old_root, new_root).items() if key[0] == member_nid
+    }
+    if not changes:
+        return
+    stored = list_stored(tx, {new for new in changes.values() if new is not None})
+    names = tx.names(changes)
+    rows: list[MembershipRow] = []
+    for user_nid, event_position in changes.items():
+        user_id = UserID(names[user_nid])
+        membership: object = "leave" if event_position is None else stored[event_position].content.get("membership")
+        if isinstance(membership, str):
+            stripped = stripped_state(tx, new_root, user_id) if membership in ("invite", "knock") else None
+            rows.append(MembershipRow(user_id, membership, event_position or 0, stripped))
+    store_memberships(tx, room_nid, rows, position)
+
+
+def stripped_state(tx: Transaction, root: bytes, user_id: UserID) -> list[dict[str, Any]]:
+    """What a state tells an invited or knocking user, their own member event last."""
+    positions = [state_position(tx, root, *key) for key in (*STRIPPED_KEYS, ("m.room.member", user_id))]
+    found = [position for position in positions if position is not None]
+    stored = list_stored(tx, found)
+    return [stripped_event(stored[position]) for position in found]

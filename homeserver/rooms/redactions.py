@@ -1,0 +1,95 @@
+"""Redactions: what they take from an event is gone from the tables, whichever of the two came first.
+
+Spec: client-server-api/#redactions, rooms/v3/#handling-redactions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from federation.auth_rules import may_apply_redaction
+from federation.event import Event, trusted_event
+from federation.identifiers import server_name_of
+from federation.power_levels import read_power_levels
+from federation.redaction import redact
+from homeserver.database import Transaction
+from homeserver.errors import forbidden
+from homeserver.rooms.envelope import event_key
+from homeserver.rooms.heads import StateKey, state_events
+from homeserver.rooms.storage import (
+    StoredEvent,
+    forget_auth_event,
+    get_stored,
+    list_stored,
+    replace_content,
+    to_events,
+)
+
+_CREATE: StateKey = ("m.room.create", "")
+_POWER_LEVELS: StateKey = ("m.room.power_levels", "")
+
+
+def check_may_redact(
+    tx: Transaction, redaction: Event, auth_state: Mapping[StateKey, Event], *, as_admin: bool = False
+) -> None:
+    """MatrixError 403 unless our user may redact that event: their own, or any if they have the redact level.
+
+    The rules that hold between servers are laxer: there a server answers for all of its users.
+    as_admin: a server administrator, who may redact what users of their server have sent.
+    """
+    if redaction.redacts is None:
+        return
+    create = auth_state[_CREATE]
+    levels = read_power_levels(create, auth_state.get(_POWER_LEVELS), redaction.version)
+    if levels.user_level(redaction.sender) >= levels.redact_level:
+        return
+    target = get_stored(tx, redaction.redacts)
+    if target is not None and target.room_id == redaction.room_id:
+        if target.sender == redaction.sender:
+            return
+        if as_admin and server_name_of(target.sender) == server_name_of(redaction.sender):
+            return
+    raise forbidden("Your power level does not allow you to redact events of others.")
+
+
+def apply_redaction(tx: Transaction, redaction: Event, position: int, root: bytes) -> None:
+    """Redacts the event that an accepted redaction names, at once or as soon as it comes. `root`: the state before it."""
+    if redaction.redacts is None:
+        return
+    target = get_stored(tx, redaction.redacts)
+    if target is not None:
+        _apply(tx, target, redaction, position, root)
+        return
+    tx.run(
+        "INSERT INTO pending_redactions (event_id, redaction) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        event_key(redaction.redacts),
+        position,
+    )
+
+
+def apply_pending(tx: Transaction, event: Event) -> None:
+    """Applies to an event just stored the redactions that came before it."""
+    key = event_key(event.event_id)
+    waiting = tx.values("SELECT redaction FROM pending_redactions WHERE event_id = ? ORDER BY redaction", key)
+    if not waiting:
+        return
+    tx.run("DELETE FROM pending_redactions WHERE event_id = ?", key)
+    for position in waiting:
+        stored = list_stored(tx, (position,))[position]
+        (redaction,) = to_events(tx, [stored])
+        target = get_stored(tx, event.event_id)
+        if target is not None and stored.state_before is not None:
+            _apply(tx, target, redaction, position, stored.state_before)
+
+
+def _apply(tx: Transaction, target: StoredEvent, redaction: Event, position: int, root: bytes) -> None:
+    """The first redaction counts; a further one finds nothing to take away."""
+    if target.redacted_by is not None or target.room_id != redaction.room_id:
+        return
+    (event,) = to_events(tx, [target])
+    keys = {_CREATE, _POWER_LEVELS, ("m.room.member", redaction.sender)}
+    if not may_apply_redaction(redaction, event, state_events(tx, root, keys)):
+        return
+    redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
+    replace_content(tx, target.position, redacted, position)
+    forget_auth_event(tx, target.position)

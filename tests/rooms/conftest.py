@@ -1,0 +1,19 @@
+"""Fixtures of the tests of rooms."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.database import postgres_cluster, postgres_url
+from tests.support.rooms import Rooms, opened_rooms
+
+__all__ = ["postgres_cluster", "postgres_url", "rooms"]
+
+
+@pytest.fixture
+async def rooms() -> AsyncIterator[Rooms]:
+    """The rooms of a server; consistent at the end of the test."""
+    async with opened_rooms() as opened:
+        yield opened

@@ -1,0 +1,215 @@
+"""This server's own events: appended in one transaction, or not at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from federation import canonical_json
+from federation.build import Draft
+from federation.event import AUTH_EVENTS_MAX
+from federation.identifiers import EventID, RoomID, UserID
+from federation.redaction import redact
+from federation.room_versions import ROOM_VERSIONS
+from federation.signing import verify_json
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError
+from homeserver.rooms.append import append_create, append_local, build_template, build_unplaced
+from homeserver.rooms.heads import get_head
+from homeserver.rooms.membership import get_room_membership
+from homeserver.rooms.storage import get_event
+from tests.support.rooms import ANNA, BERT, CARL, OURS, Rooms
+
+ALL_VERSIONS = list(ROOM_VERSIONS)
+
+
+async def refused(rooms: Rooms, *args: Any, **kwargs: Any) -> tuple[int, str]:
+    """Status and errcode of an append that must fail, and change nothing."""
+    before = await rooms.read(_everything)
+    with pytest.raises(MatrixError) as caught:
+        await rooms.append(*args, **kwargs)
+    assert await rooms.read(_everything) == before
+    return caught.value.status, caught.value.errcode
+
+
+def _everything(tx: Transaction) -> list[Any]:
+    return [
+        tx.all("SELECT * FROM events ORDER BY position"),
+        tx.all("SELECT * FROM rooms ORDER BY room_nid"),
+        tx.all("SELECT * FROM memberships ORDER BY user_nid, room_nid"),
+        tx.all("SELECT * FROM state_nodes ORDER BY node_id"),
+    ]
+
+
+@pytest.mark.parametrize("version", ALL_VERSIONS)
+async def test_a_message_follows_on_the_last_event(rooms: Rooms, version: str) -> None:
+    room_id = await rooms.create(ANNA, BERT, version=version)
+    first = await rooms.append(room_id, ANNA)
+    second = await rooms.append(room_id, BERT)
+    assert second.prev_events == (first.event_id,)
+    assert second.depth == first.depth + 1
+    assert await rooms.extremities(room_id) == {second.event_id}
+    assert (await rooms.timeline(room_id))[-2:] == [first.event_id, second.event_id]
+
+
+@pytest.mark.parametrize("version", ALL_VERSIONS)
+async def test_what_is_stored_comes_back_as_it_was_signed(rooms: Rooms, version: str) -> None:
+    room_id = await rooms.create(ANNA, version=version)
+    sent = await rooms.append(room_id, ANNA, content={"body": "wörld", "n": [1, {"a": None}], "yes": True})
+    stored = await rooms.read(get_event, sent.event_id)
+    assert stored.pdu == sent.pdu
+    key = rooms.us.signing_key
+    signed = redact(stored.pdu, stored.version)
+    assert verify_json(signed, OURS, key.key_id, key.verify_key_base64)
+
+
+async def test_auth_events_are_those_that_the_state_has(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA, BERT, version="11")
+    state = await rooms.state(room_id)
+    message = await rooms.append(room_id, BERT)
+    assert set(message.auth_events) == {
+        state["m.room.create", ""],
+        state["m.room.power_levels", ""],
+        state["m.room.member", BERT],
+    }
+    assert len(message.auth_events) <= AUTH_EVENTS_MAX
+
+
+async def test_state_changes_the_state_and_messages_do_not(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    before = await rooms.state(room_id)
+    await rooms.append(room_id, ANNA)
+    assert await rooms.state(room_id) == before
+    topic = await rooms.append(room_id, ANNA, "m.room.topic", {"topic": "bees"}, "")
+    assert await rooms.state(room_id) == {**before, ("m.room.topic", ""): topic.event_id}
+    assert await rooms.state_before(topic.event_id) == before
+
+
+@pytest.mark.parametrize(
+    ("sender", "event_type", "content", "state_key", "refusal"),
+    [
+        (CARL, "m.room.message", {}, None, (403, "M_FORBIDDEN")),
+        (BERT, "m.room.topic", {"topic": "mine"}, "", (403, "M_FORBIDDEN")),
+        (BERT, "org.example.of", {}, CARL, (403, "M_FORBIDDEN")),
+        (BERT, "m.room.member", {"membership": "leave"}, ANNA, (403, "M_FORBIDDEN")),
+        (ANNA, "m.room.member", {"membership": "sleep"}, ANNA, (403, "M_FORBIDDEN")),
+        (ANNA, "m.room.member", {}, ANNA, (403, "M_FORBIDDEN")),
+        (ANNA, "m.room.member", {"membership": "invite"}, "nobody", (403, "M_FORBIDDEN")),
+        (ANNA, "m.room.power_levels", {"users": {BERT: "high"}}, "", (403, "M_FORBIDDEN")),
+        (ANNA, "m.room.message", {"body": 1.5}, None, (400, "M_BAD_JSON")),
+        (ANNA, "m.room.message", {"body": 2**53}, None, (400, "M_BAD_JSON")),
+        (ANNA, "m.room.message", {"body": "x" * 65536}, None, (413, "M_TOO_LARGE")),
+        (ANNA, "x" * 256, {}, None, (413, "M_TOO_LARGE")),
+        (ANNA, "org.example", {}, "x" * 256, (413, "M_TOO_LARGE")),
+        (ANNA, "org.example\0", {}, "", (400, "M_INVALID_PARAM")),
+        (ANNA, "org.example", {}, "\ud800", (400, "M_INVALID_PARAM")),
+    ],
+)
+async def test_what_is_not_allowed_changes_nothing(
+    rooms: Rooms, sender: UserID, event_type: str, content: dict, state_key: str | None, refusal: tuple[int, str]
+) -> None:
+    room_id = await rooms.create(ANNA, BERT)
+    assert await refused(rooms, room_id, sender, event_type, content, state_key) == refusal
+
+
+async def test_a_room_that_there_is_not(rooms: Rooms) -> None:
+    assert await refused(rooms, RoomID("!nowhere:ours.test"), ANNA) == (404, "M_NOT_FOUND")
+
+
+async def test_an_event_of_the_greatest_size(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    empty = await rooms.append(room_id, ANNA, content={"body": ""})
+    used = len(_canonical(empty.pdu))
+    sent = await rooms.append(room_id, ANNA, content={"body": "x" * (65536 - used)})
+    # The depth and the time may have grown by a digit.
+    assert 65536 - 4 <= len(_canonical(sent.pdu)) <= 65536
+
+
+def _canonical(pdu: dict[str, Any]) -> bytes:
+    return canonical_json.encode(pdu)
+
+
+async def test_two_rooms_in_one_millisecond_are_two(rooms: Rooms) -> None:
+    """From room version 12 on the room's id is made of its create event alone."""
+    version = ROOM_VERSIONS["12"]
+
+    def create_two(tx: Transaction) -> list[RoomID]:
+        draft = Draft(None, ANNA, "m.room.create", {"room_version": "12"}, "")
+        return [append_create(tx, rooms.us, draft, version).room_id for _ in range(3)]
+
+    assert len(set(await rooms.write(create_two))) == 3
+
+
+async def test_a_write_that_fails_leaves_nothing(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    before = await rooms.read(_everything)
+
+    def append_and_fail(tx: Transaction) -> None:
+        for number in range(30):
+            draft = Draft(room_id, ANNA, "org.example", {"n": number}, state_key=str(number))
+            append_local(tx, rooms.us, draft)
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        await rooms.write(append_and_fail)
+    assert await rooms.read(_everything) == before
+    event = await rooms.append(room_id, ANNA)
+    assert len(event.prev_events) == 1
+
+
+async def test_drafts_that_another_server_signs_first(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    draft = Draft(room_id, ANNA, "m.room.member", {"membership": "invite"}, "@rem:other.test")
+    event = await rooms.write(build_unplaced, rooms.us, draft)
+    assert event.event_id not in await rooms.timeline(room_id)
+    assert (await rooms.receive(event)).reason == ""
+    assert (await rooms.timeline(room_id))[-1] == event.event_id
+
+    join = Draft(room_id, UserID("@rem:other.test"), "m.room.member", {"membership": "join"}, "@rem:other.test")
+    version, template = await rooms.read(build_template, join)
+    assert version.id == "12"
+    assert template["prev_events"] == [event.event_id]
+    assert not template.keys() & {"hashes", "signatures", "event_id"}
+    ban = Draft(room_id, UserID("@rem:other.test"), "m.room.member", {"membership": "ban"}, ANNA)
+    with pytest.raises(MatrixError, match="M_FORBIDDEN"):
+        await rooms.read(build_template, ban)
+
+
+# Memberships
+
+
+async def test_memberships_follow_the_state(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    for sender, membership in ((ANNA, "invite"), (BERT, "join"), (ANNA, "leave"), (ANNA, "ban"), (ANNA, "leave")):
+        event = await rooms.member(room_id, sender, membership, BERT)
+        current = await rooms.read(get_room_membership, room_id, BERT)
+        position = (await rooms.stored(event.event_id)).position
+        assert (current.membership, current.event_position, current.changed_position) == (membership, position, position)
+        assert (current.stripped is not None) == (membership == "invite")
+        assert current.members_position == position
+
+
+async def test_who_is_invited_is_told_of_the_room(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    await rooms.append(room_id, ANNA, "m.room.name", {"name": "Bees"}, "")
+    await rooms.append(room_id, ANNA, "org.example.secret", {"a": 1}, "")
+    invite = await rooms.member(room_id, ANNA, "invite", BERT)
+    current = await rooms.read(get_room_membership, room_id, BERT)
+    told = {event["type"]: event for event in current.stripped}
+    assert set(told) == {"m.room.create", "m.room.name", "m.room.join_rules", "m.room.member"}
+    assert told["m.room.name"] == {
+        "type": "m.room.name", "state_key": "", "sender": ANNA, "content": {"name": "Bees"}
+    }  # fmt: skip
+    assert current.stripped[-1]["content"] == invite.content
+
+
+async def test_head_moves_with_each_event(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    before = await rooms.read(get_head, room_id)
+    event = await rooms.append(room_id, ANNA)
+    after = await rooms.read(get_head, room_id)
+    assert after.depth == before.depth + 1 == event.depth
+    assert after.last_position > before.last_position
+    assert after.members_position == before.members_position
+    assert after.extremity_ids == (EventID(event.event_id),)

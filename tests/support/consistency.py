@@ -1,0 +1,226 @@
+"""What must hold between the tables of rooms after every write: `await database.read(check_consistency)`.
+
+Everything is computed anew here from the plainest definitions, past the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from federation.event import Event, parse_event
+from federation.hashing import content_hash
+from federation.identifiers import EventID, server_name_of
+from federation.state_resolution import Missing, resolve
+from homeserver.database import Transaction
+from homeserver.rooms import state_tree
+from homeserver.rooms.envelope import event_id_of_key, references, unpack
+from homeserver.rooms.heads import Head, find_head
+from homeserver.rooms.storage import Status, StoredEvent, stored_events, to_events
+
+State = dict[tuple[str, str], EventID]
+
+
+def check_consistency(tx: Transaction) -> None:
+    """AssertionError where a room's tables contradict one another."""
+    for (room_nid,) in tx.all("SELECT room_nid FROM rooms"):
+        head = find_head(tx, tx.name(room_nid))
+        assert head is not None
+        _Check(tx, head).run()
+    _check_nodes(tx)
+    _check_positions(tx)
+    _check_redactions(tx)
+
+
+class _Check:
+    """One room."""
+
+    def __init__(self, tx: Transaction, head: Head) -> None:
+        self.tx = tx
+        self.head = head
+        rows = tx.all(
+            "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts,"
+            " status, redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE room_nid = ?"
+            " ORDER BY position",
+            head.room_nid,
+        )
+        self.stored = {row.event_id: row for row in stored_events(tx, rows)}
+        events = to_events(tx, list(self.stored.values()))
+        self.events: dict[EventID, Event] = {event.event_id: event for event in events}
+        self.by_position = {row.position: row for row in self.stored.values()}
+
+    def run(self) -> None:
+        self.check_events()
+        self.check_states()
+        self.check_head()
+        self.check_memberships()
+        self.check_missing()
+
+    def check_events(self) -> None:
+        for event_id, row in self.stored.items():
+            event = self.events[event_id]
+            parsed = parse_event(dict(event.pdu), event.version)
+            assert parsed.event_id == event_id, f"{event_id} comes back as another event"
+            assert event.room_id == self.head.room_id
+            if row.redacted_by is None:
+                claimed = event.pdu["hashes"]["sha256"]
+                assert claimed == content_hash(event.pdu, event.version), f"{event_id} does not come back as it was"
+            assert (row.ordering is not None) == (row.status == Status.TIMELINE), f"{event_id}: order and status"
+            if row.status != Status.OUTLIER and row.status != Status.REJECTED:
+                assert row.state_before is not None, f"{event_id} is placed without a state"
+            for position in references(unpack(row.envelope)):
+                assert position < row.position or row.status == Status.OUTLIER or position in self.by_position
+            lacking = [auth_id for auth_id in event.auth_events if auth_id not in self.stored]
+            assert not lacking, f"{event_id} lacks auth events"
+
+    def check_states(self) -> None:
+        """Where all prev_events are placed, the state before an event is what the states after them resolve to."""
+        for event_id, event in self.events.items():
+            row = self.stored[event_id]
+            if row.state_before is None or event.type == "m.room.create":
+                continue
+            before = [self.stored.get(prev_id) for prev_id in event.prev_events]
+            if not all(each is not None and each.state_before is not None for each in before):
+                continue
+            states = [self.state_after(each) for each in before if each is not None]
+            expected = self.resolve(states)
+            assert self.named(row.state_before) == expected, f"{event_id}: the state before it is wrong"
+
+    def check_head(self) -> None:
+        head = self.head
+        extremities = [self.by_position[position] for position in head.extremities]
+        for row in extremities:
+            assert row.status == Status.TIMELINE, f"the extremity {row.event_id} is not in the timeline"
+        timeline = [row for row in self.stored.values() if row.status == Status.TIMELINE]
+        cited = {prev_id for row in timeline for prev_id in self.events[row.event_id].prev_events}
+        doubled = [row.event_id for row in extremities if row.event_id in cited]
+        assert not doubled, "events of the timeline follow on extremities"
+        if extremities:
+            newest = max(row.ordering or 0 for row in timeline)
+            # What an earlier stay left loose does not count: only what came after the join that began this one.
+            stays = [row.ordering for row in timeline if self.begins_stay(row)]
+            begin = max((ordering for ordering in stays if ordering is not None), default=0)
+            loose = {
+                row.event_id for row in timeline if row.event_id not in cited and (row.ordering or 0) >= begin
+            }
+            assert loose == {row.event_id for row in extremities}, "the extremities are not the loose ends"
+            assert self.named(head.state_root) == self.resolve([self.state_after(row) for row in extremities])
+            assert head.depth >= max(self.events[row.event_id].depth for row in extremities)
+            assert head.last_position << 20 >= newest, "last_position is not that of the newest event"
+        assert head.members_position >= max(
+            self.tx.values("SELECT changed_position FROM memberships WHERE room_nid = ?", head.room_nid), default=0
+        )
+
+    def begins_stay(self, row: StoredEvent) -> bool:
+        """Whether the state before it was given by another server: it follows on nothing that is in the timeline."""
+        event = self.events[row.event_id]
+        before = [self.stored.get(prev_id) for prev_id in event.prev_events]
+        return event.membership == "join" and not any(
+            each is not None and each.state_before is not None and (each.ordering or 0) < (row.ordering or 0)
+            for each in before
+        )
+
+    def check_memberships(self) -> None:
+        rows = self.tx.all(
+            "SELECT user_nid, membership, event_position, server_nid, stripped FROM memberships WHERE room_nid = ?",
+            self.head.room_nid,
+        )
+        inside: dict[str, tuple[str, int]] = {}
+        for user_nid, membership, position, server_nid, stripped in rows:
+            user_id = self.tx.name(user_nid)
+            assert self.tx.name(server_nid) == server_name_of(user_id)
+            assert (stripped is not None) == (membership in ("invite", "knock")), f"{user_id}: stripped state"
+            if position in self.by_position:
+                inside[user_id] = (membership, position)
+            else:
+                assert membership in ("invite", "knock", "leave"), f"{user_id} is {membership} by no event"
+        expected = {}
+        for (event_type, user_id), event_id in self.named(self.head.state_root).items():
+            if event_type == "m.room.member":
+                expected[user_id] = (self.events[event_id].membership, self.stored[event_id].position)
+        if self.head.extremities:
+            assert inside == expected, "memberships are not those of the state"
+
+    def check_missing(self) -> None:
+        rows = self.tx.all("SELECT event_id, child FROM missing_events WHERE room_nid = ?", self.head.room_nid)
+        noted = {(event_id_of_key(bytes(key)), child) for key, child in rows}
+        for event_id, child in noted:
+            stored = self.stored.get(event_id)
+            assert stored is None or stored.state_before is None, f"{event_id} is placed and yet missing"
+            assert self.by_position[child].status == Status.TIMELINE
+        missing = {event_id for event_id, _ in noted}
+        for row in self.stored.values():
+            if row.status == Status.TIMELINE:
+                for prev_id in self.events[row.event_id].prev_events:
+                    known = self.stored.get(prev_id)
+                    if known is None or known.state_before is None:
+                        assert prev_id in missing, f"{prev_id}, which {row.event_id} names, is not noted as missing"
+
+    def named(self, root: bytes) -> State:
+        """A state by names, without the cache of the tree."""
+        entries = state_tree.items(self.tx, root)
+        return {
+            (self.tx.name(kind), self.tx.name(key)): self.by_position[position].event_id
+            for (kind, key), position in entries.items()
+        }
+
+    def state_after(self, row: StoredEvent) -> State:
+        assert row.state_before is not None
+        state = self.named(row.state_before)
+        if row.state_key is not None and row.status != Status.REJECTED:
+            state[row.type, row.state_key] = row.event_id
+        return state
+
+    def resolve(self, states: list[State]) -> State:
+        if all(state == states[0] for state in states):
+            return states[0]
+        resolved = resolve(self.head.version, states, self.events)
+        assert not isinstance(resolved, Missing)
+        return resolved
+
+
+def _check_nodes(tx: Transaction) -> None:
+    """Every root and every node below it is stored, and nothing else is."""
+    stored = {bytes(node_id) for node_id in tx.values("SELECT node_id FROM state_nodes")}
+    roots = {bytes(root) for root in tx.values("SELECT state_before FROM events WHERE state_before IS NOT NULL")}
+    roots |= {bytes(root) for root in tx.values("SELECT state_root FROM rooms")}
+    roots |= {bytes(root) for root in tx.values("SELECT state_root FROM resolved_heads")}
+    reached = _reach(tx, roots - {state_tree.EMPTY_ROOT})
+    assert reached <= stored | {state_tree.EMPTY_ROOT}, "a state node is missing"
+
+
+def _reach(tx: Transaction, roots: Collection[bytes]) -> set[bytes]:
+    reached = set(roots)
+    waiting = list(roots)
+    while waiting:
+        for child in state_tree.children(tx, waiting.pop()):
+            if child not in reached:
+                reached.add(child)
+                waiting.append(child)
+    return reached
+
+
+def _check_positions(tx: Transaction) -> None:
+    assert _largest(tx.values("SELECT position FROM events")) <= tx.position
+    assert _largest(tx.values("SELECT changed_position FROM memberships")) <= tx.position
+
+
+def _largest(values: Iterable[int]) -> int:
+    return max(values, default=0)
+
+
+def _check_redactions(tx: Transaction) -> None:
+    known = {bytes(key) for key in tx.values("SELECT event_id FROM events")}
+    for key, redaction in tx.all("SELECT event_id, redaction FROM pending_redactions"):
+        assert bytes(key) not in known, "the target of a pending redaction is there"
+        assert tx.one("SELECT 1 FROM events WHERE position = ?", redaction) is not None
+    for target, redacted_by in tx.all("SELECT event_id, redacted_by FROM events WHERE redacted_by IS NOT NULL"):
+        rows = tx.all(
+            "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts,"
+            " status, redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position = ?",
+            redacted_by,
+        )
+        (redaction,) = to_events(tx, stored_events(tx, rows))
+        assert redaction.type == "m.room.redaction"
+        redacts = redaction.redacts
+        is_redacted_itself = rows[0][9] is not None and not redaction.version.redacts_in_content
+        assert is_redacted_itself or redacts == event_id_of_key(bytes(target))

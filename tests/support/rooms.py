@@ -1,0 +1,167 @@
+"""Rooms without a server around them: a database, this server's name and key, and whoever else sends events.
+
+    async def test_something(rooms):
+        room_id = await rooms.create()
+        event = await rooms.append(room_id, ALICE, "m.room.message", {"body": "hello"})
+
+At the end of every test `check_consistency` has to find nothing wrong with the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from federation.build import Draft
+from federation.event import Event
+from federation.identifiers import EventID, RoomID, ServerName, UserID
+from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
+from federation.signing import SigningKey
+from homeserver.database import Database, Transaction, open_database
+from homeserver.rooms import state_tree
+from homeserver.rooms.append import append_create, append_local
+from homeserver.rooms.heads import get_head
+from homeserver.rooms.receive import Missing, Received, adopt_room, receive_event
+from homeserver.rooms.schema import SCHEMA
+from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored
+from homeserver.rooms.timeline import END, list_backwards
+from tests.federation.rooms_for_tests import Room
+from tests.support.consistency import check_consistency
+
+OURS = ServerName("ours.test")
+ANNA, BERT, CARL = UserID("@anna:ours.test"), UserID("@bert:ours.test"), UserID("@carl:ours.test")
+START_MS = 1_700_000_000_000
+
+
+@dataclass(frozen=True)
+class Us:
+    """Who we are, as far as events are concerned."""
+
+    server_name: ServerName = OURS
+    signing_key: SigningKey = field(default_factory=lambda: SigningKey("1", sha256(OURS.encode()).digest()))
+
+
+@dataclass
+class Rooms:
+    """The rooms of this server."""
+
+    database: Database
+    us: Us = field(default_factory=Us)
+
+    async def write(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """fn(tx, …) in a write."""
+        return await self.database.write(lambda tx: fn(tx, *args, **kwargs))
+
+    async def read(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """fn(tx, …) on a snapshot."""
+        return await self.database.read(lambda tx: fn(tx, *args, **kwargs))
+
+    async def create(
+        self, creator: UserID = ANNA, *members: UserID, version: str = DEFAULT_ROOM_VERSION, **create: Any
+    ) -> RoomID:
+        """A public room of this server with these members."""
+
+        def make(tx: Transaction) -> RoomID:
+            room_version = ROOM_VERSIONS[version]
+            content = {"room_version": version, **create}
+            if room_version.create_content_has_creator:
+                content["creator"] = creator
+            given = None if room_version.room_id_is_create_event_id else RoomID(f"!{tx.position}:{OURS}")
+            draft = Draft(given, creator, "m.room.create", content, "")
+            room_id = append_create(tx, self.us, draft, room_version).room_id
+            users = {} if room_version.creators_privileged else {creator: 100}
+            for event_type, state_key, what in (
+                ("m.room.member", creator, {"membership": "join"}),
+                ("m.room.power_levels", "", {"users": users}),
+                ("m.room.join_rules", "", {"join_rule": "public"}),
+            ):
+                append_local(tx, self.us, Draft(room_id, creator, event_type, what, state_key))
+            for member in members:
+                append_local(tx, self.us, Draft(room_id, member, "m.room.member", {"membership": "join"}, member))
+            return room_id
+
+        return await self.write(make)
+
+    async def append(
+        self,
+        room_id: RoomID,
+        sender: UserID,
+        event_type: str = "m.room.message",
+        content: dict[str, Any] | None = None,
+        state_key: str | None = None,
+        *,
+        redacts: EventID | None = None,
+        **options: Any,
+    ) -> Event:
+        """An event of this server's user, appended."""
+        content = {"msgtype": "m.text", "body": "hello"} if content is None else content
+        draft = Draft(room_id, sender, event_type, content, state_key, redacts)
+        return await self.write(append_local, self.us, draft, **options)
+
+    async def member(self, room_id: RoomID, sender: UserID, membership: str, target: UserID | None = None) -> Event:
+        return await self.append(room_id, sender, "m.room.member", {"membership": membership}, target or sender)
+
+    async def receive(self, event: Event, **options: Any) -> Received | Missing:
+        """An event of a peer, received."""
+        return await self.write(receive_event, event, **options)
+
+    async def receive_all(self, events: Iterable[Event]) -> list[Received]:
+        """Events of a peer for which nothing is missing."""
+        outcomes = [await self.receive(event) for event in events]
+        assert all(isinstance(outcome, Received) for outcome in outcomes), outcomes
+        return outcomes  # type: ignore[return-value]
+
+    async def adopt(self, room: Room, user_id: UserID = ANNA) -> Event:
+        """Joins a room of a peer, who told the state and the auth chain of the join."""
+        join = room.build(user_id, "m.room.member", {"membership": "join"}, user_id)
+        chain = [event for event in room.events.values() if event.is_state]
+        outcome = await self.write(adopt_room, room.version, join, list(room.state.values()), chain)
+        assert isinstance(outcome, Received), outcome
+        return room.append(join)
+
+    async def stored(self, event_id: str) -> StoredEvent:
+        found = await self.read(get_stored, event_id)
+        assert found is not None, f"{event_id} is not stored"
+        return found
+
+    async def state(self, room_id: RoomID) -> dict[tuple[str, str], EventID]:
+        """The state of the head."""
+        return await self.read(lambda tx: named_state(tx, get_head(tx, room_id).state_root))
+
+    async def state_before(self, event_id: str) -> dict[tuple[str, str], EventID]:
+        stored = await self.stored(event_id)
+        assert stored.state_before is not None
+        return await self.read(named_state, stored.state_before)
+
+    async def extremities(self, room_id: RoomID) -> set[EventID]:
+        return set(
+            await self.read(lambda tx: event_ids_at(tx, get_head(tx, room_id).extremities).values())
+        )
+
+    async def timeline(self, room_id: RoomID) -> list[EventID]:
+        """The event ids of the timeline, oldest first."""
+        events = await self.read(list_backwards, room_id, END, 10_000)
+        return [event.event_id for event in reversed(events)]
+
+
+def named_state(tx: Transaction, root: bytes) -> dict[tuple[str, str], EventID]:
+    """A state as the specification writes it."""
+    entries = state_tree.items(tx, root)
+    event_ids = event_ids_at(tx, entries.values())
+    return {(tx.name(kind), tx.name(key)): event_ids[position] for (kind, key), position in entries.items()}
+
+
+@asynccontextmanager
+async def opened_rooms(url: str = "sqlite::memory:", *, inline: bool = True) -> AsyncIterator[Rooms]:
+    """The rooms in a new database; consistent at the end."""
+    clock = iter(range(START_MS, START_MS + 10**9))
+    database = await open_database(url, [SCHEMA], inline=inline, now_ms=lambda: next(clock))
+    try:
+        rooms = Rooms(database)
+        yield rooms
+        await rooms.read(check_consistency)
+    finally:
+        await database.aclose()

@@ -10,7 +10,7 @@ from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.features import accounts, devices
-from tests.support.homeservers import PASSWORD, Client, Server, now_ms
+from tests.support.homeservers import CLIENT_IP, PASSWORD, Client, Server, now_ms
 
 
 async def begin(client: Client, method: str, path: str, body: dict | None = None) -> str:
@@ -61,14 +61,16 @@ async def test_a_device_was_last_seen_when_it_logged_in(homeserver: Server) -> N
     assert {each["last_seen_ip"] for each in devices.values()} == {"192.0.2.7"}
 
 
-async def test_last_seen_is_written_from_time_to_time(homeserver: Server) -> None:
+async def test_last_seen_is_known_at_once_and_written_from_time_to_time(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    phone = await homeserver.log_in("alice")
-    seen_ms = now_ms()
+    await alice.ok("GET", "account/whoami")
+    seen = {"last_seen_ts": now_ms(), "last_seen_ip": CLIENT_IP}
+    assert (await alice.ok("GET", f"devices/{alice.device_id}")).items() >= seen.items()
+    stored = await homeserver.read(devices.find_device, alice.user_id, alice.device_id)
+    assert stored.last_seen_ms is None
     await trio.sleep(limits.DEVICE_SEEN_INTERVAL_S + 1)
-    assert homeserver.hs.token_cache.last_seen(phone.user_id, phone.device_id) is None
-    device = await alice.ok("GET", f"devices/{phone.device_id}")
-    assert (device["last_seen_ts"], device["last_seen_ip"]) == (seen_ms, "192.0.2.7")
+    stored = await homeserver.read(devices.find_device, alice.user_id, alice.device_id)
+    assert (stored.last_seen_ms, stored.last_seen_ip) == (seen["last_seen_ts"], CLIENT_IP)
 
 
 async def test_deletes_a_device_after_the_password(homeserver: Server) -> None:

@@ -32,7 +32,15 @@ from homeserver import sync
 from homeserver.asgi import App
 from homeserver.authenticate import SCHEMA as AUTHENTICATE
 from homeserver.blobs import Blobs
-from homeserver.config import Config, Passwords, Public, RateLimitsSection, Registration
+from homeserver.config import (
+    BlobsSection,
+    Config,
+    DatabaseSection,
+    Passwords,
+    Public,
+    RateLimitsSection,
+    Registration,
+)
 from homeserver.database import Transaction, open_database
 from homeserver.dispatch import Dispatch
 from homeserver.feature import Feature
@@ -60,6 +68,7 @@ from homeserver.features import (
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.schema import SCHEMA as ROOMS
+from homeserver.server import Homeserver
 from homeserver.workers import Workers
 from tests.support.contract import check_response
 
@@ -77,6 +86,7 @@ FEATURES = tuple(
 )  # fmt: skip
 
 NOBODY = UserID("")
+CLIENT_IP = "192.0.2.7"
 PASSWORD = "correct horse battery staple"
 
 
@@ -234,8 +244,21 @@ def _join(tx: Transaction, hs: Resources, user_id: UserID, room_id: RoomID) -> N
 
 
 @asynccontextmanager
-async def running(config: Config, *, wire: Wire, features: Sequence[Feature]) -> AsyncIterator[Server]:
-    """A homeserver as long as the context lasts."""
+async def running(config: Config, *, wire: Wire, features: Sequence[Feature] | None = None) -> AsyncIterator[Server]:
+    """A homeserver as long as the context lasts; with `features` one that has these alone, and everything in memory."""
+    if features is None:
+        async with Homeserver(config, wire=wire, now_ms=now_ms, inline_database=True) as homeserver:
+            async with _http_to(homeserver.app, config) as http:
+                yield Server(homeserver.resources, homeserver.app, http)
+        return
+    async with _few_features(config, wire, features) as (hs, app), _http_to(app, config) as http:
+        yield Server(hs, app, http)
+
+
+@asynccontextmanager
+async def _few_features(
+    config: Config, wire: Wire, features: Sequence[Feature]
+) -> AsyncIterator[tuple[Resources, App]]:
     schemas = [AUTHENTICATE, ROOMS, *(feature.schema for feature in features if feature.schema is not None)]
     database = await open_database("sqlite::memory:", schemas, inline=True, now_ms=now_ms)
     async with trio.open_nursery() as nursery:
@@ -252,35 +275,37 @@ async def running(config: Config, *, wire: Wire, features: Sequence[Feature]) ->
             nursery=nursery,
         )
         served = [*features, sync.feature_of(features, filters.find_filter)]
-        operations = [operation for feature in served for operation in feature.routes]
-        app = App(Dispatch(hs, operations))
+        app = App(Dispatch(hs, [operation for feature in served for operation in feature.routes]))
         for feature in features:
             for background in feature.background:
                 nursery.start_soon(background, hs)
-        transport = httpx.ASGITransport(app, client=("192.0.2.7", 4711))
-        async with httpx.AsyncClient(transport=transport, base_url=f"https://{config.server_name}") as http:
-            yield Server(hs, app, http)
+        yield hs, app
         nursery.cancel_scope.cancel()
     await database.aclose()
 
 
+def _http_to(app: App, config: Config) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, client=(CLIENT_IP, 4711))
+    return httpx.AsyncClient(transport=transport, base_url=f"https://{config.server_name}")
+
+
 @dataclass(slots=True)
 class Homeservers:
-    """Starts homeservers that end with the test."""
+    """Starts homeservers that end with the test, each on its own: `tests.support.federation` joins several."""
 
     nursery: trio.Nursery
     folder: Path
     wire: Wire
-    features: Sequence[Feature]
 
     async def start(self, server_name: str = "test.example", **sections: Any) -> Server:
-        """A new homeserver; `sections` are sections of its configuration."""
-        config = config_for_tests(server_name, self.folder, **sections)
+        """A new homeserver with everything in memory; `sections` are sections of its configuration."""
+        in_memory = {"database": DatabaseSection(url="sqlite::memory:"), "blobs": BlobsSection(url="memory:")}
+        config = config_for_tests(server_name, self.folder, **{**in_memory, **sections})
         server: Server = await self.nursery.start(self._run, config)
         return server
 
     async def _run(self, config: Config, *, task_status: trio.TaskStatus[Server]) -> None:
-        async with running(config, wire=self.wire, features=self.features) as server:
+        async with running(config, wire=self.wire) as server:
             task_status.started(server)
             await trio.sleep_forever()
 
@@ -316,7 +341,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 async def homeservers(tmp_path: Path) -> AsyncIterator[Homeservers]:
     """`await homeservers.start("a.example", registration=Registration(guests=True))`"""
     async with trio.open_nursery() as nursery:
-        yield Homeservers(nursery, tmp_path, NoWire(), FEATURES)
+        yield Homeservers(nursery, tmp_path, NoWire())
         nursery.cancel_scope.cancel()
 
 

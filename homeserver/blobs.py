@@ -1,4 +1,8 @@
-"""Blobs: media and archive segments, by key. A local folder by default; S3, Google or Azure storage by URL."""
+"""Blobs: media and archive segments, by key. A local folder by default; S3, Google or Azure storage by URL.
+
+obstore does the work, but for writing and reading blobs of a local folder: it does not wait for the disk, and streaming
+8 MiB through it costs 32 ms of CPU where reading the file costs 0.4.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,12 +154,18 @@ class Blobs:
         _sync(target.parent)
 
     def _get(self, key: str) -> bytes:
+        if self._folder is not None:
+            return (self._folder / key).read_bytes()
         return bytes(self._store.get(key).bytes())
 
     def _open(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        if self._folder is not None:
+            return _read_file((self._folder / key).open("rb", buffering=0), start, end)
         return iter(self._store.get(key, options={"range": (start, end)}).stream(min_chunk_size=BLOB_CHUNK_BYTES))
 
     def _size_bytes(self, key: str) -> int:
+        if self._folder is not None:
+            return _file_size_bytes(self._folder / key)
         return int(self._store.head(key)["size"])
 
     def _delete(self, key: str) -> None:
@@ -189,6 +201,21 @@ def _translate_errors(fn: Callable[..., T], *args: Any) -> T:
 def _next_chunk(chunks: Iterator[Any]) -> bytes | None:
     chunk = next(chunks, None)
     return None if chunk is None else bytes(chunk)
+
+
+def _file_size_bytes(path: Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(path)
+    return status.st_size
+
+
+def _read_file(file: RawIOBase, start: int, end: int) -> Iterator[bytes]:
+    with file:
+        file.seek(start)
+        while start < end and (chunk := file.read(min(BLOB_CHUNK_BYTES, end - start))):
+            start += len(chunk)
+            yield chunk
 
 
 def _make_folder(folder: Path) -> None:

@@ -73,8 +73,7 @@ class Homeserver:
         try:
             await self._open()
         except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._stack.aclose()
+            await self._stack.aclose()  # no cancel scope around it: the stack may hold a nursery, which has to end first
             raise
         return self
 

@@ -27,7 +27,7 @@ class KnownKeys:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How it stands with a server that does not answer: failures in a row, their first, and until when it is left alone."""
+    """A server that does not answer: failures in a row, when they began, and until when it is left alone."""
 
     failures: int
     since_ms: int

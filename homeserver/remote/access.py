@@ -81,10 +81,10 @@ def check_may_read(
     resident_head(tx, own, room_id, origin)
     if is_server_joined(tx, room_id, origin):
         return
-    for stored in list_stored(tx, find_positions(tx, event_ids).values()).values():
-        if stored.state_before is None or origin not in servers_in(tx, stored.state_before):
-            raise forbidden("Your server is not in that room.")
-    if not event_ids:
+    positions = find_positions(tx, event_ids)
+    states = [stored.state_before for stored in list_stored(tx, positions.values()).values()]
+    was_there = all(state is not None and origin in servers_in(tx, state) for state in states)
+    if not states or len(positions) < len(set(event_ids)) or not was_there:
         raise forbidden("Your server is not in that room.")
 
 

@@ -1,0 +1,155 @@
+"""The command line, as a person or a service manager uses it: real processes, exit codes, one sentence for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS_MAX = 60
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "homeserver", *arguments],
+        input=stdin, capture_output=True, text=True, timeout=SECONDS_MAX, env=environment(), check=False,
+    )  # fmt: skip
+
+
+def write_config(folder: Path, more: str = "", bind: str = "127.0.0.1:0") -> str:
+    path = folder / "homeserver.toml"
+    path.write_text(
+        f'server_name = "test.example"\n{more}\n[[listeners]]\nbind = "{bind}"\n[passwords]\nhash_cost = "minimal"\n'
+    )
+    return str(path)
+
+
+@contextmanager
+def serving(config: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server, and its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "homeserver", "serve", "--config", config, "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield process, json.loads(line)["url"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def said(result: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence on standard error of a command that failed."""
+    assert result.returncode == 1, (result.returncode, result.stdout, result.stderr)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert result.stdout == ""
+    return lines[0]
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for command in ("serve", "config", "user", "demo"):
+        assert command in result.stdout
+    assert run().returncode == 2
+    assert run("serve", "--nonsense").returncode == 2
+
+
+def test_config_check(tmp_path: Path) -> None:
+    good = write_config(tmp_path)
+    assert "serves test.example" in run("config", "check", "--config", good).stdout
+    as_json = json.loads(run("config", "check", "--config", good, "--json").stdout)
+    assert as_json == {"ok": True, "server_name": "test.example"}
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("data_dri = 'x'", "unknown key 'data_dri' at the top; did you mean 'data_dir'?"),
+        ("[application_services]\nfiles = ['none.yaml']", "application_services.files[0]: there is no file"),
+        ("[registration]\nshared_secret_file = 'none'", "registration.shared_secret_file: there is no file"),
+        ("= 1", "is not valid TOML"),
+    ],
+)
+def test_config_check_says_what_is_wrong(tmp_path: Path, more: str, sentence: str) -> None:
+    bad = write_config(tmp_path, more)
+    assert sentence in said(run("config", "check", "--config", bad))
+    result = run("config", "check", "--config", bad, "--json")
+    assert result.returncode == 1
+    assert sentence in json.loads(result.stdout)["error"]
+
+
+def test_serve_refuses_with_a_sentence(tmp_path: Path) -> None:
+    assert "cannot read" in said(run("serve", "--config", str(tmp_path / "none.toml")))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = write_config(tmp_path, bind=bind)
+        assert f"cannot listen on {bind}: something else listens there" in said(run("serve", "--config", config))
+
+
+def test_a_server_stops_at_a_signal_with_success(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with serving(config) as (process, url):
+            assert httpx.get(f"{url}/_homeserver/health/ready").json() == {"ready": True}
+            begun = time.monotonic()
+            process.send_signal(number)
+            assert process.wait(SECONDS_MAX) == 0
+            assert time.monotonic() - begun < 10
+
+
+def test_one_database_is_served_once(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with serving(config):
+        assert said(run("serve", "--config", config))
+
+
+def log_in(url: str, user: str, password: str) -> Any:
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": user}, "password": password}
+    return httpx.post(f"{url}/_matrix/client/v3/login", json=body)
+
+
+def test_user_add(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    result = run("user", "add", "--config", config, "alice", "--password-stdin", "--admin", "--json", stdin="a pass word\n")
+    assert json.loads(result.stdout) == {"user_id": "@alice:test.example", "admin": True}
+    added = run("user", "add", "--config", config, "@bob:test.example", "--password-stdin", stdin="of bob")
+    assert added.stdout == "@bob:test.example can log in now.\n"
+    with serving(config) as (_, url):
+        assert log_in(url, "alice", "a pass word").json()["user_id"] == "@alice:test.example"
+        assert log_in(url, "bob", "of bob").status_code == 200
+        assert log_in(url, "bob", "other").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("name", "stdin", "sentence"),
+    [
+        ("alice", "\n", "the password is empty"),
+        ("@alice:other.example", "x\n", "is not a user of test.example"),
+        ("al ice", "x\n", "username"),
+    ],
+)
+def test_user_add_says_what_is_wrong(tmp_path: Path, name: str, stdin: str, sentence: str) -> None:
+    config = write_config(tmp_path)
+    assert sentence in said(run("user", "add", "--config", config, name, "--password-stdin", stdin=stdin))
+    assert "there is no terminal" in said(run("user", "add", "--config", config, "alice"))

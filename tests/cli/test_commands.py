@@ -131,7 +131,8 @@ def log_in(url: str, user: str, password: str) -> Any:
 
 def test_user_add(tmp_path: Path) -> None:
     config = write_config(tmp_path)
-    result = run("user", "add", "--config", config, "alice", "--password-stdin", "--admin", "--json", stdin="a pass word\n")
+    arguments = ("user", "add", "--config", config, "alice", "--password-stdin", "--admin", "--json")
+    result = run(*arguments, stdin="a pass word\n")
     assert json.loads(result.stdout) == {"user_id": "@alice:test.example", "admin": True}
     added = run("user", "add", "--config", config, "@bob:test.example", "--password-stdin", stdin="of bob")
     assert added.stdout == "@bob:test.example can log in now.\n"

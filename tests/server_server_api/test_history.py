@@ -1,0 +1,173 @@
+"""History from before a server was in the room. Spec: server-server-api/#backfilling-and-retrieving-missing-events"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+
+from federation.identifiers import ServerName
+from tests.support.federation import (
+    Federation,
+    create_room,
+    invite,
+    join,
+    send_state,
+    send_text,
+    state_of,
+    sync,
+    texts,
+    wait_text,
+)
+from tests.support.homeservers import Client
+from tests.support.stranger import Stranger
+
+
+async def all_texts(client: Client, room_id: str, page: int) -> list[str]:
+    """Every message to the beginning of the room, oldest first, page by page."""
+    found: list[str] = []
+    token = ""
+    for _ in range(100):
+        answer = await client.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit={page}{token}")
+        found += [event["content"]["body"] for event in answer["chunk"] if event["type"] == "m.room.message"]
+        if "end" not in answer:
+            return found[::-1]
+        token = f"&from={answer['end']}"
+    raise AssertionError("the history has no beginning")
+
+
+@pytest.mark.parametrize("version", ["1", "6", "11", "12"])
+async def test_pages_back_to_the_creation_of_the_room(federation: Federation, version: str) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat", room_version=version)
+    for number in range(25):
+        await send_text(alice, room_id, f"message {number}")
+        if number % 10 == 5:
+            await send_state(alice, room_id, "m.room.topic", {"topic": f"topic {number}"})
+    await join(bob, room_id, "a.example")
+    await send_text(bob, room_id, "here I am")
+    expected = [f"message {number}" for number in range(25)] + ["here I am"]
+    assert await all_texts(bob, room_id, 7) == expected
+    answer = await bob.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100")
+    kinds = [event["type"] for event in answer["chunk"]]
+    assert kinds[-1] == "m.room.create"
+    theirs = await alice.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100")
+    await wait_text(alice, room_id, "here I am")
+    theirs = await alice.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100")
+    assert [event["event_id"] for event in answer["chunk"]] == [event["event_id"] for event in theirs["chunk"]]
+    assert await state_of(bob, room_id) == await state_of(alice, room_id)
+
+
+async def test_history_is_not_news(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    for number in range(30):
+        await send_text(alice, room_id, f"message {number}")
+    await join(bob, room_id, "a.example")
+    since = (await sync(bob))["next_batch"]
+    await texts(bob, room_id)
+    answer = await sync(bob, since)
+    assert room_id not in answer.get("rooms", {}).get("join", {})
+
+
+async def test_history_of_when_one_was_not_invited_stays_hidden(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice)
+    await send_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "invited"})
+    await send_text(alice, room_id, "secret")
+    await invite(alice, room_id, bob.user_id)
+    await send_text(alice, room_id, "for bob")
+    await join(bob, room_id)
+    await send_text(bob, room_id, "thanks")
+    assert await all_texts(bob, room_id, 10) == ["for bob", "thanks"]
+
+
+async def test_servers_are_told_of_hidden_events_without_their_content(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat")
+    await send_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
+    secret = await send_text(alice, room_id, "secret")
+    stranger = Stranger(federation.network, ServerName("c.example"))
+    room = await stranger.join("a.example", room_id, "carol")
+    public = await send_text(alice, room_id, "public")
+    place = quote(room_id, safe="")
+    status, answer = await stranger.get(
+        "a.example", f"/_matrix/federation/v1/backfill/{place}?v={quote(public, safe='')}&limit=100"
+    )
+    assert status == 200
+    bodies = [pdu["content"].get("body") for pdu in answer["pdus"] if pdu["type"] == "m.room.message"]
+    assert bodies == ["public", None]
+    status, answer = await stranger.get("a.example", f"/_matrix/federation/v1/event/{quote(secret, safe='')}")
+    assert answer["pdus"][0]["content"] == {}
+    body = {"earliest_events": [], "latest_events": [room.last.event_id], "limit": 3}
+    status, answer = await stranger.request(
+        "a.example", "POST", f"/_matrix/federation/v1/get_missing_events/{place}", body
+    )
+    assert [pdu["content"].get("body") for pdu in answer["events"] if pdu["type"] == "m.room.message"] == [None]
+
+
+async def test_gap_left_by_an_outage_is_filled_when_someone_pages_back(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    await send_text(alice, room_id, "before")
+    await wait_text(bob, room_id, "before")
+    federation.network.cut("a.example", "b.example")
+    for number in range(300):
+        await send_text(alice, room_id, f"message {number}")
+    federation.network.heal()
+    await wait_text(bob, room_id, "message 299")
+    expected = ["before", *(f"message {number}" for number in range(300))]
+    assert await all_texts(bob, room_id, 100) == expected
+
+
+async def test_history_comes_from_another_server_where_one_is_away(federation: Federation) -> None:
+    a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
+    alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
+    room_id = await create_room(alice, preset="public_chat")
+    await send_text(alice, room_id, "long ago")
+    await join(bob, room_id, "a.example")
+    assert await all_texts(bob, room_id, 50) == ["long ago"]
+    await join(carol, room_id, "b.example")
+    federation.network.leave("a.example")
+    assert await all_texts(carol, room_id, 50) == ["long ago"]
+
+
+async def test_what_the_spec_says_of_answers(federation: Federation) -> None:
+    """/backfill has the events it starts from, /get_missing_events has not; /state is of before the event."""
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat")
+    stranger = Stranger(federation.network, ServerName("c.example"))
+    await stranger.join("a.example", room_id, "carol")
+    events = [await send_text(alice, room_id, str(number)) for number in range(5)]
+    topic = await send_state(alice, room_id, "m.room.topic", {"topic": "tea"})
+    last = await send_text(alice, room_id, "5")
+    place = quote(room_id, safe="")
+    status, answer = await stranger.get(
+        "a.example", f"/_matrix/federation/v1/backfill/{place}?v={quote(last, safe='')}&limit=3"
+    )
+    _, single = await stranger.get("a.example", f"/_matrix/federation/v1/event/{quote(last, safe='')}")
+    assert len(answer["pdus"]) == 3 and answer["pdus"][0] == single["pdus"][0]
+    body = {"earliest_events": [events[2]], "latest_events": [last], "limit": 10}
+    status, answer = await stranger.request(
+        "a.example", "POST", f"/_matrix/federation/v1/get_missing_events/{place}", body
+    )
+    assert [pdu["content"].get("body", pdu["content"].get("topic")) for pdu in answer["events"]] == ["3", "4", "tea"]
+    uri = f"/_matrix/federation/v1/state_ids/{place}?event_id="
+    status, before = await stranger.get("a.example", uri + quote(topic, safe=""))
+    status, after = await stranger.get("a.example", uri + quote(last, safe=""))
+    assert set(after["pdu_ids"]) - set(before["pdu_ids"]) == {topic}
+    assert set(before["auth_chain_ids"]) <= {*before["pdu_ids"]}
+    status, whole = await stranger.get(
+        "a.example", f"/_matrix/federation/v1/state/{place}?event_id={quote(last, safe='')}"
+    )
+    assert len(whole["pdus"]) == len(after["pdu_ids"])
+    status, chain = await stranger.get("a.example", f"/_matrix/federation/v1/event_auth/{place}/{quote(last, safe='')}")
+    # From room version 12 on nobody cites m.room.create, which the room id names.
+    assert {pdu["type"] for pdu in chain["auth_chain"]} == {"m.room.member", "m.room.power_levels"}

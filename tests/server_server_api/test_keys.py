@@ -1,0 +1,141 @@
+"""The keys of servers. Spec: server-server-api/#retrieving-server-keys"""
+
+from __future__ import annotations
+
+import trio
+
+from federation.identifiers import ServerName
+from federation.server_keys import VerifyKey, build_key_response, parse_key_response, parse_notary_response
+from federation.signing import SigningKey, format_signing_key
+from homeserver.config import FederationSection
+from tests.support.federation import Federation, create_room, join, send_text, texts, wait_text
+from tests.support.homeservers import now_ms
+from tests.support.stranger import Stranger
+
+CAROL = ServerName("carol.example")
+
+
+async def test_own_keys_are_published_and_valid_for_a_while(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    carol = Stranger(federation.network, CAROL)
+    status, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/server", headers={})
+    assert status == 200
+    keys = parse_key_response(answer, ServerName("a.example"))
+    assert keys.verify_keys[a.hs.signing_key.key_id].key_base64 == a.hs.signing_key.verify_key_base64
+    assert keys.valid_until_ts > now_ms() + 3_600_000
+
+
+async def test_key_of_before_is_an_old_key_after_a_change(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat")
+    await send_text(alice, room_id, "signed with the old key")
+    old_key = a.hs.signing_key
+    carol = Stranger(federation.network, CAROL)
+    await carol.request("a.example", "GET", "/_matrix/key/v2/server", headers={})
+    await federation.kill("a.example")
+    path = a.hs.config.data_path(a.hs.config.federation.signing_key_file)
+    path.write_text(format_signing_key(SigningKey("new", b"n" * 32)))
+    await trio.sleep(100)
+    a = await federation.start("a.example")
+    _, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/server", headers={})
+    keys = parse_key_response(answer, ServerName("a.example"))
+    assert list(keys.verify_keys) == ["ed25519:new"]
+    assert keys.old_verify_keys[old_key.key_id].key_base64 == old_key.verify_key_base64
+    # What was signed before still counts for who comes now.
+    bob = await b.register("bob")
+    await join(bob, room_id, "a.example")
+    assert await texts(bob, room_id) == ["signed with the old key"]
+    await send_text(alice.__class__(a, alice.token), room_id, "signed with the new key")
+    await wait_text(bob, room_id, "signed with the new key")
+
+
+async def test_changed_key_of_a_peer_is_asked_for_once(federation: Federation) -> None:
+    await federation.start("a.example")
+    carol = Stranger(federation.network, CAROL)
+    uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
+    for _ in range(3):
+        assert (await carol.get("a.example", uri))[0] == 404
+    assert carol.asked.count(("GET", "/_matrix/key/v2/server")) == 1
+    carol.key = SigningKey("another", b"c" * 32)
+    for _ in range(3):
+        assert (await carol.get("a.example", uri))[0] == 404
+    assert carol.asked.count(("GET", "/_matrix/key/v2/server")) == 2
+
+
+async def test_expired_keys_are_asked_for_again(federation: Federation) -> None:
+    await federation.start("a.example")
+    carol = Stranger(federation.network, CAROL)
+    uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
+    assert (await carol.get("a.example", uri))[0] == 404
+    await trio.sleep(2 * 3600)  # a stranger's keys are valid for an hour
+    assert (await carol.get("a.example", uri))[0] == 404
+    assert carol.asked.count(("GET", "/_matrix/key/v2/server")) == 2
+
+
+async def test_key_that_was_given_up_opens_no_door(federation: Federation) -> None:
+    await federation.start("a.example")
+    carol = Stranger(federation.network, CAROL)
+    uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
+    stolen = carol.key
+    assert (await carol.get("a.example", uri))[0] == 404
+    carol.key = SigningKey("another", b"c" * 32)
+    old = {stolen.key_id: VerifyKey(stolen.verify_key_base64, now_ms(), now_ms())}
+    carol.answers["GET", "/_matrix/key/v2/server"] = build_key_response(CAROL, carol.key, old, now_ms() + 3_600_000)
+    assert (await carol.get("a.example", uri))[0] == 404
+    carol.key = stolen
+    assert (await carol.get("a.example", uri))[0] == 401
+
+
+async def test_notary_vouches_for_others_even_when_they_are_gone(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    carol = Stranger(federation.network, CAROL)
+    dave = Stranger(federation.network, ServerName("dave.example"))
+    notary = ServerName("a.example")
+    key = VerifyKey(a.hs.signing_key.verify_key_base64, now_ms() + 1000)
+    notary_keys = {a.hs.signing_key.key_id: key}
+    for _ in range(2):
+        _, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/query/dave.example", headers={})
+        statements = parse_notary_response(answer, notary, notary_keys)
+        assert [statement.server_name for statement in statements] == ["dave.example"]
+        federation.network.leave("dave.example")
+        await trio.sleep(24 * 3600)
+    question = {"server_keys": {"dave.example": {}, "nowhere.example": {}, "a.example": {}}}
+    _, answer = await carol.request("a.example", "POST", "/_matrix/key/v2/query", question, headers={})
+    statements = parse_notary_response(answer, notary, notary_keys)
+    assert {statement.server_name for statement in statements} == {"dave.example", "a.example"}
+    assert dave.asked.count(("GET", "/_matrix/key/v2/server")) == 1
+
+
+async def test_trusted_notary_is_asked_for_keys_of_servers_that_are_gone(federation: Federation) -> None:
+    """Bob joins a room with events of a server that does not exist any more: only the notary still has its keys."""
+    n = await federation.start("n.example")
+    a = await federation.start("a.example")
+    b = await federation.start("b.example", federation=FederationSection(trusted_key_servers=("n.example",)))
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    carol = Stranger(federation.network, CAROL)
+    room = await carol.join("a.example", room_id, "carol")
+    await carol.send("a.example", "1", [room.text("remember me").pdu])
+    await carol.request("n.example", "GET", "/_matrix/key/v2/query/carol.example", headers={})
+    federation.network.leave(CAROL)
+    await join(bob, room_id, "a.example")
+    members = await bob.ok("GET", f"rooms/{room_id}/joined_members")
+    assert room.user_id in members["joined"]
+    assert await texts(bob, room_id) == ["remember me"]
+    assert n.hs.server_name == "n.example"
+
+
+async def test_server_that_does_not_answer_is_not_asked_all_the_time(federation: Federation) -> None:
+    await federation.start("a.example")
+    carol = Stranger(federation.network, CAROL)
+    federation.network.leave(CAROL)
+    uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
+    for _ in range(20):
+        assert (await carol.get("a.example", uri))[0] == 401
+        await trio.sleep(1)
+    tries = [each for each in federation.network.exchanges if each.destination == CAROL]
+    assert len(tries) <= 3
+    federation.network.join(CAROL, carol._serve)
+    await trio.sleep(3600)
+    assert (await carol.get("a.example", uri))[0] == 404

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.interop.servers import Server, ServerFailed, World, make_world
+from tests.interop.servers import Server, ServerFailed, World, make_third, make_world
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             with suppress(ServerFailed):  # what is said above matters more
                 server.stop()
             server.relay.close()
+
+
+@pytest.fixture(scope="session")
+def third(world: World) -> Iterator[Server]:
+    """A third server, a Synapse too."""
+    print()
+    server = make_third(world)
+    try:
+        server.start()
+        yield server
+    finally:
+        with suppress(ServerFailed):
+            server.stop()
+        server.relay.close()
 
 
 @pytest.fixture(params=["from-ours", "from-synapse"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from tests.interop.clients import Client, wait_until
@@ -74,6 +76,48 @@ def test_several_of_each_server(sides: Sides) -> None:
     for client in everybody:
         for other in everybody:
             client.wait_message(room_id, f"I am {other.localpart}")
+
+
+@pytest.mark.parametrize("version", ("12", "1"))
+def test_unusual_content(sides: Sides, version: str) -> None:
+    """What stretches JSON and the size limit arrives as it was sent, so hashes and signatures were right."""
+    here, there = sides
+    alice, bob = Client(here, "alice"), Client(there, "bob")
+    room_id = alice.create_room(version, preset="public_chat")
+    bob.join(room_id, via=here)
+    contents = [
+        {"body": "numbers", "n": [0, -1, 2**53 - 1, -(2**53) + 1, True, None]},
+        {"body": "keys", "": {"": []}, "\u00e9": 1, "e\u0301": 2, "\U0001f600": 3, "\uffff": 4, "a b": {"\n": "\t"}},
+        {"body": "controls", "s": "".join(map(chr, [*range(1, 32), 127, 0x2028, 0x2029, 0xFEFF, 0xFFFD, 0x10FFFF]))},
+        {"body": "large", "s": "\u00fc" * 30000},
+        {"body": "deep", "d": functools.reduce(lambda inner, _: [inner], range(60), {"a": [{}]})},
+    ]
+    for sender, reader in ((alice, bob), (bob, alice)):
+        for content in contents:
+            marked = content | {"by": sender.user_id}
+            event_id = sender.send_event(room_id, "org.example.unusual", marked)
+            what = f"{content['body']} from {sender}"
+            found = wait_until(what, lambda: reader.event(room_id, event_id))  # noqa: B023 (called at once)
+            assert found is not None and found["content"] == marked
+
+
+def test_crossing_messages(sides: Sides) -> None:
+    """Both sides talk at once, so that their events cite different heads again and again."""
+    here, there = sides
+    alice, bob = Client(here, "alice"), Client(there, "bob")
+    room_id = alice.create_room("12", preset="public_chat")
+    bob.join(room_id, via=here)
+    assert_same_state(room_id, alice, bob)
+    said = set()
+    for number in range(40):
+        said.add(alice.send(room_id, f"here {number}"))
+        said.add(bob.send(room_id, f"there {number}"))
+        if number % 10 == 0:
+            alice.set_state(room_id, "org.example.counter", {"n": number}, "x")
+    for client in (alice, bob):
+        what = f"{client} has them all"
+        wait_until(what, lambda: said <= {event["event_id"] for event in client.history(room_id)})  # noqa: B023
+    assert_same_state(room_id, alice, bob)
 
 
 @pytest.mark.parametrize("version", ("12", "11", "10", "1"))

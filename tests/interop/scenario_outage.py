@@ -36,7 +36,7 @@ def test_restart_of_the_other_side(sides: Sides, version: str) -> None:
     alice.wait_message(room_id, "before the restart")
     assert_same_state(room_id, alice, bob)  # a join goes on for a while after it was answered
     there.stop()
-    said = [f"while it was down {number}" for number in range(10)]
+    said = [f"while it was down {number}" for number in range(60)]
     for text in said:
         alice.send(room_id, text)
     there.start()

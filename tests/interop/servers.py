@@ -266,10 +266,12 @@ def synapse_config(folder: Path, server_name: str, ports: Ports) -> dict[str, ob
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Both servers."""
+    """Both servers, and what a third one needs."""
 
     ours: Server
     synapse: Server
+    folder: Path
+    ca: trustme.CA
 
     def cut(self) -> None:
         """Nothing gets through between them, in either direction."""
@@ -288,7 +290,14 @@ def make_world(folder: Path) -> World:
     return World(
         Server(our_program(), folder / "ours", "localhost", ca),
         Server(SynapseProgram(), folder / "synapse", "127.0.0.1", ca),
+        folder,
+        ca,
     )
+
+
+def make_third(world: World) -> Server:
+    """Another Synapse in the same world, not yet started."""
+    return Server(SynapseProgram(), world.folder / "third", "localhost", world.ca)
 
 
 def our_program() -> Program:

@@ -1,8 +1,10 @@
 # make venv    .venv with everything at the versions of requirements.lock, and the command `homeserver` in it
 # make test    everything that must hold: lint, import contracts, tests, coverage of federation/
-# make demo    a server with two people in it, to look at (ARGS="--exit" ends at once)
-# make serve   the server with homeserver.toml (ARGS="--config FILE" for another)
-# make interop | bench | lint | lock
+# make demo    two organisations on this machine, and a conversation between them (ARGS="--exit" ends after it)
+# make serve   one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
+# make interop a real Synapse as the other organisation
+# make bench   the measurements
+# make lint | lock | clean
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.14,\
@@ -11,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WANTED = $(shell cat requirements.lock pyproject.toml | cksum)
+CONFIG ?= $(firstword $(wildcard homeserver.toml) sample_config.toml)
 ARGS ?=
 
 .PHONY: venv test demo serve interop bench lint lock clean
@@ -44,7 +47,7 @@ demo: venv
 	$(BIN)/homeserver demo $(ARGS)
 
 serve: venv
-	$(BIN)/homeserver serve $(ARGS)
+	$(BIN)/homeserver serve --config $(CONFIG) $(ARGS)
 
 interop: venv
 	$(BIN)/python tests/interop/run.py $(ARGS)

@@ -85,7 +85,7 @@ class Engine:
         # The keys hold as long as the user's own key has no news: every change of a membership is told to its user.
         if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, request.since):
             return None
-        upto = hs.stream.position
+        upto = max(hs.stream.position, request.since)  # never back, where the client knows of a commit before the stream
         return SyncAnswer({"next_batch": sync_token(upto)}, upto, False, keys)
 
 

@@ -1,6 +1,6 @@
 """What a server of bad will can send us, and that nothing comes of it.
 
-Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu, #server-access-control-lists-acls, #request-authentication
+Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu, #server-access-control-lists-acls, #authentication
 """
 
 from __future__ import annotations

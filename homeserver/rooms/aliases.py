@@ -47,6 +47,7 @@ def find_alias(tx: Transaction, alias: str) -> tuple[RoomID, UserID] | None:
 
 
 def delete_alias(tx: Transaction, alias: str) -> None:
+    """Takes the name from its room."""
     tx.run("DELETE FROM aliases WHERE alias = ?", alias)
 
 

@@ -82,6 +82,24 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
     tx.wakes.update([row.user_id for row in rows])
 
 
+def list_outsiders(tx: Transaction, room_nid: int) -> list[UserID]:
+    """The users who were told what the room is like, because they are invited or knock."""
+    nids = tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership IN ('invite', 'knock')", room_nid
+    )
+    return [UserID(name) for name in tx.names(nids).values()]
+
+
+def replace_stripped(tx: Transaction, room_nid: int, user_id: UserID, stripped: list[dict[str, Any]]) -> None:
+    """Replaces what the user was told of the room. That is no news."""
+    tx.run(
+        "UPDATE memberships SET stripped = ? WHERE user_nid = ? AND room_nid = ?",
+        orjson.dumps(stripped),
+        tx.find(user_id),
+        room_nid,
+    )
+
+
 def hide_room(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
     """Hides a room that the user has left."""
     tx.run(
@@ -160,6 +178,22 @@ def is_server_joined(tx: Transaction, room_id: str, server_name: str) -> bool:
         tx.find(server_name),
     )
     return row is not None
+
+
+def list_rooms_of_server(tx: Transaction, server_name: str, since: int) -> list[int]:
+    """The rooms with events after position `since` that a user of that server is in, or has left since; as numbers."""
+    server_nid = tx.find(server_name)
+    return tx.values(
+        "SELECT r.room_nid FROM rooms r WHERE r.last_position > ? AND (EXISTS (SELECT 1 FROM memberships m"
+        " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.server_nid = ?)"
+        " OR r.members_position > ? AND EXISTS (SELECT 1 FROM memberships m WHERE m.room_nid = r.room_nid"
+        " AND m.membership IN ('leave', 'ban') AND m.server_nid = ? AND m.changed_position > ?))",
+        since,
+        server_nid,
+        since,
+        server_nid,
+        since,
+    )
 
 
 def count_members(tx: Transaction, room_id: str, membership: Membership) -> int:

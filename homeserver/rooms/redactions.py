@@ -14,8 +14,10 @@ from federation.power_levels import read_power_levels
 from federation.redaction import redact
 from homeserver.database import Transaction
 from homeserver.errors import forbidden
+from homeserver.rooms.advance import STRIPPED_KEYS, stripped_state
 from homeserver.rooms.envelope import event_key
-from homeserver.rooms.heads import StateKey, state_events
+from homeserver.rooms.heads import StateKey, find_head, state_events
+from homeserver.rooms.membership import list_outsiders, replace_stripped
 from homeserver.rooms.storage import (
     StoredEvent,
     forget_auth_event,
@@ -93,3 +95,14 @@ def _apply(tx: Transaction, target: StoredEvent, redaction: Event, position: int
     redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
     replace_content(tx, target.position, redacted, position)
     forget_auth_event(tx, target.position)
+    if target.state_key is not None:
+        _tell_invited_anew(tx, target)
+
+
+def _tell_invited_anew(tx: Transaction, target: StoredEvent) -> None:
+    """What invited and knocking users have been told of the room must not keep what was redacted."""
+    head = find_head(tx, target.room_id)
+    if head is None or not head.extremities or (target.type, target.state_key) not in STRIPPED_KEYS:
+        return
+    for user_id in list_outsiders(tx, head.room_nid):
+        replace_stripped(tx, head.room_nid, user_id, stripped_state(tx, head.state_root, user_id))

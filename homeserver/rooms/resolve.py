@@ -17,6 +17,7 @@ from federation.state_resolution import Missing, resolve_conflicts
 from homeserver.database import Transaction
 from homeserver.rooms import state_tree
 from homeserver.rooms.heads import StateKey, find_resolved_head
+from homeserver.rooms.state_tree import Key
 from homeserver.rooms.storage import (
     Status,
     StoredEvent,
@@ -24,7 +25,6 @@ from homeserver.rooms.storage import (
     find_status,
     load_auth_events,
 )
-from homeserver.rooms.state_tree import Key
 from homeserver.rooms.timeline import list_backwards
 
 RESOLVED_STATES_CACHED_MAX = 2_000

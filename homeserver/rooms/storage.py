@@ -126,6 +126,11 @@ def place_in_timeline(tx: Transaction, position: int, status: Status, ordering: 
     )
 
 
+def list_positions(tx: Transaction, since: int, upto: int) -> list[int]:
+    """The events of since < position ≤ upto, whatever their room and status."""
+    return tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
+
+
 def find_position(tx: Transaction, event_id: str) -> int | None:
     """The position of a stored event."""
     row = tx.one("SELECT position FROM events WHERE event_id = ?", event_key(event_id))

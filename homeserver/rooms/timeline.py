@@ -8,11 +8,12 @@ were fetched for, so a page is one scan of an index whatever came when.
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from federation.identifiers import RoomID
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param
-from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, stored_events
+from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored, stored_events
 
 _TOKEN = re.compile(r"([st])(-?[0-9]{1,18})", re.ASCII)
 START = -(1 << 62)  # before every event
@@ -79,3 +80,34 @@ def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_t
         limit,
     )
     return stored_events(tx, rows)
+
+
+def list_newest_positions(tx: Transaction, room_nid: int, since: int, upto: int, limit: int) -> list[int]:
+    """At most `limit` positions of events that have come between two positions of the stream, newest first."""
+    return tx.values(
+        "SELECT position FROM events WHERE room_nid = ? AND ordering > ? AND ordering <= ?"
+        " ORDER BY ordering DESC LIMIT ?",
+        room_nid,
+        since << ORDERING_SHIFT,
+        upto << ORDERING_SHIFT,
+        limit,
+    )
+
+
+def find_by_timestamp(tx: Transaction, room_id: RoomID, ts: int, direction: Literal["f", "b"]) -> StoredEvent | None:
+    """The event whose `origin_server_ts` is nearest to `ts`, not before it ("f") or not after it ("b")."""
+    if direction == "f":
+        row = tx.one(
+            "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts >= ?"
+            " ORDER BY origin_server_ts, ordering LIMIT 1",
+            tx.find(room_id),
+            ts,
+        )
+    else:
+        row = tx.one(
+            "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts <= ?"
+            " ORDER BY origin_server_ts DESC, ordering DESC LIMIT 1",
+            tx.find(room_id),
+            ts,
+        )
+    return None if row is None else list_stored(tx, (row[0],))[row[0]]

@@ -91,7 +91,7 @@ class _Check:
         for row in extremities:
             assert row.status == Status.TIMELINE, f"the extremity {row.event_id} is not in the timeline"
         timeline = [row for row in self.stored.values() if row.status == Status.TIMELINE]
-        cited = {prev_id for row in timeline for prev_id in self.events[row.event_id].prev_events}
+        cited = self.cited_by(timeline)
         doubled = [row.event_id for row in extremities if row.event_id in cited]
         assert not doubled, "events of the timeline follow on extremities"
         if extremities:
@@ -109,6 +109,18 @@ class _Check:
         assert head.members_position >= max(
             self.tx.values("SELECT changed_position FROM memberships WHERE room_nid = ?", head.room_nid), default=0
         )
+
+    def cited_by(self, timeline: Iterable[StoredEvent]) -> set[EventID]:
+        """What events of the timeline follow on, also by way of events that are not in it."""
+        waiting = [prev_id for row in timeline for prev_id in self.events[row.event_id].prev_events]
+        cited: set[EventID] = set()
+        while waiting:
+            event_id = waiting.pop()
+            row = self.stored.get(event_id)
+            if event_id not in cited and row is not None and row.status in (Status.REJECTED, Status.SOFT_FAILED):
+                waiting += self.events[event_id].prev_events
+            cited.add(event_id)
+        return cited
 
     def begins_stay(self, row: StoredEvent) -> bool:
         """Whether the state before it was given by another server: it follows on nothing that is in the timeline."""

@@ -1,0 +1,208 @@
+"""What a redaction takes from an event is gone, whichever of the two came first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from federation.event import Event
+from federation.room_versions import ROOM_VERSIONS
+from homeserver.database import Transaction
+from homeserver.database.compression import decompress
+from homeserver.errors import MatrixError
+from homeserver.rooms.heads import get_head, state_content
+from homeserver.rooms.membership import get_room_membership
+from homeserver.rooms.receive import Received, store_outliers
+from homeserver.rooms.storage import Status, get_event
+from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, new_room
+from tests.support.rooms import ANNA, BERT, CARL, Rooms
+
+VERSIONS = list(ROOM_VERSIONS)
+SECRET = "the secret recipe"
+
+
+def _raw_contents(tx: Transaction) -> str:
+    """Everything that any row of `events` holds as content."""
+    rows = tx.values("SELECT content FROM events")
+    return "\n".join(decompress(bytes(content), 1 << 20).decode() for content in rows)
+
+
+async def assert_gone(rooms: Rooms, event: Event, redaction: Event) -> None:
+    stored = await rooms.stored(event.event_id)
+    assert stored.redacted_by == (await rooms.stored(redaction.event_id)).position
+    assert SECRET not in await rooms.read(_raw_contents)
+    # It is the same event still, to be sent to whoever asks for it.
+    whole = await rooms.read(get_event, event.event_id)
+    assert whole.event_id == event.event_id
+    assert whole.pdu["hashes"] == event.pdu["hashes"]
+
+
+async def redact(rooms: Rooms, room_id: Any, sender: Any, event: Event, **options: Any) -> Event:
+    return await rooms.append(room_id, sender, "m.room.redaction", {}, redacts=event.event_id, **options)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_message_loses_its_content(rooms: Rooms, version: str) -> None:
+    room_id = await rooms.create(ANNA, BERT, version=version)
+    event = await rooms.append(room_id, BERT, content={"body": SECRET})
+    redaction = await redact(rooms, room_id, BERT, event)
+    assert redaction.redacts == event.event_id
+    assert ("redacts" in redaction.content) == ROOM_VERSIONS[version].redacts_in_content
+    await assert_gone(rooms, event, redaction)
+    assert (await rooms.stored(event.event_id)).content == {}
+
+
+async def test_state_keeps_what_the_room_needs(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    join = await rooms.append(
+        room_id, BERT, "m.room.member", {"membership": "join", "displayname": SECRET}, BERT
+    )
+    redaction = await redact(rooms, room_id, ANNA, join)
+    await assert_gone(rooms, join, redaction)
+    assert (await rooms.stored(join.event_id)).content == {"membership": "join"}
+    assert (await rooms.read(get_room_membership, room_id, BERT)).membership == "join"
+    await rooms.append(room_id, BERT)
+
+
+async def test_no_cache_remembers_what_was_redacted(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    topic = await rooms.append(room_id, ANNA, "m.room.topic", {"topic": SECRET}, "")
+
+    def read_topic(tx: Transaction) -> Any:
+        return state_content(tx, get_head(tx, room_id).state_root, "m.room.topic")
+
+    assert await rooms.read(read_topic) == {"topic": SECRET}
+    await redact(rooms, room_id, ANNA, topic)
+    assert await rooms.read(read_topic) == {}
+
+
+async def test_what_invited_users_were_told_is_redacted_too(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    name = await rooms.append(room_id, ANNA, "m.room.name", {"name": SECRET}, "")
+    await rooms.member(room_id, ANNA, "invite", BERT)
+    await redact(rooms, room_id, ANNA, name)
+    stripped = (await rooms.read(get_room_membership, room_id, BERT)).stripped
+    assert SECRET not in str(stripped)
+    assert [event["content"] for event in stripped if event["type"] == "m.room.name"] == [{}]
+
+
+async def test_the_first_redaction_counts(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA, BERT)
+    event = await rooms.append(room_id, BERT, content={"body": SECRET})
+    first = await redact(rooms, room_id, BERT, event)
+    await redact(rooms, room_id, ANNA, event)
+    await assert_gone(rooms, event, first)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_who_may_redact_what(rooms: Rooms, version: str) -> None:
+    """Between servers the domain counts; among the users of this one, each answers for themselves."""
+    room_id = await rooms.create(ANNA, BERT, CARL, version=version)
+    of_bert = await rooms.append(room_id, BERT, content={"body": "mine"})
+    of_anna = await rooms.append(room_id, ANNA, content={"body": "hers"})
+    for sender, target in ((CARL, of_bert), (BERT, of_anna)):
+        with pytest.raises(MatrixError, match="M_FORBIDDEN"):
+            await redact(rooms, room_id, sender, target)
+    assert (await rooms.stored(of_bert.event_id)).content == {"body": "mine"}
+    await redact(rooms, room_id, CARL, of_bert, as_admin=True)
+    await redact(rooms, room_id, ANNA, of_anna)
+    assert (await rooms.stored(of_bert.event_id)).content == {}
+
+
+async def test_redacting_what_is_not_known_takes_the_power_to_redact_anything(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA, BERT)
+    unknown = "$" + "x" * 43
+    await rooms.append(room_id, ANNA, "m.room.redaction", {}, redacts=unknown)
+    with pytest.raises(MatrixError, match="M_FORBIDDEN"):
+        await rooms.append(room_id, BERT, "m.room.redaction", {}, redacts=unknown)
+
+
+async def test_events_of_other_rooms_are_left_alone(rooms: Rooms) -> None:
+    room_id, other = await rooms.create(ANNA), await rooms.create(ANNA)
+    event = await rooms.append(other, ANNA, content={"body": "there"})
+    await redact(rooms, room_id, ANNA, event)
+    assert (await rooms.stored(event.event_id)).content == {"body": "there"}
+
+
+# Redactions of peers
+
+
+async def joined(rooms: Rooms, version: str) -> Room:
+    room = new_room(ROOM_VERSIONS[version])
+    room.member(BOB, "join")
+    room.member(CAROL, "join")
+    await rooms.adopt(room)
+    return room
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_peer_redacts(rooms: Rooms, version: str) -> None:
+    room = await joined(rooms, version)
+    event = room.send(BOB, "m.room.message", {"body": SECRET})
+    redaction = room.send(BOB, "m.room.redaction", _content(room, event), redacts=event.event_id)
+    await rooms.receive_all([event, redaction])
+    await assert_gone(rooms, event, redaction)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_redaction_comes_first(rooms: Rooms, version: str) -> None:
+    room = await joined(rooms, version)
+    branch = room.fork()
+    event = room.send(BOB, "m.room.message", {"body": SECRET})
+    branch.clock += 10
+    redaction = branch.send(BOB, "m.room.redaction", _content(room, event), redacts=event.event_id)
+    await rooms.receive_all([redaction])
+    await rooms.receive_all([event])
+    await assert_gone(rooms, event, redaction)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_redaction_comes_before_an_outlier(rooms: Rooms, version: str) -> None:
+    room = await joined(rooms, version)
+    branch = room.fork()
+    event = room.send(ALICE, "m.room.topic", {"topic": SECRET}, "")
+    branch.clock += 10
+    redaction = branch.send(ALICE, "m.room.redaction", _content(room, event), redacts=event.event_id)
+    await rooms.receive_all([redaction])
+    await rooms.write(store_outliers, [event])
+    await assert_gone(rooms, event, redaction)
+    await rooms.receive_all([event])
+    await assert_gone(rooms, event, redaction)
+
+
+@pytest.mark.parametrize("version", ["3", "11", "12"])
+async def test_a_redaction_without_the_power_is_accepted_but_does_nothing(rooms: Rooms, version: str) -> None:
+    room = await joined(rooms, version)
+    event = room.send(BOB, "m.room.message", {"body": "mine"})
+    redaction = room.send(CAROL, "m.room.redaction", _content(room, event), redacts=event.event_id)
+    (_, received) = await rooms.receive_all([event, redaction])
+    assert received.status == Status.TIMELINE
+    assert (await rooms.stored(event.event_id)).redacted_by is None
+
+
+async def test_a_redaction_that_was_rejected_or_has_soft_failed_does_nothing(rooms: Rooms) -> None:
+    room = await joined(rooms, "12")
+    branch = room.fork()
+    event = room.send(BOB, "m.room.message", {"body": "mine"})
+    await rooms.receive_all([event, room.member(ALICE, "ban", BOB)])
+    redaction = branch.send(BOB, "m.room.redaction", _content(room, event), redacts=event.event_id)
+    outcome = await rooms.receive(redaction)
+    assert isinstance(outcome, Received) and outcome.status == Status.SOFT_FAILED
+    assert (await rooms.stored(event.event_id)).redacted_by is None
+
+
+async def test_the_power_counts_at_the_time_of_the_redaction(rooms: Rooms) -> None:
+    """CAROL has the power to redact when she does, and has lost it by the time the message comes."""
+    room = await joined(rooms, "12")
+    branch = room.fork()
+    event = branch.send(BOB, "m.room.message", {"body": SECRET})
+    up = room.set_levels(users={CAROL: 50})
+    redaction = room.send(CAROL, "m.room.redaction", _content(room, event), redacts=event.event_id)
+    down = room.set_levels(users={CAROL: 0})
+    await rooms.receive_all([up, redaction, down, event])
+    await assert_gone(rooms, event, redaction)
+
+
+def _content(room: Room, event: Event) -> dict[str, Any]:
+    return {"reason": "oops"}

@@ -20,9 +20,9 @@ from homeserver.authenticate import Requester, get_account_flags
 from homeserver.database import Transaction
 from homeserver.dispatch import Dispatch, encode_json
 from homeserver.errors import not_found
-from homeserver.features.accounts import exists
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import sync_token
+from homeserver.users.accounts import exists
 
 SYNC_TIMEOUT_MS = 30_000
 INVITATIONS_ONLY = '{"room":{"timeline":{"limit":0},"state":{"types":[]}},"presence":{"types":[]}}'

@@ -103,6 +103,10 @@ class Public(Section, frozen=True):
         _check_url("public.base_url", self.base_url)
         msgspec.structs.force_setattr(self, "base_url", self.base_url.rstrip("/"))
 
+    def client_discovery(self) -> dict[str, dict[str, str]]:
+        """What clients are told of this server: `/.well-known/matrix/client`, and part of the answer to `/login`."""
+        return {"m.homeserver": {"base_url": self.base_url}}
+
 
 class DatabaseSection(Section, frozen=True):
     url: str = "sqlite:homeserver.db"

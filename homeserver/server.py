@@ -21,7 +21,7 @@ from federation.identifiers import UserID
 from federation.signing import SigningKey, format_signing_key, parse_signing_key
 from federation.wire import Wire
 from federation.wire.internet import InternetWire
-from homeserver import authenticate, remote, sync
+from homeserver import authenticate, remote, sync, users
 from homeserver.asgi import App
 from homeserver.blobs import Blobs
 from homeserver.client import Client
@@ -30,12 +30,12 @@ from homeserver.database import Schema, open_database
 from homeserver.dispatch import Dispatch
 from homeserver.feature import Feature
 from homeserver.features import FEATURES
-from homeserver.features.accounts import create_account
-from homeserver.features.filters import find_filter
 from homeserver.listener import Bound, serve
 from homeserver.pages import make_pages
 from homeserver.resources import Resources
 from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
+from homeserver.users.accounts import create_account
+from homeserver.users.filters import find_filter
 from homeserver.workers import Workers
 
 
@@ -124,7 +124,7 @@ class Homeserver:
         features = _all_features()
         database = await open_database(
             _database_url(config),
-            [authenticate.SCHEMA, ROOMS_SCHEMA, *_schemas(features)],
+            [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *_schemas(features)],
             inline=self._inline,
             now_ms=self._now_ms,
         )

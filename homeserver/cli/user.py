@@ -31,8 +31,8 @@ def run_add(args: argparse.Namespace) -> int:
     password = read_password(from_stdin=args.password_stdin)
 
     async def add() -> int:
-        from homeserver.features.accounts import create_account
         from homeserver.server import Homeserver
+        from homeserver.users.accounts import create_account
 
         async with Homeserver(config) as server:
             user_id = await create_account(server.resources, localpart, password, admin=args.admin)

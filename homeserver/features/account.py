@@ -18,21 +18,21 @@ from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import Feature, JsonObject
-from homeserver.features import accounts
-from homeserver.features.account_data import delete_account_data
-from homeserver.features.devices import delete_devices_of_user
-from homeserver.features.filters import delete_filters
-from homeserver.features.passwords import check_new_password, hash_password
-from homeserver.features.profile import delete_profile
-from homeserver.features.user_interactive import (
+from homeserver.resources import Resources
+from homeserver.rooms.append import append_local
+from homeserver.rooms.membership import list_memberships
+from homeserver.users import accounts
+from homeserver.users.account_data import delete_account_data
+from homeserver.users.devices import delete_devices_of_user
+from homeserver.users.filters import delete_filters
+from homeserver.users.passwords import check_new_password, hash_password
+from homeserver.users.profile import delete_profile
+from homeserver.users.user_interactive import (
     Authentication,
     finish_authentication,
     password_stage,
     require_stages,
 )
-from homeserver.resources import Resources
-from homeserver.rooms.append import append_local
-from homeserver.rooms.membership import list_memberships
 
 _log = logging.getLogger(__name__)
 

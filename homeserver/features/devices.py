@@ -1,100 +1,37 @@
-"""Devices: what a user is logged in on. Spec: client-server-api/#device-management
-
-Each change of a device has a position in the stream: `list_device_changes` is what device lists and keys follow.
-"""
+"""Devices: what a user is logged in on, to see, to rename and to end. Spec: client-server-api/#device-management"""
 
 from __future__ import annotations
 
 import hashlib
-import secrets
-import string
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 import trio
 
 from federation.identifiers import UserID
-from homeserver import authenticate, limits
+from homeserver import limits
 from homeserver.api import Empty, Response, Routes
 from homeserver.authenticate import Requester
-from homeserver.database import Schema, Step, Transaction
+from homeserver.database import Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import Feature, JsonObject
-from homeserver.features.user_interactive import (
+from homeserver.resources import Resources
+from homeserver.users.devices import (
+    Device,
+    check_device_id,
+    create_device,
+    delete_devices_of_user,
+    find_device,
+    list_devices,
+    rename_device,
+    store_seen,
+)
+from homeserver.users.user_interactive import (
     Authentication,
     finish_authentication,
     password_stage,
     require_stages,
 )
-from homeserver.resources import Resources
-from homeserver.token_cache import Seen
-
-# device_changes holds the last change of each device there ever was: 0 deleted, 1 new, 2 renamed.
-SCHEMA = Schema(
-    "devices",
-    (
-        Step(
-            "create",
-            """
-            CREATE TABLE devices (
-                user_nid INTEGER NOT NULL,
-                device_id TEXT NOT NULL,
-                display_name TEXT,
-                created_ms INTEGER NOT NULL,
-                last_seen_ms INTEGER,
-                last_seen_ip TEXT,
-                user_agent TEXT,
-                PRIMARY KEY (user_nid, device_id)
-            ) WITHOUT ROWID;
-            CREATE TABLE device_changes (
-                user_nid INTEGER NOT NULL,
-                device_id TEXT NOT NULL,
-                position INTEGER NOT NULL,
-                change INTEGER NOT NULL,
-                PRIMARY KEY (user_nid, device_id)
-            ) WITHOUT ROWID;
-            CREATE INDEX device_changes_position ON device_changes (position);
-            """,
-        ),
-    ),
-)
-
-DELETED, CREATED, RENAMED = 0, 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A device, as it is stored: last_seen_ms and last_seen_ip are up to a minute behind."""
-
-    user_id: UserID
-    device_id: str
-    display_name: str | None
-    created_ms: int
-    last_seen_ms: int | None
-    last_seen_ip: str | None
-    user_agent: str | None
-
-    def body(self) -> JsonObject:
-        """As the API shows it to its owner."""
-        body: JsonObject = {"device_id": self.device_id}
-        if self.display_name is not None:
-            body["display_name"] = self.display_name
-        if self.last_seen_ms is not None:
-            body["last_seen_ts"] = self.last_seen_ms
-        if self.last_seen_ip:
-            body["last_seen_ip"] = self.last_seen_ip
-        return body
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceChange:
-    """The last change of a device: DELETED, CREATED or RENAMED."""
-
-    position: int
-    user_id: UserID
-    device_id: str
-    change: int
-
 
 routes = Routes()
 
@@ -109,7 +46,7 @@ async def get_devices(hs: Resources, requester: Requester) -> JsonObject:
 async def get_device(hs: Resources, requester: Requester, device_id: str) -> JsonObject:
     device = await hs.database.read(find_device, requester.user_id, device_id)
     if device is None:
-        raise no_device()
+        raise _no_device()
     return _with_last_seen(hs, device).body()
 
 
@@ -135,6 +72,22 @@ async def update_device(hs: Resources, requester: Requester, device_id: str, bod
     may_create = requester.appservice is not None
     created = await hs.database.write(_update_device, hs, requester.user_id, device_id, body.display_name, may_create)
     return Response(201 if created else 200, {})
+
+
+def _update_device(
+    tx: Transaction, hs: Resources, user_id: UserID, device_id: str, display_name: str | None, may_create: bool
+) -> bool:
+    """True where the device had to be made."""
+    device = find_device(tx, user_id, device_id)
+    if device is None:
+        if not may_create:
+            raise _no_device()
+        check_device_id(device_id)
+        create_device(tx, hs, user_id, device_id, display_name)
+        return True
+    if display_name is not None and display_name != device.display_name:
+        rename_device(tx, user_id, device_id, display_name)
+    return False
 
 
 class DeleteDeviceBody(msgspec.Struct, frozen=True):
@@ -187,8 +140,7 @@ def _delete_devices(
     delete_devices_of_user(tx, hs, user_id, device_ids)
 
 
-def no_device() -> MatrixError:
-    """404 M_NOT_FOUND."""
+def _no_device() -> MatrixError:
     return not_found("The user has no such device.")
 
 
@@ -198,160 +150,12 @@ async def follow_last_seen(hs: Resources) -> None:
         await trio.sleep(limits.DEVICE_SEEN_INTERVAL_S)
         seen = hs.token_cache.take_seen()
         if seen:
-            await hs.database.write(_store_seen, seen)
-
-
-# --- logging in ---
-
-
-def check_device_id(device_id: str | None) -> None:
-    """Raises M_INVALID_PARAM where no device can be called so."""
-    if device_id is None:
-        return
-    try:
-        size_bytes = len(device_id.encode())
-    except UnicodeEncodeError:
-        size_bytes = 0
-    if not 0 < size_bytes <= limits.DEVICE_ID_BYTES_MAX or not device_id.isprintable():
-        raise invalid_param(f"A device_id is 1 to {limits.DEVICE_ID_BYTES_MAX} bytes of printable text.")
-
-
-def new_device_id() -> str:
-    """A device id that the user does not have yet: 47 random bits."""
-    return "".join(secrets.choice(string.ascii_uppercase) for _ in range(10))
-
-
-def log_in(
-    tx: Transaction,
-    hs: Resources,
-    user_id: UserID,
-    device_id: str | None,
-    display_name: str | None,
-    refreshable: bool,
-) -> JsonObject:
-    """Tokens for a device of the user, as `/login` and `/register` answer them. The device is made if there is none.
-
-    The tokens that a known device had before end. `display_name` is for a new device only; too long a one is cut.
-    """
-    if device_id is not None and find_device(tx, user_id, device_id) is not None:
-        authenticate.delete_tokens_of_device(tx, hs.token_cache, user_id, device_id)
-    else:
-        device_id = device_id or new_device_id()
-        name = display_name[: limits.DEVICE_NAME_CHARACTERS_MAX] if display_name else None
-        create_device(tx, hs, user_id, device_id, name)
-    tokens = authenticate.issue_tokens(tx, user_id, device_id, refreshable=refreshable)
-    return {"user_id": user_id, "device_id": device_id, **tokens.body()}
-
-
-# --- storage ---
-
-def create_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, display_name: str | None) -> None:
-    """Stores a new device. Raises M_USER_LIMIT_EXCEEDED where the user has too many."""
-    nid = tx.intern(user_id)
-    (count,) = tx.one("SELECT COUNT(*) FROM devices WHERE user_nid = ?", nid) or (0,)
-    if count >= limits.DEVICES_PER_USER_MAX:
-        raise MatrixError(
-            403, "M_USER_LIMIT_EXCEEDED", "The account has too many devices: log some out.",
-            info_uri=hs.config.public.base_url,
-        )  # fmt: skip
-    tx.run(
-        "INSERT INTO devices (user_nid, device_id, display_name, created_ms) VALUES (?, ?, ?, ?)",
-        nid, device_id, display_name, tx.now_ms,
-    )  # fmt: skip
-    _store_change(tx, user_id, device_id, CREATED)
-
-
-def find_device(tx: Transaction, user_id: UserID, device_id: str) -> Device | None:
-    """The device, None if the user has none of that id."""
-    row = tx.one(
-        "SELECT device_id, display_name, created_ms, last_seen_ms, last_seen_ip, user_agent FROM devices"
-        " WHERE user_nid = ? AND device_id = ?",
-        tx.find(user_id), device_id,
-    )  # fmt: skip
-    return Device(user_id, *row) if row else None
-
-
-def list_devices(tx: Transaction, user_id: UserID) -> list[Device]:
-    """Every device of the user, ordered by id."""
-    rows = tx.all(
-        "SELECT device_id, display_name, created_ms, last_seen_ms, last_seen_ip, user_agent FROM devices"
-        " WHERE user_nid = ? ORDER BY device_id",
-        tx.find(user_id),
-    )
-    return [Device(user_id, *row) for row in rows]
-
-
-def delete_devices_of_user(
-    tx: Transaction,
-    hs: Resources,
-    user_id: UserID,
-    device_ids: list[str] | None = None,
-    *,
-    except_device_id: str | None = None,
-) -> None:
-    """Logs devices out and removes them; all of the user's where no ids are given. Unknown ids are passed over."""
-    known = tx.values("SELECT device_id FROM devices WHERE user_nid = ?", tx.find(user_id))
-    wanted = None if device_ids is None else set(device_ids)
-    for device_id in known:
-        if device_id != except_device_id and (wanted is None or device_id in wanted):
-            authenticate.delete_tokens_of_device(tx, hs.token_cache, user_id, device_id)
-            tx.run("DELETE FROM devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id)
-            _store_change(tx, user_id, device_id, DELETED)
-
-
-def list_device_changes(tx: Transaction, since: int, upto: int) -> list[DeviceChange]:
-    """Devices of this server's users that last changed at since < position ≤ upto, in that order."""
-    rows = tx.all(
-        "SELECT position, user_nid, device_id, change FROM device_changes WHERE position > ? AND position <= ?"
-        " ORDER BY position",
-        since, upto,
-    )  # fmt: skip
-    names = tx.names({row[1] for row in rows})
-    return [DeviceChange(position, UserID(names[nid]), device_id, change) for position, nid, device_id, change in rows]
-
-
-def _update_device(
-    tx: Transaction, hs: Resources, user_id: UserID, device_id: str, display_name: str | None, may_create: bool
-) -> bool:
-    """True where the device had to be made."""
-    device = find_device(tx, user_id, device_id)
-    if device is None:
-        if not may_create:
-            raise no_device()
-        check_device_id(device_id)
-        create_device(tx, hs, user_id, device_id, display_name)
-        return True
-    if display_name is not None and display_name != device.display_name:
-        tx.run(
-            "UPDATE devices SET display_name = ? WHERE user_nid = ? AND device_id = ?",
-            display_name, tx.find(user_id), device_id,
-        )  # fmt: skip
-        _store_change(tx, user_id, device_id, RENAMED)
-    return False
-
-
-def _store_change(tx: Transaction, user_id: UserID, device_id: str, change: int) -> None:
-    tx.run(
-        "INSERT INTO device_changes (user_nid, device_id, position, change) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (user_nid, device_id) DO UPDATE SET position = excluded.position, change = excluded.change",
-        tx.intern(user_id), device_id, tx.next_position(user_id), change,
-    )  # fmt: skip
-
-
-def _store_seen(tx: Transaction, seen: dict[tuple[str, str], Seen]) -> None:
-    tx.many(
-        "UPDATE devices SET last_seen_ms = ?, last_seen_ip = ?, user_agent = ? WHERE user_nid = ? AND device_id = ?",
-        [
-            (each.ts_ms, each.ip, each.user_agent, tx.find(user_id), device_id)
-            for (user_id, device_id), each in seen.items()
-        ],
-    )
+            await hs.database.write(store_seen, seen)
 
 
 FEATURE = Feature(
     name="devices",
     spec="client-server-api/#device-management",
-    schema=SCHEMA,
     routes=routes,
     background=(follow_last_seen,),
 )

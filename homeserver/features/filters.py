@@ -5,38 +5,17 @@ Spec: client-server-api/#filtering
 
 from __future__ import annotations
 
-import hashlib
-
 import orjson
 
 from federation.identifiers import InvalidIdentifier, UserID, parse_room_id, parse_user_id
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
-from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.sync.filter import Filter, parse_filter
-
-SCHEMA = Schema(
-    "filters",
-    (
-        Step(
-            "create",
-            """
-            CREATE TABLE filters (
-                user_nid INTEGER NOT NULL,
-                filter_id INTEGER NOT NULL,
-                digest BLOB NOT NULL,
-                content BLOB NOT NULL,
-                PRIMARY KEY (user_nid, filter_id)
-            ) WITHOUT ROWID;
-            CREATE UNIQUE INDEX filters_digest ON filters (user_nid, digest);
-            """,
-        ),
-    ),
-)
+from homeserver.users.filters import find_filter, store_filter
 
 routes = Routes()
 
@@ -82,40 +61,4 @@ def check_filter(content: JsonObject) -> Filter:
     return parsed
 
 
-# --- storage ---
-
-
-def store_filter(tx: Transaction, user_id: UserID, content: bytes) -> str:
-    """The id of the filter. The same content has the same id; of too many the oldest is forgotten."""
-    nid, digest = tx.intern(user_id), hashlib.sha256(content).digest()
-    found = tx.one("SELECT filter_id FROM filters WHERE user_nid = ? AND digest = ?", nid, digest)
-    if found is not None:
-        return str(found[0])
-    (last,) = tx.one("SELECT MAX(filter_id) FROM filters WHERE user_nid = ?", nid) or (None,)
-    filter_id = (last or 0) + 1
-    tx.run(
-        "INSERT INTO filters (user_nid, filter_id, digest, content) VALUES (?, ?, ?, ?)",
-        nid, filter_id, digest, content,
-    )  # fmt: skip
-    tx.run(
-        "DELETE FROM filters WHERE user_nid = ? AND filter_id <= ?", nid, filter_id - limits.FILTERS_PER_USER_MAX
-    )
-    return str(filter_id)
-
-
-def find_filter(tx: Transaction, user_id: UserID, filter_id: str) -> JsonObject | None:
-    """The filter as it was stored, None if the user has none of that id."""
-    if not (filter_id.isascii() and filter_id.isdigit() and len(filter_id) <= 16):
-        return None
-    row = tx.one(
-        "SELECT content FROM filters WHERE user_nid = ? AND filter_id = ?", tx.find(user_id), int(filter_id)
-    )
-    return None if row is None else orjson.loads(row[0])
-
-
-def delete_filters(tx: Transaction, user_id: UserID) -> None:
-    """Forgets every filter of the user."""
-    tx.run("DELETE FROM filters WHERE user_nid = ?", tx.find(user_id))
-
-
-FEATURE = Feature(name="filters", spec="client-server-api/#filtering", schema=SCHEMA, routes=routes)
+FEATURE = Feature(name="filters", spec="client-server-api/#filtering", routes=routes)

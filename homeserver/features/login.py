@@ -10,11 +10,10 @@ from homeserver.authenticate import note_seen
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, missing_param
 from homeserver.feature import Feature, JsonObject
-from homeserver.features import accounts
-from homeserver.features.devices import check_device_id, log_in
-from homeserver.features.passwords import verify_password
-from homeserver.features.well_known import client_discovery
 from homeserver.resources import Resources
+from homeserver.users import accounts
+from homeserver.users.devices import check_device_id, log_in
+from homeserver.users.passwords import verify_password
 
 routes = Routes()
 
@@ -47,7 +46,7 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     answer = await hs.database.write(_store_login, hs, user_id, body, new_hash)
     note_seen(hs, user_id, answer["device_id"], request)
     if hs.config.public.serve_well_known:
-        answer["well_known"] = client_discovery(hs)
+        answer["well_known"] = hs.config.public.client_discovery()
     return answer
 
 

@@ -7,8 +7,8 @@ from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.feature import Feature
-from homeserver.features.devices import delete_devices_of_user
 from homeserver.resources import Resources
+from homeserver.users.devices import delete_devices_of_user
 
 routes = Routes()
 

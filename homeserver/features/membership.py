@@ -27,7 +27,6 @@ from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
 from homeserver.feature import Feature, JsonObject
-from homeserver.features.profile import member_profile
 from homeserver.remote.directory import resolve_alias
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.remote.joining import join_room as join_remote_room
@@ -39,13 +38,14 @@ from homeserver.rooms.append import append_local
 from homeserver.rooms.heads import find_head, get_head
 from homeserver.rooms.membership import (
     check_joined,
-    hide_room,
     get_membership,
     get_room_membership,
+    hide_room,
     is_server_joined,
     list_joined_rooms,
 )
 from homeserver.rooms.restricted import authorised_via
+from homeserver.users.profile import member_profile
 
 routes = Routes()
 

@@ -18,39 +18,26 @@ from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
-from homeserver.database import Schema, Step, Transaction
+from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
-from homeserver.features import accounts
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.heads import find_head, state_content
 from homeserver.rooms.membership import list_joined_rooms
-
-_log = logging.getLogger(__name__)
-
-# profile_updates: users whose rooms have not all been told of their profile yet.
-SCHEMA = Schema(
-    "profile",
-    (
-        Step(
-            "create",
-            """
-            CREATE TABLE profiles (
-                user_nid INTEGER NOT NULL,
-                field TEXT NOT NULL,
-                value BLOB NOT NULL,
-                PRIMARY KEY (user_nid, field)
-            ) WITHOUT ROWID;
-            CREATE TABLE profile_updates (user_nid INTEGER PRIMARY KEY);
-            """,
-        ),
-    ),
+from homeserver.users import accounts
+from homeserver.users.profile import (
+    MEMBER_FIELDS,
+    begin_update,
+    end_update,
+    find_profile,
+    list_unfinished,
+    member_profile,
+    store_field,
 )
 
-MEMBER_FIELDS = ("displayname", "avatar_url")
-"""Those that member events repeat."""
+_log = logging.getLogger(__name__)
 
 _SPECIFIED = frozenset({"displayname", "avatar_url", "m.tz"})
 # The Common Namespaced Identifier Grammar, with a namespace.
@@ -142,9 +129,7 @@ async def change_profile(hs: Resources, user_id: UserID, field: str, value: byte
 def _change(tx: Transaction, hs: Resources, user_id: UserID, field: str, value: bytes | None) -> RoomID | None:
     if not store_field(tx, user_id, field, value) or field not in MEMBER_FIELDS:
         return None
-    tx.run(
-        "INSERT INTO profile_updates (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id)
-    )
+    begin_update(tx, user_id)
     return tell_rooms(tx, hs, user_id, RoomID(""))
 
 
@@ -164,13 +149,13 @@ def tell_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: RoomID) -
             _log.info("member event refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
     if len(rooms) > limits.PROFILE_ROOMS_PER_WRITE:
         return rooms[limits.PROFILE_ROOMS_PER_WRITE - 1]
-    tx.run("DELETE FROM profile_updates WHERE user_nid = ?", tx.find(user_id))
+    end_update(tx, user_id)
     return None
 
 
 async def finish_updates(hs: Resources) -> None:
     """After a start: tells the rooms that were not told before the end."""
-    for user_id in await hs.database.read(_list_unfinished):
+    for user_id in await hs.database.read(list_unfinished):
         done: RoomID | None = RoomID("")
         while done is not None:
             done = await hs.database.write(tell_rooms, hs, user_id, done)
@@ -189,67 +174,9 @@ async def answer_profile_query(hs: Resources, origin: ServerName, query: Mapping
     return await _look_up(hs, user_id, query.get("field"))
 
 
-# --- storage; `member_profile` for whoever makes member events ---
-
-
-def member_profile(tx: Transaction, user_id: UserID) -> JsonObject:
-    """What a member event of the user repeats: displayname and avatar_url, those that are set."""
-    rows = tx.all(
-        "SELECT field, value FROM profiles WHERE user_nid = ? AND field IN ('displayname', 'avatar_url')",
-        tx.find(user_id),
-    )
-    return {field: orjson.loads(value) for field, value in rows}
-
-
-def find_profile(tx: Transaction, user_id: UserID, field: str | None = None) -> JsonObject | None:
-    """The profile of a user of this server, or just one field of it; None where there is no such user."""
-    if not accounts.exists(tx, user_id):
-        return None
-    nid = tx.find(user_id)
-    if field is None:
-        rows = tx.all("SELECT field, value FROM profiles WHERE user_nid = ? ORDER BY field", nid)
-    else:
-        rows = tx.all("SELECT field, value FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
-    return {name: orjson.loads(value) for name, value in rows}
-
-
-def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | None) -> bool:
-    """Sets a field to JSON, or removes it. False where nothing changes. Raises M_PROFILE_TOO_LARGE."""
-    nid = tx.intern(user_id)
-    row = tx.one("SELECT value FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
-    if (None if row is None else bytes(row[0])) == value:
-        return False
-    if value is None:
-        tx.run("DELETE FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
-        return True
-    tx.run(
-        "INSERT INTO profiles (user_nid, field, value) VALUES (?, ?, ?)"
-        " ON CONFLICT (user_nid, field) DO UPDATE SET value = excluded.value",
-        nid, field, value,
-    )  # fmt: skip
-    stored = tx.all("SELECT field, value FROM profiles WHERE user_nid = ?", nid)
-    # As canonical JSON: quotes and colon of each field, the commas between them, the braces.
-    if sum(len(name) + len(json) + 4 for name, json in stored) + 1 > limits.PROFILE_BYTES_MAX:
-        raise MatrixError(
-            400, "M_PROFILE_TOO_LARGE", f"A profile holds {limits.PROFILE_BYTES_MAX} bytes, all fields together."
-        )
-    return True
-
-
-def delete_profile(tx: Transaction, user_id: UserID) -> None:
-    """Forgets the whole profile, and tells nobody."""
-    tx.run("DELETE FROM profiles WHERE user_nid = ?", tx.find(user_id))
-    tx.run("DELETE FROM profile_updates WHERE user_nid = ?", tx.find(user_id))
-
-
-def _list_unfinished(tx: Transaction) -> list[UserID]:
-    return [UserID(name) for name in tx.names(tx.values("SELECT user_nid FROM profile_updates")).values()]
-
-
 FEATURE = Feature(
     name="profile",
     spec="client-server-api/#profiles",
-    schema=SCHEMA,
     routes=routes,
     queries={"profile": answer_profile_query},
     background=(finish_updates,),

@@ -19,10 +19,10 @@ from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.errors import invalid_param, not_found
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
-from homeserver.features.account_data import store_account_data
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership
 from homeserver.rooms.storage import get_stored
+from homeserver.users.account_data import store_account_data
 
 # thread_id "": unthreaded. ordering: of the event that was read, NULL while it is not known here.
 SCHEMA = Schema(

@@ -14,11 +14,12 @@ from homeserver.authenticate import AccountFlags, Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
-from homeserver.features import accounts
-from homeserver.features.devices import check_device_id, log_in
-from homeserver.features.passwords import check_new_password, hash_password
-from homeserver.features.registration_tokens import TOKEN_STAGE, use_token_of
-from homeserver.features.user_interactive import (
+from homeserver.resources import Resources
+from homeserver.users import accounts
+from homeserver.users.devices import check_device_id, log_in
+from homeserver.users.passwords import check_new_password, hash_password
+from homeserver.users.registration_tokens import TOKEN_STAGE, is_valid_token, use_token_of
+from homeserver.users.user_interactive import (
     DUMMY,
     Attempt,
     Authentication,
@@ -26,7 +27,6 @@ from homeserver.features.user_interactive import (
     finish_authentication,
     proceed,
 )
-from homeserver.resources import Resources
 
 routes = Routes()
 
@@ -41,6 +41,17 @@ async def check_username_availability(hs: Resources, query: AvailableQuery) -> J
     if await hs.database.read(accounts.get_user, user_id) is not None:
         raise accounts.user_in_use()
     return {"available": True}
+
+
+class ValidityQuery(msgspec.Struct, frozen=True):
+    token: str
+
+
+@routes.get("/_matrix/client/v1/register/m.login.registration_token/validity", rate_limit="registration")
+async def registration_token_validity(hs: Resources, query: ValidityQuery) -> JsonObject:
+    if not hs.config.registration.enabled:
+        raise forbidden("Registration is not enabled on this homeserver.")
+    return {"valid": await hs.database.read(is_valid_token, query.token)}
 
 
 class RegisterQuery(msgspec.Struct, frozen=True):

@@ -18,11 +18,11 @@ from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
-from homeserver.features.profile import member_profile
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local
+from homeserver.users.profile import member_profile
 
 routes = Routes()
 

@@ -24,10 +24,10 @@ from homeserver.config import read_secret
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
-from homeserver.features import accounts
-from homeserver.features.devices import log_in
-from homeserver.features.passwords import check_new_password, hash_password
 from homeserver.resources import Resources
+from homeserver.users import accounts
+from homeserver.users.devices import log_in
+from homeserver.users.passwords import check_new_password, hash_password
 
 PATH = "/_synapse/admin/v1/register"
 

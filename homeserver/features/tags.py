@@ -9,8 +9,8 @@ from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, JsonObject
-from homeserver.features.account_data import check_own, find_account_data, store_account_data
 from homeserver.resources import Resources
+from homeserver.users.account_data import check_own, find_account_data, store_account_data
 
 routes = Routes()
 

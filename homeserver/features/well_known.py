@@ -18,7 +18,7 @@ routes = Routes()
 @routes.get("/.well-known/matrix/client", rate_limit="")
 async def get_wellknown(hs: Resources) -> JsonObject:
     _check_served(hs)
-    return client_discovery(hs)
+    return hs.config.public.client_discovery()
 
 
 @routes.get("/.well-known/matrix/server", rate_limit="")
@@ -28,11 +28,6 @@ async def get_wellknown_server(hs: Resources) -> JsonObject:
     host = parts.hostname or ""
     port = parts.port or (80 if parts.scheme == "http" else 443)
     return {"m.server": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
-
-
-def client_discovery(hs: Resources) -> JsonObject:
-    """What clients are told of this server; also part of the answer to `/login`."""
-    return {"m.homeserver": {"base_url": hs.config.public.base_url}}
 
 
 def _check_served(hs: Resources) -> None:

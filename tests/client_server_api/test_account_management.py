@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from homeserver.features import accounts
 from homeserver.rooms.membership import get_membership
+from homeserver.users import accounts
 from tests.support.homeservers import PASSWORD, Server
 
 NEW = "Another one, if you please."

@@ -9,7 +9,8 @@ from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.features import accounts, devices
+from homeserver.features.devices import DeviceBody, delete_device, update_device
+from homeserver.users import accounts, devices
 from tests.support.homeservers import CLIENT_IP, PASSWORD, Client, Server, now_ms
 
 
@@ -155,11 +156,11 @@ async def test_changes_have_positions(homeserver: Server) -> None:
 async def test_an_application_service_makes_and_deletes_devices(homeserver: Server) -> None:
     await accounts.create_account(homeserver.hs, "bridged", None, appservice="bridge")
     requester = Requester(UserID("@bridged:test.example"), "", appservice="bridge")
-    body = devices.DeviceBody(display_name="bridge")
+    body = DeviceBody(display_name="bridge")
     for status in (201, 200):
-        answer = await devices.update_device(homeserver.hs, requester, "NEW", body)
+        answer = await update_device(homeserver.hs, requester, "NEW", body)
         assert (answer.status, answer.body) == (status, {})
-    await devices.delete_device(homeserver.hs, requester, "NEW", None)
+    await delete_device(homeserver.hs, requester, "NEW", None)
     assert await homeserver.read(devices.list_devices, requester.user_id) == []
 
 

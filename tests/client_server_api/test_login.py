@@ -6,8 +6,8 @@ import pytest
 
 from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Passwords, Public, RateLimitsSection
-from homeserver.features import accounts
-from homeserver.features.passwords import HASHERS
+from homeserver.users import accounts
+from homeserver.users.passwords import HASHERS
 from tests.support.homeservers import PASSWORD, Homeservers, Server
 
 

@@ -8,7 +8,8 @@ from federation.identifiers import UserID
 from homeserver.api import Request
 from homeserver.authenticate import Requester
 from homeserver.config import RateLimitsSection, Registration
-from homeserver.features import accounts, registration
+from homeserver.features import registration
+from homeserver.users import accounts
 from tests.support.homeservers import PASSWORD, Homeservers, Server
 
 DUMMY = {"type": "m.login.dummy"}

@@ -7,7 +7,7 @@ import trio
 
 from homeserver.config import Registration
 from homeserver.errors import MatrixError
-from homeserver.features import registration_tokens
+from homeserver.users import registration_tokens
 from tests.support.homeservers import Homeservers, Server, now_ms
 
 VALIDITY = "/_matrix/client/v1/register/m.login.registration_token/validity"

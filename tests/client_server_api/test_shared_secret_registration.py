@@ -11,7 +11,7 @@ import trio
 
 from homeserver.authenticate import get_account_flags
 from homeserver.config import Registration
-from homeserver.features import accounts
+from homeserver.users import accounts
 from tests.support.homeservers import Homeservers, Server
 
 PATH = "/_synapse/admin/v1/register"

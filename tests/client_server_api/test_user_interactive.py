@@ -10,7 +10,8 @@ import trio
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
-from homeserver.features.user_interactive import (
+from homeserver.resources import Resources
+from homeserver.users.user_interactive import (
     DUMMY,
     Authentication,
     AuthenticationRequired,
@@ -19,7 +20,6 @@ from homeserver.features.user_interactive import (
     finish_authentication,
     require_stages,
 )
-from homeserver.resources import Resources
 from tests.support.homeservers import Server
 
 

@@ -28,7 +28,7 @@ from federation.identifiers import RoomID, ServerName, UserID
 from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from federation.signing import SigningKey
 from federation.wire import Wire, WireError
-from homeserver import sync
+from homeserver import sync, users
 from homeserver.asgi import App
 from homeserver.authenticate import SCHEMA as AUTHENTICATE
 from homeserver.blobs import Blobs
@@ -47,7 +47,6 @@ from homeserver.feature import Feature
 from homeserver.features import (
     account,
     account_data,
-    accounts,
     capabilities,
     devices,
     filters,
@@ -57,10 +56,8 @@ from homeserver.features import (
     profile,
     refresh,
     registration,
-    registration_tokens,
     shared_secret_registration,
     tags,
-    user_interactive,
     versions,
     well_known,
     whoami,
@@ -69,6 +66,8 @@ from homeserver.resources import Resources
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.schema import SCHEMA as ROOMS
 from homeserver.server import Homeserver
+from homeserver.users.filters import find_filter
+from homeserver.users.profile import member_profile
 from homeserver.workers import Workers
 from tests.support.contract import check_response
 
@@ -79,9 +78,8 @@ START_MS = 1_700_000_000_000
 FEATURES = tuple(
     module.FEATURE
     for module in (
-        account, account_data, accounts, capabilities, devices, filters, login, logout, presence, profile, refresh,
-        registration, registration_tokens, shared_secret_registration, tags, user_interactive, versions, well_known,
-        whoami,
+        account, account_data, capabilities, devices, filters, login, logout, presence, profile, refresh, registration,
+        shared_secret_registration, tags, versions, well_known, whoami,
     )
 )  # fmt: skip
 
@@ -239,7 +237,7 @@ def _make_room(tx: Transaction, hs: Resources, creator: UserID, members: Sequenc
 
 
 def _join(tx: Transaction, hs: Resources, user_id: UserID, room_id: RoomID) -> None:
-    content = {"membership": "join", **profile.member_profile(tx, user_id)}
+    content = {"membership": "join", **member_profile(tx, user_id)}
     append_local(tx, hs, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
 
 
@@ -259,7 +257,7 @@ async def running(config: Config, *, wire: Wire, features: Sequence[Feature] | N
 async def _few_features(
     config: Config, wire: Wire, features: Sequence[Feature]
 ) -> AsyncIterator[tuple[Resources, App]]:
-    schemas = [AUTHENTICATE, ROOMS, *(feature.schema for feature in features if feature.schema is not None)]
+    schemas = [AUTHENTICATE, ROOMS, *users.SCHEMAS, *(feature.schema for feature in features if feature.schema is not None)]
     database = await open_database("sqlite::memory:", schemas, inline=True, now_ms=now_ms)
     async with trio.open_nursery() as nursery:
         hs = Resources(
@@ -274,7 +272,7 @@ async def _few_features(
             now_ms=now_ms,
             nursery=nursery,
         )
-        served = [*features, sync.feature_of(features, filters.find_filter)]
+        served = [*features, sync.feature_of(features, find_filter)]
         app = App(Dispatch(hs, [operation for feature in served for operation in feature.routes]))
         for feature in features:
             for background in feature.background:

@@ -18,10 +18,10 @@ from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, missing_param
-from homeserver.feature import Feature, JsonObject
-from homeserver.features import accounts
-from homeserver.features.passwords import verify_password
+from homeserver.feature import JsonObject
 from homeserver.resources import Resources
+from homeserver.users import accounts
+from homeserver.users.passwords import verify_password
 
 # number: 1, 2, … in the order of creation, so that the oldest can be dropped. completed: JSON object, stage → result.
 SCHEMA = Schema(
@@ -294,8 +294,3 @@ def _store_session(tx: Transaction, session: str, attempt: Attempt, completed: M
     tx.run(
         "DELETE FROM user_interactive_sessions WHERE number <= ?", number - limits.USER_INTERACTIVE_SESSIONS_MAX
     )
-
-
-FEATURE = Feature(
-    name="user_interactive", spec="client-server-api/#user-interactive-authentication-api", schema=SCHEMA
-)

@@ -10,15 +10,12 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from homeserver import limits
-from homeserver.api import Routes
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param
-from homeserver.feature import Feature, JsonObject
-from homeserver.features.user_interactive import Authentication, Stage, read_text
+from homeserver.feature import JsonObject
 from homeserver.resources import Resources
+from homeserver.users.user_interactive import Authentication, Stage, read_text
 
 SCHEMA = Schema(
     "registration_tokens",
@@ -51,20 +48,6 @@ class RegistrationToken:
     uses: int
     expires_ms: int | None
     created_ms: int
-
-
-class ValidityQuery(msgspec.Struct, frozen=True):
-    token: str
-
-
-routes = Routes()
-
-
-@routes.get("/_matrix/client/v1/register/m.login.registration_token/validity", rate_limit="registration")
-async def registration_token_validity(hs: Resources, query: ValidityQuery) -> JsonObject:
-    if not hs.config.registration.enabled:
-        raise forbidden("Registration is not enabled on this homeserver.")
-    return {"valid": await hs.database.read(is_valid_token, query.token)}
 
 
 def _load(tx: Transaction, hs: Resources, auth: JsonObject) -> bool:
@@ -137,11 +120,3 @@ def is_valid_token(tx: Transaction, token: str) -> bool:
         token, tx.now_ms,
     )  # fmt: skip
     return row is not None
-
-
-FEATURE = Feature(
-    name="registration_tokens",
-    spec="client-server-api/#token-authenticated-registration",
-    schema=SCHEMA,
-    routes=routes,
-)

@@ -17,9 +17,8 @@ from homeserver import authenticate
 from homeserver.authenticate import AccountFlags
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, missing_param
-from homeserver.feature import Feature
-from homeserver.features.passwords import check_new_password, hash_password
 from homeserver.resources import Resources
+from homeserver.users.passwords import check_new_password, hash_password
 
 # deactivated_position: where in the stream it happened; for tails that remove what else is kept of the user.
 SCHEMA = Schema(
@@ -235,6 +234,3 @@ def list_deactivations(tx: Transaction, since: int, upto: int) -> list[Deactivat
         since, upto,
     )  # fmt: skip
     return [Deactivation(position, UserID(tx.name(nid)), bool(erased)) for position, nid, erased in rows]
-
-
-FEATURE = Feature(name="accounts", spec="client-server-api/#account-registration", schema=SCHEMA)

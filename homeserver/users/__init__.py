@@ -1,0 +1,28 @@
+"""The user: account, passwords, devices, profile, and what is kept for the user. No routes, no network.
+
+Everything that several features ask or change of a user is here, with its tables; SCHEMAS are for `open_database`.
+`user_interactive` holds the stages that a request must pass before it is done.
+"""
+
+from __future__ import annotations
+
+from homeserver.database import Schema
+from homeserver.users import (
+    account_data,
+    accounts,
+    devices,
+    filters,
+    profile,
+    registration_tokens,
+    user_interactive,
+)
+
+SCHEMAS: tuple[Schema, ...] = (
+    accounts.SCHEMA,
+    registration_tokens.SCHEMA,
+    user_interactive.SCHEMA,
+    devices.SCHEMA,
+    profile.SCHEMA,
+    account_data.SCHEMA,
+    filters.SCHEMA,
+)

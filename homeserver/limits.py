@@ -341,8 +341,8 @@ KEY_FETCH_TIMEOUT_S = 10.0
 # A server whose keys could not be had, or lacked the one that was wanted, is not asked again before this; it doubles.
 KEY_RETRY_MS = 10_000
 KEY_RETRY_MS_MAX = 60 * 60 * 1000
-# Servers whose keys are fetched at once: those of a large room are, when it is joined.
-KEY_FETCHES_AT_ONCE_MAX = 50
+# Servers whose keys are fetched at once: those of a large room are, when it is joined, and many are long gone.
+KEY_FETCHES_AT_ONCE_MAX = 100
 # Servers in one question to a notary, and in one question to us.
 NOTARY_SERVERS_MAX = 100
 # Spec: "Originating servers should avoid returning responses that expire in less than an hour".

@@ -55,6 +55,10 @@ class Locks:
             if not lock.locked() and not lock.statistics().tasks_waiting:
                 self._locks.pop(key, None)
 
+    def is_held(self, key: Hashable) -> bool:
+        """Whether someone holds the lock now."""
+        return key in self._locks
+
     def waiting(self, key: Hashable) -> int:
         """How many wait for the lock."""
         lock = self._locks.get(key)

@@ -113,6 +113,10 @@ async def _receive_room(
     hs: Resources, origin: ServerName, room_id: RoomID, access: RoomAccess | None, pdus: Sequence[JsonObject]
 ) -> dict[str, str]:
     """By event id "" or why it was not accepted."""
+    if (access is None or not access.is_resident) and hs.peers.locks.is_held(("join", room_id)):
+        # We have been let in, and are taking over the room: what comes meanwhile waits, or it would be lost.
+        async with hs.peers.locks.hold(("join", room_id)):
+            access = (await hs.database.read(_find_accesses, hs.server_name, [room_id], origin))[room_id]
     if access is None:
         named = (pdu.get("event_id") for pdu in pdus)
         return {event_id: "This server is not in that room." for event_id in named if isinstance(event_id, str)}

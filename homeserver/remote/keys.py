@@ -124,32 +124,31 @@ async def _refresh(
             await _ask_notary(hs, notary, [server for server in due if server != notary], needs)
             known = await _known(hs, due)
             due = [server for server in due if not _suffices(hs, known.get(server), needs[server])]
+    waiting = iter(due)
+
+    async def refresh() -> None:
+        for server in waiting:  # one iterator for all of the tasks: each takes what is next
+            try:
+                await hs.flights.join(hs.nursery, ("keys", server), _ask_anyone, hs, server, needs[server], notaries)
+            except MatrixError:
+                return  # too much is under way, or the server closes: there are no keys then
+
     async with trio.open_nursery() as nursery:
-        for server in due:
-            nursery.start_soon(_refresh_one, hs, server, needs[server], notaries)
-
-
-async def _refresh_one(
-    hs: Resources, server: ServerName, needs: Collection[WantedKey], notaries: Collection[ServerName]
-) -> None:
-    try:
-        await hs.flights.join(hs.nursery, ("keys", server), _ask_anyone, hs, server, needs, notaries)
-    except MatrixError:
-        return  # too much is under way, or the server closes: there are no keys then
+        for _ in range(min(len(due), limits.KEY_FETCHES_AT_ONCE_MAX)):
+            nursery.start_soon(refresh)
 
 
 async def _ask_anyone(
     hs: Resources, server: ServerName, needs: Collection[WantedKey], notaries: Collection[ServerName]
 ) -> None:
-    async with hs.flights.limiter("keys", limits.KEY_FETCHES_AT_ONCE_MAX):
-        await _ask_itself(hs, server)
-        known = (await _known(hs, [server])).get(server)
-        for notary in notaries:
-            if _suffices(hs, known, needs):
-                break
-            if notary != server:
-                await _ask_notary(hs, notary, [server], {server: needs})
-                known = (await _known(hs, [server])).get(server)
+    await _ask_itself(hs, server)
+    known = (await _known(hs, [server])).get(server)
+    for notary in notaries:
+        if _suffices(hs, known, needs):
+            break
+        if notary != server:
+            await _ask_notary(hs, notary, [server], {server: needs})
+            known = (await _known(hs, [server])).get(server)
     if _suffices(hs, known, needs):
         hs.peers.key_standings.pop(server, None)
     else:

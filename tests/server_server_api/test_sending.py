@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
 from urllib.parse import quote
 
 import trio
 
+from federation.identifiers import ServerName
 from tests.support.federation import (
     Federation,
     create_room,
@@ -18,6 +21,7 @@ from tests.support.federation import (
     until,
     wait_text,
 )
+from tests.support.stranger import Stranger
 
 
 async def test_message_leaves_at_once(federation: Federation) -> None:
@@ -165,3 +169,88 @@ async def test_idle_servers_exchange_nothing(federation: Federation) -> None:
     count = len(federation.network.exchanges)
     await trio.sleep(600)
     assert len(federation.network.exchanges) == count
+
+
+async def test_more_than_one_transaction_holds_is_sent_in_several(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat")
+    carol = Stranger(federation.network, ServerName("carol.example"))
+    await carol.join("a.example", room_id, "carol")
+    federation.network.cut("a.example", carol.name)
+    for number in range(130):
+        await send_text(alice, room_id, f"message {number}")
+    received: list[Any] = []
+    carol.take = received.append
+    federation.network.heal()
+
+    async def all_there() -> bool:
+        return sum(len(body["pdus"]) for body in received) >= 130
+
+    await until(all_there, seconds=3600)
+    assert all(len(body["pdus"]) <= 50 for body in received)
+    bodies = [pdu["content"]["body"] for body in received for pdu in body["pdus"]]
+    assert bodies == [f"message {number}" for number in range(130)]
+
+
+async def test_refused_transaction_does_not_hold_up_the_next(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat")
+    carol = Stranger(federation.network, ServerName("carol.example"))
+    await carol.join("a.example", room_id, "carol")
+    statuses = iter([(400, {"errcode": "M_BAD_JSON", "error": "No."}), (200, {"pdus": {}})])
+    bodies: list[Any] = []
+
+    def take(body: Any) -> Any:
+        bodies.append(body)
+        return next(statuses)
+
+    carol.take = take
+    await send_text(alice, room_id, "first")
+    await trio.sleep(1)
+    await send_text(alice, room_id, "second")
+    await trio.sleep(60)
+    assert [pdu["content"]["body"] for body in bodies for pdu in body["pdus"]] == ["first", "second"]
+
+
+async def test_destination_that_fails_gets_the_same_transaction_again_ever_more_seldom(
+    federation: Federation,
+) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat")
+    carol = Stranger(federation.network, ServerName("carol.example"))
+    await carol.join("a.example", room_id, "carol")
+    times: list[float] = []
+
+    def fail(body: Any) -> Any:
+        times.append(trio.current_time())
+        return 503, {"errcode": "M_UNKNOWN", "error": "Not now."}
+
+    carol.take = fail
+    await send_text(alice, room_id, "hello")
+    await trio.sleep(24 * 3600)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert 1 < pauses[0] < 4
+    assert 2700 < pauses[-1] < 4500
+    assert len(times) < 60
+
+
+async def test_events_that_come_while_we_take_over_the_room_are_not_lost(federation: Federation) -> None:
+    federation.network.latency_s = 0.2
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+
+    async def talk() -> None:
+        for number in range(20):
+            await send_text(alice, room_id, f"message {number}")
+            await trio.sleep(0.1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk)
+        await join(bob, room_id, "a.example")
+    await trio.sleep(10)
+    seen = await texts(bob, room_id)
+    assert seen == [f"message {number}" for number in range(20)]

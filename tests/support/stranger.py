@@ -29,13 +29,17 @@ Answer = Any | Callable[[str, Any], Any]
 
 @dataclass(slots=True)
 class Stranger:
-    """Joins the network at once. `answers` by method and path, without the query. `asked`: what others asked of it."""
+    """Joins the network at once. `answers` by method and path, without the query. `asked`: what others asked of it.
+
+    take: is given the transactions that others send, and may answer (status, JSON).
+    """
 
     network: FakeNetwork
     name: ServerName
     key: SigningKey = field(init=False)
     answers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    take: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         self.key = SigningKey("stranger", self.name.encode().ljust(32, b"\1")[:32])
@@ -59,7 +63,7 @@ class Stranger:
         self.asked.append((scope["method"], path))
         answer: Answer = self.answers.get((scope["method"], path))
         if answer is None and path.startswith("/_matrix/federation/v1/send/"):
-            answer = {"pdus": {}}
+            answer = (self.take(json.loads(body)) if self.take is not None else None) or {"pdus": {}}
         if callable(answer):
             answer = answer(f"{path}?{query}" if query else path, json.loads(body) if body else None)
         status, content = answer if isinstance(answer, tuple) else (200, answer)

@@ -1,0 +1,100 @@
+"""What servers tell one another and nobody keeps. Spec: server-server-api/#edus"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import trio
+
+from federation.identifiers import ServerName
+from tests.support.federation import Federation, create_room, join, send_text, sync, until, wait_text
+from tests.support.homeservers import Client
+from tests.support.stranger import Stranger
+
+
+async def _ephemeral(client: Client, room_id: str) -> dict[str, Any]:
+    room = (await sync(client)).get("rooms", {}).get("join", {}).get(room_id, {})
+    return {event["type"]: event["content"] for event in room.get("ephemeral", {}).get("events", [])}
+
+
+async def _two(federation: Federation) -> tuple[Client, Client, str]:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    return alice, bob, room_id
+
+
+async def test_typing_is_seen_on_the_other_server(federation: Federation) -> None:
+    alice, bob, room_id = await _two(federation)
+    path = f"rooms/{quote(room_id)}/typing/{quote(bob.user_id)}"
+    await bob.ok("PUT", path, json={"typing": True, "timeout": 30000})
+
+    async def typing() -> bool:
+        return (await _ephemeral(alice, room_id)).get("m.typing", {}).get("user_ids") == [bob.user_id]
+
+    await until(typing)
+    await bob.ok("PUT", path, json={"typing": False})
+
+    async def silent() -> bool:
+        return not (await _ephemeral(alice, room_id)).get("m.typing", {}).get("user_ids")
+
+    await until(silent)
+
+
+async def test_receipt_is_seen_on_the_other_server_also_after_an_outage(federation: Federation) -> None:
+    alice, bob, room_id = await _two(federation)
+    event_id = await send_text(alice, room_id, "read this")
+    await wait_text(bob, room_id, "read this")
+    federation.network.cut("a.example", "b.example")
+    await bob.ok("POST", f"rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", json={})
+    await trio.sleep(600)
+    federation.network.heal()
+
+    async def read() -> bool:
+        receipts = (await _ephemeral(alice, room_id)).get("m.receipt", {})
+        return bob.user_id in receipts.get(event_id, {}).get("m.read", {})
+
+    await until(read, seconds=3600)
+
+
+async def test_presence_is_seen_on_the_other_server(federation: Federation) -> None:
+    alice, bob, room_id = await _two(federation)
+    path = f"presence/{quote(bob.user_id)}/status"
+    await bob.ok("PUT", path, json={"presence": "online", "status_msg": "drinking tea"})
+
+    async def seen() -> bool:
+        answer = await alice.get(f"presence/{quote(bob.user_id)}/status")
+        return answer.status_code == 200 and answer.json().get("status_msg") == "drinking tea"
+
+    await until(seen)
+
+
+async def test_nobody_speaks_for_users_of_other_servers(federation: Federation) -> None:
+    alice, bob, room_id = await _two(federation)
+    mallory = Stranger(federation.network, ServerName("mallory.example"))
+    room = await mallory.join("a.example", room_id, "mallory")
+    event_id = await send_text(alice, room_id, "hello")
+    receipt = {"event_ids": [event_id], "data": {"ts": 1}}
+    edus = [
+        {"edu_type": "m.typing", "content": {"room_id": room_id, "user_id": bob.user_id, "typing": True}},
+        {"edu_type": "m.receipt", "content": {room_id: {"m.read": {bob.user_id: receipt}}}},
+        {"edu_type": "m.presence", "content": {"push": [{"user_id": bob.user_id, "presence": "unavailable"}]}},
+        {"edu_type": "m.typing", "content": {"room_id": room_id, "user_id": room.user_id, "typing": True}},
+        {"edu_type": "m.nonsense", "content": {}},
+        {"edu_type": "m.typing"},
+        "nonsense",
+    ]
+    await mallory.send("a.example", "1", [], edus)
+    seen = await _ephemeral(alice, room_id)
+    assert seen["m.typing"]["user_ids"] == [room.user_id]
+    assert "m.receipt" not in seen
+
+
+async def test_who_is_not_in_the_room_does_not_type_in_it(federation: Federation) -> None:
+    alice, _, room_id = await _two(federation)
+    eve = Stranger(federation.network, ServerName("eve.example"))
+    typing = {"room_id": room_id, "user_id": eve.user("eve"), "typing": True}
+    await eve.send("a.example", "1", [], [{"edu_type": "m.typing", "content": typing}])
+    assert not (await _ephemeral(alice, room_id)).get("m.typing", {}).get("user_ids")

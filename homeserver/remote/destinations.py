@@ -16,13 +16,9 @@ from homeserver.database import Transaction
 from homeserver.feature import EduSource, JsonObject, OutgoingEdu
 from homeserver.peers import Standing
 from homeserver.rooms.heads import Head, find_head
-from homeserver.rooms.membership import joined_servers
-from homeserver.rooms.storage import (
-    ORDERING_SHIFT,
-    StoredEvent,
-    list_stored,
-    to_events,
-)
+from homeserver.rooms.membership import joined_servers, list_rooms_of_server
+from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events
+from homeserver.rooms.timeline import list_newest_positions
 from homeserver.rooms.visibility import servers_in
 
 _SHORT_LIVED = frozenset({"m.typing"})  # of no use to a server that was away
@@ -52,8 +48,7 @@ def collect(
     """What the changes of since < position ≤ upto mean for each destination, in order."""
     found: dict[ServerName, list[Item]] = {}
     heads: dict[RoomID, Head | None] = {}
-    positions = tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
-    rows = _rows_to_send(tx, own, positions)
+    rows = _rows_to_send(tx, own, list_positions(tx, since, upto))
     destinations = {row.position: _destinations(tx, own, row, _head(tx, heads, row.room_id)) for row in rows}
     wanted = [row for row in rows if destinations[row.position]]
     for row, event in zip(wanted, to_events(tx, wanted), strict=True):
@@ -115,29 +110,11 @@ def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head
 
 def _room_positions(tx: Transaction, server: ServerName, since: int, upto: int) -> list[int]:
     """Events of each room that the server is in, or was lately; of a room with too many only the newest of them."""
-    nid = tx.find(server)
-    rooms = tx.values(
-        "SELECT r.room_nid FROM rooms r WHERE r.last_position > ? AND (EXISTS (SELECT 1 FROM memberships m"
-        " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.server_nid = ?)"
-        " OR r.members_position > ? AND EXISTS (SELECT 1 FROM memberships m WHERE m.room_nid = r.room_nid"
-        " AND m.membership IN ('leave', 'ban') AND m.server_nid = ? AND m.changed_position > ?))",
-        since,
-        nid,
-        since,
-        nid,
-        since,
-    )
-    found: list[int] = []
-    for room_nid in rooms:
-        found += tx.values(
-            "SELECT position FROM events WHERE room_nid = ? AND ordering > ? AND ordering <= ?"
-            " ORDER BY ordering DESC LIMIT ?",
-            room_nid,
-            since << ORDERING_SHIFT,
-            upto << ORDERING_SHIFT,
-            limits.CATCH_UP_ROOM_EVENTS_MAX,
-        )
-    return found
+    return [
+        position
+        for room_nid in list_rooms_of_server(tx, server, since)
+        for position in list_newest_positions(tx, room_nid, since, upto, limits.CATCH_UP_ROOM_EVENTS_MAX)
+    ]
 
 
 def _edus(tx: Transaction, sources: Sequence[EduSource], since: int, upto: int) -> Iterable[OutgoingEdu]:

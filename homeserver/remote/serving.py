@@ -19,7 +19,7 @@ from federation.server_keys import build_notary_response
 from homeserver import limits
 from homeserver.api import Request, Routes
 from homeserver.database import Transaction
-from homeserver.errors import invalid_param, missing_param, not_found, unrecognized
+from homeserver.errors import invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.remote.access import check_may_read
 from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_statement
@@ -27,6 +27,7 @@ from homeserver.resources import Resources
 from homeserver.rooms import state_tree
 from homeserver.rooms.graph import auth_chain, walk_back
 from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored, list_stored, to_events
+from homeserver.rooms.timeline import find_by_timestamp
 from homeserver.rooms.visibility import server_may_see
 
 Natural = Annotated[int, Meta(ge=0)]
@@ -239,20 +240,7 @@ def _event_by_timestamp(
     tx: Transaction, own: ServerName, room_id: RoomID, query: TimestampQuery, origin: ServerName
 ) -> JsonObject:
     check_may_read(tx, own, room_id, origin, ())
-    room_nid = tx.find(room_id)
-    if query.dir == "f":
-        row = tx.one(
-            "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts >= ?"
-            " ORDER BY origin_server_ts, ordering LIMIT 1",
-            room_nid, query.ts,
-        )  # fmt: skip
-    else:
-        row = tx.one(
-            "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts <= ?"
-            " ORDER BY origin_server_ts DESC, ordering DESC LIMIT 1",
-            room_nid, query.ts,
-        )  # fmt: skip
-    event = list_stored(tx, (row[0],))[row[0]] if row is not None else None
+    event = find_by_timestamp(tx, room_id, query.ts, query.dir)
     if event is None or not server_may_see(tx, origin, event):
         raise not_found("There is no event of that time.")
     return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
@@ -270,7 +258,7 @@ def query_routes(features: Sequence[Feature]) -> Routes:
     async def query_info(hs: Resources, origin: ServerName, query_type: str, request: Request) -> JsonObject:
         handler = handlers.get(query_type)
         if handler is None:
-            raise unrecognized()
+            raise not_found("This server answers no such query.")
         return await handler(hs, origin, {name: values[0] for name, values in request.query.items()})
 
     return answers

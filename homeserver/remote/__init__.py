@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 
 from homeserver.api import Routes
 from homeserver.feature import Feature
-from homeserver.remote import handshakes, outbound, serving
+from homeserver.remote import handshakes, inviting, outbound, serving
 from homeserver.remote.authorization import verify_origin
 from homeserver.remote.inbound import transaction_routes
-from homeserver.remote.inviting import invite_routes
 from homeserver.remote.schema import SCHEMA
 from homeserver.resources import Resources
 
@@ -35,7 +34,7 @@ def feature_of(features: Sequence[Feature]) -> Feature:
                 serving.routes,
                 serving.query_routes(features),
                 handshakes.routes,
-                invite_routes(features),
+                inviting.routes,
                 transaction_routes(features),
             ]
         ),

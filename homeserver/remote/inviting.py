@@ -10,13 +10,13 @@ from typing import Any
 
 from federation.build import Draft, countersign
 from federation.event import Event, InvalidEvent, parse_event
-from federation.identifiers import EventID, RoomID, ServerName, server_name_of
+from federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
 from federation.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.signing import with_signature
 from homeserver.api import Response, Routes
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param
-from homeserver.feature import Feature, JsonObject, QueryHandler
+from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
+from homeserver.feature import JsonObject
 from homeserver.remote.access import is_allowed
 from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import list_stripped_pdus
@@ -28,6 +28,9 @@ from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import get_membership
 from homeserver.rooms.receive import Missing, receive_event
 from homeserver.rooms.storage import Status
+from homeserver.users.accounts import exists
+
+routes = Routes()
 
 # Inviting a user of another server
 
@@ -104,34 +107,29 @@ def _append(tx: Transaction, event: Event) -> Event:
 # Being invited
 
 
-def invite_routes(features: Sequence[Feature]) -> Routes:
-    """The two versions of /invite. Who answers profile queries knows whether an invited user exists."""
-    find_profile = next((feature.queries["profile"] for feature in features if "profile" in feature.queries), None)
-    routes = Routes()
+@routes.put("/_matrix/federation/v2/invite/{room_id}/{event_id}", rate_limit="federation")
+async def send_invite_v2(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+) -> JsonObject:
+    version = _read_version(body.get("room_version"))
+    if not isinstance(body.get("event"), dict):
+        raise bad_json("event must be an object.")
+    event = await _receive_invite(hs, origin, room_id, event_id, body["event"], version)
+    stripped = await _read_room_state(hs, event, body.get("invite_room_state"))
+    await hs.database.write(_store_if_outside, hs.server_name, event, stripped)
+    return {"event": event.pdu}
 
-    @routes.put("/_matrix/federation/v2/invite/{room_id}/{event_id}", rate_limit="federation")
-    async def send_invite_v2(
-        hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
-    ) -> JsonObject:
-        version = _read_version(body.get("room_version"))
-        if not isinstance(body.get("event"), dict):
-            raise bad_json("event must be an object.")
-        event = await _receive_invite(hs, find_profile, origin, room_id, event_id, body["event"], version)
-        await _store(hs, event, await _read_room_state(hs, event, body.get("invite_room_state")))
-        return {"event": event.pdu}
 
-    @routes.put("/_matrix/federation/v1/invite/{room_id}/{event_id}", rate_limit="federation")
-    async def send_invite_v1(
-        hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
-    ) -> Response:
-        unsigned = body.get("unsigned")
-        state = unsigned.get("invite_room_state") if isinstance(unsigned, dict) else None
-        # "Servers which receive a v1 invite request must assume that the room version is either "1" or "2"."
-        event = await _receive_invite(hs, find_profile, origin, room_id, event_id, body, ROOM_VERSIONS["1"])
-        await _store(hs, event, read_stripped(state))
-        return Response(200, [200, {"event": event.pdu}])
-
-    return routes
+@routes.put("/_matrix/federation/v1/invite/{room_id}/{event_id}", rate_limit="federation")
+async def send_invite_v1(
+    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
+) -> Response:
+    unsigned = body.get("unsigned")
+    state = unsigned.get("invite_room_state") if isinstance(unsigned, dict) else None
+    # "Servers which receive a v1 invite request must assume that the room version is either "1" or "2"."
+    event = await _receive_invite(hs, origin, room_id, event_id, body, ROOM_VERSIONS["1"])
+    await hs.database.write(_store_if_outside, hs.server_name, event, read_stripped(state))
+    return Response(200, [200, {"event": event.pdu}])
 
 
 def _read_version(room_version: object) -> RoomVersion:
@@ -146,7 +144,6 @@ def _read_version(room_version: object) -> RoomVersion:
 
 async def _receive_invite(
     hs: Resources,
-    find_profile: QueryHandler | None,
     origin: ServerName,
     room_id: RoomID,
     event_id: EventID,
@@ -166,13 +163,14 @@ async def _receive_invite(
         raise invalid_param("The inviter is not a user of your server.")
     if event.state_key is None or event.state_key.partition(":")[2] != hs.server_name:
         raise invalid_param("The invited user is not of this server.")
-    if find_profile is not None:
-        await find_profile(hs, origin, {"user_id": event.state_key})
-    await hs.database.read(_check_room, hs.server_name, event, origin)
+    await hs.database.read(_check_invite, hs.server_name, event, origin)
     return countersign(event, hs.server_name, hs.signing_key)
 
 
-def _check_room(tx: Transaction, own: ServerName, event: Event, origin: ServerName) -> None:
+def _check_invite(tx: Transaction, own: ServerName, event: Event, origin: ServerName) -> None:
+    assert event.state_key is not None
+    if not exists(tx, UserID(event.state_key)):
+        raise not_found("There is no such user.")
     head = find_head(tx, event.room_id)
     if head is None or is_outside(tx, own, event.room_id):
         return
@@ -180,7 +178,6 @@ def _check_room(tx: Transaction, own: ServerName, event: Event, origin: ServerNa
         raise forbidden("The room's server ACL does not allow your server.")
     if head.version is not event.version:
         raise invalid_param("The room is of another version.")
-    assert event.state_key is not None
     if get_membership(tx, event.room_id, event.state_key) in ("join", "ban"):
         raise forbidden("The user is in the room already, or banned from it.")
 
@@ -198,10 +195,6 @@ async def _read_room_state(hs: Resources, event: Event, state: object) -> list[J
     if not any(each.type == "m.room.create" for each in events):
         raise invalid_param("invite_room_state has no m.room.create.")
     return stripped
-
-
-async def _store(hs: Resources, event: Event, stripped: list[JsonObject]) -> None:
-    await hs.database.write(_store_if_outside, hs.server_name, event, stripped)
 
 
 def _store_if_outside(tx: Transaction, own: ServerName, event: Event, stripped: list[JsonObject]) -> None:

@@ -64,8 +64,30 @@ class Store:
     async def get_events(self, event_ids, *args, **kwargs) -> dict:
         return {event_id: self.events[event_id] for event_id in event_ids if event_id in self.events}
 
+    async def get_auth_chain_difference(self, room_id, state_sets, conflicted, *args) -> StateDifference:
+        """By the definitions of the spec, in the plainest way; what Synapse has in SQL."""
+        chains = [self.chain(state) for state in state_sets]
+        difference = set.union(*chains) - set.intersection(*chains)
+        if conflicted is None:
+            return StateDifference(difference, None)
+        between = {event_id for event_id in self.chain(conflicted) if not conflicted.isdisjoint(self.chain([event_id]))}
+        return StateDifference(difference, between)
+
+    def chain(self, event_ids) -> set:
+        """The events and their auth chains."""
+        chain = set(event_ids)
+        stack = list(chain)
+        while stack:
+            found = [auth_id for auth_id in self.events[stack.pop()].auth_event_ids() if auth_id not in chain]
+            chain.update(found)
+            stack += found
+        return chain
+
+
+class NothingStored(Store):
+    """A storage that has none of the events: Synapse, which was given them, does all the work itself."""
+
     async def get_auth_chain_difference(self, *args, **kwargs) -> StateDifference:
-        # Every event is given as "not persisted yet": Synapse computes the whole difference, the storage has no part.
         return StateDifference(set(), set())
 
 
@@ -149,7 +171,12 @@ def auth_keys(room: Room, call: dict):
 
 
 def resolve(room: Room, call: dict):
-    """The resolution of states, each a list of event ids, in a room that has the named events."""
+    """The resolution of states, each a list of event ids, in a room that has the named events.
+
+    Synapse knows events that its storage has and others that it is only about to store, and finds the auth difference
+    of each kind in a different way. With `stored`, all are of the first kind, else of the second, for which Synapse
+    walks every path of the graph: only for short histories.
+    """
     events = room.by_id(call["events"])
     states = []
     for event_ids in call["states"]:
@@ -159,9 +186,8 @@ def resolve(room: Room, call: dict):
         store = Store(events)
         resolved = run(state_v1.resolve_events_with_store(room_id, room.version, states, None, store.get_events))
     else:
-        resolved = run(
-            state_v2.resolve_events_with_store(Clock(), room_id, room.version, states, dict(events), Store(events))
-        )
+        given, store = ({}, Store(events)) if call["stored"] else (dict(events), NothingStored(events))
+        resolved = run(state_v2.resolve_events_with_store(Clock(), room_id, room.version, states, given, store))
     return sorted(set(dict(resolved).values()))
 
 

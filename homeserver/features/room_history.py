@@ -93,7 +93,7 @@ def _page(
         events = list_forwards(tx, room_id, point, limit, to)
     else:
         events = list_backwards(tx, room_id, point, limit, to)
-        if not filled and to == START and _meets_gap(tx, room_id, point, events, limit, requester):
+        if not filled and _meets_gap(tx, room_id, point, to, events, limit, requester):
             return None
     chosen = [
         event for event in filter_visible(tx, requester.user_id, room_id, events) if wants_event(filter_, event)
@@ -102,7 +102,7 @@ def _page(
         "chunk": client_events(tx, chosen, user_id=requester.user_id, device_id=requester.device_id),
         "start": timeline_token(point if point not in (START, END) else _edge(events, forwards, point)),
     }
-    if len(events) == limit and limit > 0 or (not forwards and events and has_missing(tx, room_id)):
+    if (len(events) == limit and limit > 0) or (not forwards and events and has_missing(tx, room_id)):
         last = events[-1].ordering
         assert last is not None
         answer["end"] = timeline_token(last if forwards else last - 1)
@@ -120,13 +120,21 @@ def _edge(events: list[StoredEvent], forwards: bool, point: int) -> int:
 
 
 def _meets_gap(
-    tx: Transaction, room_id: RoomID, point: int, events: list[StoredEvent], limit: int, requester: Requester
+    tx: Transaction,
+    room_id: RoomID,
+    point: int,
+    to: int,
+    events: list[StoredEvent],
+    limit: int,
+    requester: Requester,
 ) -> bool:
     gaps = list_missing(tx, room_id, point, 1)
     if not gaps or not is_server_joined(tx, room_id, requester.user_id.partition(":")[2]):
         return False
     newest_gap = gaps[0][1].ordering
     assert newest_gap is not None
+    if newest_gap <= to:
+        return False
     return len(events) < limit or (events[-1].ordering or 0) <= newest_gap
 
 

@@ -366,8 +366,20 @@ def has_missing(tx: Transaction, room_id: RoomID) -> bool:
     return tx.one("SELECT 1 FROM missing_events WHERE room_nid = ? LIMIT 1", tx.find(room_id)) is not None
 
 
+def find_newest_gap(tx: Transaction, room_id: RoomID, since: int, upto: int) -> int | None:
+    """The ordering of the newest event with since < ordering ≤ upto that history is missing before, None without one."""
+    row = tx.one(
+        "SELECT MAX(e.ordering) FROM missing_events m JOIN events e ON e.position = m.child"
+        " WHERE m.room_nid = ? AND e.ordering > ? AND e.ordering <= ?",
+        tx.find(room_id),
+        since,
+        upto,
+    )
+    return None if row is None else row[0]
+
+
 def list_missing(tx: Transaction, room_id: RoomID, point: int, limit: int) -> list[tuple[EventID, StoredEvent]]:
-    """Ancestors that are not in the timeline, with a child of each that lies at most just after `point`, the newest first.
+    """Ancestors that are not in the timeline, with a child of each that lies at most just after `point`, newest first.
 
     A page of history ends just before its oldest event: what is missing there lies behind the event after the point.
     """

@@ -13,7 +13,7 @@ from federation.identifiers import RoomID
 from homeserver.database import Transaction
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.membership import RoomMembership, count_members, list_heroes
-from homeserver.rooms.receive import has_missing
+from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
 from homeserver.rooms.state_tree import Key
 from homeserver.rooms.storage import StoredEvent, list_stored
@@ -37,7 +37,7 @@ class Viewer:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Events oldest first; `limited` where there are more between them and what the client has; `start`: a point before."""
+    """Events oldest first; `limited`: there are more between them and what the client has; `start`: a point before."""
 
     events: list[StoredEvent]
     limited: bool
@@ -68,7 +68,8 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
     """A room that the user has left or was put out of: up to that event. {} if the user was never in it."""
     leave = list_stored(tx, (membership.event_position,)).get(membership.event_position)
     if leave is None or leave.ordering is None:
-        return {"timeline": {"events": [], "limited": False, "prev_batch": timeline_token(START)}, "state": {"events": []}}
+        timeline = {"events": [], "limited": False, "prev_batch": timeline_token(START)}
+        return {"timeline": timeline, "state": {"events": []}}
     room_id = membership.room_id
     since_point = after_position(since)
     was = head_at(tx, room_id, since_point) if since else None
@@ -85,13 +86,19 @@ def was_joined(tx: Transaction, room_id: RoomID, user_id: str, since: int) -> bo
 
 
 def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point: int, upto_point: int) -> Timeline:
-    """The newest events between two points that the user may see and wants, as many as the filter allows."""
+    """The newest events between two points that the user may see and wants, as many as the filter allows.
+
+    Before a gap, where other servers have events that we do not, the timeline ends: a client that pages back from there
+    makes us fetch them.
+    """
+    gap = find_newest_gap(tx, room_id, since_point, upto_point)
+    down_to = since_point if gap is None else gap - 1
     filter_ = viewer.filter.room.timeline
     limit = timeline_limit(filter_.limit)
     found: list[StoredEvent] = []
     point, scanned, exhausted = upto_point, 0, False
     while len(found) <= limit and scanned <= SCAN_FACTOR * (limit + 1):
-        batch = list_backwards(tx, room_id, point, limit + 1, since_point)
+        batch = list_backwards(tx, room_id, point, limit + 1, down_to)
         exhausted = len(batch) <= limit
         seen = filter_visible(tx, viewer.user_id, room_id, batch)
         found += seen if is_open(filter_) else [event for event in seen if wants_event(filter_, event)]
@@ -102,11 +109,11 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
         point = batch[-1].ordering - 1
     limited = len(found) > limit or not exhausted
     events = found[:limit][::-1]
+    if not limited and gap is not None:
+        return Timeline(events, True, down_to)
     if events:
         assert events[0].ordering is not None
         start = events[0].ordering - 1
-        if since_point == START and not limited:
-            limited = has_missing(tx, room_id)
     else:
         start = since_point if since_point != START else upto_point
         if start == END:
@@ -117,7 +124,7 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
 def _state(
     tx: Transaction, viewer: Viewer, before: StateAt | None, head: StateAt, timeline: Timeline
 ) -> list[StoredEvent]:
-    """The state events that make a client that has the state `before` (None: nothing), and gets the timeline, have `head`."""
+    """The state events by which a client with the state `before` (None: nothing) that gets the timeline has `head`."""
     members = _wanted_members(tx, viewer, timeline, whole=before is None)
     if before is None:
         positions = entries_of(tx, head)

@@ -1,0 +1,74 @@
+"""A client is told where the timeline of a room has a gap. Spec: client-server-api/#syncing (`limited`, `prev_batch`)"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import trio
+
+from tests.support.federation import Federation, create_room, join, send_text, sync, wait_text
+from tests.support.homeservers import Client
+
+
+def said(events: list[dict[str, Any]]) -> list[str]:
+    return [event["content"]["body"] for event in events if event["type"] == "m.room.message"]
+
+
+async def listen(client: Client, room_id: str, since: str, last: str) -> tuple[list[str], int]:
+    """What a client hears that syncs, and pages back where a timeline is limited; and how many gaps it was told of."""
+    heard: list[str] = []
+    gaps = 0
+    while last not in heard:
+        answer = await sync(client, since, timeout=10_000)
+        timeline = answer.get("rooms", {}).get("join", {}).get(room_id, {}).get("timeline")
+        if timeline is not None:
+            events = timeline["events"]
+            if timeline["limited"]:
+                gaps += 1
+                events = await page_back(client, room_id, timeline["prev_batch"], since) + events
+            heard += said(events)
+        since = answer["next_batch"]
+        await trio.sleep(0)
+    return heard, gaps
+
+
+async def page_back(client: Client, room_id: str, point: str, to: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    at: str | None = point
+    while at is not None:
+        path = f"rooms/{quote(room_id)}/messages?dir=b&limit=50&from={at}&to={to}"
+        page = await client.ok("GET", path)
+        found += page["chunk"]
+        at = page.get("end")
+    return found[::-1]
+
+
+async def test_a_gap_that_an_outage_left_makes_the_timeline_limited(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    await send_text(alice, room_id, "before")
+    await wait_text(bob, room_id, "before")
+    since = (await sync(bob))["next_batch"]
+    federation.network.cut("a.example", "b.example")
+    for number in range(300):
+        await send_text(alice, room_id, f"message {number}")
+    federation.network.heal()
+    heard, gaps = await listen(bob, room_id, since, "message 299")
+    assert heard == [f"message {number}" for number in range(300)]
+    assert gaps >= 1
+
+
+async def test_a_short_outage_leaves_no_gap(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    since = (await sync(bob))["next_batch"]
+    federation.network.cut("a.example", "b.example")
+    for number in range(9):
+        await send_text(alice, room_id, f"message {number}")
+    federation.network.heal()
+    assert await listen(bob, room_id, since, "message 8") == ([f"message {number}" for number in range(9)], 0)

@@ -1,7 +1,7 @@
 """Receipts: how far each user has read. Spec: client-server-api/#receipts, #fully-read-markers
 
-A user has one receipt per room, type and thread: the newest in the order of the timeline. One row replaces another, so that
-reading costs nothing per message.
+A user has one receipt per room, type and thread: the newest in the order of the timeline. One row replaces another, so
+that reading costs nothing per message.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership
 from homeserver.rooms.storage import get_stored
 from homeserver.users.account_data import store_account_data
+from homeserver.users.presence import note_activity
 
 # thread_id "": unthreaded. ordering: of the event that was read, NULL while it is not known here.
 SCHEMA = Schema(
@@ -58,7 +59,9 @@ class ReceiptBody(msgspec.Struct, frozen=True):
     thread_id: str | None = None
 
 
-class ReadMarkersBody(msgspec.Struct, frozen=True, rename={"fully_read": "m.fully_read", "read": "m.read", "private": "m.read.private"}):
+class ReadMarkersBody(
+    msgspec.Struct, frozen=True, rename={"fully_read": "m.fully_read", "read": "m.read", "private": "m.read.private"}
+):
     """Spec: client-server-api/#post_matrixclientv3roomsroomidread_markers"""
 
     fully_read: EventID | None = None
@@ -78,7 +81,7 @@ async def post_receipt(
     thread_id = body.thread_id if body is not None else None
     if thread_id is not None:
         _check_thread(receipt_type, thread_id)
-    await hs.database.write(_read_up_to, room_id, requester.user_id, {receipt_type: event_id}, thread_id or "")
+    await hs.database.write(_read_up_to, hs, room_id, requester.user_id, {receipt_type: event_id}, thread_id or "")
     return Empty()
 
 
@@ -86,7 +89,7 @@ async def post_receipt(
 async def set_read_marker(hs: Resources, requester: Requester, room_id: RoomID, body: ReadMarkersBody) -> Empty:
     given = {"m.fully_read": body.fully_read, "m.read": body.read, "m.read.private": body.private}
     markers = {receipt_type: event_id for receipt_type, event_id in given.items() if event_id is not None}
-    await hs.database.write(_read_up_to, room_id, requester.user_id, markers, "")
+    await hs.database.write(_read_up_to, hs, room_id, requester.user_id, markers, "")
     return Empty()
 
 
@@ -102,7 +105,7 @@ def _check_thread(receipt_type: str, thread_id: str) -> None:
 
 
 def _read_up_to(
-    tx: Transaction, room_id: RoomID, user_id: UserID, markers: dict[str, EventID], thread_id: str
+    tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, markers: dict[str, EventID], thread_id: str
 ) -> None:
     check_joined(tx, room_id, user_id)
     for receipt_type, event_id in markers.items():
@@ -115,6 +118,7 @@ def _read_up_to(
             store_receipt(
                 tx, room_id, user_id, receipt_type, thread_id, event_id, event.ordering, tx.now_ms, is_local=True
             )
+    note_activity(tx, hs, user_id)
 
 
 async def on_receipt_edu(hs: Resources, origin: ServerName, content: ReceiptContent) -> None:
@@ -192,7 +196,8 @@ def store_receipt(
     """Replaces the user's receipt of that type and thread. A private one is news to its user only."""
     wake = user_id if receipt_type == "m.read.private" else room_id
     tx.run(
-        "INSERT INTO receipts (room_nid, user_nid, receipt_type, thread_id, event_id, ordering, ts_ms, position, is_local)"
+        "INSERT INTO receipts (room_nid, user_nid, receipt_type, thread_id, event_id, ordering, ts_ms, position,"
+        " is_local)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_nid, receipt_type, thread_id) DO UPDATE SET"
         " event_id = excluded.event_id, ordering = excluded.ordering, ts_ms = excluded.ts_ms,"
         " position = excluded.position",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from federation.build import Draft
-from federation.identifiers import EventID, InvalidIdentifier, RoomID, parse_room_alias, server_name_of
+from federation.identifiers import EventID, InvalidIdentifier, RoomID, UserID, parse_room_alias, server_name_of
 from homeserver.api import Response, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
@@ -23,6 +23,7 @@ from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.resolve import StateAt, entries_of
 from homeserver.rooms.storage import list_stored
+from homeserver.users.presence import note_activity
 
 routes = Routes()
 
@@ -92,7 +93,9 @@ def set_state(tx: Transaction, hs: Resources, draft: Draft) -> EventID:
         current = find_in_state(tx, StateAt(head.state_root), draft.type, draft.state_key)
         if current is not None and current.sender == draft.sender and current.content == draft.content:
             return current.event_id
-    return append_local(tx, hs, draft).event_id
+    event_id = append_local(tx, hs, draft).event_id
+    note_activity(tx, hs, UserID(draft.sender))
+    return event_id
 
 
 def _is_remote_invite(hs: Resources, draft: Draft) -> bool:

@@ -13,6 +13,7 @@ from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.storage import find_txn
+from homeserver.users.presence import note_activity
 
 routes = Routes()
 
@@ -44,7 +45,9 @@ def send(tx: Transaction, hs: Resources, draft: Draft, device_id: str, txn_id: s
     sent = find_txn(tx, UserID(draft.sender), device_id, draft.room_id, draft.type, txn_id)
     if sent is not None:
         return sent
-    return append_local(tx, hs, draft, device_id=device_id, txn_id=txn_id).event_id
+    event_id = append_local(tx, hs, draft, device_id=device_id, txn_id=txn_id).event_id
+    note_activity(tx, hs, UserID(draft.sender))
+    return event_id
 
 
 FEATURE = Feature(name="sending", spec="client-server-api/#sending-events-to-a-room", routes=routes)

@@ -18,6 +18,7 @@ from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership
+from homeserver.users.presence import note_activity
 
 SCHEMA = Schema(
     "typing",
@@ -55,15 +56,16 @@ async def set_typing(
         raise forbidden("You cannot type for another user.")
     timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if body.timeout is None else body.timeout
     timeout_ms = max(0, min(timeout_ms, limits.TYPING_TIMEOUT_MS_MAX)) if body.typing else 0
-    await hs.database.write(_set_local, room_id, user_id, timeout_ms)
+    await hs.database.write(_set_local, hs, room_id, user_id, timeout_ms)
     if timeout_ms:
         hs.nursery.start_soon(_expire_later, hs, room_id, user_id, timeout_ms)
     return Empty()
 
 
-def _set_local(tx: Transaction, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
+def _set_local(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
     check_joined(tx, room_id, user_id)
     store_typing(tx, room_id, user_id, tx.now_ms + timeout_ms if timeout_ms else 0, is_local=True)
+    note_activity(tx, hs, user_id)
 
 
 async def _expire_later(hs: Resources, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
@@ -74,7 +76,9 @@ async def _expire_later(hs: Resources, room_id: RoomID, user_id: UserID, timeout
 
 def _expire(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
     row = tx.one(
-        "SELECT expires_ms, is_local FROM typing WHERE room_nid = ? AND user_nid = ?", tx.find(room_id), tx.find(user_id)
+        "SELECT expires_ms, is_local FROM typing WHERE room_nid = ? AND user_nid = ?",
+        tx.find(room_id),
+        tx.find(user_id),
     )
     if row is not None and 0 < row[0] <= tx.now_ms:
         store_typing(tx, room_id, user_id, 0, is_local=bool(row[1]))

@@ -1,4 +1,4 @@
-"""The user: account, passwords, devices, profile, and what is kept for the user. No routes, no network.
+"""The user: account, passwords, devices, profile, presence, and what is kept for the user. No routes, no network.
 
 Everything that several features ask or change of a user is here, with its tables; SCHEMAS are for `open_database`.
 `user_interactive` holds the stages that a request must pass before it is done.
@@ -12,6 +12,7 @@ from homeserver.users import (
     accounts,
     devices,
     filters,
+    presence,
     profile,
     registration_tokens,
     user_interactive,
@@ -25,4 +26,5 @@ SCHEMAS: tuple[Schema, ...] = (
     profile.SCHEMA,
     account_data.SCHEMA,
     filters.SCHEMA,
+    presence.SCHEMA,
 )

@@ -11,9 +11,10 @@ from federation.build import Draft
 from federation.edus import parse_edu
 from homeserver import limits
 from homeserver.config import Presence
-from homeserver.features.presence import FEATURE, note_activity
+from homeserver.features.presence import FEATURE
 from homeserver.rooms.append import append_local
 from homeserver.rooms.membership import store_membership
+from homeserver.users.presence import note_activity
 from tests.support.homeservers import Client, Homeservers, Server
 
 TIMEOUT_S = 300
@@ -116,6 +117,61 @@ async def test_becomes_idle_while_only_syncing_and_active_by_sending(homeserver:
     await trio.sleep(90)
     state = await status(alice, alice.user_id)
     assert (state["presence"], state["currently_active"]) == ("online", False)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "send/m.room.message/1", {"msgtype": "m.text", "body": "hello"}),
+        ("PUT", "redact/{event_id}/1", {}),
+        ("PUT", "state/m.room.topic", {"topic": "cupcakes"}),
+        ("PUT", "typing/{user_id}", {"typing": True}),
+        ("POST", "receipt/m.read/{event_id}", {}),
+        ("POST", "read_markers", {"m.read": "{event_id}"}),
+    ],
+)
+async def test_what_users_do_in_rooms_makes_them_active(
+    homeserver: Server, method: str, path: str, body: dict[str, str]
+) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await homeserver.make_room(alice)
+    message = {"msgtype": "m.text", "body": "before"}
+    event_id = (await alice.ok("PUT", f"rooms/{room_id}/send/m.room.message/0", json=message))["event_id"]
+    for _ in range(12):
+        await sync(alice)
+        await trio.sleep(30)
+    assert (await status(alice, alice.user_id))["presence"] == "unavailable"
+    path = path.format(event_id=event_id, user_id=alice.user_id)
+    body = {key: event_id if value == "{event_id}" else value for key, value in body.items()}
+    await alice.ok(method, f"rooms/{room_id}/{path}", json=body)
+    assert (await status(alice, alice.user_id)).items() >= {"presence": "online", "last_active_ago": 0}.items()
+
+
+async def test_activity_is_written_once_in_half_a_minute(homeserver: Server) -> None:
+    alice, _ = await roommates(homeserver)
+    await sync(alice)
+    ago: list[int] = []
+    for _ in range(4):
+        await trio.sleep(20)
+        await homeserver.write(note_activity, homeserver.hs, alice.user_id)
+        ago.append((await status(alice, alice.user_id))["last_active_ago"])
+    assert ago == [20_000, 0, 20_000, 0]
+
+
+async def test_activity_of_a_write_that_fails_is_not_remembered(homeserver: Server) -> None:
+    alice, _ = await roommates(homeserver)
+    await sync(alice)
+    await trio.sleep(40)
+
+    def fail(tx: Any) -> None:
+        note_activity(tx, homeserver.hs, alice.user_id)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await homeserver.write(fail)
+    assert (await status(alice, alice.user_id))["last_active_ago"] == 40_000
+    await homeserver.write(note_activity, homeserver.hs, alice.user_id)
+    assert (await status(alice, alice.user_id))["last_active_ago"] == 0
 
 
 async def test_one_device_online_is_enough(homeserver: Server) -> None:

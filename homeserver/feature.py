@@ -32,8 +32,8 @@ class RoomSection:
 class SyncContext:
     """One `/sync` being answered: who asks, for which span of the stream, and what features have added so far.
 
-    `since` is 0 on an initial sync; the span is since < position ≤ upto. `rooms` maps each joined room to its section; a
-    feature adds to it in place. `newly_joined` are rooms whose whole ephemeral state and account data must be told.
+    `since` is 0 on an initial sync; the span is since < position ≤ upto. `rooms` maps each joined room to its section;
+    a feature adds to it in place. `newly_joined` are rooms whose whole ephemeral state and account data must be told.
     """
 
     user_id: UserID
@@ -70,11 +70,11 @@ Heartbeat = Callable[[Resources, UserID, str, str], Awaitable[None]]
 class Feature:
     """A part of the specification: its tables, its routes, and where it takes part in sync and federation.
 
-    edus: EDU type → handler of one that a peer sent, its content as `federation.edus` parses it (the origin's signature is
-    checked, its right to speak for a user is not).
-    sync: adds this feature's changes to a `/sync` answer. edu_source: the EDUs that local changes in since < position ≤ upto
-    call for. queries: `/_matrix/federation/v1/query/{type}` handlers. background: runs while the server serves. heartbeat(hs, user_id, device_id, set_presence): a client has
-    shown itself, by a sync.
+    edus: EDU type → handler of one that a peer sent, its content as `federation.edus` parses it (the origin's signature
+    is checked, its right to speak for a user is not).
+    sync: adds this feature's changes to a `/sync` answer. edu_source: the EDUs that local changes in
+    since < position ≤ upto call for. queries: `/_matrix/federation/v1/query/{type}` handlers. background: runs while
+    the server serves. heartbeat(hs, user_id, device_id, set_presence): a client has shown itself, by a sync.
     """
 
     name: str

@@ -221,11 +221,11 @@ PRESENCE_WRITE_INTERVAL_MS = 60 * 1000
 # How often it is looked for who has gone silent: a fraction of presence.online_timeout_s.
 PRESENCE_SWEEP_INTERVAL_S = 15
 
-# Someone whose last activity is not longer ago than this is "currently active" (spec: client-server-api/#last-active-ago).
+# Someone whose last activity is not longer ago is "currently active" (spec: client-server-api/#last-active-ago).
 CURRENTLY_ACTIVE_MS = 60 * 1000
 
-# Presence that does not change is told to other servers again, because Synapse takes a silent server's users for offline
-# after 30 minutes; we wait for twice as long.
+# Presence that does not change is told to other servers again, because Synapse takes a silent server's users for
+# offline after 30 minutes; we wait for twice as long.
 PRESENCE_REPEAT_MS = 25 * 60 * 1000
 PRESENCE_REMOTE_TIMEOUT_MS = 60 * 60 * 1000
 
@@ -411,7 +411,7 @@ SENT_INTERVAL_S = 1.0
 TRANSACTION_TIMEOUT_S = 60.0
 # Destinations that catch up at once, each with a read and a transaction at a time.
 CATCH_UPS_AT_ONCE_MAX = 50
-# Events of one room since a destination was last reached; where there are more it gets the newest, and asks for the rest.
+# Events of one room since a destination was last reached; if there are more it gets the newest, and asks for the rest.
 CATCH_UP_ROOM_EVENTS_MAX = 200
 # Positions that one step of catching up looks at.
 CATCH_UP_SPAN = 100_000

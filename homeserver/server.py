@@ -73,7 +73,7 @@ class Homeserver:
         try:
             await self._open()
         except BaseException:
-            await self._stack.aclose()  # no cancel scope around it: the stack may hold a nursery, which has to end first
+            await self._stack.aclose()  # no cancel scope around it: the stack may hold a nursery, which must end first
             raise
         return self
 

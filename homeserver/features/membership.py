@@ -242,7 +242,7 @@ def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: 
 
 
 def _leave(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:
-    """Leaves, takes back a knock or rejects an invitation. False where this server is not in the room and has to ask."""
+    """Leaves, takes back a knock or rejects an invitation. False where this server is not in the room and must ask."""
     membership = get_membership(tx, room_id, user_id)
     if membership is None and find_head(tx, room_id) is None:
         raise not_found("This server does not know that room.")
@@ -263,7 +263,9 @@ def _kick(tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, targe
     _change_other(tx, hs, room_id, sender, target, content)
 
 
-def _unban(tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
+def _unban(
+    tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
+) -> None:
     if get_membership(tx, room_id, target) != "ban":
         check_joined(tx, room_id, sender)
         raise forbidden(f"{target} is not banned from the room.")

@@ -1,4 +1,4 @@
-"""Aliases of rooms and the published room directory. Spec: client-server-api/#room-aliases, #published-room-directory"""
+"""Aliases and the published room directory. Spec: client-server-api/#room-aliases, #published-room-directory"""
 
 from __future__ import annotations
 

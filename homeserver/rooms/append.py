@@ -1,7 +1,7 @@
 """Appending this server's own events: one synchronous function in one transaction, from the draft to the new head.
 
-`append_local` reads the head, builds, hashes, signs, checks and inserts; nothing can come between. `rooms/receive.py` does
-the like for events of peers. Spec: server-server-api/#signing-events, rooms/v12/#authorization-rules
+`append_local` reads the head, builds, hashes, signs, checks and inserts; nothing can come between. `rooms/receive.py`
+does the like for events of peers. Spec: server-server-api/#signing-events, rooms/v12/#authorization-rules
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def append_local(
 ) -> Event:
     """Gives `draft` its place at the end of its room. MatrixError: 404 no such room, 403 not allowed, 413 too large.
 
-    With `device_id` and `txn_id` the event is stored as what was sent under them: look with `rooms.storage.find_txn` first.
-    as_admin: see `check_may_redact`.
+    With `device_id` and `txn_id` the event is stored as what was sent under them: look with
+    `rooms.storage.find_txn` first. as_admin: see `check_may_redact`.
     """
     place = _find_place(tx, draft)
     head = place.head
@@ -196,7 +196,7 @@ def build_unplaced(tx: Transaction, hs: OurServer, draft: Draft) -> Event:
 
 
 def build_template(tx: Transaction, draft: Draft) -> tuple[RoomVersion, dict[str, Any]]:
-    """An event as it would follow, unsigned, for a server that is not in the room. MatrixError 403 if it is not allowed."""
+    """An event as it would follow, unsigned, for a server outside of the room. MatrixError 403: it is not allowed."""
     place = _find_place(tx, draft)
     version = place.head.version
     pdu = build_proto_event(

@@ -18,8 +18,8 @@ def client_events(
 ) -> list[dict[str, Any]]:
     """The events for a user's device, in order.
 
-    `unsigned` has age (ms), transaction_id for the device that sent it, prev_content and replaces_state of a state event,
-    and redacted_because of a redacted one.
+    `unsigned` has age (ms), transaction_id for the device that sent it, prev_content and replaces_state of a state
+    event, and redacted_because of a redacted one.
     """
     replaced = _replaced(tx, events)
     redactions = list_stored(tx, {event.redacted_by for event in events if event.redacted_by is not None})
@@ -44,7 +44,7 @@ def client_events(
 def client_event(
     event: StoredEvent, unsigned: dict[str, Any] | None = None, *, with_room_id: bool = True
 ) -> dict[str, Any]:
-    """One event, with the `unsigned` given. Its content is JSON already (an orjson.Fragment), which only orjson can encode."""
+    """One event, with the `unsigned` given. Its content is JSON already: a Fragment, which only orjson encodes."""
     answer: dict[str, Any] = {
         "type": event.type,
         "sender": event.sender,

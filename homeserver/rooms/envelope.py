@@ -1,5 +1,5 @@
-"""How a PDU lies in the `events` table: what the columns hold is left out, hashes and signatures are bytes, references are
-positions. `pack` and `unpack` are inverse: the PDU comes back exactly as it was signed.
+"""How a PDU lies in the `events` table: what the columns hold is left out, hashes and signatures are bytes, references
+are positions. `pack` and `unpack` are inverse: the PDU comes back exactly as it was signed.
 
 A message costs some 130 bytes of envelope, nearly all of it hash and signature.
 """

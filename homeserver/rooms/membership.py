@@ -58,10 +58,10 @@ def store_membership(
 
 
 def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipRow], changed_position: int) -> None:
-    """Makes them the current memberships of their users, and wakes those. Who forgot the room and is put out stays so."""
+    """Makes them their users' current memberships, and wakes those. Who forgot the room and is put out remains so."""
     tx.many(
-        "INSERT INTO memberships (user_nid, room_nid, membership, event_position, changed_position, server_nid, forgotten,"
-        " stripped) VALUES (?, ?, ?, ?, ?, ?, 0, ?) ON CONFLICT (user_nid, room_nid) DO UPDATE SET"
+        "INSERT INTO memberships (user_nid, room_nid, membership, event_position, changed_position, server_nid,"
+        " forgotten, stripped) VALUES (?, ?, ?, ?, ?, ?, 0, ?) ON CONFLICT (user_nid, room_nid) DO UPDATE SET"
         " membership = excluded.membership, event_position = excluded.event_position,"
         " changed_position = excluded.changed_position, stripped = excluded.stripped, forgotten ="
         " CASE WHEN excluded.membership IN ('leave', 'ban') THEN memberships.forgotten ELSE 0 END",

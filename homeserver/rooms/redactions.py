@@ -55,7 +55,7 @@ def check_may_redact(
 
 
 def apply_redaction(tx: Transaction, redaction: Event, position: int, root: bytes) -> None:
-    """Redacts the event that an accepted redaction names, at once or as soon as it comes. `root`: the state before it."""
+    """Redacts the event that an accepted redaction names, now or as soon as it comes. `root`: the state before it."""
     if redaction.redacts is None:
         return
     target = get_stored(tx, redaction.redacts)

@@ -1,9 +1,9 @@
 """Room state as a persistent tree: an immutable map `(type_nid, state_key_nid) → event position`.
 
-A state is the id of its root node, and a node's id is the hash of its content, so equal states have equal roots, a state
-event writes only the nodes on its path, and two states are compared by walking only the nodes that differ. A node is a leaf
-of at most LEAF_MAX entries, or a branch of FANOUT children chosen by four bits of the key's hash. The shape depends on
-the entries alone, never on the order in which they came. Only positions of stored events stand in a tree.
+A state is the id of its root node, and a node's id is the hash of its content, so equal states have equal roots, a
+state event writes only the nodes on its path, and two states are compared by walking only the nodes that differ. A node
+is a leaf of at most LEAF_MAX entries, or a branch of FANOUT children chosen by four bits of the key's hash. The shape
+depends on the entries alone, never on the order in which they came. Only positions of stored events stand in a tree.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _parse(content: bytes) -> _Node:
     if isinstance(decoded, _Branch):
         return tuple(decoded.children)
     flat = iter(decoded.entries)
-    return _LeafMap({(type_nid, key_nid): position for type_nid, key_nid, position in zip(flat, flat, flat)})
+    triples = zip(flat, flat, flat, strict=True)
+    return _LeafMap({(type_nid, key_nid): position for type_nid, key_nid, position in triples})
 
 
 def get(tx: Transaction, root: Root, key: Key) -> int | None:

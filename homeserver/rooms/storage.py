@@ -79,7 +79,7 @@ def insert_event(
     device_id: str | None = None,
     txn_id: str | None = None,
 ) -> None:
-    """Stores an event that is not stored yet, under a position just taken. `known`: the positions of all that it names."""
+    """Stores an event that is not stored yet, under a position just taken. `known`: positions of all that it names."""
     if known is None:
         known = find_positions(tx, {*event.prev_events, *event.auth_events})
     tx.run(
@@ -115,7 +115,9 @@ def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by
     )
 
 
-def place_in_timeline(tx: Transaction, position: int, status: Status, ordering: int | None, state_before: bytes) -> None:
+def place_in_timeline(
+    tx: Transaction, position: int, status: Status, ordering: int | None, state_before: bytes
+) -> None:
     """Gives an outlier that has come in its place: its state is known now."""
     tx.run(
         "UPDATE events SET status = ?, ordering = ?, state_before = ? WHERE position = ?",
@@ -201,8 +203,8 @@ def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
             decompress(content, EVENT_CONTENT_BYTES_MAX),
         )
         for (
-            position, key, room_nid, ordering, type_nid, state_key_nid, sender_nid, ts, status, redacted_by, state_before,
-            device_id, txn_id, packed, content,
+            position, key, room_nid, ordering, type_nid, state_key_nid, sender_nid, ts, status, redacted_by,
+            state_before, device_id, txn_id, packed, content,
         ) in rows
     ]  # fmt: skip
 
@@ -220,7 +222,7 @@ def load_events(tx: Transaction, positions: Collection[int]) -> dict[int, Event]
 
 
 def load_auth_events(tx: Transaction, positions: Iterable[int]) -> dict[int, Event]:
-    """As `load_events`, from a cache. For auth rules only: what they read survives a redaction, so age does not matter."""
+    """As `load_events`, from a cache. For auth rules only: what they read survives a redaction, so age is no matter."""
     cache = tx.cache("auth_events", AUTH_EVENTS_CACHED_MAX)
     found: dict[int, Event] = {}
     missing: list[int] = []
@@ -302,7 +304,8 @@ def find_txn(
 ) -> EventID | None:
     """The event that this device has sent under this transaction id to this endpoint, if it has."""
     row = tx.one(
-        "SELECT event_id FROM events WHERE sender_nid = ? AND txn_id = ? AND device_id = ? AND room_nid = ? AND type_nid = ?",
+        "SELECT event_id FROM events WHERE sender_nid = ? AND txn_id = ? AND device_id = ? AND room_nid = ?"
+        " AND type_nid = ?",
         tx.find(sender),
         txn_id,
         device_id,

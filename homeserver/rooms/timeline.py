@@ -1,8 +1,8 @@
 """A room's timeline in order, in pages. Spec: client-server-api/#syncing (pagination), #getting-events-for-a-room
 
-A point of a timeline is an `ordering`: it lies just after the event of that ordering. Clients hold it as `t<ordering>`; a
-sync token `s<position>` is a point of every timeline at once. Orderings of backfilled events lie below the event that they
-were fetched for, so a page is one scan of an index whatever came when.
+A point of a timeline is an `ordering`: it lies just after the event of that ordering. Clients hold it as `t<ordering>`;
+a sync token `s<position>` is a point of every timeline at once. Orderings of backfilled events lie below the event that
+they were fetched for, so a page is one scan of an index whatever came when.
 """
 
 from __future__ import annotations

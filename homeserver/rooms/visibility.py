@@ -44,7 +44,7 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
                 _membership_in(tx, event.state_before, user_id),
             )
         visibility, membership = seen
-        # An event that changes the visibility, or the user's membership, counts as before or after, whichever shows more.
+        # An event that changes the visibility or the user's membership counts as before or after: whichever shows more.
         if event.type == "m.room.history_visibility" and event.state_key == "":
             after = event.content.get("history_visibility")
             if isinstance(after, str) and after in _VISIBILITIES:
@@ -68,7 +68,8 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
 def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent) -> bool:
     """Whether a server in the room may be given the event.
 
-    Spec: server-server-api/#backfilling-and-retrieving-missing-events. A server sees what one of its users may: everything unless the visibility is "invited" or "joined".
+    Spec: server-server-api/#backfilling-and-retrieving-missing-events. A server sees what one of its users may:
+    everything unless the visibility is "invited" or "joined".
     """
     if event.state_before is None:
         return False

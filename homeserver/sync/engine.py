@@ -23,7 +23,6 @@ from homeserver.rooms.timeline import sync_token
 from homeserver.sync.filter import Filter, RoomEventFilter, wants, wants_room
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
 
-
 USERS_REMEMBERED_MAX = 10_000
 
 
@@ -85,7 +84,7 @@ class Engine:
         # The keys hold as long as the user's own key has no news: every change of a membership is told to its user.
         if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, request.since):
             return None
-        upto = max(hs.stream.position, request.since)  # never back, where the client knows of a commit before the stream
+        upto = max(hs.stream.position, request.since)  # never back: the client may know of a commit before the stream
         return SyncAnswer({"next_batch": sync_token(upto)}, upto, False, keys)
 
 

@@ -156,7 +156,7 @@ async def test_nothing_is_left_of_a_put_that_failed(tmp_path: Path) -> None:
     await blobs.put("a/b", b"1")
     with pytest.raises(BlobError, match="fails"):
         await blobs.put("a", b"2")  # a folder is there
-    left = sorted(os.path.relpath(entry, tmp_path) for entry in tmp_path.rglob("*"))  # noqa: ASYNC240
+    left = sorted(os.path.relpath(entry, tmp_path) for entry in tmp_path.rglob("*"))
     assert left == ["blobs", "blobs/.incoming", "blobs/a", "blobs/a/b"]
 
 

@@ -23,7 +23,7 @@ class Hosts(trio.abc.HostnameResolver):
     def __init__(self, found: Sequence[str] | Exception | None) -> None:
         self.found = found
 
-    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):
         assert type == socket.SOCK_STREAM
         if self.found is None:
             await trio.sleep_forever()

@@ -185,7 +185,8 @@ async def test_memberships_follow_the_state(rooms: Rooms) -> None:
         event = await rooms.member(room_id, sender, membership, BERT)
         current = await rooms.read(get_room_membership, room_id, BERT)
         position = (await rooms.stored(event.event_id)).position
-        assert (current.membership, current.event_position, current.changed_position) == (membership, position, position)
+        assert current.membership == membership
+        assert current.event_position == current.changed_position == position
         assert (current.stripped is not None) == (membership == "invite")
         assert current.members_position == position
 

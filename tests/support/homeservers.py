@@ -257,7 +257,8 @@ async def running(config: Config, *, wire: Wire, features: Sequence[Feature] | N
 async def _few_features(
     config: Config, wire: Wire, features: Sequence[Feature]
 ) -> AsyncIterator[tuple[Resources, App]]:
-    schemas = [AUTHENTICATE, ROOMS, *users.SCHEMAS, *(feature.schema for feature in features if feature.schema is not None)]
+    of_features = [feature.schema for feature in features if feature.schema is not None]
+    schemas = [AUTHENTICATE, ROOMS, *users.SCHEMAS, *of_features]
     database = await open_database("sqlite::memory:", schemas, inline=True, now_ms=now_ms)
     async with trio.open_nursery() as nursery:
         hs = Resources(

@@ -153,7 +153,9 @@ async def store(hs: Resources, events: Collection[Event], server: ServerName | N
 
 async def _store_in_parts(hs: Resources, events: Collection[Event]) -> frozenset[EventID]:
     stored = await hs.database.read(find_positions, [event.event_id for event in events])
-    ordered = in_order((event for event in events if event.event_id not in stored), by_auth=True)
+    unstored = [event for event in events if event.event_id not in stored]
+    # From room version 12 on no event names the create event, upon which all stand.
+    ordered = sorted(in_order(unstored, by_auth=True), key=lambda event: event.type != "m.room.create")
     lacking: set[EventID] = set()
     for start in range(0, len(ordered), limits.OUTLIERS_PER_WRITE):
         lacking |= await hs.database.write(store_outliers, ordered[start : start + limits.OUTLIERS_PER_WRITE])

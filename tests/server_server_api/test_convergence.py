@@ -1,6 +1,7 @@
-"""Whatever happens between servers, once they can speak again they agree. Spec: server-server-api/#room-state-resolution
+"""Whatever happens between servers, once they can speak again they agree.
 
 Random schedules: people write and change the room on all sides while the network falls apart and heals.
+Spec: server-server-api/#room-state-resolution
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tests.support.federation import create_room, join, running_homeserver, unti
 from tests.support.homeservers import Client, Server, config_for_tests
 from tests.support.wire import FakeNetwork
 
+NO_ROOM = RoomID("")
 NAMES = ("a.example", "b.example", "c.example")
 
 people = st.integers(0, 5)
@@ -65,7 +67,7 @@ class Story:
     network: FakeNetwork
     servers: list[Server] = field(default_factory=list)
     people: list[Client] = field(default_factory=list)
-    room_id: RoomID = RoomID("")
+    room_id: RoomID = NO_ROOM
 
     async def begin(self, stack: AsyncExitStack, folder: str, version: str) -> None:
         for name in NAMES:

@@ -1,0 +1,8 @@
+"""Stories: long dialogues between people of several servers."""
+
+from __future__ import annotations
+
+from tests.support.federation import federation
+from tests.support.homeservers import homeserver, homeservers, pytest_collection_modifyitems
+
+__all__ = ["federation", "homeserver", "homeservers", "pytest_collection_modifyitems"]

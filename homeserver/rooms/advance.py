@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from federation.event import Event
-from federation.identifiers import UserID
+from federation.identifiers import EventID, UserID
 from homeserver.database import Transaction
 from homeserver.rooms import state_tree
 from homeserver.rooms.client_event import stripped_event
 from homeserver.rooms.heads import Head, StateKey, replace_head, state_position, store_resolved_head
 from homeserver.rooms.membership import MembershipRow, store_memberships
 from homeserver.rooms.resolve import StateAt, resolve_states, state_after, store_state
-from homeserver.rooms.storage import list_stored
+from homeserver.rooms.storage import ORDERING_SHIFT, list_stored
 
 # What an invited user is told of the room. Spec: client-server-api/#stripped-state
 STRIPPED_KEYS: tuple[StateKey, ...] = tuple(
@@ -50,7 +50,7 @@ def advance_onto(tx: Transaction, head: Head, event: Event, position: int) -> No
 def advance_beside(
     tx: Transaction, head: Head, event: Event, position: int, *, followed: Collection[int], is_past: bool
 ) -> None:
-    """Moves the head for an event of the timeline that follows on some of its extremities, or on none.
+    """Moves the head for a new event of the timeline that follows on some of its extremities, or on none.
 
     followed: what it has behind it. is_past: an event of the timeline follows on it, so that it is no extremity.
     """
@@ -58,11 +58,12 @@ def advance_beside(
     if not is_past or not extremities:
         extremities.append((position, event.event_id))
     rows = list_stored(tx, {position, *(each for each, _ in extremities)})
-    state = resolve_states(tx, head.version, [state_after(tx, rows[each]) for each, _ in extremities])
-    root = store_state(tx, state)
     is_alone = len(extremities) == 1 and extremities[0][0] == position
-    if not is_alone and (event.state_key is not None or root != rows[position].state_before):
-        store_resolved_head(tx, position, root)
+    row = rows[position]
+    assert row.ordering is not None
+    root = store_state(tx, resolve_states(tx, head.version, [state_after(tx, rows[each]) for each, _ in extremities]))
+    if not is_alone and (event.state_key is not None or root != row.state_before):
+        store_resolved_head(tx, head.room_nid, row.ordering, root)
     # An outlier that comes in its place keeps its number, but is news now.
     newest = max(position, tx.position)
     replace_head(
@@ -77,14 +78,39 @@ def advance_beside(
         update_memberships(tx, head.room_nid, head.state_root, root, newest)
 
 
+def advance_past(tx: Transaction, head: Head, followed: Collection[int]) -> None:
+    """Moves the head for an event of the past, which shows that those of its extremities in `followed` are none."""
+    extremities = [pair for pair in zip(head.extremities, head.extremity_ids, strict=True) if pair[0] not in followed]
+    if not extremities or len(extremities) == len(head.extremities):
+        return
+    rows = list_stored(tx, {position for position, _ in extremities})
+    state = resolve_states(tx, head.version, [state_after(tx, rows[position]) for position, _ in extremities])
+    _replace_state(tx, head, store_state(tx, state), extremities, head.depth)
+
+
 def leave_head(tx: Transaction, head: Head, state: StateAt) -> None:
-    """Drops the extremities of an earlier stay, on which nothing follows any more; from now on `state` is the room's."""
-    position = tx.next_position(head.room_id)
-    root = store_state(tx, state)
+    """Drops the extremities of an earlier stay, on which nothing follows any more: now `state` is the room's."""
+    _replace_state(tx, head, store_state(tx, state), (), 0)
+
+
+def _replace_state(
+    tx: Transaction, head: Head, root: bytes, extremities: Sequence[tuple[int, EventID]], depth: int
+) -> None:
+    """Gives the head another state by no event."""
+    last_position = head.last_position
+    if root != head.state_root:
+        last_position = tx.next_position(head.room_id)
+        store_resolved_head(tx, head.room_nid, last_position << ORDERING_SHIFT, root)
     replace_head(
-        tx, head.room_nid, state_root=root, extremities=(), depth=0, last_position=max(head.last_position, position)
+        tx,
+        head.room_nid,
+        state_root=root,
+        extremities=extremities,
+        depth=depth,
+        last_position=last_position,
     )
-    update_memberships(tx, head.room_nid, head.state_root, root, position)
+    if root != head.state_root:
+        update_memberships(tx, head.room_nid, head.state_root, root, last_position)
 
 
 def update_memberships(tx: Transaction, room_nid: int, old_root: bytes, new_root: bytes, position: int) -> None:

@@ -29,8 +29,8 @@ StateKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`extremities`: positions, oldest first, and `extremity_ids` in the same order; empty while this server is not in the
-    room. `depth`: the deepest of theirs."""
+    """`extremities`: positions, oldest first, and `extremity_ids` in the same order; empty while this server is not in
+    the room. `depth`: the deepest of theirs."""
 
     room_id: RoomID
     room_nid: int
@@ -81,7 +81,7 @@ def get_head(tx: Transaction, room_id: str) -> Head:
 
 
 def insert_room(tx: Transaction, room_id: RoomID, version: RoomVersion) -> None:
-    """A room about which this server has heard, without a head. Its version is hearsay until the create event is there."""
+    """A room that this server has heard of, without a head. Its version is hearsay until the create event is there."""
     tx.run(
         "INSERT INTO rooms (room_nid, version, create_position, state_root, extremities, depth, last_position,"
         " members_position) VALUES (?, ?, 0, ?, ?, 0, 0, 0) ON CONFLICT (room_nid) DO UPDATE"
@@ -118,20 +118,26 @@ def replace_head(
     )
 
 
-def store_resolved_head(tx: Transaction, position: int, root: bytes) -> None:
-    """Notes the state of the head after the event at `position`, where it is not simply the state after that event."""
+def store_resolved_head(tx: Transaction, room_nid: int, ordering: int, root: bytes) -> None:
+    """Notes the state of the head from a point of the timeline on, where it is not that after the event before it."""
     tx.run(
-        "INSERT INTO resolved_heads (position, state_root) VALUES (?, ?)"
-        " ON CONFLICT (position) DO UPDATE SET state_root = excluded.state_root",
-        position,
+        "INSERT INTO resolved_heads (room_nid, ordering, state_root) VALUES (?, ?, ?)"
+        " ON CONFLICT (room_nid, ordering) DO UPDATE SET state_root = excluded.state_root",
+        room_nid,
+        ordering,
         root,
     )
 
 
-def find_resolved_head(tx: Transaction, position: int) -> bytes | None:
-    """The state noted by `store_resolved_head`."""
-    row = tx.one("SELECT state_root FROM resolved_heads WHERE position = ?", position)
-    return None if row is None else bytes(row[0])
+def find_resolved_head(tx: Transaction, room_nid: int | None, point: int) -> tuple[int, bytes] | None:
+    """The last state noted by `store_resolved_head` up to a point, and from where on it holds."""
+    row = tx.one(
+        "SELECT ordering, state_root FROM resolved_heads WHERE room_nid = ? AND ordering <= ?"
+        " ORDER BY ordering DESC LIMIT 1",
+        room_nid,
+        point,
+    )
+    return None if row is None else (row[0], bytes(row[1]))
 
 
 def state_position(tx: Transaction, root: bytes, event_type: str, state_key: str = "") -> int | None:

@@ -1,7 +1,7 @@
 """Events of peers enter a room here, after their signatures and hashes were checked by `homeserver/remote/`.
 
-Steps 4 to 6 of server-server-api/#checks-performed-on-receipt-of-a-pdu are done here against the stored state; where events
-are needed that are not stored, `Missing` says which, the driver fetches them and asks again.
+Steps 4 to 6 of server-server-api/#checks-performed-on-receipt-of-a-pdu are done here against the stored state; where
+events are needed that are not stored, `Missing` says which, the driver fetches them and asks again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from federation.room_versions import RoomVersion
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
 from homeserver.rooms import state_tree
-from homeserver.rooms.advance import advance_beside, leave_head
+from homeserver.rooms.advance import advance_beside, advance_past, leave_head
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.graph import in_order
 from homeserver.rooms.heads import Head, find_head, insert_room, set_create_position, state_events
@@ -65,7 +65,7 @@ def receive_event(
 ) -> Received | Missing:
     """Checks an event against its auth events, the state before it and the current state, and stores it.
 
-    state: the events of the state before it as a resident server gave them, for an event whose ancestors are not to be had.
+    state: the events of the state before it as a resident server gave them, where its ancestors are not to be had.
     ordering: the place in the timeline of an event of the past; without, it is new and takes its place at the end.
     """
     stored = get_stored(tx, event.event_id)
@@ -98,6 +98,8 @@ def receive_event(
     children = _note_missing(tx, head, event, position if status == Status.TIMELINE else None, past.missing)
     if is_new:
         advance_beside(tx, head, event, position, followed=past.positions, is_past=bool(children))
+    elif status == Status.TIMELINE:
+        advance_past(tx, head, past.positions)
     if status == Status.TIMELINE:
         apply_redaction(tx, event, position, root)
     apply_pending(tx, event)
@@ -114,7 +116,7 @@ def resolve_beforehand(tx: Transaction, event: Event) -> None:
 def _state_before(
     tx: Transaction, head: Head, event: Event, given: Collection[EventID] | None
 ) -> StateAt | Missing:
-    """The state before the event: resolved from the states after its prev_events, and the one given for those unknown."""
+    """The state before the event: resolved from those after its prev_events, and the one given for unknown ones."""
     if event.type == "m.room.create" and event.event_id == _create_event_id(tx, head):
         return StateAt(state_tree.EMPTY_ROOT)
     positions = find_positions(tx, event.prev_events)
@@ -129,7 +131,9 @@ def _state_before(
     if given is not None:
         given_state = _given_state(tx, head, given)
         # What we know ourselves has its say too, so that nobody can talk us out of it.
-        return given_state if isinstance(given_state, Missing) else resolve_states(tx, head.version, [given_state, *states])
+        if isinstance(given_state, Missing):
+            return given_state
+        return resolve_states(tx, head.version, [given_state, *states])
     missing = frozenset(event.prev_events) - {row.event_id for row in placed}
     if missing or not placed:
         return Missing(prev_events=missing)
@@ -211,7 +215,7 @@ class _Past(NamedTuple):
 
 
 def _look_behind(tx: Transaction, event: Event) -> _Past:
-    """What the event follows on, looking through what was rejected or has soft-failed: no event of the timeline does."""
+    """What the event follows on, looking through what was rejected or soft-failed: no event of the timeline does."""
     found: set[int] = set()
     missing: set[EventID] = set()
     waiting = set(event.prev_events)
@@ -232,8 +236,8 @@ def _note_missing(
 ) -> list[int]:
     """Remembers which ancestors of the timeline have no place in the graph, and that this one now has.
 
-    position: of the event, if it is in the timeline. Answers the positions of the events of the timeline that name it: for
-    one that is not in the timeline they are those who miss what comes before.
+    position: of the event, if it is in the timeline. Answers the positions of the events of the timeline that name it:
+    for one that is not in the timeline they are those who miss what comes before.
     """
     key = event_key(event.event_id)
     children = tx.values("SELECT child FROM missing_events WHERE room_nid = ? AND event_id = ?", head.room_nid, key)
@@ -301,9 +305,9 @@ def _store_outlier(tx: Transaction, event: Event, positions: Mapping[EventID, in
 def adopt_room(
     tx: Transaction, version: RoomVersion, join: Event, state: Sequence[Event], auth_chain: Sequence[Event]
 ) -> Received | Missing:
-    """Enters a room by a join that a resident server has accepted: the state is what it gave, the join our only extremity.
+    """Enters a room by a join that a resident server accepted: the state is what it gave, the join our only extremity.
 
-    MatrixError 403 where that state does not allow the join, 502 where it is none of that room. Then nothing is changed.
+    MatrixError 403 where that state does not allow the join, 502 where it is none of that room. Then nothing changes.
     """
     insert_room(tx, join.room_id, version)
     lacking = store_outliers(tx, [*auth_chain, *state])
@@ -367,7 +371,7 @@ def has_missing(tx: Transaction, room_id: RoomID) -> bool:
 
 
 def find_newest_gap(tx: Transaction, room_id: RoomID, since: int, upto: int) -> int | None:
-    """The ordering of the newest event with since < ordering ≤ upto that history is missing before, None without one."""
+    """The ordering of the newest event with since < ordering ≤ upto that history is missing before, None: no such."""
     row = tx.one(
         "SELECT MAX(e.ordering) FROM missing_events m JOIN events e ON e.position = m.child"
         " WHERE m.room_nid = ? AND e.ordering > ? AND e.ordering <= ?",
@@ -379,7 +383,7 @@ def find_newest_gap(tx: Transaction, room_id: RoomID, since: int, upto: int) -> 
 
 
 def list_missing(tx: Transaction, room_id: RoomID, point: int, limit: int) -> list[tuple[EventID, StoredEvent]]:
-    """Ancestors that are not in the timeline, with a child of each that lies at most just after `point`, newest first.
+    """Ancestors that are not in the timeline, with a child of each that lies not after `point`, newest first.
 
     A page of history ends just before its oldest event: what is missing there lies behind the event after the point.
     """

@@ -1,7 +1,7 @@
 """The state before and after an event, where the room forks. Spec: rooms/v12/#state-resolution
 
-State resolution depends on nothing but the states that are resolved, so its results are cached by them for ever. That is how
-it is kept out of the write transaction: a read beforehand runs the same functions, and the write finds the result there.
+State resolution depends on nothing but the states that are resolved, so its results are cached by them for good. That is
+how it stays out of the write transaction: a read beforehand runs the same functions, the write finds the result.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def state_after(tx: Transaction, event: StoredEvent) -> StateAt:
 def head_at(tx: Transaction, room_id: RoomID, point: int) -> StateAt | None:
     """What the room's state was to those who saw its timeline up to a point; None before its first event."""
     events = list_backwards(tx, room_id, point, 1)
-    if not events:
-        return None
-    resolved = find_resolved_head(tx, events[0].position)
-    return StateAt(resolved) if resolved is not None else state_after(tx, events[0])
+    resolved = find_resolved_head(tx, tx.find(room_id), point)
+    if resolved is not None and (not events or (events[0].ordering or 0) <= resolved[0]):
+        return StateAt(resolved[1])
+    return state_after(tx, events[0]) if events else None
 
 
 def changes_between(tx: Transaction, before: StateAt, after: StateAt) -> dict[Key, tuple[int | None, int | None]]:
@@ -162,7 +162,7 @@ class _Row(NamedTuple):
 
 
 class _Stored:
-    """Events by id, loaded when first asked for. State resolution asks for the conflicted ones and what is above them."""
+    """Events by id, loaded when first asked for. State resolution asks for conflicted ones and their auth chains."""
 
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx

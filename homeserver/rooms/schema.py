@@ -73,11 +73,14 @@ SCHEMA = Schema(
                 PRIMARY KEY (user_nid, room_nid)
             ) WITHOUT ROWID;
             CREATE INDEX memberships_of_room ON memberships (room_nid, membership, server_nid);
-            -- The state of a head that is not the state after its last event alone, because state resolution had a say.
+            -- The state of the head from a point of the timeline on, where it is not simply the state after the last
+            -- event before that point, because state resolution had a say or because we have entered the room.
             CREATE TABLE resolved_heads (
-                position INTEGER PRIMARY KEY,
-                state_root BLOB NOT NULL
-            );
+                room_nid INTEGER NOT NULL,
+                ordering INTEGER NOT NULL,
+                state_root BLOB NOT NULL,
+                PRIMARY KEY (room_nid, ordering)
+            ) WITHOUT ROWID;
             -- A redaction that arrived before the event that it redacts.
             CREATE TABLE pending_redactions (
                 event_id BLOB NOT NULL,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
-import pytest
-
-from tests.tidy.source import PACKAGES, ROOT, Source, python_files, text_files
+from tests.tidy.source import PACKAGES, ROOT, python_files, text_files
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
@@ -34,40 +32,49 @@ MACHINE_PATHS = r"(?<![\w.])/(?:" + "|".join(("home/\\w+", "root/", "work/", "Us
 DOWNLOAD_HOSTS = r"pypi" + r"\.org|pythonhosted\.org|--(?:extra-)?index-url|--find-links|artifactory|nexus"
 
 
-@pytest.mark.parametrize("source", ALL, ids=lambda source: source.name)
-def test_files_are_short(source: Source) -> None:
-    lines = source.text.count("\n")
-    assert lines <= FILE_LINES_MAX
+def test_files_are_short() -> None:
+    lines = {source.name: source.text.count("\n") for source in ALL}
+    assert {name: count for name, count in lines.items() if count > FILE_LINES_MAX} == {}
 
 
-@pytest.mark.parametrize("source", ALL, ids=lambda source: source.name)
-def test_functions_are_short(source: Source) -> None:
+def test_functions_are_short() -> None:
     long = [
         f"{source.name}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for source in ALL
         for node in ast.walk(source.tree)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and node.end_lineno is not None
         and node.end_lineno - node.lineno >= FUNCTION_LINES_MAX
     ]
-    assert not long
+    assert not long, "\n".join(long)
 
 
-@pytest.mark.parametrize("source", ALL, ids=lambda source: source.name)
-def test_files_say_what_they_are(source: Source) -> None:
-    assert ast.get_docstring(source.tree), f"{source.name} has no docstring"
-    has_code = any(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) for node in source.tree.body)
-    assert not has_code or "from __future__ import annotations" in source.text, source.name
+def test_files_say_what_they_are() -> None:
+    assert [source.name for source in ALL if not ast.get_docstring(source.tree)] == []
+
+
+def test_annotations_are_text() -> None:
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    assert [
+        source.name
+        for source in ALL
+        if any(isinstance(node, definitions) for node in source.tree.body)
+        and "from __future__ import annotations" not in source.text
+    ] == []
 
 
 def test_folders_are_not_deep() -> None:
     assert [source.name for source in ALL if source.name.count("/") > FOLDERS_DEEP_MAX] == []
 
 
-@pytest.mark.parametrize("source", ALL, ids=lambda source: source.name)
-def test_nothing_is_left_for_later(source: Source) -> None:
-    for pattern in FORBIDDEN:
-        found = re.search(pattern, source.text, re.IGNORECASE if "now" in pattern else 0)
-        assert found is None, f"{source.name}:{source.text[: found.start()].count(chr(10)) + 1}: {found.group()}"
+def test_nothing_is_left_for_later() -> None:
+    found = [
+        f"{source.name}:{source.text[: match.start()].count(chr(10)) + 1}: {match.group()}"
+        for source in ALL
+        for pattern in FORBIDDEN
+        for match in re.finditer(pattern, source.text, re.IGNORECASE if "now" in pattern else 0)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_no_file_knows_the_machine_that_it_was_written_on() -> None:
@@ -77,14 +84,14 @@ def test_no_file_knows_the_machine_that_it_was_written_on() -> None:
         found += [f"{path.relative_to(ROOT)}: {match}" for match in re.findall(MACHINE_PATHS, text)]
         if path.suffix in ("", ".lock", ".toml") or path.name == "Makefile":
             found += [f"{path.relative_to(ROOT)}: {match}" for match in re.findall(DOWNLOAD_HOSTS, text)]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("source", OWN, ids=lambda source: source.name)
-def test_public_functions_have_docstrings(source: Source) -> None:
-    """Those of a module that others may call; a handler's name is its operationId in the spec, and that says enough."""
+def test_public_functions_have_docstrings() -> None:
+    """Those that others may call; a handler's name is its operationId in the spec, and that says enough."""
     lacking = [
         f"{source.name}:{node.lineno} {node.name}"
+        for source in OWN
         for node in source.tree.body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
         and not node.name.startswith("_")
@@ -92,4 +99,4 @@ def test_public_functions_have_docstrings(source: Source) -> None:
         and not any("routes." in ast.unparse(decorator) for decorator in node.decorator_list)
         and not getattr(node, "bases", ())  # what is decoded from outside is named by the spec
     ]
-    assert not lacking
+    assert not lacking, "\n".join(lacking)

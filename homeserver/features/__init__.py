@@ -34,34 +34,38 @@ from homeserver.features import (
 )
 
 FEATURES: tuple[Feature, ...] = (
-    # Who: accounts, their devices and what they keep
+    # The server: what it speaks, and what it can do
     versions.FEATURE,
     well_known.FEATURE,
     capabilities.FEATURE,
+    # Accounts: getting one, getting in and out, ending it
     registration.FEATURE,
     shared_secret_registration.FEATURE,
     login.FEATURE,
-    logout.FEATURE,
     refresh.FEATURE,
     whoami.FEATURE,
-    account.FEATURE,
     devices.FEATURE,
-    filters.FEATURE,
+    logout.FEATURE,
+    account.FEATURE,
+    # The user: what others see, and what is kept for the user's own devices
     profile.FEATURE,
+    presence.FEATURE,
     account_data.FEATURE,
     tags.FEATURE,
-    presence.FEATURE,
-    # Where: rooms
+    filters.FEATURE,
+    # Rooms: making them, finding them, and who is in them
     room_creation.FEATURE,
+    room_directory.FEATURE,
     membership.FEATURE,
+    room_members.FEATURE,
+    # In a room: what is said, what holds, what was, who has read it, and who is writing
     sending.FEATURE,
     room_state.FEATURE,
     room_history.FEATURE,
-    room_members.FEATURE,
-    room_directory.FEATURE,
     receipts.FEATURE,
     typing.FEATURE,
+    # Files
     media.FEATURE,
-    # How: running the server
+    # Running the server
     health.FEATURE,
 )

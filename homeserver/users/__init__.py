@@ -1,6 +1,7 @@
 """The user: account, passwords, devices, profile, presence, and what is kept for the user. No routes, no network.
 
 Everything that several features ask or change of a user is here, with its tables; SCHEMAS are for `open_database`.
+Of `homeserver.rooms` it asks whom a change concerns, never the other way round.
 `user_interactive` holds the stages that a request must pass before it is done.
 """
 

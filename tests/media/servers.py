@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from federation.identifiers import ServerName
 from federation.request_auth import InvalidAuthorization, parse_authorization, verify
 from federation.signing import SigningKey
@@ -52,3 +54,20 @@ async def upload(client: Client, data: bytes, content_type: str | None = "text/p
     params = {"filename": filename} if filename else {}
     answer = await client.ok("POST", f"{V3}/upload", content=data, headers=headers, params=params)
     return answer["content_uri"].removeprefix("mxc://")
+
+
+async def create(client: Client) -> str:
+    """Creates a URI without content; answers as `upload`."""
+    answer = await client.ok("POST", "/_matrix/media/v1/create")
+    return str(answer["content_uri"]).removeprefix("mxc://")
+
+
+async def get_raw(client: Client, path: str, **headers: str) -> httpx.Response:
+    """An answer whose status is one of HTTP that the specification does not mention (206, 304, 416)."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await client.server.http.get(path, headers={"authorization": f"Bearer {client.token}", **sent})
+
+
+async def blob_keys(server: Server) -> list[str]:
+    """The keys of all media in the blob store."""
+    return sorted([key async for key, _ in server.hs.blobs.list("media")])

@@ -1,0 +1,35 @@
+"""The deprecated endpoints: frozen, so they serve nothing new. Spec: client-server-api/#content-repository"""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from homeserver.features import media
+from tests.media import images
+from tests.media.servers import V3, upload
+from tests.support.homeservers import Client, Server
+
+
+async def test_what_is_uploaded_now_needs_a_token(server: Server, alice: Client) -> None:
+    place = await upload(alice, images.encoded(images.gradient(200, 200), "PNG"), "image/png")
+    for path in (f"download/{place}", f"download/{place}/name", f"thumbnail/{place}?width=32&height=32"):
+        assert await server.anonymous.refused("GET", f"{V3}/{path}") == (404, "M_NOT_FOUND")
+        assert await alice.refused("GET", f"{V3}/{path}") == (404, "M_NOT_FOUND")
+    for place in ("other.example/abc", "test.example/abc"):
+        assert await server.anonymous.refused("GET", f"{V3}/download/{place}") == (404, "M_NOT_FOUND")
+
+
+async def test_what_is_stored_as_public_does_not(server: Server, alice: Client) -> None:
+    picture = images.encoded(images.gradient(200, 200), "PNG")
+    uri = await media.upload(server.hs, alice.user_id, picture, "image/png", "icon.png", is_public=True)
+    query = "?allow_remote=false&timeout_ms=1&allow_redirect=true"
+    response = await server.anonymous.get(f"{V3}/download/{uri[6:]}{query}")
+    assert response.content == picture
+    assert response.headers["content-disposition"] == "inline; filename=icon.png"
+    assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
+    response = await server.anonymous.get(f"{V3}/download/{uri[6:]}/other.png")
+    assert response.headers["content-disposition"] == "inline; filename=other.png"
+    response = await server.anonymous.get(f"{V3}/thumbnail/{uri[6:]}?width=32&height=32&method=crop&allow_remote=false")
+    assert Image.open(io.BytesIO(response.content)).size == (32, 32)

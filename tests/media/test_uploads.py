@@ -1,0 +1,137 @@
+"""Uploads: what is stored, how often and how much of it. Spec: client-server-api/#content-repository"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from homeserver import limits
+from homeserver.errors import MatrixError
+from homeserver.features import media
+from homeserver.features.media import cleanup, storage
+from homeserver.features.media.receiving import temporary_folder
+from tests.media.servers import V1, V3, blob_keys, server_with_media, upload
+from tests.support.homeservers import Client, Server
+
+
+async def test_config(tmp_path: Path) -> None:
+    async with server_with_media(tmp_path, upload_bytes_max=1000) as server:
+        alice = await server.register("alice")
+        for path in (f"{V1}/config", f"{V3}/config"):
+            assert await alice.ok("GET", path) == {"m.upload.size": 1000}
+        await upload(alice, b"x" * 1000)
+        assert await alice.refused("POST", f"{V3}/upload", content=b"x" * 1001) == (413, "M_TOO_LARGE")
+
+        async def chunks() -> AsyncIterator[bytes]:  # sent without Content-Length
+            for _ in range(11):
+                yield b"x" * 100
+
+        assert await alice.refused("POST", f"{V3}/upload", content=chunks()) == (413, "M_TOO_LARGE")
+        created = await alice.ok("POST", "/_matrix/media/v1/create")
+        path = f"{V3}/upload/{created['content_uri'][6:]}"
+        assert await alice.refused("PUT", path, content=b"x" * 1001) == (413, "M_TOO_LARGE")
+        assert await alice.ok("PUT", path, content=b"x" * 1000) == {}
+        with pytest.raises(MatrixError, match="M_TOO_LARGE"):
+            await media.upload(server.hs, alice.user_id, b"x" * 1001, "text/plain")
+
+
+async def test_a_large_upload_that_breaks_off_leaves_nothing(server: Server, alice: Client) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"x" * (limits.MEDIA_CHUNK_BYTES + 1)
+        yield b"x"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await media.upload(server.hs, alice.user_id, chunks(), "text/plain")
+    assert list(temporary_folder(server.hs).iterdir()) == []
+    assert await blob_keys(server) == []
+
+
+@pytest.mark.parametrize("same", [b"same", b"same" * 100_000], ids=["small", "large"])
+async def test_the_same_content_is_stored_once(server: Server, alice: Client, bob: Client, same: bytes) -> None:
+    first, second = await upload(alice, same), await upload(bob, same, "text/html", "x")
+    assert first != second
+    await cleanup.delete_released(server.hs)
+    assert len(await blob_keys(server)) == 1
+    assert (await alice.get(f"{V1}/download/{second}")).headers["content-type"] == "text/html"
+    assert await media.delete(server.hs, f"mxc://{first}")
+    assert (await alice.get(f"{V1}/download/{second}")).content == same
+    assert await media.delete(server.hs, f"mxc://{second}")
+    assert not await media.delete(server.hs, f"mxc://{second}")
+    assert await blob_keys(server) == []
+    assert await alice.refused("GET", f"{V1}/download/{second}") == (404, "M_NOT_FOUND")
+    assert len(await blob_keys(server)) == 0
+    await upload(alice, same)
+    assert len(await blob_keys(server)) == 1
+
+
+async def test_a_blob_that_is_deleted_while_it_would_be_shared(server: Server, alice: Client) -> None:
+    first = await upload(alice, b"same" * 100_000)
+    inner = server.hs.database.read
+
+    async def read(fn: object, *args: object) -> object:
+        answer = await inner(fn, *args)  # type: ignore[arg-type]
+        if fn is storage.get_blob_key:
+            await media.delete(server.hs, f"mxc://{first}")
+        return answer
+
+    server.hs.database.read = read  # type: ignore[method-assign, assignment]
+    second = await upload(alice, b"same" * 100_000)
+    server.hs.database.read = inner  # type: ignore[method-assign]
+    assert (await alice.get(f"{V1}/download/{second}")).content == b"same" * 100_000
+
+
+async def use_up(server: Server, user_id: str, files: int, size_bytes: int) -> None:
+    """As if the user had uploaded so much already."""
+    await server.write(
+        lambda tx: tx.run(
+            "UPDATE media_usage SET files = ?, size_bytes = ? WHERE uploader_nid = ?",
+            files, size_bytes, tx.find(user_id),
+        )
+    )  # fmt: skip
+
+
+async def test_a_quota_of_bytes(server: Server, alice: Client, bob: Client) -> None:
+    first = await upload(alice, b"x" * 60)
+    await use_up(server, alice.user_id, 1, limits.MEDIA_USER_BYTES_MAX - 40)
+    assert await alice.refused("POST", f"{V3}/upload", content=b"x" * 41) == (403, "M_FORBIDDEN")
+    assert len(await blob_keys(server)) == 1
+    await upload(bob, b"x" * 100)
+    await media.delete(server.hs, f"mxc://{first}")
+    await upload(alice, b"y" * 100)
+    assert await alice.refused("POST", f"{V3}/upload", content=b"z") == (403, "M_FORBIDDEN")
+
+
+async def test_a_quota_of_files(server: Server, alice: Client, bob: Client) -> None:
+    first = await upload(alice, b"")
+    await use_up(server, alice.user_id, limits.MEDIA_USER_FILES_MAX - 1, 0)
+    await upload(alice, b"")
+    assert await alice.refused("POST", f"{V3}/upload", content=b"") == (403, "M_FORBIDDEN")
+    await upload(bob, b"")
+    await media.delete(server.hs, f"mxc://{first}")
+    await upload(alice, b"")
+
+
+async def test_from_python(server: Server, alice: Client) -> None:
+    uri = await media.upload(server.hs, alice.user_id, b"hello", "text/plain", "a.txt")
+    assert await media.download(server.hs, uri) == ("text/plain", b"hello")
+    assert (await alice.get(f"{V1}/download/{uri[6:]}")).headers["content-disposition"] == "inline; filename=a.txt"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b"x" * 100_000
+
+    uri = await media.upload(server.hs, alice.user_id, chunks(), "application/x-thing")
+    assert await media.download(server.hs, uri) == ("application/x-thing", b"x" * 1_000_000)
+    for wrong in (
+        "",
+        "mxc://",
+        "mxc://test.example",
+        "https://test.example/a",
+        "mxc://test.example/../x",
+        "mxc://a b/c",
+    ):
+        with pytest.raises(MatrixError, match="M_NOT_FOUND"):
+            await media.download(server.hs, wrong)

@@ -9,6 +9,8 @@ calls refer to events by name; the answer is a list with one value for each call
 answered by {"error": class, "text": why}.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import json

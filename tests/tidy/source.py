@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,10 +42,16 @@ class Source:
         ]
 
 
+@cache
+def source_of(path: Path) -> Source:
+    """The one object of a file: each is parsed once."""
+    return Source(path)
+
+
 def python_files(*folders: str) -> list[Source]:
     """Every Python file in these folders, sorted."""
     return [
-        Source(path)
+        source_of(path)
         for folder in folders
         for path in sorted((ROOT / folder).rglob("*.py"))
         if "__pycache__" not in path.parts

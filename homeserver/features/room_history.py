@@ -18,7 +18,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.access import find_in_state, readable_state
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.membership import is_server_joined
-from homeserver.rooms.receive import has_missing, list_missing
+from homeserver.rooms.receive import find_newest_gap, has_missing, list_missing
 from homeserver.rooms.resolve import StateAt, entries_of, state_after
 from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_stored
 from homeserver.rooms.timeline import END, START, list_backwards, list_forwards, parse_point, timeline_token
@@ -95,6 +95,9 @@ def _page(
         events = list_backwards(tx, room_id, point, limit, to)
         if not filled and _meets_gap(tx, room_id, point, to, events, limit, requester):
             return None
+        gap = find_newest_gap(tx, room_id, to, point)
+        if gap is not None:  # the page ends there, and the next one begins with what can be had of what is missing
+            events = [event for event in events if (event.ordering or 0) >= gap]
     chosen = [
         event for event in filter_visible(tx, requester.user_id, room_id, events) if wants_event(filter_, event)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -11,11 +11,17 @@ from tests.interop.servers import Server, ServerFailed, World, make_third, make_
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Both servers, running."""
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Both servers, started once."""
     folder = tmp_path_factory.mktemp("interop")
     print(f"\nconfigurations, databases and logs are in {folder}")
-    world = make_world(folder)
+    with running(make_world(folder)) as world:
+        yield world
+
+
+@contextmanager
+def running(world: World) -> Iterator[World]:
+    """Starts both servers, and stops them whatever happens."""
     servers = (world.synapse, world.ours)
     try:
         for server in servers:
@@ -31,11 +37,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             server.relay.close()
 
 
+@pytest.fixture
+def world(started: World) -> World:
+    """Both servers, running and in reach of one another, whatever the scenario before has left behind."""
+    started.mend()
+    for server in (started.synapse, started.ours):
+        server.ensure_running()
+    return started
+
+
 @pytest.fixture(scope="session")
-def third(world: World) -> Iterator[Server]:
+def third(started: World) -> Iterator[Server]:
     """A third server, a Synapse too."""
     print()
-    server = make_third(world)
+    server = make_third(started)
     try:
         server.start()
         yield server

@@ -102,6 +102,11 @@ class Server:
             time.sleep(0.1)
         print(f"{self.kind} {self.server_name} answers after {time.monotonic() - began:.1f} s", flush=True)
 
+    def ensure_running(self) -> None:
+        """Starts the server if it does not run. Raises ServerFailed."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+
     def _answers(self) -> bool:
         try:
             return httpx.get(self.url + self.program.ready_path(), timeout=5).status_code == 200

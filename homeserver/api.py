@@ -195,6 +195,8 @@ class Routes:
         the rate limit is that of sync.
         """
         group = group or guess_group(path)
+        if rate_limit and rate_limit not in limits.RATE_LIMITS:
+            raise ValueError(f"{path}: there is no rate limit {rate_limit!r}")
 
         def register(handler: Handler) -> Handler:
             self._operations.append(

@@ -106,6 +106,9 @@ SEND_SECONDS_MAX = 60
 # How often all connections are looked at for the two limits above.
 SWEEP_SECONDS = 5
 
+# Certificates are renewed weeks before they end.
+CERTIFICATE_CHECK_SECONDS = 60
+
 # A phone on a bad network needs a few seconds for the round trips of a handshake.
 TLS_HANDSHAKE_SECONDS_MAX = 20
 
@@ -359,8 +362,8 @@ DECODE_INLINE_BYTES_MAX = 256 * 1024
 # A destination that does not answer is left alone for so long; it doubles with each failure.
 RETRY_MS = 2_000
 RETRY_MS_MAX = 60 * 60 * 1000
-# Requests of one origin that wait for its turn to be worked off, beyond which it is told to slow down.
-TRANSACTIONS_WAITING_MAX = 20
+# Transactions of one origin that wait for their turn: it should send one after another, and is told to slow down.
+TRANSACTIONS_WAITING_MAX = 5
 
 # Federation: events
 
@@ -374,8 +377,9 @@ GAP_EVENTS_MAX = 50
 GAP_STATES_MAX = 4
 # A gap of one room is worked on for no longer than this: others of the room wait meanwhile.
 GAP_SECONDS_MAX = 60
-# Servers that are asked for what is missing, one after another.
+# Servers that are asked for what is missing, one after another, and from how many of the room they are chosen.
 SERVERS_ASKED_MAX = 3
+SERVERS_CONSIDERED_MAX = 50
 # Events of a state that are fetched one by one; where more are missing the whole state is fetched.
 STATE_EVENTS_SINGLY_MAX = 30
 # Requests for single events that are under way to one server.

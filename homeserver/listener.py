@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -53,6 +54,7 @@ class _Door:
     sock: socket.socket
     tls: ssl.SSLContext | None
     address: str
+    certificate_read: float = 0
 
 
 async def serve(
@@ -79,6 +81,7 @@ async def serve(
                     accepting.start_soon(partial(trio.serve_listeners, handle, [sock], handler_nursery=nursery))
                 task_status.started([Bound(door.listener, door.address) for door in doors])
                 accepting.start_soon(_sweep, connections)
+                accepting.start_soon(_follow_certificates, [door for door in doors if door.tls is not None])
                 await stop.wait()
                 accepting.cancel_scope.cancel()
             app.dispatch.drain()
@@ -100,8 +103,8 @@ def open_doors(listeners: Sequence[Listener]) -> list[_Door]:
     try:
         for listener in listeners:
             tls = tls_context(listener)
-            sock = _bind(listener)
-            doors.append(_Door(listener, sock, tls, _address(listener, sock)))
+            for sock in _bind(listener):
+                doors.append(_Door(listener, sock, tls, _address(listener, sock), _modified(listener)))
     except BaseException:
         for door in doors:
             door.sock.close()
@@ -131,20 +134,33 @@ def tls_context(listener: Listener) -> ssl.SSLContext | None:
     return context
 
 
-def _bind(listener: Listener) -> socket.socket:
+def _bind(listener: Listener) -> list[socket.socket]:
+    """A socket for each address of the bind: "localhost" may be 127.0.0.1 and ::1."""
     bind = parse_bind(listener.bind)
-    family = socket.AF_UNIX if bind.unix_path else socket.AF_INET
-    target: str | tuple[str, int] = bind.unix_path or (bind.host, bind.port)
+    sockets: list[socket.socket] = []
     try:
-        if not bind.unix_path:
-            family, _, _, _, target = socket.getaddrinfo(
-                bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-        elif os.path.exists(bind.unix_path) and stat.S_ISSOCK(os.stat(bind.unix_path).st_mode):
-            _remove_dead_socket(bind.unix_path)
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        if bind.unix_path:
+            if os.path.exists(bind.unix_path) and stat.S_ISSOCK(os.stat(bind.unix_path).st_mode):
+                _remove_dead_socket(bind.unix_path)
+            return [_bound_socket(socket.AF_UNIX, bind.unix_path)]
+        found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, target in dict.fromkeys((each[0], each[4]) for each in found):
+            try:
+                sockets.append(_bound_socket(family, target))
+            except OSError as error:
+                # A name may stand for an address of a family that this machine does not speak.
+                if not sockets or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
     except OSError as error:
-        raise ConfigError(f"cannot listen on {listener.bind}: {error.strerror}") from error
+        for sock in sockets:
+            sock.close()
+        what = "something else listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigError(f"cannot listen on {listener.bind}: {what}") from error
+    return sockets
+
+
+def _bound_socket(family: int, target: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -152,10 +168,9 @@ def _bind(listener: Listener) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind(target)
-    except OSError as error:
+    except OSError:
         sock.close()
-        what = "something else listens there" if error.errno == errno.EADDRINUSE else error.strerror
-        raise ConfigError(f"cannot listen on {listener.bind}: {what}") from error
+        raise
     sock.setblocking(False)
     return sock
 
@@ -218,6 +233,35 @@ def _handler(app: App, door: _Door, context: WorkerContext, connections: set[Con
             await trio.aclose_forcefully(accepted)
 
     return handle
+
+
+async def _follow_certificates(doors: Sequence[_Door]) -> None:
+    """New connections get a certificate that was renewed, without a restart."""
+    while doors:
+        await trio.sleep(limits.CERTIFICATE_CHECK_SECONDS)
+        for door in doors:
+            renew_certificate(door)
+
+
+def renew_certificate(door: _Door) -> None:
+    """Reads the certificate again where its file has changed."""
+    modified = _modified(door.listener)
+    if door.tls is None or modified == door.certificate_read:
+        return
+    try:
+        door.tls.load_cert_chain(door.listener.tls_cert, door.listener.tls_key)
+    except OSError as error:  # also ssl.SSLError: half written, or the key comes a moment later; the old one stays
+        _log.warning("certificate not renewed", extra={"file": door.listener.tls_cert, "reason": str(error)})
+        return
+    door.certificate_read = modified
+    _log.info("certificate renewed", extra={"file": door.listener.tls_cert})
+
+
+def _modified(listener: Listener) -> float:
+    try:
+        return max(os.stat(path).st_mtime for path in (listener.tls_cert, listener.tls_key)) if listener.tls_cert else 0
+    except OSError:
+        return 0
 
 
 async def _sweep(connections: set[Connection]) -> None:

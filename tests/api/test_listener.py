@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import h2.events
 import httpx
 import pytest
 import trio
+import trio_websocket
 import trustme
 
 from homeserver import limits
@@ -24,7 +26,7 @@ from homeserver.asgi import App
 from homeserver.config import Config, ConfigError, Listener
 from homeserver.dispatch import Dispatch
 from homeserver.features import health
-from homeserver.listener import Bound, serve
+from homeserver.listener import Bound, open_doors, renew_certificate, serve
 from homeserver.metrics import Metrics
 from homeserver.rate_limits import RateLimits
 from homeserver.resources import Resources
@@ -102,8 +104,9 @@ def make_app() -> tuple[App, Any]:
 
 
 @asynccontextmanager
-async def serving(*listeners: Listener) -> AsyncIterator[Running]:
+async def serving(*listeners: Listener, websocket: Any = None) -> AsyncIterator[Running]:
     app, hs = make_app()
+    app.websocket = websocket
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
 
@@ -191,6 +194,47 @@ async def test_tls(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
             assert server.url.startswith("https://")
             assert (await http.get(server.url + "/_matrix/client/versions")).json() == {"ip": "127.0.0.1"}
         assert await talk(server.port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n") == b""
+
+
+async def test_a_renewed_certificate_is_taken_up(tls_files: tuple[str, str, ssl.SSLContext], tmp_path: Path) -> None:
+    cert, key, _ = tls_files
+    (door,) = open_doors([Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)])
+    with door.sock:
+        Path(cert).write_text("half")
+        os.utime(cert, (1, 2_000_000_000))
+        renew_certificate(door)
+        assert door.certificate_read < 2_000_000_000
+        issued = trustme.CA().issue_cert("localhost")
+        Path(cert).write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        issued.private_key_pem.write_to_path(key)
+        os.utime(cert, (1, 2_000_000_001))
+        renew_certificate(door)
+        assert door.certificate_read == 2_000_000_001
+
+
+async def test_a_name_is_all_of_its_addresses() -> None:
+    async with serving(Listener(bind="localhost:0")) as server, httpx.AsyncClient() as http:
+        assert {bound.address.rpartition(":")[0] for bound in server.bound} <= {"127.0.0.1", "[::1]"}
+        for bound in server.bound:
+            assert (await http.get(bound.url + "/_homeserver/health/ready")).status_code == 200
+
+
+async def test_websockets_are_given_to_their_hook() -> None:
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"].upper()})
+
+    async with serving() as server:
+        url = f"ws://127.0.0.1:{server.port}/_homeserver/socket"
+        with pytest.raises(trio_websocket.HandshakeError):
+            async with trio_websocket.open_websocket_url(url):
+                pass
+    async with serving(websocket=echo) as server:
+        async with trio_websocket.open_websocket_url(f"ws://127.0.0.1:{server.port}/_homeserver/socket") as socket_:
+            await socket_.send_message("hello")
+            assert await socket_.get_message() == "HELLO"
 
 
 async def test_http2(tls_files: tuple[str, str, ssl.SSLContext]) -> None:

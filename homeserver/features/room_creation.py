@@ -61,7 +61,7 @@ class CreateRoomBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/createRoom", rate_limit="join")
 async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
-    version = ROOM_VERSIONS.get(body.room_version or DEFAULT_ROOM_VERSION)
+    version = ROOM_VERSIONS.get(DEFAULT_ROOM_VERSION if body.room_version is None else body.room_version)
     if version is None:
         raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know that room version.")
     if body.invite_3pid:
@@ -123,7 +123,7 @@ def creation_content(body: CreateRoomBody, creator: UserID, version: RoomVersion
         content["creator"] = creator
     if version.additional_creators:
         given = content.get("additional_creators", [])
-        if not isinstance(given, list):
+        if not isinstance(given, list) or not all(isinstance(user_id, str) for user_id in given):
             raise bad_json("additional_creators must be an array of user IDs.")
         if body.preset == "trusted_private_chat":
             given = [*given, *body.invite]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
+
 from federation.build import Draft
-from federation.identifiers import EventID, RoomID, UserID
+from federation.identifiers import EventID, InvalidIdentifier, RoomID, parse_event_id
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.errors import invalid_param
+from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.storage import find_txn
+from homeserver.rooms.storage import find_txn, txn_id_stored
 from homeserver.users.presence import note_activity
 
 routes = Routes()
+
+
+class RedactBody(msgspec.Struct, frozen=True):
+    reason: str | None = None
 
 
 @routes.put("/_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}", rate_limit="message")
@@ -23,31 +31,49 @@ async def send_message(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, txn_id: str, body: dict
 ) -> JsonObject:
     draft = Draft(room_id, requester.user_id, event_type, body)
-    event_id = await hs.database.write(send, hs, draft, requester.device_id, txn_id)
-    return {"event_id": event_id}
+    return {"event_id": await hs.database.write(send, hs, requester, draft, txn_id, txn_id)}
 
 
 @routes.put("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}", rate_limit="message")
 async def redact_event(
-    hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID, txn_id: str, body: dict
+    hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID, txn_id: str, body: RedactBody | None
 ) -> JsonObject:
-    content = {"reason": body["reason"]} if isinstance(body.get("reason"), str) else {}
+    content = {"reason": body.reason} if body is not None and body.reason is not None else {}
     draft = Draft(room_id, requester.user_id, "m.room.redaction", content, redacts=event_id)
-    redaction = await hs.database.write(send, hs, draft, requester.device_id, txn_id)
-    return {"event_id": redaction}
+    stored_txn_id = txn_id_stored(txn_id, event_id)
+    return {"event_id": await hs.database.write(send, hs, requester, draft, txn_id, stored_txn_id)}
 
 
-def send(tx: Transaction, hs: Resources, draft: Draft, device_id: str, txn_id: str) -> EventID:
+def send(
+    tx: Transaction, hs: Resources, requester: Requester, draft: Draft, txn_id: str, stored_txn_id: str
+) -> EventID:
     """Appends the event, or answers the one that this device has sent under the transaction id before."""
     if len(txn_id.encode()) > limits.TXN_ID_BYTES_MAX:
         raise invalid_param(f"A transaction ID is at most {limits.TXN_ID_BYTES_MAX} bytes.")
     assert draft.room_id is not None
-    sent = find_txn(tx, UserID(draft.sender), device_id, draft.room_id, draft.type, txn_id)
+    device_id = requester.device_id
+    sent = find_txn(tx, requester.user_id, device_id, draft.room_id, draft.type, stored_txn_id)
     if sent is not None:
         return sent
-    event_id = append_local(tx, hs, draft, device_id=device_id, txn_id=txn_id).event_id
-    note_activity(tx, hs, UserID(draft.sender))
-    return event_id
+    if draft.type == "m.room.redaction" and draft.redacts is None:
+        draft = _with_redacts(draft)
+    event = append_local(
+        tx, hs, draft, device_id=device_id, txn_id=stored_txn_id, as_admin=requester.is_admin
+    )
+    note_activity(tx, hs, requester.user_id)
+    return event.event_id
+
+
+def _with_redacts(draft: Draft) -> Draft:
+    """A redaction whose content says what it redacts, with that where the room version keeps it."""
+    if "redacts" not in draft.content:
+        return draft
+    try:
+        redacts = parse_event_id(draft.content["redacts"])
+    except InvalidIdentifier as error:
+        raise bad_json(f"redacts: {error}") from None
+    content = {key: value for key, value in draft.content.items() if key != "redacts"}
+    return replace(draft, content=content, redacts=redacts)
 
 
 FEATURE = Feature(name="sending", spec="client-server-api/#sending-events-to-a-room", routes=routes)

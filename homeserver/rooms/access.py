@@ -5,6 +5,8 @@ Spec: client-server-api/#room-history-visibility
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from federation.identifiers import RoomID
 from homeserver.database import Transaction
 from homeserver.errors import forbidden
@@ -12,26 +14,40 @@ from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import get_room_membership
 from homeserver.rooms.resolve import StateAt, position_in, state_after
 from homeserver.rooms.storage import StoredEvent, list_stored
-from homeserver.rooms.visibility import is_world_readable
+from homeserver.rooms.timeline import END
+from homeserver.rooms.visibility import find_leave, is_world_readable
 
 
-def readable_state(tx: Transaction, room_id: RoomID, user_id: str) -> StateAt:
-    """The state that the user may read: the current one of who is in the room, or if anyone may read it.
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """What a user may read: a state, and the timeline up to the point `upto`."""
 
-    Who has left reads the state as it was then. MatrixError 403 for all others, whether there is such a room or not.
+    state: StateAt
+    upto: int
+
+
+def read_access(tx: Transaction, room_id: RoomID, user_id: str) -> Readable:
+    """What the user may read: everything, for who is in the room or if anyone may; else the room as they left it.
+
+    MatrixError 403 for all others, whether there is such a room or not.
     """
     membership = get_room_membership(tx, room_id, user_id)
     head = find_head(tx, room_id)
     if head is not None and head.create_position:
         if membership is not None and membership.membership == "join":
-            return StateAt(head.state_root)
+            return Readable(StateAt(head.state_root), END)
         if is_world_readable(tx, room_id):
-            return StateAt(head.state_root)
-        if membership is not None and membership.membership in ("leave", "ban") and not membership.forgotten:
-            left = list_stored(tx, (membership.event_position,)).get(membership.event_position)
-            if left is not None and left.state_before is not None:
-                return state_after(tx, left)
+            return Readable(StateAt(head.state_root), END)
+        if membership is not None and not membership.forgotten:
+            left = find_leave(tx, room_id, user_id)
+            if left is not None and left.state_before is not None and left.ordering is not None:
+                return Readable(state_after(tx, left), left.ordering)
     raise forbidden("You are not in that room.")
+
+
+def readable_state(tx: Transaction, room_id: RoomID, user_id: str) -> StateAt:
+    """The state that the user may read; see `read_access`."""
+    return read_access(tx, room_id, user_id).state
 
 
 def find_in_state(tx: Transaction, state: StateAt, event_type: str, state_key: str) -> StoredEvent | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
 
+from federation.identifiers import RoomID
 from homeserver.database import Transaction
 from homeserver.rooms.envelope import unpack
 from homeserver.rooms.heads import state_position
-from homeserver.rooms.storage import StoredEvent, list_stored
+from homeserver.rooms.storage import Status, StoredEvent, list_stored, txn_id_of_client
+from homeserver.rooms.visibility import filter_visible, membership_in
 
 
 def client_events(
@@ -18,27 +20,53 @@ def client_events(
 ) -> list[dict[str, Any]]:
     """The events for a user's device, in order.
 
-    `unsigned` has age (ms), transaction_id for the device that sent it, prev_content and replaces_state of a state
-    event, and redacted_because of a redacted one.
+    `unsigned` has age (ms), the user's membership at the event, transaction_id for the device that sent it,
+    replaces_state of a state event with prev_content if the user may see that, and redacted_because of a redacted one.
     """
     replaced = _replaced(tx, events)
+    shown = _visible_positions(tx, user_id, replaced.values()) if replaced else frozenset()
     redactions = list_stored(tx, {event.redacted_by for event in events if event.redacted_by is not None})
+    memberships: dict[bytes, str] = {}
     now_ms = tx.now_ms
     answer: list[dict[str, Any]] = []
     for event in events:
         unsigned: dict[str, Any] = {"age": now_ms - event.origin_server_ts}
+        root = event.state_before
+        if root is not None:
+            membership = memberships.get(root)
+            if membership is None:
+                membership = memberships[root] = membership_in(tx, root, user_id)
+            if event.state_key == user_id and event.type == "m.room.member":
+                membership = str(event.content.get("membership"))
+            unsigned["membership"] = membership
         if event.txn_id is not None and event.sender == user_id and event.device_id == device_id:
-            unsigned["transaction_id"] = event.txn_id
+            unsigned["transaction_id"] = txn_id_of_client(event.txn_id)
         before = replaced.get(event.position)
         if before is not None:
-            unsigned["prev_content"] = orjson.Fragment(before.content_json)
-            unsigned["prev_sender"] = before.sender
             unsigned["replaces_state"] = before.event_id
+            if before.position in shown:
+                unsigned["prev_content"] = orjson.Fragment(before.content_json)
+                unsigned["prev_sender"] = before.sender
         redaction = redactions.get(event.redacted_by) if event.redacted_by is not None else None
         if redaction is not None:
             unsigned["redacted_because"] = client_event(redaction, {"age": now_ms - redaction.origin_server_ts})
         answer.append(client_event(event, unsigned, with_room_id=with_room_id))
     return answer
+
+
+def _visible_positions(tx: Transaction, user_id: str, events: Collection[StoredEvent]) -> frozenset[int]:
+    """Of events of one room, or a few: those that the user may see. What was never in a timeline is of the state."""
+    by_room: dict[RoomID, list[StoredEvent]] = {}
+    for event in events:
+        by_room.setdefault(event.room_id, []).append(event)
+    return frozenset(
+        event.position
+        for room_id, of_room in by_room.items()
+        for event in (
+            *filter_visible(tx, user_id, room_id, of_room),
+            *(each for each in of_room if each.status == Status.OUTLIER),
+        )
+    )
 
 
 def client_event(

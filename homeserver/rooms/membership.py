@@ -241,6 +241,18 @@ def joined_servers(tx: Transaction, head: Head) -> frozenset[ServerName]:
     return servers
 
 
+def list_largest_servers(tx: Transaction, room_id: str, limit: int) -> list[ServerName]:
+    """The servers with the most users in the room."""
+    rows = tx.all(
+        "SELECT server_nid, count(*) AS users FROM memberships WHERE room_nid = ? AND membership = 'join'"
+        " GROUP BY server_nid ORDER BY users DESC, server_nid LIMIT ?",
+        tx.find(room_id),
+        limit,
+    )
+    names = tx.names({row[0] for row in rows})
+    return [ServerName(names[row[0]]) for row in rows]
+
+
 def share_room(tx: Transaction, first: str, second: str) -> bool:
     """Whether there is a room that both users are in."""
     row = tx.one(

@@ -1,7 +1,7 @@
 """The state before and after an event, where the room forks. Spec: rooms/v12/#state-resolution
 
-State resolution depends on nothing but the states that are resolved, so its results are cached by them for good. That is
-how it stays out of the write transaction: a read beforehand runs the same functions, the write finds the result.
+State resolution depends on nothing but the states that are resolved, so its results are cached by them for good. That
+is how it stays out of the write transaction: a read beforehand runs the same functions, the write finds the result.
 """
 
 from __future__ import annotations

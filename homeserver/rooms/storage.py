@@ -25,6 +25,7 @@ from homeserver.rooms.envelope import event_id_of_key, event_key
 
 AUTH_EVENTS_CACHED_MAX = 5_000
 ROOM_VERSIONS_CACHED_MAX = 20_000
+_TXN_SEPARATOR = "\x1f"
 ORDERING_SHIFT = 20  # between two positions there is room for 2**20 events that come from backfill
 
 
@@ -297,6 +298,16 @@ def get_room_version(tx: Transaction, room_id: str) -> RoomVersion:
     if version is None:
         raise LookupError(f"The room {room_id} has events but no row: the database is damaged.")
     return version
+
+
+def txn_id_stored(txn_id: str, redacts: str | None) -> str:
+    """A transaction id as it is stored: of the endpoint that redacts with its event, which is part of the path too."""
+    return txn_id if redacts is None else f"{txn_id}{_TXN_SEPARATOR}{redacts}"
+
+
+def txn_id_of_client(stored: str) -> str:
+    """The transaction id as the client gave it."""
+    return stored.partition(_TXN_SEPARATOR)[0]
 
 
 def find_txn(

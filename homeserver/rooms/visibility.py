@@ -10,8 +10,10 @@ from homeserver.rooms import state_tree
 from homeserver.rooms.heads import find_head, state_content, state_position
 from homeserver.rooms.membership import get_room_membership
 from homeserver.rooms.storage import StoredEvent, list_stored, load_auth_events
+from homeserver.rooms.timeline import END, START
 
 SERVERS_IN_CACHED_MAX = 500
+MEMBERSHIPS_WALKED_MAX = 100  # of one user since they left: invitations and refusals
 
 _VISIBILITIES = ("world_readable", "shared", "invited", "joined")
 
@@ -31,7 +33,7 @@ def is_world_readable(tx: Transaction, room_id: RoomID) -> bool:
 
 def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Sequence[StoredEvent]) -> list[StoredEvent]:
     """Those of the room's events that the user may see, in order."""
-    last_joined = _last_joined_ordering(tx, user_id, room_id)
+    last_joined: int | None = None
     known: dict[bytes, tuple[str, str]] = {}
     visible: list[StoredEvent] = []
     for event in events:
@@ -41,28 +43,57 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
         if seen is None:
             seen = known[event.state_before] = (
                 history_visibility(tx, event.state_before),
-                _membership_in(tx, event.state_before, user_id),
+                membership_in(tx, event.state_before, user_id),
             )
         visibility, membership = seen
-        # An event that changes the visibility or the user's membership counts as before or after: whichever shows more.
+        if event.type == "m.room.member" and event.state_key == user_id:
+            visible.append(event)  # what became of oneself one may always know
+            continue
+        # An event that changes the visibility counts as before or after: whichever shows more.
         if event.type == "m.room.history_visibility" and event.state_key == "":
             after = event.content.get("history_visibility")
             if isinstance(after, str) and after in _VISIBILITIES:
                 visibility = min(visibility, after, key=_VISIBILITIES.index)
-        if event.type == "m.room.member" and event.state_key == user_id:
-            after = event.content.get("membership")
-            membership = after if membership != "join" and isinstance(after, str) else membership
-            if membership in ("leave", "ban") and event.sender != user_id:
-                visible.append(event)  # who is turned out is told so
-                continue
+        if visibility == "shared" and membership != "join" and last_joined is None:
+            last_joined = last_joined_point(tx, room_id, user_id)
         if (
             visibility == "world_readable"
             or membership == "join"
-            or (visibility == "shared" and event.ordering <= last_joined)
+            or (visibility == "shared" and last_joined is not None and event.ordering <= last_joined)
             or (visibility == "invited" and membership == "invite")
         ):
             visible.append(event)
     return visible
+
+
+def membership_in(tx: Transaction, root: bytes, user_id: str) -> str:
+    """The user's membership in a state; "leave" where there is none."""
+    content = state_content(tx, root, "m.room.member", user_id)
+    membership = content.get("membership") if content is not None else None
+    return membership if isinstance(membership, str) else "leave"
+
+
+def last_joined_point(tx: Transaction, room_id: RoomID, user_id: str) -> int:
+    """Up to where the timeline lies before a moment at which the user was in the room."""
+    current = get_room_membership(tx, room_id, user_id)
+    if current is not None and current.membership == "join":
+        return END
+    left = None if current is None or current.forgotten else find_leave(tx, room_id, user_id)
+    return START if left is None or left.ordering is None else left.ordering
+
+
+def find_leave(tx: Transaction, room_id: RoomID, user_id: str) -> StoredEvent | None:
+    """The event by which the user, who is not in the room now, was in it no more; None if they never were."""
+    head = find_head(tx, room_id)
+    position = None if head is None else state_position(tx, head.state_root, "m.room.member", user_id)
+    for _ in range(MEMBERSHIPS_WALKED_MAX):
+        event = None if position is None else list_stored(tx, (position,)).get(position)
+        if event is None or event.state_before is None:
+            return None
+        if event.content.get("membership") == "join" or membership_in(tx, event.state_before, user_id) == "join":
+            return event
+        position = state_position(tx, event.state_before, "m.room.member", user_id)
+    return None
 
 
 def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent) -> bool:
@@ -113,24 +144,3 @@ def _any_member_from(
 
 def _is_of(user_id: str, server_name: ServerName) -> bool:
     return user_id.partition(":")[2] == server_name
-
-
-def _membership_in(tx: Transaction, root: bytes, user_id: str) -> str:
-    content = state_content(tx, root, "m.room.member", user_id)
-    membership = content.get("membership") if content is not None else None
-    return membership if isinstance(membership, str) else "leave"
-
-
-def _last_joined_ordering(tx: Transaction, user_id: str, room_id: RoomID) -> int:
-    """Up to where the timeline lies before a moment at which the user was in the room."""
-    current = get_room_membership(tx, room_id, user_id)
-    if current is None:
-        return -(1 << 62)
-    if current.membership == "join":
-        return 1 << 62
-    event = list_stored(tx, [current.event_position]).get(current.event_position)
-    if event is None or event.ordering is None or event.state_before is None:
-        return -(1 << 62)
-    position = state_position(tx, event.state_before, "m.room.member", user_id)
-    was = load_auth_events(tx, [position])[position].content.get("membership") if position is not None else None
-    return event.ordering if was == "join" else -(1 << 62)

@@ -1,5 +1,6 @@
 """Fixtures of the client-server API's tests."""
 
 from tests.support.homeservers import homeserver, homeservers, pytest_collection_modifyitems
+from tests.support.people import server
 
-__all__ = ["homeserver", "homeservers", "pytest_collection_modifyitems"]
+__all__ = ["homeserver", "homeservers", "pytest_collection_modifyitems", "server"]

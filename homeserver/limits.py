@@ -112,7 +112,7 @@ CERTIFICATE_CHECK_SECONDS = 60
 # A phone on a bad network needs a few seconds for the round trips of a handshake.
 TLS_HANDSHAKE_SECONDS_MAX = 20
 
-# An idle connection costs about 15 KB, with TLS 60 KB: no more than would take a gigabyte.
+# An idle connection costs about 10 KB, with TLS 60 KB: no more than would take a gigabyte.
 CONNECTIONS_MAX = 16_000
 
 # How long requests under way have to end once the server is told to stop; service managers kill after 10 to 90 seconds.

@@ -7,8 +7,11 @@
 # make lint | lock | clean
 
 SHELL := /bin/bash
-PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.14,\
-	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+# The first Python that is new enough; looked for once, and only where one is needed.
+ifndef PYTHON
+PYTHON = $(eval PYTHON := $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done))$(PYTHON)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed

@@ -72,7 +72,6 @@ class Peers:
     locks: Locks = field(default_factory=Locks)
     standings: OrderedDict[ServerName, Standing] = field(default_factory=OrderedDict)
     key_standings: OrderedDict[ServerName, Standing] = field(default_factory=OrderedDict)
-    own_key_response: bytes = b""
     _keys: OrderedDict[ServerName, KnownKeys] = field(default_factory=OrderedDict)
     _awaited: set[ServerName] = field(default_factory=set)
     _heard: set[ServerName] = field(default_factory=set)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from federation.identifiers import EventID, RoomID, ServerName
 from federation.room_versions import RoomVersion
 from federation.server_acl import ServerAcl, compile_acl
+from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import forbidden, not_found
+from homeserver.resources import Resources
 from homeserver.rooms.heads import Head, find_head, state_position
-from homeserver.rooms.membership import is_server_joined, joined_servers
+from homeserver.rooms.membership import is_server_joined, list_largest_servers
 from homeserver.rooms.storage import find_positions, find_room_version, list_stored, load_auth_events
 from homeserver.rooms.visibility import servers_in
 
@@ -88,13 +90,14 @@ def check_may_read(
         raise forbidden("Your server is not in that room.")
 
 
-def list_servers(
-    tx: Transaction, room_id: RoomID, own: ServerName, first: ServerName | None, limit: int
-) -> list[ServerName]:
-    """Other servers of the room to ask for something, `first` before the others if it is in the room."""
-    head = find_head(tx, room_id)
-    servers = sorted(joined_servers(tx, head) - {own}) if head is not None else []
-    if first in servers:
-        servers.remove(first)
-        servers.insert(0, first)
-    return servers[:limit]
+async def choose_servers(hs: Resources, room_id: RoomID, first: ServerName | None) -> list[ServerName]:
+    """Some other servers of the room to ask for something, one after another: `first` if it is one, then the largest.
+
+    Those that have not answered lately are left out.
+    """
+    listed = await hs.database.read(list_largest_servers, room_id, limits.SERVERS_CONSIDERED_MAX)
+    if first is not None and await hs.database.read(is_server_joined, room_id, first):
+        listed.insert(0, first)
+    now_ms = hs.now_ms()
+    others = [server for server in dict.fromkeys(listed) if server != hs.server_name]
+    return [server for server in others if not hs.peers.is_left_alone(server, now_ms)][: limits.SERVERS_ASKED_MAX]

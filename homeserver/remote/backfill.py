@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from federation.event import Event
-from federation.identifiers import EventID, RoomID, ServerName
+from federation.identifiers import EventID, RoomID, ServerName, server_name_of
 from federation.room_versions import RoomVersion
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
 from homeserver.remote import fetching
-from homeserver.remote.access import list_servers
+from homeserver.remote.access import choose_servers
 from homeserver.remote.checking import check_good_pdus
 from homeserver.remote.fetching import fetch_auth_events, fetch_state_before, store
 from homeserver.remote.receiving import receive
@@ -43,20 +43,14 @@ async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
         missing = await hs.database.read(list_missing, room_id, point, limits.GAP_STATES_MAX)
         if not missing:
             return
-        first = await hs.database.read(_likely_server, hs.server_name, missing[0][1].sender)
-        servers = await hs.database.read(list_servers, room_id, hs.server_name, first, limits.SERVERS_ASKED_MAX)
+        # The server of who wrote just after the gap had what came before.
+        servers = await choose_servers(hs, room_id, server_name_of(missing[0][1].sender))
         version = await hs.database.read(get_room_version, room_id)
         wanted = [event_id for event_id, _ in missing]
         for server in servers:
             events = await _ask(hs, server, room_id, version, wanted, limit)
             if events and await _take_in(hs, server, servers, events):
                 return
-
-
-def _likely_server(tx: Transaction, own: ServerName, sender: str) -> ServerName | None:
-    """The server of who wrote just after the gap: it had what came before."""
-    server = ServerName(sender.partition(":")[2])
-    return None if server == own else server
 
 
 async def _ask(
@@ -135,8 +129,7 @@ async def fetch_event(hs: Resources, room_id: RoomID, event_id: EventID) -> Even
     if stored is not None and stored.room_id == room_id:
         return stored
     head = await hs.database.read(get_head, room_id)
-    servers = await hs.database.read(list_servers, room_id, hs.server_name, None, limits.SERVERS_ASKED_MAX)
-    for server in servers:
+    for server in await choose_servers(hs, room_id, None):
         event = await fetching.fetch_event(hs, server, event_id, head.version, room_id)
         if event is not None:
             await store(hs, [event], server)

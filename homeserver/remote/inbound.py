@@ -25,7 +25,7 @@ from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, invalid_param
 from homeserver.feature import EduHandler, Feature, JsonObject
 from homeserver.rate_limits import limit_exceeded
-from homeserver.remote.access import RoomAccess, find_access, list_servers
+from homeserver.remote.access import RoomAccess, find_access
 from homeserver.remote.checking import Dropped, check_pdus
 from homeserver.remote.outside import receive_outside
 from homeserver.remote.receiving import receive_events
@@ -130,10 +130,7 @@ async def _receive_room(
         for event in events:
             results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
-    servers = await hs.database.read(
-        list_servers, room_id, hs.server_name, origin if access.has_origin else None, limits.SERVERS_ASKED_MAX
-    )
-    for event, received in zip(events, await receive_events(hs, events, servers), strict=True):
+    for event, received in zip(events, await receive_events(hs, events, origin), strict=True):
         if received is None:
             results[event.event_id] = "What comes before this event cannot be had."
         else:

@@ -254,7 +254,7 @@ async def _enter(hs: Resources, accepted: _Accepted) -> None:
     server, version, room_id = accepted.server, accepted.event.version, accepted.event.room_id
     join = await _countersigned(hs, accepted)
     if not await hs.database.read(is_outside, hs.server_name, room_id):
-        received = (await receive_events(hs, [join], [server]))[0]
+        received = (await receive_events(hs, [join], server))[0]
         _check(received)
         return
     chain = await check_good_pdus(hs, accepted.answer.get("auth_chain"), version, room_id)

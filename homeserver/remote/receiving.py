@@ -14,6 +14,7 @@ from federation.event import Event
 from federation.identifiers import EventID, RoomID, ServerName, server_name_of
 from homeserver import limits
 from homeserver.database import Transaction
+from homeserver.remote.access import choose_servers
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
@@ -31,12 +32,10 @@ class _Gap:
     states: int = limits.GAP_STATES_MAX
 
 
-async def receive_events(
-    hs: Resources, events: Sequence[Event], servers: Sequence[ServerName]
-) -> list[Received | None]:
+async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerName) -> list[Received | None]:
     """Receives checked events of one room, in order; None for those that cannot be received.
 
-    servers: whom to ask for what is missing.
+    origin: the server to ask first for what is missing, if it is in the room.
     """
     outcomes: list[Received | Missing] = []
     for start in range(0, len(events), limits.EVENTS_PER_WRITE):
@@ -45,7 +44,7 @@ async def receive_events(
         outcomes += await hs.database.write(receive_all, hs, part)
     received: list[Received | None] = []
     for event, outcome in zip(events, outcomes, strict=True):
-        received.append(outcome if isinstance(outcome, Received) else await _receive_behind_gap(hs, event, servers))
+        received.append(outcome if isinstance(outcome, Received) else await _receive_behind_gap(hs, event, origin))
     return received
 
 
@@ -86,9 +85,10 @@ def note_relay(tx: Transaction, position: int, *, is_ours: bool) -> None:
     )
 
 
-async def _receive_behind_gap(hs: Resources, event: Event, servers: Sequence[ServerName]) -> Received | None:
+async def _receive_behind_gap(hs: Resources, event: Event, origin: ServerName) -> Received | None:
     """Fetches what lies between the event and what we know. Gaps of one room are closed one after another."""
     async with hs.peers.locks.hold(("gap", event.room_id)):
+        servers = await choose_servers(hs, event.room_id, origin)
         with trio.move_on_after(limits.GAP_SECONDS_MAX):
             return await _receive(hs, event, _Gap(servers), may_walk=True)
     return None

@@ -1,0 +1,328 @@
+"""Residents of bad will: what a server may tell us of a room that we enter, or of one that we are invited to.
+
+Spec: server-server-api/#joining-rooms, #inviting-to-a-room
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from federation.build import Draft, build_event, reference_to
+from federation.event import Event
+from federation.identifiers import RoomID, ServerName, UserID
+from federation.room_versions import ROOM_VERSIONS
+from tests.support.federation import Federation, join, membership_in, send_text, state_of, sync
+from tests.support.homeservers import now_ms
+from tests.support.stranger import Stranger
+
+Change = Callable[[Any], Any]
+
+
+class FakeRoom:
+    """A room that exists in a stranger's mind only, and that others may join by way of it."""
+
+    def __init__(self, mallory: Stranger, version: str = "12") -> None:
+        self.server = mallory
+        self.version = ROOM_VERSIONS[version]
+        self.creator = mallory.user("mallory")
+        self.events: list[Event] = []
+        self.room_id: RoomID | None = None if version == "12" else RoomID(f"!fake:{mallory.name}")
+        content: dict[str, Any] = {"room_version": version}
+        if self.version.create_content_has_creator:
+            content["creator"] = self.creator
+        create = self.say("m.room.create", content, auth=[])
+        self.room_id = create.room_id
+        member = self.say("m.room.member", {"membership": "join"}, state_key=self.creator, auth=[create])
+        users = {} if version == "12" else {self.creator: 100}
+        levels = self.say("m.room.power_levels", {"users": users}, auth=[create, member])
+        self.say("m.room.join_rules", {"join_rule": "public"}, auth=[create, member, levels])
+
+    def say(
+        self, event_type: str, content: dict[str, Any], *, auth: list[Event], state_key: str = "", sender: str = ""
+    ) -> Event:
+        if self.version.create_event_in_auth_events == "forbidden":
+            auth = [event for event in auth if event.type != "m.room.create"]
+        event = build_event(
+            Draft(
+                self.room_id, UserID(sender or self.creator), event_type, content, state_key, origin_server_ts=now_ms()
+            ),
+            self.version,
+            prev_events=[reference_to(event) for event in self.events[-1:]],
+            auth_events=auth,
+            depth=len(self.events) + 1,
+            server_name=self.server.name,
+            key=self.server.key,
+        )
+        self.events.append(event)
+        return event
+
+    def template(self, user_id: str, **changes: Any) -> dict[str, Any]:
+        """An answer to make_join."""
+        auth = self.events[2:4] if self.version.id == "12" else [self.events[0], *self.events[2:4]]
+        event = {
+            "type": "m.room.member",
+            "room_id": self.room_id,
+            "sender": user_id,
+            "state_key": user_id,
+            "content": {"membership": "join"},
+            "depth": 5,
+            "prev_events": [self.events[-1].event_id],
+            "auth_events": [each.event_id for each in auth],
+            "origin": self.server.name,
+            "origin_server_ts": 0,
+            **changes,
+        }
+        return {"room_version": self.version.id, "event": event}
+
+    def serve(
+        self, user_id: str, *, template: Change = lambda answer: answer, answer: Change = lambda answer: answer
+    ) -> list[Any]:
+        """Answers the handshake of one user; what was sent to us is in the list."""
+        room, user = quote(str(self.room_id), safe=""), quote(user_id, safe="")
+        prefix = "/_matrix/federation"
+        self.server.answers["GET", f"{prefix}/v1/make_join/{room}/{user}"] = template(self.template(user_id))
+        sent: list[Any] = []
+
+        def take(uri: str, content: Any) -> Any:
+            sent.append(content)
+            pdus = [event.pdu for event in self.events]
+            return answer({"origin": self.server.name, "event": content, "state": pdus, "auth_chain": pdus})
+
+        self.server.take_join = take
+        return sent
+
+
+async def _fake(federation: Federation, version: str = "12") -> tuple[Any, Any, FakeRoom]:
+    b = await federation.start("b.example")
+    bob = await b.register("bob")
+    return b, bob, FakeRoom(Stranger(federation.network, ServerName("mallory.example")), version)
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+async def test_room_of_an_honest_stranger_can_be_joined(federation: Federation, version: str) -> None:
+    b, bob, fake = await _fake(federation, version)
+    sent = fake.serve(bob.user_id)
+    await join(bob, str(fake.room_id), fake.server.name)
+    assert len(sent) == 1
+    assert ("m.room.join_rules", "") in await state_of(bob, str(fake.room_id))
+    await send_text(bob, str(fake.room_id), "nobody here?")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"type": "m.room.power_levels"},
+        {"room_id": "!other:mallory.example"},
+        {"sender": "@bert:b.example"},
+        {"state_key": "@bert:b.example"},
+        {"content": {"membership": "leave"}},
+        {"content": None},
+        {"depth": -1},
+        {"depth": "deep"},
+        {"prev_events": None},
+        {"prev_events": ["$x"] * 21},
+        {"auth_events": [5]},
+    ],
+)
+async def test_template_that_is_not_what_was_asked_for_is_not_signed(
+    federation: Federation, changes: dict[str, Any]
+) -> None:
+    _, bob, fake = await _fake(federation)
+    sent = fake.serve(bob.user_id, template=lambda answer: fake.template(bob.user_id, **changes))
+    path = f"join/{quote(str(fake.room_id))}?via=mallory.example"
+    assert await bob.refused("POST", path, json={}) == (502, "M_UNKNOWN")
+    assert sent == []
+
+
+async def test_nothing_of_the_template_is_signed_but_its_place(federation: Federation) -> None:
+    _, bob, fake = await _fake(federation)
+    extra = {"membership": "join", "displayname": "I am a fool", "org.example.debt": 1000}
+    sent = fake.serve(
+        bob.user_id, template=lambda answer: fake.template(bob.user_id, content=extra, redacts="$x", extra="signed")
+    )
+    await join(bob, str(fake.room_id), fake.server.name)
+    assert sent[0]["content"] == {"membership": "join"}
+    assert sent[0].keys() == {
+        "type", "room_id", "sender", "state_key", "content", "depth", "prev_events", "auth_events", "origin_server_ts",
+        "hashes", "signatures",
+    }  # fmt: skip
+
+
+async def test_unknown_room_version(federation: Federation) -> None:
+    _, bob, fake = await _fake(federation)
+    fake.serve(bob.user_id, template=lambda answer: {**answer, "room_version": "org.example.99"})
+    path = f"join/{quote(str(fake.room_id))}?via=mallory.example"
+    assert (await bob.refused("POST", path, json={}))[0] == 400
+
+
+def _without(kind: str) -> Change:
+    def change(answer: Any) -> Any:
+        return {**answer, "state": [pdu for pdu in answer["state"] if pdu["type"] != kind], "auth_chain": []}
+
+    return change
+
+
+def _forged(answer: Any) -> Any:
+    def forge(pdu: Any) -> Any:
+        return {**pdu, "depth": pdu["depth"] + 1}
+
+    return {**answer, "state": [forge(pdu) for pdu in answer["state"]], "auth_chain": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _without("m.room.create"),
+        _forged,
+        lambda answer: {**answer, "state": None, "auth_chain": None},
+        lambda answer: {**answer, "state": [{}, 5, None], "auth_chain": [[]]},
+        lambda answer: [],
+        lambda answer: (500, {"errcode": "M_UNKNOWN", "error": "No."}),
+    ],
+    ids=["no create event", "wrong signatures", "nothing", "nonsense", "a list", "an error"],
+)
+async def test_room_is_not_entered_with_what_is_no_room(federation: Federation, change: Change) -> None:
+    b, bob, fake = await _fake(federation)
+    fake.serve(bob.user_id, answer=change)
+    path = f"join/{quote(str(fake.room_id))}?via=mallory.example"
+    status, _ = await bob.refused("POST", path, json={})
+    assert status == 502
+    assert membership_in(await sync(bob), str(fake.room_id)) is None
+    # Once the stranger has come to its senses it is as if nothing had been.
+    fake.serve(bob.user_id)
+    await join(bob, str(fake.room_id), fake.server.name)
+    assert membership_in(await sync(bob), str(fake.room_id)) == "join"
+
+
+async def test_state_that_does_not_stand_by_its_own_rules_is_left_out(federation: Federation) -> None:
+    """The resident claims a topic by someone who is not in the room, and levels by someone without power."""
+    b, bob, fake = await _fake(federation)
+    create, member, levels, _ = fake.events
+    good = list(fake.events)
+    topic = fake.say("m.room.topic", {"topic": "lies"}, auth=[create, levels], sender=fake.server.user("nobody"))
+    forged = fake.say(
+        "m.room.power_levels", {"users": {fake.server.user("x"): 100}}, auth=[create, levels],
+        sender=fake.server.user("x"),
+    )  # fmt: skip
+    fake.events = good
+
+    def lie(answer: Any) -> Any:
+        state = [pdu for pdu in answer["state"] if pdu["type"] != "m.room.power_levels"]
+        return {**answer, "state": [*state, topic.pdu, forged.pdu]}
+
+    fake.serve(bob.user_id, answer=lie)
+    path = f"join/{quote(str(fake.room_id))}?via=mallory.example"
+    response = await bob.post(path, json={})
+    if response.status_code == 200:
+        state = await state_of(bob, str(fake.room_id))
+        assert ("m.room.topic", "") not in state
+        assert state.get(("m.room.power_levels", "")) != forged.event_id
+
+
+async def test_own_past_events_in_the_state_are_not_believed_unless_signed(federation: Federation) -> None:
+    b, bob, fake = await _fake(federation)
+    bert = await b.register("bert")
+    create, member, levels, rules = fake.events
+    fake.say("m.room.member", {"membership": "join"}, auth=[create, levels, rules], state_key=bert.user_id,
+             sender=bert.user_id)  # fmt: skip
+    fake.serve(bob.user_id)
+    await join(bob, str(fake.room_id), fake.server.name)
+    assert membership_in(await sync(bert), str(fake.room_id)) is None
+    assert ("m.room.member", bert.user_id) not in await state_of(bob, str(fake.room_id))
+
+
+# Invites
+
+
+def _invite(fake: FakeRoom, target: str, **content: Any) -> Event:
+    create, member, levels, rules = fake.events[:4]
+    return fake.say(
+        "m.room.member", {"membership": "invite", **content}, auth=[create, member, levels, rules], state_key=target
+    )
+
+
+async def _send(fake: FakeRoom, invite: Event, **changes: Any) -> tuple[int, Any]:
+    place = f"{quote(str(fake.room_id), safe='')}/{quote(invite.event_id, safe='')}"
+    body = {
+        "event": invite.pdu,
+        "room_version": fake.version.id,
+        "invite_room_state": [fake.events[0].pdu],
+        **changes,
+    }
+    return await fake.server.put("b.example", f"/_matrix/federation/v2/invite/{place}", body)
+
+
+async def test_invite_of_an_honest_stranger(federation: Federation) -> None:
+    _, bob, fake = await _fake(federation)
+    status, answer = await _send(fake, _invite(fake, bob.user_id))
+    assert status == 200
+    assert answer["event"]["signatures"].keys() == {"mallory.example", "b.example"}
+    assert membership_in(await sync(bob), str(fake.room_id)) == "invite"
+
+
+async def test_only_invites_of_our_users_by_theirs_are_signed(federation: Federation) -> None:
+    _, bob, fake = await _fake(federation)
+    create, member, levels, rules = fake.events
+    others = [
+        fake.say("m.room.member", {"membership": "join"}, auth=[create], state_key=bob.user_id, sender=bob.user_id),
+        fake.say("m.room.member", {"membership": "ban"}, auth=[create, levels, member], state_key=bob.user_id),
+        fake.say("m.room.power_levels", {"membership": "invite"}, auth=[create], state_key=bob.user_id),
+        _invite(fake, "@bob:elsewhere.example"),
+        fake.say("m.room.member", {"membership": "invite"}, auth=[create], state_key=bob.user_id, sender="@x:y.org"),
+    ]
+    for event in others:
+        status, answer = await _send(fake, event)
+        assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM"), event
+    status, answer = await _send(fake, _invite(fake, "@nobody:b.example"))
+    assert (status, answer["errcode"]) == (404, "M_NOT_FOUND")
+    status, answer = await _send(fake, _invite(fake, bob.user_id), room_version="org.example.99")
+    assert (status, answer["errcode"]) == (400, "M_INCOMPATIBLE_ROOM_VERSION")
+    assert answer["room_version"] == "org.example.99"
+    event = _invite(fake, bob.user_id)
+    forged = {**event.pdu, "signatures": {"mallory.example": {fake.server.key.key_id: "A" * 86}}}
+    status, answer = await _send(fake, event, event=forged)
+    assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM")
+    assert membership_in(await sync(bob), str(fake.room_id)) is None
+
+
+async def test_what_the_invite_tells_of_a_new_room_has_to_be_signed(federation: Federation) -> None:
+    _, bob, fake = await _fake(federation)
+    event = _invite(fake, bob.user_id)
+    create = fake.events[0].pdu
+    stripped = {"type": "m.room.name", "state_key": "", "sender": fake.creator, "content": {"name": "Your bank"}}
+    for state in (None, [], [fake.events[3].pdu], [create, stripped], [create, {**create, "depth": 9}]):
+        status, answer = await _send(fake, event, invite_room_state=state)
+        assert (status, answer["errcode"]) in ((400, "M_INVALID_PARAM"), (400, "M_MISSING_PARAM")), state
+    assert membership_in(await sync(bob), str(fake.room_id)) is None
+
+
+async def test_lie_about_the_room_version_is_forgotten_when_the_room_is_entered(federation: Federation) -> None:
+    _, bob, fake = await _fake(federation, "11")
+    eve = FakeRoom(Stranger(federation.network, ServerName("eve.example")), "10")
+    eve.room_id = fake.room_id
+    lie = eve.say("m.room.member", {"membership": "invite"}, auth=[], state_key=bob.user_id)
+    status, _ = await _send(eve, lie, invite_room_state=[])
+    assert status == 200
+    assert membership_in(await sync(bob), str(fake.room_id)) == "invite"
+    fake.serve(bob.user_id)
+    await join(bob, str(fake.room_id), fake.server.name)
+    await send_text(bob, str(fake.room_id), "here")
+    create = await bob.ok("GET", f"rooms/{quote(str(fake.room_id))}/state/m.room.create/")
+    assert create["room_version"] == "11"
+
+
+async def test_invite_to_a_room_that_we_are_in_needs_no_belief(federation: Federation) -> None:
+    """Only what the room itself says of its members counts, once this server is in it."""
+    b, bob, fake = await _fake(federation)
+    fake.serve(bob.user_id)
+    await join(bob, str(fake.room_id), fake.server.name)
+    bert = await b.register("bert")
+    eve = FakeRoom(Stranger(federation.network, ServerName("eve.example")))
+    eve.room_id = fake.room_id
+    lie = eve.say("m.room.member", {"membership": "invite"}, auth=[], state_key=bert.user_id)
+    await _send(eve, lie, invite_room_state=[fake.events[0].pdu])
+    assert membership_in(await sync(bert), str(fake.room_id)) is None

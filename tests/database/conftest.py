@@ -1,5 +1,5 @@
 """Every test of storage runs on both engines."""
 
-from tests.support.database import database_url, own_cluster, postgres_cluster, postgres_url, sqlite_url
+from tests.support.database import own_cluster
 
-__all__ = ["database_url", "own_cluster", "postgres_cluster", "postgres_url", "sqlite_url"]
+__all__ = ["own_cluster"]

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.media.servers import server_with_media
-from tests.support.database import database_url, postgres_cluster, postgres_url, sqlite_url
 from tests.support.homeservers import Client, Server
-
-__all__ = ["database_url", "postgres_cluster", "postgres_url", "sqlite_url"]
 
 
 @pytest.fixture

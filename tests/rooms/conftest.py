@@ -6,10 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.database import postgres_cluster, postgres_url
 from tests.support.rooms import Rooms, opened_rooms
-
-__all__ = ["postgres_cluster", "postgres_url", "rooms"]
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Fixtures for tests of storage: each runs on SQLite and on PostgreSQL.
 
-    from tests.support.database import database_url, postgres_cluster  # in a conftest.py
-
 CI installs PostgreSQL: with CI=true its absence is a failure, elsewhere these tests are skipped.
 """
 

@@ -1,0 +1,48 @@
+"""What the packages import is what installing them brings."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+from tests.tidy.source import PACKAGES, ROOT, python_files
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {normal(re.split(r"[^\w.-]", requirement, maxsplit=1)[0]) for requirement in requirements}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The top-level names of what a file imports, wherever it does."""
+    modules: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module)
+    return {module.partition(".")[0] for module in modules}
+
+
+def test_what_is_imported_is_required() -> None:
+    found = set().union(*(imported(source.tree) for source in python_files(*PACKAGES)))
+    distributions = packages_distributions()
+    foreign = found - sys.stdlib_module_names - set(PACKAGES)
+    required = names(PROJECT["dependencies"])
+    assert [name for name in sorted(foreign) if not required & {normal(each) for each in distributions[name]}] == []
+
+
+def test_what_is_required_is_locked() -> None:
+    extras = PROJECT["optional-dependencies"]
+    required = names([*PROJECT["dependencies"], *extras["build"], *extras["test"]])
+    locked = {normal(name) for name in re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==", LOCK, re.MULTILINE)}
+    assert required - locked == set()

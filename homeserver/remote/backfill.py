@@ -22,7 +22,7 @@ from homeserver.remote.requests import ask, path_to
 from homeserver.resources import Resources
 from homeserver.rooms.graph import in_order
 from homeserver.rooms.heads import get_head
-from homeserver.rooms.receive import Received, list_missing, place_before_children
+from homeserver.rooms.receive import Received, find_places, list_missing
 from homeserver.rooms.storage import find_positions, get_event, get_room_version, list_stored
 
 
@@ -113,13 +113,12 @@ def _place(
     tx: Transaction, hs: Resources, events: Sequence[Event], states: Mapping[EventID, list[EventID]]
 ) -> int:
     """How many of the events were new, oldest first. They get the orderings just below what follows on them."""
-    first = place_before_children(tx, events[0].room_id, events)
-    if first is None:
-        return 0
+    places = find_places(tx, events[0].room_id, events)
     count = 0
-    for number, event in enumerate(events):
-        outcome = receive(tx, hs, event, state=states.get(event.event_id), ordering=first + number)
-        count += isinstance(outcome, Received) and outcome.is_new
+    for event in events:
+        if event.event_id in places:
+            outcome = receive(tx, hs, event, state=states.get(event.event_id), ordering=places[event.event_id])
+            count += isinstance(outcome, Received) and outcome.is_new
     return count
 
 

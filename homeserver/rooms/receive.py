@@ -334,35 +334,52 @@ def adopt_room(
     return received
 
 
-def place_before_children(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> int | None:
-    """The ordering for the first of consecutive events (oldest first) that end just before their first stored child.
+def find_places(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> dict[EventID, int]:
+    """Orderings for events of the past, given oldest first: each as late as may be, but before all that follow on it.
 
-    None where no stored event names any of them: they are not of this room's past.
+    Without those that have their place already, and those that nothing in the timeline follows on.
     """
     room_nid = tx.find(room_id)
-    children: set[int] = set()
-    for event in events:
-        children.update(
-            tx.values(
+    rows = list_stored(tx, find_positions(tx, [event.event_id for event in events]).values())
+    placed = {row.event_id: row.ordering for row in rows.values() if row.state_before is not None}
+    places: dict[EventID, int] = {}
+    bounds: dict[EventID, int] = {}  # of what follows on an event, the earliest
+    taken: set[int] = set()
+    for event in reversed(events):
+        ordering = placed.get(event.event_id)
+        if event.event_id not in placed:
+            children = tx.values(
                 "SELECT child FROM missing_events WHERE room_nid = ? AND event_id = ?",
                 room_nid,
                 event_key(event.event_id),
             )
-        )
-    orderings = [row.ordering for row in list_stored(tx, children).values() if row.ordering is not None]
-    if not orderings:
-        return None
-    first = min(orderings) - len(events)
+            after = [row.ordering for row in list_stored(tx, children).values() if row.ordering is not None]
+            if event.event_id in bounds:
+                after.append(bounds[event.event_id])
+            if after:
+                ordering = places[event.event_id] = _free_place(tx, room_nid, min(after) - 1, taken)
+                taken.add(ordering)
+        if ordering is not None:
+            for event_id in event.prev_events:
+                bounds[event_id] = min(ordering, bounds.get(event_id, ordering))
+    return places
+
+
+def _free_place(tx: Transaction, room_nid: int | None, place: int, taken: Collection[int]) -> int:
+    """The highest free ordering up to `place`."""
     while True:
+        while place in taken:
+            place -= 1
+        if tx.one("SELECT 1 FROM events WHERE room_nid = ? AND ordering = ?", room_nid, place) is None:
+            return place
         row = tx.one(
-            "SELECT min(ordering) FROM events WHERE room_nid = ? AND ordering >= ? AND ordering < ?",
+            "SELECT MAX(e.ordering) FROM events e WHERE e.room_nid = ? AND e.ordering <= ? AND NOT EXISTS"
+            " (SELECT 1 FROM events before WHERE before.room_nid = e.room_nid AND before.ordering = e.ordering - 1)",
             room_nid,
-            first,
-            first + len(events),
+            place,
         )
-        if row is None or row[0] is None:
-            return first
-        first = int(row[0]) - len(events)
+        assert row is not None
+        place = row[0] - 1
 
 
 def has_missing(tx: Transaction, room_id: RoomID) -> bool:

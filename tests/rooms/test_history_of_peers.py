@@ -8,7 +8,7 @@ from federation.event import Event
 from federation.identifiers import EventID
 from federation.room_versions import ROOM_VERSIONS
 from homeserver.database import Transaction
-from homeserver.rooms.receive import Received, has_missing, list_missing, place_before_children
+from homeserver.rooms.receive import Received, find_places, has_missing, list_missing
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
 from tests.federation.rooms_for_tests import ALICE, BOB, Room, new_room
@@ -39,13 +39,13 @@ class Past:
 async def take_in(rooms: Rooms, past: Past, events: list[Event]) -> None:
     """What the driver of backfill does: a place for all of them, the state for the first."""
 
-    def place(tx: Transaction) -> int | None:
-        return place_before_children(tx, past.room.room_id, events)
+    def find(tx: Transaction) -> dict[EventID, int]:
+        return find_places(tx, past.room.room_id, events)
 
-    first = await rooms.write(place)
-    assert first is not None
-    for ordering, event in enumerate(events, first):
-        outcome = await rooms.receive(event, state=past.before[event.event_id], ordering=ordering)
+    places = await rooms.write(find)
+    assert places.keys() == set(ids(events))
+    for event in events:
+        outcome = await rooms.receive(event, state=past.before[event.event_id], ordering=places[event.event_id])
         assert isinstance(outcome, Received) and outcome.status == Status.TIMELINE, outcome
 
 
@@ -92,6 +92,24 @@ async def test_two_gaps_do_not_mix(rooms: Rooms) -> None:
     assert await rooms.timeline(past.room.room_id) == [join.event_id, *expected]
 
 
+async def test_what_comes_with_a_gap_from_before_another_goes_before_that_one(rooms: Rooms) -> None:
+    """A peer answers with as many events as were asked for: some that are known, and some from before the next gap."""
+    past = Past()
+    oldest = past.say(3)
+    join = await rooms.adopt(past.room)
+    known, gap, last = past.say(2), past.say(4), past.say(1)
+    await rooms.receive_all(known)
+    await rooms.receive(last[0], state=past.before[last[0].event_id])
+    answer = [*oldest, join, *known, *gap]
+    places = await rooms.read(find_places, past.room.room_id, answer)
+    assert places.keys() == {*ids(oldest), *ids(gap)}
+    for event in answer:
+        if event.event_id in places:
+            ordering, state = places[event.event_id], past.before[event.event_id]
+            assert isinstance(await rooms.receive(event, state=state, ordering=ordering), Received)
+    assert await rooms.timeline(past.room.room_id) == [*ids(oldest), join.event_id, *ids([*known, *gap, *last])]
+
+
 async def test_what_is_missing_is_found_from_the_end_of_a_page(rooms: Rooms) -> None:
     """A page that ends with the child of a gap gives the point just before that child."""
     past = Past()
@@ -110,10 +128,10 @@ async def test_the_whole_past_leaves_nothing_missing(rooms: Rooms) -> None:
     whole = list(past.room.events.values())
     await rooms.adopt(past.room)
     assert await rooms.read(has_missing, past.room.room_id)
-    first = await rooms.read(place_before_children, past.room.room_id, whole)
-    for ordering, event in enumerate(whole, first):
+    places = await rooms.read(find_places, past.room.room_id, whole)
+    for event in whole:
         state = [] if event.type == "m.room.create" else None
-        outcome = await rooms.receive(event, state=state, ordering=ordering)
+        outcome = await rooms.receive(event, state=state, ordering=places[event.event_id])
         assert isinstance(outcome, Received) and outcome.status == Status.TIMELINE, outcome
     assert not await rooms.read(has_missing, past.room.room_id)
     assert (await rooms.timeline(past.room.room_id))[:-1] == ids(whole)
@@ -127,8 +145,8 @@ async def test_history_that_was_rejected_is_not_asked_for_again(rooms: Rooms) ->
     past.room.state["m.room.join_rules", ""] = past.room.events[state[-2]]
     assert past.room.state["m.room.join_rules", ""].type == "m.room.join_rules"
     join = await rooms.adopt(past.room)
-    place = await rooms.read(place_before_children, past.room.room_id, [bad])
-    outcome = await rooms.receive(bad, state=state, ordering=place)
+    places = await rooms.read(find_places, past.room.room_id, [bad])
+    outcome = await rooms.receive(bad, state=state, ordering=places[bad.event_id])
     assert isinstance(outcome, Received) and outcome.status == Status.REJECTED
     # What comes before it is now what the join misses.
     (missing,) = await rooms.read(list_missing, past.room.room_id, END, 10)
@@ -140,7 +158,7 @@ async def test_history_that_was_rejected_is_not_asked_for_again(rooms: Rooms) ->
 async def test_events_that_are_of_no_past(rooms: Rooms) -> None:
     past = Past()
     await rooms.adopt(past.room)
-    assert await rooms.read(place_before_children, past.room.room_id, past.say(3)) is None
+    assert await rooms.read(find_places, past.room.room_id, past.say(3)) == {}
 
 
 async def test_two_branches_of_the_past(rooms: Rooms) -> None:

@@ -7,58 +7,19 @@ To move to another Synapse, change requirements-synapse.in and run in this folde
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import subprocess
-import sys
-import venv
 from pathlib import Path
 
+from tests.support.environments import ensure_environment
+
 HERE = Path(__file__).resolve().parent
-LOCK = HERE / "requirements-synapse.lock"
 REPOSITORY = HERE.parents[1]
-
-
-def synapse_venv() -> Path:
-    """Where it is: SYNAPSE_VENV, else `.venv-synapse` in the repository."""
-    return Path(os.environ.get("SYNAPSE_VENV", REPOSITORY / ".venv-synapse")).absolute()
-
-
-def fingerprint() -> str:
-    """Changes whenever the environment has to be made anew."""
-    return hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()
 
 
 def ensure_synapse() -> Path:
     """The environment's Python. An environment that SYNAPSE_VENV names is taken as it is, if it is there."""
-    folder = synapse_venv()
-    python = folder / "bin" / "python"
-    stamp = folder / "made-from"
-    if "SYNAPSE_VENV" in os.environ and python.exists():
-        print(f"Synapse: using {folder}")
+    named = os.environ.get("SYNAPSE_VENV")
+    if named is not None and (python := Path(named).absolute() / "bin" / "python").exists():
+        print(f"Synapse: using {named}")
         return python
-    if stamp.exists() and stamp.read_text() == fingerprint():
-        print(f"Synapse: {folder} is up to date")
-        return python
-    print(f"Synapse: making {folder} (once; a minute or two)", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True, symlinks=True)
-    install = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--require-hashes",
-        "-r",
-        str(LOCK),
-    ]
-    subprocess.run(install, check=True, env={**os.environ, "PYTHONPATH": ""})
-    stamp.write_text(fingerprint())
-    return python
-
-
-if __name__ == "__main__":
-    ensure_synapse()
+    return ensure_environment("Synapse", REPOSITORY / ".venv-synapse", HERE / "requirements-synapse.lock")

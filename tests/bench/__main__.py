@@ -1,7 +1,7 @@
 """`make bench`: the load generator against this server, and our figures beside Synapse's recorded ones.
 
-The generator lies in the folder that HSBENCH_DIR names, else in `../shared/bench` beside the repository; arguments are its
-options (`--runs 3`, `--only send,messages`, `--federation`). CPU per operation is the figure to trust on a shared machine.
+The generator lies in the folder that HSBENCH_DIR names, else in `../shared/bench` beside the repository; arguments are
+its options (`--runs 3`, `--only send,messages`, `--federation`). On a shared machine trust CPU per operation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.environments import ensure_environment  # noqa: E402 (found o
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table: lower is better. `ratio_min`: how many times less than Synapse; `most`: the figure's bound."""
+    """One line of the table; lower is better. `ratio_min`: how many times less than Synapse; `most`: the bound."""
 
     scenario: str
     metric: str

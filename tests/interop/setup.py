@@ -16,10 +16,16 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 
 
+def synapse_venv() -> Path:
+    """Where it is: SYNAPSE_VENV, else `.venv-synapse` in the repository."""
+    return Path(os.environ.get("SYNAPSE_VENV", REPOSITORY / ".venv-synapse")).absolute()
+
+
 def ensure_synapse() -> Path:
     """The environment's Python. An environment that SYNAPSE_VENV names is taken as it is, if it is there."""
-    named = os.environ.get("SYNAPSE_VENV")
-    if named is not None and (python := Path(named).absolute() / "bin" / "python").exists():
-        print(f"Synapse: using {named}")
+    folder = synapse_venv()
+    python = folder / "bin" / "python"
+    if "SYNAPSE_VENV" in os.environ and python.exists():
+        print(f"Synapse: using {folder}")
         return python
-    return ensure_environment("Synapse", REPOSITORY / ".venv-synapse", HERE / "requirements-synapse.lock")
+    return ensure_environment("Synapse", folder, HERE / "requirements-synapse.lock")

@@ -35,6 +35,7 @@ from homeserver.remote.joining import leave_room as leave_remote_room
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import find_alias
 from homeserver.rooms.append import append_local
+from homeserver.rooms.guests import check_guests_may_join
 from homeserver.rooms.heads import find_head, get_head
 from homeserver.rooms.membership import (
     check_joined,
@@ -42,10 +43,13 @@ from homeserver.rooms.membership import (
     get_room_membership,
     hide_room,
     is_server_joined,
+    joined_servers,
     list_joined_rooms,
 )
 from homeserver.rooms.restricted import authorised_via
+from homeserver.users.blocking import check_takes_invites
 from homeserver.users.profile import member_profile
+from homeserver.users.suspension import check_not_suspended
 
 routes = Routes()
 
@@ -105,6 +109,7 @@ async def join_room(
 async def knock_room(
     hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: ReasonBody | None
 ) -> JsonObject:
+    check_not_suspended(requester)
     room_id, via = await _resolve(hs, room_id_or_alias, query.servers())
     content = _content("knock", body.reason if body else None)
     content |= await hs.database.read(member_profile, requester.user_id)
@@ -116,6 +121,7 @@ async def knock_room(
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/invite", rate_limit="invite")
 async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+    check_not_suspended(requester)
     content = _content("invite", body.reason)
     if server_name_of(body.user_id) == hs.server_name:
         await hs.database.write(_invite_local, hs, room_id, requester.user_id, body.user_id, content)
@@ -136,12 +142,14 @@ async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body:
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/kick")
 async def kick(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+    check_not_suspended(requester)
     await hs.database.write(_kick, hs, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/ban")
 async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+    check_not_suspended(requester)
     content = _content("ban", body.reason)
     await hs.database.write(_change_other, hs, room_id, requester.user_id, body.user_id, content)
     return Empty()
@@ -149,6 +157,7 @@ async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: Target
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/unban")
 async def unban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+    check_not_suspended(requester)
     await hs.database.write(_unban, hs, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
@@ -179,41 +188,48 @@ async def _resolve(hs: Resources, name: str, via: list[ServerName]) -> tuple[Roo
 async def _join(
     hs: Resources, requester: Requester, room_id: RoomID, via: list[ServerName], body: JoinBody
 ) -> RoomID:
+    check_not_suspended(requester)
     user_id = requester.user_id
     content = _content("join", body.reason)
-    if await hs.database.write(_join_local, hs, room_id, user_id, content):
+    refusal = await hs.database.write(_join_local, hs, requester, room_id, content)
+    if refusal is None:
         return room_id
     content |= await hs.database.read(member_profile, user_id)
     servers = await hs.database.read(_servers_to_ask, room_id, user_id, via)
     others = [name for name in servers if name != hs.server_name]
     if not others:
-        raise not_found("This server does not know that room, nor any server that does.")
+        raise refusal
     return await join_remote_room(hs, user_id, room_id, others, content)
 
 
-def _join_local(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:
-    """Joins, if this server is in the room and may decide; else answers False."""
+def _join_local(
+    tx: Transaction, hs: Resources, requester: Requester, room_id: RoomID, content: JsonObject
+) -> MatrixError | None:
+    """Joins, if this server is in the room and may decide; else answers what to say if no other server can."""
+    user_id = requester.user_id
     if get_membership(tx, room_id, user_id) == "join":
-        return True
+        return None
+    if requester.is_guest:
+        check_guests_may_join(tx, room_id)
     if not is_server_joined(tx, room_id, hs.server_name):
-        return False
+        return not_found("This server does not know that room, nor any server that does.")
     head = get_head(tx, room_id)
     try:
         inviter = authorised_via(tx, head, user_id, hs.server_name)
     except MatrixError as error:
         if error.errcode == "M_FORBIDDEN":
             raise
-        return False  # another server of the room may be able to tell, or to invite
+        return forbidden(error.error)  # another server of the room may be able to tell, or to invite
     if inviter is not None:
         content = {**content, "join_authorised_via_users_server": inviter}
     _change(tx, hs, room_id, user_id, user_id, {**content, **member_profile(tx, user_id)})
-    return True
+    return None
 
 
 def _servers_to_ask(
     tx: Transaction, room_id: RoomID, user_id: UserID, via: list[ServerName]
 ) -> list[ServerName]:
-    """Those that the client named, then the inviter's, then that of the room id."""
+    """Those that the client named, the inviter's, that of the room id, and those that are known to be in the room."""
     servers = list(via)
     membership = get_room_membership(tx, room_id, user_id)
     for event in (membership.stripped or ()) if membership is not None else ():
@@ -222,13 +238,17 @@ def _servers_to_ask(
             servers.append(server_name_of(sender))
     if ":" in room_id:
         servers.append(server_name_of(room_id))
-    return list(dict.fromkeys(servers))
+    head = find_head(tx, room_id)
+    if head is not None and head.extremities:
+        servers += sorted(joined_servers(tx, head))
+    return list(dict.fromkeys(servers))[: limits.VIA_SERVERS_MAX]
 
 
 def _invite_local(
     tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
 ) -> None:
     _check_may_invite(tx, room_id, sender, target)
+    check_takes_invites(tx, target)
     _change(tx, hs, room_id, sender, target, {**content, **member_profile(tx, target)})
 
 
@@ -268,7 +288,7 @@ def _unban(
 ) -> None:
     if get_membership(tx, room_id, target) != "ban":
         check_joined(tx, room_id, sender)
-        raise forbidden(f"{target} is not banned from the room.")
+        raise MatrixError(403, "M_BAD_STATE", f"{target} is not banned from the room.")
     _change_other(tx, hs, room_id, sender, target, content)
 
 

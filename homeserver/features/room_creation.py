@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +24,11 @@ from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local
+from homeserver.users.blocking import blocks_invites
 from homeserver.users.profile import member_profile
+from homeserver.users.suspension import check_not_suspended
+
+_log = logging.getLogger(__name__)
 
 routes = Routes()
 
@@ -59,8 +65,17 @@ class CreateRoomBody(msgspec.Struct, frozen=True):
     power_level_content_override: dict[str, Any] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class _Created:
+    """`refusal`: why one of the invited users of this server could not be invited, None if all could."""
+
+    room_id: RoomID
+    refusal: MatrixError | None
+
+
 @routes.post("/_matrix/client/v3/createRoom", rate_limit="join")
 async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
+    check_not_suspended(requester)
     version = ROOM_VERSIONS.get(DEFAULT_ROOM_VERSION if body.room_version is None else body.room_version)
     if version is None:
         raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know that room version.")
@@ -68,39 +83,65 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
         raise MatrixError(400, "M_SERVER_NOT_TRUSTED", "This server uses no identity server to invite by address.")
     if len(body.invite) > limits.CREATE_ROOM_INVITES_MAX or len(body.initial_state) > limits.CREATE_ROOM_STATE_MAX:
         raise invalid_param("That is too much for one room creation: invite or set the rest afterwards.")
-    room_id = await hs.database.write(_create, hs, requester.user_id, body, version)
-    for user_id in dict.fromkeys(body.invite):
-        if server_name_of(user_id) != hs.server_name:
-            await invite_remote_user(hs, _invite(room_id, requester.user_id, user_id, {}, body.is_direct))
-    return {"room_id": room_id}
+    if requester.user_id in body.invite:
+        raise forbidden("You will be in the room already.")
+    invited = list(dict.fromkeys(body.invite))
+    ours = [user_id for user_id in invited if server_name_of(user_id) == hs.server_name]
+    created = await hs.database.write(_create, hs, requester.user_id, body, version, ours, len(invited))
+    refusals = [] if created.refusal is None else [created.refusal]
+    others = [user_id for user_id in invited if server_name_of(user_id) != hs.server_name]
+    for user_id in others:
+        draft = _invite(created.room_id, requester.user_id, user_id, {}, body.is_direct)
+        try:
+            await invite_remote_user(hs, draft)
+        except MatrixError as error:
+            refusals.append(error)
+            _log.info("invitation refused", extra={"room_id": draft.room_id, "user_id": user_id, "reason": str(error)})
+    if others and len(refusals) == len(invited):
+        raise refusals[0]  # the room is there, but nobody to talk to
+    return {"room_id": created.room_id}
 
 
 def _create(
-    tx: Transaction, hs: Resources, creator: UserID, body: CreateRoomBody, version: RoomVersion
-) -> RoomID:
-    """The room with everything that the request implies, but the invitations to users of other servers."""
+    tx: Transaction,
+    hs: Resources,
+    creator: UserID,
+    body: CreateRoomBody,
+    version: RoomVersion,
+    ours: Sequence[UserID],
+    invited_count: int,
+) -> _Created:
+    """The room with everything that the request implies, but the invitations to users of other servers.
+
+    ours: the users of this server to be invited. If only they are invited and none of them can be, there is no room.
+    """
     alias = None if body.room_alias_name is None else _parse_alias_name(hs, body.room_alias_name)
     opaque_id = None
     if not version.room_id_is_create_event_id:
         opaque_id = RoomID(f"!{secrets.token_urlsafe(18)}:{hs.server_name}")
+    refusals: list[MatrixError] = []
     try:
         content = creation_content(body, creator, version)
         create = append_create(tx, hs, Draft(opaque_id, creator, "m.room.create", content, state_key=""), version)
         for event_type, state_key, content in _initial_events(tx, creator, body, version, create, alias):
             append_local(tx, hs, Draft(create.room_id, creator, event_type, content, state_key=state_key))
+        for user_id in ours:
+            if blocks_invites(tx, user_id):
+                refusals.append(MatrixError(403, "M_INVITE_BLOCKED", f"{user_id} takes no invitations."))
+            else:
+                profile = member_profile(tx, user_id)
+                append_local(tx, hs, _invite(create.room_id, creator, user_id, profile, body.is_direct))
     except MatrixError as error:
         if error.errcode != "M_FORBIDDEN":
             raise
         raise MatrixError(400, "M_INVALID_ROOM_STATE", f"The room cannot begin like that: {error.error}") from None
+    if refusals and len(refusals) == invited_count:
+        raise refusals[0]
     if alias is not None:
         store_alias(tx, alias, create.room_id, creator)
     if body.visibility == "public":
         set_visibility(tx, create.room_id, is_public=True)
-    for user_id in dict.fromkeys(body.invite):
-        if server_name_of(user_id) == hs.server_name:
-            profile = member_profile(tx, user_id)
-            append_local(tx, hs, _invite(create.room_id, creator, user_id, profile, body.is_direct))
-    return create.room_id
+    return _Created(create.room_id, refusals[0] if refusals else None)
 
 
 def _invite(room_id: RoomID, sender: UserID, user_id: UserID, profile: JsonObject, is_direct: bool) -> Draft:
@@ -196,7 +237,6 @@ def power_levels_content(
         "kick": 50,
         "redact": 50,
         "invite": 50 if (body.preset == "public_chat" or body.visibility == "public") else 0,
-        "historical": 100,
     }
     content.update(body.power_level_content_override)
     creators = {creator, *create.content.get("additional_creators", ())}

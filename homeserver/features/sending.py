@@ -16,8 +16,9 @@ from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.storage import find_txn, txn_id_stored
+from homeserver.rooms.storage import find_txn, get_stored, txn_id_stored
 from homeserver.users.presence import note_activity
+from homeserver.users.suspension import check_not_suspended
 
 routes = Routes()
 
@@ -57,11 +58,21 @@ def send(
         return sent
     if draft.type == "m.room.redaction" and draft.redacts is None:
         draft = _with_redacts(draft)
+    _check_may_speak(tx, requester, draft)
     event = append_local(
         tx, hs, draft, device_id=device_id, txn_id=stored_txn_id, as_admin=requester.is_admin
     )
     note_activity(tx, hs, requester.user_id)
     return event.event_id
+
+
+def _check_may_speak(tx: Transaction, requester: Requester, draft: Draft) -> None:
+    """MatrixError 403 M_USER_SUSPENDED for who is suspended, unless they take back what they have said themselves."""
+    if requester.is_suspended and draft.redacts is not None:
+        target = get_stored(tx, draft.redacts)
+        if target is not None and target.sender == requester.user_id:
+            return
+    check_not_suspended(requester)
 
 
 def _with_redacts(draft: Draft) -> Draft:

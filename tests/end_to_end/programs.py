@@ -20,6 +20,7 @@ import httpx
 import trustme
 
 from homeserver.errors import MatrixError
+from tests.end_to_end.launcher import Forked, Launcher
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ class Homeserver:
     server_name: str
     client_port: int
     federation_port: int
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     _http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=PATIENCE_S))
 
     @property
@@ -99,12 +100,14 @@ class Homeserver:
         """All that it has said so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def start(self) -> None:
+    def start(self, launcher: Launcher | None = None) -> None:
         """Returns once it is ready. Failed if it ends instead."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [COMMAND, "serve", "--config", str(self.config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        if launcher is not None:
+            self.process = launcher.launch(self.config, self.log)
+        else:
+            command = [COMMAND, "serve", "--config", str(self.config)]
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.wait_ready()
 
     def wait_ready(self) -> None:

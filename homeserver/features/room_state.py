@@ -7,7 +7,15 @@ from typing import Any, Literal
 import msgspec
 
 from federation.build import Draft
-from federation.identifiers import EventID, InvalidIdentifier, RoomID, UserID, parse_room_alias, server_name_of
+from federation.identifiers import (
+    EventID,
+    InvalidIdentifier,
+    RoomAlias,
+    RoomID,
+    UserID,
+    parse_room_alias,
+    server_name_of,
+)
 from homeserver.api import Response, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
@@ -20,10 +28,15 @@ from homeserver.rooms.access import find_in_state, readable_state
 from homeserver.rooms.aliases import find_alias
 from homeserver.rooms.append import append_local
 from homeserver.rooms.client_event import client_event, client_events
-from homeserver.rooms.heads import find_head
+from homeserver.rooms.guests import check_guests_may_join
+from homeserver.rooms.heads import get_head
+from homeserver.rooms.membership import check_joined, get_membership
+from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt, entries_of
 from homeserver.rooms.storage import list_stored
+from homeserver.users.blocking import check_takes_invites
 from homeserver.users.presence import note_activity
+from homeserver.users.suspension import check_not_suspended
 
 routes = Routes()
 
@@ -56,11 +69,14 @@ async def set_room_state_with_key(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, state_key: str, body: dict
 ) -> JsonObject:
     draft = Draft(room_id, requester.user_id, event_type, body, state_key=state_key)
+    is_own_leave = event_type == "m.room.member" and body.get("membership") == "leave" and state_key == draft.sender
+    if not is_own_leave:
+        check_not_suspended(requester)
     if event_type == "m.room.canonical_alias":
-        await _check_canonical_alias(hs, room_id, body)
+        await _check_canonical_alias(hs, requester, room_id, body)
     if _is_remote_invite(hs, draft):
         return {"event_id": (await invite_remote_user(hs, draft)).event_id}
-    return {"event_id": await hs.database.write(set_state, hs, draft)}
+    return {"event_id": await hs.database.write(set_state, hs, requester, draft)}
 
 
 @routes.put("/_matrix/client/v3/rooms/{room_id}/state/{event_type}", rate_limit="message")
@@ -85,17 +101,29 @@ def _get_state(
     return client_event(event, {"age": tx.now_ms - event.origin_server_ts}) if format_ == "event" else event.content
 
 
-def set_state(tx: Transaction, hs: Resources, draft: Draft) -> EventID:
+def set_state(tx: Transaction, hs: Resources, requester: Requester, draft: Draft) -> EventID:
     """Appends the state event; where the state has the very same already, answers that event."""
     assert draft.room_id is not None and draft.state_key is not None
-    head = find_head(tx, draft.room_id)
-    if head is not None:
+    if draft.type == "m.room.member":
+        _check_member(tx, hs, requester, draft.room_id, draft)
+    if get_membership(tx, draft.room_id, draft.sender) == "join":
+        head = get_head(tx, draft.room_id)
         current = find_in_state(tx, StateAt(head.state_root), draft.type, draft.state_key)
         if current is not None and current.sender == draft.sender and current.content == draft.content:
             return current.event_id
     event_id = append_local(tx, hs, draft).event_id
     note_activity(tx, hs, UserID(draft.sender))
     return event_id
+
+
+def _check_member(tx: Transaction, hs: Resources, requester: Requester, room_id: RoomID, draft: Draft) -> None:
+    """What holds for the endpoints of membership holds here too."""
+    membership = draft.content.get("membership")
+    target = draft.state_key or ""
+    if membership == "invite" and target.partition(":")[2] == hs.server_name:
+        check_takes_invites(tx, UserID(target))
+    if membership == "join" and requester.is_guest and get_membership(tx, room_id, target) != "join":
+        check_guests_may_join(tx, room_id)
 
 
 def _is_remote_invite(hs: Resources, draft: Draft) -> bool:
@@ -107,41 +135,40 @@ def _is_remote_invite(hs: Resources, draft: Draft) -> bool:
         raise invalid_param("The state key of an invitation must be a user ID.") from None
 
 
-async def _check_canonical_alias(hs: Resources, room_id: RoomID, content: dict[str, Any]) -> None:
+async def _check_canonical_alias(
+    hs: Resources, requester: Requester, room_id: RoomID, content: dict[str, Any]
+) -> None:
     """Every alias that the event adds must lead to the room. Spec: client-server-api/#mroomcanonical_alias"""
     alias, alternatives = content.get("alias"), content.get("alt_aliases", [])
     if not isinstance(alias, str | None) or not isinstance(alternatives, list):
         raise bad_json("alias must be a string, alt_aliases an array.")
-    old = await hs.database.read(_get_aliases, room_id)
-    for name in dict.fromkeys([*([alias] if alias else []), *alternatives]):
-        try:
-            parsed = parse_room_alias(name)
-        except InvalidIdentifier as error:
-            raise MatrixError(400, "M_INVALID_PARAM", f"{name!r} is not a room alias: {error}") from None
-        if parsed in old:
-            continue
-        if server_name_of(parsed) == hs.server_name:
-            found = await hs.database.read(find_alias, parsed)
-            target = None if found is None else found[0]
-        else:
-            target = await _resolve_remote(hs, parsed)
-        if target != room_id:
-            raise MatrixError(400, "M_BAD_ALIAS", f"{parsed} does not lead to this room.")
+    try:
+        names = [parse_room_alias(name) for name in ([alias, *alternatives] if alias else alternatives)]
+    except InvalidIdentifier as error:
+        raise invalid_param(f"That is not a room alias: {error}") from None
+    old = await hs.database.read(_read_aliases, room_id, requester.user_id)
+    for name in dict.fromkeys(names):
+        if name not in old and await _resolve(hs, name) != room_id:
+            raise MatrixError(400, "M_BAD_ALIAS", f"{name} does not lead to this room.")
 
 
-async def _resolve_remote(hs: Resources, alias: Any) -> RoomID | None:
+async def _resolve(hs: Resources, alias: RoomAlias) -> RoomID | None:
+    if server_name_of(alias) == hs.server_name:
+        found = await hs.database.read(find_alias, alias)
+        return None if found is None else found[0]
     try:
         return (await resolve_alias(hs, alias))[0]
     except MatrixError:
         return None
 
 
-def _get_aliases(tx: Transaction, room_id: RoomID) -> set[str]:
-    head = find_head(tx, room_id)
-    event = None if head is None else find_in_state(tx, StateAt(head.state_root), "m.room.canonical_alias", "")
-    if event is None:
-        return set()
-    content = event.content
+def _read_aliases(tx: Transaction, room_id: RoomID, user_id: UserID) -> set[str]:
+    """The aliases that the event has already, for whom it is to be changed by. MatrixError 403 who may not."""
+    head = get_head(tx, room_id)
+    check_joined(tx, room_id, user_id)
+    check_may_send_state(tx, head, user_id, "m.room.canonical_alias")
+    event = find_in_state(tx, StateAt(head.state_root), "m.room.canonical_alias", "")
+    content = {} if event is None else event.content
     alternatives = content.get("alt_aliases")
     names = [content.get("alias"), *(alternatives if isinstance(alternatives, list) else ())]
     return {name for name in names if isinstance(name, str)}

@@ -13,7 +13,7 @@ from homeserver.database import Transaction
 from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
-from homeserver.rooms.access import readable_state
+from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_events
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import check_joined
@@ -45,9 +45,10 @@ async def get_joined_members_by_room(hs: Resources, requester: Requester, room_i
 
 
 def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query: MembersQuery) -> list[JsonObject]:
-    state = readable_state(tx, room_id, requester.user_id)
-    if query.at is not None:
-        past = head_at(tx, room_id, parse_point(query.at))
+    readable = read_access(tx, room_id, requester.user_id)
+    state = readable.state
+    if query.at is not None and (point := parse_point(query.at)) < readable.upto:
+        past = head_at(tx, room_id, point)
         if past is None:
             raise forbidden("The room was not known at that point.")
         state = past

@@ -68,8 +68,6 @@ class Client:
         self.left: set[str] = set()
         self.ephemeral: dict[tuple[str, str], dict[str, Any]] = {}
         self.presence: dict[str, dict[str, Any]] = {}
-        self.to_device: list[dict[str, Any]] = []
-        self.devices_changed: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<{self.user_id} of {self.server.kind}>"
@@ -199,8 +197,6 @@ class Client:
             self.timelines.setdefault(room_id, []).extend(room.get("timeline", {}).get("events", []))
         for event in answer.get("presence", {}).get("events", []):
             self.presence[event["sender"]] = event["content"]
-        self.to_device += answer.get("to_device", {}).get("events", [])
-        self.devices_changed.update(answer.get("device_lists", {}).get("changed", []))
 
     def _keep_ephemeral(self, room_id: str, event: dict[str, Any]) -> None:
         if event["type"] != "m.receipt":

@@ -90,14 +90,3 @@ def test_media(sides: Sides) -> None:
     assert Image.open(BytesIO(thumbnail.content)).size == (96, 96)
     missing = bob.http.get(f"/_matrix/client/v1/media/download/{server_name}/nothingofthatname")
     assert missing.status_code == 404
-
-
-def test_space_hierarchy(sides: Sides) -> None:
-    here, there = sides
-    alice, bob = Client(here, "alice"), Client(there, "bob")
-    child = alice.create_room("12", preset="public_chat", name="child")
-    space = alice.create_room("12", preset="public_chat", name="space", creation_content={"type": "m.space"})
-    alice.set_state(space, "m.space.child", {"via": [here.server_name]}, child)
-    bob.join(space, via=here)
-    rooms = bob.call("GET", f"/_matrix/client/v1/rooms/{space}/hierarchy")["rooms"]
-    assert {room["room_id"] for room in rooms} == {space, child}

@@ -22,7 +22,7 @@ from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership
 from homeserver.rooms.storage import get_stored
-from homeserver.users.account_data import store_account_data
+from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.presence import note_activity
 
 # thread_id "": unthreaded. ordering: of the event that was read, NULL while it is not known here.
@@ -113,12 +113,22 @@ def _read_up_to(
         if event is None or event.room_id != room_id:
             raise not_found("There is no such event in that room.")
         if receipt_type == "m.fully_read":
-            store_account_data(tx, user_id, room_id, "m.fully_read", {"event_id": event_id})
+            if _is_marker_ahead(tx, room_id, user_id, event.ordering):
+                store_account_data(tx, user_id, room_id, "m.fully_read", {"event_id": event_id})
         elif _is_ahead(tx, room_id, user_id, receipt_type, thread_id, event.ordering):
             store_receipt(
                 tx, room_id, user_id, receipt_type, thread_id, event_id, event.ordering, tx.now_ms, is_local=True
             )
     note_activity(tx, hs, user_id)
+
+
+def _is_marker_ahead(tx: Transaction, room_id: RoomID, user_id: UserID, ordering: int | None) -> bool:
+    """Whether a fully read marker at `ordering` is newer than what the user has."""
+    old = find_account_data(tx, user_id, room_id, "m.fully_read")
+    event = None if old is None else get_stored(tx, EventID(old["event_id"]))
+    if event is None or event.ordering is None:
+        return True
+    return ordering is not None and ordering > event.ordering
 
 
 async def on_receipt_edu(hs: Resources, origin: ServerName, content: ReceiptContent) -> None:

@@ -151,11 +151,12 @@ def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: 
 
 
 def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
-    """Who types in the room just now, in order."""
+    """Who types in the room just now, in order. Who has left does not."""
     nids = tx.values(
         "SELECT user_nid FROM typing WHERE room_nid = ? AND expires_ms > ?", tx.find(room_id), tx.now_ms
     )
-    return sorted(UserID(name) for name in tx.names(nids).values())
+    names = tx.names(nids).values()
+    return sorted(UserID(name) for name in names if get_membership(tx, room_id, name) == "join")
 
 
 FEATURE = Feature(

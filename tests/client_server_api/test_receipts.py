@@ -1,0 +1,245 @@
+"""Spec: client-server-api/#receipts, #fully-read-markers, #threaded-read-receipts"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.homeservers import Client, Server
+from tests.support.people import act, create, ephemeral, join, leave, path_of, room_in, say, send, sync
+
+FORBIDDEN = (403, "M_FORBIDDEN")
+NOT_FOUND = (404, "M_NOT_FOUND")
+READ, PRIVATE, FULLY_READ = "m.read", "m.read.private", "m.fully_read"
+
+
+async def room_of(creator: Client, *members: Client) -> str:
+    room_id = await create(creator, preset="public_chat")
+    for member in members:
+        await join(member, room_id)
+    return room_id
+
+
+def receipt_path(room_id: str, event_id: str, kind: str = READ) -> str:
+    return path_of(room_id, "receipt", kind, event_id)
+
+
+async def read(client: Client, room_id: str, event_id: str, kind: str = READ, **body: Any) -> None:
+    assert await client.ok("POST", receipt_path(room_id, event_id, kind), json=body) == {}
+
+
+async def receipts(viewer: Client, room_id: str, of: Client, kind: str = READ) -> dict[str, str]:
+    """Thread ("" for none) → event, of all receipts of that user which the viewer's first sync has."""
+    content = ephemeral(await sync(viewer), room_id, "m.receipt") or {}
+    return {
+        by_user[of.user_id].get("thread_id", ""): event_id
+        for event_id, by_kind in content.items()
+        if of.user_id in (by_user := by_kind.get(kind, {}))
+    }
+
+
+async def fully_read(client: Client, room_id: str) -> str | None:
+    path = f"user/{client.user_id}/rooms/{room_id}/account_data/m.fully_read"
+    response = await client.get(path)
+    return None if response.status_code == 404 else str(response.json()["event_id"])
+
+
+async def test_everybody_in_the_room_is_told(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await room_of(alice, bob)
+    event_id = await send(alice, room_id)
+    since = {client.user_id: (await sync(client))["next_batch"] for client in (alice, bob, carl)}
+    await read(bob, room_id, event_id)
+    for client in (alice, bob):
+        told = ephemeral(await sync(client, since[client.user_id]), room_id, "m.receipt")
+        assert told is not None
+        receipt = told[event_id][READ][bob.user_id]
+        assert receipt.keys() == {"ts"}
+        assert abs(receipt["ts"] - server.hs.now_ms()) < 60_000
+    assert room_in(await sync(carl, since[carl.user_id]), room_id) == {}
+
+
+async def test_a_private_receipt_is_told_to_nobody_else(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    event_id = await send(alice, room_id)
+    since = (await sync(alice))["next_batch"]
+    await read(bob, room_id, event_id, PRIVATE)
+    assert ephemeral(await sync(alice, since), room_id, "m.receipt") is None
+    assert await receipts(alice, room_id, bob, PRIVATE) == {}
+    assert await receipts(bob, room_id, bob, PRIVATE) == {"": event_id}
+    laptop = await server.log_in("bob")
+    assert await receipts(laptop, room_id, bob, PRIVATE) == {"": event_id}
+
+
+@pytest.mark.parametrize("kind", [READ, PRIVATE])
+async def test_receipts_never_go_backwards(server: Server, kind: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    first, second, third = await say(alice, room_id, "1", "2", "3")
+    for event_id, expected in ((second, second), (first, second), (second, second), (third, third)):
+        await read(bob, room_id, event_id, kind)
+        assert await receipts(bob, room_id, bob, kind) == {"": expected}
+
+
+async def test_public_and_private_receipts_are_apart(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    first, second = await say(alice, room_id, "1", "2")
+    await read(bob, room_id, second, PRIVATE)
+    await read(bob, room_id, first, READ)
+    assert await receipts(alice, room_id, bob) == {"": first}
+    assert await receipts(bob, room_id, bob, PRIVATE) == {"": second}
+
+
+async def test_each_thread_has_its_own(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    root, main = await say(alice, room_id, "root", "main")
+    relates = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
+    first = await send(alice, room_id, {"msgtype": "m.text", "body": "1", **relates})
+    second = await send(alice, room_id, {"msgtype": "m.text", "body": "2", **relates})
+    await read(bob, room_id, second, thread_id=root)
+    await read(bob, room_id, main, thread_id="main")
+    await read(bob, room_id, first)
+    expected = {root: second, "main": main, "": first}
+    assert await receipts(alice, room_id, bob) == expected
+    await read(bob, room_id, first, thread_id=root)
+    await read(bob, room_id, root, thread_id="main")
+    await read(bob, room_id, main)
+    assert await receipts(alice, room_id, bob) == expected
+
+
+async def test_receipts_are_batched_by_room(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    first, second = await say(alice, room_id, "1", "2")
+    since = (await sync(alice))["next_batch"]
+    await read(bob, room_id, first)
+    await read(alice, room_id, second)
+    events = room_in(await sync(alice, since), room_id)["ephemeral"]["events"]
+    (told,) = [event for event in events if event["type"] == "m.receipt"]
+    assert told["content"].keys() == {first, second}
+
+
+async def test_the_fully_read_marker(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    first, second, third = await say(alice, room_id, "1", "2", "3")
+    assert await fully_read(bob, room_id) is None
+    since = (await sync(bob))["next_batch"]
+    await read(bob, room_id, first, FULLY_READ)
+    answer = await sync(bob, since)
+    events = room_in(answer, room_id)["account_data"]["events"]
+    assert events == [{"type": FULLY_READ, "content": {"event_id": first}}]
+    assert ephemeral(answer, room_id, "m.receipt") is None
+    assert await fully_read(alice, room_id) is None
+    await bob.ok("POST", path_of(room_id, "read_markers"), json={FULLY_READ: third})
+    for event_id in (second, first):
+        await bob.ok("POST", path_of(room_id, "read_markers"), json={FULLY_READ: event_id})
+        await read(bob, room_id, event_id, FULLY_READ)
+        assert await fully_read(bob, room_id) == third
+
+
+async def test_all_markers_at_once(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    first, second, third = await say(alice, room_id, "1", "2", "3")
+    path = path_of(room_id, "read_markers")
+    assert await bob.ok("POST", path, json={FULLY_READ: first, READ: second, PRIVATE: third}) == {}
+    assert await fully_read(bob, room_id) == first
+    assert await receipts(bob, room_id, bob) == {"": second}
+    assert await receipts(bob, room_id, bob, PRIVATE) == {"": third}
+    assert await bob.ok("POST", path, json={}) == {}
+    assert await bob.ok("POST", path, json={READ: third}) == {}
+    assert await receipts(alice, room_id, bob) == {"": third}
+
+
+async def test_all_markers_or_none(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id, other = await room_of(alice, bob), await room_of(alice)
+    (event_id,), (elsewhere,) = await say(alice, room_id, "1"), await say(alice, other, "2")
+    body = {FULLY_READ: event_id, READ: event_id, PRIVATE: elsewhere}
+    assert await bob.refused("POST", path_of(room_id, "read_markers"), json=body) == NOT_FOUND
+    assert await fully_read(bob, room_id) is None
+    assert await receipts(bob, room_id, bob) == {}
+
+
+async def test_receipts_of_who_joins_and_for_who_joins(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice)
+    event_id = await send(alice, room_id)
+    await read(alice, room_id, event_id)
+    since = (await sync(bob))["next_batch"]
+    await join(bob, room_id)
+    told = ephemeral(await sync(bob, since), room_id, "m.receipt")
+    assert told is not None
+    assert alice.user_id in told[event_id][READ]
+
+
+@pytest.mark.parametrize("kind", [READ, PRIVATE, FULLY_READ])
+async def test_only_who_is_in_the_room_reads(server: Server, kind: str) -> None:
+    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    room_id = await room_of(alice, bob)
+    event_id = await send(alice, room_id)
+    await leave(bob, room_id)
+    await act(alice, room_id, "invite", dora)
+    for client in (bob, carl, dora):
+        assert await client.refused("POST", receipt_path(room_id, event_id, kind), json={}) == FORBIDDEN
+        assert await client.refused("POST", path_of(room_id, "read_markers"), json={kind: event_id}) == FORBIDDEN
+        assert await fully_read(client, room_id) is None
+    assert await server.anonymous.refused("POST", receipt_path(room_id, event_id), json={}) == (401, "M_MISSING_TOKEN")
+
+
+async def test_an_event_that_is_not_of_the_room(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id, other = await room_of(alice), await room_of(alice)
+    elsewhere = await send(alice, other)
+    for event_id in (elsewhere, "$unknown", "$unknown:test.example"):
+        for kind in (READ, PRIVATE, FULLY_READ):
+            assert await alice.refused("POST", receipt_path(room_id, event_id, kind), json={}) == NOT_FOUND
+            assert await alice.refused("POST", path_of(room_id, "read_markers"), json={kind: event_id}) == NOT_FOUND
+
+
+async def test_a_receipt_needs_no_body(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    event_id = await send(alice, room_id)
+    assert await alice.ok("POST", receipt_path(room_id, event_id)) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "errcode"),
+    [
+        (READ, b'{"thread_id": 7}', "M_BAD_JSON"),
+        (READ, b'{"thread_id": ["main"]}', "M_BAD_JSON"),
+        (READ, b'{"thread_id": ""}', "M_INVALID_PARAM"),
+        (READ, b'{"thread_id": "nonsense"}', "M_INVALID_PARAM"),
+        (FULLY_READ, b'{"thread_id": "main"}', "M_INVALID_PARAM"),
+        (READ, b"[]", "M_BAD_JSON"),
+        (READ, b"{", "M_NOT_JSON"),
+        ("m.unread", b"{}", "M_INVALID_PARAM"),
+    ],
+)
+async def test_refuses_bad_receipts(server: Server, kind: str, content: bytes, errcode: str) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    event_id = await send(alice, room_id)
+    assert await alice.refused("POST", receipt_path(room_id, event_id, kind), content=content) == (400, errcode)
+    assert await receipts(alice, room_id, alice) == {}
+    assert await fully_read(alice, room_id) is None
+
+
+@pytest.mark.parametrize("kind", [READ, PRIVATE, FULLY_READ])
+@pytest.mark.parametrize(
+    ("value", "errcode"), [(7, "M_BAD_JSON"), ({}, "M_BAD_JSON"), ([], "M_BAD_JSON"), ("nonsense", "M_INVALID_PARAM")]
+)
+async def test_refuses_bad_markers(server: Server, kind: str, value: Any, errcode: str) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    event_id = await send(alice, room_id)
+    body = {READ: event_id, PRIVATE: event_id, FULLY_READ: event_id, kind: value}
+    assert await alice.refused("POST", path_of(room_id, "read_markers"), json=body) == (400, errcode)
+    assert await receipts(alice, room_id, alice) == {}
+    assert await fully_read(alice, room_id) is None

@@ -1,0 +1,169 @@
+"""Spec: client-server-api/#typing-notifications"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from homeserver import limits
+from tests.support.homeservers import Client, Server
+from tests.support.people import create, ephemeral, invite, join, leave, path_of, sync
+
+FORBIDDEN = (403, "M_FORBIDDEN")
+
+
+async def room_of(creator: Client, *members: Client) -> str:
+    room_id = await create(creator, preset="public_chat")
+    for member in members:
+        await join(member, room_id)
+    return room_id
+
+
+async def types(client: Client, room_id: str, typing: bool = True, **body: Any) -> None:
+    path = path_of(room_id, "typing", client.user_id)
+    assert await client.ok("PUT", path, json={"typing": typing, **body}) == {}
+
+
+def typing_in(answer: dict[str, Any], room_id: str) -> list[str] | None:
+    """Who types, as far as the answer tells anything of it."""
+    content = ephemeral(answer, room_id, "m.typing")
+    return None if content is None else list(content["user_ids"])
+
+
+async def test_who_begins_and_ends_to_type_is_told(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    answer = await sync(alice)
+    assert typing_in(answer, room_id) is None
+    await types(bob, room_id)
+    answer = await sync(alice, answer["next_batch"])
+    assert typing_in(answer, room_id) == [bob.user_id]
+    await types(alice, room_id)
+    answer = await sync(alice, answer["next_batch"])
+    assert typing_in(answer, room_id) == sorted([alice.user_id, bob.user_id])
+    await types(bob, room_id, False)
+    answer = await sync(alice, answer["next_batch"])
+    assert typing_in(answer, room_id) == [alice.user_id]
+    assert typing_in(await sync(alice, answer["next_batch"]), room_id) is None
+
+
+async def test_a_first_sync_tells_who_types(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    await types(bob, room_id)
+    assert typing_in(await sync(alice), room_id) == [bob.user_id]
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ({"timeout": 5_000}, 5),
+        ({}, limits.TYPING_TIMEOUT_MS_DEFAULT // 1000),
+        ({"timeout": 10**12}, limits.TYPING_TIMEOUT_MS_MAX // 1000),
+    ],
+)
+async def test_typing_runs_out(server: Server, body: dict[str, Any], seconds: int) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    await types(bob, room_id, **body)
+    answer = await sync(alice)
+    assert typing_in(answer, room_id) == [bob.user_id]
+    began = trio.current_time()
+    answer = await sync(alice, answer["next_batch"], timeout=limits.TYPING_TIMEOUT_MS_MAX * 2, set_presence="offline")
+    while typing_in(answer, room_id) is None:
+        answer = await sync(alice, answer["next_batch"], timeout=600_000, set_presence="offline")
+    assert typing_in(answer, room_id) == []
+    assert seconds - 1 <= trio.current_time() - began <= seconds + 1
+
+
+async def test_typing_is_renewed(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    for _ in range(4):
+        await types(bob, room_id, timeout=10_000)
+        await trio.sleep(8)
+        assert typing_in(await sync(alice), room_id) == [bob.user_id]
+    await trio.sleep(3)
+    assert not typing_in(await sync(alice), room_id)
+
+
+async def test_a_waiting_sync_is_woken(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    since = (await sync(alice, set_presence="offline"))["next_batch"]
+    answers: list[dict[str, Any]] = []
+
+    async def wait() -> None:
+        answers.append(await sync(alice, since, timeout=60_000, set_presence="offline"))
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(5)
+        await types(bob, room_id)
+    assert trio.current_time() - began < 6
+    assert typing_in(answers[0], room_id) == [bob.user_id]
+
+
+async def test_nobody_outside_is_told(server: Server) -> None:
+    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    room_id = await room_of(alice, bob, dora)
+    await invite(alice, room_id, carl)
+    await leave(dora, room_id)
+    since = {client.user_id: (await sync(client))["next_batch"] for client in (carl, dora)}
+    await types(bob, room_id)
+    for client in (carl, dora):
+        assert typing_in(await sync(client, since[client.user_id]), room_id) is None
+
+
+async def test_who_leaves_types_no_more(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    await types(bob, room_id)
+    await leave(bob, room_id)
+    answer = await sync(alice)
+    assert not typing_in(answer, room_id)
+    await types(alice, room_id)
+    assert typing_in(await sync(alice, answer["next_batch"]), room_id) == [alice.user_id]
+
+
+async def test_only_members_type_and_for_themselves(server: Server) -> None:
+    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    room_id = await room_of(alice, bob)
+    await invite(alice, room_id, dora)
+    await leave(bob, room_id)
+    for client in (bob, carl, dora):
+        path = path_of(room_id, "typing", client.user_id)
+        assert await client.refused("PUT", path, json={"typing": True}) == FORBIDDEN
+    assert await carl.refused("PUT", path_of(room_id, "typing", alice.user_id), json={"typing": True}) == FORBIDDEN
+    path = path_of("!unknown:test.example", "typing", alice.user_id)
+    assert await alice.refused("PUT", path, json={"typing": True}) == FORBIDDEN
+    assert await server.anonymous.refused("PUT", path, json={"typing": True}) == (401, "M_MISSING_TOKEN")
+    assert not typing_in(await sync(alice), room_id)
+
+
+@pytest.mark.parametrize(
+    ("body", "errcode"),
+    [
+        ({}, "M_MISSING_PARAM"),
+        ({"timeout": 1000}, "M_MISSING_PARAM"),
+        ({"typing": "true"}, "M_BAD_JSON"),
+        ({"typing": 1}, "M_BAD_JSON"),
+        ({"typing": None}, "M_BAD_JSON"),
+        ({"typing": True, "timeout": "1000"}, "M_BAD_JSON"),
+        ({"typing": True, "timeout": 1.5}, "M_BAD_JSON"),
+        ({"typing": True, "timeout": []}, "M_BAD_JSON"),
+        ([], "M_BAD_JSON"),
+    ],
+)
+async def test_refuses_bad_bodies(server: Server, body: Any, errcode: str) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    assert await alice.refused("PUT", path_of(room_id, "typing", alice.user_id), json=body) == (400, errcode)
+    assert await alice.refused("PUT", path_of(room_id, "typing", "alice"), json={"typing": True}) == (
+        400,
+        "M_INVALID_PARAM",
+    )
+    assert typing_in(await sync(alice), room_id) is None

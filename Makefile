@@ -34,7 +34,14 @@ $(STAMP):
 			echo "$(PYTHON) cannot make virtual environments. Install its venv module (Debian: apt-get install python3-venv)." >&2; exit 1; }; \
 	fi
 	@echo "Installing the versions of requirements.lock …"
-	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	@set -o pipefail; \
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --require-hashes -r requirements.lock 2>&1 \
+		| tee $(VENV)/install.log \
+		| { n=0; while IFS= read -r line; do case "$$line" in \
+			Collecting*) n=$$((n + 1)); ((n % 10)) || echo "  $$n packages downloaded";; \
+			"Installing collected packages"*) echo "  unpacking $$n packages";; \
+		esac; done; } \
+	|| { tail -n 20 $(VENV)/install.log >&2; exit 1; }
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@echo "$(WANTED)" > $(STAMP)
 	@echo "Done: $(BIN)/homeserver"

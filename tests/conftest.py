@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.database import database_url, postgres_cluster, postgres_url, sqlite_url
@@ -11,3 +14,25 @@ __all__ = ["database_url", "postgres_cluster", "postgres_url", "sqlite_url"]
 # Other processes on the machine must not decide whether a property holds.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+PASSED_PER_DOT = 25
+
+
+class Progress:
+    """A dot for every so many tests that passed, so that what did not can be seen."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
+        """Category, letter and word of a report; None: pytest decides."""
+        if report.when != "call" or report.outcome != "passed":
+            return None
+        self.passed += 1
+        return "passed", "" if self.passed % PASSED_PER_DOT else ".", "PASSED"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the output short."""
+    config.pluginmanager.register(Progress(), "progress")

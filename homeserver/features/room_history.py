@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from federation.identifiers import EventID, RoomID
+from federation.identifiers import EventID, RoomID, server_name_of
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
@@ -15,17 +16,19 @@ from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.remote import backfill
 from homeserver.resources import Resources
-from homeserver.rooms.access import find_in_state, readable_state
+from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_event, client_events
-from homeserver.rooms.membership import is_server_joined
-from homeserver.rooms.receive import find_newest_gap, has_missing, list_missing
-from homeserver.rooms.resolve import StateAt, entries_of, state_after
+from homeserver.rooms.membership import get_room_membership, is_server_joined
+from homeserver.rooms.receive import find_newest_gap, list_missing
+from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
 from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_stored
 from homeserver.rooms.timeline import END, START, list_backwards, list_forwards, parse_point, timeline_token
-from homeserver.rooms.visibility import filter_visible
+from homeserver.rooms.visibility import filter_visible, is_world_readable
 from homeserver.sync.filter import RoomEventFilter, parse_room_event_filter, wants_event
 
 routes = Routes()
+
+SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that are asked for
 
 
 class MessagesQuery(msgspec.Struct, frozen=True, rename={"from_": "from", "direction": "dir"}):
@@ -47,15 +50,20 @@ class ContextQuery(msgspec.Struct, frozen=True):
 async def get_room_events(
     hs: Resources, requester: Requester, room_id: RoomID, query: MessagesQuery
 ) -> JsonObject:
-    filter_ = parse_room_event_filter(query.filter)
     forwards = query.direction == "f"
-    point = parse_point(query.from_) if query.from_ else (START if forwards else END)
-    to = parse_point(query.to) if query.to else (END if forwards else START)
-    limit = min(query.limit, limits.MESSAGES_LIMIT_MAX)
-    page = await hs.database.read(_page, requester, room_id, point, to, limit, filter_, forwards)
+    wanted = _Wanted(
+        requester,
+        room_id,
+        point=parse_point(query.from_) if query.from_ else (START if forwards else END),
+        to=parse_point(query.to) if query.to else (END if forwards else START),
+        limit=min(query.limit, limits.MESSAGES_LIMIT_MAX),
+        filter=parse_room_event_filter(query.filter),
+        forwards=forwards,
+    )
+    page = await hs.database.read(_page, wanted)
     if page is None:  # the page ends at a gap that other servers can fill
-        await backfill.fill(hs, room_id, point, limit)
-        page = await hs.database.read(_page, requester, room_id, point, to, limit, filter_, forwards, True)
+        await backfill.fill(hs, room_id, wanted.point, wanted.limit)
+        page = await hs.database.read(_page, wanted, True)
         assert page is not None
     return page
 
@@ -76,80 +84,105 @@ async def get_one_room_event(
     return await hs.database.read(_event, requester, room_id, event_id)
 
 
-def _page(
-    tx: Transaction,
-    requester: Requester,
-    room_id: RoomID,
-    point: int,
-    to: int,
-    limit: int,
-    filter_: RoomEventFilter,
-    forwards: bool,
-    filled: bool = False,
-) -> JsonObject | None:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A page of history that a user has asked for: at most `limit` events from `point` on, not beyond `to`."""
+
+    requester: Requester
+    room_id: RoomID
+    point: int
+    to: int
+    limit: int
+    filter: RoomEventFilter
+    forwards: bool
+
+
+def _page(tx: Transaction, wanted: _Wanted, filled: bool = False) -> JsonObject | None:
     """A page of the timeline; None if a gap begins inside of it and has not been filled."""
-    readable_state(tx, room_id, requester.user_id)
-    if forwards:
-        events = list_forwards(tx, room_id, point, limit, to)
+    requester, room_id = wanted.requester, wanted.room_id
+    access = read_access(tx, room_id, requester.user_id)
+    if wanted.forwards:
+        found = _scan(tx, wanted, wanted.point, min(wanted.to, access.upto))
     else:
-        events = list_backwards(tx, room_id, point, limit, to)
-        if not filled and _meets_gap(tx, room_id, point, to, events, limit, requester):
+        point = min(wanted.point, access.upto)
+        gap = find_newest_gap(tx, room_id, wanted.to, point)
+        # The page ends there, and the next one begins with what can be had of what is missing.
+        found = _scan(tx, wanted, point, wanted.to if gap is None else gap - 1)
+        if not filled and _meets_gap(tx, wanted, point, found):
             return None
-        gap = find_newest_gap(tx, room_id, to, point)
-        if gap is not None:  # the page ends there, and the next one begins with what can be had of what is missing
-            events = [event for event in events if (event.ordering or 0) >= gap]
-    chosen = [
-        event for event in filter_visible(tx, requester.user_id, room_id, events) if wants_event(filter_, event)
-    ]
+        if gap is not None and found.end is None:
+            found = replace(found, end=gap - 1)
     answer: JsonObject = {
-        "chunk": client_events(tx, chosen, user_id=requester.user_id, device_id=requester.device_id),
-        "start": timeline_token(point if point not in (START, END) else _edge(events, forwards, point)),
+        "chunk": client_events(tx, found.events, user_id=requester.user_id, device_id=requester.device_id),
+        "start": timeline_token(found.start if wanted.point in (START, END) else wanted.point),
     }
-    if (len(events) == limit and limit > 0) or (not forwards and events and has_missing(tx, room_id)):
-        last = events[-1].ordering
-        assert last is not None
-        answer["end"] = timeline_token(last if forwards else last - 1)
-    if filter_.lazy_load_members and chosen:
-        answer["state"] = _senders(tx, room_id, requester, chosen)
+    if found.end is not None:
+        answer["end"] = timeline_token(found.end)
+    if wanted.filter.lazy_load_members and found.events:
+        answer["state"] = _senders(tx, access.state, found.events)
     return answer
 
 
-def _edge(events: list[StoredEvent], forwards: bool, point: int) -> int:
-    """A page that began at the very start or end of the timeline: where that was."""
-    first = events[0].ordering if events else None
-    if first is None:
-        return point
-    return first - 1 if forwards else first
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Events of a page, and the points of the timeline before the first and after the last; `end` None if none follow.
+
+    lowest: the least ordering that was looked at.
+    """
+
+    events: list[StoredEvent]
+    start: int
+    end: int | None
+    lowest: int
 
 
-def _meets_gap(
-    tx: Transaction,
-    room_id: RoomID,
-    point: int,
-    to: int,
-    events: list[StoredEvent],
-    limit: int,
-    requester: Requester,
-) -> bool:
-    gaps = list_missing(tx, room_id, point, 1)
-    if not gaps or not is_server_joined(tx, room_id, requester.user_id.partition(":")[2]):
+def _scan(tx: Transaction, wanted: _Wanted, point: int, to: int) -> _Found:
+    """The events between two points that the user may see and wants: as many as asked for, if they are not too rare."""
+    user_id, room_id, forwards = wanted.requester.user_id, wanted.room_id, wanted.forwards
+    list_next = list_forwards if forwards else list_backwards
+    found: list[StoredEvent] = []
+    start: int | None = None
+    scanned, is_end, lowest = 0, False, point
+    while len(found) < wanted.limit and scanned < SCAN_FACTOR * wanted.limit:
+        batch = list_next(tx, room_id, point, wanted.limit, to)
+        is_end = len(batch) < wanted.limit
+        scanned += len(batch)
+        for event in batch[:1] if start is None else ():
+            start = _point_beside(event, not forwards)
+        seen = [event for event in filter_visible(tx, user_id, room_id, batch) if wants_event(wanted.filter, event)]
+        if len(found) + len(seen) > wanted.limit:
+            seen = seen[: wanted.limit - len(found)]
+            is_end, batch = False, batch[: batch.index(seen[-1]) + 1]
+        found += seen
+        if batch:
+            point = _point_beside(batch[-1], forwards)
+            lowest = min(lowest, batch[-1].ordering or 0)
+        if is_end:
+            break
+    return _Found(found, point if start is None else start, None if is_end else point, lowest)
+
+
+def _point_beside(event: StoredEvent, is_after: bool) -> int:
+    """The point of the timeline just after or just before an event."""
+    assert event.ordering is not None
+    return event.ordering if is_after else event.ordering - 1
+
+
+def _meets_gap(tx: Transaction, wanted: _Wanted, point: int, found: _Found) -> bool:
+    """Whether other servers, if this one is in the room, may have events where the page ends."""
+    gaps = list_missing(tx, wanted.room_id, point, 1)
+    if not gaps or not is_server_joined(tx, wanted.room_id, server_name_of(wanted.requester.user_id)):
         return False
     newest_gap = gaps[0][1].ordering
     assert newest_gap is not None
-    if newest_gap <= to:
-        return False
-    return len(events) < limit or (events[-1].ordering or 0) <= newest_gap
+    return newest_gap > wanted.to and (found.end is None or found.lowest <= newest_gap)
 
 
-def _senders(
-    tx: Transaction, room_id: RoomID, requester: Requester, events: list[StoredEvent]
-) -> list[JsonObject]:
+def _senders(tx: Transaction, state: StateAt, events: list[StoredEvent]) -> list[JsonObject]:
     """The member events of who sent the events, for clients that load members lazily."""
-    state = readable_state(tx, room_id, requester.user_id)
-    members = [
-        find_in_state(tx, state, "m.room.member", sender) for sender in dict.fromkeys(event.sender for event in events)
-    ]
-    return [client_event(member, {"age": tx.now_ms - member.origin_server_ts}) for member in members if member]
+    keys = [("m.room.member", sender) for sender in dict.fromkeys(event.sender for event in events)]
+    members = list_stored(tx, set(positions_in(tx, state, keys).values())).values()
+    return [client_event(member, {"age": tx.now_ms - member.origin_server_ts}) for member in members]
 
 
 def _context(
@@ -170,10 +203,13 @@ def _context(
     )
     last = after[-1] if after else event
     senders = {each.sender for each in (event, *shown_before, *shown_after)}
-    state = entries_of(tx, StateAt(last.state_before or b"") if not last.is_state else state_after(tx, last))
-    stored = list_stored(tx, set(state.values())).values()
+    stored = list_stored(tx, set(entries_of(tx, state_after(tx, last)).values())).values()
     lazy = filter_.lazy_load_members
-    kept = [each for each in stored if not lazy or each.type != "m.room.member" or each.state_key in senders]
+    kept = [
+        each
+        for each in stored
+        if wants_event(filter_, each) and (not lazy or each.type != "m.room.member" or each.state_key in senders)
+    ]
 
     def shown(events: list[StoredEvent]) -> list[dict[str, Any]]:
         return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
@@ -197,10 +233,14 @@ def _event(tx: Transaction, requester: Requester, room_id: RoomID, event_id: Eve
 
 def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> StoredEvent:
     event = get_stored(tx, event_id)
+    unseen = not_found("There is no such event, or none that you may see.")
     if event is None or event.room_id != room_id or event.status != Status.TIMELINE:
-        raise not_found("There is no such event, or none that you may see.")
+        raise unseen
+    membership = get_room_membership(tx, room_id, requester.user_id)
+    if membership is not None and membership.forgotten and not is_world_readable(tx, room_id):
+        raise unseen
     if not filter_visible(tx, requester.user_id, room_id, [event]):
-        raise not_found("There is no such event, or none that you may see.")
+        raise unseen
     return event
 
 

@@ -15,7 +15,7 @@ from homeserver.database import Transaction
 from homeserver.errors import invalid_param
 from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored, stored_events
 
-_TOKEN = re.compile(r"([st])(-?[0-9]{1,18})", re.ASCII)
+_TOKEN = re.compile(r"([st])(-?[0-9]{1,19})", re.ASCII)
 START = -(1 << 62)  # before every event
 END = 1 << 62  # after every event
 
@@ -33,7 +33,7 @@ def timeline_token(ordering: int) -> str:
 def parse_sync_token(token: str) -> int:
     """The stream position of a token that /sync gave. MatrixError 400 for any other."""
     match = _TOKEN.fullmatch(token)
-    if match is None or match[1] != "s" or int(match[2]) < 0:
+    if match is None or match[1] != "s" or not 0 <= int(match[2]) <= END:
         raise invalid_param("That is not a token from /sync of this server.")
     return int(match[2])
 
@@ -44,7 +44,7 @@ def parse_point(token: str) -> int:
     if match is None:
         raise invalid_param("That is not a pagination token of this server.")
     number = int(match[2])
-    return after_position(number) if match[1] == "s" else number
+    return after_position(max(number, 0)) if match[1] == "s" else max(START, min(number, END))
 
 
 def after_position(position: int) -> int:

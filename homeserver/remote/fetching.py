@@ -35,10 +35,10 @@ async def fetch_event(
 
 
 async def fetch_missing(
-    hs: Resources, server: ServerName, event: Event, known: Collection[EventID], limit: int
+    hs: Resources, server: ServerName, event: Event, known: Collection[EventID], min_depth: int, limit: int
 ) -> list[Event]:
-    """Ancestors of the event that are not among the `known`, oldest first."""
-    body = {"earliest_events": list(known), "latest_events": [event.event_id], "limit": limit, "min_depth": 0}
+    """Ancestors of the event that are not among the `known`, nor less deep than `min_depth`, oldest first."""
+    body = {"earliest_events": list(known), "latest_events": [event.event_id], "limit": limit, "min_depth": min_depth}
     try:
         answer = await ask(
             hs, server, "POST", path_to("v1", "get_missing_events", event.room_id), body,

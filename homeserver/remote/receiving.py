@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from federation.event import Event
-from federation.identifiers import EventID, RoomID, ServerName, server_name_of
+from federation.identifiers import EventID, ServerName, server_name_of
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.remote.access import choose_servers
@@ -19,7 +19,8 @@ from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_s
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.receive import Missing, Received, receive_event, resolve_beforehand
-from homeserver.rooms.storage import event_ids_at
+from homeserver.rooms.storage import find_positions, list_stored, to_events
+from homeserver.rooms.timeline import START, list_forwards
 
 ROUNDS_MAX = 6  # of "fetch what it lacks, try again" for one event: its auth events, its ancestors, their state
 
@@ -126,15 +127,52 @@ def _receive_with(
 
 
 async def _receive_ancestors(hs: Resources, event: Event, gap: _Gap) -> None:
-    known = await hs.database.read(_extremities, event.room_id)
+    """Fetches and receives what lies between the event and what we know, but nothing from before we came."""
+    place = await hs.database.read(_find_place, event)
+    if event.depth <= place.first_depth:
+        return
     for server in gap.servers:
-        ancestors = await fetch_missing(hs, server, event, known, limits.GAP_EVENTS_MAX)
+        fetched = await fetch_missing(hs, server, event, place.known, place.first_depth, limits.GAP_EVENTS_MAX)
+        ancestors = await hs.database.read(_between, event, fetched, place.first_depth)
         for ancestor in ancestors:
             await _receive(hs, ancestor, gap, may_walk=False)
         if ancestors:
             return
 
 
-def _extremities(tx: Transaction, room_id: RoomID) -> list[EventID]:
-    head = find_head(tx, room_id)
-    return [] if head is None else list(event_ids_at(tx, head.extremities).values())
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an event would come: events before it that we have, and how deep our history reaches."""
+
+    known: list[EventID]
+    first_depth: int
+
+
+def _find_place(tx: Transaction, event: Event) -> _Place:
+    head = find_head(tx, event.room_id)
+    extremities = head.extremity_ids if head is not None else ()
+    first = to_events(tx, list_forwards(tx, event.room_id, START, 1))
+    placed = _placed(tx, event.prev_events)
+    return _Place(list(dict.fromkeys([*extremities, *placed])), first[0].depth if first else 0)
+
+
+def _placed(tx: Transaction, event_ids: Collection[EventID]) -> list[EventID]:
+    positions = find_positions(tx, event_ids)
+    return [row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None]
+
+
+def _between(tx: Transaction, event: Event, fetched: Sequence[Event], first_depth: int) -> list[Event]:
+    """Those of the fetched events that lead from the event back to what we have, in their order.
+
+    What is older than our history is left to whoever pages back: as news it would be told in the wrong place.
+    """
+    placed = set(_placed(tx, [each.event_id for each in fetched]))
+    by_id = {each.event_id: each for each in fetched if each.event_id not in placed and each.depth >= first_depth}
+    wanted: set[EventID] = set()
+    waiting = list(event.prev_events)
+    while waiting:
+        event_id = waiting.pop()
+        if event_id in by_id and event_id not in wanted:
+            wanted.add(event_id)
+            waiting += by_id[event_id].prev_events
+    return [each for each in fetched if each.event_id in wanted]

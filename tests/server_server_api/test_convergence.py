@@ -225,3 +225,15 @@ def test_ban_on_one_side_and_defiance_on_the_other() -> None:
     ]
     run("12", steps, with_timelines=False)
 
+
+
+def test_closing_a_gap_brings_no_history_from_before_the_join() -> None:
+    """What lay before a server's own join once came as news to it, and turned its head towards the past."""
+    steps = [
+        ("rule", 3, "invite"),
+        ("cut", ("b.example", "c.example")),
+        ("sleep", 5.0),
+        ("rule", 4, "invite"),
+        ("level", 0, 4, 0),
+    ]
+    run("10", steps, with_timelines=False)

@@ -58,7 +58,7 @@ class VisibilityBody(msgspec.Struct, frozen=True):
 class PublicRoomsQuery(msgspec.Struct, frozen=True):
     limit: Annotated[int, msgspec.Meta(ge=0)] | None = None
     since: str | None = None
-    server: str | None = None
+    server: ServerName | None = None
 
 
 class PublicRoomsFilter(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ class PublicRoomsBody(msgspec.Struct, frozen=True):
 
 
 class ServerQuery(msgspec.Struct, frozen=True):
-    server: str | None = None
+    server: ServerName | None = None
 
 
 @routes.get("/_matrix/client/v3/directory/room/{room_alias}")
@@ -90,6 +90,8 @@ async def get_room_id_by_alias(hs: Resources, room_alias: RoomAlias) -> JsonObje
 async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAlias, body: AliasBody) -> Empty:
     if server_name_of(room_alias) != hs.server_name:
         raise invalid_param(f"This server gives names that end with :{hs.server_name} only.")
+    if room_alias.startswith("#:"):
+        raise invalid_param("The local part of an alias must not be empty.")
     await hs.database.write(_add_alias, room_alias, body.room_id, requester.user_id)
     return Empty()
 
@@ -151,9 +153,9 @@ async def _public_rooms_for_server(hs: Resources, body: PublicRoomsBody) -> Json
     return await _public_rooms(hs, None, body)
 
 
-async def _public_rooms(hs: Resources, server: str | None, body: PublicRoomsBody) -> JsonObject:
+async def _public_rooms(hs: Resources, server: ServerName | None, body: PublicRoomsBody) -> JsonObject:
     if server is not None and server != hs.server_name:
-        return await remote_public_rooms(hs, ServerName(server), msgspec.to_builtins(body))
+        return await remote_public_rooms(hs, server, msgspec.to_builtins(body))
     return await hs.database.read(_list_public, body)
 
 

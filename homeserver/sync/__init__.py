@@ -12,6 +12,7 @@ from federation.identifiers import UserID
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
+from homeserver.database.cache import Cache
 from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature
 from homeserver.resources import Resources
@@ -20,6 +21,8 @@ from homeserver.sync.engine import Engine, SyncRequest
 from homeserver.sync.filter import EVERYTHING, Filter, parse_filter
 
 SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
+
+FILTERS_CACHED_MAX = 10_000
 
 GetFilter = Callable[[Transaction, UserID, str], "dict[str, Any] | None"]
 
@@ -39,6 +42,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     """The feature that answers /sync with the sections of `features`. get_filter: the stored filters."""
     engine = Engine([feature.sync for feature in features if feature.sync is not None])
     heartbeats = tuple(feature.heartbeat for feature in features if feature.heartbeat is not None)
+    filters = Cache(FILTERS_CACHED_MAX)
     routes = Routes()
 
     @routes.get("/_matrix/client/v3/sync", rate_limit="", waits=True)
@@ -53,7 +57,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
             user_id=requester.user_id,
             device_id=requester.device_id,
             since=since,
-            filter=await _read_filter(hs, get_filter, requester, query.filter),
+            filter=await _read_filter(hs, filters, get_filter, requester, query.filter),
             timeout_ms=min(query.timeout, SYNC_TIMEOUT_MS_MAX),
             full_state=query.full_state,
             use_state_after=query.use_state_after,
@@ -67,7 +71,10 @@ def _position(tx: Transaction) -> int:
     return tx.position
 
 
-async def _read_filter(hs: Resources, get_filter: GetFilter, requester: Requester, text: str) -> Filter:
+async def _read_filter(
+    hs: Resources, known: Cache, get_filter: GetFilter, requester: Requester, text: str
+) -> Filter:
+    """The filter that the client names or gives. `known`: stored ones, which never change, by user and id."""
     if not text:
         return EVERYTHING
     if text.startswith("{"):
@@ -75,7 +82,11 @@ async def _read_filter(hs: Resources, get_filter: GetFilter, requester: Requeste
             return parse_filter(orjson.loads(text))
         except orjson.JSONDecodeError as error:
             raise bad_json(f"The filter is not valid JSON: {error}.") from None
-    stored = await hs.database.read(get_filter, requester.user_id, text)
-    if stored is None:
-        raise invalid_param("There is no such filter.")
-    return parse_filter(stored)
+    key = (requester.user_id, text)
+    filter_: Filter | None = known.get(key)
+    if filter_ is None:
+        stored = await hs.database.read(get_filter, requester.user_id, text)
+        if stored is None:
+            raise invalid_param("There is no such filter.")
+        filter_ = known.put(key, parse_filter(stored))
+    return filter_

@@ -22,6 +22,7 @@ from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.timeline import sync_token
 from homeserver.sync.filter import Filter, RoomEventFilter, wants, wants_room
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
+from homeserver.users.blocking import blocks_invites, ignored_users
 
 USERS_REMEMBERED_MAX = 10_000
 
@@ -94,12 +95,18 @@ def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncReque
     since = request.since or 0
     memberships = list_memberships(tx, request.user_id)
     viewer = Viewer(
-        request.user_id, request.device_id, request.filter, request.full_state, request.use_state_after
+        request.user_id,
+        request.device_id,
+        request.filter,
+        request.full_state,
+        request.use_state_after,
+        ignored_users(tx, request.user_id),
     )
     wanted = [membership for membership in memberships if wants_room(request.filter.room, membership.room_id)]
     rooms = _Rooms(tx, viewer, request.since)
     for membership in wanted:
         rooms.add(membership)
+    rooms.add_invites()
     context = SyncContext(
         user_id=request.user_id,
         device_id=request.device_id,
@@ -122,6 +129,7 @@ class _Rooms:
         self._tx = tx
         self._viewer = viewer
         self._since = since
+        self._invites: list[RoomMembership] = []
         self.newly_joined: set[RoomID] = set()
         self.join: dict[str, dict[str, Any]] = {}
         self.invite: dict[str, dict[str, Any]] = {}
@@ -135,12 +143,21 @@ class _Rooms:
         if membership.membership == "join":
             self._add_joined(membership)
         elif membership.membership == "invite" and is_changed:
-            self.invite[room_id] = {"invite_state": {"events": membership.stripped or []}}
+            self._invites.append(membership)
         elif membership.membership == "knock" and is_changed:
             self.knock[room_id] = {"knock_state": {"events": membership.stripped or []}}
         elif membership.membership in ("leave", "ban") and is_changed and not membership.forgotten:
             if since is not None or self._viewer.filter.room.include_leave:
                 self.leave[room_id] = left_room(self._tx, self._viewer, membership, since or 0)
+
+    def add_invites(self) -> None:
+        """Adds the invitations that the user wants to hear of."""
+        if not self._invites or blocks_invites(self._tx, self._viewer.user_id):
+            return
+        for membership in self._invites:
+            stripped = membership.stripped or []
+            if _inviter(stripped, self._viewer.user_id) not in self._viewer.ignored:
+                self.invite[membership.room_id] = {"invite_state": {"events": stripped}}
 
     def _add_joined(self, membership: RoomMembership) -> None:
         since, room_id = self._since, membership.room_id
@@ -161,21 +178,29 @@ class _Rooms:
             self.join[room_id] = entry
 
 
+def _inviter(stripped: list[JsonObject], user_id: UserID) -> str | None:
+    found = [event for event in stripped if (event.get("type"), event.get("state_key")) == ("m.room.member", user_id)]
+    return found[-1].get("sender") if found else None
+
+
 def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str, Any]:
     """The answer without what is empty."""
     filter_ = request.filter
     for room_id, section in context.rooms.items():
         ephemeral = _wanted(filter_.room.ephemeral, room_id, section.ephemeral)
         account_data = _wanted(filter_.room.account_data, room_id, section.account_data)
-        if room_id not in rooms.join and not ephemeral and not account_data and not section.unread_notifications:
+        unread = section.unread_notifications
+        if room_id not in rooms.join and not (ephemeral or account_data or unread or section.summary):
             continue
         entry = rooms.join.setdefault(room_id, {})
         if ephemeral:
             entry["ephemeral"] = {"events": ephemeral}
         if account_data:
             entry["account_data"] = {"events": account_data}
-        if section.unread_notifications:
-            entry["unread_notifications"] = section.unread_notifications
+        if unread:
+            entry["unread_notifications"] = unread
+        if section.summary:
+            entry["summary"] = {**entry.get("summary", {}), **section.summary}
     body: dict[str, Any] = {}
     by_membership = {"join": rooms.join, "invite": rooms.invite, "knock": rooms.knock, "leave": rooms.leave}
     if any(by_membership.values()):

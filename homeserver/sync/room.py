@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from federation.identifiers import RoomID
+from federation.identifiers import RoomID, UserID
 from homeserver.database import Transaction
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.membership import RoomMembership, count_members, list_heroes
@@ -18,21 +18,22 @@ from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_
 from homeserver.rooms.state_tree import Key
 from homeserver.rooms.storage import StoredEvent, list_stored
 from homeserver.rooms.timeline import END, START, after_position, list_backwards, timeline_token
-from homeserver.rooms.visibility import filter_visible
-from homeserver.sync.filter import Filter, RoomEventFilter, is_open, select_fields, timeline_limit, wants_event
+from homeserver.rooms.visibility import filter_visible, find_leave
+from homeserver.sync.filter import Filter, select_fields, timeline_limit, wants_event, wants_room
 
 SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that it gives
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who looks, and how."""
+    """Who looks, and how. `ignored`: users of whom only state events are shown."""
 
-    user_id: str
+    user_id: UserID
     device_id: str
     filter: Filter
     full_state: bool
     use_state_after: bool
+    ignored: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +56,40 @@ def joined_room(
     since_point = after_position(since)
     timeline = read_timeline(tx, viewer, room_id, START if whole else since_point, END)
     before = None if whole or viewer.full_state else head_at(tx, room_id, since_point)
-    if not whole and not timeline.events and membership.last_position <= since and not viewer.full_state:
+    with_summary = whole or membership.members_position > since
+    timeline, state = _state(tx, viewer, room_id, before, head, timeline, with_heroes=with_summary)
+    if not (whole or viewer.full_state or with_summary or timeline.events or timeline.limited or state):
         return {}
-    state = _state(tx, viewer, before, head, timeline)
     answer = _sections(tx, viewer, timeline, state)
-    if whole or membership.members_position > since:
+    if with_summary:
         answer["summary"] = _summary(tx, room_id, viewer.user_id)
     return answer
 
 
 def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since: int) -> dict[str, Any]:
-    """A room that the user has left or was put out of: up to that event. {} if the user was never in it."""
-    leave = list_stored(tx, (membership.event_position,)).get(membership.event_position)
-    if leave is None or leave.ordering is None:
-        timeline = {"events": [], "limited": False, "prev_batch": timeline_token(START)}
-        return {"timeline": timeline, "state": {"events": []}}
+    """A room that the user has left or was put out of, up to that event.
+
+    Who was not in the room since the stream position `since` is told only what became of themselves.
+    """
     room_id = membership.room_id
-    since_point = after_position(since)
+    since_point = after_position(since) if since else START
+    left = find_leave(tx, room_id, viewer.user_id)
+    if left is None or left.ordering is None or left.ordering <= since_point:
+        return _sections(tx, viewer, _own_membership(tx, membership, since_point), [])
     was = head_at(tx, room_id, since_point) if since else None
     joined = was is not None and _membership_at(tx, was, viewer.user_id) == "join"
-    timeline = read_timeline(tx, viewer, room_id, since_point if joined else START, leave.ordering)
+    timeline = read_timeline(tx, viewer, room_id, since_point if joined else START, left.ordering)
     before = was if joined and not viewer.full_state else None
-    return _sections(tx, viewer, timeline, _state(tx, viewer, before, state_after(tx, leave), timeline))
+    timeline, state = _state(tx, viewer, room_id, before, state_after(tx, left), timeline, with_heroes=before is None)
+    return _sections(tx, viewer, timeline, state)
+
+
+def _own_membership(tx: Transaction, membership: RoomMembership, since_point: int) -> Timeline:
+    """The event that made the user's membership what it is, if this server has it."""
+    event = list_stored(tx, (membership.event_position,)).get(membership.event_position)
+    if event is None or event.ordering is None or event.ordering <= since_point:
+        return Timeline([], False, since_point)
+    return Timeline([event], False, event.ordering - 1)
 
 
 def was_joined(tx: Transaction, room_id: RoomID, user_id: str, since: int) -> bool:
@@ -94,14 +107,17 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
     gap = find_newest_gap(tx, room_id, since_point, upto_point)
     down_to = since_point if gap is None else gap - 1
     filter_ = viewer.filter.room.timeline
-    limit = timeline_limit(filter_.limit)
+    limit = timeline_limit(filter_.limit) if wants_room(filter_, room_id) else 0
     found: list[StoredEvent] = []
     point, scanned, exhausted = upto_point, 0, False
     while len(found) <= limit and scanned <= SCAN_FACTOR * (limit + 1):
         batch = list_backwards(tx, room_id, point, limit + 1, down_to)
         exhausted = len(batch) <= limit
-        seen = filter_visible(tx, viewer.user_id, room_id, batch)
-        found += seen if is_open(filter_) else [event for event in seen if wants_event(filter_, event)]
+        found += [
+            event
+            for event in filter_visible(tx, viewer.user_id, room_id, batch)
+            if wants_event(filter_, event) and (event.is_state or event.sender not in viewer.ignored)
+        ]
         scanned += len(batch)
         if exhausted:
             break
@@ -113,19 +129,28 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
         return Timeline(events, True, down_to)
     if events:
         assert events[0].ordering is not None
-        start = events[0].ordering - 1
-    else:
-        start = since_point if since_point != START else upto_point
-        if start == END:
-            start = after_position(tx.position)
-    return Timeline(events, limited, start)
+        return Timeline(events, limited, events[0].ordering - 1)
+    start = upto_point if limited or since_point == START else since_point
+    return Timeline(events, limited, after_position(tx.position) if start == END else start)
 
 
 def _state(
-    tx: Transaction, viewer: Viewer, before: StateAt | None, head: StateAt, timeline: Timeline
-) -> list[StoredEvent]:
-    """The state events by which a client with the state `before` (None: nothing) that gets the timeline has `head`."""
-    members = _wanted_members(tx, viewer, timeline, whole=before is None)
+    tx: Transaction,
+    viewer: Viewer,
+    room_id: RoomID,
+    before: StateAt | None,
+    head: StateAt,
+    timeline: Timeline,
+    *,
+    with_heroes: bool,
+) -> tuple[Timeline, list[StoredEvent]]:
+    """The state events by which a client with the state `before` (None: nothing) that gets the timeline has `head`.
+
+    And the timeline, which may have to be shorter for that.
+    """
+    if not viewer.use_state_after:
+        timeline = _without_overruled(tx, head, timeline)
+    members = _wanted_members(tx, viewer, room_id, timeline, whole=before is None, with_heroes=with_heroes)
     if before is None:
         positions = entries_of(tx, head)
     else:
@@ -140,11 +165,29 @@ def _state(
     elif members is not None:
         positions.update(_members_of(tx, members, head, shown))
     filter_ = viewer.filter.room.state
+    if not wants_room(filter_, room_id):
+        return timeline, []
     if not viewer.use_state_after:
-        for event in timeline.events:
-            positions = {key: at for key, at in positions.items() if at != event.position}
-    events = list_stored(tx, set(positions.values())).values()
-    return [event for event in events if is_open(filter_) or wants_event(filter_, event)]
+        in_timeline = {event.position for event in timeline.events}
+        positions = {key: at for key, at in positions.items() if at not in in_timeline}
+    stored = list_stored(tx, set(positions.values()))
+    return timeline, [stored[at] for at in sorted(stored) if wants_event(filter_, stored[at])]
+
+
+def _without_overruled(tx: Transaction, head: StateAt, timeline: Timeline) -> Timeline:
+    """The timeline from after the last event that would leave a client with another state than `head`.
+
+    State resolution may have decided against a state event that is in the timeline. A client that does not ask for
+    `state_after` takes the last one for what holds, and can be told of it only as of history.
+    """
+    last = {_key(tx, event): event for event in timeline.events if event.state_key is not None}
+    overruled = [event for key, event in last.items() if position_in(tx, head, key) != event.position]
+    if not overruled:
+        return timeline
+    cut = max(timeline.events.index(event) for event in overruled)
+    ordering = timeline.events[cut].ordering
+    assert ordering is not None
+    return Timeline(timeline.events[cut + 1 :], True, ordering)
 
 
 def _rewind(
@@ -159,15 +202,17 @@ def _rewind(
             positions[key] = at_start
 
 
-def _wanted_members(tx: Transaction, viewer: Viewer, timeline: Timeline, *, whole: bool) -> set[int] | None:
+def _wanted_members(
+    tx: Transaction, viewer: Viewer, room_id: RoomID, timeline: Timeline, *, whole: bool, with_heroes: bool
+) -> set[int] | None:
     """With lazy loading, whose member events the state should have (state key nids); None for everyone's."""
     if not viewer.filter.room.state.lazy_load_members:
         return None
-    users = {event.sender for event in timeline.events}
+    users: set[str] = {event.sender for event in timeline.events}
     if whole:
-        users.add(viewer.user_id)  # type: ignore[arg-type]
-        if timeline.events:
-            users.update(list_heroes(tx, timeline.events[0].room_id, viewer.user_id))
+        users.add(viewer.user_id)
+    if with_heroes:
+        users.update(list_heroes(tx, room_id, viewer.user_id))
     return {nid for user_id in users if (nid := tx.find(user_id)) is not None}
 
 
@@ -229,6 +274,3 @@ def _key(tx: Transaction, event: StoredEvent) -> Key:
     type_nid, key_nid = tx.find(event.type), tx.find(event.state_key)
     assert type_nid is not None and key_nid is not None
     return (type_nid, key_nid)
-
-
-__all__ = ["RoomEventFilter", "Timeline", "Viewer", "joined_room", "left_room", "read_timeline", "was_joined"]

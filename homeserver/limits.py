@@ -369,8 +369,8 @@ TRANSACTIONS_WAITING_MAX = 5
 
 # A write that takes in events of peers: others wait for the writer no longer than some 20 ms.
 EVENTS_PER_WRITE = 20
-# Outliers cost a third of that: no state is computed.
-OUTLIERS_PER_WRITE = 100
+# Outliers cost half of that: no state is computed.
+OUTLIERS_PER_WRITE = 40
 # Events that lie between what we know and an event that came: asked for at once. What lies deeper is left to backfill.
 GAP_EVENTS_MAX = 50
 # States that are fetched to close one gap: each may be 100,000 event ids. An honest gap has one or two ends.

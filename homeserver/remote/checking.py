@@ -36,7 +36,12 @@ async def check_pdus(
     hs: Resources, pdus: Sequence[object], version: RoomVersion, room_id: RoomID
 ) -> list[Event | Dropped]:
     """The events of the PDUs, in order; redacted where the content hash is wrong, dropped where they are not signed."""
-    parsed = await _run(hs, len(pdus), _parse, pdus, version, room_id)
+    return await _check_signed(hs, await _run(hs, len(pdus), _parse, pdus, version, room_id), version)
+
+
+async def _check_signed(
+    hs: Resources, parsed: Sequence[Event | Dropped], version: RoomVersion
+) -> list[Event | Dropped]:
     wanted: dict[tuple[ServerName, str], int] = {}
     for event in parsed:
         if isinstance(event, Event):
@@ -44,7 +49,7 @@ async def check_pdus(
             for named in signing_keys_of(event):
                 wanted[named] = max(signed_ts, wanted.get(named, 0))
     keys = await find_keys(hs, [WantedKey(*named, signed_ts) for named, signed_ts in wanted.items()])
-    return await _run(hs, len(pdus), _check, parsed, keys, hs.now_ms())
+    return await _run(hs, len(parsed), _check, parsed, keys, hs.now_ms())
 
 
 async def check_pdu(hs: Resources, pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dropped:
@@ -56,8 +61,20 @@ async def check_good_pdus(
     hs: Resources, pdus: object, version: RoomVersion, room_id: RoomID
 ) -> list[Event]:
     """The events of those PDUs that pass, each once; `pdus` may be anything."""
-    checked = await check_pdus(hs, pdus if isinstance(pdus, list) else [], version, room_id)
-    return list({event.event_id: event for event in checked if isinstance(event, Event)}.values())
+    return (await check_state(hs, pdus, None, version, room_id))[0]
+
+
+async def check_state(
+    hs: Resources, state: object, auth_chain: object, version: RoomVersion, room_id: RoomID
+) -> tuple[list[Event], list[Event]]:
+    """The events of a state that pass, and those of both lists together; they may be anything. Each is checked once."""
+    listed = [each if isinstance(each, list) else [] for each in (state, auth_chain)]
+    pdus = [*listed[0], *listed[1]]
+    parsed = await _run(hs, len(pdus), _parse, pdus, version, room_id)
+    state_ids = {event.event_id for event in parsed[: len(listed[0])]}
+    unique = {event.event_id: event for event in parsed if isinstance(event, Event)}
+    events = [each for each in await _check_signed(hs, list(unique.values()), version) if isinstance(each, Event)]
+    return [event for event in events if event.event_id in state_ids], events
 
 
 async def _run(hs: Resources, count: int, fn: Callable[[*Ts], T], *args: *Ts) -> T:

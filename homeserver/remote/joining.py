@@ -20,7 +20,7 @@ from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
 from homeserver.feature import JsonObject
-from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
+from homeserver.remote.checking import Dropped, check_pdu, check_state
 from homeserver.remote.fetching import store
 from homeserver.remote.outside import (
     forget_outside,
@@ -257,11 +257,11 @@ async def _enter(hs: Resources, accepted: _Accepted) -> None:
         received = (await receive_events(hs, [join], server))[0]
         _check(received)
         return
-    chain = await check_good_pdus(hs, accepted.answer.get("auth_chain"), version, room_id)
-    state = await check_good_pdus(hs, accepted.answer.get("state"), version, room_id)
+    answer = accepted.answer
+    state, events = await check_state(hs, answer.get("state"), answer.get("auth_chain"), version, room_id)
     by_key: dict[tuple[str, str], Event] = {event.key: event for event in state if event.is_state}
     _check_create(by_key.get(("m.room.create", "")), version)
-    lacking = await store(hs, list({event.event_id: event for event in (*chain, *state)}.values()), server)
+    lacking = await store(hs, events, server)
     if lacking:
         _log.warning(
             "state of a joined room is incomplete",

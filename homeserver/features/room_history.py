@@ -197,11 +197,12 @@ def _context(
     assert event.ordering is not None
     before = list_backwards(tx, room_id, event.ordering - 1, limit - limit // 2)
     after = list_forwards(tx, room_id, event.ordering, limit // 2)
-    shown_before, shown_after = (
-        [each for each in filter_visible(tx, requester.user_id, room_id, events) if wants_event(filter_, each)]
-        for events in (before, after)
-    )
-    last = after[-1] if after else event
+    after = filter_visible(tx, requester.user_id, room_id, after)
+    shown_after = [each for each in after if wants_event(filter_, each)]
+    shown_before = [
+        each for each in filter_visible(tx, requester.user_id, room_id, before) if wants_event(filter_, each)
+    ]
+    last = after[-1] if after else event  # never one that the user may not see: nor may they see the state after it
     senders = {each.sender for each in (event, *shown_before, *shown_after)}
     stored = list_stored(tx, set(entries_of(tx, state_after(tx, last)).values())).values()
     lazy = filter_.lazy_load_members

@@ -54,15 +54,13 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
             after = event.content.get("history_visibility")
             if isinstance(after, str) and after in _VISIBILITIES:
                 visibility = min(visibility, after, key=_VISIBILITIES.index)
-        if visibility == "shared" and membership != "join" and last_joined is None:
-            last_joined = last_joined_point(tx, room_id, user_id)
-        if (
-            visibility == "world_readable"
-            or membership == "join"
-            or (visibility == "shared" and last_joined is not None and event.ordering <= last_joined)
-            or (visibility == "invited" and membership == "invite")
-        ):
+        if visibility == "world_readable" or membership == "join":
             visible.append(event)
+        elif visibility == "shared" or (visibility == "invited" and membership == "invite"):
+            if last_joined is None:
+                last_joined = last_joined_point(tx, room_id, user_id)
+            if event.ordering <= last_joined:  # it is for who has joined, not for who was invited only
+                visible.append(event)
     return visible
 
 

@@ -1,0 +1,318 @@
+"""Spec: client-server-api/#get_matrixclientv3roomsroomidmessages, its /context and /event"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.homeservers import Client, Server
+from tests.support.people import (
+    act,
+    all_messages,
+    create,
+    get_event,
+    ids,
+    join,
+    leave,
+    messages,
+    path_of,
+    redact,
+    say,
+    send,
+    set_state,
+    sync,
+    texts,
+    timeline,
+)
+
+FORBIDDEN = (403, "M_FORBIDDEN")
+NOT_FOUND = (404, "M_NOT_FOUND")
+
+
+async def room_of(creator: Client, *members: Client, **body: Any) -> str:
+    room_id = await create(creator, **{"preset": "public_chat", **body})
+    for member in members:
+        await join(member, room_id)
+    return room_id
+
+
+async def context(client: Client, room_id: str, event_id: str, **query: Any) -> dict[str, Any]:
+    return dict(await client.ok("GET", path_of(room_id, "context", event_id), params=query))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 100])
+async def test_pages_have_every_event_once(server: Server, limit: int) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice)
+    await say(alice, room_id, "1", "2", "3")
+    await join(bob, room_id)
+    await say(bob, room_id, "4", "5", "6", "7")
+    forwards = await all_messages(bob, room_id, "f", limit=limit)
+    backwards = await all_messages(bob, room_id, "b", limit=limit)
+    assert ids(forwards) == ids(backwards)[::-1]
+    assert len(set(ids(forwards))) == len(forwards)
+    assert texts(forwards) == ["1", "2", "3", "4", "5", "6", "7"]
+    assert forwards[0]["type"] == "m.room.create"
+    assert len(forwards) == 7 + 7  # six at the creation, and a join
+
+
+async def test_pages_stay_what_they_are_while_the_room_grows(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    before = await say(alice, room_id, *[str(number) for number in range(10)])
+    found: list[str] = []
+    query: dict[str, Any] = {}
+    for number in range(5):
+        page = await messages(alice, room_id, limit=2, **query)
+        found += ids(page["chunk"])
+        query = {"start": page["end"]}
+        await send(alice, room_id, f"later {number}")
+    assert found == before[::-1]
+
+
+async def test_there_and_back_from_the_same_point(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    sent = await say(alice, room_id, *[str(number) for number in range(8)])
+    page = await messages(alice, room_id, limit=4)
+    assert ids(page["chunk"]) == sent[:3:-1]
+    older = await messages(alice, room_id, start=page["end"], limit=4)
+    newer = await messages(alice, room_id, "f", start=page["end"], limit=100)
+    assert ids(older["chunk"]) == sent[3::-1]
+    assert ids(newer["chunk"]) == sent[4:]
+    assert older["start"] == newer["start"] == page["end"]
+    again = await messages(alice, room_id, "f", start=page["start"])
+    assert again["chunk"] == []
+
+
+async def test_the_last_page_has_no_end(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    await say(alice, room_id, "1")
+    for direction in ("b", "f"):
+        assert "end" not in await messages(alice, room_id, direction, limit=100)
+        assert "end" in await messages(alice, room_id, direction, limit=2)
+
+
+async def test_tokens_of_sync(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    early = await say(alice, room_id, "1", "2")
+    since = (await sync(alice))["next_batch"]
+    late = await say(alice, room_id, *[f"later {number}" for number in range(15)])
+    answer = await sync(alice, since)
+    shown = ids(timeline(answer, room_id))
+    prev_batch = answer["rooms"]["join"][room_id]["timeline"]["prev_batch"]
+    gap = await messages(alice, room_id, start=prev_batch, to=since, limit=100)
+    assert ids(gap["chunk"])[::-1] + shown == late
+    assert ids((await messages(alice, room_id, start=since, limit=2))["chunk"]) == early[::-1]
+    assert ids((await messages(alice, room_id, "f", start=since, limit=100))["chunk"]) == late
+    assert (await messages(alice, room_id, "f", start=answer["next_batch"]))["chunk"] == []
+
+
+async def test_the_default_is_ten_events(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    await say(alice, room_id, *[str(number) for number in range(12)])
+    assert len((await messages(alice, room_id))["chunk"]) == 10
+    assert len((await messages(alice, room_id, limit=10**9))["chunk"]) > 12
+
+
+@pytest.mark.parametrize(
+    ("filter_", "expected"),
+    [
+        ({"types": ["m.room.message"]}, ["a1", "b1", "b2"]),
+        ({"types": ["m.room.message"], "senders": ["@bob:test.example"]}, ["b1", "b2"]),
+        ({"not_senders": ["@bob:test.example"]}, ["a1"]),
+        ({"contains_url": True}, ["b2"]),
+        ({"types": ["m.room.message"], "contains_url": False}, ["a1", "b1"]),
+        ({"not_types": ["m.room.*"]}, []),
+        ({"types": ["m.*.message"]}, ["a1", "b1", "b2"]),
+        ({"types": []}, []),
+    ],
+)
+async def test_filters(server: Server, filter_: dict[str, Any], expected: list[str]) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    await say(alice, room_id, "a1")
+    await say(bob, room_id, "b1")
+    await send(bob, room_id, {"msgtype": "m.file", "body": "b2", "url": "mxc://test.example/a"})
+    for limit in (1, 3, 100):
+        assert texts(await all_messages(alice, room_id, "f", limit=limit, filter=filter_)) == expected
+        assert texts(await all_messages(alice, room_id, "b", limit=limit, filter=filter_)) == expected[::-1]
+
+
+async def test_lazy_loading_gives_the_members_who_speak(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await room_of(alice, bob, carl)
+    await say(alice, room_id, "1")
+    (event_id,) = await say(bob, room_id, "2")
+    lazy = {"lazy_load_members": True}
+    page = await messages(carl, room_id, limit=2, filter=lazy)
+    assert {event["state_key"] for event in page["state"]} == {alice.user_id, bob.user_id}
+    page = await messages(carl, room_id, limit=1, filter=lazy)
+    assert {event["state_key"] for event in page["state"]} == {bob.user_id}
+    assert "state" not in await messages(carl, room_id, limit=1)
+    around = await context(carl, room_id, event_id, limit=0, filter=json.dumps(lazy))
+    members = {event["state_key"] for event in around["state"] if event["type"] == "m.room.member"}
+    assert members == {bob.user_id}
+    assert "m.room.create" in {event["type"] for event in around["state"]}
+
+
+@pytest.mark.parametrize(("limit", "before", "after"), [(0, 0, 0), (2, 1, 1), (6, 3, 3), (100, 4, 4)])
+async def test_context(server: Server, limit: int, before: int, after: int) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    sent = await say(alice, room_id, *[str(number) for number in range(9)])
+    around = await context(alice, room_id, sent[4], limit=limit, filter=json.dumps({"types": ["m.room.message"]}))
+    assert around["event"]["event_id"] == sent[4]
+    assert ids(around["events_before"]) == sent[4 - before : 4][::-1]
+    assert ids(around["events_after"]) == sent[5 : 5 + after]
+    if limit <= 6:
+        older = await messages(alice, room_id, start=around["start"], limit=1)
+        newer = await messages(alice, room_id, "f", start=around["end"], limit=1)
+        assert ids(older["chunk"]) == [sent[3 - before]]
+        assert ids(newer["chunk"]) == [sent[5 + after]]
+
+
+async def test_the_limit_of_a_context_is_of_both_sides(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    sent = await say(alice, room_id, *[str(number) for number in range(30)])
+    for limit in (1, 3, 5):
+        around = await context(alice, room_id, sent[15], limit=limit)
+        assert len(around["events_before"]) + len(around["events_after"]) == limit
+    around = await context(alice, room_id, sent[15])
+    assert len(around["events_before"]) + len(around["events_after"]) == 10
+
+
+async def test_the_state_of_a_context_is_of_its_end(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice, name="first")
+    (event_id,) = await say(alice, room_id, "hello")
+    await set_state(alice, room_id, "m.room.name", {"name": "second"})
+    for limit, name in ((0, "first"), (2, "second")):
+        around = await context(alice, room_id, event_id, limit=limit)
+        names = [event["content"]["name"] for event in around["state"] if event["type"] == "m.room.name"]
+        assert names == [name]
+
+
+async def test_the_filter_of_a_context_is_not_for_the_event(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    _, event_id, _ = await say(alice, room_id, "1", "2", "3")
+    around = await context(alice, room_id, event_id, limit=4, filter=json.dumps({"types": ["m.room.name"]}))
+    assert around["event"]["event_id"] == event_id
+    assert around["events_before"] == around["events_after"] == around["state"] == []
+
+
+async def test_one_event(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id, other = await room_of(alice), await room_of(alice)
+    (event_id,) = await say(alice, room_id, "hello")
+    event = await get_event(alice, room_id, event_id)
+    assert (event["event_id"], event["room_id"], event["sender"]) == (event_id, room_id, alice.user_id)
+    assert event["content"] == {"msgtype": "m.text", "body": "hello"}
+    assert event["unsigned"]["age"] >= 0
+    for path in (
+        path_of(other, "event", event_id),
+        path_of(other, "context", event_id),
+        path_of(room_id, "event", "$unknown"),
+        path_of(room_id, "context", "$unknown"),
+        path_of("!unknown:test.example", "event", event_id),
+    ):
+        assert await alice.refused("GET", path) == NOT_FOUND
+
+
+async def test_redacted_events_stay_in_their_place(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    first, second, third = await say(alice, room_id, "1", "2", "3")
+    redaction = await redact(alice, room_id, second)
+    chunk = (await messages(alice, room_id, limit=4))["chunk"]
+    assert ids(chunk) == [redaction, third, second, first]
+    assert chunk[2]["content"] == {}
+    assert chunk[2]["unsigned"]["redacted_because"]["event_id"] == redaction
+
+
+async def test_who_has_left_reads_up_to_there(server: Server) -> None:
+    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    room_id = await room_of(alice, bob, carl, dora)
+    (last,) = await say(alice, room_id, "before")
+    await leave(bob, room_id)
+    await act(alice, room_id, "kick", carl)
+    await act(alice, room_id, "ban", dora)
+    later = await say(alice, room_id, *[f"after {number}" for number in range(12)])
+    await set_state(alice, room_id, "m.room.name", {"name": "after"})
+    for client in (bob, carl, dora):
+        page = await messages(client, room_id, limit=4)
+        assert page["chunk"][0]["state_key"] == client.user_id  # the newest that they may see: that they left
+        everything = await all_messages(client, room_id, limit=3)
+        assert texts(everything) == ["before"]
+        assert texts(await all_messages(client, room_id, "f", limit=3)) == ["before"]
+        ahead = await messages(client, room_id, start="s999999999", limit=4)
+        assert ids(ahead["chunk"]) == ids(page["chunk"])
+        for event_id in later:
+            assert await client.refused("GET", path_of(room_id, "event", event_id)) == NOT_FOUND
+        around = await context(client, room_id, last, limit=100)
+        assert texts(around["events_after"]) == []
+        assert "m.room.name" not in {event["type"] for event in around["state"]}
+
+
+async def test_history_of_an_earlier_stay_is_kept(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await room_of(alice, bob)
+    await say(alice, room_id, "before")
+    await leave(bob, room_id)
+    await say(alice, room_id, "after")
+    for change in ("invite", "kick", "ban", "unban", "invite"):
+        await act(alice, room_id, change, bob)
+        assert texts(await all_messages(bob, room_id)) == ["before"]
+    await join(bob, room_id)
+    assert texts(await all_messages(bob, room_id)) == ["after", "before"]
+
+
+async def test_who_was_never_in_the_room_reads_nothing(server: Server) -> None:
+    alice, bob, carl, dora, emil = [await server.register(name) for name in ("alice", "bob", "carl", "dora", "emil")]
+    room_id = await create(alice, invite=[bob.user_id, dora.user_id])
+    (event_id,) = await say(alice, room_id, "secret")
+    await leave(dora, room_id)
+    await act(alice, room_id, "ban", emil)
+    for client in (bob, carl, dora, emil):
+        assert await client.refused("GET", path_of(room_id, "messages") + "?dir=b") == FORBIDDEN
+        for what in ("event", "context"):
+            assert await client.refused("GET", path_of(room_id, what, event_id)) == NOT_FOUND
+    for path in (path_of(room_id, "messages") + "?dir=b", path_of(room_id, "event", event_id)):
+        assert await server.anonymous.refused("GET", path) == (401, "M_MISSING_TOKEN")
+    assert await alice.refused("GET", path_of("!unknown:test.example", "messages") + "?dir=b") == FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["dir=x", "dir=", "dir=b&limit=x", "dir=b&limit=-1", "dir=b&limit=1.5", "dir=b&from=nonsense", "dir=b&to=t",
+     "dir=f&from=s-1x", "dir=b&from=" + "t" + "9" * 40],
+)  # fmt: skip
+async def test_refuses_bad_parameters(server: Server, query: str) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    assert await alice.refused("GET", path_of(room_id, "messages") + "?" + query) == (400, "M_INVALID_PARAM")
+    assert await alice.refused("GET", path_of(room_id, "messages")) == (400, "M_MISSING_PARAM")
+
+
+@pytest.mark.parametrize(
+    "filter_", ["{", "7", "[]", '{"types": "m.room.message"}', '{"senders": [7]}', '{"contains_url": "yes"}']
+)
+async def test_refuses_bad_filters(server: Server, filter_: str) -> None:
+    alice = await server.register("alice")
+    room_id = await room_of(alice)
+    (event_id,) = await say(alice, room_id, "hello")
+    for path, query in (
+        (path_of(room_id, "messages"), {"dir": "b", "filter": filter_}),
+        (path_of(room_id, "context", event_id), {"filter": filter_}),
+    ):
+        assert await alice.refused("GET", path, params=query) in ((400, "M_BAD_JSON"), (400, "M_INVALID_PARAM"))
+    for limit in ("x", "-1"):
+        path = path_of(room_id, "context", event_id) + f"?limit={limit}"
+        assert await alice.refused("GET", path) == (400, "M_INVALID_PARAM")

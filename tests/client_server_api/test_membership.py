@@ -3,162 +3,163 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from tests.support.conversation import (
+from tests.support.homeservers import Client, Server
+from tests.support.people import (
     act,
-    all_state,
-    create_room,
+    create,
     get_state,
     join,
     leave,
-    membership_of,
+    membership,
     messages,
+    path_of,
     public_room,
-    say,
-    segment,
+    send,
     set_state,
+    state,
     sync,
 )
-from tests.support.homeservers import Client, Server
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 NOT_FOUND = (404, "M_NOT_FOUND")
 UNKNOWN_ROOM = "!unknown:test.example"
 
 
-async def people(homeserver: Server, *names: str) -> list[Client]:
-    return [await homeserver.register(name) for name in names]
+async def people(server: Server, *names: str) -> list[Client]:
+    return [await server.register(name) for name in names]
 
 
 async def try_to(client: Client, action: str, room_id: str, target: Client | None = None) -> tuple[int, str]:
     """The refusal of a change of membership."""
     body = {} if target is None else {"user_id": target.user_id}
-    return await client.refused("POST", f"rooms/{segment(room_id)}/{action}", json=body)
+    return await client.refused("POST", path_of(room_id, action), json=body)
 
 
-async def test_joining_a_public_room(homeserver: Server) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
+async def test_joining_a_public_room(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
     await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Bob"})
     room_id = await public_room(alice)
-    assert await bob.ok("POST", f"rooms/{room_id}/join", json={"reason": "tea"}) == {"room_id": room_id}
+    assert await bob.ok("POST", path_of(room_id, "join"), json={"reason": "tea"}) == {"room_id": room_id}
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content == {"membership": "join", "displayname": "Bob", "reason": "tea"}
     assert await bob.ok("GET", "joined_rooms") == {"joined_rooms": [room_id]}
 
 
-async def test_joining_twice_changes_nothing(homeserver: Server) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
+async def test_joining_twice_changes_nothing(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice, bob)
-    before = (await all_state(bob, room_id))["m.room.member", bob.user_id]["event_id"]
+    before = (await state(bob, room_id))["m.room.member", bob.user_id]["event_id"]
     await join(bob, room_id)
-    assert (await all_state(bob, room_id))["m.room.member", bob.user_id]["event_id"] == before
+    assert (await state(bob, room_id))["m.room.member", bob.user_id]["event_id"] == before
 
 
-async def test_joining_needs_no_body(homeserver: Server) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
+async def test_joining_needs_no_body(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice)
-    assert await bob.ok("POST", f"rooms/{room_id}/join") == {"room_id": room_id}
-    await bob.ok("POST", f"rooms/{room_id}/leave")
-    assert await membership_of(alice, room_id, bob) == "leave"
+    assert await bob.ok("POST", path_of(room_id, "join")) == {"room_id": room_id}
+    await bob.ok("POST", path_of(room_id, "leave"))
+    assert await membership(alice, room_id, bob.user_id) == "leave"
 
 
-async def test_joining_by_alias_or_id(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_joining_by_alias_or_id(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, room_alias_name="pub")
-    assert await bob.ok("POST", f"join/{segment('#pub:test.example')}", json={}) == {"room_id": room_id}
-    assert await carl.ok("POST", f"join/{segment(room_id)}?via=test.example", json={}) == {"room_id": room_id}
+    assert await bob.ok("POST", f"join/{quote('#pub:test.example', safe='')}", json={}) == {"room_id": room_id}
+    assert await carl.ok("POST", f"join/{quote(room_id, safe='')}?via=test.example", json={}) == {"room_id": room_id}
 
 
-async def test_joining_what_is_not_there(homeserver: Server) -> None:
-    (alice,) = await people(homeserver, "alice")
+async def test_joining_what_is_not_there(server: Server) -> None:
+    (alice,) = await people(server, "alice")
     assert await try_to(alice, "join", UNKNOWN_ROOM) == NOT_FOUND
-    assert await alice.refused("POST", f"join/{segment('#nope:test.example')}", json={}) == NOT_FOUND
+    assert await alice.refused("POST", f"join/{quote('#nope:test.example', safe='')}", json={}) == NOT_FOUND
     assert await alice.refused("POST", "join/nonsense", json={}) == (400, "M_INVALID_PARAM")
     assert await alice.refused("POST", f"join/{UNKNOWN_ROOM}?via=no%20name", json={}) == (400, "M_INVALID_PARAM")
 
 
-async def test_a_private_room_is_for_the_invited(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
-    room_id = await create_room(alice)
+async def test_a_private_room_is_for_the_invited(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    room_id = await create(alice)
     assert await try_to(bob, "join", room_id) == FORBIDDEN
-    await act(alice, "invite", room_id, bob, reason="tea?")
+    await act(alice, room_id, "invite", bob, reason="tea?")
     assert (await get_state(alice, room_id, "m.room.member", bob.user_id))["reason"] == "tea?"
     assert await try_to(carl, "join", room_id) == FORBIDDEN
     await join(bob, room_id)
-    assert await membership_of(alice, room_id, bob) == "join"
+    assert await membership(alice, room_id, bob.user_id) == "join"
 
 
-async def test_who_was_invited_and_left_needs_a_new_invitation(homeserver: Server) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
-    room_id = await create_room(alice, invite=[bob.user_id])
+async def test_who_was_invited_and_left_needs_a_new_invitation(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
+    room_id = await create(alice, invite=[bob.user_id])
     await leave(bob, room_id)
-    assert await membership_of(alice, room_id, bob) == "leave"
+    assert await membership(alice, room_id, bob.user_id) == "leave"
     assert await try_to(bob, "join", room_id) == FORBIDDEN
 
 
-async def test_who_may_invite(homeserver: Server) -> None:
-    alice, bob, carl, dora = await people(homeserver, "alice", "bob", "carl", "dora")
+async def test_who_may_invite(server: Server) -> None:
+    alice, bob, carl, dora = await people(server, "alice", "bob", "carl", "dora")
     room_id = await public_room(alice, bob)
     assert await try_to(bob, "invite", room_id, carl) == FORBIDDEN  # public_chat asks for level 50
     assert await try_to(dora, "invite", room_id, carl) == FORBIDDEN
     assert await try_to(alice, "invite", UNKNOWN_ROOM, carl) == FORBIDDEN
     assert await try_to(alice, "invite", room_id, bob) == FORBIDDEN
     assert await try_to(alice, "invite", room_id, alice) == FORBIDDEN
-    await act(alice, "ban", room_id, carl)
+    await act(alice, room_id, "ban", carl)
     assert await try_to(alice, "invite", room_id, carl) == FORBIDDEN
     for _ in range(2):
-        await act(alice, "invite", room_id, dora)
-    assert await membership_of(alice, room_id, dora) == "invite"
+        await act(alice, room_id, "invite", dora)
+    assert await membership(alice, room_id, dora.user_id) == "invite"
 
 
-async def test_rejecting_an_invitation(homeserver: Server) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
-    room_id = await create_room(alice, invite=[bob.user_id])
+async def test_rejecting_an_invitation(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
+    room_id = await create(alice, invite=[bob.user_id])
     first = await sync(bob)
     assert room_id in first["rooms"]["invite"]
-    await bob.ok("POST", f"rooms/{room_id}/leave", json={"reason": "no"})
+    await bob.ok("POST", path_of(room_id, "leave"), json={"reason": "no"})
     assert room_id in (await sync(bob, first["next_batch"]))["rooms"]["leave"]
     assert (await get_state(alice, room_id, "m.room.member", bob.user_id))["reason"] == "no"
 
 
-async def test_withdrawing_an_invitation(homeserver: Server) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
-    room_id = await create_room(alice, invite=[bob.user_id])
-    await act(alice, "kick", room_id, bob)
-    assert await membership_of(alice, room_id, bob) == "leave"
+async def test_withdrawing_an_invitation(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
+    room_id = await create(alice, invite=[bob.user_id])
+    await act(alice, room_id, "kick", bob)
+    assert await membership(alice, room_id, bob.user_id) == "leave"
     assert await try_to(bob, "join", room_id) == FORBIDDEN
 
 
-async def test_leaving(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_leaving(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, bob)
-    await bob.ok("POST", f"rooms/{room_id}/leave", json={"reason": "home"})
+    await bob.ok("POST", path_of(room_id, "leave"), json={"reason": "home"})
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content == {"membership": "leave", "reason": "home"}
     assert await bob.ok("GET", "joined_rooms") == {"joined_rooms": []}
     await leave(bob, room_id)
-    assert await bob.refused("PUT", f"rooms/{room_id}/send/m.room.message/1", json={}) == FORBIDDEN
+    assert await bob.refused("PUT", path_of(room_id, "send", "m.room.message", "1"), json={}) == FORBIDDEN
     assert await try_to(carl, "leave", room_id) == FORBIDDEN
     assert await try_to(carl, "leave", UNKNOWN_ROOM) == NOT_FOUND
 
 
-async def test_the_last_one_leaves(homeserver: Server) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
+async def test_the_last_one_leaves(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice, visibility="public")
     await leave(alice, room_id)
     assert (await alice.ok("GET", "publicRooms"))["chunk"] == []
-    assert (await bob.refused("POST", f"rooms/{room_id}/join", json={}))[0] in (403, 404)
+    assert (await bob.refused("POST", path_of(room_id, "join"), json={}))[0] in (403, 404)
 
 
-async def test_kicking(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_kicking(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, bob, carl)
     assert await try_to(bob, "kick", room_id, carl) == FORBIDDEN
     assert await try_to(bob, "kick", room_id, alice) == FORBIDDEN
-    await act(alice, "kick", room_id, bob, reason="rude")
-    member = (await all_state(alice, room_id))["m.room.member", bob.user_id]
+    await act(alice, room_id, "kick", bob, reason="rude")
+    member = (await state(alice, room_id))["m.room.member", bob.user_id]
     assert (member["sender"], member["content"]) == (alice.user_id, {"membership": "leave", "reason": "rude"})
     assert await try_to(alice, "kick", room_id, bob) == FORBIDDEN
     assert await try_to(bob, "kick", room_id, carl) == FORBIDDEN
@@ -166,122 +167,122 @@ async def test_kicking(homeserver: Server) -> None:
     await join(bob, room_id)
 
 
-async def test_nobody_turns_out_who_is_as_powerful(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_nobody_turns_out_who_is_as_powerful(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     levels = {"users": {bob.user_id: 50, carl.user_id: 50}}
     room_id = await public_room(alice, bob, carl, power_level_content_override=levels)
     for action in ("kick", "ban"):
         assert await try_to(bob, action, room_id, carl) == FORBIDDEN
         assert await try_to(bob, action, room_id, alice) == FORBIDDEN
-    assert await membership_of(alice, room_id, carl) == "join"
+    assert await membership(alice, room_id, carl.user_id) == "join"
 
 
-async def test_banning(homeserver: Server) -> None:
-    alice, bob, carl, dora = await people(homeserver, "alice", "bob", "carl", "dora")
+async def test_banning(server: Server) -> None:
+    alice, bob, carl, dora = await people(server, "alice", "bob", "carl", "dora")
     room_id = await public_room(alice, bob, carl)
     assert await try_to(bob, "ban", room_id, carl) == FORBIDDEN
     assert await try_to(dora, "ban", room_id, carl) == FORBIDDEN
     assert await try_to(alice, "ban", UNKNOWN_ROOM, carl) == FORBIDDEN
-    await act(alice, "ban", room_id, bob, reason="spam")
-    await act(alice, "ban", room_id, dora)  # who has never been here
+    await act(alice, room_id, "ban", bob, reason="spam")
+    await act(alice, room_id, "ban", dora)  # who has never been here
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert (content["membership"], content["reason"]) == ("ban", "spam")
     for banned in (bob, dora):
         assert await try_to(banned, "join", room_id) == FORBIDDEN
         assert await try_to(banned, "leave", room_id) == FORBIDDEN
         assert await banned.refused("POST", f"knock/{room_id}", json={}) == FORBIDDEN
-    assert await membership_of(alice, room_id, bob) == "ban"
+    assert await membership(alice, room_id, bob.user_id) == "ban"
 
 
-async def test_unbanning(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_unbanning(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, carl)
-    await act(alice, "ban", room_id, bob)
+    await act(alice, room_id, "ban", bob)
     assert await try_to(carl, "unban", room_id, bob) == FORBIDDEN
     assert await try_to(alice, "unban", room_id, carl) == (403, "M_BAD_STATE")
-    await act(alice, "unban", room_id, bob, reason="sorry")
+    await act(alice, room_id, "unban", bob, reason="sorry")
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content == {"membership": "leave", "reason": "sorry"}
     await join(bob, room_id)
 
 
-async def test_forgetting(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_forgetting(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, bob)
-    assert await bob.refused("POST", f"rooms/{room_id}/forget") == (400, "M_UNKNOWN")
+    assert await bob.refused("POST", path_of(room_id, "forget")) == (400, "M_UNKNOWN")
     await leave(bob, room_id)
     assert (await messages(bob, room_id))["chunk"]
     for _ in range(2):
-        assert await bob.ok("POST", f"rooms/{room_id}/forget") == {}
-    assert await bob.refused("GET", f"rooms/{room_id}/messages?dir=b") == FORBIDDEN
-    assert await bob.refused("GET", f"rooms/{room_id}/state") == FORBIDDEN
-    filter_ = '{"room": {"include_leave": true}}'
+        assert await bob.ok("POST", path_of(room_id, "forget")) == {}
+    assert await bob.refused("GET", path_of(room_id, "messages") + "?dir=b") == FORBIDDEN
+    assert await bob.refused("GET", path_of(room_id, "state")) == FORBIDDEN
+    filter_ = {"room": {"include_leave": True}}
     assert room_id not in (await sync(bob, filter=filter_)).get("rooms", {}).get("leave", {})
-    assert await carl.refused("POST", f"rooms/{room_id}/forget") == NOT_FOUND
+    assert await carl.refused("POST", path_of(room_id, "forget")) == NOT_FOUND
     await join(bob, room_id)
     assert (await messages(bob, room_id))["chunk"]
 
 
 @pytest.mark.parametrize("join_rule", ["knock", "knock_restricted"])
-async def test_knocking(homeserver: Server, join_rule: str) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
-    room_id = await create_room(alice, name="Room", room_alias_name="pub")
-    await set_state(alice, room_id, "m.room.join_rules", join_rule=join_rule)
-    knocked = await bob.ok("POST", f"knock/{segment('#pub:test.example')}", json={"reason": "please"})
+async def test_knocking(server: Server, join_rule: str) -> None:
+    alice, bob = await people(server, "alice", "bob")
+    room_id = await create(alice, name="Room", room_alias_name="pub")
+    await set_state(alice, room_id, "m.room.join_rules", {"join_rule": join_rule})
+    knocked = await bob.ok("POST", f"knock/{quote('#pub:test.example', safe='')}", json={"reason": "please"})
     assert knocked == {"room_id": room_id}
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content == {"membership": "knock", "reason": "please"}
     told = (await sync(bob))["rooms"]["knock"][room_id]["knock_state"]["events"]
     assert {"name": "Room"} in [event["content"] for event in told]
     assert await try_to(bob, "join", room_id) == FORBIDDEN
-    await act(alice, "invite", room_id, bob)
+    await act(alice, room_id, "invite", bob)
     assert await bob.refused("POST", f"knock/{room_id}", json={}) == FORBIDDEN
     await join(bob, room_id)
     assert await bob.refused("POST", f"knock/{room_id}", json={}) == FORBIDDEN
 
 
-async def test_a_knock_is_taken_back_or_denied(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_a_knock_is_taken_back_or_denied(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     rules = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
-    room_id = await create_room(alice, initial_state=[rules])
+    room_id = await create(alice, initial_state=[rules])
     for client in (bob, carl):
         await client.ok("POST", f"knock/{room_id}", json={})
     await leave(bob, room_id)
-    await act(alice, "kick", room_id, carl)
-    assert await membership_of(alice, room_id, bob) == await membership_of(alice, room_id, carl) == "leave"
+    await act(alice, room_id, "kick", carl)
+    assert await membership(alice, room_id, bob.user_id) == await membership(alice, room_id, carl.user_id) == "leave"
 
 
 @pytest.mark.parametrize(("preset", "version"), [("private_chat", "12"), ("public_chat", "12"), ("private_chat", "6")])
-async def test_rooms_that_are_not_for_knocking(homeserver: Server, preset: str, version: str) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
-    room_id = await create_room(alice, preset=preset, room_version=version)
+async def test_rooms_that_are_not_for_knocking(server: Server, preset: str, version: str) -> None:
+    alice, bob = await people(server, "alice", "bob")
+    room_id = await create(alice, preset=preset, room_version=version)
     assert await bob.refused("POST", f"knock/{room_id}", json={}) == FORBIDDEN
     assert await bob.refused("POST", f"knock/{UNKNOWN_ROOM}", json={}) == NOT_FOUND
-    assert await bob.refused("POST", f"knock/{segment('#nope:test.example')}", json={}) == NOT_FOUND
+    assert await bob.refused("POST", f"knock/{quote('#nope:test.example', safe='')}", json={}) == NOT_FOUND
 
 
 @pytest.mark.parametrize("version", ["8", "10", "12"])
-async def test_restricted_rooms(homeserver: Server, version: str) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_restricted_rooms(server: Server, version: str) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     club = await public_room(alice, bob)
     allow = [{"type": "m.room_membership", "room_id": club}, {"type": "org.example.unknown"}]
     rules = {"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}
-    room_id = await create_room(alice, room_version=version, initial_state=[rules])
+    room_id = await create(alice, room_version=version, initial_state=[rules])
     await join(bob, room_id)
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content["join_authorised_via_users_server"] == alice.user_id
     assert await try_to(carl, "join", room_id) == FORBIDDEN
-    await act(alice, "invite", room_id, carl)
+    await act(alice, room_id, "invite", carl)
     await join(carl, room_id)
     assert "join_authorised_via_users_server" not in await get_state(alice, room_id, "m.room.member", carl.user_id)
 
 
-async def test_memberships_by_state_events(homeserver: Server) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
-    room_id = await create_room(alice)
-    for membership in ("invite", "leave", "ban", "leave"):
-        await set_state(alice, room_id, "m.room.member", bob.user_id, membership=membership)
-        assert await membership_of(alice, room_id, bob) == membership
+async def test_memberships_by_state_events(server: Server) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    room_id = await create(alice)
+    for each in ("invite", "leave", "ban", "leave"):
+        await set_state(alice, room_id, "m.room.member", {"membership": each}, bob.user_id)
+        assert await membership(alice, room_id, bob.user_id) == each
     path = f"rooms/{room_id}/state/m.room.member"
     assert await alice.refused("PUT", f"{path}/{bob.user_id}", json={"membership": "join"}) == FORBIDDEN
     assert await alice.refused("PUT", f"{path}/{carl.user_id}", json={"membership": "knock"}) == FORBIDDEN
@@ -306,22 +307,22 @@ async def test_memberships_by_state_events(homeserver: Server) -> None:
         ([], "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_targets(homeserver: Server, action: str, body: Any, errcode: str) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
+async def test_refuses_bad_targets(server: Server, action: str, body: Any, errcode: str) -> None:
+    alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice, bob)
-    assert await alice.refused("POST", f"rooms/{room_id}/{action}", json=body) == (400, errcode)
-    assert await membership_of(alice, room_id, bob) == "join"
+    assert await alice.refused("POST", path_of(room_id, action), json=body) == (400, errcode)
+    assert await membership(alice, room_id, bob.user_id) == "join"
 
 
 @pytest.mark.parametrize(
     "body", [{"reason": 7}, {"reason": []}, [], 7, {"reason": "x" * 70_000}], ids=lambda body: repr(body)[:20]
 )
-async def test_refuses_bad_reasons(homeserver: Server, body: Any) -> None:
-    alice, bob, carl = await people(homeserver, "alice", "bob", "carl")
+async def test_refuses_bad_reasons(server: Server, body: Any) -> None:
+    alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, bob)
     for client, path in (
-        (bob, f"rooms/{room_id}/leave"),
-        (carl, f"rooms/{room_id}/join"),
+        (bob, path_of(room_id, "leave")),
+        (carl, path_of(room_id, "join")),
         (carl, f"join/{room_id}"),
         (carl, f"knock/{room_id}"),
     ):
@@ -330,22 +331,22 @@ async def test_refuses_bad_reasons(homeserver: Server, body: Any) -> None:
             (413, "M_TOO_LARGE"),
             FORBIDDEN if path.startswith("knock") and isinstance(body, dict) else (),
         )
-    assert await membership_of(alice, room_id, bob) == "join"
-    assert ("m.room.member", carl.user_id) not in await all_state(alice, room_id)
+    assert await membership(alice, room_id, bob.user_id) == "join"
+    assert ("m.room.member", carl.user_id) not in await state(alice, room_id)
 
 
-async def test_needs_an_access_token(homeserver: Server) -> None:
-    (alice,) = await people(homeserver, "alice")
+async def test_needs_an_access_token(server: Server) -> None:
+    (alice,) = await people(server, "alice")
     room_id = await public_room(alice)
     for action in ("join", "leave", "invite", "kick", "ban", "unban", "forget"):
-        assert await try_to(homeserver.anonymous, action, room_id, alice) == (401, "M_MISSING_TOKEN")
+        assert await try_to(server.anonymous, action, room_id, alice) == (401, "M_MISSING_TOKEN")
 
 
-async def test_a_banned_user_hears_of_it_and_of_nothing_else(homeserver: Server) -> None:
-    alice, bob = await people(homeserver, "alice", "bob")
+async def test_a_banned_user_hears_of_it_and_of_nothing_else(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice, bob)
     since = (await sync(bob))["next_batch"]
-    await act(alice, "ban", room_id, bob)
-    await say(alice, room_id, "gone")
+    await act(alice, room_id, "ban", bob)
+    await send(alice, room_id, "gone")
     told = (await sync(bob, since))["rooms"]["leave"][room_id]["timeline"]["events"]
     assert [event["content"]["membership"] for event in told] == ["ban"]

@@ -7,18 +7,11 @@ from typing import Any
 import pytest
 
 from tests.support.homeservers import Client, Server
-from tests.support.people import act, create, ephemeral, join, leave, path_of, room_in, say, send, sync
+from tests.support.people import act, ephemeral, join, leave, path_of, public_room, room_in, say, send, sync
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 NOT_FOUND = (404, "M_NOT_FOUND")
 READ, PRIVATE, FULLY_READ = "m.read", "m.read.private", "m.fully_read"
-
-
-async def room_of(creator: Client, *members: Client) -> str:
-    room_id = await create(creator, preset="public_chat")
-    for member in members:
-        await join(member, room_id)
-    return room_id
 
 
 def receipt_path(room_id: str, event_id: str, kind: str = READ) -> str:
@@ -47,7 +40,7 @@ async def fully_read(client: Client, room_id: str) -> str | None:
 
 async def test_everybody_in_the_room_is_told(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id)
     since = {client.user_id: (await sync(client))["next_batch"] for client in (alice, bob, carl)}
     await read(bob, room_id, event_id)
@@ -62,7 +55,7 @@ async def test_everybody_in_the_room_is_told(server: Server) -> None:
 
 async def test_a_private_receipt_is_told_to_nobody_else(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id)
     since = (await sync(alice))["next_batch"]
     await read(bob, room_id, event_id, PRIVATE)
@@ -76,7 +69,7 @@ async def test_a_private_receipt_is_told_to_nobody_else(server: Server) -> None:
 @pytest.mark.parametrize("kind", [READ, PRIVATE])
 async def test_receipts_never_go_backwards(server: Server, kind: str) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     first, second, third = await say(alice, room_id, "1", "2", "3")
     for event_id, expected in ((second, second), (first, second), (second, second), (third, third)):
         await read(bob, room_id, event_id, kind)
@@ -85,7 +78,7 @@ async def test_receipts_never_go_backwards(server: Server, kind: str) -> None:
 
 async def test_public_and_private_receipts_are_apart(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     first, second = await say(alice, room_id, "1", "2")
     await read(bob, room_id, second, PRIVATE)
     await read(bob, room_id, first, READ)
@@ -95,7 +88,7 @@ async def test_public_and_private_receipts_are_apart(server: Server) -> None:
 
 async def test_each_thread_has_its_own(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     root, main = await say(alice, room_id, "root", "main")
     relates = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
     first = await send(alice, room_id, {"msgtype": "m.text", "body": "1", **relates})
@@ -113,7 +106,7 @@ async def test_each_thread_has_its_own(server: Server) -> None:
 
 async def test_receipts_are_batched_by_room(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     first, second = await say(alice, room_id, "1", "2")
     since = (await sync(alice))["next_batch"]
     await read(bob, room_id, first)
@@ -125,7 +118,7 @@ async def test_receipts_are_batched_by_room(server: Server) -> None:
 
 async def test_the_fully_read_marker(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     first, second, third = await say(alice, room_id, "1", "2", "3")
     assert await fully_read(bob, room_id) is None
     since = (await sync(bob))["next_batch"]
@@ -144,7 +137,7 @@ async def test_the_fully_read_marker(server: Server) -> None:
 
 async def test_all_markers_at_once(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     first, second, third = await say(alice, room_id, "1", "2", "3")
     path = path_of(room_id, "read_markers")
     assert await bob.ok("POST", path, json={FULLY_READ: first, READ: second, PRIVATE: third}) == {}
@@ -158,7 +151,7 @@ async def test_all_markers_at_once(server: Server) -> None:
 
 async def test_all_markers_or_none(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id, other = await room_of(alice, bob), await room_of(alice)
+    room_id, other = await public_room(alice, bob), await public_room(alice)
     (event_id,), (elsewhere,) = await say(alice, room_id, "1"), await say(alice, other, "2")
     body = {FULLY_READ: event_id, READ: event_id, PRIVATE: elsewhere}
     assert await bob.refused("POST", path_of(room_id, "read_markers"), json=body) == NOT_FOUND
@@ -168,7 +161,7 @@ async def test_all_markers_or_none(server: Server) -> None:
 
 async def test_receipts_of_who_joins_and_for_who_joins(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     event_id = await send(alice, room_id)
     await read(alice, room_id, event_id)
     since = (await sync(bob))["next_batch"]
@@ -181,7 +174,7 @@ async def test_receipts_of_who_joins_and_for_who_joins(server: Server) -> None:
 @pytest.mark.parametrize("kind", [READ, PRIVATE, FULLY_READ])
 async def test_only_who_is_in_the_room_reads(server: Server, kind: str) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id)
     await leave(bob, room_id)
     await act(alice, room_id, "invite", dora)
@@ -194,7 +187,7 @@ async def test_only_who_is_in_the_room_reads(server: Server, kind: str) -> None:
 
 async def test_an_event_that_is_not_of_the_room(server: Server) -> None:
     alice = await server.register("alice")
-    room_id, other = await room_of(alice), await room_of(alice)
+    room_id, other = await public_room(alice), await public_room(alice)
     elsewhere = await send(alice, other)
     for event_id in (elsewhere, "$unknown", "$unknown:test.example"):
         for kind in (READ, PRIVATE, FULLY_READ):
@@ -204,7 +197,7 @@ async def test_an_event_that_is_not_of_the_room(server: Server) -> None:
 
 async def test_a_receipt_needs_no_body(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     event_id = await send(alice, room_id)
     assert await alice.ok("POST", receipt_path(room_id, event_id)) == {}
 
@@ -224,7 +217,7 @@ async def test_a_receipt_needs_no_body(server: Server) -> None:
 )
 async def test_refuses_bad_receipts(server: Server, kind: str, content: bytes, errcode: str) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     event_id = await send(alice, room_id)
     assert await alice.refused("POST", receipt_path(room_id, event_id, kind), content=content) == (400, errcode)
     assert await receipts(alice, room_id, alice) == {}
@@ -237,7 +230,7 @@ async def test_refuses_bad_receipts(server: Server, kind: str, content: bytes, e
 )
 async def test_refuses_bad_markers(server: Server, kind: str, value: Any, errcode: str) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     event_id = await send(alice, room_id)
     body = {READ: event_id, PRIVATE: event_id, FULLY_READ: event_id, kind: value}
     assert await alice.refused("POST", path_of(room_id, "read_markers"), json=body) == (400, errcode)

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from federation.room_versions import ROOM_VERSIONS
-from tests.support.conversation import (
+from tests.support.homeservers import Server
+from tests.support.people import (
     act,
+    get_event,
     get_state,
     messages,
+    path_of,
     public_room,
-    say,
-    segment,
+    redact,
+    send,
     set_state,
     sync,
 )
-from tests.support.homeservers import Client, Server
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 
 
 def path(room_id: str, event_id: str, txn_id: str = "1") -> str:
-    return f"rooms/{segment(room_id)}/redact/{segment(event_id)}/{txn_id}"
-
-
-async def redact(client: Client, room_id: str, event_id: str, txn_id: str = "1", **body: Any) -> str:
-    return str((await client.ok("PUT", path(room_id, event_id, txn_id), json=body))["event_id"])
-
-
-async def get_event(client: Client, room_id: str, event_id: str) -> dict[str, Any]:
-    return dict(await client.ok("GET", f"rooms/{segment(room_id)}/event/{segment(event_id)}"))
+    return path_of(room_id, "redact", event_id, txn_id)
 
 
 @pytest.mark.parametrize("version", list(ROOM_VERSIONS))
-async def test_redacting_ones_own_message(homeserver: Server, version: str) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_redacting_ones_own_message(server: Server, version: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob, room_version=version)
-    event_id = await say(bob, room_id, "secret")
+    event_id = await send(bob, room_id, "secret")
     since = (await sync(alice))["next_batch"]
     redaction_id = await redact(bob, room_id, event_id, reason="a slip")
     event = await get_event(alice, room_id, event_id)
@@ -53,83 +45,84 @@ async def test_redacting_ones_own_message(homeserver: Server, version: str) -> N
     assert (told["type"], told["event_id"], told["redacts"]) == ("m.room.redaction", redaction_id, event_id)
 
 
-async def test_moderators_redact_what_others_say(homeserver: Server) -> None:
-    alice, bob, carl = [await homeserver.register(name) for name in ("alice", "bob", "carl")]
+async def test_moderators_redact_what_others_say(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     levels = {"users": {bob.user_id: 50}}
     room_id = await public_room(alice, bob, carl, power_level_content_override=levels)
     for moderator in (alice, bob):
-        event_id = await say(carl, room_id, f"for {moderator.user_id}")
+        event_id = await send(carl, room_id, f"for {moderator.user_id}")
         await redact(moderator, room_id, event_id)
         assert (await get_event(carl, room_id, event_id))["content"] == {}
-    of_alice = await say(alice, room_id, "hello")
+    of_alice = await send(alice, room_id, "hello")
     await redact(bob, room_id, of_alice)  # the level of whose event it is does not matter
 
 
 @pytest.mark.parametrize("version", ["1", "2", "3", "10", "11", "12"])
-async def test_others_redact_nothing(homeserver: Server, version: str) -> None:
-    alice, bob, carl = [await homeserver.register(name) for name in ("alice", "bob", "carl")]
+async def test_others_redact_nothing(server: Server, version: str) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, bob, room_version=version)
-    event_id = await say(alice, room_id, "hello")
+    event_id = await send(alice, room_id, "hello")
     for client in (bob, carl):
         assert await client.refused("PUT", path(room_id, event_id), json={}) == FORBIDDEN
-    assert await homeserver.anonymous.refused("PUT", path(room_id, event_id), json={}) == (401, "M_MISSING_TOKEN")
+    assert await server.anonymous.refused("PUT", path(room_id, event_id), json={}) == (401, "M_MISSING_TOKEN")
     assert (await get_event(bob, room_id, event_id))["content"]["body"] == "hello"
 
 
-async def test_who_may_not_send_redactions_redacts_nothing(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_who_may_not_send_redactions_redacts_nothing(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     levels = {"events": {"m.room.redaction": 10}}
     room_id = await public_room(alice, bob, power_level_content_override=levels)
-    event_id = await say(bob, room_id, "hello")
+    event_id = await send(bob, room_id, "hello")
     assert await bob.refused("PUT", path(room_id, event_id), json={}) == FORBIDDEN
 
 
-async def test_a_redaction_sent_as_a_message_has_no_more_power(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_a_redaction_sent_as_a_message_has_no_more_power(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
-    event_id = await say(alice, room_id, "hello")
+    event_id = await send(alice, room_id, "hello")
     body = {"redacts": event_id}
-    assert await bob.refused("PUT", f"rooms/{room_id}/send/m.room.redaction/1", json=body) == FORBIDDEN
+    assert await bob.refused("PUT", path_of(room_id, "send", "m.room.redaction", "1"), json=body) == FORBIDDEN
     assert (await get_event(bob, room_id, event_id))["content"]["body"] == "hello"
-    await alice.ok("PUT", f"rooms/{room_id}/send/m.room.redaction/1", json=body)
+    await alice.ok("PUT", path_of(room_id, "send", "m.room.redaction", "1"), json=body)
     assert (await get_event(bob, room_id, event_id))["content"] == {}
 
 
-async def test_who_has_left_redacts_nothing(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_who_has_left_redacts_nothing(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
-    event_id = await say(bob, room_id, "hello")
-    await act(alice, "kick", room_id, bob)
+    event_id = await send(bob, room_id, "hello")
+    await act(alice, room_id, "kick", bob)
     assert await bob.refused("PUT", path(room_id, event_id), json={}) == FORBIDDEN
 
 
-async def test_a_retry_answers_the_same_redaction(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
+async def test_a_retry_answers_the_same_redaction(server: Server) -> None:
+    alice = await server.register("alice")
     room_id = await public_room(alice)
-    event_id = await say(alice, room_id, "hello")
-    first = await redact(alice, room_id, event_id)
-    assert await redact(alice, room_id, event_id) == first
-    assert await redact(alice, room_id, event_id, "2") != first
+    event_id = await send(alice, room_id, "hello")
+    first = (await alice.ok("PUT", path(room_id, event_id), json={}))["event_id"]
+    assert (await alice.ok("PUT", path(room_id, event_id), json={}))["event_id"] == first
+    assert (await alice.ok("PUT", path(room_id, event_id, "2"), json={}))["event_id"] != first
     because = (await get_event(alice, room_id, event_id))["unsigned"]["redacted_because"]
     assert because["event_id"] == first
 
 
-async def test_redacted_state_keeps_what_the_room_needs(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_redacted_state_keeps_what_the_room_needs(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
-    name = await set_state(alice, room_id, "m.room.name", name="Secret")
+    name = await set_state(alice, room_id, "m.room.name", {"name": "Secret"})
     await redact(alice, room_id, name)
     assert await get_state(bob, room_id, "m.room.name") == {}
-    member = await set_state(bob, room_id, "m.room.member", bob.user_id, membership="join", displayname="Secret")
-    await redact(alice, room_id, member, "2")
+    content = {"membership": "join", "displayname": "Secret"}
+    member = await set_state(bob, room_id, "m.room.member", content, bob.user_id)
+    await redact(alice, room_id, member)
     assert await get_state(bob, room_id, "m.room.member", bob.user_id) == {"membership": "join"}
-    await say(bob, room_id, "I am still here")
+    await send(bob, room_id, "I am still here")
 
 
-async def test_an_event_of_another_room_stays(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_an_event_of_another_room_stays(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     room_id, other = await public_room(alice, bob), await public_room(alice)
-    event_id = await say(alice, room_id, "hello")
+    event_id = await send(alice, room_id, "hello")
     await alice.request("PUT", path(other, event_id), json={})
     assert (await get_event(bob, room_id, event_id))["content"]["body"] == "hello"
 
@@ -143,10 +136,10 @@ async def test_an_event_of_another_room_stays(homeserver: Server) -> None:
         (b'{"reason": {}}', "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_bodies(homeserver: Server, content: bytes, errcode: str) -> None:
-    alice = await homeserver.register("alice")
+async def test_refuses_bad_bodies(server: Server, content: bytes, errcode: str) -> None:
+    alice = await server.register("alice")
     room_id = await public_room(alice)
-    event_id = await say(alice, room_id, "hello")
+    event_id = await send(alice, room_id, "hello")
     assert await alice.refused("PUT", path(room_id, event_id), content=content) == (400, errcode)
     assert await alice.refused("PUT", path(room_id, "nonsense"), json={}) == (400, "M_INVALID_PARAM")
     assert (await get_event(alice, room_id, event_id))["content"]["body"] == "hello"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver import limits
-from tests.support.conversation import all_state, create_room, get_state, join, messages, say, segment, sync
 from tests.support.homeservers import Client, Server
+from tests.support.people import create, get_state, join, messages, path_of, send, state, sync
 
 VERSIONS = list(ROOM_VERSIONS)
 WITH_CREATORS = [version.id for version in ROOM_VERSIONS.values() if version.creators_privileged]
@@ -23,29 +24,29 @@ async def assert_nothing_was_made(client: Client) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_every_room_version(homeserver: Server, version: str) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
-    room_id = await create_room(alice, room_version=version, preset="public_chat", name="A room")
+async def test_every_room_version(server: Server, version: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await create(alice, room_version=version, preset="public_chat", name="A room")
     await join(bob, room_id)
-    await say(bob, room_id, "hello")
-    create = await get_state(alice, room_id, "m.room.create")
-    assert create["room_version"] == version
-    assert create.get("creator") == (alice.user_id if int(version) < 11 else None)
+    await send(bob, room_id, "hello")
+    content = await get_state(alice, room_id, "m.room.create")
+    assert content["room_version"] == version
+    assert content.get("creator") == (alice.user_id if int(version) < 11 else None)
     assert (":" in room_id) == (int(version) < 12)
     assert (await get_state(bob, room_id, "m.room.name"))["name"] == "A room"
 
 
-async def test_the_default_version_is_what_capabilities_say(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
+async def test_the_default_version_is_what_capabilities_say(server: Server) -> None:
+    alice = await server.register("alice")
     capabilities = await alice.ok("GET", "capabilities")
     default = capabilities["capabilities"]["m.room_versions"]["default"]
-    room_id = await create_room(alice)
+    room_id = await create(alice)
     assert (await get_state(alice, room_id, "m.room.create"))["room_version"] == default == DEFAULT_ROOM_VERSION
 
 
-async def test_events_come_in_the_order_of_the_spec(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
-    room_id = await create_room(
+async def test_events_come_in_the_order_of_the_spec(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await create(
         alice,
         room_alias_name="pub",
         name="Pub",
@@ -74,9 +75,9 @@ async def test_events_come_in_the_order_of_the_spec(homeserver: Server) -> None:
         ({"preset": "public_chat", "visibility": "private"}, "public", "forbidden"),
     ],
 )
-async def test_presets(homeserver: Server, body: dict[str, Any], join_rule: str, guest_access: str) -> None:
-    alice = await homeserver.register("alice")
-    room_id = await create_room(alice, **body)
+async def test_presets(server: Server, body: dict[str, Any], join_rule: str, guest_access: str) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice, **body)
     assert await get_state(alice, room_id, "m.room.join_rules") == {"join_rule": join_rule}
     assert await get_state(alice, room_id, "m.room.history_visibility") == {"history_visibility": "shared"}
     assert await get_state(alice, room_id, "m.room.guest_access") == {"guest_access": guest_access}
@@ -85,38 +86,38 @@ async def test_presets(homeserver: Server, body: dict[str, Any], join_rule: str,
 
 
 @pytest.mark.parametrize("version", WITHOUT_CREATORS[::5])
-async def test_the_creator_has_level_100(homeserver: Server, version: str) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
-    room_id = await create_room(alice, room_version=version, invite=[bob.user_id])
+async def test_the_creator_has_level_100(server: Server, version: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await create(alice, room_version=version, invite=[bob.user_id])
     levels = await get_state(alice, room_id, "m.room.power_levels")
     assert levels["users"] == {alice.user_id: 100}
-    room_id = await create_room(alice, room_version=version, invite=[bob.user_id], preset="trusted_private_chat")
+    room_id = await create(alice, room_version=version, invite=[bob.user_id], preset="trusted_private_chat")
     levels = await get_state(alice, room_id, "m.room.power_levels")
     assert levels["users"] == {alice.user_id: 100, bob.user_id: 100}
 
 
 @pytest.mark.parametrize("version", WITH_CREATORS)
-async def test_creators_have_no_level(homeserver: Server, version: str) -> None:
-    alice, bob, carl = [await homeserver.register(name) for name in ("alice", "bob", "carl")]
-    room_id = await create_room(
+async def test_creators_have_no_level(server: Server, version: str) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await create(
         alice,
         room_version=version,
         preset="trusted_private_chat",
         invite=[bob.user_id],
         creation_content={"additional_creators": [carl.user_id, bob.user_id]},
     )
-    create = await get_state(alice, room_id, "m.room.create")
-    assert sorted(create["additional_creators"]) == sorted([bob.user_id, carl.user_id])
+    content = await get_state(alice, room_id, "m.room.create")
+    assert sorted(content["additional_creators"]) == sorted([bob.user_id, carl.user_id])
     levels = await get_state(alice, room_id, "m.room.power_levels")
     assert levels["users"] == {}
     assert levels["events"]["m.room.tombstone"] == 150 > levels["state_default"]
     await join(bob, room_id)
-    assert "event_id" in await bob.ok("PUT", f"rooms/{room_id}/state/m.room.tombstone", json={"body": "moved"})
+    assert "event_id" in await bob.ok("PUT", path_of(room_id, "state", "m.room.tombstone"), json={"body": "moved"})
 
 
 @pytest.mark.parametrize("version", WITH_CREATORS)
-async def test_creators_cannot_be_given_a_level(homeserver: Server, version: str) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_creators_cannot_be_given_a_level(server: Server, version: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     for body in (
         {"power_level_content_override": {"users": {alice.user_id: 100}}},
         {
@@ -129,23 +130,23 @@ async def test_creators_cannot_be_given_a_level(homeserver: Server, version: str
     await assert_nothing_was_made(alice)
 
 
-async def test_additional_creators_are_nothing_special_before_version_12(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
+async def test_additional_creators_are_nothing_special_before_version_12(server: Server) -> None:
+    alice = await server.register("alice")
     content = {"additional_creators": "whatever", "org.example": 1}
-    room_id = await create_room(alice, room_version="11", creation_content=content)
+    room_id = await create(alice, room_version="11", creation_content=content)
     assert await get_state(alice, room_id, "m.room.create") == {"room_version": "11", **content}
 
 
-async def test_creation_content(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
+async def test_creation_content(server: Server) -> None:
+    alice = await server.register("alice")
     content = {"m.federate": False, "type": "m.space", "creator": "@eve:test.example", "room_version": "99"}
-    room_id = await create_room(alice, room_version="10", creation_content=content)
+    room_id = await create(alice, room_version="10", creation_content=content)
     expected = {"m.federate": False, "type": "m.space", "creator": alice.user_id, "room_version": "10"}
     assert await get_state(alice, room_id, "m.room.create") == expected
 
 
-async def test_initial_state_takes_precedence_over_the_preset(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
+async def test_initial_state_takes_precedence_over_the_preset(server: Server) -> None:
+    alice = await server.register("alice")
     initial = [
         {"type": "m.room.join_rules", "content": {"join_rule": "knock"}},
         {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": "joined"}},
@@ -153,55 +154,55 @@ async def test_initial_state_takes_precedence_over_the_preset(homeserver: Server
         {"type": "m.room.topic", "content": {"topic": "overwritten"}},
         {"type": "org.example", "state_key": "with a key", "content": {"n": 1}},
     ]
-    room_id = await create_room(alice, preset="public_chat", initial_state=initial, name="Name", topic="Topic")
-    state = {key: event["content"] for key, event in (await all_state(alice, room_id)).items()}
-    assert state["m.room.join_rules", ""] == {"join_rule": "knock"}
-    assert state["m.room.history_visibility", ""] == {"history_visibility": "joined"}
-    assert state["m.room.guest_access", ""] == {"guest_access": "forbidden"}
-    assert state["m.room.name", ""] == {"name": "Name"}
-    assert state["m.room.topic", ""]["topic"] == "Topic"
-    assert state["m.room.topic", ""]["m.topic"]["m.text"] == [{"body": "Topic", "mimetype": "text/plain"}]
-    assert state["org.example", "with a key"] == {"n": 1}
+    room_id = await create(alice, preset="public_chat", initial_state=initial, name="Name", topic="Topic")
+    found = {key: event["content"] for key, event in (await state(alice, room_id)).items()}
+    assert found["m.room.join_rules", ""] == {"join_rule": "knock"}
+    assert found["m.room.history_visibility", ""] == {"history_visibility": "joined"}
+    assert found["m.room.guest_access", ""] == {"guest_access": "forbidden"}
+    assert found["m.room.name", ""] == {"name": "Name"}
+    assert found["m.room.topic", ""]["topic"] == "Topic"
+    assert found["m.room.topic", ""]["m.topic"]["m.text"] == [{"body": "Topic", "mimetype": "text/plain"}]
+    assert found["org.example", "with a key"] == {"n": 1}
 
 
-async def test_power_levels_are_overridden_key_by_key(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_power_levels_are_overridden_key_by_key(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     override = {"events_default": 10, "users": {bob.user_id: 40}, "events": {"m.room.name": 5}, "org.example": "kept"}
-    room_id = await create_room(alice, power_level_content_override=override)
+    room_id = await create(alice, power_level_content_override=override)
     levels = await get_state(alice, room_id, "m.room.power_levels")
     assert {key: levels[key] for key in override} == override
     assert levels["state_default"] == levels["ban"] == 50
 
 
-async def test_who_takes_their_own_power_cannot_create_the_room(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
+async def test_who_takes_their_own_power_cannot_create_the_room(server: Server) -> None:
+    alice = await server.register("alice")
     for override in ({"users": {alice.user_id: 0}}, {"users": {}}):
         body = {"room_version": "11", "power_level_content_override": override, "name": "Room"}
         assert await alice.refused("POST", "createRoom", json=body) == (400, "M_INVALID_ROOM_STATE")
     await assert_nothing_was_made(alice)
 
 
-async def test_an_alias_becomes_canonical(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
-    room_id = await create_room(alice, room_alias_name="thepub")
+async def test_an_alias_becomes_canonical(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice, room_alias_name="thepub")
     assert await get_state(alice, room_id, "m.room.canonical_alias") == {"alias": "#thepub:test.example"}
-    found = await alice.ok("GET", f"directory/room/{segment('#thepub:test.example')}")
+    found = await alice.ok("GET", f"directory/room/{quote('#thepub:test.example', safe='')}")
     assert found == {"room_id": room_id, "servers": ["test.example"]}
 
 
-async def test_an_alias_that_is_taken(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
-    await create_room(alice, room_alias_name="thepub")
+async def test_an_alias_that_is_taken(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await create(alice, room_alias_name="thepub")
     body = {"room_alias_name": "thepub", "visibility": "public"}
     assert await bob.refused("POST", "createRoom", json=body) == (400, "M_ROOM_IN_USE")
     await assert_nothing_was_made(bob)
 
 
-async def test_invites(homeserver: Server) -> None:
-    alice, bob, carl = [await homeserver.register(name) for name in ("alice", "bob", "carl")]
+async def test_invites(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Bob"})
     people = [bob.user_id, carl.user_id, bob.user_id]
-    room_id = await create_room(alice, invite=people, name="Room", is_direct=True)
+    room_id = await create(alice, invite=people, name="Room", is_direct=True)
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content == {"membership": "invite", "is_direct": True, "displayname": "Bob"}
     assert "is_direct" not in await get_state(alice, room_id, "m.room.member", alice.user_id)
@@ -210,19 +211,19 @@ async def test_invites(homeserver: Server) -> None:
     assert by_type["m.room.name"] == {"name": "Room"}
     assert by_type["m.room.join_rules"] == {"join_rule": "invite"}
     await join(carl, room_id)
-    not_direct = await create_room(alice, invite=[bob.user_id])
+    not_direct = await create(alice, invite=[bob.user_id])
     assert "is_direct" not in await get_state(alice, not_direct, "m.room.member", bob.user_id)
 
 
-async def test_two_rooms_of_the_same_moment_are_two(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
-    rooms = {await create_room(alice) for _ in range(5)}
+async def test_two_rooms_of_the_same_moment_are_two(server: Server) -> None:
+    alice = await server.register("alice")
+    rooms = {await create(alice) for _ in range(5)}
     assert len(rooms) == 5
     assert set((await alice.ok("GET", "joined_rooms"))["joined_rooms"]) == rooms
 
 
-async def test_needs_an_access_token(homeserver: Server) -> None:
-    assert await homeserver.anonymous.refused("POST", "createRoom", json={}) == (401, "M_MISSING_TOKEN")
+async def test_needs_an_access_token(server: Server) -> None:
+    assert await server.anonymous.refused("POST", "createRoom", json={}) == (401, "M_MISSING_TOKEN")
 
 
 @pytest.mark.parametrize(
@@ -269,28 +270,28 @@ async def test_needs_an_access_token(homeserver: Server) -> None:
         ({"power_level_content_override": {"events": {"m.room.name": []}}}, "M_INVALID_ROOM_STATE"),
     ],
 )
-async def test_refuses_bad_bodies_and_makes_nothing(homeserver: Server, body: Any, errcode: str) -> None:
-    alice = await homeserver.register("alice")
+async def test_refuses_bad_bodies_and_makes_nothing(server: Server, body: Any, errcode: str) -> None:
+    alice = await server.register("alice")
     wanted = {"room_alias_name": "pub", "visibility": "public", **body} if isinstance(body, dict) else body
     assert await alice.refused("POST", "createRoom", json=wanted) == (400, errcode)
     await assert_nothing_was_made(alice)
-    refusal = await alice.refused("GET", f"directory/room/{segment('#pub:test.example')}")
+    refusal = await alice.refused("GET", f"directory/room/{quote('#pub:test.example', safe='')}")
     assert refusal == (404, "M_NOT_FOUND")
 
 
-async def test_nobody_invites_themselves(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
+async def test_nobody_invites_themselves(server: Server) -> None:
+    alice = await server.register("alice")
     assert await alice.refused("POST", "createRoom", json={"invite": [alice.user_id]}) == (403, "M_FORBIDDEN")
     await assert_nothing_was_made(alice)
 
 
-async def test_refuses_state_that_is_too_large(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
-    for state in (
+async def test_refuses_state_that_is_too_large(server: Server) -> None:
+    alice = await server.register("alice")
+    for event in (
         {"type": "org.example", "content": {"body": "x" * 70_000}},
         {"type": "t" * 256, "content": {}},
         {"type": "org.example", "state_key": "k" * 256, "content": {}},
     ):
-        body = {"name": "Room", "initial_state": [state]}
+        body = {"name": "Room", "initial_state": [event]}
         assert await alice.refused("POST", "createRoom", json=body) == (413, "M_TOO_LARGE")
     await assert_nothing_was_made(alice)

@@ -18,6 +18,7 @@ from tests.support.people import (
     leave,
     messages,
     path_of,
+    public_room,
     redact,
     say,
     send,
@@ -31,13 +32,6 @@ FORBIDDEN = (403, "M_FORBIDDEN")
 NOT_FOUND = (404, "M_NOT_FOUND")
 
 
-async def room_of(creator: Client, *members: Client, **body: Any) -> str:
-    room_id = await create(creator, **{"preset": "public_chat", **body})
-    for member in members:
-        await join(member, room_id)
-    return room_id
-
-
 async def context(client: Client, room_id: str, event_id: str, **query: Any) -> dict[str, Any]:
     return dict(await client.ok("GET", path_of(room_id, "context", event_id), params=query))
 
@@ -45,7 +39,7 @@ async def context(client: Client, room_id: str, event_id: str, **query: Any) -> 
 @pytest.mark.parametrize("limit", [1, 2, 7, 100])
 async def test_pages_have_every_event_once(server: Server, limit: int) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     await say(alice, room_id, "1", "2", "3")
     await join(bob, room_id)
     await say(bob, room_id, "4", "5", "6", "7")
@@ -60,7 +54,7 @@ async def test_pages_have_every_event_once(server: Server, limit: int) -> None:
 
 async def test_pages_stay_what_they_are_while_the_room_grows(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     before = await say(alice, room_id, *[str(number) for number in range(10)])
     found: list[str] = []
     query: dict[str, Any] = {}
@@ -74,7 +68,7 @@ async def test_pages_stay_what_they_are_while_the_room_grows(server: Server) -> 
 
 async def test_there_and_back_from_the_same_point(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     sent = await say(alice, room_id, *[str(number) for number in range(8)])
     page = await messages(alice, room_id, limit=4)
     assert ids(page["chunk"]) == sent[:3:-1]
@@ -89,7 +83,7 @@ async def test_there_and_back_from_the_same_point(server: Server) -> None:
 
 async def test_the_last_page_has_no_end(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     await say(alice, room_id, "1")
     for direction in ("b", "f"):
         assert "end" not in await messages(alice, room_id, direction, limit=100)
@@ -98,7 +92,7 @@ async def test_the_last_page_has_no_end(server: Server) -> None:
 
 async def test_tokens_of_sync(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     early = await say(alice, room_id, "1", "2")
     since = (await sync(alice))["next_batch"]
     late = await say(alice, room_id, *[f"later {number}" for number in range(15)])
@@ -114,7 +108,7 @@ async def test_tokens_of_sync(server: Server) -> None:
 
 async def test_the_default_is_ten_events(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     await say(alice, room_id, *[str(number) for number in range(12)])
     assert len((await messages(alice, room_id))["chunk"]) == 10
     assert len((await messages(alice, room_id, limit=10**9))["chunk"]) > 12
@@ -135,7 +129,7 @@ async def test_the_default_is_ten_events(server: Server) -> None:
 )
 async def test_filters(server: Server, filter_: dict[str, Any], expected: list[str]) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     await say(alice, room_id, "a1")
     await say(bob, room_id, "b1")
     await send(bob, room_id, {"msgtype": "m.file", "body": "b2", "url": "mxc://test.example/a"})
@@ -146,7 +140,7 @@ async def test_filters(server: Server, filter_: dict[str, Any], expected: list[s
 
 async def test_lazy_loading_gives_the_members_who_speak(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    room_id = await room_of(alice, bob, carl)
+    room_id = await public_room(alice, bob, carl)
     await say(alice, room_id, "1")
     (event_id,) = await say(bob, room_id, "2")
     lazy = {"lazy_load_members": True}
@@ -164,7 +158,7 @@ async def test_lazy_loading_gives_the_members_who_speak(server: Server) -> None:
 @pytest.mark.parametrize(("limit", "before", "after"), [(0, 0, 0), (2, 1, 1), (6, 3, 3), (100, 4, 4)])
 async def test_context(server: Server, limit: int, before: int, after: int) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     sent = await say(alice, room_id, *[str(number) for number in range(9)])
     around = await context(alice, room_id, sent[4], limit=limit, filter=json.dumps({"types": ["m.room.message"]}))
     assert around["event"]["event_id"] == sent[4]
@@ -179,7 +173,7 @@ async def test_context(server: Server, limit: int, before: int, after: int) -> N
 
 async def test_the_limit_of_a_context_is_of_both_sides(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     sent = await say(alice, room_id, *[str(number) for number in range(30)])
     for limit in (1, 3, 5):
         around = await context(alice, room_id, sent[15], limit=limit)
@@ -190,7 +184,7 @@ async def test_the_limit_of_a_context_is_of_both_sides(server: Server) -> None:
 
 async def test_the_state_of_a_context_is_of_its_end(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice, name="first")
+    room_id = await public_room(alice, name="first")
     (event_id,) = await say(alice, room_id, "hello")
     await set_state(alice, room_id, "m.room.name", {"name": "second"})
     for limit, name in ((0, "first"), (2, "second")):
@@ -201,7 +195,7 @@ async def test_the_state_of_a_context_is_of_its_end(server: Server) -> None:
 
 async def test_the_filter_of_a_context_is_not_for_the_event(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     _, event_id, _ = await say(alice, room_id, "1", "2", "3")
     around = await context(alice, room_id, event_id, limit=4, filter=json.dumps({"types": ["m.room.name"]}))
     assert around["event"]["event_id"] == event_id
@@ -210,7 +204,7 @@ async def test_the_filter_of_a_context_is_not_for_the_event(server: Server) -> N
 
 async def test_one_event(server: Server) -> None:
     alice = await server.register("alice")
-    room_id, other = await room_of(alice), await room_of(alice)
+    room_id, other = await public_room(alice), await public_room(alice)
     (event_id,) = await say(alice, room_id, "hello")
     event = await get_event(alice, room_id, event_id)
     assert (event["event_id"], event["room_id"], event["sender"]) == (event_id, room_id, alice.user_id)
@@ -228,7 +222,7 @@ async def test_one_event(server: Server) -> None:
 
 async def test_redacted_events_stay_in_their_place(server: Server) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     first, second, third = await say(alice, room_id, "1", "2", "3")
     redaction = await redact(alice, room_id, second)
     chunk = (await messages(alice, room_id, limit=4))["chunk"]
@@ -239,7 +233,7 @@ async def test_redacted_events_stay_in_their_place(server: Server) -> None:
 
 async def test_who_has_left_reads_up_to_there(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
-    room_id = await room_of(alice, bob, carl, dora)
+    room_id = await public_room(alice, bob, carl, dora)
     (last,) = await say(alice, room_id, "before")
     await leave(bob, room_id)
     await act(alice, room_id, "kick", carl)
@@ -263,7 +257,7 @@ async def test_who_has_left_reads_up_to_there(server: Server) -> None:
 
 async def test_history_of_an_earlier_stay_is_kept(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     await say(alice, room_id, "before")
     await leave(bob, room_id)
     await say(alice, room_id, "after")
@@ -296,7 +290,7 @@ async def test_who_was_never_in_the_room_reads_nothing(server: Server) -> None:
 )  # fmt: skip
 async def test_refuses_bad_parameters(server: Server, query: str) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     assert await alice.refused("GET", path_of(room_id, "messages") + "?" + query) == (400, "M_INVALID_PARAM")
     assert await alice.refused("GET", path_of(room_id, "messages")) == (400, "M_MISSING_PARAM")
 
@@ -306,7 +300,7 @@ async def test_refuses_bad_parameters(server: Server, query: str) -> None:
 )
 async def test_refuses_bad_filters(server: Server, filter_: str) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     (event_id,) = await say(alice, room_id, "hello")
     for path, query in (
         (path_of(room_id, "messages"), {"dir": "b", "filter": filter_}),

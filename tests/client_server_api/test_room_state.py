@@ -7,18 +7,23 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.homeservers import Client, Server
-from tests.support.people import act, all_messages, create, get_state, join, leave, path_of, redact, set_state, state
+from tests.support.homeservers import Server
+from tests.support.people import (
+    act,
+    all_messages,
+    create,
+    get_state,
+    join,
+    leave,
+    path_of,
+    public_room,
+    redact,
+    set_state,
+    state,
+)
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 ALIAS_PATH = "directory/room/" + quote("#pub:test.example", safe="")
-
-
-async def public_room(creator: Client, *members: Client, **body: Any) -> str:
-    room_id = await create(creator, **{"preset": "public_chat", **body})
-    for member in members:
-        await join(member, room_id)
-    return room_id
 
 
 async def test_state_is_read_as_it_was_set(server: Server) -> None:

@@ -7,51 +7,51 @@ from typing import Any
 import pytest
 
 from homeserver import limits
-from tests.support.conversation import create_room, join, messages, public_room, say, segment, sync, texts
 from tests.support.homeservers import Server
+from tests.support.people import create, join, messages, path_of, public_room, send, sync, texts
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 
 
 def path(room_id: str, txn_id: str, event_type: str = "m.room.message") -> str:
-    return f"rooms/{segment(room_id)}/send/{segment(event_type)}/{segment(txn_id)}"
+    return path_of(room_id, "send", event_type, txn_id)
 
 
-async def test_what_is_sent_is_what_is_read(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_what_is_sent_is_what_is_read(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     content = {"body": "Ünïcödé 🦊", "nested": {"list": [1, None, True, {"a": "b"}]}, "": "empty key"}
     sent = await alice.ok("PUT", path(room_id, "1", "org.example.ü/type"), json=content)
-    event = await bob.ok("GET", f"rooms/{room_id}/event/{sent['event_id']}")
+    event = await bob.ok("GET", path_of(room_id, "event", sent["event_id"]))
     assert event["content"] == content
     assert (event["type"], event["sender"], event["room_id"]) == ("org.example.ü/type", alice.user_id, room_id)
     assert "state_key" not in event
 
 
-async def test_only_the_sending_device_is_told_the_transaction_id(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
-    laptop = await homeserver.log_in("alice")
+async def test_only_the_sending_device_is_told_the_transaction_id(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    laptop = await server.log_in("alice")
     room_id = await public_room(alice, bob)
-    event_id = await say(alice, room_id, "hello")
-    for client, expected in ((alice, "hello"), (laptop, None), (bob, None)):
-        event = await client.ok("GET", f"rooms/{room_id}/event/{event_id}")
+    event_id = await send(alice, room_id, txn_id="txn")
+    for client, expected in ((alice, "txn"), (laptop, None), (bob, None)):
+        event = await client.ok("GET", path_of(room_id, "event", event_id))
         assert event["unsigned"].get("transaction_id") == expected
         timeline = (await sync(client))["rooms"]["join"][room_id]["timeline"]["events"]
         assert timeline[-1]["unsigned"].get("transaction_id") == expected
 
 
-async def test_a_retry_answers_the_same_event(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
-    room_id = await create_room(alice)
+async def test_a_retry_answers_the_same_event(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
     first = await alice.ok("PUT", path(room_id, "t/1 ü"), json={"body": "hello"})
     for content in ({"body": "hello"}, {"body": "another"}):
         assert await alice.ok("PUT", path(room_id, "t/1 ü"), json=content) == first
     assert texts((await messages(alice, room_id))["chunk"]) == ["hello"]
 
 
-async def test_what_a_transaction_id_is_told_apart_by(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
-    laptop = await homeserver.log_in("alice")
+async def test_what_a_transaction_id_is_told_apart_by(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    laptop = await server.log_in("alice")
     room_id, other = await public_room(alice, bob), await public_room(alice)
     sent = [
         await client.ok("PUT", path(where, txn_id, event_type), json={"body": "hello"})
@@ -67,25 +67,25 @@ async def test_what_a_transaction_id_is_told_apart_by(homeserver: Server) -> Non
     assert len({answer["event_id"] for answer in sent}) == len(sent)
 
 
-async def test_transaction_ids_outlive_a_refreshed_token(homeserver: Server) -> None:
-    alice = await homeserver.register("alice", refresh_token=True)
-    tokens = await homeserver.log_in("alice", device_id=alice.device_id)
-    room_id = await create_room(tokens)
-    first = await say(tokens, room_id, "hello")
-    again = await homeserver.log_in("alice", device_id=alice.device_id)
-    assert await say(again, room_id, "hello") == first
+async def test_transaction_ids_outlive_a_refreshed_token(server: Server) -> None:
+    alice = await server.register("alice", refresh_token=True)
+    tokens = await server.log_in("alice", device_id=alice.device_id)
+    room_id = await create(tokens)
+    first = await send(tokens, room_id, txn_id="1")
+    again = await server.log_in("alice", device_id=alice.device_id)
+    assert await send(again, room_id, txn_id="1") == first
 
 
-async def test_a_refused_event_may_be_sent_again(homeserver: Server) -> None:
-    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+async def test_a_refused_event_may_be_sent_again(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice)
     assert await bob.refused("PUT", path(room_id, "1"), json={"body": "hello"}) == FORBIDDEN
     await join(bob, room_id)
     assert "event_id" in await bob.ok("PUT", path(room_id, "1"), json={"body": "hello"})
 
 
-async def test_who_may_send(homeserver: Server) -> None:
-    alice, bob, carl = [await homeserver.register(name) for name in ("alice", "bob", "carl")]
+async def test_who_may_send(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     levels = {"events_default": 10, "events": {"org.example.open": 0, "org.example.high": 90}}
     room_id = await public_room(alice, bob, power_level_content_override=levels)
     assert await carl.refused("PUT", path(room_id, "1"), json={}) == FORBIDDEN
@@ -93,13 +93,13 @@ async def test_who_may_send(homeserver: Server) -> None:
     assert await bob.refused("PUT", path(room_id, "1", "org.example.high"), json={}) == FORBIDDEN
     await bob.ok("PUT", path(room_id, "1", "org.example.open"), json={})
     assert (await bob.refused("PUT", path("!unknown:test.example", "1"), json={}))[0] in (403, 404)
-    assert await homeserver.anonymous.refused("PUT", path(room_id, "1"), json={}) == (401, "M_MISSING_TOKEN")
+    assert await server.anonymous.refused("PUT", path(room_id, "1"), json={}) == (401, "M_MISSING_TOKEN")
 
 
 @pytest.mark.parametrize("event_type", ["m.room.create", "m.room.member"])
-async def test_what_must_be_state_is_not_sent_as_a_message(homeserver: Server, event_type: str) -> None:
-    alice = await homeserver.register("alice")
-    room_id = await create_room(alice)
+async def test_what_must_be_state_is_not_sent_as_a_message(server: Server, event_type: str) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
     status, _ = await alice.refused("PUT", path(room_id, "1", event_type), json={"membership": "join"})
     assert status in (400, 403)
 
@@ -123,24 +123,24 @@ async def test_what_must_be_state_is_not_sent_as_a_message(homeserver: Server, e
         (b'{"a": ' * 200 + b"1" + b"}" * 200, "M_NOT_JSON"),
     ],
 )
-async def test_refuses_what_is_no_content(homeserver: Server, content: bytes, errcode: str) -> None:
-    alice = await homeserver.register("alice")
-    room_id = await create_room(alice)
+async def test_refuses_what_is_no_content(server: Server, content: bytes, errcode: str) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
     assert await alice.refused("PUT", path(room_id, "1"), content=content) == (400, errcode)
     assert texts((await messages(alice, room_id))["chunk"]) == []
 
 
-async def test_old_rooms_may_have_any_number(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
-    room_id = await create_room(alice, room_version="5")
+async def test_old_rooms_may_have_any_number(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice, room_version="5")
     sent = await alice.ok("PUT", path(room_id, "1"), json={"n": 1.5, "large": 2**60})
-    event = await alice.ok("GET", f"rooms/{room_id}/event/{sent['event_id']}")
+    event = await alice.ok("GET", path_of(room_id, "event", sent["event_id"]))
     assert event["content"] == {"n": 1.5, "large": 2**60}
 
 
-async def test_limits_of_size(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
-    room_id = await create_room(alice)
+async def test_limits_of_size(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
     too_large: list[tuple[str, Any]] = [
         (path(room_id, "1"), {"body": "x" * 65_536}),
         (path(room_id, "1", "t" * 256), {}),
@@ -153,7 +153,7 @@ async def test_limits_of_size(homeserver: Server) -> None:
     await alice.ok("PUT", path(room_id, "1", "t" * 255), json={"body": "x" * 60_000})
 
 
-async def test_refuses_bad_room_ids(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
+async def test_refuses_bad_room_ids(server: Server) -> None:
+    alice = await server.register("alice")
     for room_id in ("room", "#alias:test.example", "!" + "r" * 300):
         assert await alice.refused("PUT", path(room_id, "1"), json={}) == (400, "M_INVALID_PARAM")

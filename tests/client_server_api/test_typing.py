@@ -9,16 +9,9 @@ import trio
 
 from homeserver import limits
 from tests.support.homeservers import Client, Server
-from tests.support.people import create, ephemeral, invite, join, leave, path_of, sync
+from tests.support.people import ephemeral, invite, leave, path_of, public_room, sync
 
 FORBIDDEN = (403, "M_FORBIDDEN")
-
-
-async def room_of(creator: Client, *members: Client) -> str:
-    room_id = await create(creator, preset="public_chat")
-    for member in members:
-        await join(member, room_id)
-    return room_id
 
 
 async def types(client: Client, room_id: str, typing: bool = True, **body: Any) -> None:
@@ -34,7 +27,7 @@ def typing_in(answer: dict[str, Any], room_id: str) -> list[str] | None:
 
 async def test_who_begins_and_ends_to_type_is_told(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     answer = await sync(alice)
     assert typing_in(answer, room_id) is None
     await types(bob, room_id)
@@ -51,7 +44,7 @@ async def test_who_begins_and_ends_to_type_is_told(server: Server) -> None:
 
 async def test_a_first_sync_tells_who_types(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     await types(bob, room_id)
     assert typing_in(await sync(alice), room_id) == [bob.user_id]
 
@@ -66,7 +59,7 @@ async def test_a_first_sync_tells_who_types(server: Server) -> None:
 )
 async def test_typing_runs_out(server: Server, body: dict[str, Any], seconds: int) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     await types(bob, room_id, **body)
     answer = await sync(alice)
     assert typing_in(answer, room_id) == [bob.user_id]
@@ -80,7 +73,7 @@ async def test_typing_runs_out(server: Server, body: dict[str, Any], seconds: in
 
 async def test_typing_is_renewed(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     for _ in range(4):
         await types(bob, room_id, timeout=10_000)
         await trio.sleep(8)
@@ -91,7 +84,7 @@ async def test_typing_is_renewed(server: Server) -> None:
 
 async def test_a_waiting_sync_is_woken(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     since = (await sync(alice, set_presence="offline"))["next_batch"]
     answers: list[dict[str, Any]] = []
 
@@ -109,7 +102,7 @@ async def test_a_waiting_sync_is_woken(server: Server) -> None:
 
 async def test_nobody_outside_is_told(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
-    room_id = await room_of(alice, bob, dora)
+    room_id = await public_room(alice, bob, dora)
     await invite(alice, room_id, carl)
     await leave(dora, room_id)
     since = {client.user_id: (await sync(client))["next_batch"] for client in (carl, dora)}
@@ -120,7 +113,7 @@ async def test_nobody_outside_is_told(server: Server) -> None:
 
 async def test_who_leaves_types_no_more(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     await types(bob, room_id)
     await leave(bob, room_id)
     answer = await sync(alice)
@@ -131,7 +124,7 @@ async def test_who_leaves_types_no_more(server: Server) -> None:
 
 async def test_only_members_type_and_for_themselves(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
-    room_id = await room_of(alice, bob)
+    room_id = await public_room(alice, bob)
     await invite(alice, room_id, dora)
     await leave(bob, room_id)
     for client in (bob, carl, dora):
@@ -160,7 +153,7 @@ async def test_only_members_type_and_for_themselves(server: Server) -> None:
 )
 async def test_refuses_bad_bodies(server: Server, body: Any, errcode: str) -> None:
     alice = await server.register("alice")
-    room_id = await room_of(alice)
+    room_id = await public_room(alice)
     assert await alice.refused("PUT", path_of(room_id, "typing", alice.user_id), json=body) == (400, errcode)
     assert await alice.refused("PUT", path_of(room_id, "typing", "alice"), json={"typing": True}) == (
         400,

@@ -33,6 +33,14 @@ async def create(client: Client, **body: Any) -> RoomID:
     return RoomID((await client.ok("POST", "createRoom", json=body))["room_id"])
 
 
+async def public_room(creator: Client, *members: Client, **body: Any) -> RoomID:
+    """A room that anyone may join, and these have joined."""
+    room_id = await create(creator, **{"preset": "public_chat", **body})
+    for member in members:
+        await join(member, room_id)
+    return room_id
+
+
 async def send(
     client: Client, room_id: str, content: str | Json = "hello", *, kind: str = "m.room.message", txn_id: str = ""
 ) -> EventID:

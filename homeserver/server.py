@@ -48,7 +48,7 @@ class Homeserver:
     """One homeserver, from `async with` to its end. Any number of them live in one process.
 
     wire, now_ms, inline_database: the three sources of surprise, real unless given: other servers, the time of day,
-    threads.
+    threads. beside: for administration while a server may be running on the same database: it does no work of its own.
     """
 
     def __init__(
@@ -58,11 +58,13 @@ class Homeserver:
         wire: Wire | None = None,
         now_ms: Callable[[], int] = wall_clock_ms,
         inline_database: bool = False,
+        beside: bool = False,
     ) -> None:
         self.config = config
         self._wire = wire
         self._now_ms = now_ms
         self._inline = inline_database
+        self._beside = beside
         self._stack = AsyncExitStack()
         self._stop = trio.Event()
         self._resources: Resources | None = None
@@ -126,6 +128,7 @@ class Homeserver:
             _database_url(config),
             [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *_schemas(features)],
             inline=self._inline,
+            exclusive=not self._beside,
             now_ms=self._now_ms,
         )
         self._stack.push_async_callback(database.aclose)
@@ -158,7 +161,7 @@ class Homeserver:
             ),
             pages=lambda: make_pages(config),
         )
-        for feature in features:
+        for feature in features if not self._beside else ():
             for background in feature.background:
                 nursery.start_soon(background, self._resources)
 

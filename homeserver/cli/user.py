@@ -22,7 +22,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run_add(args: argparse.Namespace) -> int:
-    """Asks for the password and stores the account. The server must not run on the same SQLite database."""
+    """Asks for the password and stores the account, whether or not the server is running."""
     config = read_config(args)
     name = args.name.removeprefix("@")
     localpart, colon, server_name = name.partition(":")
@@ -34,7 +34,7 @@ def run_add(args: argparse.Namespace) -> int:
         from homeserver.server import Homeserver
         from homeserver.users.accounts import create_account
 
-        async with Homeserver(config) as server:
+        async with Homeserver(config, beside=True) as server:
             user_id = await create_account(server.resources, localpart, password, admin=args.admin)
         tell(args, f"{user_id} can log in now.", user_id=user_id, admin=args.admin)
         return 0

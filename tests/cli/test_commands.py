@@ -140,6 +140,9 @@ def test_user_add(tmp_path: Path) -> None:
         assert log_in(url, "alice", "a pass word").json()["user_id"] == "@alice:test.example"
         assert log_in(url, "bob", "of bob").status_code == 200
         assert log_in(url, "bob", "other").status_code == 403
+        added = run("user", "add", "--config", config, "carol", "--password-stdin", stdin="while it runs")
+        assert added.returncode == 0, added.stderr
+        assert log_in(url, "carol", "while it runs").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def _entry(tx: Transaction, room_id: RoomID) -> JsonObject | None:
     optional = {
         "name": text("m.room.name", "name"),
         "topic": text("m.room.topic", "topic"),
-        "canonical_alias": text("m.room.canonical_alias", "alias"),
+        "canonical_alias": _alias_or_none(text("m.room.canonical_alias", "alias")),
         "avatar_url": text("m.room.avatar", "url"),
         "room_type": text("m.room.create", "type"),
         "join_rule": text("m.room.join_rules", "join_rule"),
@@ -300,6 +300,13 @@ def _entry(tx: Transaction, room_id: RoomID) -> JsonObject | None:
         "guest_can_join": text("m.room.guest_access", "guest_access") == "can_join",
         **{key: value for key, value in optional.items() if value is not None},
     }
+
+
+def _alias_or_none(text: str | None) -> RoomAlias | None:
+    try:
+        return parse_room_alias(text)
+    except InvalidIdentifier:
+        return None
 
 
 FEATURE = Feature(

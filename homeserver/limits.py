@@ -150,6 +150,7 @@ RATE_LIMITS: Mapping[str, Bucket] = {
     "search": Bucket(20, 1),  # each reads much of an index
     "directory": Bucket(50, 5),  # may ask another server
     "federation": Bucket(1000, 200),  # per origin: a busy server sends one transaction after another
+    "notary": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
     "admin": Bucket(500, 100),  # trusted
 }
 
@@ -341,9 +342,12 @@ KEY_RESPONSE_BYTES_MAX = 256 * 1024
 # A notary's answer about a hundred servers.
 NOTARY_RESPONSE_BYTES_MAX = 16 << 20
 KEY_FETCH_TIMEOUT_S = 10.0
-# A server whose keys could not be had, or lacked the one that was wanted, is not asked again before this; it doubles.
+# A server whose keys lacked the one that was wanted is not asked again before this, which doubles each time that it
+# does not answer at all.
 KEY_RETRY_MS = 10_000
-KEY_RETRY_MS_MAX = 60 * 60 * 1000
+KEY_RETRY_MS_MAX = 10 * 60 * 1000
+# What claims to be signed later than this from now is not worth asking for a key that is valid then.
+KEY_FUTURE_MS = 60 * 60 * 1000
 # Servers whose keys are fetched at once: those of a large room are, when it is joined, and many are long gone.
 KEY_FETCHES_AT_ONCE_MAX = 100
 # Servers in one question to a notary, and in one question to us.
@@ -419,5 +423,7 @@ CATCH_UPS_AT_ONCE_MAX = 50
 CATCH_UP_ROOM_EVENTS_MAX = 200
 # Positions that one step of catching up looks at.
 CATCH_UP_SPAN = 100_000
+# After an unexpected failure of the sender as a whole, which may have a cause that passes.
+SENDER_PAUSE_S = 30.0
 # A destination that shows itself is tried at once, but not more often than this.
 EARLY_RETRY_MS = 5_000

@@ -18,7 +18,7 @@ from federation.edus import EduContent, RoomReceipts, TypingContent
 from federation.event import Event
 from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_room_id, server_name_of
 from federation.transaction import InvalidTransaction, parse_edus, parse_transaction
-from federation.transaction import Transaction as Received
+from federation.transaction import Transaction as ReceivedTransaction
 from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.database import Transaction
@@ -30,11 +30,13 @@ from homeserver.remote.checking import Dropped, check_pdus
 from homeserver.remote.outside import receive_outside
 from homeserver.remote.receiving import receive_events
 from homeserver.resources import Resources
+from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import Status
 
 _log = logging.getLogger("homeserver.federation")
 
 TXN_ID_CHARACTERS_MAX = 255
+PDUS_COUNTER = "homeserver_federation_pdus_received_total"
 
 
 def transaction_routes(features: Sequence[Feature]) -> Routes:
@@ -60,7 +62,7 @@ def transaction_routes(features: Sequence[Feature]) -> Routes:
 
 
 async def _work_off(
-    hs: Resources, handlers: Mapping[str, EduHandler], origin: ServerName, txn_id: str, transaction: Received
+    hs: Resources, handlers: Mapping[str, EduHandler], origin: ServerName, txn_id: str, transaction: ReceivedTransaction
 ) -> bytes:
     if hs.peers.locks.waiting(("origin", origin)) >= limits.TRANSACTIONS_WAITING_MAX:
         raise limit_exceeded(1000)
@@ -96,6 +98,9 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[JsonOb
             _log.warning("PDUs of a room not received", extra=about)
             return
         results.update((event_id, {"error": reason} if reason else {}) for event_id, reason in outcome.items())
+        refused = sum(1 for reason in outcome.values() if reason)
+        hs.metrics.count(PDUS_COUNTER, (("outcome", "accepted"),), len(outcome) - refused)
+        hs.metrics.count(PDUS_COUNTER, (("outcome", "refused"),), refused)
 
     async with trio.open_nursery() as nursery:
         for room_id, room_pdus in by_room.items():
@@ -130,12 +135,30 @@ async def _receive_room(
         for event in events:
             results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
-    for event, received in zip(events, await receive_events(hs, events, origin), strict=True):
-        if received is None:
-            results[event.event_id] = "What comes before this event cannot be had."
-        else:
-            results[event.event_id] = received.reason if received.status == Status.REJECTED else ""
-    return results
+    return {**results, **await _receive_all(hs, origin, events)}
+
+
+async def _receive_all(hs: Resources, origin: ServerName, events: Sequence[Event]) -> dict[str, str]:
+    try:
+        outcomes = await receive_events(hs, events, origin)
+    except Exception:
+        # An event that we cannot digest must not keep what comes with it, nor be sent to us for ever. Where the fault
+        # is not the event's, but e.g. the disk is full, storing the answer fails too, and the transaction comes again.
+        about = {"origin": origin, "events": [event.event_id for event in events]}
+        _log.exception("events not received", extra=about)
+        if len(events) == 1:
+            return {events[0].event_id: "Something unexpected happened."}
+        results: dict[str, str] = {}
+        for event in events:
+            results |= await _receive_all(hs, origin, [event])
+        return results
+    return {event.event_id: _reason(outcome) for event, outcome in zip(events, outcomes, strict=True)}
+
+
+def _reason(outcome: Received | None) -> str:
+    if outcome is None:
+        return "What comes before this event cannot be had."
+    return outcome.reason if outcome.status == Status.REJECTED else ""
 
 
 # EDUs
@@ -151,8 +174,10 @@ async def _receive_edus(
             continue
         try:
             await handler(hs, origin, allowed)  # type: ignore[arg-type]
-        except MatrixError as error:  # one EDU that makes no sense must not keep the others from being read
+        except MatrixError as error:
             _log.info("EDU refused", extra={"edu_type": edu_type, "origin": origin, "reason": error.error})
+        except Exception:  # one EDU that we cannot digest must not keep the others, nor be sent to us for ever
+            _log.exception("EDU not received", extra={"edu_type": edu_type, "origin": origin})
 
 
 async def _allowed_content(hs: Resources, origin: ServerName, content: EduContent) -> EduContent | None:

@@ -285,8 +285,9 @@ async def _countersigned(hs: Resources, accepted: _Accepted) -> Event:
 
 
 def _check_create(create: Event | None, version: RoomVersion) -> None:
-    claimed = None if create is None else create.content.get("room_version", "1")
-    if claimed != version.id:
+    if create is None:
+        raise MatrixError(502, "M_UNKNOWN", "The room's m.room.create is missing, or its signature cannot be checked.")
+    if create.content.get("room_version", "1") != version.id:
         raise MatrixError(502, "M_UNKNOWN", "The state that was given is not of a room of that version.")
 
 

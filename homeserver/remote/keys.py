@@ -28,6 +28,7 @@ from federation.server_keys import (
 from federation.wire import WireError
 from homeserver import limits
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
 from homeserver.peers import KnownKeys, note_failure
 from homeserver.resources import Resources
@@ -99,7 +100,7 @@ def _remember(hs: Resources, server: ServerName, statements: list[ServerKeys]) -
 def _suffices(hs: Resources, known: KnownKeys | None, needs: Iterable[WantedKey]) -> bool:
     if known is None:
         return False
-    latest_ts = hs.now_ms() + limits.KEY_RETRY_MS_MAX  # what claims to be of later is not worth asking for
+    latest_ts = hs.now_ms() + limits.KEY_FUTURE_MS
     for need in needs:
         key = known.every.get(need.key_id)
         if key is None:
@@ -141,7 +142,7 @@ async def _refresh(
 async def _ask_anyone(
     hs: Resources, server: ServerName, needs: Collection[WantedKey], notaries: Collection[ServerName]
 ) -> None:
-    await _ask_itself(hs, server)
+    has_answered = await _ask_itself(hs, server)
     known = (await _known(hs, [server])).get(server)
     for notary in notaries:
         if _suffices(hs, known, needs):
@@ -149,11 +150,11 @@ async def _ask_anyone(
         if notary != server:
             await _ask_notary(hs, notary, [server], {server: needs})
             known = (await _known(hs, [server])).get(server)
-    if _suffices(hs, known, needs):
+    before = hs.peers.key_standings.get(server)
+    if has_answered:  # anyone may claim to be that server with another key: it must not be made to wait for long
         hs.peers.key_standings.pop(server, None)
-    else:
-        before = hs.peers.key_standings.get(server)
-        failures = 0 if before is None else min(before.failures, 20)
+    if not _suffices(hs, known, needs):
+        failures = 0 if has_answered or before is None else min(before.failures, 20)
         delay_ms = min(limits.KEY_RETRY_MS << failures, limits.KEY_RETRY_MS_MAX)
         note_failure(hs.peers.key_standings, server, hs.now_ms(), delay_ms)
 
@@ -163,21 +164,22 @@ def _may_ask(hs: Resources, server: ServerName, now_ms: int) -> bool:
     return standing is None or now_ms >= standing.retry_after_ms
 
 
-async def _ask_itself(hs: Resources, server: ServerName) -> None:
-    """Asks the server for its keys, and stores them; nothing where it does not answer."""
+async def _ask_itself(hs: Resources, server: ServerName) -> bool:
+    """Asks the server for its keys, and stores them; whether it has answered."""
     try:
         response = await hs.wire.request(
             server, "GET", "/_matrix/key/v2/server",
             headers={}, body=None, timeout_s=limits.KEY_FETCH_TIMEOUT_S, max_bytes=limits.KEY_RESPONSE_BYTES_MAX,
         )  # fmt: skip
         if response.status != 200:
-            return
+            return False
         statement = parse_key_response(canonical_json.decode(response.body), server)
     except (WireError, NotCanonical, InvalidKeys):
-        return
+        return False
     await hs.database.write(store_statements, [statement])
     hs.peers.note_contact(server)
     await _reread(hs, [server])
+    return True
 
 
 async def _ask_notary(
@@ -276,7 +278,7 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
             blake2b(orjson.dumps(keys), digest_size=16).digest(),
             tx.now_ms,
             statement.valid_until_ts,
-            orjson.dumps(statement.response),
+            to_json(statement.response),
         )
         hashes = tx.values(
             "SELECT keys_hash FROM server_keys WHERE server_nid = ? ORDER BY valid_until_ts DESC, keys_hash", nid

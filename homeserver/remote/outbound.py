@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-import orjson
 import trio
 
 from federation.identifiers import ServerName
 from federation.transaction import EDUS_MAX, PDUS_MAX, build_transaction
 from homeserver import limits
+from homeserver.encoding import to_json
 from homeserver.feature import EduSource, JsonObject
 from homeserver.peers import Standing
 from homeserver.remote.destinations import (
@@ -39,6 +39,7 @@ from homeserver.tail import find_position, store_position
 _log = logging.getLogger("homeserver.federation")
 
 TAIL = "federation"
+TRANSACTIONS_COUNTER = "homeserver_federation_transactions_sent_total"
 
 # A peer that answers so does not want this very transaction, and will not want it next time.
 _REFUSALS = frozenset({400, 405, 409, 410, 411, 413, 414, 415, 422})
@@ -66,7 +67,11 @@ async def send(hs: Resources, sources: Sequence[EduSource]) -> None:
     """Sends, for ever. Where several nodes share the database, one of them does."""
     while hs.config.federation.enabled:
         async with hs.database.hold(f"tail {TAIL}"):
-            await Sender(hs, sources).run()
+            try:
+                await Sender(hs, sources).run()
+            except Exception:  # whatever it is, the rest of the server can do without the sender for a while
+                _log.exception("sending to other servers is interrupted")
+                await trio.sleep(limits.SENDER_PAUSE_S)
 
 
 class Sender:
@@ -94,8 +99,11 @@ class Sender:
             self._lags[server] = _Lag(acked, standing)
             hs.peers.standings[server] = standing
             hs.peers.await_contact(server)
+        hs.metrics.describe(TRANSACTIONS_COUNTER, "Transactions to other servers, and what became of them.")
         hs.metrics.gauge(
-            "homeserver_destinations_lagging", lambda: len(self._lags), "Servers that have not got everything."
+            "homeserver_federation_destinations_lagging",
+            lambda: len(self._lags),
+            "Servers that have not got everything.",
         )
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._store_positions)
@@ -264,7 +272,9 @@ class Sender:
             )
         except Unreachable as error:
             _log.info("transaction not delivered", extra={"destination": server, "reason": str(error)})
+            hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", "unreachable"),))
             return False
+        hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", "taken" if answer.status == 200 else "refused"),))
         if answer.status == 200:
             return True
         _log.warning(
@@ -290,5 +300,5 @@ def _txn_id(items: Sequence[Item]) -> str:
     """The same for the same items, so that a peer which has them already knows it; different for all others."""
     digest = blake2b(digest_size=9)
     for item in items:
-        digest.update(orjson.dumps([item.position, item.pdu, item.edu]))
+        digest.update(to_json([item.position, item.pdu, item.edu]))
     return f"{items[0].position}-{items[-1].position}-{digest.hexdigest()}"

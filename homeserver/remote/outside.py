@@ -6,13 +6,12 @@ Spec: server-server-api/#inviting-to-a-room, #knocking-rooms, #leaving-rooms-rej
 
 from __future__ import annotations
 
-import orjson
-
 from federation import canonical_json
 from federation.event import Event
 from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id, server_name_of
 from homeserver import limits
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.feature import JsonObject
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.membership import get_membership, get_room_membership, is_server_joined, store_membership
@@ -113,7 +112,7 @@ def read_stripped(events: object) -> list[JsonObject]:
         except InvalidIdentifier:
             continue
         stripped = {"type": event_type, "sender": sender, "state_key": state_key, "content": content}
-        size_bytes += len(orjson.dumps(stripped))
+        size_bytes += len(to_json(stripped))
         if size_bytes > limits.STRIPPED_BYTES_MAX:
             break
         found.append(stripped)

@@ -19,6 +19,7 @@ from federation.server_keys import build_notary_response
 from homeserver import limits
 from homeserver.api import Request, Routes
 from homeserver.database import Transaction
+from homeserver.dispatch import address_key
 from homeserver.errors import invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.remote.access import check_may_read
@@ -82,26 +83,29 @@ async def get_server_key(hs: Resources) -> JsonObject:
 
 
 @routes.get("/_matrix/key/v2/query/{server_name}", rate_limit="federation")
-async def perspectives_key_query(hs: Resources, server_name: ServerName, query: MinimumQuery) -> JsonObject:
-    return await _vouch(hs, {server_name: {"": KeyCriteria(query.minimum_valid_until_ts)}})
+async def perspectives_key_query(
+    hs: Resources, server_name: ServerName, query: MinimumQuery, request: Request
+) -> JsonObject:
+    return await _vouch(hs, request, {server_name: {"": KeyCriteria(query.minimum_valid_until_ts)}})
 
 
 @routes.post("/_matrix/key/v2/query", rate_limit="federation")
-async def bulk_perspectives_key_query(hs: Resources, body: KeyQueryBody) -> JsonObject:
+async def bulk_perspectives_key_query(hs: Resources, body: KeyQueryBody, request: Request) -> JsonObject:
     wanted: dict[ServerName, dict[str, KeyCriteria]] = {}
     for name, keys in body.server_keys.items():
         try:
             wanted[parse_server_name(name)] = keys
         except InvalidIdentifier as error:
             raise invalid_param(f"server_keys: {error}") from None
-    return await _vouch(hs, wanted)
+    return await _vouch(hs, request, wanted)
 
 
-async def _vouch(hs: Resources, wanted: dict[ServerName, dict[str, KeyCriteria]]) -> JsonObject:
+async def _vouch(hs: Resources, request: Request, wanted: dict[ServerName, dict[str, KeyCriteria]]) -> JsonObject:
     """What the servers have said about their keys, signed by us too; who cannot be reached is told from the table."""
     now_ms = hs.now_ms()
     others = [server for server in wanted if server != hs.server_name]
     stored = await hs.database.read(list_statements, others)
+    hs.rate_limits.take("notary", address_key(request.client_ip), now_ms, cost=len(others) - len(stored))
     needs: list[WantedKey] = []
     for server in others:
         criteria = wanted[server] or {"": KeyCriteria()}

@@ -88,7 +88,7 @@ class Story:
 
     async def act(self, what: str, *details: Any) -> None:
         """One step; what is not allowed just does not happen."""
-        await trio.sleep(0.002)  # where a leave and a join are of the same millisecond, their IDs decide which was later
+        await trio.sleep(0.002)  # of a leave and a join in the same millisecond the IDs decide which was later
         if what == "cut":
             self.network.cut(*details[0])
         elif what == "heal":

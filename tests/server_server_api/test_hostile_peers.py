@@ -15,6 +15,8 @@ from federation.event import parse_event
 from federation.identifiers import EventID, ServerName
 from federation.request_auth import build_authorization
 from federation.signing import SigningKey
+from homeserver.database import Transaction
+from homeserver.rooms.envelope import event_key
 from homeserver.rooms.storage import Status, get_stored
 from tests.support.federation import Federation, create_room, send_state, send_text, state_of, sync, texts
 from tests.support.homeservers import Client, Server, now_ms
@@ -330,3 +332,21 @@ async def test_key_of_another_server_does_not_open_the_door(federation: Federati
     ).key_response("", None)
     status, answer = await mallory.get("a.example", "/_matrix/federation/v1/query/profile?user_id=@a:a.example")
     assert (status, answer["errcode"]) == (401, "M_UNAUTHORIZED")
+
+
+async def test_event_that_we_cannot_digest_does_not_hold_up_the_others(federation: Federation) -> None:
+    """Whatever one event does to us, the rest of the transaction is received, and its sender goes on."""
+    a, alice, mallory, room = await _room(federation)
+    first, poison = room.text("first"), room.text("poison")
+    last = room.text("last", after=[first])
+    key = event_key(poison.event_id).hex()
+
+    def set_trap(tx: Transaction) -> None:
+        condition = f"NEW.event_id = x'{key}'"
+        tx.run(f"CREATE TRIGGER trap BEFORE INSERT ON events WHEN {condition} BEGIN SELECT RAISE(ABORT, 'x'); END")
+
+    await a.write(set_trap)
+    results = await mallory.send("a.example", "1", [first.pdu, poison.pdu, last.pdu])
+    assert results[poison.event_id] == {"error": "Something unexpected happened."}
+    assert results[first.event_id] == results[last.event_id] == {}
+    assert await texts(alice, room.room_id) == ["first", "last"]

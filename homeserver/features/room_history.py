@@ -65,7 +65,7 @@ async def get_room_events(
         await backfill.fill(hs, room_id, wanted.point, wanted.limit)
         page = await hs.database.read(_page, wanted, True)
         assert page is not None
-    return page
+    return {**page, "start": query.from_} if query.from_ else page
 
 
 @routes.get("/_matrix/client/v3/rooms/{room_id}/context/{event_id}")

@@ -20,7 +20,7 @@ from homeserver.remote.fetching import fetch_auth_events, fetch_state_before, st
 from homeserver.remote.receiving import receive
 from homeserver.remote.requests import ask, path_to
 from homeserver.resources import Resources
-from homeserver.rooms.graph import in_order
+from homeserver.rooms.graph import in_order, leading_to
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Received, find_places, list_missing
 from homeserver.rooms.storage import find_positions, get_event, get_room_version, list_stored
@@ -70,9 +70,8 @@ async def _ask(
     except MatrixError:
         return []
     pdus = answer.get("pdus")
-    return in_order(
-        await check_good_pdus(hs, pdus[:limit] if isinstance(pdus, list) else None, version, room_id)
-    )
+    events = await check_good_pdus(hs, pdus[:limit] if isinstance(pdus, list) else None, version, room_id)
+    return leading_to(start, in_order(events))
 
 
 async def _take_in(

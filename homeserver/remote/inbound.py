@@ -133,7 +133,10 @@ async def _receive_room(
         return {**results, **{event.event_id: "The room's server ACL does not allow your server." for event in events}}
     if not access.is_resident:
         for event in events:
-            results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
+            concerns_us = event.membership in ("leave", "ban") and hs.server_name == _server_of(event.state_key)
+            results[event.event_id] = "This server is not in that room."
+            if concerns_us:
+                results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
     return {**results, **await _receive_all(hs, origin, events)}
 
@@ -153,6 +156,10 @@ async def _receive_all(hs: Resources, origin: ServerName, events: Sequence[Event
             results |= await _receive_all(hs, origin, [event])
         return results
     return {event.event_id: _reason(outcome) for event, outcome in zip(events, outcomes, strict=True)}
+
+
+def _server_of(user_id: str | None) -> str:
+    return "" if user_id is None else user_id.partition(":")[2]
 
 
 def _reason(outcome: Received | None) -> str:

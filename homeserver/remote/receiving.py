@@ -17,6 +17,7 @@ from homeserver.database import Transaction
 from homeserver.remote.access import choose_servers
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
 from homeserver.resources import Resources
+from homeserver.rooms.graph import leading_to
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.receive import Missing, Received, receive_event, resolve_beforehand
 from homeserver.rooms.storage import find_positions, list_stored, to_events
@@ -167,12 +168,5 @@ def _between(tx: Transaction, event: Event, fetched: Sequence[Event], first_dept
     What is older than our history is left to whoever pages back: as news it would be told in the wrong place.
     """
     placed = set(_placed(tx, [each.event_id for each in fetched]))
-    by_id = {each.event_id: each for each in fetched if each.event_id not in placed and each.depth >= first_depth}
-    wanted: set[EventID] = set()
-    waiting = list(event.prev_events)
-    while waiting:
-        event_id = waiting.pop()
-        if event_id in by_id and event_id not in wanted:
-            wanted.add(event_id)
-            waiting += by_id[event_id].prev_events
-    return [each for each in fetched if each.event_id in wanted]
+    unknown = [each for each in fetched if each.event_id not in placed and each.depth >= first_depth]
+    return leading_to(event.prev_events, unknown)

@@ -100,6 +100,19 @@ def in_order(events: Iterable[Event], *, by_auth: bool = False) -> list[Event]:
     return ordered
 
 
+def leading_to(start: Collection[EventID], events: Sequence[Event]) -> list[Event]:
+    """Those of the events to which prev_events lead back from `start`, themselves included; in their order."""
+    by_id = {event.event_id: event for event in events}
+    found: set[EventID] = set()
+    waiting = list(start)
+    while waiting:
+        event_id = waiting.pop()
+        if event_id in by_id and event_id not in found:
+            found.add(event_id)
+            waiting += by_id[event_id].prev_events
+    return [event for event in events if event.event_id in found]
+
+
 def _auth_events(tx: Transaction, positions: Collection[int]) -> dict[int, tuple[int, ...]]:
     """The auth events of each. They are all stored, so they never change."""
     cache = tx.cache("auth_citations", CITATIONS_CACHED_MAX)

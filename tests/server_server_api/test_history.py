@@ -20,7 +20,7 @@ from tests.support.federation import (
     wait_text,
 )
 from tests.support.homeservers import Client
-from tests.support.stranger import Stranger
+from tests.support.stranger import FakeRoom, Stranger
 
 
 async def all_texts(client: Client, room_id: str, page: int) -> list[str]:
@@ -171,3 +171,29 @@ async def test_what_the_spec_says_of_answers(federation: Federation) -> None:
     status, chain = await stranger.get("a.example", f"/_matrix/federation/v1/event_auth/{place}/{quote(last, safe='')}")
     # From room version 12 on nobody cites m.room.create, which the room id names.
     assert {pdu["type"] for pdu in chain["auth_chain"]} == {"m.room.member", "m.room.power_levels"}
+
+
+async def test_only_what_leads_back_from_the_gap_is_history(federation: Federation) -> None:
+    """A server adds an event of its own to the past, which nothing follows on."""
+    b = await federation.start("b.example")
+    bob = await b.register("bob")
+    fake = FakeRoom(Stranger(federation.network, ServerName("mallory.example")))
+    fake.serve(bob.user_id)
+    room_id = str(fake.room_id)
+    await join(bob, room_id, fake.server.name)
+    create, member, levels, _ = fake.events
+    past = list(fake.events)
+    forged = fake.say("m.room.message", {"msgtype": "m.text", "body": "I was here"}, auth=[create, member, levels])
+    place = quote(room_id, safe="")
+    fake.server.answers["GET", f"/_matrix/federation/v1/backfill/{place}"] = {
+        "origin": "mallory.example", "origin_server_ts": 0, "pdus": [event.pdu for event in [*past, forged]],
+    }  # fmt: skip
+    for event in past:
+        known = [each.event_id for each in past[: past.index(event)]]
+        fake.server.answers["GET", f"/_matrix/federation/v1/state_ids/{place}"] = {
+            "pdu_ids": known, "auth_chain_ids": known,
+        }  # fmt: skip
+    assert await all_texts(bob, room_id, 10) == []
+    answer = await bob.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100")
+    assert forged.event_id not in {event["event_id"] for event in answer["chunk"]}
+    assert create.event_id in {event["event_id"] for event in answer["chunk"]}

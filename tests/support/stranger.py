@@ -194,3 +194,80 @@ class Joined:
 
     def text(self, text: str, **options: Any) -> Event:
         return self.event("m.room.message", {"msgtype": "m.text", "body": text}, **options)
+
+
+Change = Callable[[Any], Any]
+
+
+class FakeRoom:
+    """A room that exists in a stranger's mind only, and that others may join by way of it."""
+
+    def __init__(self, mallory: Stranger, version: str = "12") -> None:
+        self.server = mallory
+        self.version = ROOM_VERSIONS[version]
+        self.creator = mallory.user("mallory")
+        self.events: list[Event] = []
+        self.room_id: RoomID | None = None if version == "12" else RoomID(f"!fake:{mallory.name}")
+        content: dict[str, Any] = {"room_version": version}
+        if self.version.create_content_has_creator:
+            content["creator"] = self.creator
+        create = self.say("m.room.create", content, auth=[])
+        self.room_id = create.room_id
+        member = self.say("m.room.member", {"membership": "join"}, state_key=self.creator, auth=[create])
+        users = {} if version == "12" else {self.creator: 100}
+        levels = self.say("m.room.power_levels", {"users": users}, auth=[create, member])
+        self.say("m.room.join_rules", {"join_rule": "public"}, auth=[create, member, levels])
+
+    def say(
+        self, event_type: str, content: dict[str, Any], *, auth: list[Event], state_key: str = "", sender: str = ""
+    ) -> Event:
+        if self.version.create_event_in_auth_events == "forbidden":
+            auth = [event for event in auth if event.type != "m.room.create"]
+        event = build_event(
+            Draft(
+                self.room_id, UserID(sender or self.creator), event_type, content, state_key, origin_server_ts=now_ms()
+            ),
+            self.version,
+            prev_events=[reference_to(event) for event in self.events[-1:]],
+            auth_events=auth,
+            depth=len(self.events) + 1,
+            server_name=self.server.name,
+            key=self.server.key,
+        )
+        self.events.append(event)
+        return event
+
+    def template(self, user_id: str, **changes: Any) -> dict[str, Any]:
+        """An answer to make_join."""
+        auth = self.events[2:4] if self.version.id == "12" else [self.events[0], *self.events[2:4]]
+        event = {
+            "type": "m.room.member",
+            "room_id": self.room_id,
+            "sender": user_id,
+            "state_key": user_id,
+            "content": {"membership": "join"},
+            "depth": 5,
+            "prev_events": [self.events[-1].event_id],
+            "auth_events": [each.event_id for each in auth],
+            "origin": self.server.name,
+            "origin_server_ts": 0,
+            **changes,
+        }
+        return {"room_version": self.version.id, "event": event}
+
+    def serve(
+        self, user_id: str, *, template: Change = lambda answer: answer, answer: Change = lambda answer: answer
+    ) -> list[Any]:
+        """Answers the handshake of one user; what was sent to us is in the list."""
+        room, user = quote(str(self.room_id), safe=""), quote(user_id, safe="")
+        prefix = "/_matrix/federation"
+        self.server.answers["GET", f"{prefix}/v1/make_join/{room}/{user}"] = template(self.template(user_id))
+        sent: list[Any] = []
+
+        def take(uri: str, content: Any) -> Any:
+            sent.append(content)
+            pdus = [event.pdu for event in self.events]
+            return answer({"origin": self.server.name, "event": content, "state": pdus, "auth_chain": pdus})
+
+        self.server.take_join = take
+        return sent

@@ -366,6 +366,14 @@ DECODE_INLINE_BYTES_MAX = 256 * 1024
 # A destination that does not answer is left alone for so long; it doubles with each failure.
 RETRY_MS = 2_000
 RETRY_MS_MAX = 60 * 60 * 1000
+# A body is read and decoded before it is known who has signed it. 50 PDUs of 64 KiB, and 100 EDUs that may be as large.
+TRANSACTION_BODY_BYTES_MAX = 12 << 20
+# One PDU, a little larger than canonical.
+PDU_BODY_BYTES_MAX = 128 * 1024
+# One PDU, and a dozen of the room's state.
+INVITE_BODY_BYTES_MAX = 2 << 20
+# Some thousands of event IDs, or key IDs of a hundred servers.
+QUESTION_BODY_BYTES_MAX = 1 << 20
 # Transactions of one origin that wait for their turn: it should send one after another, and is told to slow down.
 TRANSACTIONS_WAITING_MAX = 5
 

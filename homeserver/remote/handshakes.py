@@ -13,6 +13,7 @@ from federation.build import Draft, countersign
 from federation.event import Event, InvalidEvent, parse_event
 from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id, server_name_of
 from federation.room_versions import RoomVersion
+from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
@@ -31,6 +32,7 @@ from homeserver.rooms.restricted import authorised_via
 from homeserver.rooms.storage import Status, list_stored
 
 routes = Routes()
+_TAKES_A_PDU: dict[str, Any] = {"rate_limit": "federation", "max_body_bytes": limits.PDU_BODY_BYTES_MAX}
 
 
 class VersionsQuery(msgspec.Struct, frozen=True):
@@ -87,21 +89,21 @@ def _make(
 # Events
 
 
-@routes.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}", rate_limit="federation")
+@routes.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}", **_TAKES_A_PDU)
 async def send_join_v2(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> JsonObject:
     return await _send_join(hs, origin, room_id, event_id, body)
 
 
-@routes.put("/_matrix/federation/v1/send_join/{room_id}/{event_id}", rate_limit="federation")
+@routes.put("/_matrix/federation/v1/send_join/{room_id}/{event_id}", **_TAKES_A_PDU)
 async def send_join_v1(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> Response:
     return Response(200, [200, await _send_join(hs, origin, room_id, event_id, body)])
 
 
-@routes.put("/_matrix/federation/v2/send_leave/{room_id}/{event_id}", rate_limit="federation")
+@routes.put("/_matrix/federation/v2/send_leave/{room_id}/{event_id}", **_TAKES_A_PDU)
 async def send_leave_v2(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> JsonObject:
@@ -109,7 +111,7 @@ async def send_leave_v2(
     return {}
 
 
-@routes.put("/_matrix/federation/v1/send_leave/{room_id}/{event_id}", rate_limit="federation")
+@routes.put("/_matrix/federation/v1/send_leave/{room_id}/{event_id}", **_TAKES_A_PDU)
 async def send_leave_v1(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> Response:
@@ -117,7 +119,7 @@ async def send_leave_v1(
     return Response(200, [200, {}])
 
 
-@routes.put("/_matrix/federation/v1/send_knock/{room_id}/{event_id}", rate_limit="federation")
+@routes.put("/_matrix/federation/v1/send_knock/{room_id}/{event_id}", **_TAKES_A_PDU)
 async def send_knock(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> JsonObject:

@@ -44,7 +44,11 @@ def transaction_routes(features: Sequence[Feature]) -> Routes:
     handlers = {edu_type: handler for feature in features for edu_type, handler in feature.edus.items()}
     routes = Routes()
 
-    @routes.put("/_matrix/federation/v1/send/{txn_id}", rate_limit="federation")
+    @routes.put(
+        "/_matrix/federation/v1/send/{txn_id}",
+        rate_limit="federation",
+        max_body_bytes=limits.TRANSACTION_BODY_BYTES_MAX,
+    )
     async def send_transaction(hs: Resources, origin: ServerName, txn_id: str, body: dict) -> Response:
         if len(txn_id) > TXN_ID_CHARACTERS_MAX:
             raise invalid_param(f"A transaction ID has at most {TXN_ID_CHARACTERS_MAX} characters.")

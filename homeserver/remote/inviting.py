@@ -13,6 +13,7 @@ from federation.event import Event, InvalidEvent, parse_event
 from federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
 from federation.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.signing import with_signature
+from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
@@ -31,6 +32,7 @@ from homeserver.rooms.storage import Status
 from homeserver.users.accounts import exists
 
 routes = Routes()
+_TAKES_AN_INVITE: dict[str, Any] = {"rate_limit": "federation", "max_body_bytes": limits.INVITE_BODY_BYTES_MAX}
 
 # Inviting a user of another server
 
@@ -107,7 +109,7 @@ def _append(tx: Transaction, event: Event) -> Event:
 # Being invited
 
 
-@routes.put("/_matrix/federation/v2/invite/{room_id}/{event_id}", rate_limit="federation")
+@routes.put("/_matrix/federation/v2/invite/{room_id}/{event_id}", **_TAKES_AN_INVITE)
 async def send_invite_v2(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> JsonObject:
@@ -120,7 +122,7 @@ async def send_invite_v2(
     return {"event": event.pdu}
 
 
-@routes.put("/_matrix/federation/v1/invite/{room_id}/{event_id}", rate_limit="federation")
+@routes.put("/_matrix/federation/v1/invite/{room_id}/{event_id}", **_TAKES_AN_INVITE)
 async def send_invite_v1(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> Response:

@@ -51,8 +51,10 @@ async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerN
 
 
 def _resolve_all(tx: Transaction, events: Sequence[Event]) -> None:
+    coming = {event.event_id for event in events}
     for event in events:
-        resolve_beforehand(tx, event)
+        if coming.isdisjoint(event.prev_events):  # else the state before it is not known yet
+            resolve_beforehand(tx, event)
 
 
 def receive_all(tx: Transaction, hs: Resources, events: Sequence[Event]) -> list[Received | Missing]:

@@ -89,7 +89,7 @@ async def perspectives_key_query(
     return await _vouch(hs, request, {server_name: {"": KeyCriteria(query.minimum_valid_until_ts)}})
 
 
-@routes.post("/_matrix/key/v2/query", rate_limit="federation")
+@routes.post("/_matrix/key/v2/query", rate_limit="federation", max_body_bytes=limits.QUESTION_BODY_BYTES_MAX)
 async def bulk_perspectives_key_query(hs: Resources, body: KeyQueryBody, request: Request) -> JsonObject:
     wanted: dict[ServerName, dict[str, KeyCriteria]] = {}
     for name, keys in body.server_keys.items():
@@ -215,7 +215,11 @@ def _backfill(
     return _pdus_at(tx, walk_back(tx, room_id, start, limit), origin)
 
 
-@routes.post("/_matrix/federation/v1/get_missing_events/{room_id}", rate_limit="federation")
+@routes.post(
+    "/_matrix/federation/v1/get_missing_events/{room_id}",
+    rate_limit="federation",
+    max_body_bytes=limits.QUESTION_BODY_BYTES_MAX,
+)
 async def get_missing_previous_events(
     hs: Resources, origin: ServerName, room_id: RoomID, body: MissingEventsBody
 ) -> JsonObject:

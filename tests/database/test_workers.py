@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,14 +30,14 @@ async def started(**options: Any) -> AsyncIterator[Workers]:
 
 async def test_threads_are_bounded() -> None:
     running, most = 0, 0
-    lock = threading.Lock()
+    lock, pair = threading.Lock(), threading.Barrier(2)
 
     def work() -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.02)
+        pair.wait()  # two run at once
         with lock:
             running -= 1
 
@@ -110,10 +109,9 @@ async def test_a_refusal_is_a_value_error() -> None:
 )
 async def test_what_goes_wrong_harms_nobody_else(function: str, args: tuple[object, ...], reason: str) -> None:
     async with started() as workers:
-        start = time.monotonic()
         with pytest.raises(WorkerFailed, match=reason):
-            await workers.run_process(f"{FUNCTIONS}:{function}", *args, timeout_s=1.0)
-        assert time.monotonic() - start < 8
+            timeout_s = 1.0 if reason == "too long" else 60.0
+            await workers.run_process(f"{FUNCTIONS}:{function}", *args, timeout_s=timeout_s)
         assert await workers.run_process(f"{FUNCTIONS}:echo", 1) == [1]
 
 
@@ -132,8 +130,8 @@ async def test_what_is_printed_is_not_taken_for_an_answer() -> None:
 async def test_an_idle_process_goes_and_comes_again() -> None:
     async with started(idle_seconds=0.2) as workers:
         first = (await workers.run_process(f"{FUNCTIONS}:describe"))["pid"]
-        await trio.sleep(0.6)
-        assert is_gone(first)
+        while not is_gone(first):  # noqa: ASYNC110
+            await trio.sleep(0.01)
         second = (await workers.run_process(f"{FUNCTIONS}:describe"))["pid"]
         assert second != first
 
@@ -152,12 +150,12 @@ async def test_closing_ends_a_call_under_way() -> None:
 
         async def call() -> None:
             with pytest.raises(WorkerFailed):
-                await workers.run_process(f"{FUNCTIONS}:take_time", 30)
+                await workers.run_process(f"{FUNCTIONS}:take_time", 1000, timeout_s=1000)
 
         nursery.start_soon(call)
-        await trio.sleep(0.5)
-        with trio.fail_after(5):
-            await workers.aclose()
+        while workers._process._running is None:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        await workers.aclose()
 
 
 def test_inline_works_under_a_virtual_clock() -> None:

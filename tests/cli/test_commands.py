@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,10 +111,8 @@ def test_a_server_stops_at_a_signal_with_success(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         with serving(config) as (process, url):
             assert httpx.get(f"{url}/_homeserver/health/ready").json() == {"ready": True}
-            begun = time.monotonic()
             process.send_signal(number)
             assert process.wait(SECONDS_MAX) == 0
-            assert time.monotonic() - begun < 10
 
 
 def test_one_database_is_served_once(tmp_path: Path) -> None:

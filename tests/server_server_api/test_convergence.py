@@ -187,15 +187,17 @@ def run(version: str, steps: Sequence[Any], *, with_timelines: bool) -> None:
     trio.run(play, clock=MockClock(autojump_threshold=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["10", "12"])
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(steps=st.lists(st.one_of(talk, network), min_size=5, max_size=25), random=st.random_module())
 def test_same_state_and_timelines_after_any_partition(version: str, steps: list[Any], random: Any) -> None:
     run(version, steps, with_timelines=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["10", "12"])
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(steps=st.lists(st.one_of(talk, quarrel, quarrel, network), min_size=5, max_size=30), random=st.random_module())
 def test_same_state_after_any_quarrel(version: str, steps: list[Any], random: Any) -> None:
     run(version, steps, with_timelines=False)

@@ -1,0 +1,27 @@
+"""The lock file pins everything that pyproject.toml asks for, with hashes, and names no place to download from."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+from tests.tidy.source import ROOT
+
+LOCK = (ROOT / "requirements.lock").read_text()
+PINNED = re.compile(r"^([a-z0-9-]+)(?:\[[a-z,]+\])?==[^\s;]+(?: ; [^\\]+)? \\\n    --hash=sha256:", re.MULTILINE)
+
+
+def test_everything_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {re.split(r"[\[<>=;~! ]", each)[0].lower() for each in wanted}
+    assert names <= set(PINNED.findall(LOCK))
+
+
+def test_every_pin_has_hashes() -> None:
+    assert len(PINNED.findall(LOCK)) == len(re.findall("^[a-z0-9]", LOCK, re.MULTILINE))
+
+
+def test_it_names_no_place() -> None:
+    assert "://" not in LOCK
+    assert "\n-" not in LOCK

@@ -18,7 +18,8 @@ from federation.identifiers import EventID, RoomID, UserID
 from homeserver.api import Request
 from homeserver.authenticate import Requester, get_account_flags
 from homeserver.database import Transaction
-from homeserver.dispatch import Dispatch, encode_json
+from homeserver.dispatch import Dispatch
+from homeserver.encoding import to_json
 from homeserver.errors import not_found
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import sync_token
@@ -88,7 +89,7 @@ class Client:
         request = Request(found.method, found.path, urlencode(query or {}))
         request.content = None if body is None else dict(body)
         result = await self._dispatch.call(found, request, self._requester, list(path))
-        answer = orjson.loads(encode_json(result)) if result is not None else {}
+        answer = orjson.loads(to_json(result)) if result is not None else {}
         return answer if isinstance(answer, dict) else {"result": answer}
 
     async def create_room(self, **options: Any) -> RoomID:

@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import msgspec
-import orjson
 import trio
 
 from homeserver.api import Empty, Operation, Request, Response, guess_group
 from homeserver.arguments import decode_json
 from homeserver.authenticate import FindAppservice, Requester, VerifyOrigin, find_requester, refuse_origin
+from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, unrecognized
 from homeserver.resources import Resources
 from homeserver.router import Router
@@ -209,7 +208,7 @@ def error_response(error: MatrixError) -> Response:
     wait_ms = error.extra.get("retry_after_ms")
     if error.status == 429 and isinstance(wait_ms, int):
         headers["retry-after"] = str(max(1, math.ceil(wait_ms / 1000)))
-    return Response(error.status, encode_json(error.body()), headers)
+    return Response(error.status, to_json(error.body()), headers)
 
 
 def address_key(address: str) -> str:
@@ -222,23 +221,16 @@ def address_key(address: str) -> str:
         return address
 
 
-def encode_json(value: Any) -> bytes:
-    """JSON bytes of dicts, lists and Structs, however nested."""
-    if isinstance(value, msgspec.Struct):
-        return msgspec.json.encode(value)
-    return orjson.dumps(value, default=msgspec.to_builtins)
-
-
 def _encode(result: Any) -> Response:
     if isinstance(result, Response):
         if result.stream is not None or result.body is None:
             return result if result.stream is not None else Response(result.status, b"", result.headers)
         if isinstance(result.body, (bytes, memoryview)):
             return result
-        return Response(result.status, encode_json(result.body), {"content-type": JSON, **result.headers})
+        return Response(result.status, to_json(result.body), {"content-type": JSON, **result.headers})
     if isinstance(result, Empty) or result is None:
         return _EMPTY
-    return Response(200, encode_json(result), _JSON_HEADERS)
+    return Response(200, to_json(result), _JSON_HEADERS)
 
 
 _JSON_HEADERS = {"content-type": JSON}

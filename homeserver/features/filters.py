@@ -5,12 +5,11 @@ Spec: client-server-api/#filtering
 
 from __future__ import annotations
 
-import orjson
-
 from federation.identifiers import InvalidIdentifier, UserID, parse_room_id, parse_user_id
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
+from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
@@ -24,7 +23,7 @@ routes = Routes()
 async def define_filter(hs: Resources, requester: Requester, user_id: UserID, body: dict) -> JsonObject:
     _check_own(requester, user_id)
     check_filter(body)
-    content = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    content = to_json(body, sort_keys=True)
     if len(content) > limits.FILTER_BYTES_MAX:
         raise MatrixError(413, "M_TOO_LARGE", f"A filter is at most {limits.FILTER_BYTES_MAX} bytes.")
     return {"filter_id": await hs.database.write(store_filter, user_id, content)}

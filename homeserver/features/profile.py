@@ -11,14 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from federation.build import Draft
 from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.remote.profiles import fetch_profile
@@ -116,7 +115,7 @@ def _checked_value(field: str, value: Any) -> bytes | None:
         raise invalid_param(f"A display name is at most {limits.DISPLAYNAME_CHARACTERS_MAX} characters.")
     if field == "avatar_url" and (len(value) > limits.AVATAR_URL_CHARACTERS_MAX or _MXC.fullmatch(value) is None):
         raise invalid_param("avatar_url must be an mxc URI.")
-    return orjson.dumps(value)
+    return to_json(value)
 
 
 async def change_profile(hs: Resources, user_id: UserID, field: str, value: bytes | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from federation import canonical_json
 from federation.event import Event
 from federation.identifiers import EventID, server_name_of
 
@@ -24,7 +25,8 @@ _PACKED = frozenset({"depth", "prev_events", "auth_events", "hashes", "signature
 
 class Envelope(msgspec.Struct, array_like=True):
     """prev_events, auth_events: positions of stored events, or event keys of unknown ones; None where `rest` holds them
-    as they came. signatures: (key id, signature) of the sender's server, if there is just one and no other."""
+    as they came. signature: (key id, signature) of the sender's server, if there is just one and no other. irregular:
+    what of `rest` holds integers beyond 64 bits, as JSON: rooms of versions below 6 take them."""
 
     depth: int
     prev_events: list[int | bytes] | None
@@ -32,6 +34,7 @@ class Envelope(msgspec.Struct, array_like=True):
     sha256: bytes | None
     signature: tuple[str, bytes] | None
     rest: dict[str, Any]
+    irregular: bytes | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -74,7 +77,20 @@ def pack(event: Event, positions: Mapping[EventID, int]) -> bytes:
     ):
         if packed is None and name in pdu:
             rest[name] = pdu[name]
-    return _encode(Envelope(event.depth, prev_events, auth_events, sha256, signature, rest))
+    try:
+        return _encode(Envelope(event.depth, prev_events, auth_events, sha256, signature, rest))
+    except OverflowError:
+        irregular = {name: rest.pop(name) for name, value in tuple(rest.items()) if _is_irregular(value)}
+        packed = canonical_json.encode(irregular, strict=False)
+        return _encode(Envelope(event.depth, prev_events, auth_events, sha256, signature, rest, packed))
+
+
+def _is_irregular(value: Any) -> bool:
+    try:
+        msgspec.msgpack.encode(value)
+    except OverflowError:
+        return True
+    return False
 
 
 def unpack(blob: bytes) -> Envelope:
@@ -91,6 +107,8 @@ def references(envelope: Envelope) -> list[int]:
 def restore(envelope: Envelope, columns: dict[str, Any], event_ids: Mapping[int, EventID]) -> dict[str, Any]:
     """The PDU. `columns`: the fields that the row's columns give; `event_ids` of all `references`."""
     pdu = {**columns, "depth": envelope.depth, **envelope.rest}
+    if envelope.irregular is not None:
+        pdu.update(canonical_json.decode(envelope.irregular))
     if envelope.prev_events is not None:
         pdu["prev_events"] = _unpack_references(envelope.prev_events, event_ids)
     if envelope.auth_events is not None:

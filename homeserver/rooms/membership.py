@@ -10,6 +10,7 @@ import orjson
 
 from federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import forbidden
 from homeserver.rooms.heads import Head
 
@@ -73,7 +74,7 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
                 row.event_position,
                 changed_position,
                 tx.intern(server_name_of(row.user_id)),
-                None if row.stripped is None else orjson.dumps(row.stripped),
+                None if row.stripped is None else to_json(row.stripped),
             )
             for row in rows
         ],
@@ -94,7 +95,7 @@ def replace_stripped(tx: Transaction, room_nid: int, user_id: UserID, stripped: 
     """Replaces what the user was told of the room. That is no news."""
     tx.run(
         "UPDATE memberships SET stripped = ? WHERE user_nid = ? AND room_nid = ?",
-        orjson.dumps(stripped),
+        to_json(stripped),
         tx.find(user_id),
         room_nid,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 import orjson
 
+from homeserver.encoding import to_json
 from homeserver.errors import bad_json
 from homeserver.rooms.storage import StoredEvent
 
@@ -136,7 +137,7 @@ def select_fields(event: dict[str, Any], fields: Sequence[str] | None) -> dict[s
     if fields is None:
         return event
     answer: dict[str, Any] = {}
-    whole = orjson.loads(orjson.dumps(event))
+    whole = orjson.loads(to_json(event))
     for field in fields:
         path = [part.replace("\0", ".") for part in field.replace("\\.", "\0").split(".")]
         source, target = whole, answer

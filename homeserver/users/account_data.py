@@ -10,6 +10,7 @@ from federation.identifiers import RoomID, UserID
 from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import forbidden, invalid_param
 from homeserver.feature import JsonObject
 
@@ -49,7 +50,7 @@ def store_account_data(
     position = tx.next_position(user_id)
     replaced = tx.run(
         "UPDATE account_data SET content = ?, position = ? WHERE user_nid = ? AND room_nid = ? AND type_nid = ?",
-        orjson.dumps(content), position, user_nid, room_nid, type_nid,
+        to_json(content), position, user_nid, room_nid, type_nid,
     )  # fmt: skip
     if not replaced:
         (count,) = tx.one("SELECT COUNT(*) FROM account_data WHERE user_nid = ?", user_nid) or (0,)
@@ -57,7 +58,7 @@ def store_account_data(
             raise invalid_param(f"There may be {limits.ACCOUNT_DATA_TYPES_MAX} types of account data.")
         tx.run(
             "INSERT INTO account_data (user_nid, room_nid, type_nid, content, position) VALUES (?, ?, ?, ?, ?)",
-            user_nid, room_nid, type_nid, orjson.dumps(content), position,
+            user_nid, room_nid, type_nid, to_json(content), position,
         )  # fmt: skip
 
 

@@ -1,0 +1,117 @@
+"""Requests to an ASGI application byte by byte, as no client library sends them, and what every answer has to be."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from tests.support.contract import check_response
+
+ERRCODE = re.compile(r"M_[A-Z_]+")
+CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-methods": "GET, HEAD, POST, PUT, DELETE, OPTIONS",
+    "access-control-allow-headers": "X-Requested-With, Content-Type, Authorization, Date",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back."""
+
+    asked: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def errcode(self) -> str:
+        """The error code; "" where it is no error."""
+        return self.json.get("errcode", "") if self.status >= 400 else ""  # none where authentication begins
+
+    @property
+    def verdict(self) -> tuple[int, str]:
+        return self.status, self.errcode
+
+    def __str__(self) -> str:
+        return f"{self.asked} → {self.status} {self.body[:200]!r}"
+
+
+async def ask(
+    app: Any,
+    method: str,
+    path: str,
+    *,
+    query: str = "",
+    body: bytes = b"",
+    headers: Iterable[tuple[str, str]] = (),
+    length: str | None = None,
+) -> Answer:
+    """Sends one request. `path` and `query` go out as they are, latin-1; `length` replaces the true Content-Length."""
+    sent = [(b"host", b"test.example"), (b"content-type", b"application/json")]
+    sent += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    if body or length is not None:
+        sent.append((b"content-length", (str(len(body)) if length is None else length).encode("latin-1")))
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "https",
+        "path": unquote(path),
+        "raw_path": path.encode("latin-1"),
+        "query_string": query.encode("latin-1"),
+        "root_path": "",
+        "headers": sent,
+        "client": ("192.0.2.66", 666),
+        "server": ("test.example", 443),
+        "extensions": {},
+    }
+    pieces = [body[at : at + 65_536] for at in range(0, len(body), 65_536)] or [b""]
+    told: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        if pieces:
+            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        told.append(message)
+
+    await app(scope, receive, send)
+    shown = f"{method} {path}{'?' + query if query else ''} {body[:120]!r}{'…' if len(body) > 120 else ''}"
+    assert told and told[0]["type"] == "http.response.start", f"{shown}: no answer"
+    answered = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in told[0]["headers"]}
+    data = b"".join(bytes(message.get("body", b"")) for message in told[1:])
+    return Answer(shown, told[0]["status"], answered, data)
+
+
+def check_client_answer(method: str, path: str, answer: Answer) -> None:
+    """An answer of the client-server API: below 500, errors as the spec writes them, with CORS, fit for its schema."""
+    assert answer.status < 500, str(answer)
+    for name, value in CORS.items():
+        assert answer.headers.get(name) == value, f"{name}: {answer}"
+    if answer.status >= 400:
+        check_error(answer)
+    check_response(method, path, answer.status, answer.body, answer.headers)
+
+
+def check_error(answer: Answer) -> None:
+    """A standard error response."""
+    assert answer.headers["content-type"] == "application/json", str(answer)
+    problem = answer.json
+    if answer.status == 401 and "errcode" not in problem:  # the start of user-interactive authentication
+        assert problem["flows"] and problem["session"], str(answer)
+        return
+    assert ERRCODE.fullmatch(problem["errcode"]), str(answer)
+    assert isinstance(problem["error"], str) and problem["error"], str(answer)
+    for inside in ("Traceback", "homeserver.", "sqlite", "msgspec", "object at 0x"):
+        assert inside not in problem["error"], str(answer)

@@ -1,0 +1,95 @@
+"""No body of a request can make the server do anything but say what is wrong with it, and nothing is half written.
+
+Every operation that takes a body gets what is no JSON, no object, too much, and its own kind of body with every value
+replaced by others. Spec: client-server-api/#standard-error-response, #common-error-codes
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from homeserver import limits
+from homeserver.api import Operation
+from tests.hostile.asking import check_client_answer
+from tests.hostile.values import NOT_AN_OBJECT, NOT_JSON, changes
+from tests.hostile.world import CLIENT_OPERATIONS, ENDING, World, contents, identify, make_world
+
+WITH_BODY = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.body is not None)
+every_operation_with_a_body = pytest.mark.parametrize("operation", WITH_BODY, ids=identify)
+
+
+@every_operation_with_a_body
+async def test_what_is_no_json_is_refused(world: World, operation: Operation) -> None:
+    before = await world.server.read(contents)
+    for body in NOT_JSON:
+        answer = await world.ask(operation, body=body)
+        check_client_answer(operation.method, world.path(operation), answer)
+        assert answer.verdict == (400, "M_NOT_JSON"), str(answer)
+    assert await world.server.read(contents) == before
+
+
+@every_operation_with_a_body
+async def test_what_is_no_object_is_refused(world: World, operation: Operation) -> None:
+    before = await world.server.read(contents)
+    for body in NOT_AN_OBJECT:
+        answer = await world.ask(operation, body=body)
+        check_client_answer(operation.method, world.path(operation), answer)
+        if body == b"null" and operation.plan.body is not None and operation.plan.body.optional:
+            before = await world.server.read(contents)  # it stands for no body
+            continue
+        assert answer.verdict == (400, "M_BAD_JSON"), str(answer)
+        assert await world.server.read(contents) == before
+
+
+@every_operation_with_a_body
+async def test_a_body_that_is_missing_is_refused_or_not_needed(world: World, operation: Operation) -> None:
+    answer = await world.ask(operation, body=b"")
+    check_client_answer(operation.method, world.path(operation), answer)
+    assert operation.plan.body is not None
+    if not operation.plan.body.optional:
+        assert answer.verdict == (400, "M_NOT_JSON"), str(answer)
+
+
+@every_operation_with_a_body
+async def test_a_body_that_is_too_large_is_refused_unread(world: World, operation: Operation) -> None:
+    large = b'{"a": "' + b"x" * operation.max_body_bytes + b'"}'
+    lies = (str(len(large)), "999999999999999999999999", None)
+    for length in lies:
+        answer = await world.ask(operation, body=large if length is None else b"{}", length=length)
+        check_client_answer(operation.method, world.path(operation), answer)
+        assert answer.verdict == (413, "M_TOO_LARGE"), str(answer)
+    assert operation.max_body_bytes <= limits.BODY_BYTES_MAX["client"]
+
+
+@every_operation_with_a_body
+async def test_every_value_may_be_wrong(world: World, operation: Operation) -> None:
+    plan = operation.plan.body
+    assert plan is not None
+    written = await world.server.read(contents)
+    number = 0
+    for change in changes(world.body(operation), plan.kind, world.schema(operation)):
+        path = world.path(operation)
+        answer = await world.ask(operation, path=path, body=change.body)
+        check_client_answer(operation.method, path, answer)
+        if change.is_refused:
+            assert answer.status == 400, f"{change.where}: {answer}"
+        if answer.status >= 400:
+            now = await world.server.read(contents)
+            assert now == written, f"{change.where} left something in {_changed(written, now)}: {answer}"
+            continue
+        if operation.name in ENDING:
+            number += 1
+            world = await make_world(world.server, f"alice{number}")
+        written = await world.server.read(contents)
+    await _is_well(world)
+
+
+def _changed(before: object, after: object) -> list[str]:
+    assert isinstance(before, dict) and isinstance(after, dict)
+    return [name for name in before if before[name] != after[name]]
+
+
+async def _is_well(world: World) -> None:
+    """The server answers whoever is not hostile, in the end as in the beginning."""
+    await world.server.anonymous.ok("GET", "/_matrix/client/versions")
+    await world.bob.ok("GET", "sync")

@@ -1,0 +1,192 @@
+"""A small world for hostile requests: people, a room, an event, a file; for each operation a request that is right."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+from urllib.parse import quote
+
+from federation.identifiers import EventID, RoomAlias, RoomID, ServerName, UserID
+from homeserver import remote, sync
+from homeserver.api import Operation
+from homeserver.database import Transaction
+from homeserver.features import FEATURES
+from homeserver.users.filters import find_filter
+from tests.hostile.asking import Answer, ask
+from tests.hostile.values import encode, sample
+from tests.support.contract import contract_check
+from tests.support.homeservers import PASSWORD, Client, Server
+
+_SERVED = (*FEATURES, sync.feature_of(FEATURES, find_filter), remote.feature_of(FEATURES))
+OPERATIONS: tuple[Operation, ...] = tuple(operation for feature in _SERVED for operation in feature.routes)
+CLIENT_OPERATIONS = tuple(
+    operation for operation in OPERATIONS if operation.group in ("client", "media") and not operation.plan.origin
+)
+FEDERATION_OPERATIONS = tuple(operation for operation in OPERATIONS if operation.plan.origin)
+
+ENDING = frozenset(
+    {"logout", "logout_all", "deactivate_account", "change_password", "leave_room", "forget_room", "delete_device",
+     "delete_devices", "ban", "kick", "invite_user", "redact_event", "set_room_state", "set_room_state_with_key"}
+)  # fmt: skip
+"""Operations after whose success the world has to be made anew."""
+
+# Tables in which a request that is refused may leave something, and why.
+MAY_CHANGE = frozenset({
+    "user_interactive_sessions",  # a refusal is how such a session begins
+    "strings",  # numbers for texts, given out once and for ever
+    "devices",  # when a device was last seen
+    "presence",  # asking is being there
+    "shared_secret_nonces",
+    "tails", "stream_position",
+})  # fmt: skip
+
+
+def identify(operation: Operation) -> str:
+    """How an operation is called in the names of tests."""
+    return f"{operation.method} {operation.path}"
+
+
+@dataclass(slots=True)
+class World:
+    """Everything that a request may name, in one server."""
+
+    server: Server
+    alice: Client
+    bob: Client
+    room_id: RoomID
+    event_id: str
+    alias: str
+    media_id: str
+    filter_id: str
+    _numbers: Any = field(default_factory=itertools.count)
+
+    @property
+    def known(self) -> dict[Any, Any]:
+        """What stands for an identifier of each kind."""
+        return {
+            UserID: self.bob.user_id,
+            RoomID: self.room_id,
+            EventID: self.event_id,
+            RoomAlias: self.alias,
+            ServerName: self.server.name,
+        }
+
+    def path(self, operation: Operation, **other: str) -> str:
+        """The path of an operation with things that there are, percent-encoded. `other` goes into it as it is."""
+        values = {
+            "user_id": self.alice.user_id,
+            "room_id": self.room_id,
+            "room_id_or_alias": self.room_id,
+            "event_id": self.event_id,
+            "room_alias": self.alias,
+            "server_name": self.server.name,
+            "media_id": self.media_id,
+            "device_id": self.alice.device_id,
+            "filter_id": self.filter_id,
+            "key_name": "displayname",
+            "data_type": "org.example.data",
+            "tag": "u.work",
+            "event_type": "org.example.event",
+            "state_key": "key",
+            "txn_id": f"txn{next(self._numbers)}",
+            "receipt_type": "m.read",
+            "query_type": "profile",
+            "file_name": "file.txt",
+        }
+
+        def fill(match: re.Match[str]) -> str:
+            return other[match[1]] if match[1] in other else quote(values[match[1]], safe="")
+
+        return re.sub(r"\{(\w+)\}", fill, operation.path)
+
+    def body(self, operation: Operation) -> dict[str, Any]:
+        """A body for an operation as it should be, with as many of its fields as go together."""
+        plan = operation.plan.body
+        assert plan is not None
+        special = self._bodies().get(operation.name)
+        if special is not None:
+            return special
+        return dict(sample(plan.kind, self.known))
+
+    def _bodies(self) -> dict[str, dict[str, Any]]:
+        number = next(self._numbers)
+        creation = {
+            "preset": "public_chat", "visibility": "private", "name": "x", "topic": "x", "room_version": "12",
+            "room_alias_name": f"room{number}", "is_direct": False, "invite": [self.bob.user_id],
+            "creation_content": {"m.federate": False, "type": "m.space"},
+            "initial_state": [{"type": "m.room.topic", "state_key": "", "content": {"topic": "x"}}],
+            "power_level_content_override": {"users": {self.bob.user_id: 50}, "events": {"m.room.name": 5}, "ban": 50},
+        }  # fmt: skip
+        login = {
+            "type": "m.login.password", "identifier": {"type": "m.id.user", "user": self.alice.user_id},
+            "password": PASSWORD, "device_id": "D", "initial_device_display_name": "x", "refresh_token": True,
+        }  # fmt: skip
+        register = {
+            "username": f"user{number}", "password": PASSWORD, "auth": {"type": "m.login.dummy"}, "device_id": "D",
+            "initial_device_display_name": "x", "inhibit_login": False, "refresh_token": True,
+        }  # fmt: skip
+        timeline = {"limit": 5, "types": ["m.*"], "not_senders": ["@x:y"]}
+        rooms = {"rooms": ["!a:b"], "not_rooms": [], "timeline": timeline}
+        auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wrong"}
+        return {
+            "create_room": creation,
+            "login": login,
+            "register": register,
+            "send_message": {"msgtype": "m.text", "body": "x", "m.mentions": {"user_ids": [self.bob.user_id]}},
+            "define_filter": {"room": rooms, "presence": {"limit": 3}, "event_fields": ["content.body"]},
+            "set_profile_field": {"displayname": "Alice"},
+            "set_room_tag": {"order": 0.5},
+            "deactivate_account": {"auth": auth, "erase": False},
+            "change_password": {"auth": auth, "new_password": "another password", "logout_devices": False},
+            "delete_devices": {"auth": auth, "devices": [self.alice.device_id]},
+            "delete_device": {"auth": auth},
+            "set_presence": {"presence": "online", "status_msg": "x"},
+        }
+
+    def schema(self, operation: Operation) -> dict[str, Any]:
+        """The contract's JSON schema for the body of an operation; {} where it has none."""
+        module = contract_check()
+        found = None if module is None else module.match(operation.method, self.path(operation))
+        content = ((found or {}).get("request_body") or {}).get("content", {})
+        schema: dict[str, Any] = content.get("application/json", {}).get("schema") or {}
+        return schema
+
+    async def ask(self, operation: Operation, **options: Any) -> Answer:
+        """The answer to a request of alice. Without `path` and `body` they are as they should be."""
+        options.setdefault("path", self.path(operation))
+        options.setdefault("headers", [("authorization", f"Bearer {self.alice.token}")])
+        if "body" not in options and operation.plan.body is not None:
+            options["body"] = encode(self.body(operation))
+        return await ask(self.server.app, operation.method, **options)
+
+
+async def make_world(server: Server, name: str = "alice") -> World:
+    """People, a room and what is in it."""
+    alice = await server.register(name)
+    bob = await server.register(f"{name}-bob")
+    made = await alice.ok("POST", "createRoom", json={"preset": "public_chat", "room_alias_name": name})
+    room_id = RoomID(made["room_id"])
+    await bob.ok("POST", f"join/{quote(room_id)}", json={})
+    text = {"msgtype": "m.text", "body": "x"}
+    sent = await alice.ok("PUT", f"rooms/{quote(room_id)}/send/m.room.message/1", json=text)
+    upload = await alice.post("/_matrix/media/v3/upload", content=b"a file", headers={"content-type": "text/plain"})
+    stored = await alice.ok("POST", f"user/{quote(alice.user_id)}/filter", json={})
+    await alice.ok("PUT", f"user/{quote(alice.user_id)}/account_data/org.example.data", json={"a": 1})
+    return World(
+        server, alice, bob, room_id, sent["event_id"], f"#{name}:{server.name}",
+        upload.json()["content_uri"].rpartition("/")[2], stored["filter_id"],
+    )  # fmt: skip
+
+
+def contents(tx: Transaction) -> Mapping[str, str]:
+    """A digest of every table that a refused request must not touch."""
+    names = tx.values("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '%sqlite%' ORDER BY name")
+    return {
+        name: sha256(repr(tx.all(f"SELECT * FROM {name}")).encode()).hexdigest()
+        for name in names
+        if name not in MAY_CHANGE
+    }

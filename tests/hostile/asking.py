@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+import trio
+
 from tests.support.contract import check_response
 
 ERRCODE = re.compile(r"M_[A-Z_]+")
@@ -81,7 +83,8 @@ async def ask(
     async def receive() -> MutableMapping[str, Any]:
         if pieces:
             return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
-        return {"type": "http.disconnect"}
+        await trio.sleep_forever()  # the client waits for its answer
+        raise AssertionError
 
     async def send(message: MutableMapping[str, Any]) -> None:
         told.append(message)

@@ -1,0 +1,172 @@
+"""Paths, methods, queries and tokens that no operation can want. Spec: client-server-api/#api-standards"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+import msgspec
+import pytest
+
+from homeserver import limits
+from homeserver.api import Operation
+from homeserver.arguments import PARSERS
+from tests.hostile.asking import ask, check_client_answer, check_error
+from tests.hostile.values import wrong_query_values
+from tests.hostile.world import CLIENT_OPERATIONS, ENDING, OPERATIONS, World, contents, identify, make_world
+
+every_client_operation = pytest.mark.parametrize("operation", CLIENT_OPERATIONS, ids=identify)
+WITH_PATH = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.path)
+WITH_QUERY = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.query is not None)
+WITH_TOKEN = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.requester)
+# Operations that may have to ask another server.
+ASKING = frozenset(
+    {"get_user_profile", "get_profile_field", "get_content", "get_content_override_name", "get_content_thumbnail",
+     "get_content_authed", "get_content_override_name_authed", "get_content_thumbnail_authed", "join_room",
+     "knock_room", "get_room_id_by_alias", "get_public_rooms", "query_public_rooms"}
+)  # fmt: skip
+METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND", "get", "X" * 100)
+
+NO_UTF8 = ("%FF", "%C3%28", "%ED%A0%80", "%F8%88%80%80%80", "a%80")
+UNKIND = (
+    "%00", "%", "%2", "%zz", "%25", "%2F", "%2e%2e", "..", ".", "%20", "%0d%0aset-cookie:x", "%E2%80%AE", "a" * 300,
+    "a" * 7_000, "%F0%9F%98%80" * 100, "@", "@:", "@a", "@a:", "@a:b:c", "@:b", "@%00:b", "@a:b%2Fc", "@a:[::1", "@A:b",
+    "@a:b.", "!", "!:", "!a", "!a:", "!%00:b", "!" + "a" * 43, "$", "$:", "$" + "a" * 43, "$a:b", "#", "#:", "#a",
+    "#a:", "#%00:b", "b", "b:", "b:x", "b:99999", "[", "[::1]", "[::1]:8448", "1.2.3.4", "127.0.0.1:1", "localhost", "-1",
+    "0", "9" * 400, "m.room.message", "m.read", "displayname", "profile", "~", "*", "?x", "'--", "${x}", "null", "true",
+)  # fmt: skip
+
+
+def unkind_paths(world: World, operation: Operation) -> Iterator[tuple[str, str, str]]:
+    """Parameter, what it is replaced by, and the path."""
+    for name, _ in operation.plan.path:
+        for text in (*NO_UTF8, *UNKIND):
+            yield name, text, world.path(operation, **{name: text})
+
+
+@pytest.mark.parametrize("operation", WITH_PATH, ids=identify)
+async def test_every_part_of_a_path_may_be_wrong(world: World, operation: Operation) -> None:
+    for number, (_, text, path) in enumerate(unkind_paths(world, operation)):
+        if "?" in text:
+            continue
+        answer = await world.ask(operation, path=path)
+        if answer.status in (502, 504) and operation.name in ASKING:
+            check_error(answer)  # another server is to be asked, and there is none
+        else:
+            check_client_answer(operation.method, path, answer)
+        if text in NO_UTF8:
+            assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
+        if answer.status < 300 and operation.name in ENDING:
+            world = await make_world(world.server, f"alice{number}")
+    await world.bob.ok("GET", "sync")
+
+
+@pytest.mark.parametrize("operation", WITH_PATH, ids=identify)
+async def test_what_is_no_identifier_is_refused(world: World, operation: Operation) -> None:
+    before = await world.server.read(contents)
+    kinds = {name: decode for name, decode in operation.plan.path if decode in PARSERS.values()}
+    for name in kinds:
+        for text in ("%00", "nonsense%20", "%20", "a" * 300, "@%00:b", "!%00", "%23"):
+            answer = await world.ask(operation, path=world.path(operation, **{name: text}))
+            assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
+    assert await world.server.read(contents) == before
+
+
+@pytest.mark.parametrize("operation", WITH_QUERY, ids=identify)
+async def test_every_parameter_of_a_query_may_be_wrong(world: World, operation: Operation) -> None:
+    plan = operation.plan.query
+    assert plan is not None
+    for name, text, is_refused in wrong_query_values(plan.kind):
+        for query in (f"{name}={text}", f"{name}={text}&{name}={text}", f"dir=b&{name}={text}"):
+            path = world.path(operation)
+            answer = await world.ask(operation, path=path, query=query)
+            if answer.status in (502, 504) and operation.name in ASKING:
+                check_error(answer)
+            else:
+                check_client_answer(operation.method, path, answer)
+            if is_refused:
+                assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
+    for query in ("&&&", "=", "==&=x", "a=1&" * limits.QUERY_PARAMETERS_MAX, "%=%", "\xff=1", "x" * 60_000, "?", "#"):
+        answer = await world.ask(operation, query=query)
+        check_client_answer(operation.method, world.path(operation), answer)
+    await world.alice.ok("GET", "sync")
+
+
+@pytest.mark.parametrize("operation", WITH_QUERY, ids=identify)
+async def test_a_parameter_of_the_wrong_type_is_refused(world: World, operation: Operation) -> None:
+    plan = operation.plan.query
+    assert plan is not None
+    for field in msgspec.structs.fields(plan.kind):
+        if any(kind in (int, bool) for kind in kinds_of(field.type)) and str not in kinds_of(field.type):
+            answer = await world.ask(operation, query=f"dir=b&{field.encode_name}=nonsense")
+            assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
+
+
+def kinds_of(kind: Any) -> set[Any]:
+    """The plain types in a union, or under an annotation."""
+    inner = get_args(kind) if get_origin(kind) is not None else ()
+    return {kind}.union(*(kinds_of(each) for each in inner if isinstance(each, type) or get_args(each)))
+
+
+@every_client_operation
+async def test_other_methods_are_not_allowed(world: World, operation: Operation) -> None:
+    path = world.path(operation)
+    offered = {each.method for each in OPERATIONS if match(each.path, operation.path)}
+    if "GET" in offered:
+        offered.add("HEAD")
+    for method in METHODS:
+        if method in offered:
+            continue
+        answer = await ask(world.server.app, method, path, headers=[("authorization", f"Bearer {world.alice.token}")])
+        assert answer.verdict == (405, "M_UNRECOGNIZED"), str(answer)
+        check_client_answer("GET", "/", answer)
+    preflight = await ask(world.server.app, "OPTIONS", path)
+    assert (preflight.status, preflight.body) == (204, b"")
+    assert preflight.headers["access-control-allow-origin"] == "*"
+
+
+def match(one: str, other: str) -> bool:
+    """Whether a path can be both."""
+    parts, others = one.split("/"), other.split("/")
+    return len(parts) == len(others) and all(
+        a == b or a.startswith("{") or b.startswith("{") for a, b in zip(parts, others, strict=True)
+    )
+
+
+PREFIXES = ("/_matrix", "/_matrix/client", "/_matrix/client/v3", "/_matrix/media/v3", "/_homeserver", "/_synapse")
+NOWHERE = (
+    "", "/", "/nonsense", "//", "/./", "/../", "/%00", "/%FF", "/login/", "/login//", "/LOGIN", "/login%2F", "/%",
+    "/a" * 500, "/rooms", "/rooms/", "/rooms//send", "/rooms/!a:b/send", "/login;x", "/..%2flogin", "/\xff", "/é",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+async def test_paths_that_lead_nowhere_are_unrecognized(world: World, prefix: str) -> None:
+    for suffix, method in itertools.product(NOWHERE, ("GET", "POST", "PUT")):
+        answer = await ask(world.server.app, method, prefix + suffix)
+        assert answer.verdict == (404, "M_UNRECOGNIZED"), str(answer)
+        check_client_answer("GET", "/", answer)
+
+
+@pytest.mark.parametrize("operation", WITH_TOKEN, ids=identify)
+async def test_who_does_not_say_who_they_are_is_refused_first(world: World, operation: Operation) -> None:
+    before = await world.server.read(contents)
+    optional = operation.plan.requester_optional
+    for body in (b"", b"{", b"{}", b"x" * 10_000):
+        answer = await world.ask(operation, headers=[], body=body)
+        check_client_answer(operation.method, world.path(operation), answer)
+        assert optional or answer.verdict == (401, "M_MISSING_TOKEN"), str(answer)
+    tokens = ("x", "\xff", "a" * 5_000, f"{world.alice.token}x", "null", "Bearer", "%00", '"')
+    for token in tokens:
+        answer = await world.ask(operation, headers=[("authorization", f"Bearer {token}")])
+        check_client_answer(operation.method, world.path(operation), answer)
+        assert optional or answer.verdict == (401, "M_UNKNOWN_TOKEN"), str(answer)
+    schemes = ("", "Bearer", "Bearer ", f"Basic {world.alice.token}", f"{world.alice.token}", "X-Matrix origin=x")
+    for scheme in schemes:
+        answer = await world.ask(operation, headers=[("authorization", scheme)])
+        check_client_answer(operation.method, world.path(operation), answer)
+        assert optional or answer.status == 401, str(answer)
+    answer = await world.ask(operation, headers=[], query="access_token=")
+    assert optional or answer.status == 401, str(answer)
+    assert optional or await world.server.read(contents) == before

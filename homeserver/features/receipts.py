@@ -6,7 +6,7 @@ that reading costs nothing per message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -51,6 +51,9 @@ SCHEMA = Schema(
 )
 
 routes = Routes()
+
+# Over a longer span of the stream the receipts of all rooms are more than those of the user's.
+SPAN_BY_POSITION_MAX = 1_000
 
 ReceiptType = Literal["m.read", "m.read.private", "m.fully_read"]
 
@@ -151,23 +154,25 @@ def _store_remote(tx: Transaction, origin: ServerName, content: ReceiptContent) 
 
 
 def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
-    """One m.receipt event for each room with new receipts; private ones for their own user only."""
-    rows = _list_between(tx, ctx.since, ctx.upto) if ctx.since else []
-    wanted = ctx.rooms.keys() if not ctx.since else ctx.newly_joined & ctx.rooms.keys()
-    nids = [nid for room_id in wanted if (nid := tx.find(room_id)) is not None]
-    rows += tx.all_in(
-        "SELECT room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms FROM receipts WHERE room_nid IN (?*)", nids
-    )
-    names = tx.names({nid for row in rows for nid in row[:2]})
-    content: dict[RoomID, JsonObject] = {}
-    for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in rows:
-        room_id, user_id = RoomID(names[room_nid]), names[user_nid]
-        if room_id not in ctx.rooms or (receipt_type == "m.read.private" and user_id != ctx.user_id):
+    """One m.receipt event for each room and thread with new receipts; private ones for their own user only."""
+    nids = {nid: room_id for room_id in ctx.rooms if (nid := tx.find(room_id)) is not None}
+    whole = [nid for nid, room_id in nids.items() if not ctx.since or room_id in ctx.newly_joined]
+    rows = _list_of_rooms(tx, whole, 0)
+    if ctx.since:
+        rest = nids.keys() - set(whole)
+        is_short = ctx.upto - ctx.since <= SPAN_BY_POSITION_MAX
+        rows += _list_between(tx, ctx.since, ctx.upto) if is_short else _list_of_rooms(tx, rest, ctx.since)
+        rows = [row for row in rows if row[0] in nids]
+    names = tx.names({row[1] for row in rows})
+    content: dict[tuple[RoomID, str], JsonObject] = {}
+    for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in dict.fromkeys(rows):
+        user_id = names[user_nid]
+        if receipt_type == "m.read.private" and user_id != ctx.user_id:
             continue
         receipt = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
-        by_event = content.setdefault(room_id, {})
+        by_event = content.setdefault((nids[room_nid], thread_id), {})
         by_event.setdefault(event_id, {}).setdefault(receipt_type, {})[user_id] = receipt
-    for room_id, by_event in content.items():
+    for (room_id, _), by_event in content.items():
         ctx.rooms[room_id].ephemeral.append({"type": "m.receipt", "content": by_event})
 
 
@@ -243,6 +248,15 @@ def _list_between(tx: Transaction, since: int, upto: int) -> list[Row]:
         " WHERE position > ? AND position <= ?",
         since,
         upto,
+    )
+
+
+def _list_of_rooms(tx: Transaction, room_nids: Collection[int], since: int) -> list[Row]:
+    return tx.all_in(
+        "SELECT room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms FROM receipts"
+        " WHERE room_nid IN (?*) AND position > ?",
+        room_nids,
+        since,
     )
 
 

@@ -77,9 +77,9 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
     if left is None or left.ordering is None or left.ordering <= since_point:
         return _sections(tx, viewer, _own_membership(tx, membership, since_point), [])
     was = head_at(tx, room_id, since_point) if since else None
-    joined = was is not None and _membership_at(tx, was, viewer.user_id) == "join"
-    timeline = read_timeline(tx, viewer, room_id, since_point if joined else START, left.ordering)
-    before = was if joined and not viewer.full_state else None
+    membership_then = None if was is None else _membership_at(tx, was, viewer.user_id)
+    timeline = read_timeline(tx, viewer, room_id, START if membership_then is None else since_point, left.ordering)
+    before = was if membership_then == "join" and not viewer.full_state else None
     timeline, state = _state(tx, viewer, room_id, before, state_after(tx, left), timeline, with_heroes=before is None)
     return _sections(tx, viewer, timeline, state)
 

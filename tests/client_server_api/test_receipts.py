@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from homeserver.features.receipts import SPAN_BY_POSITION_MAX
 from tests.support.homeservers import Client, Server
 from tests.support.people import act, ephemeral, join, leave, path_of, public_room, room_in, say, send, sync
 
@@ -24,10 +25,12 @@ async def read(client: Client, room_id: str, event_id: str, kind: str = READ, **
 
 async def receipts(viewer: Client, room_id: str, of: Client, kind: str = READ) -> dict[str, str]:
     """Thread ("" for none) → event, of all receipts of that user which the viewer's first sync has."""
-    content = ephemeral(await sync(viewer), room_id, "m.receipt") or {}
+    events = room_in(await sync(viewer), room_id).get("ephemeral", {}).get("events", [])
     return {
         by_user[of.user_id].get("thread_id", ""): event_id
-        for event_id, by_kind in content.items()
+        for event in events
+        if event["type"] == "m.receipt"
+        for event_id, by_kind in event["content"].items()
         if of.user_id in (by_user := by_kind.get(kind, {}))
     }
 
@@ -236,3 +239,26 @@ async def test_refuses_bad_markers(server: Server, kind: str, value: Any, errcod
     assert await alice.refused("POST", path_of(room_id, "read_markers"), json=body) == (400, errcode)
     assert await receipts(alice, room_id, alice) == {}
     assert await fully_read(alice, room_id) is None
+
+
+async def test_one_event_read_in_a_thread_and_out_of_any(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    (event_id,) = await say(alice, room_id, "root")
+    await read(bob, room_id, event_id)
+    await read(bob, room_id, event_id, thread_id="main")
+    assert await receipts(alice, room_id, bob) == {"": event_id, "main": event_id}
+
+
+async def test_who_was_away_for_long_is_told_of_their_own_rooms_only(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id, other = await public_room(alice, bob), await public_room(bob, carl)
+    (event_id,) = await say(alice, room_id, "1")
+    (elsewhere,) = await say(carl, other, "2")
+    since = (await sync(alice))["next_batch"]
+    await read(bob, other, elsewhere)
+    await read(bob, room_id, event_id)
+    await server.write(lambda tx: [tx.next_position() for _ in range(2 * SPAN_BY_POSITION_MAX)])
+    answer = await sync(alice, since)
+    assert answer["rooms"]["join"].keys() == {room_id}
+    assert event_id in (ephemeral(answer, room_id, "m.receipt") or {})

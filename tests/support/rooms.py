@@ -9,6 +9,7 @@ At the end of every test `check_consistency` has to find nothing wrong with the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from federation.event import Event
 from federation.identifiers import EventID, RoomID, ServerName, UserID
 from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from federation.signing import SigningKey
-from homeserver.database import Database, Transaction, open_database
+from homeserver.database import Database, Schema, Transaction, open_database
 from homeserver.rooms import state_tree
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.heads import get_head
@@ -155,10 +156,12 @@ def named_state(tx: Transaction, root: bytes) -> dict[tuple[str, str], EventID]:
 
 
 @asynccontextmanager
-async def opened_rooms(url: str = "sqlite::memory:", *, inline: bool = True) -> AsyncIterator[Rooms]:
-    """The rooms in a new database; consistent at the end."""
-    clock = iter(range(START_MS, START_MS + 10**9))
-    database = await open_database(url, [SCHEMA], inline=inline, now_ms=lambda: next(clock))
+async def opened_rooms(
+    url: str = "sqlite::memory:", *schemas: Schema, inline: bool = True
+) -> AsyncIterator[Rooms]:
+    """The rooms in a new database, with further tables; consistent at the end."""
+    clock = itertools.count(START_MS, 20)
+    database = await open_database(url, [SCHEMA, *schemas], inline=inline, now_ms=lambda: next(clock))
     try:
         rooms = Rooms(database)
         yield rooms

@@ -1,0 +1,91 @@
+"""A client of /sync, as the specification describes what it has to do with each answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from homeserver.encoding import to_json
+from homeserver.rooms.timeline import parse_sync_token
+from homeserver.sync.engine import SyncRequest, compute
+from homeserver.sync.filter import parse_filter
+from tests.support.rooms import Rooms
+
+StateKey = tuple[str, str]
+
+
+@dataclass
+class KnownRoom:
+    """What the client knows of a room. `timeline` is unbroken: what came before a gap is forgotten."""
+
+    section: str
+    state: dict[StateKey, str] = field(default_factory=dict)
+    timeline: list[str] = field(default_factory=list)
+    prev_batch: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+    was_invited: bool = False
+
+
+@dataclass
+class SyncClient:
+    """One device of a user. It uses `state`, or `state_after` if it says so."""
+
+    rooms: Rooms
+    user_id: str
+    use_state_after: bool = False
+    limit: int = 10
+    lazy: bool = False
+    since: int | None = None
+    known: dict[str, KnownRoom] = field(default_factory=dict)
+
+    async def sync(self, **options: Any) -> dict[str, Any]:
+        """Asks what is new, and takes it in."""
+        room_filter = {
+            "include_leave": True,
+            "timeline": {"limit": self.limit},
+            "state": {"lazy_load_members": self.lazy},
+        }
+        request = SyncRequest(
+            user_id=self.user_id,  # type: ignore[arg-type]
+            device_id="D",
+            since=self.since,
+            filter=parse_filter({"room": room_filter}),
+            use_state_after=self.use_state_after,
+            **options,
+        )
+        answer = await self.rooms.read(compute, (), request)
+        body: dict[str, Any] = orjson.loads(to_json(answer.body))
+        self.take_in(body)
+        return body
+
+    def take_in(self, body: dict[str, Any]) -> None:
+        """Applies an answer."""
+        for section, rooms in body.get("rooms", {}).items():
+            for room_id, update in rooms.items():
+                self._take_in_room(section, room_id, update)
+        self.since = parse_sync_token(body["next_batch"])
+
+    def _take_in_room(self, section: str, room_id: str, update: dict[str, Any]) -> None:
+        room = self.known.get(room_id)
+        if section in ("invite", "knock"):
+            known = self.known.setdefault(room_id, KnownRoom(section))  # what it knows of an earlier stay it keeps
+            known.section, known.was_invited = section, True
+            return
+        is_entered = room is None or (room.section != "join" and section == "join")
+        if room is None or is_entered:
+            room = self.known[room_id] = KnownRoom(section)
+        room.section = section
+        room.summary |= update.get("summary", {})
+        timeline = update.get("timeline", {"events": []})
+        if timeline.get("limited") or is_entered:
+            room.timeline = []
+            room.prev_batch = timeline.get("prev_batch", "")
+        assert ("state" in update) != ("state_after" in update) or "timeline" not in update
+        events = update.get("state_after" if self.use_state_after else "state", {"events": []})["events"]
+        if not self.use_state_after:
+            events = events + [event for event in timeline["events"] if "state_key" in event]
+        for event in events:
+            room.state[event["type"], event["state_key"]] = event["event_id"]
+        room.timeline += [event["event_id"] for event in timeline["events"]]

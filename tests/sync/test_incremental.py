@@ -191,7 +191,7 @@ async def run(script: list[tuple[Any, ...]]) -> None:
 
 
 @seed(20)
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(steps)
 def test_incremental_is_fresh(script: list[tuple[Any, ...]]) -> None:
     trio.run(run, script)

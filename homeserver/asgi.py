@@ -5,7 +5,7 @@ Paths of the protocol are answered by the operations, everything else by the pag
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -66,7 +66,10 @@ class App:
             scope["method"], path, scope["query_string"].decode("latin-1"), scope["headers"],
             lambda: client_address(scope), body.next_chunk, body.wait_gone,
         )
-        if len(path) > limits.PATH_CHARACTERS_MAX:
+        if has_two_lengths(scope["headers"]):
+            response = error_response(MatrixError(400, "M_UNKNOWN", "The length of the request is ambiguous."))
+            response = Response(response.status, response.body, {**response.headers, "connection": "close"})
+        elif len(path) > limits.PATH_CHARACTERS_MAX:
             response = error_response(MatrixError(414, "M_TOO_LARGE", "The path is too long."))
         elif self.dispatch.active >= limits.REQUESTS_AT_ONCE_MAX:
             response = error_response(MatrixError(503, "M_UNKNOWN", "This server is too busy."))
@@ -102,6 +105,7 @@ class _Body:
             return None
         message = await self._receive()
         if message["type"] == "http.disconnect":
+            self._done = True  # nothing more comes, so nothing is to be waited for
             raise MatrixError(408, "M_UNKNOWN", "The request ended before its body did, or came too slowly.")
         self._done = not message.get("more_body", False)
         return message.get("body", b"")
@@ -161,6 +165,16 @@ def raw_path(scope: Scope) -> str:
     path = raw.decode("latin-1") if raw is not None else quote(scope["path"])
     root = scope.get("root_path", "")
     return path.removeprefix(root) if root else path
+
+
+def has_two_lengths(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request has both a Content-Length and a Transfer-Encoding.
+
+    A proxy that goes by the other one than we do would take the rest of it for a request of its own, of someone else.
+    Spec: RFC 9112, section 6.1: such a request may be refused, and its connection has to be closed.
+    """
+    names = [name for name, _ in headers if name in (b"content-length", b"transfer-encoding")]
+    return len(names) > 1 and b"transfer-encoding" in names
 
 
 def client_address(scope: Scope) -> str:

@@ -15,8 +15,7 @@ from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_events
-from homeserver.rooms.heads import get_head
-from homeserver.rooms.membership import check_joined
+from homeserver.rooms.membership import check_joined, list_joined_contents
 from homeserver.rooms.resolve import StateAt, entries_of, head_at
 from homeserver.rooms.storage import StoredEvent, list_stored
 from homeserver.rooms.timeline import parse_point
@@ -74,14 +73,11 @@ def _member_events(tx: Transaction, state: StateAt) -> list[StoredEvent]:
 def _joined_members(tx: Transaction, requester: Requester, room_id: RoomID) -> JsonObject:
     check_joined(tx, room_id, requester.user_id)
     joined: JsonObject = {}
-    for event in _member_events(tx, StateAt(get_head(tx, room_id).state_root)):
-        content = event.content
-        if content.get("membership") == "join" and event.state_key is not None:
-            member: JsonObject = {}
-            for theirs, ours in (("displayname", "display_name"), ("avatar_url", "avatar_url")):
-                if isinstance(content.get(theirs), str):
-                    member[ours] = content[theirs]
-            joined[event.state_key] = member
+    for user_id, content in list_joined_contents(tx, room_id):
+        member = joined[user_id] = {}
+        for theirs, ours in (("displayname", "display_name"), ("avatar_url", "avatar_url")):
+            if isinstance(content.get(theirs), str):
+                member[ours] = content[theirs]
     return joined
 
 

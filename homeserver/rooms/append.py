@@ -43,6 +43,8 @@ from homeserver.rooms.storage import (
     load_events,
 )
 
+AUTH_CACHED_MAX = 5_000
+
 
 class OurServer(Protocol):
     """Who signs: what of `Resources` is needed here."""
@@ -101,11 +103,11 @@ def append_local(
     place = _find_place(tx, draft)
     head = place.head
     event = _build_at(tx, hs, draft, place)
-    check_may_redact(tx, event, place.auth_state, as_admin=as_admin)
+    check_may_redact(tx, event, place.auth.state, as_admin=as_admin)
     position = tx.next_position(event.room_id)
     known = dict(zip(event.prev_events, place.prev_positions, strict=True))
-    for key, auth_event in place.auth_events.items():
-        known[auth_event.event_id] = place.auth_positions[key]
+    for key, auth_event in place.auth.events.items():
+        known[auth_event.event_id] = place.auth.positions[key]
     root = store_state(tx, place.before)
     insert_event(
         tx,
@@ -127,16 +129,23 @@ def append_local(
 
 
 @dataclass(frozen=True, slots=True)
+class _Auth:
+    """What the auth rules look at, the auth events among it in their order, and where they stand."""
+
+    state: Mapping[StateKey, Event]
+    events: Mapping[StateKey, Event]
+    positions: Mapping[StateKey, int]
+
+
+@dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an event would follow: on which events, in which state, and by which part of it. `auth_events` in order."""
+    """Where an event would follow: on which events, in which state, and by which part of it."""
 
     head: Head
     before: StateAt
     prev_positions: tuple[int, ...]
     prev_events: list[Reference]
-    auth_state: Mapping[StateKey, Event]
-    auth_events: Mapping[StateKey, Event]
-    auth_positions: Mapping[StateKey, int]
+    auth: _Auth
 
 
 def _find_place(tx: Transaction, draft: Draft) -> _Place:
@@ -151,19 +160,24 @@ def _find_place(tx: Transaction, draft: Draft) -> _Place:
         prev_positions = prev_positions[-PREV_EVENTS_MAX:]
         rows = list_stored(tx, prev_positions)
         before = resolve_states(tx, head.version, [state_after(tx, row) for row in rows.values()])
-    keys = select_auth_keys(draft.type, draft.sender, draft.state_key, draft.content, head.version)
-    positions = positions_in(tx, before, {*keys, ("m.room.create", "")})
-    events = load_auth_events(tx, positions.values())
-    auth_state = {key: events[position] for key, position in positions.items()}
-    return _Place(
-        head,
-        before,
-        prev_positions,
-        _references(tx, head, prev_positions),
-        auth_state,
-        {key: auth_state[key] for key in keys if key in auth_state},
-        positions,
-    )
+    references = _references(tx, head, prev_positions)
+    return _Place(head, before, prev_positions, references, _find_auth(tx, head, before, draft))
+
+
+def _find_auth(tx: Transaction, head: Head, before: StateAt, draft: Draft) -> _Auth:
+    """The auth events. Except for member events they depend on nothing but state and sender, and are cached by them."""
+    cache = tx.cache("auth", AUTH_CACHED_MAX)
+    known = None if draft.type == "m.room.member" else (before, draft.sender)
+    auth: _Auth | None = None if known is None else cache.get(known)
+    if auth is None:
+        keys = select_auth_keys(draft.type, draft.sender, draft.state_key, draft.content, head.version)
+        positions = positions_in(tx, before, {*keys, ("m.room.create", "")})
+        events = load_auth_events(tx, positions.values())
+        state = {key: events[position] for key, position in positions.items()}
+        auth = _Auth(state, {key: state[key] for key in keys if key in state}, positions)
+        if known is not None and tx.is_write:  # the state may be of this very write, and be rolled back
+            tx.after_commit(cache.put, known, auth)
+    return auth
 
 
 def _check_names(tx: Transaction, draft: Draft) -> None:
@@ -180,11 +194,11 @@ def _build_at(tx: Transaction, hs: OurServer, draft: Draft, place: _Place) -> Ev
         draft,
         place.head.version,
         prev_events=place.prev_events,
-        auth_events=list(place.auth_events.values()),
+        auth_events=list(place.auth.events.values()),
         depth=place.head.depth + 1,
         now_ms=tx.now_ms,
     )
-    rejection = check(event, place.auth_state)
+    rejection = check(event, place.auth.state)
     if rejection is not None:
         raise forbidden(rejection.reason)
     return event
@@ -203,10 +217,10 @@ def build_template(tx: Transaction, draft: Draft) -> tuple[RoomVersion, dict[str
         draft,
         version,
         prev_events=place.prev_events,
-        auth_events=list(place.auth_events.values()),
+        auth_events=list(place.auth.events.values()),
         depth=place.head.depth + 1,
     )
-    rejection = check(trusted_event(pdu, version, EventID("$template")), place.auth_state)
+    rejection = check(trusted_event(pdu, version, EventID("$template")), place.auth.state)
     if rejection is not None:
         raise forbidden(rejection.reason)
     return version, pdu

@@ -12,7 +12,7 @@ from homeserver.database import Transaction
 from homeserver.rooms.envelope import unpack
 from homeserver.rooms.heads import state_position
 from homeserver.rooms.storage import Status, StoredEvent, list_stored, txn_id_of_client
-from homeserver.rooms.visibility import filter_visible, membership_in
+from homeserver.rooms.visibility import Memberships, filter_visible
 
 
 def client_events(
@@ -26,19 +26,14 @@ def client_events(
     replaced = _replaced(tx, events)
     shown = _visible_positions(tx, user_id, replaced.values()) if replaced else frozenset()
     redactions = list_stored(tx, {event.redacted_by for event in events if event.redacted_by is not None})
-    memberships: dict[bytes, str] = {}
+    memberships = Memberships(tx, user_id)
     now_ms = tx.now_ms
     answer: list[dict[str, Any]] = []
     for event in events:
         unsigned: dict[str, Any] = {"age": now_ms - event.origin_server_ts}
-        root = event.state_before
-        if root is not None:
-            membership = memberships.get(root)
-            if membership is None:
-                membership = memberships[root] = membership_in(tx, root, user_id)
-            if event.state_key == user_id and event.type == "m.room.member":
-                membership = str(event.content.get("membership"))
-            unsigned["membership"] = membership
+        if event.state_before is not None:
+            is_own = event.state_key == user_id and event.type == "m.room.member"
+            unsigned["membership"] = event.content.get("membership") if is_own else memberships.at(event.state_before)
         if event.txn_id is not None and event.sender == user_id and event.device_id == device_id:
             unsigned["transaction_id"] = txn_id_of_client(event.txn_id)
         before = replaced.get(event.position)

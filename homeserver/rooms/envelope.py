@@ -6,10 +6,11 @@ A message costs some 130 bytes of envelope, nearly all of it hash and signature.
 
 from __future__ import annotations
 
-from base64 import b64encode, urlsafe_b64decode
+import re
+from base64 import b64encode
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,8 +20,12 @@ from federation.event import Event
 from federation.identifiers import EventID, server_name_of
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
+_FROM_URLSAFE = str.maketrans("-_", "+/")
+# Of the last character two bits are not used; an id in which they are set would come back as another.
+_HASH_ID = re.compile(r"\$[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]", re.ASCII)
 _COLUMNS = frozenset({"type", "sender", "content", "origin_server_ts", "room_id", "state_key", "event_id"})
 _PACKED = frozenset({"depth", "prev_events", "auth_events", "hashes", "signatures", "unsigned"})
+_ELSEWHERE = _COLUMNS | _PACKED
 
 
 class Envelope(msgspec.Struct, array_like=True):
@@ -43,13 +48,8 @@ _decode = msgspec.msgpack.Decoder(Envelope).decode
 
 def event_key(event_id: str) -> bytes:
     """An event id as it is stored: the 32 bytes of a URL-safe reference hash, other ids as text."""
-    if len(event_id) == 44 and "+" not in event_id and "/" not in event_id:
-        try:
-            raw = urlsafe_b64decode(event_id[1:] + "=")
-        except (Base64Error, ValueError):
-            raw = b""
-        if len(raw) == 32 and event_id_of_key(raw) == event_id:
-            return raw
+    if _HASH_ID.fullmatch(event_id) is not None:
+        return a2b_base64(event_id[1:].translate(_FROM_URLSAFE) + "=")
     text = event_id.encode()
     return text + b"\0" if len(text) == 32 else text
 
@@ -64,9 +64,11 @@ def event_id_of_key(key: bytes) -> EventID:
 def pack(event: Event, positions: Mapping[EventID, int]) -> bytes:
     """The envelope of `event`; `positions` of those of its prev_events and auth_events that are stored."""
     pdu = event.pdu
-    rest = {name: value for name, value in pdu.items() if name not in _COLUMNS and name not in _PACKED}
-    prev_events = _pack_references(pdu["prev_events"], positions)
-    auth_events = _pack_references(pdu["auth_events"], positions)
+    rest = {name: pdu[name] for name in pdu.keys() - _ELSEWHERE}
+    prev_events = auth_events = None
+    if not event.version.references_with_hashes:  # room versions 1 and 2 name a hash with each
+        prev_events = [positions.get(event_id) or event_key(event_id) for event_id in event.prev_events]
+        auth_events = [positions.get(event_id) or event_key(event_id) for event_id in event.auth_events]
     sha256 = _pack_sha256(pdu["hashes"])
     signature = _pack_signature(pdu.get("signatures"), event.sender)
     for name, packed in (
@@ -119,12 +121,6 @@ def restore(envelope: Envelope, columns: dict[str, Any], event_ids: Mapping[int,
         key_id, signature = envelope.signature
         pdu["signatures"] = {server_name_of(columns["sender"]): {key_id: _base64(signature)}}
     return pdu
-
-
-def _pack_references(event_ids: Sequence[Any], positions: Mapping[EventID, int]) -> list[int | bytes] | None:
-    if not all(isinstance(event_id, str) for event_id in event_ids):
-        return None  # room versions 1 and 2 name a hash with each
-    return [positions.get(EventID(event_id)) or event_key(event_id) for event_id in event_ids]
 
 
 def _unpack_references(packed: list[int | bytes], event_ids: Mapping[int, EventID]) -> list[EventID]:

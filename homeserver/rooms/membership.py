@@ -10,8 +10,10 @@ import orjson
 
 from federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.database import Transaction
+from homeserver.database.compression import decompress
 from homeserver.encoding import to_json
 from homeserver.errors import forbidden
+from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.rooms.heads import Head
 
 Membership = Literal["join", "invite", "leave", "ban", "knock"]
@@ -159,6 +161,20 @@ def list_members(tx: Transaction, room_id: str, membership: Membership) -> list[
         "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership
     )
     return [UserID(name) for name in tx.names(nids).values()]
+
+
+def list_joined_contents(tx: Transaction, room_id: str) -> list[tuple[UserID, dict[str, Any]]]:
+    """The users who are in the room, each with the content of the event that says so."""
+    rows = tx.all(
+        "SELECT m.user_nid, e.content FROM memberships m JOIN events e ON e.position = m.event_position"
+        " WHERE m.room_nid = ? AND m.membership = 'join'",
+        tx.find(room_id),
+    )
+    names = tx.names([row[0] for row in rows])
+    return [
+        (UserID(names[user_nid]), orjson.loads(decompress(content, EVENT_CONTENT_BYTES_MAX)))
+        for user_nid, content in rows
+    ]
 
 
 def list_joined_from(tx: Transaction, room_id: str, server_name: str) -> list[UserID]:

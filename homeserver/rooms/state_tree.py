@@ -57,12 +57,16 @@ def _encode_leaf(entries: Mapping[Key, int]) -> bytes:
 EMPTY_ROOT: Root = _node_id(_encode_leaf({}))
 
 
-def _slot(key: Key, depth: int) -> int:
-    """Which child of a branch at `depth` (0 at the root) holds `key`: four bits of a fixed mixing of its numbers."""
+def _mix(key: Key) -> int:
+    """A fixed mixing of the key's numbers, whose four lowest bits choose the child of the root, the next four …"""
     mixed = (key[0] * 0x9E3779B97F4A7C15 + key[1] * 0xC2B2AE3D27D4EB4F + 0x165667B19E3779F9) & _MASK
     mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & _MASK
-    mixed ^= mixed >> 32
-    return (mixed >> (FANOUT_BITS * depth)) & (FANOUT - 1)
+    return mixed ^ (mixed >> 32)
+
+
+def _slot(key: Key, depth: int) -> int:
+    """Which child of a branch at `depth` (0 at the root) holds `key`."""
+    return (_mix(key) >> (FANOUT_BITS * depth)) & (FANOUT - 1)
 
 
 def _load(tx: Transaction, node_id: bytes) -> _Node:
@@ -90,15 +94,21 @@ def _parse(content: bytes) -> _Node:
 
 def get(tx: Transaction, root: Root, key: Key) -> int | None:
     """The position of the event at `key`, or None."""
-    node = _load(tx, root)
-    depth = 0
+    known = tx.cache("state_nodes", NODE_CACHE_MAX).get
+    node = known(root)
+    if node is None:
+        node = _load(tx, root)
+    mixed = -1
     while type(node) is tuple:
-        child = node[_slot(key, depth)]
+        mixed = _mix(key) if mixed < 0 else mixed >> FANOUT_BITS
+        child = node[mixed & (FANOUT - 1)]
         if not child:
             return None
-        node = _load(tx, child)
-        depth += 1
-    return node.get(key)
+        node = known(child)
+        if node is None:
+            node = _load(tx, child)
+    position: int | None = node.get(key)
+    return position
 
 
 def children(tx: Transaction, node_id: bytes) -> list[bytes]:

@@ -34,6 +34,7 @@ def is_world_readable(tx: Transaction, room_id: RoomID) -> bool:
 def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Sequence[StoredEvent]) -> list[StoredEvent]:
     """Those of the room's events that the user may see, in order."""
     last_joined: int | None = None
+    memberships = Memberships(tx, user_id)
     known: dict[bytes, tuple[str, str]] = {}
     visible: list[StoredEvent] = []
     for event in events:
@@ -43,7 +44,7 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
         if seen is None:
             seen = known[event.state_before] = (
                 history_visibility(tx, event.state_before),
-                membership_in(tx, event.state_before, user_id),
+                memberships.at(event.state_before),
             )
         visibility, membership = seen
         if event.type == "m.room.member" and event.state_key == user_id:
@@ -64,11 +65,29 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
     return visible
 
 
+class Memberships:
+    """One user's membership in many states: few events say what it is."""
+
+    def __init__(self, tx: Transaction, user_id: str) -> None:
+        self._tx = tx
+        type_nid, user_nid = tx.find("m.room.member"), tx.find(user_id)
+        self._key = None if type_nid is None or user_nid is None else (type_nid, user_nid)
+        self._said_by: dict[int | None, str] = {None: "leave"}
+
+    def at(self, root: bytes) -> str:
+        """The membership in a state; "leave" where there is none."""
+        position = None if self._key is None else state_tree.get(self._tx, root, self._key)
+        membership = self._said_by.get(position)
+        if membership is None and position is not None:
+            said = load_auth_events(self._tx, (position,))[position].content.get("membership")
+            membership = self._said_by[position] = said if isinstance(said, str) else "leave"
+        assert membership is not None
+        return membership
+
+
 def membership_in(tx: Transaction, root: bytes, user_id: str) -> str:
     """The user's membership in a state; "leave" where there is none."""
-    content = state_content(tx, root, "m.room.member", user_id)
-    membership = content.get("membership") if content is not None else None
-    return membership if isinstance(membership, str) else "leave"
+    return Memberships(tx, user_id).at(root)
 
 
 def last_joined_point(tx: Transaction, room_id: RoomID, user_id: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -69,7 +70,8 @@ class AsyncioHomeserver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._token is not None and self._close is not None and self._thread is not None
-        self._token.run_sync_soon(self._close.set)
+        with suppress(trio.RunFinishedError):  # it has ended by itself: its thread says why
+            self._token.run_sync_soon(self._close.set)
         await self._thread
 
     async def register(self, localpart: str, password: str | None = None, *, admin: bool = False) -> AsyncioClient:
@@ -85,7 +87,7 @@ class AsyncioHomeserver:
         await self.run(self._server.serve)
 
     async def run(self, fn: Callable[[], Awaitable[Any]]) -> Any:
-        """Awaits fn() in trio's thread, and answers what it does."""
+        """Awaits fn() in trio's thread, and answers what it does. RuntimeError where the server is closed by then."""
         assert self._token is not None, "use it inside of `async with`"
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Any] = loop.create_future()
@@ -100,36 +102,47 @@ class AsyncioHomeserver:
                 result.set_result(value)
 
         async def task() -> None:
-            value, error = None, None
-            with scope:
-                try:
-                    value = await fn()
-                except trio.Cancelled:
-                    raise
-                except BaseException as raised:  # it belongs to the caller, in the other thread
-                    error = raised
-            if scope.cancelled_caught:
-                error = RuntimeError("The homeserver was closed.")
-            loop.call_soon_threadsafe(settle, value, error)
+            value, error = None, _closed()
+            try:
+                with scope:
+                    try:
+                        value, error = await fn(), None
+                    except trio.Cancelled:
+                        raise
+                    except BaseException as raised:  # it belongs to the caller, in the other thread
+                        error = raised
+            finally:
+                loop.call_soon_threadsafe(settle, value, error)
 
-        nursery = self._nursery
-        assert nursery is not None
-        self._token.run_sync_soon(nursery.start_soon, task)
+        def start() -> None:
+            if self._nursery is None:
+                loop.call_soon_threadsafe(settle, None, _closed())
+            else:
+                self._nursery.start_soon(task)
+
+        try:
+            self._token.run_sync_soon(start)
+        except trio.RunFinishedError:
+            raise _closed() from None
         try:
             return await result
         except asyncio.CancelledError:
-            self._token.run_sync_soon(scope.cancel)
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(scope.cancel)
             raise
 
     def _run_trio(self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[None]) -> None:
         async def main() -> None:
             self._token = trio.lowlevel.current_trio_token()
             self._close = trio.Event()
-            async with self._server, trio.open_nursery() as nursery:
-                self._nursery = nursery
-                loop.call_soon_threadsafe(opened.set_result, None)
-                await self._close.wait()
-                nursery.cancel_scope.cancel()
+            async with self._server:
+                try:
+                    async with trio.open_nursery() as self._nursery:
+                        loop.call_soon_threadsafe(opened.set_result, None)
+                        await self._close.wait()
+                        self._nursery.cancel_scope.cancel()
+                finally:
+                    self._nursery = None
 
         try:
             trio.run(main)
@@ -137,3 +150,7 @@ class AsyncioHomeserver:
             if opened.done():
                 raise
             loop.call_soon_threadsafe(opened.set_exception, error)
+
+
+def _closed() -> RuntimeError:
+    return RuntimeError("The homeserver is closed.")

@@ -22,10 +22,12 @@ from homeserver.dispatch import Dispatch
 from homeserver.encoding import to_json
 from homeserver.errors import not_found
 from homeserver.resources import Resources
+from homeserver.rooms.membership import list_joined_rooms
 from homeserver.rooms.timeline import sync_token
 from homeserver.users.accounts import exists
 
 SYNC_TIMEOUT_MS = 30_000
+PAGE_LIMIT = 100
 INVITATIONS_ONLY = '{"room":{"timeline":{"limit":0},"state":{"types":[]}},"presence":{"types":[]}}'
 
 
@@ -63,17 +65,16 @@ class RoomEvent:
 class Client:
     """One device of one user. Every method raises MatrixError as the server answers it."""
 
-    def __init__(self, dispatch: Dispatch, requester: Requester, opened_at: str) -> None:
+    def __init__(self, dispatch: Dispatch, opened: _Opened) -> None:
         self._dispatch = dispatch
-        self._requester = requester
-        self._opened_at = opened_at
+        self._requester = opened.requester
+        self._opened = opened
         self._since: str | None = None
 
     @classmethod
     async def open(cls, hs: Resources, dispatch: Dispatch, user_id: UserID, device_id: str) -> Client:
         """A client of an account; MatrixError 404 if there is none."""
-        requester, position = await hs.database.read(_find_requester, user_id, device_id)
-        return cls(dispatch, requester, sync_token(position))
+        return cls(dispatch, await hs.database.read(_open, user_id, device_id))
 
     @property
     def user_id(self) -> UserID:
@@ -86,7 +87,7 @@ class Client:
         found = self._dispatch.by_name.get(operation)
         if found is None:
             raise not_found(f"There is no operation {operation}.")
-        request = Request(found.method, found.path, urlencode(query or {}))
+        request = Request(found.method, found.path, urlencode(query or {}, doseq=True))
         request.content = None if body is None else dict(body)
         result = await self._dispatch.call(found, request, self._requester, list(path))
         answer = orjson.loads(to_json(result)) if result is not None else {}
@@ -101,8 +102,7 @@ class Client:
 
     async def join(self, room_id_or_alias: str, *, via: tuple[str, ...] = ()) -> RoomID:
         """Joins a room of this server or, through the servers `via`, of any other."""
-        query = {"via": via[0]} if via else {}
-        return RoomID((await self.call("join_room", room_id_or_alias, body={}, query=query))["room_id"])
+        return RoomID((await self.call("join_room", room_id_or_alias, body={}, query={"via": via}))["room_id"])
 
     async def leave(self, room_id: str) -> None:
         await self.call("leave_room", room_id, body={})
@@ -142,37 +142,73 @@ class Client:
     async def events(self) -> AsyncIterator[RoomEvent]:
         """The invitations that wait for the user, then every event since this client was opened. Never ends.
 
-        An invitation is the user's member event, without an id: the room is not the user's to look into yet.
+        Each room's events come in their order, from the user's own join on. An invitation is the user's member event,
+        without an id: the room is not the user's to look into yet.
         """
-        waiting = (await self.call("sync_events", query={"filter": INVITATIONS_ONLY})).get("rooms", {})
-        told = set(waiting.get("invite", {}))
-        for event in self._invitations(waiting):
+        answer = await self.call("sync_events", query={"filter": INVITATIONS_ONLY})
+        for event in self._invitations(answer):
             yield event
-        since = self._opened_at
+        joined, invited = set(self._opened.joined), _rooms(answer, "invite").keys()
+        since = self._opened.token
         while True:
             answer = await self.call("sync_events", query={"timeout": SYNC_TIMEOUT_MS, "since": since})
-            since = answer["next_batch"]
-            rooms = answer.get("rooms", {})
-            for event in self._invitations(rooms):
-                if event.room_id not in told:
+            for event in self._invitations(answer):
+                if event.room_id not in invited:
                     yield event
-            told = set()
-            for room_id, room in (*rooms.get("join", {}).items(), *rooms.get("leave", {}).items()):
-                for event in room.get("timeline", {}).get("events", ()):
-                    yield RoomEvent(RoomID(room_id), event)
+            for room_id, room in (_rooms(answer, "join") | _rooms(answer, "leave")).items():
+                for news in await self._news(room_id, room.get("timeline"), since, was_joined=room_id in joined):
+                    yield RoomEvent(RoomID(room_id), news)
+            joined = (joined | _rooms(answer, "join").keys()) - _rooms(answer, "leave").keys()
+            invited = set()
+            since = answer["next_batch"]
 
-    def _invitations(self, rooms: Mapping[str, Any]) -> list[RoomEvent]:
+    async def _news(
+        self, room_id: str, timeline: dict[str, Any] | None, since: str, *, was_joined: bool
+    ) -> list[dict[str, Any]]:
+        """The room's events since a sync, oldest first: of one just joined without what was before."""
+        if timeline is None:
+            return []
+        events: list[dict[str, Any]] = timeline["events"]
+        if not was_joined:
+            joins = [at for at, event in enumerate(events) if self._is_own(event) and "event_id" in event]
+            return events[joins[-1] :] if joins else events
+        start = timeline["prev_batch"] if timeline["limited"] else None
+        while start is not None:
+            query = {"dir": "b", "from": start, "to": since, "limit": PAGE_LIMIT}
+            page = await self.call("get_room_events", room_id, query=query)
+            events = page["chunk"][::-1] + events
+            start = page.get("end")
+        return events
+
+    def _invitations(self, answer: Mapping[str, Any]) -> list[RoomEvent]:
         return [
             RoomEvent(RoomID(room_id), event)
-            for room_id, room in rooms.get("invite", {}).items()
+            for room_id, room in _rooms(answer, "invite").items()
             for event in room["invite_state"]["events"]
-            if event["type"] == "m.room.member" and event.get("state_key") == self.user_id
+            if self._is_own(event)
         ]
 
+    def _is_own(self, event: Mapping[str, Any]) -> bool:
+        return event["type"] == "m.room.member" and event.get("state_key") == self.user_id
 
-def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> tuple[Requester, int]:
+
+def _rooms(answer: Mapping[str, Any], membership: str) -> dict[str, Any]:
+    found: dict[str, Any] = answer.get("rooms", {}).get(membership, {})
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Who has opened a client, and what there was at that moment: where the stream stood, the rooms they were in."""
+
+    requester: Requester
+    token: str
+    joined: frozenset[RoomID]
+
+
+def _open(tx: Transaction, user_id: UserID, device_id: str) -> _Opened:
     if not exists(tx, user_id):
         raise not_found(f"There is no account {user_id} on this server.")
     flags = get_account_flags(tx, user_id)
     requester = Requester(user_id=user_id, device_id=device_id, is_admin=flags.is_admin, is_guest=flags.is_guest)
-    return requester, tx.position
+    return _Opened(requester, sync_token(tx.position), frozenset(list_joined_rooms(tx, user_id)))

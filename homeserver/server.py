@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -202,6 +203,18 @@ def read_signing_key(path: Path) -> SigningKey:
     except (OSError, ValueError) as error:
         raise ConfigError(f"federation.signing_key_file: {path}: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(format_signing_key(key) + "\n", "ascii")
+    _write_secret(path, format_signing_key(key) + "\n")
     return key
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Writes a file that only its owner reads: whole and for good, or, if the power fails, not at all."""
+    unfinished = path.with_name(path.name + ".new")
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)

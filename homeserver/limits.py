@@ -310,6 +310,9 @@ MEDIA_ORPHAN_AGE_MS = 24 * 60 * 60 * 1000
 # An event has 65,536 bytes at most; what older room versions or a redaction write differently may add a little.
 EVENT_CONTENT_BYTES_MAX = 128 * 1024
 
+# State events are dated ahead of the clock so that they rise, also after it was put back; not after one gone wrong.
+STATE_AHEAD_MS_MAX = 10 * 60 * 1000
+
 # Of one POST /createRoom: everything happens in one transaction, in which all other writers wait.
 CREATE_ROOM_INVITES_MAX = 100
 CREATE_ROOM_STATE_MAX = 100

@@ -15,11 +15,12 @@ from federation.auth_events import select_auth_keys
 from federation.auth_rules import check
 from federation.build import Draft, Reference, build_event, build_proto_event, reference_to
 from federation.event import PREV_EVENTS_MAX, Event, InvalidEvent, trusted_event
-from federation.identifiers import EventID, ServerName, fits
+from federation.identifiers import EventID, ServerName, fits, server_name_of
 from federation.room_versions import RoomVersion
 from federation.signing import SigningKey
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
+from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms import state_tree
 from homeserver.rooms.advance import STRIPPED_KEYS as STRIPPED_KEYS
 from homeserver.rooms.advance import advance_beside, advance_onto
@@ -196,12 +197,24 @@ def _build_at(tx: Transaction, hs: OurServer, draft: Draft, place: _Place) -> Ev
         prev_events=place.prev_events,
         auth_events=list(place.auth.events.values()),
         depth=place.head.depth + 1,
-        now_ms=tx.now_ms,
+        now_ms=tx.now_ms if draft.state_key is None else _state_ts(tx, hs, (draft.type, draft.state_key), place.before),
     )
     rejection = check(event, place.auth.state)
     if rejection is not None:
         raise forbidden(rejection.reason)
     return event
+
+
+def _state_ts(tx: Transaction, hs: OurServer, key: StateKey, before: StateAt) -> int:
+    """When a state event is said to be sent: now, and later than the event of this server that it replaces.
+
+    Of two of the same time state resolution takes the one with the greater event id, which may be the older.
+    """
+    for replaced in list_stored(tx, positions_in(tx, before, (key,)).values()).values():
+        ahead_ms = replaced.origin_server_ts - tx.now_ms
+        if 0 <= ahead_ms < STATE_AHEAD_MS_MAX and server_name_of(replaced.sender) == hs.server_name:
+            return replaced.origin_server_ts + 1
+    return tx.now_ms
 
 
 def build_unplaced(tx: Transaction, hs: OurServer, draft: Draft) -> Event:

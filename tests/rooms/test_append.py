@@ -15,11 +15,13 @@ from federation.room_versions import ROOM_VERSIONS
 from federation.signing import verify_json
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
+from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms.append import append_create, append_local, build_template, build_unplaced
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import get_room_membership
 from homeserver.rooms.storage import get_event
-from tests.support.rooms import ANNA, BERT, CARL, OURS, Rooms
+from tests.federation.rooms_for_tests import ALICE, new_room
+from tests.support.rooms import ANNA, BERT, CARL, OURS, START_MS, Rooms
 
 ALL_VERSIONS = list(ROOM_VERSIONS)
 
@@ -139,6 +141,48 @@ async def test_two_rooms_in_one_millisecond_are_two(rooms: Rooms) -> None:
         return [append_create(tx, rooms.us, draft, version).room_id for _ in range(3)]
 
     assert len(set(await rooms.write(create_two))) == 3
+
+
+async def _dated(rooms: Rooms, *drafts: Draft, now_ms: int = START_MS) -> list[int]:
+    """The origin_server_ts of the drafts, appended one after another in one millisecond."""
+
+    def append_all(tx: Transaction) -> list[int]:
+        tx.now_ms = now_ms
+        return [append_local(tx, rooms.us, draft).origin_server_ts for draft in drafts]
+
+    return await rooms.write(append_all)
+
+
+async def test_state_is_later_than_what_it_replaces(rooms: Rooms) -> None:
+    """Where the times are equal state resolution goes by the event ids: a leave could beat the join after it."""
+    room_id = await rooms.create(ANNA, BERT)
+    memberships = [Draft(room_id, BERT, "m.room.member", {"membership": each}, BERT) for each in ("leave", "join")]
+    topics = [Draft(room_id, ANNA, "m.room.topic", {"topic": each}, "") for each in ("tea", "cake")]
+    message = Draft(room_id, ANNA, "m.room.message", {"body": "hello"})
+    now = START_MS + 3_600_000
+    assert await _dated(rooms, *memberships, *topics, message, message, now_ms=now) == [
+        now, now + 1, now, now + 1, now, now
+    ]  # fmt: skip
+    assert await _dated(rooms, *memberships, *topics, message, now_ms=now - 500) == [
+        now + 2, now + 3, now + 2, now + 3, now - 500
+    ]  # fmt: skip
+
+
+async def test_state_does_not_follow_a_clock_that_was_wrong_by_far(rooms: Rooms) -> None:
+    room_id = await rooms.create(ANNA)
+    topic = Draft(room_id, ANNA, "m.room.topic", {"topic": "tea"}, "")
+    ahead = START_MS + STATE_AHEAD_MS_MAX
+    assert await _dated(rooms, topic, now_ms=ahead) == [ahead]
+    assert await _dated(rooms, topic, now_ms=START_MS) == [START_MS]
+
+
+async def test_state_is_dated_by_our_own_clock_alone(rooms: Rooms) -> None:
+    room = new_room(ROOM_VERSIONS["11"])
+    await rooms.adopt(room)
+    await rooms.receive(room.append(room.build(ALICE, "m.room.member", {"membership": "invite"}, BERT)))
+    join = Draft(room.room_id, BERT, "m.room.member", {"membership": "join"}, BERT)
+    early = room.clock - 1000
+    assert await _dated(rooms, join, now_ms=early) == [early]
 
 
 async def test_a_write_that_fails_leaves_nothing(rooms: Rooms) -> None:

@@ -88,7 +88,6 @@ class Story:
 
     async def act(self, what: str, *details: Any) -> None:
         """One step; what is not allowed just does not happen."""
-        await trio.sleep(0.002)  # of a leave and a join in the same millisecond the IDs decide which was later
         if what == "cut":
             self.network.cut(*details[0])
         elif what == "heal":
@@ -227,7 +226,6 @@ def test_ban_on_one_side_and_defiance_on_the_other() -> None:
         ("text", 3, "tea"),
     ]
     run("12", steps, with_timelines=False)
-
 
 
 def test_closing_a_gap_brings_no_history_from_before_the_join() -> None:

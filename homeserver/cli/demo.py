@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from homeserver.cli.output import CommandError, run_trio
+from homeserver.cli.output import CommandError, add_json_argument, run_trio, tell
 
 PASSWORD = "o-happy-dagger"
 DIALOGUE = (
@@ -45,6 +45,7 @@ def add_commands(commands: Any) -> None:
     """`demo`."""
     demo = commands.add_parser("demo", help="two servers on this machine, and a conversation between them")
     demo.add_argument("--exit", action="store_true", help="end after the conversation instead of at Ctrl-C")
+    add_json_argument(demo)
     demo.set_defaults(run=run_demo)
 
 
@@ -53,13 +54,13 @@ def run_demo(args: argparse.Namespace) -> int:
 
     async def main() -> int:
         with tempfile.TemporaryDirectory(prefix="homeserver-demo-") as folder:
-            await _demo(Path(folder), leave_running=not args.exit)
+            await _demo(args, Path(folder))
         return 0
 
     return run_trio(main)
 
 
-async def _demo(folder: Path, *, leave_running: bool) -> None:
+async def _demo(args: argparse.Namespace, folder: Path) -> None:
     import trio
 
     from homeserver.server import Homeserver
@@ -76,16 +77,20 @@ async def _demo(folder: Path, *, leave_running: bool) -> None:
             for organisation in organisations:
                 server = await nursery.start(_run, Homeserver, _config(organisation, folder))
                 servers.append(server)
-                print(
+                tell(
+                    args,
                     f"{organisation.name}: {organisation.server_name} answers clients on {organisation.base_url}"
                     f" and servers on https://{organisation.server_name}",
-                    flush=True,
+                    organisation=organisation.name,
+                    server_name=organisation.server_name,
+                    clients=organisation.base_url,
+                    servers=f"https://{organisation.server_name}",
                 )
-            people = await _converse(organisations)
-            if leave_running:
-                _print_credentials(people)
+            people = await _converse(Stage(args), organisations)
+            if not args.exit:
+                _tell_credentials(args, people)
                 await anext(signals)
-                print("\nBoth servers stop; nothing of them is kept.")
+                tell(args, "\nBoth servers stop; nothing of them is kept.", stopped=True)
             for server in servers:
                 server.stop()
 
@@ -99,7 +104,20 @@ async def _run(homeserver: Any, config: Any, *, task_status: Any) -> None:
         task_status.started(server)
 
 
-async def _converse(organisations: list[Organisation]) -> list[Any]:
+class Stage:
+    """Tells what happens as it happens."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+
+    def scene(self, title: str) -> None:
+        tell(self._args, f"\n{title}", scene=title)
+
+    def step(self, text: str, took_ms: float) -> None:
+        tell(self._args, f"  {text:<86} {took_ms:7.1f} ms", step=text.strip(), took_ms=round(took_ms, 1))
+
+
+async def _converse(stage: Stage, organisations: list[Organisation]) -> list[Any]:
     """The main job, step by step. Ends with everyone having seen everything."""
     import trio
 
@@ -110,50 +128,57 @@ async def _converse(organisations: list[Organisation]) -> list[Any]:
     mercutio = Person("mercutio", montague.base_url)
     juliet = Person("juliet", capulet.base_url)
     everyone = {person.name: person for person in (romeo, mercutio, juliet)}
-    print("\nThey register and log in")
+    stage.scene("They register and log in")
     for person in everyone.values():
         await person.register(PASSWORD)
-        _say(f"{person.user_id}", person.took_ms)
+        stage.step(f"{person.name} registers", person.took_ms)
+        await person.log_in(PASSWORD)
+        stage.step(f"{person.user_id} is logged in", person.took_ms)
     async with trio.open_nursery() as nursery:
         for person in everyone.values():
             nursery.start_soon(person.listen)
-        print("\nRomeo makes a room and invites across the two organisations")
-        room_id = await romeo.create_room("The balcony", invite=[mercutio.user_id, juliet.user_id])
-        _say(f"room {room_id}", romeo.took_ms)
+        stage.scene("Romeo makes a room and invites across the two organisations (until the invited see it)")
+        room_id = await romeo.create_room("The balcony")
+        stage.step(f"room {room_id}", romeo.took_ms)
         for person in (mercutio, juliet):
-            waited_ms = await person.wait_invited(room_id)
-            _say(f"{person.name} is invited", waited_ms)
+            started = trio.current_time()
+            await romeo.invite(room_id, person.user_id)
+            stage.step(f"{person.name} is invited", await person.wait_invited(room_id, started))
             await person.join(room_id)
-            _say(f"{person.name} joins", person.took_ms)
+            stage.step(f"{person.name} joins", person.took_ms)
         for person in everyone.values():
             await person.wait_members(room_id, len(everyone))
-        print("\nThey talk (until the last of the others has it)")
+        stage.scene("They talk (until the last of the others has it)")
         for name, text in DIALOGUE:
             event_id, sent_at = await everyone[name].send_text(room_id, text)
             others = [person for person in everyone.values() if person.name != name]
-            _say(f"{name:>8}: {text}", max([await person.wait_event(event_id, sent_at) for person in others]))
-        print("\nJuliet sends a picture, and reads what was said")
+            waited_ms = max([await person.wait_event(event_id, sent_at) for person in others])
+            stage.step(f"{name:>8}: {text}", waited_ms)
+        stage.scene("Juliet sends a picture, and reads what was said")
         event_id, sent_at, mxc = await juliet.send_picture(room_id, picture(640, 480))
         await romeo.wait_event(event_id, sent_at)
         size = await romeo.download(mxc)
-        _say(f"romeo has the picture: {size} bytes of {mxc}", romeo.took_ms)
+        stage.step(f"romeo has the picture: {size} bytes of {mxc}", romeo.took_ms)
         started = trio.current_time()
         await romeo.read(room_id, event_id)
-        _say("juliet sees that romeo has read it", await juliet.wait_receipt(romeo.user_id, event_id, started))
+        waited_ms = await juliet.wait_receipt(romeo.user_id, event_id, started)
+        stage.step("juliet sees that romeo has read it", waited_ms)
         nursery.cancel_scope.cancel()
-    print("\nAll of it arrived, on both servers.", flush=True)
+    stage.scene("All of it arrived, on both servers.")
     return list(everyone.values())
 
 
-def _say(text: str, took_ms: float) -> None:
-    print(f"  {text:<86} {took_ms:7.1f} ms", flush=True)
-
-
-def _print_credentials(people: list[Any]) -> None:
-    print("\nBoth servers keep running. Log in with any Matrix client, as one of:\n")
+def _tell_credentials(args: argparse.Namespace, people: list[Any]) -> None:
+    tell(args, "\nBoth servers keep running. Log in with any Matrix client, as one of:\n", running=True)
     for person in people:
-        print(f"  homeserver {person.base_url}   user {person.user_id}   password {PASSWORD}")
-    print("\nCtrl-C ends both.", flush=True)
+        tell(
+            args,
+            f"  homeserver {person.base_url}   user {person.user_id}   password {PASSWORD}",
+            homeserver=person.base_url,
+            user_id=person.user_id,
+            password=PASSWORD,
+        )
+    tell(args, "\nCtrl-C ends both.", ends="SIGINT")
 
 
 def _config(organisation: Organisation, folder: Path) -> Any:

@@ -33,13 +33,24 @@ class Person:
         self._news = trio.Event()
 
     async def register(self, password: str) -> None:
-        body = {"username": self.name, "password": password, "auth": {"type": "m.login.dummy"}}
-        answer = await self._request("POST", "/v3/register", body)
-        self.user_id, self._token = answer["user_id"], answer["access_token"]
+        body = {"username": self.name, "password": password, "auth": {"type": "m.login.dummy"}, "inhibit_login": True}
+        self.user_id = (await self._request("POST", "/v3/register", body))["user_id"]
 
-    async def create_room(self, name: str, invite: list[str]) -> str:
-        body = {"name": name, "preset": "private_chat", "invite": invite}
+    async def log_in(self, password: str) -> None:
+        body = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": self.name},
+            "password": password,
+            "initial_device_display_name": "Demo",
+        }
+        self._token = (await self._request("POST", "/v3/login", body))["access_token"]
+
+    async def create_room(self, name: str) -> str:
+        body = {"name": name, "preset": "private_chat"}
         return str((await self._request("POST", "/v3/createRoom", body))["room_id"])
+
+    async def invite(self, room_id: str, user_id: str) -> None:
+        await self._request("POST", f"/v3/rooms/{quote(room_id)}/invite", {"user_id": user_id})
 
     async def join(self, room_id: str) -> None:
         await self._request("POST", f"/v3/join/{quote(room_id)}", {})
@@ -65,9 +76,9 @@ class Person:
     async def read(self, room_id: str, event_id: str) -> None:
         await self._request("POST", f"/v3/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
 
-    async def wait_invited(self, room_id: str) -> float:
-        """Milliseconds since the wait began."""
-        return await self._wait(f"invite {room_id}", trio.current_time())
+    async def wait_invited(self, room_id: str, since: float) -> float:
+        """Milliseconds from `since` until this client's sync had the invitation."""
+        return await self._wait(f"invite {room_id}", since)
 
     async def wait_event(self, event_id: str, since: float) -> float:
         """Milliseconds from `since` until this client's sync had the event."""

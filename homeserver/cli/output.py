@@ -16,8 +16,13 @@ class CommandError(Exception):
 def add_shared_arguments(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
     """--config, --json, and the function that runs the command."""
     parser.add_argument("--config", metavar="FILE", default="homeserver.toml", help="the configuration (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="answer in JSON, for programs")
+    add_json_argument(parser)
     parser.set_defaults(run=run)
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """--json, which every command has."""
+    parser.add_argument("--json", action="store_true", help="answer in JSON, for programs")
 
 
 def tell(args: argparse.Namespace, sentence: str, **fields: Any) -> None:
@@ -54,6 +59,8 @@ def run_trio(main: Callable[[], Awaitable[int]]) -> int:
             raise CommandError(inner.error) from error
         if isinstance(inner, (ConfigError, DatabaseError)):
             raise CommandError(str(inner)) from error
+        if isinstance(inner, BrokenPipeError):
+            raise inner from None
         raise
 
 

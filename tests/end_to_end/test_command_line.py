@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from homeserver.cli.demo import DIALOGUE
 from homeserver.errors import MatrixError
-from tests.end_to_end.programs import Homeserver, Place, free_port, run, wait_until, write_config
+from tests.end_to_end.programs import COMMAND, Homeserver, Place, free_port, run, wait_until, write_config
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
@@ -54,6 +55,26 @@ def test_the_demo_plays_its_dialogue_between_two_servers_and_ends() -> None:
     assert any("romeo has the picture" in line for line in lines[at:])
     assert lines[-1] == "All of it arrived, on both servers."
     assert result.stderr == ""
+
+
+def test_the_demo_tells_programs_what_it_does() -> None:
+    result = run("demo", "--exit", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    steps = {line["step"]: line["took_ms"] for line in told if "step" in line}
+    assert all(f"{name}: {text}" in steps for name, text in DIALOGUE)
+    assert all(took_ms > 0 for took_ms in steps.values())
+
+
+def test_a_reader_who_has_heard_enough_ends_the_demo_quietly() -> None:
+    with subprocess.Popen(
+        [COMMAND, "demo", "--exit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as demo:
+        assert demo.stdout is not None and demo.stderr is not None
+        demo.stdout.readline()
+        demo.stdout.close()
+        assert demo.stderr.read() == ""
+        assert demo.wait(60) == 1
 
 
 def test_a_good_configuration_is_called_good(server: Homeserver) -> None:

@@ -203,6 +203,15 @@ FILTER_BYTES_MAX = 64 * 1024
 # A client stores the same one or two again and again, which costs no row. The oldest go first.
 FILTERS_PER_USER_MAX = 200
 
+# Push rules
+
+# One for each room or person that somebody does not want to hear of, and some keywords. All are told at each change.
+PUSH_RULES_MAX = 1_000
+PUSH_RULE_BYTES_MAX = 4 * 1024
+
+# As long as any other id.
+PUSH_RULE_ID_BYTES_MAX = 255
+
 # Profiles, presence
 
 # Spec: PUT /profile/{userId}/{keyName}

@@ -16,6 +16,7 @@ from homeserver.features import (
     membership,
     presence,
     profile,
+    push_rules,
     receipts,
     refresh,
     registration,
@@ -53,6 +54,7 @@ FEATURES: tuple[Feature, ...] = (
     account_data.FEATURE,
     tags.FEATURE,
     filters.FEATURE,
+    push_rules.FEATURE,
     # Rooms: making them, finding them, and who is in them
     room_creation.FEATURE,
     room_directory.FEATURE,

@@ -27,6 +27,7 @@ from homeserver.users.devices import delete_devices_of_user
 from homeserver.users.filters import delete_filters
 from homeserver.users.passwords import check_new_password, hash_password
 from homeserver.users.profile import delete_profile
+from homeserver.users.push_rules import delete_push_rules
 from homeserver.users.user_interactive import (
     Authentication,
     finish_authentication,
@@ -107,6 +108,7 @@ def _deactivate(
     if erase:
         delete_account_data(tx, user_id)
         delete_filters(tx, user_id)
+        delete_push_rules(tx, user_id)
         delete_profile(tx, user_id)
 
 

@@ -15,6 +15,7 @@ from homeserver.users import (
     filters,
     presence,
     profile,
+    push_rules,
     registration_tokens,
     user_interactive,
 )
@@ -27,5 +28,6 @@ SCHEMAS: tuple[Schema, ...] = (
     profile.SCHEMA,
     account_data.SCHEMA,
     filters.SCHEMA,
+    push_rules.SCHEMA,
     presence.SCHEMA,
 )

@@ -90,6 +90,8 @@ class World:
             "key_name": "displayname",
             "data_type": "org.example.data",
             "tag": "u.work",
+            "kind": "override",
+            "rule_id": "rule",
             "event_type": "org.example.event",
             "state_key": "key",
             "txn_id": f"txn{next(self._numbers)}",
@@ -132,6 +134,8 @@ class World:
         timeline = {"limit": 5, "types": ["m.*"], "not_senders": ["@x:y"]}
         rooms = {"rooms": ["!a:b"], "not_rooms": [], "timeline": timeline}
         auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wrong"}
+        conditions = [{"kind": "event_match", "key": "type", "pattern": "x"}, {"kind": "room_member_count", "is": "2"}]
+        rule = {"actions": ["notify", {"set_tweak": "sound", "value": "x"}], "conditions": conditions, "pattern": "x"}
         return {
             "create_room": creation,
             "login": login,
@@ -140,6 +144,8 @@ class World:
             "define_filter": {"room": rooms, "presence": {"limit": 3}, "event_fields": ["content.body"]},
             "set_profile_field": {"displayname": "Alice"},
             "set_room_tag": {"order": 0.5},
+            "set_push_rule": rule,
+            "set_push_rule_actions": {"actions": rule["actions"]},
             "deactivate_account": {"auth": auth, "erase": False},
             "change_password": {"auth": auth, "new_password": "another password", "logout_devices": False},
             "delete_devices": {"auth": auth, "devices": [self.alice.device_id]},
@@ -176,6 +182,7 @@ async def make_world(server: Server, name: str = "alice") -> World:
     upload = await alice.post("/_matrix/media/v3/upload", content=b"a file", headers={"content-type": "text/plain"})
     stored = await alice.ok("POST", f"user/{quote(alice.user_id)}/filter", json={})
     await alice.ok("PUT", f"user/{quote(alice.user_id)}/account_data/org.example.data", json={"a": 1})
+    await alice.ok("PUT", "pushrules/global/override/rule", json={"actions": ["notify"]})
     return World(
         server, alice, bob, room_id, sent["event_id"], f"#{name}:{server.name}",
         upload.json()["content_uri"].rpartition("/")[2], stored["filter_id"],

@@ -54,6 +54,7 @@ from homeserver.features import (
     logout,
     presence,
     profile,
+    push_rules,
     refresh,
     registration,
     shared_secret_registration,
@@ -78,8 +79,8 @@ START_MS = 1_700_000_000_000
 FEATURES = tuple(
     module.FEATURE
     for module in (
-        account, account_data, capabilities, devices, filters, login, logout, presence, profile, refresh, registration,
-        shared_secret_registration, tags, versions, well_known, whoami,
+        account, account_data, capabilities, devices, filters, login, logout, presence, profile, push_rules, refresh,
+        registration, shared_secret_registration, tags, versions, well_known, whoami,
     )
 )  # fmt: skip
 

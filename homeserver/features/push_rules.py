@@ -1,0 +1,195 @@
+"""Push rules: of which events a user is told, and how. Spec: client-server-api/#push-rules-api
+
+Kept and shown to the user's clients; clients evaluate them for what they show.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from federation.identifiers import InvalidIdentifier, parse_room_id, parse_user_id
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import bad_json, invalid_param, missing_param
+from homeserver.feature import Feature, JsonObject, SyncContext
+from homeserver.resources import Resources
+from homeserver.users.push_rules import (
+    Kind,
+    change_rule,
+    delete_rule,
+    find_ruleset,
+    get_rule,
+    has_changed,
+    store_rule,
+)
+
+HISTORICAL_ACTIONS = ("dont_notify", "coalesce")  # "Clients and homeservers MUST ignore these actions"
+
+routes = Routes()
+
+
+@routes.get("/_matrix/client/v3/pushrules/")
+async def get_push_rules(hs: Resources, requester: Requester) -> JsonObject:
+    return {"global": await hs.database.read(find_ruleset, requester.user_id)}
+
+
+@routes.get("/_matrix/client/v3/pushrules/global/")
+async def get_push_rules_global(hs: Resources, requester: Requester) -> JsonObject:
+    return {**await hs.database.read(find_ruleset, requester.user_id)}
+
+
+@routes.get("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}")
+async def get_push_rule(hs: Resources, requester: Requester, kind: Kind, rule_id: str) -> JsonObject:
+    return await hs.database.read(get_rule, requester.user_id, kind, rule_id)
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Rules of the user's own that a rule is to be next to."""
+
+    before: str | None = None
+    after: str | None = None
+
+
+class RuleBody(msgspec.Struct, frozen=True):
+    """`conditions` are of override and underride rules, `pattern` of content rules."""
+
+    actions: list[str | JsonObject]
+    conditions: list[JsonObject] | None = None
+    pattern: str | None = None
+
+
+@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}")
+async def set_push_rule(
+    hs: Resources, requester: Requester, kind: Kind, rule_id: str, query: Place, body: RuleBody
+) -> Empty:
+    _check_rule_id(kind, rule_id)
+    content: JsonObject = {"actions": _known_actions(body.actions)}
+    if kind in ("override", "underride"):
+        content["conditions"] = body.conditions or []
+        for condition in content["conditions"]:
+            _check_condition(condition)
+    elif kind == "content":
+        if body.pattern is None:
+            raise missing_param("A content rule needs a pattern.")
+        content["pattern"] = body.pattern
+    await hs.database.write(store_rule, requester.user_id, kind, rule_id, content, query.before, query.after)
+    return Empty()
+
+
+@routes.delete("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}")
+async def delete_push_rule(hs: Resources, requester: Requester, kind: Kind, rule_id: str) -> Empty:
+    await hs.database.write(delete_rule, requester.user_id, kind, rule_id)
+    return Empty()
+
+
+@routes.get("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}/enabled")
+async def is_push_rule_enabled(hs: Resources, requester: Requester, kind: Kind, rule_id: str) -> JsonObject:
+    return {"enabled": (await hs.database.read(get_rule, requester.user_id, kind, rule_id))["enabled"]}
+
+
+class EnabledBody(msgspec.Struct, frozen=True):
+    enabled: bool
+
+
+@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}/enabled")
+async def set_push_rule_enabled(
+    hs: Resources, requester: Requester, kind: Kind, rule_id: str, body: EnabledBody
+) -> Empty:
+    await hs.database.write(change_rule, requester.user_id, kind, rule_id, {"enabled": body.enabled})
+    return Empty()
+
+
+@routes.get("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}/actions")
+async def get_push_rule_actions(hs: Resources, requester: Requester, kind: Kind, rule_id: str) -> JsonObject:
+    return {"actions": (await hs.database.read(get_rule, requester.user_id, kind, rule_id))["actions"]}
+
+
+class ActionsBody(msgspec.Struct, frozen=True):
+    actions: list[str | JsonObject]
+
+
+@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}/actions")
+async def set_push_rule_actions(
+    hs: Resources, requester: Requester, kind: Kind, rule_id: str, body: ActionsBody
+) -> Empty:
+    actions = _known_actions(body.actions)
+    await hs.database.write(change_rule, requester.user_id, kind, rule_id, {"actions": actions})
+    return Empty()
+
+
+# --- what a rule may be ---
+
+
+CanonicalInteger = Annotated[int, msgspec.Meta(gt=-(2**53), lt=2**53)]
+
+
+class Condition(msgspec.Struct, frozen=True, rename={"is_": "is"}):
+    """The fields of a condition. What kind it may be, and what else it may hold, later versions decide."""
+
+    kind: str
+    key: str | msgspec.UnsetType = msgspec.UNSET
+    pattern: str | msgspec.UnsetType = msgspec.UNSET
+    is_: str | msgspec.UnsetType = msgspec.UNSET
+    value: str | CanonicalInteger | bool | msgspec.UnsetType | None = msgspec.UNSET
+
+
+REQUIRED_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "event_match": ("key", "pattern"),
+    "event_property_is": ("key", "value"),
+    "event_property_contains": ("key", "value"),
+    "room_member_count": ("is",),
+    "sender_notification_permission": ("key",),
+}
+
+
+def _check_condition(condition: JsonObject) -> None:
+    """Raises M_BAD_JSON, M_MISSING_PARAM or M_INVALID_PARAM. Spec: client-server-api/#conditions-1"""
+    try:
+        parsed = msgspec.convert(condition, Condition)
+    except msgspec.ValidationError as error:
+        raise bad_json(f"That is not a condition: {error}.") from error
+    missing = [name for name in REQUIRED_FIELDS.get(parsed.kind, ()) if name not in condition]
+    if missing:
+        raise missing_param(f"A condition {parsed.kind} needs {' and '.join(missing)}.")
+    if parsed.kind == "room_member_count" and not re.fullmatch(r"(==|<=|>=|<|>)?[0-9]+", condition["is"]):
+        raise invalid_param("A room_member_count is a number, with one of == < > <= >= before it or nothing.")
+
+
+def _check_rule_id(kind: Kind, rule_id: str) -> None:
+    """Raises M_INVALID_PARAM for what a user may not call a rule of this kind."""
+    if rule_id.startswith("."):
+        raise invalid_param("What begins with a dot is a server-default rule.")
+    if "/" in rule_id or "\\" in rule_id:
+        raise invalid_param("The id of a rule holds no slash and no backslash.")
+    if len(rule_id.encode()) > limits.PUSH_RULE_ID_BYTES_MAX:
+        raise invalid_param(f"The id of a rule is at most {limits.PUSH_RULE_ID_BYTES_MAX} bytes.")
+    try:
+        if kind == "room":
+            parse_room_id(rule_id)
+        elif kind == "sender":
+            parse_user_id(rule_id)
+    except InvalidIdentifier as error:
+        raise invalid_param(f"The id of a {kind} rule is that of the {kind}: {error}") from error
+
+
+def _known_actions(actions: list[Any]) -> list[Any]:
+    return [action for action in actions if action not in HISTORICAL_ACTIONS]
+
+
+# --- sync ---
+
+
+def sync_push_rules(tx: Transaction, context: SyncContext) -> None:
+    """All rules, at first and whenever one has changed. Spec: client-server-api/#push-rules-events"""
+    if context.since == 0 or has_changed(tx, context.user_id, context.since, context.upto):
+        content = {"global": find_ruleset(tx, context.user_id)}
+        context.account_data.append({"type": "m.push_rules", "content": content})
+
+
+FEATURE = Feature(name="push_rules", spec="client-server-api/#push-rules", routes=routes, sync=sync_push_rules)

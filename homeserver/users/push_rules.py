@@ -1,0 +1,252 @@
+"""Push rules: of which events a user is told, and how: the server's defaults, and what users make of them.
+
+A ruleset has a list of rules for each kind, the most important first. Spec: client-server-api/#push-rules
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import orjson
+
+from federation.identifiers import UserID
+from homeserver import limits
+from homeserver.database import Schema, Step, Transaction
+from homeserver.encoding import to_json
+from homeserver.errors import MatrixError, invalid_param, not_found
+from homeserver.feature import JsonObject
+
+Kind = Literal["override", "content", "room", "sender", "underride"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they are checked
+
+# content: what the user says of the rule: "enabled", "actions", "conditions" or "pattern"; of a server-default rule
+# only what differs from it. priority: the lowest is the most important; NULL for server-default rules, which have their
+# place. push_rule_changes: where in the stream the user's rules were changed last.
+SCHEMA = Schema(
+    "push_rules",
+    (
+        Step(
+            "create",
+            """
+            CREATE TABLE push_rules (
+                user_nid INTEGER NOT NULL,
+                kind TEXT NOT NULL,
+                rule_id TEXT NOT NULL,
+                priority INTEGER,
+                content BLOB NOT NULL,
+                PRIMARY KEY (user_nid, kind, rule_id)
+            ) WITHOUT ROWID;
+            CREATE TABLE push_rule_changes (user_nid INTEGER PRIMARY KEY, position INTEGER NOT NULL);
+            """,
+        ),
+    ),
+)
+
+
+# --- the server-default rules ---
+
+_SOUND = {"set_tweak": "sound", "value": "default"}
+_RING = {"set_tweak": "sound", "value": "ring"}
+_HIGHLIGHT = {"set_tweak": "highlight"}
+_TWO_MEMBERS = {"kind": "room_member_count", "is": "2"}
+
+
+def _matches(key: str, pattern: str) -> JsonObject:
+    return {"kind": "event_match", "key": key, "pattern": pattern}
+
+
+def _rule(rule_id: str, conditions: list[JsonObject], actions: list[Any], *, enabled: bool = True) -> JsonObject:
+    return {"rule_id": rule_id, "default": True, "enabled": enabled, "conditions": conditions, "actions": actions}
+
+
+def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
+    """The server-default rules of a user. Spec: client-server-api/#predefined-rules"""
+    mentions_user = {
+        "kind": "event_property_contains", "key": r"content.m\.mentions.user_ids", "value": user_id,
+    }  # fmt: skip
+    mentions_room = {"kind": "event_property_is", "key": r"content.m\.mentions.room", "value": True}
+    may_notify_room = {"kind": "sender_notification_permission", "key": "room"}
+    is_edit = {"kind": "event_property_is", "key": r"content.m\.relates_to.rel_type", "value": "m.replace"}
+    invites_user = [
+        _matches("type", "m.room.member"), _matches("content.membership", "invite"), _matches("state_key", user_id),
+    ]  # fmt: skip
+
+    def is_state(event_type: str) -> list[JsonObject]:
+        return [_matches("type", event_type), _matches("state_key", "")]
+
+    return {
+        "override": [
+            _rule(".m.rule.master", [], [], enabled=False),
+            _rule(".m.rule.suppress_notices", [_matches("content.msgtype", "m.notice")], []),
+            _rule(".m.rule.invite_for_me", invites_user, ["notify", _SOUND]),
+            _rule(".m.rule.member_event", [_matches("type", "m.room.member")], []),
+            _rule(".m.rule.is_user_mention", [mentions_user], ["notify", _SOUND, _HIGHLIGHT]),
+            _rule(".m.rule.is_room_mention", [mentions_room, may_notify_room], ["notify", _HIGHLIGHT]),
+            _rule(".m.rule.tombstone", is_state("m.room.tombstone"), ["notify", _HIGHLIGHT]),
+            _rule(".m.rule.reaction", [_matches("type", "m.reaction")], []),
+            _rule(".m.rule.room.server_acl", is_state("m.room.server_acl"), []),
+            _rule(".m.rule.suppress_edits", [is_edit], []),
+        ],
+        "content": [],
+        "room": [],
+        "sender": [],
+        "underride": [
+            _rule(".m.rule.call", [_matches("type", "m.call.invite")], ["notify", _RING]),
+            _rule(
+                ".m.rule.encrypted_room_one_to_one",
+                [_TWO_MEMBERS, _matches("type", "m.room.encrypted")],
+                ["notify", _SOUND],
+            ),
+            _rule(
+                ".m.rule.room_one_to_one", [_TWO_MEMBERS, _matches("type", "m.room.message")], ["notify", _SOUND]
+            ),
+            _rule(".m.rule.message", [_matches("type", "m.room.message")], ["notify"]),
+            _rule(".m.rule.encrypted", [_matches("type", "m.room.encrypted")], ["notify"]),
+        ],
+    }
+
+
+# --- storage ---
+
+
+def find_ruleset(tx: Transaction, user_id: UserID) -> dict[Kind, list[JsonObject]]:
+    """All rules of the user by kind, the most important first."""
+    own: dict[Kind, list[JsonObject]] = {kind: [] for kind in KINDS}
+    changes: dict[tuple[Kind, str], JsonObject] = {}
+    for kind, rule_id, priority, encoded in tx.all(
+        "SELECT kind, rule_id, priority, content FROM push_rules WHERE user_nid = ? ORDER BY priority",
+        tx.find(user_id),
+    ):
+        content = orjson.loads(encoded)
+        if priority is None:
+            changes[kind, rule_id] = content
+        else:
+            own[kind].append({"rule_id": rule_id, "default": False, **content})
+    ruleset = {}
+    for kind, rules in default_rules(user_id).items():
+        defaults = [{**rule, **changes.get((kind, rule["rule_id"]), {})} for rule in rules]
+        above = 1 if kind == "override" else 0  # .m.rule.master has "always a higher priority than any other rule"
+        ruleset[kind] = defaults[:above] + own[kind] + defaults[above:]
+    return ruleset
+
+
+def get_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> JsonObject:
+    """One rule of the user. Raises M_NOT_FOUND."""
+    for rule in find_ruleset(tx, user_id)[kind]:
+        if rule["rule_id"] == rule_id:
+            return rule
+    raise _unknown_rule()
+
+
+def store_rule(
+    tx: Transaction,
+    user_id: UserID,
+    kind: Kind,
+    rule_id: str,
+    content: JsonObject,
+    before: str | None = None,
+    after: str | None = None,
+) -> None:
+    """Adds a rule of the user's own, or changes what it says and, if told so, its place.
+
+    before, after: rules of the user's own to be next to, the first counts; without them a new rule is the most
+    important one.
+    Raises M_UNKNOWN where there is no such rule, M_INVALID_PARAM for one too many.
+    """
+    user_nid = tx.intern(user_id)
+    known = tx.one(
+        "SELECT priority, content FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ?",
+        user_nid, kind, rule_id,
+    )  # fmt: skip
+    if known is None:
+        (count,) = tx.one("SELECT COUNT(*) FROM push_rules WHERE user_nid = ?", user_nid) or (0,)
+        if count >= limits.PUSH_RULES_MAX:
+            raise invalid_param(f"There may be {limits.PUSH_RULES_MAX} push rules.")
+    priority = known[0] if known else _top_priority(tx, user_nid, kind)
+    if before is not None:
+        priority = _make_place(tx, user_nid, kind, before, -1)
+    elif after is not None:
+        priority = _make_place(tx, user_nid, kind, after, +1)
+    enabled = orjson.loads(known[1])["enabled"] if known else True
+    _store(tx, user_id, kind, rule_id, priority, {"enabled": enabled, **content})
+
+
+def change_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, changes: JsonObject) -> None:
+    """Changes a part of what a rule says, be it the user's own or a server-default one. Raises M_NOT_FOUND."""
+    row = tx.one(
+        "SELECT priority, content FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ?",
+        tx.find(user_id), kind, rule_id,
+    )  # fmt: skip
+    if row is None and all(rule["rule_id"] != rule_id for rule in default_rules(user_id)[kind]):
+        raise _unknown_rule()
+    priority, content = (row[0], orjson.loads(row[1])) if row else (None, {})
+    _store(tx, user_id, kind, rule_id, priority, {**content, **changes})
+
+
+def delete_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> None:
+    """Forgets a rule of the user's own. Raises M_NOT_FOUND, also for server-default rules, which are there to stay."""
+    deleted = tx.run(
+        "DELETE FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ? AND priority IS NOT NULL",
+        tx.find(user_id), kind, rule_id,
+    )  # fmt: skip
+    if not deleted:
+        raise _unknown_rule()
+    _note_change(tx, user_id)
+
+
+def has_changed(tx: Transaction, user_id: UserID, since: int, upto: int) -> bool:
+    """Whether the user's rules were changed last at since < position ≤ upto."""
+    row = tx.one("SELECT position FROM push_rule_changes WHERE user_nid = ?", tx.find(user_id))
+    return row is not None and since < row[0] <= upto
+
+
+def delete_push_rules(tx: Transaction, user_id: UserID) -> None:
+    """Forgets what the user made of the rules."""
+    tx.run("DELETE FROM push_rules WHERE user_nid = ?", tx.find(user_id))
+    tx.run("DELETE FROM push_rule_changes WHERE user_nid = ?", tx.find(user_id))
+
+
+def _top_priority(tx: Transaction, user_nid: int, kind: Kind) -> int:
+    (least,) = tx.one("SELECT MIN(priority) FROM push_rules WHERE user_nid = ? AND kind = ?", user_nid, kind) or (None,)
+    return (least or 0) - 1
+
+
+def _make_place(tx: Transaction, user_nid: int, kind: Kind, neighbour: str, step: Literal[-1, 1]) -> int:
+    """A free priority right above (-1) or below (+1) that of `neighbour`; what is further away moves on."""
+    row = tx.one(
+        "SELECT priority FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ? AND priority IS NOT NULL",
+        user_nid, kind, neighbour,
+    )  # fmt: skip
+    if row is None:
+        raise MatrixError(400, "M_UNKNOWN", f"There is no rule {neighbour!r} of your own of this kind to be next to.")
+    tx.run(
+        "UPDATE push_rules SET priority = priority + ? WHERE user_nid = ? AND kind = ? AND (priority - ?) * ? > 0",
+        step, user_nid, kind, row[0], step,
+    )  # fmt: skip
+    return int(row[0]) + step
+
+
+def _store(
+    tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, priority: int | None, content: JsonObject
+) -> None:
+    encoded = to_json(content)
+    if len(encoded) > limits.PUSH_RULE_BYTES_MAX:
+        raise MatrixError(413, "M_TOO_LARGE", f"A push rule is at most {limits.PUSH_RULE_BYTES_MAX} bytes.")
+    tx.run(
+        "INSERT INTO push_rules (user_nid, kind, rule_id, priority, content) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (user_nid, kind, rule_id) DO UPDATE SET priority = excluded.priority, content = excluded.content",
+        tx.intern(user_id), kind, rule_id, priority, encoded,
+    )  # fmt: skip
+    _note_change(tx, user_id)
+
+
+def _note_change(tx: Transaction, user_id: UserID) -> None:
+    tx.run(
+        "INSERT INTO push_rule_changes (user_nid, position) VALUES (?, ?)"
+        " ON CONFLICT (user_nid) DO UPDATE SET position = excluded.position",
+        tx.intern(user_id), tx.next_position(user_id),
+    )  # fmt: skip
+
+
+def _unknown_rule() -> MatrixError:
+    return not_found("There is no such push rule.")

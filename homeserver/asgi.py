@@ -183,11 +183,12 @@ def client_address(scope: Scope) -> str:
     host = client[0] if client else ""
     if host and host != "::1" and not host.startswith("127."):
         return host
-    for name, value in scope["headers"]:
-        if name == b"x-forwarded-for":
-            # The last address is the one that our proxy added; those before it are the client's own claim.
-            return value.decode("latin-1").rpartition(",")[2].strip() or host
-    return host
+    forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    if not forwarded:
+        return host
+    # The last address is the one that our proxy added, to the client's header or in one of its own; those before it
+    # are the client's claim.
+    return forwarded[-1].decode("latin-1").rpartition(",")[2].strip() or host
 
 
 async def send_response(response: Response, send: Send, *, head: bool = False) -> None:

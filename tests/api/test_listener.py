@@ -169,6 +169,9 @@ async def test_a_unix_socket_believes_its_proxy(tmp_path: Path) -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
             headers = {"x-forwarded-for": "203.0.113.9, 2001:db8::1"}
             assert (await http.get("/_matrix/client/versions", headers=headers)).json() == {"ip": "2001:db8::1"}
+            claimed_and_true = [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "2001:db8::1")]
+            answer = await http.get("/_matrix/client/versions", headers=claimed_and_true)
+            assert answer.json() == {"ip": "2001:db8::1"}
             assert (await http.get("/_matrix/client/versions")).json() == {"ip": ""}
     assert not path.exists()
 

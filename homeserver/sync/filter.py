@@ -114,22 +114,9 @@ def wants_room(filter_: RoomEventFilter | RoomFilter, room_id: str) -> bool:
 
 def wants_event(filter_: RoomEventFilter, event: StoredEvent) -> bool:
     """Whether an event of a room passes."""
-    if not wants(filter_, event.type, event.sender):
+    if not (wants_room(filter_, event.room_id) and wants(filter_, event.type, event.sender)):
         return False
-    if filter_.contains_url is None:
-        return True
-    return isinstance(event.content.get("url"), str) == filter_.contains_url
-
-
-def is_open(filter_: RoomEventFilter) -> bool:
-    """Whether every event passes."""
-    return (
-        filter_.types is None
-        and not filter_.not_types
-        and filter_.senders is None
-        and not filter_.not_senders
-        and filter_.contains_url is None
-    )
+    return filter_.contains_url is None or ("url" in event.content) == filter_.contains_url
 
 
 def select_fields(event: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:

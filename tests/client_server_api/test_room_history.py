@@ -139,6 +139,26 @@ async def test_filters(server: Server, filter_: dict[str, Any], expected: list[s
         assert texts(await all_messages(alice, room_id, "b", limit=limit, filter=filter_)) == expected[::-1]
 
 
+async def test_filters_by_room(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await public_room(alice)
+    _, second, _ = await say(alice, room_id, "1", "2", "3")
+    for filter_ in ({"rooms": [room_id]}, {"not_rooms": ["!other:test.example"]}):
+        assert texts((await messages(alice, room_id, filter=filter_))["chunk"]) == ["3", "2", "1"]
+    for filter_ in ({"rooms": []}, {"not_rooms": [room_id]}, {"rooms": [room_id], "not_rooms": [room_id]}):
+        assert await all_messages(alice, room_id, filter=filter_) == []
+        around = await context(alice, room_id, second, limit=2, filter=json.dumps(filter_))
+        assert around["event"]["event_id"] == second
+        assert around["events_before"] == around["events_after"] == around["state"] == []
+
+
+async def test_a_url_of_any_kind_is_one(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await public_room(alice)
+    await send(alice, room_id, {"msgtype": "m.text", "body": "link", "url": 7})
+    assert texts((await messages(alice, room_id, filter={"contains_url": True}))["chunk"]) == ["link"]
+
+
 async def test_lazy_loading_gives_the_members_who_speak(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, bob, carl)

@@ -204,13 +204,11 @@ def _context(
     ]
     last = after[-1] if after else event  # never one that the user may not see: nor may they see the state after it
     senders = {each.sender for each in (event, *shown_before, *shown_after)}
-    stored = list_stored(tx, set(entries_of(tx, state_after(tx, last)).values())).values()
-    lazy = filter_.lazy_load_members
-    kept = [
-        each
-        for each in stored
-        if wants_event(filter_, each) and (not lazy or each.type != "m.room.member" or each.state_key in senders)
-    ]
+    positions = entries_of(tx, state_after(tx, last))
+    if filter_.lazy_load_members:
+        member_nid, shown_nids = tx.find("m.room.member"), {tx.find(sender) for sender in senders}
+        positions = {key: at for key, at in positions.items() if key[0] != member_nid or key[1] in shown_nids}
+    state = [each for each in list_stored(tx, set(positions.values())).values() if wants_event(filter_, each)]
 
     def shown(events: list[StoredEvent]) -> list[dict[str, Any]]:
         return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
@@ -221,7 +219,7 @@ def _context(
         "event": shown([event])[0],
         "events_before": shown(shown_before),
         "events_after": shown(shown_after),
-        "state": shown(kept),
+        "state": shown(state),
         "start": timeline_token(first - 1),
         "end": timeline_token(last.ordering),
     }

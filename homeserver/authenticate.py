@@ -160,6 +160,15 @@ async def find_requester(
     return requester
 
 
+def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: float = 1) -> None:
+    """Takes from the requester's bucket of a class of `limits.RATE_LIMITS`. Raises M_LIMIT_EXCEEDED.
+
+    Nothing of who has no token of their own: application services, and programs that embed the server.
+    """
+    if requester.appservice is None and requester.token_id:
+        hs.rate_limits.take(rate_class, requester.user_id, hs.now_ms(), cost)
+
+
 def note_seen(hs: Resources, user_id: UserID, device_id: str, request: Request) -> None:
     """Remembers when and from where a device was last heard of, for its owner."""
     seen = Seen(hs.now_ms(), request.client_ip, request.headers.get("user-agent", "")[:255])

@@ -5,7 +5,6 @@ Spec: client-server-api/#api-standards
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import logging
 import math
@@ -19,9 +18,17 @@ import trio
 
 from homeserver.api import Empty, Operation, Request, Response, guess_group
 from homeserver.arguments import decode_json
-from homeserver.authenticate import FindAppservice, Requester, VerifyOrigin, find_requester, refuse_origin
+from homeserver.authenticate import (
+    FindAppservice,
+    Requester,
+    VerifyOrigin,
+    find_requester,
+    limit_requester,
+    refuse_origin,
+)
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, unrecognized
+from homeserver.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.router import Router
 
@@ -180,12 +187,9 @@ class Dispatch:
 
     def _limit(self, operation: Operation, request: Request, requester: Requester | None) -> None:
         if requester is None:
-            key = address_key(request.client_ip)
-        elif requester.appservice is not None:
-            return
+            self.hs.rate_limits.take(operation.rate_limit, address_key(request.client_ip), self.hs.now_ms())
         else:
-            key = requester.user_id
-        self.hs.rate_limits.take(operation.rate_limit, key, self.hs.now_ms())
+            limit_requester(self.hs, requester, operation.rate_limit)
 
     def _unexpected(self, error: Exception, request: Request, operation: Operation | None) -> MatrixError:
         """What to answer for an exception: the MatrixError that a group holds, else 500 M_UNKNOWN and a log entry."""
@@ -209,16 +213,6 @@ def error_response(error: MatrixError) -> Response:
     if error.status == 429 and isinstance(wait_ms, int):
         headers["retry-after"] = str(max(1, math.ceil(wait_ms / 1000)))
     return Response(error.status, to_json(error.body()), headers)
-
-
-def address_key(address: str) -> str:
-    """What stands for a requester without a token: its address, of IPv6 the /64 that one household has."""
-    if ":" not in address:
-        return address
-    try:
-        return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
-    except ValueError:
-        return address
 
 
 def _encode(result: Any) -> Response:

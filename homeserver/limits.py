@@ -136,22 +136,20 @@ class Bucket(NamedTuple):
 
 RATE_LIMITS: Mapping[str, Bucket] = {
     "default": Bucket(200, 50),  # a client that opens asks for a page of everything at once
-    "sync": Bucket(50, 10),  # each answer leads to the next request at once, a broken client spins here
+    "sync": Bucket(200, 50),  # each answer leads to the next request at once, a broken client spins here
     "message": Bucket(100, 10),  # people paste; bridges have application services, which are not limited
     "join": Bucket(20, 0.5),  # each may cost other servers a state resolution
     "invite": Bucket(20, 0.3),  # spam is sent this way
     "create_room": Bucket(20, 0.5),  # a dozen events each
     "media": Bucket(100, 20),  # a timeline full of thumbnails
     "upload": Bucket(30, 2),  # fills the disk
-    "login": Bucket(10, 0.2),  # each costs an argon2 hash, and guessing passwords must be hopeless
-    "login_account": Bucket(10, 0.05),  # per account named, whoever asks: guessing from many addresses
+    "login": Bucket(10, 0.2),  # each costs an argon2 hash or two, and guessing passwords must be hopeless
+    "login_account": Bucket(10, 0.05),  # wrong passwords of one account from one address
+    "login_anywhere": Bucket(50, 0.2),  # … from everywhere: guessing from many addresses
     "registration": Bucket(5, 0.1),  # accounts are for ever
-    "third_party": Bucket(5, 0.05),  # sends e-mail to an address that the requester chose
-    "search": Bucket(20, 1),  # each reads much of an index
     "directory": Bucket(50, 5),  # may ask another server
     "federation": Bucket(1000, 200),  # per origin: a busy server sends one transaction after another
     "notary": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
-    "admin": Bucket(500, 100),  # trusted
 }
 
 # A bucket is about 200 bytes: 10 MB. The least recently used are forgotten first: they are mostly full again.

@@ -5,6 +5,7 @@ Spec: client-server-api/#rate-limiting
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -41,3 +42,13 @@ class RateLimits:
 def limit_exceeded(retry_after_ms: int) -> MatrixError:
     """429 M_LIMIT_EXCEEDED; the transport adds the Retry-After header."""
     return MatrixError(429, "M_LIMIT_EXCEEDED", "Too many requests.", retry_after_ms=retry_after_ms)
+
+
+def address_key(address: str) -> str:
+    """What stands for a requester without a token: its address, of IPv6 the /64 that one household has."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return address

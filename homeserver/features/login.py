@@ -10,6 +10,7 @@ from homeserver.authenticate import note_seen
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, missing_param
 from homeserver.feature import Feature, JsonObject
+from homeserver.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
@@ -42,7 +43,7 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     if body.type != "m.login.password":
         raise MatrixError(400, "M_UNKNOWN", "This type of login is not offered.")
     check_device_id(body.device_id)
-    user_id, new_hash = await _check_password(hs, body)
+    user_id, new_hash = await _check_password(hs, body, address_key(request.client_ip))
     answer = await hs.database.write(_store_login, hs, user_id, body, new_hash)
     note_seen(hs, user_id, answer["device_id"], request)
     if hs.config.public.serve_well_known:
@@ -50,7 +51,7 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     return answer
 
 
-async def _check_password(hs: Resources, body: LoginBody) -> tuple[UserID, str | None]:
+async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple[UserID, str | None]:
     """Who logs in, and a new hash to store if the old one is of other parameters."""
     if body.password is None:
         raise missing_param("The password is missing.")
@@ -58,14 +59,13 @@ async def _check_password(hs: Resources, body: LoginBody) -> tuple[UserID, str |
     if identifier is None and body.user is None and body.address is not None:
         identifier = {"type": "m.id.thirdparty", "medium": body.medium, "address": body.address}
     user_id = accounts.read_identifier(hs, identifier, body.user)
-    hs.rate_limits.take("login_account", user_id, hs.now_ms())
     user = await hs.database.read(accounts.get_user, user_id)
-    verdict = await verify_password(hs, None if user is None else user.password_hash, body.password)
+    password_hash = None if user is None else user.password_hash
+    verdict = await verify_password(hs, user_id, password_hash, body.password, address=address)
     if user is not None and user.is_deactivated:
         raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
     if not verdict.is_right:
         raise accounts.wrong_password()
-    hs.rate_limits.take("login_account", user_id, hs.now_ms(), cost=-1)  # only wrong guesses count
     return user_id, verdict.new_hash
 
 

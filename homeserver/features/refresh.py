@@ -16,7 +16,7 @@ class RefreshBody(msgspec.Struct, frozen=True):
     refresh_token: str
 
 
-@routes.post("/_matrix/client/v3/refresh", rate_limit="login")
+@routes.post("/_matrix/client/v3/refresh")  # hourly for each device, of hundreds behind one address
 async def refresh(hs: Resources, body: RefreshBody) -> JsonObject:
     tokens = await hs.database.write(authenticate.refresh_tokens, hs.token_cache, body.refresh_token)
     return tokens.body()

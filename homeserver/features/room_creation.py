@@ -16,7 +16,7 @@ from federation.identifiers import RoomAlias, RoomID, UserID, fits, server_name_
 from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
 from homeserver import limits
 from homeserver.api import Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
@@ -73,7 +73,7 @@ class _Created:
     refusal: MatrixError | None
 
 
-@routes.post("/_matrix/client/v3/createRoom", rate_limit="join")
+@routes.post("/_matrix/client/v3/createRoom", rate_limit="create_room")
 async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
     check_not_suspended(requester)
     version = ROOM_VERSIONS.get(DEFAULT_ROOM_VERSION if body.room_version is None else body.room_version)
@@ -86,6 +86,7 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
     if requester.user_id in body.invite:
         raise forbidden("You will be in the room already.")
     invited = list(dict.fromkeys(body.invite))
+    limit_requester(hs, requester, "invite", min(len(invited), limits.RATE_LIMITS["invite"].burst))
     ours = [user_id for user_id in invited if server_name_of(user_id) == hs.server_name]
     created = await hs.database.write(_create, hs, requester.user_id, body, version, ours, len(invited))
     refusals = [] if created.refusal is None else [created.refusal]

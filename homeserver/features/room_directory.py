@@ -78,7 +78,7 @@ class ServerQuery(msgspec.Struct, frozen=True):
     server: ServerName | None = None
 
 
-@routes.get("/_matrix/client/v3/directory/room/{room_alias}")
+@routes.get("/_matrix/client/v3/directory/room/{room_alias}", rate_limit="directory")
 async def get_room_id_by_alias(hs: Resources, room_alias: RoomAlias) -> JsonObject:
     if server_name_of(room_alias) == hs.server_name:
         return await hs.database.read(_look_up, room_alias)
@@ -120,7 +120,7 @@ async def set_room_visibility_on_directory(
     return Empty()
 
 
-@routes.get("/_matrix/client/v3/publicRooms")
+@routes.get("/_matrix/client/v3/publicRooms", rate_limit="directory")
 async def get_public_rooms(hs: Resources, requester: Requester | None, query: PublicRoomsQuery) -> JsonObject:
     if hs.config.directory.require_login and requester is None:
         raise MatrixError(401, "M_MISSING_TOKEN", "You have to log in to see the rooms of this server.")
@@ -128,7 +128,7 @@ async def get_public_rooms(hs: Resources, requester: Requester | None, query: Pu
     return await _public_rooms(hs, query.server, body)
 
 
-@routes.post("/_matrix/client/v3/publicRooms")
+@routes.post("/_matrix/client/v3/publicRooms", rate_limit="directory")
 async def query_public_rooms(
     hs: Resources, requester: Requester, query: ServerQuery, body: PublicRoomsBody
 ) -> JsonObject:

@@ -17,7 +17,7 @@ from federation.identifiers import (
     server_name_of,
 )
 from homeserver.api import Response, Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, invalid_param, not_found
 from homeserver.feature import Feature, JsonObject
@@ -72,6 +72,8 @@ async def set_room_state_with_key(
     is_own_leave = event_type == "m.room.member" and body.get("membership") == "leave" and state_key == draft.sender
     if not is_own_leave:
         check_not_suspended(requester)
+    if event_type == "m.room.member" and body.get("membership") in ("invite", "join"):
+        limit_requester(hs, requester, body["membership"])
     if event_type == "m.room.canonical_alias":
         await _check_canonical_alias(hs, requester, room_id, body)
     if _is_remote_invite(hs, draft):

@@ -19,9 +19,9 @@ from federation.server_keys import build_notary_response
 from homeserver import limits
 from homeserver.api import Request, Routes
 from homeserver.database import Transaction
-from homeserver.dispatch import address_key
 from homeserver.errors import invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
+from homeserver.rate_limits import address_key
 from homeserver.remote.access import check_may_read
 from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_statement
 from homeserver.resources import Resources

@@ -45,7 +45,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     filters = Cache(FILTERS_CACHED_MAX)
     routes = Routes()
 
-    @routes.get("/_matrix/client/v3/sync", rate_limit="", waits=True)
+    @routes.get("/_matrix/client/v3/sync", rate_limit="sync")
     async def sync_events(hs: Resources, requester: Requester, query: SyncQuery) -> dict[str, Any]:
         since = None if query.since is None else parse_sync_token(query.since)
         # The stream hears of a commit a moment after a reader may have seen it, and told it to a client.

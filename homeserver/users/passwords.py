@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.errors import invalid_param
 from homeserver.resources import Resources
@@ -51,11 +52,26 @@ async def hash_password(hs: Resources, password: str) -> str:
     return await hs.workers.run(HASHERS[hs.config.passwords.hash_cost].hash, password)
 
 
-async def verify_password(hs: Resources, password_hash: str | None, password: str) -> Verdict:
-    """Whether the password is the one of `password_hash`; None where there is no account, or no password."""
+async def verify_password(
+    hs: Resources, user_id: UserID, password_hash: str | None, password: str, *, address: str | None = None
+) -> Verdict:
+    """Whether the password is the one of `password_hash`; None where there is no account, or no password.
+
+    address: where the guess comes from, None for a device that is logged in. Raises M_LIMIT_EXCEEDED after too many
+    wrong ones; who guesses from one address uses up neither the guesses of others nor those of the user's devices.
+    """
+    buckets = [("login_account", f"{user_id} {address}")]
+    if address is not None:
+        buckets.append(("login_anywhere", user_id))
+    for rate_class, key in buckets:
+        hs.rate_limits.take(rate_class, key, hs.now_ms())
     if not fits(password):
         return Verdict(False)
-    return await hs.workers.run(_verify, HASHERS[hs.config.passwords.hash_cost], password_hash, password)
+    verdict = await hs.workers.run(_verify, HASHERS[hs.config.passwords.hash_cost], password_hash, password)
+    if verdict.is_right:  # only wrong guesses count
+        for rate_class, key in buckets:
+            hs.rate_limits.take(rate_class, key, hs.now_ms(), cost=-1)
+    return verdict
 
 
 def _verify(hasher: PasswordHasher, password_hash: str | None, password: str) -> Verdict:

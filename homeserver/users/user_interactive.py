@@ -257,10 +257,8 @@ def password_stage(user_id: UserID) -> Stage:
         return None if user is None else user.password_hash
 
     async def check(hs: Resources, auth: JsonObject, loaded: str | None) -> bool:
-        hs.rate_limits.take("login_account", user_id, hs.now_ms())
-        if not (await verify_password(hs, loaded, read_text(auth, "password"))).is_right:
+        if not (await verify_password(hs, user_id, loaded, read_text(auth, "password"))).is_right:
             raise accounts.wrong_password()
-        hs.rate_limits.take("login_account", user_id, hs.now_ms(), cost=-1)  # only wrong guesses count
         return True
 
     return Stage("m.login.password", check, load)

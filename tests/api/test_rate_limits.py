@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,13 +11,14 @@ from hypothesis import strategies as st
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.config import RateLimitsSection
-from homeserver.dispatch import address_key
 from homeserver.errors import MatrixError
-from homeserver.rate_limits import RateLimits
+from homeserver.rate_limits import RateLimits, address_key
 from homeserver.resources import Resources
 from tests.api.conftest import StartServer
 
 routes = Routes()
+
+SOURCE = Path(limits.__file__).parent
 
 
 @routes.post("/_matrix/client/v3/login", rate_limit="login")
@@ -37,6 +40,11 @@ async def test_too_many_requests_are_told_when_to_come_back(start_server: StartS
 async def test_they_can_be_turned_off(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         assert {(await server.http.post("/_matrix/client/v3/login")).status_code for _ in range(50)} == {200}
+
+
+def test_every_limit_limits_something() -> None:
+    source = "".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py") if path.name != "limits.py")
+    assert [name for name in limits.RATE_LIMITS if f'"{name}"' not in source] == []
 
 
 def test_a_bucket_fills_again() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
+import trio
 
+from homeserver import limits
 from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Passwords, Public, RateLimitsSection
 from homeserver.users import accounts
@@ -120,12 +123,39 @@ async def test_a_hash_of_other_parameters_is_replaced(homeservers: Homeservers) 
     await server.log_in("alice")
 
 
-async def test_guesses_are_limited_for_each_account(homeservers: Homeservers) -> None:
+async def guess(server: Server, address: str, count: int, password: str = "wrong") -> list[int]:
+    """The status of each attempt to log in as alice from an address. `count`: no more than `login` allows at once."""
+    transport = httpx.ASGITransport(server.app, client=(address, 4711))
+    async with httpx.AsyncClient(transport=transport, base_url="https://test.example") as http:
+        answers = [await http.post("/_matrix/client/v3/login", json=by_name("alice", password)) for _ in range(count)]
+    return [answer.status_code for answer in answers]
+
+
+async def test_guesses_are_limited_for_each_account_and_address(homeservers: Homeservers) -> None:
     server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
     await accounts.create_account(server.hs, "alice", PASSWORD)
-    codes = [(await server.anonymous.refused("POST", "login", json=by_name("alice", "wrong")))[1] for _ in range(11)]
-    assert codes[:10] == ["M_FORBIDDEN"] * 10
-    assert codes[10] == "M_LIMIT_EXCEEDED"
+    assert await guess(server, "192.0.2.1", 10) == [403] * 10
+    await trio.sleep(5 / limits.RATE_LIMITS["login"].per_second)
+    assert await guess(server, "192.0.2.1", 5) == [403, 429, 429, 429, 429]
+
+
+async def test_who_guesses_does_not_keep_the_user_from_logging_in(homeservers: Homeservers) -> None:
+    server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
+    alice = await server.register("alice")
+    for _ in range(20):  # as fast as one address may
+        await guess(server, "203.0.113.1", 5)
+        await trio.sleep(5 / limits.RATE_LIMITS["login"].per_second)
+    assert await guess(server, "192.0.2.1", 1, PASSWORD) == [200]
+    body = {"new_password": "a better one", "auth": alice.password_auth()}
+    await alice.ok("POST", "account/password", json=body)
+
+
+async def test_guesses_from_many_addresses_are_limited(homeservers: Homeservers) -> None:
+    server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
+    await accounts.create_account(server.hs, "alice", PASSWORD)
+    for number in range(5):
+        assert await guess(server, f"203.0.113.{number}", 10) == [403] * 10
+    assert await guess(server, "203.0.113.99", 1) == [429]
 
 
 @pytest.mark.parametrize(

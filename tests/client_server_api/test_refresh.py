@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from homeserver import limits
-from tests.support.homeservers import PASSWORD, Server
+from homeserver.config import RateLimitsSection
+from tests.support.homeservers import PASSWORD, Homeservers, Server
 
 
 async def log_in(server: Server) -> dict:
@@ -20,6 +21,13 @@ async def log_in(server: Server) -> dict:
 
 async def refresh(server: Server, token: str) -> dict:
     return await server.anonymous.ok("POST", "refresh", json={"refresh_token": token})
+
+
+async def test_many_devices_behind_one_address_can_refresh(homeservers: Homeservers) -> None:
+    server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
+    tokens = await log_in(server)
+    for _ in range(100):
+        tokens = await refresh(server, tokens["refresh_token"])
 
 
 async def test_new_tokens_are_of_the_same_device(homeserver: Server) -> None:

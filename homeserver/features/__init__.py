@@ -7,7 +7,9 @@ from homeserver.features import (
     account,
     account_data,
     capabilities,
+    contact_information,
     devices,
+    encryption_keys,
     filters,
     health,
     login,
@@ -28,6 +30,7 @@ from homeserver.features import (
     sending,
     shared_secret_registration,
     tags,
+    third_party_networks,
     typing,
     versions,
     well_known,
@@ -48,6 +51,8 @@ FEATURES: tuple[Feature, ...] = (
     devices.FEATURE,
     logout.FEATURE,
     account.FEATURE,
+    contact_information.FEATURE,
+    encryption_keys.FEATURE,
     # The user: what others see, and what is kept for the user's own devices
     profile.FEATURE,
     presence.FEATURE,
@@ -58,6 +63,7 @@ FEATURES: tuple[Feature, ...] = (
     # Rooms: making them, finding them, and who is in them
     room_creation.FEATURE,
     room_directory.FEATURE,
+    third_party_networks.FEATURE,
     membership.FEATURE,
     room_members.FEATURE,
     # In a room: what is said, what holds, what was, who has read it, and who is writing

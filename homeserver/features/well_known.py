@@ -12,13 +12,16 @@ from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 
+# So that clients of the Element family do not make rooms encrypted, in which nobody could read anything here.
+WITHOUT_ENCRYPTION: JsonObject = {"io.element.e2ee": {"default": False, "force_disable": True}}
+
 routes = Routes()
 
 
 @routes.get("/.well-known/matrix/client", rate_limit="")
 async def get_wellknown(hs: Resources) -> JsonObject:
     _check_served(hs)
-    return hs.config.public.client_discovery()
+    return {**hs.config.public.client_discovery(), **WITHOUT_ENCRYPTION}
 
 
 @routes.get("/.well-known/matrix/server", rate_limit="")

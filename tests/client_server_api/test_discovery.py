@@ -27,9 +27,14 @@ async def test_versions(homeserver: Server) -> None:
 async def test_well_known(homeservers: Homeservers, base_url: str, server: str) -> None:
     running = await homeservers.start(public=Public(base_url=base_url))
     client = await running.anonymous.ok("GET", "/.well-known/matrix/client")
-    assert client == {"m.homeserver": {"base_url": base_url.rstrip("/")}}
+    assert client["m.homeserver"] == {"base_url": base_url.rstrip("/")}
     assert await running.anonymous.ok("GET", "/.well-known/matrix/server") == {"m.server": server}
     assert (await running.anonymous.get("/.well-known/matrix/client")).headers["access-control-allow-origin"] == "*"
+
+
+async def test_clients_are_told_not_to_make_encrypted_rooms(homeserver: Server) -> None:
+    answer = await homeserver.anonymous.ok("GET", "/.well-known/matrix/client")
+    assert answer["io.element.e2ee"] == {"default": False, "force_disable": True}
 
 
 async def test_well_known_is_not_served_where_it_is_off(homeservers: Homeservers) -> None:

@@ -48,7 +48,9 @@ from homeserver.features import (
     account,
     account_data,
     capabilities,
+    contact_information,
     devices,
+    encryption_keys,
     filters,
     login,
     logout,
@@ -59,6 +61,7 @@ from homeserver.features import (
     registration,
     shared_secret_registration,
     tags,
+    third_party_networks,
     versions,
     well_known,
     whoami,
@@ -79,8 +82,9 @@ START_MS = 1_700_000_000_000
 FEATURES = tuple(
     module.FEATURE
     for module in (
-        account, account_data, capabilities, devices, filters, login, logout, presence, profile, push_rules, refresh,
-        registration, shared_secret_registration, tags, versions, well_known, whoami,
+        account, account_data, capabilities, contact_information, devices, encryption_keys, filters, login, logout,
+        presence, profile, push_rules, refresh, registration, shared_secret_registration, tags, third_party_networks,
+        versions, well_known, whoami,
     )
 )  # fmt: skip
 

@@ -1,0 +1,46 @@
+"""Keys of end-to-end encryption: this server keeps none, and says so to the clients that ask.
+
+Clients ask at login whether their user has keys, and some (Element) do not go on without an answer: there are none.
+Then they talk without encryption. Uploading keys is not answered, so that no client believes that others find them.
+Spec: client-server-api/#key-management-api, #server-side-key-backups
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from federation.identifiers import InvalidIdentifier, UserID, parse_user_id
+from homeserver.api import Routes
+from homeserver.authenticate import Requester
+from homeserver.errors import invalid_param, not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.resources import Resources
+
+routes = Routes()
+
+
+class QueryBody(msgspec.Struct, frozen=True):
+    """`device_keys`: user id → device ids, none for all. `timeout` is for servers that ask others."""
+
+    device_keys: dict[str, list[str]]
+    timeout: int = 0
+
+
+@routes.post("/_matrix/client/v3/keys/query")
+async def query_keys(hs: Resources, requester: Requester, body: QueryBody) -> JsonObject:
+    return {"device_keys": {_parse_user_id(user_id): {} for user_id in body.device_keys}}
+
+
+def _parse_user_id(user_id: str) -> UserID:
+    try:
+        return parse_user_id(user_id)
+    except InvalidIdentifier as error:
+        raise invalid_param(f"Keys are of users: {error}") from error
+
+
+@routes.get("/_matrix/client/v3/room_keys/version")
+async def get_room_keys_version_current(hs: Resources, requester: Requester) -> JsonObject:
+    raise not_found("There is no backup of keys.")
+
+
+FEATURE = Feature(name="encryption_keys", spec="client-server-api/#key-management-api", routes=routes)

@@ -124,6 +124,11 @@ LISTEN_BACKLOG = 1024
 # Waiting syncs are requests: this many tasks are about 100 MB. Beyond it the answer is 503, never a slow death.
 REQUESTS_AT_ONCE_MAX = 10_000
 
+# Background
+
+# After work in the background has failed: what it needs, the database or a store, may be in reach again by then.
+BACKGROUND_PAUSE_S = 30.0
+
 # Rate limits
 
 

@@ -24,6 +24,7 @@ from federation.wire import Wire
 from federation.wire.internet import InternetWire
 from homeserver import authenticate, remote, sync, users
 from homeserver.asgi import App
+from homeserver.background import keep_running
 from homeserver.blobs import Blobs
 from homeserver.client import Client
 from homeserver.config import Config, ConfigError, server_name_of
@@ -164,7 +165,7 @@ class Homeserver:
         )
         for feature in features if not self._beside else ():
             for background in feature.background:
-                nursery.start_soon(background, self._resources)
+                nursery.start_soon(keep_running, self._resources, background)
 
 
 def _all_features() -> list[Feature]:

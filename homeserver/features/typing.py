@@ -1,9 +1,11 @@
 """Typing notifications: who is writing just now. Spec: client-server-api/#typing-notifications
 
-A row per user and room that lasts for seconds. What has run out is not told, and swept away by the next to come.
+A row per user and room. One task ends what has run out; what has ended long ago is swept away by the next to come.
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 import trio
@@ -37,10 +39,14 @@ SCHEMA = Schema(
             CREATE INDEX typing_by_position ON typing (position);
             """,
         ),
+        Step("002_due", "CREATE INDEX typing_due ON typing (expires_ms) WHERE expires_ms > 0;"),
     ),
 )
 
 routes = Routes()
+
+# Of the stream, beside the room: for who waits for the next notification to run out.
+WAKE_KEY = "typing"
 
 
 class TypingBody(msgspec.Struct, frozen=True):
@@ -57,8 +63,6 @@ async def set_typing(
     timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if body.timeout is None else body.timeout
     timeout_ms = max(0, min(timeout_ms, limits.TYPING_TIMEOUT_MS_MAX)) if body.typing else 0
     await hs.database.write(_set_local, hs, room_id, user_id, timeout_ms)
-    if timeout_ms:
-        hs.nursery.start_soon(_expire_later, hs, room_id, user_id, timeout_ms)
     return Empty()
 
 
@@ -68,20 +72,27 @@ def _set_local(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID,
     note_activity(tx, hs, user_id)
 
 
-async def _expire_later(hs: Resources, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
-    """Tells the room when a notification has run out without being renewed."""
-    await trio.sleep(timeout_ms / 1000)
-    await hs.database.write(_expire, room_id, user_id)
+async def follow_time(hs: Resources) -> None:
+    """Tells rooms when a notification has run out without being renewed."""
+    while True:
+        due_ms, position = await hs.database.read(_next_due)
+        wait_s = math.inf if due_ms is None else max(0, due_ms - hs.now_ms()) / 1000
+        if await hs.stream.wait((WAKE_KEY,), position, trio.current_time() + wait_s) == position:
+            await hs.database.write(_end_due)
 
 
-def _expire(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
-    row = tx.one(
-        "SELECT expires_ms, is_local FROM typing WHERE room_nid = ? AND user_nid = ?",
-        tx.find(room_id),
-        tx.find(user_id),
+def _next_due(tx: Transaction) -> tuple[int | None, int]:
+    """When the next notification runs out (None: there is none), and up to which position of the stream that holds."""
+    (due_ms,) = tx.one("SELECT MIN(expires_ms) FROM typing WHERE expires_ms > 0") or (None,)
+    return due_ms, tx.position
+
+
+def _end_due(tx: Transaction) -> None:
+    due = tx.all(
+        "SELECT room_nid, user_nid, is_local FROM typing WHERE expires_ms > 0 AND expires_ms <= ?", tx.now_ms
     )
-    if row is not None and 0 < row[0] <= tx.now_ms:
-        store_typing(tx, room_id, user_id, 0, is_local=bool(row[1]))
+    for room_nid, user_nid, is_local in due:
+        store_typing(tx, RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), 0, is_local=bool(is_local))
 
 
 async def on_typing_edu(hs: Resources, origin: ServerName, content: TypingContent) -> None:
@@ -89,15 +100,12 @@ async def on_typing_edu(hs: Resources, origin: ServerName, content: TypingConten
     if server_name_of(content.user_id) != origin:
         return
     timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if content.typing else 0
-    if await hs.database.write(_set_remote, content.room_id, content.user_id, timeout_ms) and timeout_ms:
-        hs.nursery.start_soon(_expire_later, hs, content.room_id, content.user_id, timeout_ms)
+    await hs.database.write(_set_remote, content.room_id, content.user_id, timeout_ms)
 
 
-def _set_remote(tx: Transaction, room_id: RoomID, user_id: UserID, timeout_ms: int) -> bool:
-    if get_membership(tx, room_id, user_id) != "join":
-        return False
-    store_typing(tx, room_id, user_id, tx.now_ms + timeout_ms if timeout_ms else 0, is_local=False)
-    return True
+def _set_remote(tx: Transaction, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
+    if get_membership(tx, room_id, user_id) == "join":
+        store_typing(tx, room_id, user_id, tx.now_ms + timeout_ms if timeout_ms else 0, is_local=False)
 
 
 def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
@@ -131,7 +139,7 @@ def typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
 
 
 def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: int, *, is_local: bool) -> None:
-    """Notes until when the user types (0: not any more), and tells the room if that is news."""
+    """Notes until when the user types (0: not any more), and tells the room; other servers need each renewal."""
     tx.run(
         "DELETE FROM typing WHERE room_nid = ? AND expires_ms < ? AND user_nid <> ?",
         tx.find(room_id),
@@ -145,7 +153,7 @@ def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: 
         tx.intern(room_id),
         tx.intern(user_id),
         expires_ms,
-        tx.next_position(room_id),
+        tx.next_position(room_id, WAKE_KEY),
         int(is_local),
     )
 
@@ -167,4 +175,5 @@ FEATURE = Feature(
     edus={"m.typing": on_typing_edu},
     sync=sync_typing,
     edu_source=typing_edus,
+    background=(follow_time,),
 )

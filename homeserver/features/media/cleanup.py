@@ -6,7 +6,6 @@ gone; blobs that never got a row, because a crash came between the two; temporar
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +22,6 @@ from homeserver.limits import (
 )
 from homeserver.resources import Resources
 
-_log = logging.getLogger(__name__)
-
 SHARDS = 16
 """One in each round, so that all of a store has been listed after 16 hours, a little at a time."""
 
@@ -32,10 +29,7 @@ SHARDS = 16
 async def clean_up_forever(hs: Resources) -> None:
     """Runs while the server does."""
     while True:
-        try:
-            await clean_up(hs)
-        except Exception:  # a store that cannot be reached now may be in an hour; the server must not end for it
-            _log.exception("clean-up of media failed")
+        await clean_up(hs)
         await trio.sleep(MEDIA_CLEANUP_INTERVAL_S)
 
 

@@ -14,6 +14,7 @@ import trio
 from federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
 from homeserver.api import Request, Response
 from homeserver.authenticate import Requester
+from homeserver.background import start_aside
 from homeserver.errors import MatrixError, not_found
 from homeserver.features.media import storage
 from homeserver.features.media.content_headers import content_disposition
@@ -160,7 +161,7 @@ def check_media_id(media_id: str) -> None:
 def note_used(hs: Resources, media: Media) -> None:
     """Remembers, a while after the answer, that a remote file is still wanted."""
     if media.is_remote and hs.now_ms() - media.used_ms > MEDIA_USED_INTERVAL_MS:
-        hs.nursery.start_soon(hs.database.write, storage.store_used, media.media_nid)
+        start_aside(hs, hs.database.write, storage.store_used, media.media_nid)
 
 
 def parse_mxc(uri: str) -> tuple[ServerName, str]:

@@ -1,0 +1,58 @@
+"""Work in the background of a server: it fails alone, and goes on when it can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from homeserver import Homeserver, limits
+from homeserver.background import keep_running, start_aside
+from homeserver.config import DatabaseSection
+from homeserver.resources import Resources
+from tests.embedding.conftest import Open
+from tests.support.homeservers import NoWire, config_for_tests, now_ms
+from tests.support.postgres import Cluster
+
+
+async def test_what_fails_begins_again_after_a_pause(homeservers: Open, caplog: pytest.LogCaptureFixture) -> None:
+    began: list[float] = []
+
+    async def work(hs: Resources) -> None:
+        began.append(trio.current_time())
+        if len(began) < 3:
+            raise OSError("out of reach")
+
+    async with homeservers("a.example") as server:
+        start = trio.current_time()
+        await keep_running(server.resources, work)
+    assert began == [start + pause * limits.BACKGROUND_PAUSE_S for pause in range(3)]
+    assert [record.message for record in caplog.records] == ["work in the background failed"] * 2
+
+
+async def test_what_nobody_waits_for_fails_alone(homeservers: Open) -> None:
+    async def work(what: str) -> None:
+        raise OSError(what)
+
+    async with homeservers("a.example") as server:
+        start_aside(server.resources, work, "out of reach")
+        await trio.sleep(1)
+        await server.register("alice")
+
+
+@pytest.mark.postgres
+async def test_a_server_outlives_its_database(own_cluster: Cluster, tmp_path: Path) -> None:
+    url = own_cluster.make_database()
+    config = config_for_tests("a.example", tmp_path, database=DatabaseSection(url=url))
+    async with Homeserver(config, wire=NoWire(), now_ms=now_ms, inline_database=True) as server:
+        alice = await server.register("alice")
+        room_id = await alice.create_room()
+        await alice.call("set_typing", room_id, alice.user_id, body={"typing": True})
+        own_cluster.stop()
+        await trio.sleep(limits.TYPING_TIMEOUT_MS_DEFAULT / 1000 + 1)
+        own_cluster.start()
+        await trio.sleep(limits.BACKGROUND_PAUSE_S + 1)
+        ephemeral = (await alice.sync())["rooms"]["join"][room_id].get("ephemeral", {"events": []})
+        assert [event for event in ephemeral["events"] if event["content"].get("user_ids")] == []
+        await alice.send(room_id, "still here")

@@ -14,7 +14,8 @@ both engines:
   Both sides of LIKE in lower case. A parameter that stands alone (`? IS NULL`, `SELECT ?`) needs a CAST.
 - Identifiers unquoted, strings in single quotes.
 - Lists: `tx.all_in("… WHERE x IN (?*)", values)`; not with NOT.
-- An SQL error ends the write: do not catch it and go on. TEXT must not contain NUL characters.
+- An SQL error ends the write: do not catch it and go on. TEXT with NUL characters is stored by
+  SQLite only: PostgreSQL answers MatrixError 400 M_INVALID_PARAM.
 """
 
 from __future__ import annotations

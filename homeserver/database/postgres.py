@@ -26,6 +26,7 @@ from homeserver.database.migrations import READ_LEDGER, list_pending
 from homeserver.database.schema import DatabaseError, Schema
 from homeserver.database.session import Cursor, Opened, Row
 from homeserver.database.translation import split_in, split_statements, translate_definition, translate_statement
+from homeserver.errors import invalid_param
 
 # The lock of write transactions, and the one of nodes that bring the tables up to date: any two numbers.
 _WRITE_LOCK = 7053162
@@ -86,7 +87,12 @@ class PostgresSession:
         self._counts_before_lists: dict[str, int] = {}
 
     def execute(self, sql: str, params: Sequence[Any], /) -> Cursor:
-        return self._cursor.execute(self._translate(sql), params)
+        try:
+            return self._cursor.execute(self._translate(sql), params)
+        except psycopg.DataError:
+            if any(isinstance(value, str) and "\0" in value for value in params):
+                raise invalid_param("A string contains a NUL character, which cannot be stored.") from None
+            raise
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         self._cursor.executemany(self._translate(sql), rows)

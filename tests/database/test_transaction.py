@@ -13,6 +13,7 @@ from homeserver.database.translation import (
     translate_definition,
     translate_statement,
 )
+from homeserver.errors import MatrixError
 from tests.database import items
 from tests.support.database import now_ms, opened
 
@@ -84,6 +85,19 @@ async def test_statements_of_the_common_subset(database_url: str) -> None:
 
     async with opened(database_url, NOTES) as database:
         await database.write(use)
+
+
+@pytest.mark.postgres
+async def test_postgresql_refuses_a_nul(postgres_url: str) -> None:
+    async with opened(postgres_url, items.SCHEMA) as database:
+        await database.write(items.store, "one")
+        for call in (
+            database.write(items.store, "a\0b"),
+            database.read(lambda tx: tx.one("SELECT position FROM items WHERE name = ?", "a\0b")),
+        ):
+            with pytest.raises(MatrixError, match="M_INVALID_PARAM"):
+                await call
+        assert await database.read(items.list_names) == ["one"]
 
 
 async def test_text_is_ordered_by_its_bytes(database_url: str) -> None:

@@ -22,7 +22,7 @@ from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.resources import Resources
-from homeserver.rooms.aliases import set_visibility, store_alias
+from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local
 from homeserver.users.blocking import blocks_invites
 from homeserver.users.profile import member_profile
@@ -202,6 +202,8 @@ def _initial_events(
     for state in body.initial_state:
         if state.type in ("m.room.create", "m.room.member"):
             raise invalid_param(f"initial_state may not have {state.type}.")
+        if state.type == "m.room.canonical_alias" and set(read_canonical_aliases(state.content)) - {alias}:
+            raise MatrixError(400, "M_BAD_ALIAS", "No alias leads to the new room but room_alias_name.")
         yield state.type, state.state_key, state.content
     if body.name is not None:
         yield "m.room.name", "", {"name": body.name}

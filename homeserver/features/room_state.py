@@ -13,19 +13,18 @@ from federation.identifiers import (
     RoomAlias,
     RoomID,
     UserID,
-    parse_room_alias,
     server_name_of,
 )
 from homeserver.api import Response, Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError, bad_json, invalid_param, not_found
+from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.remote.directory import resolve_alias
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.resources import Resources
 from homeserver.rooms.access import find_in_state, readable_state
-from homeserver.rooms.aliases import find_alias
+from homeserver.rooms.aliases import find_alias, read_canonical_aliases
 from homeserver.rooms.append import append_local
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.guests import check_guests_may_join
@@ -141,15 +140,9 @@ async def _check_canonical_alias(
     hs: Resources, requester: Requester, room_id: RoomID, content: dict[str, Any]
 ) -> None:
     """Every alias that the event adds must lead to the room. Spec: client-server-api/#mroomcanonical_alias"""
-    alias, alternatives = content.get("alias"), content.get("alt_aliases", [])
-    if not isinstance(alias, str | None) or not isinstance(alternatives, list):
-        raise bad_json("alias must be a string, alt_aliases an array.")
-    try:
-        names = [parse_room_alias(name) for name in ([alias, *alternatives] if alias else alternatives)]
-    except InvalidIdentifier as error:
-        raise invalid_param(f"That is not a room alias: {error}") from None
+    names = read_canonical_aliases(content)
     old = await hs.database.read(_read_aliases, room_id, requester.user_id)
-    for name in dict.fromkeys(names):
+    for name in names:
         if name not in old and await _resolve(hs, name) != room_id:
             raise MatrixError(400, "M_BAD_ALIAS", f"{name} does not lead to this room.")
 

@@ -5,9 +5,12 @@ Spec: client-server-api/#room-aliases, #published-room-directory
 
 from __future__ import annotations
 
-from federation.identifiers import RoomAlias, RoomID, UserID
+from collections.abc import Mapping
+from typing import Any
+
+from federation.identifiers import InvalidIdentifier, RoomAlias, RoomID, UserID, parse_room_alias
 from homeserver.database import Schema, Step, Transaction
-from homeserver.errors import MatrixError
+from homeserver.errors import MatrixError, bad_json, invalid_param
 
 SCHEMA = Schema(
     name="aliases",
@@ -26,6 +29,18 @@ SCHEMA = Schema(
         ),
     ),
 )
+
+
+def read_canonical_aliases(content: Mapping[str, Any]) -> list[RoomAlias]:
+    """What an m.room.canonical_alias names, each once. MatrixError 400 M_BAD_JSON or M_INVALID_PARAM."""
+    alias, alternatives = content.get("alias"), content.get("alt_aliases", [])
+    if not isinstance(alias, str | None) or not isinstance(alternatives, list):
+        raise bad_json("alias must be a string, alt_aliases an array.")
+    try:
+        names = [parse_room_alias(name) for name in ([alias, *alternatives] if alias else alternatives)]
+    except InvalidIdentifier as error:
+        raise invalid_param(f"That is not a room alias: {error}") from None
+    return list(dict.fromkeys(names))
 
 
 def store_alias(tx: Transaction, alias: RoomAlias, room_id: RoomID, creator: UserID) -> None:

@@ -190,6 +190,29 @@ async def test_an_alias_becomes_canonical(server: Server) -> None:
     assert found == {"room_id": room_id, "servers": ["test.example"]}
 
 
+@pytest.mark.parametrize(
+    ("content", "errcode"),
+    [
+        ({"alias": "#elsewhere:test.example"}, "M_BAD_ALIAS"),
+        ({"alias": "#thepub:test.example", "alt_aliases": ["#elsewhere:test.example"]}, "M_BAD_ALIAS"),
+        ({"alt_aliases": ["#pub:other.example"]}, "M_BAD_ALIAS"),
+        ({"alias": "nonsense"}, "M_INVALID_PARAM"),
+        ({"alias": 7}, "M_BAD_JSON"),
+        ({"alias": "#thepub:test.example", "alt_aliases": ["#thepub:test.example"]}, None),
+        ({}, None),
+    ],
+)
+async def test_a_canonical_alias_leads_to_the_new_room(server: Server, content: Any, errcode: str | None) -> None:
+    alice = await server.register("alice")
+    await create(alice, room_alias_name="elsewhere", preset="private_chat")
+    initial = [{"type": "m.room.canonical_alias", "content": content}]
+    body = {"room_alias_name": "thepub", "initial_state": initial}
+    if errcode is None:
+        assert await get_state(alice, await create(alice, **body), "m.room.canonical_alias") == content
+    else:
+        assert await alice.refused("POST", "createRoom", json=body) == (400, errcode)
+
+
 async def test_an_alias_that_is_taken(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     await create(alice, room_alias_name="thepub")

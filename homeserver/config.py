@@ -244,9 +244,34 @@ class Config(Section, frozen=True):
             if binds.count(bind) > 1:
                 raise ConfigError(f"two listeners have the same bind, {bind}")
 
+    def list_without_effect(self) -> list[str]:
+        """The sections and keys that are set, and belong to what is still to be built."""
+        default = Config(server_name=self.server_name)
+        return [".".join(path) for path in WITHOUT_EFFECT if _value_at(self, path) != _value_at(default, path)]
+
     def data_path(self, name: str) -> Path:
         """The path of something kept in `data_dir`; an absolute `name` stays as it is."""
         return Path(self.data_dir).absolute() / name
+
+
+# What is still to be built. `sample_config.toml` says so at each.
+WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
+    ("registration", "recaptcha_public_key"),
+    ("registration", "recaptcha_private_key"),
+    ("registration", "recaptcha_verify_url"),
+    ("email",),
+    ("outbound_http",),
+    ("url_previews",),
+    ("search",),
+    ("application_services",),
+)
+
+
+def _value_at(config: Config, path: tuple[str, ...]) -> object:
+    value: object = config
+    for name in path:
+        value = getattr(value, name)
+    return value
 
 
 def load_config(path: str | Path) -> Config:

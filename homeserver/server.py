@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -39,6 +40,8 @@ from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
 from homeserver.users.accounts import create_account
 from homeserver.users.filters import find_filter
 from homeserver.workers import Workers
+
+_log = logging.getLogger(__name__)
 
 
 def wall_clock_ms() -> int:
@@ -124,6 +127,8 @@ class Homeserver:
 
     async def _open(self) -> None:
         config = self.config
+        for name in config.list_without_effect():
+            _log.warning("this part of the configuration has no effect yet", extra={"key": name})
         config.data_path("").mkdir(parents=True, exist_ok=True)
         features = _all_features()
         database = await open_database(

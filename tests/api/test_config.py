@@ -10,7 +10,16 @@ from typing import Any, get_args, get_origin
 import msgspec
 import pytest
 
-from homeserver.config import Config, ConfigError, Listener, config_from_table, load_config, parse_bind, read_secret
+from homeserver.config import (
+    WITHOUT_EFFECT,
+    Config,
+    ConfigError,
+    Listener,
+    config_from_table,
+    load_config,
+    parse_bind,
+    read_secret,
+)
 
 SAMPLE = Path(__file__).parents[2] / "sample_config.toml"
 
@@ -50,6 +59,20 @@ def test_sample_names_every_key() -> None:
     for keys in sections(Config).values():
         for key in keys:
             assert re.search(rf"^{key} = ", text, re.MULTILINE), key
+
+
+def test_what_has_no_effect_yet_is_said_in_the_sample() -> None:
+    paragraphs = SAMPLE.read_text().split("\n\n")
+    for section, *_ in WITHOUT_EFFECT:
+        (about,) = (paragraph for paragraph in paragraphs if f"[{section}]" in paragraph)
+        assert "No effect yet" in about, section
+
+
+def test_what_has_no_effect_yet_and_is_set_is_listed() -> None:
+    table = {"search": {"enabled": False}, "registration": {"recaptcha_verify_url": "http://x"}}
+    found = config_from_table({"server_name": "a.example", **table}, Path()).list_without_effect()
+    assert found == ["registration.recaptcha_verify_url", "search"]
+    assert load_config(SAMPLE).list_without_effect() == []
 
 
 def test_an_embedder_needs_only_a_name(tmp_path: Path) -> None:

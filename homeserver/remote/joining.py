@@ -80,12 +80,13 @@ async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: M
         draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "leave"}, state_key=user_id)
         await hs.database.write(_append, hs, draft)
         return
-    candidates = await _candidates(hs, user_id, room_id, ())
+    event = None
     try:
-        await _shake_hands(hs, "leave", user_id, room_id, candidates, content)
+        candidates = await _candidates(hs, user_id, room_id, ())
+        event = (await _shake_hands(hs, "leave", user_id, room_id, candidates, content)).event
     except MatrixError as error:  # an invite that nobody stands behind any more must not stay for ever
         _log.info("leave not delivered", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
-    await hs.database.write(leave_outside, hs.server_name, room_id, user_id)
+    await hs.database.write(leave_outside, hs.server_name, room_id, user_id, event)
 
 
 async def knock_room(

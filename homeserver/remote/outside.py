@@ -6,8 +6,10 @@ Spec: server-server-api/#inviting-to-a-room, #knocking-rooms, #leaving-rooms-rej
 
 from __future__ import annotations
 
+import orjson
+
 from federation import canonical_json
-from federation.event import Event
+from federation.event import Event, parse_event
 from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id, server_name_of
 from homeserver import limits
 from homeserver.database import Transaction
@@ -42,14 +44,28 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
     store_membership(tx, room_nid, user_id, event.membership, position, position, [*others, own])
 
 
-def leave_outside(tx: Transaction, own: ServerName, room_id: RoomID, user_id: UserID) -> None:
-    """Ends an invite or knock: to its user it is as if the room had been left."""
+def leave_outside(
+    tx: Transaction, own: ServerName, room_id: RoomID, user_id: UserID, event: Event | None = None
+) -> None:
+    """Ends an invite or knock: to its user it is as if the room had been left. `event`: what says so, if anything."""
     if not is_outside(tx, own, room_id) or get_membership(tx, room_id, user_id) not in ("invite", "knock"):
         return
     room_nid = tx.intern(room_id)
     tx.run("DELETE FROM outside_memberships WHERE room_nid = ? AND user_nid = ?", room_nid, tx.find(user_id))
     position = tx.next_position(user_id)
-    store_membership(tx, room_nid, user_id, "leave", position, position)
+    store_membership(tx, room_nid, user_id, "leave", position, position, None if event is None else [_as_told(event)])
+
+
+def _as_told(event: Event) -> JsonObject:
+    """A state event as a sync tells it."""
+    return {
+        "type": event.type,
+        "sender": event.sender,
+        "state_key": event.state_key,
+        "content": event.content,
+        "event_id": event.event_id,
+        "origin_server_ts": event.origin_server_ts,
+    }
 
 
 def forget_outside(tx: Transaction, room_id: RoomID) -> None:
@@ -61,7 +77,7 @@ def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:
     """An event, checked as far as possible, of a room that this server is not in; "" or why it is of no use.
 
     Only that a user of ours is not invited any more, or has knocked in vain, means anything. An invite is taken back by
-    the server that has invited.
+    the server that has invited. The event names what it ends: it may come late, after another invite or knock.
     """
     user_id = event.state_key
     if event.membership not in ("leave", "ban") or user_id is None:
@@ -72,8 +88,21 @@ def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:
     inviter = _server_of_inviter(tx, event.room_id, user_id)
     if membership.membership == "invite" and server_name_of(event.sender) != inviter:
         return "Only the server that has invited can take it back."
-    leave_outside(tx, own, event.room_id, UserID(user_id))
+    ended = _find_outside(tx, event, user_id)
+    if ended is not None and ended.event_id not in event.auth_events:
+        return "That is not about the invite or knock that holds now."
+    leave_outside(tx, own, event.room_id, UserID(user_id), event)
     return ""
+
+
+def _find_outside(tx: Transaction, event: Event, user_id: str) -> Event | None:
+    """The invite or knock of a user, of the same room as the event."""
+    row = tx.one(
+        "SELECT pdu FROM outside_memberships WHERE room_nid = ? AND user_nid = ?",
+        tx.find(event.room_id),
+        tx.find(user_id),
+    )
+    return None if row is None else parse_event(orjson.loads(bytes(row[0])), event.version)
 
 
 def _server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> ServerName | None:

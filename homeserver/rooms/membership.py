@@ -25,6 +25,7 @@ SERVERS_CACHED_MAX = 2_000
 class RoomMembership:
     """One user's membership of one room. `stripped`: what an invited or knocking user was told of the room.
 
+    Of one who was never in the room, `stripped` is the event that ended the invite or knock.
     `last_position`: of the room's newest event; `members_position`: when any of its memberships last changed.
     """
 
@@ -35,7 +36,7 @@ class RoomMembership:
     forgotten: bool
     last_position: int
     members_position: int
-    stripped: list[dict[str, object]] | None
+    stripped: list[dict[str, Any]] | None
 
 
 class MembershipRow(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 
 from federation.identifiers import RoomID, UserID
 from homeserver.database import Transaction
+from homeserver.feature import JsonObject
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.membership import RoomMembership, count_members, list_heroes
 from homeserver.rooms.receive import find_newest_gap
@@ -19,7 +20,7 @@ from homeserver.rooms.state_tree import Key
 from homeserver.rooms.storage import StoredEvent, list_stored
 from homeserver.rooms.timeline import END, START, after_position, list_backwards, timeline_token
 from homeserver.rooms.visibility import filter_visible, find_leave
-from homeserver.sync.filter import Filter, select_fields, timeline_limit, wants_event, wants_room
+from homeserver.sync.filter import Filter, select_fields, timeline_limit, wants, wants_event, wants_room
 
 SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that it gives
 
@@ -75,7 +76,9 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
     since_point = after_position(since) if since else START
     left = find_leave(tx, room_id, viewer.user_id)
     if left is None or left.ordering is None or left.ordering <= since_point:
-        return _sections(tx, viewer, _own_membership(tx, membership, since_point), [])
+        answer = _sections(tx, viewer, _own_membership(tx, membership, since_point), [])
+        answer["timeline"]["events"] += _told_outside(viewer, membership)
+        return answer
     was = head_at(tx, room_id, since_point) if since else None
     membership_then = None if was is None else _membership_at(tx, was, viewer.user_id)
     timeline = read_timeline(tx, viewer, room_id, START if membership_then is None else since_point, left.ordering)
@@ -90,6 +93,18 @@ def _own_membership(tx: Transaction, membership: RoomMembership, since_point: in
     if event is None or event.ordering is None or event.ordering <= since_point:
         return Timeline([], False, since_point)
     return Timeline([event], False, event.ordering - 1)
+
+
+def _told_outside(viewer: Viewer, membership: RoomMembership) -> list[JsonObject]:
+    """The event by which an invite or knock ended while this server was not in the room, if the user wants it."""
+    filter_ = viewer.filter.room.timeline
+    if not wants_room(filter_, membership.room_id):
+        return []
+    return [
+        select_fields(event, viewer.filter.event_fields)
+        for event in membership.stripped or ()
+        if wants(filter_, event["type"], event["sender"])
+    ]
 
 
 def was_joined(tx: Transaction, room_id: RoomID, user_id: str, since: int) -> bool:

@@ -85,12 +85,15 @@ async def test_inviter_takes_the_invite_back(federation: Federation) -> None:
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     before = await sync(bob)
-    await alice.ok("POST", f"rooms/{quote(room_id)}/kick", json={"user_id": bob.user_id})
+    await alice.ok("POST", f"rooms/{quote(room_id)}/kick", json={"user_id": bob.user_id, "reason": "a mistake"})
 
     async def gone() -> bool:
         return membership_in(await sync(bob, before["next_batch"]), room_id) == "leave"
 
     await until(gone)
+    (event,) = (await sync(bob, before["next_batch"]))["rooms"]["leave"][room_id]["timeline"]["events"]
+    assert (event["sender"], event["state_key"]) == (alice.user_id, bob.user_id)
+    assert event["content"] == {"membership": "leave", "reason": "a mistake"}
 
 
 async def test_invite_of_someone_who_does_not_exist_is_refused(federation: Federation) -> None:

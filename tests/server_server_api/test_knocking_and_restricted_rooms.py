@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 import trio
+import trio.testing
 
 from federation.identifiers import ServerName
 from tests.support.federation import (
@@ -42,6 +43,13 @@ async def _membership(client: Client, room_id: str, user_id: str) -> str:
     return str(content["membership"])
 
 
+async def _own_leave(client: Client, since: str, room_id: str) -> tuple[str, str]:
+    """Sender and membership of the one event by which a sync tells that the user is out of the room."""
+    (event,) = (await sync(client, since))["rooms"]["leave"][room_id]["timeline"]["events"]
+    assert (event["type"], event["state_key"]) == ("m.room.member", client.user_id)
+    return event["sender"], event["content"]["membership"]
+
+
 async def test_knock_is_seen_and_accepted(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice, bob = await a.register("alice"), await b.register("bob")
@@ -72,6 +80,36 @@ async def test_knock_is_turned_away(federation: Federation) -> None:
         return membership_in(await sync(bob, since), room_id) == "leave"
 
     await until(gone)
+    assert await _own_leave(bob, since, room_id) == (alice.user_id, "leave")
+
+
+async def test_knock_outlives_the_refusal_of_an_earlier_one_that_comes_late(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, initial_state=[rules("knock")])
+    await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
+    await trio.testing.wait_all_tasks_blocked()
+    sent_before = _transactions(federation)
+    federation.network.latency_s = 1.0
+    await alice.ok("POST", f"rooms/{quote(room_id)}/kick", json={"user_id": bob.user_id})
+    await trio.testing.wait_all_tasks_blocked()
+    federation.network.latency_s = 0.0
+    await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
+
+    async def arrived() -> bool:
+        return _transactions(federation) > sent_before
+
+    await until(arrived)
+    assert membership_in(await sync(bob), room_id) == "knock"
+    assert await _membership(alice, room_id, bob.user_id) == "knock"
+
+
+def _transactions(federation: Federation) -> int:
+    """How many b.example has had from a.example."""
+    return sum(
+        each.origin == "a.example" and each.path.startswith("/_matrix/federation/v1/send/")
+        for each in federation.network.exchanges
+    )
 
 
 async def test_knock_is_taken_back(federation: Federation) -> None:
@@ -81,7 +119,7 @@ async def test_knock_is_taken_back(federation: Federation) -> None:
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
     since = (await sync(bob))["next_batch"]
     await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
-    assert membership_in(await sync(bob, since), room_id) == "leave"
+    assert await _own_leave(bob, since, room_id) == (bob.user_id, "leave")
     assert await _membership(alice, room_id, bob.user_id) == "leave"
 
 

@@ -2,7 +2,7 @@
 # make test    everything that must hold: lint, import contracts, tests, coverage of federation/
 # make demo    two organisations on this machine, and a conversation between them (ARGS="--exit" ends after it)
 # make serve   one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
-# make interop a real Synapse as the other organisation
+# make interop a real Synapse as the other organisation; where Node is, the library of Element as the client
 # make bench   the measurements
 # make lint | lock | clean
 

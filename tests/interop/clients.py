@@ -16,6 +16,7 @@ from tests.interop.servers import SHARED_SECRET, Server
 
 T = TypeVar("T")
 
+PASSWORD = "a password for the test"
 ARRIVAL_TIMEOUT_S = 40.0
 """How long something may take to get from one server to the other. Retries after a failure are included."""
 
@@ -75,10 +76,9 @@ class Client:
     def _register(self) -> dict[str, Any]:
         path = "/_synapse/admin/v1/register"
         nonce = self.call("GET", path)["nonce"]
-        password = "a password for the test"
-        message = "\0".join((nonce, self.localpart, password, "notadmin"))
+        message = "\0".join((nonce, self.localpart, PASSWORD, "notadmin"))
         mac = hmac.new(SHARED_SECRET.encode(), message.encode(), hashlib.sha1).hexdigest()
-        body = {"nonce": nonce, "username": self.localpart, "password": password, "mac": mac, "admin": False}
+        body = {"nonce": nonce, "username": self.localpart, "password": PASSWORD, "mac": mac, "admin": False}
         return self.call("POST", path, body)
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:

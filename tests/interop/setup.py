@@ -1,19 +1,27 @@
-"""Makes the virtual environment that holds Synapse, as `requirements-synapse.lock` says, if it is not there already.
+"""Makes what the scenarios run beside our server, if it is not there already: Synapse's environment, matrix-js-sdk.
 
 Synapse never shares an environment with us: it is another program, under another licence, with its own dependencies.
+matrix-js-sdk, on which Element is built, needs Node; where there is none, its scenario is left out and the run says so.
 To move to another Synapse, change requirements-synapse.in and run in this folder: uv pip compile --universal
 --python-version 3.11 --generate-hashes --no-header --no-annotate requirements-synapse.in -o requirements-synapse.lock
+To another matrix-js-sdk: change js_sdk/package.json and run there: npm install --package-lock-only
+--omit-lockfile-registry-resolved
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 from tests.support.environments import ensure_environment
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+JS_SDK = HERE / "js_sdk"
+NODE_MAJOR_MIN = 20
 
 
 def synapse_venv() -> Path:
@@ -29,3 +37,39 @@ def ensure_synapse() -> Path:
         print(f"Synapse: using {folder}")
         return python
     return ensure_environment("Synapse", folder, HERE / "requirements-synapse.lock")
+
+
+def js_sdk_folder() -> Path:
+    """Where matrix-js-sdk is: `.node-js-sdk` in the repository."""
+    return REPOSITORY / ".node-js-sdk"
+
+
+def ensure_js_sdk() -> str:
+    """Puts matrix-js-sdk into its folder, as js_sdk/package-lock.json says. Answers why not, "" if it is there."""
+    lacking = _lacking_for_node()
+    if lacking:
+        return lacking
+    folder = js_sdk_folder()
+    stamp = folder / "made-from"
+    fingerprint = hashlib.sha256((JS_SDK / "package-lock.json").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == fingerprint:
+        print(f"matrix-js-sdk: {folder} is up to date")
+        return ""
+    print(f"matrix-js-sdk: making {folder} (once)", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(JS_SDK / name, folder)
+    install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
+    subprocess.run(install, cwd=folder, check=True)
+    stamp.write_text(fingerprint)
+    return ""
+
+
+def _lacking_for_node() -> str:
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return f"Node.js {NODE_MAJOR_MIN} or newer with npm is not on this machine (Debian: apt-get install nodejs npm)"
+    version = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True).stdout.strip()
+    if int(version.removeprefix("v").partition(".")[0]) < NODE_MAJOR_MIN:
+        return f"Node.js {NODE_MAJOR_MIN} or newer is needed, and there is {version}"
+    return ""

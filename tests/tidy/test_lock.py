@@ -1,7 +1,8 @@
-"""The lock file pins everything that pyproject.toml asks for, with hashes, and names no place to download from."""
+"""Lock files pin everything, with hashes, and name no place to download from."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 
@@ -25,3 +26,11 @@ def test_every_pin_has_hashes() -> None:
 def test_it_names_no_place() -> None:
     assert "://" not in LOCK
     assert "\n-" not in LOCK
+
+
+def test_that_of_node_pins_by_hash_and_names_no_place() -> None:
+    lock = json.loads((ROOT / "tests/interop/js_sdk/package-lock.json").read_text())
+    packages = [package for name, package in lock["packages"].items() if name]
+    assert packages
+    assert all(package["integrity"].startswith("sha512-") for package in packages)
+    assert not any("resolved" in package for package in packages)

@@ -1,0 +1,66 @@
+"""Two of our servers, and the client library that Element is built on: what a person does with Element, across both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import trustme
+
+from tests.interop.clients import PASSWORD, Client
+from tests.interop.servers import OurProgram, Server, ServerFailed
+from tests.interop.setup import JS_SDK, js_sdk_folder
+
+TIMEOUT_S = 240
+
+# What the SDK's cryptography asks for and the server does not have.
+WITHOUT_KEYS = ["404 GET /_matrix/client/v3/room_keys/version M_NOT_FOUND",
+                "404 POST /_matrix/client/v3/keys/upload M_UNRECOGNIZED"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def organisations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Two of our servers."""
+    folder, ca = tmp_path_factory.mktemp("js-sdk"), trustme.CA()
+    print(f"\nconfigurations, databases and logs are in {folder}")
+    servers = (
+        Server(OurProgram(), folder / "one", "localhost", ca),
+        Server(OurProgram(), folder / "other", "127.0.0.1", ca),
+    )
+    try:
+        for server in servers:
+            server.start()
+        yield servers
+        for server in servers:
+            server.stop()
+    finally:
+        for server in servers:
+            with suppress(ServerFailed):  # what is said above matters more
+                server.stop()
+            server.relay.close()
+
+
+@pytest.mark.parametrize("encryption", [False, True], ids=["without-encryption", "with-encryption"])
+def test_a_conversation_with_matrix_js_sdk(organisations: tuple[Server, Server], encryption: bool) -> None:
+    people = [Client(server, name) for server, name in zip(organisations, ("alice", "bob"), strict=True)]
+    plan = {
+        "encryption": encryption,
+        "people": [
+            {
+                "url": person.server.url,
+                "server_name": person.server.server_name,
+                "user": person.localpart,
+                "password": PASSWORD,
+            }
+            for person in people
+        ],
+    }
+    command = ["node", str(JS_SDK / "conversation.mjs"), str(js_sdk_folder()), json.dumps(plan)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    print(ran.stdout)
+    assert ran.returncode == 0, f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
+    refused = json.loads(ran.stdout.splitlines()[-1])["refused"]
+    assert refused == (WITHOUT_KEYS if encryption else [])

@@ -92,6 +92,9 @@ def _parse_one(pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dr
         return Dropped(None, str(error))
     if event.room_id != room_id:
         return Dropped(event.event_id, "The event is of another room.")
+    # One event that no table can hold must not keep those from being stored that come with it.
+    if "\0" in event.type or "\0" in (event.state_key or ""):
+        return Dropped(event.event_id, "The type or the state key of the event has a NUL character.")
     return event
 
 

@@ -246,3 +246,15 @@ async def test_invite_to_a_room_that_we_are_in_needs_no_belief(federation: Feder
     lie = eve.say("m.room.member", {"membership": "invite"}, auth=[], state_key=bert.user_id)
     await _send(eve, lie, invite_room_state=[fake.events[0].pdu])
     assert membership_in(await sync(bert), str(fake.room_id)) is None
+
+
+@pytest.mark.parametrize("key", [("org.example.nul\0", ""), ("org.example", "nul\0"), ("org.example", "\0" * 255)])
+async def test_state_that_no_database_can_hold_does_not_keep_anybody_out(
+    federation: Federation, key: tuple[str, str]
+) -> None:
+    b, bob, fake = await _fake(federation)
+    fake.say(key[0], {}, auth=fake.events[1:3], state_key=key[1])
+    fake.serve(bob.user_id)
+    await join(bob, str(fake.room_id), fake.server.name)
+    assert key not in await state_of(bob, str(fake.room_id))
+    await send_text(bob, str(fake.room_id), "let in")

@@ -343,6 +343,8 @@ TIMESTAMP_MS_MAX = 2**53 - 1
 ALIAS_SERVERS_MAX = 50
 # Rooms of one page of the directory.
 PUBLIC_ROOMS_LIMIT_MAX = 500
+# What the directory shows of a room costs a dozen look-ups, and all rooms are sorted for each page: 10 MB.
+DIRECTORY_ENTRIES_CACHED_MAX = 10_000
 
 # Federation: keys
 

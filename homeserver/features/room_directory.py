@@ -243,8 +243,9 @@ def _list_room(tx: Transaction, room_id: RoomID, requester: Requester, is_public
 
 def _list_public(tx: Transaction, body: PublicRoomsBody) -> JsonObject:
     """A page of the directory, the largest rooms first."""
-    entries = [entry for room_id in list_published(tx) if (entry := _entry(tx, room_id)) is not None]
-    entries = [entry for entry in entries if _matches(entry, body.filter)]
+    known = tx.cache("directory", limits.DIRECTORY_ENTRIES_CACHED_MAX)
+    found = [known.get(room) or known.put(room, _entry(tx, room.room_id)) for room in list_published(tx)]
+    entries = [entry for entry in found if entry["num_joined_members"] and _matches(entry, body.filter)]
     entries.sort(key=lambda entry: (-entry["num_joined_members"], entry["room_id"]))
     start = _parse_page(body.since)
     limit = min(limits.PUBLIC_ROOMS_LIMIT_MAX if body.limit is None else body.limit, limits.PUBLIC_ROOMS_LIMIT_MAX)
@@ -274,12 +275,9 @@ def _matches(entry: JsonObject, filter_: PublicRoomsFilter) -> bool:
     return any(isinstance(text, str) and term.casefold() in text.casefold() for text in texts)
 
 
-def _entry(tx: Transaction, room_id: RoomID) -> JsonObject | None:
-    """A room as the directory shows it; None once nobody is in it. Spec: PublishedRoomsChunk"""
-    head = find_head(tx, room_id)
-    joined = count_members(tx, room_id, "join")
-    if head is None or not joined:
-        return None
+def _entry(tx: Transaction, room_id: RoomID) -> JsonObject:
+    """A room as the directory shows it. Spec: PublishedRoomsChunk"""
+    head = get_head(tx, room_id)
 
     def text(event_type: str, key: str) -> Any:
         value = (state_content(tx, head.state_root, event_type) or {}).get(key)
@@ -295,7 +293,7 @@ def _entry(tx: Transaction, room_id: RoomID) -> JsonObject | None:
     }
     return {
         "room_id": room_id,
-        "num_joined_members": joined,
+        "num_joined_members": count_members(tx, room_id, "join"),
         "world_readable": history_visibility(tx, head.state_root) == "world_readable",
         "guest_can_join": text("m.room.guest_access", "guest_access") == "can_join",
         **{key: value for key, value in optional.items() if value is not None},

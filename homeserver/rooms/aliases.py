@@ -6,7 +6,7 @@ Spec: client-server-api/#room-aliases, #published-room-directory
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from federation.identifiers import InvalidIdentifier, RoomAlias, RoomID, UserID, parse_room_alias
 from homeserver.database import Schema, Step, Transaction
@@ -29,6 +29,14 @@ SCHEMA = Schema(
         ),
     ),
 )
+
+
+class PublishedRoom(NamedTuple):
+    """A room of the directory. What it shows of the room is the same as long as both positions are."""
+
+    room_id: RoomID
+    last_position: int
+    members_position: int
 
 
 def read_canonical_aliases(content: Mapping[str, Any]) -> list[RoomAlias]:
@@ -89,6 +97,11 @@ def is_published(tx: Transaction, room_id: str) -> bool:
     return tx.one("SELECT 1 FROM published_rooms WHERE room_nid = ?", tx.find(room_id)) is not None
 
 
-def list_published(tx: Transaction) -> list[RoomID]:
+def list_published(tx: Transaction) -> list[PublishedRoom]:
     """The rooms of the directory."""
-    return [RoomID(name) for name in tx.names(tx.values("SELECT room_nid FROM published_rooms")).values()]
+    rows = tx.all(
+        "SELECT p.room_nid, r.last_position, r.members_position FROM published_rooms p"
+        " JOIN rooms r ON r.room_nid = p.room_nid"
+    )
+    names = tx.names([row[0] for row in rows])
+    return [PublishedRoom(RoomID(names[nid]), last, members) for nid, last, members in rows]

@@ -9,7 +9,7 @@ import pytest
 
 from homeserver.config import Directory
 from tests.support.homeservers import Client, Homeservers, Server
-from tests.support.people import act, create, get_state, join, leave, path_of, set_state
+from tests.support.people import act, create, get_state, join, leave, path_of, redact, set_state
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 NOT_FOUND = (404, "M_NOT_FOUND")
@@ -213,6 +213,27 @@ async def test_what_the_directory_says_of_a_room(server: Server) -> None:
     await leave(bob, room_id)
     (room,) = (await alice.ok("POST", "publicRooms", json={}))["chunk"]
     assert (room["world_readable"], room["guest_can_join"], room["num_joined_members"]) == (True, True, 1)
+
+
+async def test_the_directory_follows_the_room(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await create(alice, preset="public_chat", visibility="public")
+
+    async def entry() -> dict[str, Any]:
+        (listed,) = (await alice.ok("GET", "publicRooms"))["chunk"]
+        return listed
+
+    assert "name" not in await entry()
+    event_id = await set_state(alice, room_id, "m.room.name", {"name": "Room"})
+    assert (await entry())["name"] == "Room"
+    await redact(alice, room_id, event_id)
+    assert "name" not in await entry()
+    await join(bob, room_id)
+    assert (await entry())["num_joined_members"] == 2
+    await leave(bob, room_id)
+    assert (await entry())["num_joined_members"] == 1
+    await set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "world_readable"})
+    assert (await entry())["world_readable"] is True
 
 
 async def test_nonsense_in_the_state_is_left_out(server: Server) -> None:

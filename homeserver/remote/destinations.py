@@ -19,7 +19,7 @@ from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import joined_servers, list_rooms_of_server
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events
 from homeserver.rooms.timeline import list_newest_positions
-from homeserver.rooms.visibility import servers_in
+from homeserver.rooms.visibility import membership_in, servers_in
 
 _SHORT_LIVED = frozenset({"m.typing"})  # of no use to a server that was away
 
@@ -104,7 +104,9 @@ def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head
     else:
         servers = servers_in(tx, row.state_before)
     if row.type == "m.room.member" and row.state_key is not None and row.content.get("membership") in ("leave", "ban"):
-        servers = servers | {ServerName(row.state_key.partition(":")[2])}
+        # Not of whom it lets in again: that server is not in the room.
+        if membership_in(tx, row.state_before, row.state_key) in ("join", "invite", "knock"):
+            servers = servers | {ServerName(row.state_key.partition(":")[2])}
     return servers - {own, server_name_of(row.sender)}
 
 

@@ -184,6 +184,26 @@ async def test_invite_of_an_honest_stranger(federation: Federation) -> None:
     assert membership_in(await sync(bob), str(fake.room_id)) == "invite"
 
 
+async def test_what_is_older_than_an_invite_does_not_take_it_back(federation: Federation) -> None:
+    """An invite does not come in the queue that other events come in: an unban may be overtaken by it."""
+    _, bob, fake = await _fake(federation)
+    create, member, levels = fake.events[:3]
+    ban = fake.say("m.room.member", {"membership": "ban"}, auth=[create, member, levels], state_key=bob.user_id)
+    unban = fake.say(
+        "m.room.member", {"membership": "leave"}, auth=[create, member, levels, ban], state_key=bob.user_id
+    )
+    invite = _invite(fake, bob.user_id)
+    assert (await _send(fake, invite))[0] == 200
+    await fake.server.send("b.example", "late", [unban.pdu])
+    assert membership_in(await sync(bob), str(fake.room_id)) == "invite"
+
+    revoked = fake.say(
+        "m.room.member", {"membership": "leave"}, auth=[create, member, levels, invite], state_key=bob.user_id
+    )
+    await fake.server.send("b.example", "revoked", [revoked.pdu])
+    assert membership_in(await sync(bob), str(fake.room_id)) is None
+
+
 async def test_only_invites_of_our_users_by_theirs_are_signed(federation: Federation) -> None:
     _, bob, fake = await _fake(federation)
     create, member, levels, rules = fake.events

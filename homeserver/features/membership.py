@@ -42,6 +42,7 @@ from homeserver.rooms.membership import (
     get_membership,
     get_room_membership,
     hide_room,
+    is_deserted,
     is_server_joined,
     joined_servers,
     list_joined_rooms,
@@ -270,7 +271,7 @@ def _leave(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, con
         raise forbidden("You are not in that room.")
     if membership == "leave":
         return True
-    if not is_server_joined(tx, room_id, hs.server_name):
+    if not is_server_joined(tx, room_id, hs.server_name) and not is_deserted(tx, room_id):
         return False
     _change(tx, hs, room_id, user_id, user_id, content)
     return True

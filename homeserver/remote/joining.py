@@ -34,6 +34,7 @@ from homeserver.remote.receiving import note_relay, receive_events
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
+from homeserver.rooms.membership import list_largest_servers
 from homeserver.rooms.receive import Missing, Received, adopt_room
 from homeserver.rooms.storage import Status, find_positions
 
@@ -82,7 +83,8 @@ async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: M
         return
     event = None
     try:
-        candidates = await _candidates(hs, user_id, room_id, ())
+        residents = await hs.database.read(list_largest_servers, room_id, limits.JOIN_SERVERS_MAX)
+        candidates = await _candidates(hs, user_id, room_id, residents)
         event = (await _shake_hands(hs, "leave", user_id, room_id, candidates, content)).event
     except MatrixError as error:  # an invite that nobody stands behind any more must not stay for ever
         _log.info("leave not delivered", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})

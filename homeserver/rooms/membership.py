@@ -14,7 +14,7 @@ from homeserver.database.compression import decompress
 from homeserver.encoding import to_json
 from homeserver.errors import forbidden
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
-from homeserver.rooms.heads import Head
+from homeserver.rooms.heads import Head, find_head
 
 Membership = Literal["join", "invite", "leave", "ban", "knock"]
 
@@ -196,6 +196,12 @@ def is_server_joined(tx: Transaction, room_id: str, server_name: str) -> bool:
         tx.find(server_name),
     )
     return row is not None
+
+
+def is_deserted(tx: Transaction, room_id: str) -> bool:
+    """Whether all have left a room of which this server has the history: no other server has more of it."""
+    head = find_head(tx, room_id)
+    return head is not None and bool(head.extremities) and not joined_servers(tx, head)
 
 
 def list_rooms_of_server(tx: Transaction, server_name: str, since: int) -> list[int]:

@@ -124,6 +124,17 @@ async def test_rejecting_an_invitation(server: Server) -> None:
     assert (await get_state(alice, room_id, "m.room.member", bob.user_id))["reason"] == "no"
 
 
+async def test_rejecting_an_invitation_to_a_room_that_everybody_has_left(server: Server) -> None:
+    alice, bob = await people(server, "alice", "bob")
+    room_id = await create(alice, invite=[bob.user_id])
+    first = await sync(bob)
+    await leave(alice, room_id)
+    await leave(bob, room_id)
+    (event,) = (await sync(bob, first["next_batch"]))["rooms"]["leave"][room_id]["timeline"]["events"]
+    assert (event["state_key"], event["content"]["membership"]) == (bob.user_id, "leave")
+    assert room_id not in (await sync(bob)).get("rooms", {}).get("invite", {})
+
+
 async def test_withdrawing_an_invitation(server: Server) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await create(alice, invite=[bob.user_id])

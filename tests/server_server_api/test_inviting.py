@@ -68,6 +68,27 @@ async def test_rejected_invite_is_told_to_the_inviter(federation: Federation) ->
     assert content["membership"] == "leave"
 
 
+@pytest.mark.parametrize("version", ["10", "12"])
+async def test_rejection_is_told_to_who_is_left_when_all_users_of_our_server_are_gone(
+    federation: Federation, version: str
+) -> None:
+    a, c = await federation.start("a.example"), await federation.start("c.example")
+    alice, bert, carol = await a.register("alice"), await a.register("bert"), await c.register("carol")
+    room_id = await create_room(alice, preset="public_chat", room_version=version)
+    await join(carol, room_id, "a.example")
+    await invite(alice, room_id, bert.user_id)
+    await alice.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
+
+    async def left() -> bool:
+        return alice.user_id not in (await carol.ok("GET", f"rooms/{quote(room_id)}/joined_members"))["joined"]
+
+    await until(left)
+    await bert.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
+    content = await carol.ok("GET", f"rooms/{quote(room_id)}/state/m.room.member/{quote(bert.user_id)}")
+    assert content["membership"] == "leave"
+    assert room_id not in (await sync(bert)).get("rooms", {}).get("invite", {})
+
+
 async def test_invite_can_be_rejected_when_the_inviter_is_gone(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice, bob = await a.register("alice"), await b.register("bob")

@@ -140,7 +140,9 @@ class _Check:
         for user_nid, membership, position, server_nid, stripped in rows:
             user_id = self.tx.name(user_nid)
             assert self.tx.name(server_nid) == server_name_of(user_id)
-            assert (stripped is not None) == (membership in ("invite", "knock")), f"{user_id}: stripped state"
+            ended_outside = membership == "leave" and position not in self.by_position
+            is_told = membership in ("invite", "knock")
+            assert ended_outside or (stripped is not None) == is_told, f"{user_id}: stripped state"
             if position in self.by_position:
                 inside[user_id] = (membership, position)
             else:

@@ -30,6 +30,11 @@ async def test_it_says_what_this_is_and_how_to_connect(start_server: StartServer
         assert part in page.text
 
 
+async def test_it_says_that_rooms_cannot_be_encrypted(start_server: StartServer) -> None:
+    page = await get(start_server, "/", Config(server_name="a.example"))
+    assert "not end-to-end encrypted" in page.text
+
+
 async def test_it_loads_nothing_from_anywhere(start_server: StartServer) -> None:
     page = await get(start_server, "/", Config(server_name="a.example"))
     assert not re.findall(r"<(?:script|img|iframe|link)[^>]+(?:src|href)=[\"'](?!data:)", page.text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.database import database_url, postgres_cluster, postgres_url, sqlite_url
+from tests.support.engine import drop_databases
 
 __all__ = ["database_url", "postgres_cluster", "postgres_url", "sqlite_url"]
 
@@ -16,6 +18,13 @@ settings.register_profile("default", deadline=None, suppress_health_check=[Healt
 settings.load_profile("default")
 
 PASSED_PER_DOT = 25
+
+
+@pytest.fixture(autouse=True)
+def databases_of_servers() -> Iterator[None]:
+    """What servers of a test have left in PostgreSQL goes with the test."""
+    yield
+    drop_databases()
 
 
 class Progress:

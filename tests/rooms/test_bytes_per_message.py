@@ -14,6 +14,7 @@ import trio
 from federation.build import Draft
 from federation.identifiers import RoomID, UserID
 from homeserver import Homeserver
+from homeserver.config import DatabaseSection
 from homeserver.database import Transaction
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
@@ -32,7 +33,7 @@ async def _sizes(folder: Path) -> tuple[int, int]:
     """The bytes of the database before and after the messages."""
     rng = random.Random(20_000)
     words = ["".join(rng.choices(ascii_lowercase, k=rng.randint(2, 9))) for _ in range(500)]
-    async with Homeserver(config_for_tests("a.example", folder), inline_database=True) as hs:
+    async with Homeserver(config_for_tests("a.example", folder, database=DatabaseSection()), inline_database=True) as hs:
         founder = await hs.register("user0")
         room_id = await founder.create_room(preset="public_chat")
         write = hs.resources.database.write

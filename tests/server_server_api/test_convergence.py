@@ -28,6 +28,7 @@ from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import is_server_joined
 from homeserver.rooms.storage import Status, list_stored
 from homeserver.rooms.timeline import END, list_backwards
+from tests.support.engine import memory_url
 from tests.support.federation import create_room, join, running_homeserver, until
 from tests.support.homeservers import Client, Server, config_for_tests
 from tests.support.wire import FakeNetwork
@@ -71,7 +72,7 @@ class Story:
 
     async def begin(self, stack: AsyncExitStack, folder: str, version: str) -> None:
         for name in NAMES:
-            config = config_for_tests(name, Path(folder), database=DatabaseSection(url="sqlite::memory:"))
+            config = config_for_tests(name, Path(folder), database=DatabaseSection(url=memory_url()))
             server = await stack.enter_async_context(running_homeserver(config, self.network))
             self.servers.append(server)
             self.people += [await server.register(each) for each in ("first", "second")]

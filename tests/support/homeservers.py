@@ -74,6 +74,7 @@ from homeserver.users.filters import find_filter
 from homeserver.users.profile import member_profile
 from homeserver.workers import Workers
 from tests.support.contract import check_response
+from tests.support.engine import file_url, memory_url
 
 CLIENT_API = "/_matrix/client/v3/"
 START_MS = 1_700_000_000_000
@@ -102,6 +103,7 @@ def config_for_tests(server_name: str, folder: Path, **sections: Any) -> Config:
     """A configuration under which anyone may register and nobody is limited; `sections` replace its own."""
     chosen: dict[str, Any] = {
         "data_dir": str(folder / server_name),
+        "database": DatabaseSection(url=file_url(folder / server_name)),
         "registration": Registration(enabled=True),
         "passwords": Passwords(hash_cost="minimal"),
         "rate_limits": RateLimitsSection(enabled=False),
@@ -264,7 +266,7 @@ async def _few_features(
 ) -> AsyncIterator[tuple[Resources, App]]:
     of_features = [feature.schema for feature in features if feature.schema is not None]
     schemas = [AUTHENTICATE, ROOMS, *users.SCHEMAS, *of_features]
-    database = await open_database("sqlite::memory:", schemas, inline=True, now_ms=now_ms)
+    database = await open_database(memory_url(), schemas, inline=True, now_ms=now_ms)
     async with trio.open_nursery() as nursery:
         hs = Resources(
             config=config,
@@ -303,7 +305,7 @@ class Homeservers:
 
     async def start(self, server_name: str = "test.example", **sections: Any) -> Server:
         """A new homeserver with everything in memory; `sections` are sections of its configuration."""
-        in_memory = {"database": DatabaseSection(url="sqlite::memory:"), "blobs": BlobsSection(url="memory:")}
+        in_memory = {"database": DatabaseSection(url=memory_url()), "blobs": BlobsSection(url="memory:")}
         config = config_for_tests(server_name, self.folder, **{**in_memory, **sections})
         server: Server = await self.nursery.start(self._run, config)
         return server

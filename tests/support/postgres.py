@@ -93,6 +93,15 @@ class Cluster:
             name = self._names.pop()
             self._run("dropdb", "-h", str(self._folder), "-U", "tester", "--force", name)
 
+    def drop_idle_databases(self) -> None:
+        """Removes those of the databases that were made to which nobody is connected."""
+        for name in self._names[:]:
+            try:
+                self._run("dropdb", "-h", str(self._folder), "-U", "tester", name)
+            except RuntimeError:
+                continue
+            self._names.remove(name)
+
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [self._binaries / program, *arguments], capture_output=True, text=True, check=False, **self._as_user()

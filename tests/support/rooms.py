@@ -31,6 +31,7 @@ from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored
 from homeserver.rooms.timeline import END, list_backwards
 from tests.federation.rooms_for_tests import Room
 from tests.support.consistency import check_consistency
+from tests.support.engine import memory_url
 
 OURS = ServerName("ours.test")
 ANNA, BERT, CARL = UserID("@anna:ours.test"), UserID("@bert:ours.test"), UserID("@carl:ours.test")
@@ -156,12 +157,10 @@ def named_state(tx: Transaction, root: bytes) -> dict[tuple[str, str], EventID]:
 
 
 @asynccontextmanager
-async def opened_rooms(
-    url: str = "sqlite::memory:", *schemas: Schema, inline: bool = True
-) -> AsyncIterator[Rooms]:
+async def opened_rooms(*schemas: Schema) -> AsyncIterator[Rooms]:
     """The rooms in a new database, with further tables; consistent at the end."""
     clock = itertools.count(START_MS, 20)
-    database = await open_database(url, [SCHEMA, *schemas], inline=inline, now_ms=lambda: next(clock))
+    database = await open_database(memory_url(), [SCHEMA, *schemas], inline=True, now_ms=lambda: next(clock))
     try:
         rooms = Rooms(database)
         yield rooms

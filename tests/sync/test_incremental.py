@@ -182,7 +182,7 @@ async def check_as_fresh(rooms: Rooms, client: SyncClient) -> None:
 
 
 async def run(script: list[tuple[Any, ...]]) -> None:
-    async with opened_rooms("sqlite::memory:", ACCOUNT_DATA) as rooms:
+    async with opened_rooms(ACCOUNT_DATA) as rooms:
         world = await make_world(rooms)
         for step in script:
             await world.do(*step)

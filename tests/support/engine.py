@@ -1,0 +1,57 @@
+"""Which database is behind the servers of tests: SQLite, or PostgreSQL with TEST_DATABASE=postgres in the environment.
+
+Tests of storage alone (`tests.support.database`) run on both, whatever is chosen here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+from homeserver.database import Transaction
+from tests.support.postgres import Cluster, running_cluster
+
+ENGINE = os.environ.get("TEST_DATABASE", "sqlite")
+if ENGINE not in ("sqlite", "postgres"):
+    raise RuntimeError(f'TEST_DATABASE is "sqlite" or "postgres", not {ENGINE!r}')
+
+
+def memory_url() -> str:
+    """The URL of a new database that nobody opens twice."""
+    return "sqlite::memory:" if ENGINE == "sqlite" else _cluster().make_database()
+
+
+def file_url(folder: Path) -> str:
+    """The URL of the database of the server whose `data_dir` this is: the same whenever it is asked for."""
+    return "sqlite:homeserver.db" if ENGINE == "sqlite" else _database_of(folder)
+
+
+def drop_databases() -> None:
+    """Removes the databases that no server has open; to be called where no server will be started again."""
+    if ENGINE == "postgres" and _cluster.cache_info().currsize:
+        _cluster().drop_idle_databases()
+
+
+def list_tables(tx: Transaction) -> list[str]:
+    """The names of all tables of such a database, but for those of the migrations."""
+    names = tx.values(
+        "SELECT name FROM sqlite_master WHERE type = 'table'" if ENGINE == "sqlite" else
+        "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+    )
+    return sorted(name for name in names if "sqlite" not in name)
+
+
+@cache
+def _cluster() -> Cluster:
+    """One PostgreSQL server for all tests of the process, and as long as it runs."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(running_cluster())
+
+
+@cache
+def _database_of(folder: Path) -> str:
+    return _cluster().make_database()

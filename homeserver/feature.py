@@ -33,7 +33,8 @@ class SyncContext:
     """One `/sync` being answered: who asks, for which span of the stream, and what features have added so far.
 
     `since` is 0 on an initial sync; the span is since < position ≤ upto. `rooms` maps each joined room to its section;
-    a feature adds to it in place. `newly_joined` are rooms whose whole ephemeral state and account data must be told.
+    a feature adds to it in place. `newly_joined` are rooms whose whole ephemeral state and account data must be told,
+    `members_changed` the others in which somebody's membership has changed.
     """
 
     user_id: UserID
@@ -42,6 +43,7 @@ class SyncContext:
     upto: int
     rooms: dict[RoomID, RoomSection]
     newly_joined: frozenset[RoomID] = frozenset()
+    members_changed: frozenset[RoomID] = frozenset()
     account_data: list[JsonObject] = field(default_factory=list)
     presence: list[JsonObject] = field(default_factory=list)
     to_device: list[JsonObject] = field(default_factory=list)

@@ -21,7 +21,14 @@ from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
-from homeserver.rooms.membership import joined_servers, list_joined_rooms, list_members, list_sharers, share_room
+from homeserver.rooms.membership import (
+    joined_servers,
+    list_joined_rooms,
+    list_members,
+    list_newcomers,
+    list_sharers,
+    share_room,
+)
 from homeserver.users.presence import (
     Presence,
     State,
@@ -95,7 +102,7 @@ def sync_presence(tx: Transaction, context: SyncContext) -> None:
     news = list_presence_changes(tx, context.since, context.upto) if context.since > 0 else list_present(tx)
     told = list(_visible(tx, context.user_id, news))
     if context.since > 0:
-        told += _of_new_rooms(tx, context, {presence.user_id for presence in told})
+        told += _of_newcomers(tx, context, {presence.user_id for presence in told})
     context.presence += [presence.event(tx.now_ms) for presence in told]
 
 
@@ -111,10 +118,12 @@ def _visible(tx: Transaction, user_id: UserID, found: Sequence[Presence]) -> Ite
             yield presence
 
 
-def _of_new_rooms(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:
-    """Who is there in rooms that the user has just joined."""
-    members = {member for room_id in context.newly_joined for member in list_members(tx, room_id, "join")} - told
-    return [presence for presence in list_presences(tx, members) if presence.state != "offline"]
+def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:
+    """Who is there in rooms that the user has just joined, and who has come into the others."""
+    members = {member for room_id in context.newly_joined for member in list_members(tx, room_id, "join")}
+    for room_id in context.members_changed:
+        members.update(list_newcomers(tx, room_id, context.since))
+    return [presence for presence in list_presences(tx, members - told) if presence.state != "offline"]
 
 
 def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:

@@ -114,7 +114,8 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
         RoomID(name)
         for name in tx.names(tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ?", ctx.since)).values()
     }
-    for room_id in ctx.rooms.keys() & (changed | ctx.newly_joined):
+    left = {room_id for room_id in ctx.members_changed if _has_typist_left(tx, room_id)}
+    for room_id in ctx.rooms.keys() & (changed | left | ctx.newly_joined):
         users = list_typing(tx, room_id)
         if users or (ctx.since and room_id not in ctx.newly_joined):
             ctx.rooms[room_id].ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
@@ -160,11 +161,18 @@ def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: 
 
 def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
     """Who types in the room just now, in order. Who has left does not."""
+    return sorted(user_id for user_id in _typists(tx, room_id) if get_membership(tx, room_id, user_id) == "join")
+
+
+def _has_typist_left(tx: Transaction, room_id: RoomID) -> bool:
+    return any(get_membership(tx, room_id, user_id) != "join" for user_id in _typists(tx, room_id))
+
+
+def _typists(tx: Transaction, room_id: RoomID) -> list[UserID]:
     nids = tx.values(
         "SELECT user_nid FROM typing WHERE room_nid = ? AND expires_ms > ?", tx.find(room_id), tx.now_ms
     )
-    names = tx.names(nids).values()
-    return sorted(UserID(name) for name in names if get_membership(tx, room_id, name) == "join")
+    return [UserID(name) for name in tx.names(nids).values()]
 
 
 FEATURE = Feature(

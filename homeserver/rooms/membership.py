@@ -164,6 +164,16 @@ def list_members(tx: Transaction, room_id: str, membership: Membership) -> list[
     return [UserID(name) for name in tx.names(nids).values()]
 
 
+def list_newcomers(tx: Transaction, room_id: str, since: int) -> list[UserID]:
+    """Those who are in the room by a member event later than position `since`: they came, or changed their profile."""
+    nids = tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND changed_position > ? AND membership = 'join'",
+        tx.find(room_id),
+        since,
+    )
+    return [UserID(name) for name in tx.names(nids).values()]
+
+
 def list_joined_contents(tx: Transaction, room_id: str) -> list[tuple[UserID, dict[str, Any]]]:
     """The users who are in the room, each with the content of the event that says so."""
     rows = tx.all(

@@ -89,5 +89,9 @@ SCHEMA = Schema(
             ) WITHOUT ROWID;
             """,
         ),
+        Step(
+            "002_memberships_by_change",
+            "CREATE INDEX memberships_by_change ON memberships (room_nid, changed_position);",
+        ),
     ),
 )

@@ -107,13 +107,16 @@ def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncReque
     for membership in wanted:
         rooms.add(membership)
     rooms.add_invites()
+    joined = [membership for membership in wanted if membership.membership == "join"]
+    changed = {each.room_id for each in joined if each.members_position > since} if since else set()
     context = SyncContext(
         user_id=request.user_id,
         device_id=request.device_id,
         since=since,
         upto=upto,
-        rooms={membership.room_id: RoomSection() for membership in wanted if membership.membership == "join"},
+        rooms={membership.room_id: RoomSection() for membership in joined},
         newly_joined=frozenset(rooms.newly_joined),
+        members_changed=frozenset(changed - rooms.newly_joined),
     )
     for section in sections:
         section(tx, context)

@@ -195,6 +195,19 @@ async def test_syncs_write_nothing_while_nothing_changes(homeserver: Server) -> 
     assert homeserver.hs.stream.position == before
 
 
+async def test_who_is_there_learns_of_who_comes(homeserver: Server) -> None:
+    alice, bob, carl = [await homeserver.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await homeserver.make_room(alice)
+    since = (await sync(alice))["next_batch"]
+    await sync(bob, set_presence="unavailable")
+    since = (await sync(alice, since))["next_batch"]
+    for client in (bob, carl):
+        await homeserver.join(client, room_id)
+    answer = await sync(alice, since)
+    assert {user_id: each["presence"] for user_id, each in presences(answer).items()} == {bob.user_id: "unavailable"}
+    assert presences(await sync(alice, answer["next_batch"])) == {}
+
+
 async def test_a_newly_joined_room_tells_who_is_there(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")

@@ -122,6 +122,21 @@ async def test_who_leaves_types_no_more(server: Server) -> None:
     assert typing_in(await sync(alice, answer["next_batch"]), room_id) == [alice.user_id]
 
 
+async def test_those_who_stay_are_told_that_who_left_types_no_more(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await public_room(alice, bob, carl)
+    await types(bob, room_id)
+    await types(carl, room_id)
+    answer = await sync(alice)
+    assert typing_in(answer, room_id) == [bob.user_id, carl.user_id]
+    await leave(bob, room_id)
+    answer = await sync(alice, answer["next_batch"])
+    assert typing_in(answer, room_id) == [carl.user_id]
+    await alice.ok("POST", path_of(room_id, "kick"), json={"user_id": carl.user_id})
+    answer = await sync(alice, answer["next_batch"])
+    assert typing_in(answer, room_id) == []
+
+
 async def test_only_members_type_and_for_themselves(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
     room_id = await public_room(alice, bob)

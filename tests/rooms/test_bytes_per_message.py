@@ -33,7 +33,8 @@ async def _sizes(folder: Path) -> tuple[int, int]:
     """The bytes of the database before and after the messages."""
     rng = random.Random(20_000)
     words = ["".join(rng.choices(ascii_lowercase, k=rng.randint(2, 9))) for _ in range(500)]
-    async with Homeserver(config_for_tests("a.example", folder, database=DatabaseSection()), inline_database=True) as hs:
+    config = config_for_tests("a.example", folder, database=DatabaseSection())
+    async with Homeserver(config, inline_database=True) as hs:
         founder = await hs.register("user0")
         room_id = await founder.create_room(preset="public_chat")
         write = hs.resources.database.write

@@ -444,7 +444,7 @@ SENT_INTERVAL_S = 1.0
 TRANSACTION_TIMEOUT_S = 60.0
 # Destinations that catch up at once, each with a read and a transaction at a time.
 CATCH_UPS_AT_ONCE_MAX = 50
-# Events of one room since a destination was last reached; if there are more it gets the newest, and asks for the rest.
+# Our events of one room that a destination has missed: if there are more it gets the newest, and asks for the rest.
 CATCH_UP_ROOM_EVENTS_MAX = 200
 # Positions that one step of catching up looks at.
 CATCH_UP_SPAN = 100_000

@@ -18,7 +18,7 @@ from homeserver.peers import Standing
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import joined_servers, list_rooms_of_server
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events
-from homeserver.rooms.timeline import list_newest_positions
+from homeserver.rooms.timeline import list_newest_from
 from homeserver.rooms.visibility import membership_in, servers_in
 
 _SHORT_LIVED = frozenset({"m.typing"})  # of no use to a server that was away
@@ -67,12 +67,13 @@ def list_due(
 ) -> Batch:
     """What `server` lacks that was reached last at `since`, up to a position ≤ `upto`; of busy rooms the newest."""
     upto = min(upto, since + limits.CATCH_UP_SPAN)
-    rows = _rows_to_send(tx, own, _room_positions(tx, server, since, upto))
+    positions = sorted(_positions_to_send(tx, own, server, since, upto))
+    if len(positions) > PDUS_MAX:
+        positions = positions[:PDUS_MAX]
+        upto = positions[-1]
     heads: dict[RoomID, Head | None] = {}
+    rows = _rows_to_send(tx, own, positions)
     due = [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
-    if len(due) > PDUS_MAX:
-        due = due[:PDUS_MAX]
-        upto = due[-1].position
     edus = [
         {"edu_type": outgoing.edu_type, "content": outgoing.content}
         for outgoing in _edus(tx, sources, since, upto)
@@ -110,13 +111,18 @@ def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head
     return servers - {own, server_name_of(row.sender)}
 
 
-def _room_positions(tx: Transaction, server: ServerName, since: int, upto: int) -> list[int]:
-    """Events of each room that the server is in, or was lately; of a room with too many only the newest of them."""
-    return [
-        position
-        for room_nid in list_rooms_of_server(tx, server, since)
-        for position in list_newest_positions(tx, room_nid, since, upto, limits.CATCH_UP_ROOM_EVENTS_MAX)
-    ]
+def _positions_to_send(tx: Transaction, own: ServerName, server: ServerName, since: int, upto: int) -> set[int]:
+    """Our events of each room that the server is in, or was lately, and what we pass on.
+
+    Of a room with too many of ours only the newest: what others have sent meanwhile must not count, since nothing may
+    lead the server to what we then leave out.
+    """
+    positions = set(
+        tx.values("SELECT position FROM relays WHERE position > ? AND position <= ? AND is_ours = 1", since, upto)
+    )
+    for room_nid in list_rooms_of_server(tx, server, since):
+        positions.update(list_newest_from(tx, room_nid, own, since, upto, limits.CATCH_UP_ROOM_EVENTS_MAX))
+    return positions
 
 
 def _edus(tx: Transaction, sources: Sequence[EduSource], since: int, upto: int) -> Iterable[OutgoingEdu]:

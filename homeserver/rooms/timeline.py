@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from federation.identifiers import RoomID
+from federation.identifiers import RoomID, ServerName
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param
 from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored, stored_events
@@ -82,14 +82,20 @@ def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_t
     return stored_events(tx, rows)
 
 
-def list_newest_positions(tx: Transaction, room_nid: int, since: int, upto: int, limit: int) -> list[int]:
-    """At most `limit` positions of events that have come between two positions of the stream, newest first."""
+def list_newest_from(
+    tx: Transaction, room_nid: int, server: ServerName, since: int, upto: int, limit: int
+) -> list[int]:
+    """At most `limit` positions of events of a server's users between two positions of the stream, newest first."""
     return tx.values(
         "SELECT position FROM events WHERE room_nid = ? AND ordering > ? AND ordering <= ?"
+        " AND sender_nid IN (SELECT user_nid FROM memberships WHERE room_nid = ?"
+        " AND membership IN ('join', 'leave', 'ban', 'invite', 'knock') AND server_nid = ?)"
         " ORDER BY ordering DESC LIMIT ?",
         room_nid,
         since << ORDERING_SHIFT,
         upto << ORDERING_SHIFT,
+        room_nid,
+        tx.find(server),
         limit,
     )
 

@@ -9,8 +9,10 @@ from urllib.parse import quote
 import trio
 
 from federation.identifiers import ServerName
+from homeserver import limits
 from tests.support.federation import (
     Federation,
+    checked,
     create_room,
     join,
     send_state,
@@ -68,6 +70,21 @@ async def test_after_a_long_outage_the_newest_arrives_and_the_rest_is_fetched(fe
     await send_text(bob, room_id, "what have I missed?")
     await wait_text(alice, room_id, "what have I missed?")
     assert await state_of(alice, room_id) == await state_of(bob, room_id)
+
+
+async def test_what_others_have_said_meanwhile_does_not_keep_back_what_is_ours(federation: Federation) -> None:
+    """A server that cannot be reached still reaches us, and says more than an outage may bring of one room."""
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    federation.network.leave("b.example")
+    await send_text(alice, room_id, "can you hear me?")
+    for number in range(limits.CATCH_UP_ROOM_EVENTS_MAX):
+        await send_text(bob, room_id, f"message {number}")
+    await wait_text(alice, room_id, f"message {limits.CATCH_UP_ROOM_EVENTS_MAX - 1}")
+    federation.network.join("b.example", checked(b.app))
+    await wait_text(bob, room_id, "can you hear me?")
 
 
 async def test_destination_that_shows_itself_is_tried_at_once(federation: Federation) -> None:

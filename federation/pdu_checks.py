@@ -65,7 +65,7 @@ def signing_keys_of(event: Event) -> frozenset[tuple[ServerName, str]]:
     )
 
 
-def check_signatures(event: Event, keys: Keys, now_ms: int) -> Rejection | None:
+def check_signatures(event: Event, keys: Keys) -> Rejection | None:
     """Whether all the required servers have signed the event; None if so. `keys` may hold too many or too few."""
     try:
         covered = canonical_json.encode(
@@ -79,7 +79,7 @@ def check_signatures(event: Event, keys: Keys, now_ms: int) -> Rejection | None:
         usable = {
             key_id: signature
             for key_id, signature in _signatures_of(event, server).items()
-            if key_id in found and _is_valid_at(found[key_id], event, now_ms)
+            if key_id in found and _is_valid_at(found[key_id], event)
         }
         if not usable:
             return Rejection(f"The event is not signed with any valid key of {server}.")
@@ -107,11 +107,11 @@ def state_of(events: Iterable[Event]) -> dict[StateKey, Event]:
     return {event.key: event for event in events if event.is_state}
 
 
-def _is_valid_at(key: VerifyKey, event: Event, now_ms: int) -> bool:
+def _is_valid_at(key: VerifyKey, event: Event) -> bool:
     # v5-: servers MUST enforce the valid_until_ts property from a key request is at least as large as the
     # origin_server_ts for the event being validated. (In v1-v4, keys that expired count on: their rooms are full of
     # events signed so.)
-    return not event.version.signing_key_validity_enforced or key.is_valid_at(event.origin_server_ts, now_ms)
+    return not event.version.signing_key_validity_enforced or key.is_valid_at(event.origin_server_ts)
 
 
 def _signatures_of(event: Event, server: ServerName) -> dict[str, str]:

@@ -19,7 +19,7 @@ from federation.identifiers import ServerName
 from federation.signing import SigningKey, decode_base64, sign_json, verify_json
 
 VALIDITY_MS_MAX = 7 * 24 * 60 * 60 * 1000
-"""A key is believed for no longer than this from now, whatever its server says, so that a stolen one dies."""
+"""A key is believed for no longer than this since it was fetched, whatever its server says: so a stolen one dies."""
 
 VERIFY_KEYS_MAX = 100
 OLD_VERIFY_KEYS_MAX = 1000
@@ -43,11 +43,9 @@ class VerifyKey:
     valid_until_ts: int
     expired_ts: int | None = None
 
-    def is_valid_at(self, signed_ts: int, now_ms: int) -> bool:
+    def is_valid_at(self, signed_ts: int) -> bool:
         """Whether a signature made at `signed_ts` counts. Room versions 1 to 4 do not ask."""
-        if self.expired_ts is not None:
-            return signed_ts <= self.expired_ts
-        return signed_ts <= capped_valid_until_ts(self.valid_until_ts, now_ms)
+        return signed_ts <= (self.valid_until_ts if self.expired_ts is None else self.expired_ts)
 
     def may_sign_requests(self, now_ms: int) -> bool:
         """Whether requests signed with it are believed now: `old_verify_keys` are "only valid for signing events"."""
@@ -56,7 +54,10 @@ class VerifyKey:
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """A server's own statement about its ed25519 keys by key ID. `response` is the signed object that it came in."""
+    """A server's own statement about its ed25519 keys by key ID. `response` is the signed object that it came in.
+
+    valid_until_ts: as the server says, but no more than 7 days after it was fetched.
+    """
 
     server_name: ServerName
     verify_keys: Mapping[str, VerifyKey]
@@ -67,16 +68,6 @@ class ServerKeys:
     def find(self, key_id: str) -> VerifyKey | None:
         """The key, current or old."""
         return self.verify_keys.get(key_id) or self.old_verify_keys.get(key_id)
-
-    def refresh_ts(self, fetched_ms: int) -> int:
-        """When to ask again: after half of the lifetime, as the spec asks of those who cache."""
-        valid_until_ts = capped_valid_until_ts(self.valid_until_ts, fetched_ms)
-        return fetched_ms + max(0, valid_until_ts - fetched_ms) // 2
-
-
-def capped_valid_until_ts(valid_until_ts: int, now_ms: int) -> int:
-    """The lesser of `valid_until_ts` and 7 days into the future, as servers MUST use."""
-    return min(valid_until_ts, now_ms + VALIDITY_MS_MAX)
 
 
 def build_key_response(
@@ -110,8 +101,8 @@ class _Response(Struct, frozen=True):
     old_verify_keys: Annotated[dict[str, Any], Meta(max_length=OLD_VERIFY_KEYS_MAX)] = {}
 
 
-def parse_key_response(response: object, server_name: ServerName) -> ServerKeys:
-    """What the server says about its keys. Raises InvalidKeys unless one of its current keys has signed it.
+def parse_key_response(response: object, server_name: ServerName, fetched_ms: int) -> ServerKeys:
+    """What the server has said of its keys at `fetched_ms`. InvalidKeys unless one of its current keys has signed it.
 
     Keys of unknown algorithms and malformed ones are left out. That `valid_until_ts` may have passed is no error: a
     notary serves such statements so that old events can still be checked.
@@ -123,19 +114,21 @@ def parse_key_response(response: object, server_name: ServerName) -> ServerKeys:
     assert isinstance(response, dict)  # or it would not have been converted
     if parsed.server_name != server_name:
         raise InvalidKeys("The keys are another server's.")
+    # Servers MUST use the lesser of this field and 7 days into the future when determining if a key is valid.
+    valid_until_ts = min(parsed.valid_until_ts, fetched_ms + VALIDITY_MS_MAX)
     verify_keys = {
-        key_id: VerifyKey(key.key, parsed.valid_until_ts) for key_id, key in _read_keys(parsed.verify_keys, _Key)
+        key_id: VerifyKey(key.key, valid_until_ts) for key_id, key in _read_keys(parsed.verify_keys, _Key)
     }
     if not any(
         verify_json(response, server_name, key_id, key.key_base64) for key_id, key in verify_keys.items()
     ):
         raise InvalidKeys("The keys are not signed by any of themselves.")
     old_verify_keys = {
-        key_id: VerifyKey(key.key, min(key.expired_ts, parsed.valid_until_ts), key.expired_ts)
+        key_id: VerifyKey(key.key, min(key.expired_ts, valid_until_ts), key.expired_ts)
         for key_id, key in _read_keys(parsed.old_verify_keys, _OldKey)
         if key_id not in verify_keys
     }
-    return ServerKeys(server_name, verify_keys, old_verify_keys, parsed.valid_until_ts, response)
+    return ServerKeys(server_name, verify_keys, old_verify_keys, valid_until_ts, response)
 
 
 def add_notary_signature(response: dict[str, Any], notary: ServerName, key: SigningKey) -> dict[str, Any]:
@@ -151,7 +144,7 @@ def build_notary_response(
 
 
 def parse_notary_response(
-    body: object, notary: ServerName, notary_keys: Mapping[str, VerifyKey]
+    body: object, notary: ServerName, notary_keys: Mapping[str, VerifyKey], fetched_ms: int
 ) -> list[ServerKeys]:
     """The statements in a notary's answer that both their server and the notary have signed; others are left out.
 
@@ -168,7 +161,7 @@ def parse_notary_response(
         ):
             continue
         try:
-            found.append(parse_key_response(response, ServerName(response["server_name"])))
+            found.append(parse_key_response(response, ServerName(response["server_name"]), fetched_ms))
         except InvalidKeys:
             continue
     return found

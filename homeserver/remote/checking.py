@@ -49,7 +49,7 @@ async def _check_signed(
             for named in signing_keys_of(event):
                 wanted[named] = max(signed_ts, wanted.get(named, 0))
     keys = await find_keys(hs, [WantedKey(*named, signed_ts) for named, signed_ts in wanted.items()])
-    return await _run(hs, len(parsed), _check, parsed, keys, hs.now_ms())
+    return await _run(hs, len(parsed), _check, parsed, keys)
 
 
 async def check_pdu(hs: Resources, pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dropped:
@@ -99,11 +99,11 @@ def _parse_one(pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dr
 
 
 def _check(
-    parsed: Sequence[Event | Dropped], keys: Mapping[ServerName, Mapping[str, VerifyKey]], now_ms: int
+    parsed: Sequence[Event | Dropped], keys: Mapping[ServerName, Mapping[str, VerifyKey]]
 ) -> list[Event | Dropped]:
-    return [_check_one(event, keys, now_ms) if isinstance(event, Event) else event for event in parsed]
+    return [_check_one(event, keys) if isinstance(event, Event) else event for event in parsed]
 
 
-def _check_one(event: Event, keys: Mapping[ServerName, Mapping[str, VerifyKey]], now_ms: int) -> Event | Dropped:
-    rejection = check_signatures(event, keys, now_ms)
+def _check_one(event: Event, keys: Mapping[ServerName, Mapping[str, VerifyKey]]) -> Event | Dropped:
+    rejection = check_signatures(event, keys)
     return Dropped(event.event_id, rejection.reason) if rejection is not None else check_hash(event)

@@ -173,7 +173,7 @@ async def _ask_itself(hs: Resources, server: ServerName) -> bool:
         )  # fmt: skip
         if response.status != 200:
             return False
-        statement = parse_key_response(canonical_json.decode(response.body), server)
+        statement = parse_key_response(canonical_json.decode(response.body), server, hs.now_ms())
     except (WireError, NotCanonical, InvalidKeys):
         return False
     await hs.database.write(store_statements, [statement])
@@ -213,7 +213,7 @@ async def _ask_notary(
             if response.status != 200:
                 return
             answer = canonical_json.decode(response.body)
-            statements = await hs.workers.run(parse_notary_response, answer, notary, known.current)
+            statements = await hs.workers.run(parse_notary_response, answer, notary, known.current, hs.now_ms())
         except (WireError, NotCanonical, InvalidKeys):
             return
         wanted = [statement for statement in statements if statement.server_name in question]
@@ -258,8 +258,8 @@ def list_statements(tx: Transaction, servers: Collection[ServerName]) -> dict[Se
         "SELECT server_nid, fetched_ms, valid_until_ts, response FROM server_keys WHERE server_nid IN (?*)", list(nids)
     )
     found: dict[ServerName, list[ServerKeys]] = defaultdict(list)
-    for nid, _, _, response in sorted(rows, key=lambda row: (row[1], row[2]), reverse=True):
-        found[nids[nid]].append(parse_key_response(orjson.loads(bytes(response)), nids[nid]))
+    for nid, fetched_ms, _, response in sorted(rows, key=lambda row: (row[1], row[2]), reverse=True):
+        found[nids[nid]].append(parse_key_response(orjson.loads(bytes(response)), nids[nid], fetched_ms))
     return dict(found)
 
 

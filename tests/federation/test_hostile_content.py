@@ -96,7 +96,7 @@ def test_the_checks_of_a_pdu_answer(case: tuple[Event, dict[StateKey, Event]]) -
     event, _ = case
     assert all(isinstance(server, str) for server in required_signatures(event))
     assert all(isinstance(part, str) for key in signing_keys_of(event) for part in key)
-    answer = check_signatures(event, {}, 0)
+    answer = check_signatures(event, {})
     assert (answer is None) == (not required_signatures(event)) or isinstance(answer, Rejection)
     assert check_hash(event).event_id == event.event_id
 

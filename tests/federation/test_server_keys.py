@@ -13,7 +13,6 @@ from federation.server_keys import (
     add_notary_signature,
     build_key_response,
     build_notary_response,
-    capped_valid_until_ts,
     merge_keys,
     parse_key_response,
     parse_notary_response,
@@ -49,7 +48,7 @@ def test_a_response_has_the_form_of_the_spec() -> None:
 
 
 def test_a_response_is_read_back() -> None:
-    keys = parse_key_response(response(), "example.org")
+    keys = parse_key_response(response(), "example.org", NOW_MS)
     assert keys.server_name == "example.org"
     assert keys.valid_until_ts == 1000
     assert keys.find("ed25519:abc123") == VerifyKey(KEY.verify_key_base64, 1000)
@@ -60,7 +59,7 @@ def test_a_response_is_read_back() -> None:
 
 def test_old_verify_keys_may_be_missing() -> None:
     without = {name: value for name, value in response().items() if name not in ("old_verify_keys", "signatures")}
-    assert parse_key_response(sign_json(without, "example.org", KEY), "example.org").old_verify_keys == {}
+    assert parse_key_response(sign_json(without, "example.org", KEY), "example.org", NOW_MS).old_verify_keys == {}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_old_verify_keys_may_be_missing() -> None:
 )
 def test_what_is_not_the_servers_own_word_is_refused(wrong: object) -> None:
     with pytest.raises(InvalidKeys):
-        parse_key_response(wrong, "example.org")
+        parse_key_response(wrong, "example.org", NOW_MS)
 
 
 def test_malformed_keys_are_left_out_alone() -> None:
@@ -109,50 +108,46 @@ def test_malformed_keys_are_left_out_alone() -> None:
             },
         ),
         "example.org",
+        NOW_MS,
     )
     assert list(keys.verify_keys) == [KEY.key_id]
     assert list(keys.old_verify_keys) == ["ed25519:good"]
 
 
 def test_validity_is_capped_at_seven_days() -> None:
-    for_ever = VerifyKey("key", NOW_MS * 2)
     assert VALIDITY_MS_MAX == 7 * 86_400_000
-    assert capped_valid_until_ts(for_ever.valid_until_ts, NOW_MS) == NOW_MS + VALIDITY_MS_MAX
-    assert for_ever.is_valid_at(NOW_MS + VALIDITY_MS_MAX, NOW_MS)
-    assert not for_ever.is_valid_at(NOW_MS + VALIDITY_MS_MAX + 1, NOW_MS)
+    for_ever = parse_key_response(response(valid_until_ts=NOW_MS * 2), "example.org", NOW_MS)
+    assert for_ever.valid_until_ts == NOW_MS + VALIDITY_MS_MAX
+    key = for_ever.verify_keys[KEY.key_id]
+    assert key.is_valid_at(NOW_MS + VALIDITY_MS_MAX)
+    assert not key.is_valid_at(NOW_MS + VALIDITY_MS_MAX + 1)
+    assert key.may_sign_requests(NOW_MS + VALIDITY_MS_MAX)
+    assert not key.may_sign_requests(NOW_MS + VALIDITY_MS_MAX + 1)
     brief = VerifyKey("key", NOW_MS + 10)
-    assert brief.is_valid_at(NOW_MS + 10, NOW_MS)
-    assert not brief.is_valid_at(NOW_MS + 11, NOW_MS)
+    assert brief.is_valid_at(NOW_MS + 10)
+    assert not brief.is_valid_at(NOW_MS + 11)
 
 
 def test_old_keys_sign_events_of_their_time_and_no_requests() -> None:
     old = VerifyKey("key", 500, expired_ts=500)
-    assert old.is_valid_at(500, NOW_MS)
-    assert not old.is_valid_at(501, NOW_MS)
+    assert old.is_valid_at(500)
+    assert not old.is_valid_at(501)
     assert not old.may_sign_requests(0)
     current = VerifyKey("key", NOW_MS)
     assert current.may_sign_requests(NOW_MS)
     assert not current.may_sign_requests(NOW_MS + 1)
 
 
-def test_keys_are_fetched_again_after_half_of_their_lifetime() -> None:
-    keys = parse_key_response(response(valid_until_ts=NOW_MS + 1000), "example.org")
-    assert keys.refresh_ts(NOW_MS) == NOW_MS + 500
-    for_ever = parse_key_response(response(valid_until_ts=NOW_MS * 2), "example.org")
-    assert for_ever.refresh_ts(NOW_MS) == NOW_MS + VALIDITY_MS_MAX // 2
-    assert keys.refresh_ts(NOW_MS + 5000) == NOW_MS + 5000
-
-
 def test_a_notary_signs_beside_the_server() -> None:
     signed = add_notary_signature(response(), "notary.org", NOTARY_KEY)
     assert set(signed["signatures"]) == {"example.org", "notary.org"}
     assert verify_json(signed, "notary.org", NOTARY_KEY.key_id, NOTARY_KEY.verify_key_base64)
-    assert parse_key_response(signed, "example.org").valid_until_ts == 1000
+    assert parse_key_response(signed, "example.org", NOW_MS).valid_until_ts == 1000
 
 
 def test_a_notary_response_is_read_back() -> None:
     body = build_notary_response([response(), response(valid_until_ts=5)], "notary.org", NOTARY_KEY)
-    found = parse_notary_response(body, "notary.org", NOTARY_KEYS)
+    found = parse_notary_response(body, "notary.org", NOTARY_KEYS, NOW_MS)
     assert [keys.valid_until_ts for keys in found] == [1000, 5]
 
 
@@ -160,22 +155,22 @@ def test_only_what_both_have_signed_counts() -> None:
     forged = {**response(), "signatures": {}}
     body = build_notary_response([forged, response()], "notary.org", NOTARY_KEY)
     body["server_keys"] += [response(), None, {}, {"server_name": 5}]
-    found = parse_notary_response(body, "notary.org", NOTARY_KEYS)
+    found = parse_notary_response(body, "notary.org", NOTARY_KEYS, NOW_MS)
     assert [keys.server_name for keys in found] == ["example.org"]
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {"server_keys": {}}])
 def test_a_malformed_notary_response_is_an_error(body: object) -> None:
     with pytest.raises(InvalidKeys):
-        parse_notary_response(body, "notary.org", NOTARY_KEYS)
+        parse_notary_response(body, "notary.org", NOTARY_KEYS, NOW_MS)
 
 
 def test_merging_takes_the_latest_word_on_each_key() -> None:
-    before = parse_key_response(build_key_response("example.org", OLD_KEY, {}, 600), "example.org")
+    before = parse_key_response(build_key_response("example.org", OLD_KEY, {}, 600), "example.org", NOW_MS)
     forgotten = SigningKey("forgotten", b"\4" * 32)
-    oldest = parse_key_response(build_key_response("example.org", forgotten, {}, 300), "example.org")
-    after = parse_key_response(response(), "example.org")
-    other = parse_key_response(build_key_response("other.org", KEY, {}, 9), "other.org")
+    oldest = parse_key_response(build_key_response("example.org", forgotten, {}, 300), "example.org", NOW_MS)
+    after = parse_key_response(response(), "example.org", NOW_MS)
+    other = parse_key_response(build_key_response("other.org", KEY, {}, 9), "other.org", NOW_MS)
     expected = {
         "example.org": {
             KEY.key_id: VerifyKey(KEY.verify_key_base64, 1000),

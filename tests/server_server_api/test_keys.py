@@ -20,7 +20,7 @@ async def test_own_keys_are_published_and_valid_for_a_while(federation: Federati
     carol = Stranger(federation.network, CAROL)
     status, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/server", headers={})
     assert status == 200
-    keys = parse_key_response(answer, ServerName("a.example"))
+    keys = parse_key_response(answer, ServerName("a.example"), now_ms())
     assert keys.verify_keys[a.hs.signing_key.key_id].key_base64 == a.hs.signing_key.verify_key_base64
     assert keys.valid_until_ts > now_ms() + 3_600_000
 
@@ -39,7 +39,7 @@ async def test_key_of_before_is_an_old_key_after_a_change(federation: Federation
     await trio.sleep(100)
     a = await federation.start("a.example")
     _, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/server", headers={})
-    keys = parse_key_response(answer, ServerName("a.example"))
+    keys = parse_key_response(answer, ServerName("a.example"), now_ms())
     assert list(keys.verify_keys) == ["ed25519:new"]
     assert keys.old_verify_keys[old_key.key_id].key_base64 == old_key.verify_key_base64
     # What was signed before still counts for who comes now.
@@ -87,6 +87,24 @@ async def test_key_that_was_given_up_opens_no_door(federation: Federation) -> No
     assert (await carol.get("a.example", uri))[0] == 401
 
 
+async def test_key_that_is_said_to_be_valid_for_ever_is_asked_for_again_after_a_week(federation: Federation) -> None:
+    """Spec: "This is to avoid a situation where an attacker publishes a key which is valid for a significant amount of
+    time without a way for the homeserver owner to revoke it"."""
+    await federation.start("a.example")
+    carol = Stranger(federation.network, CAROL)
+    uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
+    stolen = carol.key
+    carol.answers["GET", "/_matrix/key/v2/server"] = build_key_response(CAROL, stolen, {}, 2**53 - 1)
+    assert (await carol.get("a.example", uri))[0] == 404
+    carol.answers["GET", "/_matrix/key/v2/server"] = lambda uri, content: build_key_response(
+        CAROL, SigningKey("another", b"c" * 32), {}, now_ms() + 3_600_000
+    )
+    await trio.sleep(6 * 24 * 3600)
+    assert (await carol.get("a.example", uri))[0] == 404
+    await trio.sleep(2 * 24 * 3600)
+    assert (await carol.get("a.example", uri))[0] == 401
+
+
 async def test_notary_vouches_for_others_even_when_they_are_gone(federation: Federation) -> None:
     a = await federation.start("a.example")
     carol = Stranger(federation.network, CAROL)
@@ -96,13 +114,13 @@ async def test_notary_vouches_for_others_even_when_they_are_gone(federation: Fed
     notary_keys = {a.hs.signing_key.key_id: key}
     for _ in range(2):
         _, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/query/dave.example", headers={})
-        statements = parse_notary_response(answer, notary, notary_keys)
+        statements = parse_notary_response(answer, notary, notary_keys, now_ms())
         assert [statement.server_name for statement in statements] == ["dave.example"]
         federation.network.leave("dave.example")
         await trio.sleep(24 * 3600)
     question = {"server_keys": {"dave.example": {}, "nowhere.example": {}, "a.example": {}}}
     _, answer = await carol.request("a.example", "POST", "/_matrix/key/v2/query", question, headers={})
-    statements = parse_notary_response(answer, notary, notary_keys)
+    statements = parse_notary_response(answer, notary, notary_keys, now_ms())
     assert {statement.server_name for statement in statements} == {"dave.example", "a.example"}
     assert dave.asked.count(("GET", "/_matrix/key/v2/server")) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +33,7 @@ from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import check_joined, get_membership
 from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt, entries_of
+from homeserver.rooms.restricted import authorised_via
 from homeserver.rooms.storage import list_stored
 from homeserver.users.blocking import check_takes_invites
 from homeserver.users.presence import note_activity
@@ -67,6 +69,8 @@ async def get_room_state_by_type(
 async def set_room_state_with_key(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, state_key: str, body: dict
 ) -> JsonObject:
+    if event_type == "m.room.member":  # who vouches for a join has to sign it: that is not the client's to say
+        body = {key: value for key, value in body.items() if key != "join_authorised_via_users_server"}
     draft = Draft(room_id, requester.user_id, event_type, body, state_key=state_key)
     is_own_leave = event_type == "m.room.member" and body.get("membership") == "leave" and state_key == draft.sender
     if not is_own_leave:
@@ -106,7 +110,7 @@ def set_state(tx: Transaction, hs: Resources, requester: Requester, draft: Draft
     """Appends the state event; where the state has the very same already, answers that event."""
     assert draft.room_id is not None and draft.state_key is not None
     if draft.type == "m.room.member":
-        _check_member(tx, hs, requester, draft.room_id, draft)
+        draft = _check_member(tx, hs, requester, draft.room_id, draft)
     if get_membership(tx, draft.room_id, draft.sender) == "join":
         head = get_head(tx, draft.room_id)
         current = find_in_state(tx, StateAt(head.state_root), draft.type, draft.state_key)
@@ -117,14 +121,20 @@ def set_state(tx: Transaction, hs: Resources, requester: Requester, draft: Draft
     return event_id
 
 
-def _check_member(tx: Transaction, hs: Resources, requester: Requester, room_id: RoomID, draft: Draft) -> None:
-    """What holds for the endpoints of membership holds here too."""
+def _check_member(tx: Transaction, hs: Resources, requester: Requester, room_id: RoomID, draft: Draft) -> Draft:
+    """What holds for the endpoints of membership holds here too: the draft as it may be."""
     membership = draft.content.get("membership")
     target = draft.state_key or ""
     if membership == "invite" and target.partition(":")[2] == hs.server_name:
         check_takes_invites(tx, UserID(target))
-    if membership == "join" and requester.is_guest and get_membership(tx, room_id, target) != "join":
+    if membership != "join" or target != draft.sender:
+        return draft
+    if requester.is_guest and get_membership(tx, room_id, target) != "join":
         check_guests_may_join(tx, room_id)
+    inviter = authorised_via(tx, get_head(tx, room_id), UserID(target), hs.server_name)
+    if inviter is None:
+        return draft
+    return replace(draft, content={**draft.content, "join_authorised_via_users_server": inviter})
 
 
 def _is_remote_invite(hs: Resources, draft: Draft) -> bool:

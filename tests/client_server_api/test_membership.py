@@ -288,6 +288,26 @@ async def test_restricted_rooms(server: Server, version: str) -> None:
     assert "join_authorised_via_users_server" not in await get_state(alice, room_id, "m.room.member", carl.user_id)
 
 
+@pytest.mark.parametrize("vouching", ["@somebody:elsewhere.example", "@nobody:test.example", "nobody", 7])
+async def test_no_client_says_who_vouches_for_a_join(server: Server, vouching: Any) -> None:
+    """Else the event would need the signature of another server, and be dropped by all but this one."""
+    alice, bob = await people(server, "alice", "bob")
+    club = await public_room(alice, bob)
+    allow = [{"type": "m.room_membership", "room_id": club}]
+    rules = {"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}
+    room_id = await create(alice, initial_state=[rules])
+    content = {"membership": "join", "join_authorised_via_users_server": vouching}
+    await set_state(bob, room_id, "m.room.member", content, bob.user_id)
+    joined = await get_state(alice, room_id, "m.room.member", bob.user_id)
+    assert joined == {"membership": "join", "join_authorised_via_users_server": alice.user_id}
+    await set_state(bob, room_id, "m.room.member", {**content, "displayname": "Bob"}, bob.user_id)
+    named = await get_state(alice, room_id, "m.room.member", bob.user_id)
+    assert named == {"membership": "join", "displayname": "Bob"}
+    banned = {"membership": "ban", "join_authorised_via_users_server": vouching}
+    await set_state(alice, room_id, "m.room.member", banned, bob.user_id)
+    assert await get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "ban"}
+
+
 async def test_memberships_by_state_events(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await create(alice)

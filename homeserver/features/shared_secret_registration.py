@@ -22,12 +22,14 @@ from homeserver.api import Routes
 from homeserver.authenticate import AccountFlags
 from homeserver.config import read_secret
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.users import accounts
-from homeserver.users.devices import log_in
+from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.passwords import check_new_password, hash_password
+from homeserver.users.profile import store_field
 
 PATH = "/_synapse/admin/v1/register"
 
@@ -62,12 +64,15 @@ async def register_with_shared_secret(hs: Resources, body: SharedSecretBody) -> 
         raise forbidden("The HMAC is not right.")
     user_id = accounts.user_id_of(hs.server_name, body.username)
     check_new_password(body.password)
+    check_device_id(body.device_id)
     password_hash = await hash_password(hs, body.password)
     return await hs.database.write(_store, hs, user_id, password_hash, body)
 
 
 def _store(tx: Transaction, hs: Resources, user_id: UserID, password_hash: str, body: SharedSecretBody) -> JsonObject:
     accounts.create_user(tx, hs, user_id, password_hash, AccountFlags(is_admin=body.admin))
+    if body.displayname:
+        store_field(tx, user_id, "displayname", to_json(body.displayname[: limits.DISPLAYNAME_CHARACTERS_MAX]))
     if body.inhibit_login:
         return {"user_id": user_id}
     return {**log_in(tx, hs, user_id, body.device_id, None, False), "home_server": hs.server_name}

@@ -42,6 +42,13 @@ async def test_makes_accounts(homeservers: Homeservers, tmp_path: Path, admin: b
     await server.log_in("alice", "pass")
 
 
+async def test_the_account_may_have_a_display_name_and_a_device(homeservers: Homeservers, tmp_path: Path) -> None:
+    server = await start(homeservers, tmp_path)
+    body = await signed(server, displayname="Alice A.", device_id="TOOL")
+    assert (await server.anonymous.ok("POST", PATH, json=body))["device_id"] == "TOOL"
+    assert await server.anonymous.ok("GET", "profile/@alice:test.example") == {"displayname": "Alice A."}
+
+
 async def test_refuses_and_makes_nothing(homeservers: Homeservers, tmp_path: Path) -> None:
     server = await start(homeservers, tmp_path)
     good = await signed(server)
@@ -57,6 +64,8 @@ async def test_refuses_and_makes_nothing(homeservers: Homeservers, tmp_path: Pat
         ({**good, "username": "a\u0000b"}, (400, "M_INVALID_PARAM")),
         ({"username": "alice"}, (400, "M_MISSING_PARAM")),
         (await signed(server, "not valid"), (400, "M_INVALID_USERNAME")),
+        (await signed(server, device_id="\u0000"), (400, "M_INVALID_PARAM")),
+        (await signed(server, device_id="x" * 256), (400, "M_INVALID_PARAM")),
     ]
     for body, refusal in cases:
         assert await server.anonymous.refused("POST", PATH, json=body) == refusal

@@ -23,6 +23,7 @@ from homeserver.sync.filter import EVERYTHING, Filter, parse_filter
 SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
 
 FILTERS_CACHED_MAX = 10_000
+FILTER_CACHED_BYTES_MAX = 4_096  # parsed they take some times that; who stores larger ones has them read each time
 
 GetFilter = Callable[[Transaction, UserID, str], "dict[str, Any] | None"]
 
@@ -88,5 +89,7 @@ async def _read_filter(
         stored = await hs.database.read(get_filter, requester.user_id, text)
         if stored is None:
             raise invalid_param("There is no such filter.")
-        filter_ = known.put(key, parse_filter(stored))
+        filter_ = parse_filter(stored)
+        if len(orjson.dumps(stored)) <= FILTER_CACHED_BYTES_MAX:
+            known.put(key, filter_)
     return filter_

@@ -31,6 +31,7 @@ from federation.identifiers import (
 from homeserver.errors import MatrixError, bad_json, invalid_param, missing_param
 
 Decode = Callable[[str], Any]
+Identifiers = tuple[tuple[str, Callable[[object], Any]], ...]
 SPECIAL = frozenset({"requester", "origin", "body", "query", "request"})
 PARSERS: Mapping[Any, Callable[[object], Any]] = {
     UserID: parse_user_id,
@@ -47,7 +48,7 @@ class BodyPlan:
 
     kind: Any
     optional: bool
-    identifiers: tuple[tuple[str, Callable[[object], Any]], ...]
+    identifiers: Identifiers
 
     def decode(self, content: Any) -> Any:
         """The argument for the decoded JSON. Raises M_BAD_JSON, M_MISSING_PARAM or M_INVALID_PARAM."""
@@ -57,15 +58,7 @@ class BodyPlan:
             raise bad_json("The body must be a JSON object.")
         if self.kind is dict:
             return content
-        try:
-            value = msgspec.convert(content, self.kind)
-        except msgspec.ValidationError as error:
-            what = str(error)
-            if what.startswith("Object missing required field"):
-                raise missing_param(f"{what}.") from error
-            raise bad_json(f"{what}.") from error
-        _check_identifiers(value, self.identifiers)
-        return value
+        return _convert(content, self.kind, self.identifiers, bad_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +67,28 @@ class QueryPlan:
 
     kind: Any
     lists: frozenset[str]
-    identifiers: tuple[tuple[str, Callable[[object], Any]], ...]
+    identifiers: Identifiers
 
     def decode(self, values: Mapping[str, list[str]]) -> Any:
         """The Struct for the query's values; the first counts where one is wanted. Raises MatrixError."""
         lists = self.lists
         flat = {name: given if name in lists else given[0] for name, given in values.items()}
-        try:
-            value = msgspec.convert(flat, self.kind, strict=False)
-        except msgspec.ValidationError as error:
-            what = str(error)
-            if what.startswith("Object missing required field"):
-                raise missing_param(f"{what}.") from error
-            raise invalid_param(f"{what}.") from error
-        _check_identifiers(value, self.identifiers)
-        return value
+        return _convert(flat, self.kind, self.identifiers, invalid_param, strict=False)
+
+
+def _convert(
+    content: Any, kind: Any, identifiers: Identifiers, refuse: Callable[[str], MatrixError], *, strict: bool = True
+) -> Any:
+    """The Struct for decoded JSON, its identifiers checked; `refuse` makes the error of a wrong type."""
+    try:
+        value = msgspec.convert(content, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        what = str(error)
+        if what.startswith("Object missing required field"):
+            raise missing_param(f"{what}.") from error
+        raise refuse(f"{what}.") from error
+    _check_identifiers(value, identifiers)
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def decode_json(data: bytes) -> Any:
     try:
         return canonical_json.decode(data)
     except canonical_json.NotCanonical as error:
-        raise MatrixError(400, "M_NOT_JSON", f"The body is not valid JSON: {error}.") from error
+        raise MatrixError(400, "M_NOT_JSON", f"The body cannot be read: {error}") from error
 
 
 def path_parameters(path: str) -> tuple[str, ...]:
@@ -240,7 +240,7 @@ def _query_plan(kind: Any, where: str) -> QueryPlan:
     return QueryPlan(kind, lists, _identifier_fields(kind))
 
 
-def _identifier_fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[object], Any]], ...]:
+def _identifier_fields(kind: type[msgspec.Struct]) -> Identifiers:
     """The fields that hold an identifier, with what checks it. msgspec itself sees only their str."""
     found = []
     for field in msgspec.structs.fields(kind):
@@ -252,7 +252,7 @@ def _identifier_fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, Callable[
     return tuple(found)
 
 
-def _check_identifiers(value: Any, fields: tuple[tuple[str, Callable[[object], Any]], ...]) -> None:
+def _check_identifiers(value: Any, fields: Identifiers) -> None:
     for name, parse in fields:
         given = getattr(value, name)
         try:

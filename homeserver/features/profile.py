@@ -35,6 +35,7 @@ from homeserver.users.profile import (
     member_profile,
     store_field,
 )
+from homeserver.users.suspension import check_not_suspended
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +93,7 @@ async def delete_profile_field(hs: Resources, requester: Requester, user_id: Use
 def _check_may_change(requester: Requester, user_id: UserID, field: str) -> None:
     if requester.user_id != user_id:
         raise forbidden("Nobody changes the profile of another user.")
-    if requester.is_suspended:
-        raise MatrixError(403, "M_USER_SUSPENDED", "You cannot change your profile while suspended.")
+    check_not_suspended(requester)
     if requester.is_guest and field != "displayname":
         raise forbidden("A guest can change the display name only.")
     if len(field.encode()) > limits.PROFILE_KEY_BYTES_MAX:

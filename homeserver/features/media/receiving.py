@@ -156,6 +156,16 @@ def _share(tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T])
     return store(tx, blob)
 
 
+async def limited(chunks: AsyncIterator[bytes], bytes_max: int, error: MatrixError) -> AsyncIterator[bytes]:
+    """The chunks; raises `error` once they are longer than `bytes_max`."""
+    size_bytes = 0
+    async for chunk in chunks:
+        size_bytes += len(chunk)
+        if size_bytes > bytes_max:
+            raise error
+        yield chunk
+
+
 async def whole(data: bytes) -> AsyncIterator[bytes]:
     """Content that is all there, as chunks."""
     if data:

@@ -18,7 +18,7 @@ from homeserver.errors import MatrixError, not_found
 from homeserver.features.media import storage
 from homeserver.features.media.content_headers import clean_content_type, read_filename
 from homeserver.features.media.multipart import InvalidMultipart, MultipartReader, read_boundary
-from homeserver.features.media.receiving import keep, receive
+from homeserver.features.media.receiving import keep, limited, receive
 from homeserver.features.media.storage import Blob, Description, Media
 from homeserver.limits import (
     MEDIA_FETCH_TIMEOUT_S,
@@ -139,18 +139,9 @@ async def _keep(
     def store(tx: Transaction, blob: Blob) -> Media:
         return storage.store_remote(tx, blob, server_name, media_id, description)
 
-    async with aclosing(_limited(chunks, hs.config.blobs.upload_bytes_max)) as limited:
-        async with receive(hs, limited) as received:
+    async with aclosing(limited(chunks, hs.config.blobs.upload_bytes_max, _too_large())) as at_most:
+        async with receive(hs, at_most) as received:
             return await keep(hs, received, store)
-
-
-async def _limited(chunks: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[bytes]:
-    size_bytes = 0
-    async for chunk in chunks:
-        size_bytes += len(chunk)
-        if size_bytes > bytes_max:
-            raise _too_large()
-        yield chunk
 
 
 async def _raise_for(server_name: ServerName, answer: WireStream, *, may_be_unknown: bool) -> None:

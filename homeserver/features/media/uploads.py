@@ -12,14 +12,15 @@ from federation.identifiers import ServerName, UserID
 from homeserver.api import Empty, Request, too_large
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError, invalid_param, not_found
+from homeserver.errors import invalid_param, not_found
 from homeserver.features.media import storage
 from homeserver.features.media.content_headers import clean_content_type, clean_filename
 from homeserver.features.media.operations import routes
-from homeserver.features.media.receiving import keep, receive, whole
+from homeserver.features.media.receiving import keep, limited, receive, whole
 from homeserver.features.media.storage import Blob, Description
 from homeserver.limits import MEDIA_CHUNK_BYTES, MEDIA_PENDING_LIFETIME_MS
 from homeserver.resources import Resources
+from homeserver.users.suspension import check_not_suspended
 
 
 class UploadQuery(msgspec.Struct, frozen=True):
@@ -37,7 +38,7 @@ async def upload_content(hs: Resources, requester: Requester, query: UploadQuery
 @routes.post("/_matrix/media/v1/create", rate_limit="upload", allow_guest=False)
 async def create_content(hs: Resources, requester: Requester) -> dict[str, Any]:
     """Creates a URI whose content will be uploaded later."""
-    _check_not_suspended(requester)
+    check_not_suspended(requester)
     media_id = new_media_id()
     expires_ms = hs.now_ms() + MEDIA_PENDING_LIFETIME_MS
     await hs.database.write(storage.store_pending, media_id, requester.user_id, expires_ms)
@@ -58,7 +59,7 @@ async def upload_content_to_mxc(
 async def _upload(
     hs: Resources, requester: Requester, query: UploadQuery, request: Request, media_id: str, *, is_pending: bool
 ) -> None:
-    _check_not_suspended(requester)
+    check_not_suspended(requester)
     description = describe(request.headers.get("content-type"), query.filename)
     declared = request.headers.get("content-length", "")
     expected_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
@@ -108,11 +109,6 @@ def mxc_uri(server_name: ServerName, media_id: str) -> str:
     return f"mxc://{server_name}/{media_id}"
 
 
-def _check_not_suspended(requester: Requester) -> None:
-    if requester.is_suspended:
-        raise MatrixError(403, "M_USER_SUSPENDED", "This account is suspended and may not upload.")
-
-
 async def upload(
     hs: Resources,
     user_id: UserID,
@@ -127,16 +123,8 @@ async def upload(
     is_public: it is served by the deprecated endpoints without a token too, as the icons of identity providers must be.
     """
     media_id = new_media_id()
-    chunks = _limited(whole(data) if isinstance(data, bytes) else data, hs.config.blobs.upload_bytes_max)
+    bytes_max = hs.config.blobs.upload_bytes_max
+    chunks = limited(whole(data) if isinstance(data, bytes) else data, bytes_max, too_large(bytes_max))
     description = describe(content_type, filename)
     await _store(hs, user_id, chunks, description, media_id, is_pending=False, is_public=is_public)
     return mxc_uri(hs.server_name, media_id)
-
-
-async def _limited(chunks: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[bytes]:
-    size_bytes = 0
-    async for chunk in chunks:
-        size_bytes += len(chunk)
-        if size_bytes > bytes_max:
-            raise too_large(bytes_max)
-        yield chunk

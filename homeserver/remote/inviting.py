@@ -10,9 +10,10 @@ from typing import Any
 
 from federation.build import Draft, countersign
 from federation.event import Event, InvalidEvent, parse_event
+from federation.hashing import signed_part
 from federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
 from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.signing import with_signature
+from federation.signing import verify_json, with_signature
 from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.database import Transaction
@@ -21,6 +22,7 @@ from homeserver.feature import JsonObject
 from homeserver.remote.access import is_allowed
 from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import list_stripped_pdus
+from homeserver.remote.keys import WantedKey, find_keys
 from homeserver.remote.outside import is_outside, read_stripped, store_outside
 from homeserver.remote.requests import Answer, Unreachable, path_to, send_signed
 from homeserver.resources import Resources
@@ -32,7 +34,10 @@ from homeserver.rooms.storage import Status
 from homeserver.users.accounts import exists
 
 routes = Routes()
-_TAKES_AN_INVITE: dict[str, Any] = {"rate_limit": "federation", "max_body_bytes": limits.INVITE_BODY_BYTES_MAX}
+_TAKES_AN_INVITE: dict[str, Any] = {
+    "rate_limit": "federation_invite",
+    "max_body_bytes": limits.INVITE_BODY_BYTES_MAX,
+}
 
 # Inviting a user of another server
 
@@ -85,14 +90,19 @@ def _refusal(answer: Answer, destination: ServerName) -> MatrixError:
 async def _with_their_signature(
     hs: Resources, destination: ServerName, event: Event, content: object
 ) -> Event:
-    """Our event with their signature, the only thing of their answer that is used."""
+    """Our event with their signature, which is all that is used of their answer, and not before it was checked."""
     pdu = content.get("event") if isinstance(content, dict) else None
     signatures = pdu.get("signatures") if isinstance(pdu, dict) else None
     theirs = signatures.get(destination) if isinstance(signatures, dict) else None
-    signed = event.pdu
-    for key_id, signature in theirs.items() if isinstance(theirs, dict) else ():
-        if isinstance(signature, str):
-            signed = with_signature(signed, destination, key_id, signature)
+    given = theirs if isinstance(theirs, dict) else {}
+    wanted = [WantedKey(destination, key_id, event.origin_server_ts) for key_id in given]
+    covered, signed = signed_part(event.pdu, event.version), event.pdu
+    for key_id, key in (await find_keys(hs, wanted)).get(destination, {}).items():
+        with_theirs = with_signature(covered, destination, key_id, given.get(key_id))
+        if verify_json(with_theirs, destination, key_id, key.key_base64):
+            signed = with_signature(signed, destination, key_id, given[key_id])
+    if signed is event.pdu:
+        raise MatrixError(502, "M_UNKNOWN", f"{destination} did not sign the invitation.")
     try:
         return parse_event(signed, event.version)
     except InvalidEvent as error:
@@ -191,6 +201,8 @@ async def _read_room_state(hs: Resources, event: Event, state: object) -> list[J
         return stripped
     if not isinstance(state, list):
         raise missing_param("invite_room_state is required.")
+    if len(state) > limits.STRIPPED_EVENTS_MAX:
+        raise invalid_param(f"invite_room_state has more than {limits.STRIPPED_EVENTS_MAX} events.")
     events = await check_good_pdus(hs, state, event.version, event.room_id)
     if len(events) != len(state):
         raise invalid_param("invite_room_state has something that is no signed event of the room.")

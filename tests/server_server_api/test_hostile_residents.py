@@ -240,6 +240,21 @@ async def test_what_the_invite_tells_of_a_new_room_has_to_be_signed(federation: 
     assert membership_in(await sync(bob), str(fake.room_id)) is None
 
 
+async def test_so_much_is_not_told_of_a_room(federation: Federation) -> None:
+    """Each event of it may be another server's, whose keys we would have to ask for."""
+    _, bob, fake = await _fake(federation)
+    event = _invite(fake, bob.user_id)
+    create = fake.events[0]
+    told = [create.pdu]
+    for number in range(60):
+        signatures = {f"s{number}.example": {"ed25519:1": "A" * 86}}
+        told.append({**fake.events[1].pdu, "sender": f"@x:s{number}.example", "signatures": signatures})
+    status, answer = await _send(fake, event, invite_room_state=told)
+    assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM")
+    asked = {each.destination for each in federation.network.exchanges if each.origin == "b.example"}
+    assert asked <= {"mallory.example"}
+
+
 async def test_lie_about_the_room_version_is_forgotten_when_the_room_is_entered(federation: Federation) -> None:
     _, bob, fake = await _fake(federation, "11")
     eve = FakeRoom(Stranger(federation.network, ServerName("eve.example")), "10")

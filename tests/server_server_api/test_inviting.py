@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from federation.build import countersign
+from federation.event import parse_event
+from federation.identifiers import ServerName
+from federation.room_versions import ROOM_VERSIONS
+from homeserver.rooms.storage import get_event
 from tests.support.federation import (
     Federation,
     create_room,
@@ -18,6 +24,7 @@ from tests.support.federation import (
     until,
     wait_text,
 )
+from tests.support.stranger import Stranger
 
 
 @pytest.mark.parametrize("version", ["1", "3", "6", "9", "10", "11", "12"])
@@ -115,6 +122,39 @@ async def test_inviter_takes_the_invite_back(federation: Federation) -> None:
     (event,) = (await sync(bob, before["next_batch"]))["rooms"]["leave"][room_id]["timeline"]["events"]
     assert (event["sender"], event["state_key"]) == (alice.user_id, bob.user_id)
     assert event["content"] == {"membership": "leave", "reason": "a mistake"}
+
+
+@pytest.mark.parametrize("version", ["6", "12"])
+async def test_of_what_the_invited_server_has_signed_only_what_is_right_is_kept(
+    federation: Federation, version: str
+) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    carol = Stranger(federation.network, ServerName("carol.example"))
+    room_id = await create_room(alice, room_version=version)
+    path = f"rooms/{quote(room_id)}/invite"
+    junk = {f"ed25519:junk{number}": "A" * 86 for number in range(100)}
+    theirs: dict[str, Any] = {}
+
+    def take(uri: str, content: Any) -> Any:
+        own = countersign(parse_event(content["event"], ROOM_VERSIONS[version]), carol.name, carol.key).pdu
+        given = theirs or {"carol.example": {**junk, **own["signatures"]["carol.example"]}}
+        changed = {"membership": "invite", "displayname": "Carol the Great"}
+        return {"event": {**own, "content": changed, "signatures": {**own["signatures"], **given}}}
+
+    carol.take_invite = take
+    for given in ({}, {"ed25519:x": "A" * 86}, {carol.key.key_id: "A" * 86}, {carol.key.key_id: 5}, 5):
+        theirs = {"carol.example": given}
+        assert await alice.refused("POST", path, json={"user_id": carol.user("c")}) == (502, "M_UNKNOWN"), given
+        assert ("m.room.member", carol.user("c")) not in await state_of(alice, room_id)
+    theirs = {}
+    await alice.ok("POST", path, json={"user_id": carol.user("c")})
+    event_id = (await state_of(alice, room_id))["m.room.member", carol.user("c")]
+    event = await a.hs.database.read(get_event, event_id)
+    assert event is not None
+    assert event.content == {"membership": "invite"}
+    assert event.pdu["signatures"].keys() == {"a.example", "carol.example"}
+    assert event.pdu["signatures"]["carol.example"].keys() == {carol.key.key_id}
 
 
 async def test_invite_of_someone_who_does_not_exist_is_refused(federation: Federation) -> None:

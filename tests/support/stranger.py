@@ -31,7 +31,7 @@ Answer = Any | Callable[[str, Any], Any]
 class Stranger:
     """Joins the network at once. `answers` by method and path, without the query. `asked`: what others asked of it.
 
-    take, take_join: are given the transactions, and joins, that others send, and may answer (status, JSON).
+    take, take_join, take_invite: are given what others send of that, and may answer (status, JSON).
     """
 
     network: FakeNetwork
@@ -41,6 +41,7 @@ class Stranger:
     asked: list[tuple[str, str]] = field(default_factory=list)
     take: Callable[[Any], Any] | None = None
     take_join: Callable[[str, Any], Any] | None = None
+    take_invite: Callable[[str, Any], Any] | None = None
 
     def __post_init__(self) -> None:
         self.key = SigningKey("stranger", self.name.encode().ljust(32, b"\1")[:32])
@@ -67,6 +68,8 @@ class Stranger:
             answer = (self.take(json.loads(body)) if self.take is not None else None) or {"pdus": {}}
         if answer is None and "/send_join/" in path:
             answer = self.take_join
+        if answer is None and "/v2/invite/" in path:
+            answer = self.take_invite
         if callable(answer):
             answer = answer(f"{path}?{query}" if query else path, json.loads(body) if body else None)
         status, content = answer if isinstance(answer, tuple) else (200, answer)

@@ -10,7 +10,6 @@ from federation.identifiers import RoomID
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
@@ -18,7 +17,7 @@ from homeserver.rooms.client_event import client_events
 from homeserver.rooms.membership import check_joined, list_joined_contents
 from homeserver.rooms.resolve import StateAt, entries_of, head_at
 from homeserver.rooms.storage import StoredEvent, list_stored
-from homeserver.rooms.timeline import parse_point
+from homeserver.rooms.timeline import START, list_forwards, parse_point
 
 routes = Routes()
 
@@ -47,12 +46,16 @@ def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query:
     readable = read_access(tx, room_id, requester.user_id)
     state = readable.state
     if query.at is not None and (point := parse_point(query.at)) < readable.upto:
-        past = head_at(tx, room_id, point)
-        if past is None:
-            raise forbidden("The room was not known at that point.")
-        state = past
+        state = head_at(tx, room_id, point) or _state_at_the_start(tx, room_id)
     events = [event for event in _member_events(tx, state) if _wanted(query, event.content.get("membership"))]
     return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
+
+
+def _state_at_the_start(tx: Transaction, room_id: RoomID) -> StateAt:
+    """The state before the first event of the timeline: empty, or what the room was when this server came."""
+    first = list_forwards(tx, room_id, START, 1)[0]
+    assert first.state_before is not None
+    return StateAt(first.state_before)
 
 
 def _wanted(query: MembersQuery, membership: object) -> bool:

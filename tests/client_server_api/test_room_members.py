@@ -88,6 +88,14 @@ async def test_members_at_a_point(server: Server) -> None:
     assert await members(alice, room_id, at=page["end"]) == {"alice": "join"}
 
 
+async def test_members_before_the_first_event(server: Server) -> None:
+    """A sync with the whole timeline of a room begins there: its members are told by the timeline."""
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    start = (await sync(alice))["rooms"]["join"][room_id]["timeline"]["prev_batch"]
+    assert await members(alice, room_id, at=start) == {}
+
+
 async def test_members_at_a_message(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, preset="public_chat")

@@ -57,6 +57,16 @@ async def test_first_sync_after_the_join_has_the_whole_state(federation: Federat
     assert room["summary"]["m.joined_member_count"] == 2
 
 
+async def test_members_at_the_start_of_the_timeline_are_those_before_our_join(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id, "a.example")
+    start = (await sync(bob))["rooms"]["join"][room_id]["timeline"]["prev_batch"]
+    members = await bob.ok("GET", f"rooms/{quote(room_id)}/members?at={start}")
+    assert [event["state_key"] for event in members["chunk"]] == [alice.user_id]
+
+
 async def test_two_users_of_a_server_join_at_once(federation: Federation) -> None:
     federation.network.latency_s = 0.1
     a, b = await federation.start("a.example"), await federation.start("b.example")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_store
 from homeserver.rooms.timeline import END, START, list_backwards, list_forwards, parse_point, timeline_token
 from homeserver.rooms.visibility import filter_visible, is_world_readable
 from homeserver.sync.filter import RoomEventFilter, parse_room_event_filter, wants_event
+from homeserver.users.blocking import ignored_users
 
 routes = Routes()
 
@@ -143,13 +145,15 @@ def _scan(tx: Transaction, wanted: _Wanted, point: int, to: int) -> _Found:
     found: list[StoredEvent] = []
     start: int | None = None
     scanned, is_end, lowest = 0, False, point
+    ignored = ignored_users(tx, user_id)
     while len(found) < wanted.limit and scanned < SCAN_FACTOR * wanted.limit:
         batch = list_next(tx, room_id, point, wanted.limit, to)
         is_end = len(batch) < wanted.limit
         scanned += len(batch)
         for event in batch[:1] if start is None else ():
             start = _point_beside(event, not forwards)
-        seen = [event for event in filter_visible(tx, user_id, room_id, batch) if wants_event(wanted.filter, event)]
+        visible = filter_visible(tx, user_id, room_id, batch)
+        seen = [event for event in visible if _is_shown(event, wanted.filter, ignored)]
         if len(found) + len(seen) > wanted.limit:
             seen = seen[: wanted.limit - len(found)]
             is_end, batch = False, batch[: batch.index(seen[-1]) + 1]
@@ -160,6 +164,11 @@ def _scan(tx: Transaction, wanted: _Wanted, point: int, to: int) -> _Found:
         if is_end:
             break
     return _Found(found, point if start is None else start, None if is_end else point, lowest)
+
+
+def _is_shown(event: StoredEvent, filter_: RoomEventFilter, ignored: Collection[str]) -> bool:
+    """Whether an event that the user may see is to be told: not what ignored users say, but all state."""
+    return (event.is_state or event.sender not in ignored) and wants_event(filter_, event)
 
 
 def _point_beside(event: StoredEvent, is_after: bool) -> int:
@@ -198,10 +207,10 @@ def _context(
     before = list_backwards(tx, room_id, event.ordering - 1, limit - limit // 2)
     after = list_forwards(tx, room_id, event.ordering, limit // 2)
     after = filter_visible(tx, requester.user_id, room_id, after)
-    shown_after = [each for each in after if wants_event(filter_, each)]
-    shown_before = [
-        each for each in filter_visible(tx, requester.user_id, room_id, before) if wants_event(filter_, each)
-    ]
+    ignored = ignored_users(tx, requester.user_id)
+    shown_after = [each for each in after if _is_shown(each, filter_, ignored)]
+    visible_before = filter_visible(tx, requester.user_id, room_id, before)
+    shown_before = [each for each in visible_before if _is_shown(each, filter_, ignored)]
     last = after[-1] if after else event  # never one that the user may not see: nor may they see the state after it
     senders = {each.sender for each in (event, *shown_before, *shown_after)}
     positions = entries_of(tx, state_after(tx, last))

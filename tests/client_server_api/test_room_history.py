@@ -152,6 +152,22 @@ async def test_filters_by_room(server: Server) -> None:
         assert around["events_before"] == around["events_after"] == around["state"] == []
 
 
+async def test_what_ignored_users_say_is_not_told(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    (event_id,) = await say(alice, room_id, "a1")
+    (ignored,) = await say(bob, room_id, "b1")
+    await say(alice, room_id, "a2")
+    content = {"ignored_users": {bob.user_id: {}}}
+    await alice.ok("PUT", f"user/{alice.user_id}/account_data/m.ignored_user_list", json=content)
+    told = await all_messages(alice, room_id)
+    assert texts(told) == ["a2", "a1"]
+    assert bob.user_id in {event.get("state_key") for event in told}
+    around = await context(alice, room_id, event_id, limit=10)
+    assert texts(around["events_after"]) == ["a2"]
+    assert (await get_event(alice, room_id, ignored))["content"]["body"] == "b1"
+
+
 async def test_a_url_of_any_kind_is_one(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)

@@ -11,6 +11,7 @@ from homeserver.features import (
     devices,
     encryption_keys,
     filters,
+    guest_access,
     health,
     login,
     logout,
@@ -66,6 +67,7 @@ FEATURES: tuple[Feature, ...] = (
     third_party_networks.FEATURE,
     membership.FEATURE,
     room_members.FEATURE,
+    guest_access.FEATURE,
     # In a room: what is said, what holds, what was, who has read it, and who is writing
     sending.FEATURE,
     room_state.FEATURE,

@@ -1,0 +1,54 @@
+"""Guests have to leave a room that lets them in no longer. Spec: client-server-api/#guest-access
+
+Whether they get in at all is asked where users join: `homeserver.rooms.guests`.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from federation.build import Draft
+from federation.identifiers import RoomID
+from homeserver import limits
+from homeserver.authenticate import get_account_flags
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError
+from homeserver.feature import Feature
+from homeserver.resources import Resources
+from homeserver.rooms.append import append_local
+from homeserver.rooms.guests import list_closed_to_guests
+from homeserver.rooms.membership import list_joined_from
+from homeserver.tail import Tail
+
+_log = logging.getLogger(__name__)
+
+
+async def follow_guest_access(hs: Resources) -> None:
+    """Takes guests of this server out of rooms, whichever server has closed them."""
+    if not hs.config.registration.guests:
+        return
+
+    async def follow(since: int, upto: int) -> None:
+        for room_id in await hs.database.read(list_closed_to_guests, since, upto):
+            while await hs.database.write(_take_some_out, hs, room_id):
+                pass
+
+    await Tail("guest_access", hs.database, hs.stream).run(follow, from_now=True)
+
+
+def _take_some_out(tx: Transaction, hs: Resources, room_id: RoomID) -> bool:
+    """Whether there are guests left in the room, to be taken out by another write."""
+    users = list_joined_from(tx, room_id, hs.server_name)
+    guests = [user_id for user_id in users if get_account_flags(tx, user_id).is_guest]
+    for user_id in guests[: limits.PROFILE_ROOMS_PER_WRITE]:
+        try:
+            append_local(tx, hs, Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id))
+        except MatrixError as error:
+            _log.warning("guest not taken out", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
+            return False
+    return len(guests) > limits.PROFILE_ROOMS_PER_WRITE
+
+
+FEATURE = Feature(
+    name="guest_access", spec="client-server-api/#guest-access", background=(follow_guest_access,)
+)

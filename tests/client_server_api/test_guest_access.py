@@ -1,0 +1,71 @@
+"""Spec: client-server-api/#guest-access"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from federation.identifiers import UserID
+from homeserver.config import Registration
+from tests.support.homeservers import Client, Homeservers, Server
+from tests.support.people import act, create, join, membership, path_of, public_room, redact, set_state
+
+FORBIDDEN = (403, "M_GUEST_ACCESS_FORBIDDEN")
+
+
+@pytest.fixture
+async def open_to_guests(homeservers: Homeservers) -> Server:
+    """A server that has guests."""
+    return await homeservers.start(registration=Registration(enabled=True, guests=True))
+
+
+async def new_guest(server: Server) -> Client:
+    answer = await server.anonymous.ok("POST", "register?kind=guest", json={})
+    return Client(server, answer["access_token"], UserID(answer["user_id"]), answer["device_id"])
+
+
+async def test_guests_join_where_they_are_let_in(open_to_guests: Server) -> None:
+    alice, guest = await open_to_guests.register("alice"), await new_guest(open_to_guests)
+    room_id = await public_room(alice)
+    assert await guest.refused("POST", path_of(room_id, "join"), json={}) == FORBIDDEN
+    path = path_of(room_id, "state", "m.room.member", guest.user_id)
+    assert await guest.refused("PUT", path, json={"membership": "join"}) == FORBIDDEN
+    assert await guest.refused("POST", "createRoom", json={}) == FORBIDDEN
+    await set_state(alice, room_id, "m.room.guest_access", {"guest_access": "can_join"})
+    await join(guest, room_id)
+    invited_to = await create(alice, preset="private_chat", invite=[guest.user_id])
+    await join(guest, invited_to)
+
+
+@pytest.mark.parametrize("how", ["forbidden", "redacted", "nonsense"])
+async def test_guests_leave_a_room_that_lets_them_in_no_longer(open_to_guests: Server, how: str) -> None:
+    alice, bob = await open_to_guests.register("alice"), await open_to_guests.register("bob")
+    guests = [await new_guest(open_to_guests) for _ in range(25)]
+    room_id = await public_room(alice, bob)
+    other = await create(alice, preset="private_chat", invite=[guests[0].user_id])
+    event_id = await set_state(alice, room_id, "m.room.guest_access", {"guest_access": "can_join"})
+    for guest in guests:
+        await join(guest, room_id)
+    await join(guests[0], other)
+    if how == "redacted":
+        await redact(alice, room_id, event_id)
+    else:
+        content = {"guest_access": "forbidden"} if how == "forbidden" else {"guest_access": ["can_join"]}
+        await set_state(alice, room_id, "m.room.guest_access", content)
+    await trio.sleep(1)
+    assert {await membership(alice, room_id, guest.user_id) for guest in guests} == {"leave"}
+    assert await membership(alice, room_id, bob.user_id) == "join"
+    assert await membership(alice, other, guests[0].user_id) == "join"
+
+
+async def test_who_has_become_a_user_stays(open_to_guests: Server) -> None:
+    alice, guest = await open_to_guests.register("alice"), await new_guest(open_to_guests)
+    room_id = await public_room(alice)
+    await set_state(alice, room_id, "m.room.guest_access", {"guest_access": "can_join"})
+    await join(guest, room_id)
+    localpart = guest.user_id[1:].partition(":")[0]
+    await open_to_guests.register(localpart, guest_access_token=guest.token)
+    await set_state(alice, room_id, "m.room.guest_access", {"guest_access": "forbidden"})
+    await trio.sleep(1)
+    assert await membership(alice, room_id, guest.user_id) == "join"
+    await act(alice, room_id, "kick", guest)

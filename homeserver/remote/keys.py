@@ -267,6 +267,8 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
     """Keeps what servers have said: of statements with the same keys the one that is valid for longest."""
     for statement in statements:
         nid = tx.intern(statement.server_name)
+        newest = tx.one("SELECT MAX(fetched_ms) FROM server_keys WHERE server_nid = ?", nid)
+        assert newest is not None
         keys = sorted((key_id, key.key_base64) for key_id, key in statement.verify_keys.items())
         tx.run(
             "INSERT INTO server_keys (server_nid, keys_hash, fetched_ms, valid_until_ts, response)"
@@ -276,7 +278,7 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
             " WHERE excluded.valid_until_ts >= server_keys.valid_until_ts",
             nid,
             blake2b(orjson.dumps(keys), digest_size=16).digest(),
-            tx.now_ms,
+            max(tx.now_ms, (newest[0] or 0) + 1),  # which of two was had last must be certain
             statement.valid_until_ts,
             to_json(statement.response),
         )

@@ -16,7 +16,6 @@ from federation.identifiers import EventID, ServerName
 from federation.request_auth import build_authorization
 from federation.signing import SigningKey
 from homeserver.database import Transaction
-from homeserver.rooms.envelope import event_key
 from homeserver.rooms.storage import Status, get_stored
 from tests.support.federation import Federation, create_room, send_state, send_text, state_of, sync, texts
 from tests.support.homeservers import Client, Server, now_ms
@@ -337,13 +336,14 @@ async def test_key_of_another_server_does_not_open_the_door(federation: Federati
 async def test_event_that_we_cannot_digest_does_not_hold_up_the_others(federation: Federation) -> None:
     """Whatever one event does to us, the rest of the transaction is received, and its sender goes on."""
     a, alice, mallory, room = await _room(federation)
-    first, poison = room.text("first"), room.text("poison")
+    harmless, first = room.event("org.example.poison", {}), room.text("first")
+    poison = room.event("org.example.poison", {}, after=[first])
     last = room.text("last", after=[first])
-    key = event_key(poison.event_id).hex()
+    await mallory.send("a.example", "0", [harmless.pdu])
 
     def set_trap(tx: Transaction) -> None:
-        condition = f"NEW.event_id = x'{key}'"
-        tx.run(f"CREATE TRIGGER trap BEFORE INSERT ON events WHEN {condition} BEGIN SELECT RAISE(ABORT, 'x'); END")
+        poisonous = tx.find("org.example.poison")
+        tx.run(f"CREATE UNIQUE INDEX trap ON events (type_nid) WHERE type_nid = {poisonous}")
 
     await a.write(set_trap)
     results = await mallory.send("a.example", "1", [first.pdu, poison.pdu, last.pdu])

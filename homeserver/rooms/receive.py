@@ -38,6 +38,8 @@ from homeserver.rooms.storage import (
     to_events,
 )
 
+BEHIND_EVENTS_MAX = 100  # that are looked through for one event
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -94,8 +96,9 @@ def receive_event(
         insert_event(tx, event, position, status, ordering=place, state_before=root)
     else:
         place_in_timeline(tx, position, status, place, root)
-    past = _look_behind(tx, event)
-    children = _note_missing(tx, head, event, position if status == Status.TIMELINE else None, past.missing)
+    children = _take_children(tx, head, event)
+    past = _look_behind(tx, event) if status == Status.TIMELINE or children else _NOTHING_BEHIND
+    _note_missing(tx, head, (position,) if status == Status.TIMELINE else children, past.missing)
     if is_new:
         advance_beside(tx, head, event, position, followed=past.positions, is_past=bool(children))
     elif status == Status.TIMELINE:
@@ -214,12 +217,18 @@ class _Past(NamedTuple):
     missing: frozenset[EventID]
 
 
+_NOTHING_BEHIND = _Past(frozenset(), frozenset())
+
+
 def _look_behind(tx: Transaction, event: Event) -> _Past:
-    """What the event follows on, looking through what was rejected or soft-failed: no event of the timeline does."""
+    """What the event follows on, looking through what was rejected or soft-failed: no event of the timeline does.
+
+    Not without end: a server that was put out of the room may heap up such events on one another for ever.
+    """
     found: set[int] = set()
     missing: set[EventID] = set()
     waiting = set(event.prev_events)
-    while waiting:
+    while waiting and len(found) < BEHIND_EVENTS_MAX:
         positions = find_positions(tx, waiting)
         rows = list_stored(tx, set(positions.values()) - found)
         missing.update(waiting - positions.keys())
@@ -231,28 +240,22 @@ def _look_behind(tx: Transaction, event: Event) -> _Past:
     return _Past(frozenset(found), frozenset(missing))
 
 
-def _note_missing(
-    tx: Transaction, head: Head, event: Event, position: int | None, missing: Collection[EventID]
-) -> list[int]:
-    """Remembers which ancestors of the timeline have no place in the graph, and that this one now has.
-
-    position: of the event, if it is in the timeline. Answers the positions of the events of the timeline that name it:
-    for one that is not in the timeline they are those who miss what comes before.
-    """
+def _take_children(tx: Transaction, head: Head, event: Event) -> list[int]:
+    """The positions of the events of the timeline that name this one, which from now on is missing no more."""
     key = event_key(event.event_id)
     children = tx.values("SELECT child FROM missing_events WHERE room_nid = ? AND event_id = ?", head.room_nid, key)
     if children:
         tx.run("DELETE FROM missing_events WHERE room_nid = ? AND event_id = ?", head.room_nid, key)
+    return children
+
+
+def _note_missing(tx: Transaction, head: Head, children: Sequence[int], missing: Collection[EventID]) -> None:
+    """Remembers which ancestors of events of the timeline have no place in the graph."""
     if missing:
         tx.many(
             "INSERT INTO missing_events (room_nid, event_id, child) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-            [
-                (head.room_nid, event_key(event_id), child)
-                for event_id in missing
-                for child in (children if position is None else (position,))
-            ],
+            [(head.room_nid, event_key(event_id), child) for event_id in missing for child in children],
         )
-    return children
 
 
 def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventID]:

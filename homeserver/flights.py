@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -12,6 +13,7 @@ from homeserver.limits import FLIGHTS_AT_ONCE_MAX
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+Key = tuple[str, *tuple[Hashable, ...]]
 
 
 class _Flight:
@@ -27,21 +29,24 @@ class _Flight:
 class Flights:
     """The work under way, by key. Used on the trio thread only; it holds nothing once the work is done."""
 
-    __slots__ = ("_limiters", "_under_way")
+    __slots__ = ("_counts", "_limiters", "_under_way")
 
     def __init__(self) -> None:
-        self._under_way: dict[Hashable, _Flight] = {}
+        self._under_way: dict[Key, _Flight] = {}
+        self._counts: Counter[str] = Counter()
         self._limiters: dict[str, trio.CapacityLimiter] = {}
 
-    async def join(self, nursery: trio.Nursery, key: Hashable, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    async def join(self, nursery: trio.Nursery, key: Key, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """What `fn(*args)` answers or raises, run in `nursery`; who names the same key meanwhile gets the same answer.
 
-        A cancelled caller leaves it running. Raises 503 M_UNKNOWN where too much is under way, or the server closes.
+        The first of the key is the kind of work: one kind does not crowd out another. A cancelled caller leaves it
+        running. Raises 503 M_UNKNOWN where too much of the kind is under way, or the server closes.
         """
         flight = self._under_way.get(key)
         if flight is None:
-            if len(self._under_way) >= FLIGHTS_AT_ONCE_MAX:
+            if self._counts[key[0]] >= FLIGHTS_AT_ONCE_MAX:
                 raise MatrixError(503, "M_UNKNOWN", "The server is too busy. Try again later.")
+            self._counts[key[0]] += 1
             flight = self._under_way[key] = _Flight()
             nursery.start_soon(self._fly, key, flight, fn, args)
         await flight.done.wait()
@@ -53,7 +58,7 @@ class Flights:
         return value
 
     async def _fly(
-        self, key: Hashable, flight: _Flight, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+        self, key: Key, flight: _Flight, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
     ) -> None:
         try:
             flight.value = await fn(*args)
@@ -62,6 +67,7 @@ class Flights:
             flight.error = error
         finally:
             del self._under_way[key]
+            self._counts[key[0]] -= 1
             flight.done.set()
 
     def limiter(self, name: str, at_once: int) -> trio.CapacityLimiter:

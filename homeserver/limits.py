@@ -155,7 +155,7 @@ RATE_LIMITS: Mapping[str, Bucket] = {
     "directory": Bucket(50, 5),  # may ask another server
     "federation": Bucket(1000, 200),  # per origin: a busy server sends one transaction after another
     "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may keep 256 KiB for ever
-    "notary": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
+    "keys": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
 }
 
 # A bucket is about 200 bytes: 10 MB. The least recently used are forgotten first: they are mostly full again.
@@ -251,7 +251,7 @@ PRESENCE_UPDATES_PER_EDU_MAX = 500
 
 # Flights
 
-# Fetches and thumbnails that someone waits for. Beyond it the answer is 503: what waits holds memory.
+# Of one kind, e.g. fetches or thumbnails, that someone waits for. Beyond it the answer is 503: what waits holds memory.
 FLIGHTS_AT_ONCE_MAX = 1_000
 
 # Media

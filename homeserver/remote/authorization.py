@@ -14,7 +14,7 @@ from homeserver.resources import Resources
 
 
 async def verify_origin(hs: Resources, request: Request) -> ServerName:
-    """The server that has signed the request. MatrixError 401 M_UNAUTHORIZED."""
+    """The server that has signed the request. MatrixError 401 M_UNAUTHORIZED, 429 for who claims to be too many."""
     header = request.headers.get("authorization")
     if header is None:
         raise _unauthorized("This request has to be signed.")
@@ -27,7 +27,7 @@ async def verify_origin(hs: Resources, request: Request) -> ServerName:
     origin = credentials.origin
     if origin == hs.server_name:
         raise _unauthorized("This server sends no requests to itself.")
-    key = await find_request_key(hs, origin, credentials.key_id)
+    key = await find_request_key(hs, origin, credentials.key_id, request.client_ip)
     if key is None:
         raise _unauthorized(f"{origin} has no such key, or its keys cannot be had.")
     if not verify(credentials, request.method, request.uri, hs.server_name, request.content, key.key_base64):

@@ -31,6 +31,7 @@ from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
 from homeserver.peers import KnownKeys, note_failure
+from homeserver.rate_limits import address_key
 from homeserver.resources import Resources
 
 NOTARY_FROM = 4  # servers whose keys are wanted at once: from so many on, one question to a notary is cheaper
@@ -57,17 +58,24 @@ async def find_keys(hs: Resources, wanted: Collection[WantedKey]) -> dict[Server
     return {server: keys.every for server, keys in known.items()}
 
 
-async def find_request_key(hs: Resources, server: ServerName, key_id: str) -> VerifyKey | None:
-    """The key by which the server may sign requests now, None where there is none."""
+async def find_request_key(hs: Resources, server: ServerName, key_id: str, client_ip: str) -> VerifyKey | None:
+    """The key by which the server may sign requests now, None where there is none.
+
+    client_ip: of who claims to be that server. MatrixError 429 where it makes us ask too many servers for their keys.
+    """
     now_ms = hs.now_ms()
-    for attempt in range(2):
-        known = (await _known(hs, [server])).get(server)
-        key = known.current.get(key_id) if known is not None else None
-        if key is not None and key.may_sign_requests(now_ms):
-            return key
-        if attempt == 0:
-            await _refresh(hs, [server], {server: [WantedKey(server, key_id, now_ms)]})
-    return None
+    key = await _known_request_key(hs, server, key_id, now_ms)
+    if key is None and _may_ask(hs, server, now_ms):
+        hs.rate_limits.take("keys", address_key(client_ip), now_ms)
+        await _refresh(hs, [server], {server: [WantedKey(server, key_id, now_ms)]})
+        key = await _known_request_key(hs, server, key_id, now_ms)
+    return key
+
+
+async def _known_request_key(hs: Resources, server: ServerName, key_id: str, now_ms: int) -> VerifyKey | None:
+    known = (await _known(hs, [server])).get(server)
+    key = known.current.get(key_id) if known is not None else None
+    return key if key is not None and key.may_sign_requests(now_ms) else None
 
 
 async def _known(hs: Resources, servers: Iterable[ServerName]) -> dict[ServerName, KnownKeys]:

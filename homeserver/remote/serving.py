@@ -105,7 +105,7 @@ async def _vouch(hs: Resources, request: Request, wanted: dict[ServerName, dict[
     now_ms = hs.now_ms()
     others = [server for server in wanted if server != hs.server_name]
     stored = await hs.database.read(list_statements, others)
-    hs.rate_limits.take("notary", address_key(request.client_ip), now_ms, cost=len(others) - len(stored))
+    hs.rate_limits.take("keys", address_key(request.client_ip), now_ms, cost=len(others) - len(stored))
     needs: list[WantedKey] = []
     for server in others:
         criteria = wanted[server] or {"": KeyCriteria()}

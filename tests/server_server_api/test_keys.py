@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import trio
+import trio.testing
 
 from federation.identifiers import ServerName
+from federation.request_auth import build_authorization
 from federation.server_keys import VerifyKey, build_key_response, parse_key_response, parse_notary_response
 from federation.signing import SigningKey, format_signing_key
-from homeserver.config import FederationSection
+from homeserver.config import FederationSection, RateLimitsSection
+from homeserver.limits import FLIGHTS_AT_ONCE_MAX
 from tests.support.federation import Federation, create_room, join, send_text, texts, wait_text
 from tests.support.homeservers import now_ms
 from tests.support.stranger import Stranger
@@ -59,6 +64,45 @@ async def test_changed_key_of_a_peer_is_asked_for_once(federation: Federation) -
         for _ in range(3):
             assert (await carol.get("a.example", uri))[0] == 404
         assert carol.asked.count(("GET", "/_matrix/key/v2/server")) == count
+
+
+async def test_one_address_cannot_make_us_ask_everybody(federation: Federation) -> None:
+    await federation.start("a.example", rate_limits=RateLimitsSection(enabled=True))
+    mallory = Stranger(federation.network, ServerName("mallory.example"))
+    statuses = [await _claim_to_be(mallory, f"s{number}.example") for number in range(300)]
+    assert set(statuses[:200]) == {401}
+    assert set(statuses[250:]) == {429}
+    asked = {each.destination for each in federation.network.exchanges if each.origin == "a.example"}
+    assert len(asked) < 250
+    carol = Stranger(federation.network, CAROL)
+    assert (await carol.get("a.example", "/_matrix/federation/v1/version"))[0] == 200
+    assert await carol.send("a.example", "1") == {}
+
+
+async def test_servers_that_do_not_answer_hold_up_no_others(federation: Federation) -> None:
+    await federation.start("a.example")
+    mallory = Stranger(federation.network, ServerName("mallory.example"))
+    carol = Stranger(federation.network, CAROL)
+    assert await carol.send("a.example", "1") == {}
+
+    async def hang(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(FLIGHTS_AT_ONCE_MAX + 10):
+            federation.network.join(f"s{number}.example", hang)
+            nursery.start_soon(_claim_to_be, mallory, f"s{number}.example")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await carol.send("a.example", "2") == {}
+        nursery.cancel_scope.cancel()
+
+
+async def _claim_to_be(stranger: Stranger, name: str) -> int:
+    """The status that the stranger gets for a request in the name of another server."""
+    uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
+    origin = ServerName(name)
+    signed = build_authorization("GET", uri, origin, ServerName("a.example"), stranger.key, None)
+    return (await stranger.request("a.example", "GET", uri, headers={"authorization": signed}))[0]
 
 
 async def test_expired_keys_are_asked_for_again(federation: Federation) -> None:

@@ -446,7 +446,8 @@ TRANSACTION_TIMEOUT_S = 60.0
 # Destinations that catch up at once, each with a read and a transaction at a time.
 CATCH_UPS_AT_ONCE_MAX = 50
 # Our events of one room that a destination has missed: if there are more it gets the newest, and asks for the rest.
-CATCH_UP_ROOM_EVENTS_MAX = 200
+# More than OUTBOX_MAX, or whoever is a little slow would lack some.
+CATCH_UP_ROOM_EVENTS_MAX = 1000
 # Positions that one step of catching up looks at.
 CATCH_UP_SPAN = 100_000
 # After an unexpected failure of the sender as a whole, which may have a cause that passes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -59,9 +60,9 @@ async def test_what_was_sent_during_an_outage_arrives_in_order(federation: Feder
     assert await texts(bob, room_id, 200) == [f"message {number}" for number in range(120)]
 
 
-def _say_much(tx: Transaction, hs: Resources, user_id: UserID, room_id: RoomID) -> None:
-    """More than a server gets of one room after an outage; the last text is "enough"."""
-    for text in [*map(str, range(limits.CATCH_UP_ROOM_EVENTS_MAX + 20)), "enough"]:
+def _say(tx: Transaction, hs: Resources, user_id: UserID, room_id: RoomID, texts: Iterable[str]) -> None:
+    """Messages, sent at once."""
+    for text in texts:
         append_local(tx, hs, Draft(room_id, user_id, "m.room.message", {"msgtype": "m.text", "body": text}))
 
 
@@ -71,7 +72,8 @@ async def test_after_a_long_outage_the_newest_arrives_and_the_rest_is_fetched(fe
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.cut("a.example", "b.example")
-    await a.write(_say_much, a.hs, alice.user_id, room_id)
+    await a.write(_say, a.hs, alice.user_id, room_id, map(str, range(limits.CATCH_UP_ROOM_EVENTS_MAX + 20)))
+    await send_text(alice, room_id, "enough")
     await send_state(alice, room_id, "m.room.topic", {"topic": "still the same"})
     await trio.sleep(24 * 3600)
     federation.network.heal()
@@ -89,8 +91,10 @@ async def test_what_others_have_said_meanwhile_does_not_keep_back_what_is_ours(f
     await join(bob, room_id, "a.example")
     federation.network.leave("b.example")
     await send_text(alice, room_id, "can you hear me?")
-    await b.write(_say_much, b.hs, bob.user_id, room_id)
-    await wait_text(alice, room_id, "enough")
+    for part in ("first", "second"):  # neither leaves a gap, which could not be closed now
+        await b.write(_say, b.hs, bob.user_id, room_id, [part] * (limits.CATCH_UP_ROOM_EVENTS_MAX * 2 // 3))
+        await send_text(bob, room_id, f"end of the {part} part")
+        await wait_text(alice, room_id, f"end of the {part} part")
     federation.network.join("b.example", checked(b.app))
     await wait_text(bob, room_id, "can you hear me?")
 

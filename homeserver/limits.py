@@ -403,9 +403,9 @@ EVENTS_PER_WRITE = 20
 OUTLIERS_PER_WRITE = 40
 # Events that lie between what we know and an event that came: asked for at once. What lies deeper is left to backfill.
 GAP_EVENTS_MAX = 50
-# States that are fetched to close one gap: each may be 100,000 event ids. An honest gap has one or two ends.
+# States that are fetched to close them: each may be 100,000 event ids. An honest gap has one or two ends.
 GAP_STATES_MAX = 4
-# A gap of one room is worked on for no longer than this: others of the room wait meanwhile.
+# The gaps before the events of one room and transaction are worked on for no longer than this: others of the room wait.
 GAP_SECONDS_MAX = 60
 # Servers that are asked for what is missing, one after another, and from how many of the room they are chosen.
 SERVERS_ASKED_MAX = 3
@@ -429,6 +429,8 @@ BACKFILL_EVENTS_MAX = 100
 BACKFILL_BYTES_MAX = 16 << 20
 # Spec: POST /get_missing_events defaults to 10.
 MISSING_EVENTS_MAX = 50
+# What comes for a room that is being entered waits, in memory: from so many transactions, 3 MiB at most each.
+JOIN_WAITING_MAX = 50
 # Servers that a join is tried through before the user is told that it does not work.
 JOIN_SERVERS_MAX = 10
 # Of what an inviter or a room tells about itself to someone outside: real ones have a dozen.

@@ -21,6 +21,7 @@ from federation.transaction import InvalidTransaction, parse_edus, parse_transac
 from federation.transaction import Transaction as ReceivedTransaction
 from homeserver import limits
 from homeserver.api import Response, Routes
+from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, invalid_param
 from homeserver.feature import EduHandler, Feature, JsonObject
@@ -123,9 +124,11 @@ async def _receive_room(
 ) -> dict[str, str]:
     """By event id "" or why it was not accepted."""
     if (access is None or not access.is_resident) and hs.peers.locks.is_held(("join", room_id)):
-        # We have been let in, and are taking over the room: what comes meanwhile waits, or it would be lost.
-        async with hs.peers.locks.hold(("join", room_id)):
-            access = (await hs.database.read(_find_accesses, hs.server_name, [room_id], origin))[room_id]
+        # We have been let in, and are taking over the room: what comes meanwhile waits, or it would be lost. Not so the
+        # origin, which may have more to tell, about other rooms: entering one takes minutes.
+        if hs.peers.locks.waiting(("join", room_id)) < limits.JOIN_WAITING_MAX:
+            start_aside(hs, _receive_after_join, hs, origin, room_id, pdus)
+        return {}
     if access is None:
         named = (pdu.get("event_id") for pdu in pdus)
         return {event_id: "This server is not in that room." for event_id in named if isinstance(event_id, str)}
@@ -143,6 +146,14 @@ async def _receive_room(
                 results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
     return {**results, **await _receive_all(hs, origin, events)}
+
+
+async def _receive_after_join(
+    hs: Resources, origin: ServerName, room_id: RoomID, pdus: Sequence[JsonObject]
+) -> None:
+    async with hs.peers.locks.hold(("join", room_id)):
+        access = (await hs.database.read(_find_accesses, hs.server_name, [room_id], origin))[room_id]
+    await _receive_room(hs, origin, room_id, access, pdus)
 
 
 async def _receive_all(hs: Resources, origin: ServerName, events: Sequence[Event]) -> dict[str, str]:

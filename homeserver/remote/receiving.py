@@ -28,7 +28,7 @@ ROUNDS_MAX = 6  # of "fetch what it lacks, try again" for one event: its auth ev
 
 @dataclass(slots=True)
 class _Gap:
-    """What may still be spent on one gap."""
+    """What may still be spent on the gaps before the events of one transaction."""
 
     servers: Sequence[ServerName]
     states: int = limits.GAP_STATES_MAX
@@ -44,9 +44,9 @@ async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerN
         part = events[start : start + limits.EVENTS_PER_WRITE]
         await hs.database.read(_resolve_all, part)
         outcomes += await hs.database.write(receive_all, hs, part)
-    received: list[Received | None] = []
-    for event, outcome in zip(events, outcomes, strict=True):
-        received.append(outcome if isinstance(outcome, Received) else await _receive_behind_gap(hs, event, origin))
+    received = [outcome if isinstance(outcome, Received) else None for outcome in outcomes]
+    if None in received:
+        await _receive_behind_gaps(hs, events, received, origin)
     return received
 
 
@@ -89,13 +89,26 @@ def note_relay(tx: Transaction, position: int, *, is_ours: bool) -> None:
     )
 
 
-async def _receive_behind_gap(hs: Resources, event: Event, origin: ServerName) -> Received | None:
-    """Fetches what lies between the event and what we know. Gaps of one room are closed one after another."""
-    async with hs.peers.locks.hold(("gap", event.room_id)):
-        servers = await choose_servers(hs, event.room_id, origin)
-        with trio.move_on_after(limits.GAP_SECONDS_MAX):
-            return await _receive(hs, event, _Gap(servers), may_walk=True)
-    return None
+async def _receive_behind_gaps(
+    hs: Resources, events: Sequence[Event], received: list[Received | None], origin: ServerName
+) -> None:
+    """Fetches what lies between those events that are not received and what we know, and receives them.
+
+    Gaps of one room are closed one after another, so there is a limit on the time that all of them take.
+    """
+    room_id = events[0].room_id
+    async with hs.peers.locks.hold(("gap", room_id)):
+        gap = _Gap(await choose_servers(hs, room_id, origin))
+        deadline = trio.current_time() + limits.GAP_SECONDS_MAX
+        for number, event in enumerate(events):
+            if received[number] is not None:
+                continue
+            with trio.move_on_at(deadline):
+                received[number] = await _receive(hs, event, gap, may_walk=True)
+                continue
+            # There is no time left to fetch anything for this one, but what came before it may have been enough.
+            outcome = await hs.database.write(_receive_with, hs, event, None)
+            received[number] = outcome if isinstance(outcome, Received) else None
 
 
 async def _receive(hs: Resources, event: Event, gap: _Gap, *, may_walk: bool) -> Received | None:

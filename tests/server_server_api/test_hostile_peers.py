@@ -15,6 +15,7 @@ from federation.event import parse_event
 from federation.identifiers import EventID, ServerName
 from federation.request_auth import build_authorization
 from federation.signing import SigningKey
+from federation.wire import WireError
 from homeserver.database import Transaction
 from homeserver.rooms.storage import Status, get_stored
 from tests.support.federation import Federation, create_room, send_state, send_text, state_of, sync, texts
@@ -212,6 +213,28 @@ async def test_gap_that_nobody_can_close_does_not_hold_up_the_room(federation: F
     assert await mallory.send("a.example", "2", [good.pdu]) == {good.event_id: {}}
     assert await texts(alice, room.room_id) == ["we go on", "me too"]
     assert trio.current_time() - start < 300
+
+
+async def test_gaps_that_take_long_are_worked_on_for_a_limited_time_together(federation: Federation) -> None:
+    a, alice, mallory, room = await _room(federation)
+    last = room.last
+    lost = [room.text("lost", after=[EventID("$" + str(number) * 43)]) for number in range(8)]
+    good = room.text("good", after=[last])
+
+    async def later(uri: str, content: Any) -> Any:
+        await trio.sleep(15)
+        return {"events": [], "pdu_ids": [lost[0].event_id], "auth_chain_ids": []}
+
+    path = f"{quote(room.room_id, safe='')}"
+    mallory.answers["POST", f"/_matrix/federation/v1/get_missing_events/{path}"] = later
+    mallory.answers["GET", f"/_matrix/federation/v1/state_ids/{path}"] = later
+    start = trio.current_time()
+    pdus = [event.pdu for event in (*lost, good)]
+    with pytest.raises(WireError):  # who sends does not wait for so long
+        await mallory.send("a.example", "1", pdus)
+    results = await mallory.send("a.example", "1", pdus)
+    assert trio.current_time() - start < 100
+    assert [event_id for event_id, result in results.items() if result == {}] == [good.event_id]
 
 
 async def test_oversized_transaction_is_refused(federation: Federation) -> None:

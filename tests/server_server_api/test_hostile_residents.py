@@ -9,10 +9,20 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import trio
 
-from federation.event import Event
+from federation.event import Event, parse_event
 from federation.identifiers import ServerName
-from tests.support.federation import Federation, join, membership_in, send_text, state_of, sync
+from tests.support.federation import (
+    Federation,
+    create_room,
+    join,
+    membership_in,
+    send_text,
+    state_of,
+    sync,
+    wait_text,
+)
 from tests.support.stranger import Change, FakeRoom, Stranger
 
 
@@ -281,6 +291,33 @@ async def test_invite_to_a_room_that_we_are_in_needs_no_belief(federation: Feder
     lie = eve.say("m.room.member", {"membership": "invite"}, auth=[], state_key=bert.user_id)
     await _send(eve, lie, invite_room_state=[fake.events[0].pdu])
     assert membership_in(await sync(bert), str(fake.room_id)) is None
+
+
+async def test_resident_that_lets_us_wait_holds_up_nothing_but_its_room(federation: Federation) -> None:
+    _, bob, fake = await _fake(federation)
+    room = await fake.server.join("b.example", await create_room(bob, preset="public_chat"), "mallory")
+    fake.serve(bob.user_id)
+    let_in, taken, goes_on = fake.server.take_join, trio.Event(), trio.Event()
+    assert let_in is not None
+
+    async def let_in_late(uri: str, content: Any) -> Any:
+        answer = let_in(uri, content)
+        fake.events.append(parse_event(content, fake.version))
+        taken.set()
+        await goes_on.wait()
+        return answer
+
+    fake.server.take_join = let_in_late
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(join, bob, str(fake.room_id), fake.server.name)
+        await taken.wait()
+        elsewhere = room.text("elsewhere")
+        early = fake.say("m.room.message", {"body": "welcome"}, auth=fake.events[1:3])
+        with trio.fail_after(1):
+            results = await fake.server.send("b.example", "1", [early.pdu, elsewhere.pdu])
+        assert results[elsewhere.event_id] == {}
+        goes_on.set()
+    await wait_text(bob, str(fake.room_id), "welcome")
 
 
 @pytest.mark.parametrize("key", [("org.example.nul\0", ""), ("org.example", "nul\0"), ("org.example", "\0" * 255)])

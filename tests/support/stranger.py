@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from typing import Any
 from urllib.parse import quote
 
@@ -31,7 +32,7 @@ Answer = Any | Callable[[str, Any], Any]
 class Stranger:
     """Joins the network at once. `answers` by method and path, without the query. `asked`: what others asked of it.
 
-    take, take_join, take_invite: are given what others send of that, and may answer (status, JSON).
+    take, take_join, take_invite: are given what others send of that, and may answer (status, JSON), also after a while.
     """
 
     network: FakeNetwork
@@ -72,6 +73,8 @@ class Stranger:
             answer = self.take_invite
         if callable(answer):
             answer = answer(f"{path}?{query}" if query else path, json.loads(body) if body else None)
+        if isawaitable(answer):
+            answer = await answer
         status, content = answer if isinstance(answer, tuple) else (200, answer)
         if answer is None:
             status, content = 404, {"errcode": "M_UNRECOGNIZED", "error": "A stranger does not know that."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -51,6 +52,14 @@ async def test_a_message_loses_its_content(rooms: Rooms, version: str) -> None:
     assert ("redacts" in redaction.content) == ROOM_VERSIONS[version].redacts_in_content
     await assert_gone(rooms, event, redaction)
     assert (await rooms.stored(event.event_id)).content == {}
+
+
+async def test_what_is_redacted_may_be_no_event(rooms: Rooms) -> None:
+    """As large as an event may be, and too large for any index."""
+    room_id = await rooms.create(ANNA)
+    redacts = "$" + "".join(sha256(str(number).encode()).hexdigest() for number in range(500))
+    redaction = await rooms.append(room_id, ANNA, "m.room.redaction", {"redacts": redacts})
+    assert (await rooms.stored(redaction.event_id)).content == {"redacts": redacts}
 
 
 async def test_state_keeps_what_the_room_needs(rooms: Rooms) -> None:

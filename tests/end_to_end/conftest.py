@@ -9,6 +9,7 @@ import pytest
 
 from tests.end_to_end.people import Person
 from tests.end_to_end.programs import Homeserver, Place, make_place
+from tests.support.postgres import missing_reason
 
 Newcomer = Callable[[Homeserver, str], Person]
 
@@ -26,9 +27,12 @@ def montague(place: Place) -> Iterator[Homeserver]:
 
 
 @pytest.fixture(scope="module")
-def capulet(place: Place) -> Iterator[Homeserver]:
-    """The server of the other one."""
-    yield from _running(place.organisation("capulet"))
+def capulet(place: Place, request: pytest.FixtureRequest) -> Iterator[Homeserver]:
+    """The server of the other one, whose database is PostgreSQL wherever that is installed."""
+    sections = {}
+    if missing_reason() is None:
+        sections["database"] = {"url": request.getfixturevalue("postgres_cluster").make_database()}
+    yield from _running(place.organisation("capulet", sections))
 
 
 def _running(server: Homeserver) -> Iterator[Homeserver]:

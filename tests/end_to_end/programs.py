@@ -21,6 +21,7 @@ import trustme
 
 from homeserver.errors import MatrixError
 from tests.end_to_end.launcher import Forked, Launcher
+from tests.support.engine import file_url
 
 T = TypeVar("T")
 
@@ -196,6 +197,7 @@ def write_config(server: Homeserver, sections: Mapping[str, Mapping[str, Any]]) 
     """The server's homeserver.toml."""
     chosen: dict[str, dict[str, Any]] = {
         "public": {"base_url": server.url},
+        "database": {"url": file_url(server.folder)},
         "registration": {"enabled": True},
         "passwords": {"hash_cost": "minimal"},
         "rate_limits": {"enabled": False},

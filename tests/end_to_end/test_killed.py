@@ -24,7 +24,7 @@ from tests.end_to_end.programs import Homeserver, Place, wait_until
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
-ROUNDS = 20
+ROUNDS = 8
 SEED = 1594
 ALIVE_S_MAX = 0.6
 """The longest that a server lives after it is ready, before it is killed."""
@@ -177,9 +177,18 @@ def launcher() -> Iterator[Launcher]:
     launcher.close()
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def mortal(place: Place, request: pytest.FixtureRequest) -> Homeserver:
+    """The server that is killed, on each engine in turn."""
+    sections = {}
+    if request.param == "postgres":
+        sections["database"] = {"url": request.getfixturevalue("postgres_url")}
+    return place.organisation(f"mortal-{request.param}", sections)
+
+
 @pytest.fixture
-def scene(place: Place, launcher: Launcher) -> Iterator[Scene]:
-    mortal, witness = place.organisation("mortal"), place.organisation("witness")
+def scene(place: Place, mortal: Homeserver, launcher: Launcher) -> Iterator[Scene]:
+    witness = place.organisation(f"witness-of-{mortal.folder.name}")
     over = threading.Event()
     try:
         mortal.start(launcher)

@@ -33,7 +33,7 @@ def postgres_cluster() -> Iterator[Cluster]:
 def postgres_url(postgres_cluster: Cluster) -> Iterator[str]:
     """The URL of a new database on PostgreSQL."""
     yield postgres_cluster.make_database()
-    postgres_cluster.drop_databases()
+    postgres_cluster.drop_idle_databases()
 
 
 @pytest.fixture

@@ -87,12 +87,6 @@ class Cluster:
         self._run(*command, "--locale-provider=icu", "--icu-locale=en")
         return f"postgresql://tester@/{name}?host={quote(str(self._folder), safe='')}"
 
-    def drop_databases(self) -> None:
-        """Removes the databases that were made, also if someone is still connected."""
-        while self._names:
-            name = self._names.pop()
-            self._run("dropdb", "-h", str(self._folder), "-U", "tester", "--force", name)
-
     def drop_idle_databases(self) -> None:
         """Removes those of the databases that were made to which nobody is connected."""
         for name in self._names[:]:

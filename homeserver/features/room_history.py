@@ -1,4 +1,4 @@
-"""The history of a room, in pages and around an event. Spec: client-server-api/#getting-events-for-a-room"""
+"""The history of a room: in pages, around an event, at a time. Spec: client-server-api/#getting-events-for-a-room"""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ from homeserver.rooms.membership import get_room_membership, is_server_joined
 from homeserver.rooms.receive import find_newest_gap, list_missing
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
 from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_stored
-from homeserver.rooms.timeline import END, START, list_backwards, list_forwards, parse_point, timeline_token
+from homeserver.rooms.timeline import (
+    END,
+    START,
+    Timestamp,
+    list_backwards,
+    list_by_timestamp,
+    list_forwards,
+    parse_point,
+    timeline_token,
+)
 from homeserver.rooms.visibility import filter_visible, is_world_readable
 from homeserver.sync.filter import RoomEventFilter, parse_room_event_filter, wants_event
 from homeserver.users.blocking import ignored_users
@@ -41,6 +50,11 @@ class MessagesQuery(msgspec.Struct, frozen=True, rename={"from_": "from", "direc
     to: str | None = None
     limit: Annotated[int, msgspec.Meta(ge=0)] = 10
     filter: str | None = None
+
+
+class TimestampQuery(msgspec.Struct, frozen=True, rename={"direction": "dir"}):
+    direction: Literal["b", "f"]
+    ts: Timestamp
 
 
 class ContextQuery(msgspec.Struct, frozen=True):
@@ -84,6 +98,13 @@ async def get_one_room_event(
     hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID
 ) -> JsonObject:
     return await hs.database.read(_event, requester, room_id, event_id)
+
+
+@routes.get("/_matrix/client/v1/rooms/{room_id}/timestamp_to_event")
+async def get_event_by_timestamp(
+    hs: Resources, requester: Requester, room_id: RoomID, query: TimestampQuery
+) -> JsonObject:
+    return await hs.database.read(_event_by_timestamp, requester, room_id, query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +258,18 @@ def _context(
 def _event(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> JsonObject:
     event = _get_visible(tx, requester, room_id, event_id)
     return client_events(tx, [event], user_id=requester.user_id, device_id=requester.device_id)[0]
+
+
+def _event_by_timestamp(
+    tx: Transaction, requester: Requester, room_id: RoomID, query: TimestampQuery
+) -> JsonObject:
+    """The event nearest to a time that the user may see, of those that this server has."""
+    read_access(tx, room_id, requester.user_id)
+    for limit in (1, limits.MESSAGES_LIMIT_MAX):  # the nearest is mostly one that they may see
+        nearest = list_by_timestamp(tx, room_id, query.ts, query.direction, limit)
+        for event in filter_visible(tx, requester.user_id, room_id, nearest):
+            return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
+    raise not_found("There is no event of that time, or none that you may see.")
 
 
 def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> StoredEvent:

@@ -28,7 +28,7 @@ from homeserver.resources import Resources
 from homeserver.rooms import state_tree
 from homeserver.rooms.graph import auth_chain, walk_back
 from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored, list_stored, to_events
-from homeserver.rooms.timeline import find_by_timestamp
+from homeserver.rooms.timeline import Timestamp, list_by_timestamp
 from homeserver.rooms.visibility import server_may_see
 
 Natural = Annotated[int, Meta(ge=0)]
@@ -67,7 +67,7 @@ class MissingEventsBody(msgspec.Struct, frozen=True):
 
 
 class TimestampQuery(msgspec.Struct, frozen=True):
-    ts: int
+    ts: Timestamp
     dir: Literal["f", "b"]
 
 
@@ -248,10 +248,10 @@ def _event_by_timestamp(
     tx: Transaction, own: ServerName, room_id: RoomID, query: TimestampQuery, origin: ServerName
 ) -> JsonObject:
     check_may_read(tx, own, room_id, origin, ())
-    event = find_by_timestamp(tx, room_id, query.ts, query.dir)
-    if event is None or not server_may_see(tx, origin, event):
-        raise not_found("There is no event of that time.")
-    return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
+    for event in list_by_timestamp(tx, room_id, query.ts, query.dir, 1):
+        if server_may_see(tx, origin, event):
+            return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
+    raise not_found("There is no event of that time.")
 
 
 # Queries

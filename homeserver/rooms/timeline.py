@@ -8,8 +8,11 @@ they were fetched for, so a page is one scan of an index whatever came when.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
+from msgspec import Meta
+
+from federation.canonical_json import INT_MAX
 from federation.identifiers import RoomID, ServerName
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param
@@ -18,6 +21,9 @@ from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored, s
 _TOKEN = re.compile(r"([st])(-?[0-9]{1,19})", re.ASCII)
 START = -(1 << 62)  # before every event
 END = 1 << 62  # after every event
+
+Timestamp = Annotated[int, Meta(ge=-INT_MAX, le=INT_MAX)]
+"""Milliseconds since 1970, as events can have them."""
 
 
 def sync_token(position: int) -> str:
@@ -100,20 +106,25 @@ def list_newest_from(
     )
 
 
-def find_by_timestamp(tx: Transaction, room_id: RoomID, ts: int, direction: Literal["f", "b"]) -> StoredEvent | None:
-    """The event whose `origin_server_ts` is nearest to `ts`, not before it ("f") or not after it ("b")."""
+def list_by_timestamp(
+    tx: Transaction, room_id: RoomID, ts: int, direction: Literal["f", "b"], limit: int
+) -> list[StoredEvent]:
+    """At most `limit` events with an `origin_server_ts` not before `ts` ("f") or not after it ("b"), nearest first."""
     if direction == "f":
-        row = tx.one(
+        positions = tx.values(
             "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts >= ?"
-            " ORDER BY origin_server_ts, ordering LIMIT 1",
+            " ORDER BY origin_server_ts, ordering LIMIT ?",
             tx.find(room_id),
             ts,
+            limit,
         )
     else:
-        row = tx.one(
+        positions = tx.values(
             "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts <= ?"
-            " ORDER BY origin_server_ts DESC, ordering DESC LIMIT 1",
+            " ORDER BY origin_server_ts DESC, ordering DESC LIMIT ?",
             tx.find(room_id),
             ts,
+            limit,
         )
-    return None if row is None else list_stored(tx, (row[0],))[row[0]]
+    stored = list_stored(tx, positions)
+    return [stored[position] for position in positions]

@@ -1,4 +1,4 @@
-"""Spec: client-server-api/#get_matrixclientv3roomsroomidmessages, its /context and /event"""
+"""Spec: client-server-api/#get_matrixclientv3roomsroomidmessages, its /context, /event and /timestamp_to_event"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import trio
 
 from tests.support.homeservers import Client, Server
 from tests.support.people import (
@@ -30,6 +31,11 @@ from tests.support.people import (
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 NOT_FOUND = (404, "M_NOT_FOUND")
+
+
+def history_visibility(value: str) -> dict[str, Any]:
+    """An initial m.room.history_visibility."""
+    return {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": value}}
 
 
 async def context(client: Client, room_id: str, event_id: str, **query: Any) -> dict[str, Any]:
@@ -347,3 +353,68 @@ async def test_refuses_bad_filters(server: Server, filter_: str) -> None:
     for limit in ("x", "-1"):
         path = path_of(room_id, "context", event_id) + f"?limit={limit}"
         assert await alice.refused("GET", path) == (400, "M_INVALID_PARAM")
+
+
+async def at_time(client: Client, room_id: str, ts: int, direction: str) -> str:
+    """The event nearest to a time."""
+    path = f"/_matrix/client/v1/{path_of(room_id, 'timestamp_to_event')}"
+    found = await client.ok("GET", path, params={"ts": ts, "dir": direction})
+    event = await get_event(client, room_id, found["event_id"])
+    assert event["origin_server_ts"] == found["origin_server_ts"]
+    return str(found["event_id"])
+
+
+async def test_the_event_of_a_time(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    sent, times = [], []
+    for text in ("breakfast", "lunch", "dinner"):
+        await trio.sleep(6 * 3600)
+        sent.append(await send(alice, room_id, text))
+        times.append((await get_event(alice, room_id, sent[-1]))["origin_server_ts"])
+    for ts in (times[1], times[1] - 1):
+        assert await at_time(alice, room_id, ts, "f") == sent[1]
+    for ts in (times[1], times[1] + 1):
+        assert await at_time(alice, room_id, ts, "b") == sent[1]
+    create_event = (await all_messages(alice, room_id, "f"))[0]["event_id"]
+    assert await at_time(alice, room_id, 0, "f") == create_event
+    assert await at_time(alice, room_id, 1 << 50, "b") == sent[2]
+    path = f"/_matrix/client/v1/{path_of(room_id, 'timestamp_to_event')}"
+    for query in ("ts=0&dir=b", f"ts={times[2] + 1}&dir=f"):
+        assert await alice.refused("GET", f"{path}?{query}") == NOT_FOUND
+
+
+async def test_the_event_of_a_time_is_one_that_the_user_may_see(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await public_room(alice, initial_state=[history_visibility("joined")])
+    secret = await send(alice, room_id, "secret")
+    await trio.sleep(60)
+    await join(bob, room_id)
+    seen = await send(alice, room_id, "welcome")
+    await trio.sleep(60)
+    await leave(bob, room_id)
+    await trio.sleep(60)
+    later = await send(alice, room_id, "gone")
+    first = await at_time(bob, room_id, 0, "f")
+    assert first not in (secret, seen, later) and first in ids(await all_messages(bob, room_id, "f"))
+    last = await at_time(bob, room_id, 1 << 50, "b")
+    assert (await get_event(bob, room_id, last))["content"] == {"membership": "leave"}
+    path = f"/_matrix/client/v1/{path_of(room_id, 'timestamp_to_event')}"
+    assert await carl.refused("GET", f"{path}?ts=0&dir=f") == FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("query", "errcode"),
+    [
+        ("dir=f", "M_MISSING_PARAM"),
+        ("ts=0", "M_MISSING_PARAM"),
+        ("ts=0&dir=x", "M_INVALID_PARAM"),
+        ("ts=noon&dir=f", "M_INVALID_PARAM"),
+        (f"ts={1 << 80}&dir=f", "M_INVALID_PARAM"),
+    ],
+)
+async def test_refuses_bad_times(server: Server, query: str, errcode: str) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    path = f"/_matrix/client/v1/{path_of(room_id, 'timestamp_to_event')}"
+    assert await alice.refused("GET", f"{path}?{query}") == (400, errcode)

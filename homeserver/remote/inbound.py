@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import islice
 
 import orjson
 import trio
 
-from federation.edus import EduContent, RoomReceipts, TypingContent
+from federation.edus import EduContent, ReceiptContent, RoomReceipts, TypingContent
 from federation.event import Event
-from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_room_id, server_name_of
+from federation.identifiers import InvalidIdentifier, RoomID, ServerName, parse_room_id, server_name_of
 from federation.transaction import InvalidTransaction, parse_edus, parse_transaction
 from federation.transaction import Transaction as ReceivedTransaction
 from homeserver import limits
@@ -210,13 +210,9 @@ async def _allowed_content(hs: Resources, origin: ServerName, content: EduConten
         accesses = await hs.database.read(_find_accesses, hs.server_name, [content.room_id], origin)
         return content if _may_speak(accesses[content.room_id]) else None
     if isinstance(content, dict) and content and all(isinstance(value, RoomReceipts) for value in content.values()):
-        receipts: dict[RoomID, Any] = dict(content)  # type: ignore[arg-type]
+        receipts = _own_receipts(content, origin)  # type: ignore[arg-type]
         accesses = await hs.database.read(_find_accesses, hs.server_name, list(receipts), origin)
-        return {
-            room_id: _own_receipts(value, origin)
-            for room_id, value in receipts.items()
-            if _may_speak(accesses[room_id])
-        }
+        return {room_id: value for room_id, value in receipts.items() if _may_speak(accesses[room_id])}
     return content
 
 
@@ -224,9 +220,17 @@ def _may_speak(access: RoomAccess | None) -> bool:
     return access is not None and access.is_resident and access.is_allowed and access.has_origin
 
 
-def _own_receipts(receipts: RoomReceipts, origin: ServerName) -> RoomReceipts:
-    own = {user_id: receipt for user_id, receipt in receipts.read.items() if server_name_of(UserID(user_id)) == origin}
-    return RoomReceipts(read=own)
+def _own_receipts(content: ReceiptContent, origin: ServerName) -> dict[RoomID, RoomReceipts]:
+    """The receipts of the origin's users, as many of them as there may be."""
+    found: dict[RoomID, RoomReceipts] = {}
+    left = limits.RECEIPTS_PER_EDU_MAX
+    for room_id, receipts in content.items():
+        own = (each for each in receipts.read.items() if server_name_of(each[0]) == origin)
+        first = dict(islice(own, left))
+        if first:
+            found[room_id] = RoomReceipts(read=first)
+            left -= len(first)
+    return found
 
 
 # Storage

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import trio
 
 from federation.identifiers import ServerName
+from homeserver.limits import RECEIPTS_PER_EDU_MAX
 from tests.support.federation import Federation, create_room, join, send_text, sync, until, wait_text
 from tests.support.homeservers import Client
 from tests.support.stranger import Stranger
@@ -57,6 +58,23 @@ async def test_receipt_is_seen_on_the_other_server_also_after_an_outage(federati
         return bob.user_id in receipts.get(event_id, {}).get("m.read", {})
 
     await until(read, seconds=3600)
+
+
+async def test_so_many_receipts_are_not_looked_at(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat")
+    event_id = await send_text(alice, room_id, "read this")
+    carol = Stranger(federation.network, ServerName("carol.example"))
+    room = await carol.join("a.example", room_id, "carol")
+    receipts = {"m.read": {room.user_id: {"event_ids": [event_id], "data": {"ts": 5}}}}
+    others = {f"!{number}:nowhere.example": receipts for number in range(RECEIPTS_PER_EDU_MAX)}
+    await carol.send("a.example", "1", edus=[{"edu_type": "m.receipt", "content": {**others, room_id: receipts}}])
+    assert "m.receipt" not in await _ephemeral(alice, room_id)
+    others = {f"!{number}:nowhere.example": {"m.read": {"@x:y.example": receipts["m.read"][room.user_id]}}
+              for number in range(RECEIPTS_PER_EDU_MAX)}  # fmt: skip
+    await carol.send("a.example", "2", edus=[{"edu_type": "m.receipt", "content": {**others, room_id: receipts}}])
+    assert room.user_id in (await _ephemeral(alice, room_id))["m.receipt"][event_id]["m.read"]
 
 
 async def test_presence_is_seen_on_the_other_server(federation: Federation) -> None:

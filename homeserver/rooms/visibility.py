@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from federation.identifiers import RoomID, ServerName, server_name_of
+from federation.auth_state import domain_of
+from federation.event import Event
+from federation.identifiers import RoomID, ServerName
 from homeserver.database import Transaction
 from homeserver.rooms import state_tree
 from homeserver.rooms.heads import find_head, state_content, state_position
@@ -122,42 +125,41 @@ def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent)
     if event.state_before is None:
         return False
     visibility = history_visibility(tx, event.state_before)
-    if visibility in ("world_readable", "shared") or server_name_of(event.sender) == server_name:
+    if visibility in ("world_readable", "shared") or domain_of(event.sender) == server_name:
         return True
-    allowed = ("join", "invite") if visibility == "invited" else ("join",)
-    if event.type == "m.room.member" and event.state_key is not None and _is_of(event.state_key, server_name):
+    if event.type == "m.room.member" and event.state_key is not None and domain_of(event.state_key) == server_name:
         return True
-    return _any_member_from(tx, event.state_before, server_name, lambda membership: membership in allowed)
+    servers = _servers_by_membership(tx, event.state_before)
+    return server_name in servers.joined or (visibility == "invited" and server_name in servers.invited)
 
 
 def servers_in(tx: Transaction, root: bytes) -> frozenset[ServerName]:
-    """The servers of the joined users of a state. Walks all its members, once: it never changes."""
+    """The servers of the joined users of a state."""
+    return _servers_by_membership(tx, root).joined
+
+
+class _Servers(NamedTuple):
+    """The servers of the joined, and of the invited, users of a state."""
+
+    joined: frozenset[ServerName]
+    invited: frozenset[ServerName]
+
+
+def _servers_by_membership(tx: Transaction, root: bytes) -> _Servers:
+    """Walks all members of the state, once: it never changes."""
     cache = tx.cache("servers_in", SERVERS_IN_CACHED_MAX)
-    servers: frozenset[ServerName] | None = cache.get(root)
+    servers: _Servers | None = cache.get(root)
     if servers is None:
         member_nid = tx.find("m.room.member")
-        positions = {key: position for key, position in state_tree.items(tx, root).items() if key[0] == member_nid}
-        events = load_auth_events(tx, positions.values())
-        servers = frozenset(
-            server_name_of(event.state_key or "")
-            for event in events.values()
-            if event.membership == "join"
-        )
+        positions = [position for key, position in state_tree.items(tx, root).items() if key[0] == member_nid]
+        members = load_auth_events(tx, positions).values()
+        servers = _Servers(_servers_of(members, "join"), _servers_of(members, "invite"))
         if not tx.is_write:
             cache.put(root, servers)
     return servers
 
 
-def _any_member_from(
-    tx: Transaction, root: bytes, server_name: ServerName, accepts: Callable[[object], bool]
-) -> bool:
-    """Whether the state has a member of that server whose membership is accepted. Walks the whole state."""
-    member_nid = tx.find("m.room.member")
-    positions = {key: position for key, position in state_tree.items(tx, root).items() if key[0] == member_nid}
-    names = tx.names({key[1] for key in positions})
-    wanted = [position for key, position in positions.items() if _is_of(names[key[1]], server_name)]
-    return any(accepts(event.content.get("membership")) for event in load_auth_events(tx, wanted).values())
-
-
-def _is_of(user_id: str, server_name: ServerName) -> bool:
-    return user_id.partition(":")[2] == server_name
+def _servers_of(members: Iterable[Event], membership: str) -> frozenset[ServerName]:
+    return frozenset(
+        ServerName(domain_of(event.state_key or "")) for event in members if event.membership == membership
+    )

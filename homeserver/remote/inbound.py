@@ -123,12 +123,15 @@ async def _receive_room(
     hs: Resources, origin: ServerName, room_id: RoomID, access: RoomAccess | None, pdus: Sequence[JsonObject]
 ) -> dict[str, str]:
     """By event id "" or why it was not accepted."""
-    if (access is None or not access.is_resident) and hs.peers.locks.is_held(("join", room_id)):
-        # We have been let in, and are taking over the room: what comes meanwhile waits, or it would be lost. Not so the
-        # origin, which may have more to tell, about other rooms: entering one takes minutes.
-        if hs.peers.locks.waiting(("join", room_id)) < limits.JOIN_WAITING_MAX:
-            start_aside(hs, _receive_after_join, hs, origin, room_id, pdus)
-        return {}
+    if access is None or not access.is_resident:
+        if hs.peers.locks.is_held(("join", room_id)):
+            # We have been let in, and are taking over the room: what comes meanwhile waits, or it would be lost. Not so
+            # the origin, which may have more to tell, about other rooms: entering one takes minutes.
+            if hs.peers.locks.waiting(("join", room_id)) < limits.JOIN_WAITING_MAX:
+                start_aside(hs, _receive_after_join, hs, origin, room_id, pdus)
+            return {}
+        # Nobody is entering it any more: somebody may have come in since the access was read.
+        access = (await hs.database.read(_find_accesses, hs.server_name, [room_id], origin))[room_id]
     if access is None:
         named = (pdu.get("event_id") for pdu in pdus)
         return {event_id: "This server is not in that room." for event_id in named if isinstance(event_id, str)}

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 import trio
 
+from federation.event import parse_event
 from federation.identifiers import ServerName
 from federation.room_versions import ROOM_VERSIONS
 from homeserver.config import FederationSection
@@ -25,7 +26,7 @@ from tests.support.federation import (
     until,
     wait_text,
 )
-from tests.support.stranger import Stranger
+from tests.support.stranger import FakeRoom, Stranger
 
 CAROL = ServerName("carol.example")
 
@@ -237,3 +238,33 @@ async def test_member_who_leaves_is_told_nothing_more(federation: Federation) ->
     await send_state(alice, room_id, "m.room.topic", {"topic": "bob"})
     await trio.sleep(60)
     assert len(federation.network.exchanges) == count
+
+
+async def test_what_is_said_while_a_room_is_entered_is_heard(federation: Federation) -> None:
+    """The resident's first transaction meets the join at every step of it."""
+    b = await federation.start("b.example")
+    bob = await b.register("bob")
+    carol = Stranger(federation.network, CAROL)
+    for steps in range(40):
+        await trio.sleep(1)  # or it would be the same room
+        room = FakeRoom(carol)
+        asked = trio.Event()
+
+        def answer(given: Any, asked: trio.Event = asked) -> Any:
+            asked.set()
+            return given
+
+        sent = room.serve(bob.user_id, answer=answer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join, bob, str(room.room_id), CAROL)
+            await asked.wait()
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            room.events.append(parse_event(sent[0], room.version))
+            topic = room.say("m.room.topic", {"topic": "Welcome"}, auth=room.events[1:3])
+            assert (await carol.send("b.example", str(steps), [topic.pdu])).get(topic.event_id, {}) == {}
+
+        async def heard(room_id: str = str(room.room_id), event_id: str = topic.event_id) -> bool:
+            return (await state_of(bob, room_id)).get(("m.room.topic", "")) == event_id
+
+        await until(heard, "the topic is heard")

@@ -1,5 +1,5 @@
 # make venv    .venv with everything at the versions of requirements.lock, and the command `homeserver` in it
-# make test    everything that must hold: lint, import contracts, tests, coverage of federation/
+# make test    everything that must hold: lint, types, import contracts, tests, coverage of federation/
 # make demo    two organisations on this machine, and a conversation between them (ARGS="--exit" ends after it)
 # make serve   one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
 # make interop a real Synapse as the other organisation; where Node is, the library of Element as the client
@@ -51,6 +51,7 @@ test: venv lint
 
 lint: venv
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 demo: venv

@@ -33,7 +33,7 @@ def encode_base64(data: bytes) -> str:
     return b64encode(data).rstrip(b"=").decode()
 
 
-def decode_base64(text: str) -> bytes:
+def decode_base64(text: object) -> bytes:
     """The bytes of base64 in the standard or the URL-safe alphabet, padded or not. Raises ValueError."""
     if not isinstance(text, str):
         raise ValueError("Base64 must be a string.")
@@ -131,8 +131,8 @@ def verify_json(obj: object, signing_name: str, key_id: str, verify_key_base64: 
 def verify_bytes(message: bytes, signature_base64: object, verify_key_base64: object) -> bool:
     """Whether the signature of the message is valid. False for whatever is malformed."""
     try:
-        signature = decode_base64(signature_base64)  # type: ignore[arg-type]
-        verify_key = decode_base64(verify_key_base64)  # type: ignore[arg-type]
+        signature = decode_base64(signature_base64)
+        verify_key = decode_base64(verify_key_base64)
     except ValueError:
         return False
     if len(signature) != _SIGNATURE_BYTES or len(verify_key) != _VERIFY_KEY_BYTES:

@@ -102,7 +102,8 @@ class AsyncioHomeserver:
                 result.set_result(value)
 
         async def task() -> None:
-            value, error = None, _closed()
+            value: Any = None
+            error: BaseException | None = _closed()
             try:
                 with scope:
                     try:

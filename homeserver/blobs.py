@@ -127,7 +127,8 @@ class Blobs:
             elif self._url.startswith("memory:"):
                 self._opened = MemoryStore()
             else:
-                retry = {"max_retries": BLOB_RETRIES_MAX, "retry_timeout": timedelta(seconds=BLOB_RETRY_SECONDS_MAX)}
+                longest = timedelta(seconds=BLOB_RETRY_SECONDS_MAX)
+                retry: Any = {"max_retries": BLOB_RETRIES_MAX, "retry_timeout": longest}
                 self._opened = from_url(self._url, retry_config=retry)
         return self._opened
 

@@ -148,7 +148,8 @@ class Client:
         answer = await self.call("sync_events", query={"filter": INVITATIONS_ONLY})
         for event in self._invitations(answer):
             yield event
-        joined, invited = set(self._opened.joined), _rooms(answer, "invite").keys()
+        joined: set[str] = set(self._opened.joined)
+        invited = frozenset(_rooms(answer, "invite"))
         since = self._opened.token
         while True:
             answer = await self.call("sync_events", query={"timeout": SYNC_TIMEOUT_MS, "since": since})
@@ -159,7 +160,7 @@ class Client:
                 for news in await self._news(room_id, room.get("timeline"), since, was_joined=room_id in joined):
                     yield RoomEvent(RoomID(room_id), news)
             joined = (joined | _rooms(answer, "join").keys()) - _rooms(answer, "leave").keys()
-            invited = set()
+            invited = frozenset()
             since = answer["next_batch"]
 
     async def _news(

@@ -124,7 +124,7 @@ class Connection:
     sending_since: float = inf
     _held: bytes = b""
     _lock: trio.Lock = field(default_factory=trio.Lock)
-    _protocol: ProtocolWrapper | None = None
+    _protocol: Any = None  # a ProtocolWrapper, once it has begun
 
     async def run(self, app: ASGIWrapper, config: HypercornConfig, context: WorkerContext) -> None:
         """Serves the connection until either side closes it."""
@@ -213,6 +213,7 @@ class Connection:
             self._lock.release()
 
     async def _close(self) -> None:
+        assert isinstance(self.stream, trio.abc.HalfCloseableStream), "TLS says by itself that it ends"
         try:
             await self.stream.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):

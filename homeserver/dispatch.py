@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from homeserver.api import Empty, Operation, Request, Response, guess_group
-from homeserver.arguments import decode_json
+from homeserver.arguments import Constant, decode_json
 from homeserver.authenticate import (
     FindAppservice,
     Requester,
@@ -152,14 +152,17 @@ class Dispatch:
             elif source == "requester":
                 arguments.append(requester)
             elif source == "body":
+                assert plan.body is not None
                 arguments.append(plan.body.decode(request.content))
             elif source == "query":
+                assert plan.query is not None
                 arguments.append(plan.query.decode(request.query))
             elif source == "origin":
                 arguments.append(origin)
             elif source == "request":
                 arguments.append(request)
             else:
+                assert isinstance(source, Constant)
                 arguments.append(source.value)
         return await operation.handler(self.hs, *arguments)
 

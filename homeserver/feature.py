@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from federation.identifiers import RoomID, ServerName, UserID
 from homeserver.api import Routes
@@ -65,7 +65,8 @@ SyncSection = Callable[[Transaction, SyncContext], None]
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 EduSource = Callable[[Transaction, int, int], Iterable[OutgoingEdu]]
 Background = Callable[[Resources], Awaitable[None]]
-Heartbeat = Callable[[Resources, UserID, str, str], Awaitable[None]]
+PresenceState = Literal["online", "unavailable", "offline"]
+Heartbeat = Callable[[Resources, UserID, str, PresenceState], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def _deactivate(
 
 
 async def _leave_all_rooms(hs: Resources, user_id: UserID) -> None:
-    after = ""
+    after: str | None = ""
     while after is not None:
         after = await hs.database.write(_leave_some_rooms, hs, user_id, after)
 

@@ -18,7 +18,7 @@ from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
-from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.feature import Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import (
@@ -31,7 +31,6 @@ from homeserver.rooms.membership import (
 )
 from homeserver.users.presence import (
     Presence,
-    State,
     find_presence,
     is_anyone_due,
     is_news_of_device,
@@ -48,7 +47,7 @@ routes = Routes()
 
 
 class PresenceBody(msgspec.Struct, frozen=True):
-    presence: State
+    presence: PresenceState
     status_msg: str | None = None
 
 
@@ -75,7 +74,7 @@ def _read_presence(tx: Transaction, requester: Requester, user_id: UserID) -> Js
     return (find_presence(tx, user_id) or Presence(user_id, True)).body(tx.now_ms)
 
 
-async def touch(hs: Resources, user_id: UserID, device_id: str, presence: State) -> None:
+async def touch(hs: Resources, user_id: UserID, device_id: str, presence: PresenceState) -> None:
     """A client has shown itself by a sync with `set_presence`. One read; one write where something changes."""
     if not hs.config.presence.enabled:
         return

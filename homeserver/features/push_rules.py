@@ -40,8 +40,8 @@ async def get_push_rules(hs: Resources, requester: Requester) -> JsonObject:
 
 
 @routes.get("/_matrix/client/v3/pushrules/global/")
-async def get_push_rules_global(hs: Resources, requester: Requester) -> JsonObject:
-    return {**await hs.database.read(find_ruleset, requester.user_id)}
+async def get_push_rules_global(hs: Resources, requester: Requester) -> dict[Kind, list[JsonObject]]:
+    return await hs.database.read(find_ruleset, requester.user_id)
 
 
 @routes.get("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}")

@@ -6,7 +6,7 @@ that reading costs nothing per message.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -56,6 +56,7 @@ routes = Routes()
 SPAN_BY_POSITION_MAX = 1_000
 
 ReceiptType = Literal["m.read", "m.read.private", "m.fully_read"]
+Markers = Mapping[ReceiptType, EventID]
 
 
 class ReceiptBody(msgspec.Struct, frozen=True):
@@ -84,14 +85,19 @@ async def post_receipt(
     thread_id = body.thread_id if body is not None else None
     if thread_id is not None:
         _check_thread(receipt_type, thread_id)
-    await hs.database.write(_read_up_to, hs, room_id, requester.user_id, {receipt_type: event_id}, thread_id or "")
+    markers: Markers = {receipt_type: event_id}
+    await hs.database.write(_read_up_to, hs, room_id, requester.user_id, markers, thread_id or "")
     return Empty()
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/read_markers")
 async def set_read_marker(hs: Resources, requester: Requester, room_id: RoomID, body: ReadMarkersBody) -> Empty:
-    given = {"m.fully_read": body.fully_read, "m.read": body.read, "m.read.private": body.private}
-    markers = {receipt_type: event_id for receipt_type, event_id in given.items() if event_id is not None}
+    given: Mapping[ReceiptType, EventID | None] = {
+        "m.fully_read": body.fully_read,
+        "m.read": body.read,
+        "m.read.private": body.private,
+    }
+    markers: Markers = {receipt_type: event_id for receipt_type, event_id in given.items() if event_id is not None}
     await hs.database.write(_read_up_to, hs, room_id, requester.user_id, markers, "")
     return Empty()
 
@@ -108,7 +114,7 @@ def _check_thread(receipt_type: str, thread_id: str) -> None:
 
 
 def _read_up_to(
-    tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, markers: dict[str, EventID], thread_id: str
+    tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, markers: Markers, thread_id: str
 ) -> None:
     check_joined(tx, room_id, user_id)
     for receipt_type, event_id in markers.items():

@@ -108,12 +108,13 @@ def _get_state(
 
 def set_state(tx: Transaction, hs: Resources, requester: Requester, draft: Draft) -> EventID:
     """Appends the state event; where the state has the very same already, answers that event."""
-    assert draft.room_id is not None and draft.state_key is not None
+    room_id, state_key = draft.room_id, draft.state_key
+    assert room_id is not None and state_key is not None
     if draft.type == "m.room.member":
-        draft = _check_member(tx, hs, requester, draft.room_id, draft)
-    if get_membership(tx, draft.room_id, draft.sender) == "join":
-        head = get_head(tx, draft.room_id)
-        current = find_in_state(tx, StateAt(head.state_root), draft.type, draft.state_key)
+        draft = _check_member(tx, hs, requester, room_id, draft)
+    if get_membership(tx, room_id, draft.sender) == "join":
+        head = get_head(tx, room_id)
+        current = find_in_state(tx, StateAt(head.state_root), draft.type, state_key)
         if current is not None and current.sender == draft.sender and current.content == draft.content:
             return current.event_id
     event_id = append_local(tx, hs, draft).event_id

@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import cast
 
 import orjson
 import trio
@@ -198,7 +199,7 @@ async def _receive_edus(
         if handler is None or allowed is None:
             continue
         try:
-            await handler(hs, origin, allowed)  # type: ignore[arg-type]
+            await handler(hs, origin, allowed)
         except MatrixError as error:
             _log.info("EDU refused", extra={"edu_type": edu_type, "origin": origin, "reason": error.error})
         except Exception:  # one EDU that we cannot digest must not keep the others, nor be sent to us for ever
@@ -213,7 +214,7 @@ async def _allowed_content(hs: Resources, origin: ServerName, content: EduConten
         accesses = await hs.database.read(_find_accesses, hs.server_name, [content.room_id], origin)
         return content if _may_speak(accesses[content.room_id]) else None
     if isinstance(content, dict) and content and all(isinstance(value, RoomReceipts) for value in content.values()):
-        receipts = _own_receipts(content, origin)  # type: ignore[arg-type]
+        receipts = _own_receipts(cast("dict[RoomID, RoomReceipts]", content), origin)
         accesses = await hs.database.read(_find_accesses, hs.server_name, list(receipts), origin)
         return {room_id: value for room_id, value in receipts.items() if _may_speak(accesses[room_id])}
     return content

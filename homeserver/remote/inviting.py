@@ -98,7 +98,7 @@ async def _with_their_signature(
     wanted = [WantedKey(destination, key_id, event.origin_server_ts) for key_id in given]
     covered, signed = signed_part(event.pdu, event.version), event.pdu
     for key_id, key in (await find_keys(hs, wanted)).get(destination, {}).items():
-        with_theirs = with_signature(covered, destination, key_id, given.get(key_id))
+        with_theirs = with_signature(covered, destination, key_id, given[key_id])
         if verify_json(with_theirs, destination, key_id, key.key_base64):
             signed = with_signature(signed, destination, key_id, given[key_id])
     if signed is event.pdu:

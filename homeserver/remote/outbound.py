@@ -94,7 +94,8 @@ class Sender:
     async def run(self) -> None:
         """Sends, for ever."""
         hs = self._hs
-        self._position = await hs.database.read(find_position, TAIL) or 0
+        position = await hs.database.read(find_position, TAIL)
+        self._position = position or 0
         for server, (acked, standing) in (await hs.database.read(list_destinations)).items():
             self._lags[server] = _Lag(acked, standing)
             hs.peers.standings[server] = standing

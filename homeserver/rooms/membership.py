@@ -308,15 +308,15 @@ def list_sharers(tx: Transaction, user_id: str) -> list[UserID]:
     return [UserID(name) for name in tx.names(nids).values()]
 
 
-def _room_membership(tx: Transaction, row: tuple[object, ...]) -> RoomMembership:
+def _room_membership(tx: Transaction, row: tuple[Any, ...]) -> RoomMembership:
     room_nid, membership, event_position, changed_position, forgotten, last_position, members_position, stripped = row
     return RoomMembership(
-        RoomID(tx.name(room_nid)),  # type: ignore[arg-type]
-        membership,  # type: ignore[arg-type]
-        event_position,  # type: ignore[arg-type]
-        changed_position,  # type: ignore[arg-type]
+        RoomID(tx.name(room_nid)),
+        membership,
+        event_position,
+        changed_position,
         bool(forgotten),
-        last_position,  # type: ignore[arg-type]
-        members_position,  # type: ignore[arg-type]
-        None if stripped is None else orjson.loads(bytes(stripped)),  # type: ignore[arg-type]
+        last_position,
+        members_position,
+        None if stripped is None else orjson.loads(bytes(stripped)),
     )

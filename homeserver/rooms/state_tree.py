@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
+from typing import TypeVar
 
 import msgspec
 
@@ -35,6 +36,9 @@ class _Branch(msgspec.Struct, array_like=True, tag=1, frozen=True):
     """FANOUT node ids in order; b"" where nothing is below."""
 
     children: list[bytes]
+
+
+P = TypeVar("P", int, int | None)
 
 
 class _LeafMap(dict[Key, int]):
@@ -99,7 +103,7 @@ def get(tx: Transaction, root: Root, key: Key) -> int | None:
     if node is None:
         node = _load(tx, root)
     mixed = -1
-    while type(node) is tuple:
+    while isinstance(node, tuple):
         mixed = _mix(key) if mixed < 0 else mixed >> FANOUT_BITS
         child = node[mixed & (FANOUT - 1)]
         if not child:
@@ -114,7 +118,7 @@ def get(tx: Transaction, root: Root, key: Key) -> int | None:
 def children(tx: Transaction, node_id: bytes) -> list[bytes]:
     """The ids of the nodes just below a node; none below a leaf."""
     node = _load(tx, node_id)
-    return [child for child in node if child] if type(node) is tuple else []
+    return [child for child in node if child] if isinstance(node, tuple) else []
 
 
 def items(tx: Transaction, root: Root) -> dict[Key, int]:
@@ -123,7 +127,7 @@ def items(tx: Transaction, root: Root) -> dict[Key, int]:
     waiting = [root]
     while waiting:
         node = _load(tx, waiting.pop())
-        if type(node) is tuple:
+        if isinstance(node, tuple):
             waiting.extend(child for child in node if child)
         else:
             found.update(node)
@@ -141,7 +145,7 @@ def changed(tx: Transaction, old: Root, new: Root) -> dict[Key, tuple[int | None
             continue
         old_node = _load(tx, old_id) if old_id else _LeafMap()
         new_node = _load(tx, new_id) if new_id else _LeafMap()
-        if type(old_node) is tuple and type(new_node) is tuple:
+        if isinstance(old_node, tuple) and isinstance(new_node, tuple):
             waiting.extend(zip(old_node, new_node, strict=True))
         else:
             before.update(items(tx, old_id) if old_id else {})
@@ -175,7 +179,7 @@ def _apply(
 ) -> bytes:
     """The id of the changed node, b"" where it became empty."""
     node = _load(tx, node_id) if node_id else _LeafMap()
-    if type(node) is not tuple:
+    if not isinstance(node, tuple):
         entries = dict(node)
         for key, position in changes:
             if position is None:
@@ -199,7 +203,7 @@ def _few_entries(tx: Transaction, below: Iterable[bytes], written: dict[bytes, b
     for child in below:
         if child:
             node = _parse(written[child]) if child in written else _load(tx, child)
-            if type(node) is tuple or len(found) + len(node) > LEAF_MAX:
+            if isinstance(node, tuple) or len(found) + len(node) > LEAF_MAX:
                 return None
             found.update(node)
     return found
@@ -216,8 +220,8 @@ def _write_entries(entries: dict[Key, int], depth: int, written: dict[bytes, byt
     return _write(_encode(_Branch(below)), written)
 
 
-def _by_slot(changes: list[tuple[Key, int | None]], depth: int) -> dict[int, list[tuple[Key, int | None]]]:
-    groups: dict[int, list[tuple[Key, int | None]]] = {}
+def _by_slot(changes: list[tuple[Key, P]], depth: int) -> dict[int, list[tuple[Key, P]]]:
+    groups: dict[int, list[tuple[Key, P]]] = {}
     for change in changes:
         groups.setdefault(_slot(change[0], depth), []).append(change)
     return groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -14,7 +14,7 @@ from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.database.cache import Cache
 from homeserver.errors import bad_json, invalid_param
-from homeserver.feature import Feature
+from homeserver.feature import Feature, PresenceState
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import parse_sync_token
 from homeserver.sync.engine import Engine, SyncRequest
@@ -34,7 +34,7 @@ class SyncQuery(msgspec.Struct, frozen=True):
     filter: str = ""
     since: str | None = None
     full_state: bool = False
-    set_presence: Literal["offline", "online", "unavailable"] = "online"
+    set_presence: PresenceState = "online"
     timeout: Annotated[int, msgspec.Meta(ge=0)] = 0
     use_state_after: bool = False
 

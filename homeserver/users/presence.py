@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.database import Row, Schema, Step, Transaction
-from homeserver.feature import JsonObject
+from homeserver.feature import JsonObject, PresenceState
 from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
-
-State = Literal["online", "unavailable", "offline"]
 
 # When users were last noted to be active: who is forgotten costs a statement more.
 ACTIVITY_CACHED_MAX = 100_000
@@ -62,7 +59,7 @@ class Presence:
 
     user_id: UserID
     is_local: bool
-    state: State = "offline"
+    state: PresenceState = "offline"
     status_msg: str | None = None
     last_active_ms: int = 0
     currently_active: bool = False
@@ -90,7 +87,7 @@ def _timeout_ms(hs: Resources) -> int:
     return hs.config.presence.online_timeout_s * 1000
 
 
-def is_news_of_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: State) -> bool:
+def is_news_of_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: PresenceState) -> bool:
     """Whether `show_device` would write anything that is not written yet, or not for long."""
     row = tx.one(
         "SELECT state, seen_ms FROM presence_devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id
@@ -101,7 +98,7 @@ def is_news_of_device(tx: Transaction, hs: Resources, user_id: UserID, device_id
     return bool(row[0] != state or tx.now_ms - row[1] >= interval_ms)
 
 
-def show_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: State) -> None:
+def show_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: PresenceState) -> None:
     """A device has shown itself. To be online again, or for the first time, is being active; to go on is not."""
     was = tx.one(
         "SELECT 1 FROM presence_devices WHERE user_nid = ? AND state = 'online' AND seen_ms > ? LIMIT 1",
@@ -114,7 +111,7 @@ def show_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str,
 
 
 def set_status(
-    tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: State, status_msg: str | None
+    tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: PresenceState, status_msg: str | None
 ) -> None:
     """What a user says of the device that is used, and of the user."""
     _store_device(tx, user_id, device_id, state)
@@ -146,7 +143,7 @@ def _refresh(tx: Transaction, hs: Resources, old: Presence, new: Presence) -> No
     tx.run("DELETE FROM presence_devices WHERE user_nid = ? AND seen_ms <= ?", nid, now_ms - timeout_ms)
     devices = tx.all("SELECT state, seen_ms FROM presence_devices WHERE user_nid = ?", nid)
     idle_ms = now_ms - new.last_active_ms
-    state: State = "offline"
+    state: PresenceState = "offline"
     due: list[int] = []
     if devices:
         is_online = any(each == "online" for each, _ in devices) and idle_ms < timeout_ms
@@ -245,7 +242,7 @@ def _presences(tx: Transaction, rows: Iterable[Row]) -> list[Presence]:
     ]  # fmt: skip
 
 
-def _store_device(tx: Transaction, user_id: UserID, device_id: str, state: State) -> None:
+def _store_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> None:
     """Notes that the device has just shown itself; "offline" forgets the device."""
     nid = tx.intern(user_id)
     if state == "offline":

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,7 +156,7 @@ def _share(tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T])
     return store(tx, blob)
 
 
-async def limited(chunks: AsyncIterator[bytes], bytes_max: int, error: MatrixError) -> AsyncIterator[bytes]:
+async def limited(chunks: AsyncIterator[bytes], bytes_max: int, error: MatrixError) -> AsyncGenerator[bytes]:
     """The chunks; raises `error` once they are longer than `bytes_max`."""
     size_bytes = 0
     async for chunk in chunks:

@@ -172,7 +172,7 @@ def _encode(image: Image.Image, icc_profile: bytes | None) -> tuple[bytes, str]:
     if isinstance(icc_profile, bytes) and len(icc_profile) <= _ICC_BYTES_MAX and image.mode != "L":
         options["icc_profile"] = icc_profile
     result = io.BytesIO()
-    if image.mode == "RGBA" and image.getextrema()[3] != (255, 255):
+    if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         level = 6 if image.width * image.height <= 16_384 else 3
         _without_metadata(image).save(result, "PNG", compress_level=level, **options)
         return result.getvalue(), "image/png"

@@ -93,5 +93,9 @@ SCHEMA = Schema(
             "002_memberships_by_change",
             "CREATE INDEX memberships_by_change ON memberships (room_nid, changed_position);",
         ),
+        Step(
+            "003_events_by_time",
+            "CREATE INDEX events_by_time ON events (room_nid, origin_server_ts) WHERE ordering IS NOT NULL;",
+        ),
     ),
 )

@@ -1,14 +1,18 @@
-"""What an event of a peer costs must not grow with how many the peer has sent before."""
+"""What must not cost more the longer a room's history is, or the more a peer has sent before."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+import pytest
 
 from federation.event import Event
 from homeserver.database import Transaction
 from homeserver.rooms.receive import BEHIND_EVENTS_MAX, Received, receive_event
+from homeserver.rooms.timeline import list_by_timestamp
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL
 from tests.rooms.test_receive import accepted, joined, said
+from tests.support.engine import ENGINE
 from tests.support.rooms import Rooms
 
 
@@ -35,6 +39,34 @@ async def rows_read(rooms: Rooms, event: Event) -> int:
         return counting.rows
 
     return int(await rooms.write(receive))
+
+
+@pytest.mark.skipif(ENGINE != "sqlite", reason="it is SQLite that tells how it reads")
+@pytest.mark.parametrize("direction", ["f", "b"])
+async def test_event_of_a_time_is_found_by_an_index(rooms: Rooms, direction: Literal["f", "b"]) -> None:
+    room_id = await rooms.create()
+
+    def plans(tx: Transaction) -> list[str]:
+        explaining = ExplainingTransaction(tx)
+        list_by_timestamp(explaining, room_id, 0, direction, 1)  # type: ignore[arg-type]
+        return explaining.plans
+
+    assert "USING INDEX events_by_time (room_nid=? AND origin_server_ts" in (await rooms.read(plans))[0]
+
+
+class ExplainingTransaction:
+    """A transaction that notes how each statement is carried out."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self.plans: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tx, name)
+
+    def values(self, sql: str, *params: Any) -> list[Any]:
+        self.plans.append("\n".join(row[3] for row in self._tx.all("EXPLAIN QUERY PLAN " + sql, *params)))
+        return self._tx.values(sql, *params)
 
 
 class CountingTransaction:

@@ -154,6 +154,7 @@ RATE_LIMITS: Mapping[str, Bucket] = {
     "registration": Bucket(5, 0.1),  # accounts are for ever
     "directory": Bucket(50, 5),  # may ask another server
     "federation": Bucket(1000, 200),  # per origin: a busy server sends one transaction after another
+    "federation_state": Bucket(50, 2),  # per origin: the whole state of a room, of a large one 100 MB in memory
     "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may keep 256 KiB for ever
     "keys": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
 }

@@ -33,6 +33,7 @@ from homeserver.rooms.storage import Status, list_stored
 
 routes = Routes()
 _TAKES_A_PDU: dict[str, Any] = {"rate_limit": "federation", "max_body_bytes": limits.PDU_BODY_BYTES_MAX}
+_GIVES_STATE = {**_TAKES_A_PDU, "rate_limit": "federation_state"}
 
 
 class VersionsQuery(msgspec.Struct, frozen=True):
@@ -89,14 +90,14 @@ def _make(
 # Events
 
 
-@routes.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}", **_TAKES_A_PDU)
+@routes.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}", **_GIVES_STATE)
 async def send_join_v2(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> JsonObject:
     return await _send_join(hs, origin, room_id, event_id, body)
 
 
-@routes.put("/_matrix/federation/v1/send_join/{room_id}/{event_id}", **_TAKES_A_PDU)
+@routes.put("/_matrix/federation/v1/send_join/{room_id}/{event_id}", **_GIVES_STATE)
 async def send_join_v1(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
 ) -> Response:

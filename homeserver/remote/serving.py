@@ -151,7 +151,7 @@ def _event(tx: Transaction, own: ServerName, event_id: EventID, origin: ServerNa
     return _pdus(tx, [stored], origin)[0]
 
 
-@routes.get("/_matrix/federation/v1/event_auth/{room_id}/{event_id}", rate_limit="federation")
+@routes.get("/_matrix/federation/v1/event_auth/{room_id}/{event_id}", rate_limit="federation_state")
 async def get_event_auth(hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID) -> JsonObject:
     return {"auth_chain": await hs.database.read(_event_auth, hs.server_name, room_id, event_id, origin)}
 
@@ -177,7 +177,7 @@ def _state_ids(tx: Transaction, own: ServerName, room_id: RoomID, event_id: Even
     }
 
 
-@routes.get("/_matrix/federation/v1/state/{room_id}", rate_limit="federation")
+@routes.get("/_matrix/federation/v1/state/{room_id}", rate_limit="federation_state")
 async def get_room_state(hs: Resources, origin: ServerName, room_id: RoomID, query: EventQuery) -> JsonObject:
     return await hs.database.read(_state, hs.server_name, room_id, query.event_id, origin)
 

@@ -237,6 +237,16 @@ async def test_gaps_that_take_long_are_worked_on_for_a_limited_time_together(fed
     assert [event_id for event_id, result in results.items() if result == {}] == [good.event_id]
 
 
+async def test_the_whole_state_is_not_given_without_end(federation: Federation) -> None:
+    a, alice, mallory, room = await _room(federation)
+    a.hs.rate_limits.enabled = True
+    uri = f"/_matrix/federation/v1/state/{quote(room.room_id, safe='')}?event_id={quote(room.last.event_id, safe='')}"
+    statuses = [(await mallory.get("a.example", uri))[0] for _ in range(60)]
+    assert set(statuses) == {200, 429}
+    event = room.text("still here")
+    assert await mallory.send("a.example", "1", [event.pdu]) == {event.event_id: {}}
+
+
 async def test_oversized_transaction_is_refused(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     body = {"origin": MALLORY, "origin_server_ts": now_ms(), "pdus": [room.text("x").pdu] * 51}

@@ -6,6 +6,7 @@ obstore does the work, but for writing and reading blobs of a local folder: it d
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -57,6 +58,11 @@ class Blobs:
             self._folder = Path(url.removeprefix("file://"))
         self._opened: Any = None
         self._limiter = trio.CapacityLimiter(BLOB_THREADS_MAX)
+
+    async def prepare(self) -> None:
+        """Makes the local folder, where blobs are kept in one. BlobError: nothing can be stored in it."""
+        if self._folder is not None:
+            await self._call(self._prepare_folder, self._folder)
 
     async def put(self, key: str, data: bytes | Path) -> None:
         """Stores `data`, or the content of the file at that path, under `key`; durable when this returns.
@@ -131,6 +137,15 @@ class Blobs:
                 retry: Any = {"max_retries": BLOB_RETRIES_MAX, "retry_timeout": longest}
                 self._opened = from_url(self._url, retry_config=retry)
         return self._opened
+
+    def _prepare_folder(self, folder: Path) -> None:
+        incoming = folder / _INCOMING
+        try:
+            _make_folder(incoming)
+            if not os.access(incoming, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise BlobError(f"nothing can be stored in {folder}: {error.strerror}") from error
 
     def _put_in_store(self, key: str, data: bytes | Path) -> None:
         self._store.put(key, data)

@@ -26,7 +26,7 @@ from federation.wire.internet import InternetWire
 from homeserver import authenticate, remote, sync, users
 from homeserver.asgi import App
 from homeserver.background import keep_running
-from homeserver.blobs import Blobs
+from homeserver.blobs import BlobError, Blobs
 from homeserver.client import Client
 from homeserver.config import Config, ConfigError, server_name_of
 from homeserver.database import Schema, open_database
@@ -129,7 +129,7 @@ class Homeserver:
         config = self.config
         for name in config.list_without_effect():
             _log.warning("this part of the configuration has no effect yet", extra={"key": name})
-        config.data_path("").mkdir(parents=True, exist_ok=True)
+        _make_data_dir(config.data_path(""))
         features = _all_features()
         database = await open_database(
             _database_url(config),
@@ -154,7 +154,7 @@ class Homeserver:
             signing_key=read_signing_key(config.data_path(config.federation.signing_key_file)),
             database=database,
             stream=database.stream,
-            blobs=Blobs(_blobs_url(config), inline=self._inline),
+            blobs=await _open_blobs(config, inline=self._inline, beside=self._beside),
             workers=workers,
             wire=wire,
             now_ms=self._now_ms,
@@ -190,6 +190,23 @@ def _database_url(config: Config) -> str:
 def _blobs_url(config: Config) -> str:
     kind, _, path = config.blobs.url.partition(":")
     return config.blobs.url if kind != "file" else f"file:{config.data_path(path)}"
+
+
+def _make_data_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data_dir: the folder {path} cannot be made: {error.strerror}") from error
+
+
+async def _open_blobs(config: Config, *, inline: bool, beside: bool) -> Blobs:
+    blobs = Blobs(_blobs_url(config), inline=inline)
+    if not beside:  # a folder that is made by whoever administers may not be the server's
+        try:
+            await blobs.prepare()
+        except BlobError as error:
+            raise ConfigError(f"blobs.url: {error}") from error
+    return blobs
 
 
 def _open_internet(config: Config) -> InternetWire:

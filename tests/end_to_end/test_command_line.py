@@ -184,6 +184,22 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(server: Homeserver
     assert (folder / "homeserver.db").read_bytes().startswith(b"Two households")
 
 
+@pytest.mark.parametrize("folder", ["data", "data/blobs"])
+def test_a_file_in_the_place_of_a_folder_is_one_sentence(server: Homeserver, folder: str) -> None:
+    path = server.folder / folder
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    assert str(path) in serve_in_vain(server)
+
+
+def test_a_full_disk_is_one_sentence(server: Homeserver) -> None:
+    """As far as a limit on the size of files is one."""
+    limited = f'ulimit -f 100; exec "{COMMAND}" serve --config "{server.config}"'
+    result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert_one_sentence(result.stderr)
+
+
 def test_a_broken_signing_key_or_certificate_is_one_sentence(server: Homeserver) -> None:
     (server.folder / "data").mkdir()
     (server.folder / "data" / "signing.key").write_text("not a key\n")

@@ -5,6 +5,7 @@ Spec: client-server-api/#presence, server-server-api/#presence
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import msgspec
 import trio
 
 from federation.edus import PresenceContent, PresenceUpdate
-from federation.identifiers import ServerName, UserID
+from federation.identifiers import RoomID, ServerName, UserID
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
@@ -29,6 +30,7 @@ from homeserver.rooms.membership import (
     list_sharers,
     share_room,
 )
+from homeserver.rooms.visibility import list_arrivals
 from homeserver.users.presence import (
     Presence,
     find_presence,
@@ -126,12 +128,21 @@ def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> l
 
 
 def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
-    """An m.presence for each user of this server who changed, to the servers in the user's rooms."""
-    for presence in list_presence_changes(tx, since, upto):
+    """An m.presence for each user of this server who changed, to the servers in the user's rooms.
+
+    And for each who has come into a room, to the servers in that one.
+    """
+    rooms: dict[UserID, list[RoomID]] = defaultdict(list)
+    for user_id, room_id in list_arrivals(tx, since, upto):
+        rooms[user_id].append(room_id)
+    presences = [presence for presence in list_presences(tx, rooms) if presence.state != "offline"]
+    changed = list_presence_changes(tx, since, upto)
+    rooms.update((presence.user_id, list_joined_rooms(tx, presence.user_id)) for presence in changed)
+    for presence in {each.user_id: each for each in (*presences, *changed)}.values():
         if not presence.is_local:
             continue
         servers: set[ServerName] = set()
-        for room_id in list_joined_rooms(tx, presence.user_id):
+        for room_id in rooms[presence.user_id]:
             head = find_head(tx, room_id)
             servers |= joined_servers(tx, head) if head is not None else set()
         servers.discard(ServerName(presence.user_id.partition(":")[2]))

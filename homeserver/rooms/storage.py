@@ -129,9 +129,16 @@ def place_in_timeline(
     )
 
 
-def list_positions(tx: Transaction, since: int, upto: int) -> list[int]:
-    """The events of since < position ≤ upto, whatever their room and status."""
-    return tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
+def list_positions(tx: Transaction, since: int, upto: int, event_type: str | None = None) -> list[int]:
+    """The events of since < position ≤ upto, whatever their room and status; all, or those of a type."""
+    if event_type is None:
+        return tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
+    return tx.values(
+        "SELECT position FROM events WHERE position > ? AND position <= ? AND type_nid = ?",
+        since,
+        upto,
+        tx.find(event_type),
+    )
 
 
 def find_position(tx: Transaction, event_id: str) -> int | None:

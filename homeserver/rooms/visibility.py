@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from federation.auth_state import domain_of
 from federation.event import Event
-from federation.identifiers import RoomID, ServerName
+from federation.identifiers import RoomID, ServerName, UserID
 from homeserver.database import Transaction
 from homeserver.rooms import state_tree
 from homeserver.rooms.heads import find_head, state_content, state_position
-from homeserver.rooms.membership import get_room_membership
-from homeserver.rooms.storage import StoredEvent, list_stored, load_auth_events
+from homeserver.rooms.membership import get_membership, get_room_membership
+from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, load_auth_events
 from homeserver.rooms.timeline import END, START
 
 SERVERS_IN_CACHED_MAX = 500
@@ -91,6 +91,20 @@ class Memberships:
 def membership_in(tx: Transaction, root: bytes, user_id: str) -> str:
     """The user's membership in a state; "leave" where there is none."""
     return Memberships(tx, user_id).at(root)
+
+
+def list_arrivals(tx: Transaction, since: int, upto: int) -> list[tuple[UserID, RoomID]]:
+    """Who has come into which room at since < position ≤ upto, and is in it now."""
+    rows = list_stored(tx, list_positions(tx, since, upto, "m.room.member")).values()
+    return [
+        (UserID(row.state_key), row.room_id)
+        for row in rows
+        if row.state_before is not None
+        and row.state_key is not None
+        and row.content.get("membership") == "join"
+        and get_membership(tx, row.room_id, row.state_key) == "join"
+        and membership_in(tx, row.state_before, row.state_key) != "join"
+    ]
 
 
 def last_joined_point(tx: Transaction, room_id: RoomID, user_id: str) -> int:

@@ -89,6 +89,21 @@ async def test_presence_is_seen_on_the_other_server(federation: Federation) -> N
     await until(seen)
 
 
+async def test_presence_of_who_joins_is_seen_on_the_other_server(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    since = (await sync(alice))["next_batch"]
+    await sync(bob)
+    await join(bob, room_id, "a.example")
+
+    async def seen() -> bool:
+        events = (await sync(alice, since)).get("presence", {}).get("events", [])
+        return any(each["sender"] == bob.user_id and each["content"]["presence"] == "online" for each in events)
+
+    await until(seen, seconds=60)
+
+
 async def test_nobody_speaks_for_users_of_other_servers(federation: Federation) -> None:
     alice, bob, room_id = await _two(federation)
     mallory = Stranger(federation.network, ServerName("mallory.example"))

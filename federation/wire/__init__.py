@@ -78,7 +78,10 @@ class Wire(Protocol):
         timeout_s: float,
         max_bytes: int,
     ) -> AbstractAsyncContextManager[WireStream]:
-        """As `request`, but the body comes in chunks. `timeout_s` is for the head, and then for each chunk."""
+        """As `request`, but the body comes in chunks. `timeout_s` is for the head, and then for each chunk.
+
+        A body that comes very slowly all the time is given up too.
+        """
         ...
 
     def stream_url(

@@ -18,6 +18,10 @@ from federation.wire.http1 import Connection, Head, Request, check_announced_len
 from federation.wire.pool import Pool, PoolLimits
 
 REDIRECTS_MAX = 5
+STREAM_PAUSES_MAX = 4
+"""How many times `timeout_s` all pauses of a body may take together, beside what STREAM_BYTES_PER_S allows."""
+STREAM_BYTES_PER_S = 32 * 1024
+"""A body that comes more slowly holds a place that others wait for; the slowest lines at home are faster."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PRIVATE_HEADERS = frozenset({"authorization", "cookie"})
 _DEFAULT_PORTS = {"https": 443, "http": 80}
@@ -127,15 +131,19 @@ class HttpClient:
 
 
 class _Chunks:
-    """A response's body as an async iterator; each chunk may take `timeout_s`, all may be `max_bytes` long."""
+    """A response's body as an async iterator; each chunk may take `timeout_s`, all may be `max_bytes` long.
 
-    __slots__ = ("_connection", "_ended", "_left_bytes", "_max_bytes", "_timeout_s")
+    Who sends a byte at a time does not get `timeout_s` for each for ever.
+    """
+
+    __slots__ = ("_connection", "_ended", "_left_bytes", "_left_s", "_max_bytes", "_timeout_s")
 
     def __init__(self, connection: Connection, timeout_s: float, max_bytes: int) -> None:
         self._connection = connection
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._left_bytes = max_bytes
+        self._left_s = STREAM_PAUSES_MAX * timeout_s
         self._ended = False
 
     def __aiter__(self) -> _Chunks:
@@ -144,11 +152,12 @@ class _Chunks:
     async def __anext__(self) -> bytes:
         if self._ended:
             raise StopAsyncIteration
-        chunk = None
-        with trio.move_on_after(self._timeout_s):
+        chunk, began_s = None, trio.current_time()
+        with trio.move_on_after(max(0, min(self._timeout_s, self._left_s))):
             chunk = await self._connection.read_chunk()
         if chunk is None:
-            raise WireError(f"nothing came for {self._timeout_s:g} s", "timeout")
+            raise WireError(f"nothing came for {self._timeout_s:g} s, or too little in all this time", "timeout")
+        self._left_s += len(chunk) / STREAM_BYTES_PER_S - (trio.current_time() - began_s)
         if not chunk:
             self._ended = True
             raise StopAsyncIteration

@@ -79,17 +79,12 @@ class Connection:
     async def read_body(self, head: Head, max_bytes: int) -> bytes:
         """The whole body. Raises WireError if it ends early or is longer than `max_bytes`."""
         check_announced_length(head, max_bytes)
-        chunk = await self.read_chunk()
-        if not chunk:
-            return b""
-        chunks, total = [], 0
-        while chunk:
-            total += len(chunk)
-            if total > max_bytes:
+        body = bytearray()  # a list of chunks of a byte each would take forty times as much
+        while chunk := await self.read_chunk():
+            body += chunk
+            if len(body) > max_bytes:
                 raise too_large(max_bytes)
-            chunks.append(chunk)
-            chunk = await self.read_chunk()
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return bytes(body)
 
     @property
     def is_reusable(self) -> bool:

@@ -190,6 +190,19 @@ async def test_streams_have_limits(tmp_path: Path, autojump_clock: trio.testing.
         assert len(await read(timeout_s=30)) == 2
 
 
+async def test_a_stream_that_only_drips_is_given_up(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async def read() -> int:
+        async with at.client.stream("https://example.org/", headers={}, timeout_s=5, max_bytes=1 << 20) as response:
+            return sum([len(chunk) async for chunk in response.chunks])
+
+    async with setting(tmp_path) as at:
+        at.site.handler = always(Reply(chunks=[b"a"] * 100, chunk_pause_s=4))
+        assert await reason_of(read()) == "timeout"
+        assert trio.current_time() < 30
+        at.site.handler = always(Reply(chunks=[b"a" * 200_000] * 5, chunk_pause_s=4))
+        assert await read() == 1_000_000
+
+
 async def test_a_stream_that_is_left_early_closes_its_connection(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.site.handler = always(Reply(chunks=[b"a", b"b", b"c"], pause_s=0.01))

@@ -56,6 +56,10 @@ class Router:
             node.operations[operation.method] = operation
             if "{" not in operation.path:
                 self._whole[operation.path] = Match(node.operations, [])
+        # What is v3 was called r0 before v1.1 of the spec, and tools still say so: matrix-commander when it logs in.
+        for api in self._root.literals.get("_matrix", _Node()).literals.values():
+            if "v3" in api.literals:
+                api.literals["r0"] = api.literals["v3"]
 
     def match(self, path: str) -> Match | None:
         """The operations at a path as it was sent, percent-encoded. None where there are none."""

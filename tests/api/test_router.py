@@ -44,6 +44,14 @@ def test_literals_win_over_parameters_and_a_dead_end_is_left_again() -> None:
     assert found(made, "") is None
 
 
+def test_r0_is_the_old_name_of_v3() -> None:
+    made = router("/_matrix/client/v3/x", "/_matrix/client/v3/y/{a}", "/_matrix/client/v1/z", "/_matrix/media/v3/x/{a}")
+    assert found(made, "/_matrix/client/r0/x") == ("/_matrix/client/v3/x", [])
+    assert found(made, "/_matrix/client/r0/y/one") == ("/_matrix/client/v3/y/{a}", ["one"])
+    assert found(made, "/_matrix/media/r0/x/one") == ("/_matrix/media/v3/x/{a}", ["one"])
+    assert found(made, "/_matrix/client/r0/z") is None
+
+
 def test_an_encoded_slash_stays_in_its_segment() -> None:
     made = router("/x/{a}", "/x/{a}/{b}")
     assert found(made, "/x/1%2F2") == ("/x/{a}", ["1%2F2"])

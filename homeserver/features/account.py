@@ -20,6 +20,7 @@ from homeserver.errors import MatrixError
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
+from homeserver.rooms.erasure import erase_sender
 from homeserver.rooms.membership import list_memberships
 from homeserver.users import accounts
 from homeserver.users.account_data import delete_account_data
@@ -110,6 +111,7 @@ def _deactivate(
         delete_filters(tx, user_id)
         delete_push_rules(tx, user_id)
         delete_profile(tx, user_id)
+        erase_sender(tx, user_id)
 
 
 async def _leave_all_rooms(hs: Resources, user_id: UserID) -> None:

@@ -177,7 +177,8 @@ def _scan(tx: Transaction, wanted: _Wanted, point: int, to: int) -> _Found:
         seen = [event for event in visible if _is_shown(event, wanted.filter, ignored)]
         if len(found) + len(seen) > wanted.limit:
             seen = seen[: wanted.limit - len(found)]
-            is_end, batch = False, batch[: batch.index(seen[-1]) + 1]
+            last = seen[-1].position
+            is_end, batch = False, batch[: [event.position for event in batch].index(last) + 1]
         found += seen
         if batch:
             point = _point_beside(batch[-1], forwards)
@@ -280,9 +281,10 @@ def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_i
     membership = get_room_membership(tx, room_id, requester.user_id)
     if membership is not None and membership.forgotten and not is_world_readable(tx, room_id):
         raise unseen
-    if not filter_visible(tx, requester.user_id, room_id, [event]):
+    visible = filter_visible(tx, requester.user_id, room_id, [event])
+    if not visible:
         raise unseen
-    return event
+    return visible[0]
 
 
 FEATURE = Feature(name="room_history", spec="client-server-api/#getting-events-for-a-room", routes=routes)

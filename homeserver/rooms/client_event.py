@@ -24,7 +24,7 @@ def client_events(
     replaces_state of a state event with prev_content if the user may see that, and redacted_because of a redacted one.
     """
     replaced = _replaced(tx, events)
-    shown = _visible_positions(tx, user_id, replaced.values()) if replaced else frozenset()
+    shown = _visible_by_position(tx, user_id, replaced.values()) if replaced else {}
     redactions = list_stored(tx, {event.redacted_by for event in events if event.redacted_by is not None})
     memberships = Memberships(tx, user_id)
     now_ms = tx.now_ms
@@ -40,7 +40,7 @@ def client_events(
         if before is not None:
             unsigned["replaces_state"] = before.event_id
             if before.position in shown:
-                unsigned["prev_content"] = orjson.Fragment(before.content_json)
+                unsigned["prev_content"] = orjson.Fragment(shown[before.position].content_json)
                 unsigned["prev_sender"] = before.sender
         redaction = redactions.get(event.redacted_by) if event.redacted_by is not None else None
         if redaction is not None:
@@ -49,19 +49,21 @@ def client_events(
     return answer
 
 
-def _visible_positions(tx: Transaction, user_id: str, events: Collection[StoredEvent]) -> frozenset[int]:
+def _visible_by_position(
+    tx: Transaction, user_id: str, events: Collection[StoredEvent]
+) -> dict[int, StoredEvent]:
     """Of events of one room, or a few: those that the user may see. What was never in a timeline is of the state."""
     by_room: dict[RoomID, list[StoredEvent]] = {}
     for event in events:
         by_room.setdefault(event.room_id, []).append(event)
-    return frozenset(
-        event.position
+    return {
+        event.position: event
         for room_id, of_room in by_room.items()
         for event in (
             *filter_visible(tx, user_id, room_id, of_room),
             *(each for each in of_room if each.status == Status.OUTLIER),
         )
-    )
+    }
 
 
 def client_event(

@@ -97,5 +97,9 @@ SCHEMA = Schema(
             "003_events_by_time",
             "CREATE INDEX events_by_time ON events (room_nid, origin_server_ts) WHERE ordering IS NOT NULL;",
         ),
+        Step(
+            "004_erased_senders",
+            "CREATE TABLE erased_senders (sender_nid INTEGER PRIMARY KEY, position INTEGER NOT NULL);",
+        ),
     ),
 )

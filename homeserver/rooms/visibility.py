@@ -10,10 +10,12 @@ from federation.event import Event
 from federation.identifiers import RoomID, ServerName, UserID
 from homeserver.database import Transaction
 from homeserver.rooms import state_tree
+from homeserver.rooms.erasure import find_erased, redacted_copy
 from homeserver.rooms.heads import find_head, state_content, state_position
 from homeserver.rooms.membership import get_membership, get_room_membership
+from homeserver.rooms.resolve import StateAt, head_at, position_in
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, load_auth_events
-from homeserver.rooms.timeline import END, START
+from homeserver.rooms.timeline import END, START, after_position
 
 SERVERS_IN_CACHED_MAX = 500
 MEMBERSHIPS_WALKED_MAX = 100  # of one user since they left: invitations and refusals
@@ -35,7 +37,7 @@ def is_world_readable(tx: Transaction, room_id: RoomID) -> bool:
 
 
 def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Sequence[StoredEvent]) -> list[StoredEvent]:
-    """Those of the room's events that the user may see, in order."""
+    """Those of the room's events that the user may see, in order; redacted those of erased users, to who came later."""
     last_joined: int | None = None
     memberships = Memberships(tx, user_id)
     known: dict[bytes, tuple[str, str]] = {}
@@ -65,7 +67,23 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
                 last_joined = last_joined_point(tx, room_id, user_id)
             if event.ordering <= last_joined:  # it is for who has joined, not for who was invited only
                 visible.append(event)
-    return visible
+    return _without_erased(tx, room_id, visible, memberships)
+
+
+def _without_erased(
+    tx: Transaction, room_id: RoomID, events: list[StoredEvent], memberships: Memberships
+) -> list[StoredEvent]:
+    erased = find_erased(tx, {event.sender for event in events})
+    if not erased:
+        return events
+    states = {sender: head_at(tx, room_id, after_position(position)) for sender, position in erased.items()}
+    strangers = {sender for sender, state in states.items() if state is None or memberships.of(state) != "join"}
+    return [
+        redacted_copy(tx, event)
+        if event.sender in strangers and event.state_before is not None and memberships.at(event.state_before) != "join"
+        else event
+        for event in events
+    ]
 
 
 class Memberships:
@@ -79,7 +97,13 @@ class Memberships:
 
     def at(self, root: bytes) -> str:
         """The membership in a state; "leave" where there is none."""
-        position = None if self._key is None else state_tree.get(self._tx, root, self._key)
+        return self._said_at(None if self._key is None else state_tree.get(self._tx, root, self._key))
+
+    def of(self, state: StateAt) -> str:
+        """The same of a state that may not be stored."""
+        return self._said_at(None if self._key is None else position_in(self._tx, state, self._key))
+
+    def _said_at(self, position: int | None) -> str:
         membership = self._said_by.get(position)
         if membership is None and position is not None:
             said = load_auth_events(self._tx, (position,))[position].content.get("membership")
@@ -136,7 +160,7 @@ def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent)
     Spec: server-server-api/#backfilling-and-retrieving-missing-events. A server sees what one of its users may:
     everything unless the visibility is "invited" or "joined".
     """
-    if event.state_before is None:
+    if event.state_before is None or _is_erased_for(tx, server_name, event):
         return False
     visibility = history_visibility(tx, event.state_before)
     if visibility in ("world_readable", "shared") or domain_of(event.sender) == server_name:
@@ -145,6 +169,16 @@ def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent)
         return True
     servers = _servers_by_membership(tx, event.state_before)
     return server_name in servers.joined or (visibility == "invited" and server_name in servers.invited)
+
+
+def _is_erased_for(tx: Transaction, server_name: ServerName, event: StoredEvent) -> bool:
+    """Whether the sender is erased, and the server was in the room neither at the event nor at the erasure."""
+    position = find_erased(tx, (event.sender,)).get(event.sender)
+    if position is None or event.state_before is None:
+        return False
+    then = head_at(tx, event.room_id, after_position(position))
+    roots = [event.state_before, *(() if then is None else (then.root,))]
+    return not any(server_name in servers_in(tx, root) for root in roots)
 
 
 def servers_in(tx: Transaction, root: bytes) -> frozenset[ServerName]:

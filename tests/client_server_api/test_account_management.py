@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from homeserver.rooms.membership import get_membership
 from homeserver.users import accounts
 from tests.support.homeservers import PASSWORD, Server
+from tests.support.people import (
+    all_messages,
+    get_event,
+    join,
+    leave,
+    path_of,
+    public_room,
+    say,
+    set_state,
+    sync,
+    texts,
+)
 
 NEW = "Another one, if you please."
 
@@ -88,6 +102,32 @@ async def test_erasing_forgets_what_the_user_kept(homeserver: Server) -> None:
         assert await homeserver.read(lambda tx, sql=statement: tx.one(sql)) == (0,)
     (deactivation,) = await homeserver.read(accounts.list_deactivations, 0, homeserver.hs.stream.position)
     assert deactivation.erase
+
+
+async def test_who_comes_after_the_erasure_sees_redacted_copies(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await public_room(bob, alice)
+    await set_state(bob, room_id, "m.room.power_levels", {"state_default": 0})
+    await set_state(alice, room_id, "m.room.topic", {"topic": "Alice was here"})
+    (event_id,) = await say(alice, room_id, "my secret")
+    await join(carl, room_id)
+    await leave(carl, room_id)
+    await set_state(bob, room_id, "m.room.topic", {"topic": "Tea"})
+    await alice.ok("POST", "account/deactivate", json={"erase": True, "auth": alice.password_auth()})
+    dora = await server.register("dora")
+    await join(dora, room_id)
+    await join(carl, room_id)
+    for limit in (1, 100):
+        assert "my secret" in texts(await all_messages(bob, room_id, limit=limit))
+    for late in (carl, dora):
+        for limit in (1, 100):
+            assert "my secret" not in texts(await all_messages(late, room_id, limit=limit))
+        assert (await get_event(late, room_id, event_id))["content"] == {}
+        assert (await late.ok("GET", path_of(room_id, "context", event_id)))["event"]["content"] == {}
+        told = json.dumps([await sync(late), await all_messages(late, room_id)])
+        assert "my secret" not in told and "Alice was here" not in told
+        members = {event["state_key"] for event in await all_messages(late, room_id) if "state_key" in event}
+        assert alice.user_id in members
 
 
 @pytest.mark.parametrize("body", [{"erase": "yes"}, {"id_server": 7}, {"auth": 7}])

@@ -59,6 +59,26 @@ async def test_pages_back_to_the_creation_of_the_room(federation: Federation, ve
     assert await state_of(bob, room_id) == await state_of(alice, room_id)
 
 
+async def test_a_server_that_comes_after_an_erasure_gets_redacted_copies(federation: Federation) -> None:
+    a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
+    alice, amy = await a.register("alice"), await a.register("amy")
+    bob, carl = await b.register("bob"), await c.register("carl")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(amy, room_id, "a.example")
+    await join(bob, room_id, "a.example")
+    await send_text(amy, room_id, "my secret")
+    await wait_text(bob, room_id, "my secret")
+    await amy.ok("POST", "account/deactivate", json={"erase": True, "auth": amy.password_auth()})
+    await send_text(alice, room_id, "farewell")
+    await wait_text(bob, room_id, "farewell")
+    assert "my secret" in await all_texts(bob, room_id, 100)
+    await join(carl, room_id, "a.example")
+    await federation.kill("b.example")  # which knows nothing of the erasure, and would serve what it has
+    page = await carl.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100")
+    said = [event["content"].get("body") for event in page["chunk"] if event["type"] == "m.room.message"]
+    assert said == ["farewell", None]
+
+
 async def test_history_is_not_news(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice, bob = await a.register("alice"), await b.register("bob")

@@ -1,0 +1,37 @@
+"""Users who were erased: what they have said is shown as if it were redacted, but to who could see it before.
+
+No event is changed by it. Spec: client-server-api/#post_matrixclientv3accountdeactivate (erase)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from federation import canonical_json
+from federation.identifiers import UserID
+from federation.redaction import redact
+from homeserver.database import Transaction
+from homeserver.rooms.storage import StoredEvent, get_room_version
+
+
+def erase_sender(tx: Transaction, user_id: UserID) -> None:
+    """Notes that the user is erased, from this moment on."""
+    tx.run(
+        "INSERT INTO erased_senders (sender_nid, position) VALUES (?, ?) ON CONFLICT (sender_nid) DO NOTHING",
+        tx.intern(user_id), tx.next_position(user_id),
+    )  # fmt: skip
+
+
+def find_erased(tx: Transaction, senders: Iterable[str]) -> dict[str, int]:
+    """Since which position of the stream those of the users are erased who are."""
+    nids = {nid: sender for sender in senders if (nid := tx.find(sender)) is not None}
+    rows = tx.all_in("SELECT sender_nid, position FROM erased_senders WHERE sender_nid IN (?*)", list(nids))
+    return {nids[nid]: position for nid, position in rows}
+
+
+def redacted_copy(tx: Transaction, event: StoredEvent) -> StoredEvent:
+    """The event with the content that a redaction would leave."""
+    kept = redact({"type": event.type, "content": event.content}, get_room_version(tx, event.room_id))["content"]
+    return msgspec.structs.replace(event, content_json=canonical_json.encode(kept, strict=False))

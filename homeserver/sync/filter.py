@@ -17,6 +17,9 @@ FILTER_LIST_MAX = 1000  # entries of one list of a filter: each is tried on each
 TIMELINE_LIMIT_DEFAULT = 10
 TIMELINE_LIMIT_MAX = 1000  # a longer timeline is to be had from /messages
 
+# "A server may include more fields than were requested": what the schema of an event requires.
+ALWAYS_SELECTED = ("event_id", "type", "state_key", "sender", "origin_server_ts")
+
 _Names = list[str] | None
 
 
@@ -120,10 +123,13 @@ def wants_event(filter_: RoomEventFilter, event: StoredEvent) -> bool:
 
 
 def select_fields(event: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """The event with only the wanted fields: dotted paths, where "\\." stands for a dot in a key."""
+    """The event with only the wanted fields, and those that every event has to have.
+
+    They are dotted paths, where "\\." stands for a dot in a key.
+    """
     if fields is None:
         return event
-    answer: dict[str, Any] = {}
+    answer: dict[str, Any] = {name: event[name] for name in ALWAYS_SELECTED if name in event} | {"content": {}}
     whole = orjson.loads(to_json(event))
     for field in fields:
         path = [part.replace("\0", ".") for part in field.replace("\\.", "\0").split(".")]

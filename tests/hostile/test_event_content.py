@@ -77,9 +77,8 @@ async def test_rooms_of_old_hold_any_number_and_every_answer_with_them_works(
         assert {"late": 10**30} in [event["content"] for event in rooms[room_id]["timeline"]["events"]]
         await client.ok("GET", f"rooms/{quote(room_id)}/state")
         await client.ok("GET", f"rooms/{quote(room_id)}/context/{place}")
-        fields = quote('{"event_fields":["content.late"]}')  # events so cut down do not fit their schema
-        url, headers = f"/_matrix/client/v3/sync?filter={fields}", {"authorization": f"Bearer {client.token}"}
-        assert (await client.server.http.get(url, headers=headers)).status_code == 200
+        fields = quote('{"event_fields":["content.late"]}')
+        await client.ok("GET", f"sync?filter={fields}")
 
 
 @pytest.mark.parametrize("version", ["1", "5", "6", "12"])

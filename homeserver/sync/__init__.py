@@ -10,7 +10,7 @@ import orjson
 
 from federation.identifiers import UserID
 from homeserver.api import Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.database.cache import Cache
 from homeserver.errors import bad_json, invalid_param
@@ -49,6 +49,8 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     @routes.get("/_matrix/client/v3/sync", rate_limit="sync")
     async def sync_events(hs: Resources, requester: Requester, query: SyncQuery) -> dict[str, Any]:
         since = None if query.since is None else parse_sync_token(query.since)
+        if since is None or query.full_state:
+            limit_requester(hs, requester, "initial_sync")
         # The stream hears of a commit a moment after a reader may have seen it, and told it to a client.
         if since is not None and since > hs.stream.position and since > await hs.database.read(_position):
             raise invalid_param("That token is of the future: this server has not given it.")

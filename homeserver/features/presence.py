@@ -6,7 +6,7 @@ Spec: client-server-api/#presence, server-server-api/#presence
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import msgspec
@@ -27,8 +27,7 @@ from homeserver.rooms.membership import (
     list_joined_rooms,
     list_members,
     list_newcomers,
-    list_sharers,
-    share_room,
+    list_sharing,
 )
 from homeserver.rooms.visibility import list_arrivals
 from homeserver.users.presence import (
@@ -70,8 +69,8 @@ async def set_presence(hs: Resources, requester: Requester, user_id: UserID, bod
 
 
 def _read_presence(tx: Transaction, requester: Requester, user_id: UserID) -> JsonObject:
-    may_see = requester.user_id == user_id or requester.is_admin or share_room(tx, requester.user_id, user_id)
-    if not may_see:
+    is_own = requester.user_id == user_id
+    if not (is_own or requester.is_admin or list_sharing(tx, requester.user_id, (user_id,))):
         raise forbidden("You share no room with that user.")
     return (find_presence(tx, user_id) or Presence(user_id, True)).body(tx.now_ms)
 
@@ -101,22 +100,11 @@ async def follow_time(hs: Resources) -> None:
 def sync_presence(tx: Transaction, context: SyncContext) -> None:
     """The user's own presence and that of users who share a room: at first who is there, then what changes."""
     news = list_presence_changes(tx, context.since, context.upto) if context.since > 0 else list_present(tx)
-    told = list(_visible(tx, context.user_id, news))
+    sharing = {context.user_id, *list_sharing(tx, context.user_id, [presence.user_id for presence in news])}
+    told = [presence for presence in news if presence.user_id in sharing]
     if context.since > 0:
         told += _of_newcomers(tx, context, {presence.user_id for presence in told})
     context.presence += [presence.event(tx.now_ms) for presence in told]
-
-
-def _visible(tx: Transaction, user_id: UserID, found: Sequence[Presence]) -> Iterator[Presence]:
-    """Those that the user may see. Few are asked for one by one, many with the list of all who share a room."""
-    sharers = {user_id, *list_sharers(tx, user_id)} if len(found) > 20 else None
-    for presence in found:
-        if sharers is not None:
-            may_see = presence.user_id in sharers
-        else:
-            may_see = presence.user_id == user_id or share_room(tx, user_id, presence.user_id)
-        if may_see:
-            yield presence
 
 
 def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -287,25 +287,16 @@ def list_largest_servers(tx: Transaction, room_id: str, limit: int) -> list[Serv
     return [ServerName(names[row[0]]) for row in rows]
 
 
-def share_room(tx: Transaction, first: str, second: str) -> bool:
-    """Whether there is a room that both users are in."""
-    row = tx.one(
-        "SELECT 1 FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid AND b.membership = 'join'"
-        " WHERE a.user_nid = ? AND a.membership = 'join' AND b.user_nid = ? LIMIT 1",
-        tx.find(first),
-        tx.find(second),
-    )
-    return row is not None
-
-
-def list_sharers(tx: Transaction, user_id: str) -> list[UserID]:
-    """The users who are in a room with this user, this user included if in any."""
-    nids = tx.values(
-        "SELECT DISTINCT b.user_nid FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid"
-        " AND b.membership = 'join' WHERE a.user_nid = ? AND a.membership = 'join'",
+def list_sharing(tx: Transaction, user_id: str, others: Iterable[str]) -> set[UserID]:
+    """Those of the others who are in a room that the user is in. Costs as much as these others are in rooms."""
+    rows = tx.all_in(
+        "SELECT DISTINCT b.user_nid FROM memberships b WHERE b.user_nid IN (?*) AND b.membership = 'join'"
+        " AND EXISTS (SELECT 1 FROM memberships a WHERE a.user_nid = ? AND a.room_nid = b.room_nid"
+        " AND a.membership = 'join')",
+        [nid for other in others if (nid := tx.find(other)) is not None],
         tx.find(user_id),
     )
-    return [UserID(name) for name in tx.names(nids).values()]
+    return {UserID(name) for name in tx.names([nid for (nid,) in rows]).values()}
 
 
 def _room_membership(tx: Transaction, row: tuple[Any, ...]) -> RoomMembership:

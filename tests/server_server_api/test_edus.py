@@ -44,6 +44,22 @@ async def test_typing_is_seen_on_the_other_server(federation: Federation) -> Non
     await until(silent)
 
 
+async def test_typing_from_before_a_restart_is_told_to_end(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice, bob = await a.register("alice"), await a.register("bob")
+    room_id = await create_room(alice, preset="public_chat", invite=[bob.user_id])
+    await join(bob, room_id, "a.example")
+    path = f"rooms/{quote(room_id)}/typing/{quote(bob.user_id)}"
+    await bob.ok("PUT", path, json={"typing": True, "timeout": 30000})
+    await federation.kill("a.example")
+    alice.server = await federation.start("a.example")
+    answer = await sync(alice)
+    assert (await _ephemeral(alice, room_id))["m.typing"] == {"user_ids": [bob.user_id]}
+    await trio.sleep(31)
+    room = (await sync(alice, since=answer["next_batch"]))["rooms"]["join"][room_id]
+    assert {"type": "m.typing", "content": {"user_ids": []}} in room["ephemeral"]["events"]
+
+
 async def test_receipt_is_seen_on_the_other_server_also_after_an_outage(federation: Federation) -> None:
     alice, bob, room_id = await _two(federation)
     event_id = await send_text(alice, room_id, "read this")

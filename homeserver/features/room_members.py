@@ -10,6 +10,7 @@ from federation.identifiers import RoomID
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
+from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
@@ -17,7 +18,8 @@ from homeserver.rooms.client_event import client_events
 from homeserver.rooms.membership import check_joined, list_joined_contents
 from homeserver.rooms.resolve import StateAt, entries_of, head_at
 from homeserver.rooms.storage import StoredEvent, list_stored
-from homeserver.rooms.timeline import START, list_forwards, parse_point
+from homeserver.rooms.timeline import START, list_backwards, list_forwards, parse_point
+from homeserver.rooms.visibility import filter_visible
 
 routes = Routes()
 
@@ -46,6 +48,9 @@ def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query:
     readable = read_access(tx, room_id, requester.user_id)
     state = readable.state
     if query.at is not None and (point := parse_point(query.at)) < readable.upto:
+        newest = list_backwards(tx, room_id, point, 1)
+        if newest and not filter_visible(tx, requester.user_id, room_id, newest):
+            raise forbidden("You may not see what the room was at that point.")
         state = head_at(tx, room_id, point) or _state_at_the_start(tx, room_id)
     events = [event for event in _member_events(tx, state) if _wanted(query, event.content.get("membership"))]
     return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)

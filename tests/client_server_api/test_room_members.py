@@ -119,6 +119,24 @@ async def test_who_has_left_learns_of_nothing_later(server: Server) -> None:
     assert await bob.refused("GET", path_of(room_id, "joined_members")) == FORBIDDEN
 
 
+async def test_members_of_before_one_joined_are_as_visible_as_what_was_said_then(server: Server) -> None:
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await create(alice, preset="public_chat")
+    await join(carl, room_id)
+    await send(alice, room_id, "who is here?")
+    shared = (await sync(alice))["next_batch"]
+    await set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
+    await send(alice, room_id, "and now?")
+    hidden = (await sync(alice))["next_batch"]
+    await leave(carl, room_id)
+    await join(bob, room_id)
+    now = (await sync(bob))["next_batch"]
+    assert await members(bob, room_id, at=shared) == {"alice": "join", "carl": "join"}
+    path = path_of(room_id, "members")
+    assert await bob.refused("GET", f"{path}?at={hidden}") == FORBIDDEN
+    assert await members(bob, room_id, at=now) == {"alice": "join", "bob": "join", "carl": "leave"}
+
+
 async def test_who_was_never_in_the_room_learns_nothing(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(alice, invite=[bob.user_id])

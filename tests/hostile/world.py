@@ -41,7 +41,7 @@ MAY_CHANGE = frozenset({
     "strings",  # numbers for texts, given out once and for ever
     "devices",  # when a device was last seen
     "presence",  # asking is being there
-    "shared_secret_nonces",
+    "server_keys",  # who claims to sign with a key that is not known makes us ask for it
     "tails", "stream_position",
 })  # fmt: skip
 

@@ -149,23 +149,21 @@ def _create_event_id(tx: Transaction, head: Head) -> EventID:
 
 def _given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]) -> StateAt | Missing:
     """A state that another server has told. Events of other rooms are left out, and the create event is ours."""
-    positions = find_positions(tx, event_ids)
-    missing = frozenset(event_ids) - positions.keys()
+    keys = {event_key(event_id): event_id for event_id in event_ids}
+    rows = tx.all_in(  # not the events themselves, of which there may be a hundred thousand
+        "SELECT event_id, position, room_nid, status, type_nid, state_key_nid FROM events WHERE event_id IN (?*)",
+        list(keys),
+    )
+    missing = keys.keys() - {bytes(row[0]) for row in rows}
     if missing:
-        return Missing(auth_events=missing)
-    entries: dict[state_tree.Key, int | None] = {}
-    for row in list_stored(tx, positions.values()).values():
-        if row.state_key is None or row.status == Status.REJECTED or row.room_id != head.room_id:
-            continue
-        entries[_nids(tx, row.type, row.state_key)] = row.position
-    entries[_nids(tx, "m.room.create", "")] = head.create_position
+        return Missing(auth_events=frozenset(keys[key] for key in missing))
+    entries: dict[state_tree.Key, int | None] = {
+        (type_nid, key_nid): position
+        for _, position, room_nid, status, type_nid, key_nid in rows
+        if key_nid is not None and status != Status.REJECTED and room_nid == head.room_nid
+    }
+    entries[tx.intern("m.room.create"), tx.intern("")] = head.create_position
     return StateAt(state_tree.EMPTY_ROOT, tuple(sorted(entries.items())))
-
-
-def _nids(tx: Transaction, event_type: str, state_key: str) -> state_tree.Key:
-    nids = (tx.find(event_type), tx.find(state_key))
-    assert nids[0] is not None and nids[1] is not None, "a stored event's type and state key are interned"
-    return nids[0], nids[1]
 
 
 def _judge(tx: Transaction, head: Head, event: Event, root: bytes) -> tuple[Status, str] | Missing:

@@ -144,6 +144,7 @@ RATE_LIMITS: Mapping[str, Bucket] = {
     "sync": Bucket(200, 50),  # each answer leads to the next request at once, a broken client spins here
     "initial_sync": Bucket(20, 0.2),  # all rooms of the user with their state: seconds of work
     "message": Bucket(100, 10),  # people paste; bridges have application services, which are not limited
+    "profile": Bucket(20, 0.5),  # a new name is an event in every room of the user
     "join": Bucket(20, 0.5),  # each may cost other servers a state resolution
     "invite": Bucket(20, 0.3),  # spam is sent this way
     "create_room": Bucket(20, 0.5),  # a dozen events each

@@ -133,7 +133,7 @@ async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/leave")
+@routes.post("/_matrix/client/v3/rooms/{room_id}/leave", rate_limit="message")
 async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body: ReasonBody | None) -> Empty:
     content = _content("leave", body.reason if body else None)
     if not await hs.database.write(_leave, hs, room_id, requester.user_id, content):
@@ -141,14 +141,14 @@ async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body:
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/kick")
+@routes.post("/_matrix/client/v3/rooms/{room_id}/kick", rate_limit="message")
 async def kick(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
     check_not_suspended(requester)
     await hs.database.write(_kick, hs, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/ban")
+@routes.post("/_matrix/client/v3/rooms/{room_id}/ban", rate_limit="message")
 async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
     check_not_suspended(requester)
     content = _content("ban", body.reason)
@@ -156,7 +156,7 @@ async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: Target
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/unban")
+@routes.post("/_matrix/client/v3/rooms/{room_id}/unban", rate_limit="message")
 async def unban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
     check_not_suspended(requester)
     await hs.database.write(_unban, hs, room_id, requester.user_id, body.user_id, _content("leave", body.reason))

@@ -71,7 +71,7 @@ async def _look_up(hs: Resources, user_id: UserID, field: str | None) -> JsonObj
     return profile
 
 
-@routes.put("/_matrix/client/v3/profile/{user_id}/{key_name}")
+@routes.put("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile")
 async def set_profile_field(
     hs: Resources, requester: Requester, user_id: UserID, key_name: str, body: dict
 ) -> Empty:
@@ -83,7 +83,7 @@ async def set_profile_field(
     return Empty()
 
 
-@routes.delete("/_matrix/client/v3/profile/{user_id}/{key_name}")
+@routes.delete("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile")
 async def delete_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str) -> Empty:
     _check_may_change(requester, user_id, key_name)
     await change_profile(hs, user_id, key_name, None)

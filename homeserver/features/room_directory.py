@@ -86,7 +86,7 @@ async def get_room_id_by_alias(hs: Resources, room_alias: RoomAlias) -> JsonObje
     return {"room_id": room_id, "servers": servers}
 
 
-@routes.put("/_matrix/client/v3/directory/room/{room_alias}")
+@routes.put("/_matrix/client/v3/directory/room/{room_alias}", rate_limit="directory")
 async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAlias, body: AliasBody) -> Empty:
     if server_name_of(room_alias) != hs.server_name:
         raise invalid_param(f"This server gives names that end with :{hs.server_name} only.")

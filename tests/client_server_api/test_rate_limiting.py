@@ -58,6 +58,26 @@ async def test_joins_are_limited_whichever_way_they_are_made(limited: Server) ->
     assert await alice.refused("POST", f"join/{room_id}", json={}) == LIMITED
 
 
+async def test_what_sends_events_is_limited_as_messages_are(limited: Server) -> None:
+    alice = await limited.register("alice")
+    room_id = await create(alice)
+    body = {"user_id": strangers(1)[0]}
+    for number in range(int(limits.RATE_LIMITS["message"].burst)):
+        await alice.ok("POST", path_of(room_id, "unban" if number % 2 else "ban"), json=body)
+    assert await alice.refused("POST", path_of(room_id, "ban"), json=body) == LIMITED
+    path = path_of(room_id, "send", "m.room.message", "1")
+    assert await alice.refused("PUT", path, json={"msgtype": "m.text", "body": "hello"}) == LIMITED
+
+
+async def test_changes_of_a_profile_are_limited(limited: Server) -> None:
+    alice = await limited.register("alice")
+    path = f"profile/{alice.user_id}/displayname"
+    for number in range(int(limits.RATE_LIMITS["profile"].burst)):
+        await alice.ok("PUT", path, json={"displayname": str(number)})
+    assert await alice.refused("PUT", path, json={"displayname": "one too many"}) == LIMITED
+    assert await alice.refused("DELETE", path) == LIMITED
+
+
 async def test_a_program_that_embeds_the_server_is_not_limited(homeservers: Homeservers) -> None:
     config = config_for_tests("test.example", homeservers.folder, rate_limits=RateLimitsSection(enabled=True))
     async with Homeserver(config, wire=NoWire(), now_ms=now_ms, inline_database=True) as server:

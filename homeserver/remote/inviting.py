@@ -97,9 +97,10 @@ async def _with_their_signature(
     given = theirs if isinstance(theirs, dict) else {}
     wanted = [WantedKey(destination, key_id, event.origin_server_ts) for key_id in given]
     covered, signed = signed_part(event.pdu, event.version), event.pdu
-    for key_id, key in (await find_keys(hs, wanted)).get(destination, {}).items():
+    known = (await find_keys(hs, wanted)).get(destination, {})
+    for key_id in given.keys() & known.keys():  # the server has more keys than it has signed with, maybe
         with_theirs = with_signature(covered, destination, key_id, given[key_id])
-        if verify_json(with_theirs, destination, key_id, key.key_base64):
+        if verify_json(with_theirs, destination, key_id, known[key_id].key_base64):
             signed = with_signature(signed, destination, key_id, given[key_id])
     if signed is event.pdu:
         raise MatrixError(502, "M_UNKNOWN", f"{destination} did not sign the invitation.")

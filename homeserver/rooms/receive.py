@@ -14,6 +14,7 @@ from federation.auth_events import select_auth_keys_of
 from federation.auth_rules import Rejection, check, check_auth_events, create_event_id_of
 from federation.event import Event
 from federation.identifiers import EventID, RoomID
+from federation.pdu_checks import state_of
 from federation.room_versions import RoomVersion
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
@@ -202,7 +203,7 @@ def _check_auth(
     rejection = check_auth_events(event, auth_events, rejected)
     if rejection is not None:
         return rejection
-    state = {auth_event.key: auth_event for auth_event in auth_events if auth_event.is_state}
+    state = state_of(auth_events)
     if create is not None:
         state.setdefault(("m.room.create", ""), create)
     return check(event, state)
@@ -381,11 +382,6 @@ def _free_place(tx: Transaction, room_nid: int | None, place: int, taken: Collec
         )
         assert row is not None
         place = row[0] - 1
-
-
-def has_missing(tx: Transaction, room_id: RoomID) -> bool:
-    """Whether the timeline has gaps that other servers could fill."""
-    return tx.one("SELECT 1 FROM missing_events WHERE room_nid = ? LIMIT 1", tx.find(room_id)) is not None
 
 
 def find_newest_gap(tx: Transaction, room_id: RoomID, since: int, upto: int) -> int | None:

@@ -6,9 +6,9 @@ is how it stays out of the write transaction: a read beforehand runs the same fu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from federation.event import Event
 from federation.identifiers import EventID, RoomID
@@ -28,6 +28,8 @@ from homeserver.rooms.storage import (
 from homeserver.rooms.timeline import list_backwards
 
 RESOLVED_STATES_CACHED_MAX = 2_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,9 @@ def _resolve(tx: Transaction, version: RoomVersion, states: list[StateAt]) -> St
         version,
         _Unconflicted(tx, first, differing),
         [_part(tx, state, differing) for state in states],
-        _Events(stored),
+        _Each(stored, lambda row: row.event),
         rejected=_Rejected(stored),
-        rank=_Positions(stored),
+        rank=_Each(stored, lambda row: row.position),  # an event is stored after its auth events
     )
     if isinstance(answer, Missing):
         raise LookupError(f"Auth events are missing from the database: {sorted(answer.event_ids)[:3]}")
@@ -191,28 +193,15 @@ class _Stored:
         return (event_id for event_id, row in self._rows.items() if row is not None)
 
 
-class _Events(Mapping[EventID, Event]):
-    def __init__(self, stored: _Stored) -> None:
+class _Each(Mapping[EventID, T]):
+    """One thing that is known of each stored event."""
+
+    def __init__(self, stored: _Stored, read: Callable[[_Row], T]) -> None:
         self._stored = stored
+        self._read = read
 
-    def __getitem__(self, event_id: EventID) -> Event:
-        return self._stored.get(event_id).event
-
-    def __iter__(self) -> Iterator[EventID]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-
-class _Positions(Mapping[EventID, int]):
-    """The order of storing: an event is stored after its auth events."""
-
-    def __init__(self, stored: _Stored) -> None:
-        self._stored = stored
-
-    def __getitem__(self, event_id: EventID) -> int:
-        return self._stored.get(event_id).position
+    def __getitem__(self, event_id: EventID) -> T:
+        return self._read(self._stored.get(event_id))
 
     def __iter__(self) -> Iterator[EventID]:
         return iter(self._stored)

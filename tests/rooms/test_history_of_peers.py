@@ -8,7 +8,7 @@ from federation.event import Event
 from federation.identifiers import EventID
 from federation.room_versions import ROOM_VERSIONS
 from homeserver.database import Transaction
-from homeserver.rooms.receive import Received, find_places, has_missing, list_missing
+from homeserver.rooms.receive import Received, find_places, list_missing
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
 from tests.federation.rooms_for_tests import ALICE, BOB, Room, new_room
@@ -127,13 +127,13 @@ async def test_the_whole_past_leaves_nothing_missing(rooms: Rooms) -> None:
     past = Past()
     whole = list(past.room.events.values())
     await rooms.adopt(past.room)
-    assert await rooms.read(has_missing, past.room.room_id)
+    assert await rooms.read(list_missing, past.room.room_id, END, 1)
     places = await rooms.read(find_places, past.room.room_id, whole)
     for event in whole:
         state = [] if event.type == "m.room.create" else None
         outcome = await rooms.receive(event, state=state, ordering=places[event.event_id])
         assert isinstance(outcome, Received) and outcome.status == Status.TIMELINE, outcome
-    assert not await rooms.read(has_missing, past.room.room_id)
+    assert not await rooms.read(list_missing, past.room.room_id, END, 1)
     assert (await rooms.timeline(past.room.room_id))[:-1] == ids(whole)
 
 

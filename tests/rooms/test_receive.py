@@ -17,7 +17,7 @@ from federation.state_resolution import resolve
 from homeserver.errors import MatrixError
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import get_membership
-from homeserver.rooms.receive import Missing, Received, adopt_room, has_missing, list_missing, store_outliers
+from homeserver.rooms.receive import Missing, Received, adopt_room, list_missing, store_outliers
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, alice_is_admin, key_of, new_room
@@ -132,7 +132,7 @@ async def test_behind_a_gap_with_a_state_that_was_given(rooms: Rooms) -> None:
     await rooms.write(store_outliers, [lost])
     outcome = await rooms.receive(event, state=state)
     assert isinstance(outcome, Received) and outcome.status == Status.TIMELINE
-    assert await rooms.read(has_missing, room.room_id)
+    assert await rooms.read(list_missing, room.room_id, END, 1)
     assert (await rooms.state_before(event.event_id))["m.room.topic", ""] == lost.event_id
     assert (await rooms.state(room.room_id))["m.room.topic", ""] == lost.event_id
 
@@ -404,7 +404,7 @@ async def test_a_room_that_we_join(rooms: Rooms, version: str) -> None:
     assert await rooms.timeline(room.room_id) == [join.event_id]
     assert await rooms.read(get_membership, room.room_id, BOB) == "leave"
     assert await rooms.read(get_membership, room.room_id, ANNA) == "join"
-    assert await rooms.read(has_missing, room.room_id)
+    assert await rooms.read(list_missing, room.room_id, END, 1)
     ours = await rooms.append(room.room_id, ANNA)
     assert ours.prev_events == (join.event_id,)
 
@@ -460,7 +460,7 @@ async def test_coming_back_after_having_left(rooms: Rooms) -> None:
     assert await rooms.extremities(room.room_id) == {join.event_id}
     assert await rooms.state(room.room_id) == room.state_map()
     assert await rooms.read(get_membership, room.room_id, BOB) == "leave"
-    assert await rooms.read(has_missing, room.room_id)
+    assert await rooms.read(list_missing, room.room_id, END, 1)
     await accepted(rooms, said(room, ALICE, "welcome back"))
 
 

@@ -49,12 +49,13 @@ def is_allowed(tx: Transaction, head: Head, server: ServerName) -> bool:
     position = state_position(tx, head.state_root, "m.room.server_acl")
     if position is None:
         return True
+    event = load_auth_events(tx, (position,))[position]
     cache = tx.cache("server_acls", ACLS_CACHED_MAX)
-    acl: ServerAcl | None = cache.get(position)
+    acl: ServerAcl | None = cache.get(event)  # itself, not its position: once redacted it is another
     if acl is None:
-        acl = compile_acl(load_auth_events(tx, (position,))[position].content)
+        acl = compile_acl(event.content)
         if not tx.is_write:
-            cache.put(position, acl)
+            cache.put(event, acl)
     return acl.is_allowed(server)
 
 

@@ -304,6 +304,17 @@ async def test_server_that_the_acl_denies(federation: Federation) -> None:
         assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), (path, answer)
 
 
+async def test_acl_that_was_redacted_lets_nobody_in(federation: Federation) -> None:
+    """Nobody is in its `allow` any more."""
+    a, alice, mallory, room = await _room(federation)
+    acl = await send_state(alice, room.room_id, "m.room.server_acl", {"allow": ["*"], "deny": ["x.example"]})
+    event = room.text("allowed")
+    assert await mallory.send("a.example", "1", [event.pdu]) == {event.event_id: {}}
+    await alice.ok("PUT", f"rooms/{quote(room.room_id)}/redact/{quote(acl)}/1", json={})
+    event = room.text("not allowed")
+    assert "ACL" in (await mallory.send("a.example", "2", [event.pdu]))[event.event_id]["error"]
+
+
 async def test_server_that_was_never_in_the_room_reads_nothing(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     eve = Stranger(federation.network, ServerName("eve.example"))

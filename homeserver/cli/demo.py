@@ -178,7 +178,7 @@ def _tell_credentials(args: argparse.Namespace, people: list[Any]) -> None:
             user_id=person.user_id,
             password=PASSWORD,
         )
-    tell(args, "\nCtrl-C ends both.", ends="SIGINT")
+    tell(args, "\nWhere a client would encrypt a new room, switch that off. Ctrl-C ends both.", ends="SIGINT")
 
 
 def _config(organisation: Organisation, folder: Path) -> Any:

@@ -67,7 +67,7 @@ class Event:
     origin_server_ts: int
     """Milliseconds, as the sender's server claims."""
     redacts: EventID | None
-    """What an m.room.redaction redacts, wherever its version keeps it; None too where that is no event ID."""
+    """What an m.room.redaction redacts, wherever its version keeps it."""
 
     def __init__(self, pdu: dict[str, Any], version: RoomVersion, event_id: EventID) -> None:
         """Of a PDU known to be well-formed; `parse_event` for all others."""
@@ -92,7 +92,9 @@ class Event:
             self.room_id = pdu["room_id"]
         self.redacts = None
         if event_type == "m.room.redaction":
-            self.redacts = _event_id_or_none((content if version.redacts_in_content else pdu).get("redacts"))
+            redacts = (content if version.redacts_in_content else pdu).get("redacts")
+            if isinstance(redacts, str):
+                self.redacts = EventID(redacts)
 
     @property
     def is_state(self) -> bool:
@@ -116,13 +118,6 @@ class Event:
 
     def __repr__(self) -> str:
         return f"<Event {self.event_id} {self.type} in {self.room_id}>"
-
-
-def _event_id_or_none(value: object) -> EventID | None:
-    try:
-        return parse_event_id(value)
-    except InvalidIdentifier:
-        return None
 
 
 def trusted_event(pdu: dict[str, Any], version: RoomVersion, event_id: EventID) -> Event:

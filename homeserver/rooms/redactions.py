@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from federation.auth_rules import may_apply_redaction
 from federation.event import Event, trusted_event
-from federation.identifiers import server_name_of
+from federation.identifiers import InvalidIdentifier, parse_event_id, server_name_of
 from federation.power_levels import read_power_levels
 from federation.redaction import redact
 from homeserver.database import Transaction
@@ -56,15 +56,17 @@ def check_may_redact(
 
 def apply_redaction(tx: Transaction, redaction: Event, position: int, root: bytes) -> None:
     """Redacts the event that an accepted redaction names, now or as soon as it comes. `root`: the state before it."""
-    if redaction.redacts is None:
+    try:
+        redacts = parse_event_id(redaction.redacts)
+    except InvalidIdentifier:  # of no event, and it may be too long for an index
         return
-    target = get_stored(tx, redaction.redacts)
+    target = get_stored(tx, redacts)
     if target is not None:
         _apply(tx, target, redaction, position, root)
         return
     tx.run(
         "INSERT INTO pending_redactions (event_id, redaction) VALUES (?, ?) ON CONFLICT DO NOTHING",
-        event_key(redaction.redacts),
+        event_key(redacts),
         position,
     )
 

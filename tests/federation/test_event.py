@@ -81,9 +81,7 @@ def test_a_redaction_redacts_an_event(version: RoomVersion) -> None:
     for fields, redacts in zip((inside, outside), expected, strict=True):
         assert parse_event(pdu_of(version, type="m.room.redaction", **fields), version).redacts == redacts
         assert parse_event(pdu_of(version, **fields), version).redacts is None
-    for redacts in (5, "", "$", "x", "$nul\0", "$" + "x" * 255):
-        pdu = pdu_of(version, type="m.room.redaction", content={"redacts": redacts})
-        assert parse_event(pdu, version).redacts is None
+    assert parse_event(pdu_of(version, type="m.room.redaction", content={"redacts": 5}), version).redacts is None
 
 
 @EVERY_VERSION

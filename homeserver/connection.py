@@ -124,6 +124,7 @@ class Connection:
     sending_since: float = inf
     _held: bytes = b""
     _lock: trio.Lock = field(default_factory=trio.Lock)
+    _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
     _protocol: Any = None  # a ProtocolWrapper, once it has begun
 
     async def run(self, app: ASGIWrapper, config: HypercornConfig, context: WorkerContext) -> None:
@@ -142,7 +143,8 @@ class Connection:
             )  # fmt: skip
             await self._protocol.initiate()
             self.idle_since = trio.current_time()
-            await self._read()
+            with self._reading:
+                await self._read()
             await self._protocol.handle(Closed())
 
     def overdue(self, now: float) -> bool:
@@ -176,6 +178,7 @@ class Connection:
             await self._flush()
             await trio.aclose_forcefully(self.stream) if self.is_tls else await self._close()
             await self._protocol.handle(Closed())
+            self._reading.cancel()  # the protocol may hold up the next request, for whose turn it waits in vain
 
     async def _send_data(self, data: bytes) -> None:
         if not data:

@@ -84,8 +84,8 @@ async def broken(hs: Resources) -> Response:
 class Running:
     """A server on the listeners of the test; `stop` ends it as SIGTERM would."""
 
-    def __init__(self, app: App, bound: list[Bound], stop: trio.Event, hs: Any) -> None:
-        self.app, self.bound, self.stop, self.hs = app, bound, stop, hs
+    def __init__(self, app: App, bound: list[Bound], stop: trio.Event, hs: Any, ended: trio.Event) -> None:
+        self.app, self.bound, self.stop, self.hs, self.ended = app, bound, stop, hs, ended
 
     @property
     def url(self) -> str:
@@ -119,10 +119,12 @@ async def serving(*listeners: Listener, websocket: Any = None) -> AsyncIterator[
 
         async def run(task_status: Any) -> None:
             await serve(app, listeners or (Listener(bind="127.0.0.1:0"),), stop=stop, task_status=task_status)
+            ended.set()
 
+        ended = trio.Event()
         bound = await nursery.start(run)
         with trio.fail_after(30):
-            yield Running(app, bound, stop, hs)
+            yield Running(app, bound, stop, hs, ended)
             stop.set()
 
 
@@ -435,6 +437,19 @@ async def test_stopping_answers_what_is_under_way_and_no_more() -> None:
     assert server.hs.is_ready is False
     with pytest.raises(OSError):
         await trio.open_tcp_stream("127.0.0.1", server.port)
+
+
+async def test_a_client_that_asks_on_while_it_waits_does_not_hold_up_a_stop() -> None:
+    async with trio.open_nursery() as clients:
+        async with serving() as server:
+            request = b"GET /_matrix/client/v3/slow HTTP/1.1\r\nhost: x\r\n\r\n"
+            clients.start_soon(talk, server.port, request + request)
+            await server.until_active(1)
+            server.stop.set()
+            await trio.testing.wait_all_tasks_blocked()
+            server.hs.may_end.set()
+            with trio.fail_after(limits.DRAIN_SECONDS / 2):
+                await server.ended.wait()
 
 
 async def test_a_client_that_stops_reading_does_not_hold_up_a_stop() -> None:

@@ -5,7 +5,7 @@ matrix-js-sdk, on which Element is built, needs Node; where there is none, its s
 To move to another Synapse, change requirements-synapse.in and run in this folder: uv pip compile --universal
 --python-version 3.11 --generate-hashes --no-header --no-annotate requirements-synapse.in -o requirements-synapse.lock
 To another matrix-js-sdk: change js_sdk/package.json and run there: npm install --package-lock-only
---omit-lockfile-registry-resolved
+--omit-lockfile-registry-resolved; then take out the "funding" entries, which are addresses.
 """
 
 from __future__ import annotations

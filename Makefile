@@ -47,7 +47,7 @@ $(STAMP):
 	@echo "Done: $(BIN)/homeserver"
 
 test: venv lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=federation --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

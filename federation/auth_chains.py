@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from federation.auth_events import StateKey
-from federation.event import Event
-from federation.identifiers import EventID
+from homeserver.federation.auth_events import StateKey
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID
 
 StateMap = Mapping[StateKey, EventID]
 """A state of a room: which event stands under each (type, state_key)."""

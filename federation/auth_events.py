@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from federation.event import Event
-from federation.room_versions import RoomVersion
+from homeserver.federation.event import Event
+from homeserver.federation.room_versions import RoomVersion
 
 StateKey = tuple[str, str]
 """(type, state_key)"""

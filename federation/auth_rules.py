@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
-from federation.auth_events import CREATE_KEY, StateKey, select_auth_keys_of
-from federation.auth_state import AuthState, Rejection, domain_of, read_auth_state
-from federation.event import Event
-from federation.identifiers import EventID, RoomID
-from federation.membership_rules import check_membership
-from federation.power_level_rules import check_power_levels
-from federation.power_levels import are_user_ids
-from federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.auth_events import CREATE_KEY, StateKey, select_auth_keys_of
+from homeserver.federation.auth_state import AuthState, Rejection, domain_of, read_auth_state
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID
+from homeserver.federation.membership_rules import check_membership
+from homeserver.federation.power_level_rules import check_power_levels
+from homeserver.federation.power_levels import are_user_ids
+from homeserver.federation.room_versions import ROOM_VERSIONS
 
 __all__ = ["Rejection", "StateKey", "check", "check_auth_events", "create_event_id_of", "may_apply_redaction"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from federation.auth_events import JOIN_RULES_KEY, POWER_LEVELS_KEY, StateKey, member_key
-from federation.event import Event
-from federation.power_levels import PowerLevels, read_power_levels
-from federation.room_versions import RoomVersion
+from homeserver.federation.auth_events import JOIN_RULES_KEY, POWER_LEVELS_KEY, StateKey, member_key
+from homeserver.federation.event import Event
+from homeserver.federation.power_levels import PowerLevels, read_power_levels
+from homeserver.federation.room_versions import RoomVersion
 
 
 @dataclass(frozen=True, slots=True)

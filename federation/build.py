@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from federation import canonical_json
-from federation.canonical_json import NotCanonical
-from federation.event import PDU_BYTES_MAX, Event, InvalidEvent, check_fields, check_references, trusted_event
-from federation.hashing import content_hash, event_id_from_hash, reference_hash, signed_part
-from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID
-from federation.room_versions import RoomVersion
-from federation.signing import SigningKey, encode_base64, with_signature
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.event import (
+    PDU_BYTES_MAX,
+    Event,
+    InvalidEvent,
+    check_fields,
+    check_references,
+    trusted_event,
+)
+from homeserver.federation.hashing import content_hash, event_id_from_hash, reference_hash, signed_part
+from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.signing import SigningKey, encode_base64, with_signature
 
 Reference = tuple[EventID, str | None]
 """An event ID and, in room versions 1 and 2, that event's reference hash in unpadded base64."""

@@ -23,7 +23,7 @@ from email.utils import parsedate_to_datetime
 
 import orjson
 
-from federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
+from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
 
 DEFAULT_PORT = 8448
 WELL_KNOWN_PATH = "/.well-known/matrix/server"

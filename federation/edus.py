@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from federation.canonical_json import INT_MAX
-from federation.identifiers import EventID, RoomID, UserID, parse_event_id, parse_room_id, parse_user_id
+from homeserver.federation.canonical_json import INT_MAX
+from homeserver.federation.identifiers import EventID, RoomID, UserID, parse_event_id, parse_room_id, parse_user_id
 
 NaturalInt = Annotated[int, Meta(ge=0, le=INT_MAX)]
 DeviceID = Annotated[str, Meta(max_length=255)]

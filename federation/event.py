@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation import canonical_json
-from federation.canonical_json import NotCanonical
-from federation.hashing import event_id_of
-from federation.identifiers import (
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.hashing import event_id_of
+from homeserver.federation.identifiers import (
     EventID,
     InvalidIdentifier,
     RoomID,
@@ -19,7 +19,7 @@ from federation.identifiers import (
     parse_user_id,
     server_name_of,
 )
-from federation.room_versions import RoomVersion
+from homeserver.federation.room_versions import RoomVersion
 
 PDU_BYTES_MAX = 65536
 """Of canonical JSON, signatures included. Spec: client-server-api/#size-limits"""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from federation import canonical_json
-from federation.identifiers import EventID
-from federation.redaction import redact
-from federation.room_versions import RoomVersion
+from homeserver.federation import canonical_json
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.redaction import redact
+from homeserver.federation.room_versions import RoomVersion
 
 _NOT_HASHED = ("unsigned", "signatures", "hashes")
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from itertools import islice, product
 from typing import Any
 
-from federation.auth_state import AuthState, Rejection
-from federation.canonical_json import NotCanonical
-from federation.event import Event
-from federation.power_levels import is_user_id, room_creator
-from federation.signing import signed_bytes, verify_bytes
+from homeserver.federation.auth_state import AuthState, Rejection
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.event import Event
+from homeserver.federation.power_levels import is_user_id, room_creator
+from homeserver.federation.signing import signed_bytes, verify_bytes
 
 INVITE_VERIFICATIONS_MAX = 256
 """Pairs of a signature and a key that a third-party invite is checked against. A real one has a few; two events full of

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from federation import canonical_json
-from federation.auth_events import StateKey
-from federation.auth_state import Rejection, domain_of
-from federation.canonical_json import NotCanonical
-from federation.event import Event, trusted_event
-from federation.hashing import content_hash, signed_part
-from federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
-from federation.power_levels import is_user_id
-from federation.redaction import redact
-from federation.server_keys import VerifyKey
-from federation.signing import decode_base64, verify_bytes
+from homeserver.federation import canonical_json
+from homeserver.federation.auth_events import StateKey
+from homeserver.federation.auth_state import Rejection, domain_of
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.hashing import content_hash, signed_part
+from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
+from homeserver.federation.power_levels import is_user_id
+from homeserver.federation.redaction import redact
+from homeserver.federation.server_keys import VerifyKey
+from homeserver.federation.signing import decode_base64, verify_bytes
 
 Keys = Mapping[ServerName, Mapping[str, VerifyKey]]
 """Servers' keys by key ID, as `server_keys.merge_keys` gives them."""

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from federation.auth_events import POWER_LEVELS_KEY
-from federation.auth_state import AuthState, Rejection
-from federation.event import Event
-from federation.power_levels import LEVEL_DEFAULTS, is_user_id, parse_level, room_creators
-from federation.room_versions import RoomVersion
+from homeserver.federation.auth_events import POWER_LEVELS_KEY
+from homeserver.federation.auth_state import AuthState, Rejection
+from homeserver.federation.event import Event
+from homeserver.federation.power_levels import LEVEL_DEFAULTS, is_user_id, parse_level, room_creators
+from homeserver.federation.room_versions import RoomVersion
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from federation.event import Event
-from federation.identifiers import InvalidIdentifier, parse_user_id
-from federation.room_versions import RoomVersion
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import InvalidIdentifier, parse_user_id
+from homeserver.federation.room_versions import RoomVersion
 
 CREATOR_LEVEL = 2**63
 """The "infinitely high" power level of privileged room creators: above every integer of canonical JSON."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from federation.room_versions import RoomVersion
+from homeserver.federation.room_versions import RoomVersion
 
 
 def redact(pdu: Mapping[str, Any], version: RoomVersion) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
-from federation.signing import SigningKey, sign_json, verify_json
+from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
+from homeserver.federation.signing import SigningKey, sign_json, verify_json
 
 SCHEME = "X-Matrix"
 HEADER_LENGTH_MAX = 4096

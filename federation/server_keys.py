@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from federation.canonical_json import INT_MAX
-from federation.identifiers import ServerName
-from federation.signing import SigningKey, decode_base64, sign_json, verify_json
+from homeserver.federation.canonical_json import INT_MAX
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.signing import SigningKey, decode_base64, sign_json, verify_json
 
 VALIDITY_MS_MAX = 7 * 24 * 60 * 60 * 1000
 """A key is believed for no longer than this since it was fetched, whatever its server says: so a stolen one dies."""

@@ -12,8 +12,8 @@ from typing import Any
 from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
 from nacl.exceptions import BadSignatureError
 
-from federation import canonical_json
-from federation.canonical_json import NotCanonical
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
 
 ALGORITHM = "ed25519"
 

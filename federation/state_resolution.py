@@ -10,7 +10,7 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from federation.auth_chains import (
+from homeserver.federation.auth_chains import (
     Absent,
     KnownEvents,
     Missing,
@@ -20,13 +20,13 @@ from federation.auth_chains import (
     find_conflicted_subgraph,
     find_difference,
 )
-from federation.auth_events import CREATE_KEY, POWER_LEVELS_KEY, StateKey, select_auth_keys_of
-from federation.auth_rules import check, create_event_id_of
-from federation.event import Event
-from federation.identifiers import EventID
-from federation.power_levels import read_power_levels
-from federation.room_versions import RoomVersion
-from federation.state_resolution_v1 import resolve_conflicts_v1
+from homeserver.federation.auth_events import CREATE_KEY, POWER_LEVELS_KEY, StateKey, select_auth_keys_of
+from homeserver.federation.auth_rules import check, create_event_id_of
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.power_levels import read_power_levels
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.state_resolution_v1 import resolve_conflicts_v1
 
 __all__ = ["Missing", "Rank", "StateMap", "auth_difference", "resolve", "resolve_conflicts", "split_states"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha1
 
-from federation.auth_chains import KnownEvents, StateMap
-from federation.auth_events import StateKey, select_auth_keys_of
-from federation.auth_rules import check
-from federation.event import Event
-from federation.identifiers import EventID
+from homeserver.federation.auth_chains import KnownEvents, StateMap
+from homeserver.federation.auth_events import StateKey, select_auth_keys_of
+from homeserver.federation.auth_rules import check
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID
 
 _PASSES = ("m.room.power_levels", "m.room.join_rules", "m.room.member")
 """The types whose conflicts are resolved before all others', in this order."""

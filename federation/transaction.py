@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from federation.edus import EduContent, InvalidEdu, NaturalInt, parse_edu
-from federation.identifiers import ServerName, parse_server_name
+from homeserver.federation.edus import EduContent, InvalidEdu, NaturalInt, parse_edu
+from homeserver.federation.identifiers import ServerName, parse_server_name
 
 PDUS_MAX = 50
 EDUS_MAX = 100

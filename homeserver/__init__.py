@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from homeserver.packages import check_packages
-
-check_packages()
-
 __all__ = ["Config", "Homeserver", "MatrixError"]
 
 

@@ -14,8 +14,9 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from federation import canonical_json
-from federation.identifiers import (
+from homeserver.errors import MatrixError, bad_json, invalid_param, missing_param
+from homeserver.federation import canonical_json
+from homeserver.federation.identifiers import (
     EventID,
     InvalidIdentifier,
     RoomAlias,
@@ -28,7 +29,6 @@ from federation.identifiers import (
     parse_server_name,
     parse_user_id,
 )
-from homeserver.errors import MatrixError, bad_json, invalid_param, missing_param
 
 Decode = Callable[[str], Any]
 Identifiers = tuple[tuple[str, Callable[[object], Any]], ...]

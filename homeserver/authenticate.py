@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from federation.identifiers import ServerName, UserID
 from homeserver import limits
 from homeserver.api import Operation, Request
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.resources import Resources
 from homeserver.token_cache import Seen, TokenCache
 

@@ -14,13 +14,13 @@ from urllib.parse import urlencode
 
 import orjson
 
-from federation.identifiers import EventID, RoomID, UserID
 from homeserver.api import Request
 from homeserver.authenticate import Requester, get_account_flags
 from homeserver.database import Transaction
 from homeserver.dispatch import Dispatch
 from homeserver.encoding import to_json
 from homeserver.errors import not_found
+from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
 from homeserver.rooms.timeline import sync_token

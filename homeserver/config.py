@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
+from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
 
 ServeGroup = Literal["client", "federation", "media", "admin", "metrics", "health"]
 SERVE_GROUPS: tuple[ServeGroup, ...] = get_args(ServeGroup)

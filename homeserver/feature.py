@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from federation.identifiers import RoomID, ServerName, UserID
 from homeserver.api import Routes
 from homeserver.database import Schema, Transaction
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import Resources
 
 JsonObject = dict[str, Any]

@@ -28,7 +28,6 @@ def set_up_logging(config: Log, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("homeserver").setLevel(config.level.upper())
-    logging.getLogger("federation").setLevel(config.level.upper())
 
 
 class JsonFormatter(logging.Formatter):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from federation.identifiers import ServerName
-from federation.server_keys import VerifyKey
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.server_keys import VerifyKey
 from homeserver.limits import KEYS_CACHED_SERVERS_MAX, STANDINGS_MAX
 
 

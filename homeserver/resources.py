@@ -8,12 +8,12 @@ from typing import Any
 
 import trio
 
-from federation.identifiers import ServerName
-from federation.signing import SigningKey
-from federation.wire import Wire
 from homeserver.blobs import Blobs
 from homeserver.config import Config
 from homeserver.database import Database
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.signing import SigningKey
+from homeserver.federation.wire import Wire
 from homeserver.flights import Flights
 from homeserver.metrics import Metrics
 from homeserver.peers import Peers

@@ -19,10 +19,6 @@ from typing import Self
 
 import trio
 
-from federation.identifiers import UserID
-from federation.signing import SigningKey, format_signing_key, parse_signing_key
-from federation.wire import Wire
-from federation.wire.internet import InternetWire
 from homeserver import authenticate, remote, sync, users
 from homeserver.asgi import App
 from homeserver.background import keep_running
@@ -33,6 +29,10 @@ from homeserver.database import Schema, open_database
 from homeserver.dispatch import Dispatch
 from homeserver.feature import Feature
 from homeserver.features import FEATURES
+from homeserver.federation.identifiers import UserID
+from homeserver.federation.signing import SigningKey, format_signing_key, parse_signing_key
+from homeserver.federation.wire import Wire
+from homeserver.federation.wire.internet import InternetWire
 from homeserver.listener import Bound, serve
 from homeserver.pages import make_pages
 from homeserver.resources import Resources

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from federation.identifiers import ServerName
+from homeserver.federation.identifiers import ServerName
 
 WireFailure = Literal["discovery", "dns", "refused", "connect", "tls", "timeout", "protocol", "too_large"]
 

@@ -12,10 +12,10 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import trio
 
-from federation.wire import WireError, WireResponse, WireStream
-from federation.wire.dial import Dialer
-from federation.wire.http1 import Connection, Head, Request, check_announced_length, too_large
-from federation.wire.pool import Pool, PoolLimits
+from homeserver.federation.wire import WireError, WireResponse, WireStream
+from homeserver.federation.wire.dial import Dialer
+from homeserver.federation.wire.http1 import Connection, Head, Request, check_announced_length, too_large
+from homeserver.federation.wire.pool import Pool, PoolLimits
 
 REDIRECTS_MAX = 5
 STREAM_PAUSES_MAX = 4

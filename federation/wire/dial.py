@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from federation.discovery import Address, ip_literal
-from federation.wire import WireError
-from federation.wire.dns import Resolver, SystemResolver
-from federation.wire.guard import refusal
+from homeserver.federation.discovery import Address, ip_literal
+from homeserver.federation.wire import WireError
+from homeserver.federation.wire.dns import Resolver, SystemResolver
+from homeserver.federation.wire.guard import refusal
 
 STAGGER_S = 0.25
 """How long one address may take before the next is tried beside it (RFC 8305 §5)."""

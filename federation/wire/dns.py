@@ -15,7 +15,7 @@ import dns.exception
 import dns.resolver
 import trio
 
-from federation.discovery import SrvRecord
+from homeserver.federation.discovery import SrvRecord
 
 SRV_TIMEOUT_S = 5.0
 ADDRESS_TIMEOUT_S = 10.0

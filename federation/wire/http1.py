@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import h11
 import trio
 
-from federation.wire import WireError
+from homeserver.federation.wire import WireError
 
 HEAD_BYTES_MAX = 64 * 1024
 """Status line and headers of a response."""

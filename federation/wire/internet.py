@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from federation.discovery import (
+from homeserver.federation.discovery import (
     WELL_KNOWN_BYTES_MAX,
     WELL_KNOWN_PATH,
     WELL_KNOWN_REDIRECTS_MAX,
@@ -24,13 +24,13 @@ from federation.discovery import (
     LookupSRV,
     WellKnownCache,
 )
-from federation.identifiers import ServerName
-from federation.wire import WireError, WireResponse, WireStream
-from federation.wire.client import HttpClient, as_stream, timed_out
-from federation.wire.dial import ConnectTCP, Dialer
-from federation.wire.dns import Resolver
-from federation.wire.http1 import Connection, Request
-from federation.wire.pool import Pool, PoolLimits
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.wire import WireError, WireResponse, WireStream
+from homeserver.federation.wire.client import HttpClient, as_stream, timed_out
+from homeserver.federation.wire.dial import ConnectTCP, Dialer
+from homeserver.federation.wire.dns import Resolver
+from homeserver.federation.wire.http1 import Connection, Request
+from homeserver.federation.wire.pool import Pool, PoolLimits
 
 USER_AGENT = "homeserver"
 _GIVEN_UP_AFTER_S = 3.0

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 import trio
 
-from federation.wire import WireError
-from federation.wire.http1 import Connection, ConnectionEnded, Head, Request
+from homeserver.federation.wire import WireError
+from homeserver.federation.wire.http1 import Connection, ConnectionEnded, Head, Request
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -10,9 +10,9 @@ from urllib.parse import quote, urlencode
 import orjson
 import trio
 
-from federation.wire.client import HttpClient
-from federation.wire.dial import Dialer
 from homeserver.errors import MatrixError
+from homeserver.federation.wire.client import HttpClient
+from homeserver.federation.wire.dial import Dialer
 
 TIMEOUT_S = 30.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024

@@ -10,14 +10,14 @@ import logging
 
 import msgspec
 
-from federation.build import Draft
-from federation.identifiers import UserID
 from homeserver import authenticate, limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.erasure import erase_sender

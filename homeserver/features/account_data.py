@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import orjson
 
-from federation.identifiers import RoomID, UserID
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
 from homeserver.feature import Feature, JsonObject, SyncContext
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.users.account_data import (
     check_own,

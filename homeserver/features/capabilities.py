@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver.resources import Resources
 
 routes = Routes()

@@ -8,13 +8,13 @@ from dataclasses import replace
 import msgspec
 import trio
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.api import Empty, Response, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.users.devices import (
     Device,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.identifiers import InvalidIdentifier, UserID, parse_user_id
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.errors import invalid_param, not_found
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import InvalidIdentifier, UserID, parse_user_id
 from homeserver.resources import Resources
 
 routes = Routes()

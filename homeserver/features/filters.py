@@ -5,13 +5,13 @@ Spec: client-server-api/#filtering
 
 from __future__ import annotations
 
-from federation.identifiers import InvalidIdentifier, UserID, parse_room_id, parse_user_id
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, not_found
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import InvalidIdentifier, UserID, parse_room_id, parse_user_id
 from homeserver.resources import Resources
 from homeserver.sync.filter import Filter, parse_filter
 from homeserver.users.filters import find_filter, store_filter

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 
-from federation.build import Draft
-from federation.identifiers import RoomID
 from homeserver import limits
 from homeserver.authenticate import get_account_flags
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import Feature
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.guests import list_closed_to_guests

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from federation.identifiers import UserID
 from homeserver.api import Request, Routes
 from homeserver.authenticate import note_seen
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, missing_param
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import UserID
 from homeserver.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.users import accounts

@@ -9,8 +9,14 @@ from typing import Any
 
 import msgspec
 
-from federation.build import Draft
-from federation.identifiers import (
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import (
     InvalidIdentifier,
     RoomAlias,
     RoomID,
@@ -21,12 +27,6 @@ from federation.identifiers import (
     parse_server_name,
     server_name_of,
 )
-from homeserver import limits
-from homeserver.api import Empty, Routes
-from homeserver.authenticate import Requester
-from homeserver.database import Transaction
-from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
-from homeserver.feature import Feature, JsonObject
 from homeserver.remote.directory import resolve_alias
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.remote.joining import join_room as join_remote_room

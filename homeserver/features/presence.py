@@ -12,14 +12,14 @@ from dataclasses import replace
 import msgspec
 import trio
 
-from federation.edus import PresenceContent, PresenceUpdate
-from federation.identifiers import RoomID, ServerName, UserID
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext
+from homeserver.federation.edus import PresenceContent, PresenceUpdate
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import (

@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from federation.build import Draft
-from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
@@ -20,6 +18,8 @@ from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.identifiers import InvalidIdentifier, parse_room_id, parse_user_id
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import bad_json, invalid_param, missing_param
 from homeserver.feature import Feature, JsonObject, SyncContext
+from homeserver.federation.identifiers import InvalidIdentifier, parse_room_id, parse_user_id
 from homeserver.resources import Resources
 from homeserver.users.push_rules import (
     Kind,

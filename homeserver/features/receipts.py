@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation.edus import ReceiptContent
-from federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.errors import invalid_param, not_found
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.federation.edus import ReceiptContent
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership
 from homeserver.rooms.storage import get_stored

@@ -7,13 +7,13 @@ from typing import Literal
 
 import msgspec
 
-from federation.identifiers import UserID
 from homeserver import authenticate
 from homeserver.api import Request, Routes
 from homeserver.authenticate import AccountFlags, Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in

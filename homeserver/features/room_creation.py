@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation.build import Draft
-from federation.event import Event
-from federation.identifiers import RoomAlias, RoomID, UserID, fits, server_name_of
-from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.build import Draft
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import RoomAlias, RoomID, UserID, fits, server_name_of
+from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias

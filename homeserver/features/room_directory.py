@@ -7,8 +7,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from federation.build import Draft
-from federation.identifiers import (
+from homeserver import limits
+from homeserver.api import Empty, Routes
+from homeserver.authenticate import Requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param, not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import (
     InvalidIdentifier,
     RoomAlias,
     RoomID,
@@ -17,12 +23,6 @@ from federation.identifiers import (
     parse_room_alias,
     server_name_of,
 )
-from homeserver import limits
-from homeserver.api import Empty, Routes
-from homeserver.authenticate import Requester
-from homeserver.database import Transaction
-from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param, not_found
-from homeserver.feature import Feature, JsonObject
 from homeserver.remote.directory import public_rooms as remote_public_rooms
 from homeserver.remote.directory import resolve_alias
 from homeserver.resources import Resources

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from federation.identifiers import EventID, RoomID, server_name_of
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import EventID, RoomID, server_name_of
 from homeserver.remote import backfill
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access

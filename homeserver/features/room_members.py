@@ -6,12 +6,12 @@ from typing import Literal
 
 import msgspec
 
-from federation.identifiers import RoomID
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_events

@@ -7,8 +7,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation.build import Draft
-from federation.identifiers import (
+from homeserver.api import Response, Routes
+from homeserver.authenticate import Requester, limit_requester
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, invalid_param, not_found
+from homeserver.feature import Feature, JsonObject
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import (
     EventID,
     InvalidIdentifier,
     RoomAlias,
@@ -16,11 +21,6 @@ from federation.identifiers import (
     UserID,
     server_name_of,
 )
-from homeserver.api import Response, Routes
-from homeserver.authenticate import Requester, limit_requester
-from homeserver.database import Transaction
-from homeserver.errors import MatrixError, invalid_param, not_found
-from homeserver.feature import Feature, JsonObject
 from homeserver.remote.directory import resolve_alias
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.resources import Resources

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import msgspec
 
-from federation.build import Draft
-from federation.identifiers import EventID, InvalidIdentifier, RoomID, parse_event_id
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, parse_event_id
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.storage import find_txn, get_stored, txn_id_stored

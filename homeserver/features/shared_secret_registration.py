@@ -16,7 +16,6 @@ import secrets
 
 import msgspec
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import AccountFlags
@@ -25,6 +24,7 @@ from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in

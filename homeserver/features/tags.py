@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from federation.identifiers import RoomID, UserID
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.users.account_data import check_own, find_account_data, store_account_data
 

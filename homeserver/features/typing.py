@@ -10,14 +10,14 @@ import math
 import msgspec
 import trio
 
-from federation.edus import TypingContent
-from federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.federation.edus import TypingContent
+from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership
 from homeserver.users.presence import note_activity

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from federation.identifiers import EventID, RoomID, ServerName
-from federation.room_versions import RoomVersion
-from federation.server_acl import ServerAcl, compile_acl
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import forbidden, not_found
+from homeserver.federation.identifiers import EventID, RoomID, ServerName
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.server_acl import ServerAcl, compile_acl
 from homeserver.resources import Resources
 from homeserver.rooms.heads import Head, find_head, state_position
 from homeserver.rooms.membership import is_server_joined, list_largest_servers

@@ -5,10 +5,10 @@ Spec: server-server-api/#request-authentication
 
 from __future__ import annotations
 
-from federation.identifiers import ServerName
-from federation.request_auth import InvalidAuthorization, parse_authorization, verify
 from homeserver.api import Request
 from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.request_auth import InvalidAuthorization, parse_authorization, verify
 from homeserver.remote.keys import find_request_key
 from homeserver.resources import Resources
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from federation.event import Event
-from federation.identifiers import EventID, RoomID, ServerName, server_name_of
-from federation.room_versions import RoomVersion
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, server_name_of
+from homeserver.federation.room_versions import RoomVersion
 from homeserver.remote import fetching
 from homeserver.remote.access import choose_servers
 from homeserver.remote.checking import check_good_pdus

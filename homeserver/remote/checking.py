@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
-from federation.event import Event, InvalidEvent, parse_event
-from federation.identifiers import EventID, RoomID, ServerName
-from federation.pdu_checks import check_hash, check_signatures, signing_keys_of
-from federation.room_versions import RoomVersion
-from federation.server_keys import VerifyKey
+from homeserver.federation.event import Event, InvalidEvent, parse_event
+from homeserver.federation.identifiers import EventID, RoomID, ServerName
+from homeserver.federation.pdu_checks import check_hash, check_signatures, signing_keys_of
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.server_keys import VerifyKey
 from homeserver.remote.keys import WantedKey, find_keys
 from homeserver.resources import Resources
 

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from federation.identifiers import RoomID, ServerName, server_name_of
-from federation.transaction import PDUS_MAX
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.feature import EduSource, JsonObject, OutgoingEdu
+from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
+from homeserver.federation.transaction import PDUS_MAX
 from homeserver.peers import Standing
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import joined_servers, list_rooms_of_server

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation.identifiers import (
+from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import (
     InvalidIdentifier,
     RoomAlias,
     RoomID,
@@ -16,7 +17,6 @@ from federation.identifiers import (
     parse_server_name,
     server_name_of,
 )
-from homeserver.errors import MatrixError
 from homeserver.limits import VIA_SERVERS_MAX
 from homeserver.remote.requests import ask, path_to
 from homeserver.resources import Resources

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 import trio
 
-from federation.event import Event
-from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_event_id
-from federation.room_versions import RoomVersion
 from homeserver import limits
 from homeserver.errors import MatrixError
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_event_id
+from homeserver.federation.room_versions import RoomVersion
 from homeserver.remote.checking import check_good_pdus
 from homeserver.remote.requests import ask, path_to
 from homeserver.resources import Resources

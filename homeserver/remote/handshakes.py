@@ -9,15 +9,23 @@ from typing import Any
 
 import msgspec
 
-from federation.build import Draft, countersign
-from federation.event import Event, InvalidEvent, parse_event
-from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id, server_name_of
-from federation.room_versions import RoomVersion
 from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
 from homeserver.feature import JsonObject
+from homeserver.federation.build import Draft, countersign
+from homeserver.federation.event import Event, InvalidEvent, parse_event
+from homeserver.federation.identifiers import (
+    EventID,
+    InvalidIdentifier,
+    RoomID,
+    ServerName,
+    UserID,
+    parse_user_id,
+    server_name_of,
+)
+from homeserver.federation.room_versions import RoomVersion
 from homeserver.remote.access import resident_head
 from homeserver.remote.checking import Dropped, check_pdu
 from homeserver.remote.receiving import receive

@@ -15,17 +15,17 @@ from typing import cast
 import orjson
 import trio
 
-from federation.edus import EduContent, ReceiptContent, RoomReceipts, TypingContent
-from federation.event import Event
-from federation.identifiers import InvalidIdentifier, RoomID, ServerName, parse_room_id, server_name_of
-from federation.transaction import InvalidTransaction, parse_edus, parse_transaction
-from federation.transaction import Transaction as ReceivedTransaction
 from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, invalid_param
 from homeserver.feature import EduHandler, Feature, JsonObject
+from homeserver.federation.edus import EduContent, ReceiptContent, RoomReceipts, TypingContent
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, parse_room_id, server_name_of
+from homeserver.federation.transaction import InvalidTransaction, parse_edus, parse_transaction
+from homeserver.federation.transaction import Transaction as ReceivedTransaction
 from homeserver.rate_limits import limit_exceeded
 from homeserver.remote.access import RoomAccess, find_access
 from homeserver.remote.checking import Dropped, check_pdus

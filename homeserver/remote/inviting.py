@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from federation.build import Draft, countersign
-from federation.event import Event, InvalidEvent, parse_event
-from federation.hashing import signed_part
-from federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.signing import verify_json, with_signature
 from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
 from homeserver.feature import JsonObject
+from homeserver.federation.build import Draft, countersign
+from homeserver.federation.event import Event, InvalidEvent, parse_event
+from homeserver.federation.hashing import signed_part
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.signing import verify_json, with_signature
 from homeserver.remote.access import is_allowed
 from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import list_stripped_pdus

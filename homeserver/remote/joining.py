@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from federation.build import Draft, sign_event
-from federation.event import Event, InvalidEvent, check_references, parse_event
-from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
 from homeserver.feature import JsonObject
+from homeserver.federation.build import Draft, sign_event
+from homeserver.federation.event import Event, InvalidEvent, check_references, parse_event
+from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.remote.checking import Dropped, check_pdu, check_state
 from homeserver.remote.fetching import store
 from homeserver.remote.outside import (

@@ -13,10 +13,14 @@ from typing import NamedTuple
 import orjson
 import trio
 
-from federation import canonical_json
-from federation.canonical_json import NotCanonical
-from federation.identifiers import ServerName
-from federation.server_keys import (
+from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.encoding import to_json
+from homeserver.errors import MatrixError
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.server_keys import (
     InvalidKeys,
     ServerKeys,
     VerifyKey,
@@ -25,11 +29,7 @@ from federation.server_keys import (
     parse_key_response,
     parse_notary_response,
 )
-from federation.wire import WireError
-from homeserver import limits
-from homeserver.database import Transaction
-from homeserver.encoding import to_json
-from homeserver.errors import MatrixError
+from homeserver.federation.wire import WireError
 from homeserver.peers import KnownKeys, note_failure
 from homeserver.rate_limits import address_key
 from homeserver.resources import Resources

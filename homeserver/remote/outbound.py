@@ -17,11 +17,11 @@ from hashlib import blake2b
 
 import trio
 
-from federation.identifiers import ServerName
-from federation.transaction import EDUS_MAX, PDUS_MAX, build_transaction
 from homeserver import limits
 from homeserver.encoding import to_json
 from homeserver.feature import EduSource, JsonObject
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, build_transaction
 from homeserver.peers import Standing
 from homeserver.remote.destinations import (
     Batch,

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import orjson
 
-from federation import canonical_json
-from federation.event import Event, parse_event
-from federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id, server_name_of
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.feature import JsonObject
+from homeserver.federation import canonical_json
+from homeserver.federation.event import Event, parse_event
+from homeserver.federation.identifiers import (
+    InvalidIdentifier,
+    RoomID,
+    ServerName,
+    UserID,
+    parse_user_id,
+    server_name_of,
+)
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.membership import get_membership, get_room_membership, is_server_joined, store_membership
 

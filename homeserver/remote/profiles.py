@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation.identifiers import UserID, server_name_of
 from homeserver.errors import MatrixError, not_found
+from homeserver.federation.identifiers import UserID, server_name_of
 from homeserver.remote.requests import ask, path_to
 from homeserver.resources import Resources
 

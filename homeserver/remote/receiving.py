@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import trio
 
-from federation.event import Event
-from federation.identifiers import EventID, ServerName, server_name_of
 from homeserver import limits
 from homeserver.database import Transaction
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, ServerName, server_name_of
 from homeserver.remote.access import choose_servers
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
 from homeserver.resources import Resources

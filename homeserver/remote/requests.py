@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from federation import canonical_json
-from federation.canonical_json import NotCanonical
-from federation.identifiers import ServerName
-from federation.request_auth import build_authorization
-from federation.wire import WireError
 from homeserver import limits
 from homeserver.errors import MatrixError
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.request_auth import build_authorization
+from homeserver.federation.wire import WireError
 from homeserver.peers import note_failure
 from homeserver.resources import Resources
 

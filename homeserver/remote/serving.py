@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from federation.event import Event
-from federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_server_name
-from federation.redaction import redact
-from federation.server_keys import build_notary_response
 from homeserver import limits
 from homeserver.api import Request, Routes
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_server_name
+from homeserver.federation.redaction import redact
+from homeserver.federation.server_keys import build_notary_response
 from homeserver.rate_limits import address_key
 from homeserver.remote.access import check_may_read
 from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_statement

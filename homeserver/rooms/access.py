@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from federation.identifiers import RoomID
 from homeserver.database import Transaction
 from homeserver.errors import forbidden
+from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import get_room_membership
 from homeserver.rooms.resolve import StateAt, position_in, state_after

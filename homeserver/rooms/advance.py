@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from federation.event import Event
-from federation.identifiers import EventID, UserID
 from homeserver.database import Transaction
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, UserID
 from homeserver.rooms import state_tree
 from homeserver.rooms.client_event import stripped_event
 from homeserver.rooms.heads import Head, StateKey, replace_head, state_position, store_resolved_head

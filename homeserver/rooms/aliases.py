@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from federation.identifiers import InvalidIdentifier, RoomAlias, RoomID, UserID, parse_room_alias
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, bad_json, invalid_param
+from homeserver.federation.identifiers import InvalidIdentifier, RoomAlias, RoomID, UserID, parse_room_alias
 
 SCHEMA = Schema(
     name="aliases",

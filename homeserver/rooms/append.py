@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from federation.auth_events import select_auth_keys
-from federation.auth_rules import check
-from federation.build import Draft, Reference, build_event, build_proto_event, reference_to
-from federation.event import PREV_EVENTS_MAX, Event, InvalidEvent, trusted_event
-from federation.identifiers import EventID, ServerName, fits, server_name_of
-from federation.room_versions import RoomVersion
-from federation.signing import SigningKey
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
+from homeserver.federation.auth_events import select_auth_keys
+from homeserver.federation.auth_rules import check
+from homeserver.federation.build import Draft, Reference, build_event, build_proto_event, reference_to
+from homeserver.federation.event import PREV_EVENTS_MAX, Event, InvalidEvent, trusted_event
+from homeserver.federation.identifiers import EventID, ServerName, fits, server_name_of
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.signing import SigningKey
 from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms import state_tree
 from homeserver.rooms.advance import STRIPPED_KEYS as STRIPPED_KEYS

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from federation.identifiers import RoomID
 from homeserver.database import Transaction
+from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.envelope import unpack
 from homeserver.rooms.heads import state_position
 from homeserver.rooms.storage import Status, StoredEvent, list_stored, txn_id_of_client

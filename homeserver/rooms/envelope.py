@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from federation import canonical_json
-from federation.event import Event
-from federation.identifiers import EventID, server_name_of
+from homeserver.federation import canonical_json
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, server_name_of
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _FROM_URLSAFE = str.maketrans("-_", "+/")

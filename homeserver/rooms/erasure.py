@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from federation import canonical_json
-from federation.identifiers import UserID
-from federation.redaction import redact
 from homeserver.database import Transaction
+from homeserver.federation import canonical_json
+from homeserver.federation.identifiers import UserID
+from homeserver.federation.redaction import redact
 from homeserver.rooms.storage import StoredEvent, get_room_version
 
 

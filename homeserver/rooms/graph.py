@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from federation.event import Event
-from federation.identifiers import EventID, RoomID
 from homeserver.database import Transaction
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.rooms.envelope import event_key, unpack
 from homeserver.rooms.storage import Status, find_positions
 

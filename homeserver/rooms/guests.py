@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from federation.identifiers import RoomID
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import find_head, state_position
 from homeserver.rooms.storage import list_stored
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from federation.event import Event
-from federation.identifiers import EventID, RoomID
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.database import Transaction
 from homeserver.errors import not_found
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.rooms import state_tree
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.storage import load_auth_events

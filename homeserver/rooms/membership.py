@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.database import Transaction
 from homeserver.database.compression import decompress
 from homeserver.encoding import to_json
 from homeserver.errors import forbidden
+from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.rooms.heads import Head, find_head
 

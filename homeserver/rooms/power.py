@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from federation.power_levels import PowerLevels, read_power_levels
 from homeserver.database import Transaction
 from homeserver.errors import forbidden
+from homeserver.federation.power_levels import PowerLevels, read_power_levels
 from homeserver.rooms.heads import Head, state_events
 
 _CREATE, _POWER_LEVELS = ("m.room.create", ""), ("m.room.power_levels", "")

@@ -10,14 +10,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from federation.auth_events import select_auth_keys_of
-from federation.auth_rules import Rejection, check, check_auth_events, create_event_id_of
-from federation.event import Event
-from federation.identifiers import EventID, RoomID
-from federation.pdu_checks import state_of
-from federation.room_versions import RoomVersion
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
+from homeserver.federation.auth_events import select_auth_keys_of
+from homeserver.federation.auth_rules import Rejection, check, check_auth_events, create_event_id_of
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID
+from homeserver.federation.pdu_checks import state_of
+from homeserver.federation.room_versions import RoomVersion
 from homeserver.rooms import state_tree
 from homeserver.rooms.advance import advance_beside, advance_past, leave_head
 from homeserver.rooms.envelope import event_id_of_key, event_key

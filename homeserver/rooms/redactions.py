@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from federation.auth_rules import may_apply_redaction
-from federation.event import Event, trusted_event
-from federation.identifiers import InvalidIdentifier, parse_event_id, server_name_of
-from federation.power_levels import read_power_levels
-from federation.redaction import redact
 from homeserver.database import Transaction
 from homeserver.errors import forbidden
+from homeserver.federation.auth_rules import may_apply_redaction
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.identifiers import InvalidIdentifier, parse_event_id, server_name_of
+from homeserver.federation.power_levels import read_power_levels
+from homeserver.federation.redaction import redact
 from homeserver.rooms.advance import STRIPPED_KEYS, stripped_state
 from homeserver.rooms.envelope import event_key
 from homeserver.rooms.heads import StateKey, find_head, state_events

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from federation.event import Event
-from federation.identifiers import EventID, RoomID
-from federation.room_versions import RoomVersion
-from federation.state_resolution import Missing, resolve_conflicts
 from homeserver.database import Transaction
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.state_resolution import Missing, resolve_conflicts
 from homeserver.rooms import state_tree
 from homeserver.rooms.heads import StateKey, find_resolved_head
 from homeserver.rooms.state_tree import Key

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from federation.identifiers import RoomID, ServerName, UserID
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.rooms.heads import Head, state_content
 from homeserver.rooms.membership import get_membership, is_server_joined, list_joined_from
 from homeserver.rooms.power import power_levels

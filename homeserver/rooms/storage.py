@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import orjson
 
-from federation import canonical_json
-from federation.event import Event, trusted_event
-from federation.identifiers import EventID, RoomID, UserID
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.database import Row, Transaction
 from homeserver.database.compression import compress, decompress
+from homeserver.federation import canonical_json
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.identifiers import EventID, RoomID, UserID
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.rooms import envelope
 from homeserver.rooms.envelope import event_id_of_key, event_key

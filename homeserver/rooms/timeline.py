@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from federation.canonical_json import INT_MAX
-from federation.identifiers import RoomID, ServerName
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param
+from homeserver.federation.canonical_json import INT_MAX
+from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored, stored_events
 
 _TOKEN = re.compile(r"([st])(-?[0-9]{1,19})", re.ASCII)

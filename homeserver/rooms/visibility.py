@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from federation.auth_state import domain_of
-from federation.event import Event
-from federation.identifiers import RoomID, ServerName, UserID
 from homeserver.database import Transaction
+from homeserver.federation.auth_state import domain_of
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.rooms import state_tree
 from homeserver.rooms.erasure import find_erased, redacted_copy
 from homeserver.rooms.heads import find_head, state_content, state_position

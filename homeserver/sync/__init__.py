@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import msgspec
 import orjson
 
-from federation.identifiers import UserID
 from homeserver.api import Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.database.cache import Cache
 from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, PresenceState
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import parse_sync_token
 from homeserver.sync.engine import Engine, SyncRequest

@@ -11,10 +11,10 @@ from typing import Any
 
 import trio
 
-from federation.identifiers import RoomID, UserID
 from homeserver.database import Transaction
 from homeserver.database.cache import Cache
 from homeserver.feature import JsonObject, RoomSection, SyncContext, SyncSection
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import RoomMembership, list_memberships

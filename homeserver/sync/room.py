@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from federation.identifiers import RoomID, UserID
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.membership import RoomMembership, count_members, list_heroes
 from homeserver.rooms.receive import find_newest_gap

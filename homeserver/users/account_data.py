@@ -6,13 +6,13 @@ from collections.abc import Collection
 
 import orjson
 
-from federation.identifiers import RoomID, UserID
 from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import forbidden, invalid_param
 from homeserver.feature import JsonObject
+from homeserver.federation.identifiers import RoomID, UserID
 
 # room_nid is 0 for what belongs to no room.
 SCHEMA = Schema(

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from federation.identifiers import ServerName, UserID, fits, is_valid_localpart, localpart_of
 from homeserver import authenticate
 from homeserver.authenticate import AccountFlags
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, missing_param
+from homeserver.federation.identifiers import ServerName, UserID, fits, is_valid_localpart, localpart_of
 from homeserver.resources import Resources
 from homeserver.users.passwords import check_new_password, hash_password
 

@@ -5,9 +5,9 @@ Spec: client-server-api/#ignoring-users, #invite-permission
 
 from __future__ import annotations
 
-from federation.identifiers import UserID
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import UserID
 from homeserver.users.account_data import find_account_data
 
 

@@ -9,11 +9,11 @@ import secrets
 import string
 from dataclasses import dataclass
 
-from federation.identifiers import UserID
 from homeserver import authenticate, limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.token_cache import Seen
 

@@ -6,10 +6,10 @@ import hashlib
 
 import orjson
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.feature import JsonObject
+from homeserver.federation.identifiers import UserID
 
 SCHEMA = Schema(
     "filters",

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.errors import invalid_param
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 
 # "default" is OWASP's first choice for argon2id: 27 ms and 19 MiB each.

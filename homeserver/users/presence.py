@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.feature import JsonObject, PresenceState
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import orjson
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
+from homeserver.federation.identifiers import UserID
 from homeserver.users import accounts
 
 # profile_updates: users whose rooms have not all been told of their profile yet.

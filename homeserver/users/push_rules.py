@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import JsonObject
+from homeserver.federation.identifiers import UserID
 
 Kind = Literal["override", "content", "room", "sender", "underride"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they are checked

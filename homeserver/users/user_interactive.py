@@ -14,11 +14,11 @@ from typing import Any
 
 import orjson
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, missing_param
 from homeserver.feature import JsonObject
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.passwords import verify_password

@@ -15,8 +15,6 @@ import trio
 from trio.abc import Clock, Instrument
 from trio.testing import MockClock
 
-from federation.identifiers import ServerName
-from federation.signing import SigningKey
 from homeserver.api import Routes
 from homeserver.asgi import App
 from homeserver.authenticate import SCHEMA
@@ -24,6 +22,8 @@ from homeserver.blobs import Blobs
 from homeserver.config import Config, RateLimitsSection
 from homeserver.database import open_database
 from homeserver.dispatch import Dispatch
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.signing import SigningKey
 from homeserver.resources import Resources
 from homeserver.workers import Workers
 

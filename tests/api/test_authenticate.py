@@ -8,7 +8,6 @@ import httpx
 import pytest
 import trio
 
-from federation.identifiers import ServerName, UserID
 from homeserver import limits
 from homeserver.api import Empty, Request, Routes
 from homeserver.asgi import App
@@ -26,6 +25,7 @@ from homeserver.authenticate import (
 )
 from homeserver.dispatch import Dispatch
 from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.resources import Resources
 from tests.api.conftest import Server, StartServer
 

@@ -20,8 +20,7 @@ def restored_logging() -> Iterator[None]:
     before = (root.handlers[:], root.level)
     yield
     root.handlers[:], root.level = before
-    for name in ("homeserver", "federation"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.getLogger("homeserver").setLevel(logging.NOTSET)
 
 
 def entry(config: Log) -> str:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from federation.identifiers import EventID, RoomID, ServerName, UserID
 from homeserver.api import Empty, Request, Response, Routes, guess_group
 from homeserver.errors import MatrixError, forbidden
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
 from homeserver.resources import Resources
 from tests.api.conftest import StartServer
 

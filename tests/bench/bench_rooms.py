@@ -17,8 +17,6 @@ from typing import Any
 
 import trio
 
-from federation.build import Draft
-from federation.identifiers import RoomID, UserID
 from homeserver.authenticate import Requester
 from homeserver.client import Client
 from homeserver.config import Config, DatabaseSection, FederationSection, RateLimitsSection
@@ -28,6 +26,8 @@ from homeserver.features import FEATURES
 from homeserver.features.room_history import MessagesQuery, get_room_events
 from homeserver.features.room_members import MembersQuery, get_joined_members_by_room, get_members_by_room
 from homeserver.features.room_state import get_room_state
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.server import Homeserver

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.features.devices import DeviceBody, delete_device, update_device
+from homeserver.federation.identifiers import UserID
 from homeserver.users import accounts, devices
 from tests.support.homeservers import CLIENT_IP, PASSWORD, Client, Server, now_ms
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from federation.identifiers import UserID
 from homeserver.config import Registration
+from homeserver.federation.identifiers import UserID
 from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.people import act, create, join, membership, path_of, public_room, redact, set_state
 

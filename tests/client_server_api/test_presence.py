@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import trio
 
-from federation.build import Draft
-from federation.edus import parse_edu
 from homeserver import limits
 from homeserver.config import Presence
 from homeserver.features.presence import FEATURE
+from homeserver.federation.build import Draft
+from homeserver.federation.edus import parse_edu
 from homeserver.rooms.append import append_local
 from homeserver.rooms.membership import store_membership
 from homeserver.users.presence import note_activity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.room_versions import ROOM_VERSIONS
 from tests.support.homeservers import Server
 from tests.support.people import (
     act,

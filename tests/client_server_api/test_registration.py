@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from federation.identifiers import UserID
 from homeserver.api import Request
 from homeserver.authenticate import Requester
 from homeserver.config import RateLimitsSection, Registration
 from homeserver.features import registration
+from homeserver.federation.identifiers import UserID
 from homeserver.users import accounts
 from tests.support.homeservers import PASSWORD, Homeservers, Server
 

@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver import limits
+from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from tests.support.homeservers import Client, Server
 from tests.support.people import create, get_state, join, messages, path_of, send, state, sync
 

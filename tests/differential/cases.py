@@ -11,9 +11,9 @@ from typing import Any
 
 from nacl.signing import SigningKey
 
-from federation import canonical_json
-from federation.hashing import event_id_of
-from federation.room_versions import RoomVersion
+from homeserver.federation import canonical_json
+from homeserver.federation.hashing import event_id_of
+from homeserver.federation.room_versions import RoomVersion
 from tests.differential.values import FLOATS, NUMBERS, STRINGY_LEVELS, chance, odd, pick, text, value
 
 SERVERS = ("alpha.test", "beta.test:8448", "127.0.0.1:1", "[::1]")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from federation.auth_events import select_auth_keys_of
-from federation.auth_rules import StateKey, check, check_auth_events
-from federation.event import Event, InvalidEvent, parse_event
-from federation.power_levels import LEVEL_DEFAULTS, parse_level
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.auth_events import select_auth_keys_of
+from homeserver.federation.auth_rules import StateKey, check, check_auth_events
+from homeserver.federation.event import Event, InvalidEvent, parse_event
+from homeserver.federation.power_levels import LEVEL_DEFAULTS, parse_level
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.differential.cases import CREATOR, MEMBERSHIPS, Case, Maker, Pdu, case
 from tests.differential.conftest import Effort
 from tests.differential.differences import Deviation, Difference, Report, refused

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from federation import canonical_json
-from federation.build import sign_event
-from federation.canonical_json import NotCanonical
-from federation.event import Event, InvalidEvent, parse_event
-from federation.hashing import content_hash, reference_hash
-from federation.identifiers import ServerName
-from federation.pdu_checks import check_hash, required_signatures
-from federation.redaction import redact
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.signing import SigningKey
+from homeserver.federation import canonical_json
+from homeserver.federation.build import sign_event
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.event import Event, InvalidEvent, parse_event
+from homeserver.federation.hashing import content_hash, reference_hash
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.pdu_checks import check_hash, required_signatures
+from homeserver.federation.redaction import redact
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.signing import SigningKey
 from tests.differential.cases import SERVERS, Pdu, case
 from tests.differential.conftest import Effort
 from tests.differential.differences import Deviation, Difference, Report, refused

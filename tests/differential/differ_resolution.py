@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from federation.event import Event
-from federation.identifiers import EventID
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.state_resolution import Missing, resolve
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.state_resolution import Missing, resolve
 from tests.differential.conftest import Effort
 from tests.differential.differences import Difference, Report
 from tests.differential.histories import History, State, history

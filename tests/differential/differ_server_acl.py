@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from federation.room_versions import ROOM_VERSIONS
-from federation.server_acl import compile_acl
+from homeserver.federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.server_acl import compile_acl
 from tests.differential.cases import CREATOR, Maker
 from tests.differential.conftest import Effort
 from tests.differential.differences import Deviation, Difference, Report

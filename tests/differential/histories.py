@@ -6,14 +6,14 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from federation.auth_events import select_auth_keys
-from federation.auth_rules import check
-from federation.build import Draft, build_event, reference_to
-from federation.event import Event
-from federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
-from federation.room_versions import RoomVersion
-from federation.signing import SigningKey
-from federation.state_resolution import Missing, resolve
+from homeserver.federation.auth_events import select_auth_keys
+from homeserver.federation.auth_rules import check
+from homeserver.federation.build import Draft, build_event, reference_to
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.signing import SigningKey
+from homeserver.federation.state_resolution import Missing, resolve
 from tests.differential.values import chance, pick
 
 StateKey = tuple[str, str]

@@ -8,12 +8,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from federation.auth_events import StateKey
-from federation.auth_rules import check
-from federation.event import Event
-from federation.identifiers import EventID
-from federation.room_versions import RoomVersion
-from federation.state_resolution import Missing, resolve
+from homeserver.federation.auth_events import StateKey
+from homeserver.federation.auth_rules import check
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.state_resolution import Missing, resolve
 from tests.federation.json_values import versions as any_version
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, DAVE, Room, alice_is_admin, new_room
 

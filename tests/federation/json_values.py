@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from federation.canonical_json import INT_MAX
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.signing import SigningKey
+from homeserver.federation.canonical_json import INT_MAX
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.signing import SigningKey
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=150)
 KEY = SigningKey("a_key", bytes(range(32)))

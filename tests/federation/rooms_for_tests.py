@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from federation.auth_events import StateKey, select_auth_keys
-from federation.auth_rules import check
-from federation.auth_state import Rejection
-from federation.build import Draft, build_event, reference_to
-from federation.event import Event
-from federation.identifiers import EventID, RoomID, UserID, server_name_of
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.signing import SigningKey
+from homeserver.federation.auth_events import StateKey, select_auth_keys
+from homeserver.federation.auth_rules import check
+from homeserver.federation.auth_state import Rejection
+from homeserver.federation.build import Draft, build_event, reference_to
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID, UserID, server_name_of
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.signing import SigningKey
 
 ALICE, BOB, CAROL, DAVE = (
     UserID("@alice:alpha.test"),

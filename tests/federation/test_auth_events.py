@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.auth_events import select_auth_keys, select_auth_keys_of
-from federation.room_versions import RoomVersion
+from homeserver.federation.auth_events import select_auth_keys, select_auth_keys_of
+from homeserver.federation.room_versions import RoomVersion
 from tests.federation.json_values import PROPERTY, lenient_values
 from tests.federation.json_values import versions as any_version
 from tests.federation.rooms_for_tests import ALICE, ALL, BOB, CAROL, new_room, versions

@@ -6,10 +6,16 @@ from typing import Any
 
 import pytest
 
-from federation.auth_rules import Rejection, check, check_auth_events, create_event_id_of, may_apply_redaction
-from federation.event import Event, trusted_event
-from federation.identifiers import EventID
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.auth_rules import (
+    Rejection,
+    check,
+    check_auth_events,
+    create_event_id_of,
+    may_apply_redaction,
+)
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.federation.rooms_for_tests import (
     ALICE,
     ALL,

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation import canonical_json
-from federation.build import Draft, build_event, build_proto_event, countersign, reference_to, sign_event
-from federation.event import PDU_BYTES_MAX, Event, InvalidEvent, parse_event
-from federation.hashing import content_hash, event_id_of, reference_hash, signed_part
-from federation.identifiers import EventID, RoomID, ServerName, UserID
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.signing import SigningKey, decode_base64, encode_base64, verify_json
+from homeserver.federation import canonical_json
+from homeserver.federation.build import Draft, build_event, build_proto_event, countersign, reference_to, sign_event
+from homeserver.federation.event import PDU_BYTES_MAX, Event, InvalidEvent, parse_event
+from homeserver.federation.hashing import content_hash, event_id_of, reference_hash, signed_part
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.signing import SigningKey, decode_base64, encode_base64, verify_json
 from tests.federation.json_values import KEY, PROPERTY, nested, strict_objects, texts, versions
 
 SERVER = ServerName("example.org")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.canonical_json import DEPTH_MAX, INT_MAX, NotCanonical, check, decode, encode, encode_regular
+from homeserver.federation.canonical_json import DEPTH_MAX, INT_MAX, NotCanonical, check, decode, encode, encode_regular
 from tests.federation.json_values import PROPERTY, lenient_values, nested, strict_values
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.discovery import (
+from homeserver.federation.discovery import (
     ADDRESSES_MAX,
     SRV_TARGETS_MAX,
     WELL_KNOWN_BYTES_MAX,

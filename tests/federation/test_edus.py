@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.edus import (
+from homeserver.federation.edus import (
     CONTENT_TYPES,
     DeviceListUpdateContent,
     DirectToDeviceContent,

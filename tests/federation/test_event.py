@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation import canonical_json
-from federation.event import AUTH_EVENTS_MAX, PDU_BYTES_MAX, PREV_EVENTS_MAX, InvalidEvent, parse_event, trusted_event
-from federation.hashing import event_id_of
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation import canonical_json
+from homeserver.federation.event import (
+    AUTH_EVENTS_MAX,
+    PDU_BYTES_MAX,
+    PREV_EVENTS_MAX,
+    InvalidEvent,
+    parse_event,
+    trusted_event,
+)
+from homeserver.federation.hashing import event_id_of
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.federation.json_values import (
     PROPERTY,
     event_id_like,

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from federation.auth_rules import Rejection, check
-from federation.event import trusted_event
-from federation.identifiers import EventID
-from federation.power_levels import parse_level
-from federation.redaction import redact
-from federation.room_versions import ROOM_VERSIONS
-from federation.signing import SigningKey, sign_json
+from homeserver.federation.auth_rules import Rejection, check
+from homeserver.federation.event import trusted_event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.power_levels import parse_level
+from homeserver.federation.redaction import redact
+from homeserver.federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.signing import SigningKey, sign_json
 
 
 @pytest.mark.parametrize("version", ["11", "12"])

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.canonical_json import NotCanonical
-from federation.hashing import content_hash, event_id_of, reference_hash
-from federation.redaction import redact
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.hashing import content_hash, event_id_of, reference_hash
+from homeserver.federation.redaction import redact
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.federation.json_values import PROPERTY, pdu_of, pdus, versions
 
 MINIMAL = {

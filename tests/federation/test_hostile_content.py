@@ -7,13 +7,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.auth_events import StateKey, select_auth_keys_of
-from federation.auth_rules import Rejection, check, check_auth_events, may_apply_redaction
-from federation.event import Event, trusted_event
-from federation.identifiers import EventID
-from federation.pdu_checks import check_hash, check_signatures, required_signatures, signing_keys_of
-from federation.room_versions import RoomVersion
-from federation.state_resolution import Missing, resolve
+from homeserver.federation.auth_events import StateKey, select_auth_keys_of
+from homeserver.federation.auth_rules import Rejection, check, check_auth_events, may_apply_redaction
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.pdu_checks import check_hash, check_signatures, required_signatures, signing_keys_of
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.state_resolution import Missing, resolve
 from tests.federation.json_values import PROPERTY, lenient_values
 from tests.federation.json_values import versions as any_version
 from tests.federation.rooms_for_tests import ALICE, ALL, BOB, CAROL, new_room

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.identifiers import (
+from homeserver.federation.identifiers import (
     InvalidIdentifier,
     fits,
     is_valid_localpart,

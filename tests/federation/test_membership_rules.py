@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from federation.auth_rules import check
-from federation.event import Event, trusted_event
-from federation.membership_rules import INVITE_VERIFICATIONS_MAX
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.signing import SigningKey, sign_json
+from homeserver.federation.auth_rules import check
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.membership_rules import INVITE_VERIFICATIONS_MAX
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.signing import SigningKey, sign_json
 from tests.federation.rooms_for_tests import (
     ALICE,
     ALL,

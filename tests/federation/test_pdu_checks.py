@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from federation.auth_rules import check
-from federation.build import countersign
-from federation.event import Event, parse_event, trusted_event
-from federation.identifiers import EventID, ServerName
-from federation.pdu_checks import (
+from homeserver.federation.auth_rules import check
+from homeserver.federation.build import countersign
+from homeserver.federation.event import Event, parse_event, trusted_event
+from homeserver.federation.identifiers import EventID, ServerName
+from homeserver.federation.pdu_checks import (
     Keys,
     check_hash,
     check_signatures,
@@ -19,10 +19,10 @@ from federation.pdu_checks import (
     signing_keys_of,
     state_of,
 )
-from federation.redaction import redact
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.server_keys import VerifyKey
-from federation.signing import SigningKey
+from homeserver.federation.redaction import redact
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.server_keys import VerifyKey
+from homeserver.federation.signing import SigningKey
 from tests.federation.rooms_for_tests import ALICE, ALL, BOB, DAVE, key_of, new_room, versions
 
 NOW = 1_700_000_000_000

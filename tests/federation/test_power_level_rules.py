@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from federation.auth_rules import check
-from federation.event import trusted_event
-from federation.power_levels import LEVEL_DEFAULTS
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.auth_rules import check
+from homeserver.federation.event import trusted_event
+from homeserver.federation.power_levels import LEVEL_DEFAULTS
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.federation.rooms_for_tests import ALICE, ALL, BOB, CAROL, DAVE, Room, alice_is_admin, new_room, versions
 
 V12 = ROOM_VERSIONS["12"]

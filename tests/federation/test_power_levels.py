@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.power_levels import CREATOR_LEVEL, parse_level, read_power_levels, room_creator, room_creators
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.power_levels import (
+    CREATOR_LEVEL,
+    parse_level,
+    read_power_levels,
+    room_creator,
+    room_creators,
+)
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.federation.json_values import PROPERTY, lenient_values
 from tests.federation.json_values import versions as any_version
 from tests.federation.rooms_for_tests import ALICE, ALL, BOB, CAROL, Room, new_room, versions

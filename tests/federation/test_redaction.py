@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.redaction import redact
-from federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.redaction import redact
+from homeserver.federation.room_versions import ROOM_VERSIONS
 from tests.federation.json_values import PROPERTY, pdu_of, pdus, versions
 
 ALL = list(ROOM_VERSIONS)

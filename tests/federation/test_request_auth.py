@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.canonical_json import NotCanonical
-from federation.request_auth import (
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.request_auth import (
     InvalidAuthorization,
     XMatrix,
     build_authorization,
@@ -16,7 +16,7 @@ from federation.request_auth import (
     signed_object,
     verify,
 )
-from federation.signing import SigningKey
+from homeserver.federation.signing import SigningKey
 
 KEY = SigningKey("key1", b"\1" * 32)
 ORIGIN = "origin.hs.example.com"

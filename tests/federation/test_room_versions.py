@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
+from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
 
 CONTRACT = json.loads((Path(__file__).parents[1] / "data" / "room-versions.json").read_text())
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.server_acl import compile_acl, glob_matches, is_allowed
+from homeserver.federation.server_acl import compile_acl, glob_matches, is_allowed
 
 
 @pytest.mark.parametrize(

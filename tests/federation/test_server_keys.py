@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from federation.server_keys import (
+from homeserver.federation.server_keys import (
     VALIDITY_MS_MAX,
     InvalidKeys,
     VerifyKey,
@@ -17,7 +17,7 @@ from federation.server_keys import (
     parse_key_response,
     parse_notary_response,
 )
-from federation.signing import SigningKey, sign_json, verify_json
+from homeserver.federation.signing import SigningKey, sign_json, verify_json
 
 KEY = SigningKey("abc123", b"\1" * 32)
 OLD_KEY = SigningKey("0ldK3y", b"\2" * 32)

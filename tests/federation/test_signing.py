@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation import canonical_json
-from federation.canonical_json import NotCanonical
-from federation.signing import (
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.signing import (
     InvalidSigningKey,
     SigningKey,
     decode_base64,

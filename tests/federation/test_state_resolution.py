@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.auth_chains import KnownEvents, find_conflicted_subgraph
-from federation.event import Event, trusted_event
-from federation.identifiers import EventID
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.state_resolution import (
+from homeserver.federation.auth_chains import KnownEvents, find_conflicted_subgraph
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.state_resolution import (
     Missing,
     auth_difference,
     is_power_event,

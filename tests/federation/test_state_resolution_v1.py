@@ -7,9 +7,9 @@ from hashlib import sha1
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.event import Event, trusted_event
-from federation.room_versions import ROOM_VERSIONS
-from federation.state_resolution import Missing, resolve
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.state_resolution import Missing, resolve
 from tests.federation.histories_for_tests import State, histories, resolve_all
 from tests.federation.json_values import PROPERTY
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, DAVE, Room, alice_is_admin, new_room

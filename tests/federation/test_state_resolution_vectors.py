@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from federation.event import Event, trusted_event
-from federation.identifiers import EventID
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.state_resolution import Missing, resolve
+from homeserver.federation.event import Event, trusted_event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.state_resolution import Missing, resolve
 
 SCENARIOS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent.parent / "data" / "state-resolution.json").read_text()

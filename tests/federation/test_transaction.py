@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from federation.edus import TypingContent, build_edu
-from federation.transaction import InvalidTransaction, build_transaction, parse_edus, parse_transaction
+from homeserver.federation.edus import TypingContent, build_edu
+from homeserver.federation.transaction import InvalidTransaction, build_transaction, parse_edus, parse_transaction
 
 TYPING = TypingContent(room_id="!r:b", user_id="@a:b", typing=True)
 BODY = {"origin": "example.org", "origin_server_ts": 1532991320875, "pdus": [{"type": "m.room.message"}]}

@@ -12,9 +12,9 @@ import trio
 import trio.testing
 import trustme
 
-from federation.wire import WireError, WireResponse
-from federation.wire.client import HttpClient, Origin, parse_url
-from federation.wire.dial import Dialer
+from homeserver.federation.wire import WireError, WireResponse
+from homeserver.federation.wire.client import HttpClient, Origin, parse_url
+from homeserver.federation.wire.dial import Dialer
 from tests.federation.wire_server import Received, Reply, Site, World, always
 
 IP, OTHER_IP = "9.9.9.1", "9.9.9.2"

@@ -10,9 +10,16 @@ import trio
 import trio.testing
 import trustme
 
-from federation.discovery import Address
-from federation.wire import WireError
-from federation.wire.dial import CONNECT_TIMEOUT_S, STAGGER_S, TLS_TIMEOUT_S, Dialer, make_tls_context, open_tcp
+from homeserver.federation.discovery import Address
+from homeserver.federation.wire import WireError
+from homeserver.federation.wire.dial import (
+    CONNECT_TIMEOUT_S,
+    STAGGER_S,
+    TLS_TIMEOUT_S,
+    Dialer,
+    make_tls_context,
+    open_tcp,
+)
 from tests.federation.wire_server import Reply, Site, World, always
 
 A, B, C = Address("9.9.9.1", 443), Address("2620:fe::9", 443), Address("9.9.9.3", 443)

@@ -13,8 +13,8 @@ import dns.rrset
 import pytest
 import trio
 
-from federation.discovery import SrvRecord
-from federation.wire.dns import ADDRESS_TIMEOUT_S, SRV_TIMEOUT_S, SystemResolver, interleave
+from homeserver.federation.discovery import SrvRecord
+from homeserver.federation.wire.dns import ADDRESS_TIMEOUT_S, SRV_TIMEOUT_S, SystemResolver, interleave
 
 
 class Hosts(trio.abc.HostnameResolver):

@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from federation.identifiers import ServerName
-from federation.wire import Wire, WireError, WireResponse
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.wire import Wire, WireError, WireResponse
 from tests.support.wire import Exchange, FakeNetwork
 
 Scope = dict[str, Any]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.wire.guard import refusal
+from homeserver.federation.wire.guard import refusal
 
 
 @pytest.mark.parametrize(

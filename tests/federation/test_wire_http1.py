@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from federation.wire import WireError
-from federation.wire.http1 import Connection, ConnectionEnded, Head, Request
+from homeserver.federation.wire import WireError
+from homeserver.federation.wire.http1 import Connection, ConnectionEnded, Head, Request
 from tests.federation.wire_server import Received, Reply, Site, always
 
 GET = Request("GET", "/path?query", {"X-A": "b"}, None)

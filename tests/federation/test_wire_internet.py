@@ -12,10 +12,10 @@ import trio
 import trio.testing
 import trustme
 
-from federation.discovery import Address, SrvRecord
-from federation.identifiers import ServerName
-from federation.wire import Wire, WireError, WireResponse
-from federation.wire.internet import InternetWire
+from homeserver.federation.discovery import Address, SrvRecord
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.wire import Wire, WireError, WireResponse
+from homeserver.federation.wire.internet import InternetWire
 from tests.federation.wire_server import Received, Reply, Site, World, always, headers_of
 
 WEB_IP, MATRIX_IP = "9.9.9.1", "9.9.9.2"

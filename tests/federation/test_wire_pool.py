@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from federation.wire import WireError
-from federation.wire.http1 import Connection, Request
-from federation.wire.pool import Pool, PoolLimits
+from homeserver.federation.wire import WireError
+from homeserver.federation.wire.http1 import Connection, Request
+from homeserver.federation.wire.pool import Pool, PoolLimits
 from tests.federation.wire_server import Received, Reply, Site, always
 
 GET = Request("GET", "/", {}, None)

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 import trustme
 
-from federation.discovery import Address, SrvRecord
+from homeserver.federation.discovery import Address, SrvRecord
 
 
 @dataclass(frozen=True, slots=True)

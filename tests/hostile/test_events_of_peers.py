@@ -13,11 +13,11 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.build import sign_event
-from federation.canonical_json import NotCanonical
-from federation.event import InvalidEvent
-from federation.identifiers import ServerName
-from federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.build import sign_event
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.event import InvalidEvent
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.room_versions import ROOM_VERSIONS
 from tests.hostile.values import WRONG
 from tests.support.federation import Federation, create_room, join, send_text, sync, texts, until
 from tests.support.homeservers import Client

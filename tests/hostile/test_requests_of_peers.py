@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.identifiers import ServerName
-from federation.request_auth import build_authorization
-from federation.signing import SigningKey
 from homeserver.api import Operation
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.request_auth import build_authorization
+from homeserver.federation.signing import SigningKey
 from tests.hostile.asking import Answer, ask, check_error
 from tests.hostile.test_paths import NO_UTF8, UNKIND
 from tests.hostile.values import NOT_AN_OBJECT, NOT_JSON, encode, sample, wrong_query_values

@@ -10,11 +10,11 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-from federation.identifiers import EventID, RoomAlias, RoomID, ServerName, UserID
 from homeserver import remote, sync
 from homeserver.api import Operation
 from homeserver.database import Transaction
 from homeserver.features import FEATURES
+from homeserver.federation.identifiers import EventID, RoomAlias, RoomID, ServerName, UserID
 from homeserver.users.filters import find_filter
 from tests.hostile.asking import Answer, ask
 from tests.hostile.values import encode, sample

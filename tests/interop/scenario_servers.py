@@ -7,7 +7,7 @@ import time
 
 import httpx
 
-from federation.server_keys import parse_key_response
+from homeserver.federation.server_keys import parse_key_response
 from tests.interop.servers import Server, World
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 
-from federation.identifiers import ServerName
-from federation.request_auth import InvalidAuthorization, parse_authorization, verify
-from federation.signing import SigningKey
-from federation.wire import Wire
 from homeserver.api import Request
 from homeserver.config import BlobsSection
 from homeserver.errors import MatrixError
 from homeserver.features import media
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.request_auth import InvalidAuthorization, parse_authorization, verify
+from homeserver.federation.signing import SigningKey
+from homeserver.federation.wire import Wire
 from homeserver.resources import Resources
 from tests.support.homeservers import FEATURES, Client, NoWire, Server, config_for_tests, running
 

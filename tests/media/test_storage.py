@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from federation.identifiers import ServerName, UserID
 from homeserver.database import Database, Transaction
 from homeserver.errors import MatrixError
 from homeserver.features.media import storage
 from homeserver.features.media.receiving import blob_created_ms, new_blob_key
 from homeserver.features.media.storage import Blob, Description, Image, Media, Pending, Size, Thumbnail
+from homeserver.federation.identifiers import ServerName, UserID
 from tests.support.database import opened
 
 HERE, THERE = ServerName("here.example"), ServerName("there.example")

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from federation import canonical_json
-from federation.build import Draft
-from federation.event import AUTH_EVENTS_MAX
-from federation.identifiers import EventID, RoomID, UserID
-from federation.redaction import redact
-from federation.room_versions import ROOM_VERSIONS
-from federation.signing import verify_json
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
+from homeserver.federation import canonical_json
+from homeserver.federation.build import Draft
+from homeserver.federation.event import AUTH_EVENTS_MAX
+from homeserver.federation.identifiers import EventID, RoomID, UserID
+from homeserver.federation.redaction import redact
+from homeserver.federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.signing import verify_json
 from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms.append import append_create, append_local, build_template, build_unplaced
 from homeserver.rooms.heads import get_head

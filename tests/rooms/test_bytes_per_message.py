@@ -11,11 +11,11 @@ from string import ascii_lowercase
 
 import trio
 
-from federation.build import Draft
-from federation.identifiers import RoomID, UserID
 from homeserver import Homeserver
 from homeserver.config import DatabaseSection
 from homeserver.database import Transaction
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from tests.support.homeservers import config_for_tests

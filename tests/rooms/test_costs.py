@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from federation.event import Event
 from homeserver.database import Transaction
+from homeserver.federation.event import Event
 from homeserver.rooms.receive import BEHIND_EVENTS_MAX, Received, receive_event
 from homeserver.rooms.timeline import list_by_timestamp
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.event import Event, parse_event
-from federation.identifiers import EventID
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.event import Event, parse_event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.rooms import envelope
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from tests.federation.json_values import contents

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from federation.event import Event
-from federation.identifiers import EventID
-from federation.room_versions import ROOM_VERSIONS
 from homeserver.database import Transaction
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID
+from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.receive import Received, find_places, list_missing
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from federation.build import Draft, build_event, reference_to
-from federation.event import Event
-from federation.room_versions import ROOM_VERSIONS
-from federation.state_resolution import resolve
 from homeserver.errors import MatrixError
+from homeserver.federation.build import Draft, build_event, reference_to
+from homeserver.federation.event import Event
+from homeserver.federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.state_resolution import resolve
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import get_membership
 from homeserver.rooms.receive import Missing, Received, adopt_room, list_missing, store_outliers

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from federation.event import Event
-from federation.room_versions import ROOM_VERSIONS
 from homeserver.database import Transaction
 from homeserver.database.compression import decompress
 from homeserver.errors import MatrixError
+from homeserver.federation.event import Event
+from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.membership import get_room_membership
 from homeserver.rooms.receive import Received, store_outliers

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from federation.identifiers import RoomID
 from homeserver.config import DatabaseSection
 from homeserver.database import Transaction
+from homeserver.federation.identifiers import RoomID
 from homeserver.rooms import state_tree
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import is_server_joined

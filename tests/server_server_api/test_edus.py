@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import trio
 
-from federation.identifiers import ServerName
+from homeserver.federation.identifiers import ServerName
 from homeserver.limits import RECEIPTS_PER_EDU_MAX
 from tests.support.federation import Federation, create_room, join, send_text, sync, until, wait_text
 from tests.support.homeservers import Client

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.identifiers import ServerName
+from homeserver.federation.identifiers import ServerName
 from tests.support.federation import (
     Federation,
     create_room,

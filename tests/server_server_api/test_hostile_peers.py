@@ -11,12 +11,12 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from federation.event import parse_event
-from federation.identifiers import EventID, ServerName
-from federation.request_auth import build_authorization
-from federation.signing import SigningKey
-from federation.wire import WireError
 from homeserver.database import Transaction
+from homeserver.federation.event import parse_event
+from homeserver.federation.identifiers import EventID, ServerName
+from homeserver.federation.request_auth import build_authorization
+from homeserver.federation.signing import SigningKey
+from homeserver.federation.wire import WireError
 from homeserver.rooms.storage import Status, get_stored
 from tests.support.federation import Federation, create_room, send_state, send_text, state_of, sync, texts
 from tests.support.homeservers import Client, Server, now_ms

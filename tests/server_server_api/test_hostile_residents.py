@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from federation.event import Event, parse_event
-from federation.identifiers import ServerName
+from homeserver.federation.event import Event, parse_event
+from homeserver.federation.identifiers import ServerName
 from tests.support.federation import (
     Federation,
     create_room,

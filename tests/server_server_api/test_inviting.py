@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.build import countersign
-from federation.event import parse_event
-from federation.identifiers import ServerName
-from federation.room_versions import ROOM_VERSIONS
+from homeserver.federation.build import countersign
+from homeserver.federation.event import parse_event
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.storage import get_event
 from tests.support.federation import (
     Federation,

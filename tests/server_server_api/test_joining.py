@@ -8,10 +8,10 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from federation.event import parse_event
-from federation.identifiers import ServerName
-from federation.room_versions import ROOM_VERSIONS
 from homeserver.config import FederationSection
+from homeserver.federation.event import parse_event
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.room_versions import ROOM_VERSIONS
 from tests.support.federation import (
     Federation,
     create_room,

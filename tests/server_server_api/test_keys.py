@@ -7,11 +7,11 @@ from typing import Any
 import trio
 import trio.testing
 
-from federation.identifiers import ServerName
-from federation.request_auth import build_authorization
-from federation.server_keys import VerifyKey, build_key_response, parse_key_response, parse_notary_response
-from federation.signing import SigningKey, format_signing_key
 from homeserver.config import FederationSection, RateLimitsSection
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.request_auth import build_authorization
+from homeserver.federation.server_keys import VerifyKey, build_key_response, parse_key_response, parse_notary_response
+from homeserver.federation.signing import SigningKey, format_signing_key
 from homeserver.limits import FLIGHTS_AT_ONCE_MAX
 from tests.support.federation import Federation, create_room, join, send_text, texts, wait_text
 from tests.support.homeservers import now_ms

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from federation.identifiers import ServerName
+from homeserver.federation.identifiers import ServerName
 from tests.support.federation import (
     Federation,
     create_room,

@@ -15,12 +15,12 @@ import trio
 from PIL import Image
 from trio.testing import MockClock
 
-from federation.identifiers import ServerName
-from federation.request_auth import build_authorization
-from federation.signing import SigningKey
 from homeserver import Config, Homeserver, limits
 from homeserver.features import media
 from homeserver.features.media import cleanup, storage
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.request_auth import build_authorization
+from homeserver.federation.signing import SigningKey
 from tests.media import images
 from tests.media.servers import V1, V3, server_with_media, upload
 from tests.support.homeservers import Client, Server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from federation.identifiers import ServerName
+from homeserver.federation.identifiers import ServerName
 from tests.support.federation import Federation, create_room
 from tests.support.stranger import Stranger
 

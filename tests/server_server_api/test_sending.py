@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import trio
 
-from federation.build import Draft
-from federation.identifiers import RoomID, ServerName, UserID
 from homeserver import limits
 from homeserver.database import Transaction
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from tests.support.federation import (

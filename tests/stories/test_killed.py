@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import trio
 
-from federation.identifiers import UserID
 from homeserver import limits
 from homeserver.config import Registration
 from homeserver.database import Transaction
+from homeserver.federation.identifiers import UserID
 from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.membership import list_joined_rooms
 from tests.support.federation import Federation, create_room, join, send_state, sync, until

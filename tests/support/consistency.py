@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from federation.event import Event, parse_event
-from federation.hashing import content_hash
-from federation.identifiers import EventID, server_name_of
-from federation.state_resolution import Missing, resolve
 from homeserver.database import Transaction
+from homeserver.federation.event import Event, parse_event
+from homeserver.federation.hashing import content_hash
+from homeserver.federation.identifiers import EventID, server_name_of
+from homeserver.federation.state_resolution import Missing, resolve
 from homeserver.rooms import state_tree
 from homeserver.rooms.envelope import event_id_of_key, references, unpack
 from homeserver.rooms.heads import Head, find_head

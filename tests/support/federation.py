@@ -21,8 +21,8 @@ import httpx
 import pytest
 import trio
 
-from federation.identifiers import EventID, RoomID, ServerName
 from homeserver.config import FederationSection
+from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.server import Homeserver
 from tests.support.contract import check_federation_response
 from tests.support.homeservers import Client, Homeservers, Server, config_for_tests, now_ms

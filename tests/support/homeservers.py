@@ -23,11 +23,6 @@ import trio
 from trio.abc import Clock, Instrument
 from trio.testing import MockClock
 
-from federation.build import Draft
-from federation.identifiers import RoomID, ServerName, UserID
-from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
-from federation.signing import SigningKey
-from federation.wire import Wire, WireError
 from homeserver import sync, users
 from homeserver.asgi import App
 from homeserver.authenticate import SCHEMA as AUTHENTICATE
@@ -66,6 +61,11 @@ from homeserver.features import (
     well_known,
     whoami,
 )
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
+from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
+from homeserver.federation.signing import SigningKey
+from homeserver.federation.wire import Wire, WireError
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.schema import SCHEMA as ROOMS

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.identifiers import EventID, RoomID
+from homeserver.federation.identifiers import EventID, RoomID
 from tests.support.consistency import check_consistency
 from tests.support.homeservers import Client, Server
 

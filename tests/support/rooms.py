@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from federation.build import Draft
-from federation.event import Event
-from federation.identifiers import EventID, RoomID, ServerName, UserID
-from federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
-from federation.signing import SigningKey
 from homeserver.database import Database, Schema, Transaction, open_database
+from homeserver.federation.build import Draft
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
+from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
+from homeserver.federation.signing import SigningKey
 from homeserver.rooms import state_tree
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.heads import get_head

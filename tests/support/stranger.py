@@ -14,13 +14,13 @@ from inspect import isawaitable
 from typing import Any
 from urllib.parse import quote
 
-from federation.build import Draft, Reference, build_event, reference_to, sign_event
-from federation.event import Event, parse_event
-from federation.identifiers import EventID, RoomID, ServerName, UserID
-from federation.request_auth import build_authorization
-from federation.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.server_keys import build_key_response
-from federation.signing import SigningKey
+from homeserver.federation.build import Draft, Reference, build_event, reference_to, sign_event
+from homeserver.federation.event import Event, parse_event
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
+from homeserver.federation.request_auth import build_authorization
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.server_keys import build_key_response
+from homeserver.federation.signing import SigningKey
 from tests.support.homeservers import now_ms
 from tests.support.wire import FakeNetwork
 

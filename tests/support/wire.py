@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
-from federation.identifiers import ServerName
-from federation.wire import WireError, WireResponse, WireStream
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.wire import WireError, WireResponse, WireStream
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

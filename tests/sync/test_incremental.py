@@ -9,10 +9,10 @@ import trio
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from federation.event import Event
-from federation.identifiers import EventID, RoomID
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.rooms import state_tree
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Received

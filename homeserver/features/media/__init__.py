@@ -5,12 +5,12 @@ Spec: client-server-api/#content-repository, server-server-api/#content-reposito
 
 from __future__ import annotations
 
-from federation.identifiers import ServerName
 from homeserver.feature import Feature
 from homeserver.features.media import cleanup, federation_media, storage  # noqa: F401  federation_media registers routes
 from homeserver.features.media.downloads import download, parse_mxc
 from homeserver.features.media.operations import routes
 from homeserver.features.media.uploads import upload
+from homeserver.federation.identifiers import ServerName
 from homeserver.resources import Resources
 
 __all__ = ["FEATURE", "delete", "download", "upload"]

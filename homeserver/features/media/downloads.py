@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import msgspec
 import trio
 
-from federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
 from homeserver.api import Request, Response
 from homeserver.authenticate import Requester
 from homeserver.background import start_aside
@@ -22,6 +21,7 @@ from homeserver.features.media.operations import routes
 from homeserver.features.media.remote_media import fetch_remote
 from homeserver.features.media.serving import CACHE_PRIVATE, CACHE_PUBLIC, serve
 from homeserver.features.media.storage import Media
+from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
 from homeserver.limits import MEDIA_ID_CHARACTERS_MAX, MEDIA_USED_INTERVAL_MS, MEDIA_WAIT_MS_MAX
 from homeserver.resources import Resources
 

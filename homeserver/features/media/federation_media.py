@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from federation.identifiers import ServerName
 from homeserver.api import Response
 from homeserver.errors import not_found
 from homeserver.features.media.content_headers import content_disposition
@@ -14,6 +13,7 @@ from homeserver.features.media.multipart import Envelope, new_envelope
 from homeserver.features.media.operations import routes
 from homeserver.features.media.serving import open_stream
 from homeserver.features.media.thumbnails import ThumbnailQuery, find_thumbnail, read_size, thumbnail_disposition
+from homeserver.federation.identifiers import ServerName
 from homeserver.limits import MEDIA_CHUNK_BYTES
 from homeserver.resources import Resources
 

@@ -11,8 +11,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from federation.identifiers import ServerName
-from federation.wire import WireError, WireStream
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
 from homeserver.features.media import storage
@@ -20,6 +18,8 @@ from homeserver.features.media.content_headers import clean_content_type, read_f
 from homeserver.features.media.multipart import InvalidMultipart, MultipartReader, read_boundary
 from homeserver.features.media.receiving import keep, limited, receive
 from homeserver.features.media.storage import Blob, Description, Media
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.wire import WireError, WireStream
 from homeserver.limits import (
     MEDIA_FETCH_TIMEOUT_S,
     MEDIA_FETCHES_AT_ONCE_MAX,

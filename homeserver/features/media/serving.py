@@ -6,10 +6,10 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from federation.signing import encode_base64
 from homeserver.api import Request, Response
 from homeserver.errors import not_found
 from homeserver.features.media.content_headers import SAFETY_HEADERS
+from homeserver.federation.signing import encode_base64
 from homeserver.limits import MEDIA_CHUNK_BYTES
 from homeserver.resources import Resources
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from federation.identifiers import ServerName, UserID
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
+from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.limits import (
     MEDIA_PENDING_PER_USER_MAX,
     MEDIA_USER_BYTES_MAX,

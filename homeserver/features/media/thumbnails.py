@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from federation.identifiers import ServerName
 from homeserver.api import Request, Response
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
@@ -26,6 +25,7 @@ from homeserver.features.media.operations import routes
 from homeserver.features.media.receiving import new_blob_key
 from homeserver.features.media.serving import CACHE_PRIVATE, CACHE_PUBLIC, serve
 from homeserver.features.media.storage import Image, Media, Size, Thumbnail
+from homeserver.federation.identifiers import ServerName
 from homeserver.limits import (
     THUMBNAIL_FAILURE_MS,
     THUMBNAIL_INLINE_BYTES_MAX,

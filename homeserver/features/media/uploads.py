@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from federation.identifiers import ServerName, UserID
 from homeserver.api import Empty, Request, too_large
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
@@ -18,6 +17,7 @@ from homeserver.features.media.content_headers import clean_content_type, clean_
 from homeserver.features.media.operations import routes
 from homeserver.features.media.receiving import keep, limited, receive, whole
 from homeserver.features.media.storage import Blob, Description
+from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.limits import MEDIA_CHUNK_BYTES, MEDIA_PENDING_LIFETIME_MS
 from homeserver.resources import Resources
 from homeserver.users.suspension import check_not_suspended

@@ -151,13 +151,18 @@ async def find_requester(
         requester = await find_appservice(hs, token, request)
     if requester is None:
         raise unknown_token()
+    check_may_call(requester, operation)
+    if requester.device_id:
+        note_seen(hs, requester.user_id, requester.device_id, request)
+    return requester
+
+
+def check_may_call(requester: Requester, operation: Operation) -> None:
+    """Raises M_USER_LOCKED or M_GUEST_ACCESS_FORBIDDEN if the requester's account may not use the operation."""
     if requester.is_locked and not operation.allow_locked:
         raise MatrixError(401, "M_USER_LOCKED", "This account has been locked.", soft_logout=True)
     if requester.is_guest and not operation.allow_guest and not operation.plan.requester_optional:
         raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not do this.")
-    if requester.device_id:
-        note_seen(hs, requester.user_id, requester.device_id, request)
-    return requester
 
 
 def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: float = 1) -> None:

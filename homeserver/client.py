@@ -7,24 +7,21 @@ named by their ids; contents are plain dicts.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.message import Message
 from typing import Any
-from urllib.parse import urlencode
 
-import orjson
-
-from homeserver.api import Request
-from homeserver.authenticate import Requester, get_account_flags
+from homeserver.authenticate import Requester, TokenLookup, get_account_flags
+from homeserver.calls import Answer, Body, Calls, Headers, Query
 from homeserver.database import Transaction
-from homeserver.dispatch import Dispatch
-from homeserver.encoding import to_json
-from homeserver.errors import not_found
+from homeserver.errors import ClosedError, MatrixError, invalid_param
 from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
 from homeserver.rooms.timeline import sync_token
-from homeserver.users.accounts import exists
+from homeserver.users.accounts import get_user, no_account
 
 SYNC_TIMEOUT_MS = 30_000
 PAGE_LIMIT = 100
@@ -40,18 +37,22 @@ class RoomEvent:
 
     @property
     def type(self) -> str:
+        """Such as "m.room.message"."""
         return str(self.event["type"])
 
     @property
     def sender(self) -> UserID:
+        """The user who sent it."""
         return UserID(self.event["sender"])
 
     @property
     def event_id(self) -> EventID:
-        return EventID(self.event["event_id"])
+        """Its id; "" of an invitation, which has none that the user may know."""
+        return EventID(self.event.get("event_id", ""))
 
     @property
     def content(self) -> dict[str, Any]:
+        """What the sender put into it."""
         content: dict[str, Any] = self.event["content"]
         return content
 
@@ -62,42 +63,93 @@ class RoomEvent:
         return body if isinstance(body, str) else ""
 
 
-class Client:
-    """One device of one user. Every method raises MatrixError as the server answers it."""
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as `download` gives it. filename is None if the uploader named none."""
 
-    def __init__(self, dispatch: Dispatch, opened: _Opened) -> None:
-        self._dispatch = dispatch
-        self._requester = opened.requester
+    content: bytes
+    content_type: str
+    filename: str | None
+
+
+class Client:
+    """One device of one user. Made by `Homeserver.register` and `Homeserver.log_in`.
+
+    Every method raises MatrixError if the server refuses, and ClosedError once the server is closed.
+    """
+
+    def __init__(self, hs: Resources, calls: Calls, opened: _Opened) -> None:
+        self._hs = hs
+        self._calls = calls
         self._opened = opened
+        self._cache_key = f"{opened.requester.user_id} {opened.requester.device_id} in process".encode()
         self._since: str | None = None
 
     @classmethod
-    async def open(cls, hs: Resources, dispatch: Dispatch, user_id: UserID, device_id: str) -> Client:
-        """A client of an account; MatrixError 404 if there is none."""
-        return cls(dispatch, await hs.database.read(_open, user_id, device_id))
+    async def open(cls, hs: Resources, calls: Calls, user_id: UserID, device_id: str) -> Client:
+        """A client of an account. Raises MatrixError: 404 if there is none, 403 M_USER_DEACTIVATED."""
+        return cls(hs, calls, await hs.database.read(_open, user_id, device_id))
 
     @property
     def user_id(self) -> UserID:
-        return self._requester.user_id
+        """The user that the client acts for, such as "@alice:example.org"."""
+        return self._opened.requester.user_id
+
+    @property
+    def device_id(self) -> str:
+        """The device that the client acts as."""
+        return self._opened.requester.device_id
 
     async def call(
-        self, operation: str, *path: Any, body: Mapping[str, Any] | None = None, query: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """The answer of an operation, by its name in the spec in snake_case; `path` holds its path parameters."""
-        found = self._dispatch.by_name.get(operation)
-        if found is None:
-            raise not_found(f"There is no operation {operation}.")
-        request = Request(found.method, found.path, urlencode(query or {}, doseq=True))
-        request.content = None if body is None else dict(body)
-        result = await self._dispatch.call(found, request, self._requester, list(path))
-        answer = orjson.loads(to_json(result)) if result is not None else {}
-        return answer if isinstance(answer, dict) else {"result": answer}
+        self, operation: str, *path: str | int, body: Body = None, query: Query = None, headers: Headers = None
+    ) -> Any:
+        """The answer of any operation, by its name in the spec in snake_case; `path` holds its path parameters.
+
+        body: a mapping for operations that take JSON, bytes or an async iterable of bytes for files. The answer is a
+        dict or a list where the operation answers JSON, and bytes where it answers a file. Raises MatrixError as the
+        server answers it, and TypeError if the arguments do not fit the operation.
+        """
+        with self._calls.open():
+            return await self._calls.call(operation, path, await self._requester(), body, query, headers)
+
+    @asynccontextmanager
+    async def stream(
+        self, operation: str, *path: str | int, body: Body = None, query: Query = None, headers: Headers = None
+    ) -> AsyncIterator[Answer]:
+        """As `call`, for large files: `async with client.stream(…) as answer`, whose `chunks` are read as they come."""
+        with self._calls.open():
+            requester = await self._requester()
+            async with self._calls.stream(operation, path, requester, body, query, headers) as answer:
+                yield answer
+
+    async def upload(
+        self,
+        data: bytes | AsyncIterable[bytes],
+        content_type: str = "application/octet-stream",
+        filename: str | None = None,
+    ) -> str:
+        """Stores a file, and returns its `mxc://` URI for messages and avatars. `data` may come in chunks."""
+        if isinstance(data, Mapping):
+            raise TypeError("upload takes bytes or an async iterable of bytes, not a mapping.")
+        query = {"filename": filename} if filename else None
+        answer = await self.call("upload_content", body=data, query=query, headers={"content-type": content_type})
+        return str(answer["content_uri"])
+
+    async def download(self, mxc_uri: str) -> File:
+        """The file of an `mxc://` URI, of this server or any other."""
+        server_name, slash, media_id = mxc_uri.removeprefix("mxc://").partition("/")
+        if not mxc_uri.startswith("mxc://") or not slash:
+            raise invalid_param(f"{mxc_uri!r} is not an mxc:// URI.")
+        async with self.stream("get_content_authed", server_name, media_id) as answer:
+            content = b"".join([chunk async for chunk in answer.chunks])
+            return File(content, answer.headers["content-type"], _filename(answer.headers))
 
     async def create_room(self, **options: Any) -> RoomID:
         """A new room; `options` are the fields of POST /createRoom: name, topic, preset, invite …"""
         return RoomID((await self.call("create_room", body=options))["room_id"])
 
     async def invite(self, room_id: str, user_id: str) -> None:
+        """Invites a user of this server or of any other."""
         await self.call("invite_user", room_id, body={"user_id": user_id})
 
     async def join(self, room_id_or_alias: str, *, via: tuple[str, ...] = ()) -> RoomID:
@@ -105,6 +157,7 @@ class Client:
         return RoomID((await self.call("join_room", room_id_or_alias, body={}, query={"via": via}))["room_id"])
 
     async def leave(self, room_id: str) -> None:
+        """Leaves a room, or refuses the invitation to it."""
         await self.call("leave_room", room_id, body={})
 
     async def send(
@@ -118,6 +171,7 @@ class Client:
     async def set_state(
         self, room_id: str, event_type: str, content: Mapping[str, Any], *, state_key: str = ""
     ) -> EventID:
+        """Sets a piece of the room's state: its topic, a user's power level, …"""
         answer = await self.call("set_room_state_with_key", room_id, event_type, state_key, body=content)
         return EventID(answer["event_id"])
 
@@ -140,28 +194,42 @@ class Client:
         return answer
 
     async def events(self) -> AsyncIterator[RoomEvent]:
-        """The invitations that wait for the user, then every event since this client was opened. Never ends.
+        """The invitations that wait for the user, then every event since this client was opened.
 
         Each room's events come in their order, from the user's own join on. An invitation is the user's member event,
-        without an id: the room is not the user's to look into yet.
+        without an id: the room is not the user's to look into yet. Ends when the server closes.
         """
-        answer = await self.call("sync_events", query={"filter": INVITATIONS_ONLY})
-        for event in self._invitations(answer):
-            yield event
-        joined: set[str] = set(self._opened.joined)
-        invited = frozenset(_rooms(answer, "invite"))
-        since = self._opened.token
-        while True:
-            answer = await self.call("sync_events", query={"timeout": SYNC_TIMEOUT_MS, "since": since})
+        try:
+            answer = await self.call("sync_events", query={"filter": INVITATIONS_ONLY})
             for event in self._invitations(answer):
-                if event.room_id not in invited:
-                    yield event
-            for room_id, room in (_rooms(answer, "join") | _rooms(answer, "leave")).items():
-                for news in await self._news(room_id, room.get("timeline"), since, was_joined=room_id in joined):
-                    yield RoomEvent(RoomID(room_id), news)
-            joined = (joined | _rooms(answer, "join").keys()) - _rooms(answer, "leave").keys()
-            invited = frozenset()
-            since = answer["next_batch"]
+                yield event
+            joined: set[str] = set(self._opened.joined)
+            invited = frozenset(_rooms(answer, "invite"))
+            since = self._opened.token
+            while True:
+                answer = await self.call("sync_events", query={"timeout": SYNC_TIMEOUT_MS, "since": since})
+                for event in self._invitations(answer):
+                    if event.room_id not in invited:
+                        yield event
+                for room_id, room in (_rooms(answer, "join") | _rooms(answer, "leave")).items():
+                    for news in await self._news(room_id, room.get("timeline"), since, was_joined=room_id in joined):
+                        yield RoomEvent(RoomID(room_id), news)
+                joined = (joined | _rooms(answer, "join").keys()) - _rooms(answer, "leave").keys()
+                invited = frozenset()
+                since = answer["next_batch"]
+        except ClosedError:
+            return
+
+    async def _requester(self) -> Requester:
+        """The requester as the account is now: it may have been locked or deactivated since the client was opened."""
+        hs, cache = self._hs, self._hs.token_cache
+        found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms())
+        if found is None:
+            generation = cache.generation
+            requester = await hs.database.read(_find_requester, self.user_id, self.device_id)
+            found = TokenLookup(requester, expires_ms=None, unused=False)
+            cache.put(self._cache_key, self.user_id, found, now_ms=hs.now_ms(), generation=generation)
+        return found.requester
 
     async def _news(
         self, room_id: str, timeline: dict[str, Any] | None, since: str, *, was_joined: bool
@@ -198,9 +266,16 @@ def _rooms(answer: Mapping[str, Any], membership: str) -> dict[str, Any]:
     return found
 
 
+def _filename(headers: Mapping[str, str]) -> str | None:
+    """The name in a Content-Disposition header."""
+    message = Message()
+    message["content-disposition"] = headers.get("content-disposition", "")
+    return message.get_filename()
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """Who has opened a client, and what there was at that moment: where the stream stood, the rooms they were in."""
+    """The requester that a client acts as, and what there was when it was opened: the sync token, the joined rooms."""
 
     requester: Requester
     token: str
@@ -208,8 +283,22 @@ class _Opened:
 
 
 def _open(tx: Transaction, user_id: UserID, device_id: str) -> _Opened:
-    if not exists(tx, user_id):
-        raise not_found(f"There is no account {user_id} on this server.")
-    flags = get_account_flags(tx, user_id)
-    requester = Requester(user_id=user_id, device_id=device_id, is_admin=flags.is_admin, is_guest=flags.is_guest)
+    requester = _find_requester(tx, user_id, device_id)
     return _Opened(requester, sync_token(tx.position), frozenset(list_joined_rooms(tx, user_id)))
+
+
+def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> Requester:
+    user = get_user(tx, user_id)
+    if user is None:
+        raise no_account(user_id)
+    if user.is_deactivated:
+        raise MatrixError(403, "M_USER_DEACTIVATED", f"The account {user_id} has been deactivated.")
+    flags = get_account_flags(tx, user_id)
+    return Requester(
+        user_id=user_id,
+        device_id=device_id,
+        is_admin=flags.is_admin,
+        is_guest=flags.is_guest,
+        is_locked=flags.is_locked,
+        is_suspended=flags.is_suspended,
+    )

@@ -51,3 +51,10 @@ def not_found(error: str) -> MatrixError:
 def unrecognized(status: int = 404) -> MatrixError:
     """No such endpoint (404) or method (405): M_UNRECOGNIZED."""
     return MatrixError(status, "M_UNRECOGNIZED", "This server does not know that request.")
+
+
+class ClosedError(RuntimeError):
+    """The homeserver is closed: raised by calls of the embedding program, never answered to anyone."""
+
+    def __init__(self) -> None:
+        super().__init__("The homeserver is closed.")

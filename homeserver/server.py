@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import trio
 
@@ -23,13 +23,14 @@ from homeserver import authenticate, remote, sync, users
 from homeserver.asgi import App
 from homeserver.background import keep_running
 from homeserver.blobs import BlobError, Blobs
+from homeserver.calls import Calls
 from homeserver.client import Client
 from homeserver.config import Config, ConfigError, server_name_of
 from homeserver.database import Schema, open_database
 from homeserver.dispatch import Dispatch
+from homeserver.errors import ClosedError
 from homeserver.feature import Feature
-from homeserver.features import FEATURES
-from homeserver.federation.identifiers import UserID
+from homeserver.features import FEATURES, account
 from homeserver.federation.signing import SigningKey, format_signing_key, parse_signing_key
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire
@@ -37,9 +38,11 @@ from homeserver.listener import Bound, serve
 from homeserver.pages import make_pages
 from homeserver.resources import Resources
 from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
-from homeserver.users.accounts import create_account
+from homeserver.users.accounts import create_account, find_local
 from homeserver.users.filters import find_filter
 from homeserver.workers import Workers
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -74,9 +77,15 @@ class Homeserver:
         self._stop = trio.Event()
         self._resources: Resources | None = None
         self._app: App | None = None
+        self._calls: Calls | None = None
+        self._was_opened = False
+        self._has_served = False
 
     async def __aenter__(self) -> Self:
-        """Opens what the server needs. ConfigError or DatabaseError: a sentence why it cannot."""
+        """Opens what the server needs. Raises ConfigError or DatabaseError with a sentence why it cannot."""
+        if self._was_opened:
+            raise RuntimeError("A homeserver is opened once. Make a new Homeserver to open it again.")
+        self._was_opened = True
         try:
             await self._open()
         except BaseException:
@@ -88,20 +97,27 @@ class Homeserver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        # The body's own exception goes its way unwrapped: to the nursery of the server it means nothing.
-        await self._stack.__aexit__(None, None, None)
+        if self._calls is not None:
+            self._calls.close()
+        try:
+            # The body's own exception goes its way unwrapped: to the nursery of the server it means nothing.
+            await self._stack.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:  # the nursery's wrapping of what failed in the background
+            if len(group.exceptions) > 1:
+                raise
+            raise group.exceptions[0] from None
+        finally:
+            self._resources = self._app = self._calls = None
 
     @property
     def app(self) -> App:
-        """The server as an ASGI application, to be mounted wherever ASGI is served."""
-        assert self._app is not None, "use it inside of `async with`"
-        return self._app
+        """The server as an ASGI application, to be mounted wherever ASGI is served on trio."""
+        return self._opened(self._app)
 
     @property
     def resources(self) -> Resources:
         """What handlers get as `hs`, for programs that extend the server."""
-        assert self._resources is not None, "use it inside of `async with`"
-        return self._resources
+        return self._opened(self._resources)
 
     @property
     def server_name(self) -> str:
@@ -109,21 +125,59 @@ class Homeserver:
         return self.config.server_name
 
     async def serve(self, *, task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answers on the configured listeners until `stop` is called; starts with where they listen."""
-        await serve(self.app, self.config.listeners, stop=self._stop, task_status=task_status)
+        """Answers on the configured listeners until `stop` is called. Raises ConfigError if one cannot listen.
+
+        `bound = await nursery.start(hs.serve)` returns where they listen. A server serves once.
+        """
+        app = self.app
+        if self._has_served:
+            raise RuntimeError("This homeserver serves already, or has been stopped. Open a new one to serve again.")
+        self._has_served = True
+        await serve(app, self.config.listeners, stop=self._stop, task_status=task_status)
 
     def stop(self) -> None:
         """Ends `serve`: requests under way are answered, nothing new is accepted."""
         self._stop.set()
 
-    async def register(self, localpart: str, password: str | None = None, *, admin: bool = False) -> Client:
-        """Makes a new account and logs it in. Without a password nobody else can log in. MatrixError if it is taken."""
-        user_id = await create_account(self.resources, localpart, password, admin=admin)
+    async def register(
+        self, localpart: str, password: str | None = None, *, admin: bool = False, exist_ok: bool = False
+    ) -> Client:
+        """Makes a new account and logs it in. Without a password nobody else can log in.
+
+        Raises MatrixError if the name is taken; with `exist_ok` the account that has it is logged in, and is left as
+        it is: neither its password nor its rights change.
+        """
+        user_id = await create_account(self.resources, localpart, password, admin=admin, exist_ok=exist_ok)
         return await self.log_in(user_id)
 
-    async def log_in(self, user_id: str, device_id: str = "EMBEDDED") -> Client:
-        """A client for an account of this server, in this process. MatrixError 404 if there is none."""
-        return await Client.open(self.resources, self.app.dispatch, UserID(user_id), device_id)
+    async def log_in(self, user: str, device_id: str = "EMBEDDED") -> Client:
+        """A client for an account of this server, in this process. `user` is "alice" or "@alice:example.org".
+
+        Raises MatrixError if there is no such account, or if it has been deactivated.
+        """
+        hs = self.resources
+        return await Client.open(hs, self._opened(self._calls), find_local(hs, user), device_id)
+
+    async def set_password(self, user: str, password: str | None, *, logout_devices: bool = True) -> None:
+        """Replaces a password, and logs the user out everywhere. None: nobody can log in with a password any more."""
+        hs = self.resources
+        await account.set_password(hs, find_local(hs, user), password, logout_devices=logout_devices)
+
+    async def deactivate(self, user: str, *, erase: bool = False) -> None:
+        """Ends an account for good: it leaves its rooms, nobody can log in, its name stays taken.
+
+        erase: what is kept of the user is forgotten too.
+        """
+        hs = self.resources
+        await account.deactivate(hs, find_local(hs, user), erase=erase)
+
+    def _opened(self, part: T | None) -> T:
+        """A part of the server. Raises RuntimeError if the server is not open yet, ClosedError if it is closed."""
+        if part is not None:
+            return part
+        if self._was_opened:
+            raise ClosedError
+        raise RuntimeError("The homeserver is not open. Use it inside of `async with Homeserver(config) as hs:`.")
 
     async def _open(self) -> None:
         config = self.config
@@ -168,6 +222,7 @@ class Homeserver:
             ),
             pages=lambda: make_pages(config),
         )
+        self._calls = Calls(self._app.dispatch)
         for feature in features if not self._beside else ():
             for background in feature.background:
                 nursery.start_soon(keep_running, self._resources, background)

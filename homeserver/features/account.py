@@ -77,6 +77,29 @@ def _change_password(
         delete_devices_of_user(tx, hs, requester.user_id, except_device_id=requester.device_id)
 
 
+async def set_password(hs: Resources, user_id: UserID, password: str | None, *, logout_devices: bool) -> None:
+    """Replaces a password without asking for the old one: for administrators and embedding programs.
+
+    None: nobody can log in with a password any more. Raises M_NOT_FOUND if there is no such account.
+    """
+    password_hash = None
+    if password is not None:
+        check_new_password(password)
+        password_hash = await hash_password(hs, password)
+    await hs.database.write(_set_password, hs, user_id, password_hash, logout_devices)
+
+
+def _set_password(
+    tx: Transaction, hs: Resources, user_id: UserID, password_hash: str | None, logout_devices: bool
+) -> None:
+    if not accounts.exists(tx, user_id):
+        raise accounts.no_account(user_id)
+    accounts.store_password_hash(tx, user_id, password_hash)
+    if logout_devices:
+        authenticate.delete_tokens_of_user(tx, hs.token_cache, user_id)
+        delete_devices_of_user(tx, hs, user_id)
+
+
 class DeactivateBody(msgspec.Struct, frozen=True):
     auth: JsonObject | None = None
     id_server: str | None = None
@@ -94,7 +117,10 @@ async def deactivate_account(hs: Resources, requester: Requester, body: Deactiva
 async def deactivate(
     hs: Resources, user_id: UserID, *, erase: bool, authentication: Authentication | None = None
 ) -> None:
-    """Ends an account and takes its user out of every room; with `erase` forgets what is kept of the user."""
+    """Ends an account and takes its user out of every room; with `erase` forgets what is kept of the user.
+
+    Raises M_NOT_FOUND if there is no such account.
+    """
     await hs.database.write(_deactivate, hs, user_id, erase, authentication or Authentication())
     await _leave_all_rooms(hs, user_id)
 
@@ -103,6 +129,8 @@ def _deactivate(
     tx: Transaction, hs: Resources, user_id: UserID, erase: bool, authentication: Authentication
 ) -> None:
     finish_authentication(tx, authentication)
+    if accounts.get_user(tx, user_id) is None:
+        raise accounts.no_account(user_id)
     accounts.deactivate_user(tx, hs, user_id, erase=erase)
     delete_devices_of_user(tx, hs, user_id)
     tx.run("INSERT INTO departures (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))

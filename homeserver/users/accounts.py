@@ -15,7 +15,7 @@ from typing import Any
 from homeserver import authenticate
 from homeserver.authenticate import AccountFlags
 from homeserver.database import Schema, Step, Transaction
-from homeserver.errors import MatrixError, bad_json, forbidden, missing_param
+from homeserver.errors import MatrixError, bad_json, forbidden, missing_param, not_found
 from homeserver.federation.identifiers import ServerName, UserID, fits, is_valid_localpart, localpart_of
 from homeserver.resources import Resources
 from homeserver.users.passwords import check_new_password, hash_password
@@ -125,19 +125,41 @@ def wrong_password() -> MatrixError:
     return forbidden("The username or the password is wrong.")
 
 
+def find_local(hs: Resources, name: str) -> UserID:
+    """The id of a user of this server, from "alice" or "@alice:example.org". Raises MatrixError if it cannot be one."""
+    if not name.startswith("@"):
+        return user_id_of(hs.server_name, name)
+    if not is_local(hs, name):
+        raise not_found(f"{name} is not a user of {hs.server_name}.")
+    return UserID(name)
+
+
 async def create_account(
-    hs: Resources, username: str, password: str | None, *, admin: bool = False, appservice: str | None = None
+    hs: Resources,
+    username: str,
+    password: str | None,
+    *,
+    admin: bool = False,
+    appservice: str | None = None,
+    exist_ok: bool = False,
 ) -> UserID:
     """Makes an account without asking for anything: for administrators and embedding programs.
 
-    Raises M_INVALID_USERNAME, M_USER_IN_USE or M_INVALID_PARAM.
+    Raises M_INVALID_USERNAME, M_INVALID_PARAM or, unless `exist_ok`, M_USER_IN_USE. An account that exists is left as
+    it is.
     """
     user_id = user_id_of(hs.server_name, username)
+    if exist_ok and await hs.database.read(get_user, user_id) is not None:
+        return user_id
     password_hash = None
     if password is not None:
         check_new_password(password)
         password_hash = await hash_password(hs, password)
-    await hs.database.write(create_user, hs, user_id, password_hash, AccountFlags(is_admin=admin), appservice)
+    try:
+        await hs.database.write(create_user, hs, user_id, password_hash, AccountFlags(is_admin=admin), appservice)
+    except MatrixError:  # it is taken: by another node, perhaps, a moment ago
+        if not exist_ok:
+            raise
     return user_id
 
 
@@ -167,6 +189,11 @@ def create_user(
 def user_in_use() -> MatrixError:
     """400 M_USER_IN_USE."""
     return MatrixError(400, "M_USER_IN_USE", "This username is taken.")
+
+
+def no_account(user_id: UserID) -> MatrixError:
+    """404 M_NOT_FOUND."""
+    return not_found(f"There is no account {user_id} on this server.")
 
 
 def get_user(tx: Transaction, user_id: UserID) -> User | None:

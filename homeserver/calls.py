@@ -1,0 +1,244 @@
+"""Calls: the operations of a server, called by name in the same process. The counterpart of `homeserver.asgi`.
+
+A call goes through the same decoding as a request: path arguments are checked, and a body is JSON of the same kind and
+size, so a program in the process can store nothing that an HTTP client could not. What differs is who vouches for the
+user: here it is the program. Rate limits do not apply to it.
+
+Two kinds of mistake are told apart. What the server refuses is a MatrixError, as over HTTP. A call that does not fit
+the operation (too few path arguments, an unknown query parameter) is a TypeError, like any wrong call in Python.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+import orjson
+import trio
+
+from homeserver.api import Operation, Request, Response, too_large
+from homeserver.arguments import decode_json
+from homeserver.authenticate import Requester, check_may_call
+from homeserver.database import DatabaseError
+from homeserver.dispatch import Dispatch
+from homeserver.encoding import to_json
+from homeserver.errors import ClosedError, invalid_param, not_found
+
+Body = Mapping[str, Any] | bytes | AsyncIterable[bytes] | None
+Query = Mapping[str, Any] | None
+Headers = Mapping[str, str] | None
+
+_JSON_HEADERS = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a call: the head, and the body in chunks. Header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(slots=True)
+class Calls:
+    """The operations of a server that is open. `close` ends the calls under way, and refuses those that follow."""
+
+    dispatch: Dispatch
+    is_closed: bool = False
+    _scopes: set[trio.CancelScope] = field(default_factory=set)
+
+    def close(self) -> None:
+        """Calls that wait end with a ClosedError."""
+        self.is_closed = True
+        for scope in self._scopes:
+            scope.cancel()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """For the time of a call. Raises ClosedError if the server closes meanwhile, or is closed already."""
+        if self.is_closed:
+            raise ClosedError
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            except DatabaseError:
+                if not self.is_closed:
+                    raise
+                raise ClosedError from None
+            finally:
+                self._scopes.discard(scope)
+        if scope.cancelled_caught:
+            raise ClosedError
+
+    async def call(
+        self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers
+    ) -> Any:
+        """What an operation answers: a dict or list for JSON, bytes for a file. Raises MatrixError and TypeError."""
+        result = await self._run(name, path, requester, body, query, headers)
+        if not isinstance(result, Response):
+            return {} if result is None else orjson.loads(to_json(result))
+        if result.stream is not None:
+            async with aclosing(result.stream) as chunks:  # type: ignore[type-var]
+                return b"".join([chunk async for chunk in chunks])
+        if isinstance(result.body, (bytes, memoryview)):
+            return bytes(result.body)
+        return {} if result.body is None else orjson.loads(to_json(result.body))
+
+    @asynccontextmanager
+    async def stream(
+        self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers
+    ) -> AsyncIterator[Answer]:
+        """As `call`, for an answer that is read piece by piece."""
+        result = await self._run(name, path, requester, body, query, headers)
+        if not isinstance(result, Response):
+            result = Response(200, {} if result is None else result)
+        if result.stream is not None:
+            async with aclosing(result.stream) as chunks:  # type: ignore[type-var]
+                yield Answer(result.status, result.headers, chunks)
+        elif isinstance(result.body, (bytes, memoryview)):
+            yield Answer(result.status, result.headers, _chunks(bytes(result.body)))
+        else:
+            data = b"" if result.body is None else to_json(result.body)
+            yield Answer(result.status, {**_JSON_HEADERS, **result.headers}, _chunks(data))
+
+    async def _run(
+        self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers
+    ) -> Any:
+        operation = self._find(name)
+        check_may_call(requester, operation)
+        arguments = _path_arguments(operation, path)
+        text = _query_string(operation, query)
+        receive = None
+        content = None
+        sent = {key.lower(): value for key, value in (headers or {}).items()}
+        if operation.plan.body is not None:
+            content = _json_body(operation, body)
+        elif body is not None:
+            if not operation.plan.request or operation.method == "GET":
+                raise TypeError(f"{name} takes no body.")
+            sent |= {} if not isinstance(body, Mapping) else _JSON_HEADERS
+            receive = _receiver(_encode(body) if isinstance(body, Mapping) else body)
+        pairs = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in sent.items()]
+        request = Request(operation.method, operation.path, text, pairs, receive=receive)
+        request.content = content
+        return await self.dispatch.call(operation, request, requester, arguments)
+
+    def _find(self, name: str) -> Operation:
+        operation = self.dispatch.by_name.get(name)
+        if operation is None:
+            near = difflib.get_close_matches(name, self.dispatch.by_name, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise not_found(f"There is no operation {name}.{hint}")
+        if operation.plan.origin:
+            raise TypeError(f"{name} is called by other servers, not by users.")
+        return operation
+
+
+def _path_arguments(operation: Operation, given: Sequence[Any]) -> list[Any]:
+    """The values of the path's parameters. Raises TypeError for a wrong number or type, M_INVALID_PARAM for a value."""
+    wanted = operation.plan.path
+    if len(given) != len(wanted):
+        takes = " and ".join(name for name, _ in wanted) or "no path arguments"
+        raise TypeError(f"{operation.name} takes {takes}, but {len(given)} path arguments were given.")
+    arguments = []
+    for value, (name, decode) in zip(given, wanted, strict=True):
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise TypeError(f"{operation.name}: {name} must be a str, not {type(value).__name__}.")
+        try:
+            arguments.append(decode(str(value)))
+        except ValueError as error:
+            raise invalid_param(f"{name} is not valid: {error}") from error
+    return arguments
+
+
+def _query_string(operation: Operation, query: Query) -> str:
+    """The query as it would stand in a URL. Raises TypeError for a parameter that the operation does not have."""
+    if not query:
+        return ""
+    if not isinstance(query, Mapping):
+        raise TypeError(f"{operation.name}: the query must be a mapping, not {type(query).__name__}.")
+    plan = operation.plan.query
+    if plan is None:
+        raise TypeError(f"{operation.name} takes no query.")
+    known = [each.encode_name for each in msgspec.structs.fields(plan.kind)]
+    pairs = []
+    for name, value in query.items():
+        if name not in known and not operation.plan.request:
+            raise TypeError(f"{operation.name} has no query parameter {name!r}; it has {', '.join(known)}.")
+        for each in value if isinstance(value, list | tuple | set | frozenset) else (value,):
+            if each is not None:
+                pairs.append((name, _query_value(operation, name, each)))
+    return urlencode(pairs)
+
+
+def _query_value(operation: Operation, name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int):
+        return str(value)
+    if isinstance(value, Mapping):  # a filter, say
+        return _encode(value).decode()
+    raise TypeError(f"{operation.name}: the query parameter {name} cannot be a {type(value).__name__}.")
+
+
+def _json_body(operation: Operation, body: Body) -> Any:
+    """The JSON value of a body, read as it would be from a request. None if there is none and none is needed."""
+    plan = operation.plan.body
+    assert plan is not None
+    if body is None:
+        return None if plan.optional else {}
+    if isinstance(body, Mapping):
+        data = _encode(body)
+    elif isinstance(body, bytes | bytearray | memoryview):
+        data = bytes(body)
+    else:
+        raise TypeError(f"{operation.name}: the body must be a mapping, not {type(body).__name__}.")
+    if len(data) > operation.max_body_bytes:
+        raise too_large(operation.max_body_bytes)
+    return decode_json(data)
+
+
+def _encode(value: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(
+            dict(value), default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")
+        ).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"This cannot be written as JSON: {error}.") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} has no JSON")
+
+
+def _receiver(body: bytes | AsyncIterable[bytes]) -> Callable[[], Awaitable[bytes | None]]:
+    """The body as `Request` receives it: a chunk at each call, then None."""
+    if isinstance(body, bytes | bytearray | memoryview):
+        chunks = _chunks(bytes(body))
+    elif isinstance(body, AsyncIterable):
+        chunks = aiter(body)
+    else:
+        raise TypeError(f"The body must be bytes, a mapping or an async iterable of bytes, not {type(body).__name__}.")
+
+    async def receive() -> bytes | None:
+        chunk = await anext(chunks, None)
+        if chunk is not None and not isinstance(chunk, bytes | bytearray | memoryview):
+            raise TypeError(f"The chunks of a body must be bytes, not {type(chunk).__name__}.")
+        return None if chunk is None else bytes(chunk)
+
+    return receive
+
+
+async def _chunks(data: bytes) -> AsyncIterator[bytes]:
+    if data:
+        yield data

@@ -1,0 +1,86 @@
+"""What `import homeserver` gives: the public names with their types, at no cost to the command line."""
+
+from __future__ import annotations
+
+import ast
+import pydoc
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import homeserver
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = '''
+from pathlib import Path
+
+from homeserver import AsyncioHomeserver, Client, Config, Homeserver, MatrixError, __version__
+
+async def main(folder: Path) -> str:
+    async with Homeserver(Config(server_name="example.org", data_dir=str(folder))) as hs:
+        alice: Client = await hs.register("alice", "a good password", exist_ok=True)
+        room = await alice.create_room(name="Kitchen")
+        await alice.send(room, "The kettle is on.")
+        mxc = await alice.upload(b"water", "text/plain")
+        content: bytes = (await alice.download(mxc)).content
+        try:
+            await hs.log_in(7)
+        except MatrixError as error:
+            return error.errcode + __version__ + content.decode()
+    async with AsyncioHomeserver(Config(server_name="example.org")) as other:
+        bob = await other.log_in("bob")
+        return len(await bob.messages(room))
+'''
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(homeserver.__all__) <= set(dir(homeserver))
+    for name in homeserver.__all__:
+        assert getattr(homeserver, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Teapot'"):
+        _ = homeserver.Teapot  # type: ignore[attr-defined]
+
+
+def test_type_checkers_are_told_of_the_same_names() -> None:
+    stub = ast.parse((ROOT / "homeserver" / "__init__.pyi").read_text())
+    told = {
+        alias.asname: getattr(__import__(node.module, fromlist=[alias.name]), alias.name)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert told == {name: getattr(homeserver, name) for name in homeserver.__all__}
+    assert (ROOT / "homeserver" / "py.typed").exists()
+
+
+def test_help_shows_them() -> None:
+    text = pydoc.render_doc(homeserver, renderer=pydoc.plaintext)
+    for line in ("class Homeserver", "class Client", "register(self, localpart", "upload(self, data", "VERSION"):
+        assert line in text
+
+
+def test_there_is_one_version() -> None:
+    assert version("homeserver") == homeserver.__version__
+
+
+def test_the_command_line_imports_no_server() -> None:
+    code = "import sys, homeserver.cli as cli; cli.make_parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert {"trio", "msgspec", "homeserver.server", "homeserver.config"} & set(done.stdout.split()) == set()
+
+
+@pytest.mark.slow
+def test_a_strict_type_checker_finds_the_types(tmp_path: Path) -> None:
+    """Two lines of the program are wrong, and exactly these are found."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "mypy", "--no-pretty", "--config-file", "pyproject.toml", tmp_path / "program.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, cwd=ROOT)
+    found = [line.partition("error: ")[2] for line in done.stdout.splitlines() if "error: " in line]
+    assert found == [
+        'Argument 1 to "log_in" of "Homeserver" has incompatible type "int"; expected "str"  [arg-type]',
+        'Incompatible return value type (got "int", expected "str")  [return-value]',
+    ], done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """Every limit of the server, each with its reason. Grouped by topic.
 
-Units are in the names. A limit that an operator should decide is a key of `config.py` instead.
+Units are in the names. A limit that an operator should decide is a key of `homeserver.config` instead.
 """
 
 from __future__ import annotations
@@ -276,13 +276,7 @@ MEDIA_PENDING_PER_USER_MAX = 50
 # The longest `timeout_ms`: a waiting request holds a connection, and proxies give up after a minute.
 MEDIA_WAIT_MS_MAX = 60_000
 
-# One account must not fill the disk: years of everyday photographs.
-MEDIA_USER_BYTES_MAX = 100 << 30
-MEDIA_USER_FILES_MAX = 100_000
-
-# Other servers' files that are kept; those longest unused go first, and are fetched again when asked for.
-MEDIA_REMOTE_BYTES_MAX = 20 << 30
-# How exactly it is known when one was used last: at most one write a day for each.
+# How exactly it is known when a file of another server was used last: at most one write a day for each.
 MEDIA_USED_INTERVAL_MS = 24 * 60 * 60 * 1000
 # Fetched from other servers at once: each may write to the disk as fast as the network is.
 MEDIA_FETCHES_AT_ONCE_MAX = 32

@@ -142,7 +142,9 @@ def _bind(listener: Listener) -> list[socket.socket]:
         if bind.unix_path:
             if os.path.exists(bind.unix_path) and stat.S_ISSOCK(os.stat(bind.unix_path).st_mode):
                 _remove_dead_socket(bind.unix_path)
-            return [_bound_socket(socket.AF_UNIX, bind.unix_path)]
+            sockets.append(_bound_socket(socket.AF_UNIX, bind.unix_path))
+            os.chmod(bind.unix_path, listener.socket_permissions)  # before it listens, so nobody is in too early
+            return sockets
         found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, target in dict.fromkeys((each[0], each[4]) for each in found):
             try:

@@ -54,7 +54,7 @@ class PasswordBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/account/password", rate_limit="login")
 async def change_password(hs: Resources, requester: Requester, body: PasswordBody) -> Empty:
-    check_new_password(body.new_password)
+    check_new_password(hs, body.new_password)
     flows = [(password_stage(requester.user_id),)]
     authentication = await require_stages(hs, "change password", body.auth, flows, requester.user_id)
     password_hash = await hash_password(hs, body.new_password)

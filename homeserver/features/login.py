@@ -47,7 +47,7 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     answer = await hs.database.write(_store_login, hs, user_id, body, new_hash)
     note_seen(hs, user_id, answer["device_id"], request)
     if hs.config.public.serve_well_known:
-        answer["well_known"] = hs.config.public.client_discovery()
+        answer["well_known"] = hs.config.client_discovery()
     return answer
 
 

@@ -93,7 +93,7 @@ async def _register_user(hs: Resources, body: RegisterBody) -> JsonObject:
         raise forbidden("Registration is not enabled on this homeserver.")
     user_id = _wanted_user_id(hs, body)
     if body.password is not None:
-        check_new_password(body.password)
+        check_new_password(hs, body.password)
     check_device_id(body.device_id)
     attempt, guest = await hs.database.read(_read_registration, hs, user_id, body)
     authentication = await proceed(hs, attempt)

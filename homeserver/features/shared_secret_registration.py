@@ -63,7 +63,7 @@ async def register_with_shared_secret(hs: Resources, body: SharedSecretBody) -> 
     if not hmac.compare_digest(_mac(secret, body).encode(), body.mac.lower().encode("utf-8", "surrogatepass")):
         raise forbidden("The HMAC is not right.")
     user_id = accounts.user_id_of(hs.server_name, body.username)
-    check_new_password(body.password)
+    check_new_password(hs, body.password)
     check_device_id(body.device_id)
     password_hash = await hash_password(hs, body.password)
     return await hs.database.write(_store, hs, user_id, password_hash, body)

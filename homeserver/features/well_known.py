@@ -5,8 +5,6 @@ Spec: client-server-api/#well-known-uris, server-server-api/#getwell-knownmatrix
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from homeserver.api import Routes
 from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
@@ -21,16 +19,13 @@ routes = Routes()
 @routes.get("/.well-known/matrix/client", rate_limit="")
 async def get_wellknown(hs: Resources) -> JsonObject:
     _check_served(hs)
-    return {**hs.config.public.client_discovery(), **WITHOUT_ENCRYPTION}
+    return {**hs.config.client_discovery(), **WITHOUT_ENCRYPTION}
 
 
 @routes.get("/.well-known/matrix/server", rate_limit="")
 async def get_wellknown_server(hs: Resources) -> JsonObject:
     _check_served(hs)
-    parts = urlsplit(hs.config.public.base_url)
-    host = parts.hostname or ""
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    return {"m.server": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
+    return {"m.server": hs.config.federation_address}
 
 
 def _check_served(hs: Resources) -> None:

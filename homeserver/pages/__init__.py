@@ -52,11 +52,11 @@ def welcome(config: Config) -> dict[str, Any]:
         accounts = "Registration is open: choose “Create account” in your client."
     else:
         accounts = "Accounts are made by the people who run this server. Ask them for one."
-    by_name = config.public.serve_well_known and urlsplit(config.public.base_url).hostname == config.server_name
+    by_name = config.public.serve_well_known and urlsplit(config.base_url).hostname == config.server_name
     return {
         "server_name": config.server_name,
-        "base_url": config.public.base_url,
-        "homeserver": config.server_name if by_name else config.public.base_url,
+        "base_url": config.base_url,
+        "homeserver": config.server_name if by_name else config.base_url,
         "accounts": accounts,
         "federates": config.federation.enabled,
     }

@@ -145,15 +145,15 @@ async def create_account(
 ) -> UserID:
     """Makes an account without asking for anything: for administrators and embedding programs.
 
-    Raises M_INVALID_USERNAME, M_INVALID_PARAM or, unless `exist_ok`, M_USER_IN_USE. An account that exists is left as
-    it is.
+    Raises M_INVALID_USERNAME, M_WEAK_PASSWORD, M_INVALID_PARAM or, unless `exist_ok`, M_USER_IN_USE. An account that
+    exists is left as it is.
     """
     user_id = user_id_of(hs.server_name, username)
     if exist_ok and await hs.database.read(get_user, user_id) is not None:
         return user_id
     password_hash = None
     if password is not None:
-        check_new_password(password)
+        check_new_password(hs, password)
         password_hash = await hash_password(hs, password)
     try:
         await hs.database.write(create_user, hs, user_id, password_hash, AccountFlags(is_admin=admin), appservice)

@@ -136,7 +136,7 @@ def create_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: st
     if count >= limits.DEVICES_PER_USER_MAX:
         raise MatrixError(
             403, "M_USER_LIMIT_EXCEEDED", "The account has too many devices: log some out.",
-            info_uri=hs.config.public.base_url,
+            info_uri=hs.config.base_url,
         )  # fmt: skip
     tx.run(
         "INSERT INTO devices (user_nid, device_id, display_name, created_ms) VALUES (?, ?, ?, ?)",

@@ -12,7 +12,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from homeserver import limits
-from homeserver.errors import invalid_param
+from homeserver.errors import MatrixError, invalid_param
 from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 
@@ -31,12 +31,13 @@ class Verdict:
     new_hash: str | None = None
 
 
-def check_new_password(password: str) -> None:
-    """Raises M_INVALID_PARAM where nobody may have this password."""
-    if not password:
-        raise invalid_param("The password is empty.")
+def check_new_password(hs: Resources, password: str) -> None:
+    """Raises M_WEAK_PASSWORD if the password is too short, M_INVALID_PARAM if it is too long or not Unicode."""
     if not fits(password):
         raise invalid_param(f"The password is longer than {limits.PASSWORD_BYTES_MAX} bytes, or not Unicode.")
+    length_min = hs.config.passwords.length_min
+    if len(password) < length_min:
+        raise MatrixError(400, "M_WEAK_PASSWORD", f"The password must have at least {length_min} characters.")
 
 
 def fits(password: str) -> bool:

@@ -77,7 +77,9 @@ def test_what_has_no_effect_yet_and_is_set_is_listed() -> None:
 
 def test_an_embedder_needs_only_a_name(tmp_path: Path) -> None:
     config = Config(server_name="a.example", data_dir=str(tmp_path))
-    assert config.listeners == (Listener(),)
+    public, private = config.listeners
+    assert (public.bind, private.bind) == ("127.0.0.1:8008", "127.0.0.1:9008")
+    assert not {"admin", "metrics"} & set(public.serve)
     assert config.data_path("signing.key") == tmp_path / "signing.key"
     assert config.data_path("/etc/key") == Path("/etc/key")
 
@@ -110,22 +112,48 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"listeners": [{"bind": "unix:"}]}, "a unix bind needs a path"),
         ({"listeners": [{"tls_cert": "c.pem"}]}, "tls_cert and tls_key must be given together"),
         ({"listeners": [{"serve": []}]}, "serve is empty"),
-        ({"listeners": [{"serve": ["clients"]}]}, "listeners[0].serve[0]: Invalid enum value 'clients'"),
+        (
+            {"listeners": [{"serve": ["clients"]}]},
+            'listeners.serve must be "client", "federation", "media", "admin", "metrics" or "health", not "clients"',
+        ),
+        ({"listeners": [{"serve": "client"}]}, 'listeners.serve must be a list, as in ["…", "…"], not "client"'),
+        ({"listeners": {"bind": "x"}}, "listeners: write [[listeners]], with two brackets on each side"),
+        ({"listeners": ["127.0.0.1:8008"]}, "listeners: write [[listeners]]"),
+        ({"listeners": [{"bind": "unix:/a"}, {"bind": "unix:/a"}]}, "two listeners have the same bind, unix:/a"),
+        ({"listeners": [{"socket_mode": "rw"}]}, "socket_mode 'rw' is not three octal digits, as in \"0660\""),
+        ({"listeners": [{"socket_mode": "1777"}]}, "socket_mode '1777' is not three octal digits"),
+        ({"listeners": [{"socket_mode": 660}]}, 'listeners.socket_mode must be text in "quotes", not 660'),
+        ({"listeners": [{"trusted_proxies": ["proxy"]}]}, "trusted_proxies: 'proxy' is not an address or a network"),
+        ({"federation": [{"enabled": True}]}, "federation is a section: write [federation], once"),
+        ({"log": {"trusted_key_servers": []}}, "'trusted_key_servers' in [log]; it belongs in [federation]"),
+        ({"log": {"data_dir": "x"}}, "'data_dir' in [log]; it belongs at the top of the file"),
+        ({"bind": "x"}, "unknown key 'bind' at the top; it belongs in [[listeners]]"),
+        ({"url": "x"}, "unknown key 'url' at the top; it belongs in [database] or [blobs]"),
         ({"listeners": [{}, {}]}, "two listeners have the same bind, 127.0.0.1:8008"),
         ({"public": {"base_url": "example.org"}}, "public.base_url: 'example.org' is not an http or https URL"),
         ({"public": {"base_url": "https://a:b"}}, "public.base_url"),
-        ({"public": {"serve_well_known": "yes"}}, "public.serve_well_known: Expected `bool`, got `str`"),
-        ({"public": 1}, "public: Expected `object`, got `int`"),
+        ({"public": {"serve_well_known": "yes"}}, 'public.serve_well_known must be true or false, without'),
+        ({"public": 1}, "public is a section: write [public], once, and its keys below"),
+        ({"public": {"federation_address": "https://a.example"}}, "public.federation_address: 'https://a.example'"),
+        ({"rooms": {"default_version": "13"}}, 'rooms.default_version must be "1", "2", "3",'),
+        ({"rooms": {"default_version": 11}}, 'rooms.default_version must be text in "quotes", not 11'),
+        ({"passwords": {"length_min": 0}}, "passwords.length_min must be from 1 to 128, not 0"),
+        ({"passwords": {"length_min": 129}}, "passwords.length_min must be from 1 to 128, not 129"),
+        ({"passwords": {"length_min": True}}, "passwords.length_min must be a whole number, without quotes, not true"),
         ({"database": {"url": "mysql:x"}}, "database.url must begin with"),
         ({"blobs": {"url": "ftp:x"}}, "blobs.url must begin with"),
         ({"blobs": {"upload_bytes_max": 0}}, "blobs.upload_bytes_max must be more than 0, not 0"),
+        ({"blobs": {"user_bytes_max": 0}}, "blobs.user_bytes_max must be more than 0, not 0"),
+        ({"blobs": {"user_files_max": -1}}, "blobs.user_files_max must be more than 0, not -1"),
+        ({"blobs": {"remote_bytes_max": "1G"}}, "blobs.remote_bytes_max must be a whole number, without quotes"),
         ({"registration": {"recaptcha_public_key": "x"}}, "must be given together"),
         ({"email": {"smtp_host": "a", "from": ""}}, "email.from must be an e-mail address"),
         ({"email": {"smtp_port": 0}}, "email.smtp_port must be from 1 to 65535, not 0"),
         ({"federation": {"trusted_key_servers": ["a b"]}}, "federation.trusted_key_servers: 'a b'"),
-        ({"passwords": {"hash_cost": "low"}}, "passwords.hash_cost"),
-        ({"log": {"level": "loud"}}, "log.level"),
-        ({"server_name": 5}, "server_name: Expected `str`, got `int`"),
+        ({"passwords": {"hash_cost": "low"}}, 'passwords.hash_cost must be "default" or "minimal", not "low"'),
+        ({"log": {"level": "loud"}}, 'log.level must be "debug", "info", "warning" or "error", not "loud"'),
+        ({"server_name": 5}, 'server_name must be text in "quotes", not 5'),
+        ({"server_name": ""}, "server_name is missing"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_the_key(table: dict[str, Any], said: str) -> None:
@@ -171,7 +199,51 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
 
 def test_base_url_has_no_slash_at_its_end() -> None:
     config = config_from_table({"server_name": "a.example", "public": {"base_url": "https://a.example/"}}, Path())
-    assert config.public.base_url == "https://a.example"
+    assert config.base_url == config.public.base_url == "https://a.example"
+
+
+@pytest.mark.parametrize(
+    ("server_name", "listeners", "base_url", "federation_address"),
+    [
+        ("example.org", [], "https://example.org", "example.org:443"),
+        ("example.org:8448", [], "https://example.org:8448", "example.org:8448"),
+        ("localhost", [{"bind": "127.0.0.1:8008"}], "http://127.0.0.1:8008", "127.0.0.1:443"),
+        ("localhost:8448", [{"bind": "unix:/a"}, {"bind": "[::]:80"}], "http://[::1]:80", "[::1]:443"),
+        ("127.0.0.1", [{"serve": ["health"]}], "https://127.0.0.1", "127.0.0.1:443"),
+        ("[::1]", [{"bind": "0.0.0.0:1", "tls_cert": "c", "tls_key": "k"}], "https://127.0.0.1:1", "127.0.0.1:1"),
+    ],
+)
+def test_where_the_server_is_reached_if_nothing_is_said(
+    server_name: str, listeners: list[dict[str, Any]], base_url: str, federation_address: str
+) -> None:
+    config = config_from_table({"server_name": server_name, "listeners": listeners}, Path())
+    assert config.base_url == base_url
+    assert config.federation_address == federation_address
+
+
+@pytest.mark.parametrize(
+    ("public", "base_url", "federation_address"),
+    [
+        ({"base_url": "https://m.example.org"}, "https://m.example.org", "m.example.org:443"),
+        ({"base_url": "https://m.example.org:8443"}, "https://m.example.org:8443", "m.example.org:8443"),
+        ({"base_url": "http://m.example.org:8008"}, "http://m.example.org:8008", "m.example.org:443"),
+        ({"federation_address": "f.example.org"}, "https://example.org", "f.example.org"),
+        (
+            {"base_url": "https://m.example.org", "federation_address": "f.example.org:8448"},
+            "https://m.example.org", "f.example.org:8448",
+        ),
+    ],
+)  # fmt: skip
+def test_where_the_server_is_reached(public: dict[str, str], base_url: str, federation_address: str) -> None:
+    config = config_from_table({"server_name": "example.org", "public": public}, Path())
+    assert config.base_url == base_url
+    assert config.federation_address == federation_address
+
+
+def test_the_permissions_of_a_socket_are_octal() -> None:
+    assert Listener().socket_permissions == 0o660
+    assert Listener(socket_mode="666").socket_permissions == 0o666
+    assert Listener(socket_mode="0o600").socket_permissions == 0o600
 
 
 def test_two_configurations_in_one_process_do_not_share_anything() -> None:

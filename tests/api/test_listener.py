@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -176,6 +177,12 @@ async def test_a_unix_socket_believes_its_proxy(tmp_path: Path) -> None:
             assert answer.json() == {"ip": "2001:db8::1"}
             assert (await http.get("/_matrix/client/versions")).json() == {"ip": ""}
     assert not path.exists()
+
+
+async def test_the_permissions_of_a_unix_socket_are_a_setting(tmp_path: Path) -> None:
+    for text, mode in (("0660", 0o660), ("0666", 0o666), ("0600", 0o600)):
+        async with serving(Listener(bind=f"unix:{tmp_path / text}", socket_mode=text)):
+            assert stat.S_IMODE((tmp_path / text).stat().st_mode) == mode
 
 
 async def test_a_dead_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:

@@ -131,11 +131,11 @@ def test_user_add(tmp_path: Path) -> None:
     arguments = ("user", "add", "--config", config, "alice", "--password-stdin", "--admin", "--json")
     result = run(*arguments, stdin="a pass word\n")
     assert json.loads(result.stdout) == {"user_id": "@alice:test.example", "admin": True}
-    added = run("user", "add", "--config", config, "@bob:test.example", "--password-stdin", stdin="of bob")
+    added = run("user", "add", "--config", config, "@bob:test.example", "--password-stdin", stdin="now of bob")
     assert added.stdout == "@bob:test.example can log in now.\n"
     with serving(config) as (_, url):
         assert log_in(url, "alice", "a pass word").json()["user_id"] == "@alice:test.example"
-        assert log_in(url, "bob", "of bob").status_code == 200
+        assert log_in(url, "bob", "now of bob").status_code == 200
         assert log_in(url, "bob", "other").status_code == 403
         added = run("user", "add", "--config", config, "carol", "--password-stdin", stdin="while it runs")
         assert added.returncode == 0, added.stderr
@@ -146,6 +146,7 @@ def test_user_add(tmp_path: Path) -> None:
     ("name", "stdin", "sentence"),
     [
         ("alice", "\n", "the password is empty"),
+        ("alice", "7 chars\n", "The password must have at least 8 characters."),
         ("@alice:other.example", "x\n", "is not a user of test.example"),
         ("al ice", "x\n", "username"),
     ],

@@ -20,7 +20,7 @@ async def test_versions(homeserver: Server) -> None:
     [
         ("https://matrix.example.org", "matrix.example.org:443"),
         ("https://matrix.example.org:8448/", "matrix.example.org:8448"),
-        ("http://127.0.0.1:8008", "127.0.0.1:8008"),
+        ("http://127.0.0.1:8008", "127.0.0.1:443"),
         ("https://[::1]", "[::1]:443"),
     ],
 )

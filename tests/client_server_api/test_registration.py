@@ -110,7 +110,8 @@ async def test_available(homeserver: Server) -> None:
     [
         ({"username": 7}, "M_BAD_JSON"),
         ({"password": ["x"]}, "M_BAD_JSON"),
-        ({"password": ""}, "M_INVALID_PARAM"),
+        ({"password": ""}, "M_WEAK_PASSWORD"),
+        ({"password": "7 chars"}, "M_WEAK_PASSWORD"),
         ({"password": "x" * 513}, "M_INVALID_PARAM"),
         ({"device_id": 7}, "M_BAD_JSON"),
         ({"device_id": ""}, "M_INVALID_PARAM"),

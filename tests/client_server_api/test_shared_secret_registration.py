@@ -16,6 +16,7 @@ from tests.support.homeservers import Homeservers, Server
 
 PATH = "/_synapse/admin/v1/register"
 SECRET = "a secret"
+PASSWORD = "a good password"
 
 
 async def start(homeservers: Homeservers, folder: Path) -> Server:
@@ -26,8 +27,8 @@ async def start(homeservers: Homeservers, folder: Path) -> Server:
 async def signed(server: Server, username: str = "alice", admin: bool = False, **fields: object) -> dict:
     nonce = (await server.anonymous.ok("GET", PATH))["nonce"]
     mac = hmac.new(SECRET.encode(), digestmod=hashlib.sha1)
-    mac.update(b"\x00".join([nonce.encode(), username.encode(), b"pass", b"admin" if admin else b"notadmin"]))
-    body = {"nonce": nonce, "username": username, "password": "pass", "admin": admin, "mac": mac.hexdigest()}
+    mac.update(b"\x00".join([nonce.encode(), username.encode(), PASSWORD.encode(), b"admin" if admin else b"notadmin"]))
+    body = {"nonce": nonce, "username": username, "password": PASSWORD, "admin": admin, "mac": mac.hexdigest()}
     return {**body, **fields}
 
 
@@ -39,7 +40,7 @@ async def test_makes_accounts(homeservers: Homeservers, tmp_path: Path, admin: b
     assert answer["home_server"] == "test.example"
     assert (await server.with_token(answer["access_token"]).ok("GET", "account/whoami"))["device_id"]
     assert (await server.read(get_account_flags, "@alice:test.example")).is_admin is admin
-    await server.log_in("alice", "pass")
+    await server.log_in("alice", PASSWORD)
 
 
 async def test_the_account_may_have_a_display_name_and_a_device(homeservers: Homeservers, tmp_path: Path) -> None:

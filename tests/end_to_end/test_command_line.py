@@ -122,7 +122,8 @@ def test_who_was_added_on_the_command_line_can_log_in(server: Homeserver) -> Non
     again = run("user", "add", "alice", "--password-stdin", "--config", server.config, stdin="good night\n")
     assert again.returncode == 1
     assert_one_sentence(again.stderr)
-    root = run("user", "add", "root", "--admin", "--json", "--password-stdin", "--config", server.config, stdin="x y\n")
+    command = ("user", "add", "root", "--admin", "--json", "--password-stdin", "--config", server.config)
+    root = run(*command, stdin="good night\n")
     assert json.loads(root.stdout) == {"user_id": server.user_id("root"), "admin": True}
     server.start()
     body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "good night"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from homeserver.config import BlobsSection
 from homeserver.database import Database, Transaction
 from homeserver.errors import MatrixError
 from homeserver.features.media import storage
@@ -28,7 +29,7 @@ def blob(content: bytes) -> Blob:
 async def upload(database: Database, media_id: str, what: Blob, who: UserID = ALICE, **options: Any) -> None:
     def store(tx: Transaction) -> None:
         flags = {"is_pending": False, "is_public": False, **options}
-        storage.store_upload(tx, what, HERE, media_id, who, PICTURE, **flags)
+        storage.store_upload(tx, what, HERE, BlobsSection(), media_id, who, PICTURE, **flags)
 
     await database.write(store)
 

@@ -83,35 +83,27 @@ async def test_a_blob_that_is_deleted_while_it_would_be_shared(server: Server, a
     assert (await alice.get(f"{V1}/download/{second}")).content == b"same" * 100_000
 
 
-async def use_up(server: Server, user_id: str, files: int, size_bytes: int) -> None:
-    """As if the user had uploaded so much already."""
-    await server.write(
-        lambda tx: tx.run(
-            "UPDATE media_usage SET files = ?, size_bytes = ? WHERE uploader_nid = ?",
-            files, size_bytes, tx.find(user_id),
-        )
-    )  # fmt: skip
+async def test_a_quota_of_bytes(tmp_path: Path) -> None:
+    async with server_with_media(tmp_path, user_bytes_max=100) as server:
+        alice, bob = await server.register("alice"), await server.register("bob")
+        first = await upload(alice, b"x" * 60)
+        assert await alice.refused("POST", f"{V3}/upload", content=b"x" * 41) == (403, "M_FORBIDDEN")
+        assert len(await blob_keys(server)) == 1
+        await upload(bob, b"x" * 100)
+        await media.delete(server.hs, f"mxc://{first}")
+        await upload(alice, b"y" * 100)
+        assert await alice.refused("POST", f"{V3}/upload", content=b"z") == (403, "M_FORBIDDEN")
 
 
-async def test_a_quota_of_bytes(server: Server, alice: Client, bob: Client) -> None:
-    first = await upload(alice, b"x" * 60)
-    await use_up(server, alice.user_id, 1, limits.MEDIA_USER_BYTES_MAX - 40)
-    assert await alice.refused("POST", f"{V3}/upload", content=b"x" * 41) == (403, "M_FORBIDDEN")
-    assert len(await blob_keys(server)) == 1
-    await upload(bob, b"x" * 100)
-    await media.delete(server.hs, f"mxc://{first}")
-    await upload(alice, b"y" * 100)
-    assert await alice.refused("POST", f"{V3}/upload", content=b"z") == (403, "M_FORBIDDEN")
-
-
-async def test_a_quota_of_files(server: Server, alice: Client, bob: Client) -> None:
-    first = await upload(alice, b"")
-    await use_up(server, alice.user_id, limits.MEDIA_USER_FILES_MAX - 1, 0)
-    await upload(alice, b"")
-    assert await alice.refused("POST", f"{V3}/upload", content=b"") == (403, "M_FORBIDDEN")
-    await upload(bob, b"")
-    await media.delete(server.hs, f"mxc://{first}")
-    await upload(alice, b"")
+async def test_a_quota_of_files(tmp_path: Path) -> None:
+    async with server_with_media(tmp_path, user_files_max=2) as server:
+        alice, bob = await server.register("alice"), await server.register("bob")
+        first = await upload(alice, b"")
+        await upload(alice, b"")
+        assert await alice.refused("POST", f"{V3}/upload", content=b"") == (403, "M_FORBIDDEN")
+        await upload(bob, b"")
+        await media.delete(server.hs, f"mxc://{first}")
+        await upload(alice, b"")
 
 
 async def test_from_python(server: Server, alice: Client) -> None:

@@ -180,24 +180,25 @@ async def test_what_is_too_large_for_us(tmp_path: Path) -> None:
         assert len((await world.alice.get(f"{V1}/download/{place}")).content) == 1000
 
 
-async def test_unused_remote_files_are_forgotten(world: World, autojump_clock: MockClock) -> None:
-    own = await upload(world.alice, b"o" * 1000)
-    places = []
-    for number in range(5):
-        places.append(await upload(world.bob, b"%d" % number * 1000))
-        await world.alice.get(f"{V1}/download/{places[-1]}")
-        await trio.sleep(10)
-    await trio.sleep(2 * limits.MEDIA_USED_INTERVAL_MS / 1000)
-    await world.alice.get(f"{V1}/download/{places[0]}")
-    await trio.sleep(1)
-    await cleanup.clean_up(world.alpha.hs, remote_bytes_max=2000)
-    assert len(await blob_keys(world.alpha)) == 3
-    before = len(world.paths())
-    for place in (own, places[0], places[4]):
-        assert (await world.alice.get(f"{V1}/download/{place}")).status_code == 200
-    assert len(world.paths()) == before
-    assert (await world.alice.get(f"{V1}/download/{places[1]}")).content == b"1" * 1000
-    assert len(world.paths()) == before + 1
+async def test_unused_remote_files_are_forgotten(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with two_servers(tmp_path, remote_bytes_max=2000) as world:
+        own = await upload(world.alice, b"o" * 1000)
+        places = []
+        for number in range(5):
+            places.append(await upload(world.bob, b"%d" % number * 1000))
+            await world.alice.get(f"{V1}/download/{places[-1]}")
+            await trio.sleep(10)
+        await trio.sleep(2 * limits.MEDIA_USED_INTERVAL_MS / 1000)
+        await world.alice.get(f"{V1}/download/{places[0]}")
+        await trio.sleep(1)
+        await cleanup.clean_up(world.alpha.hs)
+        assert len(await blob_keys(world.alpha)) == 3
+        before = len(world.paths())
+        for place in (own, places[0], places[4]):
+            assert (await world.alice.get(f"{V1}/download/{place}")).status_code == 200
+        assert len(world.paths()) == before
+        assert (await world.alice.get(f"{V1}/download/{places[1]}")).content == b"1" * 1000
+        assert len(world.paths()) == before + 1
 
 
 # --- what other servers get from us ---

@@ -18,7 +18,6 @@ from homeserver.limits import (
     MEDIA_CLEANUP_INTERVAL_S,
     MEDIA_CLEANUP_ROWS,
     MEDIA_ORPHAN_AGE_MS,
-    MEDIA_REMOTE_BYTES_MAX,
 )
 from homeserver.resources import Resources
 
@@ -33,10 +32,10 @@ async def clean_up_forever(hs: Resources) -> None:
         await trio.sleep(MEDIA_CLEANUP_INTERVAL_S)
 
 
-async def clean_up(hs: Resources, *, remote_bytes_max: int = MEDIA_REMOTE_BYTES_MAX) -> None:
+async def clean_up(hs: Resources) -> None:
     """One round of all of it."""
     await hs.database.write(storage.delete_expired_pending)
-    excess_bytes = await hs.database.read(storage.get_remote_bytes) - remote_bytes_max
+    excess_bytes = await hs.database.read(storage.get_remote_bytes) - hs.config.blobs.remote_bytes_max
     while excess_bytes > 0:
         excess_bytes -= await hs.database.write(storage.evict_remote, excess_bytes, MEDIA_CLEANUP_ROWS)
     await find_orphans(hs)

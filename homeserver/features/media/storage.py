@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from homeserver.config import BlobsSection
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.limits import (
     MEDIA_PENDING_PER_USER_MAX,
-    MEDIA_USER_BYTES_MAX,
-    MEDIA_USER_FILES_MAX,
 )
 
 SCHEMA = Schema(
@@ -248,14 +247,19 @@ def store_pending(tx: Transaction, media_id: str, uploader: UserID, expires_ms: 
 
 
 def check_may_upload(
-    tx: Transaction, server_name: ServerName, uploader: UserID, media_id: str | None, size_bytes: int
+    tx: Transaction,
+    server_name: ServerName,
+    quotas: BlobsSection,
+    uploader: UserID,
+    media_id: str | None,
+    size_bytes: int,
 ) -> None:
     """Raises M_FORBIDDEN for a user who has used up their space; for a created `media_id` as `check_pending`."""
     if media_id is not None:
         check_pending(tx, server_name, uploader, media_id)
     row = tx.one("SELECT files, size_bytes FROM media_usage WHERE uploader_nid = ?", tx.find(uploader))
     files, used_bytes = row if row is not None else (0, 0)
-    if files >= MEDIA_USER_FILES_MAX or used_bytes + size_bytes > MEDIA_USER_BYTES_MAX:
+    if files >= quotas.user_files_max or used_bytes + size_bytes > quotas.user_bytes_max:
         raise forbidden("You have used up the space that this server has for your uploads.")
 
 
@@ -275,6 +279,7 @@ def store_upload(
     tx: Transaction,
     blob: Blob,
     server_name: ServerName,
+    quotas: BlobsSection,
     media_id: str,
     uploader: UserID,
     description: Description,
@@ -283,7 +288,7 @@ def store_upload(
     is_public: bool,
 ) -> None:
     """Makes a blob the content of a URI of this server, and wakes who waits for it. Raises as `check_may_upload`."""
-    check_may_upload(tx, server_name, uploader, media_id if is_pending else None, blob.size_bytes)
+    check_may_upload(tx, server_name, quotas, uploader, media_id if is_pending else None, blob.size_bytes)
     uploader_nid = tx.intern(uploader)
     _insert_media(tx, blob, server_name, media_id, description, uploader_nid, is_public)
     tx.run(

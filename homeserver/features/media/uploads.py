@@ -65,7 +65,10 @@ async def _upload(
     expected_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
     if is_pending or expected_bytes > MEDIA_CHUNK_BYTES:  # else it is cheaper to receive it than to ask first
         pending_id = media_id if is_pending else None
-        await hs.database.read(storage.check_may_upload, hs.server_name, requester.user_id, pending_id, expected_bytes)
+        await hs.database.read(
+            storage.check_may_upload,
+            hs.server_name, hs.config.blobs, requester.user_id, pending_id, expected_bytes,
+        )  # fmt: skip
     chunks = request.stream(hs.config.blobs.upload_bytes_max)
     await _store(hs, requester.user_id, chunks, description, media_id, is_pending=is_pending, is_public=False)
 
@@ -82,8 +85,9 @@ async def _store(
 ) -> None:
     def store(tx: Transaction, blob: Blob) -> None:
         storage.store_upload(
-            tx, blob, hs.server_name, media_id, user_id, description, is_pending=is_pending, is_public=is_public
-        )
+            tx, blob, hs.server_name, hs.config.blobs, media_id, user_id, description,
+            is_pending=is_pending, is_public=is_public,
+        )  # fmt: skip
 
     async with receive(hs, chunks) as received:
         await keep(hs, received, store)

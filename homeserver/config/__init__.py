@@ -1,0 +1,65 @@
+"""Config: what an operator decides, as frozen values. `sample_config.toml` explains every key.
+
+`load_config(path)` reads a TOML file, `Config(server_name=…)` is the same for a program that embeds the server. Both
+raise ConfigError, one sentence that names the key and says what it may be. Nothing here looks at the world: whether
+files exist, ports are free and databases answer is asked by `homeserver config check` and at the start.
+
+Paths in a file are relative to that file; the database, the blobs and the signing key are relative to `data_dir`.
+"""
+
+from homeserver.config.listeners import SERVE_GROUPS, Bind, Listener, ServeGroup, parse_bind
+from homeserver.config.loading import config_from_table, load_config, read_secret
+from homeserver.config.sections import (
+    WITHOUT_EFFECT,
+    ApplicationServices,
+    BlobsSection,
+    Config,
+    DatabaseSection,
+    Directory,
+    Email,
+    FederationSection,
+    Log,
+    OutboundHttp,
+    Passwords,
+    Presence,
+    Public,
+    RateLimitsSection,
+    Registration,
+    Rooms,
+    SearchSection,
+    UrlPreviews,
+    server_name_of,
+)
+from homeserver.config.values import ConfigError, Section
+
+__all__ = [
+    "SERVE_GROUPS",
+    "WITHOUT_EFFECT",
+    "ApplicationServices",
+    "Bind",
+    "BlobsSection",
+    "Config",
+    "ConfigError",
+    "DatabaseSection",
+    "Directory",
+    "Email",
+    "FederationSection",
+    "Listener",
+    "Log",
+    "OutboundHttp",
+    "Passwords",
+    "Presence",
+    "Public",
+    "RateLimitsSection",
+    "Registration",
+    "Rooms",
+    "SearchSection",
+    "Section",
+    "ServeGroup",
+    "UrlPreviews",
+    "config_from_table",
+    "load_config",
+    "parse_bind",
+    "read_secret",
+    "server_name_of",
+]

@@ -1,0 +1,84 @@
+"""Reading the configuration file: TOML, paths made absolute, mistakes told in a sentence."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from homeserver.config.sections import Config
+from homeserver.config.shape import check_table
+from homeserver.config.values import ConfigError
+
+
+def load_config(path: str | Path) -> Config:
+    """The configuration in a TOML file. Raises ConfigError with a sentence that names the key."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    try:
+        return config_from_table(table, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def config_from_table(table: dict[str, Any], folder: Path) -> Config:
+    """The configuration that a parsed TOML table describes. Relative paths in it are relative to `folder`.
+
+    Raises ConfigError.
+    """
+    check_table(Config, table)
+    try:
+        return msgspec.convert(_absolute_paths(table, folder.absolute()), Config)
+    except msgspec.ValidationError as error:  # from a section's own checks: the shape is right
+        raise ConfigError(str(error.__cause__ or error)) from error
+
+
+def read_secret(name: str, path: str) -> str:
+    """The secret in a file, without the newline at its end. `name` is the key that named it. Raises ConfigError."""
+    try:
+        secret = Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    if not secret:
+        raise ConfigError(f"{name}: {path} is empty")
+    return secret
+
+
+# Keys whose paths are relative to the configuration file; "data_dir" keys are resolved by Config.data_path instead.
+FILE_KEYS: tuple[tuple[str, ...], ...] = (
+    ("data_dir",),
+    ("registration", "shared_secret_file"),
+    ("email", "smtp_password_file"),
+    ("federation", "ca_file"),
+    ("outbound_http", "ca_file"),
+)
+
+
+def _absolute_paths(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    table = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
+
+    def absolute(value: object) -> object:
+        return str(folder / value) if isinstance(value, str) and value else value
+
+    table.setdefault("data_dir", "data")
+    for *section, key in FILE_KEYS:
+        holder = table.get(section[0], {}) if section else table
+        if isinstance(holder, dict) and key in holder:
+            holder[key] = absolute(holder[key])
+    if isinstance(table.get("listeners"), list):
+        table["listeners"] = [
+            {**each, **{key: absolute(each[key]) for key in ("tls_cert", "tls_key") if key in each}}
+            if isinstance(each, dict) else each
+            for each in table["listeners"]
+        ]
+    services = table.get("application_services")
+    if isinstance(services, dict) and isinstance(services.get("files"), list):
+        services["files"] = [absolute(name) for name in services["files"]]
+    return table

@@ -1,0 +1,290 @@
+"""The sections of the configuration, and Config, which holds them all."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from homeserver import limits
+from homeserver.config.listeners import Bind, Listener, parse_bind
+from homeserver.config.values import (
+    ConfigError,
+    Section,
+    check_one_of,
+    check_port,
+    check_positive,
+    check_range,
+    check_server_name,
+    check_url,
+)
+from homeserver.federation.identifiers import ServerName, parse_server_name
+from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
+
+
+class Public(Section, frozen=True):
+    """How the rest of the world reaches this server. What empty values stand for is told by Config."""
+
+    base_url: str = ""
+    federation_address: str = ""
+    serve_well_known: bool = True
+
+    def __post_init__(self) -> None:
+        if self.base_url:
+            check_url("public.base_url", self.base_url)
+        if self.federation_address:
+            check_server_name("public.federation_address", self.federation_address)
+        msgspec.structs.force_setattr(self, "base_url", self.base_url.rstrip("/"))
+
+
+class DatabaseSection(Section, frozen=True):
+    url: str = "sqlite:homeserver.db"
+
+    def __post_init__(self) -> None:
+        if self.url.partition(":")[0] not in ("sqlite", "postgresql", "postgres"):
+            raise ConfigError('database.url must begin with "sqlite:" or "postgresql:"')
+
+
+class BlobsSection(Section, frozen=True):
+    url: str = "file:blobs"
+    upload_bytes_max: int = 52428800
+    user_bytes_max: int = 100 << 30
+    user_files_max: int = 100_000
+    remote_bytes_max: int = 20 << 30
+
+    def __post_init__(self) -> None:
+        if self.url.partition(":")[0] not in ("file", "memory", "s3", "gs", "az"):
+            raise ConfigError('blobs.url must begin with "file:", "s3:", "gs:" or "az:"')
+        for key in ("upload_bytes_max", "user_bytes_max", "user_files_max", "remote_bytes_max"):
+            check_positive(f"blobs.{key}", getattr(self, key))
+
+
+class Registration(Section, frozen=True):
+    enabled: bool = False
+    require_token: bool = False
+    shared_secret_file: str = ""
+    guests: bool = False
+    recaptcha_public_key: str = ""
+    recaptcha_private_key: str = ""
+    recaptcha_verify_url: str = "https://www.recaptcha.net/recaptcha/api/siteverify"
+
+    def __post_init__(self) -> None:
+        check_url("registration.recaptcha_verify_url", self.recaptcha_verify_url)
+        if bool(self.recaptcha_public_key) != bool(self.recaptcha_private_key):
+            raise ConfigError("registration.recaptcha_public_key and recaptcha_private_key must be given together")
+
+
+class Rooms(Section, frozen=True):
+    default_version: str = DEFAULT_ROOM_VERSION
+
+    def __post_init__(self) -> None:
+        check_one_of("rooms.default_version", self.default_version, ROOM_VERSIONS)
+
+
+class Passwords(Section, frozen=True):
+    """length_min: in characters, of passwords that are set from now on."""
+
+    length_min: int = 8
+    hash_cost: Literal["default", "minimal"] = "default"
+
+    def __post_init__(self) -> None:
+        # A character has up to four bytes.
+        check_range("passwords.length_min", self.length_min, 1, limits.PASSWORD_BYTES_MAX // 4)
+
+
+class Email(Section, frozen=True):
+    smtp_host: str = ""
+    smtp_port: int = 587
+    from_address: str = msgspec.field(name="from", default="")
+    smtp_tls: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: str = ""
+    smtp_password_file: str = ""
+
+    def __post_init__(self) -> None:
+        check_port("email.smtp_port", self.smtp_port, lowest=1)
+        if self.smtp_host and "@" not in self.from_address:
+            raise ConfigError("email.from must be an e-mail address where email.smtp_host is given")
+
+
+class RateLimitsSection(Section, frozen=True):
+    enabled: bool = True
+
+
+class FederationSection(Section, frozen=True):
+    enabled: bool = True
+    ca_file: str = ""
+    verify_tls: bool = True
+    allow_private_addresses: bool = False
+    trusted_key_servers: tuple[str, ...] = ()
+    signing_key_file: str = "signing.key"
+
+    def __post_init__(self) -> None:
+        for name in self.trusted_key_servers:
+            check_server_name("federation.trusted_key_servers", name)
+
+
+class OutboundHttp(Section, frozen=True):
+    ca_file: str = ""
+    verify_tls: bool = True
+    allow_private_addresses: bool = False
+
+
+class UrlPreviews(Section, frozen=True):
+    enabled: bool = False
+
+
+class Directory(Section, frozen=True):
+    require_login: bool = True
+    over_federation: bool = True
+
+
+class Presence(Section, frozen=True):
+    enabled: bool = True
+    online_timeout_s: int = 300
+
+    def __post_init__(self) -> None:
+        check_positive("presence.online_timeout_s", self.online_timeout_s)
+
+
+class SearchSection(Section, frozen=True):
+    enabled: bool = True
+
+
+class ApplicationServices(Section, frozen=True):
+    files: tuple[str, ...] = ()
+
+
+class Log(Section, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+DEFAULT_LISTENERS = (
+    Listener(serve=("client", "federation", "media", "health")),
+    # What is for those who run the server has an address of its own, which no proxy makes public by mistake.
+    Listener(bind="127.0.0.1:9008", serve=("admin", "metrics", "health")),
+)
+
+
+class Config(Section, frozen=True):
+    """Everything an operator decides. Only `server_name` has no default."""
+
+    server_name: str
+    data_dir: str = "data"
+    listeners: tuple[Listener, ...] = DEFAULT_LISTENERS
+    public: Public = Public()
+    database: DatabaseSection = DatabaseSection()
+    blobs: BlobsSection = BlobsSection()
+    registration: Registration = Registration()
+    rooms: Rooms = Rooms()
+    passwords: Passwords = Passwords()
+    email: Email = Email()
+    rate_limits: RateLimitsSection = RateLimitsSection()
+    federation: FederationSection = FederationSection()
+    outbound_http: OutboundHttp = OutboundHttp()
+    url_previews: UrlPreviews = UrlPreviews()
+    directory: Directory = Directory()
+    presence: Presence = Presence()
+    search: SearchSection = SearchSection()
+    application_services: ApplicationServices = ApplicationServices()
+    log: Log = Log()
+
+    def __post_init__(self) -> None:
+        check_server_name("server_name", self.server_name)
+        msgspec.structs.force_setattr(self, "data_dir", str(self.data_dir))  # embedders may give a Path
+        if not self.data_dir:
+            raise ConfigError("data_dir must name a folder")
+        binds = [listener.bind for listener in self.listeners if not _is_chosen_by_system(parse_bind(listener.bind))]
+        for bind in binds:
+            if binds.count(bind) > 1:
+                raise ConfigError(f"two listeners have the same bind, {bind}")
+
+    @property
+    def base_url(self) -> str:
+        """The URL under which clients reach this server, without a slash at its end.
+
+        If `public.base_url` is empty: the domain by https. A name that means this machine has no domain, so there it
+        is the first address that answers clients.
+        """
+        if self.public.base_url:
+            return self.public.base_url
+        local = self._local_url() if is_loopback(urlsplit(f"//{self.server_name}").hostname or "") else None
+        return local or f"https://{self.server_name}"
+
+    @property
+    def federation_address(self) -> str:
+        """The host and port under which other servers reach this one, as `m.server` names it.
+
+        If `public.federation_address` is empty: the host of `base_url`, with its port if that is a port of https.
+        """
+        if self.public.federation_address:
+            return self.public.federation_address
+        parts = urlsplit(self.base_url)
+        host = parts.hostname or ""
+        port = (parts.port if parts.scheme == "https" else None) or 443
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def client_discovery(self) -> dict[str, dict[str, str]]:
+        """What clients are told of this server: `/.well-known/matrix/client`, and part of the answer to `/login`."""
+        return {"m.homeserver": {"base_url": self.base_url}}
+
+    def _local_url(self) -> str | None:
+        for listener in self.listeners:
+            bind = parse_bind(listener.bind)
+            if "client" in listener.serve and bind.port:
+                host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host)
+                scheme = "https" if listener.tls_cert else "http"
+                return f"{scheme}://{f'[{host}]' if ':' in host else host}:{bind.port}"
+        return None
+
+    def list_without_effect(self) -> list[str]:
+        """The sections and keys that are set, and belong to what is still to be built."""
+        default = Config(server_name=self.server_name)
+        return [".".join(path) for path in WITHOUT_EFFECT if _value_at(self, path) != _value_at(default, path)]
+
+    def data_path(self, name: str) -> Path:
+        """The path of something kept in `data_dir`; an absolute `name` stays as it is."""
+        return Path(self.data_dir).absolute() / name
+
+
+# What is still to be built. `sample_config.toml` says so at each.
+WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
+    ("registration", "recaptcha_public_key"),
+    ("registration", "recaptcha_private_key"),
+    ("registration", "recaptcha_verify_url"),
+    ("email",),
+    ("outbound_http",),
+    ("url_previews",),
+    ("search",),
+    ("application_services",),
+)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means the machine itself, to whoever reads it."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _is_chosen_by_system(bind: Bind) -> bool:
+    return not bind.unix_path and bind.port == 0
+
+
+def _value_at(config: Config, path: tuple[str, ...]) -> object:
+    value: object = config
+    for name in path:
+        value = getattr(value, name)
+    return value
+
+
+def server_name_of(config: Config) -> ServerName:
+    """The checked server name."""
+    return parse_server_name(config.server_name)

@@ -1,0 +1,99 @@
+"""The shape of a configuration: which keys there are, where they stand, and which values they may have.
+
+The shape is read off the sections' annotations, so that a message can name what would have been right: the nearest key,
+the section that a key belongs to, the choices of a value.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+
+from homeserver.config.listeners import Listener
+from homeserver.config.sections import Config
+from homeserver.config.values import ConfigError, Section, list_choices
+
+
+def check_table(kind: type[Section], table: dict[str, Any], section: str = "") -> None:
+    """Raises ConfigError unless every key of the table is one of `kind`, and has a value of the right type.
+
+    section: the name of the table as it is written, such as "[log]"; "" for the whole file.
+    """
+    kinds = _kinds(kind)
+    for key, value in table.items():
+        if key not in kinds:
+            raise ConfigError(_unknown_key(kind, key, section))
+        _check_value(kinds[key], value, f"{section.strip('[]')}.{key}" if section else key)
+    if kind is Config and not table.get("server_name"):
+        raise ConfigError(
+            'server_name is missing: it is the domain of your users, as in server_name = "example.org", '
+            "and stands at the top of the file"
+        )
+
+
+def _check_value(kind: Any, value: object, where: str) -> None:
+    if isinstance(kind, type) and issubclass(kind, Section):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is a section: write [{where}], once, and its keys below")
+        check_table(kind, value, f"[{where}]")
+    elif get_origin(kind) is tuple:
+        _check_list(get_args(kind)[0], value, where)
+    elif get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(f"{where} must be {list_choices(get_args(kind))}, not {_shown(value)}")
+    elif type(value) is not kind:
+        wanted = {bool: "true or false, without quotes", int: "a whole number, without quotes", str: 'text in "quotes"'}
+        raise ConfigError(f"{where} must be {wanted[kind]}, not {_shown(value)}")
+
+
+def _check_list(kind: Any, value: object, where: str) -> None:
+    if kind is Listener:
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise ConfigError(f"{where}: write [[{where}]], with two brackets on each side, once for each listener")
+        for each in value:
+            check_table(Listener, each, f"[[{where}]]")
+        return
+    if not isinstance(value, list):
+        raise ConfigError(f'{where} must be a list, as in ["…", "…"], not {_shown(value)}')
+    for each in value:
+        _check_value(kind, each, where)
+
+
+def _unknown_key(kind: type[Section], key: str, section: str) -> str:
+    """The sentence about a key that the section does not have: where it belongs, or what may have been meant."""
+    said = f"unknown key {key!r} {f'in {section}' if section else 'at the top'}"
+    homes = [name for name, keys in _sections() if key in keys and name != section]
+    if "" in homes:
+        return f"{said}; it belongs at the top of the file, above the first section"
+    if homes:
+        return f"{said}; it belongs in {' or '.join(homes)}"
+    near = difflib.get_close_matches(key, _kinds(kind), n=1)
+    return f"{said}; did you mean {near[0]!r}?" if near else said
+
+
+def _sections() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every section as it is written, "" for the top, with its keys and their types."""
+    yield "", _kinds(Config)
+    for name, kind in _kinds(Config).items():
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield f"[{name}]", _kinds(kind)
+        elif get_origin(kind) is tuple and get_args(kind)[0] is Listener:
+            yield f"[[{name}]]", _kinds(Listener)
+
+
+def _kinds(kind: type[Section]) -> dict[str, Any]:
+    return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+
+
+def _shown(value: object) -> str:
+    """A value as TOML writes it, short enough for a sentence."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"' if value.isprintable() and len(value) <= 60 else "this text"
+    if isinstance(value, dict):
+        return "a section"
+    return "a list" if isinstance(value, list) else str(value)

@@ -84,7 +84,7 @@ async def set_password(hs: Resources, user_id: UserID, password: str | None, *, 
     """
     password_hash = None
     if password is not None:
-        check_new_password(password)
+        check_new_password(hs, password)
         password_hash = await hash_password(hs, password)
     await hs.database.write(_set_password, hs, user_id, password_hash, logout_devices)
 

@@ -58,7 +58,7 @@ class App:
                 await receive()
                 await send({"type": "websocket.close", "code": 1000})
         elif scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await lifespan(receive, send)
 
     async def _answer(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         body = _Body(receive)
@@ -218,7 +218,7 @@ async def _send_stream(stream: AsyncIterator[bytes], send: Send, *, head: bool) 
                 await close()
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def lifespan(receive: Receive, send: Send) -> None:
     """Opening and closing are the business of `async with Homeserver(…)`, so there is nothing to do here."""
     while True:
         message = await receive()

@@ -1,157 +1,304 @@
 """A homeserver for asyncio programs: trio runs in a thread of its own, and calls are carried across.
 
     async with AsyncioHomeserver(config) as hs:
-        alice = await hs.log_in("@alice:example.org")
+        alice = await hs.log_in("alice")
         await alice.send(room_id, "hello")
+
+Methods are those of `Homeserver` and `Client`, and do the same: their docstrings hold here too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import trio
-
-from homeserver.client import Client, RoomEvent
+from homeserver.asgi import AsgiApp, Message, Receive, Scope, Send, lifespan
+from homeserver.asyncio_bridge import Bridge, in_asyncio, iterate_in_asyncio
+from homeserver.calls import Answer, Body, Headers, Query
+from homeserver.client import Client, File, RoomEvent
 from homeserver.config import Config
-from homeserver.server import Homeserver
+from homeserver.errors import ClosedError
+from homeserver.federation.identifiers import EventID, RoomID, UserID
+from homeserver.federation.wire import Wire
+from homeserver.listener import Bound
+from homeserver.server import Homeserver, wall_clock_ms
+
+T = TypeVar("T")
 
 
 class AsyncioClient:
-    """A `homeserver.client.Client` whose methods are awaited in asyncio."""
+    """A `Client` whose methods are awaited in asyncio. Made by `AsyncioHomeserver.register` and `log_in`."""
 
-    def __init__(self, server: AsyncioHomeserver, client: Client) -> None:
-        self._server = server
+    def __init__(self, bridge: Bridge, client: Client) -> None:
+        self._bridge = bridge
         self._client = client
-        self.user_id = client.user_id
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self._client, name)
+    @property
+    def user_id(self) -> UserID:
+        """The user that the client acts for, such as "@alice:example.org"."""
+        return self._client.user_id
 
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            return await self._server.run(lambda: method(*args, **kwargs))
+    @property
+    def device_id(self) -> str:
+        """The device that the client acts as."""
+        return self._client.device_id
 
-        return call
+    async def call(
+        self, operation: str, *path: str | int, body: Body = None, query: Query = None, headers: Headers = None
+    ) -> Any:
+        """The answer of any operation, by its name in the spec in snake_case. See `Client.call`."""
+        body = _carried(body)
+        return await self._run(partial(self._client.call, operation, *path, body=body, query=query, headers=headers))
+
+    @asynccontextmanager
+    async def stream(
+        self, operation: str, *path: str | int, body: Body = None, query: Query = None, headers: Headers = None
+    ) -> AsyncIterator[Answer]:
+        """As `call`, for an answer that is read piece by piece. See `Client.stream`."""
+        loop = asyncio.get_running_loop()
+        head: asyncio.Future[tuple[int, Mapping[str, str]]] = loop.create_future()
+        chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        body = _carried(body)
+
+        async def read_in_trio() -> None:
+            async with self._client.stream(operation, *path, body=body, query=query, headers=headers) as answer:
+                loop.call_soon_threadsafe(head.set_result, (answer.status, answer.headers))
+                async for chunk in answer.chunks:
+                    await in_asyncio(loop, partial(chunks.put, chunk))
+            await in_asyncio(loop, partial(chunks.put, None))
+
+        async def iterate() -> AsyncIterator[bytes]:
+            while (chunk := await _first(chunks.get(), reading)) is not None:
+                yield chunk
+
+        reading = asyncio.create_task(self._run(read_in_trio))
+        try:
+            status, answered = await _first(head, reading)
+            yield Answer(status, answered, iterate())
+        finally:
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([reading])
+
+    async def upload(
+        self,
+        data: bytes | AsyncIterable[bytes],
+        content_type: str = "application/octet-stream",
+        filename: str | None = None,
+    ) -> str:
+        """Stores a file, and returns its `mxc://` URI for messages and avatars. `data` may come in chunks."""
+        carried = _carried(data)
+        return await self._run(partial(self._client.upload, carried, content_type, filename))
+
+    async def download(self, mxc_uri: str) -> File:
+        """The file of an `mxc://` URI, of this server or any other."""
+        return await self._run(partial(self._client.download, mxc_uri))
+
+    async def create_room(self, **options: Any) -> RoomID:
+        """A new room; `options` are the fields of POST /createRoom: name, topic, preset, invite …"""
+        return await self._run(partial(self._client.create_room, **options))
+
+    async def invite(self, room_id: str, user_id: str) -> None:
+        """Invites a user of this server or of any other."""
+        await self._run(partial(self._client.invite, room_id, user_id))
+
+    async def join(self, room_id_or_alias: str, *, via: tuple[str, ...] = ()) -> RoomID:
+        """Joins a room of this server or, through the servers `via`, of any other."""
+        return await self._run(partial(self._client.join, room_id_or_alias, via=via))
+
+    async def leave(self, room_id: str) -> None:
+        """Leaves a room, or refuses the invitation to it."""
+        await self._run(partial(self._client.leave, room_id))
+
+    async def send(
+        self, room_id: str, message: str | Mapping[str, Any], *, event_type: str = "m.room.message"
+    ) -> EventID:
+        """Sends a text, or the content of an event of any type. The event is durable when this answers."""
+        return await self._run(partial(self._client.send, room_id, message, event_type=event_type))
+
+    async def set_state(
+        self, room_id: str, event_type: str, content: Mapping[str, Any], *, state_key: str = ""
+    ) -> EventID:
+        """Sets a piece of the room's state: its topic, a user's power level, …"""
+        return await self._run(partial(self._client.set_state, room_id, event_type, content, state_key=state_key))
+
+    async def messages(self, room_id: str, *, limit: int = 10) -> list[RoomEvent]:
+        """The newest events of a room, newest first."""
+        return await self._run(partial(self._client.messages, room_id, limit=limit))
+
+    async def read(self, room_id: str, event_id: str) -> None:
+        """Tells the room that the user has read it up to an event."""
+        await self._run(partial(self._client.read, room_id, event_id))
+
+    async def sync(self, *, timeout_ms: int = 0) -> dict[str, Any]:
+        """What has changed since the last call; the first time, everything."""
+        return await self._run(partial(self._client.sync, timeout_ms=timeout_ms))
 
     async def events(self) -> AsyncIterator[RoomEvent]:
-        """As `Client.events`."""
+        """Waiting invitations, then every event since this client was opened. See `Client.events`."""
         events = self._client.events()
         while True:
-            yield await self._server.run(events.__anext__)
+            try:
+                event = await self._run(partial(anext, events, None))
+            except ClosedError:
+                return
+            if event is None:
+                return
+            yield event
+
+    async def _run(self, fn: Callable[[], Awaitable[T]]) -> T:
+        return await self._bridge.run(fn)
 
 
 class AsyncioHomeserver:
-    """A `Homeserver` to be entered in asyncio. Cancelling a call in asyncio cancels it in trio."""
+    """A `Homeserver` to be entered in asyncio. Cancelling a call in asyncio cancels it in trio.
 
-    def __init__(self, config: Config, **options: Any) -> None:
-        """options: as of `Homeserver`."""
-        self._server = Homeserver(config, **options)
-        self._opened: asyncio.Future[None] | None = None
-        self._thread: asyncio.Future[None] | None = None
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._nursery: trio.Nursery | None = None
-        self._close: trio.Event | None = None
+    If the server fails by itself, calls raise ClosedError and leaving `async with` raises the cause.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        wire: Wire | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
+        inline_database: bool = False,
+    ) -> None:
+        """As of `Homeserver`."""
+        self._server = Homeserver(config, wire=wire, now_ms=now_ms, inline_database=inline_database)
+        self._bridge = Bridge()
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        self._opened = loop.create_future()
-        self._thread = loop.run_in_executor(None, self._run_trio, loop, self._opened)
-        try:
-            await self._opened
-        except BaseException:
-            await self._thread
-            raise
+        """Opens the server in its thread. Raises ConfigError or DatabaseError with a sentence why it cannot."""
+        await self._bridge.open(self._server)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._token is not None and self._close is not None and self._thread is not None
-        with suppress(trio.RunFinishedError):  # it has ended by itself: its thread says why
-            self._token.run_sync_soon(self._close.set)
-        await self._thread
+        await self._bridge.close()
 
-    async def register(self, localpart: str, password: str | None = None, *, admin: bool = False) -> AsyncioClient:
-        """As `Homeserver.register`."""
-        return AsyncioClient(self, await self.run(lambda: self._server.register(localpart, password, admin=admin)))
+    @property
+    def config(self) -> Config:
+        """What it was made with."""
+        return self._server.config
 
-    async def log_in(self, user_id: str, device_id: str = "EMBEDDED") -> AsyncioClient:
-        """As `Homeserver.log_in`."""
-        return AsyncioClient(self, await self.run(lambda: self._server.log_in(user_id, device_id)))
+    @property
+    def server_name(self) -> str:
+        """The domain of its users and of its signatures."""
+        return self._server.server_name
 
-    async def serve(self) -> None:
-        """As `Homeserver.serve`."""
-        await self.run(self._server.serve)
+    @property
+    def app(self) -> AsgiApp:
+        """The server as an ASGI application for servers and frameworks on asyncio, such as uvicorn and FastAPI.
 
-    async def run(self, fn: Callable[[], Awaitable[Any]]) -> Any:
-        """Awaits fn() in trio's thread, and answers what it does. RuntimeError where the server is closed by then."""
-        assert self._token is not None, "use it inside of `async with`"
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[Any] = loop.create_future()
-        scope = trio.CancelScope()
+        It can be mounted before the server is open; requests need it open.
+        """
+        return self._answer
 
-        def settle(value: Any, error: BaseException | None) -> None:
-            if result.done():
-                return
-            if error is not None:
-                result.set_exception(error)
-            else:
-                result.set_result(value)
+    async def register(
+        self, localpart: str, password: str | None = None, *, admin: bool = False, exist_ok: bool = False
+    ) -> AsyncioClient:
+        """Makes a new account and logs it in; see `Homeserver.register`."""
+        register = partial(self._server.register, localpart, password, admin=admin, exist_ok=exist_ok)
+        return AsyncioClient(self._bridge, await self._bridge.run(register))
 
-        async def task() -> None:
-            value: Any = None
-            error: BaseException | None = _closed()
-            try:
-                with scope:
-                    try:
-                        value, error = await fn(), None
-                    except trio.Cancelled:
-                        raise
-                    except BaseException as raised:  # it belongs to the caller, in the other thread
-                        error = raised
-            finally:
-                loop.call_soon_threadsafe(settle, value, error)
+    async def log_in(self, user: str, device_id: str = "EMBEDDED") -> AsyncioClient:
+        """A client for an account of this server; see `Homeserver.log_in`."""
+        return AsyncioClient(self._bridge, await self._bridge.run(partial(self._server.log_in, user, device_id)))
 
-        def start() -> None:
-            if self._nursery is None:
-                loop.call_soon_threadsafe(settle, None, _closed())
-            else:
-                self._nursery.start_soon(task)
+    async def set_password(self, user: str, password: str | None, *, logout_devices: bool = True) -> None:
+        """Replaces a password; see `Homeserver.set_password`."""
+        await self._bridge.run(partial(self._server.set_password, user, password, logout_devices=logout_devices))
 
+    async def deactivate(self, user: str, *, erase: bool = False) -> None:
+        """Ends an account for good; see `Homeserver.deactivate`."""
+        await self._bridge.run(partial(self._server.deactivate, user, erase=erase))
+
+    async def serve(self, *, started: asyncio.Future[list[Bound]] | None = None) -> None:
+        """Answers on the configured listeners until `stop` is called. Raises ConfigError if one cannot listen.
+
+        started: gets where the listeners listen once they do, or the exception if they cannot.
+        """
+        status = _Started(asyncio.get_running_loop(), started)
         try:
-            self._token.run_sync_soon(start)
-        except trio.RunFinishedError:
-            raise _closed() from None
-        try:
-            return await result
-        except asyncio.CancelledError:
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(scope.cancel)
+            await self._bridge.run(partial(self._server.serve, task_status=status))
+        except BaseException as error:
+            if started is not None and not started.done():
+                started.set_exception(error)
+                started.exception()  # it is raised here too: nobody has to look
             raise
 
-    def _run_trio(self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[None]) -> None:
-        async def main() -> None:
-            self._token = trio.lowlevel.current_trio_token()
-            self._close = trio.Event()
-            async with self._server:
-                try:
-                    async with trio.open_nursery() as self._nursery:
-                        loop.call_soon_threadsafe(opened.set_result, None)
-                        await self._close.wait()
-                        self._nursery.cancel_scope.cancel()
-                finally:
-                    self._nursery = None
+    def stop(self) -> None:
+        """Ends `serve`: requests under way are answered, nothing new is accepted."""
+        self._bridge.run_sync_soon(self._server.stop)
 
-        try:
-            trio.run(main)
-        except BaseException as error:  # it belongs to who opens the server
-            if opened.done():
-                raise
-            loop.call_soon_threadsafe(opened.set_exception, error)
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application: trio answers, and `receive` and `send` are carried back to asyncio."""
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        held: list[Message] = []
+
+        async def receive_in_trio() -> Message:
+            return await in_asyncio(loop, partial(_await, receive))
+
+        async def send_in_trio(message: Message) -> None:
+            held.append(message)
+            if message["type"] == "http.response.start":  # goes with the body that follows, in one hop
+                return
+            messages = held.copy()
+            held.clear()
+            await in_asyncio(loop, partial(_send_all, send, messages))
+
+        await self._bridge.run(lambda: self._server.app(scope, receive_in_trio, send_in_trio))
 
 
-def _closed() -> RuntimeError:
-    return RuntimeError("The homeserver is closed.")
+class _Started:
+    """trio's `task_status`, which settles an asyncio future."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[Bound]] | None) -> None:
+        self._loop = loop
+        self._future = future
+
+    def started(self, value: list[Bound] | None = None) -> None:
+        """The listeners listen."""
+        if self._future is not None:
+            self._loop.call_soon_threadsafe(self._tell, self._future, value or [])
+
+    def _tell(self, future: asyncio.Future[list[Bound]], value: list[Bound]) -> None:
+        if not future.done():
+            future.set_result(value)
+
+
+async def _await(fn: Callable[[], Awaitable[T]]) -> T:
+    return await fn()
+
+
+async def _send_all(send: Send, messages: list[MutableMapping[str, Any]]) -> None:
+    for message in messages:
+        await send(message)
+
+
+async def _first(wanted: Awaitable[T], worker: asyncio.Task[None]) -> T:
+    """What is awaited, unless the task that it comes from fails before."""
+    waiting = asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait([waiting, worker], return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            worker.result()
+        return await waiting
+    finally:
+        waiting.cancel()
+
+
+def _carried(body: Any) -> Any:
+    """The body, as trio can read it: an iterator of asyncio is stepped there."""
+    if isinstance(body, AsyncIterable):
+        return iterate_in_asyncio(asyncio.get_running_loop(), aiter(body))
+    return body

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from homeserver import Homeserver
+from homeserver.testing import FakeNetwork
 from tests.support.database import own_cluster
 from tests.support.homeservers import config_for_tests, now_ms, pytest_collection_modifyitems
-from tests.support.wire import FakeNetwork
 
 __all__ = ["own_cluster", "pytest_collection_modifyitems"]
 

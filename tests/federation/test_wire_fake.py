@@ -10,7 +10,7 @@ import trio.testing
 
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.wire import Wire, WireError, WireResponse
-from tests.support.wire import Exchange, FakeNetwork
+from homeserver.testing import Exchange, FakeNetwork
 
 Scope = dict[str, Any]
 

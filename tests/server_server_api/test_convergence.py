@@ -28,10 +28,10 @@ from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import is_server_joined
 from homeserver.rooms.storage import Status, list_stored
 from homeserver.rooms.timeline import END, list_backwards
+from homeserver.testing import FakeNetwork
 from tests.support.engine import memory_url
 from tests.support.federation import create_room, join, running_homeserver, until
 from tests.support.homeservers import Client, Server, config_for_tests
-from tests.support.wire import FakeNetwork
 
 NO_ROOM = RoomID("")
 NAMES = ("a.example", "b.example", "c.example")

@@ -21,10 +21,10 @@ from homeserver.features.media import cleanup, storage
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import build_authorization
 from homeserver.federation.signing import SigningKey
+from homeserver.testing import FakeNetwork
 from tests.media import images
 from tests.media.servers import V1, V3, server_with_media, upload
 from tests.support.homeservers import Client, Server
-from tests.support.wire import FakeNetwork
 
 FEDERATION = "/_matrix/federation/v1/media"
 

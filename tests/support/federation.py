@@ -24,9 +24,9 @@ import trio
 from homeserver.config import FederationSection
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.server import Homeserver
+from homeserver.testing import FakeNetwork
 from tests.support.contract import check_federation_response
 from tests.support.homeservers import Client, Homeservers, Server, config_for_tests, now_ms
-from tests.support.wire import FakeNetwork
 
 
 @dataclass(slots=True)

@@ -27,15 +27,7 @@ from homeserver import sync, users
 from homeserver.asgi import App
 from homeserver.authenticate import SCHEMA as AUTHENTICATE
 from homeserver.blobs import Blobs
-from homeserver.config import (
-    BlobsSection,
-    Config,
-    DatabaseSection,
-    Passwords,
-    Public,
-    RateLimitsSection,
-    Registration,
-)
+from homeserver.config import BlobsSection, Config, DatabaseSection
 from homeserver.database import Transaction, open_database
 from homeserver.dispatch import Dispatch
 from homeserver.feature import Feature
@@ -70,6 +62,8 @@ from homeserver.resources import Resources
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.schema import SCHEMA as ROOMS
 from homeserver.server import Homeserver
+from homeserver.testing import config_for_tests as in_memory_config
+from homeserver.testing import now_ms
 from homeserver.users.filters import find_filter
 from homeserver.users.profile import member_profile
 from homeserver.workers import Workers
@@ -77,8 +71,6 @@ from tests.support.contract import check_response
 from tests.support.engine import file_url, memory_url
 
 CLIENT_API = "/_matrix/client/v3/"
-START_MS = 1_700_000_000_000
-"""What time it is when a test begins."""
 
 FEATURES = tuple(
     module.FEATURE
@@ -94,22 +86,10 @@ CLIENT_IP = "192.0.2.7"
 PASSWORD = "correct horse battery staple"
 
 
-def now_ms() -> int:
-    """Milliseconds since 1970, by the virtual clock."""
-    return START_MS + round(trio.current_time() * 1000)
-
-
 def config_for_tests(server_name: str, folder: Path, **sections: Any) -> Config:
-    """A configuration under which anyone may register and nobody is limited; `sections` replace its own."""
-    chosen: dict[str, Any] = {
-        "data_dir": str(folder / server_name),
-        "database": DatabaseSection(url=file_url(folder / server_name)),
-        "registration": Registration(enabled=True),
-        "passwords": Passwords(hash_cost="minimal"),
-        "rate_limits": RateLimitsSection(enabled=False),
-        "public": Public(base_url=f"https://{server_name}"),
-    }
-    return Config(server_name=server_name, **{**chosen, **sections})
+    """As `homeserver.testing.config_for_tests`, on the database that the tests run on, and with files on disk."""
+    chosen: dict[str, Any] = {"database": DatabaseSection(url=file_url(folder / server_name)), "blobs": BlobsSection()}
+    return in_memory_config(server_name, folder, **{**chosen, **sections})
 
 
 @dataclass(slots=True)

@@ -21,8 +21,8 @@ from homeserver.federation.request_auth import build_authorization
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.server_keys import build_key_response
 from homeserver.federation.signing import SigningKey
+from homeserver.testing import FakeNetwork
 from tests.support.homeservers import now_ms
-from tests.support.wire import FakeNetwork
 
 Answer = Any | Callable[[str, Any], Any]
 """JSON to answer with 200, a (status, JSON) pair, or a function of the request's URI and content that gives either."""

@@ -1,6 +1,6 @@
-"""FakeNetwork: several servers joined in one process by `Wire`s that call one another's ASGI apps.
+"""FakeNetwork: servers in one process, joined by wires that call one another's ASGI apps. No sockets.
 
-Nothing is random but what `seed` says, and time is trio's, so under a virtual clock a partition of an hour takes none.
+Randomness comes from `seed` only, and time is trio's: under a virtual clock a partition of an hour takes no time.
 
     network = FakeNetwork(latency_s=0.05)
     alpha = Homeserver(config_a, wire=network.wire_for("alpha.test"))
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +21,9 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
+from homeserver.asgi import AsgiApp, Message
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.wire import WireError, WireResponse, WireStream
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)

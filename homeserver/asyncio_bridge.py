@@ -1,0 +1,210 @@
+"""Bridge: a trio run in a thread of its own, and the ways across between it and asyncio.
+
+Theory of operation. `open` starts a thread in which trio opens the server and then waits. `run` hands a function to
+that thread, where a task of its own awaits it; its value or exception settles a future on the caller's loop.
+`in_asyncio` is the way back, for what the function needs of the program: the next chunk of an upload, an ASGI `send`.
+
+Cancellation goes both ways. A caller that is cancelled cancels its task in trio, and returns once that has ended, so
+nothing of a call outlives it. When the server closes, or fails, every call that still waits ends with ClosedError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError as FutureCancelledError
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, TypeVar
+
+import trio
+
+from homeserver.errors import ClosedError
+
+T = TypeVar("T")
+
+
+class Bridge:
+    """The way to one server. All methods are called in asyncio."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._nursery: trio.Nursery | None = None
+        self._opening = trio.CancelScope()
+        self._close = trio.Event()
+        self._is_closing = False
+
+    async def open(self, server: AbstractAsyncContextManager[object]) -> None:
+        """Starts the thread, and returns when the server is open in it. Raises what opening the server raises."""
+        if self._loop is not None:
+            raise RuntimeError("A homeserver is opened once. Make a new AsyncioHomeserver to open it again.")
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        opened: asyncio.Future[None] = self._loop.create_future()
+        threading.Thread(target=self._run_trio, args=(server, opened), name="homeserver", daemon=True).start()
+        try:
+            await opened
+        except BaseException:  # it failed to open, or nobody waits for it any more
+            self._request_close()
+            with suppress(BaseException):
+                await self._wait_ended()
+            raise
+
+    async def close(self) -> None:
+        """Ends every call, closes the server and waits for the thread. Raises what the server failed of meanwhile."""
+        self._request_close()
+        await self._wait_ended()
+
+    async def run(self, fn: Callable[[], Awaitable[T]]) -> T:
+        """What fn() answers or raises in trio's thread."""
+        token = self._token
+        if token is None:
+            raise RuntimeError("The homeserver is not open. Use it inside of `async with AsyncioHomeserver(…) as hs:`.")
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+        scope = trio.CancelScope()
+
+        async def task() -> None:
+            value: Any = None
+            error: BaseException | None = ClosedError()  # unless it ends by itself
+            try:
+                with scope:
+                    try:
+                        value, error = await fn(), None
+                    except trio.Cancelled:
+                        raise
+                    except BaseException as raised:  # it belongs to the caller, in the other thread
+                        error = raised
+            finally:
+                _settle(result, value, error)
+
+        def start() -> None:
+            if self._nursery is None:
+                _settle(result, None, ClosedError())
+            else:
+                self._nursery.start_soon(task)
+
+        try:
+            token.run_sync_soon(start)
+        except trio.RunFinishedError:
+            raise ClosedError from self._failure
+        try:
+            return await asyncio.shield(result)
+        except asyncio.CancelledError:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(scope.cancel)
+            while not result.done():
+                with suppress(asyncio.CancelledError):  # it has been cancelled already, and ends soon
+                    await asyncio.wait([result])
+            result.exception()  # nobody asks for it any more
+            raise
+
+    def run_sync_soon(self, fn: Callable[[], object]) -> None:
+        """Calls fn() in trio's thread, unless the server is closed by then."""
+        if self._token is not None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(fn)
+
+    def _request_close(self) -> None:
+        self._is_closing = True
+
+        def close() -> None:
+            self._close.set()
+            if self._nursery is None:
+                self._opening.cancel()
+
+        self.run_sync_soon(close)
+
+    async def _wait_ended(self) -> None:
+        """Until the thread has done its work. A cancellation waits for that: the server must not be left half open."""
+        assert self._ended is not None
+        cancelled: asyncio.CancelledError | None = None
+        while not self._ended.done():
+            try:
+                await asyncio.wait([self._ended])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        self._ended.result()
+        if cancelled is not None:
+            raise cancelled
+
+    def _run_trio(self, server: AbstractAsyncContextManager[object], opened: asyncio.Future[None]) -> None:
+        assert self._ended is not None
+        failure: BaseException | None = None
+        try:
+            trio.run(self._main, server, opened)
+        except BaseException as error:  # it belongs to the program that opened the server
+            failure = error
+        self._failure = failure
+        _settle(opened, None, failure or ClosedError())
+        _settle(self._ended, None, failure)
+
+    async def _main(self, server: AbstractAsyncContextManager[object], opened: asyncio.Future[None]) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        if self._is_closing:
+            self._opening.cancel()
+        with self._opening:
+            async with server:
+                try:
+                    async with trio.open_nursery() as self._nursery:
+                        _settle(opened, None, None)
+                        await self._close.wait()
+                        self._nursery.cancel_scope.cancel()
+                finally:
+                    self._nursery = None
+
+
+def _settle(future: asyncio.Future[T], value: Any, error: BaseException | None) -> None:
+    """Gives a future of another thread's loop its result, unless it has one or the loop is gone."""
+
+    def settle() -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    with suppress(RuntimeError):  # the loop is closed: nobody waits
+        future.get_loop().call_soon_threadsafe(settle)
+
+
+async def in_asyncio(loop: asyncio.AbstractEventLoop, fn: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Called in trio: what fn() answers or raises on the asyncio loop. ClosedError if it is cancelled there."""
+    token = trio.lowlevel.current_trio_token()
+    done = trio.Event()
+
+    def tell(_: object) -> None:
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(done.set)
+
+    future = asyncio.run_coroutine_threadsafe(fn(), loop)
+    future.add_done_callback(tell)
+    try:
+        await done.wait()
+    except trio.Cancelled:
+        future.cancel()
+        raise
+    try:
+        return future.result()
+    except FutureCancelledError:
+        raise ClosedError from None
+
+
+async def iterate_in_asyncio(loop: asyncio.AbstractEventLoop, items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """Used in trio: the items of an asynchronous iterator that belongs to asyncio."""
+
+    async def step() -> tuple[bool, Any]:
+        try:
+            return True, await anext(items)
+        except StopAsyncIteration:
+            return False, None
+
+    while True:
+        there_is_one, item = await in_asyncio(loop, step)
+        if not there_is_one:
+            return
+        yield item

@@ -67,18 +67,25 @@ class App:
             lambda: client_address(scope), body.next_chunk, body.wait_gone,
         )
         if has_two_lengths(scope["headers"]):
-            response = error_response(MatrixError(400, "M_UNKNOWN", "The length of the request is ambiguous."))
-            response = Response(response.status, response.body, {**response.headers, "connection": "close"})
+            response = _closing(
+                error_response(MatrixError(400, "M_UNKNOWN", "The length of the request is ambiguous."))
+            )
         elif len(path) > limits.PATH_CHARACTERS_MAX:
             response = error_response(MatrixError(414, "M_TOO_LARGE", "The path is too long."))
         elif self.dispatch.active >= limits.REQUESTS_AT_ONCE_MAX:
             response = error_response(MatrixError(503, "M_UNKNOWN", "This server is too busy."))
         else:
             response = await self.dispatch.answer(request, self.groups)
-        if body.expected(scope) and await body.too_long_to_skip(request):
-            await body.answer_and_drain(response, send)
+        head = scope["method"] == "HEAD"
+        if not body.expected(scope) or await body.skip_small(request):
+            await send_response(response, send, head=head)
+            return
+        if scope.get("http_version", "1.1").startswith("1"):
+            response = _closing(response)
+        if response.stream is not None or body.is_held_back(request):
+            await send_response(response, send, head=head)
         else:
-            await send_response(response, send, head=scope["method"] == "HEAD")
+            await body.answer_and_drain(response, send)
 
     async def _show_page(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.pages is None or "client" not in self.groups:
@@ -93,16 +100,18 @@ class App:
 class _Body:
     """The messages of one request, as chunks of its body and as the news that its client has gone."""
 
-    __slots__ = ("_done", "_receive")
+    __slots__ = ("_begun", "_done", "_receive")
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._begun = False
         self._done = False
 
     async def next_chunk(self) -> bytes | None:
         """The next piece, maybe empty; None at the end. MatrixError where the client goes away."""
         if self._done:
             return None
+        self._begun = True
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._done = True  # nothing more comes, so nothing is to be waited for
@@ -119,17 +128,23 @@ class _Body:
             for name, value in scope["headers"]
         )
 
-    async def too_long_to_skip(self, request: Request) -> bool:
-        """Reads what is left of a small body that nobody asked for; answers whether it is not a small one."""
+    def is_held_back(self, request: Request) -> bool:
+        """Whether the client waits to be told to go on (RFC 9110, section 10.1.1), so nothing of the body comes."""
+        return not self._begun and "expect" in request.headers
+
+    async def skip_small(self, request: Request) -> bool:
+        """Reads the rest of a body that nobody asked for. False if it is too long for that, or held back."""
         length = request.headers.get("content-length", "")
         if not length.isdigit() or int(length[:20]) > limits.UNREAD_BODY_BYTES:
-            return True
+            return False
+        if self.is_held_back(request):
+            return False
         try:
             while await self.next_chunk() is not None:
                 pass
         except MatrixError:
-            return True
-        return False
+            return False
+        return True
 
     async def answer_and_drain(self, response: Response, send: Send) -> None:
         """Answers while the client still sends, and reads on until it has seen the answer.
@@ -189,6 +204,11 @@ def client_address(scope: Scope) -> str:
     # The last address is the one that our proxy added, to the client's header or in one of its own; those before it
     # are the client's claim.
     return forwarded[-1].decode("latin-1").rpartition(",")[2].strip() or host
+
+
+def _closing(response: Response) -> Response:
+    """The same answer of HTTP/1.1, after which the connection ends."""
+    return Response(response.status, response.body, {**response.headers, "connection": "close"}, response.stream)
 
 
 async def send_response(response: Response, send: Send, *, head: bool = False) -> None:

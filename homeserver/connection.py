@@ -18,13 +18,14 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from homeserver import limits
 from homeserver.asgi import Message
+from homeserver.http1 import Http1
 
 _log = logging.getLogger("homeserver.listener")
 
@@ -38,10 +39,12 @@ class Queue:
     A body that stands still is given up: to the request it looks as if the client had gone.
     """
 
-    __slots__ = ("_left", "_messages", "_more_body", "_readers", "_writers")
+    __slots__ = ("_before_body", "_left", "_messages", "_more_body", "_readers", "_writers")
 
-    def __init__(self, *, has_body: bool) -> None:
+    def __init__(self, *, has_body: bool, before_body: Callable[[], Awaitable[None]] | None = None) -> None:
+        """before_body: awaited when the body is asked for, the first time."""
         self._more_body = has_body
+        self._before_body = before_body
         self._messages: deque[Message] = deque()
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
@@ -56,6 +59,9 @@ class Queue:
             await self._writers.park()
 
     async def get(self) -> Message:
+        if self._before_body is not None:
+            before_body, self._before_body = self._before_body, None
+            await before_body()
         if not self._messages:
             with trio.move_on_after(limits.REQUEST_CHUNK_SECONDS_MAX if self._more_body else inf):
                 while not self._messages:
@@ -81,11 +87,13 @@ class _Tasks:
     """What Hypercorn's protocols start tasks with."""
 
     nursery: trio.Nursery
+    before_body: Callable[[], Awaitable[None]] | None = None  # of the request that comes next
 
     async def spawn_app(
         self, app: ASGIWrapper, config: HypercornConfig, scope: Any, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Message], Awaitable[None]]:
-        queue = Queue(has_body=scope["type"] == "http")
+        queue = Queue(has_body=scope["type"] == "http", before_body=self.before_body)
+        self.before_body = None
         self.nursery.start_soon(_run_app, app, scope, queue, send)
         return queue.put
 
@@ -125,7 +133,7 @@ class Connection:
     _held: bytes = b""
     _lock: trio.Lock = field(default_factory=trio.Lock)
     _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
-    _protocol: Any = None  # a ProtocolWrapper, once it has begun
+    _protocol: Any = None  # once it has begun
 
     async def run(self, app: ASGIWrapper, config: HypercornConfig, context: WorkerContext) -> None:
         """Serves the connection until either side closes it."""
@@ -137,15 +145,17 @@ class Connection:
         client = parse_socket_addr(self.socket.family, self.socket.getpeername())
         server = parse_socket_addr(self.socket.family, self.socket.getsockname())
         async with trio.open_nursery() as nursery:
-            self._protocol = ProtocolWrapper(
+            protocol = H2Protocol if alpn == "h2" else Http1
+            self._protocol = protocol(
                 app, config, context, _Tasks(nursery), ConnectionState({}),
-                self.is_tls, client, server, self._send, alpn,
+                self.is_tls, client, server, self._send,
             )  # fmt: skip
             await self._protocol.initiate()
             self.idle_since = trio.current_time()
             with self._reading:
                 await self._read()
             await self._protocol.handle(Closed())
+        await self._linger()
 
     def overdue(self, now: float) -> bool:
         """Whether the client has asked for nothing, or taken nothing, for too long."""
@@ -176,7 +186,7 @@ class Connection:
             self.idle_since = trio.current_time() if event.idle else inf
         else:
             await self._flush()
-            await trio.aclose_forcefully(self.stream) if self.is_tls else await self._close()
+            await self._end()
             await self._protocol.handle(Closed())
             self._reading.cancel()  # the protocol may hold up the next request, for whose turn it waits in vain
 
@@ -215,10 +225,30 @@ class Connection:
             self.sending_since = inf
             self._lock.release()
 
-    async def _close(self) -> None:
-        assert isinstance(self.stream, trio.abc.HalfCloseableStream), "TLS says by itself that it ends"
+    @property
+    def _transport(self) -> trio.abc.HalfCloseableStream:
+        transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
+        assert isinstance(transport, trio.abc.HalfCloseableStream)
+        return transport
+
+    async def _end(self) -> None:
+        """Tells the client that nothing more comes."""
         try:
-            await self.stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            pass  # it is closed already
-        await self.stream.aclose()
+            await self._transport.send_eof()
+        except trio.BusyResourceError:  # in the middle of an answer that cannot be completed
+            await trio.aclose_forcefully(self.stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client was first
+
+    async def _linger(self) -> None:
+        """Drops what the client still sends, until it closes too.
+
+        A connection that is closed with unread bytes is reset, and the client may lose its answer.
+        """
+        transport, seen = self._transport, 0
+        with trio.move_on_after(limits.LINGER_SECONDS):
+            try:
+                while seen < limits.REFUSED_BODY_BYTES_MAX and (data := await transport.receive_some(_RECEIVE_BYTES)):
+                    seen += len(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass

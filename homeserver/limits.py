@@ -82,6 +82,13 @@ BODY_BYTES_MAX: Mapping[str, int] = {
 # Five identifiers of 255 bytes, each byte percent-encoded, with room to spare.
 PATH_CHARACTERS_MAX = 8_192
 
+# Browsers send 20, and each proxy adds some. Reading one costs as much as a hundred bytes of a body.
+HEADERS_MAX = 200
+
+# Chunks of a chunked body smaller than usual: reading 1000 takes 10 ms, however small they are.
+SMALL_CHUNKS_MAX = 1_000
+CHUNK_BYTES_USUAL = 512
+
 # `via` and `server_name` are the only ones that repeat, a few dozen times.
 QUERY_PARAMETERS_MAX = 500
 
@@ -92,6 +99,9 @@ REQUEST_CHUNK_SECONDS_MAX = 60
 # so much and so long, then the connection is closed.
 REFUSED_BODY_BYTES_MAX = 16 << 20
 REFUSED_BODY_SECONDS_MAX = 10
+
+# How long a connection that is over waits for its client to close it too: one round trip of a slow network.
+LINGER_SECONDS = 3
 
 # A small body that nobody asked for is read before the answer, so that the connection can be used again.
 UNREAD_BODY_BYTES = 65_536

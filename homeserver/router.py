@@ -1,6 +1,11 @@
 """Router: which operation answers a method and a path.
 
 Literals win over parameters; an encoded slash stays in its segment.
+
+The fixed parts of a path have one spelling each, the plain one, and a path is never tidied up: a reverse proxy's rule
+for `/_synapse/admin/` must not be bypassed by `/_synapse/%61dmin/`, `//_synapse/admin/` or
+`/_matrix/../_synapse/admin/`. For the same reason a parameter is neither the encoded spelling of a fixed part that
+could stand in its place, nor does it hold a segment `.` or `..`, encoded or not, which a proxy would resolve.
 """
 
 from __future__ import annotations
@@ -81,14 +86,12 @@ def _walk(root: _Node, segments: list[str], parameters: list[str]) -> _Node | No
         if at < end:
             segment = segments[at]
             child = node.literals.get(segment)
-            if child is None and "%" in segment:
-                child = node.literals.get(_decoded(segment))
             if node.parameter is not None and (segment or node.parameter_may_be_empty):
-                if child is None:
+                if child is not None:
+                    left.append((node.parameter, at, len(parameters)))
+                elif not _is_disguised(segment, node.literals):
                     parameters.append(segment)
                     child = node.parameter
-                else:
-                    left.append((node.parameter, at, len(parameters)))
         elif node.operations:
             return node
         if child is None:
@@ -100,8 +103,15 @@ def _walk(root: _Node, segments: list[str], parameters: list[str]) -> _Node | No
         at += 1
 
 
-def _decoded(segment: str) -> str:
+def _is_disguised(segment: str, literals: Mapping[str, _Node]) -> bool:
+    """Whether a segment is something else than a parameter: one of the literals, or a step up or to itself."""
+    if "%" not in segment:
+        return segment in _DOTS
     try:
-        return decode_segment(segment)
+        decoded = decode_segment(segment)
     except ValueError:
-        return ""
+        return False  # a parameter that cannot be read, and the client is told so
+    return decoded in literals or ("." in decoded and not _DOTS.isdisjoint(decoded.split("/")))
+
+
+_DOTS = frozenset({".", ".."})

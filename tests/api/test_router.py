@@ -58,6 +58,29 @@ def test_an_encoded_slash_stays_in_its_segment() -> None:
     assert found(made, "/x/1/2") == ("/x/{a}/{b}", ["1", "2"])
 
 
+def test_fixed_parts_have_only_their_plain_spelling() -> None:
+    made = router("/_synapse/admin/v1/users", "/_synapse/{a}", "/x/{a}/all", "/x/{a}/{b}")
+    for disguised in (
+        "/_synapse/%61dmin/v1/users", "/%5Fsynapse/admin/v1/users", "/_synapse/admin/v1/%75sers",
+        "//_synapse/admin/v1/users", "/_synapse//admin/v1/users", "/./_synapse/admin/v1/users",
+        "/x/../_synapse/admin/v1/users", "/_synapse/admin/v1/./users", "/_synapse%2Fadmin/v1/users",
+        "/_Synapse/admin/v1/users", "/_synapse/admin/v1/users/", "/_synapse/admin;/v1/users",
+        "/_synapse/%2561dmin/v1/users", "/_synapse/%61dmin",
+    ):  # fmt: skip
+        assert found(made, disguised) is None, disguised
+    assert found(made, "/x/1/%61ll") is None
+    assert found(made, "/x/1/al%6c%6c") == ("/x/{a}/{b}", ["1", "al%6c%6c"])
+
+
+@pytest.mark.parametrize("dots", [".", "..", "%2e", "%2E%2e", ".%2e", "a%2F..%2Fb", "..%2Fa", "a%2f%2E"])
+def test_no_parameter_leads_up_or_nowhere(dots: str) -> None:
+    made = router("/x/{a}/{b}/{state_key}")
+    assert found(made, f"/x/1/2/{dots}") is None
+    assert found(made, f"/x/{dots}/2/3") is None
+    for harmless in ("...", "a.b", "%2e%2e%2e", "a..b", "a%2Fb.c", "a%2F%2Fb", "%252e%252e", ".a", "%FF"):
+        assert found(made, f"/x/1/{harmless}/3") == ("/x/{a}/{b}/{state_key}", ["1", harmless, "3"])
+
+
 def test_only_a_state_key_may_be_empty() -> None:
     made = router("/state/{a}", "/state/{a}/{state_key}", "/other/{a}/{b}")
     assert found(made, "/state/t/") == ("/state/{a}/{state_key}", ["t", ""])

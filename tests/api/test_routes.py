@@ -133,7 +133,6 @@ async def ask(start_server: StartServer, method: str, path: str, **options: Any)
          {"limit": 3, "from": "s_1", "via": ["a", "b"], "full": True, "room": None}),
         ("GET", "/_matrix/client/v3/pushrules/room/7", {}, {"kind": "room", "number": 7}),
         ("GET", "/_matrix/client/v3/pushrules/all", {}, {}),
-        ("GET", "/_matrix/client/v3/%70ushrules/all", {}, {}),
     ],
 )  # fmt: skip
 async def test_handlers_get_what_their_signature_asks_for(

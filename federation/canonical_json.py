@@ -9,7 +9,17 @@ from typing import Any
 import orjson
 
 DEPTH_MAX = 100
-"""Deepest nesting of objects and arrays, the outermost counted as 1. Bounds every walk over what others sent."""
+"""Deepest nesting of an event and of every body of a client: objects and arrays, the outermost counted as 1.
+
+One bound for events from wherever they come, so that everything that carries one can be encoded and read.
+"""
+
+WRAPPED_DEPTH_MAX = 128
+"""Deepest nesting of what carries events: transactions, answers, invites. The deepest wrapping in use is /sync's, 8
+levels; readers written in Rust stop at 128."""
+
+PARTS_DEPTH_MAX = 1000
+"""Nesting that is read where each part is judged alone afterwards (`decode_parts`). Parsers end at about this depth."""
 
 INT_MAX = 2**53 - 1
 """Integers lie within ±INT_MAX, which an IEEE double holds exactly."""
@@ -18,19 +28,29 @@ LENIENT_INT_MAX = 10**308
 """Where large integers are allowed they still lie within the range of a double, or readers in use fail on them."""
 
 
+_INT_CHARACTERS_MAX = 310
+"""Of an integer within ±LENIENT_INT_MAX, with its sign."""
+
+
 class NotCanonical(ValueError):
     """The value or text has no canonical JSON; the message says why in one sentence."""
 
 
-def encode(value: object, *, strict: bool = True) -> bytes:
+def encode(value: object, *, strict: bool = True, depth_max: int = DEPTH_MAX) -> bytes:
     """The canonical JSON. `strict=False` (room versions below 6) admits floats and large integers.
 
     Raises NotCanonical, and nothing else, for any value.
     """
-    return encode_regular(value) if check(value, strict=strict) else _encode_irregular(value)
+    if check(value, strict=strict, depth_max=depth_max):
+        try:
+            return encode_regular(value)
+        except NotCanonical:
+            if depth_max <= WRAPPED_DEPTH_MAX:  # orjson writes 254 levels, Python's own encoder some more
+                raise
+    return _encode_irregular(value)
 
 
-def check(value: object, *, strict: bool = True) -> bool:
+def check(value: object, *, strict: bool = True, depth_max: int = DEPTH_MAX) -> bool:
     """Whether the value is regular: every number of it an integer within ±INT_MAX. If `strict`, it has to be.
 
     Raises NotCanonical for what has no JSON, except for keys that are no strings and for lone surrogates, which are
@@ -40,8 +60,8 @@ def check(value: object, *, strict: bool = True) -> bool:
     depth = 0
     level: list[Any] = [(value,)]
     while level:
-        if depth > DEPTH_MAX:
-            raise NotCanonical(f"Nested deeper than {DEPTH_MAX}.")
+        if depth > depth_max:
+            raise NotCanonical(f"Nested deeper than {depth_max}.")
         below: list[Any] = []
         for container in level:
             for item in container.values() if type(container) is dict else container:
@@ -66,11 +86,11 @@ def encode_regular(value: object) -> bytes:
         raise NotCanonical(f"Not encodable: {error}.") from None
 
 
-def decode(data: bytes, *, strict: bool = False) -> Any:
+def decode(data: bytes, *, strict: bool = False, depth_max: int = DEPTH_MAX) -> Any:
     """The value that UTF-8 JSON text stands for.
 
-    Refuses (NotCanonical) duplicate keys, nesting deeper than DEPTH_MAX, NaN, lone surrogates, trailing data, and with
-    `strict` floats and integers beyond ±INT_MAX.
+    Refuses (NotCanonical) duplicate keys, nesting deeper than `depth_max`, NaN, lone surrogates, trailing data, and
+    with `strict` floats and integers beyond ±INT_MAX.
     """
     try:
         value = orjson.loads(data)
@@ -78,7 +98,7 @@ def decode(data: bytes, *, strict: bool = False) -> Any:
         raise NotCanonical(f"Not JSON: {error}.") from None
     # orjson keeps the last of duplicate keys, and makes floats of integers beyond 64 bits. Most senders write compact
     # JSON, which is what orjson writes too: then both are ruled out. All else is read by the slower parser.
-    if check(value, strict=strict) and orjson.dumps(value) == data:
+    if check(value, strict=strict, depth_max=depth_max) and orjson.dumps(value) == data:
         return value
     try:
         return json.loads(data.decode(), object_pairs_hook=_without_duplicates)
@@ -86,6 +106,47 @@ def decode(data: bytes, *, strict: bool = False) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise NotCanonical(f"Not JSON: {error}.") from None
+
+
+def decode_parts(data: bytes) -> Any:
+    """The value of JSON text whose parts come from many: a transaction, a list of events. Each is to be judged alone.
+
+    Refuses (NotCanonical) only what cannot be read at all. A part that `decode` would refuse, for its depth, numbers,
+    lone surrogates or duplicate keys, is one that `check` and `encode` refuse; whoever takes a part has to call one of
+    them, as `event.parse_event` does.
+    """
+    try:
+        return decode(data, depth_max=WRAPPED_DEPTH_MAX)
+    except NotCanonical:
+        pass
+    try:
+        value = json.loads(
+            data.decode(), object_pairs_hook=_marking_duplicates, parse_int=_parse_int, parse_constant=_Refused
+        )
+    except (ValueError, RecursionError) as error:
+        raise NotCanonical(f"Not JSON: {error}.") from None
+    if isinstance(value, _Repeating):
+        raise NotCanonical("The outermost object has the same key twice.")
+    return value
+
+
+class _Repeating(dict[str, Any]):
+    """An object with duplicate keys. Not a plain dict, so `check` refuses it."""
+
+
+class _Refused(str):
+    """A number that no server can pass on. Not a plain string, so `check` refuses it."""
+
+    __slots__ = ()
+
+
+def _marking_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else _Repeating(value)
+
+
+def _parse_int(text: str) -> int | _Refused:
+    return int(text) if len(text) <= _INT_CHARACTERS_MAX else _Refused(text[:_INT_CHARACTERS_MAX])
 
 
 def _check_irregular(item: Any, strict: bool) -> None:

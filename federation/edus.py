@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import INT_MAX
 from homeserver.federation.identifiers import EventID, RoomID, UserID, parse_event_id, parse_room_id, parse_user_id
 
@@ -164,6 +165,7 @@ def parse_edu(edu: object) -> tuple[str, EduContent]:
     spec does not know ("busy"), and the other users of that server are not to blame.
     """
     try:
+        canonical_json.check(edu, strict=False)
         parsed = msgspec.convert(edu, _Edu)
         if parsed.edu_type == "m.presence":
             return parsed.edu_type, _parse_presence(parsed.content)
@@ -171,7 +173,7 @@ def parse_edu(edu: object) -> tuple[str, EduContent]:
             return parsed.edu_type, _parse_receipts(parsed.content)
         kind = CONTENT_TYPES.get(parsed.edu_type)
         return parsed.edu_type, parsed.content if kind is None else msgspec.convert(parsed.content, kind)
-    except ValueError as error:  # msgspec.ValidationError and InvalidIdentifier are ValueErrors
+    except ValueError as error:  # msgspec.ValidationError, InvalidIdentifier and NotCanonical are ValueErrors
         raise InvalidEdu(str(error)) from None
 
 

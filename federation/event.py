@@ -130,8 +130,8 @@ def parse_event(pdu: object, version: RoomVersion) -> Event:
 
     Takes the PDU over, but without `unsigned`, which nobody signed.
     """
-    if not isinstance(pdu, dict):
-        raise InvalidEvent("A PDU must be an object.")
+    if type(pdu) is not dict:
+        raise InvalidEvent("A PDU must be an object, without duplicate keys.")
     if "unsigned" in pdu:
         if not isinstance(pdu["unsigned"], dict):
             raise InvalidEvent("unsigned must be an object.")

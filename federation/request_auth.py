@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
-from homeserver.federation.signing import SigningKey, sign_json, verify_json
+from homeserver.federation.signing import SigningKey, encode_base64, verify_bytes
 
 SCHEME = "X-Matrix"
 HEADER_LENGTH_MAX = 4096
@@ -67,12 +69,33 @@ def signed_object(
     return signed
 
 
+def signed_bytes(
+    method: str, uri: str, origin: ServerName, destination: ServerName, body: bytes | None
+) -> bytes:
+    """The canonical JSON of `signed_object`, given that of the content; None if there is no body."""
+    signed = canonical_json.encode(signed_object(method, uri, origin, destination, None))
+    return signed if body is None else b'{"content":' + body + b"," + signed[1:]
+
+
 def build_authorization(
     method: str, uri: str, origin: ServerName, destination: ServerName, key: SigningKey, content: Any | None
 ) -> str:
     """The Authorization header's value. Raises NotCanonical if the content cannot be signed."""
-    signed = sign_json(signed_object(method, uri, origin, destination, content), origin, key)
-    signature = signed["signatures"][origin][key.key_id]
+    return authorize_body(
+        method, uri, origin, destination, key, None if content is None else encode_content(content)
+    )
+
+
+def encode_content(content: Any) -> bytes:
+    """The canonical JSON of the content of a request. Raises NotCanonical."""
+    return canonical_json.encode(content, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
+
+
+def authorize_body(
+    method: str, uri: str, origin: ServerName, destination: ServerName, key: SigningKey, body: bytes | None
+) -> str:
+    """As `build_authorization`, for a body that is canonical JSON already."""
+    signature = encode_base64(key.sign(signed_bytes(method, uri, origin, destination, body)))
     # "For compatibility with older servers": one space, lower-case names, no backslashes, no whitespace around commas.
     return f'{SCHEME} origin="{origin}",destination="{destination}",key="{key.key_id}",sig="{signature}"'
 
@@ -109,16 +132,31 @@ def verify(
     destination: ServerName,
     content: Any | None,
     verify_key_base64: str,
+    *,
+    body: bytes | None = None,
 ) -> bool:
     """Whether the origin signed this request to `destination` (our name) with this key; never raises.
 
+    body: what `content` was decoded from. Most servers send canonical JSON: then the signature is that of the body as
+    it came, and nothing has to be encoded again, nor even be encodable.
     False also if the credentials name another destination: the receiving server must then answer 401.
     """
     if credentials.destination is not None and credentials.destination != destination:
         return False
-    signed = signed_object(method, uri, credentials.origin, destination, content)
-    signed["signatures"] = {credentials.origin: {credentials.key_id: credentials.signature}}
-    return verify_json(signed, credentials.origin, credentials.key_id, verify_key_base64)
+
+    def is_signed(body: bytes | None) -> bool:
+        signed = signed_bytes(method, uri, credentials.origin, destination, body)
+        return verify_bytes(signed, credentials.signature, verify_key_base64)
+
+    if content is None:
+        return is_signed(None)
+    if body is not None and is_signed(body):
+        return True
+    try:
+        canonical = canonical_json.encode(content, strict=False, depth_max=canonical_json.PARTS_DEPTH_MAX)
+    except NotCanonical:
+        return False
+    return canonical != body and is_signed(canonical)
 
 
 def _parse_params(header: str) -> dict[str, str]:

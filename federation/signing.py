@@ -95,7 +95,7 @@ def signed_bytes(obj: Mapping[str, Any]) -> bytes:
     Lenient, since events of room versions below 6 may hold floats and large integers. Raises NotCanonical.
     """
     covered = {key: value for key, value in obj.items() if key != "signatures" and key != "unsigned"}
-    return canonical_json.encode(covered, strict=False)
+    return canonical_json.encode(covered, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
 
 
 def sign_json(obj: Mapping[str, Any], signing_name: str, key: SigningKey) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Transactions: how PDUs and EDUs travel. Spec: server-server-api/#transactions
 
-A malformed transaction is an error, since its sender would think it delivered. A malformed EDU in a good transaction is
-dropped alone; PDUs are parsed one by one by `federation.event`, which knows their room's version.
+A malformed transaction is an error, since its sender would think it delivered. A malformed PDU or EDU in a good
+transaction is dropped alone: PDUs are parsed one by one by `federation.event`, which knows their room's version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Transaction(Struct, frozen=True, kw_only=True):
 
     origin: ServerName
     origin_server_ts: NaturalInt
-    pdus: Annotated[list[dict[str, Any]], Meta(max_length=PDUS_MAX)]
+    pdus: Annotated[list[Any], Meta(max_length=PDUS_MAX)]
     edus: Annotated[list[Any], Meta(max_length=EDUS_MAX)] = []
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from homeserver import limits
-from homeserver.arguments import Plan, compile_plan
+from homeserver.arguments import Plan, compile_plan, decode_json
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.guests import guest_may
 
@@ -60,6 +60,7 @@ class Request:
         self.query_string = query_string
         self.request_id = ""  # in every log entry about this request
         self.content: Any = None  # the JSON that the body held, once it has been read
+        self.data: bytes | None = None  # what it was read from, for as long as the request's signature is not checked
         self.wait_gone = wait_gone  # returns when the client has closed the connection
         self._client_ip = client_ip
         self._headers = headers or []
@@ -142,6 +143,7 @@ class Operation:
     allow_guest: bool
     allow_locked: bool
     waits: bool
+    decode: Callable[[bytes], Any]
 
 
 class Routes:
@@ -186,13 +188,15 @@ class Routes:
         allow_guest: bool | None = None,
         allow_locked: bool = False,
         waits: bool | None = None,
+        decode: Callable[[bytes], Any] = decode_json,
     ) -> Callable[[Handler], Handler]:
         """Registers a handler. Several may be stacked on one function.
 
         rate_limit: a class of `limits.RATE_LIMITS`, or "" for none. max_body_bytes: 0 for the usual limit of the group.
         allow_guest: None for what the spec says of the path. allow_locked: also for an account that is locked.
         waits: the handler may wait for long, and is cancelled when the client goes away or the server stops; None where
-        the rate limit is that of sync.
+        the rate limit is that of sync. decode: reads the JSON of the body; `decode_parts` if each of its parts is to be
+        judged alone.
         """
         group = group or guess_group(path)
         if rate_limit and rate_limit not in limits.RATE_LIMITS:
@@ -212,6 +216,7 @@ class Routes:
                     allow_guest=guest_may(method, path) if allow_guest is None else allow_guest,
                     allow_locked=allow_locked,
                     waits=rate_limit == "sync" if waits is None else waits,
+                    decode=decode,
                 )
             )
             return handler

@@ -9,6 +9,7 @@ import inspect
 import types
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_to_bytes
 
@@ -129,8 +130,22 @@ def decode_segment(text: str) -> str:
 
 def decode_json(data: bytes) -> Any:
     """The JSON of a body. Raises M_NOT_JSON."""
+    return _decode(canonical_json.decode, data)
+
+
+def decode_wrapped(data: bytes) -> Any:
+    """As `decode_json`, for a body that carries whole events."""
+    return _decode(partial(canonical_json.decode, depth_max=canonical_json.WRAPPED_DEPTH_MAX), data)
+
+
+def decode_parts(data: bytes) -> Any:
+    """As `decode_json`, for a body whose parts are judged one by one: see `canonical_json.decode_parts`."""
+    return _decode(canonical_json.decode_parts, data)
+
+
+def _decode(decode: Callable[[bytes], Any], data: bytes) -> Any:
     try:
-        return canonical_json.decode(data)
+        return decode(data)
     except canonical_json.NotCanonical as error:
         raise MatrixError(400, "M_NOT_JSON", f"The body cannot be read: {error}") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from homeserver.api import Empty, Operation, Request, Response, guess_group
-from homeserver.arguments import Constant, decode_json
+from homeserver.arguments import Constant
 from homeserver.authenticate import (
     FindAppservice,
     Requester,
@@ -132,7 +132,7 @@ class Dispatch:
         if plan.body is not None or plan.origin:
             data = await request.body(operation.max_body_bytes)
             if data or (plan.body is not None and not plan.body.optional):
-                request.content = decode_json(data)
+                request.content, request.data = operation.decode(data), data
         origin = None
         if plan.origin:
             origin = await self.verify_origin(hs, request)

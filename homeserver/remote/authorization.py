@@ -30,7 +30,10 @@ async def verify_origin(hs: Resources, request: Request) -> ServerName:
     key = await find_request_key(hs, origin, credentials.key_id, request.client_ip)
     if key is None:
         raise _unauthorized(f"{origin} has no such key, or its keys cannot be had.")
-    if not verify(credentials, request.method, request.uri, hs.server_name, request.content, key.key_base64):
+    body, request.data = request.data, None
+    if not verify(
+        credentials, request.method, request.uri, hs.server_name, request.content, key.key_base64, body=body
+    ):
         raise _unauthorized("The signature is wrong.")
     hs.peers.note_contact(origin)
     return origin

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
+from homeserver.federation.canonical_json import decode_parts
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, server_name_of
 from homeserver.federation.room_versions import RoomVersion
@@ -66,7 +67,7 @@ async def _ask(
     query = [*(("v", event_id) for event_id in start), ("limit", str(limit))]
     uri = path_to("v1", "backfill", room_id, query=query)
     try:
-        answer = await ask(hs, server, "GET", uri, max_bytes=limits.BACKFILL_BYTES_MAX)
+        answer = await ask(hs, server, "GET", uri, max_bytes=limits.BACKFILL_BYTES_MAX, decode=decode_parts)
     except MatrixError:
         return []
     pdus = answer.get("pdus")

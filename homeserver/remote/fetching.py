@@ -11,6 +11,7 @@ import trio
 
 from homeserver import limits
 from homeserver.errors import MatrixError
+from homeserver.federation.canonical_json import decode_parts
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_event_id
 from homeserver.federation.room_versions import RoomVersion
@@ -27,7 +28,7 @@ async def fetch_event(
 ) -> Event | None:
     """One event, None where the server does not give it."""
     try:
-        answer = await ask(hs, server, "GET", path_to("v1", "event", event_id))
+        answer = await ask(hs, server, "GET", path_to("v1", "event", event_id), decode=decode_parts)
     except MatrixError:
         return None
     events = await check_good_pdus(hs, answer.get("pdus"), version, room_id)
@@ -42,7 +43,7 @@ async def fetch_missing(
     try:
         answer = await ask(
             hs, server, "POST", path_to("v1", "get_missing_events", event.room_id), body,
-            max_bytes=limits.BACKFILL_BYTES_MAX,
+            max_bytes=limits.BACKFILL_BYTES_MAX, decode=decode_parts,
         )  # fmt: skip
     except MatrixError:
         return []
@@ -62,8 +63,9 @@ async def fetch_auth_events(
         uri = path_to("v1", "event_auth", event.room_id, event.event_id)
         try:
             answer = await ask(
-                hs, server, "GET", uri, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_IDS_BYTES_MAX
-            )
+                hs, server, "GET", uri,
+                timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_IDS_BYTES_MAX, decode=decode_parts,
+            )  # fmt: skip
             chain = await check_good_pdus(hs, answer.get("auth_chain"), event.version, event.room_id)
         except MatrixError:
             chain = []
@@ -126,7 +128,10 @@ async def _fetch_state_events(
         return
     uri = path_to("v1", "state", event.room_id, query={"event_id": event.event_id})
     try:
-        answer = await ask(hs, server, "GET", uri, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_BYTES_MAX)
+        answer = await ask(
+            hs, server, "GET", uri,
+            timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_BYTES_MAX, decode=decode_parts,
+        )  # fmt: skip
     except MatrixError:
         return
     pdus = [*_list(answer.get("auth_chain")), *_list(answer.get("pdus"))]

@@ -17,6 +17,7 @@ import trio
 
 from homeserver import limits
 from homeserver.api import Response, Routes
+from homeserver.arguments import decode_parts
 from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, invalid_param
@@ -50,6 +51,7 @@ def transaction_routes(features: Sequence[Feature]) -> Routes:
         "/_matrix/federation/v1/send/{txn_id}",
         rate_limit="federation",
         max_body_bytes=limits.TRANSACTION_BODY_BYTES_MAX,
+        decode=decode_parts,
     )
     async def send_transaction(hs: Resources, origin: ServerName, txn_id: str, body: dict) -> Response:
         if len(txn_id) > TXN_ID_CHARACTERS_MAX:
@@ -85,10 +87,12 @@ async def _work_off(
 # PDUs
 
 
-async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[JsonObject]) -> dict[str, JsonObject]:
+async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object]) -> dict[str, JsonObject]:
     """What became of each PDU by event id: {} or why it was not accepted. Rooms are worked off side by side."""
     by_room: dict[RoomID, list[JsonObject]] = defaultdict(list)
     for pdu in pdus:
+        if not isinstance(pdu, dict):
+            continue
         try:
             by_room[parse_room_id(pdu.get("room_id"))].append(pdu)
         except InvalidIdentifier:

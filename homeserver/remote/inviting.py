@@ -10,6 +10,7 @@ from typing import Any
 
 from homeserver import limits
 from homeserver.api import Response, Routes
+from homeserver.arguments import decode_wrapped
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
 from homeserver.feature import JsonObject
@@ -37,6 +38,7 @@ routes = Routes()
 _TAKES_AN_INVITE: dict[str, Any] = {
     "rate_limit": "federation_invite",
     "max_body_bytes": limits.INVITE_BODY_BYTES_MAX,
+    "decode": decode_wrapped,
 }
 
 # Inviting a user of another server

@@ -17,6 +17,7 @@ from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
 from homeserver.feature import JsonObject
 from homeserver.federation.build import Draft, sign_event
+from homeserver.federation.canonical_json import decode_parts
 from homeserver.federation.event import Event, InvalidEvent, check_references, parse_event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
@@ -230,7 +231,7 @@ async def _send(hs: Resources, handshake: Handshake, server: ServerName, event: 
     """Has the server take the event into the room."""
     options: dict[str, Any] = {"insist": True}
     if handshake == "join":
-        options |= {"timeout_s": limits.JOIN_TIMEOUT_S, "max_bytes": limits.STATE_BYTES_MAX}
+        options |= {"timeout_s": limits.JOIN_TIMEOUT_S, "max_bytes": limits.STATE_BYTES_MAX, "decode": decode_parts}
     place = (f"send_{handshake}", event.room_id, event.event_id)
     if handshake == "knock":
         return _Accepted(server, event, await ask(hs, server, "PUT", path_to("v1", *place), event.pdu, **options))

@@ -7,7 +7,7 @@ want a 200 and pass everything else on to a client.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -17,7 +17,7 @@ from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.request_auth import build_authorization
+from homeserver.federation.request_auth import authorize_body, encode_content
 from homeserver.federation.wire import WireError
 from homeserver.peers import note_failure
 from homeserver.resources import Resources
@@ -61,12 +61,17 @@ def path_to(*segments: str, query: Mapping[str, str] | Sequence[tuple[str, str]]
 
 
 def authorization_headers(
-    hs: Resources, destination: ServerName, method: str, uri: str, content: Any | None = None
+    hs: Resources, destination: ServerName, method: str, uri: str, body: bytes | None = None
 ) -> dict[str, str]:
-    """The headers that sign a request, for who sends it over `hs.wire` themselves."""
-    return {
-        "authorization": build_authorization(method, uri, hs.server_name, destination, hs.signing_key, content)
-    }
+    """The headers that sign a request, for callers that use `hs.wire` themselves. `body` is canonical JSON."""
+    return {"authorization": authorize_body(method, uri, hs.server_name, destination, hs.signing_key, body)}
+
+
+Decode = Callable[[bytes], Any]
+
+
+def _decode(data: bytes) -> Any:
+    return canonical_json.decode(data, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
 
 
 async def send_signed(
@@ -79,19 +84,20 @@ async def send_signed(
     timeout_s: float = limits.FEDERATION_TIMEOUT_S,
     max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
     insist: bool = False,
+    decode: Decode = _decode,
 ) -> Answer:
     """The answer of a peer. Raises Unreachable; `insist` asks even one that has failed lately.
 
-    `content` must be canonical JSON, of an old room version at worst.
+    content: what has canonical JSON, of an old room version at worst, or that JSON itself. Raises NotCanonical.
+    decode: reads the answer; `decode_parts` where each of its parts is judged alone.
     """
     if not hs.config.federation.enabled:
         raise Unreachable("This server does not take part in federation.")
     if not insist and hs.peers.is_left_alone(destination, hs.now_ms()):
         raise Unreachable(f"{destination} has not answered lately.")
-    headers = authorization_headers(hs, destination, method, uri, content)
-    body = None
-    if content is not None:
-        body = canonical_json.encode(content, strict=False)
+    body = content if content is None or isinstance(content, bytes) else encode_content(content)
+    headers = authorization_headers(hs, destination, method, uri, body)
+    if body is not None:
         headers["content-type"] = "application/json"
     try:
         response = await hs.wire.request(
@@ -104,8 +110,8 @@ async def send_signed(
     hs.peers.standings.pop(destination, None)
     try:
         if len(response.body) > limits.DECODE_INLINE_BYTES_MAX:
-            return Answer(response.status, await hs.workers.run(canonical_json.decode, response.body))
-        return Answer(response.status, canonical_json.decode(response.body))
+            return Answer(response.status, await hs.workers.run(decode, response.body))
+        return Answer(response.status, decode(response.body))
     except NotCanonical as error:
         if response.status != 200:
             return Answer(response.status, None)
@@ -136,12 +142,14 @@ async def ask(
     timeout_s: float = limits.FEDERATION_TIMEOUT_S,
     max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
     insist: bool = False,
+    decode: Decode = _decode,
 ) -> dict[str, Any]:
     """The JSON object of a 200. MatrixError: what the peer refused, or 502 M_UNKNOWN where it did not answer well."""
     try:
         answer = await send_signed(
-            hs, destination, method, uri, content, timeout_s=timeout_s, max_bytes=max_bytes, insist=insist
-        )
+            hs, destination, method, uri, content,
+            timeout_s=timeout_s, max_bytes=max_bytes, insist=insist, decode=decode,
+        )  # fmt: skip
     except Unreachable as error:
         raise MatrixError(502, "M_UNKNOWN", str(error)) from error
     if answer.status != 200 or not isinstance(answer.content, dict):

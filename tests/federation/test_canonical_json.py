@@ -16,7 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver.federation.canonical_json import DEPTH_MAX, INT_MAX, NotCanonical, check, decode, encode, encode_regular
+from homeserver.federation.canonical_json import (
+    DEPTH_MAX,
+    INT_MAX,
+    WRAPPED_DEPTH_MAX,
+    NotCanonical,
+    check,
+    decode,
+    decode_parts,
+    encode,
+    encode_regular,
+)
 from tests.federation.json_values import PROPERTY, lenient_values, nested, strict_values
 
 
@@ -288,3 +298,41 @@ def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
     except NotCanonical:
         return
     assert decode(encode(value, strict=False)) == value
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"[" * 400 + b"]" * 400,
+        b'{"a":1,"a":1}',
+        b'{"deep":{"a":1,"a":2}}',
+        b"NaN",
+        b"[1e400]",
+        b"1" * 400,
+        b"-" + b"1" * 9000,
+        rb'"\ud800"',
+        rb'{"\ud800":1}',
+    ],
+)
+def test_a_part_that_is_refused_does_not_spoil_its_neighbours(part: bytes) -> None:
+    good, bad, also_good = decode_parts(b'[{"good":1},' + part + b",[2.5]]")
+    assert (good, also_good) == ({"good": 1}, [2.5])
+    with pytest.raises(NotCanonical):
+        encode(bad, strict=False)
+    with pytest.raises(NotCanonical):
+        decode(part)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[1,]", b"{} {}", b'{"a":1,"a":2}', b"[" * 100_000])
+def test_parts_that_cannot_be_told_apart_are_refused_together(data: bytes) -> None:
+    with pytest.raises(NotCanonical):
+        decode_parts(data)
+
+
+def test_what_carries_events_may_be_deeper_than_they() -> None:
+    event = nested(DEPTH_MAX)
+    carried = {"a": [{"b": {"c": {"d": [event]}}}]}
+    with pytest.raises(NotCanonical):
+        encode(carried)
+    text = encode(carried, depth_max=WRAPPED_DEPTH_MAX)
+    assert decode(text, depth_max=WRAPPED_DEPTH_MAX) == decode_parts(text) == carried

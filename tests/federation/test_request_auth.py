@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.canonical_json import NotCanonical, decode, decode_parts
 from homeserver.federation.request_auth import (
     InvalidAuthorization,
     XMatrix,
+    authorize_body,
     build_authorization,
     is_x_matrix,
     parse_authorization,
@@ -158,3 +159,18 @@ def test_whatever_comes_raises_nothing_else(params: str) -> None:
 def test_a_signature_holds_for_any_content(content: dict[str, int], method: str) -> None:
     credentials = parse_authorization(build_authorization(method, URI, ORIGIN, DESTINATION, KEY, content))
     assert verify(credentials, method, URI, DESTINATION, content, KEY.verify_key_base64)
+
+
+def test_the_signature_may_be_that_of_the_body_as_it_came() -> None:
+    deep = b'{"pdus":[' + b"[" * 500 + b"]" * 500 + b"]}"
+    credentials = parse_authorization(authorize_body("PUT", URI, ORIGIN, DESTINATION, KEY, deep))
+    content = decode_parts(deep)
+    assert verify(credentials, "PUT", URI, DESTINATION, content, KEY.verify_key_base64, body=deep)
+    other = deep.replace(b"pdus", b"edus")
+    assert not verify(credentials, "PUT", URI, DESTINATION, decode_parts(other), KEY.verify_key_base64, body=other)
+
+
+@pytest.mark.parametrize("body", [b'{"a": 1, "b": [2]}', b'{"b":[2],"a":1}', b'{"a":1,"b":[2]}'])
+def test_a_body_that_is_not_canonical_is_signed_in_its_canonical_form(body: bytes) -> None:
+    credentials = parse_authorization(build_authorization("PUT", URI, ORIGIN, DESTINATION, KEY, {"a": 1, "b": [2]}))
+    assert verify(credentials, "PUT", URI, DESTINATION, decode(body), KEY.verify_key_base64, body=body)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from homeserver.federation.build import Draft, Reference, build_event, reference_to, sign_event
 from homeserver.federation.event import Event, parse_event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
-from homeserver.federation.request_auth import build_authorization
+from homeserver.federation.request_auth import authorize_body
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.server_keys import build_key_response
 from homeserver.federation.signing import SigningKey
@@ -93,13 +93,12 @@ class Stranger:
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any]:
         """Status and JSON of the answer to a request, signed unless `headers` are given."""
+        body = None
+        if content is not None:  # as other servers send it: canonical, also if we would call it anything but that
+            body = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
         if headers is None:
-            headers = {
-                "authorization": build_authorization(
-                    method, uri, self.name, ServerName(destination), self.key, content
-                )
-            }
-        body = None if content is None else json.dumps(content).encode()
+            signed = authorize_body(method, uri, self.name, ServerName(destination), self.key, body)
+            headers = {"authorization": signed}
         response = await self.network.wire_for(self.name).request(
             ServerName(destination), method, uri, headers=headers, body=body, timeout_s=60, max_bytes=1 << 28
         )

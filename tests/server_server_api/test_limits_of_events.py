@@ -1,0 +1,143 @@
+"""What is accepted can be carried: nothing that fits by itself is too deep or too large for what it travels in.
+
+Spec: server-server-api/#pdus, client-server-api/#size-limits, appendices/#canonical-json
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from homeserver.federation.canonical_json import DEPTH_MAX
+from homeserver.federation.identifiers import ServerName
+from tests.support.federation import Federation, create_room, invite, join, send_text, sync, texts, until, wait_text
+from tests.support.homeservers import Client
+from tests.support.stranger import Stranger
+
+MALLORY = ServerName("mallory.example")
+# Of the content of an event: the event around it is one level more.
+CONTENT_DEPTH_MAX = DEPTH_MAX - 1
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """A content with so many levels."""
+    value: Any = 0
+    for _ in range(depth - 1):
+        value = [value]
+    return {"msgtype": "m.text", "body": f"{depth} deep", "a": value}
+
+
+async def send(client: Client, room_id: str, content: dict[str, Any], txn_id: str) -> int:
+    path = f"rooms/{quote(room_id)}/send/m.room.message/{txn_id}"
+    return (await client.request("PUT", path, json=content)).status_code
+
+
+@pytest.mark.parametrize("version", ["1", "5", "6", "10", "12"])
+async def test_what_is_accepted_from_a_client_is_delivered(federation: Federation, version: str) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat", room_version=version)
+    await join(bob, room_id, "a.example")
+    for depth in range(CONTENT_DEPTH_MAX - 6, CONTENT_DEPTH_MAX + 3):
+        status = await send(alice, room_id, nested(depth), f"deep{depth}")
+        assert status == (200 if depth <= CONTENT_DEPTH_MAX else 400)
+        if status == 200:
+            await wait_text(bob, room_id, f"{depth} deep")
+        await send_text(alice, room_id, f"after {depth}")
+        await wait_text(bob, room_id, f"after {depth}")
+
+
+@pytest.mark.parametrize("version", ["1", "6", "12"])
+async def test_deepest_state_is_joined_with_invited_with_synced_and_paged(
+    federation: Federation, version: str
+) -> None:
+    a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
+    alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
+    room_id = await create_room(alice, preset="private_chat", room_version=version)
+    for event_type in ("m.room.name", "m.room.topic", "org.example.deep"):
+        path = f"rooms/{quote(room_id)}/state/{event_type}"
+        await alice.ok("PUT", path, json={**nested(CONTENT_DEPTH_MAX), "name": "N", "topic": "T"})
+    assert await send(alice, room_id, nested(CONTENT_DEPTH_MAX), "1") == 200
+    await invite(alice, room_id, bob.user_id)
+
+    async def invited() -> Any:
+        return (await sync(bob))["rooms"].get("invite", {}).get(room_id)
+
+    stripped = (await until(invited))["invite_state"]["events"]
+    assert any(event["content"].get("name") == "N" for event in stripped)
+    await join(bob, room_id)
+    state = await bob.ok("GET", f"rooms/{quote(room_id)}/state")
+    assert any(event["type"] == "org.example.deep" for event in state)
+    assert f"{CONTENT_DEPTH_MAX} deep" in await texts(bob, room_id)
+    await send(bob, room_id, nested(CONTENT_DEPTH_MAX) | {"body": "and back"}, "2")
+    await wait_text(alice, room_id, "and back")
+    await invite(alice, room_id, carol.user_id)
+    await join(carol, room_id, "a.example")
+    assert "and back" in await texts(carol, room_id)
+
+
+BAD = {
+    "a number": 5,
+    "a string": "event",
+    "nothing": None,
+    "an empty object": {},
+    "a list": [],
+}
+
+
+@pytest.mark.parametrize("depth", [95, 98, 99, 100, 101, 120, 250, 600])
+async def test_deep_event_of_a_peer_does_not_spoil_its_neighbour(federation: Federation, depth: int) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat", room_version="10")
+    mallory = Stranger(federation.network, MALLORY)
+    room = await mallory.join("a.example", room_id, "mallory")
+    good = room.text("good")
+    bad = {**room.text("bad").pdu, "content": nested(depth)}
+    results = await mallory.send("a.example", "1", [bad, good.pdu])
+    assert results[good.event_id] == {}
+    assert "good" in await texts(alice, room_id)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"room_id": 5},
+        {"type": []},
+        {"content": "x"},
+        {"content": {"a": 1.5}},
+        {"content": {"a": 10**400}},
+        {"hashes": []},
+        {"signatures": {}},
+        {"prev_events": [5]},
+        {"depth": -1},
+        {"unsigned": 1},
+    ],
+)
+async def test_malformed_event_does_not_spoil_its_neighbours(federation: Federation, change: dict[str, Any]) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat", room_version="10")
+    mallory = Stranger(federation.network, MALLORY)
+    room = await mallory.join("a.example", room_id, "mallory")
+    first, second = room.text("first"), room.text("second")
+    bad = {**room.text("bad").pdu, **change}
+    results = await mallory.send("a.example", "1", [first.pdu, bad, *BAD.values(), second.pdu])
+    assert (results[first.event_id], results[second.event_id]) == ({}, {})
+    assert {"first", "second"} <= set(await texts(alice, room_id))
+
+
+async def test_malformed_edu_does_not_spoil_its_neighbours(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat")
+    mallory = Stranger(federation.network, MALLORY)
+    room = await mallory.join("a.example", room_id, "mallory")
+    typing = {"room_id": room_id, "user_id": room.user_id, "typing": True}
+    bad = [{"edu_type": "m.typing", "content": nested(depth)} for depth in (98, 120, 600)]
+    edus = [*bad, *BAD.values(), {"edu_type": "m.typing", "content": typing}]
+    await mallory.send("a.example", "1", edus=edus)
+    ephemeral = (await sync(alice))["rooms"]["join"][room_id]["ephemeral"]["events"]
+    assert {"type": "m.typing", "content": {"user_ids": [room.user_id]}} in ephemeral

@@ -23,6 +23,9 @@ from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.signing import SigningKey, encode_base64, with_signature
 
+SIGNATURE_BYTES_MAX = 512
+"""What another server's signature adds to an event: its name, the ID of its key and 86 characters."""
+
 Reference = tuple[EventID, str | None]
 """An event ID and, in room versions 1 and 2, that event's reference hash in unpadded base64."""
 

@@ -336,6 +336,8 @@ STATE_AHEAD_MS_MAX = 10 * 60 * 1000
 # Of one POST /createRoom: everything happens in one transaction, in which all other writers wait.
 CREATE_ROOM_INVITES_MAX = 100
 CREATE_ROOM_STATE_MAX = 100
+# How long its answer waits for the invitations to users of other servers, which go on after that.
+CREATE_ROOM_INVITES_SECONDS = 10.0
 # Clients send some 20 to 40 bytes; it is part of an index.
 TXN_ID_BYTES_MAX = 255
 # Servers that are asked, one after the other, before a join is given up.
@@ -442,6 +444,13 @@ MISSING_EVENTS_MAX = 50
 JOIN_WAITING_MAX = 50
 # Servers that a join is tried through before the user is told that it does not work.
 JOIN_SERVERS_MAX = 10
+# A resident that has not answered after this is not waited for alone: the next is asked as well.
+JOIN_NEXT_SERVER_SECONDS = 3.0
+# A refused join of an invited user is tried again after these pauses: we have told the user of the invitation before
+# the inviting server, which waits for our signature, could place it in the room.
+INVITED_JOIN_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
+# How long others wait for an invitation of ours that is out to be signed: a little less than they wait for us.
+INVITE_PLACING_SECONDS_MAX = 10.0
 # Of what an inviter or a room tells about itself to someone outside: real ones have a dozen.
 STRIPPED_EVENTS_MAX = 50
 STRIPPED_BYTES_MAX = 256 * 1024

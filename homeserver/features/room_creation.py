@@ -1,11 +1,13 @@
-"""Creating rooms: one request, one transaction. Spec: client-server-api/#creation"""
+"""Creating rooms: one request, one transaction. Spec: client-server-api/#creation
+
+A request that fails leaves nothing behind, and one that has made the room succeeds: invitations to users of other
+servers go out once the room exists, side by side, and what becomes of them is no part of the answer.
+"""
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -20,15 +22,13 @@ from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomAlias, RoomID, UserID, fits, server_name_of
 from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
-from homeserver.remote.inviting import invite_user as invite_remote_user
+from homeserver.remote.inviting import invite_users
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local
 from homeserver.users.blocking import blocks_invites
 from homeserver.users.profile import member_profile
 from homeserver.users.suspension import check_not_suspended
-
-_log = logging.getLogger(__name__)
 
 routes = Routes()
 
@@ -65,14 +65,6 @@ class CreateRoomBody(msgspec.Struct, frozen=True):
     power_level_content_override: dict[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Created:
-    """`refusal`: why one of the invited users of this server could not be invited, None if all could."""
-
-    room_id: RoomID
-    refusal: MatrixError | None
-
-
 @routes.post("/_matrix/client/v3/createRoom", rate_limit="create_room")
 async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
     check_not_suspended(requester)
@@ -88,19 +80,12 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
     invited = list(dict.fromkeys(body.invite))
     limit_requester(hs, requester, "invite", min(len(invited), limits.RATE_LIMITS["invite"].burst))
     ours = [user_id for user_id in invited if server_name_of(user_id) == hs.server_name]
-    created = await hs.database.write(_create, hs, requester.user_id, body, version, ours, len(invited))
-    refusals = [] if created.refusal is None else [created.refusal]
+    room_id = await hs.database.write(_create, hs, requester.user_id, body, version, ours, len(invited))
     others = [user_id for user_id in invited if server_name_of(user_id) != hs.server_name]
-    for user_id in others:
-        draft = _invite(created.room_id, requester.user_id, user_id, {}, body.is_direct)
-        try:
-            await invite_remote_user(hs, draft)
-        except MatrixError as error:
-            refusals.append(error)
-            _log.info("invitation refused", extra={"room_id": draft.room_id, "user_id": user_id, "reason": str(error)})
-    if others and len(refusals) == len(invited):
-        raise refusals[0]  # the room is there, but nobody to talk to
-    return {"room_id": created.room_id}
+    drafts = [_invite(room_id, requester.user_id, user_id, {}, body.is_direct) for user_id in others]
+    # The room exists: from here on nothing is an error, or the client would try again and have two rooms.
+    await invite_users(hs, drafts, limits.CREATE_ROOM_INVITES_SECONDS)
+    return {"room_id": room_id}
 
 
 def _create(
@@ -111,10 +96,11 @@ def _create(
     version: RoomVersion,
     ours: Sequence[UserID],
     invited_count: int,
-) -> _Created:
-    """The room with everything that the request implies, but the invitations to users of other servers.
+) -> RoomID:
+    """Makes the room with everything that the request implies, except the invitations to users of other servers.
 
-    ours: the users of this server to be invited. If only they are invited and none of them can be, there is no room.
+    ours: the users of this server to be invited. If only they are invited and none of them can be, there is no room:
+    raises MatrixError.
     """
     alias = None if body.room_alias_name is None else _parse_alias_name(hs, body.room_alias_name)
     opaque_id = None
@@ -142,7 +128,7 @@ def _create(
         store_alias(tx, alias, create.room_id, creator)
     if body.visibility == "public":
         set_visibility(tx, create.room_id, is_public=True)
-    return _Created(create.room_id, refusals[0] if refusals else None)
+    return create.room_id
 
 
 def _invite(room_id: RoomID, sender: UserID, user_id: UserID, profile: JsonObject, is_direct: bool) -> Draft:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import trio
 
 from homeserver import limits
 from homeserver.api import Response, Routes
@@ -48,6 +49,27 @@ class VersionsQuery(msgspec.Struct, frozen=True):
     ver: tuple[str, ...] = ("1",)
 
 
+# Invitations that are on their way
+
+
+def invite_key(room_id: RoomID, user_id: str) -> tuple[str, RoomID, str]:
+    """The lock that is held while an invitation of ours is out to be signed by the server of the invited user."""
+    return ("invite", room_id, user_id)
+
+
+async def wait_for_invite(hs: Resources, room_id: RoomID, user_id: UserID) -> None:
+    """Waits for a short time while an invitation of the user is out to be signed.
+
+    The user's server shows it to the user before it answers us, and we can only place it in the room after that: what
+    the user does in that moment has to find it there.
+    """
+    key = invite_key(room_id, user_id)
+    if hs.peers.locks.is_held(key):
+        with trio.move_on_after(limits.INVITE_PLACING_SECONDS_MAX):
+            async with hs.peers.locks.hold(key):
+                pass
+
+
 # Templates
 
 
@@ -55,6 +77,7 @@ class VersionsQuery(msgspec.Struct, frozen=True):
 async def make_join(
     hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID, query: VersionsQuery
 ) -> JsonObject:
+    await wait_for_invite(hs, room_id, user_id)
     return await hs.database.read(_make, hs, origin, room_id, user_id, "join", query.ver)
 
 
@@ -62,11 +85,13 @@ async def make_join(
 async def make_knock(
     hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID, query: VersionsQuery
 ) -> JsonObject:
+    await wait_for_invite(hs, room_id, user_id)
     return await hs.database.read(_make, hs, origin, room_id, user_id, "knock", query.ver)
 
 
 @routes.get("/_matrix/federation/v1/make_leave/{room_id}/{user_id}", rate_limit="federation")
 async def make_leave(hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID) -> JsonObject:
+    await wait_for_invite(hs, room_id, user_id)
     return await hs.database.read(_make, hs, origin, room_id, user_id, "leave", None)
 
 
@@ -170,6 +195,7 @@ async def _accept(
     _check_is_own_membership(event, event_id, origin, membership)
     if event.pdu.get("content") != body.get("content"):
         raise invalid_param("The content hash of the event is wrong.")
+    await wait_for_invite(hs, room_id, UserID(event.sender))
     await hs.database.read(resolve_beforehand, event)
     received = await hs.database.write(_take_in, hs, origin, event)
     return event, received

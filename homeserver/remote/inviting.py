@@ -5,24 +5,30 @@ Spec: server-server-api/#inviting-to-a-room
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import trio
 
 from homeserver import limits
 from homeserver.api import Response, Routes
 from homeserver.arguments import decode_wrapped
+from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
 from homeserver.feature import JsonObject
-from homeserver.federation.build import Draft, countersign
-from homeserver.federation.event import Event, InvalidEvent, parse_event
+from homeserver.federation import canonical_json
+from homeserver.federation.build import SIGNATURE_BYTES_MAX, Draft, countersign
+from homeserver.federation.event import PDU_BYTES_MAX, Event, InvalidEvent, parse_event
 from homeserver.federation.hashing import signed_part
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.signing import verify_json, with_signature
 from homeserver.remote.access import is_allowed
 from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
-from homeserver.remote.handshakes import list_stripped_pdus
+from homeserver.remote.handshakes import invite_key, list_stripped_pdus
 from homeserver.remote.keys import WantedKey, find_keys
 from homeserver.remote.outside import is_outside, read_stripped, store_outside
 from homeserver.remote.requests import Answer, Unreachable, path_to, send_signed
@@ -33,6 +39,8 @@ from homeserver.rooms.membership import get_membership
 from homeserver.rooms.receive import Missing, receive_event
 from homeserver.rooms.storage import Status
 from homeserver.users.accounts import exists
+
+_log = logging.getLogger("homeserver.federation")
 
 routes = Routes()
 _TAKES_AN_INVITE: dict[str, Any] = {
@@ -47,11 +55,49 @@ _TAKES_AN_INVITE: dict[str, Any] = {
 async def invite_user(hs: Resources, draft: Draft) -> Event:
     """Invites a user of another server: appends the draft, an m.room.member, once that server has signed it.
 
-    MatrixError: 403 not allowed here or there, 400 M_UNSUPPORTED_ROOM_VERSION, 502 the server does not answer.
+    Until then whoever asks about the user's membership over federation waits: see `wait_for_invite`.
+    Raises MatrixError: 403 not allowed here or there, 400 M_UNSUPPORTED_ROOM_VERSION, 502 the server does not answer.
     """
     assert draft.room_id is not None and draft.state_key is not None
-    destination = server_name_of(draft.state_key)
+    async with hs.peers.locks.hold(invite_key(draft.room_id, draft.state_key)):
+        return await _invite_user(hs, draft, server_name_of(draft.state_key))
+
+
+async def invite_users(hs: Resources, drafts: Sequence[Draft], seconds: float) -> None:
+    """Invites users of other servers, those of different servers side by side. Failures are logged, not raised.
+
+    Returns when all have been answered, and no later than after `seconds`; the others go on. A server that does not
+    answer is asked once, however many of its users are invited.
+    """
+    by_server: dict[ServerName, list[Draft]] = defaultdict(list)
+    for draft in drafts:
+        assert draft.state_key is not None
+        by_server[server_name_of(draft.state_key)].append(draft)
+    answered = [trio.Event() for _ in by_server]
+    for event, of_server in zip(answered, by_server.values(), strict=True):
+        start_aside(hs, _invite_one_by_one, hs, of_server, event)
+    with trio.move_on_after(seconds):
+        for event in answered:
+            await event.wait()
+
+
+async def _invite_one_by_one(hs: Resources, drafts: Sequence[Draft], answered: trio.Event) -> None:
+    try:
+        for draft in drafts:
+            try:
+                await invite_user(hs, draft)
+            except MatrixError as error:
+                about = {"room_id": draft.room_id, "user_id": draft.state_key, "reason": error.error}
+                _log.info("invitation not delivered", extra=about)
+                if isinstance(error.__cause__, Unreachable):
+                    return
+    finally:
+        answered.set()
+
+
+async def _invite_user(hs: Resources, draft: Draft, destination: ServerName) -> Event:
     event = await hs.database.read(build_unplaced, hs, draft)
+    _check_size(event)
     state = await hs.database.read(list_stripped_pdus, event.room_id)
     try:
         answer = await _ask_to_sign(hs, destination, event, state)
@@ -61,6 +107,12 @@ async def invite_user(hs: Resources, draft: Draft) -> Event:
         raise _refusal(answer, destination)
     signed = await _with_their_signature(hs, destination, event, answer.content)
     return await hs.database.write(_append, signed)
+
+
+def _check_size(event: Event) -> None:
+    """Raises MatrixError 413 if the event would be too large with the signature of the other server."""
+    if len(canonical_json.encode(event.pdu, strict=False)) > PDU_BYTES_MAX - SIGNATURE_BYTES_MAX:
+        raise MatrixError(413, "M_TOO_LARGE", "The invitation is too large: another server has to sign it as well.")
 
 
 async def _ask_to_sign(
@@ -179,7 +231,10 @@ async def _receive_invite(
     if event.state_key is None or event.state_key.partition(":")[2] != hs.server_name:
         raise invalid_param("The invited user is not of this server.")
     await hs.database.read(_check_invite, hs.server_name, event, origin)
-    return countersign(event, hs.server_name, hs.signing_key)
+    try:
+        return parse_event(countersign(event, hs.server_name, hs.signing_key).pdu, version)
+    except InvalidEvent as error:
+        raise MatrixError(413, "M_TOO_LARGE", f"There is no room for our signature: {error}") from None
 
 
 def _check_invite(tx: Transaction, own: ServerName, event: Event, origin: ServerName) -> None:

@@ -7,10 +7,13 @@ Spec: server-server-api/#joining-rooms, #knocking-rooms, #leaving-rooms-rejectin
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import trio
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -35,7 +38,7 @@ from homeserver.remote.receiving import note_relay, receive_events
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.membership import list_largest_servers
+from homeserver.rooms.membership import get_membership, list_largest_servers
 from homeserver.rooms.receive import Missing, Received, adopt_room
 from homeserver.rooms.storage import Status, find_positions
 
@@ -71,9 +74,25 @@ async def join_room(
                 if error.errcode != "M_FORBIDDEN":
                     raise
         candidates = await _candidates(hs, user_id, room_id, via)
-        accepted = await _shake_hands(hs, "join", user_id, room_id, candidates, content)
+        accepted = await _join_as_invited(hs, user_id, room_id, candidates, content)
         await _enter(hs, accepted)
     return room_id
+
+
+async def _join_as_invited(
+    hs: Resources, user_id: UserID, room_id: RoomID, candidates: Sequence[ServerName], content: Mapping[str, Any]
+) -> _Accepted:
+    """Our join as a resident took it. A refusal of an invited user is not taken as final at once."""
+    for pause_s in limits.INVITED_JOIN_PAUSES_S:
+        try:
+            return await _shake_hands(hs, "join", user_id, room_id, candidates, content)
+        except MatrixError as error:
+            if error.errcode != "M_FORBIDDEN":
+                raise
+            if await hs.database.read(get_membership, room_id, user_id) != "invite":
+                raise
+        await trio.sleep(pause_s)
+    return await _shake_hands(hs, "join", user_id, room_id, candidates, content)
 
 
 async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]) -> None:
@@ -135,18 +154,46 @@ async def _shake_hands(
     candidates: Sequence[ServerName],
     content: Mapping[str, Any],
 ) -> _Accepted:
-    """Our event as the first server takes it that does."""
+    """Our event as the first server takes it that does.
+
+    The servers are asked for a template one after another; one that is slow to answer is not waited for alone, but
+    whichever answers first is taken, and given the event before any other is.
+    """
     failure: MatrixError | None = None
-    for server in candidates:
+    accepted: _Accepted | None = None
+    give, templates = trio.open_memory_channel[tuple[ServerName, Event | MatrixError]](len(candidates))
+
+    async def make(server: ServerName) -> None:
         try:
-            event = await _make(hs, handshake, server, user_id, room_id, content)
-            return await _send(hs, handshake, server, event)
+            give.send_nowait((server, await _make(hs, handshake, server, user_id, room_id, content)))
         except MatrixError as error:
-            # What a resident has said about the room is worth more than that another is not in it, or away.
-            if failure is None or failure.errcode in _WORTH_ANOTHER:
-                failure = error
-    assert failure is not None
-    raise failure
+            give.send_nowait((server, error))
+
+    async with trio.open_nursery() as nursery:
+        asked = answered = 0
+        while accepted is None and answered < len(candidates):
+            if asked < len(candidates):
+                nursery.start_soon(make, candidates[asked])
+                asked += 1
+            made: Event | MatrixError | None = None
+            with trio.move_on_after(limits.JOIN_NEXT_SERVER_SECONDS if asked < len(candidates) else math.inf):
+                server, made = await templates.receive()
+            if made is None:
+                continue
+            answered += 1
+            try:
+                if isinstance(made, MatrixError):
+                    raise made
+                accepted = await _send(hs, handshake, server, made)
+            except MatrixError as error:
+                # What a resident has said about the room is worth more than that another is not in it, or away.
+                if failure is None or failure.errcode in _WORTH_ANOTHER:
+                    failure = error
+        nursery.cancel_scope.cancel()
+    if accepted is None:
+        assert failure is not None
+        raise failure
+    return accepted
 
 
 async def _make(

@@ -1,55 +1,47 @@
-# make venv    .venv with everything at the versions of requirements.lock, and the command `homeserver` in it
-# make test    everything that must hold: lint, types, import contracts, tests, coverage of federation/
-# make demo    two organisations on this machine, and a conversation between them (ARGS="--exit" ends after it)
-# make serve   one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
-# make interop a real Synapse as the other organisation; where Node is, the library of Element as the client
-# make bench   the measurements
-# make lint | lock | clean
+# `make help` prints the lines that begin with "#:".
+#: make demo      two organisations on this machine, and a conversation between them (ARGS=--exit ends after it)
+#: make serve     one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
+#: make test      everything that must hold: lint, types, import contracts, tests, coverage of federation/
+#:                (ARGS="PATH …" runs only the tests in these files or folders)
+#: make venv      only the set-up: .venv with the versions of requirements.lock, and the command homeserver in it
+#: make lint      ruff, mypy and the import contracts
+#: make interop   a real Synapse as the other organisation; if Node is there, Element's library as the client
+#: make bench     the measurements
+#: make lock      both lock files anew after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
+#: make check-lock  installs the locks with the oldest pip that is supported, and with the newest
+#: make clean     removes .venv and everything else that was made here
 
 SHELL := /bin/bash
-# The first Python that is new enough; looked for once, and only where one is needed.
+.DEFAULT_GOAL := help
+# The first Python that is new enough and complete; looked for only by the goals that need one.
 ifndef PYTHON
 PYTHON = $(eval PYTHON := $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
-	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done))$(PYTHON)
+	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && exit; done; \
+	uv python find --no-python-downloads '>=3.11' 2>/dev/null))$(PYTHON)
 endif
-VENV := .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/installed
-WANTED = $(shell cat requirements.lock pyproject.toml | cksum)
+BIN := .venv/bin
 CONFIG ?= $(firstword $(wildcard homeserver.toml) sample_config.toml)
 ARGS ?=
+export INSTALLER
 
-.PHONY: venv test demo serve interop bench lint lock clean
+.PHONY: help venv venv-test test demo serve interop bench lint lock check-lock clean
 
-venv:
-	@if [ "$$(cat $(STAMP) 2>/dev/null)" = "$(WANTED)" ]; then echo "$(VENV) is up to date."; else $(MAKE) --no-print-directory $(STAMP); fi
+help:
+	@sed -n 's/^#: //p' Makefile
 
-# Where only ensurepip is missing (Debian), venv leaves a half-made folder behind: it is removed, so that the next try starts afresh.
-.PHONY: $(STAMP)
-$(STAMP):
-	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed, and none was found. Install it (Debian: apt-get install python3 python3-venv)." >&2; exit 1; fi
-	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
-		echo "Making $(VENV) with $$($(PYTHON) --version) …"; \
-		$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
-			echo "$(PYTHON) cannot make virtual environments. Install its venv module (Debian: apt-get install python3-venv)." >&2; exit 1; }; \
-	fi
-	@echo "Installing the versions of requirements.lock …"
-	@set -o pipefail; \
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --require-hashes -r requirements.lock 2>&1 \
-		| tee $(VENV)/install.log \
-		| { n=0; while IFS= read -r line; do case "$$line" in \
-			Collecting*) n=$$((n + 1)); ((n % 10)) || echo "  $$n packages downloaded";; \
-			"Installing collected packages"*) echo "  unpacking $$n packages";; \
-		esac; done; } \
-	|| { tail -n 20 $(VENV)/install.log >&2; exit 1; }
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
-	@echo "$(WANTED)" > $(STAMP)
-	@echo "Done: $(BIN)/homeserver"
+venv venv-test:
+	@if [ -z "$(PYTHON)" ]; then bash tools/python-missing.sh "make $(MAKECMDGOALS)" >&2; exit 1; fi
+	@"$(PYTHON)" tools/environment.py $(if $(findstring test,$@),test,run) --again "make $(MAKECMDGOALS)"
 
-test: venv lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
+ifeq ($(strip $(ARGS)),)
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=95
+else
+test: venv-test
+	$(BIN)/python -m pytest $(ARGS)
+endif
 
-lint: venv
+lint: venv-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
@@ -60,16 +52,22 @@ demo: venv
 serve: venv
 	$(BIN)/homeserver serve --config $(CONFIG) $(ARGS)
 
-interop: venv
+interop: venv-test
 	$(BIN)/python tests/interop/run.py $(ARGS)
 
-bench: venv
+bench: venv-test
 	$(BIN)/python -m tests.bench $(ARGS)
 
-# Needs uv. Keeps what is pinned unless ARGS="--upgrade".
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
+	--no-annotate --no-header --no-emit-index-url --no-emit-find-links $(ARGS)
+
 lock:
-	uv pip compile pyproject.toml --extra test --extra build --universal --python-version 3.11 --generate-hashes \
-		--no-annotate --no-header --no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS)
+	@uv --version >/dev/null 2>&1 || { echo "make lock takes uv, which is not installed."; echo "Run: pipx install uv && make lock"; exit 1; } >&2
+	$(LOCK) --extra build --output-file requirements.lock
+	$(LOCK) --extra build --extra test --constraints requirements.lock --output-file requirements-test.lock
+
+check-lock:
+	@"$(PYTHON)" tools/check_lock.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf .venv .venv-* .node-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .coverage htmlcov

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from tests.support.environments import ensure_environment  # noqa: E402 (found only now)
+from tools.environment import ensure_environment  # noqa: E402 (found only now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ def main(options: list[str]) -> int:
     if not (folder / "hsbench.py").exists():
         print(f"There is no load generator in {folder}: name its folder in HSBENCH_DIR.", file=sys.stderr)
         return 2
-    python = ensure_environment("Load generator", REPOSITORY / ".venv-bench", HERE / "requirements-bench.lock")
+    lock = HERE / "requirements-bench.lock"
+    python = ensure_environment("Load generator", REPOSITORY / ".venv-bench", lock, "make bench")
     with tempfile.TemporaryDirectory(prefix="homeserver-bench-") as scratch:
         out = Path(scratch) / "ours.json"
         runs = [] if any(option.startswith("--runs") for option in options) else ["--runs", "1"]

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support.environments import ensure_environment
+from tools.environment import ensure_environment
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -36,7 +36,7 @@ def ensure_synapse() -> Path:
     if "SYNAPSE_VENV" in os.environ and python.exists():
         print(f"Synapse: using {folder}")
         return python
-    return ensure_environment("Synapse", folder, HERE / "requirements-synapse.lock")
+    return ensure_environment("Synapse", folder, HERE / "requirements-synapse.lock", "make interop")
 
 
 def js_sdk_folder() -> Path:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("homeserver", "federation", "search")
-FOLDERS = (*PACKAGES, "tests", "docs", ".ci")
-TOP_FILES = ("pyproject.toml", "Makefile", "README.md", "sample_config.toml", "requirements.lock")
+FOLDERS = (*PACKAGES, "tests", "tools", "docs", ".ci")
+LOCKS = ("requirements.lock", "requirements-test.lock")
+TOP_FILES = ("pyproject.toml", "Makefile", "README.md", "sample_config.toml", *LOCKS)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def python_files(*folders: str) -> list[Source]:
 
 def text_files() -> list[Path]:
     """Every file of the project that people write, and the lock file."""
-    suffixes = {".py", ".toml", ".md", ".html", ".json", ".lock", ".txt", ""}
+    suffixes = {".py", ".toml", ".md", ".html", ".json", ".lock", ".txt", ".sh", ".conf", ".service", ""}
     found = [ROOT / name for name in TOP_FILES if (ROOT / name).exists()]
     for folder in FOLDERS:
         found += [

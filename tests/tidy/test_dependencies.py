@@ -11,7 +11,6 @@ from importlib.metadata import packages_distributions
 from tests.tidy.source import PACKAGES, ROOT, python_files
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = (ROOT / "requirements.lock").read_text()
 
 
 def normal(name: str) -> str:
@@ -44,13 +43,6 @@ def test_what_is_imported_is_required() -> None:
     foreign = found - sys.stdlib_module_names - set(PACKAGES)
     required = names(PROJECT["dependencies"])
     assert [name for name in sorted(foreign) if not required & {normal(each) for each in distributions[name]}] == []
-
-
-def test_what_is_required_is_locked() -> None:
-    extras = PROJECT["optional-dependencies"]
-    required = names([*PROJECT["dependencies"], *extras["build"], *extras["test"]])
-    locked = {normal(name) for name in re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==", LOCK, re.MULTILINE)}
-    assert required - locked == set()
 
 
 def test_the_protocol_and_search_import_nothing_of_the_rest() -> None:

@@ -11,8 +11,8 @@ FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 FOLDERS_DEEP_MAX = 3
 
-ALL = python_files(*PACKAGES, "tests")
-OWN = python_files(*PACKAGES)
+ALL = python_files(*PACKAGES, "tools", "tests")
+OWN = python_files(*PACKAGES, "tools")
 
 FORBIDDEN = (
     r"\bTO" + r"DO\b",

@@ -6,26 +6,57 @@ import json
 import re
 import tomllib
 
+import pytest
+
 from tests.tidy.source import ROOT
 
-LOCK = (ROOT / "requirements.lock").read_text()
-PINNED = re.compile(r"^([a-z0-9-]+)(?:\[[a-z,]+\])?==[^\s;]+(?: ; [^\\]+)? \\\n    --hash=sha256:", re.MULTILINE)
+LOCKS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-test.lock")}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+HASH = r"    --hash=sha256:[0-9a-f]{64}(?: \\)?\n"
+# Name, version and hashes; there may be an extra after the name, and a marker after the version.
+PINNED = re.compile(rf"^([a-z0-9-]+)(?:\[[a-z,]+\])?==([^\s;]+)(?: ; [^\\]+)? \\\n((?:{HASH})+)", re.MULTILINE)
 
 
-def test_everything_is_pinned() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + [each for extra in project["optional-dependencies"].values() for each in extra]
-    names = {re.split(r"[\[<>=;~! ]", each)[0].lower() for each in wanted}
-    assert names <= set(PINNED.findall(LOCK))
+def pins(lock: str) -> set[tuple[str, str, str]]:
+    """Name, version and hashes of every package in a lock file."""
+    return set(PINNED.findall(LOCKS[lock]))
 
 
-def test_every_pin_has_hashes() -> None:
-    assert len(PINNED.findall(LOCK)) == len(re.findall("^[a-z0-9]", LOCK, re.MULTILINE))
+def names(lock: str) -> set[str]:
+    return {name for name, _, _ in pins(lock)}
 
 
-def test_it_names_no_place() -> None:
-    assert "://" not in LOCK
-    assert "\n-" not in LOCK
+def required(*extras: str) -> set[str]:
+    """The names of what pyproject.toml requires, with these extras."""
+    wanted = [*PROJECT["dependencies"], *(each for extra in extras for each in PROJECT["optional-dependencies"][extra])]
+    return {re.split(r"[\[<>=;~! ]", each)[0].lower() for each in wanted}
+
+
+def test_what_running_and_building_takes_is_pinned() -> None:
+    assert required("build") <= names("requirements.lock")
+
+
+def test_what_testing_takes_is_pinned() -> None:
+    assert required("build", "test") <= names("requirements-test.lock")
+
+
+def test_test_tools_are_not_installed_for_running() -> None:
+    assert (required("test") - required()) & names("requirements.lock") == set()
+
+
+def test_tests_run_with_the_versions_that_are_installed_for_running() -> None:
+    assert pins("requirements.lock") <= pins("requirements-test.lock")
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_pin_has_hashes(lock: str) -> None:
+    assert len(PINNED.findall(LOCKS[lock])) == len(re.findall("^[a-z0-9]", LOCKS[lock], re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_it_names_no_place(lock: str) -> None:
+    assert "://" not in LOCKS[lock]
+    assert "\n-" not in LOCKS[lock]
 
 
 def test_that_of_node_pins_by_hash_and_names_no_place() -> None:

@@ -1,0 +1,77 @@
+"""Setting up a checkout: no step is repeated, and every failure ends with a command to run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.environment import Environment
+from tools.install_errors import SetupError, explain
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path, "make demo", uv=False)
+
+
+def test_a_step_that_succeeded_is_not_repeated(environment: Environment) -> None:
+    done: list[str] = []
+    for fingerprint in ("1", "1", "2"):
+        environment.step("run", fingerprint, lambda fingerprint=fingerprint: done.append(fingerprint))
+    assert done == ["1", "2"]
+
+
+def test_a_step_that_failed_is_repeated_and_the_one_before_it_is_not(environment: Environment) -> None:
+    def fail() -> None:
+        raise SetupError("The disk is full.", "make demo")
+
+    environment.step("run", "1", lambda: None)
+    with pytest.raises(SetupError):
+        environment.step("test", "1", fail)
+    assert environment.recorded() == {"run": "1"}
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", '"run"'])
+def test_a_damaged_record_counts_as_none(environment: Environment, damaged: str) -> None:
+    (environment.folder / "made-from").write_text(damaged)
+    assert environment.recorded() == {}
+
+
+def test_a_python_without_its_venv_module_names_the_package_that_has_it(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a bare Debian: everything is there but ensurepip."""
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(SetupError) as failure:
+        environment.make()
+    assert "cannot make virtual environments" in str(failure.value)
+    assert re.search(r"apt-get install -y python3[.\d]*-venv && make demo$", failure.value.command)
+
+
+CAUSES = {
+    "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device": "disk is full",
+    "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.": "not the one that the lock file names",
+    "NewConnectionError: [Errno -3] Temporary failure in name resolution": "network",
+    "error: Failed to fetch: `trio-0.35.0-py3-none-any.whl`\n  Caused by: dns error": "network",
+    "ERROR: No matching distribution found for obstore==0.12.1": "compiler",
+    "error: command 'gcc' failed\nERROR: Failed building wheel for zstandard": "compiler",
+}
+
+
+@pytest.mark.parametrize("output", CAUSES)
+@pytest.mark.parametrize("uv", [False, True])
+def test_a_failure_says_what_it_means_and_what_to_run(output: str, uv: bool) -> None:
+    error = explain(output, ".venv/install.log", "make demo", Path(".venv/bin/python"), uv=uv)
+    sentence = str(error).splitlines()[-1]
+    assert CAUSES[output] in sentence
+    assert output.splitlines()[-1] in str(error)
+    assert ".venv/install.log" in str(error)
+    assert "\n" not in error.command and error.command.endswith("make demo")
+
+
+def test_a_failure_of_uv_that_is_not_understood_offers_pip() -> None:
+    error = explain("error: unexpected argument '--no-progress'", "log", "make test", Path("python"), uv=True)
+    assert error.command == "make test INSTALLER=pip"

@@ -33,6 +33,10 @@ class InvalidEvent(ValueError):
     """Not a valid event of the room version; the message says why in one sentence."""
 
 
+class NotCanonicalEvent(InvalidEvent):
+    """The event has no canonical JSON by the rules of its room version."""
+
+
 class Event:
     """An event of a room. Shared between threads and caches: nothing of it is ever changed, least of all its PDU."""
 
@@ -143,7 +147,9 @@ def parse_event(pdu: object, version: RoomVersion) -> Event:
         check_references(pdu, version)
         _check_signed(pdu)
         return Event(pdu, version, event_id_of(pdu, version))
-    except (NotCanonical, InvalidIdentifier) as error:
+    except NotCanonical as error:
+        raise NotCanonicalEvent(str(error)) from None
+    except InvalidIdentifier as error:
         raise InvalidEvent(str(error)) from None
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
-from homeserver.federation.event import Event, InvalidEvent, parse_event
+from homeserver.errors import MatrixError
+from homeserver.federation.event import Event, InvalidEvent, NotCanonicalEvent, parse_event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.federation.pdu_checks import check_hash, check_signatures, signing_keys_of
 from homeserver.federation.room_versions import RoomVersion
@@ -26,10 +27,15 @@ INLINE_MAX = 8  # so many take less than a thread hop and what it costs
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A PDU that is as if it had never come. `event_id` where it is known."""
+    """A PDU that is as if it had never come. `event_id` if it is known; `errcode`: for a server that sent it alone."""
 
     event_id: EventID | None
     reason: str
+    errcode: str = "M_INVALID_PARAM"
+
+    def error(self) -> MatrixError:
+        """What to answer a server that sent nothing but this PDU."""
+        return MatrixError(400, self.errcode, self.reason)
 
 
 async def check_pdus(
@@ -89,13 +95,18 @@ def _parse_one(pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dr
     try:
         event = parse_event(pdu, version)
     except InvalidEvent as error:
-        return Dropped(None, str(error))
+        return dropped(error)
     if event.room_id != room_id:
         return Dropped(event.event_id, "The event is of another room.")
     # One event that no table can hold must not keep those from being stored that come with it.
     if "\0" in event.type or "\0" in (event.state_key or ""):
         return Dropped(event.event_id, "The type or the state key of the event has a NUL character.")
     return event
+
+
+def dropped(error: InvalidEvent) -> Dropped:
+    """A PDU that is not an event. Spec: rooms/v6/#canonical-json, which asks for M_BAD_JSON."""
+    return Dropped(None, str(error), "M_BAD_JSON" if isinstance(error, NotCanonicalEvent) else "M_INVALID_PARAM")
 
 
 def _check(

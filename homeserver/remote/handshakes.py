@@ -28,7 +28,7 @@ from homeserver.federation.identifiers import (
 )
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.remote.access import resident_head
-from homeserver.remote.checking import Dropped, check_pdu
+from homeserver.remote.checking import Dropped, check_pdu, dropped
 from homeserver.remote.receiving import receive
 from homeserver.remote.serving import whole_pdus
 from homeserver.resources import Resources
@@ -190,7 +190,7 @@ async def _accept(
     version = await hs.database.read(_version_of, hs.server_name, room_id, origin)
     checked = await check_pdu(hs, _with_own_signature(hs, body, version), version, room_id)
     if isinstance(checked, Dropped):
-        raise invalid_param(checked.reason)
+        raise checked.error()
     event = checked
     _check_is_own_membership(event, event_id, origin, membership)
     if event.pdu.get("content") != body.get("content"):
@@ -224,7 +224,7 @@ def _with_own_signature(hs: Resources, body: dict[str, Any], version: RoomVersio
     try:
         return countersign(parse_event(body, version), hs.server_name, hs.signing_key).pdu
     except InvalidEvent as error:
-        raise invalid_param(str(error)) from None
+        raise dropped(error).error() from None
 
 
 def _vouching_server(content: object) -> ServerName | None:

@@ -220,7 +220,7 @@ async def _receive_invite(
     """The invite with our signature. MatrixError 400 M_INVALID_PARAM, 403, 404: see the spec of PUT /v2/invite."""
     checked = await check_pdu(hs, dict(pdu), version, room_id)
     if isinstance(checked, Dropped):
-        raise invalid_param(checked.reason)
+        raise checked.error()
     event = checked
     if event.event_id != event_id:
         raise invalid_param("The event has another ID than the path says.")

@@ -141,3 +141,40 @@ async def test_malformed_edu_does_not_spoil_its_neighbours(federation: Federatio
     await mallory.send("a.example", "1", edus=edus)
     ephemeral = (await sync(alice))["rooms"]["join"][room_id]["ephemeral"]["events"]
     assert {"type": "m.typing", "content": {"user_ids": [room.user_id]}} in ephemeral
+
+
+@pytest.mark.parametrize("number", [1.5, 2**53, -(2**53), 1e300])
+@pytest.mark.parametrize("version", ["7", "10", "12"])
+async def test_numbers_that_canonical_json_does_not_know_are_refused_as_bad_json(
+    federation: Federation, version: str, number: float
+) -> None:
+    """Spec: rooms/v6/#canonical-json"""
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice, preset="public_chat", room_version=version)
+    mallory = Stranger(federation.network, MALLORY)
+    room = await mallory.join("a.example", room_id, "mallory")
+    target = {"send_join": "join", "send_leave": "leave", "send_knock": "knock"}
+    for endpoint, membership in target.items():
+        version_of = "v1" if endpoint == "send_knock" else "v2"
+        pdu = {**room.last.pdu, "content": {"membership": membership, "number": number}}
+        path = f"/_matrix/federation/{version_of}/{endpoint}/{quote(room_id, safe='')}/{quote('$some:event', safe='')}"
+        status, answer = await mallory.put("a.example", path, pdu)
+        assert (status, answer["errcode"]) == (400, "M_BAD_JSON"), endpoint
+    invitation = {**room.last.pdu, "state_key": alice.user_id, "content": {"membership": "invite", "number": number}}
+    body = {"event": invitation, "room_version": version, "invite_room_state": []}
+    path = f"/_matrix/federation/v2/invite/{quote(room_id, safe='')}/{quote('$some:event', safe='')}"
+    status, answer = await mallory.put("a.example", path, body)
+    assert (status, answer["errcode"]) == (400, "M_BAD_JSON")
+    joined = (await alice.ok("GET", f"rooms/{quote(room_id)}/joined_members"))["joined"]
+    assert joined.keys() == {alice.user_id, room.user_id}
+
+
+@pytest.mark.parametrize("version", ["1", "5"])
+async def test_numbers_that_old_room_versions_know_are_taken(federation: Federation, version: str) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat", room_version=version)
+    await join(bob, room_id, "a.example")
+    assert await send(alice, room_id, {"msgtype": "m.text", "body": "odd", "n": [1.5, 2**60, -(10**300)]}, "1") == 200
+    await wait_text(bob, room_id, "odd")

@@ -360,8 +360,8 @@ DIRECTORY_ENTRIES_CACHED_MAX = 10_000
 
 # A few hundred bytes each.
 KEYS_CACHED_SERVERS_MAX = 20_000
-# Servers that have failed and are left alone for a while, about 200 bytes each.
-STANDINGS_MAX = 50_000
+# Servers whose back-off is remembered, about 200 bytes each.
+BACK_OFFS_MAX = 50_000
 # Statements of one server that are kept: one for each time that it has changed its keys.
 KEY_STATEMENTS_PER_SERVER_MAX = 10
 # Hundreds of old keys at most.
@@ -369,14 +369,12 @@ KEY_RESPONSE_BYTES_MAX = 256 * 1024
 # A notary's answer about a hundred servers.
 NOTARY_RESPONSE_BYTES_MAX = 16 << 20
 KEY_FETCH_TIMEOUT_S = 10.0
-# A server whose keys lacked the one that was wanted is not asked again before this, which doubles each time that it
-# does not answer at all.
+# A server whose keys lacked the wanted one is not asked again before this.
 KEY_RETRY_MS = 10_000
-KEY_RETRY_MS_MAX = 10 * 60 * 1000
 # What claims to be signed later than this from now is not worth asking for a key that is valid then.
 KEY_FUTURE_MS = 60 * 60 * 1000
 # Servers whose keys are fetched at once: those of a large room are, when it is joined, and many are long gone.
-KEY_FETCHES_AT_ONCE_MAX = 100
+KEY_FETCHES_AT_ONCE_MAX = 50
 # Servers in one question to a notary, and in one question to us.
 NOTARY_SERVERS_MAX = 100
 # Spec: "Originating servers should avoid returning responses that expire in less than an hour".
@@ -384,6 +382,26 @@ OWN_KEYS_VALID_MS = 24 * 60 * 60 * 1000
 
 # Federation: requests
 
+
+class Share(NamedTuple):
+    """How many connections each cause of a kind may use at a time, and all causes of the kind together."""
+
+    each: int
+    total: int
+
+
+# The pool has 512 connections. What people wait for has no limit of its own: these leave it 64 at the least, and more
+# than half in practice. A tenth of the pool for one peer: a busy peer whose events lead to many dead servers.
+CONNECTION_SHARES: Mapping[str, Share] = {
+    "delivery": Share(256, 256),  # one for each destination; dead ones hold theirs for ten seconds
+    "peer": Share(50, 128),
+    "stranger": Share(16, 64),  # a household of servers that start at the same time
+}
+# What waits for the share of one address: more would be answered after its sender has given up.
+STRANGERS_WAITING_MAX = 16
+# During a back-off, one request of such a cause is tried each time that this has passed: it costs one connection.
+# Anyone can make us ask a server for its keys, so that is done more seldom.
+EARLY_ATTEMPT_MS: Mapping[str, int] = {"person": 3_000, "stranger": 10_000}
 # An answer that has not come in this time is not worth a person's waiting.
 FEDERATION_TIMEOUT_S = 20.0
 # What peers answer to a question, unless it is one for a state or for many events.

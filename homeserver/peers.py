@@ -1,20 +1,31 @@
 """Peers: what this process knows of other servers at the moment: their keys, and which of them do not answer.
 
 Nothing of it need outlive the process; what does is in the tables of `homeserver/remote/`.
+
+Theory of operation: back-off and shares
+- A server is in back-off from a failed request until `BackOff.retry_after_ms`, and twice as long after each further
+  failure. Any sign of life (`note_contact`) ends the back-off.
+- While a server is in back-off nothing is asked of it in the background. A request that a person waits for is tried
+  nevertheless, once every EARLY_ATTEMPT_MS. If it fails, the back-off does not get longer.
+- Every outgoing request has a `Cause`. Requests caused by other servers, and by strangers who have not even proved who
+  they are, get a fixed share of the connections (`Shares`). Hence no cause can use up the connections of the others,
+  and what people wait for never queues behind what other servers make us do.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import zlib
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Hashable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import trio
 
+from homeserver import limits
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.server_keys import VerifyKey
-from homeserver.limits import KEYS_CACHED_SERVERS_MAX, STANDINGS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +37,91 @@ class KnownKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """A server that does not answer: failures in a row, when they began, and until when it is left alone."""
+class BackOff:
+    """The state of a server that does not answer.
+
+    failures: consecutive ones. since_ms: when the first of them was. retry_after_ms: when it may be asked again in the
+    background. tried_ms: when it was last asked anything.
+    """
 
     failures: int
     since_ms: int
     retry_after_ms: int
+    tried_ms: int = 0
+
+    def is_over(self, now_ms: int) -> bool:
+        """Whether the server may be asked again; also if the clock was set back to long before the failure."""
+        return now_ms >= self.retry_after_ms or self.retry_after_ms - now_ms > 2 * limits.RETRY_MS_MAX
+
+
+Kind = Literal["person", "action", "delivery", "peer", "stranger"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why we send a request to another server.
+
+    kind: a "person" waits for the answer; an "action" of a person, such as a join; "delivery" of what our users did; a
+    "peer" sent us something that makes us ask; a "stranger" claims to be a server, which its key has still to prove.
+    who: the peer, or the stranger's address.
+    """
+
+    kind: Kind
+    who: str = ""
+
+    @property
+    def is_exempt(self) -> bool:
+        """Whether a server in back-off is always asked: actions are rare, and deliveries have their own schedule."""
+        return self.kind in ("action", "delivery")
+
+
+PERSON = Cause("person")
+ACTION = Cause("action")
+DELIVERY = Cause("delivery")
+
+
+def peer(origin: ServerName) -> Cause:
+    """The cause of a request without which something that `origin` has sent cannot be used."""
+    return Cause("peer", origin)
+
+
+def stranger(address: str) -> Cause:
+    """The cause of a request that somebody at an address makes us send before we know who it is."""
+    return Cause("stranger", address)
+
+
+class Shares:
+    """The shares of the outgoing connections: of each cause, and of all causes of a kind together."""
+
+    __slots__ = ("_kinds", "_members", "_users")
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, trio.Semaphore] = {
+            kind: trio.Semaphore(share.total) for kind, share in limits.CONNECTION_SHARES.items()
+        }
+        self._members: dict[Cause, trio.Semaphore] = {}
+        self._users: Counter[Cause] = Counter()
+
+    @asynccontextmanager
+    async def take(self, cause: Cause) -> AsyncIterator[None]:
+        """Waits until the cause may use one connection more, and holds it."""
+        share = limits.CONNECTION_SHARES.get(cause.kind)
+        if share is None:
+            yield
+            return
+        member = self._members.setdefault(cause, trio.Semaphore(share.each))
+        self._users[cause] += 1
+        try:
+            async with member, self._kinds[cause.kind]:
+                yield
+        finally:
+            self._users[cause] -= 1
+            if not self._users[cause]:
+                del self._users[cause], self._members[cause]
+
+    def using(self, cause: Cause) -> int:
+        """How many requests of the cause are under way or wait for their turn."""
+        return self._users[cause]
 
 
 class Locks:
@@ -70,8 +160,9 @@ class Peers:
     """Used on the trio thread only."""
 
     locks: Locks = field(default_factory=Locks)
-    standings: OrderedDict[ServerName, Standing] = field(default_factory=OrderedDict)
-    key_standings: OrderedDict[ServerName, Standing] = field(default_factory=OrderedDict)
+    shares: Shares = field(default_factory=Shares)
+    _back_offs: OrderedDict[ServerName, BackOff] = field(default_factory=OrderedDict)
+    _keyless: OrderedDict[ServerName, int] = field(default_factory=OrderedDict)
     _keys: OrderedDict[ServerName, KnownKeys] = field(default_factory=OrderedDict)
     _awaited: set[ServerName] = field(default_factory=set)
     _heard: set[ServerName] = field(default_factory=set)
@@ -88,17 +179,66 @@ class Peers:
         """Remembers keys; those least recently used are forgotten."""
         self._keys[server] = known
         self._keys.move_to_end(server)
-        while len(self._keys) > KEYS_CACHED_SERVERS_MAX:
+        while len(self._keys) > limits.KEYS_CACHED_SERVERS_MAX:
             self._keys.popitem(last=False)
 
-    def is_left_alone(self, server: ServerName, now_ms: int) -> bool:
-        """Whether the server has failed so lately that nothing should be asked of it."""
-        standing = self.standings.get(server)
-        return standing is not None and now_ms < standing.retry_after_ms
+    def note_keyless(self, server: ServerName, now_ms: int) -> None:
+        """The server has answered, but does not have a key that was wanted of it."""
+        self._keyless.pop(server, None)
+        self._keyless[server] = now_ms
+        while len(self._keyless) > limits.BACK_OFFS_MAX:
+            self._keyless.popitem(last=False)
+
+    def is_keyless(self, server: ServerName, now_ms: int) -> bool:
+        """Whether the server was asked for its keys so lately that asking again would tell nothing new."""
+        at_ms = self._keyless.get(server)
+        return at_ms is not None and 0 <= now_ms - at_ms < limits.KEY_RETRY_MS
+
+    # Back-off
+
+    def find_back_off(self, server: ServerName) -> BackOff | None:
+        """The state of a server that has failed, None for all others."""
+        return self._back_offs.get(server)
+
+    def set_back_off(self, server: ServerName, back_off: BackOff) -> None:
+        """Notes the state of a server; those noted longest ago are forgotten."""
+        self._back_offs.pop(server, None)
+        self._back_offs[server] = back_off
+        while len(self._back_offs) > limits.BACK_OFFS_MAX:
+            self._back_offs.popitem(last=False)
+
+    def is_backing_off(self, server: ServerName, now_ms: int) -> bool:
+        """Whether nothing should be asked of the server in the background."""
+        back_off = self._back_offs.get(server)
+        return back_off is not None and not back_off.is_over(now_ms)
+
+    def admit(self, server: ServerName, now_ms: int, cause: Cause) -> bool:
+        """Whether the server may be asked now. An early attempt is noted: the next has to wait."""
+        back_off = self._back_offs.get(server)
+        if back_off is None or back_off.is_over(now_ms) or cause.is_exempt:
+            return True
+        interval_ms = limits.EARLY_ATTEMPT_MS.get(cause.kind)
+        if interval_ms is None or 0 <= now_ms - back_off.tried_ms < interval_ms:
+            return False
+        self._back_offs[server] = replace(back_off, tried_ms=now_ms)
+        return True
+
+    def note_failure(self, own: ServerName, server: ServerName, now_ms: int) -> BackOff:
+        """Notes that the server does not answer. A failure during its back-off does not make that longer."""
+        before = self._back_offs.get(server)
+        if before is None:
+            after = BackOff(1, now_ms, now_ms + retry_delay_ms(own, server, 0), now_ms)
+        elif before.is_over(now_ms):
+            retry_after_ms = now_ms + retry_delay_ms(own, server, before.failures)
+            after = BackOff(before.failures + 1, before.since_ms, retry_after_ms, now_ms)
+        else:
+            after = replace(before, tried_ms=now_ms)
+        self.set_back_off(server, after)
+        return after
 
     def note_contact(self, server: ServerName) -> None:
-        """The server has shown that it is there: who awaits it is told, and it is no longer left alone."""
-        self.standings.pop(server, None)
+        """The server has shown that it is there: its back-off ends, and who awaits it is told."""
+        self._back_offs.pop(server, None)
         if server in self._awaited:
             self._awaited.discard(server)
             self._heard.add(server)
@@ -116,14 +256,8 @@ class Peers:
         return heard
 
 
-def note_failure(
-    standings: OrderedDict[ServerName, Standing], server: ServerName, now_ms: int, delay_ms: int
-) -> Standing:
-    """Notes one failure more in `standings`: the server is left alone for `delay_ms`."""
-    before = standings.pop(server, None)
-    failures = 1 if before is None else before.failures + 1
-    since_ms = now_ms if before is None else before.since_ms
-    standing = standings[server] = Standing(failures, since_ms, now_ms + delay_ms)
-    while len(standings) > STANDINGS_MAX:
-        standings.popitem(last=False)
-    return standing
+def retry_delay_ms(own: ServerName, server: ServerName, failures: int) -> int:
+    """How long a back-off lasts after `failures` earlier ones: doubling, and different between each two servers."""
+    delay_ms = min(limits.RETRY_MS << min(failures, 20), limits.RETRY_MS_MAX)
+    jitter = zlib.crc32(f"{own} {server} {failures}".encode()) % 1000  # so that not all servers come back at once
+    return delay_ms * (800 + jitter * 400 // 1000) // 1000

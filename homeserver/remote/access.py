@@ -94,11 +94,12 @@ def check_may_read(
 async def choose_servers(hs: Resources, room_id: RoomID, first: ServerName | None) -> list[ServerName]:
     """Some other servers of the room to ask for something, one after another: `first` if it is one, then the largest.
 
-    Those that have not answered lately are left out.
+    Those in back-off come last.
     """
     listed = await hs.database.read(list_largest_servers, room_id, limits.SERVERS_CONSIDERED_MAX)
     if first is not None and await hs.database.read(is_server_joined, room_id, first):
         listed.insert(0, first)
     now_ms = hs.now_ms()
     others = [server for server in dict.fromkeys(listed) if server != hs.server_name]
-    return [server for server in others if not hs.peers.is_left_alone(server, now_ms)][: limits.SERVERS_ASKED_MAX]
+    others.sort(key=lambda server: hs.peers.is_backing_off(server, now_ms))
+    return others[: limits.SERVERS_ASKED_MAX]

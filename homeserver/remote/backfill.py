@@ -14,6 +14,7 @@ from homeserver.federation.canonical_json import decode_parts
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, server_name_of
 from homeserver.federation.room_versions import RoomVersion
+from homeserver.peers import PERSON
 from homeserver.remote import fetching
 from homeserver.remote.access import choose_servers
 from homeserver.remote.checking import check_good_pdus
@@ -71,7 +72,7 @@ async def _ask(
     except MatrixError:
         return []
     pdus = answer.get("pdus")
-    events = await check_good_pdus(hs, pdus[:limit] if isinstance(pdus, list) else None, version, room_id)
+    events = await check_good_pdus(hs, pdus[:limit] if isinstance(pdus, list) else None, version, room_id, PERSON)
     return leading_to(start, in_order(events))
 
 
@@ -92,13 +93,13 @@ async def _take_in(
         if event.type == "m.room.create":
             states[event.event_id] = []
         elif len(states) < limits.GAP_STATES_MAX:
-            state = await fetch_state_before(hs, asked, event)
+            state = await fetch_state_before(hs, asked, event, PERSON)
             if state is not None:
                 states[event.event_id] = state
     for event in events:
         lacking = frozenset(event.auth_events) - (await hs.database.read(find_positions, event.auth_events)).keys()
         if lacking - within:
-            await fetch_auth_events(hs, asked, event, lacking - within)
+            await fetch_auth_events(hs, asked, event, lacking - within, PERSON)
     return await hs.database.write(_place, hs, events, states) > 0
 
 
@@ -129,9 +130,9 @@ async def fetch_event(hs: Resources, room_id: RoomID, event_id: EventID) -> Even
         return stored
     head = await hs.database.read(get_head, room_id)
     for server in await choose_servers(hs, room_id, None):
-        event = await fetching.fetch_event(hs, server, event_id, head.version, room_id)
+        event = await fetching.fetch_event(hs, server, event_id, head.version, room_id, PERSON)
         if event is not None:
-            await store(hs, [event], server)
+            await store(hs, [event], server, PERSON)
             return event
     raise not_found("No server that can be asked knows that event.")
 

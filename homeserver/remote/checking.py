@@ -6,7 +6,7 @@ Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
@@ -16,6 +16,7 @@ from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.federation.pdu_checks import check_hash, check_signatures, signing_keys_of
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.server_keys import VerifyKey
+from homeserver.peers import Cause
 from homeserver.remote.keys import WantedKey, find_keys
 from homeserver.resources import Resources
 
@@ -38,40 +39,56 @@ class Dropped:
         return MatrixError(400, self.errcode, self.reason)
 
 
-async def check_pdus(
+async def parse_pdus(
     hs: Resources, pdus: Sequence[object], version: RoomVersion, room_id: RoomID
 ) -> list[Event | Dropped]:
-    """The events of the PDUs, in order; redacted where the content hash is wrong, dropped where they are not signed."""
-    return await _check_signed(hs, await _run(hs, len(pdus), _parse, pdus, version, room_id), version)
+    """The events of the PDUs, in order; nothing is known of their signatures yet."""
+    return await _run(hs, len(pdus), _parse, pdus, version, room_id)
 
 
-async def _check_signed(
-    hs: Resources, parsed: Sequence[Event | Dropped], version: RoomVersion
+async def check_signed(
+    hs: Resources,
+    parsed: Sequence[Event | Dropped],
+    version: RoomVersion,
+    cause: Cause,
+    askable: Collection[ServerName] | None = None,
 ) -> list[Event | Dropped]:
+    """The parsed events; redacted if the content hash is wrong, dropped if they are not signed with a known key.
+
+    Keys that are missing are fetched, but only of the servers in `askable`, unless that is None.
+    """
     wanted: dict[tuple[ServerName, str], int] = {}
     for event in parsed:
         if isinstance(event, Event):
             signed_ts = event.origin_server_ts if version.signing_key_validity_enforced else 0
             for named in signing_keys_of(event):
                 wanted[named] = max(signed_ts, wanted.get(named, 0))
-    keys = await find_keys(hs, [WantedKey(*named, signed_ts) for named, signed_ts in wanted.items()])
+    needs = [WantedKey(*named, signed_ts) for named, signed_ts in wanted.items()]
+    keys = await find_keys(hs, needs, cause, askable)
     return await _run(hs, len(parsed), _check, parsed, keys)
 
 
-async def check_pdu(hs: Resources, pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dropped:
-    """As `check_pdus`, of one."""
-    return (await check_pdus(hs, [pdu], version, room_id))[0]
+async def check_pdu(
+    hs: Resources,
+    pdu: object,
+    version: RoomVersion,
+    room_id: RoomID,
+    cause: Cause,
+    askable: Collection[ServerName] | None = None,
+) -> Event | Dropped:
+    """The event of one PDU: `parse_pdus` and `check_signed`."""
+    return (await check_signed(hs, await parse_pdus(hs, [pdu], version, room_id), version, cause, askable))[0]
 
 
 async def check_good_pdus(
-    hs: Resources, pdus: object, version: RoomVersion, room_id: RoomID
+    hs: Resources, pdus: object, version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> list[Event]:
     """The events of those PDUs that pass, each once; `pdus` may be anything."""
-    return (await check_state(hs, pdus, None, version, room_id))[0]
+    return (await check_state(hs, pdus, None, version, room_id, cause))[0]
 
 
 async def check_state(
-    hs: Resources, state: object, auth_chain: object, version: RoomVersion, room_id: RoomID
+    hs: Resources, state: object, auth_chain: object, version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> tuple[list[Event], list[Event]]:
     """The events of a state that pass, and those of both lists together; they may be anything. Each is checked once."""
     listed = [each if isinstance(each, list) else [] for each in (state, auth_chain)]
@@ -79,7 +96,8 @@ async def check_state(
     parsed = await _run(hs, len(pdus), _parse, pdus, version, room_id)
     state_ids = {event.event_id for event in parsed[: len(listed[0])]}
     unique = {event.event_id: event for event in parsed if isinstance(event, Event)}
-    events = [each for each in await _check_signed(hs, list(unique.values()), version) if isinstance(each, Event)]
+    checked = await check_signed(hs, list(unique.values()), version, cause)
+    events = [each for each in checked if isinstance(each, Event)]
     return [event for event in events if event.event_id in state_ids], events
 
 

@@ -14,7 +14,7 @@ from homeserver.database import Transaction
 from homeserver.feature import EduSource, JsonObject, OutgoingEdu
 from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.federation.transaction import PDUS_MAX
-from homeserver.peers import Standing
+from homeserver.peers import BackOff
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import joined_servers, list_rooms_of_server
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events
@@ -149,19 +149,19 @@ def _head(tx: Transaction, heads: dict[RoomID, Head | None], room_id: RoomID) ->
 # Storage: destinations that have not got everything
 
 
-def list_destinations(tx: Transaction) -> dict[ServerName, tuple[int, Standing]]:
+def list_destinations(tx: Transaction) -> dict[ServerName, tuple[int, BackOff]]:
     """Those that have not got everything yet: up to which position they have, and how it stands with them."""
     rows: list[tuple[Any, ...]] = tx.all(
         "SELECT server_nid, acked_position, failures, since_ms, retry_after_ms FROM destinations"
     )
     names = tx.names({row[0] for row in rows})
     return {
-        ServerName(names[nid]): (acked, Standing(failures, since_ms, retry_after_ms))
+        ServerName(names[nid]): (acked, BackOff(failures, since_ms, retry_after_ms))
         for nid, acked, failures, since_ms, retry_after_ms in rows
     }
 
 
-def store_destination(tx: Transaction, server: ServerName, acked_position: int, standing: Standing) -> None:
+def store_destination(tx: Transaction, server: ServerName, acked_position: int, back_off: BackOff) -> None:
     """Notes that the destination has got everything up to a position, and no more."""
     tx.run(
         "INSERT INTO destinations (server_nid, acked_position, failures, since_ms, retry_after_ms)"
@@ -169,9 +169,9 @@ def store_destination(tx: Transaction, server: ServerName, acked_position: int, 
         " failures = excluded.failures, since_ms = excluded.since_ms, retry_after_ms = excluded.retry_after_ms",
         tx.intern(server),
         acked_position,
-        standing.failures,
-        standing.since_ms,
-        standing.retry_after_ms,
+        back_off.failures,
+        back_off.since_ms,
+        back_off.retry_after_ms,
     )
 
 

@@ -27,6 +27,7 @@ from homeserver.federation.identifiers import (
     server_name_of,
 )
 from homeserver.federation.room_versions import RoomVersion
+from homeserver.peers import peer
 from homeserver.remote.access import resident_head
 from homeserver.remote.checking import Dropped, check_pdu, dropped
 from homeserver.remote.receiving import receive
@@ -188,7 +189,7 @@ async def _accept(
 ) -> tuple[Event, Received]:
     """Takes the event into the room, and passes it on to the others. MatrixError 400 for a wrong one, 403, 404."""
     version = await hs.database.read(_version_of, hs.server_name, room_id, origin)
-    checked = await check_pdu(hs, _with_own_signature(hs, body, version), version, room_id)
+    checked = await check_pdu(hs, _with_own_signature(hs, body, version), version, room_id, peer(origin), {origin})
     if isinstance(checked, Dropped):
         raise checked.error()
     event = checked

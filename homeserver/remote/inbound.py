@@ -25,14 +25,17 @@ from homeserver.feature import EduHandler, Feature, JsonObject
 from homeserver.federation.edus import EduContent, ReceiptContent, RoomReceipts, TypingContent
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, parse_room_id, server_name_of
+from homeserver.federation.pdu_checks import required_signatures
 from homeserver.federation.transaction import InvalidTransaction, parse_edus, parse_transaction
 from homeserver.federation.transaction import Transaction as ReceivedTransaction
+from homeserver.peers import peer
 from homeserver.rate_limits import limit_exceeded
 from homeserver.remote.access import RoomAccess, find_access
-from homeserver.remote.checking import Dropped, check_pdus
+from homeserver.remote.checking import Dropped, check_signed, parse_pdus
 from homeserver.remote.outside import receive_outside
 from homeserver.remote.receiving import receive_events
 from homeserver.resources import Resources
+from homeserver.rooms.membership import is_server_joined
 from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import Status
 
@@ -140,12 +143,15 @@ async def _receive_room(
     if access is None:
         named = (pdu.get("event_id") for pdu in pdus)
         return {event_id: "This server is not in that room." for event_id in named if isinstance(event_id, str)}
-    checked = await check_pdus(hs, pdus, access.version, room_id)
+    parsed = await parse_pdus(hs, pdus, access.version, room_id)
+    if not access.is_allowed:
+        return {each.event_id: "The room's server ACL does not allow your server." for each in parsed if each.event_id}
+    # Before a key is fetched: anyone may name as many servers as they like in events that are not signed at all.
+    askable = await hs.database.read(_list_askable, room_id, access, origin, parsed)
+    checked = await check_signed(hs, parsed, access.version, peer(origin), askable)
     dropped = [each for each in checked if isinstance(each, Dropped)]
     results: dict[str, str] = {each.event_id: each.reason for each in dropped if each.event_id is not None}
     events = [each for each in checked if isinstance(each, Event)]
-    if not access.is_allowed:
-        return {**results, **{event.event_id: "The room's server ACL does not allow your server." for event in events}}
     if not access.is_resident:
         for event in events:
             concerns_us = event.membership in ("leave", "ban") and hs.server_name == _server_of(event.state_key)
@@ -154,6 +160,26 @@ async def _receive_room(
                 results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
     return {**results, **await _receive_all(hs, origin, events)}
+
+
+def _list_askable(
+    tx: Transaction, room_id: RoomID, access: RoomAccess, origin: ServerName, parsed: Sequence[Event | Dropped]
+) -> set[ServerName]:
+    """The servers whose keys may be fetched to check the events: the origin, those in the room, those just joining.
+
+    A server that is not in the room itself cannot make us ask anyone else.
+    """
+    askable = {origin}
+    if not (access.is_resident and access.has_origin):
+        return askable
+    for event in parsed:
+        if isinstance(event, Event):
+            if event.type == "m.room.member" and event.sender == event.state_key:
+                askable.add(server_name_of(event.sender))
+            askable.update(
+                server for server in required_signatures(event) if is_server_joined(tx, room_id, server)
+            )
+    return askable
 
 
 async def _receive_after_join(

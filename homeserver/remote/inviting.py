@@ -26,6 +26,7 @@ from homeserver.federation.hashing import signed_part
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.signing import verify_json, with_signature
+from homeserver.peers import ACTION, peer
 from homeserver.remote.access import is_allowed
 from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import invite_key, list_stripped_pdus
@@ -120,13 +121,12 @@ async def _ask_to_sign(
 ) -> Answer:
     body = {"event": event.pdu, "room_version": event.version.id, "invite_room_state": list(state)}
     answer = await send_signed(
-        hs, destination, "PUT", path_to("v2", "invite", event.room_id, event.event_id), body, insist=True
+        hs, destination, "PUT", path_to("v2", "invite", event.room_id, event.event_id), body, cause=ACTION
     )
-    is_old = answer.status == 404 or (answer.status == 400 and answer.errcode == "M_UNRECOGNIZED")
-    if is_old and event.version.references_with_hashes:
+    if answer.is_unknown_endpoint and event.version.references_with_hashes:
         content = {**event.pdu, "unsigned": {"invite_room_state": list(state)}}
         answer = await send_signed(
-            hs, destination, "PUT", path_to("v1", "invite", event.room_id, event.event_id), content, insist=True
+            hs, destination, "PUT", path_to("v1", "invite", event.room_id, event.event_id), content, cause=ACTION
         )
         if answer.status == 200 and isinstance(answer.content, list) and len(answer.content) == 2:
             return Answer(200, answer.content[1])
@@ -151,7 +151,7 @@ async def _with_their_signature(
     given = theirs if isinstance(theirs, dict) else {}
     wanted = [WantedKey(destination, key_id, event.origin_server_ts) for key_id in given]
     covered, signed = signed_part(event.pdu, event.version), event.pdu
-    known = (await find_keys(hs, wanted)).get(destination, {})
+    known = (await find_keys(hs, wanted, ACTION)).get(destination, {})
     for key_id in given.keys() & known.keys():  # the server has more keys than it has signed with, maybe
         with_theirs = with_signature(covered, destination, key_id, given[key_id])
         if verify_json(with_theirs, destination, key_id, known[key_id].key_base64):
@@ -218,7 +218,7 @@ async def _receive_invite(
     version: RoomVersion,
 ) -> Event:
     """The invite with our signature. MatrixError 400 M_INVALID_PARAM, 403, 404: see the spec of PUT /v2/invite."""
-    checked = await check_pdu(hs, dict(pdu), version, room_id)
+    checked = await check_pdu(hs, dict(pdu), version, room_id, peer(origin), {origin})
     if isinstance(checked, Dropped):
         raise checked.error()
     event = checked
@@ -261,7 +261,7 @@ async def _read_room_state(hs: Resources, event: Event, state: object) -> list[J
         raise missing_param("invite_room_state is required.")
     if len(state) > limits.STRIPPED_EVENTS_MAX:
         raise invalid_param(f"invite_room_state has more than {limits.STRIPPED_EVENTS_MAX} events.")
-    events = await check_good_pdus(hs, state, event.version, event.room_id)
+    events = await check_good_pdus(hs, state, event.version, event.room_id, peer(server_name_of(event.sender)))
     if len(events) != len(state):
         raise invalid_param("invite_room_state has something that is no signed event of the room.")
     if not any(each.type == "m.room.create" for each in events):

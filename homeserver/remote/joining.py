@@ -24,6 +24,7 @@ from homeserver.federation.canonical_json import decode_parts
 from homeserver.federation.event import Event, InvalidEvent, check_references, parse_event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.peers import ACTION
 from homeserver.remote.checking import Dropped, check_pdu, check_state
 from homeserver.remote.fetching import store
 from homeserver.remote.outside import (
@@ -208,7 +209,7 @@ async def _make(
     versions = [] if handshake == "leave" else [("ver", version) for version in ROOM_VERSIONS]
     uri = path_to("v1", f"make_{handshake}", room_id, user_id, query=versions)
     try:
-        answer = await send_signed(hs, server, "GET", uri, insist=True)
+        answer = await send_signed(hs, server, "GET", uri, cause=ACTION)
     except Unreachable as error:
         raise MatrixError(502, "M_UNKNOWN", str(error)) from error
     if answer.status != 200 or not isinstance(answer.content, dict):
@@ -276,7 +277,7 @@ def _build(
 
 async def _send(hs: Resources, handshake: Handshake, server: ServerName, event: Event) -> _Accepted:
     """Has the server take the event into the room."""
-    options: dict[str, Any] = {"insist": True}
+    options: dict[str, Any] = {"cause": ACTION}
     if handshake == "join":
         options |= {"timeout_s": limits.JOIN_TIMEOUT_S, "max_bytes": limits.STATE_BYTES_MAX, "decode": decode_parts}
     place = (f"send_{handshake}", event.room_id, event.event_id)
@@ -284,7 +285,7 @@ async def _send(hs: Resources, handshake: Handshake, server: ServerName, event: 
         return _Accepted(server, event, await ask(hs, server, "PUT", path_to("v1", *place), event.pdu, **options))
     try:
         answer = await send_signed(hs, server, "PUT", path_to("v2", *place), event.pdu, **options)
-        if answer.status == 404 and answer.errcode in ("M_UNRECOGNIZED", ""):
+        if answer.is_unknown_endpoint:
             answer = await send_signed(hs, server, "PUT", path_to("v1", *place), event.pdu, **options)
             if answer.status == 200 and isinstance(answer.content, list) and len(answer.content) == 2:
                 answer = Answer(200, answer.content[1])
@@ -309,10 +310,10 @@ async def _enter(hs: Resources, accepted: _Accepted) -> None:
         _check(received)
         return
     answer = accepted.answer
-    state, events = await check_state(hs, answer.get("state"), answer.get("auth_chain"), version, room_id)
+    state, events = await check_state(hs, answer.get("state"), answer.get("auth_chain"), version, room_id, ACTION)
     by_key: dict[tuple[str, str], Event] = {event.key: event for event in state if event.is_state}
     _check_create(by_key.get(("m.room.create", "")), version)
-    lacking = await store(hs, events, server)
+    lacking = await store(hs, events, server, ACTION)
     if lacking:
         _log.warning(
             "state of a joined room is incomplete",
@@ -326,10 +327,10 @@ async def _countersigned(hs: Resources, accepted: _Accepted) -> Event:
     given = accepted.answer.get("event")
     event = accepted.event
     if isinstance(given, dict):
-        checked = await check_pdu(hs, given, event.version, event.room_id)
+        checked = await check_pdu(hs, given, event.version, event.room_id, ACTION)
         if isinstance(checked, Event) and checked.event_id == event.event_id and checked.content == event.content:
             return checked
-    checked = await check_pdu(hs, event.pdu, event.version, event.room_id)
+    checked = await check_pdu(hs, event.pdu, event.version, event.room_id, ACTION)
     if isinstance(checked, Dropped):
         raise MatrixError(502, "M_UNKNOWN", f"{accepted.server} did not sign our join as it should: {checked.reason}")
     return event

@@ -29,9 +29,9 @@ from homeserver.federation.server_keys import (
     parse_key_response,
     parse_notary_response,
 )
-from homeserver.federation.wire import WireError
-from homeserver.peers import KnownKeys, note_failure
-from homeserver.rate_limits import address_key
+from homeserver.peers import Cause, KnownKeys, stranger
+from homeserver.rate_limits import address_key, limit_exceeded
+from homeserver.remote.requests import Unreachable, note_status, reaching
 from homeserver.resources import Resources
 
 NOTARY_FROM = 4  # servers whose keys are wanted at once: from so many on, one question to a notary is cheaper
@@ -45,31 +45,46 @@ class WantedKey(NamedTuple):
     signed_ts: int
 
 
-async def find_keys(hs: Resources, wanted: Collection[WantedKey]) -> dict[ServerName, Mapping[str, VerifyKey]]:
-    """All known keys of the servers that are named, after those that lack something were asked."""
+async def find_keys(
+    hs: Resources, wanted: Collection[WantedKey], cause: Cause, askable: Collection[ServerName] | None = None
+) -> dict[ServerName, Mapping[str, VerifyKey]]:
+    """All known keys of the named servers, after those of which a key is missing were asked, if they are `askable`."""
     by_server: dict[ServerName, list[WantedKey]] = defaultdict(list)
     for each in wanted:
         by_server[each.server].append(each)
     known = await _known(hs, by_server)
     lacking = [server for server, needs in by_server.items() if not _suffices(hs, known.get(server), needs)]
+    if askable is not None:
+        lacking = [server for server in lacking if server in askable]
     if lacking:
-        await _refresh(hs, lacking, by_server)
+        await _refresh(hs, lacking, by_server, cause)
         known |= await _known(hs, lacking)
     return {server: keys.every for server, keys in known.items()}
 
 
 async def find_request_key(hs: Resources, server: ServerName, key_id: str, client_ip: str) -> VerifyKey | None:
-    """The key by which the server may sign requests now, None where there is none.
+    """The key with which the server may sign requests now, None if there is none.
 
-    client_ip: of who claims to be that server. MatrixError 429 where it makes us ask too many servers for their keys.
+    client_ip: the address of the one who claims to be that server. Raises MatrixError 429 if that address makes us ask
+    too many servers for their keys.
     """
     now_ms = hs.now_ms()
     key = await _known_request_key(hs, server, key_id, now_ms)
-    if key is None and _may_ask(hs, server, now_ms):
-        hs.rate_limits.take("keys", address_key(client_ip), now_ms)
-        await _refresh(hs, [server], {server: [WantedKey(server, key_id, now_ms)]})
+    if key is None and not hs.peers.is_keyless(server, now_ms):
+        cause = take_stranger(hs, client_ip, 1)
+        await _refresh(hs, [server], {server: [WantedKey(server, key_id, now_ms)]}, cause)
         key = await _known_request_key(hs, server, key_id, now_ms)
     return key
+
+
+def take_stranger(hs: Resources, client_ip: str, cost: int) -> Cause:
+    """The cause of `cost` questions that an address makes us ask. Raises MatrixError 429 if that is too many."""
+    address = address_key(client_ip)
+    hs.rate_limits.take("keys", address, hs.now_ms(), cost=cost)
+    cause = stranger(address)
+    if hs.peers.shares.using(cause) >= limits.CONNECTION_SHARES["stranger"].each + limits.STRANGERS_WAITING_MAX:
+        raise limit_exceeded(1000)
+    return cause
 
 
 async def _known_request_key(hs: Resources, server: ServerName, key_id: str, now_ms: int) -> VerifyKey | None:
@@ -122,23 +137,24 @@ def _suffices(hs: Resources, known: KnownKeys | None, needs: Iterable[WantedKey]
 
 
 async def _refresh(
-    hs: Resources, servers: Iterable[ServerName], needs: Mapping[ServerName, Collection[WantedKey]]
+    hs: Resources, servers: Iterable[ServerName], needs: Mapping[ServerName, Collection[WantedKey]], cause: Cause
 ) -> None:
     """Asks for the keys of those servers that may be asked again, notaries first where they are many."""
     now_ms = hs.now_ms()
-    due = [server for server in servers if server != hs.server_name and _may_ask(hs, server, now_ms)]
+    due = [server for server in servers if server != hs.server_name and not hs.peers.is_keyless(server, now_ms)]
     notaries = [ServerName(name) for name in hs.config.federation.trusted_key_servers if name != hs.server_name]
     if len(due) >= NOTARY_FROM:
         for notary in notaries:
-            await _ask_notary(hs, notary, [server for server in due if server != notary], needs)
+            await _ask_notary(hs, notary, [server for server in due if server != notary], needs, cause)
             known = await _known(hs, due)
             due = [server for server in due if not _suffices(hs, known.get(server), needs[server])]
     waiting = iter(due)
 
     async def refresh() -> None:
         for server in waiting:  # one iterator for all of the tasks: each takes what is next
+            key = ("keys", server)
             try:
-                await hs.flights.join(hs.nursery, ("keys", server), _ask_anyone, hs, server, needs[server], notaries)
+                await hs.flights.join(hs.nursery, key, _ask_anyone, hs, server, needs[server], notaries, cause)
             except MatrixError:
                 return  # too much is under way, or the server closes: there are no keys then
 
@@ -148,44 +164,42 @@ async def _refresh(
 
 
 async def _ask_anyone(
-    hs: Resources, server: ServerName, needs: Collection[WantedKey], notaries: Collection[ServerName]
+    hs: Resources,
+    server: ServerName,
+    needs: Collection[WantedKey],
+    notaries: Collection[ServerName],
+    cause: Cause,
 ) -> None:
-    has_answered = await _ask_itself(hs, server)
+    has_answered = await _ask_itself(hs, server, cause)
     known = (await _known(hs, [server])).get(server)
     for notary in notaries:
         if _suffices(hs, known, needs):
             break
         if notary != server:
-            await _ask_notary(hs, notary, [server], {server: needs})
+            await _ask_notary(hs, notary, [server], {server: needs}, cause)
             known = (await _known(hs, [server])).get(server)
-    before = hs.peers.key_standings.get(server)
-    if has_answered:  # anyone may claim to be that server with another key: it must not be made to wait for long
-        hs.peers.key_standings.pop(server, None)
-    if not _suffices(hs, known, needs):
-        failures = 0 if has_answered or before is None else min(before.failures, 20)
-        delay_ms = min(limits.KEY_RETRY_MS << failures, limits.KEY_RETRY_MS_MAX)
-        note_failure(hs.peers.key_standings, server, hs.now_ms(), delay_ms)
+    if has_answered and not _suffices(hs, known, needs):
+        hs.peers.note_keyless(server, hs.now_ms())
 
 
-def _may_ask(hs: Resources, server: ServerName, now_ms: int) -> bool:
-    standing = hs.peers.key_standings.get(server)
-    return standing is None or now_ms >= standing.retry_after_ms
-
-
-async def _ask_itself(hs: Resources, server: ServerName) -> bool:
-    """Asks the server for its keys, and stores them; whether it has answered."""
+async def _ask_itself(hs: Resources, server: ServerName, cause: Cause) -> bool:
+    """Asks the server for its keys, and stores them; whether it has answered, well or not."""
     try:
-        response = await hs.wire.request(
-            server, "GET", "/_matrix/key/v2/server",
-            headers={}, body=None, timeout_s=limits.KEY_FETCH_TIMEOUT_S, max_bytes=limits.KEY_RESPONSE_BYTES_MAX,
-        )  # fmt: skip
-        if response.status != 200:
-            return False
-        statement = parse_key_response(canonical_json.decode(response.body), server, hs.now_ms())
-    except (WireError, NotCanonical, InvalidKeys):
+        async with reaching(hs, server, cause):
+            response = await hs.wire.request(
+                server, "GET", "/_matrix/key/v2/server",
+                headers={}, body=None, timeout_s=limits.KEY_FETCH_TIMEOUT_S, max_bytes=limits.KEY_RESPONSE_BYTES_MAX,
+            )  # fmt: skip
+    except Unreachable:
         return False
+    note_status(hs, server, response.status)
+    try:
+        if response.status != 200:
+            return True
+        statement = parse_key_response(canonical_json.decode(response.body), server, hs.now_ms())
+    except (NotCanonical, InvalidKeys):
+        return True
     await hs.database.write(store_statements, [statement])
-    hs.peers.note_contact(server)
     await _reread(hs, [server])
     return True
 
@@ -195,11 +209,12 @@ async def _ask_notary(
     notary: ServerName,
     servers: Collection[ServerName],
     needs: Mapping[ServerName, Collection[WantedKey]],
+    cause: Cause,
 ) -> None:
     """Asks a trusted notary for the keys of servers, and stores what it and they have signed."""
     known = (await _known(hs, [notary])).get(notary)
     if known is None:
-        await _ask_itself(hs, notary)
+        await _ask_itself(hs, notary, cause)
         known = (await _known(hs, [notary])).get(notary)
     if known is None:
         return
@@ -211,18 +226,20 @@ async def _ask_notary(
             for server in chunk
         }
         try:
-            response = await hs.wire.request(
-                notary, "POST", "/_matrix/key/v2/query",
-                headers={"content-type": "application/json"},
-                body=orjson.dumps({"server_keys": question}),
-                timeout_s=3 * limits.KEY_FETCH_TIMEOUT_S,
-                max_bytes=limits.NOTARY_RESPONSE_BYTES_MAX,
-            )  # fmt: skip
+            async with reaching(hs, notary, cause):
+                response = await hs.wire.request(
+                    notary, "POST", "/_matrix/key/v2/query",
+                    headers={"content-type": "application/json"},
+                    body=orjson.dumps({"server_keys": question}),
+                    timeout_s=3 * limits.KEY_FETCH_TIMEOUT_S,
+                    max_bytes=limits.NOTARY_RESPONSE_BYTES_MAX,
+                )  # fmt: skip
+            note_status(hs, notary, response.status)
             if response.status != 200:
                 return
             answer = canonical_json.decode(response.body)
             statements = await hs.workers.run(parse_notary_response, answer, notary, known.current, hs.now_ms())
-        except (WireError, NotCanonical, InvalidKeys):
+        except (Unreachable, NotCanonical, InvalidKeys):
             return
         wanted = [statement for statement in statements if statement.server_name in question]
         await hs.database.write(store_statements, wanted)

@@ -22,7 +22,7 @@ from homeserver.encoding import to_json
 from homeserver.feature import EduSource, JsonObject
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, build_transaction
-from homeserver.peers import Standing
+from homeserver.peers import DELIVERY, BackOff
 from homeserver.remote.destinations import (
     Batch,
     Item,
@@ -32,7 +32,7 @@ from homeserver.remote.destinations import (
     list_due,
     store_destination,
 )
-from homeserver.remote.requests import Unreachable, path_to, retry_delay_ms, send_signed
+from homeserver.remote.requests import Unreachable, note_unreachable, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.tail import find_position, store_position
 
@@ -47,10 +47,12 @@ _REFUSALS = frozenset({400, 405, 409, 410, 411, 413, 414, 415, 422})
 
 @dataclass(slots=True)
 class _Lag:
-    """A destination that has not got everything. `acked`: up to where it has; `is_active`: it is catching up now."""
+    """A destination that has not got everything. `acked`: up to where it has; `is_active`: it is catching up now.
+
+    When it is tried next is a matter of its back-off (`homeserver.peers`); `tried_ms`: when it was tried last.
+    """
 
     acked: int
-    standing: Standing
     tried_ms: int = 0
     is_active: bool = False
 
@@ -96,9 +98,10 @@ class Sender:
         hs = self._hs
         position = await hs.database.read(find_position, TAIL)
         self._position = position or 0
-        for server, (acked, standing) in (await hs.database.read(list_destinations)).items():
-            self._lags[server] = _Lag(acked, standing)
-            hs.peers.standings[server] = standing
+        for server, (acked, back_off) in (await hs.database.read(list_destinations)).items():
+            self._lags[server] = _Lag(acked)
+            if back_off.failures:
+                hs.peers.set_back_off(server, back_off)
             hs.peers.await_contact(server)
         hs.metrics.describe(TRANSACTIONS_COUNTER, "Transactions to other servers, and what became of them.")
         hs.metrics.gauge(
@@ -155,32 +158,32 @@ class Sender:
 
     def _lag_behind(self, server: ServerName, acked: int, *, after_failure: bool = True) -> None:
         """From now on the destination reads for itself what it lacks. No await in here: nothing may come between."""
-        now_ms = self._hs.now_ms()
-        standing = Standing(0, now_ms, now_ms)
         if after_failure:
-            standing = self._next_standing(server, None)
+            self._hs.peers.await_contact(server)
         del self._outboxes[server]
         self._unstored[server] = acked
-        self._lags[server] = _Lag(acked, standing, now_ms if after_failure else 0)
+        self._lags[server] = _Lag(acked, self._hs.now_ms() if after_failure else 0)
         self._nursery.start_soon(self._store_lag, server)
         self._due.set()
 
     async def _store_lag(self, server: ServerName) -> None:
         lag = self._lags.get(server)
         if lag is not None:
-            await self._hs.database.write(store_destination, server, lag.acked, lag.standing)
+            await self._store(server, lag)
         self._unstored.pop(server, None)
         self._delivered.set()
 
-    def _next_standing(self, server: ServerName, before: Standing | None) -> Standing:
-        """After one failure more; also asks to be told when the server shows itself."""
-        hs = self._hs
-        now_ms = hs.now_ms()
-        failures = 0 if before is None else before.failures
-        delay_ms = retry_delay_ms(hs.server_name, server, failures)
-        standing = Standing(failures + 1, now_ms if before is None else before.since_ms, now_ms + delay_ms)
-        hs.peers.await_contact(server)
-        return standing
+    async def _store(self, server: ServerName, lag: _Lag) -> None:
+        now_ms = self._hs.now_ms()
+        back_off = self._hs.peers.find_back_off(server) or BackOff(0, now_ms, now_ms)
+        await self._hs.database.write(store_destination, server, lag.acked, back_off)
+
+    def _due_ms(self, server: ServerName, lag: _Lag) -> int:
+        """When the destination is to be tried: after its back-off, or soon after it has shown itself."""
+        back_off = self._hs.peers.find_back_off(server)
+        if back_off is not None:
+            return 0 if back_off.is_over(self._hs.now_ms()) else back_off.retry_after_ms
+        return lag.tried_ms + limits.EARLY_RETRY_MS if lag.tried_ms else 0
 
     # Storing how far everything has been delivered
 
@@ -202,13 +205,8 @@ class Sender:
         """Destinations that show themselves are tried at once."""
         while True:
             heard = await self._hs.peers.wait_heard()
-            for server in heard:
-                lag = self._lags.get(server)
-                if lag is not None and not lag.is_active:
-                    early_ms = lag.tried_ms + limits.EARLY_RETRY_MS
-                    if early_ms < lag.standing.retry_after_ms:
-                        lag.standing = Standing(lag.standing.failures, lag.standing.since_ms, early_ms)
-                        self._due.set()
+            if any(server in self._lags for server in heard):
+                self._due.set()
 
     async def _retry(self) -> None:
         while True:
@@ -218,11 +216,12 @@ class Sender:
             for server, lag in self._lags.items():
                 if lag.is_active:
                     continue
-                if lag.standing.retry_after_ms <= now_ms:
+                due_ms = self._due_ms(server, lag)
+                if due_ms <= now_ms:
                     lag.is_active = True
                     self._nursery.start_soon(self._catch_up, server, lag)
                 else:
-                    next_ms = min(next_ms, lag.standing.retry_after_ms)
+                    next_ms = min(next_ms, due_ms)
             with trio.move_on_after((next_ms - now_ms) / 1000):
                 await self._due.wait()
 
@@ -242,11 +241,10 @@ class Sender:
                     await self._hs.database.write(delete_destination, server)
                     return
                 if batch.pdus or batch.edus:
-                    lag.standing = Standing(0, self._hs.now_ms(), self._hs.now_ms())
-                    await self._hs.database.write(store_destination, server, lag.acked, lag.standing)
-        lag.standing = self._next_standing(server, lag.standing if lag.standing.failures else None)
+                    await self._store(server, lag)
+        self._hs.peers.await_contact(server)
         lag.tried_ms = self._hs.now_ms()
-        await self._hs.database.write(store_destination, server, lag.acked, lag.standing)
+        await self._store(server, lag)
         lag.is_active = False
         self._due.set()
 
@@ -269,13 +267,17 @@ class Sender:
         uri = path_to("v1", "send", _txn_id(items))
         try:
             answer = await send_signed(
-                hs, server, "PUT", uri, body, timeout_s=limits.TRANSACTION_TIMEOUT_S, insist=True
+                hs, server, "PUT", uri, body, cause=DELIVERY, timeout_s=limits.TRANSACTION_TIMEOUT_S
             )
         except Unreachable as error:
             _log.info("transaction not delivered", extra={"destination": server, "reason": str(error)})
             hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", "unreachable"),))
             return False
         hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", "taken" if answer.status == 200 else "refused"),))
+        if answer.status == 200 or answer.status in _REFUSALS:
+            hs.peers.note_contact(server)
+        else:
+            note_unreachable(hs, server)  # it is there, but does not take what it is sent
         if answer.status == 200:
             return True
         _log.warning(

@@ -14,6 +14,7 @@ from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, ServerName, server_name_of
+from homeserver.peers import Cause, peer
 from homeserver.remote.access import choose_servers
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
 from homeserver.resources import Resources
@@ -31,6 +32,7 @@ class _Gap:
     """What may still be spent on the gaps before the events of one transaction."""
 
     servers: Sequence[ServerName]
+    cause: Cause
     states: int = limits.GAP_STATES_MAX
 
 
@@ -98,7 +100,7 @@ async def _receive_behind_gaps(
     """
     room_id = events[0].room_id
     async with hs.peers.locks.hold(("gap", room_id)):
-        gap = _Gap(await choose_servers(hs, room_id, origin))
+        gap = _Gap(await choose_servers(hs, room_id, origin), peer(origin))
         deadline = trio.current_time() + limits.GAP_SECONDS_MAX
         for number, event in enumerate(events):
             if received[number] is not None:
@@ -119,7 +121,7 @@ async def _receive(hs: Resources, event: Event, gap: _Gap, *, may_walk: bool) ->
         if isinstance(outcome, Received):
             return outcome
         if outcome.auth_events:
-            if not await fetch_auth_events(hs, gap.servers, event, outcome.auth_events):
+            if not await fetch_auth_events(hs, gap.servers, event, outcome.auth_events, gap.cause):
                 return None
         elif not outcome.prev_events:
             return None
@@ -130,7 +132,7 @@ async def _receive(hs: Resources, event: Event, gap: _Gap, *, may_walk: bool) ->
             if not gap.states or state is not None:
                 return None
             gap.states -= 1
-            state = await fetch_state_before(hs, gap.servers, event)
+            state = await fetch_state_before(hs, gap.servers, event, gap.cause)
             if state is None:
                 return None
     return None
@@ -148,7 +150,9 @@ async def _receive_ancestors(hs: Resources, event: Event, gap: _Gap) -> None:
     if event.depth <= place.first_depth:
         return
     for server in gap.servers:
-        fetched = await fetch_missing(hs, server, event, place.known, place.first_depth, limits.GAP_EVENTS_MAX)
+        fetched = await fetch_missing(
+            hs, server, event, place.known, place.first_depth, limits.GAP_EVENTS_MAX, gap.cause
+        )
         ancestors = await hs.database.read(_between, event, fetched, place.first_depth)
         for ancestor in ancestors:
             await _receive(hs, ancestor, gap, may_walk=False)

@@ -6,8 +6,8 @@ want a 200 and pass everything else on to a client.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -18,13 +18,14 @@ from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import authorize_body, encode_content
-from homeserver.federation.wire import WireError
-from homeserver.peers import note_failure
+from homeserver.federation.wire import WireError, WireResponse
+from homeserver.peers import PERSON, Cause
 from homeserver.resources import Resources
 
 ERROR_CHARACTERS_MAX = 1_000  # of a peer's words that are repeated to a client
 # Errors that a peer may answer and that a client understands; with any other it is told that the peer has failed.
 _PASSED_STATUSES = frozenset({400, 403, 404})
+_NOBODY_THERE = frozenset({502, 503, 504})
 
 
 class Unreachable(Exception):
@@ -44,6 +45,11 @@ class Answer:
         errcode = self.content.get("errcode") if isinstance(self.content, dict) else None
         return errcode if isinstance(errcode, str) else ""
 
+    @property
+    def is_unknown_endpoint(self) -> bool:
+        """Whether the peer does not know the endpoint, and an older one may serve."""
+        return is_unknown_endpoint(self.status, self.errcode)
+
     def error(self, destination: ServerName) -> MatrixError:
         """What to tell a client for whom the peer was asked."""
         if self.status == 200 or self.status not in _PASSED_STATUSES or not self.errcode.startswith("M_"):
@@ -52,6 +58,14 @@ class Answer:
         return MatrixError(
             self.status, self.errcode[:100], text[:ERROR_CHARACTERS_MAX] if isinstance(text, str) else destination
         )
+
+
+def is_unknown_endpoint(status: int, errcode: str) -> bool:
+    """Whether an answer means that the server is older than the endpoint.
+
+    Spec: server-server-api/#unsupported-endpoints. Servers of before v1.6 answer 400, or 404 without JSON.
+    """
+    return (status in (400, 404, 405) and errcode == "M_UNRECOGNIZED") or (status in (404, 405) and not errcode)
 
 
 def path_to(*segments: str, query: Mapping[str, str] | Sequence[tuple[str, str]] = ()) -> str:
@@ -74,6 +88,37 @@ def _decode(data: bytes) -> Any:
     return canonical_json.decode(data, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
 
 
+@asynccontextmanager
+async def reaching(hs: Resources, destination: ServerName, cause: Cause) -> AsyncIterator[None]:
+    """Guards one request to a server: the only way to `hs.wire`.
+
+    Waits for the share of the cause. Raises Unreachable if the server is in back-off, and for every WireError of the
+    request, after which the server is in back-off.
+    """
+    async with hs.peers.shares.take(cause):
+        if not hs.peers.admit(destination, hs.now_ms(), cause):
+            raise Unreachable(f"{destination} has not answered lately.")
+        try:
+            yield
+        except WireError as error:
+            if error.reason != "too_large":
+                note_unreachable(hs, destination)
+            raise Unreachable(f"{destination} cannot be reached: {error}") from error
+
+
+def note_unreachable(hs: Resources, destination: ServerName) -> None:
+    """Notes that a server did not answer: nothing is asked of it in the background for a while."""
+    hs.peers.note_failure(hs.server_name, destination, hs.now_ms())
+
+
+def note_status(hs: Resources, destination: ServerName, status: int, errcode: str = "") -> None:
+    """Notes that a server has answered, unless it was a gateway whose server is away."""
+    if status in _NOBODY_THERE and not errcode:
+        note_unreachable(hs, destination)
+    elif status != 500:
+        hs.peers.note_contact(destination)
+
+
 async def send_signed(
     hs: Resources,
     destination: ServerName,
@@ -81,33 +126,35 @@ async def send_signed(
     uri: str,
     content: Any | None = None,
     *,
+    cause: Cause = PERSON,
     timeout_s: float = limits.FEDERATION_TIMEOUT_S,
     max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
-    insist: bool = False,
     decode: Decode = _decode,
 ) -> Answer:
-    """The answer of a peer. Raises Unreachable; `insist` asks even one that has failed lately.
+    """The answer of a peer. Raises Unreachable.
 
     content: what has canonical JSON, of an old room version at worst, or that JSON itself. Raises NotCanonical.
     decode: reads the answer; `decode_parts` where each of its parts is judged alone.
     """
     if not hs.config.federation.enabled:
         raise Unreachable("This server does not take part in federation.")
-    if not insist and hs.peers.is_left_alone(destination, hs.now_ms()):
-        raise Unreachable(f"{destination} has not answered lately.")
     body = content if content is None or isinstance(content, bytes) else encode_content(content)
     headers = authorization_headers(hs, destination, method, uri, body)
     if body is not None:
         headers["content-type"] = "application/json"
-    try:
+    async with reaching(hs, destination, cause):
         response = await hs.wire.request(
             destination, method, uri, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
         )
-    except WireError as error:
-        if error.reason != "too_large":
-            leave_alone(hs, destination)
-        raise Unreachable(f"{destination} cannot be reached: {error}") from error
-    hs.peers.standings.pop(destination, None)
+    answer = await _read_answer(hs, destination, response, decode)
+    if cause.kind != "delivery":  # the sender judges the answers to its transactions itself
+        note_status(hs, destination, answer.status, answer.errcode)
+    return answer
+
+
+async def _read_answer(
+    hs: Resources, destination: ServerName, response: WireResponse, decode: Decode
+) -> Answer:
     try:
         if len(response.body) > limits.DECODE_INLINE_BYTES_MAX:
             return Answer(response.status, await hs.workers.run(decode, response.body))
@@ -118,20 +165,6 @@ async def send_signed(
         raise Unreachable(f"{destination} did not answer with JSON: {error}") from error
 
 
-def leave_alone(hs: Resources, destination: ServerName) -> None:
-    """Notes a failure: nothing is asked of the server for a while, longer each time."""
-    before = hs.peers.standings.get(destination)
-    delay_ms = retry_delay_ms(hs.server_name, destination, 0 if before is None else before.failures)
-    note_failure(hs.peers.standings, destination, hs.now_ms(), delay_ms)
-
-
-def retry_delay_ms(server_name: ServerName, destination: ServerName, failures: int) -> int:
-    """How long to wait after a failure that so many went before: doubling, and different between each two servers."""
-    delay_ms = min(limits.RETRY_MS << min(failures, 20), limits.RETRY_MS_MAX)
-    jitter = zlib.crc32(f"{server_name} {destination} {failures}".encode()) % 1000  # nobody comes in step with another
-    return delay_ms * (800 + jitter * 400 // 1000) // 1000
-
-
 async def ask(
     hs: Resources,
     destination: ServerName,
@@ -139,16 +172,16 @@ async def ask(
     uri: str,
     content: Any | None = None,
     *,
+    cause: Cause = PERSON,
     timeout_s: float = limits.FEDERATION_TIMEOUT_S,
     max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
-    insist: bool = False,
     decode: Decode = _decode,
 ) -> dict[str, Any]:
-    """The JSON object of a 200. MatrixError: what the peer refused, or 502 M_UNKNOWN where it did not answer well."""
+    """The JSON object of a 200. Raises MatrixError: the peer's refusal, or 502 M_UNKNOWN if it did not answer well."""
     try:
         answer = await send_signed(
             hs, destination, method, uri, content,
-            timeout_s=timeout_s, max_bytes=max_bytes, insist=insist, decode=decode,
+            cause=cause, timeout_s=timeout_s, max_bytes=max_bytes, decode=decode,
         )  # fmt: skip
     except Unreachable as error:
         raise MatrixError(502, "M_UNKNOWN", str(error)) from error

@@ -21,9 +21,8 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_server_name
 from homeserver.federation.redaction import redact
 from homeserver.federation.server_keys import build_notary_response
-from homeserver.rate_limits import address_key
 from homeserver.remote.access import check_may_read
-from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_statement
+from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_statement, take_stranger
 from homeserver.resources import Resources
 from homeserver.rooms import state_tree
 from homeserver.rooms.graph import auth_chain, walk_back
@@ -105,7 +104,7 @@ async def _vouch(hs: Resources, request: Request, wanted: dict[ServerName, dict[
     now_ms = hs.now_ms()
     others = [server for server in wanted if server != hs.server_name]
     stored = await hs.database.read(list_statements, others)
-    hs.rate_limits.take("keys", address_key(request.client_ip), now_ms, cost=len(others) - len(stored))
+    cause = take_stranger(hs, request.client_ip, len(others) - len(stored))
     needs: list[WantedKey] = []
     for server in others:
         criteria = wanted[server] or {"": KeyCriteria()}
@@ -114,7 +113,7 @@ async def _vouch(hs: Resources, request: Request, wanted: dict[ServerName, dict[
             # Without a key ID any key will do: a stored one, or one that nobody has, so that the server is asked.
             known = next(iter(stored[server][0].verify_keys), "") if server in stored else ""
             needs.append(WantedKey(server, key_id or known, minimum_ts))
-    await find_keys(hs, needs)
+    await find_keys(hs, needs, cause)
     stored = await hs.database.read(list_statements, others)
     responses = [statement.response for server in others for statement in stored.get(server, ())]
     answer = build_notary_response(responses, hs.server_name, hs.signing_key)

@@ -26,7 +26,8 @@ from homeserver.limits import (
     MEDIA_MULTIPART_HEADERS_BYTES_MAX,
     MEDIA_MULTIPART_METADATA_BYTES_MAX,
 )
-from homeserver.remote.requests import authorization_headers, leave_alone
+from homeserver.peers import PERSON
+from homeserver.remote.requests import authorization_headers, is_unknown_endpoint, note_unreachable
 from homeserver.resources import Resources
 
 _ERROR_BYTES_MAX = 64 * 1024
@@ -57,7 +58,7 @@ async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_
         already = await hs.database.read(storage.get_media, server_name, media_id)
         if already is not None:  # another flight for it landed while this one was being called
             return already
-        if hs.peers.is_left_alone(server_name, hs.now_ms()):
+        if not hs.peers.admit(server_name, hs.now_ms(), PERSON):
             raise _bad_gateway(f"{server_name} has not answered lately.")
         try:
             try:
@@ -94,7 +95,7 @@ async def _fetch_signed(hs: Resources, server_name: ServerName, media_id: str, t
                 return await _keep(hs, server_name, media_id, part, reader.media())
     except WireError:
         if not is_there:
-            leave_alone(hs, server_name)
+            note_unreachable(hs, server_name)
         raise
     return await _fetch_location(hs, server_name, media_id, location)
 
@@ -147,7 +148,7 @@ async def _keep(
 async def _raise_for(server_name: ServerName, answer: WireStream, *, may_be_unknown: bool) -> None:
     """Raises what an answer other than 200 means for who asked us."""
     errcode = await _read_errcode(answer)
-    if answer.status == 404 and errcode == "M_UNRECOGNIZED" and may_be_unknown:
+    if may_be_unknown and is_unknown_endpoint(answer.status, errcode):
         raise _UnknownEndpoint
     if answer.status == 404:
         raise not_found(f"{server_name} has no such media.")

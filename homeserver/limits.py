@@ -167,7 +167,7 @@ RATE_LIMITS: Mapping[str, Bucket] = {
     "directory": Bucket(50, 5),  # may ask another server
     "federation": Bucket(1000, 200),  # per origin: a busy server sends one transaction after another
     "federation_state": Bucket(50, 2),  # per origin: the whole state of a room, of a large one 100 MB in memory
-    "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may keep 256 KiB for ever
+    "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may keep 64 KiB for ever
     "keys": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
 }
 
@@ -471,7 +471,12 @@ INVITED_JOIN_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 INVITE_PLACING_SECONDS_MAX = 10.0
 # Of what an inviter or a room tells about itself to someone outside: real ones have a dozen.
 STRIPPED_EVENTS_MAX = 50
-STRIPPED_BYTES_MAX = 256 * 1024
+STRIPPED_BYTES_MAX = 64 * 1024
+# Invites of one user that are pending: all of them are in each first sync. Nobody answers hundreds.
+INVITES_PENDING_MAX = 500
+INVITES_PENDING_BYTES_MAX = 8 << 20
+# ... of them from the users of one server, so that a server alone cannot keep others from inviting.
+INVITES_PENDING_PER_SERVER_MAX = 50
 
 # Federation: sending
 

@@ -76,8 +76,11 @@ def _read_presence(tx: Transaction, requester: Requester, user_id: UserID) -> Js
 
 
 async def touch(hs: Resources, user_id: UserID, device_id: str, presence: PresenceState) -> None:
-    """A client has shown itself by a sync with `set_presence`. One read; one write where something changes."""
-    if not hs.config.presence.enabled:
+    """A client has shown itself by a sync with `set_presence`. One read; one write where something changes.
+
+    With "offline" a sync says nothing: what the user or another device has set stays.
+    """
+    if not hs.config.presence.enabled or presence == "offline":
         return
     if await hs.database.read(is_news_of_device, hs, user_id, device_id, presence):
         await hs.database.write(show_device, hs, user_id, device_id, presence)

@@ -65,10 +65,13 @@ async def _look_up(hs: Resources, user_id: UserID, field: str | None) -> JsonObj
     """The profile, or one field of it if there is such a field. Raises M_NOT_FOUND where there is no such user."""
     if not accounts.is_local(hs, user_id):
         return await fetch_profile(hs, user_id, field)
-    profile = await hs.database.read(find_profile, user_id, field)
-    if profile is None:
+    return await hs.database.read(_read_profile, user_id, field)
+
+
+def _read_profile(tx: Transaction, user_id: UserID, field: str | None) -> JsonObject:
+    if not accounts.exists(tx, user_id):
         raise not_found("There is no such user.")
-    return profile
+    return find_profile(tx, user_id, field)
 
 
 @routes.put("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.membership import get_room_membership, is_server_joined
 from homeserver.rooms.receive import find_newest_gap, list_missing
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
-from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_stored
+from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_stored, without_withheld
 from homeserver.rooms.timeline import (
     END,
     START,
@@ -213,7 +213,7 @@ def _senders(tx: Transaction, state: StateAt, events: list[StoredEvent]) -> list
     """The member events of who sent the events, for clients that load members lazily."""
     keys = [("m.room.member", sender) for sender in dict.fromkeys(event.sender for event in events)]
     members = list_stored(tx, set(positions_in(tx, state, keys).values())).values()
-    return [client_event(member, {"age": tx.now_ms - member.origin_server_ts}) for member in members]
+    return [client_event(tx, member, {"age": tx.now_ms - member.origin_server_ts}) for member in members]
 
 
 def _context(
@@ -239,9 +239,10 @@ def _context(
     if filter_.lazy_load_members:
         member_nid, shown_nids = tx.find("m.room.member"), {tx.find(sender) for sender in senders}
         positions = {key: at for key, at in positions.items() if key[0] != member_nid or key[1] in shown_nids}
-    state = [each for each in list_stored(tx, set(positions.values())).values() if wants_event(filter_, each)]
+    state = without_withheld(tx, list(list_stored(tx, set(positions.values())).values()))
+    wanted_state = [each for each in state if wants_event(filter_, each)]
 
-    def shown(events: list[StoredEvent]) -> list[dict[str, Any]]:
+    def shown(events: Sequence[StoredEvent]) -> list[dict[str, Any]]:
         return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
 
     first = before[-1].ordering if before else event.ordering
@@ -250,7 +251,7 @@ def _context(
         "event": shown([event])[0],
         "events_before": shown(shown_before),
         "events_after": shown(shown_after),
-        "state": shown(state),
+        "state": shown(wanted_state),
         "start": timeline_token(first - 1),
         "end": timeline_token(last.ordering),
     }

@@ -34,7 +34,7 @@ from homeserver.rooms.membership import check_joined, get_membership
 from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt, entries_of
 from homeserver.rooms.restricted import authorised_via
-from homeserver.rooms.storage import list_stored
+from homeserver.rooms.storage import list_stored, without_withheld
 from homeserver.users.blocking import check_takes_invites
 from homeserver.users.presence import note_activity
 from homeserver.users.suspension import check_not_suspended
@@ -93,7 +93,7 @@ async def set_room_state_by_type(
 
 def _list_state(tx: Transaction, room_id: RoomID, requester: Requester) -> list[JsonObject]:
     positions = entries_of(tx, readable_state(tx, room_id, requester.user_id)).values()
-    events = list(list_stored(tx, set(positions)).values())
+    events = without_withheld(tx, list(list_stored(tx, set(positions)).values()))
     return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
 
 
@@ -101,9 +101,9 @@ def _get_state(
     tx: Transaction, room_id: RoomID, requester: Requester, event_type: str, state_key: str, format_: str
 ) -> JsonObject:
     event = find_in_state(tx, readable_state(tx, room_id, requester.user_id), event_type, state_key)
-    if event is None:
+    if event is None or not without_withheld(tx, [event]):
         raise not_found("The room has no such state.")
-    return client_event(event, {"age": tx.now_ms - event.origin_server_ts}) if format_ == "event" else event.content
+    return client_event(tx, event, {"age": tx.now_ms - event.origin_server_ts}) if format_ == "event" else event.content
 
 
 def set_state(tx: Transaction, hs: Resources, requester: Requester, draft: Draft) -> EventID:

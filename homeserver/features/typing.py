@@ -19,7 +19,7 @@ from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import TypingContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.resources import Resources
-from homeserver.rooms.membership import check_joined, get_membership
+from homeserver.rooms.membership import check_joined, get_membership, joined_at
 from homeserver.users.presence import note_activity
 
 SCHEMA = Schema(
@@ -160,19 +160,26 @@ def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: 
 
 
 def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
-    """Who types in the room just now, in order. Who has left does not."""
-    return sorted(user_id for user_id in _typists(tx, room_id) if get_membership(tx, room_id, user_id) == "join")
+    """Who types in the room just now, in order. Whoever has left since they began does not, even if they are back."""
+    return sorted(user_id for user_id, since in _typists(tx, room_id) if _has_stayed(tx, room_id, user_id, since))
 
 
 def _has_typist_left(tx: Transaction, room_id: RoomID) -> bool:
-    return any(get_membership(tx, room_id, user_id) != "join" for user_id in _typists(tx, room_id))
+    return not all(_has_stayed(tx, room_id, user_id, since) for user_id, since in _typists(tx, room_id))
 
 
-def _typists(tx: Transaction, room_id: RoomID) -> list[UserID]:
-    nids = tx.values(
-        "SELECT user_nid FROM typing WHERE room_nid = ? AND expires_ms > ?", tx.find(room_id), tx.now_ms
+def _has_stayed(tx: Transaction, room_id: RoomID, user_id: UserID, since: int) -> bool:
+    entered = joined_at(tx, room_id, user_id)
+    return entered is not None and entered < since
+
+
+def _typists(tx: Transaction, room_id: RoomID) -> list[tuple[UserID, int]]:
+    """The users whose notification has not run out, and the position of it."""
+    rows = tx.all(
+        "SELECT user_nid, position FROM typing WHERE room_nid = ? AND expires_ms > ?", tx.find(room_id), tx.now_ms
     )
-    return [UserID(name) for name in tx.names(nids).values()]
+    names = tx.names([user_nid for user_nid, _ in rows])
+    return [(UserID(names[user_nid]), position) for user_nid, position in rows]
 
 
 FEATURE = Feature(

@@ -249,10 +249,14 @@ def _take_in(tx: Transaction, hs: Resources, origin: ServerName, event: Event) -
     return outcome
 
 
-def list_stripped_pdus(tx: Transaction, room_id: RoomID) -> list[JsonObject]:
-    """What of its state a room tells those outside of it, as whole PDUs. Spec: client-server-api/#stripped-state"""
+def list_stripped_pdus(tx: Transaction, room_id: RoomID, inviter: UserID | None = None) -> list[JsonObject]:
+    """What of its state a room tells those outside of it, as whole PDUs, with the inviter's member event if given.
+
+    Spec: client-server-api/#stripped-state, MSC4319
+    """
     head = get_head(tx, room_id)
-    positions = [state_position(tx, head.state_root, *key) for key in STRIPPED_KEYS]
+    keys = STRIPPED_KEYS if inviter is None else (*STRIPPED_KEYS, ("m.room.member", inviter))
+    positions = [state_position(tx, head.state_root, *key) for key in keys]
     found = [position for position in positions if position is not None]
     if not found:
         raise not_found("The room has no state.")

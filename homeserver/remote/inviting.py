@@ -31,7 +31,7 @@ from homeserver.remote.access import is_allowed
 from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import invite_key, list_stripped_pdus
 from homeserver.remote.keys import WantedKey, find_keys
-from homeserver.remote.outside import is_outside, read_stripped, store_outside
+from homeserver.remote.outside import check_room_for_invite, is_outside, read_stripped, store_outside
 from homeserver.remote.requests import Answer, Unreachable, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import build_unplaced
@@ -99,7 +99,7 @@ async def _invite_one_by_one(hs: Resources, drafts: Sequence[Draft], answered: t
 async def _invite_user(hs: Resources, draft: Draft, destination: ServerName) -> Event:
     event = await hs.database.read(build_unplaced, hs, draft)
     _check_size(event)
-    state = await hs.database.read(list_stripped_pdus, event.room_id)
+    state = await hs.database.read(list_stripped_pdus, event.room_id, event.sender)
     try:
         answer = await _ask_to_sign(hs, destination, event, state)
     except Unreachable as error:
@@ -270,8 +270,12 @@ async def _read_room_state(hs: Resources, event: Event, state: object) -> list[J
 
 
 def _store_if_outside(tx: Transaction, own: ServerName, event: Event, stripped: list[JsonObject]) -> None:
-    """Tells the user, unless this server is in the room: then the invite comes to it like every other event."""
+    """Tells the user, unless this server is in the room: then the invite comes to it like every other event.
+
+    Raises MatrixError 403 if the user has too many pending invites.
+    """
     if is_outside(tx, own, event.room_id):
+        check_room_for_invite(tx, event, stripped)
         store_outside(tx, event, stripped)
 
 

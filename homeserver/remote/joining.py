@@ -109,7 +109,7 @@ async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: M
         event = (await _shake_hands(hs, "leave", user_id, room_id, candidates, content)).event
     except MatrixError as error:  # an invite that nobody stands behind any more must not stay for ever
         _log.info("leave not delivered", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
-    await hs.database.write(leave_outside, hs.server_name, room_id, user_id, event)
+    await hs.database.write(leave_outside, hs.server_name, room_id, user_id, event, content)
 
 
 async def knock_room(

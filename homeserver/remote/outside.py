@@ -6,11 +6,16 @@ Spec: server-server-api/#inviting-to-a-room, #knocking-rooms, #leaving-rooms-rej
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
 import orjson
 
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
+from homeserver.errors import forbidden
 from homeserver.feature import JsonObject
 from homeserver.federation import canonical_json
 from homeserver.federation.event import Event, parse_event
@@ -24,6 +29,7 @@ from homeserver.federation.identifiers import (
 )
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.membership import get_membership, get_room_membership, is_server_joined, store_membership
+from homeserver.users.blocking import check_pending_invites
 
 
 def is_outside(tx: Transaction, own: ServerName, room_id: RoomID) -> bool:
@@ -37,6 +43,7 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
     user_id = UserID(event.state_key)
     insert_room(tx, event.room_id, event.version)
     room_nid = tx.intern(event.room_id)
+    replaced = _find_outside(tx, event, user_id)
     tx.run(
         "INSERT INTO outside_memberships (room_nid, user_nid, sender_nid, pdu) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_nid) DO UPDATE SET sender_nid = excluded.sender_nid, pdu = excluded.pdu",
@@ -45,22 +52,67 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
         tx.intern(event.sender),
         canonical_json.encode(event.pdu, strict=False),
     )
-    own = {"type": event.type, "sender": event.sender, "state_key": user_id, "content": event.content}
+    own = _as_told(event)
+    if replaced is not None:
+        own["unsigned"] = {"prev_content": replaced.content}
+    others = [each for each in stripped if each["type"] != "m.room.member" or _is_of_inviter(each, event)]
     position = tx.next_position(user_id)
-    others = [each for each in stripped if (each["type"], each["state_key"]) != ("m.room.member", user_id)]
     store_membership(tx, room_nid, user_id, event.membership, position, position, [*others, own])
 
 
+def _is_of_inviter(stripped: JsonObject, invite: Event) -> bool:
+    """Whether it is the member event of the one who invites. Others would let a server put words into their mouths."""
+    return (
+        invite.sender != invite.state_key
+        and stripped["state_key"] == stripped["sender"] == invite.sender
+        and stripped["content"].get("membership") == "join"
+    )
+
+
+def check_room_for_invite(tx: Transaction, invite: Event, stripped: list[JsonObject]) -> None:
+    """Raises MatrixError 403 if the invited user has too many pending invites, in all or from the inviter's server."""
+    user_id = UserID(invite.state_key or "")
+    if get_membership(tx, invite.room_id, user_id) == "invite":
+        return  # it replaces one
+    check_pending_invites(tx, user_id, len(to_json(stripped)))
+    nids = tx.values("SELECT sender_nid FROM outside_memberships WHERE user_nid = ?", tx.find(user_id))
+    names, origin = tx.names(nids), server_name_of(invite.sender)
+    if sum(server_name_of(names[nid]) == origin for nid in nids) >= limits.INVITES_PENDING_PER_SERVER_MAX:
+        raise forbidden(f"{user_id} has too many pending invites from {origin}. They can accept or reject some.")
+
+
 def leave_outside(
-    tx: Transaction, own: ServerName, room_id: RoomID, user_id: UserID, event: Event | None = None
+    tx: Transaction,
+    own: ServerName,
+    room_id: RoomID,
+    user_id: UserID,
+    event: Event | None = None,
+    content: Mapping[str, Any] | None = None,
 ) -> None:
-    """Ends an invite or knock: to its user it is as if the room had been left. `event`: what says so, if anything."""
+    """Ends an invite or knock: to its user it is as if the room had been left.
+
+    `event` says so. If there is none, because no server of the room gave us one, the user is told by an event with
+    `content` that this server makes up: a client that knows nothing but the invite needs one to see who has left.
+    """
     if not is_outside(tx, own, room_id) or get_membership(tx, room_id, user_id) not in ("invite", "knock"):
         return
     room_nid = tx.intern(room_id)
     tx.run("DELETE FROM outside_memberships WHERE room_nid = ? AND user_nid = ?", room_nid, tx.find(user_id))
     position = tx.next_position(user_id)
-    store_membership(tx, room_nid, user_id, "leave", position, position, None if event is None else [_as_told(event)])
+    told = _rejection(tx, user_id, content or {}) if event is None else _as_told(event)
+    store_membership(tx, room_nid, user_id, "leave", position, position, [told])
+
+
+def _rejection(tx: Transaction, user_id: UserID, content: Mapping[str, Any]) -> JsonObject:
+    """The member event of a user who has left a room that this server is not in; no server but this one knows it."""
+    return {
+        "type": "m.room.member",
+        "sender": user_id,
+        "state_key": user_id,
+        "content": {**content, "membership": "leave"},
+        "event_id": f"${secrets.token_urlsafe(32)}",
+        "origin_server_ts": tx.now_ms,
+    }
 
 
 def _as_told(event: Event) -> JsonObject:
@@ -148,8 +200,8 @@ def read_stripped(events: object) -> list[JsonObject]:
         except InvalidIdentifier:
             continue
         stripped = {"type": event_type, "sender": sender, "state_key": state_key, "content": content}
-        size_bytes += len(to_json(stripped))
-        if size_bytes > limits.STRIPPED_BYTES_MAX:
-            break
-        found.append(stripped)
+        cost = len(to_json(stripped))
+        if size_bytes + cost <= limits.STRIPPED_BYTES_MAX:
+            size_bytes += cost
+            found.append(stripped)
     return found

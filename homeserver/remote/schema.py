@@ -58,5 +58,6 @@ SCHEMA = Schema(
             );
             """,
         ),
+        Step("002_outside_by_user", "CREATE INDEX outside_memberships_of_user ON outside_memberships (user_nid);"),
     ),
 )

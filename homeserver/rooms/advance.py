@@ -9,11 +9,11 @@ from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, UserID
 from homeserver.rooms import state_tree
-from homeserver.rooms.client_event import stripped_event
+from homeserver.rooms.client_event import own_member_event, stripped_event
 from homeserver.rooms.heads import Head, StateKey, replace_head, state_position, store_resolved_head
 from homeserver.rooms.membership import MembershipRow, store_memberships
 from homeserver.rooms.resolve import StateAt, resolve_states, state_after, store_state
-from homeserver.rooms.storage import ORDERING_SHIFT, list_stored
+from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored
 
 # What an invited user is told of the room. Spec: client-server-api/#stripped-state
 STRIPPED_KEYS: tuple[StateKey, ...] = tuple(
@@ -137,8 +137,20 @@ def update_memberships(tx: Transaction, room_nid: int, old_root: bytes, new_root
 
 
 def stripped_state(tx: Transaction, root: bytes, user_id: UserID) -> list[dict[str, Any]]:
-    """What a state tells an invited or knocking user, their own member event last."""
-    positions = [state_position(tx, root, *key) for key in (*STRIPPED_KEYS, ("m.room.member", user_id))]
-    found = [position for position in positions if position is not None]
-    stored = list_stored(tx, found)
-    return [stripped_event(stored[position]) for position in found]
+    """What a state tells an invited or knocking user.
+
+    The inviter's member event is among it, so that clients can show a name and a picture, and the user's own comes
+    last, whole. Spec: client-server-api/#stripped-state, MSC4319
+    """
+    own = _state_event(tx, root, ("m.room.member", user_id))
+    keys = list(STRIPPED_KEYS)
+    if own is not None and own.sender != user_id:
+        keys.append(("m.room.member", own.sender))
+    found = [event for key in keys if (event := _state_event(tx, root, key)) is not None]
+    told = [stripped_event(event) for event in found]
+    return told if own is None else [*told, own_member_event(tx, own)]
+
+
+def _state_event(tx: Transaction, root: bytes, key: StateKey) -> StoredEvent | None:
+    position = state_position(tx, root, *key)
+    return None if position is None else list_stored(tx, (position,)).get(position)

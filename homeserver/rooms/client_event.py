@@ -11,7 +11,7 @@ from homeserver.database import Transaction
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.envelope import unpack
 from homeserver.rooms.heads import state_position
-from homeserver.rooms.storage import Status, StoredEvent, list_stored, txn_id_of_client
+from homeserver.rooms.storage import Status, StoredEvent, get_room_version, list_stored, txn_id_of_client
 from homeserver.rooms.visibility import Memberships, filter_visible
 
 
@@ -44,8 +44,8 @@ def client_events(
                 unsigned["prev_sender"] = before.sender
         redaction = redactions.get(event.redacted_by) if event.redacted_by is not None else None
         if redaction is not None:
-            unsigned["redacted_because"] = client_event(redaction, {"age": now_ms - redaction.origin_server_ts})
-        answer.append(client_event(event, unsigned, with_room_id=with_room_id))
+            unsigned["redacted_because"] = client_event(tx, redaction, {"age": now_ms - redaction.origin_server_ts})
+        answer.append(client_event(tx, event, unsigned, with_room_id=with_room_id))
     return answer
 
 
@@ -67,7 +67,7 @@ def _visible_by_position(
 
 
 def client_event(
-    event: StoredEvent, unsigned: dict[str, Any] | None = None, *, with_room_id: bool = True
+    tx: Transaction, event: StoredEvent, unsigned: dict[str, Any] | None = None, *, with_room_id: bool = True
 ) -> dict[str, Any]:
     """One event, with the `unsigned` given. Its content is JSON already: a Fragment, which only orjson encodes."""
     answer: dict[str, Any] = {
@@ -83,12 +83,21 @@ def client_event(
     if with_room_id:
         answer["room_id"] = event.room_id
     if event.type == "m.room.redaction":
-        content = event.content
-        redacts = content.get("redacts") or unpack(event.envelope).rest.get("redacts")
-        if isinstance(redacts, str):
-            answer["redacts"] = redacts  # in both places, whatever the room version: clients look in one of them
-            answer["content"] = {**content, "redacts": redacts}
+        answer |= _redacts(tx, event)
     return answer
+
+
+def _redacts(tx: Transaction, event: StoredEvent) -> dict[str, Any]:
+    """What a redaction redacts, in both places, whatever the room version: clients look in one of them.
+
+    What stands in the place that does not count in this version is the sender's claim, and was not checked.
+    """
+    content = event.content
+    in_content = get_room_version(tx, event.room_id).redacts_in_content
+    redacts = (content if in_content else unpack(event.envelope).rest).get("redacts")
+    if isinstance(redacts, str):
+        return {"redacts": redacts, "content": {**content, "redacts": redacts}}
+    return {"content": {key: value for key, value in content.items() if key != "redacts"}}
 
 
 def stripped_event(event: StoredEvent) -> dict[str, Any]:
@@ -99,6 +108,22 @@ def stripped_event(event: StoredEvent) -> dict[str, Any]:
         "state_key": event.state_key or "",
         "content": event.content,
     }
+
+
+def own_member_event(tx: Transaction, event: StoredEvent) -> dict[str, Any]:
+    """An invite or knock as its user is told of it: whole, so that it says who invites, and when. Spec: MSC4319
+
+    `unsigned` holds the content of the member event that it replaced, for example of a knock that led to an invite.
+    """
+    told: dict[str, Any] = {
+        **stripped_event(event),
+        "event_id": event.event_id,
+        "origin_server_ts": event.origin_server_ts,
+    }
+    before = _replaced(tx, [event]).get(event.position)
+    if before is not None:
+        told["unsigned"] = {"prev_content": before.content}
+    return told
 
 
 def _replaced(tx: Transaction, events: Sequence[StoredEvent]) -> dict[int, StoredEvent]:

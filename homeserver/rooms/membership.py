@@ -64,9 +64,12 @@ def store_membership(
 def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipRow], changed_position: int) -> None:
     """Makes them their users' current memberships, and wakes those. Who forgot the room and is put out remains so."""
     tx.many(
-        "INSERT INTO memberships (user_nid, room_nid, membership, event_position, changed_position, server_nid,"
-        " forgotten, stripped) VALUES (?, ?, ?, ?, ?, ?, 0, ?) ON CONFLICT (user_nid, room_nid) DO UPDATE SET"
-        " membership = excluded.membership, event_position = excluded.event_position,"
+        "INSERT INTO memberships (user_nid, room_nid, membership, event_position, changed_position, entered_position,"
+        " server_nid, forgotten, stripped) VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)"
+        " ON CONFLICT (user_nid, room_nid) DO UPDATE SET"
+        " membership = excluded.membership, event_position = excluded.event_position, entered_position ="
+        " CASE WHEN memberships.membership = excluded.membership THEN memberships.entered_position"
+        " ELSE excluded.entered_position END,"
         " changed_position = excluded.changed_position, stripped = excluded.stripped, forgotten ="
         " CASE WHEN excluded.membership IN ('leave', 'ban') THEN memberships.forgotten ELSE 0 END",
         [
@@ -75,6 +78,7 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
                 room_nid,
                 row.membership,
                 row.event_position,
+                changed_position,
                 changed_position,
                 tx.intern(server_name_of(row.user_id)),
                 None if row.stripped is None else to_json(row.stripped),
@@ -86,10 +90,33 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
     tx.wakes.update([row.user_id for row in rows])
 
 
+def measure_invites(tx: Transaction, user_id: str) -> tuple[int, int]:
+    """How many invites of the user are pending, and how many bytes are kept of what they tell of their rooms."""
+    row = tx.one(
+        "SELECT count(*), COALESCE(SUM(LENGTH(stripped)), 0) FROM memberships WHERE user_nid = ?"
+        " AND membership = 'invite'",
+        tx.find(user_id),
+    )
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+
 def list_outsiders(tx: Transaction, room_nid: int) -> list[UserID]:
     """The users who were told what the room is like, because they are invited or knock."""
     nids = tx.values(
         "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership IN ('invite', 'knock')", room_nid
+    )
+    return [UserID(name) for name in tx.names(nids).values()]
+
+
+def list_told_of(tx: Transaction, room_nid: int, user_id: str) -> list[UserID]:
+    """Those invited or knocking users who were told of this user's member event: the invited ones, and themselves."""
+    nids = tx.values(
+        "SELECT m.user_nid FROM memberships m JOIN events e ON e.position = m.event_position"
+        " WHERE m.room_nid = ? AND m.membership IN ('invite', 'knock') AND (e.sender_nid = ? OR m.user_nid = ?)",
+        room_nid,
+        tx.find(user_id),
+        tx.find(user_id),
     )
     return [UserID(name) for name in tx.names(nids).values()]
 
@@ -129,6 +156,27 @@ def get_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMemb
         tx.find(room_id),
     )
     return None if row is None else _room_membership(tx, row)
+
+
+def joined_at(tx: Transaction, room_id: str, user_id: str) -> int | None:
+    """The position at which the user last came into the room, None if they are not in it."""
+    row = tx.one(
+        "SELECT entered_position FROM memberships WHERE user_nid = ? AND room_nid = ? AND membership = 'join'",
+        tx.find(user_id),
+        tx.find(room_id),
+    )
+    return None if row is None else int(row[0])
+
+
+def has_come_or_gone(tx: Transaction, room_id: str, since: int) -> bool:
+    """Whether anyone's membership has become another one after position `since`; a new profile does not count."""
+    row = tx.one(
+        "SELECT 1 FROM memberships WHERE room_nid = ? AND changed_position > ? AND entered_position > ? LIMIT 1",
+        tx.find(room_id),
+        since,
+        since,
+    )
+    return row is not None
 
 
 def check_joined(tx: Transaction, room_id: str, user_id: str) -> None:

@@ -5,19 +5,19 @@ Spec: client-server-api/#redactions, rooms/v3/#handling-redactions
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from homeserver.database import Transaction
 from homeserver.errors import forbidden
 from homeserver.federation.auth_rules import may_apply_redaction
 from homeserver.federation.event import Event, trusted_event
-from homeserver.federation.identifiers import InvalidIdentifier, parse_event_id, server_name_of
+from homeserver.federation.identifiers import InvalidIdentifier, UserID, parse_event_id, server_name_of
 from homeserver.federation.power_levels import read_power_levels
 from homeserver.federation.redaction import redact
 from homeserver.rooms.advance import STRIPPED_KEYS, stripped_state
 from homeserver.rooms.envelope import event_key
 from homeserver.rooms.heads import StateKey, find_head, state_events
-from homeserver.rooms.membership import list_outsiders, replace_stripped
+from homeserver.rooms.membership import list_outsiders, list_told_of, replace_stripped
 from homeserver.rooms.storage import (
     StoredEvent,
     forget_auth_event,
@@ -55,24 +55,31 @@ def check_may_redact(
 
 
 def apply_redaction(tx: Transaction, redaction: Event, position: int, root: bytes) -> None:
-    """Redacts the event that an accepted redaction names, now or as soon as it comes. `root`: the state before it."""
+    """Redacts the event that a redaction of the timeline names, now or as soon as it comes. Ignores other events.
+
+    Until the redaction is known to be valid it is withheld from clients, which would apply it unasked. `root`: the
+    state before it.
+    """
+    if redaction.type != "m.room.redaction":
+        return
     try:
         redacts = parse_event_id(redaction.redacts)
     except InvalidIdentifier:  # of no event, and it may be too long for an index
+        _withhold(tx, position)
         return
     target = get_stored(tx, redacts)
-    if target is not None:
-        _apply(tx, target, redaction, position, root)
-        return
-    tx.run(
-        "INSERT INTO pending_redactions (event_id, redaction) VALUES (?, ?) ON CONFLICT DO NOTHING",
-        event_key(redacts),
-        position,
-    )
+    if target is None:
+        tx.run(
+            "INSERT INTO pending_redactions (event_id, redaction) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            event_key(redacts),
+            position,
+        )
+    if target is None or not _apply(tx, target, redaction, position, root):
+        _withhold(tx, position)
 
 
 def apply_pending(tx: Transaction, event: Event) -> None:
-    """Applies to an event just stored the redactions that came before it."""
+    """Applies to an event just stored the redactions that came before it; clients see those that are valid."""
     key = event_key(event.event_id)
     waiting = tx.values("SELECT redaction FROM pending_redactions WHERE event_id = ? ORDER BY redaction", key)
     if not waiting:
@@ -82,29 +89,43 @@ def apply_pending(tx: Transaction, event: Event) -> None:
         stored = list_stored(tx, (position,))[position]
         (redaction,) = to_events(tx, [stored])
         target = get_stored(tx, event.event_id)
-        if target is not None and stored.state_before is not None:
-            _apply(tx, target, redaction, position, stored.state_before)
+        if target is None or stored.state_before is None:
+            continue
+        if _apply(tx, target, redaction, position, stored.state_before):
+            tx.run("DELETE FROM withheld_redactions WHERE position = ?", position)
 
 
-def _apply(tx: Transaction, target: StoredEvent, redaction: Event, position: int, root: bytes) -> None:
-    """The first redaction counts; a further one finds nothing to take away."""
-    if target.redacted_by is not None or target.room_id != redaction.room_id:
-        return
+def _withhold(tx: Transaction, position: int) -> None:
+    tx.run("INSERT INTO withheld_redactions (position) VALUES (?) ON CONFLICT DO NOTHING", position)
+
+
+def _apply(tx: Transaction, target: StoredEvent, redaction: Event, position: int, root: bytes) -> bool:
+    """Whether the redaction is valid. Of several the first counts; a further one finds nothing to take away."""
+    if target.room_id != redaction.room_id:
+        return False
     (event,) = to_events(tx, [target])
     keys = {_CREATE, _POWER_LEVELS, ("m.room.member", redaction.sender)}
     if not may_apply_redaction(redaction, event, state_events(tx, root, keys)):
-        return
+        return False
+    if target.redacted_by is not None:
+        return True
     redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
     replace_content(tx, target.position, redacted, position)
     forget_auth_event(tx, target.position)
     if target.state_key is not None:
         _tell_invited_anew(tx, target)
+    return True
 
 
 def _tell_invited_anew(tx: Transaction, target: StoredEvent) -> None:
     """What invited and knocking users have been told of the room must not keep what was redacted."""
     head = find_head(tx, target.room_id)
-    if head is None or not head.extremities or (target.type, target.state_key) not in STRIPPED_KEYS:
+    if head is None or not head.extremities:
         return
-    for user_id in list_outsiders(tx, head.room_nid):
+    outsiders: Collection[UserID] = ()
+    if (target.type, target.state_key) in STRIPPED_KEYS:
+        outsiders = list_outsiders(tx, head.room_nid)
+    elif target.type == "m.room.member" and target.state_key is not None:
+        outsiders = list_told_of(tx, head.room_nid, target.state_key)
+    for user_id in outsiders:
         replace_stripped(tx, head.room_nid, user_id, stripped_state(tx, head.state_root, user_id))

@@ -101,5 +101,24 @@ SCHEMA = Schema(
             "004_erased_senders",
             "CREATE TABLE erased_senders (sender_nid INTEGER PRIMARY KEY, position INTEGER NOT NULL);",
         ),
+        Step(
+            "005_withheld_redactions",
+            """
+            -- Redactions in the timeline that clients are not told of: they take no effect, or not yet. Of a redaction
+            -- from before this step we know only whether it was the one that was applied.
+            CREATE TABLE withheld_redactions (position INTEGER PRIMARY KEY);
+            INSERT INTO withheld_redactions (position)
+                SELECT position FROM events
+                WHERE status = 0 AND type_nid = (SELECT nid FROM strings WHERE value = 'm.room.redaction')
+                AND position NOT IN (SELECT redacted_by FROM events WHERE redacted_by IS NOT NULL);
+            """,
+        ),
+        Step(
+            "006_entered_position",
+            """
+            -- When the membership last became what it is. A new profile changes changed_position, but not this.
+            ALTER TABLE memberships ADD COLUMN entered_position INTEGER NOT NULL DEFAULT 0;
+            """,
+        ),
     ),
 )

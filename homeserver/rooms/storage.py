@@ -160,6 +160,16 @@ def find_positions(tx: Transaction, event_ids: Collection[str]) -> dict[EventID,
     return {keys[bytes(key)]: position for key, position in rows}
 
 
+def without_withheld(tx: Transaction, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+    """The events without redactions that have no effect, which clients would carry out all the same."""
+    redactions = [event.position for event in events if event.type == "m.room.redaction"]
+    if not redactions:
+        return events
+    rows = tx.all_in("SELECT position FROM withheld_redactions WHERE position IN (?*)", redactions)
+    withheld = {position for (position,) in rows}
+    return [event for event in events if event.position not in withheld]
+
+
 def event_ids_at(tx: Transaction, positions: Collection[int]) -> dict[int, EventID]:
     """The event ids of stored events."""
     rows = tx.all_in("SELECT position, event_id FROM events WHERE position IN (?*)", list(positions))

@@ -14,7 +14,7 @@ from homeserver.rooms.erasure import find_erased, redacted_copy
 from homeserver.rooms.heads import find_head, state_content, state_position
 from homeserver.rooms.membership import get_membership, get_room_membership
 from homeserver.rooms.resolve import StateAt, head_at, position_in
-from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, load_auth_events
+from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, load_auth_events, without_withheld
 from homeserver.rooms.timeline import END, START, after_position
 
 SERVERS_IN_CACHED_MAX = 500
@@ -37,7 +37,11 @@ def is_world_readable(tx: Transaction, room_id: RoomID) -> bool:
 
 
 def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Sequence[StoredEvent]) -> list[StoredEvent]:
-    """Those of the room's events that the user may see, in order; redacted those of erased users, to who came later."""
+    """Those of the room's events that the user may see, in order, without redactions that have no effect.
+
+    Those of erased users are redacted for whoever came later.
+    """
+    events = without_withheld(tx, events)
     last_joined: int | None = None
     memberships = Memberships(tx, user_id)
     known: dict[bytes, tuple[str, str]] = {}

@@ -148,10 +148,12 @@ class _Rooms:
         elif membership.membership == "invite" and is_changed:
             self._invites.append(membership)
         elif membership.membership == "knock" and is_changed:
-            self.knock[room_id] = {"knock_state": {"events": membership.stripped or []}}
-        elif membership.membership in ("leave", "ban") and is_changed and not membership.forgotten:
-            if since is not None or self._viewer.filter.room.include_leave:
-                self.leave[room_id] = left_room(self._tx, self._viewer, membership, since or 0)
+            self.knock[room_id] = self._outside_entry("knock_state", membership)
+        elif membership.membership in ("leave", "ban") and is_changed:
+            if since is not None:
+                self.leave[room_id] = left_room(self._tx, self._viewer, membership, since)
+            elif self._viewer.filter.room.include_leave and not membership.forgotten:
+                self.leave[room_id] = left_room(self._tx, self._viewer, membership, 0)
 
     def add_invites(self) -> None:
         """Adds the invitations that the user wants to hear of."""
@@ -160,7 +162,21 @@ class _Rooms:
         for membership in self._invites:
             stripped = membership.stripped or []
             if _inviter(stripped, self._viewer.user_id) not in self._viewer.ignored:
-                self.invite[membership.room_id] = {"invite_state": {"events": stripped}}
+                self.invite[membership.room_id] = self._outside_entry("invite_state", membership)
+
+    def _outside_entry(self, name: str, membership: RoomMembership) -> dict[str, Any]:
+        """A room that the user is invited to or knocks upon: its stripped state, and the user's own event whole.
+
+        Clients of today look for that event in the stripped state, those to come in `state`. Spec: MSC4319
+        """
+        events = list(membership.stripped or ())
+        entry: dict[str, Any] = {name: {"events": events}}
+        if events and "origin_server_ts" in events[-1]:
+            own = events[-1]
+            age = max(0, self._tx.now_ms - own["origin_server_ts"])
+            events[-1] = {**own, "unsigned": {"age": age, **own.get("unsigned", {})}}
+            entry["state"] = {"events": [events[-1]]}
+        return entry
 
     def _add_joined(self, membership: RoomMembership) -> None:
         since, room_id = self._since, membership.room_id

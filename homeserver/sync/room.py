@@ -17,7 +17,7 @@ from homeserver.rooms.membership import RoomMembership, count_members, list_hero
 from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
 from homeserver.rooms.state_tree import Key
-from homeserver.rooms.storage import StoredEvent, list_stored
+from homeserver.rooms.storage import StoredEvent, list_stored, without_withheld
 from homeserver.rooms.timeline import END, START, after_position, list_backwards, timeline_token
 from homeserver.rooms.visibility import filter_visible, find_leave
 from homeserver.sync.filter import Filter, select_fields, timeline_limit, wants, wants_event, wants_room
@@ -70,11 +70,12 @@ def joined_room(
 def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since: int) -> dict[str, Any]:
     """A room that the user has left or was put out of, up to that event.
 
-    Who was not in the room since the stream position `since` is told only what became of themselves.
+    If they were not in the room since the stream position `since`, or have forgotten it, they are told only what became
+    of themselves: devices that did not forget the room have to learn that it was left.
     """
     room_id = membership.room_id
     since_point = after_position(since) if since else START
-    left = find_leave(tx, room_id, viewer.user_id)
+    left = None if membership.forgotten else find_leave(tx, room_id, viewer.user_id)
     if left is None or left.ordering is None or left.ordering <= since_point:
         answer = _sections(tx, viewer, _own_membership(tx, membership, since_point), [])
         answer["timeline"]["events"] += _told_outside(viewer, membership)
@@ -186,7 +187,8 @@ def _state(
         in_timeline = {event.position for event in timeline.events}
         positions = {key: at for key, at in positions.items() if at not in in_timeline}
     stored = list_stored(tx, set(positions.values()))
-    return timeline, [stored[at] for at in sorted(stored) if wants_event(filter_, stored[at])]
+    shown_state = without_withheld(tx, [stored[at] for at in sorted(stored)])
+    return timeline, [event for event in shown_state if wants_event(filter_, event)]
 
 
 def _without_overruled(tx: Transaction, head: StateAt, timeline: Timeline) -> Timeline:
@@ -252,7 +254,7 @@ def _sections(tx: Transaction, viewer: Viewer, timeline: Timeline, state: list[S
     )
     now_ms = tx.now_ms
     state_events = [
-        client_event(event, {"age": now_ms - event.origin_server_ts}, with_room_id=False) for event in state
+        client_event(tx, event, {"age": now_ms - event.origin_server_ts}, with_room_id=False) for event in state
     ]
     return {
         "timeline": {

@@ -15,10 +15,12 @@ from typing import Any
 from homeserver import authenticate
 from homeserver.authenticate import AccountFlags
 from homeserver.database import Schema, Step, Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, missing_param, not_found
 from homeserver.federation.identifiers import ServerName, UserID, fits, is_valid_localpart, localpart_of
 from homeserver.resources import Resources
 from homeserver.users.passwords import check_new_password, hash_password
+from homeserver.users.profile import store_field
 
 # deactivated_position: where in the stream it happened; for tails that remove what else is kept of the user.
 SCHEMA = Schema(
@@ -174,7 +176,7 @@ def create_user(
     flags: AccountFlags = NO_FLAGS,
     appservice: str | None = None,
 ) -> None:
-    """Stores a new account. Raises M_USER_IN_USE; the names of deactivated users stay taken."""
+    """Stores a new account, with its localpart as display name. Raises M_USER_IN_USE; names are never free again."""
     added = tx.run(
         "INSERT INTO users (user_nid, password_hash, created_ms, appservice, erased) VALUES (?, ?, ?, ?, 0)"
         " ON CONFLICT (user_nid) DO NOTHING",
@@ -182,6 +184,7 @@ def create_user(
     )  # fmt: skip
     if not added:
         raise user_in_use()
+    store_field(tx, user_id, "displayname", to_json(localpart_of(user_id)))
     if flags != NO_FLAGS:
         authenticate.store_account_flags(tx, hs.token_cache, user_id, flags)
 

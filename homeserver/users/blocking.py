@@ -5,9 +5,11 @@ Spec: client-server-api/#ignoring-users, #invite-permission
 
 from __future__ import annotations
 
+from homeserver import limits
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError
+from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.identifiers import UserID
+from homeserver.rooms.membership import measure_invites
 from homeserver.users.account_data import find_account_data
 
 
@@ -25,6 +27,17 @@ def blocks_invites(tx: Transaction, user_id: UserID) -> bool:
 
 
 def check_takes_invites(tx: Transaction, user_id: UserID) -> None:
-    """MatrixError 403 M_INVITE_BLOCKED if the user, of this server, wants no invitations."""
+    """Raises MatrixError 403 if the user, of this server, wants no invitations or has no room for another one."""
     if blocks_invites(tx, user_id):
         raise MatrixError(403, "M_INVITE_BLOCKED", f"{user_id} takes no invitations.")
+    check_pending_invites(tx, user_id)
+
+
+def check_pending_invites(tx: Transaction, user_id: UserID, new_bytes: int = 0) -> None:
+    """Raises MatrixError 403 if the user, of this server, has so many pending invites that there is no room for one.
+
+    new_bytes: the size of what the invite tells of its room.
+    """
+    count, size_bytes = measure_invites(tx, user_id)
+    if count >= limits.INVITES_PENDING_MAX or size_bytes + new_bytes > limits.INVITES_PENDING_BYTES_MAX:
+        raise forbidden(f"{user_id} has too many pending invites. They can accept or reject some.")

@@ -92,8 +92,8 @@ def is_news_of_device(tx: Transaction, hs: Resources, user_id: UserID, device_id
     row = tx.one(
         "SELECT state, seen_ms FROM presence_devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id
     )
-    if row is None or state == "offline":
-        return (row is None) != (state == "offline")
+    if row is None:
+        return True
     interval_ms = min(limits.PRESENCE_WRITE_INTERVAL_MS, _timeout_ms(hs) // 3)
     return bool(row[0] != state or tx.now_ms - row[1] >= interval_ms)
 

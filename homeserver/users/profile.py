@@ -12,7 +12,6 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
-from homeserver.users import accounts
 
 # profile_updates: users whose rooms have not all been told of their profile yet.
 SCHEMA = Schema(
@@ -46,10 +45,8 @@ def member_profile(tx: Transaction, user_id: UserID) -> JsonObject:
     return {field: orjson.loads(value) for field, value in rows}
 
 
-def find_profile(tx: Transaction, user_id: UserID, field: str | None = None) -> JsonObject | None:
-    """The profile of a user of this server, or just one field of it; None where there is no such user."""
-    if not accounts.exists(tx, user_id):
-        return None
+def find_profile(tx: Transaction, user_id: UserID, field: str | None = None) -> JsonObject:
+    """The profile of a user of this server, or just one field of it; empty if it is not set, or nobody's."""
     nid = tx.find(user_id)
     if field is None:
         rows = tx.all("SELECT field, value FROM profiles WHERE user_nid = ? ORDER BY field", nid)

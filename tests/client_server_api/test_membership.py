@@ -234,6 +234,22 @@ async def test_forgetting(server: Server) -> None:
     assert (await messages(bob, room_id))["chunk"]
 
 
+@pytest.mark.parametrize("how", ["leave", "ban", "reject"])
+async def test_a_forgotten_room_leaves_devices_that_were_away(server: Server, how: str) -> None:
+    alice, bob = await people(server, "alice", "bob")
+    room_id = await public_room(alice)
+    await (act(alice, room_id, "invite", bob) if how == "reject" else join(bob, room_id))
+    since = (await sync(bob))["next_batch"]
+    await send(alice, room_id, "before")
+    await (act(alice, room_id, "ban", bob) if how == "ban" else leave(bob, room_id))
+    await bob.ok("POST", path_of(room_id, "forget"))
+    answer = await sync(bob, since)
+    (told,) = answer["rooms"]["leave"][room_id]["timeline"]["events"]
+    assert told["state_key"] == bob.user_id
+    assert told["content"]["membership"] == ("ban" if how == "ban" else "leave")
+    assert "rooms" not in await sync(bob, answer["next_batch"])
+
+
 @pytest.mark.parametrize("join_rule", ["knock", "knock_restricted"])
 async def test_knocking(server: Server, join_rule: str) -> None:
     alice, bob = await people(server, "alice", "bob")
@@ -242,7 +258,7 @@ async def test_knocking(server: Server, join_rule: str) -> None:
     knocked = await bob.ok("POST", f"knock/{quote('#pub:test.example', safe='')}", json={"reason": "please"})
     assert knocked == {"room_id": room_id}
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
-    assert content == {"membership": "knock", "reason": "please"}
+    assert content == {"membership": "knock", "reason": "please", "displayname": "bob"}
     told = (await sync(bob))["rooms"]["knock"][room_id]["knock_state"]["events"]
     assert {"name": "Room"} in [event["content"] for event in told]
     assert await try_to(bob, "join", room_id) == FORBIDDEN

@@ -180,8 +180,25 @@ async def test_one_device_online_is_enough(homeserver: Server) -> None:
     await sync(alice)
     await sync(other, set_presence="unavailable")
     assert (await status(alice, alice.user_id))["presence"] == "online"
-    await sync(alice, set_presence="offline")
+    await trio.sleep(TIMEOUT_S - 10)
+    await sync(other, set_presence="unavailable")
+    await trio.sleep(TIMEOUT_S - 10)
     assert (await status(alice, alice.user_id))["presence"] == "unavailable"
+
+
+async def test_a_sync_as_offline_changes_nothing(homeserver: Server) -> None:
+    alice, bob = await roommates(homeserver)
+    phone = await homeserver.log_in("alice")
+    await sync(phone, set_presence="offline")
+    assert (await status(alice, alice.user_id))["presence"] == "offline"
+    body = {"presence": "online", "status_msg": "here"}
+    await alice.ok("PUT", f"presence/{alice.user_id}/status", json=body)
+    since = (await sync(bob))["next_batch"]
+    for client in (alice, phone):
+        await sync(client, set_presence="offline")
+    answer = await status(bob, alice.user_id)
+    assert (answer["presence"], answer["status_msg"]) == ("online", "here")
+    assert presences(await sync(bob, since)).get(alice.user_id, {}).get("presence") != "offline"
 
 
 async def test_syncs_write_nothing_while_nothing_changes(homeserver: Server) -> None:

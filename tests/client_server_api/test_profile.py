@@ -27,10 +27,14 @@ async def member_content(server: Server, room_id: RoomID, user_id: str) -> dict[
     return await server.read(read)
 
 
-async def test_a_new_user_has_an_empty_profile(homeserver: Server) -> None:
+NEW = {"displayname": "alice"}
+"""The profile of a new user."""
+
+
+async def test_a_new_user_is_called_by_their_localpart(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    assert await homeserver.anonymous.ok("GET", f"profile/{alice.user_id}") == {}
-    for field in ("displayname", "avatar_url", "m.tz", "org.example.a"):
+    assert await homeserver.anonymous.ok("GET", f"profile/{alice.user_id}") == NEW
+    for field in ("avatar_url", "m.tz", "org.example.a"):
         assert await alice.refused("GET", f"profile/{alice.user_id}/{field}") == (404, "M_NOT_FOUND")
 
 
@@ -49,7 +53,7 @@ async def test_sets_and_removes_fields(homeserver: Server, field: str, value: An
     path = f"profile/{alice.user_id}/{field}"
     assert await alice.ok("PUT", path, json={field: value}) == {}
     assert await homeserver.anonymous.ok("GET", path) == {field: value}
-    assert await homeserver.anonymous.ok("GET", f"profile/{alice.user_id}") == {field: value}
+    assert await homeserver.anonymous.ok("GET", f"profile/{alice.user_id}") == {**NEW, field: value}
     assert await alice.ok("DELETE", path) == {}
     assert await alice.ok("DELETE", path) == {}
     assert await alice.refused("GET", path) == (404, "M_NOT_FOUND")
@@ -86,7 +90,7 @@ async def test_an_empty_name_or_avatar_is_none(homeserver: Server) -> None:
 async def test_refuses_bad_fields(homeserver: Server, field: str, body: Any, errcode: str) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("PUT", f"profile/{alice.user_id}/{field}", json=body) == (400, errcode)
-    assert await alice.ok("GET", f"profile/{alice.user_id}") == {}
+    assert await alice.ok("GET", f"profile/{alice.user_id}") == NEW
 
 
 async def test_the_whole_profile_has_a_limit(homeserver: Server) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from homeserver.federation.room_versions import ROOM_VERSIONS
-from tests.support.homeservers import Server
+from tests.support.homeservers import Client, Server
 from tests.support.people import (
     act,
     get_event,
@@ -143,3 +146,35 @@ async def test_refuses_bad_bodies(server: Server, content: bytes, errcode: str) 
     assert await alice.refused("PUT", path(room_id, event_id), content=content) == (400, errcode)
     assert await alice.refused("PUT", path(room_id, "nonsense"), json={}) == (400, "M_INVALID_PARAM")
     assert (await get_event(alice, room_id, event_id))["content"]["body"] == "hello"
+
+
+async def everything_shown(client: Client, room_id: str, near: str) -> str:
+    """What a user is told of the room's events by every way there is, as one text."""
+    shown: list[Any] = [await sync(client), await messages(client, room_id), await messages(client, room_id, "f")]
+    shown.append(await client.ok("GET", path_of(room_id, "context", near)))
+    shown.append(await client.ok("GET", path_of(room_id, "state")))
+    return json.dumps(shown)
+
+
+@pytest.mark.parametrize("version", ["1", "10", "11", "12"])
+@pytest.mark.parametrize("what", ["an unknown event", "an event of another room", "nothing"])
+async def test_a_redaction_without_effect_is_not_shown(server: Server, version: str, what: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    other_room = await public_room(alice)
+    room_id = await public_room(bob, alice, room_version=version)
+    message = await send(alice, room_id, "hello")
+    elsewhere = await send(alice, other_room, "in another room")
+    since = (await sync(alice))["next_batch"]
+    if what == "nothing":
+        redaction = await send(bob, room_id, {"reason": "none"}, kind="m.room.redaction")
+    else:
+        redaction = await redact(bob, room_id, elsewhere if what != "an unknown event" else "$unknown:test.example")
+    assert (await get_event(alice, other_room, elsewhere))["content"]["body"] == "in another room"
+    for client in (alice, bob):
+        assert redaction not in await everything_shown(client, room_id, message)
+        assert await client.refused("GET", path_of(room_id, "event", redaction)) == (404, "M_NOT_FOUND")
+    assert "rooms" not in await sync(alice, since)
+    valid = await redact(bob, room_id, message)
+    assert valid in await everything_shown(alice, room_id, message)
+    again = await redact(bob, room_id, message, reason="once more")
+    assert again in await everything_shown(alice, room_id, message)

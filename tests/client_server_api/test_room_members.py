@@ -69,7 +69,7 @@ async def test_joined_members(server: Server) -> None:
     answer = await alice.ok("GET", path_of(room_id, "joined_members"))
     assert answer["joined"] == {
         alice.user_id: {"display_name": "Alice", "avatar_url": "mxc://test.example/a"},
-        "@joins:test.example": {},
+        "@joins:test.example": {"display_name": "joins"},
     }
 
 

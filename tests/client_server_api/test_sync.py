@@ -27,6 +27,7 @@ from tests.support.people import (
     say,
     send,
     set_state,
+    state,
     sync,
     texts,
     timeline,
@@ -221,7 +222,38 @@ async def test_invitations_and_knocks(server: Server) -> None:
     await knock(bob, knocked_on, reason="please")
     state = room_in(await sync(bob), knocked_on, "knock")["knock_state"]["events"]
     (own,) = [event for event in state if event.get("state_key") == bob.user_id]
-    assert own["content"] == {"membership": "knock", "reason": "please"}
+    assert own["content"] == {"membership": "knock", "reason": "please", "displayname": "user1"}
+
+
+async def test_an_invitation_says_who_invites_and_when(server: Server) -> None:
+    alice, bob = await people(server, 2)
+    room_id = await create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
+    await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "Alice"})
+    await knock(bob, room_id)
+    await act(alice, room_id, "invite", bob)
+    room = room_in(await sync(bob), room_id, "invite")
+    told = {(event["type"], event["state_key"]): event for event in room["invite_state"]["events"]}
+    inviter = told["m.room.member", alice.user_id]
+    assert inviter["content"] == {"membership": "join", "displayname": "Alice"}
+    assert inviter.keys() == {"type", "sender", "state_key", "content"}
+    own = told["m.room.member", bob.user_id]
+    assert own["sender"] == alice.user_id
+    invite_event = (await state(alice, room_id))["m.room.member", bob.user_id]
+    assert own["event_id"] == invite_event["event_id"]
+    assert own["origin_server_ts"] == invite_event["origin_server_ts"]
+    assert own["unsigned"] == {"age": 0, "prev_content": {"membership": "knock", "displayname": "user1"}}
+    assert room["state"]["events"] == [own]
+
+
+async def test_what_was_redacted_of_the_inviter_is_not_told(server: Server) -> None:
+    alice, bob = await people(server, 2)
+    room_id = await create(alice)
+    await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "rude"})
+    await act(alice, room_id, "invite", bob)
+    member = (await state(alice, room_id))["m.room.member", alice.user_id]
+    assert "rude" in str(room_in(await sync(bob), room_id, "invite"))
+    await redact(alice, room_id, member["event_id"])
+    assert "rude" not in str(room_in(await sync(bob), room_id, "invite"))
 
 
 @pytest.mark.parametrize("how", ["leave", "kick", "ban"])

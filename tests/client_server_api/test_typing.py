@@ -9,7 +9,7 @@ import trio
 
 from homeserver import limits
 from tests.support.homeservers import Client, Server
-from tests.support.people import ephemeral, invite, leave, path_of, public_room, sync
+from tests.support.people import ephemeral, invite, join, leave, path_of, public_room, sync
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 
@@ -135,6 +135,23 @@ async def test_those_who_stay_are_told_that_who_left_types_no_more(server: Serve
     await alice.ok("POST", path_of(room_id, "kick"), json={"user_id": carl.user_id})
     answer = await sync(alice, answer["next_batch"])
     assert typing_in(answer, room_id) == []
+
+
+async def test_who_comes_back_does_not_type_until_they_do(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    await types(bob, room_id)
+    answer = await sync(alice)
+    await leave(bob, room_id)
+    await join(bob, room_id)
+    await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Bobby"})
+    answer = await sync(alice, answer["next_batch"])
+    assert typing_in(answer, room_id) == []
+    assert typing_in(await sync(bob), room_id) in (None, [])
+    await types(bob, room_id)
+    assert typing_in(await sync(alice, answer["next_batch"]), room_id) == [bob.user_id]
+    await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Bob"})
+    assert typing_in(await sync(alice), room_id) == [bob.user_id]
 
 
 async def test_only_members_type_and_for_themselves(server: Server) -> None:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from homeserver import limits
 from homeserver.federation.build import countersign
 from homeserver.federation.event import parse_event
 from homeserver.federation.identifiers import ServerName
@@ -37,8 +38,13 @@ async def test_invited_user_is_told_of_the_room_and_joins(federation: Federation
     assert membership_in(answer, room_id) == "invite"
     events = answer["rooms"]["invite"][room_id]["invite_state"]["events"]
     assert {"m.room.create", "m.room.name", "m.room.member"} <= {event["type"] for event in events}
-    own = next(event for event in events if event["state_key"] == bob.user_id)
+    told = {(event["type"], event["state_key"]): event for event in events}
+    assert told["m.room.member", alice.user_id]["content"] == {"membership": "join", "displayname": "alice"}
+    own = told["m.room.member", bob.user_id]
     assert (own["sender"], own["content"]["membership"]) == (alice.user_id, "invite")
+    assert own["event_id"] == (await state_of(alice, room_id))["m.room.member", bob.user_id]
+    assert own["unsigned"] == {"age": 0}
+    assert answer["rooms"]["invite"][room_id]["state"]["events"] == [own]
 
     await join(bob, room_id)  # the inviter's server is known
     await send_text(bob, room_id, "thank you")
@@ -103,8 +109,75 @@ async def test_invite_can_be_rejected_when_the_inviter_is_gone(federation: Feder
     await invite(alice, room_id, bob.user_id)
     federation.network.leave("a.example")
     before = await sync(bob)
-    await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
-    assert membership_in(await sync(bob, before["next_batch"]), room_id) == "leave"
+    await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={"reason": "no"})
+    answer = await sync(bob, before["next_batch"])
+    (event,) = answer["rooms"]["leave"][room_id]["timeline"]["events"]
+    assert (event["type"], event["sender"], event["state_key"]) == ("m.room.member", bob.user_id, bob.user_id)
+    assert event["content"] == {"membership": "leave", "reason": "no"}
+    assert room_id not in (await sync(bob)).get("rooms", {}).get("invite", {})
+
+
+def invite_of(stranger: Stranger, number: int, user_id: str, state: list[Any]) -> tuple[str, str, Any]:
+    """The room, the path and the body of an invite to a room of version 11 that only the stranger knows."""
+    version = ROOM_VERSIONS["11"]
+    room_id = f"!{number}:{stranger.name}"
+    member = {
+        "type": "m.room.member", "room_id": room_id, "sender": stranger.user("mallory"), "state_key": user_id,
+        "content": {"membership": "invite"}, "origin_server_ts": 5, "depth": 5, "prev_events": ["$a"],
+        "auth_events": ["$b"],
+    }  # fmt: skip
+    event = stranger.sign(member, version)
+    path = f"/_matrix/federation/v2/invite/{quote(room_id, safe='')}/{quote(event.event_id, safe='')}"
+    return room_id, path, {"room_version": "11", "event": event.pdu, "invite_room_state": state}
+
+
+async def test_of_stripped_state_the_inviter_is_believed_about_themselves_only(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    mallory = Stranger(federation.network, ServerName("m.example"))
+
+    def member(user_id: str, **content: Any) -> dict[str, Any]:
+        return {"type": "m.room.member", "sender": user_id, "state_key": user_id, "content": content}
+
+    inviter = member(mallory.user("mallory"), membership="join", displayname="Mallory")
+    create = {"type": "m.room.create", "sender": mallory.user("mallory"), "state_key": "", "content": {}}
+    others = [member(alice.user_id, membership="join"), member("@bob:b.example", membership="join")]
+    room_id, path, body = invite_of(mallory, 1, alice.user_id, [*others, inviter, create])
+    status, _ = await mallory.put("a.example", path, body)
+    assert status == 200
+    *stripped, own = (await sync(alice))["rooms"]["invite"][room_id]["invite_state"]["events"]
+    assert stripped == [inviter, create]
+    assert (own["sender"], own["origin_server_ts"]) == (mallory.user("mallory"), 5)
+
+
+async def test_nobody_is_flooded_with_invites(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "INVITES_PENDING_PER_SERVER_MAX", 3)
+    monkeypatch.setattr(limits, "INVITES_PENDING_BYTES_MAX", 20_000)
+    a = await federation.start("a.example")
+    alice, bert = await a.register("alice"), await a.register("bert")
+    mallory, honest = (Stranger(federation.network, ServerName(f"{name}.example")) for name in ("mallory", "honest"))
+
+    async def invited_by(stranger: Stranger, number: int, size: int = 0) -> int:
+        topic = {
+            "type": "m.room.topic", "sender": stranger.user("mallory"), "state_key": "", "content": {"x": "x" * size}
+        }  # fmt: skip
+        _, path, body = invite_of(stranger, number, alice.user_id, [topic])
+        status, answer = await stranger.put("a.example", path, body)
+        assert status == 200 or answer["errcode"] == "M_FORBIDDEN"
+        return status
+
+    assert [await invited_by(mallory, number) for number in range(5)] == [200, 200, 200, 403, 403]
+    assert await invited_by(mallory, 0) == 200  # it replaces one
+    assert await invited_by(honest, 0) == 200
+    assert await invited_by(honest, 1, 25_000) == 403
+    assert await invited_by(honest, 1, 15_000) == 200
+    monkeypatch.setattr(limits, "INVITES_PENDING_MAX", 5)
+    room_id = await create_room(bert)
+    path = f"rooms/{quote(room_id)}/invite"
+    assert await bert.refused("POST", path, json={"user_id": alice.user_id}) == (403, "M_FORBIDDEN")
+    for rejected in (await sync(alice))["rooms"]["invite"]:
+        await alice.ok("POST", f"rooms/{quote(rejected)}/leave", json={})
+    await bert.ok("POST", path, json={"user_id": alice.user_id})
 
 
 async def test_inviter_takes_the_invite_back(federation: Federation) -> None:

@@ -171,10 +171,17 @@ class Joined:
         after: Sequence[Event | EventID] | None = None,
         auth: Sequence[tuple[str, str]] | None = None,
         depth: int | None = None,
+        redacts: EventID | None = None,
     ) -> Event:
         """An event of the stranger's user after those given, by default after the last one made; not sent yet."""
         draft = Draft(
-            self.room_id, UserID(sender or self.user_id), event_type, content, state_key, origin_server_ts=now_ms()
+            self.room_id,
+            UserID(sender or self.user_id),
+            event_type,
+            content,
+            state_key,
+            redacts=redacts,
+            origin_server_ts=now_ms(),
         )
         follows = [self.last] if after is None else after
         prev_events: list[Reference] = [

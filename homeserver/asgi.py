@@ -6,13 +6,14 @@ Paths of the protocol are answered by the operations, everything else by the pag
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 import trio
 
 from homeserver import limits
+from homeserver.addresses import Proxies
 from homeserver.api import Request, Response
 from homeserver.config import SERVE_GROUPS
 from homeserver.dispatch import Dispatch, error_response
@@ -31,18 +32,20 @@ API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
 class App:
     """An ASGI application. `groups`: what of the server it answers. Extra doors are given, never looked up.
 
-    websocket: answers WebSocket scopes. pages: the ASGI application for people, made at its first request.
+    proxies: whose X-Forwarded-For is believed. websocket: answers WebSocket scopes. pages: the ASGI application for
+    people, made at its first request.
     """
 
     dispatch: Dispatch
     groups: Collection[str] = frozenset(SERVE_GROUPS)
+    proxies: Proxies = field(default_factory=Proxies)
     websocket: AsgiApp | None = None
     pages: Callable[[], AsgiApp] | None = None
     _pages: AsgiApp | None = None
 
-    def serving(self, groups: Collection[str]) -> App:
-        """The same application for a listener that answers only these groups."""
-        return App(self.dispatch, frozenset(groups), self.websocket, self.pages)
+    def serving(self, groups: Collection[str], proxies: Proxies) -> App:
+        """The same application for a listener that answers only these groups, behind these proxies."""
+        return App(self.dispatch, frozenset(groups), proxies, self.websocket, self.pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -64,7 +67,7 @@ class App:
         body = _Body(receive)
         request = Request(
             scope["method"], path, scope["query_string"].decode("latin-1"), scope["headers"],
-            lambda: client_address(scope), body.next_chunk, body.wait_gone,
+            lambda: client_address(scope, self.proxies), body.next_chunk, body.wait_gone,
         )
         if has_two_lengths(scope["headers"]):
             response = _closing(
@@ -192,18 +195,11 @@ def has_two_lengths(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return len(names) > 1 and b"transfer-encoding" in names
 
 
-def client_address(scope: Scope) -> str:
-    """The address that the request came from: a proxy on this machine is believed about it, nobody else."""
+def client_address(scope: Scope, proxies: Proxies) -> str:
+    """The address that the request came from; "" for a unix socket without a proxy."""
     client = scope.get("client")
-    host = client[0] if client else ""
-    if host and host != "::1" and not host.startswith("127."):
-        return host
     forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-    if not forwarded:
-        return host
-    # The last address is the one that our proxy added, to the client's header or in one of its own; those before it
-    # are the client's claim.
-    return forwarded[-1].decode("latin-1").rpartition(",")[2].strip() or host
+    return proxies.find_client(client[0] if client else "", forwarded)
 
 
 def _closing(response: Response) -> Response:

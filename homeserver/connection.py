@@ -8,9 +8,11 @@ answer travels with its body.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from math import inf
 from typing import Any
 
@@ -123,13 +125,18 @@ def is_gone(error: BaseException) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """idle_since: when the last answer ended; inf while one is under way. sending_since: inf while nothing is sent."""
+    """One client's connection, and since when it has been in one of its states; inf while it is not.
+
+    idle_since: no request is under way. asking_since: the head of a request comes. sending_since: an answer is sent.
+    """
 
     stream: trio.abc.Stream
     socket: trio.socket.SocketType
     is_tls: bool
     idle_since: float = field(default_factory=trio.current_time)
+    asking_since: float = inf
     sending_since: float = inf
+    key: str = ""  # what it is counted by
     _held: bytes = b""
     _lock: trio.Lock = field(default_factory=trio.Lock)
     _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -160,7 +167,9 @@ class Connection:
     def overdue(self, now: float) -> bool:
         """Whether the client has asked for nothing, or taken nothing, for too long."""
         return (
-            now - self.idle_since > limits.KEEP_ALIVE_SECONDS or now - self.sending_since > limits.SEND_SECONDS_MAX
+            now - self.idle_since > limits.KEEP_ALIVE_SECONDS
+            or now - self.asking_since > limits.HEAD_SECONDS_MAX
+            or now - self.sending_since > limits.SEND_SECONDS_MAX
         )
 
     @property
@@ -174,6 +183,8 @@ class Connection:
                 data = await stream.receive_some(_RECEIVE_BYTES)
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 return
+            if self.asking_since is inf and self.idle_since is not inf:
+                self.asking_since = trio.current_time()
             await protocol.handle(RawData(bytes(data)))
             if not data:
                 return
@@ -184,6 +195,7 @@ class Connection:
         elif isinstance(event, Updated):
             await self._flush()
             self.idle_since = trio.current_time() if event.idle else inf
+            self.asking_since = inf
         else:
             await self._flush()
             await self._end()
@@ -252,3 +264,80 @@ class Connection:
                     seen += len(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
+
+
+class Connections:
+    """The connections of all listeners. Used on the trio thread only.
+
+    There may be as many as there are open files, less a reserve for everything else. One address may have a part of
+    them, a trusted proxy a larger one. At a limit the new connection takes the place of an old one that is idle: of the
+    same address at the limit of an address, of any at the limit of all. If the oldest are all busy, it is refused.
+    """
+
+    __slots__ = ("_all", "_by_address", "_each", "_proxy", "_total", "refused")
+
+    def __init__(self, total: int) -> None:
+        """total: how many there may be."""
+        self.refused = 0
+        self._total = total
+        self._each = max(1, min(limits.CONNECTIONS_PER_ADDRESS_MAX, total // 4))
+        self._proxy = max(1, total * 3 // 4)
+        self._all: dict[Connection, None] = {}
+        self._by_address: dict[str, dict[Connection, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(tuple(self._all))
+
+    async def admit(self, connection: Connection, key: str, *, is_proxy: bool) -> bool:
+        """Counts a new connection, for which another may end. False if it is to be closed.
+
+        key: its address, of IPv6 its network; "" for a unix socket.
+        """
+        own = self._by_address.get(key, {})
+        crowd = None
+        if len(own) >= (self._proxy if is_proxy else self._each):
+            crowd = own
+        elif len(self._all) >= self._total:
+            crowd = self._all
+        if crowd is not None:
+            oldest = next((each for each in islice(crowd, _OLDEST_LOOKED_AT) if each.is_idle), None)
+            if oldest is None:
+                self.refused += 1
+                return False
+            self.discard(oldest)
+            await trio.aclose_forcefully(oldest.stream)
+        connection.key = key
+        self._all[connection] = None
+        self._by_address.setdefault(key, {})[connection] = None
+        return True
+
+    def discard(self, connection: Connection) -> None:
+        """The connection has ended."""
+        if self._all.pop(connection, connection) is connection:
+            return  # it is not counted any more
+        own = self._by_address[connection.key]
+        del own[connection]
+        if not own:
+            del self._by_address[connection.key]
+
+
+def room_for_connections() -> int:
+    """How many connections this process may have: a part of its open files is for everything else."""
+    files = _open_files_max()
+    return min(limits.CONNECTIONS_MAX, files - min(limits.FILES_RESERVED, files // 2))
+
+
+def _open_files_max() -> int:
+    if sys.platform == "win32":
+        return limits.CONNECTIONS_MAX + limits.FILES_RESERVED
+    import resource  # where there is one
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else limits.CONNECTIONS_MAX + limits.FILES_RESERVED
+
+
+# Of the connections that one may have to end, so that a flood of new ones costs little.
+_OLDEST_LOOKED_AT = 16

@@ -122,8 +122,20 @@ CERTIFICATE_CHECK_SECONDS = 60
 # A phone on a bad network needs a few seconds for the round trips of a handshake.
 TLS_HANDSHAKE_SECONDS_MAX = 20
 
+# The head of a request is one packet or two.
+HEAD_SECONDS_MAX = 20
+
 # An idle connection costs about 10 KB, with TLS 60 KB: no more than would take a gigabyte.
 CONNECTIONS_MAX = 16_000
+
+# Of one IPv4 address or IPv6 network: mobile providers put hundreds of people behind one.
+CONNECTIONS_PER_ADDRESS_MAX = 500
+
+# Open files that no client's connection takes: 512 connections to other servers, databases, blobs.
+FILES_RESERVED = 768
+
+# A flood of connections must not fill the log too.
+REFUSALS_LOG_SECONDS = 60
 
 # How long requests under way have to end once the server is told to stop; service managers kill after 10 to 90 seconds.
 DRAIN_SECONDS = 8

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 
 from homeserver import limits
+from homeserver.addresses import Proxies
 from homeserver.asgi import App
 from homeserver.config import ConfigError, Listener, parse_bind
-from homeserver.connection import Connection, is_gone
+from homeserver.connection import Connection, Connections, is_gone, room_for_connections
+from homeserver.rate_limits import address_key
 
 _log = logging.getLogger("homeserver.listener")
 
@@ -70,13 +73,16 @@ async def serve(
     """
     doors = open_doors(listeners)
     context = WorkerContext(None)
-    connections: set[Connection] = set()
+    connections = Connections(room_for_connections())
+    metrics = app.dispatch.hs.metrics
+    metrics.gauge("homeserver_connections", lambda: len(connections), "Connections that are open.")
+    metrics.describe("homeserver_connections_refused_total", "Connections closed at once, because too many were open.")
     try:
         async with trio.open_nursery() as nursery:  # the connections
             async with trio.open_nursery() as accepting:
                 for door in doors:
                     door.sock.listen(limits.LISTEN_BACKLOG)
-                    handle = _handler(app.serving(door.listener.serve), door, context, connections)
+                    handle = _handler(app, door, context, connections)
                     sock = trio.SocketListener(trio.socket.from_stdlib_socket(door.sock))
                     accepting.start_soon(partial(trio.serve_listeners, handle, [sock], handler_nursery=nursery))
                 task_status.started([Bound(door.listener, door.address) for door in doors])
@@ -208,20 +214,21 @@ def _hypercorn_config() -> HypercornConfig:
     return config
 
 
-def _handler(app: App, door: _Door, context: WorkerContext, connections: set[Connection]) -> Callable:
+def _handler(app: App, door: _Door, context: WorkerContext, connections: Connections) -> Callable:
     config = _hypercorn_config()
-    wrapped = ASGIWrapper(app)
+    proxies = Proxies(door.listener.trusted_proxies)
+    wrapped = ASGIWrapper(app.serving(door.listener.serve, proxies))
 
     async def handle(accepted: trio.SocketStream) -> None:
-        if len(connections) >= limits.CONNECTIONS_MAX:
-            await trio.aclose_forcefully(accepted)
-            return
         stream: trio.abc.Stream = accepted
         if door.tls is not None:
             stream = trio.SSLStream(accepted, door.tls, server_side=True, https_compatible=True)
         connection = Connection(stream, accepted.socket, door.tls is not None)
-        connections.add(connection)
+        address = _peer_address(accepted.socket)
         try:
+            if not await connections.admit(connection, address_key(address), is_proxy=proxies.trusts(address)):
+                app.dispatch.hs.metrics.count("homeserver_connections_refused_total")
+                return
             await connection.run(wrapped, config, context)
         except (Exception, BaseExceptionGroup) as error:
             # One client's connection, whatever it sent, must not end the others.
@@ -235,6 +242,16 @@ def _handler(app: App, door: _Door, context: WorkerContext, connections: set[Con
             await trio.aclose_forcefully(accepted)
 
     return handle
+
+
+def _peer_address(sock: trio.socket.SocketType) -> str:
+    """The address of the other end; "" for a unix socket, and for a client that has gone already."""
+    if sock.family == socket.AF_UNIX:
+        return ""
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:
+        return ""
 
 
 async def _follow_certificates(doors: Sequence[_Door]) -> None:
@@ -266,11 +283,16 @@ def _modified(listener: Listener) -> float:
         return 0
 
 
-async def _sweep(connections: set[Connection]) -> None:
-    """Closes the connections whose clients have gone silent."""
+async def _sweep(connections: Connections) -> None:
+    """Closes the connections whose clients have gone silent, and tells the log if some were refused."""
+    told, told_at = 0, -inf
     while True:
         await trio.sleep(limits.SWEEP_SECONDS)
         now = trio.current_time()
+        if connections.refused > told and now - told_at > limits.REFUSALS_LOG_SECONDS:
+            about = {"refused": connections.refused - told, "open": len(connections)}
+            _log.warning("connections refused: too many are open", extra=about)
+            told, told_at = connections.refused, now
         await _close([connection for connection in connections if connection.overdue(now)])
 
 

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 import msgspec
 import trio
 
-from homeserver import limits
+from homeserver import limits, limits_http
 from homeserver.arguments import Plan, compile_plan, decode_json
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.guests import guest_may
@@ -86,7 +86,7 @@ class Request:
         values: dict[str, list[str]] = {}
         try:
             for name, value in parse_qsl(
-                self.query_string, True, errors="strict", max_num_fields=limits.QUERY_PARAMETERS_MAX
+                self.query_string, True, errors="strict", max_num_fields=limits_http.QUERY_PARAMETERS_MAX
             ):
                 values.setdefault(name, []).append(value)
         except (ValueError, UnicodeDecodeError) as error:
@@ -212,7 +212,7 @@ class Routes:
                     plan=compile_plan(handler, path),
                     group=group,
                     rate_limit=rate_limit,
-                    max_body_bytes=max_body_bytes or limits.BODY_BYTES_MAX.get(group, limits.BODY_BYTES_MAX["client"]),
+                    max_body_bytes=max_body_bytes or limits_http.BODY_BYTES_MAX[group],
                     allow_guest=guest_may(method, path) if allow_guest is None else allow_guest,
                     allow_locked=allow_locked,
                     waits=rate_limit == "sync" if waits is None else waits,

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import trio
 
-from homeserver import limits
+from homeserver import limits_http
 from homeserver.addresses import Proxies
 from homeserver.api import Request, Response
 from homeserver.config import SERVE_GROUPS
@@ -73,9 +73,9 @@ class App:
             response = _closing(
                 error_response(MatrixError(400, "M_UNKNOWN", "The length of the request is ambiguous."))
             )
-        elif len(path) > limits.PATH_CHARACTERS_MAX:
+        elif len(path) > limits_http.PATH_CHARACTERS_MAX:
             response = error_response(MatrixError(414, "M_TOO_LARGE", "The path is too long."))
-        elif self.dispatch.active >= limits.REQUESTS_AT_ONCE_MAX:
+        elif self.dispatch.active >= limits_http.REQUESTS_AT_ONCE_MAX:
             response = error_response(MatrixError(503, "M_UNKNOWN", "This server is too busy."))
         else:
             response = await self.dispatch.answer(request, self.groups)
@@ -138,7 +138,7 @@ class _Body:
     async def skip_small(self, request: Request) -> bool:
         """Reads the rest of a body that nobody asked for. False if it is too long for that, or held back."""
         length = request.headers.get("content-length", "")
-        if not length.isdigit() or int(length[:20]) > limits.UNREAD_BODY_BYTES:
+        if not length.isdigit() or int(length[:20]) > limits_http.UNREAD_BODY_BYTES:
             return False
         if self.is_held_back(request):
             return False
@@ -165,8 +165,8 @@ class _Body:
 
     async def _drain(self) -> None:
         seen = 0
-        with trio.move_on_after(limits.REFUSED_BODY_SECONDS_MAX):
-            while not self._done and seen < limits.REFUSED_BODY_BYTES_MAX:
+        with trio.move_on_after(limits_http.REFUSED_BODY_SECONDS_MAX):
+            while not self._done and seen < limits_http.REFUSED_BODY_BYTES_MAX:
                 message = await self._receive()
                 self._done = message["type"] == "http.disconnect" or not message.get("more_body", False)
                 seen += len(message.get("body", b""))

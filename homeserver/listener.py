@@ -24,7 +24,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 
-from homeserver import limits
+from homeserver import limits_http
 from homeserver.addresses import Proxies
 from homeserver.asgi import App
 from homeserver.config import ConfigError, Listener, parse_bind
@@ -81,7 +81,7 @@ async def serve(
         async with trio.open_nursery() as nursery:  # the connections
             async with trio.open_nursery() as accepting:
                 for door in doors:
-                    door.sock.listen(limits.LISTEN_BACKLOG)
+                    door.sock.listen(limits_http.LISTEN_BACKLOG)
                     handle = _handler(app, door, context, connections)
                     sock = trio.SocketListener(trio.socket.from_stdlib_socket(door.sock))
                     accepting.start_soon(partial(trio.serve_listeners, handle, [sock], handler_nursery=nursery))
@@ -93,7 +93,7 @@ async def serve(
             app.dispatch.drain()
             await context.terminated.set()  # idle connections end now, busy ones after their answer
             await _close([connection for connection in connections if connection.is_idle])
-            nursery.cancel_scope.deadline = trio.current_time() + limits.DRAIN_SECONDS
+            nursery.cancel_scope.deadline = trio.current_time() + limits_http.DRAIN_SECONDS
     finally:
         app.dispatch.drain()
         await _close(tuple(connections))
@@ -208,9 +208,9 @@ def _hypercorn_config() -> HypercornConfig:
     config.accesslog = None
     config.errorlog = logging.getLogger("homeserver.listener")
     config.include_server_header = False
-    config.keep_alive_timeout = limits.KEEP_ALIVE_SECONDS
+    config.keep_alive_timeout = limits_http.KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = 100_000  # closing a good connection gains nothing
-    config.h11_max_incomplete_size = limits.PATH_CHARACTERS_MAX + 16_384
+    config.h11_max_incomplete_size = limits_http.PATH_CHARACTERS_MAX + 16_384
     return config
 
 
@@ -257,7 +257,7 @@ def _peer_address(sock: trio.socket.SocketType) -> str:
 async def _follow_certificates(doors: Sequence[_Door]) -> None:
     """New connections get a certificate that was renewed, without a restart."""
     while doors:
-        await trio.sleep(limits.CERTIFICATE_CHECK_SECONDS)
+        await trio.sleep(limits_http.CERTIFICATE_CHECK_SECONDS)
         for door in doors:
             renew_certificate(door)
 
@@ -287,9 +287,9 @@ async def _sweep(connections: Connections) -> None:
     """Closes the connections whose clients have gone silent, and tells the log if some were refused."""
     told, told_at = 0, -inf
     while True:
-        await trio.sleep(limits.SWEEP_SECONDS)
+        await trio.sleep(limits_http.SWEEP_SECONDS)
         now = trio.current_time()
-        if connections.refused > told and now - told_at > limits.REFUSALS_LOG_SECONDS:
+        if connections.refused > told and now - told_at > limits_http.REFUSALS_LOG_SECONDS:
             about = {"refused": connections.refused - told, "open": len(connections)}
             _log.warning("connections refused: too many are open", extra=about)
             told, told_at = connections.refused, now

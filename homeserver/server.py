@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -26,12 +24,11 @@ from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
 from homeserver.client import Client
 from homeserver.config import Config, ConfigError, server_name_of
-from homeserver.database import Schema, open_database
+from homeserver.database import Database, Schema, open_database
 from homeserver.dispatch import Dispatch
 from homeserver.errors import ClosedError
 from homeserver.feature import Feature
 from homeserver.features import FEATURES, account
-from homeserver.federation.signing import SigningKey, format_signing_key, parse_signing_key
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire
 from homeserver.listener import Bound, serve
@@ -183,16 +180,10 @@ class Homeserver:
         config = self.config
         for name in config.list_without_effect():
             _log.warning("this part of the configuration has no effect yet", extra={"key": name})
-        _make_data_dir(config.data_path(""))
-        features = _all_features()
-        database = await open_database(
-            _database_url(config),
-            [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *_schemas(features)],
-            inline=self._inline,
-            exclusive=not self._beside,
-            now_ms=self._now_ms,
-        )
+        features = all_features()
+        database = await open_data(config, inline=self._inline, exclusive=not self._beside, now_ms=self._now_ms)
         self._stack.push_async_callback(database.aclose)
+        signing_key = await remote.open_identity(config, database)
         workers = Workers(inline=self._inline)
         self._stack.push_async_callback(workers.aclose)
         wire = self._wire
@@ -205,7 +196,7 @@ class Homeserver:
         self._resources = Resources(
             config=config,
             server_name=server_name_of(config),
-            signing_key=read_signing_key(config.data_path(config.federation.signing_key_file)),
+            signing_key=signing_key,
             database=database,
             stream=database.stream,
             blobs=await _open_blobs(config, inline=self._inline, beside=self._beside),
@@ -228,16 +219,36 @@ class Homeserver:
                 nursery.start_soon(keep_running, self._resources, background)
 
 
-def _all_features() -> list[Feature]:
+async def open_data(
+    config: Config,
+    *,
+    inline: bool = False,
+    exclusive: bool = True,
+    now_ms: Callable[[], int] = wall_clock_ms,
+) -> Database:
+    """The server's database, with the tables of all features, in a data folder that is made if there is none.
+
+    exclusive: as in `open_database`. Raises ConfigError or DatabaseError.
+    """
+    _make_data_dir(config.data_path(""))
+    return await open_database(
+        database_url(config), all_schemas(), inline=inline, exclusive=exclusive, now_ms=now_ms
+    )  # fmt: skip
+
+
+def all_features() -> list[Feature]:
     """The features of the table of contents, and the two that serve what all of them add to sync and federation."""
     return [*FEATURES, sync.feature_of(FEATURES, find_filter), remote.feature_of(FEATURES)]
 
 
-def _schemas(features: list[Feature]) -> list[Schema]:
-    return [feature.schema for feature in features if feature.schema is not None]
+def all_schemas() -> list[Schema]:
+    """The tables of everything that stores something."""
+    schemas = [feature.schema for feature in all_features() if feature.schema is not None]
+    return [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *schemas]
 
 
-def _database_url(config: Config) -> str:
+def database_url(config: Config) -> str:
+    """The URL of the database, with the path of a file made absolute."""
     kind, _, path = config.database.url.partition(":")
     return config.database.url if kind != "sqlite" or path == ":memory:" else f"sqlite:{config.data_path(path)}"
 
@@ -249,7 +260,7 @@ def _blobs_url(config: Config) -> str:
 
 def _make_data_dir(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"data_dir: the folder {path} cannot be made: {error.strerror}") from error
 
@@ -270,29 +281,3 @@ def _open_internet(config: Config) -> InternetWire:
         return InternetWire(federation.ca_file, federation.verify_tls, federation.allow_private_addresses)
     except OSError as error:
         raise ConfigError(f"federation.ca_file: cannot read {federation.ca_file}: {error}") from error
-
-
-def read_signing_key(path: Path) -> SigningKey:
-    """The server's signing key, made if there is none yet. ConfigError if the file holds something else."""
-    try:
-        return parse_signing_key(path.read_text("ascii"))
-    except FileNotFoundError:
-        key = SigningKey(secrets.token_hex(4), secrets.token_bytes(32))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"federation.signing_key_file: {path}: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_secret(path, format_signing_key(key) + "\n")
-    return key
-
-
-def _write_secret(path: Path, text: str) -> None:
-    """Writes a file that only its owner reads: whole and for good, or, if the power fails, not at all."""
-    unfinished = path.with_name(path.name + ".new")
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)

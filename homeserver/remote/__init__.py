@@ -11,11 +11,12 @@ from homeserver.api import Routes
 from homeserver.feature import Feature
 from homeserver.remote import handshakes, inviting, outbound, serving
 from homeserver.remote.authorization import verify_origin
+from homeserver.remote.identity import open_identity
 from homeserver.remote.inbound import transaction_routes
 from homeserver.remote.schema import SCHEMA
 from homeserver.resources import Resources
 
-__all__ = ["feature_of", "verify_origin"]
+__all__ = ["feature_of", "open_identity", "verify_origin"]
 
 
 def feature_of(features: Sequence[Feature]) -> Feature:

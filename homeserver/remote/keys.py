@@ -31,6 +31,7 @@ from homeserver.federation.server_keys import (
 )
 from homeserver.peers import Cause, KnownKeys, stranger
 from homeserver.rate_limits import address_key, limit_exceeded
+from homeserver.remote.identity import list_old_keys
 from homeserver.remote.requests import Unreachable, note_status, reaching
 from homeserver.resources import Resources
 
@@ -258,7 +259,7 @@ async def _own_keys(hs: Resources) -> KnownKeys:
     """Our keys, as others know them."""
     known = hs.peers.find_keys(hs.server_name)
     if known is None:
-        old_keys = await hs.database.write(note_own_key, hs.signing_key.key_id, hs.signing_key.verify_key_base64)
+        old_keys = await hs.database.read(list_old_keys)
         current = {hs.signing_key.key_id: VerifyKey(hs.signing_key.verify_key_base64, 1 << 53)}
         known = KnownKeys(current, {**old_keys, **current})
         hs.peers.remember_keys(hs.server_name, known)
@@ -312,20 +313,3 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
         )
         for keys_hash in hashes[limits.KEY_STATEMENTS_PER_SERVER_MAX :]:
             tx.run("DELETE FROM server_keys WHERE server_nid = ? AND keys_hash = ?", nid, keys_hash)
-
-
-def note_own_key(tx: Transaction, key_id: str, key_base64: str) -> dict[str, VerifyKey]:
-    """Notes that we sign with this key from now on; answers those that we have signed with before."""
-    tx.run(
-        "UPDATE own_keys SET expired_ts = ? WHERE expired_ts IS NULL AND NOT (key_id = ? AND key_base64 = ?)",
-        tx.now_ms, key_id, key_base64,
-    )  # fmt: skip
-    tx.run(
-        "INSERT INTO own_keys (key_id, key_base64, expired_ts) VALUES (?, ?, NULL)"
-        " ON CONFLICT (key_id) DO UPDATE SET key_base64 = excluded.key_base64, expired_ts = NULL",
-        key_id, key_base64,
-    )  # fmt: skip
-    rows = tx.all("SELECT key_id, key_base64, expired_ts FROM own_keys WHERE expired_ts IS NOT NULL ORDER BY key_id")
-    return {old_id: VerifyKey(old_base64, expired_ts, expired_ts) for old_id, old_base64, expired_ts in rows}
-
-

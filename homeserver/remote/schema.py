@@ -59,5 +59,12 @@ SCHEMA = Schema(
             """,
         ),
         Step("002_outside_by_user", "CREATE INDEX outside_memberships_of_user ON outside_memberships (user_nid);"),
+        Step(
+            "003_identity",
+            """
+            -- Whose database this is, stored at the first start: it serves no other name.
+            CREATE TABLE identity (id INTEGER PRIMARY KEY CHECK (id = 1), server_name TEXT NOT NULL);
+            """,
+        ),
     ),
 )

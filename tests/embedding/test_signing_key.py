@@ -1,34 +1,183 @@
-"""The server's identity: made at the first start, and then never again. Spec: server-server-api/#publishing-keys"""
+"""Whose database it is: name and signing key, settled at the first start. Spec: server-server-api/#publishing-keys"""
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
+from homeserver import Config, Homeserver
 from homeserver.config import ConfigError
-from homeserver.server import read_signing_key
+from homeserver.database import Transaction
+from homeserver.federation.signing import SigningKey, format_signing_key
+from homeserver.remote import identity
+from homeserver.server import open_data
+from tests.support.homeservers import config_for_tests, now_ms
+from tests.support.wire import FakeNetwork
+
+NAME = "a.example"
 
 
-def test_the_first_start_makes_a_key_that_only_the_owner_reads(tmp_path: Path) -> None:
-    path = tmp_path / "keys" / "signing.key"
-    key = read_signing_key(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [file.name for file in path.parent.iterdir()] == ["signing.key"]
-    again = read_signing_key(path)
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return config_for_tests(NAME, tmp_path)
+
+
+def key_file(config: Config) -> Path:
+    return config.data_path("signing.key")
+
+
+def server(config: Config, **options: Any) -> Homeserver:
+    wire = FakeNetwork().wire_for(config.server_name)
+    return Homeserver(config, wire=wire, now_ms=now_ms, inline_database=True, **options)
+
+
+async def start(config: Config, *, then: Callable[[Transaction], object] = lambda tx: None) -> SigningKey:
+    """One start and stop of the server: the key that it signs with."""
+    async with server(config) as hs:
+        await hs.resources.database.write(then)
+        return hs.resources.signing_key
+
+
+async def refusal(config: Config) -> str:
+    """The sentence with which a start is refused. It names the file and holds nothing of the key."""
+    path = key_file(config)
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(ConfigError) as caught:
+        await start(config)
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert os.listdir(path.parent).count("signing.key") == (before is not None)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+async def test_the_first_start_makes_a_key_that_only_the_owner_reads(config: Config) -> None:
+    key = await start(config)
+    assert stat.S_IMODE(key_file(config).stat().st_mode) == 0o600
+    assert not [name for name in os.listdir(config.data_dir) if name.startswith(".signing.key")]
+    again = await start(config)
     assert (again.key_id, again.sign(b"words")) == (key.key_id, key.sign(b"words"))
 
 
-def test_what_a_power_failure_has_left_of_a_key_is_not_taken_for_one(tmp_path: Path) -> None:
-    (tmp_path / "signing.key.new").write_text("ed25519 ab")
-    read_signing_key(tmp_path / "signing.key")
-
-
 @pytest.mark.parametrize("text", ["", "ed25519 a", "ed25519 a !", "rsa a b", "ed25519 a AAAA", "\udcff"])
-def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, text: str) -> None:
+async def test_a_file_that_holds_something_else_is_refused(config: Config, text: str) -> None:
+    """At the first start as at any other."""
+    content = text.encode("utf-8", "surrogateescape")
+    key_file(config).parent.mkdir()
+    key_file(config).write_bytes(content)
+    assert f"{key_file(config)} does not hold a signing key, restore it from your backup" in await refusal(config)
+    key_file(config).unlink()
+    await start(config)
+    key_file(config).write_bytes(content)
+    assert f"{key_file(config)} does not hold a signing key" in await refusal(config)
+
+
+async def test_a_key_cut_off_is_refused_without_a_word_of_it(config: Config) -> None:
+    secret = format_signing_key(await start(config)).split()[2]
+    text = key_file(config).read_text()
+    key_file(config).write_text(text[:-12])
+    said = await refusal(config)
+    assert str(key_file(config)) in said
+    assert secret[:8] not in said
+    key_file(config).write_text(text)
+    await start(config)
+
+
+async def test_a_lost_key_is_not_made_anew(config: Config) -> None:
+    key = await start(config)
+    text = key_file(config).read_text()
+    key_file(config).unlink()
+    said = await refusal(config)
+    assert f"there is no {key_file(config)}, but this database belongs to a server that has a key" in said
+    assert "homeserver keys new" in said
+    key_file(config).write_text(text)
+    assert await start(config) == key
+
+
+async def test_a_database_from_before_keys_were_noted_keeps_its_key_too(config: Config) -> None:
+    def forget(tx: Transaction) -> None:
+        tx.run("DELETE FROM identity")
+        tx.run("DELETE FROM own_keys")
+        tx.wake("something has happened")
+
+    key = await start(config, then=forget)
+    text = key_file(config).read_text()
+    key_file(config).unlink()
+    await refusal(config)
+    key_file(config).write_text(text)
+    assert await start(config) == key
+
+
+async def test_the_key_of_another_server_is_refused(config: Config) -> None:
+    key = await start(config)
+    key_file(config).write_text(format_signing_key(SigningKey("other", b"o" * 32)))
+    said = await refusal(config)
+    assert f"holds the key ed25519:other, but this server signs with {key.key_id}" in said
+
+
+async def test_a_new_key_is_made_where_it_is_asked_for(config: Config) -> None:
+    first = await start(config)
+    for is_lost in (False, True):
+        if is_lost:
+            key_file(config).unlink()
+        database = await open_data(config, inline=True, now_ms=now_ms)
+        new, put_aside = await identity.replace_key(config, database)
+        old_keys = await database.read(identity.list_old_keys)
+        await database.aclose()
+        assert (put_aside is None) == is_lost
+        assert put_aside is None or stat.S_IMODE(put_aside.stat().st_mode) == 0o600
+        assert old_keys[first.key_id].key_base64 == first.verify_key_base64
+        assert stat.S_IMODE(key_file(config).stat().st_mode) == 0o600
+        assert await start(config) == new
+
+
+async def test_data_of_one_name_are_not_served_under_another(config: Config, tmp_path: Path) -> None:
+    async with server(config) as hs:
+        await hs.register("alice")
+    renamed = Config(
+        server_name="b.example", data_dir=config.data_dir, database=config.database, passwords=config.passwords
+    )
+    said = await refusal(renamed)
+    assert f"server_name is b.example, but this database belongs to {NAME}" in said
+
+    def forget(tx: Transaction) -> None:  # as before names were stored
+        tx.run("DELETE FROM identity")
+
+    await start(config, then=forget)
+    assert f"belongs to {NAME}" in await refusal(renamed)
+    await start(config)
+
+
+async def test_servers_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
+    """They share the file, which each finds missing."""
     path = tmp_path / "signing.key"
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ConfigError, match=r"signing_key_file"):
-        read_signing_key(path)
-    assert path.read_bytes() == text.encode("utf-8", "surrogateescape")
+    found: list[tuple[SigningKey, bool]] = []
+
+    async def make() -> None:
+        found.append(await trio.to_thread.run_sync(identity.make_key, path))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(make)
+    assert len({key.key_id for key, _ in found}) == 1
+    assert [is_made for _, is_made in found].count(True) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["signing.key"]
+
+
+async def test_of_two_nodes_with_files_of_their_own_the_second_is_refused(config: Config, tmp_path: Path) -> None:
+    key = await start(config)
+    database = await open_data(config, inline=True, now_ms=now_ms)
+    elsewhere = Config(server_name=NAME, data_dir=str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ConfigError, match="copy it from another node"):
+        await identity.open_identity(elsewhere, database)
+    assert not key_file(elsewhere).exists()
+    key_file(elsewhere).write_text(format_signing_key(key))
+    assert await identity.open_identity(elsewhere, database) == key
+    await database.aclose()

@@ -11,8 +11,10 @@ from homeserver.config import FederationSection, RateLimitsSection
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import build_authorization
 from homeserver.federation.server_keys import VerifyKey, build_key_response, parse_key_response, parse_notary_response
-from homeserver.federation.signing import SigningKey, format_signing_key
+from homeserver.federation.signing import SigningKey
 from homeserver.limits import FLIGHTS_AT_ONCE_MAX
+from homeserver.remote.identity import replace_key
+from homeserver.server import open_data
 from tests.support.federation import Federation, create_room, join, send_text, texts, wait_text
 from tests.support.homeservers import now_ms
 from tests.support.stranger import Stranger
@@ -39,13 +41,14 @@ async def test_key_of_before_is_an_old_key_after_a_change(federation: Federation
     carol = Stranger(federation.network, CAROL)
     await carol.request("a.example", "GET", "/_matrix/key/v2/server", headers={})
     await federation.kill("a.example")
-    path = a.hs.config.data_path(a.hs.config.federation.signing_key_file)
-    path.write_text(format_signing_key(SigningKey("new", b"n" * 32)))
     await trio.sleep(100)
+    database = await open_data(a.hs.config, inline=True, now_ms=now_ms)
+    new_key, _ = await replace_key(a.hs.config, database)
+    await database.aclose()
     a = await federation.start("a.example")
     _, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/server", headers={})
     keys = parse_key_response(answer, ServerName("a.example"), now_ms())
-    assert list(keys.verify_keys) == ["ed25519:new"]
+    assert list(keys.verify_keys) == [new_key.key_id]
     assert keys.old_verify_keys[old_key.key_id].key_base64 == old_key.verify_key_base64
     # What was signed before still counts for who comes now.
     bob = await b.register("bob")

@@ -1,0 +1,238 @@
+"""The server's identity: its name, and the key that it signs with.
+
+Theory of operation. Every user, room and event carries the name, and other servers hold the key against what it has
+signed. Data of one name are useless under another, and a key that is silently made anew makes other servers refuse
+what this one says. So the database remembers the name and the public halves of the keys (never a secret), and a start
+is refused unless the configuration and the key file agree with them:
+
+    database          key file       start
+    new               missing        makes a key, and remembers both
+    new               a key          remembers both
+    has a key         the same key   goes on
+    has a key         missing        refused: restore the file, or `homeserver keys new`
+    has a key         another key    refused, likewise
+    any               not a key      refused; the file is left as it is
+
+Nodes that share one database may start at the same moment. A key file appears whole or not at all, by a link that
+fails if there is one already: the losers read the winner's file. If they do not share the file, the first to write to
+the database wins, and the others take back what they have made and are refused.
+
+There is no switch that changes the name: an account, a room or a signature cannot be moved to another name.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from homeserver.config import Config, ConfigError
+from homeserver.database import Database, Transaction
+from homeserver.federation.server_keys import VerifyKey
+from homeserver.federation.signing import SigningKey, format_signing_key, parse_signing_key
+from homeserver.users.accounts import list_users
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the database knows: whose it is. Both are None in a new one.
+
+    key: id and public half of the key that it signs with, both strings.
+    """
+
+    server_name: str | None
+    key: tuple[str, str] | None
+    is_new: bool
+
+
+async def open_identity(config: Config, database: Database) -> SigningKey:
+    """The signing key of the server whose database this is. Makes one at the first start.
+
+    Raises ConfigError if the database belongs to another name or key, or if the key is missing or damaged.
+    """
+    path = config.data_path(config.federation.signing_key_file)
+    known = await database.read(read_identity)
+    check_name(known, config.server_name)
+    key = read_key(path)
+    is_made = key is None and may_make_key(known)
+    if is_made:
+        key, is_made = make_key(path)
+    check_key(known, key, path)
+    assert key is not None
+    if known.server_name is None or known.key is None:
+        try:
+            await database.write(_claim, config.server_name, key, path)
+        except ConfigError:
+            if is_made:
+                path.unlink(missing_ok=True)
+            raise
+    return key
+
+
+async def replace_key(config: Config, database: Database) -> tuple[SigningKey, Path | None]:
+    """Makes a new signing key, and where the old one was put aside; None if there was none.
+
+    The old key is published as one that is valid for what was signed before now. No server may be running. Raises
+    ConfigError.
+    """
+    path = config.data_path(config.federation.signing_key_file)
+    check_name(await database.read(read_identity), config.server_name)
+    key = _new_key()
+    unfinished = _write_aside(path, key)
+    try:
+        await database.write(_store_identity, config.server_name, key)
+        # From here on only the new key will do: whoever is interrupted runs the command again.
+        old = path.with_name(f"{path.name}.old-{key.version}") if path.exists() else None
+        if old is not None:
+            path.rename(old)
+        unfinished.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ConfigError(f"federation.signing_key_file: {path} cannot be replaced: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return key, old
+
+
+def check_name(known: Identity, server_name: str) -> None:
+    """Raises ConfigError if the database belongs to a server of another name."""
+    if known.server_name not in (None, server_name):
+        raise ConfigError(
+            f"server_name is {server_name}, but this database belongs to {known.server_name}, whose name is part of"
+            f" every user, room and signature in it: set server_name back to {known.server_name}, or begin anew with"
+            " another data_dir and database"
+        )
+
+
+def check_key(known: Identity, key: SigningKey | None, path: Path) -> None:
+    """Raises ConfigError if the key is missing, or is not the one that the database knows."""
+    how = (
+        "restore the file from your backup, or copy it from another node; if the key is lost for good,"
+        " `homeserver keys new` makes another"
+    )
+    if key is None:
+        raise ConfigError(
+            f"federation.signing_key_file: there is no {path}, but this database belongs to a server that has a key: "
+            + how
+        )
+    if known.key is not None and known.key != (key.key_id, key.verify_key_base64):
+        raise ConfigError(
+            f"federation.signing_key_file: {path} holds the key {key.key_id}, but this server signs with"
+            f" {known.key[0]}: {how}"
+        )
+
+
+def may_make_key(known: Identity) -> bool:
+    """Whether a missing key is no loss: nothing has been signed yet."""
+    return known.is_new and known.key is None
+
+
+# The file
+
+
+def read_key(path: Path) -> SigningKey | None:
+    """The key in the file, None if there is no file. Raises ConfigError, which never repeats what the file holds."""
+    try:
+        return parse_signing_key(path.read_text("ascii"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"federation.signing_key_file: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        said = "it is not text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ConfigError(
+            f"federation.signing_key_file: {path} does not hold a signing key, restore it from your backup: {said}"
+        ) from error
+
+
+def make_key(path: Path) -> tuple[SigningKey, bool]:
+    """A new key in a new file, and True; or the key of whoever was faster, and False. Raises ConfigError."""
+    key = _new_key()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = _write_aside(path, key)
+        try:
+            os.link(unfinished, path)
+        finally:
+            unfinished.unlink()
+        _sync_folder(path.parent)
+    except FileExistsError:
+        found = read_key(path)
+        if found is not None:
+            return found, False
+        raise ConfigError(f"federation.signing_key_file: {path} was removed while this server started") from None
+    except OSError as error:
+        raise ConfigError(f"federation.signing_key_file: {path} cannot be made: {error.strerror}") from error
+    return key, True
+
+
+def _new_key() -> SigningKey:
+    return SigningKey(secrets.token_hex(4), secrets.token_bytes(32))
+
+
+def _write_aside(path: Path, key: SigningKey) -> Path:
+    """A file beside `path` that holds the key, is on the disk, and is its owner's alone."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(format_signing_key(key))
+        file.flush()
+        os.fsync(file.fileno())
+    return unfinished
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Storage
+
+
+def read_identity(tx: Transaction) -> Identity:
+    """What the database knows. If it was made before names were stored, the name is that of its users."""
+    row = tx.one("SELECT server_name FROM identity WHERE id = 1")
+    users = list_users(tx, limit=1)
+    server_name = row[0] if row is not None else users[0].user_id.partition(":")[2] if users else None
+    key = tx.one("SELECT key_id, key_base64 FROM own_keys WHERE expired_ts IS NULL")
+    return Identity(
+        server_name,
+        None if key is None else (key[0], key[1]),
+        is_new=row is None and not users and tx.position == 0,
+    )
+
+
+def _claim(tx: Transaction, server_name: str, key: SigningKey, path: Path) -> None:
+    """Stores name and key unless another node was faster. Raises ConfigError if that one has others."""
+    known = read_identity(tx)
+    check_name(known, server_name)
+    check_key(known, key, path)
+    _store_identity(tx, server_name, key)
+
+
+def _store_identity(tx: Transaction, server_name: str, key: SigningKey) -> None:
+    tx.run("INSERT INTO identity (id, server_name) VALUES (1, ?) ON CONFLICT (id) DO NOTHING", server_name)
+    note_own_key(tx, key.key_id, key.verify_key_base64)
+
+
+def note_own_key(tx: Transaction, key_id: str, key_base64: str) -> None:
+    """Stores that the server signs with this key from now on, and with no other."""
+    tx.run(
+        "UPDATE own_keys SET expired_ts = ? WHERE expired_ts IS NULL AND NOT (key_id = ? AND key_base64 = ?)",
+        tx.now_ms, key_id, key_base64,
+    )  # fmt: skip
+    tx.run(
+        "INSERT INTO own_keys (key_id, key_base64, expired_ts) VALUES (?, ?, NULL)"
+        " ON CONFLICT (key_id) DO UPDATE SET key_base64 = excluded.key_base64, expired_ts = NULL",
+        key_id, key_base64,
+    )  # fmt: skip
+
+
+def list_old_keys(tx: Transaction) -> dict[str, VerifyKey]:
+    """The keys that the server has signed with before, by id."""
+    rows = tx.all("SELECT key_id, key_base64, expired_ts FROM own_keys WHERE expired_ts IS NOT NULL ORDER BY key_id")
+    return {old_id: VerifyKey(old_base64, expired_ts, expired_ts) for old_id, old_base64, expired_ts in rows}

@@ -17,8 +17,8 @@ from homeserver.database import Transaction
 from homeserver.federation.signing import SigningKey, format_signing_key
 from homeserver.remote import identity
 from homeserver.server import open_data
+from homeserver.testing import FakeNetwork
 from tests.support.homeservers import config_for_tests, now_ms
-from tests.support.wire import FakeNetwork
 
 NAME = "a.example"
 

@@ -73,6 +73,13 @@ ACCESS_TOKEN_CHARACTERS_MAX = 2_048
 # After work in the background has failed: what it needs, the database or a store, may be in reach again by then.
 BACKGROUND_PAUSE_S = 30.0
 
+# How often an item is tried that fails by itself, and the pause after the first time; others wait behind it so long.
+LANE_TRIES = 3
+LANE_PAUSE_S = 1.0
+# Parked items that are remembered of each lane: there should be none, and whoever mends the cause needs a few.
+PARKED_ITEMS_MAX = 1_000
+PARKED_REASON_CHARACTERS_MAX = 500
+
 # Rate limits
 
 

@@ -1,15 +1,20 @@
-"""Tail: following the change stream from a stored position: at least once, through restarts, on one node at a time."""
+"""Tail: following the change stream from a stored position: at least once, through restarts, on one node at a time.
+
+A position whose change cannot be followed is parked, and the tail goes on with the next: see `homeserver/lane.py`.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from homeserver.database import Database, DatabaseError, Transaction
+from homeserver.lane import Lane
 from homeserver.limits import TAIL_SPAN_MAX, TAIL_STORE_SECONDS
+from homeserver.metrics import Metrics
 from homeserver.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -41,6 +46,7 @@ class Tail:
         name: str,
         database: Database,
         stream: Stream,
+        metrics: Metrics,
         *,
         span_max: int = TAIL_SPAN_MAX,
         store_seconds: float = TAIL_STORE_SECONDS,
@@ -51,20 +57,27 @@ class Tail:
         self._stream = stream
         self._span_max = span_max
         self._store_seconds = store_seconds
+        self._lane = Lane(f"tail {name}", database, metrics)
         self._since = self._stored = 0
 
     async def run(self, fn: Follow, *, from_now: bool = False) -> None:
         """Calls fn(since, upto) for everything that is committed, in order, for ever: since < position ≤ upto.
 
         A span is told again if the process ends before its position is stored. fn may store it itself with
-        `store_position`, in the write that does the work. An exception of fn ends run. from_now: a tail that never ran
-        begins with what comes, not with the first change. Waits while another task or node runs the same tail.
+        `store_position`, in the write that does the work. A span at which fn fails is told again in smaller ones, and a
+        single position at which it goes on failing is left out; but if the storage fails, that ends run. from_now: a
+        tail that never ran begins with what comes, not with the first change. Waits while another task or node runs
+        the same tail.
         """
+
+        async def follow(span: Sequence[int]) -> None:
+            await fn(span[0] - 1, span[-1])
+
         while True:
             async with self._database.hold(f"tail {self._name}"):
                 await self._begin(from_now)
                 try:
-                    await self._follow(fn)
+                    await self._follow(follow)
                 finally:
                     await self._store_at_the_end()
 
@@ -75,7 +88,7 @@ class Tail:
             await self._database.write(store_position, self._name, position)
         self._since = self._stored = position
 
-    async def _follow(self, fn: Follow) -> None:
+    async def _follow(self, follow: Callable[[Sequence[int]], Awaitable[None]]) -> None:
         async with self._stream.subscribe_all() as subscription:
             last_stored = trio.current_time()
             while True:
@@ -84,7 +97,7 @@ class Tail:
                     position = await subscription.wait(self._since)
                 while self._since < position:
                     upto = min(position, self._since + self._span_max)
-                    await fn(self._since, upto)
+                    await self._lane.work(range(self._since + 1, upto + 1), follow)
                     self._since = upto
                 if trio.current_time() >= last_stored + self._store_seconds:
                     await self._store()

@@ -25,7 +25,8 @@ class Schema:
     steps: tuple[Step, ...]
 
 
-# What the database itself needs: the counter of the change stream, the interned strings, how far each tail has come.
+# What the database itself needs: the counter of the change stream, the interned strings, how far each tail has come,
+# and the items that failed again and again (homeserver/lane.py).
 CORE_SCHEMA = Schema(
     "database",
     (
@@ -36,6 +37,18 @@ CORE_SCHEMA = Schema(
             INSERT INTO stream_position (id, position) VALUES (1, 0);
             CREATE TABLE strings (nid INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE);
             CREATE TABLE tails (name TEXT PRIMARY KEY, position INTEGER NOT NULL);
+            """,
+        ),
+        Step(
+            "parked_items",
+            """
+            CREATE TABLE parked_items (
+                lane TEXT NOT NULL,
+                item TEXT NOT NULL,
+                reason TEXT NOT NULL,
+                parked_ms INTEGER NOT NULL,
+                PRIMARY KEY (lane, item)
+            );
             """,
         ),
     ),

@@ -33,7 +33,7 @@ async def follow_guest_access(hs: Resources) -> None:
             while await hs.database.write(_take_some_out, hs, room_id):
                 pass
 
-    await Tail("guest_access", hs.database, hs.stream).run(follow, from_now=True)
+    await Tail("guest_access", hs.database, hs.stream, hs.metrics).run(follow, from_now=True)
 
 
 def _take_some_out(tx: Transaction, hs: Resources, room_id: RoomID) -> bool:

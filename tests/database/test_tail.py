@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeserver.database import Database, Transaction
+from homeserver.database import Database, DatabaseError, Transaction
+from homeserver.lane import PARKED_COUNTER, Lane, list_parked
+from homeserver.metrics import Metrics
 from homeserver.tail import Tail, find_position, store_position
 from tests.database import items
 from tests.support.database import opened
@@ -31,7 +35,7 @@ class Follower:
     async def follow(self, since: int, upto: int) -> None:
         self.spans.append((since, upto))
         if self.crash_at == len(self.spans):
-            raise RuntimeError("crash")
+            raise DatabaseError("crash")
         self.names += await self.database.read(list_names_between, since, upto)
 
 
@@ -45,7 +49,7 @@ async def test_a_tail_is_told_of_what_was_and_what_comes(database_url: str) -> N
         await database.write(items.store, "before")
         follower = Follower(database)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Tail("t", database, database.stream).run, follower.follow)
+            nursery.start_soon(Tail("t", database, database.stream, Metrics()).run, follower.follow)
             await wait_until(lambda: follower.names == ["before"])
             await database.write(items.store, "after")
             await wait_until(lambda: follower.names == ["before", "after"])
@@ -59,7 +63,7 @@ async def test_a_tail_from_now_is_not_told_of_the_past(database_url: str) -> Non
         await database.write(items.store, "before")
         follower = Follower(database)
         async with trio.open_nursery() as nursery:
-            tail = Tail("t", database, database.stream)
+            tail = Tail("t", database, database.stream, Metrics())
             nursery.start_soon(lambda: tail.run(follower.follow, from_now=True))
             await trio.testing.wait_all_tasks_blocked(0.2)
             await database.write(items.store, "after")
@@ -74,7 +78,7 @@ async def test_spans_are_bounded(database_url: str) -> None:
             await database.write(items.store, f"item {number}")
         follower = Follower(database)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Tail("t", database, database.stream, span_max=4).run, follower.follow)
+            nursery.start_soon(Tail("t", database, database.stream, Metrics(), span_max=4).run, follower.follow)
             await wait_until(lambda: len(follower.names) == 10)
             nursery.cancel_scope.cancel()
         assert follower.spans == [(0, 4), (4, 8), (8, 10)]
@@ -86,13 +90,13 @@ async def test_a_tail_resumes_after_a_crash(database_url: str) -> None:
         for name in names:
             await database.write(items.store, name)
         follower = Follower(database, crash_at=3)
-        with pytest.raises(RuntimeError, match="crash"):
-            await Tail("t", database, database.stream, span_max=2, store_seconds=0).run(follower.follow)
+        with pytest.raises(DatabaseError, match="crash"):
+            await Tail("t", database, database.stream, Metrics(), span_max=2, store_seconds=0).run(follower.follow)
         assert follower.names == names[:4]
     async with opened(database_url, items.SCHEMA) as database:
         again = Follower(database)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Tail("t", database, database.stream).run, again.follow)
+            nursery.start_soon(Tail("t", database, database.stream, Metrics()).run, again.follow)
             await wait_until(lambda: again.names)
             nursery.cancel_scope.cancel()
         assert again.names == names[4:]
@@ -107,13 +111,13 @@ async def test_a_position_stored_with_the_work_is_exactly_once(database_url: str
         async def work(since: int, upto: int) -> None:
             await database.write(lambda tx: store_position(tx, "t", upto))
             done.append((since, upto))
-            raise RuntimeError("crash")
+            raise DatabaseError("crash")
 
-        with pytest.raises(RuntimeError, match="crash"):
-            await Tail("t", database, database.stream).run(work)
+        with pytest.raises(DatabaseError, match="crash"):
+            await Tail("t", database, database.stream, Metrics()).run(work)
         await database.write(items.store, "two")
-        with pytest.raises(RuntimeError, match="crash"):
-            await Tail("t", database, database.stream).run(work)
+        with pytest.raises(DatabaseError, match="crash"):
+            await Tail("t", database, database.stream, Metrics()).run(work)
         assert done == [(0, 1), (1, 2)]
         await database.write(store_position, "t", 1)
         assert await database.read(find_position, "t") == 2  # never back
@@ -123,7 +127,7 @@ async def test_a_quiet_tail_stores_its_position_in_time(database_url: str) -> No
     async with opened(database_url, items.SCHEMA) as database:
         follower = Follower(database)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Tail("t", database, database.stream, store_seconds=0.05).run, follower.follow)
+            nursery.start_soon(Tail("t", database, database.stream, Metrics(), store_seconds=0.05).run, follower.follow)
             await database.write(items.store, "one")
             while await database.read(find_position, "t") != 1:  # noqa: ASYNC110
                 await trio.sleep(0.01)
@@ -144,11 +148,11 @@ def test_at_least_once_in_order_whatever_crashes(crashes: list[int], span_max: i
                     names.append(f"item {len(names):03}")
                     await database.write(items.store, names[-1])
                 follower = Follower(database, crash_at)
-                tail = Tail("t", database, database.stream, span_max=span_max, store_seconds=0)
+                tail = Tail("t", database, database.stream, Metrics(), span_max=span_max, store_seconds=0)
                 with trio.move_on_after(60):
                     try:
                         await tail.run(follower.follow)
-                    except RuntimeError:
+                    except DatabaseError:
                         pass
                 assert follower.names == sorted(follower.names)
                 told += follower.names
@@ -165,12 +169,12 @@ async def test_a_tail_runs_on_one_node_at_a_time(postgres_url: str) -> None:
 
             async def run_first() -> None:
                 with scope:
-                    await Tail("t", one, one.stream).run(first.follow)
+                    await Tail("t", one, one.stream, Metrics()).run(first.follow)
 
             nursery.start_soon(run_first)
             await one.write(items.store, "one")
             await wait_until(lambda: first.names == ["one"])
-            nursery.start_soon(Tail("t", two, two.stream).run, second.follow)
+            nursery.start_soon(Tail("t", two, two.stream, Metrics()).run, second.follow)
             await two.write(items.store, "two")
             await wait_until(lambda: first.names == ["one", "two"])
             assert second.names == []
@@ -184,7 +188,7 @@ async def test_a_tail_goes_on_when_postgresql_was_restarted(own_cluster: Cluster
     async with opened(own_cluster.make_database(), items.SCHEMA) as database:
         follower = Follower(database)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Tail("t", database, database.stream).run, follower.follow)
+            nursery.start_soon(Tail("t", database, database.stream, Metrics()).run, follower.follow)
             await database.write(items.store, "one")
             await wait_until(lambda: follower.names == ["one"])
             own_cluster.stop()
@@ -209,3 +213,90 @@ async def test_two_tasks_do_not_run_one_tail(database_url: str) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(hold)
+
+
+def test_positions_that_cannot_be_followed_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"item {number}" for number in range(20)]
+    bad = {"item 3", "item 4", "item 19"}
+
+    async def main() -> None:
+        metrics = Metrics()
+        async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
+            done: list[str] = []
+
+            async def follow(since: int, upto: int) -> None:
+                told = await database.read(list_names_between, since, upto)
+                if bad & set(told):
+                    raise ValueError(f"a bad item among {told}")
+                done.extend(told)
+
+            for name in names:
+                await database.write(items.store, name)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Tail("t", database, database.stream, metrics, span_max=8).run, follow)
+                await trio.sleep(60)
+                await database.write(items.store, "later")
+                await trio.sleep(60)
+                nursery.cancel_scope.cancel()
+            assert done == [name for name in (*names, "later") if name not in bad]
+            assert metrics.counters()[PARKED_COUNTER, (("lane", "tail t"),)] == 3
+            parked = await database.read(list_parked)
+            assert {(lane, item) for lane, item, _, _ in parked} == {("tail t", "4"), ("tail t", "5"), ("tail t", "20")}
+            assert "ValueError: a bad item among ['item 3']" in [reason for _, _, reason, _ in parked]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["item parked"] * 3
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_an_item_that_fails_now_and_then_is_not_left_out(failures: int) -> None:
+    async def main() -> None:
+        async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
+            left = {"a": 0, "b": failures + 1, "c": 0}  # the first failure is of all together
+            done: list[str] = []
+
+            async def work(part: Sequence[str]) -> None:
+                for item in part:
+                    if left[item]:
+                        left[item] -= 1
+                        raise ValueError(item)
+                done.extend(part)
+
+            await Lane("l", database, Metrics()).work(["a", "b", "c"], work)
+            assert done == ["a", "b", "c"]
+            assert await database.read(list_parked) == []
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_parked_item_is_not_tried_again() -> None:
+    async def main() -> None:
+        async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
+            tried: list[str] = []
+
+            async def work(part: Sequence[str]) -> None:
+                tried.extend(part)
+                if "bad" in part:
+                    raise ValueError
+
+            lane = Lane("l", database, Metrics())
+            await lane.work(["bad", "good"], work)
+            tried.clear()
+            await lane.work(["good", "bad"], work)
+            assert tried == ["good"]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_no_item_is_to_blame_if_the_storage_fails() -> None:
+    async def main() -> None:
+        async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
+
+            async def work(part: Sequence[str]) -> None:
+                raise ExceptionGroup("nursery", [DatabaseError("out of reach")])
+
+            with pytest.raises(ExceptionGroup):
+                await Lane("l", database, Metrics()).work(["a", "b"], work)
+            assert await database.read(list_parked) == []
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

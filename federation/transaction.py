@@ -6,12 +6,13 @@ transaction is dropped alone: PDUs are parsed one by one by `federation.event`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
+from homeserver.federation import canonical_json
 from homeserver.federation.edus import EduContent, InvalidEdu, NaturalInt, parse_edu
 from homeserver.federation.identifiers import ServerName, parse_server_name
 
@@ -54,16 +55,15 @@ def parse_edus(edus: Iterable[object]) -> list[tuple[str, EduContent]]:
     return parsed
 
 
-def build_transaction(
-    origin: ServerName,
-    origin_server_ts: int,
-    pdus: Sequence[Mapping[str, Any]],
-    edus: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """The body to send. Raises InvalidTransaction if it has more PDUs or EDUs than a transaction may have."""
+def encode_transaction(
+    origin: ServerName, origin_server_ts: int, pdus: Sequence[bytes], edus: Sequence[bytes] = ()
+) -> bytes:
+    """The canonical JSON of the body to send, made of the canonical JSON of its parts.
+
+    Raises InvalidTransaction if it has more PDUs or EDUs than a transaction may have.
+    """
     if len(pdus) > PDUS_MAX or len(edus) > EDUS_MAX:
         raise InvalidTransaction(f"A transaction holds at most {PDUS_MAX} PDUs and {EDUS_MAX} EDUs.")
-    body: dict[str, Any] = {"origin": origin, "origin_server_ts": origin_server_ts, "pdus": list(pdus)}
-    if edus:
-        body["edus"] = list(edus)
-    return body
+    head = canonical_json.encode({"origin": origin, "origin_server_ts": origin_server_ts})
+    listed_edus = b'"edus":[' + b",".join(edus) + b"]," if edus else b""
+    return b"{" + listed_edus + head[1:-1] + b',"pdus":[' + b",".join(pdus) + b"]}"

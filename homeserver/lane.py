@@ -8,6 +8,7 @@ Theory of operation
   `homeserver_parked_items_total`, logged with its traceback, and noted in the table `parked_items`, so that it can be
   found later. The lane goes on. This process does not try the item again; after a restart it gets another chance, for
   the program may be a mended one.
+- What only reads, and inside of a transaction cannot wait, uses `try_each`, which tries once and answers which failed.
 - If the storage fails, no item is to blame: the exception is raised at once, nothing is parked, and whoever runs the
   lane begins again later.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 import trio
@@ -25,6 +26,7 @@ from homeserver import limits
 from homeserver.database import Database, DatabaseError, Transaction
 from homeserver.metrics import Metrics
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -69,6 +71,8 @@ class Lane:
 
     async def park(self, item: str, error: Exception) -> None:
         """Notes that an item is left out from now on. Raises if that cannot be stored: then the storage is to blame."""
+        if item in self._parked:
+            return
         await self._database.write(store_parked, self.name, item, f"{type(error).__name__}: {error}")
         self._parked[item] = None
         while len(self._parked) > limits.PARKED_ITEMS_MAX:
@@ -90,6 +94,23 @@ class Lane:
                     raise
                 if attempt == limits.LANE_TRIES - 1:
                     await self.park(item, error)
+
+
+def try_each(items: Sequence[T], fn: Callable[[Sequence[T]], Iterable[R]]) -> tuple[list[R], list[tuple[T, Exception]]]:
+    """What fn makes of all items, in order, and those of which it fails: it is given halves, down to single items."""
+    if not items:
+        return [], []
+    try:
+        return list(fn(items)), []
+    except Exception as error:
+        if is_outage(error):
+            raise
+        if len(items) == 1:
+            return [], [(items[0], error)]
+    half = len(items) // 2
+    first, first_failed = try_each(items[:half], fn)
+    second, second_failed = try_each(items[half:], fn)
+    return first + second, first_failed + second_failed
 
 
 def is_outage(error: BaseException) -> bool:

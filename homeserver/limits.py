@@ -425,6 +425,11 @@ INVITES_PENDING_PER_SERVER_MAX = 50
 OUTBOX_MAX = 500
 # How often it is stored how far everything has been delivered: what lies between is sent twice after a crash.
 SENT_INTERVAL_S = 1.0
+# Of one transaction, if it has more than one item: 50 PDUs of 64 KiB with some EDUs, far below what receivers take.
+TRANSACTION_BYTES = 4 << 20
+# A destination that has answered transactions with an error of its own for so long may be stuck at the first item, and
+# is given the next. A fault of its own is usually mended sooner.
+POISON_SECONDS = 30 * 60.0
 # A transaction of 50 PDUs may need missing events fetched, on a slow machine.
 TRANSACTION_TIMEOUT_S = 60.0
 # Destinations that catch up at once, each with a read and a transaction at a time.

@@ -1,19 +1,22 @@
 """What is to be sent to whom: the events and EDUs of a span of the stream, by destination.
 
-Spec: server-server-api/#pdus, #edus. Everything here is read from tables, so it can be asked again at any time.
+Spec: server-server-api/#pdus, #edus. Everything here is read from tables, so it can be asked again at any time. Events
+and EDUs are encoded here, once for all destinations; one that cannot be is told apart from the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from homeserver import limits
 from homeserver.database import Transaction
-from homeserver.feature import EduSource, JsonObject, OutgoingEdu
+from homeserver.feature import EduSource, OutgoingEdu
+from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.federation.transaction import PDUS_MAX
+from homeserver.lane import try_each
 from homeserver.peers import BackOff
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import joined_servers, list_rooms_of_server
@@ -26,40 +29,52 @@ _SHORT_LIVED = frozenset({"m.typing"})  # of no use to a server that was away
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One PDU or EDU to be sent. What is shared by many destinations is there once."""
+    """One PDU or EDU to be sent, as canonical JSON. What is shared by many destinations is there once.
+
+    name: what it is called in the log.
+    """
 
     position: int
-    pdu: JsonObject | None = None
-    edu: JsonObject | None = None
+    name: str
+    data: bytes
+    is_edu: bool = False
+
+
+Failed = list[tuple[int, Exception]]
+"""Positions whose event or EDU cannot be sent, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a destination lacks up to a position: at most so many PDUs as fit into one transaction, and EDUs."""
+    """What a destination lacks up to a position, in order: the PDUs of one transaction at most, then EDUs."""
 
     upto: int
-    pdus: list[JsonObject]
-    edus: list[JsonObject]
+    items: list[Item]
+    failed: Failed
 
 
 def collect(
     tx: Transaction, own: ServerName, sources: Sequence[EduSource], since: int, upto: int
-) -> dict[ServerName, list[Item]]:
-    """What the changes of since < position ≤ upto mean for each destination, in order."""
+) -> tuple[dict[ServerName, list[Item]], Failed]:
+    """What the changes of since < position ≤ upto mean for each destination, in order; and what cannot be sent."""
     found: dict[ServerName, list[Item]] = {}
     heads: dict[RoomID, Head | None] = {}
-    rows = _rows_to_send(tx, own, list_positions(tx, since, upto))
-    destinations = {row.position: _destinations(tx, own, row, _head(tx, heads, row.room_id)) for row in rows}
-    wanted = [row for row in rows if destinations[row.position]]
-    for row, event in zip(wanted, to_events(tx, wanted), strict=True):
-        item = Item(row.position, pdu=event.pdu)
-        for server in destinations[row.position]:
+
+    def pdus(positions: Sequence[int]) -> list[tuple[Item, frozenset[ServerName]]]:
+        rows = _rows_to_send(tx, own, positions)
+        destinations = {row.position: _destinations(tx, own, row, _head(tx, heads, row.room_id)) for row in rows}
+        wanted = [row for row in rows if destinations[row.position]]
+        return [(item, destinations[item.position]) for item in _pdu_items(tx, wanted)]
+
+    def destinations_of(outgoing: OutgoingEdu) -> frozenset[ServerName]:
+        return _edu_destinations(tx, own, outgoing, heads)
+
+    items, failed = try_each(list_positions(tx, since, upto), pdus)
+    edus, failed_edus = _edu_items(tx, sources, since, upto, destinations_of)
+    for item, servers in (*items, *edus):
+        for server in servers:
             found.setdefault(server, []).append(item)
-    for outgoing in _edus(tx, sources, since, upto):
-        item = Item(upto, edu={"edu_type": outgoing.edu_type, "content": outgoing.content})
-        for server in _edu_destinations(tx, own, outgoing, heads):
-            found.setdefault(server, []).append(item)
-    return found
+    return found, failed + failed_edus
 
 
 def list_due(
@@ -72,14 +87,55 @@ def list_due(
         positions = positions[:PDUS_MAX]
         upto = positions[-1]
     heads: dict[RoomID, Head | None] = {}
-    rows = _rows_to_send(tx, own, positions)
-    due = [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
-    edus = [
-        {"edu_type": outgoing.edu_type, "content": outgoing.content}
-        for outgoing in _edus(tx, sources, since, upto)
-        if outgoing.edu_type not in _SHORT_LIVED and server in _edu_destinations(tx, own, outgoing, heads)
+
+    def pdus(positions: Sequence[int]) -> list[Item]:
+        rows = _rows_to_send(tx, own, positions)
+        return _pdu_items(
+            tx, [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
+        )
+
+    def destinations_of(outgoing: OutgoingEdu) -> frozenset[ServerName]:
+        if outgoing.edu_type in _SHORT_LIVED:
+            return frozenset()
+        return _edu_destinations(tx, own, outgoing, heads) & {server}
+
+    items, failed = try_each(positions, pdus)
+    edus, failed_edus = _edu_items(tx, sources, since, upto, destinations_of)
+    return Batch(upto, items + [item for item, _ in edus], failed + failed_edus)
+
+
+def _pdu_items(tx: Transaction, rows: Sequence[StoredEvent]) -> list[Item]:
+    return [
+        Item(row.position, event.event_id, canonical_json.encode(event.pdu, strict=False))
+        for row, event in zip(rows, to_events(tx, rows), strict=True)
     ]
-    return Batch(upto, [event.pdu for event in to_events(tx, due)], edus)
+
+
+def _edu_items(
+    tx: Transaction,
+    sources: Sequence[EduSource],
+    since: int,
+    upto: int,
+    destinations_of: Callable[[OutgoingEdu], frozenset[ServerName]],
+) -> tuple[list[tuple[Item, frozenset[ServerName]]], Failed]:
+    """The EDUs of a span and where they go, without those that go nowhere."""
+    items: list[tuple[Item, frozenset[ServerName]]] = []
+    failed: Failed = []
+    for source in sources:
+
+        def encoded(
+            span: Sequence[int], source: EduSource = source
+        ) -> Iterable[tuple[Item, frozenset[ServerName]]]:
+            for outgoing in source(tx, span[0] - 1, span[-1]):
+                if servers := destinations_of(outgoing):
+                    edu = {"edu_type": outgoing.edu_type, "content": outgoing.content}
+                    data = canonical_json.encode(edu, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
+                    yield Item(upto, outgoing.edu_type, data, is_edu=True), servers
+
+        of_source, failed_of_source = try_each(range(since + 1, upto + 1), encoded)
+        items += of_source
+        failed += failed_of_source
+    return items, failed
 
 
 def _rows_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[StoredEvent]:
@@ -123,11 +179,6 @@ def _positions_to_send(tx: Transaction, own: ServerName, server: ServerName, sin
     for room_nid in list_rooms_of_server(tx, server, since):
         positions.update(list_newest_from(tx, room_nid, own, since, upto, limits.CATCH_UP_ROOM_EVENTS_MAX))
     return positions
-
-
-def _edus(tx: Transaction, sources: Sequence[EduSource], since: int, upto: int) -> Iterable[OutgoingEdu]:
-    for source in sources:
-        yield from source(tx, since, upto)
 
 
 def _edu_destinations(

@@ -4,6 +4,14 @@ A tail of the stream. What it finds is handed to destinations in memory, and it 
 delivered, so that after a crash the rest is found again. A destination that fails gets a row, which says up to where it
 has everything: from then on it is left out, until it is tried again and reads what it lacks from the database. Hence
 there is no queue, a message costs no row for each destination, and an idle destination costs nothing.
+
+One bad item stops neither the others nor another destination:
+- An event or EDU that cannot be read or encoded is parked where it is found (see `homeserver/lane.py`).
+- A transaction that its destination refuses, or fails of, is sent again in halves. A single item that is refused is
+  dropped. One that the destination fails of (500) is tried again and again; after POISON_SECONDS it is dropped if the
+  destination takes the next one.
+- What fails unexpectedly in the work for one destination puts that destination into back-off. Only a failure of the
+  storage ends the sender as a whole, which begins again after a pause.
 """
 
 from __future__ import annotations
@@ -11,20 +19,22 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Literal, TypeVarTuple
 
 import trio
 
 from homeserver import limits
-from homeserver.encoding import to_json
-from homeserver.feature import EduSource, JsonObject
+from homeserver.feature import EduSource
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, build_transaction
+from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, encode_transaction
+from homeserver.lane import Lane, is_outage
 from homeserver.peers import DELIVERY, BackOff
 from homeserver.remote.destinations import (
     Batch,
+    Failed,
     Item,
     collect,
     delete_destination,
@@ -40,6 +50,10 @@ _log = logging.getLogger("homeserver.federation")
 
 TAIL = "federation"
 TRANSACTIONS_COUNTER = "homeserver_federation_transactions_sent_total"
+DROPPED_COUNTER = "homeserver_federation_items_dropped_total"
+
+Outcome = Literal["taken", "refused", "failed", "unreachable"]
+Ts = TypeVarTuple("Ts")
 
 # A peer that answers so does not want this very transaction, and will not want it next time.
 _REFUSALS = frozenset({400, 405, 409, 410, 411, 413, 414, 415, 422})
@@ -88,9 +102,12 @@ class Sender:
         self._lags: dict[ServerName, _Lag] = {}
         # Destinations whose lag is not stored yet: up to where they have everything.
         self._unstored: dict[ServerName, int] = {}
+        # Since when (trio's time) destinations have answered with an error of their own.
+        self._failing: dict[ServerName, float] = {}
         self._position = 0
         self._delivered = trio.Event()
         self._due = trio.Event()
+        self._lane = Lane("federation", hs.database, hs.metrics)
         self._catch_ups = trio.CapacityLimiter(limits.CATCH_UPS_AT_ONCE_MAX)
 
     async def run(self) -> None:
@@ -103,6 +120,7 @@ class Sender:
             if back_off.failures:
                 hs.peers.set_back_off(server, back_off)
             hs.peers.await_contact(server)
+        hs.metrics.describe(DROPPED_COUNTER, "Events and EDUs that their destination does not take.")
         hs.metrics.describe(TRANSACTIONS_COUNTER, "Transactions to other servers, and what became of them.")
         hs.metrics.gauge(
             "homeserver_federation_destinations_lagging",
@@ -121,13 +139,18 @@ class Sender:
                 committed = await subscription.wait(self._position)
                 while self._position < committed:
                     upto = min(committed, self._position + limits.TAIL_SPAN_MAX)
-                    found = await self._hs.database.read(
+                    found, failed = await self._hs.database.read(
                         collect, self._hs.server_name, self._sources, self._position, upto
                     )
+                    await self._park(failed)
                     for server, items in found.items():
                         self._hand_over(server, items)
                     self._position = upto
                     self._delivered.set()
+
+    async def _park(self, failed: Failed) -> None:
+        for position, error in failed:
+            await self._lane.park(str(position), error)
 
     def _hand_over(self, server: ServerName, items: Sequence[Item]) -> None:
         if server in self._lags:
@@ -135,7 +158,7 @@ class Sender:
         outbox = self._outboxes.get(server)
         if outbox is None:
             outbox = self._outboxes[server] = _Outbox()
-            self._nursery.start_soon(self._deliver, server, outbox)
+            self._nursery.start_soon(self._guarded, server, self._deliver, server, outbox)
         if outbox.overflowed_at is None and len(outbox.items) + len(items) > limits.OUTBOX_MAX:
             outbox.overflowed_at = items[0].position
         if outbox.overflowed_at is None:
@@ -145,12 +168,13 @@ class Sender:
         """Sends what waits until nothing does; then the destination costs nothing."""
         while outbox.items:
             sending = _first_batch(outbox.items)
-            if not await self._send(server, sending):
-                self._lag_behind(server, outbox.items[0].position - 1)
-                return
-            for _ in sending:
+            done = await self._send(server, sending)
+            for _ in range(done):
                 outbox.items.popleft()
             self._delivered.set()
+            if done < len(sending):
+                self._lag_behind(server, outbox.items[0].position - 1)
+                return
         if outbox.overflowed_at is not None:
             self._lag_behind(server, outbox.overflowed_at - 1, after_failure=False)
             return
@@ -219,7 +243,7 @@ class Sender:
                 due_ms = self._due_ms(server, lag)
                 if due_ms <= now_ms:
                     lag.is_active = True
-                    self._nursery.start_soon(self._catch_up, server, lag)
+                    self._nursery.start_soon(self._guarded, server, self._catch_up, server, lag)
                 else:
                     next_ms = min(next_ms, due_ms)
             with trio.move_on_after((next_ms - now_ms) / 1000):
@@ -233,37 +257,93 @@ class Sender:
                 batch = await self._hs.database.read(
                     list_due, self._hs.server_name, self._sources, server, lag.acked, upto
                 )
-                if not await self._send_batch(server, lag.acked, batch):
+                await self._park(batch.failed)
+                unsent = await self._send_batch(server, batch)
+                if unsent is not None:
+                    lag.acked = max(lag.acked, unsent.position - 1)
                     break
                 lag.acked = batch.upto
                 if lag.acked == self._position:
                     del self._lags[server]  # what comes from now on is handed over again
                     await self._hs.database.write(delete_destination, server)
                     return
-                if batch.pdus or batch.edus:
+                if batch.items:
                     await self._store(server, lag)
         self._hs.peers.await_contact(server)
-        lag.tried_ms = self._hs.now_ms()
         await self._store(server, lag)
+        self._wait_for_turn(lag)
+
+    def _wait_for_turn(self, lag: _Lag) -> None:
+        lag.tried_ms = self._hs.now_ms()
         lag.is_active = False
         self._due.set()
 
-    async def _send_batch(self, server: ServerName, since: int, batch: Batch) -> bool:
-        """In one transaction, or several where there are many EDUs. True also where there is nothing."""
-        pdus, edus = batch.pdus, batch.edus
-        while pdus or edus:
-            items = [Item(since, pdu=pdu) for pdu in pdus] + [Item(batch.upto, edu=edu) for edu in edus[:EDUS_MAX]]
-            if not await self._send(server, items):
-                return False
-            pdus, edus = [], edus[EDUS_MAX:]
-        return True
+    async def _guarded(self, server: ServerName, fn: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        """Does the work for one destination. If it fails, that is the end of this attempt only."""
+        try:
+            await fn(*args)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            _log.exception("sending to a server is interrupted", extra={"destination": server})
+            note_unreachable(self._hs, server)
+            outbox, lag = self._outboxes.get(server), self._lags.get(server)
+            if outbox is not None:
+                self._lag_behind(server, outbox.items[0].position - 1 if outbox.items else self._position)
+            elif lag is not None:
+                self._wait_for_turn(lag)
 
-    async def _send(self, server: ServerName, items: Sequence[Item]) -> bool:
-        """One transaction; whether the destination has taken it, or will never."""
+    async def _send_batch(self, server: ServerName, batch: Batch) -> Item | None:
+        """Sends a batch in as many transactions as it takes; answers the first item that was not delivered."""
+        rest = batch.items
+        while rest:
+            sending = _first_batch(rest)
+            done = await self._send(server, sending)
+            if done < len(sending):
+                return sending[done]
+            rest = rest[done:]
+        return None
+
+    async def _send(self, server: ServerName, items: Sequence[Item]) -> int:
+        """Sends the items, in one transaction if all goes well. Answers how many of the first of them are dealt with:
+        delivered, or dropped because the destination will never take them.
+        """
+        outcome = await self._transact(server, items)
+        if outcome == "taken":
+            return len(items)
+        if outcome == "unreachable":
+            return 0
+        if len(items) == 1:
+            if outcome == "refused":
+                self._drop(server, items[0], outcome)
+                return 1
+            return 0
+        if outcome == "failed" and self._is_stuck(server) and await self._transact(server, items[1:2]) == "taken":
+            self._drop(server, items[0], outcome)
+            return 2 + (await self._send(server, items[2:]) if len(items) > 2 else 0)
+        half = len(items) // 2
+        done = await self._send(server, items[:half])
+        return done + (await self._send(server, items[half:]) if done == half else 0)
+
+    def _is_stuck(self, server: ServerName) -> bool:
+        """Whether the destination has failed for so long that its first item may be what it fails of."""
+        since = self._failing.get(server)
+        return since is not None and trio.current_time() - since >= limits.POISON_SECONDS
+
+    def _drop(self, server: ServerName, item: Item, outcome: Outcome) -> None:
+        self._hs.metrics.count(DROPPED_COUNTER, (("outcome", outcome),))
+        about = {"destination": server, "item": item.name, "outcome": outcome}
+        _log.warning("item not delivered: its destination does not take it", extra=about)
+
+    async def _transact(self, server: ServerName, items: Sequence[Item]) -> Outcome:
+        """One transaction, and what became of it."""
         hs = self._hs
-        pdus: list[JsonObject] = [item.pdu for item in items if item.pdu is not None]
-        edus: list[JsonObject] = [item.edu for item in items if item.edu is not None]
-        body = build_transaction(hs.server_name, hs.now_ms(), pdus, edus)
+        body = encode_transaction(
+            hs.server_name,
+            hs.now_ms(),
+            [item.data for item in items if not item.is_edu],
+            [item.data for item in items if item.is_edu],
+        )
         uri = path_to("v1", "send", _txn_id(items))
         try:
             answer = await send_signed(
@@ -271,29 +351,37 @@ class Sender:
             )
         except Unreachable as error:
             _log.info("transaction not delivered", extra={"destination": server, "reason": str(error)})
-            hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", "unreachable"),))
-            return False
-        hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", "taken" if answer.status == 200 else "refused"),))
+            return self._note(server, "unreachable")
         if answer.status == 200 or answer.status in _REFUSALS:
             hs.peers.note_contact(server)
         else:
             note_unreachable(hs, server)  # it is there, but does not take what it is sent
         if answer.status == 200:
-            return True
-        _log.warning(
-            "transaction refused", extra={"destination": server, "status": answer.status, "errcode": answer.errcode}
-        )
-        return answer.status in _REFUSALS
+            return self._note(server, "taken")
+        about = {"destination": server, "status": answer.status, "errcode": answer.errcode}
+        _log.warning("transaction refused", extra=about)
+        if answer.status in _REFUSALS:
+            return self._note(server, "refused")
+        return self._note(server, "failed" if answer.status == 500 else "unreachable")
+
+    def _note(self, server: ServerName, outcome: Outcome) -> Outcome:
+        if outcome == "failed":
+            self._failing.setdefault(server, trio.current_time())
+        elif outcome != "unreachable":
+            self._failing.pop(server, None)
+        self._hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", outcome),))
+        return outcome
 
 
-def _first_batch(items: Sequence[Item]) -> list[Item]:
+def _first_batch(items: Iterable[Item]) -> list[Item]:
     """The first of the items, as many as fit into one transaction."""
     batch: list[Item] = []
-    pdus = edus = 0
+    pdus = edus = size_bytes = 0
     for item in items:
-        pdus += item.pdu is not None
-        edus += item.edu is not None
-        if pdus > PDUS_MAX or edus > EDUS_MAX:
+        pdus += not item.is_edu
+        edus += item.is_edu
+        size_bytes += len(item.data)
+        if batch and (pdus > PDUS_MAX or edus > EDUS_MAX or size_bytes > limits.TRANSACTION_BYTES):
             break
         batch.append(item)
     return batch
@@ -303,5 +391,6 @@ def _txn_id(items: Sequence[Item]) -> str:
     """The same for the same items, so that a peer which has them already knows it; different for all others."""
     digest = blake2b(digest_size=9)
     for item in items:
-        digest.update(to_json([item.position, item.pdu, item.edu]))
+        digest.update(b"%d %d %d " % (item.position, item.is_edu, len(item.data)))
+        digest.update(item.data)
     return f"{items[0].position}-{items[-1].position}-{digest.hexdigest()}"

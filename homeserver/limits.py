@@ -410,6 +410,13 @@ JOIN_NEXT_SERVER_SECONDS = 3.0
 INVITED_JOIN_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 # How long others wait for an invitation of ours that is out to be signed: a little less than they wait for us.
 INVITE_PLACING_SECONDS_MAX = 10.0
+# A user who rejects an invitation waits no longer than this for the other servers, which are told later then.
+LEAVE_SECONDS = 10.0
+# How often at least that is tried; each costs two requests.
+LEAVE_RETRY_MS_MAX = 10 * 60 * 1000
+# And for how long: a server that was away for longer has other things to catch up with.
+LEAVE_KEPT_MS = 90 * 24 * 60 * 60 * 1000
+LEAVES_AT_ONCE_MAX = 20
 # Of what an inviter or a room tells about itself to someone outside: real ones have a dozen.
 STRIPPED_EVENTS_MAX = 50
 STRIPPED_BYTES_MAX = 64 * 1024

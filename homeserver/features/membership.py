@@ -31,7 +31,7 @@ from homeserver.remote.directory import resolve_alias
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.remote.joining import join_room as join_remote_room
 from homeserver.remote.joining import knock_room as knock_remote_room
-from homeserver.remote.joining import leave_room as leave_remote_room
+from homeserver.remote.leaves import leave_room as leave_remote_room
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import find_alias
 from homeserver.rooms.append import append_local

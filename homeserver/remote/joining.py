@@ -1,4 +1,4 @@
-"""Entering a room that this server is not in, and leaving one: the handshakes with a server that is.
+"""Entering a room that this server is not in: the handshakes with a server that is. `leaves` uses them to leave one.
 
 What a peer proposes is a template: of it only the place in the graph is used, and the event is our own.
 Spec: server-server-api/#joining-rooms, #knocking-rooms, #leaving-rooms-rejecting-invites
@@ -30,7 +30,6 @@ from homeserver.remote.fetching import store
 from homeserver.remote.outside import (
     forget_outside,
     is_outside,
-    leave_outside,
     list_outside_servers,
     read_stripped,
     store_outside,
@@ -39,7 +38,7 @@ from homeserver.remote.receiving import note_relay, receive_events
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.membership import get_membership, list_largest_servers
+from homeserver.rooms.membership import get_membership
 from homeserver.rooms.receive import Missing, Received, adopt_room
 from homeserver.rooms.storage import Status, find_positions
 
@@ -52,7 +51,7 @@ _WORTH_ANOTHER = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOI
 
 
 @dataclass(frozen=True, slots=True)
-class _Accepted:
+class Accepted:
     """Our event as a resident server took it, and what it answered."""
 
     server: ServerName
@@ -74,7 +73,7 @@ async def join_room(
             except MatrixError as error:
                 if error.errcode != "M_FORBIDDEN":
                     raise
-        candidates = await _candidates(hs, user_id, room_id, via)
+        candidates = await list_candidates(hs, user_id, room_id, via)
         accepted = await _join_as_invited(hs, user_id, room_id, candidates, content)
         await _enter(hs, accepted)
     return room_id
@@ -82,7 +81,7 @@ async def join_room(
 
 async def _join_as_invited(
     hs: Resources, user_id: UserID, room_id: RoomID, candidates: Sequence[ServerName], content: Mapping[str, Any]
-) -> _Accepted:
+) -> Accepted:
     """Our join as a resident took it. A refusal of an invited user is not taken as final at once."""
     for pause_s in limits.INVITED_JOIN_PAUSES_S:
         try:
@@ -96,22 +95,6 @@ async def _join_as_invited(
     return await _shake_hands(hs, "join", user_id, room_id, candidates, content)
 
 
-async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]) -> None:
-    """Rejects an invite or takes back a knock. Where no server of the room can be told, only the user is."""
-    if not await hs.database.read(is_outside, hs.server_name, room_id):
-        draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "leave"}, state_key=user_id)
-        await hs.database.write(_append, hs, draft)
-        return
-    event = None
-    try:
-        residents = await hs.database.read(list_largest_servers, room_id, limits.JOIN_SERVERS_MAX)
-        candidates = await _candidates(hs, user_id, room_id, residents)
-        event = (await _shake_hands(hs, "leave", user_id, room_id, candidates, content)).event
-    except MatrixError as error:  # an invite that nobody stands behind any more must not stay for ever
-        _log.info("leave not delivered", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
-    await hs.database.write(leave_outside, hs.server_name, room_id, user_id, event, content)
-
-
 async def knock_room(
     hs: Resources, user_id: UserID, room_id: RoomID, via: Sequence[ServerName], content: Mapping[str, Any]
 ) -> RoomID:
@@ -121,7 +104,7 @@ async def knock_room(
             draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "knock"}, state_key=user_id)
             await hs.database.write(_append, hs, draft)
             return room_id
-        candidates = await _candidates(hs, user_id, room_id, via)
+        candidates = await list_candidates(hs, user_id, room_id, via)
         accepted = await _shake_hands(hs, "knock", user_id, room_id, candidates, content)
         stripped = read_stripped(accepted.answer.get("knock_room_state"))
         await hs.database.write(store_outside, accepted.event, stripped)
@@ -132,10 +115,10 @@ def _append(tx: Transaction, hs: Resources, draft: Draft) -> EventID:
     return append_local(tx, hs, draft).event_id
 
 
-async def _candidates(
+async def list_candidates(
     hs: Resources, user_id: UserID, room_id: RoomID, via: Iterable[ServerName]
 ) -> list[ServerName]:
-    """Whom to ask: those named, who has invited, the server in the room's id."""
+    """The servers to ask: those named, the inviter's, that of the room ID. Raises MatrixError 404 if there is none."""
     found = [*via, *await hs.database.read(list_outside_servers, room_id, user_id)]
     try:
         found.append(server_name_of(room_id))
@@ -154,19 +137,19 @@ async def _shake_hands(
     room_id: RoomID,
     candidates: Sequence[ServerName],
     content: Mapping[str, Any],
-) -> _Accepted:
+) -> Accepted:
     """Our event as the first server takes it that does.
 
     The servers are asked for a template one after another; one that is slow to answer is not waited for alone, but
     whichever answers first is taken, and given the event before any other is.
     """
     failure: MatrixError | None = None
-    accepted: _Accepted | None = None
+    accepted: Accepted | None = None
     give, templates = trio.open_memory_channel[tuple[ServerName, Event | MatrixError]](len(candidates))
 
-    async def make(server: ServerName) -> None:
+    async def ask_for_template(server: ServerName) -> None:
         try:
-            give.send_nowait((server, await _make(hs, handshake, server, user_id, room_id, content)))
+            give.send_nowait((server, await make(hs, handshake, server, user_id, room_id, content)))
         except MatrixError as error:
             give.send_nowait((server, error))
 
@@ -174,7 +157,7 @@ async def _shake_hands(
         asked = answered = 0
         while accepted is None and answered < len(candidates):
             if asked < len(candidates):
-                nursery.start_soon(make, candidates[asked])
+                nursery.start_soon(ask_for_template, candidates[asked])
                 asked += 1
             made: Event | MatrixError | None = None
             with trio.move_on_after(limits.JOIN_NEXT_SERVER_SECONDS if asked < len(candidates) else math.inf):
@@ -185,7 +168,7 @@ async def _shake_hands(
             try:
                 if isinstance(made, MatrixError):
                     raise made
-                accepted = await _send(hs, handshake, server, made)
+                accepted = await send(hs, handshake, server, made)
             except MatrixError as error:
                 # What a resident has said about the room is worth more than that another is not in it, or away.
                 if failure is None or failure.errcode in _WORTH_ANOTHER:
@@ -197,7 +180,7 @@ async def _shake_hands(
     return accepted
 
 
-async def _make(
+async def make(
     hs: Resources,
     handshake: Handshake,
     server: ServerName,
@@ -205,7 +188,7 @@ async def _make(
     room_id: RoomID,
     content: Mapping[str, Any],
 ) -> Event:
-    """The signed event, at the place that the server's template names."""
+    """Our event, signed, at the place that the server's template names. Raises MatrixError: its refusal, or 502."""
     versions = [] if handshake == "leave" else [("ver", version) for version in ROOM_VERSIONS]
     uri = path_to("v1", f"make_{handshake}", room_id, user_id, query=versions)
     try:
@@ -275,14 +258,14 @@ def _build(
         raise MatrixError(502, "M_UNKNOWN", f"{server} proposed an event that cannot be: {error}") from error
 
 
-async def _send(hs: Resources, handshake: Handshake, server: ServerName, event: Event) -> _Accepted:
-    """Has the server take the event into the room."""
+async def send(hs: Resources, handshake: Handshake, server: ServerName, event: Event) -> Accepted:
+    """Has the server take our event into the room. Raises MatrixError: its refusal, or 502."""
     options: dict[str, Any] = {"cause": ACTION}
     if handshake == "join":
         options |= {"timeout_s": limits.JOIN_TIMEOUT_S, "max_bytes": limits.STATE_BYTES_MAX, "decode": decode_parts}
     place = (f"send_{handshake}", event.room_id, event.event_id)
     if handshake == "knock":
-        return _Accepted(server, event, await ask(hs, server, "PUT", path_to("v1", *place), event.pdu, **options))
+        return Accepted(server, event, await ask(hs, server, "PUT", path_to("v1", *place), event.pdu, **options))
     try:
         answer = await send_signed(hs, server, "PUT", path_to("v2", *place), event.pdu, **options)
         if answer.is_unknown_endpoint:
@@ -295,13 +278,13 @@ async def _send(hs: Resources, handshake: Handshake, server: ServerName, event: 
         if answer.errcode in ("M_MISSING_PARAM", "M_INVALID_PARAM"):
             raise MatrixError(502, "M_UNKNOWN", f"{server} does not take our event.")
         raise answer.error(server)
-    return _Accepted(server, event, answer.content)
+    return Accepted(server, event, answer.content)
 
 
 # Entering the room
 
 
-async def _enter(hs: Resources, accepted: _Accepted) -> None:
+async def _enter(hs: Resources, accepted: Accepted) -> None:
     """Takes over the room as the resident server has told it."""
     server, version, room_id = accepted.server, accepted.event.version, accepted.event.room_id
     join = await _countersigned(hs, accepted)
@@ -322,7 +305,7 @@ async def _enter(hs: Resources, accepted: _Accepted) -> None:
     _check(await hs.database.write(_adopt, join, list(by_key.values())))
 
 
-async def _countersigned(hs: Resources, accepted: _Accepted) -> Event:
+async def _countersigned(hs: Resources, accepted: Accepted) -> Event:
     """Our join, with the signature that the server has added where it had to vouch for us."""
     given = accepted.answer.get("event")
     event = accepted.event

@@ -44,6 +44,8 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
     insert_room(tx, event.room_id, event.version)
     room_nid = tx.intern(event.room_id)
     replaced = _find_outside(tx, event, user_id)
+    # What the user has rejected before must not be held against this one.
+    tx.run("DELETE FROM pending_leaves WHERE room_nid = ? AND user_nid = ?", room_nid, tx.find(user_id))
     tx.run(
         "INSERT INTO outside_memberships (room_nid, user_nid, sender_nid, pdu) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_nid) DO UPDATE SET sender_nid = excluded.sender_nid, pdu = excluded.pdu",
@@ -130,6 +132,7 @@ def _as_told(event: Event) -> JsonObject:
 def forget_outside(tx: Transaction, room_id: RoomID) -> None:
     """This server is in the room now: what was said about it outside counts no more."""
     tx.run("DELETE FROM outside_memberships WHERE room_nid = ?", tx.find(room_id))
+    tx.run("DELETE FROM pending_leaves WHERE room_nid = ?", tx.find(room_id))
 
 
 def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:

@@ -66,5 +66,22 @@ SCHEMA = Schema(
             CREATE TABLE identity (id INTEGER PRIMARY KEY CHECK (id = 1), server_name TEXT NOT NULL);
             """,
         ),
+        Step(
+            "004_pending_leaves",
+            """
+            -- Leaves of rooms that this server is not in, which no server of the room has been told of yet. `servers`:
+            -- those to tell, as JSON.
+            CREATE TABLE pending_leaves (
+                room_nid INTEGER NOT NULL,
+                user_nid INTEGER NOT NULL,
+                content BLOB NOT NULL,
+                servers BLOB NOT NULL,
+                since_ms INTEGER NOT NULL,
+                failures INTEGER NOT NULL,
+                retry_after_ms INTEGER NOT NULL,
+                PRIMARY KEY (room_nid, user_nid)
+            );
+            """,
+        ),
     ),
 )

@@ -15,7 +15,7 @@ SQL = re.compile(
 CREATED = re.compile(r"CREATE\s+(?:VIRTUAL\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)", re.IGNORECASE)
 USED = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(\w+)")
 # The database package itself writes these for everyone.
-SHARED = frozenset({"strings", "tails", "stream_position"})
+SHARED = frozenset({"strings", "tails", "stream_position", "parked_items"})
 
 
 def owner(source: Source) -> str:

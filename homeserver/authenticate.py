@@ -17,7 +17,7 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.resources import Resources
-from homeserver.token_cache import Seen, TokenCache
+from homeserver.token_cache import Seen, TokenCache, tokens_key
 
 SCHEMA = Schema(
     "authenticate",
@@ -183,15 +183,15 @@ def note_seen(hs: Resources, user_id: UserID, device_id: str, request: Request) 
 async def _requester_of(hs: Resources, token: str) -> Requester | None:
     token_hash = hash_token(token)
     cache = hs.token_cache
-    found = cache.get(token_hash, hs.now_ms())
+    found = cache.get(token_hash, hs.now_ms(), hs.stream)
     if found is None:
-        generation = cache.generation
+        position = hs.stream.position
         found = await hs.database.read(get_requester, token_hash)
         if found is None:
             return None
         if found.unused:
             await hs.database.write(revoke_replaced_tokens, cache, token_hash)
-        cache.put(token_hash, found.requester.user_id, found, now_ms=hs.now_ms(), generation=generation)
+        cache.put(token_hash, found.requester.user_id, found, now_ms=hs.now_ms(), position=position)
     if found.expires_ms is not None and found.expires_ms <= hs.now_ms():
         raise unknown_token(soft_logout=True)
     return found.requester
@@ -298,7 +298,7 @@ def refresh_tokens(tx: Transaction, cache: TokenCache[TokenLookup], refresh_toke
     # Tokens of an earlier answer to the same refresh token: the client cannot have received it.
     tx.run("DELETE FROM access_tokens WHERE refreshed_by = ?", token_hash)
     tx.run("DELETE FROM refresh_tokens WHERE refreshed_by = ?", token_hash)
-    tx.after_commit(cache.forget_user, user_id)
+    forget_tokens(tx, cache, user_id)
     return issue_tokens(tx, user_id, device_id, refreshable=True, refreshed_by=token_hash)
 
 
@@ -315,13 +315,13 @@ def revoke_replaced_tokens(tx: Transaction, cache: TokenCache[TokenLookup], toke
         "DELETE FROM access_tokens WHERE user_nid = ? AND device_id = ? AND token_hash <> ?",
         user_nid, device_id, token_hash,
     )
-    tx.after_commit(cache.forget_user, tx.name(user_nid))
+    forget_tokens(tx, cache, UserID(tx.name(user_nid)))
 
 
 def delete_token(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, token_hash: bytes) -> None:
     """Ends one access token, for those that belong to no device."""
     tx.run("DELETE FROM access_tokens WHERE token_hash = ?", token_hash)
-    tx.after_commit(cache.forget_user, user_id)
+    forget_tokens(tx, cache, user_id)
 
 
 def delete_tokens_of_device(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, device_id: str) -> None:
@@ -329,7 +329,7 @@ def delete_tokens_of_device(tx: Transaction, cache: TokenCache[TokenLookup], use
     user_nid = tx.find(user_id)
     tx.run("DELETE FROM access_tokens WHERE user_nid = ? AND device_id = ?", user_nid, device_id)
     tx.run("DELETE FROM refresh_tokens WHERE user_nid = ? AND device_id = ?", user_nid, device_id)
-    tx.after_commit(cache.forget_user, user_id)
+    forget_tokens(tx, cache, user_id)
 
 
 def delete_tokens_of_user(
@@ -341,7 +341,13 @@ def delete_tokens_of_user(
     every = 1 if except_device_id is None else 0
     tx.run("DELETE FROM access_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)", user_nid, every, kept)
     tx.run("DELETE FROM refresh_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)", user_nid, every, kept)
+    forget_tokens(tx, cache, user_id)
+
+
+def forget_tokens(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID) -> None:
+    """After the commit, every node looks up the user's tokens again."""
     tx.after_commit(cache.forget_user, user_id)
+    tx.wake(tokens_key(user_id))
 
 
 def get_account_flags(tx: Transaction, user_id: UserID) -> AccountFlags:
@@ -360,4 +366,4 @@ def store_account_flags(tx: Transaction, cache: TokenCache[TokenLookup], user_id
         " is_locked = excluded.is_locked, is_suspended = excluded.is_suspended",
         tx.intern(user_id), int(flags.is_admin), int(flags.is_guest), int(flags.is_locked), int(flags.is_suspended),
     )
-    tx.after_commit(cache.forget_user, user_id)
+    forget_tokens(tx, cache, user_id)

@@ -128,7 +128,7 @@ class Blobs:
             from obstore.store import LocalStore, MemoryStore, from_url
 
             if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._opened = LocalStore(self._folder)
             elif self._url.startswith("memory:"):
                 self._opened = MemoryStore()
@@ -238,7 +238,7 @@ def _make_folder(folder: Path) -> None:
     """Makes the folder and those above it, durably."""
     if not folder.is_dir():
         _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _sync(folder.parent)
 
 

@@ -223,12 +223,12 @@ class Client:
     async def _requester(self) -> Requester:
         """The requester as the account is now: it may have been locked or deactivated since the client was opened."""
         hs, cache = self._hs, self._hs.token_cache
-        found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms())
+        found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms(), hs.stream)
         if found is None:
-            generation = cache.generation
+            position = hs.stream.position
             requester = await hs.database.read(_find_requester, self.user_id, self.device_id)
             found = TokenLookup(requester, expires_ms=None, unused=False)
-            cache.put(self._cache_key, self.user_id, found, now_ms=hs.now_ms(), generation=generation)
+            cache.put(self._cache_key, self.user_id, found, now_ms=hs.now_ms(), position=position)
         return found.requester
 
     async def _news(

@@ -15,6 +15,8 @@ from typing import NamedTuple
 DATABASE_BATCH_MAX = 256
 # How often a node looks whether it may take over from another, or whether another may have taken over from it.
 DATABASE_HOLD_SECONDS = 2.0
+# How often a server on SQLite looks whether a command of its administrator has written: they act at once, to people.
+DATABASE_BELL_SECONDS = 0.25
 # About 100 bytes each in two dictionaries: 20 MB at most, and all that a busy server touches in a day.
 INTERNED_STRINGS_CACHED_MAX = 100_000
 # Longer than every identifier of the specification (255 bytes), short enough for a PostgreSQL index entry (2704 bytes).

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from homeserver import limits
+from homeserver.stream import Stream
 
 Value = TypeVar("Value")
 
@@ -20,37 +21,46 @@ class Seen:
     user_agent: str
 
 
+def tokens_key(user_id: str) -> str:
+    """The stream key that is woken when a token of the user ends, or the account's flags change."""
+    return f"tokens/{user_id}"
+
+
+class _Entry(NamedTuple, Generic[Value]):
+    stored_ms: int
+    user_id: str
+    position: int
+    value: Value
+
+
 @dataclass(slots=True)
 class TokenCache(Generic[Value]):
     """Used on the trio thread only. Bounded in entries and in age.
 
-    `generation` changes with every deletion: what was read before one must not be stored after it.
+    An entry carries the stream position before which it was read. Whatever ends tokens or changes an account wakes the
+    user's `tokens_key` in the same transaction, on this node or another, and entries from before that are not used.
     """
 
-    generation: int = 0
-    _entries: OrderedDict[bytes, tuple[int, str, Value]] = field(default_factory=OrderedDict)
+    _entries: OrderedDict[bytes, _Entry[Value]] = field(default_factory=OrderedDict)
     _of_user: dict[str, set[bytes]] = field(default_factory=dict)
     _seen: dict[tuple[str, str], Seen] = field(default_factory=dict)
 
-    def get(self, token_hash: bytes, now_ms: int) -> Value | None:
-        """What was stored for the token, unless that is too long ago."""
+    def get(self, token_hash: bytes, now_ms: int, stream: Stream) -> Value | None:
+        """What was stored for the token, unless that is too long ago or may have changed."""
         entry = self._entries.get(token_hash)
-        if entry is None or now_ms - entry[0] > limits.TOKEN_CACHE_AGE_MS_MAX:
+        if entry is None or now_ms - entry.stored_ms > limits.TOKEN_CACHE_AGE_MS_MAX:
             return None
-        return entry[2]
+        return None if stream.has_news((tokens_key(entry.user_id),), entry.position) else entry.value
 
-    def put(self, token_hash: bytes, user_id: str, value: Value, *, now_ms: int, generation: int) -> None:
-        """Remembers a lookup that began at `generation`."""
-        if generation != self.generation:
-            return
-        self._entries[token_hash] = (now_ms, user_id, value)
+    def put(self, token_hash: bytes, user_id: str, value: Value, *, now_ms: int, position: int) -> None:
+        """Remembers a lookup. position: of the stream, before the database was read."""
+        self._entries[token_hash] = _Entry(now_ms, user_id, position, value)
         self._of_user.setdefault(user_id, set()).add(token_hash)
         while len(self._entries) > limits.TOKEN_CACHE_ENTRIES_MAX:
             self._drop(next(iter(self._entries)))
 
     def forget_user(self, user_id: str) -> None:
         """Drops every token of the user."""
-        self.generation += 1
         for token_hash in tuple(self._of_user.get(user_id, ())):
             self._drop(token_hash)
 
@@ -71,7 +81,7 @@ class TokenCache(Generic[Value]):
     def _drop(self, token_hash: bytes) -> None:
         entry = self._entries.pop(token_hash, None)
         if entry is not None:
-            hashes = self._of_user[entry[1]]
+            hashes = self._of_user[entry.user_id]
             hashes.discard(token_hash)
             if not hashes:
-                del self._of_user[entry[1]]
+                del self._of_user[entry.user_id]

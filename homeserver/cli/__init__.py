@@ -1,4 +1,4 @@
-"""The command line: `homeserver serve`, `config check`, `user add`. One file for each group of commands.
+"""The command line: `homeserver serve`, `config check`, `user add` … One file for each group of commands.
 
 A group's file has `add_commands(commands)`, which describes its arguments and names the function that runs them. Only
 that function imports the server: `homeserver --help` answers at once.
@@ -11,14 +11,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from homeserver.cli import config, demo, serve, user
+from homeserver import __version__
+from homeserver.cli import config, demo, keys, serve, token, user
 from homeserver.cli.output import CommandError, fail
 
-GROUPS = (serve, config, user, demo)
+GROUPS = (serve, config, user, token, keys, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit code is 0 only where it did what was asked."""
+    os.umask(os.umask(0o077) | 0o077)  # what the server stores is nobody else's to read
     parser = make_parser()
     args = parser.parse_args(arguments)
     if not hasattr(args, "run"):
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="homeserver", description="A Matrix homeserver.")
+    parser.add_argument("--version", action="version", version=f"homeserver {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     for group in GROUPS:
         group.add_commands(commands)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 
@@ -62,6 +62,30 @@ def run_trio(main: Callable[[], Awaitable[int]]) -> int:
         if isinstance(inner, BrokenPipeError):
             raise inner from None
         raise
+
+
+def tell_table(args: argparse.Namespace, heads: Sequence[str], rows: Sequence[Sequence[str]], **fields: Any) -> None:
+    """The result as a table for people, or with --json the fields as one line."""
+    if args.json:
+        tell(args, "", **fields)
+        return
+    shown = [heads, *([text if text.isprintable() else ascii(text) for text in row] for row in rows)]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(heads))]
+    for row in shown:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip(), flush=True)
+
+
+def run_beside(config: Any, act: Callable[[Any], Awaitable[None]]) -> int:
+    """Acts on the data of a server that may be running, which honours at once what is done. Raises CommandError."""
+
+    async def main() -> int:
+        from homeserver.server import Homeserver
+
+        async with Homeserver(config, beside=True) as server:
+            await act(server)
+        return 0
+
+    return run_trio(main)
 
 
 def read_config(args: argparse.Namespace) -> Any:

@@ -1,8 +1,15 @@
-"""SQLite: one file, one server process, one writer connection and a few readers."""
+"""SQLite: one file, one server process, one writer connection and a few readers.
+
+Commands of the administrator write beside a running server. The server holds a lock on a file beside the database; each
+commit of a command makes that file a byte longer, and the server, which looks at its size now and then, wakes everyone.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -10,10 +17,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from homeserver.database.migrations import migrate_sqlite
 from homeserver.database.schema import DatabaseError, Schema
 from homeserver.database.session import Cursor, Opened, Row
 from homeserver.database.translation import split_in
+from homeserver.limits import DATABASE_BELL_SECONDS
+from homeserver.stream import Stream
+
+_log = logging.getLogger(__name__)
 
 # RETURNING needs 3.35, IS NOT DISTINCT FROM 3.39.
 _VERSION_MIN = (3, 39, 0)
@@ -35,10 +48,16 @@ _LOG_BYTES_KEPT = 64 << 20
 class SqliteSession:
     """A connection. Transactions are opened explicitly: the connection is in autocommit mode (isolation_level None)."""
 
-    __slots__ = ("_connection", "_guards_reads", "_in_texts", "execute")
+    __slots__ = ("_connection", "_guards_reads", "_in_texts", "_ring", "execute")
 
-    def __init__(self, connection: sqlite3.Connection, *, guards_reads: bool = False) -> None:
-        """guards_reads: reads and writes share the connection, so that it refuses writes during a read."""
+    def __init__(
+        self, connection: sqlite3.Connection, *, guards_reads: bool = False, ring: Callable[[], None] | None = None
+    ) -> None:
+        """guards_reads: reads and writes share the connection, so that it refuses writes during a read.
+
+        ring: called after each commit.
+        """
+        self._ring = ring
         self.execute: Callable[[str, Sequence[Any]], Cursor] = connection.execute
         self._connection = connection
         self._guards_reads = guards_reads
@@ -76,6 +95,8 @@ class SqliteSession:
         if position is not None:
             self._connection.execute("UPDATE stream_position SET position = ? WHERE id = 1", (position,))
         self._connection.execute("COMMIT")
+        if self._ring is not None:
+            self._ring()
 
     def rollback(self) -> None:
         self._connection.execute("ROLLBACK")
@@ -114,9 +135,41 @@ class _Lock:
         except OSError:
             os.close(self._file)
             raise DatabaseError(f"The database {path} is in use by another server process.") from None
+        os.ftruncate(self._file, 0)
+        self._path = path
 
     def release(self) -> None:
         os.close(self._file)
+
+    async def listen(self, stream: Stream) -> None:
+        """Wakes everyone when a command beside this server has committed. Runs as long as the database is open."""
+        heard = 0
+        while True:
+            size = os.fstat(self._file).st_size
+            if size != heard:
+                stream.notify_all(await trio.to_thread.run_sync(_read_position, self._path))
+                heard = size
+            await trio.sleep(DATABASE_BELL_SECONDS)
+
+
+def _ring(path: str) -> None:
+    """Tells the server that has this database open, if one has, that there was a commit."""
+    try:
+        bell = os.open(f"{path}.lock", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.write(bell, b"\0")
+        finally:
+            os.close(bell)
+    except FileNotFoundError:
+        pass  # no server has ever opened it
+    except OSError as error:  # what was committed stays so: the server sees it with its own next commit
+        _log.warning("a running server was not told of a change", extra={"file": f"{path}.lock", "reason": str(error)})
+
+
+def _read_position(path: str) -> int:
+    with contextlib.closing(connect(path, reads_only=True)) as connection:
+        (position,) = connection.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
+    return int(position)
 
 
 def connect(path: str, *, reads_only: bool = False) -> sqlite3.Connection:
@@ -174,10 +227,14 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
             raise DatabaseError(f"The database {path} cannot be opened: {error}.") from error
         raise
     return Opened(
-        writer=SqliteSession(writer, guards_reads=inline),
+        writer=SqliteSession(
+            writer,
+            guards_reads=inline,
+            ring=None if exclusive or in_memory else functools.partial(_ring, path),
+        ),
         readers=[SqliteSession(connection) for connection in connections[1:]],
         position=int(position),
-        background=None,
+        background=None if inline or lock is None else lock.listen,
         holder=None,
         close=lock.release if lock is not None else _close_nothing,
     )

@@ -150,7 +150,7 @@ def make_key(path: Path) -> tuple[SigningKey, bool]:
     """A new key in a new file, and True; or the key of whoever was faster, and False. Raises ConfigError."""
     key = _new_key()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished = _write_aside(path, key)
         try:
             os.link(unfinished, path)

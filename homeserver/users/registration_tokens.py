@@ -49,6 +49,16 @@ class RegistrationToken:
     expires_ms: int | None
     created_ms: int
 
+    def body(self) -> JsonObject:
+        """The token as administrators' tools know it. Nothing is ever pending: the account itself is what counts."""
+        return {
+            "token": self.token,
+            "uses_allowed": self.uses_allowed,
+            "pending": 0,
+            "completed": self.uses,
+            "expiry_time": self.expires_ms,
+        }
+
 
 def _load(tx: Transaction, hs: Resources, auth: JsonObject) -> bool:
     return is_valid_token(tx, read_text(auth, "token"))

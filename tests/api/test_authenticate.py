@@ -159,9 +159,9 @@ async def test_a_token_ends_at_once_when_its_device_is_deleted(start_server: Sta
 async def test_a_lookup_that_overlaps_a_deletion_is_not_remembered(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         token = (await issue(server)).access_token
-        cache, generation = server.hs.token_cache, server.hs.token_cache.generation
+        cache, position = server.hs.token_cache, server.hs.stream.position
         await server.write(delete_tokens_of_device, cache, ALICE, "DEV")
-        cache.put(hash_token(token), ALICE, "stale", now_ms=0, generation=generation)
+        cache.put(hash_token(token), ALICE, "stale", now_ms=0, position=position)
         assert not await works(server, token)
 
 

@@ -1,0 +1,44 @@
+"""What administrators are shown of accounts, on the command line and by the admin API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.authenticate import AccountFlags, get_account_flags
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import UserID
+from homeserver.users.accounts import User, get_user, list_users
+from homeserver.users.profile import find_profile
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """An account, what kind it is, and what it shows of itself; the last two are None where nothing is shown."""
+
+    user: User
+    flags: AccountFlags
+    displayname: str | None
+    avatar_url: str | None
+
+    @property
+    def user_id(self) -> UserID:
+        """The user's id."""
+        return self.user.user_id
+
+
+def find_account(tx: Transaction, user_id: UserID) -> AccountView | None:
+    """The account, deactivated ones included. None if there never was one."""
+    user = get_user(tx, user_id)
+    return None if user is None else _view(tx, user)
+
+
+def list_accounts(tx: Transaction, after: str, limit: int) -> list[AccountView]:
+    """Accounts in the order of their ids, those behind `after`."""
+    return [_view(tx, user) for user in list_users(tx, after, limit)]
+
+
+def _view(tx: Transaction, user: User) -> AccountView:
+    profile = find_profile(tx, user.user_id)
+    return AccountView(
+        user, get_account_flags(tx, user.user_id), profile.get("displayname"), profile.get("avatar_url")
+    )

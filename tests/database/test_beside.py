@@ -1,0 +1,38 @@
+"""Commands of the administrator write beside a running server, which is told at once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+
+from homeserver.database import DatabaseError
+from tests.database import items
+from tests.support.database import opened
+
+
+async def test_a_write_beside_the_server_wakes_everyone(database_url: str) -> None:
+    async with opened(database_url, items.SCHEMA) as server:
+        for _ in range(2):
+            async with opened(database_url, items.SCHEMA, exclusive=False) as beside:
+                position = await beside.write(lambda tx: tx.next_position("@alice:x"))
+            with trio.fail_after(10):
+                assert await server.stream.wait(["@alice:x"], position - 1, math.inf) == position
+        assert await server.write(lambda tx: tx.next_position()) > position
+
+
+async def test_a_write_without_a_server_is_there_at_the_next_start(database_url: str) -> None:
+    async with opened(database_url, items.SCHEMA, exclusive=False) as beside:
+        position = await beside.write(lambda tx: tx.next_position("@alice:x"))
+    async with opened(database_url, items.SCHEMA) as server:
+        assert server.stream.position == position
+
+
+async def test_a_second_server_on_one_file_is_refused_and_a_command_is_not(sqlite_url: str) -> None:
+    async with opened(sqlite_url, items.SCHEMA):
+        with pytest.raises(DatabaseError, match="is in use by another server process"):
+            async with opened(sqlite_url, items.SCHEMA):
+                pass
+        async with opened(sqlite_url, items.SCHEMA, exclusive=False):
+            pass

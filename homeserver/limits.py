@@ -296,6 +296,8 @@ TIMESTAMP_MS_MAX = 2**53 - 1
 ALIAS_SERVERS_MAX = 50
 # Rooms of one page of the directory.
 PUBLIC_ROOMS_LIMIT_MAX = 500
+# Of a page of another server's directory: it has a kilobyte for each room.
+PUBLIC_ROOMS_BYTES_MAX = 2 << 20
 # What the directory shows of a room costs a dozen look-ups, and all rooms are sorted for each page: 10 MB.
 DIRECTORY_ENTRIES_CACHED_MAX = 10_000
 
@@ -347,8 +349,17 @@ STRANGERS_WAITING_MAX = 16
 EARLY_ATTEMPT_MS: Mapping[str, int] = {"person": 3_000, "stranger": 10_000}
 # An answer that has not come in this time is not worth a person's waiting.
 FEDERATION_TIMEOUT_S = 20.0
-# What peers answer to a question, unless it is one for a state or for many events.
-FEDERATION_RESPONSE_BYTES_MAX = 4 << 20
+# What peers answer to a question, unless it is one for many events or rooms: the servers of a large room at most.
+FEDERATION_RESPONSE_BYTES_MAX = 1 << 20
+# Of larger answers, each element: an event of 64 KiB, with escapes and `unsigned`.
+ANSWER_ELEMENT_BYTES_MAX = 256 * 1024
+# Values in one element, or in an answer that is decoded as a whole: some 100 bytes each. An event cannot have more.
+ANSWER_NODES_MAX = 40_000
+# Elements that are not what they should be. If there are more of them than good ones, the rest is not read.
+ANSWER_JUNK_MAX = 1_000
+ANSWER_JUNK_BYTES_MAX = 8 << 20
+# A server that says nothing for so long in the middle of an answer has gone away.
+ANSWER_IDLE_S = 30.0
 # A body larger than this is decoded on a thread.
 DECODE_INLINE_BYTES_MAX = 256 * 1024
 # A destination that does not answer is left alone for so long; it doubles with each failure.
@@ -384,8 +395,12 @@ SERVERS_CONSIDERED_MAX = 50
 STATE_EVENTS_SINGLY_MAX = 30
 # Requests for single events that are under way to one server.
 EVENT_FETCHES_AT_ONCE = 8
-# Ids in a state or auth chain that a peer tells: the largest rooms have some 200,000 members.
-STATE_IDS_MAX = 500_000
+# Events in a state or an auth chain of a peer, at 500 bytes of memory each. The largest rooms have some 200,000.
+STATE_EVENTS_MAX = 300_000
+# Keys that these are signed with: the largest rooms have users of some 20,000 servers.
+STATE_KEYS_MAX = 50_000
+# How long we wait for them: many of these servers are gone.
+KEYS_TIMEOUT_S = 60.0
 # /state_ids of such a room; /state and /send_join, whose events have some 1 KB each.
 STATE_IDS_BYTES_MAX = 64 << 20
 STATE_BYTES_MAX = 512 << 20
@@ -399,6 +414,8 @@ TRANSACTIONS_KEPT = 10
 # Spec: server-server-api/#get_matrixfederationv1backfillroomid sets no limit; a client's page has at most 100 events.
 BACKFILL_EVENTS_MAX = 100
 BACKFILL_BYTES_MAX = 16 << 20
+# Of a list of events, what is read at a time: decoded it is up to thirty times as large. 100 events have 100 KB.
+LISTED_EVENTS_BYTES_MAX = 2 << 20
 # Spec: POST /get_missing_events defaults to 10.
 MISSING_EVENTS_MAX = 50
 # What comes for a room that is being entered waits, in memory: from so many transactions, 3 MiB at most each.

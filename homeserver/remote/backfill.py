@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
-from homeserver.federation.canonical_json import decode_parts
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, server_name_of
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.peers import PERSON
 from homeserver.remote import fetching
 from homeserver.remote.access import choose_servers
-from homeserver.remote.checking import check_good_pdus
 from homeserver.remote.fetching import fetch_auth_events, fetch_state_before, store
 from homeserver.remote.receiving import receive
-from homeserver.remote.requests import ask, path_to
+from homeserver.remote.requests import path_to
 from homeserver.resources import Resources
 from homeserver.rooms.graph import in_order, leading_to
 from homeserver.rooms.heads import get_head
@@ -67,12 +65,9 @@ async def _ask(
     limit = min(max(limit, 1), limits.BACKFILL_EVENTS_MAX)
     query = [*(("v", event_id) for event_id in start), ("limit", str(limit))]
     uri = path_to("v1", "backfill", room_id, query=query)
-    try:
-        answer = await ask(hs, server, "GET", uri, max_bytes=limits.BACKFILL_BYTES_MAX, decode=decode_parts)
-    except MatrixError:
-        return []
-    pdus = answer.get("pdus")
-    events = await check_good_pdus(hs, pdus[:limit] if isinstance(pdus, list) else None, version, room_id, PERSON)
+    events = await fetching.ask_events(
+        hs, server, "GET", uri, array="pdus", version=version, room_id=room_id, limit=limit, cause=PERSON
+    )
     return leading_to(start, in_order(events))
 
 

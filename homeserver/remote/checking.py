@@ -81,24 +81,24 @@ async def check_pdu(
 
 
 async def check_good_pdus(
-    hs: Resources, pdus: object, version: RoomVersion, room_id: RoomID, cause: Cause
+    hs: Resources, pdus: Sequence[object], version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> list[Event]:
-    """The events of those PDUs that pass, each once; `pdus` may be anything."""
-    return (await check_state(hs, pdus, None, version, room_id, cause))[0]
+    """The events of those PDUs that pass, each once."""
+    return await keep_signed(hs, await parse_pdus(hs, pdus, version, room_id), version, cause)
 
 
-async def check_state(
-    hs: Resources, state: object, auth_chain: object, version: RoomVersion, room_id: RoomID, cause: Cause
-) -> tuple[list[Event], list[Event]]:
-    """The events of a state that pass, and those of both lists together; they may be anything. Each is checked once."""
-    listed = [each if isinstance(each, list) else [] for each in (state, auth_chain)]
-    pdus = [*listed[0], *listed[1]]
-    parsed = await _run(hs, len(pdus), _parse, pdus, version, room_id)
-    state_ids = {event.event_id for event in parsed[: len(listed[0])]}
+async def keep_signed(
+    hs: Resources, parsed: Sequence[Event | Dropped], version: RoomVersion, cause: Cause
+) -> list[Event]:
+    """Those of the parsed events that are signed as they should be, each once."""
     unique = {event.event_id: event for event in parsed if isinstance(event, Event)}
     checked = await check_signed(hs, list(unique.values()), version, cause)
-    events = [each for each in checked if isinstance(each, Event)]
-    return [event for event in events if event.event_id in state_ids], events
+    return [each for each in checked if isinstance(each, Event)]
+
+
+def check_with_keys(events: Sequence[Event], keys: Mapping[ServerName, Mapping[str, VerifyKey]]) -> list[Event]:
+    """Those of the parsed events that are signed with one of the keys; redacted if the content hash is wrong."""
+    return [each for each in _check(events, keys) if isinstance(each, Event)]
 
 
 async def _run(hs: Resources, count: int, fn: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -106,10 +106,11 @@ async def _run(hs: Resources, count: int, fn: Callable[[*Ts], T], *args: *Ts) ->
 
 
 def _parse(pdus: Sequence[object], version: RoomVersion, room_id: RoomID) -> list[Event | Dropped]:
-    return [_parse_one(pdu, version, room_id) for pdu in pdus]
+    return [parse_pdu(pdu, version, room_id) for pdu in pdus]
 
 
-def _parse_one(pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dropped:
+def parse_pdu(pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dropped:
+    """The event of a PDU; nothing is known of its signatures yet."""
     try:
         event = parse_event(pdu, version)
     except InvalidEvent as error:

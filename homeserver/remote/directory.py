@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from homeserver import limits
 from homeserver.errors import MatrixError
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import (
     InvalidIdentifier,
     RoomAlias,
@@ -17,8 +20,9 @@ from homeserver.federation.identifiers import (
     parse_server_name,
     server_name_of,
 )
-from homeserver.limits import VIA_SERVERS_MAX
-from homeserver.remote.requests import ask, path_to
+from homeserver.peers import PERSON
+from homeserver.remote.answers import Verdict, ask_many
+from homeserver.remote.requests import Unreachable, ask, path_to
 from homeserver.resources import Resources
 
 
@@ -32,17 +36,43 @@ async def resolve_alias(hs: Resources, alias: RoomAlias) -> tuple[RoomID, list[S
         raise MatrixError(502, "M_UNKNOWN", f"{destination} names no room for {alias}.") from error
     listed = answer.get("servers")
     servers = [server for name in (listed if isinstance(listed, list) else ()) if (server := _server(name)) is not None]
-    return room_id, list(dict.fromkeys([*servers[: VIA_SERVERS_MAX - 1], destination]))
+    return room_id, list(dict.fromkeys([*servers[: limits.VIA_SERVERS_MAX - 1], destination]))
 
 
 async def public_rooms(hs: Resources, server: ServerName, body: dict[str, Any]) -> dict[str, Any]:
     """A page of the other server's room directory. `body`: as of POST /publicRooms, where None stands for absent."""
     question = {key: value for key, value in body.items() if value is not None}
-    answer = await ask(hs, server, "POST", path_to("v1", "publicRooms"), question)
-    chunk = answer.get("chunk")
-    if not isinstance(chunk, list):
-        raise MatrixError(502, "M_UNKNOWN", f"{server} did not answer with a list of rooms.")
-    return {**answer, "chunk": [room for room in chunk if isinstance(room, dict) and "room_id" in room]}
+    rooms: list[dict[str, Any]] = []
+    left_bytes = limits.PUBLIC_ROOMS_BYTES_MAX
+
+    def take(text: bytes) -> Verdict:
+        nonlocal left_bytes
+        left_bytes -= len(text)
+        if len(rooms) >= limits.PUBLIC_ROOMS_LIMIT_MAX or left_bytes < 0:
+            return "full"
+        try:
+            room = canonical_json.decode(text)
+        except NotCanonical:
+            return "junk"
+        if not isinstance(room, dict) or "room_id" not in room:
+            return "junk"
+        rooms.append(room)
+        return "taken"
+
+    try:
+        answer = await ask_many(
+            hs, server, "POST", path_to("v1", "publicRooms"), question,
+            cause=PERSON,
+            take={"chunk": take},
+            members={"next_batch", "prev_batch", "total_room_count_estimate"},
+            timeout_s=limits.FEDERATION_TIMEOUT_S,
+            max_bytes=limits.PUBLIC_ROOMS_BYTES_MAX,
+        )  # fmt: skip
+    except Unreachable as error:
+        raise MatrixError(502, "M_UNKNOWN", str(error)) from error
+    if answer.status != 200:
+        raise answer.error(server)
+    return {**answer.content, "chunk": rooms}
 
 
 def _server(name: object) -> ServerName | None:

@@ -5,34 +5,83 @@ Spec: server-server-api/#backfilling-and-retrieving-missing-events, #retrieving-
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import trio
 
 from homeserver import limits
-from homeserver.errors import MatrixError
-from homeserver.federation.canonical_json import decode_parts
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_event_id
+from homeserver.federation.pdu_checks import Keys
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.peers import Cause
-from homeserver.remote.checking import check_good_pdus
-from homeserver.remote.requests import ask, path_to
+from homeserver.remote.answers import Take, Verdict, ask_many
+from homeserver.remote.checking import check_with_keys, keep_signed, parse_pdu
+from homeserver.remote.collecting import Collected
+from homeserver.remote.keys import find_keys
+from homeserver.remote.requests import Answer, Unreachable, path_to
 from homeserver.resources import Resources
 from homeserver.rooms.graph import in_order
 from homeserver.rooms.receive import store_outliers
 from homeserver.rooms.storage import find_positions
 
 
+async def ask_events(
+    hs: Resources,
+    server: ServerName,
+    method: str,
+    uri: str,
+    content: Any | None = None,
+    *,
+    array: str,
+    version: RoomVersion,
+    room_id: RoomID,
+    limit: int,
+    cause: Cause,
+) -> list[Event]:
+    """The first events of an array in a server's answer that are signed as they should be; [] if it does not answer.
+
+    Beyond `limit` events, or LISTED_EVENTS_BYTES_MAX, the answer is not read.
+    """
+    parsed: list[Event] = []
+    left_bytes = limits.LISTED_EVENTS_BYTES_MAX
+
+    def take(text: bytes) -> Verdict:
+        nonlocal left_bytes
+        if len(parsed) >= limit or left_bytes < len(text):
+            return "full"
+        try:
+            event = parse_pdu(canonical_json.decode(text), version, room_id)
+        except NotCanonical:
+            return "junk"
+        if not isinstance(event, Event):
+            return "junk"
+        left_bytes -= len(text)
+        parsed.append(event)
+        return "taken"
+
+    try:
+        answer = await ask_many(
+            hs, server, method, uri, content,
+            cause=cause, take={array: take},
+            timeout_s=limits.FEDERATION_TIMEOUT_S, max_bytes=limits.BACKFILL_BYTES_MAX,
+        )  # fmt: skip
+    except Unreachable:
+        return []
+    return await keep_signed(hs, parsed, version, cause) if answer.status == 200 else []
+
+
 async def fetch_event(
     hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> Event | None:
-    """One event, None where the server does not give it."""
-    try:
-        answer = await ask(hs, server, "GET", path_to("v1", "event", event_id), cause=cause, decode=decode_parts)
-    except MatrixError:
-        return None
-    events = await check_good_pdus(hs, answer.get("pdus"), version, room_id, cause)
+    """One event, None if the server does not give it."""
+    uri = path_to("v1", "event", event_id)
+    events = await ask_events(
+        hs, server, "GET", uri, array="pdus", version=version, room_id=room_id, limit=1, cause=cause
+    )
     return next((event for event in events if event.event_id == event_id), None)
 
 
@@ -45,19 +94,13 @@ async def fetch_missing(
     limit: int,
     cause: Cause,
 ) -> list[Event]:
-    """Ancestors of the event that are not among the `known`, nor less deep than `min_depth`, oldest first."""
+    """Ancestors of the event that are neither among the `known` nor less deep than `min_depth`, oldest first."""
     body = {"earliest_events": list(known), "latest_events": [event.event_id], "limit": limit, "min_depth": min_depth}
-    try:
-        answer = await ask(
-            hs, server, "POST", path_to("v1", "get_missing_events", event.room_id), body,
-            cause=cause, max_bytes=limits.BACKFILL_BYTES_MAX, decode=decode_parts,
-        )  # fmt: skip
-    except MatrixError:
-        return []
-    pdus = answer.get("events")
-    events = await check_good_pdus(
-        hs, pdus[:limit] if isinstance(pdus, list) else None, event.version, event.room_id, cause
-    )
+    uri = path_to("v1", "get_missing_events", event.room_id)
+    events = await ask_events(
+        hs, server, "POST", uri, body,
+        array="events", version=event.version, room_id=event.room_id, limit=limit, cause=cause,
+    )  # fmt: skip
     return in_order(events)
 
 
@@ -67,17 +110,10 @@ async def fetch_auth_events(
     """Fetches and stores auth events of the event, and theirs. Whether none of the `missing` is missing any more."""
     wanted = frozenset(missing)
     for server in servers:
-        uri = path_to("v1", "event_auth", event.room_id, event.event_id)
-        try:
-            answer = await ask(
-                hs, server, "GET", uri,
-                cause=cause, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_IDS_BYTES_MAX,
-                decode=decode_parts,
-            )  # fmt: skip
-            chain = await check_good_pdus(hs, answer.get("auth_chain"), event.version, event.room_id, cause)
-        except MatrixError:
-            chain = []
-        await store(hs, chain, server, cause)
+        with Collected(hs.config.data_path(""), event.version, event.room_id) as collected:
+            uri = path_to("v1", "event_auth", event.room_id, event.event_id)
+            await _collect(hs, server, uri, {"auth_chain": collected.take}, cause, limits.STATE_IDS_BYTES_MAX)
+            await store_collected(hs, collected, server, cause)
         wanted = await _unstored(hs, wanted)
         if wanted and len(wanted) <= limits.STATE_EVENTS_SINGLY_MAX:
             await store(hs, await fetch_events(hs, server, wanted, event.version, event.room_id, cause), server, cause)
@@ -85,6 +121,19 @@ async def fetch_auth_events(
         if not wanted:
             return True
     return False
+
+
+async def _collect(
+    hs: Resources, server: ServerName, uri: str, take: Mapping[str, Take], cause: Cause, max_bytes: int
+) -> Answer | None:
+    """A GET of large arrays; None if the server does not answer with them."""
+    try:
+        answer = await ask_many(
+            hs, server, "GET", uri, cause=cause, take=take, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=max_bytes
+        )
+    except Unreachable:
+        return None
+    return answer if answer.status == 200 else None
 
 
 async def fetch_events(
@@ -109,44 +158,105 @@ async def fetch_events(
 async def fetch_state_before(
     hs: Resources, servers: Sequence[ServerName], event: Event, cause: Cause
 ) -> list[EventID] | None:
-    """The ids of the state before the event as one of the servers tells it, all of them stored. None if nobody does."""
+    """The IDs of the state before the event as one of the servers tells it, all of them stored. None if nobody does."""
     for server in servers:
-        uri = path_to("v1", "state_ids", event.room_id, query={"event_id": event.event_id})
-        try:
-            answer = await ask(
-                hs, server, "GET", uri,
-                cause=cause, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_IDS_BYTES_MAX,
-            )  # fmt: skip
-        except MatrixError:
-            continue
-        state_ids, chain_ids = _event_ids(answer.get("pdu_ids")), _event_ids(answer.get("auth_chain_ids"))
-        if not state_ids:
-            continue
-        missing = await _unstored(hs, {*state_ids, *chain_ids})
-        if missing:
-            await _fetch_state_events(hs, server, event, missing, cause)
-        unstored = await _unstored(hs, state_ids)
-        if len(unstored) * 10 <= len(state_ids):  # of old events a few have signatures that nobody can check any more
-            return [event_id for event_id in state_ids if event_id not in unstored]
+        state_ids = await _fetch_state_at(hs, server, event.event_id, event.version, event.room_id, cause)
+        if state_ids is not None:
+            return state_ids
     return None
 
 
+async def _fetch_state_at(
+    hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID, cause: Cause
+) -> list[EventID] | None:
+    """The IDs of the state before an event that need not be known, all of them stored."""
+    state_ids: list[EventID] = []
+    chain_ids: list[EventID] = []
+    uri = path_to("v1", "state_ids", room_id, query={"event_id": event_id})
+    take = {"pdu_ids": _taking_ids(state_ids), "auth_chain_ids": _taking_ids(chain_ids)}
+    answer = await _collect(hs, server, uri, take, cause, limits.STATE_IDS_BYTES_MAX)
+    if answer is None or not state_ids:
+        return None
+    missing = await _unstored(hs, [*state_ids, *chain_ids])
+    del chain_ids
+    if missing:
+        await _fetch_state_events(hs, server, event_id, version, room_id, missing, cause)
+    unstored = await _unstored(hs, state_ids)
+    if len(unstored) * 10 > len(state_ids):  # of old events a few have signatures that nobody can check any more
+        return None
+    return [each for each in state_ids if each not in unstored]
+
+
+def _taking_ids(found: list[EventID]) -> Take:
+    def take(text: bytes) -> Verdict:
+        if len(found) >= limits.STATE_EVENTS_MAX:
+            return "full"
+        try:
+            found.append(parse_event_id(canonical_json.decode(text)))
+        except (NotCanonical, InvalidIdentifier):
+            return "junk"
+        return "taken"
+
+    return take
+
+
 async def _fetch_state_events(
-    hs: Resources, server: ServerName, event: Event, missing: Collection[EventID], cause: Cause
+    hs: Resources,
+    server: ServerName,
+    event_id: EventID,
+    version: RoomVersion,
+    room_id: RoomID,
+    missing: Collection[EventID],
+    cause: Cause,
 ) -> None:
     if len(missing) <= limits.STATE_EVENTS_SINGLY_MAX:
-        await store(hs, await fetch_events(hs, server, missing, event.version, event.room_id, cause), server, cause)
+        await store(hs, await fetch_events(hs, server, missing, version, room_id, cause), server, cause)
         return
-    uri = path_to("v1", "state", event.room_id, query={"event_id": event.event_id})
-    try:
-        answer = await ask(
-            hs, server, "GET", uri,
-            cause=cause, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=limits.STATE_BYTES_MAX, decode=decode_parts,
-        )  # fmt: skip
-    except MatrixError:
-        return
-    pdus = [*_list(answer.get("auth_chain")), *_list(answer.get("pdus"))]
-    await store(hs, await check_good_pdus(hs, pdus, event.version, event.room_id, cause), server, cause)
+    uri = path_to("v1", "state", room_id, query={"event_id": event_id})
+    with Collected(hs.config.data_path(""), version, room_id) as collected:
+        take = {"pdus": collected.take_state, "auth_chain": collected.take}
+        if await _collect(hs, server, uri, take, cause, limits.STATE_BYTES_MAX) is not None:
+            await store_collected(hs, collected, server, cause)
+
+
+async def store_collected(
+    hs: Resources, collected: Collected, server: ServerName, cause: Cause
+) -> frozenset[EventID]:
+    """Checks collected events and stores them as outliers, once `server` was asked for the few auth events they lack.
+
+    Returns the IDs of what is still lacking. Many short writes rather than one long one: others get the writer in
+    between.
+    """
+    wanted = collected.wanted_keys()
+    with trio.move_on_after(limits.KEYS_TIMEOUT_S):
+        await find_keys(hs, wanted, cause)
+    keys = await find_keys(hs, wanted, cause, ())
+    del wanted
+    ordered = await collected.in_order()
+    lacking: frozenset[EventID] = frozenset()
+    for _ in range(limits.SERVERS_ASKED_MAX):
+        lacking = await _store_ordered(hs, collected, ordered, keys)
+        if not lacking or len(lacking) > limits.STATE_EVENTS_SINGLY_MAX:
+            break
+        found = await fetch_events(hs, server, lacking, collected.version, collected.room_id, cause)
+        if not found:
+            break
+        await _store_in_parts(hs, found)
+    return lacking
+
+
+async def _store_ordered(hs: Resources, collected: Collected, ordered: Sequence[int], keys: Keys) -> frozenset[EventID]:
+    ids = collected.ids()
+    lacking: set[EventID] = set()
+    for start in range(0, len(ordered), limits.OUTLIERS_PER_WRITE):
+        part = ordered[start : start + limits.OUTLIERS_PER_WRITE]
+        unstored = await _unstored(hs, [ids[index] for index in part])
+        events = list(collected.read([index for index in part if ids[index] in unstored]))
+        if events:
+            signed = await hs.workers.run(check_with_keys, events, keys)
+            lacking |= await hs.database.write(store_outliers, signed)
+    # What one part lacks because another part lacks something is not to be asked for.
+    return frozenset(event_id for event_id in lacking if event_id not in collected)
 
 
 async def store(hs: Resources, events: Collection[Event], server: ServerName, cause: Cause) -> frozenset[EventID]:
@@ -182,17 +292,3 @@ async def _store_in_parts(hs: Resources, events: Collection[Event]) -> frozenset
 async def _unstored(hs: Resources, event_ids: Collection[EventID]) -> frozenset[EventID]:
     stored = await hs.database.read(find_positions, event_ids)
     return frozenset(event_id for event_id in event_ids if event_id not in stored)
-
-
-def _event_ids(listed: object) -> list[EventID]:
-    found: list[EventID] = []
-    for event_id in _list(listed)[: limits.STATE_IDS_MAX]:
-        try:
-            found.append(parse_event_id(event_id))
-        except InvalidIdentifier:
-            continue
-    return found
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []

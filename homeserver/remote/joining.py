@@ -20,13 +20,14 @@ from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
 from homeserver.feature import JsonObject
 from homeserver.federation.build import Draft, sign_event
-from homeserver.federation.canonical_json import decode_parts
 from homeserver.federation.event import Event, InvalidEvent, check_references, parse_event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.peers import ACTION
-from homeserver.remote.checking import Dropped, check_pdu, check_state
-from homeserver.remote.fetching import store
+from homeserver.remote.answers import ask_many
+from homeserver.remote.checking import Dropped, check_pdu
+from homeserver.remote.collecting import Collected
+from homeserver.remote.fetching import store_collected
 from homeserver.remote.outside import (
     forget_outside,
     is_outside,
@@ -52,11 +53,12 @@ _WORTH_ANOTHER = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOI
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Our event as a resident server took it, and what it answered."""
+    """Our event as a resident server took it, and what it answered; `state`: the events of its answer to a join."""
 
     server: ServerName
     event: Event
     answer: JsonObject
+    state: Collected | None = None
 
 
 async def join_room(
@@ -260,25 +262,53 @@ def _build(
 
 async def send(hs: Resources, handshake: Handshake, server: ServerName, event: Event) -> Accepted:
     """Has the server take our event into the room. Raises MatrixError: its refusal, or 502."""
-    options: dict[str, Any] = {"cause": ACTION}
-    if handshake == "join":
-        options |= {"timeout_s": limits.JOIN_TIMEOUT_S, "max_bytes": limits.STATE_BYTES_MAX, "decode": decode_parts}
     place = (f"send_{handshake}", event.room_id, event.event_id)
     if handshake == "knock":
-        return Accepted(server, event, await ask(hs, server, "PUT", path_to("v1", *place), event.pdu, **options))
+        uri = path_to("v1", *place)
+        return Accepted(server, event, await ask(hs, server, "PUT", uri, event.pdu, cause=ACTION))
+    if handshake == "join":
+        return await _send_join(hs, server, event, place)
     try:
-        answer = await send_signed(hs, server, "PUT", path_to("v2", *place), event.pdu, **options)
+        answer = await send_signed(hs, server, "PUT", path_to("v2", *place), event.pdu, cause=ACTION)
         if answer.is_unknown_endpoint:
-            answer = await send_signed(hs, server, "PUT", path_to("v1", *place), event.pdu, **options)
+            answer = await send_signed(hs, server, "PUT", path_to("v1", *place), event.pdu, cause=ACTION)
             if answer.status == 200 and isinstance(answer.content, list) and len(answer.content) == 2:
                 answer = Answer(200, answer.content[1])
     except Unreachable as error:
         raise MatrixError(502, "M_UNKNOWN", str(error)) from error
+    return Accepted(server, event, _content_of(answer, server))
+
+
+async def _send_join(hs: Resources, server: ServerName, event: Event, place: tuple[str, ...]) -> Accepted:
+    """The events of the answer are collected, since there may be more of them than fit into memory."""
+    for version in ("v2", "v1"):
+        collected = Collected(hs.config.data_path(""), event.version, event.room_id)
+        try:
+            answer = await ask_many(
+                hs, server, "PUT", path_to(version, *place), event.pdu,
+                cause=ACTION,
+                take={"state": collected.take_state, "auth_chain": collected.take},
+                members={"event"},
+                timeout_s=limits.JOIN_TIMEOUT_S,
+                max_bytes=limits.STATE_BYTES_MAX,
+            )  # fmt: skip
+            if not answer.is_unknown_endpoint:
+                return Accepted(server, event, _content_of(answer, server), collected)
+        except Unreachable as error:
+            collected.close()
+            raise MatrixError(502, "M_UNKNOWN", str(error)) from error
+        except BaseException:
+            collected.close()
+            raise
+    raise answer.error(server)
+
+
+def _content_of(answer: Answer, server: ServerName) -> JsonObject:
     if answer.status != 200 or not isinstance(answer.content, dict):
         if answer.errcode in ("M_MISSING_PARAM", "M_INVALID_PARAM"):
             raise MatrixError(502, "M_UNKNOWN", f"{server} does not take our event.")
         raise answer.error(server)
-    return Accepted(server, event, answer.content)
+    return answer.content
 
 
 # Entering the room
@@ -286,23 +316,28 @@ async def send(hs: Resources, handshake: Handshake, server: ServerName, event: E
 
 async def _enter(hs: Resources, accepted: Accepted) -> None:
     """Takes over the room as the resident server has told it."""
+    assert accepted.state is not None  # it is the answer to a join
+    with accepted.state as collected:
+        await _take_over(hs, accepted, collected)
+
+
+async def _take_over(hs: Resources, accepted: Accepted, collected: Collected) -> None:
     server, version, room_id = accepted.server, accepted.event.version, accepted.event.room_id
     join = await _countersigned(hs, accepted)
     if not await hs.database.read(is_outside, hs.server_name, room_id):
         received = (await receive_events(hs, [join], server))[0]
         _check(received)
         return
-    answer = accepted.answer
-    state, events = await check_state(hs, answer.get("state"), answer.get("auth_chain"), version, room_id, ACTION)
-    by_key: dict[tuple[str, str], Event] = {event.key: event for event in state if event.is_state}
-    _check_create(by_key.get(("m.room.create", "")), version)
-    lacking = await store(hs, events, server, ACTION)
+    create_key = ("m.room.create", "")
+    _check_create(collected.find(collected.state.get(create_key)), version)
+    lacking = await store_collected(hs, collected, server, ACTION)
     if lacking:
         _log.warning(
             "state of a joined room is incomplete",
             extra={"room_id": room_id, "server": server, "lacking": sorted(lacking)[:5]},
         )
-    _check(await hs.database.write(_adopt, join, list(by_key.values())))
+    state = collected.state
+    _check(await hs.database.write(_adopt, join, state.get(create_key), list(state.values())))
 
 
 async def _countersigned(hs: Resources, accepted: Accepted) -> Event:
@@ -326,9 +361,11 @@ def _check_create(create: Event | None, version: RoomVersion) -> None:
         raise MatrixError(502, "M_UNKNOWN", "The state that was given is not of a room of that version.")
 
 
-def _adopt(tx: Transaction, join: Event, state: Sequence[Event]) -> Received | Missing:
-    stored = find_positions(tx, [event.event_id for event in state])
-    outcome = adopt_room(tx, join.version, join, [event for event in state if event.event_id in stored], ())
+def _adopt(
+    tx: Transaction, join: Event, create_id: EventID | None, state_ids: Sequence[EventID]
+) -> Received | Missing:
+    stored = find_positions(tx, state_ids)
+    outcome = adopt_room(tx, join, create_id, [event_id for event_id in state_ids if event_id in stored])
     if isinstance(outcome, Received):
         note_relay(tx, outcome.position, is_ours=False)
         forget_outside(tx, join.room_id)

@@ -21,6 +21,7 @@ from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.server_keys import (
+    NOTARY_RESPONSES_MAX,
     InvalidKeys,
     ServerKeys,
     VerifyKey,
@@ -31,8 +32,9 @@ from homeserver.federation.server_keys import (
 )
 from homeserver.peers import Cause, KnownKeys, stranger
 from homeserver.rate_limits import address_key, limit_exceeded
+from homeserver.remote.answers import Verdict, ask_many
 from homeserver.remote.identity import list_old_keys
-from homeserver.remote.requests import Unreachable, note_status, reaching
+from homeserver.remote.requests import Unreachable, is_sparse, note_status, reaching
 from homeserver.resources import Resources
 
 NOTARY_FROM = 4  # servers whose keys are wanted at once: from so many on, one question to a notary is cheaper
@@ -195,7 +197,7 @@ async def _ask_itself(hs: Resources, server: ServerName, cause: Cause) -> bool:
         return False
     note_status(hs, server, response.status)
     try:
-        if response.status != 200:
+        if response.status != 200 or not is_sparse(response.body):
             return True
         statement = parse_key_response(canonical_json.decode(response.body), server, hs.now_ms())
     except (NotCanonical, InvalidKeys):
@@ -226,25 +228,46 @@ async def _ask_notary(
             server: {need.key_id: {"minimum_valid_until_ts": need.signed_ts or hs.now_ms()} for need in needs[server]}
             for server in chunk
         }
-        try:
-            async with reaching(hs, notary, cause):
-                response = await hs.wire.request(
-                    notary, "POST", "/_matrix/key/v2/query",
-                    headers={"content-type": "application/json"},
-                    body=orjson.dumps({"server_keys": question}),
-                    timeout_s=3 * limits.KEY_FETCH_TIMEOUT_S,
-                    max_bytes=limits.NOTARY_RESPONSE_BYTES_MAX,
-                )  # fmt: skip
-            note_status(hs, notary, response.status)
-            if response.status != 200:
-                return
-            answer = canonical_json.decode(response.body)
-            statements = await hs.workers.run(parse_notary_response, answer, notary, known.current, hs.now_ms())
-        except (Unreachable, NotCanonical, InvalidKeys):
+        if not await _ask_notary_about(hs, notary, known.current, question, cause):
             return
-        wanted = [statement for statement in statements if statement.server_name in question]
-        await hs.database.write(store_statements, wanted)
-        await _reread(hs, {statement.server_name for statement in wanted})
+
+
+async def _ask_notary_about(
+    hs: Resources,
+    notary: ServerName,
+    notary_keys: Mapping[str, VerifyKey],
+    question: Mapping[ServerName, Mapping[str, Mapping[str, int]]],
+    cause: Cause,
+) -> bool:
+    """Puts one question to a notary, and stores the answer; whether there was one."""
+    found: list[ServerKeys] = []
+
+    def take(text: bytes) -> Verdict:
+        if len(found) >= NOTARY_RESPONSES_MAX:
+            return "full"
+        try:
+            listed = {"server_keys": [canonical_json.decode(text)]}
+            statements = parse_notary_response(listed, notary, notary_keys, hs.now_ms())
+        except (NotCanonical, InvalidKeys):
+            return "junk"
+        found.extend(statement for statement in statements if statement.server_name in question)
+        return "taken" if statements else "junk"
+
+    try:
+        answer = await ask_many(
+            hs, notary, "POST", "/_matrix/key/v2/query", {"server_keys": question},
+            cause=cause,
+            take={"server_keys": take},
+            timeout_s=3 * limits.KEY_FETCH_TIMEOUT_S,
+            max_bytes=limits.NOTARY_RESPONSE_BYTES_MAX,
+        )  # fmt: skip
+    except Unreachable:
+        return False
+    if answer.status != 200:
+        return False
+    await hs.database.write(store_statements, found)
+    await _reread(hs, {statement.server_name for statement in found})
+    return True
 
 
 async def _reread(hs: Resources, servers: Collection[ServerName]) -> None:

@@ -6,7 +6,7 @@ want a 200 and pass everything else on to a client.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,11 +81,17 @@ def authorization_headers(
     return {"authorization": authorize_body(method, uri, hs.server_name, destination, hs.signing_key, body)}
 
 
-Decode = Callable[[bytes], Any]
-
-
-def _decode(data: bytes) -> Any:
-    return canonical_json.decode(data, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
+def sign_request(
+    hs: Resources, destination: ServerName, method: str, uri: str, content: Any | None
+) -> tuple[bytes | None, dict[str, str]]:
+    """The body and the headers of a signed request. Raises Unreachable if this server asks nobody, or NotCanonical."""
+    if not hs.config.federation.enabled:
+        raise Unreachable("This server does not take part in federation.")
+    body = content if content is None or isinstance(content, bytes) else encode_content(content)
+    headers = authorization_headers(hs, destination, method, uri, body)
+    if body is not None:
+        headers["content-type"] = "application/json"
+    return body, headers
 
 
 @asynccontextmanager
@@ -129,40 +135,43 @@ async def send_signed(
     cause: Cause = PERSON,
     timeout_s: float = limits.FEDERATION_TIMEOUT_S,
     max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
-    decode: Decode = _decode,
 ) -> Answer:
     """The answer of a peer. Raises Unreachable.
 
     content: what has canonical JSON, of an old room version at worst, or that JSON itself. Raises NotCanonical.
-    decode: reads the answer; `decode_parts` where each of its parts is judged alone.
     """
-    if not hs.config.federation.enabled:
-        raise Unreachable("This server does not take part in federation.")
-    body = content if content is None or isinstance(content, bytes) else encode_content(content)
-    headers = authorization_headers(hs, destination, method, uri, body)
-    if body is not None:
-        headers["content-type"] = "application/json"
+    body, headers = sign_request(hs, destination, method, uri, content)
     async with reaching(hs, destination, cause):
         response = await hs.wire.request(
             destination, method, uri, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
         )
-    answer = await _read_answer(hs, destination, response, decode)
+    answer = await _read_answer(hs, destination, response)
     if cause.kind != "delivery":  # the sender judges the answers to its transactions itself
         note_status(hs, destination, answer.status, answer.errcode)
     return answer
 
 
-async def _read_answer(
-    hs: Resources, destination: ServerName, response: WireResponse, decode: Decode
-) -> Answer:
+async def _read_answer(hs: Resources, destination: ServerName, response: WireResponse) -> Answer:
+    body = response.body
     try:
-        if len(response.body) > limits.DECODE_INLINE_BYTES_MAX:
-            return Answer(response.status, await hs.workers.run(decode, response.body))
-        return Answer(response.status, decode(response.body))
+        if not is_sparse(body):
+            raise NotCanonical("It has too many values.")
+        if len(body) > limits.DECODE_INLINE_BYTES_MAX:
+            return Answer(response.status, await hs.workers.run(_decode, body))
+        return Answer(response.status, _decode(body))
     except NotCanonical as error:
         if response.status != 200:
             return Answer(response.status, None)
         raise Unreachable(f"{destination} did not answer with JSON: {error}") from error
+
+
+def _decode(data: bytes) -> Any:
+    return canonical_json.decode(data, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
+
+
+def is_sparse(data: bytes) -> bool:
+    """Whether JSON text has so few values that decoding it takes little memory: each takes some hundred bytes."""
+    return len(data) < 8192 or data.count(b",") + data.count(b"[") + data.count(b"{") <= limits.ANSWER_NODES_MAX
 
 
 async def ask(
@@ -175,13 +184,12 @@ async def ask(
     cause: Cause = PERSON,
     timeout_s: float = limits.FEDERATION_TIMEOUT_S,
     max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
-    decode: Decode = _decode,
 ) -> dict[str, Any]:
     """The JSON object of a 200. Raises MatrixError: the peer's refusal, or 502 M_UNKNOWN if it did not answer well."""
     try:
         answer = await send_signed(
             hs, destination, method, uri, content,
-            cause=cause, timeout_s=timeout_s, max_bytes=max_bytes, decode=decode,
+            cause=cause, timeout_s=timeout_s, max_bytes=max_bytes,
         )  # fmt: skip
     except Unreachable as error:
         raise MatrixError(502, "M_UNKNOWN", str(error)) from error

@@ -17,7 +17,6 @@ from homeserver.federation.auth_rules import Rejection, check, check_auth_events
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.federation.pdu_checks import state_of
-from homeserver.federation.room_versions import RoomVersion
 from homeserver.rooms import state_tree
 from homeserver.rooms.advance import advance_beside, advance_past, leave_head
 from homeserver.rooms.envelope import event_id_of_key, event_key
@@ -305,27 +304,23 @@ def _store_outlier(tx: Transaction, event: Event, positions: Mapping[EventID, in
 
 
 def adopt_room(
-    tx: Transaction, version: RoomVersion, join: Event, state: Sequence[Event], auth_chain: Sequence[Event]
+    tx: Transaction, join: Event, create_id: EventID | None, state_ids: Collection[EventID]
 ) -> Received | Missing:
     """Enters a room by a join that a resident server accepted: the state is what it gave, the join our only extremity.
 
-    MatrixError 403 where that state does not allow the join, 502 where it is none of that room. Then nothing changes.
+    create_id, state_ids: stored events (`store_outliers`). Raises MatrixError 403 if that state does not allow the
+    join, 502 if it is not a state of that room. Then nothing changes.
     """
-    insert_room(tx, join.room_id, version)
-    lacking = store_outliers(tx, [*auth_chain, *state])
-    if lacking:
-        return Missing(auth_events=lacking)
+    insert_room(tx, join.room_id, join.version)
     head = find_head(tx, join.room_id)
     assert head is not None
-    create = next((event for event in state if event.type == "m.room.create" and event.state_key == ""), None)
-    stored = None if create is None else get_stored(tx, create.event_id)
+    stored = None if create_id is None else get_stored(tx, create_id)
     if stored is None or stored.status == Status.REJECTED or stored.room_id != join.room_id:
         raise MatrixError(502, "M_UNKNOWN", "The state that was given has no m.room.create event of that room.")
     if head.create_position not in (0, stored.position):
         raise MatrixError(502, "M_UNKNOWN", "The state that was given is of another room than this server knows.")
     set_create_position(tx, head.room_nid, stored.position)
     known = replace(head, create_position=stored.position)
-    state_ids = [event.event_id for event in state]
     given = _given_state(tx, known, state_ids)
     if isinstance(given, Missing):
         return given

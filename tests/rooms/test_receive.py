@@ -17,11 +17,11 @@ from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.federation.state_resolution import resolve
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import get_membership
-from homeserver.rooms.receive import Missing, Received, adopt_room, list_missing, store_outliers
+from homeserver.rooms.receive import Missing, Received, list_missing, store_outliers
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, alice_is_admin, key_of, new_room
-from tests.support.rooms import ANNA, BERT, Rooms
+from tests.support.rooms import ANNA, BERT, Rooms, take_over
 
 VERSIONS = ["1", "2", "3", "6", "9", "10", "11", "12"]
 
@@ -424,7 +424,7 @@ async def test_a_join_with_half_a_state_changes_nothing(rooms: Rooms, missing: t
     state = [event for key, event in room.state.items() if key != missing]
     before = await _tables(rooms)
     try:
-        outcome = await rooms.write(adopt_room, room.version, join, state, state)
+        outcome = await rooms.write(take_over, join, state, state)
     except MatrixError as error:
         assert error.status == 502
     else:

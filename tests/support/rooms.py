@@ -10,7 +10,7 @@ At the end of every test `check_consistency` has to find nothing wrong with the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -25,7 +25,7 @@ from homeserver.federation.signing import SigningKey
 from homeserver.rooms import state_tree
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.heads import get_head
-from homeserver.rooms.receive import Missing, Received, adopt_room, receive_event
+from homeserver.rooms.receive import Missing, Received, adopt_room, receive_event, store_outliers
 from homeserver.rooms.schema import SCHEMA
 from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored
 from homeserver.rooms.timeline import END, list_backwards
@@ -44,6 +44,17 @@ class Us:
 
     server_name: ServerName = OURS
     signing_key: SigningKey = field(default_factory=lambda: SigningKey("1", sha256(OURS.encode()).digest()))
+
+
+def take_over(
+    tx: Transaction, join: Event, state: Sequence[Event], chain: Sequence[Event]
+) -> Received | Missing:
+    """Enters a room with the state and the auth chain that a resident has told."""
+    lacking = store_outliers(tx, [*chain, *state])
+    if lacking:
+        return Missing(auth_events=lacking)
+    by_key = {event.key: event.event_id for event in state}
+    return adopt_room(tx, join, by_key.get(("m.room.create", "")), list(by_key.values()))
 
 
 @dataclass
@@ -120,7 +131,7 @@ class Rooms:
         """Joins a room of a peer, who told the state and the auth chain of the join."""
         join = room.build(user_id, "m.room.member", {"membership": "join"}, user_id)
         chain = [event for event in room.events.values() if event.is_state]
-        outcome = await self.write(adopt_room, room.version, join, list(room.state.values()), chain)
+        outcome = await self.write(take_over, join, list(room.state.values()), chain)
         assert isinstance(outcome, Received), outcome
         return room.append(join)
 

@@ -1,0 +1,126 @@
+"""Answers of other servers that have many elements, taken in while they come.
+
+The answers to `/state`, `/send_join` and the like may have hundreds of megabytes, and a hostile server may answer
+anything. So such an answer is never held as a whole: it is read in small slices, each element is given to a function
+that takes or refuses it, and reading ends when the function has enough, when most of what comes is junk, or when the
+time is over. Everything happens on the event loop, in slices of a millisecond or so, so that other tasks run in between
+and the whole can be cancelled at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import trio
+
+from homeserver import limits
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.json_stream import Splitter
+from homeserver.federation.wire import WireError, WireStream
+from homeserver.peers import Cause
+from homeserver.remote.requests import Answer, Unreachable, is_sparse, note_status, reaching, sign_request
+from homeserver.resources import Resources
+
+_SLICE_BYTES = 16 * 1024
+_ERROR_BYTES_MAX = 64 * 1024
+
+Verdict = Literal["taken", "junk", "full"]
+Take = Callable[[bytes], Verdict]
+"""Is given the bytes of one element. "junk": it is of no use; "full": nothing that follows is wanted."""
+
+
+async def ask_many(
+    hs: Resources,
+    destination: ServerName,
+    method: str,
+    uri: str,
+    content: Any | None = None,
+    *,
+    cause: Cause,
+    take: Mapping[str, Take],
+    members: Collection[str] = (),
+    timeout_s: float,
+    max_bytes: int,
+) -> Answer:
+    """As `send_signed`, for an answer with large arrays. The content of a 200 has only those of its other `members`.
+
+    take: for each array that is wanted, what takes its elements. timeout_s: for all of the answer. Raises Unreachable,
+    also if the answer is no JSON or mostly junk; what was taken until then should be forgotten.
+    """
+    body, headers = sign_request(hs, destination, method, uri, content)
+    try:
+        async with reaching(hs, destination, cause):
+            with trio.move_on_after(timeout_s):
+                async with hs.wire.stream(
+                    destination, method, uri, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
+                ) as response:
+                    answer = await _read(response, take, members)
+                note_status(hs, destination, answer.status, answer.errcode)
+                return answer
+            raise WireError(f"the answer was not complete after {timeout_s:g} s", "timeout")
+    except NotCanonical as error:
+        raise Unreachable(f"{destination} did not answer as it should: {error}") from error
+
+
+async def _read(response: WireStream, take: Mapping[str, Take], members: Collection[str]) -> Answer:
+    if response.status != 200:
+        return Answer(response.status, await _read_error(response))
+    splitter = Splitter(take.keys(), members, element_bytes_max=limits.ANSWER_ELEMENT_BYTES_MAX)
+    tally = _Tally()
+    while chunk := await _next_chunk(response):
+        for start in range(0, len(chunk), _SLICE_BYTES):
+            slice_ = chunk[start : start + _SLICE_BYTES]
+            tally.read_bytes += len(slice_)
+            for name, element in splitter.feed(slice_):
+                verdict = take[name](element) if element is not None and is_sparse(element) else "junk"
+                if verdict == "full":
+                    return Answer(200, splitter.members())
+                tally.add(verdict, element)
+            tally.check()
+            await trio.lowlevel.checkpoint()
+    return Answer(200, splitter.close())
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has come, and what of it was of use."""
+
+    read_bytes: int = 0
+    taken_bytes: int = 0
+    taken: int = 0
+    junk: int = 0
+
+    def add(self, verdict: Verdict, element: bytes | None) -> None:
+        if verdict == "taken" and element is not None:
+            self.taken += 1
+            self.taken_bytes += len(element)
+        else:
+            self.junk += 1
+
+    def check(self) -> None:
+        """Raises NotCanonical if there is so much junk that the rest is not worth reading."""
+        junk_bytes = self.read_bytes - self.taken_bytes
+        too_many = self.junk > limits.ANSWER_JUNK_MAX and self.junk > self.taken
+        if too_many or (junk_bytes > limits.ANSWER_JUNK_BYTES_MAX and junk_bytes > self.taken_bytes):
+            raise NotCanonical("Most of it is of no use.")
+
+
+async def _next_chunk(response: WireStream) -> bytes:
+    """The next piece of the body, b"" after its end."""
+    with trio.move_on_after(limits.ANSWER_IDLE_S):
+        return await anext(response.chunks, b"")
+    raise WireError(f"nothing came for {limits.ANSWER_IDLE_S:g} s", "timeout")
+
+
+async def _read_error(response: WireStream) -> Any:
+    body = b""
+    while len(body) <= _ERROR_BYTES_MAX and (chunk := await _next_chunk(response)):
+        body += chunk
+    try:
+        return canonical_json.decode(body) if len(body) <= _ERROR_BYTES_MAX and is_sparse(body) else None
+    except NotCanonical:
+        return None

@@ -219,6 +219,10 @@ class AsyncioHomeserver:
         """Ends an account for good; see `Homeserver.deactivate`."""
         await self._bridge.run(partial(self._server.deactivate, user, erase=erase))
 
+    async def run(self, fn: Callable[[Homeserver], Awaitable[T]]) -> T:
+        """What fn(homeserver) answers: a function for trio, awaited in the server's thread."""
+        return await self._bridge.run(lambda: fn(self._server))
+
     async def serve(self, *, started: asyncio.Future[list[Bound]] | None = None) -> None:
         """Answers on the configured listeners until `stop` is called. Raises ConfigError if one cannot listen.
 

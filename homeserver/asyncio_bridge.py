@@ -30,11 +30,13 @@ class Bridge:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Future[None] | None = None
+        self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
         self._opening = trio.CancelScope()
         self._close = trio.Event()
+        self._is_open = False
         self._is_closing = False
 
     async def open(self, server: AbstractAsyncContextManager[object]) -> None:
@@ -44,7 +46,8 @@ class Bridge:
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         opened: asyncio.Future[None] = self._loop.create_future()
-        threading.Thread(target=self._run_trio, args=(server, opened), name="homeserver", daemon=True).start()
+        self._thread = threading.Thread(target=self._run_trio, args=(server, opened), name="homeserver", daemon=True)
+        self._thread.start()
         try:
             await opened
         except BaseException:  # it failed to open, or nobody waits for it any more
@@ -113,20 +116,21 @@ class Bridge:
 
         def close() -> None:
             self._close.set()
-            if self._nursery is None:
+            if not self._is_open:
                 self._opening.cancel()
 
         self.run_sync_soon(close)
 
     async def _wait_ended(self) -> None:
         """Until the thread has done its work. A cancellation waits for that: the server must not be left half open."""
-        assert self._ended is not None
+        assert self._ended is not None and self._thread is not None
         cancelled: asyncio.CancelledError | None = None
         while not self._ended.done():
             try:
                 await asyncio.wait([self._ended])
             except asyncio.CancelledError as error:
                 cancelled = error
+        self._thread.join()  # to have told of its end was the last thing that it did
         self._ended.result()
         if cancelled is not None:
             raise cancelled
@@ -150,6 +154,7 @@ class Bridge:
             async with server:
                 try:
                     async with trio.open_nursery() as self._nursery:
+                        self._is_open = True
                         _settle(opened, None, None)
                         await self._close.wait()
                         self._nursery.cancel_scope.cancel()

@@ -36,6 +36,7 @@ class Bridge:
         self._nursery: trio.Nursery | None = None
         self._opening = trio.CancelScope()
         self._close = trio.Event()
+        self._results: set[asyncio.Future[Any]] = set()
         self._is_open = False
         self._is_closing = False
 
@@ -85,14 +86,19 @@ class Bridge:
                 _settle(result, value, error)
 
         def start() -> None:
-            if self._nursery is None:
-                _settle(result, None, ClosedError())
-            else:
+            try:
+                if self._nursery is None:
+                    raise ClosedError
                 self._nursery.start_soon(task)
+            except RuntimeError:  # ClosedError, or the nursery is about to end
+                _settle(result, None, ClosedError())
 
+        self._results.add(result)
+        result.add_done_callback(self._results.discard)
         try:
             token.run_sync_soon(start)
         except trio.RunFinishedError:
+            result.cancel()
             raise ClosedError from self._failure
         try:
             return await asyncio.shield(result)
@@ -143,6 +149,8 @@ class Bridge:
         except BaseException as error:  # it belongs to the program that opened the server
             failure = error
         self._failure = failure
+        for result in tuple(self._results):  # none, unless trio itself has failed
+            _settle(result, None, ClosedError())
         _settle(opened, None, failure or ClosedError())
         _settle(self._ended, None, failure)
 

@@ -49,6 +49,7 @@ class Listener(Section, frozen=True):
     trusted_proxies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_bind(self.bind)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ConfigError(f"listener {self.bind}: tls_cert and tls_key must be given together")

@@ -33,6 +33,7 @@ class Public(Section, frozen=True):
     serve_well_known: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.base_url:
             check_url("public.base_url", self.base_url)
         if self.federation_address:
@@ -44,6 +45,7 @@ class DatabaseSection(Section, frozen=True):
     url: str = "sqlite:homeserver.db"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.url.partition(":")[0] not in ("sqlite", "postgresql", "postgres"):
             raise ConfigError('database.url must begin with "sqlite:" or "postgresql:"')
 
@@ -56,6 +58,7 @@ class BlobsSection(Section, frozen=True):
     remote_bytes_max: int = 20 << 30
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.url.partition(":")[0] not in ("file", "memory", "s3", "gs", "az"):
             raise ConfigError('blobs.url must begin with "file:", "s3:", "gs:" or "az:"')
         for key in ("upload_bytes_max", "user_bytes_max", "user_files_max", "remote_bytes_max"):
@@ -72,6 +75,7 @@ class Registration(Section, frozen=True):
     recaptcha_verify_url: str = "https://www.recaptcha.net/recaptcha/api/siteverify"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_url("registration.recaptcha_verify_url", self.recaptcha_verify_url)
         if bool(self.recaptcha_public_key) != bool(self.recaptcha_private_key):
             raise ConfigError("registration.recaptcha_public_key and recaptcha_private_key must be given together")
@@ -81,6 +85,7 @@ class Rooms(Section, frozen=True):
     default_version: str = DEFAULT_ROOM_VERSION
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_one_of("rooms.default_version", self.default_version, ROOM_VERSIONS)
 
 
@@ -91,6 +96,7 @@ class Passwords(Section, frozen=True):
     hash_cost: Literal["default", "minimal"] = "default"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # A character has up to four bytes.
         check_range("passwords.length_min", self.length_min, 1, limits.PASSWORD_BYTES_MAX // 4)
 
@@ -104,6 +110,7 @@ class Email(Section, frozen=True):
     smtp_password_file: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_port("email.smtp_port", self.smtp_port, lowest=1)
         if self.smtp_host and "@" not in self.from_address:
             raise ConfigError("email.from must be an e-mail address where email.smtp_host is given")
@@ -122,6 +129,7 @@ class FederationSection(Section, frozen=True):
     signing_key_file: str = "signing.key"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.trusted_key_servers:
             check_server_name("federation.trusted_key_servers", name)
 
@@ -146,6 +154,7 @@ class Presence(Section, frozen=True):
     online_timeout_s: int = 300
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive("presence.online_timeout_s", self.online_timeout_s)
 
 
@@ -193,8 +202,8 @@ class Config(Section, frozen=True):
     log: Log = Log()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_server_name("server_name", self.server_name)
-        msgspec.structs.force_setattr(self, "data_dir", str(self.data_dir))  # embedders may give a Path
         if not self.data_dir:
             raise ConfigError("data_dir must name a folder")
         binds = [listener.bind for listener in self.listeners if not _is_chosen_by_system(parse_bind(listener.bind))]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,7 +20,50 @@ class ConfigError(ValueError):
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the configuration file."""
+    """A table of the configuration file. A program may make one too: mistakes in it raise ConfigError as well.
+
+    A mapping stands for a section, a list for a tuple, a path for text.
+    """
+
+    def __post_init__(self) -> None:
+        """Checks of a section's own follow after this one."""
+        for each in msgspec.structs.fields(type(self)):
+            where = each.encode_name if type(self).__name__ == "Config" else f"{type(self).__name__}.{each.encode_name}"
+            given = getattr(self, each.name)
+            value = _read(each.type, given, where)
+            if value is not given:
+                msgspec.structs.force_setattr(self, each.name, value)
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """The value as `kind`. Raises ConfigError if it is of another type."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list or a tuple, not {value!r}")
+        items = tuple(_read(get_args(kind)[0], item, where) for item in value)
+        return value if items == value else items
+    if get_origin(kind) is Literal:
+        check_one_of(where, value, get_args(kind))
+    elif issubclass(kind, Section):
+        if isinstance(value, Mapping):
+            return _section(kind, value, where)
+        if not isinstance(value, kind):
+            raise ConfigError(f"{where} must be a {kind.__name__} or a mapping, not {value!r}")
+    elif kind is str and isinstance(value, PathLike):
+        return os.fspath(value)
+    elif type(value) is not kind:
+        wanted = {bool: "True or False", int: "an int", str: "a str"}[kind]
+        raise ConfigError(f"{where} must be {wanted}, not {value!r}")
+    return value
+
+
+def _section(kind: type[Section], given: Mapping[str, Any], where: str) -> Section:
+    names = {each.encode_name: each.name for each in msgspec.structs.fields(kind)}
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            raise ConfigError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return kind(**{names[key]: value for key, value in given.items()})
 
 
 def check_server_name(key: str, value: str) -> None:

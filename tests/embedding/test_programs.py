@@ -1,0 +1,153 @@
+"""What a program may do wrong, and what the library leaves alone in the program's process."""
+
+from __future__ import annotations
+
+import locale
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from homeserver import Client, ClosedError, Config, DatabaseError, Homeserver, Listener
+from tests.embedding.conftest import Open
+from tests.support.homeservers import NoWire, config_for_tests
+
+
+def _config(folder: Path, **sections: Any) -> Config:
+    return config_for_tests("a.example", folder, listeners=(Listener(bind="127.0.0.1:0"),), **sections)
+
+
+async def test_a_server_that_is_not_open_says_so(tmp_path: Path) -> None:
+    hs = Homeserver(_config(tmp_path), wire=NoWire())
+    uses: list[Callable[[], Any]] = [lambda: hs.app, lambda: hs.resources]
+    calls = [hs.register, hs.log_in, hs.deactivate, lambda name: hs.set_password(name, None), lambda _: hs.serve()]
+    for error, sentence in ((RuntimeError, "Use it inside of `async with Homeserver"), (ClosedError, "is closed")):
+        for use in uses:
+            with pytest.raises(error, match=sentence):
+                use()
+        for call in calls:
+            with pytest.raises(error, match=sentence):
+                await call("alice")
+        if error is RuntimeError:
+            async with hs:
+                pass
+    with pytest.raises(RuntimeError, match="opened once"):
+        async with hs:
+            pass
+
+
+async def test_a_folder_has_one_server(tmp_path: Path) -> None:
+    async with Homeserver(_config(tmp_path), wire=NoWire()):
+        with pytest.raises(DatabaseError, match="in use by another server"):
+            async with Homeserver(_config(tmp_path), wire=NoWire()):
+                raise AssertionError("it must not open")
+    async with Homeserver(_config(tmp_path), wire=NoWire()):
+        pass
+
+
+@pytest.mark.sockets
+async def test_a_server_serves_once(tmp_path: Path) -> None:
+    async with Homeserver(_config(tmp_path), wire=NoWire()) as hs, trio.open_nursery() as nursery:
+        (bound,) = await nursery.start(hs.serve)
+        assert not bound.url.endswith(":0")
+        with pytest.raises(RuntimeError, match="serves already"):
+            await hs.serve()
+        hs.stop()
+        with pytest.raises(RuntimeError, match="Open a new one"):
+            await hs.serve()
+
+
+async def test_whoever_waits_when_the_server_closes_is_told(homeservers: Open) -> None:
+    ended: list[str] = []
+
+    async def wait(client: Client) -> None:
+        with pytest.raises(ClosedError):
+            await client.sync(timeout_ms=3_600_000)
+        ended.append("sync")
+
+    async def listen(client: Client) -> None:
+        async for _ in client.events():
+            pass
+        ended.append("events")
+
+    async with trio.open_nursery() as nursery:
+        async with homeservers("a.example") as a:
+            alice, bob = await a.register("alice"), await a.register("bob")
+            await alice.sync()
+            nursery.start_soon(wait, alice)
+            nursery.start_soon(listen, bob)
+            await trio.sleep(1)
+    assert sorted(ended) == ["events", "sync"]
+    with pytest.raises(ClosedError):
+        await alice.create_room()
+
+
+@pytest.mark.parametrize("failure", [ZeroDivisionError("a fault of the server"), KeyboardInterrupt()])
+async def test_a_failure_of_the_server_comes_out_as_itself(homeservers: Open, failure: BaseException) -> None:
+    async def fail() -> None:
+        raise failure
+
+    with pytest.raises(type(failure)) as raised:
+        async with homeservers("a.example") as a:
+            a.resources.nursery.start_soon(fail)
+            await trio.sleep_forever()
+    assert raised.value is failure
+
+
+async def test_an_exception_of_the_program_comes_out_of_all_blocks(homeservers: Open) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        async with homeservers("a.example") as a, homeservers("b.example"):
+            await a.register("alice")
+            raise KeyboardInterrupt
+
+
+async def test_servers_and_nurseries_nest_in_any_order(homeservers: Open) -> None:
+    with trio.move_on_after(5) as scope:
+        async with trio.open_nursery() as outer, homeservers("a.example") as a, trio.open_nursery() as inner:
+            alice = await a.register("alice")
+            inner.start_soon(trio.sleep_forever)
+            outer.start_soon(trio.sleep_forever)
+            await alice.create_room()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    async with homeservers("a.example") as a:
+        rooms = (await (await a.log_in("alice")).call("get_joined_rooms"))["joined_rooms"]
+    assert len(rooms) == 1
+
+
+def _surroundings() -> dict[str, Any]:
+    mask = os.umask(0)
+    os.umask(mask)
+    loggers = [logging.getLogger(), logging.getLogger("homeserver")]
+    return {
+        "signals": [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "environment": dict(os.environ),
+        "umask": mask,
+        "locale": locale.setlocale(locale.LC_ALL),
+        "warnings": list(warnings.filters),
+        "logging": [(logger.level, list(logger.handlers), logger.propagate) for logger in loggers],
+        "hooks": (sys.excepthook, sys.unraisablehook, threading.excepthook),
+        "limits": [resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS)],
+        "folder": Path.cwd(),
+    }
+
+
+@pytest.mark.sockets
+async def test_the_process_belongs_to_the_program(tmp_path: Path) -> None:
+    before = _surroundings()
+    async with Homeserver(_config(tmp_path), wire=NoWire()) as hs, trio.open_nursery() as nursery:
+        await nursery.start(hs.serve)
+        alice = await hs.register("alice", "a good password")
+        await alice.send(await alice.create_room(), "Hello?")
+        during = _surroundings()
+        hs.stop()
+    assert during == before

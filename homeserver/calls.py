@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,15 +131,29 @@ class Calls:
         request.content = content
         return await self.dispatch.call(operation, request, requester, arguments)
 
+    def check_fields(self, name: str, body: Mapping[str, Any]) -> None:
+        """Raises TypeError if the body has a field that the operation does not know, which it would pass over."""
+        plan = self._find(name).plan.body
+        assert plan is not None
+        known = [each.encode_name for each in msgspec.structs.fields(plan.kind)]
+        for field_name in body:
+            if field_name not in known and "." not in field_name:  # those of extensions have a dot
+                raise TypeError(f"{name} has no field {field_name!r}.{_suggest(field_name, known)}")
+
     def _find(self, name: str) -> Operation:
+        if not isinstance(name, str):
+            raise TypeError(f"The name of an operation must be a str, not {type(name).__name__}.")
         operation = self.dispatch.by_name.get(name)
         if operation is None:
-            near = difflib.get_close_matches(name, self.dispatch.by_name, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise not_found(f"There is no operation {name}.{hint}")
+            raise not_found(f"There is no operation {name}.{_suggest(name, self.dispatch.by_name)}")
         if operation.plan.origin:
             raise TypeError(f"{name} is called by other servers, not by users.")
         return operation
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _path_arguments(operation: Operation, given: Sequence[Any]) -> list[Any]:

@@ -129,14 +129,16 @@ class Client:
         filename: str | None = None,
     ) -> str:
         """Stores a file, and returns its `mxc://` URI for messages and avatars. `data` may come in chunks."""
-        if isinstance(data, Mapping):
-            raise TypeError("upload takes bytes or an async iterable of bytes, not a mapping.")
+        if not isinstance(data, bytes | bytearray | memoryview | AsyncIterable):
+            raise TypeError(f"upload takes bytes or an async iterable of bytes, not {type(data).__name__}.")
         query = {"filename": filename} if filename else None
         answer = await self.call("upload_content", body=data, query=query, headers={"content-type": content_type})
         return str(answer["content_uri"])
 
     async def download(self, mxc_uri: str) -> File:
         """The file of an `mxc://` URI, of this server or any other."""
+        if not isinstance(mxc_uri, str):
+            raise TypeError(f"download takes an mxc:// URI, not {type(mxc_uri).__name__}.")
         server_name, slash, media_id = mxc_uri.removeprefix("mxc://").partition("/")
         if not mxc_uri.startswith("mxc://") or not slash:
             raise invalid_param(f"{mxc_uri!r} is not an mxc:// URI.")
@@ -146,6 +148,7 @@ class Client:
 
     async def create_room(self, **options: Any) -> RoomID:
         """A new room; `options` are the fields of POST /createRoom: name, topic, preset, invite …"""
+        self._calls.check_fields("create_room", options)
         return RoomID((await self.call("create_room", body=options))["room_id"])
 
     async def invite(self, room_id: str, user_id: str) -> None:
@@ -164,6 +167,8 @@ class Client:
         self, room_id: str, message: str | Mapping[str, Any], *, event_type: str = "m.room.message"
     ) -> EventID:
         """Sends a text, or the content of an event of any type. The event is durable when this answers."""
+        if not isinstance(message, str | Mapping):
+            raise TypeError(f"send takes a str or a mapping, not {type(message).__name__}.")
         content = {"msgtype": "m.text", "body": message} if isinstance(message, str) else dict(message)
         answer = await self.call("send_message", room_id, event_type, secrets.token_hex(8), body=content)
         return EventID(answer["event_id"])

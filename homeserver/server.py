@@ -144,7 +144,9 @@ class Homeserver:
         Raises MatrixError if the name is taken; with `exist_ok` the account that has it is logged in, and is left as
         it is: neither its password nor its rights change.
         """
-        user_id = await create_account(self.resources, localpart, password, admin=admin, exist_ok=exist_ok)
+        hs = self.resources
+        _check_text(localpart=localpart, password=password or "")
+        user_id = await create_account(hs, localpart, password, admin=admin, exist_ok=exist_ok)
         return await self.log_in(user_id)
 
     async def log_in(self, user: str, device_id: str = "EMBEDDED") -> Client:
@@ -153,11 +155,13 @@ class Homeserver:
         Raises MatrixError if there is no such account, or if it has been deactivated.
         """
         hs = self.resources
+        _check_text(user=user, device_id=device_id)
         return await Client.open(hs, self._opened(self._calls), find_local(hs, user), device_id)
 
     async def set_password(self, user: str, password: str | None, *, logout_devices: bool = True) -> None:
         """Replaces a password, and logs the user out everywhere. None: nobody can log in with a password any more."""
         hs = self.resources
+        _check_text(user=user, password=password or "")
         await account.set_password(hs, find_local(hs, user), password, logout_devices=logout_devices)
 
     async def deactivate(self, user: str, *, erase: bool = False) -> None:
@@ -166,6 +170,7 @@ class Homeserver:
         erase: what is kept of the user is forgotten too.
         """
         hs = self.resources
+        _check_text(user=user)
         await account.deactivate(hs, find_local(hs, user), erase=erase)
 
     def _opened(self, part: T | None) -> T:
@@ -234,6 +239,12 @@ async def open_data(
     return await open_database(
         database_url(config), all_schemas(), inline=inline, exclusive=exclusive, now_ms=now_ms
     )  # fmt: skip
+
+
+def _check_text(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, not {type(value).__name__}.")
 
 
 def all_features() -> list[Feature]:

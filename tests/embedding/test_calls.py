@@ -87,6 +87,26 @@ async def test_a_call_that_does_not_fit_is_a_type_error(
             await alice.call(operation, *path, **given)
 
 
+async def test_a_wrong_argument_is_a_type_error_with_a_sentence(homeservers: Open) -> None:
+    async with homeservers("a.example") as a:
+        alice: Any = await a.register("alice")
+        any_a: Any = a
+        room_id = await alice.create_room()
+        for attempt, sentence in (
+            (any_a.register(7), "localpart must be a str, not int"),
+            (any_a.register("bob", 7), "password must be a str, not int"),
+            (any_a.log_in(None), "user must be a str, not NoneType"),
+            (alice.send(room_id, 7), "send takes a str or a mapping, not int"),
+            (alice.upload("text"), "upload takes bytes or an async iterable of bytes, not str"),
+            (alice.download(b"mxc://"), "download takes an mxc:// URI, not bytes"),
+            (alice.create_room(nmae="Kitchen"), "create_room has no field 'nmae'. Did you mean name?"),
+            (alice.call(7), "name of an operation must be a str, not int"),
+        ):
+            with pytest.raises(TypeError) as wrong:
+                await attempt
+            assert sentence in str(wrong.value)
+
+
 async def test_what_the_server_refuses_has_a_code_and_a_sentence(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")

@@ -145,7 +145,7 @@ class Homeserver:
         it is: neither its password nor its rights change.
         """
         hs = self.resources
-        _check_text(localpart=localpart, password=password or "")
+        _check_text(localpart=localpart, password="" if password is None else password)
         user_id = await create_account(hs, localpart, password, admin=admin, exist_ok=exist_ok)
         return await self.log_in(user_id)
 
@@ -161,7 +161,7 @@ class Homeserver:
     async def set_password(self, user: str, password: str | None, *, logout_devices: bool = True) -> None:
         """Replaces a password, and logs the user out everywhere. None: nobody can log in with a password any more."""
         hs = self.resources
-        _check_text(user=user, password=password or "")
+        _check_text(user=user, password="" if password is None else password)
         await account.set_password(hs, find_local(hs, user), password, logout_devices=logout_devices)
 
     async def deactivate(self, user: str, *, erase: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import locale
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import trio
+from PIL import Image, ImageFile
 
 from homeserver import Client, ClosedError, Config, DatabaseError, Homeserver, Listener
 from tests.embedding.conftest import Open
@@ -138,6 +140,7 @@ def _surroundings() -> dict[str, Any]:
         "hooks": (sys.excepthook, sys.unraisablehook, threading.excepthook),
         "limits": [resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS)],
         "folder": Path.cwd(),
+        "pillow": (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES),
     }
 
 
@@ -151,3 +154,17 @@ async def test_the_process_belongs_to_the_program(tmp_path: Path) -> None:
         during = _surroundings()
         hs.stop()
     assert during == before
+
+
+async def test_a_test_of_the_program_keeps_its_process_too(homeservers: Open) -> None:
+    """Where thumbnails are made in the process itself."""
+    picture = io.BytesIO()
+    Image.new("RGB", (600, 400)).save(picture, "PNG")
+    before = _surroundings()
+    async with homeservers("a.example") as a:
+        alice = await a.register("alice")
+        where = (await alice.upload(picture.getvalue(), "image/png")).removeprefix("mxc://").split("/")
+        query = {"width": 96, "height": 96, "method": "crop"}
+        made = await alice.call("get_content_thumbnail_authed", *where, query=query)
+        assert Image.open(io.BytesIO(made)).size == (96, 96)
+    assert _surroundings() == before

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -62,17 +64,27 @@ def make_thumbnail(data: bytes, method: str, width: int, height: int, animated: 
 
     None: the image already fits, it is its own thumbnail. Raises ValueError with TOO_LARGE or UNSUPPORTED.
     """
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
-    Image.MAX_IMAGE_PIXELS = THUMBNAIL_JPEG_PIXELS_MAX
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _strict_pillow(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return _make(image, method, (width, height), animated)
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(TOO_LARGE) from None
     except Exception as error:
         # Decoders raise whatever they stumble over (OSError, SyntaxError, struct.error, zlib.error, IndexError …).
         raise ValueError(str(error) if str(error) == TOO_LARGE else UNSUPPORTED) from None
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Pillow's settings belong to the process. In tests that is the program's own, so they are put back."""
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = THUMBNAIL_JPEG_PIXELS_MAX, False
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _make(image: Image.Image, method: str, box: tuple[int, int], animated: bool) -> list[Any]:

@@ -16,6 +16,7 @@ from homeserver.api import Operation, Request
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID
+from homeserver.moments import is_ahead
 from homeserver.resources import Resources
 from homeserver.token_cache import Seen, TokenCache, tokens_key
 
@@ -192,7 +193,7 @@ async def _requester_of(hs: Resources, token: str) -> Requester | None:
         if found.unused:
             await hs.database.write(revoke_replaced_tokens, cache, token_hash)
         cache.put(token_hash, found.requester.user_id, found, now_ms=hs.now_ms(), position=position)
-    if found.expires_ms is not None and found.expires_ms <= hs.now_ms():
+    if found.expires_ms is not None and not is_ahead(found.expires_ms, hs.now_ms(), limits.ACCESS_TOKEN_LIFETIME_MS):
         raise unknown_token(soft_logout=True)
     return found.requester
 

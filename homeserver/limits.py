@@ -70,6 +70,11 @@ ACCESS_TOKEN_LIFETIME_MS = 60 * 60 * 1000
 # Longer is no token of ours or of an application service: it is not hashed at all.
 ACCESS_TOKEN_CHARACTERS_MAX = 2_048
 
+# Time
+
+# By how much the clocks of nodes of one database may differ, and a clock be put right, without anything being expired.
+CLOCK_SKEW_MS = 60 * 1000
+
 # Background
 
 # After work in the background has failed: what it needs, the database or a store, may be in reach again by then.

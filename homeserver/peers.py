@@ -50,8 +50,9 @@ class BackOff:
     tried_ms: int = 0
 
     def is_over(self, now_ms: int) -> bool:
-        """Whether the server may be asked again; also if the clock was set back to long before the failure."""
-        return now_ms >= self.retry_after_ms or self.retry_after_ms - now_ms > 2 * limits.RETRY_MS_MAX
+        """Whether the server may be asked again. A back-off lasts no longer than its delay, whatever the clock did."""
+        delay_ms_max = 2 * min(limits.RETRY_MS << min(self.failures, 20), limits.RETRY_MS_MAX)
+        return not now_ms < self.retry_after_ms <= now_ms + delay_ms_max
 
 
 Kind = Literal["person", "action", "delivery", "peer", "stranger"]

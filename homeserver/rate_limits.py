@@ -29,7 +29,7 @@ class RateLimits:
             return
         bucket = limits.RATE_LIMITS[rate_class]
         tokens, at_ms = self._buckets.pop((rate_class, key), (bucket.burst, now_ms))
-        now_ms = max(now_ms, at_ms)  # a clock that is set back must not give twice what it gave once
+        at_ms = min(at_ms, now_ms)  # the clock was set back: what the bucket gains counts from now on
         tokens = min(bucket.burst, tokens + (now_ms - at_ms) / 1000 * bucket.per_second)
         if tokens < cost:
             self._buckets[rate_class, key] = (tokens, now_ms)

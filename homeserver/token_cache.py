@@ -48,7 +48,7 @@ class TokenCache(Generic[Value]):
     def get(self, token_hash: bytes, now_ms: int, stream: Stream) -> Value | None:
         """What was stored for the token, unless that is too long ago or may have changed."""
         entry = self._entries.get(token_hash)
-        if entry is None or now_ms - entry.stored_ms > limits.TOKEN_CACHE_AGE_MS_MAX:
+        if entry is None or not 0 <= now_ms - entry.stored_ms <= limits.TOKEN_CACHE_AGE_MS_MAX:
             return None
         return None if stream.has_news((tokens_key(entry.user_id),), entry.position) else entry.value
 

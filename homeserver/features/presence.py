@@ -93,7 +93,7 @@ async def follow_time(hs: Resources) -> None:
     interval_s = min(limits.PRESENCE_SWEEP_INTERVAL_S, hs.config.presence.online_timeout_s / 3)
     while True:
         await trio.sleep(interval_s)
-        if await hs.database.read(is_anyone_due):
+        if await hs.database.read(is_anyone_due, hs):
             await hs.database.write(sweep, hs)
 
 

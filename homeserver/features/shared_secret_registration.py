@@ -25,6 +25,7 @@ from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import UserID
+from homeserver.moments import is_ahead
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
@@ -102,7 +103,7 @@ def _make_nonce(secret: bytes, until_ms: int) -> str:
 def _is_good_nonce(secret: bytes, nonce: str, now_ms: int) -> bool:
     text, _, signature = nonce.rpartition(".")
     signed = hmac.compare_digest(_sign(secret, text).encode(), signature.encode("utf-8", "surrogatepass"))
-    return signed and int(text.partition(".")[0], 16) > now_ms
+    return signed and is_ahead(int(text.partition(".")[0], 16), now_ms, limits.SHARED_SECRET_NONCE_MS)
 
 
 def _sign(secret: bytes, text: str) -> str:

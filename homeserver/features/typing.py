@@ -18,6 +18,7 @@ from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import TypingContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
+from homeserver.moments import is_ahead, latest
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership, joined_at
 from homeserver.users.presence import note_activity
@@ -76,20 +77,25 @@ async def follow_time(hs: Resources) -> None:
     """Tells rooms when a notification has run out without being renewed."""
     while True:
         due_ms, position = await hs.database.read(_next_due)
-        wait_s = math.inf if due_ms is None else max(0, due_ms - hs.now_ms()) / 1000
+        wait_ms = math.inf if due_ms is None else min(max(0, due_ms - hs.now_ms()), limits.TYPING_TIMEOUT_MS_MAX)
+        wait_s = wait_ms / 1000
         if await hs.stream.wait((WAKE_KEY,), position, trio.current_time() + wait_s) == position:
             await hs.database.write(_end_due)
 
 
 def _next_due(tx: Transaction) -> tuple[int | None, int]:
     """When the next notification runs out (None: there is none), and up to which position of the stream that holds."""
+    if tx.one("SELECT 1 FROM typing WHERE expires_ms > ? LIMIT 1", latest(tx.now_ms, limits.TYPING_TIMEOUT_MS_MAX)):
+        return tx.now_ms, tx.position  # begun by a clock that was wrong
     (due_ms,) = tx.one("SELECT MIN(expires_ms) FROM typing WHERE expires_ms > 0") or (None,)
     return due_ms, tx.position
 
 
 def _end_due(tx: Transaction) -> None:
     due = tx.all(
-        "SELECT room_nid, user_nid, is_local FROM typing WHERE expires_ms > 0 AND expires_ms <= ?", tx.now_ms
+        "SELECT room_nid, user_nid, is_local FROM typing WHERE expires_ms > 0 AND expires_ms <= ? OR expires_ms > ?",
+        tx.now_ms,
+        latest(tx.now_ms, limits.TYPING_TIMEOUT_MS_MAX),
     )
     for room_nid, user_nid, is_local in due:
         store_typing(tx, RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), 0, is_local=bool(is_local))
@@ -131,12 +137,16 @@ def typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
     edus = []
     for room_nid, user_nid, expires_ms in rows:
         room_id = RoomID(tx.name(room_nid))
-        content: JsonObject = {"room_id": room_id, "user_id": tx.name(user_nid), "typing": expires_ms > tx.now_ms}
+        content: JsonObject = {"room_id": room_id, "user_id": tx.name(user_nid), "typing": _is_typing(tx, expires_ms)}
         edus.append(OutgoingEdu("m.typing", content, room_id))
     return edus
 
 
 # --- storage ---
+
+
+def _is_typing(tx: Transaction, expires_ms: int) -> bool:
+    return is_ahead(expires_ms, tx.now_ms, limits.TYPING_TIMEOUT_MS_MAX)
 
 
 def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: int, *, is_local: bool) -> None:
@@ -176,7 +186,10 @@ def _has_stayed(tx: Transaction, room_id: RoomID, user_id: UserID, since: int) -
 def _typists(tx: Transaction, room_id: RoomID) -> list[tuple[UserID, int]]:
     """The users whose notification has not run out, and the position of it."""
     rows = tx.all(
-        "SELECT user_nid, position FROM typing WHERE room_nid = ? AND expires_ms > ?", tx.find(room_id), tx.now_ms
+        "SELECT user_nid, position FROM typing WHERE room_nid = ? AND expires_ms > ? AND expires_ms <= ?",
+        tx.find(room_id),
+        tx.now_ms,
+        latest(tx.now_ms, limits.TYPING_TIMEOUT_MS_MAX),
     )
     names = tx.names([user_nid for user_nid, _ in rows])
     return [(UserID(names[user_nid]), position) for user_nid, position in rows]

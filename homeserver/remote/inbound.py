@@ -279,10 +279,11 @@ def find_answer(tx: Transaction, origin: ServerName, txn_id: str) -> bytes | Non
 def store_answer(tx: Transaction, origin: ServerName, txn_id: str, answer: bytes) -> None:
     """Keeps the answer; older ones of the origin are forgotten, since it has gone on."""
     nid = tx.intern(origin)
+    (newest_ms,) = tx.one("SELECT COALESCE(MAX(received_ms), 0) FROM transactions WHERE origin_nid = ?", nid) or (0,)
     tx.run(
         "INSERT INTO transactions (origin_nid, txn_id, received_ms, answer) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (origin_nid, txn_id) DO NOTHING",
-        nid, txn_id, tx.now_ms, answer,
+        nid, txn_id, max(tx.now_ms, newest_ms + 1), answer,
     )  # fmt: skip
     rows = tx.values("SELECT txn_id FROM transactions WHERE origin_nid = ? ORDER BY received_ms DESC, txn_id", nid)
     for old in rows[limits.TRANSACTIONS_KEPT :]:

@@ -22,6 +22,7 @@ from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.server_keys import (
     NOTARY_RESPONSES_MAX,
+    VALIDITY_MS_MAX,
     InvalidKeys,
     ServerKeys,
     VerifyKey,
@@ -30,6 +31,7 @@ from homeserver.federation.server_keys import (
     parse_key_response,
     parse_notary_response,
 )
+from homeserver.moments import latest, passed
 from homeserver.peers import Cause, KnownKeys, stranger
 from homeserver.rate_limits import address_key, limit_exceeded
 from homeserver.remote.answers import Verdict, ask_many
@@ -93,7 +95,9 @@ def take_stranger(hs: Resources, client_ip: str, cost: int) -> Cause:
 async def _known_request_key(hs: Resources, server: ServerName, key_id: str, now_ms: int) -> VerifyKey | None:
     known = (await _known(hs, [server])).get(server)
     key = known.current.get(key_id) if known is not None else None
-    return key if key is not None and key.may_sign_requests(now_ms) else None
+    if key is None or not key.may_sign_requests(now_ms) or key.valid_until_ts > latest(now_ms, VALIDITY_MS_MAX):
+        return None
+    return key
 
 
 async def _known(hs: Resources, servers: Iterable[ServerName]) -> dict[ServerName, KnownKeys]:
@@ -308,7 +312,8 @@ def list_statements(tx: Transaction, servers: Collection[ServerName]) -> dict[Se
     )
     found: dict[ServerName, list[ServerKeys]] = defaultdict(list)
     for nid, fetched_ms, _, response in sorted(rows, key=lambda row: (row[1], row[2]), reverse=True):
-        found[nids[nid]].append(parse_key_response(orjson.loads(bytes(response)), nids[nid], fetched_ms))
+        since_ms = passed(fetched_ms, tx.now_ms)
+        found[nids[nid]].append(parse_key_response(orjson.loads(bytes(response)), nids[nid], since_ms))
     return dict(found)
 
 
@@ -316,6 +321,11 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
     """Keeps what servers have said: of statements with the same keys the one that is valid for longest."""
     for statement in statements:
         nid = tx.intern(statement.server_name)
+        # What was fetched by a clock that was ahead must neither be valid for longer nor pass for the newest.
+        tx.run(
+            "UPDATE server_keys SET fetched_ms = 0, valid_until_ts = 0 WHERE server_nid = ? AND fetched_ms > ?",
+            nid, latest(tx.now_ms, 0),
+        )  # fmt: skip
         newest = tx.one("SELECT MAX(fetched_ms) FROM server_keys WHERE server_nid = ?", nid)
         assert newest is not None
         keys = sorted((key_id, key.key_base64) for key_id, key in statement.verify_keys.items())

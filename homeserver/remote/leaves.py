@@ -32,6 +32,7 @@ from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.lane import Lane
+from homeserver.moments import is_ahead
 from homeserver.peers import retry_delay_ms
 from homeserver.remote.joining import list_candidates, make, send
 from homeserver.remote.outside import is_outside, leave_outside
@@ -134,7 +135,7 @@ def _name_of(leave: _Leave) -> str:
 
 async def _deliver(hs: Resources, leave: _Leave) -> None:
     _, is_settled = await _tell(hs, leave, is_stored=True)
-    if is_settled or not 0 <= hs.now_ms() - leave.since_ms < limits.LEAVE_KEPT_MS:
+    if is_settled or hs.now_ms() - leave.since_ms >= limits.LEAVE_KEPT_MS:
         await hs.database.write(_settle, leave)
     else:
         await hs.database.write(_put_off, hs.server_name, leave)
@@ -163,10 +164,9 @@ def _list_due(tx: Transaction) -> tuple[list[_Leave], float, int]:
     for room_nid, user_nid, content, servers, since_ms, failures, retry_after_ms in tx.all(
         "SELECT room_nid, user_nid, content, servers, since_ms, failures, retry_after_ms FROM pending_leaves"
     ):
-        # A clock that went wrong must not put a leave off for longer than its pause.
-        wait_ms = retry_after_ms - tx.now_ms
-        if 0 < wait_ms <= limits.LEAVE_RETRY_MS_MAX * 2:
-            next_ms = min(next_ms, wait_ms)
+        pause_ms_max = min(2 * limits.RETRY_MS << failures, 2 * limits.LEAVE_RETRY_MS_MAX)
+        if is_ahead(retry_after_ms, tx.now_ms, pause_ms_max):
+            next_ms = min(next_ms, retry_after_ms - tx.now_ms, pause_ms_max)
             continue
         room_id, user_id = RoomID(tx.name(room_nid)), UserID(tx.name(user_nid))
         due.append(_Leave(room_id, user_id, orjson.loads(content), orjson.loads(servers), since_ms, failures))

@@ -31,6 +31,7 @@ from homeserver.feature import EduSource
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, encode_transaction
 from homeserver.lane import Lane, is_outage
+from homeserver.moments import passed
 from homeserver.peers import DELIVERY, BackOff
 from homeserver.remote.destinations import (
     Batch,
@@ -207,7 +208,7 @@ class Sender:
         back_off = self._hs.peers.find_back_off(server)
         if back_off is not None:
             return 0 if back_off.is_over(self._hs.now_ms()) else back_off.retry_after_ms
-        return lag.tried_ms + limits.EARLY_RETRY_MS if lag.tried_ms else 0
+        return lag.tried_ms + limits.EARLY_RETRY_MS if passed(lag.tried_ms, self._hs.now_ms()) else 0
 
     # Storing how far everything has been delivered
 

@@ -14,6 +14,7 @@ from homeserver import limits
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.feature import JsonObject, PresenceState
 from homeserver.federation.identifiers import UserID
+from homeserver.moments import is_recent, latest, passed
 from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
 
@@ -95,14 +96,15 @@ def is_news_of_device(tx: Transaction, hs: Resources, user_id: UserID, device_id
     if row is None:
         return True
     interval_ms = min(limits.PRESENCE_WRITE_INTERVAL_MS, _timeout_ms(hs) // 3)
-    return bool(row[0] != state or tx.now_ms - row[1] >= interval_ms)
+    return bool(row[0] != state or not is_recent(row[1], tx.now_ms, interval_ms))
 
 
 def show_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: PresenceState) -> None:
     """A device has shown itself. To be online again, or for the first time, is being active; to go on is not."""
     was = tx.one(
-        "SELECT 1 FROM presence_devices WHERE user_nid = ? AND state = 'online' AND seen_ms > ? LIMIT 1",
-        tx.find(user_id), tx.now_ms - _timeout_ms(hs),
+        "SELECT 1 FROM presence_devices WHERE user_nid = ? AND state = 'online' AND seen_ms > ? AND seen_ms <= ?"
+        " LIMIT 1",
+        tx.find(user_id), tx.now_ms - _timeout_ms(hs), latest(tx.now_ms, 0),
     )  # fmt: skip
     _store_device(tx, user_id, device_id, state)
     old = find_presence(tx, user_id) or Presence(user_id, True)
@@ -125,11 +127,11 @@ def note_activity(tx: Transaction, hs: Resources, user_id: UserID) -> None:
     No more than a look into memory where it was noted less than half a minute ago.
     """
     noted = tx.cache("activity", ACTIVITY_CACHED_MAX)
-    if tx.now_ms - noted.get(user_id, 0) < _NOTED_FOR_MS or not hs.config.presence.enabled:
+    if is_recent(noted.get(user_id, 0), tx.now_ms, _NOTED_FOR_MS) or not hs.config.presence.enabled:
         return
     active_ms = tx.now_ms
     old = find_presence(tx, user_id)
-    if old is not None and active_ms - old.last_active_ms < _NOTED_FOR_MS:
+    if old is not None and is_recent(old.last_active_ms, active_ms, _NOTED_FOR_MS):
         active_ms = old.last_active_ms
     elif old is not None:
         _refresh(tx, hs, old, replace(old, last_active_ms=active_ms))
@@ -140,7 +142,10 @@ def _refresh(tx: Transaction, hs: Resources, old: Presence, new: Presence) -> No
     """Stores what the presence of a local user is now, given the devices and `new.last_active_ms`."""
     now_ms, timeout_ms = tx.now_ms, _timeout_ms(hs)
     nid = tx.intern(old.user_id)
-    tx.run("DELETE FROM presence_devices WHERE user_nid = ? AND seen_ms <= ?", nid, now_ms - timeout_ms)
+    tx.run(
+        "DELETE FROM presence_devices WHERE user_nid = ? AND (seen_ms <= ? OR seen_ms > ?)",
+        nid, now_ms - timeout_ms, latest(now_ms, 0),
+    )  # fmt: skip
     devices = tx.all("SELECT state, seen_ms FROM presence_devices WHERE user_nid = ?", nid)
     idle_ms = now_ms - new.last_active_ms
     state: PresenceState = "offline"
@@ -177,14 +182,20 @@ def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
     )  # fmt: skip
 
 
-def is_anyone_due(tx: Transaction) -> bool:
+def is_anyone_due(tx: Transaction, hs: Resources) -> bool:
     """Whether `sweep` has anything to do."""
-    return tx.one("SELECT 1 FROM presence WHERE due_ms <= ? LIMIT 1", tx.now_ms) is not None
+    return tx.one("SELECT 1 FROM presence WHERE due_ms <= ? OR due_ms > ? LIMIT 1", *_due(tx, hs)) is not None
+
+
+def _due(tx: Transaction, hs: Resources) -> tuple[int, int]:
+    """Rows are due up to the first of these moments, and behind the second, which only a wrong clock has set."""
+    span_ms_max = max(limits.PRESENCE_REPEAT_MS, limits.PRESENCE_REMOTE_TIMEOUT_MS, _timeout_ms(hs))
+    return tx.now_ms, latest(tx.now_ms, span_ms_max)
 
 
 def sweep(tx: Transaction, hs: Resources) -> None:
     """Makes those idle or offline whose time has come."""
-    for old in _presences(tx, tx.all(_SELECT_DUE, tx.now_ms)):
+    for old in _presences(tx, tx.all(_SELECT_DUE, *_due(tx, hs))):
         if old.is_local:
             _refresh(tx, hs, old, old)
         else:
@@ -207,7 +218,7 @@ _SELECT_OF_USERS = """
 """
 _SELECT_DUE = """
     SELECT user_nid, is_local, state, status_msg, last_active_ms, currently_active, told_ms, due_ms, position
-    FROM presence WHERE due_ms <= ? ORDER BY due_ms LIMIT 100
+    FROM presence WHERE due_ms <= ? OR due_ms > ? ORDER BY due_ms LIMIT 100
 """
 
 
@@ -235,8 +246,8 @@ def list_presence_changes(tx: Transaction, since: int, upto: int) -> list[Presen
 def _presences(tx: Transaction, rows: Iterable[Row]) -> list[Presence]:
     return [
         Presence(
-            UserID(tx.name(nid)), bool(is_local), state, status_msg, last_active_ms, bool(currently_active), told_ms,
-            due_ms, position,
+            UserID(tx.name(nid)), bool(is_local), state, status_msg, passed(last_active_ms, tx.now_ms),
+            bool(currently_active), passed(told_ms, tx.now_ms), due_ms, position,
         )
         for nid, is_local, state, status_msg, last_active_ms, currently_active, told_ms, due_ms, position in rows
     ]  # fmt: skip

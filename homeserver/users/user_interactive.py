@@ -19,6 +19,7 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, missing_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
+from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.passwords import verify_password
@@ -270,8 +271,9 @@ def password_stage(user_id: UserID) -> Stage:
 def _find_session(tx: Transaction, session: str) -> tuple[str, int, dict[str, Any]] | None:
     """Its operation, user (0 for none) and completed stages; None where there is none, or it is too old."""
     row = tx.one(
-        "SELECT operation, user_nid, completed FROM user_interactive_sessions WHERE session = ? AND created_ms > ?",
-        session, tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS,
+        "SELECT operation, user_nid, completed FROM user_interactive_sessions WHERE session = ? AND created_ms > ?"
+        " AND created_ms <= ?",
+        session, tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS, latest(tx.now_ms, 0),
     )  # fmt: skip
     return None if row is None else (row[0], row[1], orjson.loads(row[2]))
 

@@ -44,11 +44,11 @@ class Federation:
     network: FakeNetwork = field(default_factory=FakeNetwork)
     _running: dict[str, _Running] = field(default_factory=dict)
 
-    async def start(self, name: str, **sections: Any) -> Server:
+    async def start(self, name: str, *, clock: Callable[[], int] = now_ms, **sections: Any) -> Server:
         """A homeserver that others reach under this name; again, with what it has stored, if it ran before."""
         sections.setdefault("federation", FederationSection())
         config = config_for_tests(name, self.folder, **sections)
-        server: Server = await self.nursery.start(self._run, config)
+        server: Server = await self.nursery.start(self._run, config, clock)
         return server
 
     async def kill(self, name: str) -> None:
@@ -58,12 +58,12 @@ class Federation:
         running.scope.cancel()
         await running.ended.wait()
 
-    async def _run(self, config: Any, *, task_status: trio.TaskStatus[Server]) -> None:
+    async def _run(self, config: Any, clock: Callable[[], int], *, task_status: trio.TaskStatus[Server]) -> None:
         name = config.server_name
         with trio.CancelScope() as scope:
             running = self._running[name] = _Running(scope, trio.Event())
             try:
-                async with running_homeserver(config, self.network) as server:
+                async with running_homeserver(config, self.network, clock) as server:
                     task_status.started(server)
                     await trio.sleep_forever()
             finally:
@@ -71,10 +71,12 @@ class Federation:
 
 
 @asynccontextmanager
-async def running_homeserver(config: Any, network: FakeNetwork) -> AsyncIterator[Server]:
+async def running_homeserver(
+    config: Any, network: FakeNetwork, clock: Callable[[], int] = now_ms
+) -> AsyncIterator[Server]:
     """A homeserver on the network, as long as the context lasts."""
     wire = network.wire_for(config.server_name)
-    async with Homeserver(config, wire=wire, now_ms=now_ms, inline_database=True) as homeserver:
+    async with Homeserver(config, wire=wire, now_ms=clock, inline_database=True) as homeserver:
         network.join(config.server_name, checked(homeserver.app))
         transport = httpx.ASGITransport(homeserver.app, client=("192.0.2.7", 4711))
         async with httpx.AsyncClient(transport=transport, base_url=f"https://{config.server_name}") as http:

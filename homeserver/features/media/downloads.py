@@ -23,6 +23,7 @@ from homeserver.features.media.serving import CACHE_PRIVATE, CACHE_PUBLIC, serve
 from homeserver.features.media.storage import Media
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
 from homeserver.limits import MEDIA_ID_CHARACTERS_MAX, MEDIA_USED_INTERVAL_MS, MEDIA_WAIT_MS_MAX
+from homeserver.moments import is_recent
 from homeserver.resources import Resources
 
 # Spec: "allowing only alphanumeric (`A-Za-z0-9`), `_` and `-` characters in the `media-id` segment"
@@ -160,7 +161,7 @@ def check_media_id(media_id: str) -> None:
 
 def note_used(hs: Resources, media: Media) -> None:
     """Remembers, a while after the answer, that a remote file is still wanted."""
-    if media.is_remote and hs.now_ms() - media.used_ms > MEDIA_USED_INTERVAL_MS:
+    if media.is_remote and not is_recent(media.used_ms, hs.now_ms(), MEDIA_USED_INTERVAL_MS):
         start_aside(hs, hs.database.write, storage.store_used, media.media_nid)
 
 

@@ -15,8 +15,10 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.limits import (
+    MEDIA_PENDING_LIFETIME_MS,
     MEDIA_PENDING_PER_USER_MAX,
 )
+from homeserver.moments import latest
 
 SCHEMA = Schema(
     "media",
@@ -182,7 +184,8 @@ def get_local(tx: Transaction, server_name: ServerName, media_id: str) -> Media 
 def get_pending(tx: Transaction, media_id: str) -> Pending | None:
     """A URI of this server that waits for its content and has not expired."""
     row = tx.one(
-        "SELECT uploader_nid, expires_ms FROM media_pending WHERE media_id = ? AND expires_ms > ?", media_id, tx.now_ms
+        "SELECT uploader_nid, expires_ms FROM media_pending WHERE media_id = ? AND expires_ms > ? AND expires_ms <= ?",
+        media_id, *_pending_between(tx),
     )
     return None if row is None else Pending(UserID(tx.name(row[0])), row[1], tx.position)
 
@@ -233,8 +236,9 @@ def store_pending(tx: Transaction, media_id: str, uploader: UserID, expires_ms: 
     """Creates a URI without content. Raises M_LIMIT_EXCEEDED where the user has too many of them."""
     uploader_nid = tx.intern(uploader)
     row = tx.one(
-        "SELECT COUNT(*), MIN(expires_ms) FROM media_pending WHERE uploader_nid = ? AND expires_ms > ?",
-        uploader_nid, tx.now_ms,
+        "SELECT COUNT(*), MIN(expires_ms) FROM media_pending WHERE uploader_nid = ? AND expires_ms > ?"
+        " AND expires_ms <= ?",
+        uploader_nid, *_pending_between(tx),
     )
     assert row is not None
     if row[0] >= MEDIA_PENDING_PER_USER_MAX:
@@ -432,7 +436,12 @@ def is_blob_used(tx: Transaction, blob_key: str) -> bool:
 
 def delete_expired_pending(tx: Transaction) -> int:
     """Forgets created URIs that did not get their content in time; answers how many."""
-    return tx.run("DELETE FROM media_pending WHERE expires_ms <= ?", tx.now_ms)
+    return tx.run("DELETE FROM media_pending WHERE expires_ms <= ? OR expires_ms > ?", *_pending_between(tx))
+
+
+def _pending_between(tx: Transaction) -> tuple[int, int]:
+    """Between which moments a URI without content expires that has not expired yet."""
+    return tx.now_ms, latest(tx.now_ms, MEDIA_PENDING_LIFETIME_MS)
 
 
 def get_remote_bytes(tx: Transaction) -> int:

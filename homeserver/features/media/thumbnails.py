@@ -35,6 +35,7 @@ from homeserver.limits import (
     THUMBNAILS_AT_ONCE_MAX,
     THUMBNAILS_PER_MEDIA_MAX,
 )
+from homeserver.moments import is_recent
 from homeserver.resources import Resources
 from homeserver.workers import WorkerFailed
 
@@ -155,7 +156,7 @@ async def find_thumbnail(
         return thumbnail
     if bare_type(media.description.content_type) not in SOURCE_TYPES:
         raise _failure_error("unsupported", media)
-    if image is not None and image.failure and hs.now_ms() - image.checked_ms < THUMBNAIL_FAILURE_MS:
+    if image is not None and image.failure and is_recent(image.checked_ms, hs.now_ms(), THUMBNAIL_FAILURE_MS):
         raise _failure_error(image.failure, media)
     return await hs.flights.join(hs.nursery, ("thumbnail", media.media_nid, size), _make, hs, media, size)
 

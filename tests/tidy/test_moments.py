@@ -1,0 +1,82 @@
+"""Every column that holds a moment is read so that a clock which was wrong does no lasting harm.
+
+A new column fails here until it has an entry: the function that reads it by way of `homeserver/moments.py`, or why a
+wrong moment in it does no harm.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from tests.tidy.source import python_files
+
+TABLE = re.compile(r"CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s*\((.*?)\)\s*(?:WITHOUT ROWID)?;", re.DOTALL)
+ADDED = re.compile(r"ALTER\s+TABLE\s+(\w+)\s+ADD\s+(?:COLUMN\s+)?(\w+)")
+MOMENT = re.compile(r"^\s*(\w+_(?:ms|ts|at|until)|expires|deadline)\s+(?:INTEGER|BIGINT)", re.MULTILINE)
+
+# What is looked up in a moment that decides something, and where.
+READ = {
+    "access_tokens.expires_ms": "homeserver/authenticate.py::_requester_of",
+    "destinations.retry_after_ms": "homeserver/peers.py::is_over",
+    "media.used_ms": "homeserver/features/media/downloads.py::note_used",
+    "media_images.checked_ms": "homeserver/features/media/thumbnails.py::find_thumbnail",
+    "media_pending.expires_ms": "homeserver/features/media/storage.py::_pending_between",
+    "pending_leaves.retry_after_ms": "homeserver/remote/leaves.py::_list_due",
+    "presence.due_ms": "homeserver/users/presence.py::_due",
+    "presence.last_active_ms": "homeserver/users/presence.py::_presences",
+    "presence.told_ms": "homeserver/users/presence.py::_presences",
+    "presence_devices.seen_ms": "homeserver/users/presence.py::_refresh",
+    "server_keys.fetched_ms": "homeserver/remote/keys.py::list_statements",
+    "server_keys.valid_until_ts": "homeserver/remote/keys.py::store_statements",
+    "transactions.received_ms": "homeserver/remote/inbound.py::store_answer",
+    "typing.expires_ms": "homeserver/features/typing.py::_is_typing",
+    "user_interactive_sessions.created_ms": "homeserver/users/user_interactive.py::_find_session",
+    "own_keys.expired_ts": "homeserver/remote/identity.py::list_old_keys",
+}
+SHOWN = "It is shown to people and decides nothing."
+HARMLESS = {
+    "access_tokens.created_ms": SHOWN,
+    "refresh_tokens.created_ms": SHOWN,
+    "users.created_ms": SHOWN,
+    "users.deactivated_ms": "Whether it is set counts, not when.",
+    "devices.created_ms": SHOWN,
+    "devices.last_seen_ms": SHOWN,
+    "media.created_ms": SHOWN,
+    "receipts.ts_ms": SHOWN,
+    "events.origin_server_ts": "Other servers claim what they like: nothing trusts it.",
+    "registration_tokens.created_ms": SHOWN,
+    "registration_tokens.expires_ms": "An operator has named the day: it is right whatever the clock says meanwhile.",
+    "parked_items.parked_ms": SHOWN,
+    "destinations.since_ms": SHOWN,
+    "pending_leaves.since_ms": "It tells a leave from the one that it replaces; and when it is given up after months.",
+}
+
+
+def columns() -> set[str]:
+    found = set()
+    for source in python_files("homeserver"):
+        for _, text in source.strings:
+            for table, body in TABLE.findall(text):
+                found.update(f"{table}.{column}" for column in MOMENT.findall(body))
+            for table, column in ADDED.findall(text):
+                if MOMENT.match(f"{column} INTEGER"):
+                    found.add(f"{table}.{column}")
+    return found
+
+
+def functions() -> set[str]:
+    return {
+        f"{source.name}::{node.name}"
+        for source in python_files("homeserver")
+        for node in ast.walk(source.tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+
+
+def test_every_stored_moment_is_accounted_for() -> None:
+    assert columns() == READ.keys() | HARMLESS.keys()
+
+
+def test_what_reads_a_moment_is_there() -> None:
+    assert set(READ.values()) <= functions()

@@ -53,7 +53,7 @@ class Lane:
 
         Raises only if the storage fails.
         """
-        waiting = [[item for item in items if str(name_of(item)) not in self._parked]]
+        waiting = [self.without_parked(items, name_of)]
         while waiting:
             part = waiting.pop()
             if not part:
@@ -68,6 +68,10 @@ class Lane:
                     waiting += [part[half:], part[:half]]
                 else:
                     await self._try_again(part, fn, str(name_of(part[0])))
+
+    def without_parked(self, items: Sequence[T], name_of: Callable[[T], object] = str) -> list[T]:
+        """The items that are still tried."""
+        return [item for item in items if str(name_of(item)) not in self._parked]
 
     async def park(self, item: str, error: Exception) -> None:
         """Notes that an item is left out from now on. Raises if that cannot be stored: then the storage is to blame."""

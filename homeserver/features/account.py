@@ -7,6 +7,7 @@ deactivation, so that a crash in between forgets nobody.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,6 +19,7 @@ from homeserver.errors import MatrixError
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import UserID
+from homeserver.lane import Lane
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.erasure import erase_sender
@@ -172,8 +174,12 @@ def _leave_some_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: st
 
 async def finish_departures(hs: Resources) -> None:
     """After a start: takes those out of their rooms who were not out of them before the end."""
-    for user_id in await hs.database.read(_list_departures):
-        await _leave_all_rooms(hs, user_id)
+
+    async def finish(user_ids: Sequence[UserID]) -> None:
+        for user_id in user_ids:
+            await _leave_all_rooms(hs, user_id)
+
+    await Lane("departures", hs.database, hs.metrics).work(await hs.database.read(_list_departures), finish)
 
 
 def _list_departures(tx: Transaction) -> list[UserID]:

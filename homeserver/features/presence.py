@@ -6,7 +6,7 @@ Spec: client-server-api/#presence, server-server-api/#presence
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -20,6 +20,7 @@ from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext
 from homeserver.federation.edus import PresenceContent, PresenceUpdate
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
+from homeserver.lane import Lane
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import (
@@ -33,8 +34,8 @@ from homeserver.rooms.visibility import list_arrivals
 from homeserver.users.presence import (
     Presence,
     find_presence,
-    is_anyone_due,
     is_news_of_device,
+    list_due,
     list_presence_changes,
     list_presences,
     list_present,
@@ -91,10 +92,14 @@ async def follow_time(hs: Resources) -> None:
     if not hs.config.presence.enabled:
         return
     interval_s = min(limits.PRESENCE_SWEEP_INTERVAL_S, hs.config.presence.online_timeout_s / 3)
+    lane = Lane("presence", hs.database, hs.metrics)
+
+    async def sweep_some(user_nids: Sequence[int]) -> None:
+        await hs.database.write(sweep, hs, user_nids)
+
     while True:
         await trio.sleep(interval_s)
-        if await hs.database.read(is_anyone_due, hs):
-            await hs.database.write(sweep, hs)
+        await lane.work(await hs.database.read(list_due, hs), sweep_some)
 
 
 # --- sync and federation ---

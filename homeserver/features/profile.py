@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from homeserver import limits
@@ -20,6 +20,7 @@ from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, m
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
+from homeserver.lane import Lane
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
@@ -157,10 +158,14 @@ def tell_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: RoomID) -
 
 async def finish_updates(hs: Resources) -> None:
     """After a start: tells the rooms that were not told before the end."""
-    for user_id in await hs.database.read(list_unfinished):
-        done: RoomID | None = RoomID("")
-        while done is not None:
-            done = await hs.database.write(tell_rooms, hs, user_id, done)
+
+    async def finish(user_ids: Sequence[UserID]) -> None:
+        for user_id in user_ids:
+            done: RoomID | None = RoomID("")
+            while done is not None:
+                done = await hs.database.write(tell_rooms, hs, user_id, done)
+
+    await Lane("profiles", hs.database, hs.metrics).work(await hs.database.read(list_unfinished), finish)
 
 
 async def answer_profile_query(hs: Resources, origin: ServerName, query: Mapping[str, str]) -> JsonObject:

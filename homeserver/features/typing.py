@@ -6,6 +6,7 @@ A row per user and room. One task ends what has run out; what has ended long ago
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import trio
@@ -18,6 +19,7 @@ from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import TypingContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
+from homeserver.lane import Lane
 from homeserver.moments import is_ahead, latest
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership, joined_at
@@ -75,30 +77,39 @@ def _set_local(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID,
 
 async def follow_time(hs: Resources) -> None:
     """Tells rooms when a notification has run out without being renewed."""
+    lane = Lane("typing", hs.database, hs.metrics)
+
+    async def end(due: Sequence[_Typing]) -> None:
+        await hs.database.write(_end, due)
+
     while True:
-        due_ms, position = await hs.database.read(_next_due)
-        wait_ms = math.inf if due_ms is None else min(max(0, due_ms - hs.now_ms()), limits.TYPING_TIMEOUT_MS_MAX)
-        wait_s = wait_ms / 1000
-        if await hs.stream.wait((WAKE_KEY,), position, trio.current_time() + wait_s) == position:
-            await hs.database.write(_end_due)
+        listed, wait_ms, position = await hs.database.read(_list_due)
+        due = lane.without_parked(listed)
+        await lane.work(due, end)
+        if not due:
+            await hs.stream.wait((WAKE_KEY,), position, trio.current_time() + wait_ms / 1000)
 
 
-def _next_due(tx: Transaction) -> tuple[int | None, int]:
-    """When the next notification runs out (None: there is none), and up to which position of the stream that holds."""
-    if tx.one("SELECT 1 FROM typing WHERE expires_ms > ? LIMIT 1", latest(tx.now_ms, limits.TYPING_TIMEOUT_MS_MAX)):
-        return tx.now_ms, tx.position  # begun by a clock that was wrong
-    (due_ms,) = tx.one("SELECT MIN(expires_ms) FROM typing WHERE expires_ms > 0") or (None,)
-    return due_ms, tx.position
+_Typing = tuple[int, int, bool]
+"""Room, user, and whether it is a user of this server."""
 
 
-def _end_due(tx: Transaction) -> None:
+def _list_due(tx: Transaction) -> tuple[list[_Typing], float, int]:
+    """What has run out; in how many milliseconds the next does; and the position of the stream."""
+    last_ms = latest(tx.now_ms, limits.TYPING_TIMEOUT_MS_MAX)
     due = tx.all(
         "SELECT room_nid, user_nid, is_local FROM typing WHERE expires_ms > 0 AND expires_ms <= ? OR expires_ms > ?",
         tx.now_ms,
-        latest(tx.now_ms, limits.TYPING_TIMEOUT_MS_MAX),
+        last_ms,
     )
+    (next_ms,) = tx.one("SELECT MIN(expires_ms) FROM typing WHERE expires_ms > ?", tx.now_ms) or (None,)
+    wait_ms = math.inf if next_ms is None else min(next_ms, last_ms) - tx.now_ms
+    return [(room_nid, user_nid, bool(is_local)) for room_nid, user_nid, is_local in due], wait_ms, tx.position
+
+
+def _end(tx: Transaction, due: Sequence[_Typing]) -> None:
     for room_nid, user_nid, is_local in due:
-        store_typing(tx, RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), 0, is_local=bool(is_local))
+        store_typing(tx, RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), 0, is_local=is_local)
 
 
 async def on_typing_edu(hs: Resources, origin: ServerName, content: TypingContent) -> None:

@@ -7,7 +7,7 @@ something changes, or the last write is a minute old; `due_ms` says when a row c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from homeserver import limits
@@ -182,9 +182,11 @@ def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
     )  # fmt: skip
 
 
-def is_anyone_due(tx: Transaction, hs: Resources) -> bool:
-    """Whether `sweep` has anything to do."""
-    return tx.one("SELECT 1 FROM presence WHERE due_ms <= ? OR due_ms > ? LIMIT 1", *_due(tx, hs)) is not None
+def list_due(tx: Transaction, hs: Resources) -> list[int]:
+    """The numbers of some of the users for whom `sweep` has something to do."""
+    return tx.values(
+        "SELECT user_nid FROM presence WHERE due_ms <= ? OR due_ms > ? ORDER BY due_ms LIMIT 200", *_due(tx, hs)
+    )
 
 
 def _due(tx: Transaction, hs: Resources) -> tuple[int, int]:
@@ -193,9 +195,12 @@ def _due(tx: Transaction, hs: Resources) -> tuple[int, int]:
     return tx.now_ms, latest(tx.now_ms, span_ms_max)
 
 
-def sweep(tx: Transaction, hs: Resources) -> None:
-    """Makes those idle or offline whose time has come."""
-    for old in _presences(tx, tx.all(_SELECT_DUE, *_due(tx, hs))):
+def sweep(tx: Transaction, hs: Resources, user_nids: Sequence[int]) -> None:
+    """Makes those of the users idle or offline whose time has come."""
+    before, behind = _due(tx, hs)
+    for old in _presences(tx, tx.all_in(_SELECT_OF_USERS, user_nids)):
+        if old.due_ms is None or before < old.due_ms <= behind:
+            continue
         if old.is_local:
             _refresh(tx, hs, old, old)
         else:
@@ -215,10 +220,6 @@ _SELECT_PRESENT = """
 _SELECT_OF_USERS = """
     SELECT user_nid, is_local, state, status_msg, last_active_ms, currently_active, told_ms, due_ms, position
     FROM presence WHERE user_nid IN (?*)
-"""
-_SELECT_DUE = """
-    SELECT user_nid, is_local, state, status_msg, last_active_ms, currently_active, told_ms, due_ms, position
-    FROM presence WHERE due_ms <= ? OR due_ms > ? ORDER BY due_ms LIMIT 100
 """
 
 

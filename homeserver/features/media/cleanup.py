@@ -6,12 +6,14 @@ gone; blobs that never got a row, because a crash came between the two; temporar
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import trio
 
+from homeserver.blobs import BlobError
 from homeserver.features.media import storage
 from homeserver.features.media.receiving import blob_created_ms, shard_folder, temporary_folder
 from homeserver.limits import (
@@ -20,6 +22,8 @@ from homeserver.limits import (
     MEDIA_ORPHAN_AGE_MS,
 )
 from homeserver.resources import Resources
+
+_log = logging.getLogger(__name__)
 
 SHARDS = 16
 """One in each round, so that all of a store has been listed after 16 hours, a little at a time."""
@@ -68,9 +72,16 @@ async def _release_orphans(hs: Resources, blob_keys: list[str]) -> None:
 async def delete_released(hs: Resources) -> None:
     """Deletes the blobs that no row names any longer. Their keys are forgotten after that, so a crash repeats it."""
     while keys := await hs.database.read(storage.list_deletions, MEDIA_CLEANUP_ROWS):
+        deleted = []
         for key in keys:
-            await hs.blobs.delete(key)
-        await hs.database.write(storage.delete_deletions, keys)
+            try:
+                await hs.blobs.delete(key)
+                deleted.append(key)
+            except BlobError as error:  # it stays on the list; one that cannot be deleted must not keep the others
+                _log.warning("blob not deleted", extra={"blob": key, "reason": str(error)})
+        await hs.database.write(storage.delete_deletions, deleted)
+        if len(deleted) < len(keys):
+            return
 
 
 def _delete_temporary_files(folder: Path) -> None:

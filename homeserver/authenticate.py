@@ -161,7 +161,7 @@ async def find_requester(
 def check_may_call(requester: Requester, operation: Operation) -> None:
     """Raises M_USER_LOCKED or M_GUEST_ACCESS_FORBIDDEN if the requester's account may not use the operation."""
     if requester.is_locked and not operation.allow_locked:
-        raise MatrixError(401, "M_USER_LOCKED", "This account has been locked.", soft_logout=True)
+        raise user_locked()
     if requester.is_guest and not operation.allow_guest and not operation.plan.requester_optional:
         raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not do this.")
 
@@ -201,6 +201,11 @@ async def _requester_of(hs: Resources, token: str) -> Requester | None:
 def unknown_token(*, soft_logout: bool = False) -> MatrixError:
     """401 M_UNKNOWN_TOKEN; with `soft_logout` the client keeps its keys and asks for a new token."""
     return MatrixError(401, "M_UNKNOWN_TOKEN", "This access token is not known.", soft_logout=soft_logout)
+
+
+def user_locked() -> MatrixError:
+    """401 M_USER_LOCKED: the client keeps its keys, for the account may be unlocked again."""
+    return MatrixError(401, "M_USER_LOCKED", "This account has been locked.", soft_logout=True)
 
 
 # --- storage: functions of a transaction ---
@@ -284,6 +289,25 @@ def get_requester(tx: Transaction, token_hash: bytes) -> TokenLookup | None:
     return TokenLookup(requester, expires_ms, refreshed_by is not None)
 
 
+def check_token(tx: Transaction, requester: Requester) -> None:
+    """Raises MatrixError 401 if the requester's token was revoked, or their account locked, since the request began.
+
+    Where the device has another token by now, the client can go on with that, and is told to keep its keys.
+    """
+    if not requester.token_id:
+        return
+    found = get_requester(tx, requester.token_id)
+    if found is None:
+        other = tx.one(
+            "SELECT 1 FROM access_tokens WHERE user_nid = ? AND device_id = ? LIMIT 1",
+            tx.find(requester.user_id),
+            requester.device_id,
+        )
+        raise unknown_token(soft_logout=other is not None)
+    if found.requester.is_locked and not requester.is_locked:
+        raise user_locked()
+
+
 def refresh_tokens(tx: Transaction, cache: TokenCache[TokenLookup], refresh_token: str) -> IssuedTokens:
     """New tokens for a refresh token, which stays good until one of them is used. Raises M_UNKNOWN_TOKEN."""
     token_hash = hash_token(refresh_token)
@@ -346,9 +370,9 @@ def delete_tokens_of_user(
 
 
 def forget_tokens(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID) -> None:
-    """After the commit, every node looks up the user's tokens again."""
+    """After the commit, every node looks up the user's tokens again; a sync that waits does not outlive its own."""
     tx.after_commit(cache.forget_user, user_id)
-    tx.wake(tokens_key(user_id))
+    tx.wake(tokens_key(user_id), user_id)
 
 
 def get_account_flags(tx: Transaction, user_id: UserID) -> AccountFlags:

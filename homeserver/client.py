@@ -20,7 +20,7 @@ from homeserver.errors import ClosedError, MatrixError, invalid_param
 from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
-from homeserver.rooms.timeline import sync_token
+from homeserver.rooms.timeline import Tokens
 from homeserver.users.accounts import get_user, no_account
 
 SYNC_TIMEOUT_MS = 30_000
@@ -88,7 +88,7 @@ class Client:
     @classmethod
     async def open(cls, hs: Resources, calls: Calls, user_id: UserID, device_id: str) -> Client:
         """A client of an account. Raises MatrixError: 404 if there is none, 403 M_USER_DEACTIVATED."""
-        return cls(hs, calls, await hs.database.read(_open, user_id, device_id))
+        return cls(hs, calls, await hs.database.read(_open, user_id, device_id, hs.database.generation))
 
     @property
     def user_id(self) -> UserID:
@@ -287,9 +287,10 @@ class _Opened:
     joined: frozenset[RoomID]
 
 
-def _open(tx: Transaction, user_id: UserID, device_id: str) -> _Opened:
+def _open(tx: Transaction, user_id: UserID, device_id: str, generation: str) -> _Opened:
     requester = _find_requester(tx, user_id, device_id)
-    return _Opened(requester, sync_token(tx.position), frozenset(list_joined_rooms(tx, user_id)))
+    token = Tokens(tx.position, generation).stream()
+    return _Opened(requester, token, frozenset(list_joined_rooms(tx, user_id)))
 
 
 def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> Requester:

@@ -44,6 +44,8 @@ CORS = {
 PREFLIGHT = {**CORS, "access-control-max-age": "86400"}
 # Answered to servers and programs only, never to a page in a browser.
 WITHOUT_CORS = frozenset({"federation", "metrics"})
+# The status, in metrics, of a request whose client has gone before it was answered: nobody gets it.
+CLIENT_GONE = 499
 
 
 @dataclass(slots=True)
@@ -169,15 +171,18 @@ class Dispatch:
     async def _wait(self, operation: Operation, request: Request, *arguments: Any) -> Any:
         """Runs a handler that may wait for long: it ends when the client goes away or the server stops."""
         result: Any = None
-        failure: MatrixError | None = MatrixError(503, "M_UNKNOWN", "This server is restarting.")
+        failure: MatrixError | None = None
         async with trio.open_nursery() as nursery:
 
-            async def end_when(wait: Any) -> None:
+            async def end_when(wait: Any, ended: MatrixError) -> None:
+                nonlocal failure
                 await wait()
+                failure = ended
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(end_when, self.draining.wait)
-            nursery.start_soon(end_when, request.wait_gone)
+            restarting = MatrixError(503, "M_UNKNOWN", "This server is restarting.")
+            nursery.start_soon(end_when, self.draining.wait, restarting)
+            nursery.start_soon(end_when, request.wait_gone, MatrixError(CLIENT_GONE, "M_UNKNOWN", "You have gone."))
             try:
                 result = await self._handle(operation, request, *arguments)
                 failure = None

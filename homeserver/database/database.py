@@ -60,6 +60,11 @@ class Database:
         if opened.background is not None:
             trio.lowlevel.spawn_system_task(self._run_background)
 
+    @property
+    def generation(self) -> str:
+        """The name of the stream's generation, for tokens that are given to clients now."""
+        return self._opened.generation()
+
     async def read(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
         """fn(tx, *args) on a snapshot that has every write which was answered before."""
         result: T = await self._ask(self._reads, fn, args)

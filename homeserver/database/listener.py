@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import msgspec
 import psycopg
 import trio
 
+from homeserver.database.generations import begin_generation, newest_generation
 from homeserver.database.schema import DatabaseError
 from homeserver.database.session import Row
+from homeserver.database.translation import translate_statement
 from homeserver.stream import Stream
 
 _log = logging.getLogger(__name__)
 
 CHANNEL = "homeserver_stream"
+# The lock that all nodes share: any number.
+_NODES_LOCK = 7053164
 # PostgreSQL refuses payloads of 8000 bytes.
 _PAYLOAD_BYTES_MAX = 7900
 _CONNECT_AGAIN_S = 1.0
@@ -46,14 +51,35 @@ class Listener:
         # What came along with the answer to a statement: psycopg hands it over instead of keeping it.
         self._heard: list[psycopg.Notify] = []
         self.connection = connect()
+        self.generation = ""
 
     def listen(self) -> int:
         """Begins to hear of commits; answers a position up to which they may not be heard of."""
+        self.generation = self._join_generation()
         self.connection.add_notify_handler(self._heard.append)
         self.connection.execute("LISTEN homeserver_stream")
         row = self.connection.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
         assert row is not None
         return int(row[0])
+
+    def _join_generation(self) -> str:
+        """The generation of the nodes that have the database open; a new one if there are none.
+
+        Every node holds a lock together with the others, for as long as its connection lives. Whoever can have it alone
+        is the first.
+        """
+        execute = self.connection.execute
+        (is_first,) = execute("SELECT pg_try_advisory_lock(%s)", (_NODES_LOCK,)).fetchone() or (False,)
+        if not is_first:
+            execute("SELECT pg_advisory_lock_shared(%s)", (_NODES_LOCK,))
+            return newest_generation(self._execute)
+        generation = begin_generation(self._execute)
+        execute("SELECT pg_advisory_lock_shared(%s)", (_NODES_LOCK,))
+        execute("SELECT pg_advisory_unlock(%s)", (_NODES_LOCK,))
+        return generation
+
+    def _execute(self, sql: str, params: Sequence[Any]) -> psycopg.Cursor[Row]:
+        return self.connection.execute(translate_statement(sql).encode(), params)
 
     def close(self) -> None:
         self.connection.close()

@@ -207,7 +207,9 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
         listener.close()
         holder.close()
 
-    return Opened(writer, readers, position, background=listener.run, holder=holder, close=close_all)
+    return Opened(
+        writer, readers, position, lambda: listener.generation, background=listener.run, holder=holder, close=close_all
+    )
 
 
 def connect(url: str) -> psycopg.Connection[Row]:

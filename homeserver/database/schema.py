@@ -25,8 +25,8 @@ class Schema:
     steps: tuple[Step, ...]
 
 
-# What the database itself needs: the counter of the change stream, the interned strings, how far each tail has come,
-# and the items that failed again and again (homeserver/lane.py).
+# What the database itself needs: the counter of the change stream and its generations, the interned strings, how far
+# each tail has come, and the items that failed again and again (homeserver/lane.py).
 CORE_SCHEMA = Schema(
     "database",
     (
@@ -49,6 +49,18 @@ CORE_SCHEMA = Schema(
                 parked_ms INTEGER NOT NULL,
                 PRIMARY KEY (lane, item)
             );
+            """,
+        ),
+        Step(
+            "generations",
+            """
+            -- See generations.py. The first one is that of tokens from before there were generations.
+            CREATE TABLE stream_generations (
+                number INTEGER PRIMARY KEY,
+                name TEXT NOT NULL UNIQUE,
+                began INTEGER NOT NULL
+            );
+            INSERT INTO stream_generations (number, name, began) VALUES (0, '', 0);
             """,
         ),
     ),

@@ -88,12 +88,13 @@ class Opened:
     """An opened engine. No readers: reads share the writer's session, and everything runs on the trio thread.
 
     background runs as long as the database is open: it tells the stream of the changes that other nodes commit.
-    holder None: there are no other nodes.
+    holder None: there are no other nodes. generation: the name of the stream's generation, see `generations.py`.
     """
 
     writer: Session
     readers: Sequence[Session]
     position: int
+    generation: Callable[[], str]
     background: Callable[[Stream], Awaitable[None]] | None
     holder: Holder | None
     close: Callable[[], None]

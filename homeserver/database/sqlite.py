@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import trio
 
+from homeserver.database.generations import begin_generation, newest_generation
 from homeserver.database.migrations import migrate_sqlite
 from homeserver.database.schema import DatabaseError, Schema
 from homeserver.database.session import Cursor, Opened, Row
@@ -35,6 +37,9 @@ _IN_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
 # More than all statements of the program, so that each is parsed once per connection.
 _STATEMENTS_CACHED = 1024
 _BUSY_TIMEOUT_S = 10.0
+# How long a server that starts waits for a command that holds the lock for some milliseconds.
+_LOCK_WAIT_S = 0.5
+_LOCK_RETRY_S = 0.02
 # Readers mostly wait for the GIL: two are enough that a slow read does not hold up the others.
 _READERS = 2
 # Writers keep their cache; readers lose theirs with every commit, and find the pages in the kernel's anyway.
@@ -126,15 +131,23 @@ class SqliteSession:
 
 
 class _Lock:
-    """Held while a server has the database open, so that a second one is refused. Released when the process ends."""
+    """Held while a server has the database open, so that a second one is refused. Released when the process ends.
 
-    def __init__(self, path: str) -> None:
+    A command that administers the database holds it for a moment, in which a server that starts waits.
+    """
+
+    def __init__(self, path: str, wait_s: float) -> None:
         self._file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise DatabaseError(f"The database {path} is in use by another server process.") from None
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    os.close(self._file)
+                    raise DatabaseError(f"The database {path} is in use by another server process.") from None
+                time.sleep(_LOCK_RETRY_S)
         os.ftruncate(self._file, 0)
         self._path = path
 
@@ -206,7 +219,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
     path = name if in_memory else str(Path(name).resolve())
     if not in_memory:
         _prepare_file(path)
-    lock = _Lock(path) if exclusive and not in_memory else None
+    lock = _Lock(path, _LOCK_WAIT_S) if exclusive and not in_memory else None
     connections: list[sqlite3.Connection] = []
     try:
         writer = connect(path)
@@ -215,6 +228,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
             _load(writer, _empty_database(tuple(schemas)))
         else:
             migrate_sqlite(writer, schemas)
+        generation = begin_generation(writer.execute) if exclusive or in_memory else _join_generation(path, writer)
         (position,) = writer.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
         for _ in range(0 if inline else _READERS):
             connections.append(connect(path, reads_only=True))
@@ -234,6 +248,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         ),
         readers=[SqliteSession(connection) for connection in connections[1:]],
         position=int(position),
+        generation=lambda: generation,
         background=None if inline or lock is None else lock.listen,
         holder=None,
         close=lock.release if lock is not None else _close_nothing,
@@ -261,6 +276,20 @@ def _load(connection: sqlite3.Connection, database: bytes) -> None:
         source.backup(connection)
     finally:
         source.close()
+
+
+def _join_generation(path: str, connection: sqlite3.Connection) -> str:
+    """The generation of the server that has the database open, or a new one if no server has."""
+    if not Path(f"{path}.lock").exists():  # no server has ever opened it; the file is for the server to make
+        return begin_generation(connection.execute)
+    try:
+        lock = _Lock(path, 0)
+    except DatabaseError:
+        return newest_generation(connection.execute)
+    try:
+        return begin_generation(connection.execute)
+    finally:
+        lock.release()
 
 
 def _prepare_file(path: str) -> None:

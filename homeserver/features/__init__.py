@@ -20,6 +20,7 @@ from homeserver.features import (
     presence,
     profile,
     push_rules,
+    pushers,
     receipts,
     refresh,
     registration,
@@ -34,6 +35,7 @@ from homeserver.features import (
     third_party_networks,
     typing,
     versions,
+    voice_over_ip,
     well_known,
     whoami,
 )
@@ -61,6 +63,7 @@ FEATURES: tuple[Feature, ...] = (
     tags.FEATURE,
     filters.FEATURE,
     push_rules.FEATURE,
+    pushers.FEATURE,
     # Rooms: making them, finding them, and who is in them
     room_creation.FEATURE,
     room_directory.FEATURE,
@@ -74,6 +77,7 @@ FEATURES: tuple[Feature, ...] = (
     room_history.FEATURE,
     receipts.FEATURE,
     typing.FEATURE,
+    voice_over_ip.FEATURE,
     # Files
     media.FEATURE,
     # Running the server

@@ -5,7 +5,7 @@ from __future__ import annotations
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
 from homeserver.feature import Feature, JsonObject
-from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
+from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.resources import Resources
 
 routes = Routes()
@@ -20,7 +20,7 @@ async def get_capabilities(hs: Resources, requester: Requester) -> JsonObject:
     return {
         "capabilities": {
             "m.room_versions": {
-                "default": DEFAULT_ROOM_VERSION,
+                "default": hs.config.rooms.default_version,
                 "available": dict.fromkeys(ROOM_VERSIONS, "stable"),
             },
             "m.change_password": {"enabled": is_user},

@@ -21,7 +21,7 @@ from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomAlias, RoomID, UserID, fits, server_name_of
-from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
+from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.remote.inviting import invite_users
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
@@ -68,7 +68,7 @@ class CreateRoomBody(msgspec.Struct, frozen=True):
 @routes.post("/_matrix/client/v3/createRoom", rate_limit="create_room")
 async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
     check_not_suspended(requester)
-    version = ROOM_VERSIONS.get(DEFAULT_ROOM_VERSION if body.room_version is None else body.room_version)
+    version = ROOM_VERSIONS.get(hs.config.rooms.default_version if body.room_version is None else body.room_version)
     if version is None:
         raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know that room version.")
     if body.invite_3pid:

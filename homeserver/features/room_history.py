@@ -27,11 +27,13 @@ from homeserver.rooms.timeline import (
     END,
     START,
     Timestamp,
+    Token,
+    Tokens,
+    find_point,
     list_backwards,
     list_by_timestamp,
     list_forwards,
-    parse_point,
-    timeline_token,
+    parse_token,
 )
 from homeserver.rooms.visibility import filter_visible, is_world_readable
 from homeserver.sync.filter import RoomEventFilter, parse_room_event_filter, wants_event
@@ -66,21 +68,21 @@ class ContextQuery(msgspec.Struct, frozen=True):
 async def get_room_events(
     hs: Resources, requester: Requester, room_id: RoomID, query: MessagesQuery
 ) -> JsonObject:
-    forwards = query.direction == "f"
     wanted = _Wanted(
         requester,
         room_id,
-        point=parse_point(query.from_) if query.from_ else (START if forwards else END),
-        to=parse_point(query.to) if query.to else (END if forwards else START),
+        start=parse_token(query.from_) if query.from_ else None,
+        stop=parse_token(query.to) if query.to else None,
         limit=min(query.limit, limits.MESSAGES_LIMIT_MAX),
         filter=parse_room_event_filter(query.filter),
-        forwards=forwards,
+        forwards=query.direction == "f",
+        generation=hs.database.generation,
     )
     page = await hs.database.read(_page, wanted)
-    if page is None:  # the page ends at a gap that other servers can fill
-        await backfill.fill(hs, room_id, wanted.point, wanted.limit)
+    if isinstance(page, int):  # the page ends at a gap that other servers can fill
+        await backfill.fill(hs, room_id, page, wanted.limit)
         page = await hs.database.read(_page, wanted, True)
-        assert page is not None
+        assert not isinstance(page, int)
     return {**page, "start": query.from_} if query.from_ else page
 
 
@@ -90,7 +92,7 @@ async def get_event_context(
 ) -> JsonObject:
     filter_ = parse_room_event_filter(query.filter)
     limit = min(query.limit, limits.MESSAGES_LIMIT_MAX)
-    return await hs.database.read(_context, requester, room_id, event_id, limit, filter_)
+    return await hs.database.read(_context, requester, room_id, event_id, limit, filter_, hs.database.generation)
 
 
 @routes.get("/_matrix/client/v3/rooms/{room_id}/event/{event_id}")
@@ -109,38 +111,52 @@ async def get_event_by_timestamp(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A page of history that a user has asked for: at most `limit` events from `point` on, not beyond `to`."""
+    """A page of history that a user has asked for: at most `limit` events from `start` on, not beyond `stop`.
+
+    generation: of the stream, for the tokens of the answer.
+    """
 
     requester: Requester
     room_id: RoomID
-    point: int
-    to: int
+    start: Token | None
+    stop: Token | None
     limit: int
     filter: RoomEventFilter
     forwards: bool
+    generation: str
+
+    def points(self, tx: Transaction) -> tuple[int, int]:
+        """Where the page begins, and beyond which point it does not go."""
+        first, last = (START, END) if self.forwards else (END, START)
+        return (
+            first if self.start is None else find_point(tx, self.start, forwards=self.forwards),
+            last if self.stop is None else find_point(tx, self.stop, forwards=not self.forwards),
+        )
 
 
-def _page(tx: Transaction, wanted: _Wanted, filled: bool = False) -> JsonObject | None:
-    """A page of the timeline; None if a gap begins inside of it and has not been filled."""
+def _page(tx: Transaction, wanted: _Wanted, filled: bool = False) -> JsonObject | int:
+    """A page of the timeline; if a gap begins inside of it and has not been filled, the point where the page begins."""
     requester, room_id = wanted.requester, wanted.room_id
     access = read_access(tx, room_id, requester.user_id)
+    begin, to = wanted.points(tx)
     if wanted.forwards:
-        found = _scan(tx, wanted, wanted.point, min(wanted.to, access.upto))
+        found = _scan(tx, wanted, begin, min(to, access.upto))
     else:
-        point = min(wanted.point, access.upto)
-        gap = find_newest_gap(tx, room_id, wanted.to, point)
+        point = min(begin, access.upto)
+        gap = find_newest_gap(tx, room_id, to, point)
         # The page ends there, and the next one begins with what can be had of what is missing.
-        found = _scan(tx, wanted, point, wanted.to if gap is None else gap - 1)
-        if not filled and _meets_gap(tx, wanted, point, found):
-            return None
+        found = _scan(tx, wanted, point, to if gap is None else gap - 1)
+        if not filled and _meets_gap(tx, wanted, point, to, found):
+            return begin
         if gap is not None and found.end is None:
             found = replace(found, end=gap - 1)
+    tokens = Tokens(tx.position, wanted.generation)
     answer: JsonObject = {
         "chunk": client_events(tx, found.events, user_id=requester.user_id, device_id=requester.device_id),
-        "start": timeline_token(found.start if wanted.point in (START, END) else wanted.point),
+        "start": tokens.timeline(found.start if begin in (START, END) else begin),
     }
     if found.end is not None:
-        answer["end"] = timeline_token(found.end)
+        answer["end"] = tokens.timeline(found.end)
     if wanted.filter.lazy_load_members and found.events:
         answer["state"] = _senders(tx, access.state, found.events)
     return answer
@@ -199,14 +215,14 @@ def _point_beside(event: StoredEvent, is_after: bool) -> int:
     return event.ordering if is_after else event.ordering - 1
 
 
-def _meets_gap(tx: Transaction, wanted: _Wanted, point: int, found: _Found) -> bool:
+def _meets_gap(tx: Transaction, wanted: _Wanted, point: int, to: int, found: _Found) -> bool:
     """Whether other servers, if this one is in the room, may have events where the page ends."""
     gaps = list_missing(tx, wanted.room_id, point, 1)
     if not gaps or not is_server_joined(tx, wanted.room_id, server_name_of(wanted.requester.user_id)):
         return False
     newest_gap = gaps[0][1].ordering
     assert newest_gap is not None
-    return newest_gap > wanted.to and (found.end is None or found.lowest <= newest_gap)
+    return newest_gap > to and (found.end is None or found.lowest <= newest_gap)
 
 
 def _senders(tx: Transaction, state: StateAt, events: list[StoredEvent]) -> list[JsonObject]:
@@ -223,6 +239,7 @@ def _context(
     event_id: EventID,
     limit: int,
     filter_: RoomEventFilter,
+    generation: str,
 ) -> JsonObject:
     event = _get_visible(tx, requester, room_id, event_id)
     assert event.ordering is not None
@@ -247,13 +264,14 @@ def _context(
 
     first = before[-1].ordering if before else event.ordering
     assert first is not None and last.ordering is not None
+    tokens = Tokens(tx.position, generation)
     return {
         "event": shown([event])[0],
         "events_before": shown(shown_before),
         "events_after": shown(shown_after),
         "state": shown(wanted_state),
-        "start": timeline_token(first - 1),
-        "end": timeline_token(last.ordering),
+        "start": tokens.timeline(first - 1),
+        "end": tokens.timeline(last.ordering),
     }
 
 

@@ -18,7 +18,7 @@ from homeserver.rooms.client_event import client_events
 from homeserver.rooms.membership import check_joined, list_joined_contents
 from homeserver.rooms.resolve import StateAt, entries_of, head_at
 from homeserver.rooms.storage import StoredEvent, list_stored
-from homeserver.rooms.timeline import START, list_backwards, list_forwards, parse_point
+from homeserver.rooms.timeline import START, find_point, list_backwards, list_forwards, parse_token
 from homeserver.rooms.visibility import filter_visible
 
 routes = Routes()
@@ -47,7 +47,8 @@ async def get_joined_members_by_room(hs: Resources, requester: Requester, room_i
 def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query: MembersQuery) -> list[JsonObject]:
     readable = read_access(tx, room_id, requester.user_id)
     state = readable.state
-    if query.at is not None and (point := parse_point(query.at)) < readable.upto:
+    at = None if query.at is None else parse_token(query.at)
+    if at is not None and (point := find_point(tx, at, forwards=False)) < readable.upto:
         newest = list_backwards(tx, room_id, point, 1)
         if newest and not filter_visible(tx, requester.user_id, room_id, newest):
             raise forbidden("You may not see what the room was at that point.")

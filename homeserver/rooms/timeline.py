@@ -1,24 +1,35 @@
 """A room's timeline in order, in pages. Spec: client-server-api/#syncing (pagination), #getting-events-for-a-room
 
-A point of a timeline is an `ordering`: it lies just after the event of that ordering. Clients hold it as `t<ordering>`;
-a sync token `s<position>` is a point of every timeline at once. Orderings of backfilled events lie below the event that
-they were fetched for, so a page is one scan of an index whatever came when.
+A point of a timeline is an `ordering`: it lies just after the event of that ordering. Orderings of backfilled events lie
+below the event that they were fetched for, so a page is one scan of an index whatever came when.
+
+Clients hold such points as tokens, which also name the generation of the stream in which they were made (see
+`homeserver.database.generations`):
+
+    s<position>_<generation>                a point of the stream, hence of every timeline at once
+    t<ordering>_<position>_<generation>     a point of one timeline, made when the stream was at the position
+
+After a restore from a backup, clients come with tokens of a history that never was. What such a token means is decided
+by whether the stream of its generation, as this database knows it, ever reached its position. If not, the two histories
+have parted before the token was made, and the token is replaced by a point from which nothing can be missed.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from homeserver.database import Transaction
+from homeserver.database.generations import find_reach
 from homeserver.errors import invalid_param
 from homeserver.federation.canonical_json import INT_MAX
 from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored, stored_events
 
-_TOKEN = re.compile(r"([st])(-?[0-9]{1,19})", re.ASCII)
+_TOKEN = re.compile(r"(?:s([0-9]{1,19})|t(-?[0-9]{1,19})(?:_([0-9]{1,19}))?)(?:_([A-Za-z0-9_-]{1,32}))?", re.ASCII)
 START = -(1 << 62)  # before every event
 END = 1 << 62  # after every event
 
@@ -26,31 +37,73 @@ Timestamp = Annotated[int, Meta(ge=-INT_MAX, le=INT_MAX)]
 """Milliseconds since 1970, as events can have them."""
 
 
-def sync_token(position: int) -> str:
-    """The token of a point of the stream."""
-    return f"s{position}"
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A point that a client was given. `number`: a position of the stream, or an ordering of a timeline.
+
+    position: where the stream was when the token was made. Tokens from before there were generations name none, and
+    such ones of a timeline have no position.
+    """
+
+    is_of_stream: bool
+    number: int
+    position: int
+    generation: str
 
 
-def timeline_token(ordering: int) -> str:
-    """The token of a point of one timeline."""
-    return f"t{ordering}"
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Makes the tokens of one answer, which shows the stream up to `position`."""
+
+    position: int
+    generation: str
+
+    def stream(self) -> str:
+        """The token of that point of the stream."""
+        return f"s{self.position}_{self.generation}"
+
+    def timeline(self, ordering: int) -> str:
+        """The token of a point of one timeline."""
+        return f"t{ordering}_{self.position}_{self.generation}"
 
 
-def parse_sync_token(token: str) -> int:
-    """The stream position of a token that /sync gave. MatrixError 400 for any other."""
-    match = _TOKEN.fullmatch(token)
-    if match is None or match[1] != "s" or not 0 <= int(match[2]) <= END:
-        raise invalid_param("That is not a token from /sync of this server.")
-    return int(match[2])
-
-
-def parse_point(token: str) -> int:
-    """The ordering that a token of /sync, /messages or /context stands for. MatrixError 400 for any other."""
-    match = _TOKEN.fullmatch(token)
+def parse_token(text: str) -> Token:
+    """What a token of /sync, /messages or /context says. MatrixError 400 for any other."""
+    match = _TOKEN.fullmatch(text)
     if match is None:
-        raise invalid_param("That is not a pagination token of this server.")
-    number = int(match[2])
-    return after_position(max(number, 0)) if match[1] == "s" else max(START, min(number, END))
+        raise invalid_param("That is not a token of this server.")
+    position, ordering, made, generation = match.groups()
+    if position is not None:
+        return Token(True, int(position), int(position), generation or "")
+    return Token(False, max(START, min(int(ordering), END)), int(made or 0), generation or "")
+
+
+def parse_sync_token(text: str) -> Token:
+    """As `parse_token`. MatrixError 400 also for a token that is not of /sync."""
+    token = parse_token(text)
+    if not token.is_of_stream:
+        raise invalid_param("That is not a token from /sync of this server.")
+    return token
+
+
+def find_since(tx: Transaction, token: Token) -> int | None:
+    """The position of a sync token, None if it is of another history: whatever the client knows may be wrong."""
+    reach = find_reach(tx, token.generation)
+    return None if reach is None or token.position > reach else token.number
+
+
+def find_point(tx: Transaction, token: Token, *, forwards: bool) -> int:
+    """The ordering that a token stands for; of another history, the nearest from which a reader misses nothing."""
+    ordering = after_position(token.number) if token.is_of_stream else token.number
+    reach = find_reach(tx, token.generation)
+    if reach is None:
+        return START if forwards else END
+    if token.position <= reach:
+        return ordering
+    parted = after_position(reach)
+    if forwards:  # what was fetched of the past since then may lie before the point now
+        return parted if ordering >= parted else START
+    return parted
 
 
 def after_position(position: int) -> int:

@@ -16,7 +16,7 @@ from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, PresenceState
 from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
-from homeserver.rooms.timeline import parse_sync_token
+from homeserver.rooms.timeline import Token, find_since, parse_sync_token
 from homeserver.sync.engine import Engine, SyncRequest
 from homeserver.sync.filter import EVERYTHING, Filter, parse_filter
 
@@ -48,18 +48,15 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
 
     @routes.get("/_matrix/client/v3/sync", rate_limit="sync")
     async def sync_events(hs: Resources, requester: Requester, query: SyncQuery) -> dict[str, Any]:
-        since = None if query.since is None else parse_sync_token(query.since)
+        since = None if query.since is None else await _read_since(hs, parse_sync_token(query.since))
         if since is None or query.full_state:
             limit_requester(hs, requester, "initial_sync")
-        # The stream hears of a commit a moment after a reader may have seen it, and told it to a client.
-        if since is not None and since > hs.stream.position and since > await hs.database.read(_position):
-            raise invalid_param("That token is of the future: this server has not given it.")
         for heartbeat in heartbeats:
             await heartbeat(hs, requester.user_id, requester.device_id, query.set_presence)
         request = SyncRequest(
-            user_id=requester.user_id,
-            device_id=requester.device_id,
+            requester=requester,
             since=since,
+            is_anew=since is None and query.since is not None,
             filter=await _read_filter(hs, filters, get_filter, requester, query.filter),
             timeout_ms=min(query.timeout, SYNC_TIMEOUT_MS_MAX),
             full_state=query.full_state,
@@ -70,8 +67,12 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     return Feature(name="sync", spec="client-server-api/#syncing", routes=routes)
 
 
-def _position(tx: Transaction) -> int:
-    return tx.position
+async def _read_since(hs: Resources, token: Token) -> int | None:
+    """The position of a token; None if it is of another history than this database's, see `rooms.timeline`."""
+    if token.generation == hs.database.generation and token.position <= hs.stream.position:
+        return token.number
+    # Also, the stream hears of a commit a moment after a reader may have seen it, and told it to a client.
+    return await hs.database.read(find_since, token)
 
 
 async def _read_filter(

@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from homeserver.authenticate import Requester, check_token
 from homeserver.database import Transaction
 from homeserver.database.cache import Cache
 from homeserver.feature import JsonObject, RoomSection, SyncContext, SyncSection
@@ -19,7 +20,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import RoomMembership, list_memberships
 from homeserver.rooms.resolve import StateAt
-from homeserver.rooms.timeline import sync_token
+from homeserver.rooms.timeline import Tokens
 from homeserver.sync.filter import Filter, RoomEventFilter, wants, wants_room
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
 from homeserver.users.blocking import blocks_invites, ignored_users
@@ -29,20 +30,28 @@ USERS_REMEMBERED_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """A `/sync` request, decoded. `since` is None on an initial sync; `timeout_ms` is how long to wait for news."""
+    """A `/sync` request, decoded. `since` is None on an initial sync; `timeout_ms` is how long to wait for news.
 
-    user_id: UserID
-    device_id: str
+    is_anew: the client has synced before, but what it knows is of another history. It is told everything, with every
+    timeline `limited`, so that it keeps no events as if the new ones followed on them, and of the rooms that were left.
+    """
+
+    requester: Requester
     since: int | None
     filter: Filter
+    is_anew: bool = False
     timeout_ms: int = 0
     full_state: bool = False
     use_state_after: bool = False
 
+    @property
+    def user_id(self) -> UserID:
+        return self.requester.user_id
+
 
 @dataclass(frozen=True, slots=True)
 class SyncAnswer:
-    """The JSON body, the position it goes up to, whether it tells anything, and what to wait for if not."""
+    """The JSON body but for `next_batch`, the position it goes up to, whether it has news, and what to wait for if not."""
 
     body: dict[str, Any]
     upto: int
@@ -60,18 +69,20 @@ class Engine:
     async def sync(self, hs: Resources, request: SyncRequest) -> dict[str, Any]:
         """The answer: at once if there is news (or all is asked for), else when there is, or after the timeout."""
         if request.since is None or request.full_state:
-            return (await self._compute(hs, request)).body
+            return _whole(hs, await self._compute(hs, request))
         deadline = trio.current_time() + request.timeout_ms / 1000
         answer = self._nothing_new(hs, request) or await self._compute(hs, request)
         while not answer.has_news and trio.current_time() < deadline:
             position = await hs.stream.wait(answer.keys, answer.upto, deadline)
             if position <= answer.upto:
                 break
-            answer = await self._compute(hs, request)
-        return answer.body
+            answer = await self._compute(hs, request, has_waited=True)
+        return _whole(hs, answer)
 
-    async def _compute(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
-        answer = await hs.database.read(compute, self._sections, request)
+    async def _compute(self, hs: Resources, request: SyncRequest, *, has_waited: bool = False) -> SyncAnswer:
+        answer = await hs.database.read(
+            _compute_again if has_waited else compute, self._sections, request, hs.database.generation
+        )
         self._keys.put(request.user_id, (answer.keys, answer.upto))
         return answer
 
@@ -86,24 +97,37 @@ class Engine:
         if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, request.since):
             return None
         upto = max(hs.stream.position, request.since)  # never back: the client may know of a commit before the stream
-        return SyncAnswer({"next_batch": sync_token(upto)}, upto, False, keys)
+        return SyncAnswer({}, upto, False, keys)
 
 
-def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncRequest) -> SyncAnswer:
-    """One answer, as of now."""
+def _whole(hs: Resources, answer: SyncAnswer) -> dict[str, Any]:
+    return {"next_batch": Tokens(answer.upto, hs.database.generation).stream(), **answer.body}
+
+
+def _compute_again(
+    tx: Transaction, sections: Sequence[SyncSection], request: SyncRequest, generation: str
+) -> SyncAnswer:
+    """As `compute`, for a request that has waited. Raises MatrixError 401 if its token was revoked meanwhile."""
+    check_token(tx, request.requester)
+    return compute(tx, sections, request, generation)
+
+
+def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncRequest, generation: str) -> SyncAnswer:
+    """One answer, as of now, with tokens of that generation of the stream."""
     upto = tx.position
     since = request.since or 0
     memberships = list_memberships(tx, request.user_id)
     viewer = Viewer(
         request.user_id,
-        request.device_id,
+        request.requester.device_id,
         request.filter,
         request.full_state,
         request.use_state_after,
+        Tokens(upto, generation),
         ignored_users(tx, request.user_id),
     )
     wanted = [membership for membership in memberships if wants_room(request.filter.room, membership.room_id)]
-    rooms = _Rooms(tx, viewer, request.since)
+    rooms = _Rooms(tx, viewer, request.since, is_anew=request.is_anew)
     for membership in wanted:
         rooms.add(membership)
     rooms.add_invites()
@@ -111,7 +135,7 @@ def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncReque
     changed = {each.room_id for each in joined if each.members_position > since} if since else set()
     context = SyncContext(
         user_id=request.user_id,
-        device_id=request.device_id,
+        device_id=request.requester.device_id,
         since=since,
         upto=upto,
         rooms={membership.room_id: RoomSection() for membership in joined},
@@ -122,16 +146,17 @@ def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncReque
         section(tx, context)
     body = _body(request, rooms, context)
     keys = {request.user_id, *(each.room_id for each in memberships if each.membership == "join")}
-    return SyncAnswer({"next_batch": sync_token(upto), **body}, upto, bool(body), frozenset(keys))
+    return SyncAnswer(body, upto, bool(body), frozenset(keys))
 
 
 class _Rooms:
     """The rooms of an answer, by membership, as they are found."""
 
-    def __init__(self, tx: Transaction, viewer: Viewer, since: int | None) -> None:
+    def __init__(self, tx: Transaction, viewer: Viewer, since: int | None, *, is_anew: bool) -> None:
         self._tx = tx
         self._viewer = viewer
         self._since = since
+        self._is_anew = is_anew
         self._invites: list[RoomMembership] = []
         self.newly_joined: set[RoomID] = set()
         self.join: dict[str, dict[str, Any]] = {}
@@ -152,7 +177,7 @@ class _Rooms:
         elif membership.membership in ("leave", "ban") and is_changed:
             if since is not None:
                 self.leave[room_id] = left_room(self._tx, self._viewer, membership, since)
-            elif self._viewer.filter.room.include_leave and not membership.forgotten:
+            elif (self._viewer.filter.room.include_leave or self._is_anew) and not membership.forgotten:
                 self.leave[room_id] = left_room(self._tx, self._viewer, membership, 0)
 
     def add_invites(self) -> None:
@@ -194,6 +219,7 @@ class _Rooms:
             self._tx, self._viewer, membership, StateAt(head.state_root), since or 0, whole=whole
         )
         if entry:
+            entry["timeline"]["limited"] |= self._is_anew
             self.join[room_id] = entry
 
 

@@ -18,7 +18,7 @@ from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
 from homeserver.rooms.state_tree import Key
 from homeserver.rooms.storage import StoredEvent, list_stored, without_withheld
-from homeserver.rooms.timeline import END, START, after_position, list_backwards, timeline_token
+from homeserver.rooms.timeline import END, START, Tokens, after_position, list_backwards
 from homeserver.rooms.visibility import filter_visible, find_leave
 from homeserver.sync.filter import Filter, select_fields, timeline_limit, wants, wants_event, wants_room
 
@@ -27,13 +27,14 @@ SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who looks, and how. `ignored`: users of whom only state events are shown."""
+    """Who looks, and how. `ignored`: users of whom only state events are shown. `tokens`: makes those of the answer."""
 
     user_id: UserID
     device_id: str
     filter: Filter
     full_state: bool
     use_state_after: bool
+    tokens: Tokens
     ignored: frozenset[str] = frozenset()
 
 
@@ -260,7 +261,7 @@ def _sections(tx: Transaction, viewer: Viewer, timeline: Timeline, state: list[S
         "timeline": {
             "events": [select_fields(event, fields) for event in events],
             "limited": timeline.limited,
-            "prev_batch": timeline_token(timeline.start),
+            "prev_batch": viewer.tokens.timeline(timeline.start),
         },
         "state_after" if viewer.use_state_after else "state": {
             "events": [select_fields(event, fields) for event in state_events]

@@ -164,10 +164,10 @@ async def bench_sync() -> dict[str, Any]:
         for number in range(100):
             room_ids.append(await place.make_room(20))
             await hs.database.write(_append_many, hs, room_ids[-1], 100 * number, 20)
-        initial = SyncRequest(user(1), "BENCH", None, parse_filter({"room": {"timeline": {"limit": 20}}}))
+        initial = SyncRequest(requester(1), None, parse_filter({"room": {"timeline": {"limit": 20}}}))
 
         async def sync(request: SyncRequest) -> dict[str, Any]:
-            answer = await hs.database.read(compute, SECTIONS, request)
+            answer = await hs.database.read(compute, SECTIONS, request, "")
             to_json(answer.body)
             return answer.body
 
@@ -176,7 +176,7 @@ async def bench_sync() -> dict[str, Any]:
         async def one_message(number: int) -> None:
             nonlocal since
             await hs.database.write(append, hs, room_ids[number % 100], 2, 20_000 + number)
-            answer = await hs.database.read(compute, SECTIONS, SyncRequest(user(1), "BENCH", since, EVERYTHING))
+            answer = await hs.database.read(compute, SECTIONS, SyncRequest(requester(1), since, EVERYTHING), "")
             to_json(answer.body)
             since = answer.upto
 
@@ -184,7 +184,7 @@ async def bench_sync() -> dict[str, Any]:
         return {
             "initial_sync_ms": await measure(5, lambda _: sync(initial)) / 1000,
             "initial_sync_lazy_ms": await measure(
-                5, lambda _: sync(SyncRequest(user(1), "BENCH", None, parse_filter(lazy)))
+                5, lambda _: sync(SyncRequest(requester(1), None, parse_filter(lazy)))
             ) / 1000,
             "message_and_sync_us": await measure(300, one_message),
         }  # fmt: skip

@@ -1,7 +1,7 @@
 """What clients ask every server for, of a server that has nothing of the kind: they go on without it.
 
 Spec: client-server-api/#third-party-networks, #adding-account-administrative-contact-information, #key-management-api,
-#server-side-key-backups
+#server-side-key-backups, #push-notifications, #voice-over-ip
 """
 
 from __future__ import annotations
@@ -24,6 +24,27 @@ async def test_an_account_has_no_contact_information(homeserver: Server) -> None
     alice = await homeserver.register("alice")
     assert await alice.ok("GET", "account/3pid") == {"threepids": []}
     assert (await alice.ok("GET", "capabilities"))["capabilities"]["m.3pid_changes"] == {"enabled": False}
+
+
+async def test_nobody_is_pushed_to(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    assert await alice.ok("GET", "pushers") == {"pushers": []}
+    pusher = {
+        "app_id": "org.example", "pushkey": "k", "kind": "http", "app_display_name": "App", "lang": "en",
+        "device_display_name": "Phone", "data": {"url": "https://push.example/_matrix/push/v1/notify"},
+    }  # fmt: skip
+    assert await alice.refused("POST", "pushers/set", json=pusher) == (404, "M_UNRECOGNIZED")
+    assert await alice.refused("POST", "pushers/set", json={}) == (400, "M_MISSING_PARAM")
+    assert await alice.ok("POST", "pushers/set", json={**pusher, "kind": None}) == {}
+    assert await alice.ok("GET", "pushers") == {"pushers": []}
+
+
+async def test_there_is_no_turn_server(homeserver: Server) -> None:
+    """Clients know an empty object from other servers that have none. The spec's schema has no word for that."""
+    alice = await homeserver.register("alice")
+    headers = {"authorization": f"Bearer {alice.token}"}
+    response = await homeserver.http.get("/_matrix/client/v3/voip/turnServer", headers=headers)
+    assert (response.status_code, response.json()) == (200, {})
 
 
 async def test_nobody_has_keys(homeserver: Server) -> None:
@@ -53,6 +74,6 @@ async def test_refuses_what_is_no_query_of_keys(homeserver: Server, body: Any, e
 
 
 async def test_none_of_it_is_for_strangers(homeserver: Server) -> None:
-    for path in ("thirdparty/protocols", "thirdparty/user", "account/3pid", "room_keys/version"):
+    for path in ("thirdparty/protocols", "account/3pid", "room_keys/version", "pushers", "voip/turnServer"):
         assert await homeserver.anonymous.refused("GET", path) == (401, "M_MISSING_TOKEN")
     assert await homeserver.anonymous.refused("POST", "keys/query", json={}) == (401, "M_MISSING_TOKEN")

@@ -8,8 +8,9 @@ from urllib.parse import quote
 import pytest
 
 from homeserver import limits
+from homeserver.config import Rooms
 from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
-from tests.support.homeservers import Client, Server
+from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.people import create, get_state, join, messages, path_of, send, state, sync
 
 VERSIONS = list(ROOM_VERSIONS)
@@ -42,6 +43,15 @@ async def test_the_default_version_is_what_capabilities_say(server: Server) -> N
     default = capabilities["capabilities"]["m.room_versions"]["default"]
     room_id = await create(alice)
     assert (await get_state(alice, room_id, "m.room.create"))["room_version"] == default == DEFAULT_ROOM_VERSION
+
+
+async def test_the_default_version_is_a_setting(homeservers: Homeservers) -> None:
+    server = await homeservers.start(rooms=Rooms(default_version="10"))
+    alice = await server.register("alice")
+    capabilities = await alice.ok("GET", "capabilities")
+    assert capabilities["capabilities"]["m.room_versions"]["default"] == "10"
+    room_id = await create(alice)
+    assert (await get_state(alice, room_id, "m.room.create"))["room_version"] == "10"
 
 
 async def test_events_come_in_the_order_of_the_spec(server: Server) -> None:

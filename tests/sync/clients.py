@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 
 from homeserver.encoding import to_json
-from homeserver.rooms.timeline import parse_sync_token
+from homeserver.authenticate import Requester
+from homeserver.federation.identifiers import UserID
 from homeserver.sync.engine import SyncRequest, compute
 from homeserver.sync.filter import parse_filter
 from tests.support.rooms import Rooms
@@ -48,16 +49,16 @@ class SyncClient:
             "state": {"lazy_load_members": self.lazy},
         }
         request = SyncRequest(
-            user_id=self.user_id,  # type: ignore[arg-type]
-            device_id="D",
+            requester=Requester(UserID(self.user_id), "D"),
             since=self.since,
             filter=parse_filter({"room": room_filter}),
             use_state_after=self.use_state_after,
             **options,
         )
-        answer = await self.rooms.read(compute, (), request)
+        answer = await self.rooms.read(compute, (), request, "")
         body: dict[str, Any] = orjson.loads(to_json(answer.body))
         self.take_in(body)
+        self.since = answer.upto
         return body
 
     def take_in(self, body: dict[str, Any]) -> None:
@@ -65,7 +66,6 @@ class SyncClient:
         for section, rooms in body.get("rooms", {}).items():
             for room_id, update in rooms.items():
                 self._take_in_room(section, room_id, update)
-        self.since = parse_sync_token(body["next_batch"])
 
     def _take_in_room(self, section: str, room_id: str, update: dict[str, Any]) -> None:
         room = self.known.get(room_id)

@@ -345,7 +345,7 @@ class Sender:
             [item.data for item in items if not item.is_edu],
             [item.data for item in items if item.is_edu],
         )
-        uri = path_to("v1", "send", _txn_id(items))
+        uri = path_to("v1", "send", _txn_id(hs.database.generation, items))
         try:
             answer = await send_signed(
                 hs, server, "PUT", uri, body, cause=DELIVERY, timeout_s=limits.TRANSACTION_TIMEOUT_S
@@ -388,9 +388,12 @@ def _first_batch(items: Iterable[Item]) -> list[Item]:
     return batch
 
 
-def _txn_id(items: Sequence[Item]) -> str:
-    """The same for the same items, so that a peer which has them already knows it; different for all others."""
-    digest = blake2b(digest_size=9)
+def _txn_id(generation: str, items: Sequence[Item]) -> str:
+    """The same for the same items, so that a peer which has them already knows it; different for all others.
+
+    The stream's generation is in it: after a restore from a backup the same may happen at the same position.
+    """
+    digest = blake2b(generation.encode(), digest_size=9)
     for item in items:
         digest.update(b"%d %d %d " % (item.position, item.is_edu, len(item.data)))
         digest.update(item.data)

@@ -51,7 +51,7 @@ class SyncRequest:
 
 @dataclass(frozen=True, slots=True)
 class SyncAnswer:
-    """The JSON body but for `next_batch`, the position it goes up to, whether it has news, and what to wait for if not."""
+    """The body without `next_batch`, the position it goes up to, whether it has news, and what to wait for if not."""
 
     body: dict[str, Any]
     upto: int

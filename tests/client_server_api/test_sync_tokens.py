@@ -1,6 +1,6 @@
 """Tokens of another history, as clients hold them after a restore from a backup. Spec: client-server-api/#syncing
 
-Every server of this file keeps its database in a file, which is copied away and put back while the server is stopped.
+A backup is the folder of the data, copied while the server is stopped.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from homeserver.config import DatabaseSection
+from homeserver.database import Transaction
 from homeserver.stream import Stream
 from tests.support.homeservers import Client, NoWire, Server, config_for_tests, running
 from tests.support.people import (
-    all_messages,
     ids,
-    invite,
     join,
     leave,
     messages,
@@ -27,7 +25,6 @@ from tests.support.people import (
     public_room,
     room_in,
     say,
-    send,
     sync,
     texts,
     timeline,
@@ -41,6 +38,126 @@ async def started(folder: Path) -> AsyncIterator[Server]:
         yield server
 
 
-def again(server: Server, client: Client) -> Client:
-    """The same device, of the server that runs now."""
-    return Client(server, client.token, client.user_id, client.device_id)
+def again(server: Server, *clients: Client) -> list[Client]:
+    """The same devices, of the server that runs now."""
+    return [Client(server, client.token, client.user_id, client.device_id) for client in clients]
+
+
+def back_up(folder: Path) -> None:
+    shutil.copytree(folder / "test.example", folder / "backup")
+
+
+def restore(folder: Path) -> None:
+    shutil.rmtree(folder / "test.example")
+    shutil.copytree(folder / "backup", folder / "test.example")
+
+
+@pytest.mark.usefixtures("homeservers")
+@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize("passed", [False, True], ids=["at once", "when the stream has passed the token"])
+async def test_a_client_from_after_the_backup_misses_nothing(tmp_path: Path, restarts: int, passed: bool) -> None:
+    async with started(tmp_path) as server:
+        alice, bob = await server.register("alice"), await server.register("bob")
+        room_id = await public_room(alice, bob)
+        left_room = await public_room(alice, bob)
+        await leave(bob, left_room)
+        await say(alice, room_id, "before")
+        early = (await sync(bob))["next_batch"]
+    back_up(tmp_path)
+    for _ in range(restarts + 1):
+        async with started(tmp_path) as server:
+            alice, bob = again(server, alice, bob)
+            await join(bob, left_room)
+            await say(alice, room_id, *(f"lost {number}" for number in range(10)))
+            lost = (await sync(bob))["next_batch"]
+    restore(tmp_path)
+    async with started(tmp_path) as server:
+        alice, bob = again(server, alice, bob)
+        (event_id,) = await say(alice, room_id, "after")
+        if passed:
+            await say(alice, room_id, *(f"after {number}" for number in range(80)))
+        # A token from before the backup goes on as if nothing had happened.
+        everything = {"room": {"timeline": {"limit": 200}}}
+        assert texts(timeline(await sync(bob, early, filter=everything), room_id))[0] == "after"
+
+        answer = await sync(bob, lost, filter=everything, timeout=30_000)
+        room = room_in(answer, room_id)
+        assert room["timeline"]["limited"]
+        assert event_id in ids(room["timeline"]["events"])
+        assert "lost" not in str(room)
+        assert {event["type"] for event in room["state"]["events"]} >= {"m.room.create"} or "m.room.create" in {
+            event["type"] for event in room["timeline"]["events"]
+        }
+        assert room_in(answer, left_room, "leave")  # the client thinks that it is in that room
+        assert "rooms" not in await sync(bob, answer["next_batch"])
+        await say(alice, room_id, "at last")
+        assert texts(timeline(await sync(bob, answer["next_batch"]), room_id)) == ["at last"]
+
+
+@pytest.mark.usefixtures("homeservers")
+async def test_pages_from_a_lost_token_miss_nothing(tmp_path: Path) -> None:
+    async with started(tmp_path) as server:
+        alice = await server.register("alice")
+        room_id = await public_room(alice)
+        await say(alice, room_id, *(f"before {number}" for number in range(5)))
+    back_up(tmp_path)
+    async with started(tmp_path) as server:
+        (alice,) = again(server, alice)
+        events = await say(alice, room_id, *(f"lost {number}" for number in range(20)))
+        lost_tokens = [
+            (await sync(alice))["next_batch"],
+            (await messages(alice, room_id, limit=2))["end"],
+            (await alice.ok("GET", path_of(room_id, "context", events[15])))["end"],
+        ]
+    restore(tmp_path)
+    async with started(tmp_path) as server:
+        (alice,) = again(server, alice)
+        await say(alice, room_id, *(f"after {number}" for number in range(40)))
+        for token in [*lost_tokens, "s5_unknown", "t5_5_unknown"]:
+            options = {"from": token, "limit": 200}
+            back = texts((await messages(alice, room_id, **options))["chunk"])
+            assert [text for text in back if text.startswith("before")] == [f"before {4 - n}" for n in range(5)], token
+            forth = texts((await messages(alice, room_id, "f", **options))["chunk"])
+            assert [text for text in forth if text.startswith("after")] == [f"after {n}" for n in range(40)], token
+            assert (await alice.ok("GET", path_of(room_id, "members") + f"?at={token}"))["chunk"]
+
+
+async def test_tokens_from_before_there_were_generations_go_on(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await public_room(alice)
+    position = server.hs.stream.position
+
+    def upgrade(tx: Transaction) -> None:
+        tx.run("UPDATE stream_generations SET began = ? WHERE name <> ''", position)
+
+    await server.write(upgrade)
+    await say(alice, room_id, "news")
+    answer = await sync(alice, f"s{position}")
+    assert texts(timeline(answer, room_id)) == ["news"]
+    assert not room_in(answer, room_id)["timeline"]["limited"]
+    assert texts((await messages(alice, room_id, "f", **{"from": f"t{position << 20}"}))["chunk"]) == ["news"]
+
+
+@pytest.mark.parametrize(
+    "token", ["", "x", "s", "s-1", "t5", "s5_", "s5_a b", "s5_" + "x" * 100, "t1_1_abc", "s1_1_1 "]
+)
+async def test_what_is_no_token_of_a_sync_is_refused(homeserver: Server, token: str) -> None:
+    alice = await homeserver.register("alice")
+    assert await alice.refused("GET", "sync", params={"since": token}) == (400, "M_INVALID_PARAM")
+
+
+async def test_an_invented_token_begins_anew(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await homeserver.make_room(alice)
+    for token in ("s9999999999999999999", "s0_unknown", f"s99999_{homeserver.hs.database.generation}"):
+        assert room_in(await sync(alice, token), room_id)["timeline"]["limited"]
+
+
+async def test_a_token_may_be_ahead_of_what_the_stream_has_heard_of(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    await homeserver.make_room(alice)
+    token = (await alice.ok("GET", "sync"))["next_batch"]
+    # What is committed is seen by readers at once, and told to the stream a moment later: this is that moment.
+    homeserver.hs.stream = Stream(homeserver.hs.stream.position - 1)
+    for _ in range(2):
+        assert await alice.ok("GET", f"sync?since={token}") == {"next_batch": token}

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from homeserver.encoding import to_json
 from homeserver.authenticate import Requester
+from homeserver.encoding import to_json
 from homeserver.federation.identifiers import UserID
 from homeserver.sync.engine import SyncRequest, compute
 from homeserver.sync.filter import parse_filter

@@ -14,7 +14,7 @@ import difflib
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -28,7 +28,7 @@ from homeserver.authenticate import Requester, check_may_call
 from homeserver.database import DatabaseError
 from homeserver.dispatch import Dispatch
 from homeserver.encoding import to_json
-from homeserver.errors import ClosedError, invalid_param, not_found
+from homeserver.errors import ClosedError, MatrixError, invalid_param, not_found
 
 Body = Mapping[str, Any] | bytes | AsyncIterable[bytes] | None
 Query = Mapping[str, Any] | None
@@ -82,36 +82,32 @@ class Calls:
         self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers
     ) -> Any:
         """What an operation answers: a dict or list for JSON, bytes for a file. Raises MatrixError and TypeError."""
-        result = await self._run(name, path, requester, body, query, headers)
-        if not isinstance(result, Response):
-            return {} if result is None else orjson.loads(to_json(result))
-        if result.stream is not None:
-            async with aclosing(result.stream) as chunks:  # type: ignore[type-var]
+        response = await self._run(name, path, requester, body, query, headers)
+        if response.stream is not None:
+            async with aclosing(response.stream) as chunks:  # type: ignore[type-var]
                 return b"".join([chunk async for chunk in chunks])
-        if isinstance(result.body, (bytes, memoryview)):
-            return bytes(result.body)
-        return {} if result.body is None else orjson.loads(to_json(result.body))
+        if isinstance(response.body, bytes | memoryview):
+            return bytes(response.body)
+        return orjson.loads(to_json(response.body))
 
     @asynccontextmanager
     async def stream(
         self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers
     ) -> AsyncIterator[Answer]:
         """As `call`, for an answer that is read piece by piece."""
-        result = await self._run(name, path, requester, body, query, headers)
-        if not isinstance(result, Response):
-            result = Response(200, {} if result is None else result)
-        if result.stream is not None:
-            async with aclosing(result.stream) as chunks:  # type: ignore[type-var]
-                yield Answer(result.status, result.headers, chunks)
-        elif isinstance(result.body, (bytes, memoryview)):
-            yield Answer(result.status, result.headers, _chunks(bytes(result.body)))
+        response = await self._run(name, path, requester, body, query, headers)
+        if response.stream is not None:
+            async with aclosing(response.stream) as chunks:  # type: ignore[type-var]
+                yield Answer(response.status, response.headers, chunks)
+        elif isinstance(response.body, bytes | memoryview):
+            yield Answer(response.status, response.headers, _chunks(bytes(response.body)))
         else:
-            data = b"" if result.body is None else to_json(result.body)
-            yield Answer(result.status, {**_JSON_HEADERS, **result.headers}, _chunks(data))
+            headers = {**_JSON_HEADERS, **response.headers}
+            yield Answer(response.status, headers, _chunks(to_json(response.body)))
 
     async def _run(
         self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers
-    ) -> Any:
+    ) -> Response:
         operation = self._find(name)
         check_may_call(requester, operation)
         arguments = _path_arguments(operation, path)
@@ -124,12 +120,20 @@ class Calls:
         elif body is not None:
             if not operation.plan.request or operation.method == "GET":
                 raise TypeError(f"{name} takes no body.")
-            sent |= {} if not isinstance(body, Mapping) else _JSON_HEADERS
-            receive = _receiver(_encode(body) if isinstance(body, Mapping) else body)
+            if isinstance(body, Mapping):
+                body, sent = _encode(body), {**_JSON_HEADERS, **sent}
+            if isinstance(body, bytes | bytearray | memoryview):
+                sent["content-length"] = str(len(body))
+            receive = _receiver(body)
         pairs = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in sent.items()]
         request = Request(operation.method, operation.path, text, pairs, receive=receive)
         request.content = content
-        return await self.dispatch.call(operation, request, requester, arguments)
+        result = await self.dispatch.call(operation, request, requester, arguments)
+        response = result if isinstance(result, Response) else Response(200, result)
+        if response.status >= 400 and isinstance(response.body, Mapping):
+            extra = dict(response.body)
+            raise MatrixError(response.status, extra.pop("errcode", "M_UNKNOWN"), extra.pop("error", ""), **extra)
+        return response if response.body is not None or response.stream is not None else replace(response, body={})
 
     def check_fields(self, name: str, body: Mapping[str, Any]) -> None:
         """Raises TypeError if the body has a field that the operation does not know, which it would pass over."""

@@ -60,7 +60,7 @@ class FakeNetwork:
         self._down.discard(server_name)
 
     def leave(self, server_name: str) -> None:
-        """The server is off: connections to it are refused until it joins again."""
+        """The server is off until it joins again: its answers under way are lost, new connections refused."""
         self._down.add(server_name)
 
     def wire_for(self, server_name: str) -> FakeWire:
@@ -79,13 +79,17 @@ class FakeNetwork:
         """Whether the two are separated now."""
         return frozenset((a, b)) in self._cuts
 
+    def is_connected(self, origin: str, destination: str) -> bool:
+        """Whether the one can reach the other: there is no cut between them, and the other is not off."""
+        return not self.is_cut(origin, destination) and destination not in self._down
+
     def address_of(self, server_name: str) -> str:
         """The address that others see this server at: 198.51.100.1, .2, … in the order of first use."""
         return self._addresses.setdefault(server_name, f"198.51.100.{len(self._addresses) + 1}")
 
     def app_for(self, origin: str, destination: str) -> AsgiApp:
         """The app that a request reaches. Raises WireError if it reaches none."""
-        if self.is_cut(origin, destination) or destination in self._down:
+        if not self.is_connected(origin, destination):
             raise WireError(f"{destination} cannot be reached", "connect")
         app = self._apps.get(destination)
         if app is None:
@@ -275,7 +279,7 @@ class _Exchange:
         self._check_connected()
 
     def _check_connected(self) -> None:
-        if self._network.is_cut(self._origin, self._destination):
+        if not self._network.is_connected(self._origin, self._destination):
             raise WireError(f"the connection to {self._destination} broke", "protocol")
 
 
@@ -305,8 +309,9 @@ def _scope(
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception that a nursery has wrapped, where it is a single one."""
-    error: BaseException = group
+    """The exception that a nursery has wrapped, if it is a single one. A cancellation beside it comes again anyway."""
+    _, others = group.split(trio.Cancelled)
+    error: BaseException = others or group
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -111,6 +111,7 @@ async def test_what_the_server_refuses_has_a_code_and_a_sentence(homeservers: Op
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         room_id = await alice.create_room()
+        where = (await alice.upload(b"tea")).removeprefix("mxc://").split("/")
         deep: dict[str, Any] = {}
         for _ in range(200):
             deep = {"deeper": deep}
@@ -125,6 +126,7 @@ async def test_what_the_server_refuses_has_a_code_and_a_sentence(homeservers: Op
             (alice.send(room_id, "x" * 70_000), "M_TOO_LARGE"),
             (alice.download("https://a.example/tea.png"), "M_INVALID_PARAM"),
             (alice.download("mxc://a.example/nothing"), "M_NOT_FOUND"),
+            (alice.call("get_content_authed", *where, headers={"range": "bytes=9-"}), "M_INVALID_PARAM"),
         ):
             with pytest.raises(MatrixError) as refused:
                 await attempt

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import trio
 
-from homeserver import Client, RoomEvent
-from homeserver.testing import FakeNetwork, now_ms, one_server, run, two_servers
+from homeserver import AsyncioHomeserver, Client, RoomEvent
+from homeserver.testing import FakeNetwork, config_for_tests, now_ms, one_server, run, two_servers
 
 
 async def _hear(client: Client, text: str) -> RoomEvent:
@@ -79,6 +80,34 @@ def test_lost_requests_are_repeated() -> None:
         assert any(exchange.status is None for exchange in network.exchanges)
 
     run(main)
+
+
+def test_a_server_that_is_off_answers_nothing_more() -> None:
+    async def main() -> int | None:
+        network = FakeNetwork(latency_s=1)
+        async with two_servers(network=network) as (a, b):
+            alice, bob = await a.register("alice"), await b.register("bob")
+            room_id = await alice.create_room(invite=[bob.user_id])
+            await bob.join(room_id)
+            await alice.send(room_id, "Hello?")
+            await trio.sleep(1.5)  # the answer is on its way
+            network.leave("b.example")
+            await trio.sleep(1)
+            return network.exchanges[-1].status
+
+    assert run(main) is None
+
+
+def test_programs_on_asyncio_have_a_server_in_memory_too(tmp_path: Path) -> None:
+    async def main() -> str:
+        config = config_for_tests("test.example", tmp_path)
+        async with AsyncioHomeserver(config, inline_database=True) as hs:
+            alice = await hs.register("alice", "a good password")
+            await alice.send(await alice.create_room(), "Hello?")
+            return alice.user_id
+
+    assert asyncio.run(main()) == "@alice:test.example"
+    assert [path.name for path in (tmp_path / "test.example").iterdir()] == ["signing.key"]
 
 
 def test_a_server_opened_again_on_its_folder_has_what_it_had(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import difflib
 import ipaddress
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from os import PathLike
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -27,12 +28,18 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         """Checks of a section's own follow after this one."""
-        for each in msgspec.structs.fields(type(self)):
+        for each in _fields(type(self)):
             where = each.encode_name if type(self).__name__ == "Config" else f"{type(self).__name__}.{each.encode_name}"
             given = getattr(self, each.name)
             value = _read(each.type, given, where)
             if value is not given:
                 msgspec.structs.force_setattr(self, each.name, value)
+
+
+@cache
+def _fields(kind: type[Section]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a section. To read them off its annotations takes a while, and gives the same each time."""
+    return msgspec.structs.fields(kind)
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -58,7 +65,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _section(kind: type[Section], given: Mapping[str, Any], where: str) -> Section:
-    names = {each.encode_name: each.name for each in msgspec.structs.fields(kind)}
+    names = {each.encode_name: each.name for each in _fields(kind)}
     for key in given:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)

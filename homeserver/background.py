@@ -29,6 +29,18 @@ def start_aside(hs: Resources, fn: Callable[[*Ts], Awaitable[object]], *args: *T
     hs.nursery.start_soon(_has_ended, fn, *args)
 
 
+def single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception that nurseries have wrapped, if it is a single one: so Ctrl-C comes out as KeyboardInterrupt.
+
+    A cancellation beside it is left out. It is raised again at the next checkpoint.
+    """
+    _, others = group.split(trio.Cancelled)
+    error: BaseException = others or group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 async def _has_ended(fn: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> bool:
     """Whether it came to its end; False if it failed."""
     try:

@@ -19,7 +19,7 @@ import trio
 
 from homeserver import authenticate, remote, sync, users
 from homeserver.asgi import App
-from homeserver.background import keep_running
+from homeserver.background import keep_running, single_error
 from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
 from homeserver.client import Client
@@ -33,6 +33,7 @@ from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire
 from homeserver.listener import Bound, serve
 from homeserver.pages import make_pages
+from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
 from homeserver.resources import Resources
 from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
 from homeserver.users.accounts import create_account, find_local
@@ -100,9 +101,7 @@ class Homeserver:
             # The body's own exception goes its way unwrapped: to the nursery of the server it means nothing.
             await self._stack.__aexit__(None, None, None)
         except BaseExceptionGroup as group:  # the nursery's wrapping of what failed in the background
-            if len(group.exceptions) > 1:
-                raise
-            raise group.exceptions[0] from None
+            raise single_error(group) from None
         finally:
             self._resources = self._app = self._calls = None
 
@@ -130,7 +129,10 @@ class Homeserver:
         if self._has_served:
             raise RuntimeError("This homeserver serves already, or has been stopped. Open a new one to serve again.")
         self._has_served = True
-        await serve(app, self.config.listeners, stop=self._stop, task_status=task_status)
+        try:
+            await serve(app, self.config.listeners, stop=self._stop, task_status=task_status)
+        except BaseExceptionGroup as group:
+            raise single_error(group) from None
 
     def stop(self) -> None:
         """Ends `serve`: requests under way are answered, nothing new is accepted."""
@@ -254,8 +256,8 @@ def all_features() -> list[Feature]:
 
 def all_schemas() -> list[Schema]:
     """The tables of everything that stores something."""
-    schemas = [feature.schema for feature in all_features() if feature.schema is not None]
-    return [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *schemas]
+    schemas = [feature.schema for feature in FEATURES if feature.schema is not None]
+    return [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *schemas, REMOTE_SCHEMA]
 
 
 def database_url(config: Config) -> str:

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from homeserver.asgi import AsgiApp, Message
+from homeserver.background import single_error
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.wire import WireError, WireResponse, WireStream
 
@@ -165,7 +166,7 @@ class FakeWire:
                 # The app may have more to do once it has answered. Only who gives up (an exception here) cancels it.
                 exchange.hang_up()
         except BaseExceptionGroup as group:
-            raise _only(group)  # noqa: B904  the group is only trio's wrapping
+            raise single_error(group)  # noqa: B904  the group is only trio's wrapping
         finally:
             network.exchanges.append(Exchange(origin, destination, method, path, exchange.status))
 
@@ -306,12 +307,3 @@ def _scope(
         "server": (destination, 8448),
         "extensions": {},
     }
-
-
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception that a nursery has wrapped, if it is a single one. A cancellation beside it comes again anyway."""
-    _, others = group.split(trio.Cancelled)
-    error: BaseException = others or group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

@@ -112,6 +112,20 @@ async def test_an_exception_of_the_program_comes_out_of_all_blocks(homeservers: 
             raise KeyboardInterrupt
 
 
+@pytest.mark.sockets
+def test_control_c_while_it_serves_is_a_keyboard_interrupt(tmp_path: Path) -> None:
+    class Interrupt:
+        def started(self, _: object = None) -> None:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    async def main() -> None:
+        async with Homeserver(_config(tmp_path), wire=NoWire(), inline_database=True) as hs:
+            await hs.serve(task_status=Interrupt())
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+
+
 async def test_servers_and_nurseries_nest_in_any_order(homeservers: Open) -> None:
     with trio.move_on_after(5) as scope:
         async with trio.open_nursery() as outer, homeservers("a.example") as a, trio.open_nursery() as inner:

@@ -138,20 +138,29 @@ class AsyncioClient:
         """What has changed since the last call; the first time, everything."""
         return await self._run(partial(self._client.sync, timeout_ms=timeout_ms))
 
-    async def events(self) -> AsyncIterator[RoomEvent]:
+    def events(self) -> AsyncIterator[RoomEvent]:
         """Waiting invitations, then every event since this client was opened. See `Client.events`."""
-        events = self._client.events()
-        while True:
-            try:
-                event = await self._run(partial(anext, events, None))
-            except ClosedError:
-                return
-            if event is None:
-                return
-            yield event
+        return _Events(self._bridge, self._client.events())
 
     async def _run(self, fn: Callable[[], Awaitable[T]]) -> T:
         return await self._bridge.run(fn)
+
+
+class _Events:
+    """An iterator of trio, stepped from asyncio."""
+
+    def __init__(self, bridge: Bridge, events: AsyncIterator[RoomEvent]) -> None:
+        self._bridge = bridge
+        self._events = events
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RoomEvent:
+        try:
+            return await self._bridge.run(self._events.__anext__)
+        except ClosedError:
+            raise StopAsyncIteration from None
 
 
 class AsyncioHomeserver:

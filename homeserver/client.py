@@ -7,11 +7,12 @@ named by their ids; contents are plain dicts.
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.message import Message
-from typing import Any
+from typing import Any, Self
 
 from homeserver.authenticate import Requester, TokenLookup, get_account_flags
 from homeserver.calls import Answer, Body, Calls, Headers, Query
@@ -198,32 +199,13 @@ class Client:
         self._since = answer["next_batch"]
         return answer
 
-    async def events(self) -> AsyncIterator[RoomEvent]:
+    def events(self) -> AsyncIterator[RoomEvent]:
         """The invitations that wait for the user, then every event since this client was opened.
 
         Each room's events come in their order, from the user's own join on. An invitation is the user's member event,
         without an id: the room is not the user's to look into yet. Ends when the server closes.
         """
-        try:
-            answer = await self.call("sync_events", query={"filter": INVITATIONS_ONLY})
-            for event in self._invitations(answer):
-                yield event
-            joined: set[str] = set(self._opened.joined)
-            invited = frozenset(_rooms(answer, "invite"))
-            since = self._opened.token
-            while True:
-                answer = await self.call("sync_events", query={"timeout": SYNC_TIMEOUT_MS, "since": since})
-                for event in self._invitations(answer):
-                    if event.room_id not in invited:
-                        yield event
-                for room_id, room in (_rooms(answer, "join") | _rooms(answer, "leave")).items():
-                    for news in await self._news(room_id, room.get("timeline"), since, was_joined=room_id in joined):
-                        yield RoomEvent(RoomID(room_id), news)
-                joined = (joined | _rooms(answer, "join").keys()) - _rooms(answer, "leave").keys()
-                invited = frozenset()
-                since = answer["next_batch"]
-        except ClosedError:
-            return
+        return _Events(self, self._opened)
 
     async def _requester(self) -> Requester:
         """The requester as the account is now: it may have been locked or deactivated since the client was opened."""
@@ -236,23 +218,60 @@ class Client:
             cache.put(self._cache_key, self.user_id, found, now_ms=hs.now_ms(), position=position)
         return found.requester
 
-    async def _news(
-        self, room_id: str, timeline: dict[str, Any] | None, since: str, *, was_joined: bool
-    ) -> list[dict[str, Any]]:
-        """The room's events since a sync, oldest first: of one just joined without what was before."""
+
+class _Events:
+    """What `Client.events` iterates over. It may be left at any time, and a wait that is cancelled loses nothing."""
+
+    def __init__(self, client: Client, opened: _Opened) -> None:
+        self._client = client
+        self._since = opened.token
+        self._joined: set[str] = set(opened.joined)
+        self._invited: frozenset[str] | None = None  # by the invitations that were waiting, once these have been read
+        self._waiting: deque[RoomEvent] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RoomEvent:
+        try:
+            while not self._waiting:
+                await self._fetch()
+        except ClosedError:
+            raise StopAsyncIteration from None
+        return self._waiting.popleft()
+
+    async def _fetch(self) -> None:
+        """Reads what comes next, and moves on once all of it has been read."""
+        if self._invited is None:
+            answer = await self._client.call("sync_events", query={"filter": INVITATIONS_ONLY})
+            self._waiting.extend(self._invitations(answer))
+            self._invited = frozenset(_rooms(answer, "invite"))
+            return
+        since = self._since
+        answer = await self._client.call("sync_events", query={"timeout": SYNC_TIMEOUT_MS, "since": since})
+        events = [event for event in self._invitations(answer) if event.room_id not in self._invited]
+        for room_id, room in (_rooms(answer, "join") | _rooms(answer, "leave")).items():
+            events += await self._news(RoomID(room_id), room.get("timeline"), since)
+        self._joined = (self._joined | _rooms(answer, "join").keys()) - _rooms(answer, "leave").keys()
+        self._invited = frozenset()
+        self._since = answer["next_batch"]
+        self._waiting.extend(events)
+
+    async def _news(self, room_id: RoomID, timeline: dict[str, Any] | None, since: str) -> list[RoomEvent]:
+        """The room's events since a sync, oldest first. If the user has just joined it: from the join on."""
         if timeline is None:
             return []
         events: list[dict[str, Any]] = timeline["events"]
-        if not was_joined:
+        if room_id not in self._joined:
             joins = [at for at, event in enumerate(events) if self._is_own(event) and "event_id" in event]
-            return events[joins[-1] :] if joins else events
+            return [RoomEvent(room_id, event) for event in (events[joins[-1] :] if joins else events)]
         start = timeline["prev_batch"] if timeline["limited"] else None
         while start is not None:
             query = {"dir": "b", "from": start, "to": since, "limit": PAGE_LIMIT}
-            page = await self.call("get_room_events", room_id, query=query)
+            page = await self._client.call("get_room_events", room_id, query=query)
             events = page["chunk"][::-1] + events
             start = page.get("end")
-        return events
+        return [RoomEvent(room_id, event) for event in events]
 
     def _invitations(self, answer: Mapping[str, Any]) -> list[RoomEvent]:
         return [
@@ -263,7 +282,7 @@ class Client:
         ]
 
     def _is_own(self, event: Mapping[str, Any]) -> bool:
-        return event["type"] == "m.room.member" and event.get("state_key") == self.user_id
+        return event["type"] == "m.room.member" and event.get("state_key") == self._client.user_id
 
 
 def _rooms(answer: Mapping[str, Any], membership: str) -> dict[str, Any]:

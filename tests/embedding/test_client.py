@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import aclosing
 from functools import partial
 
 import pytest
@@ -17,11 +16,10 @@ from tests.embedding.conftest import Open
 async def _take(client: Client, count: int) -> list[RoomEvent]:
     """The first `count` events of a client."""
     taken: list[RoomEvent] = []
-    async with aclosing(client.events()) as events:  # type: ignore[type-var]
-        async for event in events:
-            taken.append(event)
-            if len(taken) == count:
-                break
+    async for event in client.events():
+        taken.append(event)
+        if len(taken) == count:
+            break
     return taken
 
 
@@ -115,6 +113,20 @@ async def test_a_listener_that_is_cancelled_leaves_nothing_waiting(homeservers: 
         assert scope.cancelled_caught
         room_id = await alice.create_room()
         assert (await _take(alice, 1))[0].room_id == room_id
+
+
+async def test_a_wait_for_an_event_that_is_given_up_loses_none(homeservers: Open) -> None:
+    async with homeservers("a.example") as a:
+        alice = await a.register("alice")
+        room_id = await alice.create_room()
+        listener = await a.log_in("alice", "LISTENER")
+        events = listener.events()
+        for number in range(3):
+            with trio.move_on_after(5) as scope:
+                await anext(events)
+            assert scope.cancelled_caught
+            await alice.send(room_id, f"message {number}")
+            assert (await anext(events)).body == f"message {number}"
 
 
 async def test_an_exception_of_the_program_comes_out_as_it_is(homeservers: Open) -> None:

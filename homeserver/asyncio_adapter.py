@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from homeserver.asgi import AsgiApp, Message, Receive, Scope, Send, lifespan
-from homeserver.asyncio_bridge import Bridge, in_asyncio, iterate_in_asyncio
+from homeserver.asyncio_bridge import Bridge, FromAsyncio, in_asyncio
 from homeserver.calls import Answer, Body, Headers, Query
 from homeserver.client import Client, File, RoomEvent
 from homeserver.config import Config
@@ -313,5 +313,5 @@ async def _first(wanted: Awaitable[T], worker: asyncio.Task[None]) -> T:
 def _carried(body: Any) -> Any:
     """The body, as trio can read it: an iterator of asyncio is stepped there."""
     if isinstance(body, AsyncIterable):
-        return iterate_in_asyncio(asyncio.get_running_loop(), aiter(body))
+        return FromAsyncio(asyncio.get_running_loop(), aiter(body))
     return body

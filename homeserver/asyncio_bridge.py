@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError as FutureCancelledError
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import trio
 
@@ -207,17 +207,18 @@ async def in_asyncio(loop: asyncio.AbstractEventLoop, fn: Callable[[], Coroutine
         raise ClosedError from None
 
 
-async def iterate_in_asyncio(loop: asyncio.AbstractEventLoop, items: AsyncIterator[T]) -> AsyncIterator[T]:
+class FromAsyncio(Generic[T]):
     """Used in trio: the items of an asynchronous iterator that belongs to asyncio."""
 
-    async def step() -> tuple[bool, Any]:
-        try:
-            return True, await anext(items)
-        except StopAsyncIteration:
-            return False, None
+    def __init__(self, loop: asyncio.AbstractEventLoop, items: AsyncIterator[T]) -> None:
+        self._loop = loop
+        self._items = items
 
-    while True:
-        there_is_one, item = await in_asyncio(loop, step)
-        if not there_is_one:
-            return
-        yield item
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        return await in_asyncio(self._loop, self._step)
+
+    async def _step(self) -> T:
+        return await anext(self._items)

@@ -96,14 +96,13 @@ class Calls:
     ) -> AsyncIterator[Answer]:
         """As `call`, for an answer that is read piece by piece."""
         response = await self._run(name, path, requester, body, query, headers)
-        if response.stream is not None:
-            async with aclosing(response.stream) as chunks:  # type: ignore[type-var]
-                yield Answer(response.status, response.headers, chunks)
-        elif isinstance(response.body, bytes | memoryview):
-            yield Answer(response.status, response.headers, _chunks(bytes(response.body)))
-        else:
-            headers = {**_JSON_HEADERS, **response.headers}
-            yield Answer(response.status, headers, _chunks(to_json(response.body)))
+        head, chunks = response.headers, response.stream
+        if chunks is None and isinstance(response.body, bytes | memoryview):
+            chunks = _chunks(bytes(response.body))
+        elif chunks is None:
+            head, chunks = {**_JSON_HEADERS, **head}, _chunks(to_json(response.body))
+        async with aclosing(chunks):  # type: ignore[type-var]
+            yield Answer(response.status, head, chunks)
 
     async def _run(
         self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers

@@ -391,8 +391,22 @@ OUTLIERS_PER_WRITE = 40
 GAP_EVENTS_MAX = 50
 # States that are fetched to close them: each may be 100,000 event ids. An honest gap has one or two ends.
 GAP_STATES_MAX = 4
-# The gaps before the events of one room and transaction are worked on for no longer than this: others of the room wait.
+# How long the gaps of one room are worked on at a stretch.
 GAP_SECONDS_MAX = 60
+# How long a transaction waits for its gaps to be closed: an answer that tells of them is worth that, and no more, since
+# whatever else its origin has to say waits too.
+GAP_WAIT_S = 1.5
+# Events that wait for what they lack, of one room and of all, at 64 KiB each: the newest lead back to the others.
+PARKED_PER_ROOM_MAX = 100
+PARKED_MAX = 5_000
+# When they are tried again, doubling, and for how long: a server that is away for a day has lost its place anyway.
+PARKED_RETRY_MS = 30_000
+PARKED_RETRY_MS_MAX = 60 * 60 * 1000
+PARKED_MS_MAX = 24 * 60 * 60 * 1000
+# How often it is looked which of them are due.
+PARKED_SWEEP_S = 30.0
+# Servers whose return rooms wait for.
+SERVERS_EXPECTED_MAX = 1_000
 # Servers that are asked for what is missing, one after another, and from how many of the room they are chosen.
 SERVERS_ASKED_MAX = 3
 SERVERS_CONSIDERED_MAX = 50

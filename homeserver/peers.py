@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Hashable, Mapping
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -24,7 +24,7 @@ from typing import Literal
 import trio
 
 from homeserver import limits
-from homeserver.federation.identifiers import ServerName
+from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.federation.server_keys import VerifyKey
 
 
@@ -168,6 +168,9 @@ class Peers:
     _awaited: set[ServerName] = field(default_factory=set)
     _heard: set[ServerName] = field(default_factory=set)
     _news: trio.Event = field(default_factory=trio.Event)
+    _expecting: OrderedDict[ServerName, set[RoomID]] = field(default_factory=OrderedDict)
+    _rooms_heard: set[RoomID] = field(default_factory=set)
+    _room_news: trio.Event = field(default_factory=trio.Event)
 
     def find_keys(self, server: ServerName) -> KnownKeys | None:
         """The keys that are remembered."""
@@ -244,10 +247,30 @@ class Peers:
             self._awaited.discard(server)
             self._heard.add(server)
             self._news.set()
+        rooms = self._expecting.pop(server, None)
+        if rooms:
+            self._rooms_heard |= rooms
+            self._room_news.set()
 
     def await_contact(self, server: ServerName) -> None:
         """Asks that `wait_heard` names the server once it shows itself."""
         self._awaited.add(server)
+
+    def expect(self, room_id: RoomID, servers: Iterable[ServerName], now_ms: int) -> None:
+        """Asks that `wait_rooms` names the room once one of the servers shows itself that is now in back-off."""
+        for server in servers:
+            if self.is_backing_off(server, now_ms):
+                self._expecting.setdefault(server, set()).add(room_id)
+        while len(self._expecting) > limits.SERVERS_EXPECTED_MAX:
+            self._expecting.popitem(last=False)
+
+    async def wait_rooms(self, timeout_s: float) -> set[RoomID]:
+        """Waits until a server shows itself that some rooms expect, or for so long; returns these rooms."""
+        with trio.move_on_after(timeout_s):
+            await self._room_news.wait()
+        self._room_news = trio.Event()
+        heard, self._rooms_heard = self._rooms_heard, set()
+        return heard
 
     async def wait_heard(self) -> set[ServerName]:
         """Waits until some of the awaited servers have shown themselves; answers which."""

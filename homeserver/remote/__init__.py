@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from homeserver.api import Routes
 from homeserver.feature import Feature
-from homeserver.remote import handshakes, inviting, leaves, outbound, serving
+from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, serving
 from homeserver.remote.authorization import verify_origin
 from homeserver.remote.identity import open_identity
 from homeserver.remote.inbound import transaction_routes
@@ -39,7 +39,7 @@ def feature_of(features: Sequence[Feature]) -> Feature:
                 transaction_routes(features),
             ]
         ),
-        background=(send, leaves.deliver_later),
+        background=(send, leaves.deliver_later, gaps.retry_parked),
     )
 
 

@@ -17,7 +17,7 @@ from homeserver.federation.pdu_checks import check_hash, check_signatures, signi
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.server_keys import VerifyKey
 from homeserver.peers import Cause
-from homeserver.remote.keys import WantedKey, find_keys
+from homeserver.remote.keys import WantedKey, find_keys, lacks_keys
 from homeserver.resources import Resources
 
 T = TypeVar("T")
@@ -66,6 +66,27 @@ async def check_signed(
     needs = [WantedKey(*named, signed_ts) for named, signed_ts in wanted.items()]
     keys = await find_keys(hs, needs, cause, askable)
     return await _run(hs, len(parsed), _check, parsed, keys)
+
+
+async def list_keyless(
+    hs: Resources, events: Sequence[Event], version: RoomVersion, askable: Collection[ServerName] | None = None
+) -> list[Event]:
+    """Those of the parsed events that cannot be checked before a key was fetched from one of the `askable` servers.
+
+    Not those whose servers have just said that they have no such key.
+    """
+    found: list[Event] = []
+    now_ms = hs.now_ms()
+    for event in events:
+        signed_ts = event.origin_server_ts if version.signing_key_validity_enforced else 0
+        wanted = [
+            WantedKey(server, key_id, signed_ts)
+            for server, key_id in signing_keys_of(event)
+            if (askable is None or server in askable) and not hs.peers.is_keyless(server, now_ms)
+        ]
+        if await lacks_keys(hs, [each for each in wanted if each.server != hs.server_name]):
+            found.append(event)
+    return found
 
 
 async def check_pdu(

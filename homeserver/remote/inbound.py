@@ -31,13 +31,11 @@ from homeserver.federation.transaction import Transaction as ReceivedTransaction
 from homeserver.peers import peer
 from homeserver.rate_limits import limit_exceeded
 from homeserver.remote.access import RoomAccess, find_access
-from homeserver.remote.checking import Dropped, check_signed, parse_pdus
+from homeserver.remote.checking import Dropped, check_signed, list_keyless, parse_pdus
+from homeserver.remote.gaps import close_gaps, park_unchecked, receive_events
 from homeserver.remote.outside import receive_outside
-from homeserver.remote.receiving import receive_events
 from homeserver.resources import Resources
 from homeserver.rooms.membership import is_server_joined
-from homeserver.rooms.receive import Received
-from homeserver.rooms.storage import Status
 
 _log = logging.getLogger("homeserver.federation")
 
@@ -148,7 +146,8 @@ async def _receive_room(
         return {each.event_id: "The room's server ACL does not allow your server." for each in parsed if each.event_id}
     # Before a key is fetched: anyone may name as many servers as they like in events that are not signed at all.
     askable = await hs.database.read(_list_askable, room_id, access, origin, parsed)
-    checked = await check_signed(hs, parsed, access.version, peer(origin), askable)
+    keyless = await list_keyless(hs, [each for each in parsed if isinstance(each, Event)], access.version, askable)
+    checked = await check_signed(hs, [each for each in parsed if each not in keyless], access.version, peer(origin), ())
     dropped = [each for each in checked if isinstance(each, Dropped)]
     results: dict[str, str] = {each.event_id: each.reason for each in dropped if each.event_id is not None}
     events = [each for each in checked if isinstance(each, Event)]
@@ -159,7 +158,15 @@ async def _receive_room(
             if concerns_us:
                 results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
-    return {**results, **await _receive_all(hs, origin, events)}
+    deadline_s = trio.current_time() + limits.GAP_WAIT_S
+    if keyless:
+        await park_unchecked(hs, keyless, origin)
+    results |= await _receive_all(hs, origin, events, deadline_s)
+    if keyless:
+        done = await close_gaps(hs, room_id, deadline_s - trio.current_time())
+        # A parked event is accepted: it is stored, and received once what it lacks is there.
+        results |= {event.event_id: done.get(event.event_id, "") for event in keyless}
+    return results
 
 
 def _list_askable(
@@ -190,9 +197,11 @@ async def _receive_after_join(
     await _receive_room(hs, origin, room_id, access, pdus)
 
 
-async def _receive_all(hs: Resources, origin: ServerName, events: Sequence[Event]) -> dict[str, str]:
+async def _receive_all(
+    hs: Resources, origin: ServerName, events: Sequence[Event], deadline_s: float
+) -> dict[str, str]:
     try:
-        outcomes = await receive_events(hs, events, origin)
+        outcomes = await receive_events(hs, events, origin, deadline_s - trio.current_time())
     except Exception:
         # An event that we cannot digest must not keep what comes with it, nor be sent to us for ever. Where the fault
         # is not the event's, but e.g. the disk is full, storing the answer fails too, and the transaction comes again.
@@ -202,19 +211,13 @@ async def _receive_all(hs: Resources, origin: ServerName, events: Sequence[Event
             return {events[0].event_id: "Something unexpected happened."}
         results: dict[str, str] = {}
         for event in events:
-            results |= await _receive_all(hs, origin, [event])
+            results |= await _receive_all(hs, origin, [event], deadline_s)
         return results
-    return {event.event_id: _reason(outcome) for event, outcome in zip(events, outcomes, strict=True)}
+    return {event.event_id: outcome or "" for event, outcome in zip(events, outcomes, strict=True)}
 
 
 def _server_of(user_id: str | None) -> str:
     return "" if user_id is None else user_id.partition(":")[2]
-
-
-def _reason(outcome: Received | None) -> str:
-    if outcome is None:
-        return "What comes before this event cannot be had."
-    return outcome.reason if outcome.status == Status.REJECTED else ""
 
 
 # EDUs

@@ -28,6 +28,7 @@ from homeserver.remote.answers import ask_many
 from homeserver.remote.checking import Dropped, check_pdu
 from homeserver.remote.collecting import Collected
 from homeserver.remote.fetching import store_collected
+from homeserver.remote.gaps import receive_events
 from homeserver.remote.outside import (
     forget_outside,
     is_outside,
@@ -35,7 +36,7 @@ from homeserver.remote.outside import (
     read_stripped,
     store_outside,
 )
-from homeserver.remote.receiving import note_relay, receive_events
+from homeserver.remote.receiving import note_relay
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
@@ -325,8 +326,11 @@ async def _take_over(hs: Resources, accepted: Accepted, collected: Collected) ->
     server, version, room_id = accepted.server, accepted.event.version, accepted.event.room_id
     join = await _countersigned(hs, accepted)
     if not await hs.database.read(is_outside, hs.server_name, room_id):
-        received = (await receive_events(hs, [join], server))[0]
-        _check(received)
+        reason = (await receive_events(hs, [join], server, limits.GAP_SECONDS_MAX))[0]
+        if reason is None:
+            raise MatrixError(502, "M_UNKNOWN", "The room cannot be entered with what the other server has told of it.")
+        if reason:
+            raise forbidden(f"The room does not allow that: {reason}")
         return
     create_key = ("m.room.create", "")
     _check_create(collected.find(collected.state.get(create_key)), version)
@@ -372,8 +376,8 @@ def _adopt(
     return outcome
 
 
-def _check(outcome: Received | Missing | None) -> None:
-    if outcome is None or isinstance(outcome, Missing):
+def _check(outcome: Received | Missing) -> None:
+    if isinstance(outcome, Missing):
         raise MatrixError(502, "M_UNKNOWN", "The room cannot be entered with what the other server has told of it.")
     if outcome.status == Status.REJECTED:
         raise forbidden(f"The room does not allow that: {outcome.reason}")

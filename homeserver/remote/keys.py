@@ -67,6 +67,12 @@ async def find_keys(
     return {server: keys.every for server, keys in known.items()}
 
 
+async def lacks_keys(hs: Resources, wanted: Collection[WantedKey]) -> bool:
+    """Whether a key has to be fetched."""
+    known = await _known(hs, {each.server for each in wanted})
+    return any(not _suffices(hs, known.get(each.server), [each]) for each in wanted)
+
+
 async def find_request_key(hs: Resources, server: ServerName, key_id: str, client_ip: str) -> VerifyKey | None:
     """The key with which the server may sign requests now, None if there is none.
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import trio
-
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, ServerName, server_name_of
-from homeserver.peers import Cause, peer
-from homeserver.remote.access import choose_servers
+from homeserver.peers import Cause
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
 from homeserver.resources import Resources
 from homeserver.rooms.graph import leading_to
 from homeserver.rooms.heads import find_head
-from homeserver.rooms.receive import Missing, Received, receive_event, resolve_beforehand
+from homeserver.rooms.receive import Missing, Received, receive_event
 from homeserver.rooms.storage import find_positions, list_stored, to_events
 from homeserver.rooms.timeline import START, list_forwards
 
@@ -28,40 +25,15 @@ ROUNDS_MAX = 6  # of "fetch what it lacks, try again" for one event: its auth ev
 
 
 @dataclass(slots=True)
-class _Gap:
-    """What may still be spent on the gaps before the events of one transaction."""
+class Gap:
+    """What may still be spent on the gaps before some events of one room that one server has sent.
+
+    servers: those to ask, one after another. states: how many more states may be fetched.
+    """
 
     servers: Sequence[ServerName]
     cause: Cause
     states: int = limits.GAP_STATES_MAX
-
-
-async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerName) -> list[Received | None]:
-    """Receives checked events of one room, in order; None for those that cannot be received.
-
-    origin: the server to ask first for what is missing, if it is in the room.
-    """
-    outcomes: list[Received | Missing] = []
-    for start in range(0, len(events), limits.EVENTS_PER_WRITE):
-        part = events[start : start + limits.EVENTS_PER_WRITE]
-        await hs.database.read(_resolve_all, part)
-        outcomes += await hs.database.write(receive_all, hs, part)
-    received = [outcome if isinstance(outcome, Received) else None for outcome in outcomes]
-    if None in received:
-        await _receive_behind_gaps(hs, events, received, origin)
-    return received
-
-
-def _resolve_all(tx: Transaction, events: Sequence[Event]) -> None:
-    coming = {event.event_id for event in events}
-    for event in events:
-        if coming.isdisjoint(event.prev_events):  # else the state before it is not known yet
-            resolve_beforehand(tx, event)
-
-
-def receive_all(tx: Transaction, hs: Resources, events: Sequence[Event]) -> list[Received | Missing]:
-    """Receives events in order, as far as nothing is missing."""
-    return [receive(tx, hs, event) for event in events]
 
 
 def receive(
@@ -91,29 +63,12 @@ def note_relay(tx: Transaction, position: int, *, is_ours: bool) -> None:
     )
 
 
-async def _receive_behind_gaps(
-    hs: Resources, events: Sequence[Event], received: list[Received | None], origin: ServerName
-) -> None:
-    """Fetches what lies between those events that are not received and what we know, and receives them.
-
-    Gaps of one room are closed one after another, so there is a limit on the time that all of them take.
-    """
-    room_id = events[0].room_id
-    async with hs.peers.locks.hold(("gap", room_id)):
-        gap = _Gap(await choose_servers(hs, room_id, origin), peer(origin))
-        deadline = trio.current_time() + limits.GAP_SECONDS_MAX
-        for number, event in enumerate(events):
-            if received[number] is not None:
-                continue
-            with trio.move_on_at(deadline):
-                received[number] = await _receive(hs, event, gap, may_walk=True)
-                continue
-            # There is no time left to fetch anything for this one, but what came before it may have been enough.
-            outcome = await hs.database.write(_receive_with, hs, event, None)
-            received[number] = outcome if isinstance(outcome, Received) else None
+async def receive_behind_gap(hs: Resources, event: Event, gap: Gap) -> Received | None:
+    """Fetches what lies between a checked event and what we know, and receives both. None if that cannot be had now."""
+    return await _receive(hs, event, gap, may_walk=True)
 
 
-async def _receive(hs: Resources, event: Event, gap: _Gap, *, may_walk: bool) -> Received | None:
+async def _receive(hs: Resources, event: Event, gap: Gap, *, may_walk: bool) -> Received | None:
     """Receives the event, once what it lacks was fetched. `may_walk`: also its ancestors, which themselves may not."""
     state: list[EventID] | None = None
     for _ in range(ROUNDS_MAX):
@@ -144,7 +99,7 @@ def _receive_with(
     return receive(tx, hs, event, state=state)
 
 
-async def _receive_ancestors(hs: Resources, event: Event, gap: _Gap) -> None:
+async def _receive_ancestors(hs: Resources, event: Event, gap: Gap) -> None:
     """Fetches and receives what lies between the event and what we know, but nothing from before we came."""
     place = await hs.database.read(_find_place, event)
     if event.depth <= place.first_depth:

@@ -67,6 +67,23 @@ SCHEMA = Schema(
             """,
         ),
         Step(
+            "004_parked",
+            """
+            -- Events of peers that cannot be received yet: what they follow on, or a key, is missing. As they came.
+            CREATE TABLE parked_events (
+                room_nid INTEGER NOT NULL,
+                event_id TEXT NOT NULL,
+                origin_nid INTEGER NOT NULL,
+                depth INTEGER NOT NULL,
+                received_ms INTEGER NOT NULL,
+                attempts INTEGER NOT NULL,
+                retry_ms INTEGER NOT NULL,
+                pdu BLOB NOT NULL,
+                PRIMARY KEY (room_nid, event_id)
+            );
+            """,
+        ),
+        Step(
             "004_pending_leaves",
             """
             -- Leaves of rooms that this server is not in, which no server of the room has been told of yet. `servers`:

@@ -358,8 +358,9 @@ FEDERATION_TIMEOUT_S = 20.0
 FEDERATION_RESPONSE_BYTES_MAX = 1 << 20
 # Of larger answers, each element: an event of 64 KiB, with escapes and `unsigned`.
 ANSWER_ELEMENT_BYTES_MAX = 256 * 1024
-# Values in one element, or in an answer that is decoded as a whole: some 100 bytes each. An event cannot have more.
-ANSWER_NODES_MAX = 40_000
+# Values in one element, or in an answer that is decoded as a whole: some 100 bytes each. They are counted by commas and
+# brackets, also those in texts: an event of 64 KiB, with what it is wrapped in, cannot have more.
+ANSWER_NODES_MAX = 70_000
 # Elements that are not what they should be. If there are more of them than good ones, the rest is not read.
 ANSWER_JUNK_MAX = 1_000
 ANSWER_JUNK_BYTES_MAX = 8 << 20

@@ -5,6 +5,7 @@ Spec: server-server-api/#pdus, client-server-api/#size-limits, appendices/#canon
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import quote
 
@@ -12,7 +13,18 @@ import pytest
 
 from homeserver.federation.canonical_json import DEPTH_MAX
 from homeserver.federation.identifiers import ServerName
-from tests.support.federation import Federation, create_room, invite, join, send_text, sync, texts, until, wait_text
+from tests.support.federation import (
+    Federation,
+    checked,
+    create_room,
+    invite,
+    join,
+    send_text,
+    sync,
+    texts,
+    until,
+    wait_text,
+)
 from tests.support.homeservers import Client
 from tests.support.stranger import Stranger
 
@@ -178,3 +190,163 @@ async def test_numbers_that_old_room_versions_know_are_taken(federation: Federat
     await join(bob, room_id, "a.example")
     assert await send(alice, room_id, {"msgtype": "m.text", "body": "odd", "n": [1.5, 2**60, -(10**300)]}, "1") == 200
     await wait_text(bob, room_id, "odd")
+
+
+async def _page_through(client: Client, room_id: str) -> list[str]:
+    """All messages of the room, oldest first, page by page."""
+    found: list[str] = []
+    token = ""
+    while True:
+        answer = await client.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100{token}")
+        found += [event["content"]["body"] for event in answer["chunk"] if event["type"] == "m.room.message"]
+        if "end" not in answer:
+            return found[::-1]
+        token = f"&from={answer['end']}"
+
+
+async def _largest(client: Client, room_id: str, event_type: str, key: str) -> None:
+    """Sets state of exactly the size that is still accepted."""
+    path = f"rooms/{quote(room_id)}/state/{event_type}"
+    low, high = 60_000, 66_000  # characters that are accepted, and not
+    while high - low > 1:
+        size = (low + high) // 2
+        response = await client.request("PUT", path, json={key: "x" * size})
+        assert response.status_code in (200, 413), response.text
+        low, high = (size, high) if response.status_code == 200 else (low, size)
+    await client.ok("PUT", path, json={key: "x" * low})
+
+
+@pytest.mark.parametrize("version", ["1", "5", "8", "12"])
+async def test_largest_events_are_delivered_joined_with_invited_with_synced_and_paged(
+    federation: Federation, version: str
+) -> None:
+    a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
+    alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
+    room_id = await create_room(alice, preset="private_chat", room_version=version)
+    for event_type, key in (("m.room.name", "name"), ("m.room.topic", "topic"), ("m.room.avatar", "url")):
+        await _largest(alice, room_id, event_type, key)
+    federation.network.leave("c.example")  # the first step of catching up is a full transaction
+    for number in range(60):
+        content = {"msgtype": "m.text", "body": f"{number} " + "x" * 64_000}
+        assert await send(alice, room_id, content, str(number)) == 200
+    await invite(alice, room_id, bob.user_id)
+
+    async def invited() -> Any:
+        return (await sync(bob))["rooms"].get("invite", {}).get(room_id)
+
+    stripped = (await until(invited))["invite_state"]["events"]
+    assert {"m.room.member", "m.room.create", "m.room.name"} <= {event["type"] for event in stripped}
+    await join(bob, room_id)
+    assert (await bob.ok("GET", f"rooms/{quote(room_id)}/state/m.room.topic"))["topic"].startswith("xxx")
+    assert [text.partition(" ")[0] for text in await _page_through(bob, room_id)] == list(map(str, range(60)))
+    await send(bob, room_id, {"msgtype": "m.text", "body": "back " + "x" * 64_000}, "b")
+
+    async def heard() -> bool:
+        return any(text.startswith("back ") for text in await texts(alice, room_id))
+
+    await until(heard)
+    federation.network.join("c.example", checked(c.app))
+    await invite(bob, room_id, carol.user_id)
+    await join(carol, room_id, "b.example")
+    assert any(text.startswith("back ") for text in await texts(carol, room_id))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"topic": "," * 64_000},
+        {"topic": "[{" * 32_000},
+        {"topic": "\\" * 31_000},
+        {"topic": "\0" * 10_000},
+        {"topic": "\u2028" * 21_000},
+        {"topic": "T", "a": [0] * 32_000},
+        {"topic": "T", "a": [[]] * 21_000},
+        {"topic": "T", "a": [{"": {}}] * 7_000},
+        {"topic": "T", **{str(number): 0 for number in range(7_000)}},
+        {"topic": "T", "n": [2**53 - 1, 1 - 2**53, 0]},
+    ],
+    ids=lambda content: str(content)[:20],
+)
+async def test_dense_events_are_delivered_joined_with_invited_with_and_synced(
+    federation: Federation, content: dict[str, Any]
+) -> None:
+    a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
+    alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
+    room_id = await create_room(alice, preset="private_chat")
+    path = f"rooms/{quote(room_id)}/state/m.room.topic"
+    await alice.ok("PUT", path, json=content)
+    await invite(alice, room_id, bob.user_id)
+    await join(bob, room_id)
+    assert await bob.ok("GET", path) == content
+    assert await send(alice, room_id, {"msgtype": "m.text", "body": "dense", **content}, "1") == 200
+    await wait_text(bob, room_id, "dense")
+    await alice.ok("PUT", path, json={**content, "again": True})
+
+    async def changed() -> bool:
+        return "again" in await bob.ok("GET", path)
+
+    await until(changed)
+    await invite(bob, room_id, carol.user_id)
+    await join(carol, room_id)
+    assert (await carol.ok("GET", path))["again"]
+    assert "dense" in await _page_through(carol, room_id)
+    assert (await sync(carol))["rooms"]["join"][room_id]
+
+
+@pytest.mark.parametrize("version", ["1", "10", "12"])
+async def test_invitation_has_room_for_the_signature_of_the_other_server(
+    federation: Federation, version: str
+) -> None:
+    """One that is too large with it is refused before the other server has heard of it."""
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="private_chat", room_version=version)
+    statuses = []
+    for size in range(64_000, 65_600, 100):
+        body = {"user_id": bob.user_id, "reason": "x" * size}
+        before = await sync(bob)
+        status = (await alice.request("POST", f"rooms/{quote(room_id)}/invite", json=body)).status_code
+        statuses.append(status)
+        after = await sync(bob, before["next_batch"])
+        assert (room_id in after.get("rooms", {}).get("invite", {})) == (status == 200)
+    assert set(statuses) == {200, 413}
+    assert statuses == sorted(statuses)
+    await join(bob, room_id)
+
+
+@pytest.mark.parametrize("version", ["1", "6", "12"])
+async def test_many_ends_of_the_graph_are_delivered(federation: Federation, version: str) -> None:
+    """An event follows on no more than 20 others, however many ends a peer has made."""
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat", room_version=version)
+    await join(bob, room_id, "a.example")
+    mallory = Stranger(federation.network, MALLORY)
+    room = await mallory.join("a.example", room_id, "mallory")
+    root = room.last
+    for part in range(2):
+        events = [room.text(f"end {part} {number}", after=[root]) for number in range(40)]
+        await mallory.send("a.example", str(part), [event.pdu for event in events])
+    await send_text(alice, room_id, "after all ends")
+    await wait_text(bob, room_id, "after all ends")
+
+
+async def test_edus_of_many_and_large_receipts_are_delivered(federation: Federation) -> None:
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    rooms = [await create_room(alice, preset="public_chat") for _ in range(30)]
+    for room_id in rooms:
+        await join(bob, room_id, "a.example")
+    events = {room_id: await send_text(bob, room_id, "read this") for room_id in rooms}
+    for room_id, event_id in events.items():
+        await wait_text(alice, room_id, "read this")
+        await alice.ok("POST", f"rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", json={})
+
+    async def all_read() -> bool:
+        answer = await sync(bob)
+        return all(
+            any(alice.user_id in json.dumps(each) for each in room.get("ephemeral", {"events": []})["events"])
+            for room in answer["rooms"]["join"].values()
+        )
+
+    await until(all_read)

@@ -28,6 +28,7 @@ from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerN
 from homeserver.federation.pdu_checks import required_signatures
 from homeserver.federation.transaction import InvalidTransaction, parse_edus, parse_transaction
 from homeserver.federation.transaction import Transaction as ReceivedTransaction
+from homeserver.lane import PARKED_COUNTER, is_outage, try_each
 from homeserver.peers import peer
 from homeserver.rate_limits import limit_exceeded
 from homeserver.remote.access import RoomAccess, find_access
@@ -98,7 +99,10 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object
             by_room[parse_room_id(pdu.get("room_id"))].append(pdu)
         except InvalidIdentifier:
             continue  # without a room there is no version, hence no event id to answer under
-    access = await hs.database.read(_find_accesses, hs.server_name, list(by_room), origin)
+    access, failed = await hs.database.read(_try_accesses, hs.server_name, list(by_room), origin)
+    for room_id, error in failed:
+        _leave_out(hs, "event", error, {"room_id": room_id, "origin": origin})
+        del by_room[room_id]
     results: dict[str, JsonObject] = {}
 
     async def receive(room_id: RoomID, room_pdus: Sequence[JsonObject]) -> None:
@@ -107,6 +111,16 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object
         except MatrixError as error:  # e.g. too much is under way; the other rooms are not concerned
             about = {"room_id": room_id, "origin": origin, "reason": str(error)}
             _log.warning("PDUs of a room not received", extra=about)
+            return
+        except Exception as error:
+            if is_outage(error):
+                raise
+            if len(room_pdus) > 1:
+                half = len(room_pdus) // 2
+                await receive(room_id, room_pdus[:half])
+                await receive(room_id, room_pdus[half:])
+            else:
+                _leave_out(hs, "event", error, {"room_id": room_id, "origin": origin})
             return
         results.update((event_id, {"error": reason} if reason else {}) for event_id, reason in outcome.items())
         refused = sum(1 for reason in outcome.values() if reason)
@@ -117,6 +131,18 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object
         for room_id, room_pdus in by_room.items():
             nursery.start_soon(receive, room_id, room_pdus)
     return results
+
+
+def _try_accesses(
+    tx: Transaction, own: ServerName, rooms: Sequence[RoomID], origin: ServerName
+) -> tuple[dict[RoomID, RoomAccess | None], list[tuple[RoomID, Exception]]]:
+    """The access to each of the rooms, and the rooms that cannot be read."""
+
+    def find(part: Sequence[RoomID]) -> list[tuple[RoomID, RoomAccess | None]]:
+        return list(_find_accesses(tx, own, part, origin).items())
+
+    found, failed = try_each(rooms, find)
+    return dict(found), failed
 
 
 def _find_accesses(
@@ -202,18 +228,25 @@ async def _receive_all(
 ) -> dict[str, str]:
     try:
         outcomes = await receive_events(hs, events, origin, deadline_s - trio.current_time())
-    except Exception:
-        # An event that we cannot digest must not keep what comes with it, nor be sent to us for ever. Where the fault
-        # is not the event's, but e.g. the disk is full, storing the answer fails too, and the transaction comes again.
-        about = {"origin": origin, "events": [event.event_id for event in events]}
-        _log.exception("events not received", extra=about)
+    except Exception as error:
+        # An event that we cannot digest must not keep what comes with it, nor be sent to us for ever. If it is the
+        # storage that fails, the transaction has to come again.
+        if is_outage(error):
+            raise
         if len(events) == 1:
+            _leave_out(hs, "event", error, {"origin": origin, "item": events[0].event_id})
             return {events[0].event_id: "Something unexpected happened."}
         results: dict[str, str] = {}
         for event in events:
             results |= await _receive_all(hs, origin, [event], deadline_s)
         return results
     return {event.event_id: outcome or "" for event, outcome in zip(events, outcomes, strict=True)}
+
+
+def _leave_out(hs: Resources, what: str, error: Exception, about: Mapping[str, str]) -> None:
+    """Notes that something of a transaction is left out, since this server fails of it."""
+    hs.metrics.count(PARKED_COUNTER, (("lane", "inbound"),))
+    _log.error(f"{what} not received: something unexpected happened", exc_info=error, extra={**about})
 
 
 def _server_of(user_id: str | None) -> str:
@@ -228,15 +261,18 @@ async def _receive_edus(
 ) -> None:
     for edu_type, content in parse_edus(edus):
         handler = handlers.get(edu_type)
-        allowed = await _allowed_content(hs, origin, content) if handler is not None else None
-        if handler is None or allowed is None:
+        if handler is None:
             continue
         try:
-            await handler(hs, origin, allowed)
+            allowed = await _allowed_content(hs, origin, content)
+            if allowed is not None:
+                await handler(hs, origin, allowed)
         except MatrixError as error:
             _log.info("EDU refused", extra={"edu_type": edu_type, "origin": origin, "reason": error.error})
-        except Exception:  # one EDU that we cannot digest must not keep the others, nor be sent to us for ever
-            _log.exception("EDU not received", extra={"edu_type": edu_type, "origin": origin})
+        except Exception as error:  # one EDU that we cannot digest must not keep the others, nor be sent for ever
+            if is_outage(error):
+                raise
+            _leave_out(hs, "EDU", error, {"edu_type": edu_type, "origin": origin})
 
 
 async def _allowed_content(hs: Resources, origin: ServerName, content: EduContent) -> EduContent | None:

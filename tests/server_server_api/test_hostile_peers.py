@@ -391,3 +391,22 @@ async def test_event_that_we_cannot_digest_does_not_hold_up_the_others(federatio
     assert results[poison.event_id] == {"error": "Something unexpected happened."}
     assert results[first.event_id] == results[last.event_id] == {}
     assert await texts(alice, room.room_id) == ["first", "last"]
+
+
+async def test_room_that_we_cannot_read_does_not_hold_up_the_others(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, alice, mallory, room = await _room(federation)
+    other = await mallory.join("a.example", await create_room(alice, preset="public_chat"), "mallory")
+
+    def damage(tx: Transaction) -> None:
+        tx.run("UPDATE rooms SET version = 'broken' WHERE room_nid = ?", tx.find(room.room_id))
+
+    await a.write(damage)
+    await federation.kill("a.example")
+    a = await federation.start("a.example")
+    lost, good = room.text("lost"), other.text("good")
+    assert (await mallory.send("a.example", "1", [lost.pdu, good.pdu]))[good.event_id] == {}
+    assert await texts(a.with_token(alice.token), other.room_id) == ["good"]
+    assert 'homeserver_parked_items_total{lane="inbound"} 1' in a.hs.metrics.text()
+    assert "event not received: something unexpected happened" in [record.message for record in caplog.records]

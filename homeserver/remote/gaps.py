@@ -32,6 +32,8 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.federation.pdu_checks import required_signatures
 from homeserver.federation.room_versions import RoomVersion
+from homeserver.lane import PARKED_COUNTER, is_outage
+from homeserver.moments import latest
 from homeserver.peers import peer
 from homeserver.remote.access import choose_servers, is_resident
 from homeserver.remote.checking import check_signed, list_keyless, parse_pdu
@@ -169,8 +171,11 @@ async def _try(hs: Resources, room_id: RoomID, version: RoomVersion, parked: Par
             return None if await list_keyless(hs, [event], version) else checked.reason
         outcome = await receive_behind_gap(hs, checked, gap)
         return None if outcome is None else _reason(outcome)
-    except Exception:
+    except Exception as error:
+        if is_outage(error):
+            raise
         # An event that we cannot digest must not keep the others of its room, nor be tried for ever.
+        hs.metrics.count(PARKED_COUNTER, (("lane", "gaps"),))
         about = {"origin": parked.origin, "event_id": parked.event_id}
         _log.exception("parked event not received", extra=about)
         return "Something unexpected happened."
@@ -212,10 +217,10 @@ def _list_parked(
     if not is_resident(tx, own, room_id):
         return None, []
     rows = tx.all(
-        "SELECT event_id, origin_nid, attempts, pdu FROM parked_events WHERE room_nid = ? AND retry_ms <= ?"
-        " ORDER BY depth, received_ms",
+        "SELECT event_id, origin_nid, attempts, pdu FROM parked_events WHERE room_nid = ? AND (retry_ms <= ?"
+        " OR retry_ms > ?) ORDER BY depth, received_ms",
         tx.find(room_id),
-        now_ms,
+        *_due(now_ms),
     )
     names = tx.names({row[1] for row in rows})
     listed = [Parked(EventID(row[0]), ServerName(names[row[1]]), row[2], bytes(row[3])) for row in rows]
@@ -224,8 +229,13 @@ def _list_parked(
 
 def _is_any_due(tx: Transaction, now_ms: int) -> bool:
     oldest_ms = now_ms - limits.PARKED_MS_MAX
-    sql = "SELECT 1 FROM parked_events WHERE retry_ms <= ? OR received_ms < ? LIMIT 1"
-    return tx.one(sql, now_ms, oldest_ms) is not None
+    sql = "SELECT 1 FROM parked_events WHERE retry_ms <= ? OR retry_ms > ? OR received_ms < ? LIMIT 1"
+    return tx.one(sql, *_due(now_ms), oldest_ms) is not None
+
+
+def _due(now_ms: int) -> tuple[int, int]:
+    """Events are due up to the first of these moments, and behind the second, which only a wrong clock has set."""
+    return now_ms, latest(now_ms, limits.PARKED_RETRY_MS_MAX)
 
 
 def _list_due(tx: Transaction, heard: Collection[RoomID], now_ms: int) -> list[RoomID]:
@@ -233,7 +243,8 @@ def _list_due(tx: Transaction, heard: Collection[RoomID], now_ms: int) -> list[R
     for room_id in heard:
         tx.run("UPDATE parked_events SET retry_ms = 0 WHERE room_nid = ?", tx.find(room_id))
     tx.run("DELETE FROM parked_events WHERE received_ms < ?", now_ms - limits.PARKED_MS_MAX)
-    nids = tx.values("SELECT DISTINCT room_nid FROM parked_events WHERE retry_ms <= ? LIMIT 50", now_ms)
+    sql = "SELECT DISTINCT room_nid FROM parked_events WHERE retry_ms <= ? OR retry_ms > ? LIMIT 50"
+    nids = tx.values(sql, *_due(now_ms))
     return [RoomID(name) for name in tx.names(nids).values()]
 
 

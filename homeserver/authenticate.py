@@ -13,7 +13,7 @@ from typing import Any
 
 from homeserver import limits
 from homeserver.api import Operation, Request
-from homeserver.database import Schema, Step, Transaction
+from homeserver.database import DatabaseUnavailable, Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.moments import is_ahead
@@ -191,8 +191,15 @@ async def _requester_of(hs: Resources, token: str) -> Requester | None:
         if found is None:
             return None
         if found.unused:
-            await hs.database.write(revoke_replaced_tokens, cache, token_hash)
+            try:
+                await hs.database.write(revoke_replaced_tokens, cache, token_hash)
+            except DatabaseUnavailable:  # reading goes on; what the token replaces ends with a later use of it
+                return _unexpired(hs, found)
         cache.put(token_hash, found.requester.user_id, found, now_ms=hs.now_ms(), position=position)
+    return _unexpired(hs, found)
+
+
+def _unexpired(hs: Resources, found: TokenLookup) -> Requester:
     if found.expires_ms is not None and not is_ahead(found.expires_ms, hs.now_ms(), limits.ACCESS_TOKEN_LIFETIME_MS):
         raise unknown_token(soft_logout=True)
     return found.requester

@@ -1,4 +1,8 @@
-"""Work in the background of a server: what fails there is logged, and ends nothing else."""
+"""Work in the background of a server: what fails there is logged, and ends nothing else.
+
+While storage fails, background work pauses; it resumes when storage works again. The outage itself is logged once, by
+`homeserver.outages`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ from typing import TypeVarTuple
 
 import trio
 
-from homeserver.limits import BACKGROUND_PAUSE_S
+from homeserver.blobs import BlobDamaged, BlobError
+from homeserver.database import DatabaseDamaged, DatabaseError
+from homeserver.limits import BACKGROUND_PAUSE_S, OUTAGE_PROBE_SECONDS
 from homeserver.resources import Resources
 
 Ts = TypeVarTuple("Ts")
@@ -17,16 +23,23 @@ _log = logging.getLogger(__name__)
 
 
 async def keep_running(hs: Resources, fn: Callable[[Resources], Awaitable[None]]) -> None:
-    """fn(hs), and again after a pause if it fails: the database, say, may be in reach again by then."""
+    """fn(hs), and again after a pause if it fails. After an outage of the storage it resumes at once."""
     while True:
-        if await _has_ended(fn, hs):
+        try:
+            await fn(hs)
             return
+        except Exception as error:
+            if is_outage(error):
+                await trio.sleep(OUTAGE_PROBE_SECONDS)
+                await hs.outages.wait_over()
+                continue
+            _log_failure(fn, error)
         await trio.sleep(BACKGROUND_PAUSE_S)
 
 
 def start_aside(hs: Resources, fn: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
     """Begins fn(*args), which nobody waits for."""
-    hs.nursery.start_soon(_has_ended, fn, *args)
+    hs.nursery.start_soon(_run_aside, fn, *args)
 
 
 def single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -41,11 +54,20 @@ def single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def _has_ended(fn: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> bool:
-    """Whether it came to its end; False if it failed."""
+def is_outage(error: BaseException) -> bool:
+    """Whether storage failed, and so the same work may succeed later. Damage does not pass."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_outage(each) for each in error.exceptions)
+    return isinstance(error, (DatabaseError, BlobError)) and not isinstance(error, (DatabaseDamaged, BlobDamaged))
+
+
+async def _run_aside(fn: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
     try:
         await fn(*args)
-    except Exception:
-        _log.exception("work in the background failed", extra={"work": fn.__qualname__})
-        return False
-    return True
+    except Exception as error:
+        if not is_outage(error):
+            _log_failure(fn, error)
+
+
+def _log_failure(fn: Callable[..., object], error: Exception) -> None:
+    _log.error("work in the background failed", exc_info=error, extra={"work": getattr(fn, "__qualname__", str(fn))})

@@ -7,6 +7,7 @@ obstore does the work, but for writing and reading blobs of a local folder: it d
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import secrets
@@ -23,20 +24,29 @@ import trio
 from homeserver.limits import (
     BLOB_CHUNK_BYTES,
     BLOB_KEY_CHARACTERS_MAX,
+    BLOB_REQUEST_SECONDS_MAX,
     BLOB_RETRIES_MAX,
     BLOB_RETRY_SECONDS_MAX,
     BLOB_THREADS_MAX,
+    WRITE_PROVEN_SECONDS,
 )
+from homeserver.outages import BLOBS, Outages, check_room
 
 # Nothing that a file system or a URL treats in a special way, no hidden file, nothing that climbs out of the folder.
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})*", re.ASCII)
 _INCOMING = ".incoming"
+_PROBE = "probe"
+_CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "timeout", "connect_timeout")
 
 T = TypeVar("T")
 
 
 class BlobError(Exception):
-    """The storage cannot be reached, or refuses."""
+    """The storage cannot be reached, or refuses. The same call may work later."""
+
+
+class BlobDamaged(BlobError):
+    """The blob cannot be read back, or is not as long as it was. That does not pass."""
 
 
 class Blobs:
@@ -45,24 +55,38 @@ class Blobs:
     All methods: BlobError if the storage fails. A blob is replaced or removed whole; who is reading it reads on.
     """
 
-    def __init__(self, url: str, *, inline: bool = False) -> None:
+    def __init__(self, url: str, *, inline: bool = False, outages: Outages | None = None) -> None:
         """url: "file:PATH", "s3://bucket/prefix", "gs://…", "az://…", "memory:". Nothing is opened before it is used.
 
         Credentials and endpoints of object stores come from their usual environment variables (AWS_… and the like).
-        inline: works on the trio thread itself (tests under a virtual clock).
+        inline: works on the trio thread itself (tests under a virtual clock). outages: what is told of failures.
         """
         self._url = url
+        self._outages = outages or Outages()
+        self._outages.add_probe(BLOBS, self._probe)
+        self._proven_at = -math.inf  # when it was last proven that blobs can be stored
         self._inline = inline
         self._folder = Path(url.removeprefix("file:")).absolute() if url.startswith("file:") else None
         if self._folder is not None and url.startswith("file://"):
             self._folder = Path(url.removeprefix("file://"))
         self._opened: Any = None
+        self._is_made = False  # whether the local folder was seen to be there
         self._limiter = trio.CapacityLimiter(BLOB_THREADS_MAX)
 
     async def prepare(self) -> None:
         """Makes the local folder, where blobs are kept in one. BlobError: nothing can be stored in it."""
         if self._folder is not None:
             await self._call(self._prepare_folder, self._folder)
+
+    async def prove_writable(self) -> None:
+        """Raises BlobError if the local folder takes no more. An object store is not asked: each request costs."""
+        if self._folder is not None and trio.current_time() - self._proven_at > WRITE_PROVEN_SECONDS:
+            await self._probe()
+
+    def failure(self, error: Exception) -> BlobError:
+        """Reports that something on the way to the storage failed by `error`; returns the exception to raise."""
+        self._outages.failed(BLOBS, str(error))
+        return BlobError(f"The storage of blobs fails: {error}")
 
     async def put(self, key: str, data: bytes | Path) -> None:
         """Stores `data`, or the content of the file at that path, under `key`; durable when this returns.
@@ -72,15 +96,23 @@ class Blobs:
         _check_key(key)
         await self._call(self._put_in_folder if self._folder is not None else self._put_in_store, key, data)
 
-    async def get(self, key: str) -> bytes:
-        """The whole blob. KeyError if there is none."""
-        return await self._call(self._get, _check_key(key))
+    async def get(self, key: str, *, expected_bytes: int | None = None) -> bytes:
+        """The whole blob. KeyError if there is none, BlobDamaged if it is not `expected_bytes` long."""
+        data = await self._call(self._get, _check_key(key))
+        self._check_size(key, len(data), expected_bytes)
+        return data
 
-    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes start ≤ i < end, in chunks. KeyError if there is no such blob."""
+    async def stream(
+        self, key: str, start: int = 0, end: int | None = None, *, expected_bytes: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """The bytes start ≤ i < end, in chunks. KeyError if there is no such blob.
+
+        BlobDamaged before the first chunk if the whole blob is not `expected_bytes` long.
+        """
         if start < 0 or (end is not None and end < start):
             raise ValueError(f"no such range: {start} to {end}")
         size_bytes = await self.size_bytes(key)
+        self._check_size(key, size_bytes, expected_bytes)
         end = size_bytes if end is None else min(end, size_bytes)
         if start >= end:
             return
@@ -114,12 +146,49 @@ class Blobs:
                     yield entry["path"], entry["size"]
 
     async def _call(self, fn: Callable[..., T], *args: Any) -> T:
-        if self._inline:
-            await trio.lowlevel.checkpoint()
-            return _translate_errors(fn, *args)
-        return await trio.to_thread.run_sync(_translate_errors, fn, *args, limiter=self._limiter)
+        try:
+            if self._inline:
+                await trio.lowlevel.checkpoint()
+                return self._translate_errors(fn, *args)
+            return await trio.to_thread.run_sync(self._translate_errors, fn, *args, limiter=self._limiter)
+        except BlobDamaged as error:
+            self._outages.damaged(str(error))
+            raise
+        except BlobError as error:
+            self._outages.failed(BLOBS, str(error))
+            raise
+
+    def _check_size(self, key: str, size_bytes: int, expected_bytes: int | None) -> None:
+        if expected_bytes is not None and size_bytes != expected_bytes:
+            damage = f"The blob {key} has {size_bytes} bytes instead of {expected_bytes}."
+            self._outages.damaged(damage)
+            raise BlobDamaged(damage)
+
+    async def _probe(self) -> None:
+        if self._folder is not None:
+            await self._call(_check_folder, self._folder)
+        else:
+            await self.put(_PROBE, b"probe")
+            await self.delete(_PROBE)
+        self._proven_at = trio.current_time()
 
     # In a thread
+
+    def _translate_errors(self, fn: Callable[..., T], *args: Any) -> T:
+        try:
+            return fn(*args)
+        except FileNotFoundError as error:
+            if self._folder is not None and self._is_made and not (self._folder / _INCOMING).is_dir():
+                raise BlobError(f"The folder {self._folder} is gone, or is not mounted.") from error
+            raise KeyError(args[0] if args else "") from None
+        except OSError as error:
+            kind = BlobDamaged if error.errno == errno.EIO and fn in (self._get, _next_chunk) else BlobError
+            raise kind(f"The storage of blobs fails: {error}") from error
+        except Exception as error:
+            # obstore's errors can be named only after its import, and most derive from Exception directly
+            if type(error).__module__.startswith("obstore"):
+                raise BlobError(f"The storage of blobs fails: {str(error).splitlines()[0]}") from error
+            raise
 
     @property
     def _store(self) -> Any:
@@ -135,7 +204,7 @@ class Blobs:
             else:
                 longest = timedelta(seconds=BLOB_RETRY_SECONDS_MAX)
                 retry: Any = {"max_retries": BLOB_RETRIES_MAX, "retry_timeout": longest}
-                self._opened = from_url(self._url, retry_config=retry)
+                self._opened = from_url(self._url, retry_config=retry, client_options=_client_options(self._url))
         return self._opened
 
     def _prepare_folder(self, folder: Path) -> None:
@@ -144,6 +213,7 @@ class Blobs:
             _make_folder(incoming)
             if not os.access(incoming, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            self._is_made = True
         except OSError as error:
             raise BlobError(f"nothing can be stored in {folder}: {error.strerror}") from error
 
@@ -194,24 +264,24 @@ class Blobs:
         return iter(self._store.list(folder, chunk_size=1000))
 
 
+def _client_options(url: str) -> Any:
+    """How long a request may take, and what the environment says of the connection, which obstore else forgets."""
+    provider = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}.get(url.partition(":")[0], "")
+    given = {name: os.environ.get(f"{provider}_{name.upper()}") for name in _CLIENT_OPTIONS}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {"timeout": f"{BLOB_REQUEST_SECONDS_MAX}s", **chosen}
+
+
 def _check_key(key: str) -> str:
     if len(key) > BLOB_KEY_CHARACTERS_MAX or not _KEY.fullmatch(key):
         raise ValueError(f"not a blob key: {key[:100]!r}")
     return key
 
 
-def _translate_errors(fn: Callable[..., T], *args: Any) -> T:
-    try:
-        return fn(*args)
-    except FileNotFoundError:
-        raise KeyError(args[0] if args else "") from None
-    except OSError as error:
-        raise BlobError(f"The storage of blobs fails: {error}") from error
-    except Exception as error:
-        # obstore's errors can be named only after its import, and most derive from Exception directly
-        if type(error).__module__.startswith("obstore"):
-            raise BlobError(f"The storage of blobs fails: {str(error).splitlines()[0]}") from error
-        raise
+def _check_folder(folder: Path) -> None:
+    incoming = folder / _INCOMING
+    _make_folder(incoming)
+    check_room(incoming)
 
 
 def _next_chunk(chunks: Iterator[Any]) -> bytes | None:

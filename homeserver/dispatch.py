@@ -26,8 +26,11 @@ from homeserver.authenticate import (
     limit_requester,
     refuse_origin,
 )
+from homeserver.blobs import BlobDamaged, BlobError
+from homeserver.database import DatabaseDamaged, DatabaseError
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, unrecognized
+from homeserver.limits import STORAGE_RETRY_AFTER_MS
 from homeserver.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.router import Router
@@ -206,6 +209,13 @@ class Dispatch:
             inner = inner.exceptions[0]
         if isinstance(inner, MatrixError):
             return inner
+        if isinstance(inner, (DatabaseDamaged, BlobDamaged)):
+            return MatrixError(500, "M_UNKNOWN", "This server cannot read what it has stored; its log says more.")
+        if isinstance(inner, (DatabaseError, BlobError)):  # reported, by one line in the log for the whole outage
+            return MatrixError(
+                503, "M_UNKNOWN", "The storage of this server does not work at the moment. Try again later.",
+                retry_after_ms=STORAGE_RETRY_AFTER_MS,
+            )
         name = operation.name if operation is not None else "none"
         _log.error(
             "request failed", exc_info=error,
@@ -218,7 +228,7 @@ def error_response(error: MatrixError) -> Response:
     """The answer for an error, with Retry-After where the client should wait."""
     headers = {"content-type": JSON, **CORS}
     wait_ms = error.extra.get("retry_after_ms")
-    if error.status == 429 and isinstance(wait_ms, int):
+    if error.status in (429, 503) and isinstance(wait_ms, int):
         headers["retry-after"] = str(max(1, math.ceil(wait_ms / 1000)))
     return Response(error.status, to_json(error.body()), headers)
 

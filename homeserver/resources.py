@@ -16,6 +16,7 @@ from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire
 from homeserver.flights import Flights
 from homeserver.metrics import Metrics
+from homeserver.outages import Outages
 from homeserver.peers import Peers
 from homeserver.rate_limits import RateLimits
 from homeserver.stream import Stream
@@ -46,5 +47,6 @@ class Resources:
     flights: Flights = field(default_factory=Flights)
     peers: Peers = field(default_factory=Peers)
     metrics: Metrics = field(default_factory=Metrics)
+    outages: Outages = field(default_factory=Outages)
     is_ready: bool = True
 

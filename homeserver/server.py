@@ -32,6 +32,7 @@ from homeserver.features import FEATURES, account
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire
 from homeserver.listener import Bound, serve
+from homeserver.outages import Outages
 from homeserver.pages import make_pages
 from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
 from homeserver.resources import Resources
@@ -206,12 +207,14 @@ class Homeserver:
             signing_key=signing_key,
             database=database,
             stream=database.stream,
-            blobs=await _open_blobs(config, inline=self._inline, beside=self._beside),
+            blobs=await _open_blobs(config, database.outages, inline=self._inline, beside=self._beside),
             workers=workers,
             wire=wire,
             now_ms=self._now_ms,
             nursery=nursery,
+            outages=database.outages,
         )
+        nursery.start_soon(database.outages.watch)
         self._app = App(
             Dispatch(
                 self._resources,
@@ -278,8 +281,8 @@ def _make_data_dir(path: Path) -> None:
         raise ConfigError(f"data_dir: the folder {path} cannot be made: {error.strerror}") from error
 
 
-async def _open_blobs(config: Config, *, inline: bool, beside: bool) -> Blobs:
-    blobs = Blobs(_blobs_url(config), inline=inline)
+async def _open_blobs(config: Config, outages: Outages, *, inline: bool, beside: bool) -> Blobs:
+    blobs = Blobs(_blobs_url(config), inline=inline, outages=outages)
     if not beside:  # a folder that is made by whoever administers may not be the server's
         try:
             await blobs.prepare()

@@ -26,12 +26,22 @@ from collections.abc import Callable, Sequence
 import trio
 
 from homeserver.database.database import Database
-from homeserver.database.schema import CORE_SCHEMA, DatabaseError, Schema, Step
+from homeserver.database.schema import CORE_SCHEMA, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Schema, Step
 from homeserver.database.session import Row
 from homeserver.database.sqlite import open_sqlite
 from homeserver.database.transaction import Transaction
 
-__all__ = ["Database", "DatabaseError", "Row", "Schema", "Step", "Transaction", "open_database"]
+__all__ = [
+    "Database",
+    "DatabaseDamaged",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "Row",
+    "Schema",
+    "Step",
+    "Transaction",
+    "open_database",
+]
 
 
 async def open_database(

@@ -10,7 +10,7 @@ import outcome
 import trio
 
 from homeserver.database.interning import StringCache
-from homeserver.database.schema import DatabaseError
+from homeserver.database.schema import DatabaseError, DatabaseUnavailable
 from homeserver.database.session import Session
 from homeserver.database.transaction import Transaction
 
@@ -52,7 +52,7 @@ def run_read(session: Session, cache: StringCache, request: Request) -> None:
                 raise
             request.result = outcome.Value(_read(session, cache, request))  # on a new connection
     except BaseException as error:  # whatever it is, it belongs to the waiter, not to this thread
-        request.result = outcome.Error(error)
+        request.result = outcome.Error(session.explain(error))
 
 
 def _read(session: Session, cache: StringCache, request: Request) -> Any:
@@ -79,17 +79,21 @@ def run_batch(session: Session, cache: StringCache, requests: list[Request], tak
             except Exception as no_connection:
                 lost, failure = False, no_connection
             if lost and batch.committing:
-                failure = DatabaseError("The connection to the database was lost in a commit: it may be done or not.")
+                failure = DatabaseUnavailable("The connection to the database was lost in a commit: it may be done.")
             elif lost and not last_attempt:
                 taken = batch.taken
                 continue
-            return _fail(batch, failure)
+            return _fail(session, batch, failure)
     raise AssertionError("the last attempt returns")
 
 
-def _fail(batch: Batch, error: BaseException) -> Batch:
+def _fail(session: Session, batch: Batch, error: BaseException) -> Batch:
     if isinstance(error, _TransactionLost):
-        error = DatabaseError(f"The database gave up a transaction: {error.__cause__}")
+        assert error.__cause__ is not None
+        error = session.explain(error.__cause__)
+        if not isinstance(error, DatabaseError):  # of one write: it is no answer to the others
+            error = DatabaseUnavailable(f"The database gave up a transaction: {error}.")
+    error = session.explain(error)
     for request in batch.requests:
         request.result = outcome.Error(error)
     return Batch(batch.requests, batch.taken)
@@ -110,7 +114,7 @@ def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
             batch.taken = tx.position
             if not session.is_alive():
                 raise _TransactionLost from error
-            request.result = outcome.Error(error)
+            request.result = outcome.Error(session.explain(error))
             if alone:
                 session.rollback()
                 return

@@ -9,17 +9,27 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import zstandard
+
+from homeserver.database.schema import DatabaseDamaged
 
 CURRENT_DICTIONARY = 1
 _LEVEL = 5  # with this dictionary smaller than level 6, and within 2 µs of level 3, on contents of all common types
 _AS_IT_IS = b"\0"
 
+
+class _AnyObject(msgspec.Struct):
+    """Any JSON object: its members are skipped, which checks their syntax in a tenth of the time that parsing takes."""
+
+
+_check_object = msgspec.json.Decoder(_AnyObject).decode
+
 # zstandard's contexts may not be used by two threads at once. They hold no state between calls.
 _of_thread = threading.local()
 
 
-class CorruptData(ValueError):
+class CorruptData(DatabaseDamaged):
     """Stored data that cannot be what was written, or is longer than allowed."""
 
 
@@ -54,6 +64,18 @@ def decompress(data: bytes, max_bytes: int) -> bytes:
         unpacked: bytes = decompressor.decompress(frame, max_output_size=max_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptData(f"compressed data is damaged: {error}") from None
+    return unpacked
+
+
+def decompress_json(data: bytes, max_bytes: int) -> bytes:
+    """As `decompress`, for a JSON object. CorruptData also if what comes out is none: frames have no checksum."""
+    unpacked = decompress(data, max_bytes)
+    try:
+        _check_object(unpacked)
+        if not unpacked.isascii():
+            unpacked.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise CorruptData("compressed data is damaged: it does not hold a JSON object") from None
     return unpacked
 
 

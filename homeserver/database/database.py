@@ -7,6 +7,7 @@ all results reach the trio thread in one hop. An inline database does the same o
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections import deque
@@ -14,14 +15,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
+import outcome
 import trio
 
 from homeserver.database.batch import Batch, Request, run_batch, run_read
 from homeserver.database.interning import StringCache
-from homeserver.database.schema import DatabaseError
+from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from homeserver.database.session import Holder, Opened, Session
 from homeserver.database.transaction import Transaction
-from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS
+from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS, WRITE_PROVEN_SECONDS
+from homeserver.outages import DATABASE_READS, DATABASE_WRITES, Outages
 from homeserver.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -33,10 +36,15 @@ _Requests = queue.SimpleQueue[Request | None]
 
 
 class Database:
-    """Opened by `open_database`. `stream` is told of every commit. To be used on the trio thread."""
+    """Opened by `open_database`. `stream` is told of every commit, `outages` of every failure. To be used on the trio thread."""
 
     def __init__(self, opened: Opened, *, now_ms: Callable[[], int]) -> None:
         self.stream = Stream(opened.position)
+        self.outages = Outages()
+        self.outages.add_probe(DATABASE_READS, self._probe_reads)
+        self.outages.add_probe(DATABASE_WRITES, self._probe_writes)
+        self._proven_at = -math.inf  # when a write last proved that writes work
+        self._proof_lock = trio.Lock()
         self._opened = opened
         self._now_ms = now_ms
         self._cache = StringCache()
@@ -77,6 +85,41 @@ class Database:
         """
         result: T = await self._ask(self._writes, fn, args)
         return result
+
+    async def note(self, fn: Callable[[Transaction, *Ts], object], *args: *Ts) -> None:
+        """As `write`, for what a read notes by the way and nobody misses: that a device was seen, a file was used.
+
+        While the database takes no writes it does nothing, so that reads go on.
+        """
+        if self.outages.is_out(DATABASE_WRITES):
+            return
+        try:
+            await self.write(fn, *args)
+        except DatabaseUnavailable:
+            pass  # it has been reported, as every failure is
+
+    async def prove_writable(self) -> None:
+        """Returns if a write works, or has a moment ago. Raises DatabaseUnavailable or DatabaseError otherwise."""
+        async with self._proof_lock:
+            if trio.current_time() - self._proven_at > WRITE_PROVEN_SECONDS or self.outages.is_out(DATABASE_WRITES):
+                await self._probe_writes()
+
+    async def _probe_writes(self) -> None:
+        check_room = self._opened.check_room
+        if check_room is not None:
+            try:
+                if self._inline:
+                    check_room()
+                else:
+                    await trio.to_thread.run_sync(check_room)
+            except DatabaseUnavailable as error:
+                self.outages.failed(DATABASE_WRITES, str(error))
+                raise
+        await self.write(_touch)
+        self._proven_at = trio.current_time()
+
+    async def _probe_reads(self) -> None:
+        await self.read(_look)
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[None]:
@@ -145,6 +188,7 @@ class Database:
             self._deliver_batch(self._run_batch(self._opened.writer, [request]))
         else:
             run_read(self._opened.writer, self._cache, request)
+            self._report(request, DATABASE_READS)
         await trio.lowlevel.cancel_shielded_checkpoint()
         result, request.result = request.result, None
         assert result is not None
@@ -217,6 +261,7 @@ class Database:
             if isinstance(done, Batch):
                 self._deliver_batch(done)
             else:
+                self._report(done, DATABASE_READS)
                 _answer(done)
 
     def _deliver_batch(self, batch: Batch) -> None:
@@ -226,9 +271,20 @@ class Database:
             except Exception:  # it would end everything that trio runs, and the write itself is committed
                 _log.exception("a callback after a commit failed")
         if batch.position is not None:
+            self._proven_at = trio.current_time()
             self.stream.notify(batch.position, batch.wakes)
         for request in batch.requests:
+            self._report(request, DATABASE_WRITES)
             _answer(request)
+
+    def _report(self, request: Request, part: str) -> None:
+        """Tells of a call that failed because storage does."""
+        if isinstance(request.result, outcome.Error):
+            error = request.result.error
+            if isinstance(error, DatabaseDamaged):
+                self.outages.damaged(str(error))
+            elif isinstance(error, DatabaseUnavailable) and not isinstance(error, DatabaseBusy):
+                self.outages.failed(part, str(error))
 
     async def _run_background(self) -> None:
         assert self._opened.background is not None
@@ -237,6 +293,18 @@ class Database:
                 await self._opened.background(self.stream)
         finally:
             self._background_ended.set()
+
+
+def _touch(tx: Transaction) -> None:
+    """A write that says nothing to anybody, yet goes to the disk: SQLite writes no page that stays as it is."""
+    tx.run(
+        "INSERT INTO write_probes (id, at_ms) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at_ms = excluded.at_ms",
+        tx.now_ms,
+    )
+
+
+def _look(tx: Transaction) -> int:
+    return tx.position
 
 
 def _answer(request: Request) -> None:

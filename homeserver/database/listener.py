@@ -116,7 +116,8 @@ class Listener:
             try:
                 self.connection = await trio.to_thread.run_sync(self._connect)
                 stream.notify_all(self.listen())
-                return
-            except (psycopg.Error, DatabaseError, OSError) as error:
-                _log.warning("cannot listen to other nodes yet: %s", error)
+            except (psycopg.Error, DatabaseError, OSError):
                 await trio.sleep(_CONNECT_AGAIN_S)
+            else:
+                _log.warning("listening to other nodes again")
+                return

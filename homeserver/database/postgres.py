@@ -16,6 +16,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
+from psycopg.errors import ReadOnlySqlTransaction, error_from_result
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.types.numeric import Int8Dumper
@@ -23,7 +24,13 @@ from psycopg.types.numeric import Int8Dumper
 from homeserver.database.holder import PostgresHolder
 from homeserver.database.listener import CHANNEL, Listener, encode_news
 from homeserver.database.migrations import READ_LEDGER, list_pending
-from homeserver.database.schema import DatabaseError, Schema
+from homeserver.database.schema import (
+    DatabaseBusy,
+    DatabaseDamaged,
+    DatabaseError,
+    DatabaseUnavailable,
+    Schema,
+)
 from homeserver.database.session import Cursor, Opened, Row
 from homeserver.database.translation import split_in, split_statements, translate_definition, translate_statement
 from homeserver.errors import invalid_param
@@ -37,7 +44,19 @@ _STATEMENTS_PREPARED = 1000
 _VERSION_MIN = 13_00_00
 # A restart of PostgreSQL takes some seconds: who waits meanwhile is answered late, not with an error.
 _RECONNECT_DELAYS_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-_CONNECT_TIMEOUT_S = 10
+# While it stays away, each session tries this often; who asks meanwhile is answered at once.
+_ATTEMPT_INTERVAL_S = 0.5
+_CONNECT_TIMEOUT_S = 3
+# A server that is cut off is noticed in this time: by the kernel, not by a statement that waits for ever.
+_NETWORK_SETTINGS = {
+    "connect_timeout": _CONNECT_TIMEOUT_S,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+# A transaction whose process stands still must not hold the lock of all writers; a statement has an end.
+_SESSION_SETTINGS = "SET idle_in_transaction_session_timeout = '15s'; SET statement_timeout = '30s'"
 
 
 # One round trip; each statement sees what was committed before it began, so the third sees what the lock waited for.
@@ -49,6 +68,11 @@ _BEGIN_WRITE = f"""
 _STORE_AND_NOTIFY = """
     WITH stored AS (UPDATE stream_position SET position = %s WHERE id = 1) SELECT pg_notify(%s, %s)
 """
+# SQLSTATEs, see https://www.postgresql.org/docs/current/errcodes-appendix.html
+_DAMAGED = frozenset({"XX001", "XX002", "58P01"})  # data or index corrupted; a file is missing
+_BUSY = frozenset({"40001", "40P01", "55P03", "57014"})  # met another transaction; took too long
+_UNAVAILABLE = frozenset({"25006", "25P03"})  # read-only; idle for too long
+_UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})  # connection, resources, operator, system
 _Savepoint = Literal["none", "open", "done with"]
 
 
@@ -78,17 +102,24 @@ class PostgresSession:
     """A connection, opened again by `recover` when it is lost. Every statement is done with before the next begins."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str) -> None:
-        self._connect = connect
         self._node = node
-        self._connection = connect()
+        self._open = functools.partial(_open_session, connect)
+        self._connection = self._open()
         self._cursor = self._connection.cursor()
         self._savepoint: _Savepoint = "none"
+        self._failure: DatabaseError | None = None  # of the last attempt to connect again
+        self._next_attempt = 0.0
         self._statements: dict[str, bytes] = {}
         self._counts_before_lists: dict[str, int] = {}
 
     def execute(self, sql: str, params: Sequence[Any], /) -> Cursor:
         try:
             return self._cursor.execute(self._translate(sql), params)
+        except ReadOnlySqlTransaction:
+            # The server is a standby now, or was told to refuse writes. Connected again, we may reach the new primary,
+            # and do not keep settings that were changed meanwhile.
+            self._connection.close()
+            raise
         except psycopg.DataError:
             if any(isinstance(value, str) and "\0" in value for value in params):
                 raise invalid_param("A string contains a NUL character, which cannot be stored.") from None
@@ -114,10 +145,11 @@ class PostgresSession:
         """Statements without parameters, past psycopg's cursor, which costs as much as the round trip."""
         result = self._connection.pgconn.exec_(sql)
         if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-            raise psycopg.OperationalError(result.get_error_message())
+            raise error_from_result(result)
         return result
 
     def begin_read(self) -> None:
+        self._savepoint = "none"
         self._control(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
     def end_read(self) -> None:
@@ -156,6 +188,9 @@ class PostgresSession:
     def is_alive(self) -> bool:
         return not self._connection.closed
 
+    def explain(self, error: BaseException) -> BaseException:
+        return explain(error)
+
     def recover(self) -> bool:
         if not self._connection.closed:
             if self._connection.info.transaction_status != TransactionStatus.IDLE:
@@ -165,15 +200,26 @@ class PostgresSession:
                     pass  # the connection was lost just now
             if not self._connection.closed:
                 return False
-        for delay_s in _RECONNECT_DELAYS_S:
+        self._connect_again()
+        return True
+
+    def _connect_again(self) -> None:
+        """Tries for some seconds after the connection was lost, then only now and then: nobody waits for it in vain."""
+        if self._failure is not None and time.monotonic() < self._next_attempt:
+            raise DatabaseUnavailable(str(self._failure))
+        for delay_s in _RECONNECT_DELAYS_S if self._failure is None else (0.0,):
             time.sleep(delay_s)
             try:
-                self._connection = self._connect()
-                self._cursor = self._connection.cursor()
-                return True
+                self._connection = self._open()
             except DatabaseError as error:
-                failure = error
-        raise failure
+                self._failure = error
+            else:
+                self._cursor = self._connection.cursor()
+                self._failure = None
+                return
+        self._next_attempt = time.monotonic() + _ATTEMPT_INTERVAL_S
+        assert self._failure is not None
+        raise self._failure
 
     def close(self) -> None:
         self._connection.close()
@@ -215,11 +261,12 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
 def connect(url: str) -> psycopg.Connection[Row]:
     """A connection with the settings that every use of the database needs."""
     try:
-        connection = psycopg.connect(
-            url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, application_name="homeserver"
-        )
+        given = psycopg.conninfo.conninfo_to_dict(url)
+        settings = {name: value for name, value in _NETWORK_SETTINGS.items() if name not in given}
+        whole = psycopg.conninfo.make_conninfo(url, application_name="homeserver", **settings)
+        connection = psycopg.connect(whole, autocommit=True)
     except psycopg.Error as error:
-        raise DatabaseError(f"The database cannot be reached: {describe(error)}.") from error
+        raise DatabaseUnavailable(f"The database cannot be reached: {describe(error)}.") from error
     if connection.info.server_version < _VERSION_MIN:
         connection.close()
         raise DatabaseError("PostgreSQL is too old: 13 or later is needed.")
@@ -233,6 +280,32 @@ def connect(url: str) -> psycopg.Connection[Row]:
     connection.adapters.register_loader("bool", _BooleanLoader)
     connection.adapters.register_loader("numeric", _NumericLoader)
     return connection
+
+
+def _open_session(connect_: Callable[[], psycopg.Connection[Row]]) -> psycopg.Connection[Row]:
+    """A connection for reads or writes, none of which may take for ever."""
+    connection = connect_()
+    try:
+        connection.execute(_SESSION_SETTINGS)
+    except psycopg.Error as error:
+        connection.close()
+        raise DatabaseUnavailable(f"The database cannot be reached: {describe(error)}.") from error
+    return connection
+
+
+def explain(error: BaseException) -> BaseException:
+    """DatabaseUnavailable or DatabaseDamaged in place of an error by which PostgreSQL says so; else the error."""
+    if not isinstance(error, psycopg.Error):
+        return error
+    code = error.sqlstate or ""
+    if code in _DAMAGED:
+        return DatabaseDamaged(f"The database is damaged: {describe(error)}.")
+    if code in _BUSY:
+        return DatabaseBusy(f"The database is too busy: {describe(error)}.")
+    lost = not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    if lost or code in _UNAVAILABLE or code[:2] in _UNAVAILABLE_CLASSES:
+        return DatabaseUnavailable(f"The database cannot be used: {describe(error)}.")
+    return error
 
 
 def describe(error: psycopg.Error) -> str:

@@ -9,6 +9,18 @@ class DatabaseError(Exception):
     """The database cannot be opened or used. The message is one sentence for the person who runs the server."""
 
 
+class DatabaseUnavailable(DatabaseError):
+    """The database cannot be read or written now: out of reach, read-only, disk full. The same call may work later."""
+
+
+class DatabaseBusy(DatabaseUnavailable):
+    """This call took too long or met another one. That says nothing about the calls of others."""
+
+
+class DatabaseDamaged(DatabaseError):
+    """Something that was stored cannot be read back, or is not what was stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One change of the tables: `sql` is one or more statements of the common subset, each ended by a semicolon."""
@@ -26,7 +38,7 @@ class Schema:
 
 
 # What the database itself needs: the counter of the change stream and its generations, the interned strings, how far
-# each tail has come, and the items that failed again and again (homeserver/lane.py).
+# each tail has come, the items that failed again and again (homeserver/lane.py), and a row for the health check.
 CORE_SCHEMA = Schema(
     "database",
     (
@@ -63,5 +75,6 @@ CORE_SCHEMA = Schema(
             INSERT INTO stream_generations (number, name, began) VALUES (0, '', 0);
             """,
         ),
+        Step("write probes", "CREATE TABLE write_probes (id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL);"),
     ),
 )

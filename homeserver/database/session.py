@@ -66,6 +66,10 @@ class Session(Protocol):
         """Whether the transaction goes on; an engine may have given it up by itself (disk full, connection lost)."""
         ...
 
+    def explain(self, error: BaseException) -> BaseException:
+        """DatabaseUnavailable or DatabaseDamaged in place of an error by which the engine says so; else the error."""
+        ...
+
     def recover(self) -> bool:
         """Ends what is left of a failed transaction. True if the connection was lost and there is a new one."""
         ...
@@ -89,6 +93,8 @@ class Opened:
 
     background runs as long as the database is open: it tells the stream of the changes that other nodes commit.
     holder None: there are no other nodes. generation: the name of the stream's generation, see `generations.py`.
+    check_room raises DatabaseUnavailable if the disk that this process writes the database to takes no more; None
+    where that disk is not ours.
     """
 
     writer: Session
@@ -98,3 +104,4 @@ class Opened:
     background: Callable[[Stream], Awaitable[None]] | None
     holder: Holder | None
     close: Callable[[], None]
+    check_room: Callable[[], None] | None = None

@@ -22,10 +22,11 @@ import trio
 
 from homeserver.database.generations import begin_generation, newest_generation
 from homeserver.database.migrations import migrate_sqlite
-from homeserver.database.schema import DatabaseError, Schema
+from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Schema
 from homeserver.database.session import Cursor, Opened, Row
 from homeserver.database.translation import split_in
 from homeserver.limits import DATABASE_BELL_SECONDS
+from homeserver.outages import check_room
 from homeserver.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,19 @@ _CACHE_KIB_READER = 2048
 # 16 MB of log before it is copied into the file: a page that changes often is copied once.
 _CHECKPOINT_PAGES = 4000
 _LOG_BYTES_KEPT = 64 << 20
+
+
+# Result codes, see https://www.sqlite.org/rescode.html. A read that fails is a bad sector; that does not pass.
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGED_READS = frozenset({
+    sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS,
+    sqlite3.SQLITE_IOERR | (32 << 8),  # SQLITE_IOERR_DATA, which the module does not name
+})  # fmt: skip
+_UNAVAILABLE = frozenset({
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL,
+})  # fmt: skip
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
 class SqliteSession:
@@ -118,6 +132,18 @@ class SqliteSession:
 
     def is_alive(self) -> bool:
         return self._connection.in_transaction
+
+    def explain(self, error: BaseException) -> BaseException:
+        if not isinstance(error, sqlite3.Error):
+            return error
+        code = getattr(error, "sqlite_errorcode", None)
+        if code in _DAMAGED_READS or (code is not None and code & 0xFF in _DAMAGED) or _is_broken_text(error):
+            return DatabaseDamaged(f"The database file is damaged: {error}.")
+        if code is not None and code & 0xFF in _UNAVAILABLE:
+            return DatabaseUnavailable(f"The database file cannot be used: {error} ({error.sqlite_errorname}).")
+        if code is not None and code & 0xFF in _BUSY:
+            return DatabaseBusy(f"The database file is in use for too long: {error}.")
+        return error
 
     def recover(self) -> bool:
         if self._connection.in_transaction:
@@ -199,6 +225,9 @@ def connect(path: str, *, reads_only: bool = False) -> sqlite3.Connection:
         "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
+        # Looks at every cell of a page that is read from the file: a search in a damaged page would else be led astray
+        # and find nothing, where an error has to be.
+        "cell_size_check = ON",
         "temp_store = MEMORY",
         f"cache_size = -{_CACHE_KIB_READER if reads_only else _CACHE_KIB_WRITER}",
         f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
@@ -252,6 +281,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         background=None if inline or lock is None else lock.listen,
         holder=None,
         close=lock.release if lock is not None else _close_nothing,
+        check_room=None if in_memory else functools.partial(_check_room, Path(path).parent),
     )
 
 
@@ -300,6 +330,18 @@ def _prepare_file(path: str) -> None:
         raise DatabaseError(f"The folder {Path(path).parent} for the database does not exist.") from None
     except OSError as error:
         raise DatabaseError(f"The database {path} cannot be opened: {error.strerror}.") from error
+
+
+def _check_room(folder: Path) -> None:
+    try:
+        check_room(folder)
+    except OSError as error:
+        raise DatabaseUnavailable(f"Nothing can be written in {folder}: {error.strerror}.") from error
+
+
+def _is_broken_text(error: sqlite3.Error) -> bool:
+    """Whether the module itself found text that is no UTF-8; it has no result code of SQLite."""
+    return str(error).startswith("Could not decode to UTF-8")
 
 
 def _close_nothing() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from homeserver.database.cache import Cache
 from homeserver.database.interning import StringCache, check_string
+from homeserver.database.schema import DatabaseDamaged
 from homeserver.database.session import IN_VALUES_MAX, Row, Session
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Transaction:
@@ -103,6 +107,18 @@ class Transaction:
         """Calls fn(*args) on the trio thread once this write is durable, in order. It must not raise or block."""
         self.callbacks.append((fn, args))
 
+    def attempt(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        """fn(*args) in a read that goes on if a part of it fails. Raises DatabaseDamaged if that part is damaged."""
+        assert not self.is_write, "a write has a savepoint of its own already"
+        self._session.savepoint()
+        try:
+            result = fn(*args)
+        except Exception as error:
+            self._session.rollback_to_savepoint()
+            raise self._session.explain(error) from None
+        self._session.release()
+        return result
+
     def cache(self, name: str, limit: int) -> Cache:
         """A cache that lives as long as the database, for what never changes or whose key carries its version.
 
@@ -134,12 +150,12 @@ class Transaction:
         return nid
 
     def name(self, nid: int) -> str:
-        """The string that `nid` stands for. KeyError if there is none."""
+        """The string that `nid` stands for. DatabaseDamaged if there is none: strings are never deleted."""
         value = self._cache.names.get(nid)
         return self.names((nid,))[nid] if value is None else value
 
     def names(self, nids: Iterable[int]) -> dict[int, str]:
-        """The strings that `nids` stand for. KeyError if one stands for none."""
+        """The strings that `nids` stand for. DatabaseDamaged if one stands for none."""
         known = self._cache.names
         found: dict[int, str] = {}
         missing: list[int] = []
@@ -162,4 +178,4 @@ class Transaction:
         self._cache.add(committed)
         for nid in missing:
             if nid not in found:
-                raise KeyError(nid)
+                raise DatabaseDamaged(f"The interned string {nid} is missing.")

@@ -150,7 +150,7 @@ async def follow_last_seen(hs: Resources) -> None:
         await trio.sleep(limits.DEVICE_SEEN_INTERVAL_S)
         seen = hs.token_cache.take_seen()
         if seen:
-            await hs.database.write(store_seen, seen)
+            await hs.database.note(store_seen, seen)
 
 
 FEATURE = Feature(

@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import trio
+
 from homeserver.api import Response, Routes
+from homeserver.blobs import BlobError
+from homeserver.database import DatabaseError
 from homeserver.feature import Feature, JsonObject
+from homeserver.limits import OUTAGE_PROBE_SECONDS_MAX
+from homeserver.outages import BLOBS, DATABASE_READS, DATABASE_WRITES
 from homeserver.resources import Resources
 
 routes = Routes()
 
+# Whoever can reach the listener reads these, so they tell nothing of paths, hosts or contents: the log does.
+_REASONS = {
+    DATABASE_WRITES: "Nothing can be written to the database.",
+    DATABASE_READS: "The database cannot be read.",
+    BLOBS: "Media cannot be stored.",
+    "damage": "Some of what was stored is damaged.",
+}
+
 
 @routes.get("/_homeserver/health/ready", rate_limit="")
 async def get_ready(hs: Resources) -> Response:
-    """200 while the server takes requests; 503 once it has been told to stop.
+    """200 while the server takes requests; 503 with a reason while it cannot do all of its work.
 
-    Sockets are bound together before the first of them accepts, so who gets an answer knows that all of them listen.
+    That is: once it has been told to stop, while storage takes no writes, and after damaged data was met. Whether
+    storage takes writes is tried, unless a write has just shown it. Sockets are bound together before the first of them
+    accepts, so who gets an answer knows that all of them listen.
     """
-    return Response(200 if hs.is_ready else 503, {"ready": hs.is_ready})
+    if not hs.is_ready:
+        return _not_ready("The server has been told to stop.")
+    with trio.move_on_after(OUTAGE_PROBE_SECONDS_MAX) as scope:
+        try:
+            await hs.database.prove_writable()
+            await hs.blobs.prove_writable()
+        except (DatabaseError, BlobError):
+            pass  # it is among the reasons by now
+    reasons = hs.outages.reasons
+    if reasons:
+        return _not_ready(" ".join(_REASONS[part] for part in reasons))
+    if scope.cancelled_caught:
+        return _not_ready("A write takes too long.")
+    return Response(200, {"ready": True})
+
+
+def _not_ready(reason: str) -> Response:
+    return Response(503, {"ready": False, "reason": reason})
 
 
 @routes.get("/_homeserver/health/live", rate_limit="")

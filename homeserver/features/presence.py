@@ -84,7 +84,7 @@ async def touch(hs: Resources, user_id: UserID, device_id: str, presence: Presen
     if not hs.config.presence.enabled or presence == "offline":
         return
     if await hs.database.read(is_news_of_device, hs, user_id, device_id, presence):
-        await hs.database.write(show_device, hs, user_id, device_id, presence)
+        await hs.database.note(show_device, hs, user_id, device_id, presence)
 
 
 async def follow_time(hs: Resources) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ import msgspec
 from homeserver import limits
 from homeserver.api import Routes
 from homeserver.authenticate import Requester
-from homeserver.database import Transaction
+from homeserver.database import DatabaseUnavailable, Transaction
 from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import EventID, RoomID, server_name_of
@@ -80,7 +81,8 @@ async def get_room_events(
     )
     page = await hs.database.read(_page, wanted)
     if isinstance(page, int):  # the page ends at a gap that other servers can fill
-        await backfill.fill(hs, room_id, page, wanted.limit)
+        with contextlib.suppress(DatabaseUnavailable):  # what is here can be read; the page ends at the gap
+            await backfill.fill(hs, room_id, page, wanted.limit)
         page = await hs.database.read(_page, wanted, True)
         assert not isinstance(page, int)
     return {**page, "start": query.from_} if query.from_ else page

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from homeserver.database import DatabaseDamaged
 from homeserver.federation import canonical_json
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, server_name_of
@@ -97,7 +98,10 @@ def _is_irregular(value: Any) -> bool:
 
 def unpack(blob: bytes) -> Envelope:
     """The envelope as stored."""
-    return _decode(blob)
+    try:
+        return _decode(blob)
+    except msgspec.DecodeError as error:
+        raise DatabaseDamaged(f"The envelope of an event is damaged: {error}.") from error
 
 
 def references(envelope: Envelope) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.errors import not_found
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID
@@ -57,7 +57,10 @@ def find_head(tx: Transaction, room_id: str) -> Head | None:
     if row is None:
         return None
     version, create_position, root, packed, depth, last_position, members_position = row
-    extremities = _unpack(packed)
+    try:
+        extremities = _unpack(packed)
+    except msgspec.DecodeError as error:
+        raise DatabaseDamaged(f"The head of the room {room_id} is damaged: {error}.") from error
     return Head(
         RoomID(room_id),
         room_nid,

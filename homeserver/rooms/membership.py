@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from homeserver.database import Transaction
-from homeserver.database.compression import decompress
+from homeserver.database.compression import decompress_json
 from homeserver.encoding import to_json
 from homeserver.errors import forbidden
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
@@ -231,7 +231,7 @@ def list_joined_contents(tx: Transaction, room_id: str) -> list[tuple[UserID, di
     )
     names = tx.names([row[0] for row in rows])
     return [
-        (UserID(names[user_nid]), orjson.loads(decompress(content, EVENT_CONTENT_BYTES_MAX)))
+        (UserID(names[user_nid]), orjson.loads(decompress_json(content, EVENT_CONTENT_BYTES_MAX)))
         for user_nid, content in rows
     ]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.federation.room_versions import RoomVersion
@@ -138,7 +138,7 @@ def _resolve(tx: Transaction, version: RoomVersion, states: list[StateAt]) -> St
         rank=_Each(stored, lambda row: row.position),  # an event is stored after its auth events
     )
     if isinstance(answer, Missing):
-        raise LookupError(f"Auth events are missing from the database: {sorted(answer.event_ids)[:3]}")
+        raise DatabaseDamaged(f"Auth events are missing: {sorted(answer.event_ids)[:3]}.")
     changes: dict[Key, int | None] = {**dict(first.changes), **dict.fromkeys(differing)}
     for (event_type, state_key), event_id in answer.items():
         type_nid, key_nid = tx.find(event_type), tx.find(state_key)

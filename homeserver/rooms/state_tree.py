@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 
 Key = tuple[int, int]
 Root = bytes
@@ -82,7 +82,9 @@ def _load(tx: Transaction, node_id: bytes) -> _Node:
             return _LeafMap()
         row = tx.one("SELECT content FROM state_nodes WHERE node_id = ?", node_id)
         if row is None:
-            raise LookupError(f"state node {node_id.hex()} is missing: the database is damaged")
+            raise DatabaseDamaged(f"The state node {node_id.hex()} is missing.")
+        if _node_id(row[0]) != node_id:
+            raise DatabaseDamaged(f"The state node {node_id.hex()} is not what was stored.")
         node = cache.put(node_id, _parse(row[0]))
     return node
 

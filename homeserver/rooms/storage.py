@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from homeserver.database import Row, Transaction
-from homeserver.database.compression import compress, decompress
+from homeserver.database import DatabaseDamaged, Row, Transaction
+from homeserver.database.compression import compress, decompress_json
 from homeserver.federation import canonical_json
 from homeserver.federation.event import Event, trusted_event
 from homeserver.federation.identifiers import EventID, RoomID, UserID
@@ -186,14 +186,27 @@ def get_stored(tx: Transaction, event_id: str) -> StoredEvent | None:
     return None if row is None else stored_events(tx, [row])[0]
 
 
+def find_stored(tx: Transaction, position: int) -> StoredEvent | None:
+    """The event at this position, None if there is none."""
+    row = tx.one(
+        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
+        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position = ?",
+        position,
+    )
+    return None if row is None else stored_events(tx, [row])[0]
+
+
 def list_stored(tx: Transaction, positions: Collection[int]) -> dict[int, StoredEvent]:
-    """The events at these positions; those that are not there are absent."""
+    """The events at these positions. DatabaseDamaged if one is not there."""
     rows = tx.all_in(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position IN (?*)",
         list(positions),
     )
-    return {event.position: event for event in stored_events(tx, rows)}
+    found = {event.position: event for event in stored_events(tx, rows)}
+    if len(found) < len(positions) and (missing := {*positions} - found.keys()):
+        raise DatabaseDamaged(f"The event at position {min(missing)} is missing.")
+    return found
 
 
 def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
@@ -218,7 +231,7 @@ def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
             device_id,
             txn_id,
             bytes(packed),
-            decompress(content, EVENT_CONTENT_BYTES_MAX),
+            decompress_json(content, EVENT_CONTENT_BYTES_MAX),
         )
         for (
             position, key, room_nid, ordering, type_nid, state_key_nid, sender_nid, ts, status, redacted_by,
@@ -271,6 +284,8 @@ def to_events(tx: Transaction, stored: Sequence[StoredEvent]) -> list[Event]:
     envelopes = [envelope.unpack(row.envelope) for row in stored]
     positions = {position for packed in envelopes for position in envelope.references(packed)}
     event_ids = event_ids_at(tx, positions)
+    if len(event_ids) < len(positions):
+        raise DatabaseDamaged(f"The event at position {min(positions - event_ids.keys())} is missing.")
     return [
         _to_event(row, packed, get_room_version(tx, row.room_id), event_ids)
         for row, packed in zip(stored, envelopes, strict=True)
@@ -314,7 +329,7 @@ def get_room_version(tx: Transaction, room_id: str) -> RoomVersion:
     """The version of a room that has stored events."""
     version = find_room_version(tx, room_id)
     if version is None:
-        raise LookupError(f"The room {room_id} has events but no row: the database is damaged.")
+        raise DatabaseDamaged(f"The room {room_id} has events but no row.")
     return version
 
 

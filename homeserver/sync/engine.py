@@ -5,6 +5,7 @@ One answer is one read on one snapshot; features add their sections to it. Spec:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import trio
 
 from homeserver.authenticate import Requester, check_token
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.database.cache import Cache
 from homeserver.feature import JsonObject, RoomSection, SyncContext, SyncSection
 from homeserver.federation.identifiers import RoomID, UserID
@@ -20,7 +21,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import RoomMembership, list_memberships
 from homeserver.rooms.resolve import StateAt
-from homeserver.rooms.timeline import Tokens
+from homeserver.rooms.timeline import Tokens, after_position
 from homeserver.sync.filter import Filter, RoomEventFilter, wants, wants_room
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
 from homeserver.users.blocking import blocks_invites, ignored_users
@@ -80,9 +81,12 @@ class Engine:
         return _whole(hs, answer)
 
     async def _compute(self, hs: Resources, request: SyncRequest, *, has_waited: bool = False) -> SyncAnswer:
-        answer = await hs.database.read(
-            _compute_again if has_waited else compute, self._sections, request, hs.database.generation
-        )
+        compute_ = _compute_again if has_waited else compute
+        try:
+            answer = await hs.database.read(compute_, self._sections, request, hs.database.generation)
+        except DatabaseDamaged:
+            # One room that cannot be read must not keep a user from all the others. Each room on its own costs more.
+            answer = await hs.database.read(compute_, self._sections, request, hs.database.generation, True)
         self._keys.put(request.user_id, (answer.keys, answer.upto))
         return answer
 
@@ -105,15 +109,28 @@ def _whole(hs: Resources, answer: SyncAnswer) -> dict[str, Any]:
 
 
 def _compute_again(
-    tx: Transaction, sections: Sequence[SyncSection], request: SyncRequest, generation: str
+    tx: Transaction,
+    sections: Sequence[SyncSection],
+    request: SyncRequest,
+    generation: str,
+    around_damage: bool = False,
 ) -> SyncAnswer:
     """As `compute`, for a request that has waited. Raises MatrixError 401 if its token was revoked meanwhile."""
     check_token(tx, request.requester)
-    return compute(tx, sections, request, generation)
+    return compute(tx, sections, request, generation, around_damage)
 
 
-def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncRequest, generation: str) -> SyncAnswer:
-    """One answer, as of now, with tokens of that generation of the stream."""
+def compute(
+    tx: Transaction,
+    sections: Sequence[SyncSection],
+    request: SyncRequest,
+    generation: str,
+    around_damage: bool = False,
+) -> SyncAnswer:
+    """One answer, as of now, with tokens of that generation of the stream.
+
+    around_damage: of a room that cannot be read it tells only that there is something.
+    """
     upto = tx.position
     since = request.since or 0
     memberships = list_memberships(tx, request.user_id)
@@ -129,7 +146,10 @@ def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncReque
     wanted = [membership for membership in memberships if wants_room(request.filter.room, membership.room_id)]
     rooms = _Rooms(tx, viewer, request.since, is_anew=request.is_anew)
     for membership in wanted:
-        rooms.add(membership)
+        if around_damage:
+            rooms.add_if_readable(membership)
+        else:
+            rooms.add(membership)
     rooms.add_invites()
     joined = [membership for membership in wanted if membership.membership == "join"]
     changed = {each.room_id for each in joined if each.members_position > since} if since else set()
@@ -143,7 +163,11 @@ def compute(tx: Transaction, sections: Sequence[SyncSection], request: SyncReque
         members_changed=frozenset(changed - rooms.newly_joined),
     )
     for section in sections:
-        section(tx, context)
+        if around_damage:
+            with contextlib.suppress(DatabaseDamaged):
+                tx.attempt(section, tx, context)
+        else:
+            section(tx, context)
     body = _body(request, rooms, context)
     keys = {request.user_id, *(each.room_id for each in memberships if each.membership == "join")}
     return SyncAnswer(body, upto, bool(body), frozenset(keys))
@@ -179,6 +203,15 @@ class _Rooms:
                 self.leave[room_id] = left_room(self._tx, self._viewer, membership, since)
             elif (self._viewer.filter.room.include_leave or self._is_anew) and not membership.forgotten:
                 self.leave[room_id] = left_room(self._tx, self._viewer, membership, 0)
+
+    def add_if_readable(self, membership: RoomMembership) -> None:
+        """As `add`. A damaged room that the user is in is shown as a gap: who pages back into it gets an error."""
+        try:
+            self._tx.attempt(self.add, membership)
+        except DatabaseDamaged:
+            if membership.membership == "join":
+                token = self._viewer.tokens.timeline(after_position(self._tx.position))
+                self.join[membership.room_id] = {"timeline": {"events": [], "limited": True, "prev_batch": token}}
 
     def add_invites(self) -> None:
         """Adds the invitations that the user wants to hear of."""

@@ -17,7 +17,7 @@ from homeserver.rooms.membership import RoomMembership, count_members, list_hero
 from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
 from homeserver.rooms.state_tree import Key
-from homeserver.rooms.storage import StoredEvent, list_stored, without_withheld
+from homeserver.rooms.storage import StoredEvent, find_stored, list_stored, without_withheld
 from homeserver.rooms.timeline import END, START, Tokens, after_position, list_backwards
 from homeserver.rooms.visibility import filter_visible, find_leave
 from homeserver.sync.filter import Filter, select_fields, timeline_limit, wants, wants_event, wants_room
@@ -91,7 +91,7 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
 
 def _own_membership(tx: Transaction, membership: RoomMembership, since_point: int) -> Timeline:
     """The event that made the user's membership what it is, if this server has it."""
-    event = list_stored(tx, (membership.event_position,)).get(membership.event_position)
+    event = find_stored(tx, membership.event_position)
     if event is None or event.ordering is None or event.ordering <= since_point:
         return Timeline([], False, since_point)
     return Timeline([event], False, event.ordering - 1)

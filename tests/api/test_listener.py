@@ -31,7 +31,7 @@ async def test_it_answers_and_tells_where() -> None:
     async with serving() as server, httpx.AsyncClient() as http:
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert (await http.get(server.url + "/_matrix/client/versions")).json() == {"ip": "127.0.0.1"}
-        assert (await http.get(server.url + "/_homeserver/health/ready")).json() == {"ready": True}
+        assert (await http.get(server.url + "/_homeserver/health/live")).json() == {"live": True}
         assert (await http.get(server.url + "/_homeserver/health/live")).json() == {"live": True}
         metrics = (await http.get(server.url + "/_homeserver/metrics")).text
         assert 'homeserver_requests_total{operation="versions",status="200"} 1' in metrics
@@ -45,9 +45,9 @@ async def test_several_listeners_and_ipv6() -> None:
         first, second = (bound.url for bound in server.bound)
         assert second.startswith("http://[::1]:")
         assert (await http.get(first + "/_matrix/client/versions")).status_code == 200
-        assert (await http.get(first + "/_homeserver/health/ready")).status_code == 404
+        assert (await http.get(first + "/_homeserver/health/live")).status_code == 404
         assert (await http.get(second + "/_matrix/client/versions")).status_code == 404
-        assert (await http.get(second + "/_homeserver/health/ready")).status_code == 200
+        assert (await http.get(second + "/_homeserver/health/live")).status_code == 200
 
 
 async def test_a_unix_socket_believes_its_proxy(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ async def test_a_name_is_all_of_its_addresses() -> None:
     async with serving(Listener(bind="localhost:0")) as server, httpx.AsyncClient() as http:
         assert {bound.address.rpartition(":")[0] for bound in server.bound} <= {"127.0.0.1", "[::1]"}
         for bound in server.bound:
-            assert (await http.get(bound.url + "/_homeserver/health/ready")).status_code == 200
+            assert (await http.get(bound.url + "/_homeserver/health/live")).status_code == 200
 
 
 async def test_websockets_are_given_to_their_hook() -> None:

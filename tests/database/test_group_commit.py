@@ -265,6 +265,9 @@ class _Exhausted:
     def is_alive(self) -> bool:
         return self.alive
 
+    def explain(self, error: BaseException) -> BaseException:
+        return error
+
     def recover(self) -> bool:
         return False
 

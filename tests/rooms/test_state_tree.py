@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from homeserver.database import DatabaseDamaged
 from homeserver.database.cache import Caches
 from homeserver.rooms import state_tree
 from homeserver.rooms.state_tree import EMPTY_ROOT, LEAF_MAX, Key
@@ -145,5 +146,5 @@ def test_a_leaf_becomes_a_branch_and_a_leaf_again() -> None:
 
 def test_a_missing_node_is_an_error_that_says_so() -> None:
     tx: Any = Nodes()
-    with pytest.raises(LookupError, match="missing"):
+    with pytest.raises(DatabaseDamaged, match="missing"):
         state_tree.get(tx, b"x" * 16, (1, 1))

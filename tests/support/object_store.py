@@ -12,9 +12,24 @@ from xml.sax.saxutils import escape
 MODIFIED = "2024-01-01T00:00:00.000Z"
 
 
+class Objects(dict[str, bytes]):
+    """The objects by key. While `fails` is set, the store answers every request with 500."""
+
+    fails = False
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    objects: dict[str, bytes]
+    objects: Objects
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if self.objects.fails:
+            self._read_body()
+            self._answer(500, {}, b"<Error><Code>InternalError</Code></Error>")
+            return False
+        return True
 
     def do_PUT(self) -> None:
         self.objects[self._key()] = self._read_body()
@@ -84,9 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running_object_store() -> Iterator[tuple[dict[str, str], dict[str, bytes]]]:
+def running_object_store() -> Iterator[tuple[dict[str, str], Objects]]:
     """The environment that leads obstore to a new, empty store with the bucket `bucket`, and its objects by key."""
-    objects: dict[str, bytes] = {}
+    objects = Objects()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"objects": objects}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -162,7 +162,7 @@ def check_media_id(media_id: str) -> None:
 def note_used(hs: Resources, media: Media) -> None:
     """Remembers, a while after the answer, that a remote file is still wanted."""
     if media.is_remote and not is_recent(media.used_ms, hs.now_ms(), MEDIA_USED_INTERVAL_MS):
-        start_aside(hs, hs.database.write, storage.store_used, media.media_nid)
+        start_aside(hs, hs.database.note, storage.store_used, media.media_nid)
 
 
 def parse_mxc(uri: str) -> tuple[ServerName, str]:
@@ -182,6 +182,6 @@ async def download(hs: Resources, mxc: str, *, timeout_ms: int = 20_000) -> tupl
     server_name, media_id = parse_mxc(mxc)
     media = await find_media(hs, server_name, media_id, timeout_ms)
     try:
-        return media.description.content_type, await hs.blobs.get(media.blob.key)
+        return media.description.content_type, await hs.blobs.get(media.blob.key, expected_bytes=media.blob.size_bytes)
     except KeyError:
         raise not_found("The content of this media has been lost.") from None

@@ -42,9 +42,9 @@ async def _answer(
     headers = {"content-type": envelope.content_type}
     try:
         if size_bytes <= MEDIA_CHUNK_BYTES:
-            content = await hs.blobs.get(blob_key) if content is None else content
+            content = await hs.blobs.get(blob_key, expected_bytes=size_bytes) if content is None else content
             return Response(200, b"".join((envelope.head, content, envelope.tail)), headers)
-        chunks = await open_stream(hs, blob_key)
+        chunks = await open_stream(hs, blob_key, size_bytes)
     except KeyError:
         raise not_found("The content of this media has been lost.") from None
     headers["content-length"] = str(len(envelope.head) + size_bytes + len(envelope.tail))

@@ -54,7 +54,7 @@ async def receive(hs: Resources, chunks: AsyncIterator[bytes]) -> AsyncIterator[
     try:
         async for chunk in chunks:
             if waiting_bytes + len(chunk) > MEDIA_CHUNK_BYTES and waiting:
-                await hs.workers.run(spool.write, waiting)
+                await _run(hs, spool.write, waiting)
                 waiting, waiting_bytes = [], 0
             waiting.append(chunk)
             waiting_bytes += len(chunk)
@@ -62,12 +62,19 @@ async def receive(hs: Resources, chunks: AsyncIterator[bytes]) -> AsyncIterator[
             data = waiting[0] if len(waiting) == 1 else b"".join(waiting)
             yield Received(hashlib.sha256(data).digest(), len(data), data)
         else:
-            await hs.workers.run(spool.finish, waiting)
+            await _run(hs, spool.finish, waiting)
             yield Received(spool.hash.digest(), spool.size_bytes, spool.path)
     finally:
         if spool.path is not None:
             with trio.CancelScope(shield=True):
                 await hs.workers.run(spool.discard)
+
+
+async def _run(hs: Resources, write: Callable[[list[bytes]], None], parts: list[bytes]) -> None:
+    try:
+        await hs.workers.run(write, parts)
+    except OSError as error:
+        raise hs.blobs.failure(error) from error
 
 
 class _Spool:

@@ -67,9 +67,9 @@ async def serve(
         return Response(status, content[start:end], headers)
     try:
         if end - start == size_bytes and size_bytes <= MEDIA_CHUNK_BYTES:
-            return Response(status, await hs.blobs.get(blob_key), headers)
+            return Response(status, await hs.blobs.get(blob_key, expected_bytes=size_bytes), headers)
         headers["content-length"] = str(end - start)
-        return Response(status, None, headers, await open_stream(hs, blob_key, start, end))
+        return Response(status, None, headers, await open_stream(hs, blob_key, size_bytes, start, end))
     except KeyError:
         raise not_found("The content of this media has been lost.") from None
 
@@ -98,9 +98,11 @@ def _matches(header: str | None, etag: str) -> bool:
     return header.strip() == "*" or any(each.strip().removeprefix("W/") == etag for each in header.split(","))
 
 
-async def open_stream(hs: Resources, blob_key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-    """The chunks of a blob. KeyError at once, not at the first chunk, where there is none."""
-    chunks = hs.blobs.stream(blob_key, start, end)
+async def open_stream(
+    hs: Resources, blob_key: str, size_bytes: int, start: int = 0, end: int | None = None
+) -> AsyncIterator[bytes]:
+    """The chunks of a blob of that size. Raises before the first chunk: KeyError or BlobError."""
+    chunks = hs.blobs.stream(blob_key, start, end, expected_bytes=size_bytes)
     first = await anext(chunks, b"")
     return _chain(first, chunks)
 

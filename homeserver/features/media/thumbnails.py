@@ -10,7 +10,8 @@ import msgspec
 
 from homeserver.api import Request, Response
 from homeserver.authenticate import Requester
-from homeserver.database import Transaction
+from homeserver.blobs import BlobError
+from homeserver.database import DatabaseUnavailable, Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.features.media import storage
 from homeserver.features.media.content_headers import bare_type
@@ -201,7 +202,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
         if media.blob.size_bytes > THUMBNAIL_SOURCE_BYTES_MAX:
             raise await _fail(hs, media, "too_large")
         try:
-            data = await hs.blobs.get(media.blob.key)
+            data = await hs.blobs.get(media.blob.key, expected_bytes=media.blob.size_bytes)
         except KeyError:
             raise not_found("The content of this media has been lost.") from None
         try:
@@ -218,16 +219,18 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
         del data, answer
     image = Image(made.about.content_type, made.about.width, made.about.height, made.about.is_animated)
     if made.content is None:
-        await hs.database.write(storage.store_image, media.media_nid, image)
+        await hs.database.note(storage.store_image, media.media_nid, image)
         return _original(media, image)
     key = new_blob_key(hashlib.sha256(made.content).digest(), hs.now_ms())
     small = len(made.content) <= THUMBNAIL_INLINE_BYTES_MAX
-    if not small:
-        await hs.blobs.put(key, made.content)
     thumbnail = Thumbnail(made.content_type, key, len(made.content), made.content if small else None)
     size = replace(size, animated=size.animated and image.is_animated)
     try:
+        if not small:
+            await hs.blobs.put(key, made.content)
         return await hs.database.write(storage.store_thumbnail, media.media_nid, image, size, thumbnail)
+    except (DatabaseUnavailable, BlobError):  # it is shown all the same, and made again the next time
+        return replace(thumbnail, content=made.content)
     except MatrixError:  # the file was deleted meanwhile
         await hs.blobs.delete(key)
         raise
@@ -235,7 +238,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
 
 async def _fail(hs: Resources, media: Media, failure: str) -> MatrixError:
     """Remembers why there is no thumbnail, so that a hostile file costs its time once; answers the error to raise."""
-    await hs.database.write(storage.store_image, media.media_nid, Image(failure=failure))
+    await hs.database.note(storage.store_image, media.media_nid, Image(failure=failure))
     return _failure_error(failure, media)
 
 

@@ -1,0 +1,255 @@
+"""Engines that fail: which errors mean that storage is out, busy or damaged, and that nobody waits in vain."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+import trio
+
+from homeserver.blobs import BlobError, Blobs
+from homeserver.database import Database, DatabaseDamaged, DatabaseUnavailable, Transaction, open_database
+from homeserver.database.schema import DatabaseBusy
+from homeserver.outages import BLOBS, DATABASE_READS, DATABASE_WRITES, Outages
+from tests.database import items
+from tests.support.database import now_ms, opened
+from tests.support.object_store import running_object_store
+from tests.support.postgres import Cluster
+from tests.support.storage import full_disk, read_only
+
+
+async def open_with(url: str, outages: Outages) -> Database:
+    return await open_database(url, [items.SCHEMA], now_ms=now_ms, outages=outages)
+
+
+async def test_a_full_disk(sqlite_url: str) -> None:
+    outages = Outages()
+    database = await open_with(sqlite_url, outages)
+    await database.write(items.store, "before")
+    with full_disk():
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                await database.write(items.store, "x" * 100_000)
+        assert await database.read(items.list_names) == ["before"]
+        assert outages.is_out(DATABASE_WRITES) and not outages.is_out(DATABASE_READS)
+        with pytest.raises(DatabaseUnavailable):
+            await database.prove_writable()
+        await database.note(items.store, "not while it is out")
+    await database.prove_writable()
+    await database.write(items.store, "after")
+    assert await database.read(items.list_names) == ["before", "after"]
+    await database.aclose()
+
+
+async def test_a_full_disk_is_found_without_a_write_of_anybody(sqlite_url: str) -> None:
+    outages = Outages()
+    database = await open_with(sqlite_url, outages)
+    with full_disk(), pytest.raises(DatabaseUnavailable):
+        await database.prove_writable()
+    assert outages.is_out(DATABASE_WRITES)
+    await database.aclose()
+
+
+async def test_pages_of_junk(tmp_path: Path, sqlite_url: str) -> None:
+    """Whatever lies in a damaged page is an error, and never just not there."""
+    async with opened(sqlite_url, items.SCHEMA) as database:
+        for number in range(400):
+            await database.write(items.store, f"{number:04} " + "w" * 300)
+    damage(tmp_path / "test.db")
+    outages = Outages()
+    database = await open_with(sqlite_url, outages)
+    with pytest.raises(DatabaseDamaged):
+        await database.read(items.list_names)
+    assert "damage" in outages.reasons and "malformed" in outages.reasons["damage"]
+    await database.aclose()
+
+
+def damage(path: Path) -> None:
+    """Overwrites a good part of one page in the middle of the table."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    data = bytearray(path.read_bytes())
+    starts = range(0, len(data), 4096)
+    leaves = [start for start in starts if data[start] == 0x0D and b"w" * 100 in data[start : start + 4096]]
+    victim = leaves[len(leaves) // 2]
+    data[victim + 100 : victim + 2100] = b"\xff" * 2000
+    path.write_bytes(data)
+
+
+@pytest.mark.postgres
+async def test_postgresql_that_takes_no_writes(postgres_url: str) -> None:
+    """As after a failover, where the connections still lead to what is a standby now."""
+    outages = Outages()
+    database = await open_with(postgres_url, outages)
+    await database.write(items.store, "before")
+    with read_only(postgres_url):
+        with pytest.raises(DatabaseUnavailable):
+            await database.write(items.store, "during")
+        assert await database.read(items.list_names) == ["before"]
+        assert outages.is_out(DATABASE_WRITES)
+    await database.write(items.store, "after")
+    await database.aclose()
+
+
+@pytest.mark.postgres
+async def test_a_connection_that_became_read_only_is_replaced(postgres_url: str) -> None:
+    async with opened(postgres_url, items.SCHEMA) as database:
+        session = database._opened.writer
+        session._connection.execute("SET default_transaction_read_only = on")  # type: ignore[attr-defined]
+        await database.write(items.store, "one")
+        assert await database.read(items.list_names) == ["one"]
+
+
+@pytest.mark.postgres
+async def test_backends_that_are_terminated(postgres_url: str) -> None:
+    """Between calls and in the midst of one: it runs again, as a whole."""
+    async with opened(postgres_url, items.SCHEMA) as database:
+        terminate(postgres_url)
+        await database.write(items.store, "one")
+        ended = threading.Event()
+
+        def write(tx: Transaction) -> None:
+            items.store(tx, "two")
+            if not ended.is_set():
+                ended.set()
+                terminate(postgres_url)
+            items.store(tx, "three")
+
+        await database.write(write)
+        terminate(postgres_url)
+        assert await database.read(items.list_names) == ["one", "two", "three"]
+
+
+def terminate(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+
+
+@pytest.mark.postgres
+async def test_a_statement_that_takes_too_long_is_no_outage(postgres_url: str) -> None:
+    outages = Outages()
+    database = await open_with(postgres_url, outages)
+
+    def wait(tx: Transaction) -> None:
+        tx.run("SET statement_timeout = '50ms'")
+        tx.one("SELECT pg_sleep(10)")
+
+    with pytest.raises(DatabaseBusy):
+        await database.write(wait)
+    await database.write(items.store, "after")
+    assert not outages.reasons
+    await database.aclose()
+
+
+@pytest.mark.postgres
+async def test_a_transaction_that_stands_still_lets_others_write(postgres_url: str) -> None:
+    """A process that is stopped in the midst of a write holds the lock of all; the server takes it from it."""
+    async with opened(postgres_url, items.SCHEMA) as one, opened(postgres_url, items.SCHEMA) as two:
+        stopped = threading.Event()
+
+        def stand_still(tx: Transaction) -> None:
+            items.store(tx, "one")
+            if not stopped.is_set():
+                tx.run("SET LOCAL idle_in_transaction_session_timeout = '100ms'")
+                stopped.set()
+                time.sleep(0.5)
+                items.list_names(tx)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.write, stand_still)
+            await trio.to_thread.run_sync(stopped.wait)
+            with trio.fail_after(5):
+                await two.write(items.store, "two")
+        assert sorted(await two.read(items.list_names)) == ["one", "two"]
+
+
+@pytest.mark.postgres
+async def test_while_postgresql_is_away_answers_come_at_once(own_cluster: Cluster) -> None:
+    """The first call waits for it to come back, as after a restart; with the next nobody is kept waiting."""
+    outages = Outages()
+    database = await open_with(own_cluster.make_database(), outages)
+    await database.write(items.store, "before")
+    own_cluster.stop()
+    for _ in range(8):  # more than there are connections
+        with pytest.raises(DatabaseUnavailable):
+            await database.read(items.list_names)
+    with pytest.raises(DatabaseUnavailable):
+        await database.write(items.store, "during")
+    began = trio.current_time()
+    for _ in range(20):
+        with pytest.raises(DatabaseUnavailable):
+            await database.read(items.list_names)
+        with pytest.raises(DatabaseUnavailable):
+            await database.write(items.store, "during")
+    assert trio.current_time() - began < 2
+    assert set(outages.reasons) == {DATABASE_READS, DATABASE_WRITES}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outages.watch)
+        own_cluster.start()
+        with trio.fail_after(10):
+            await outages.wait_over()
+        nursery.cancel_scope.cancel()
+    assert await database.read(items.list_names) == ["before"]
+    await database.aclose()
+
+
+async def test_a_folder_of_blobs_that_takes_no_more(tmp_path: Path) -> None:
+    outages = Outages()
+    blobs = Blobs(f"file:{tmp_path}/blobs", outages=outages)
+    await blobs.prepare()
+    await blobs.put("a", b"before")
+    with full_disk():
+        for data in (b"x" * 100, b"x" * 100_000):
+            with pytest.raises(BlobError):
+                await blobs.put("b", data)
+        with pytest.raises(BlobError):
+            await blobs.prove_writable()
+        assert await blobs.get("a") == b"before"
+        assert outages.is_out(BLOBS)
+    assert not await blobs.exists("b")
+    await blobs.put("b", b"after")
+
+
+async def test_a_folder_of_blobs_that_is_gone_is_not_one_of_lost_blobs(tmp_path: Path) -> None:
+    """As of a file system that is not mounted."""
+    blobs = Blobs(f"file:{tmp_path}/blobs")
+    await blobs.prepare()
+    await blobs.put("a", b"1")
+    (tmp_path / "blobs").rename(tmp_path / "unmounted")
+    (tmp_path / "blobs").mkdir()
+    with pytest.raises(BlobError, match="not mounted"):
+        await blobs.get("a")
+
+
+@pytest.mark.sockets
+async def test_an_object_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    outages = Outages()
+    with running_object_store() as (environment, objects):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        blobs = Blobs("s3://bucket", outages=outages)
+        await blobs.put("a", b"1")
+        objects.fails = True
+        with trio.fail_after(8), pytest.raises(BlobError):
+            await blobs.put("b", b"2")
+        with trio.fail_after(8), pytest.raises(BlobError):
+            await blobs.get("a")
+        assert outages.is_out(BLOBS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outages.watch)
+            await trio.sleep(1.5)
+            assert outages.is_out(BLOBS)
+            objects.fails = False
+            with trio.fail_after(5):
+                await outages.wait_over()
+            nursery.cancel_scope.cancel()
+        await blobs.put("b", b"2")
+        assert set(objects) == {"a", "b"}

@@ -1,0 +1,50 @@
+"""Storage that fails: a full disk, a database that takes no writes, data that is damaged."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from tests.support.engine import ENGINE
+from tests.support.homeservers import Server
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process can grow, nor be overwritten beyond its first byte: the kernel refuses it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def read_only(url: str) -> Iterator[None]:
+    """A PostgreSQL database that takes no writes, as a standby does, and that has just dropped all connections."""
+    _set_read_only(url, "on")
+    try:
+        yield
+    finally:
+        _set_read_only(url, "off")
+
+
+@contextmanager
+def unwritable(server: Server) -> Iterator[None]:
+    """The server's database takes no writes, whatever its engine; nor, on SQLite, do other files."""
+    with full_disk() if ENGINE == "sqlite" else read_only(server.hs.config.database.url):
+        yield
+
+
+def _set_read_only(url: str, value: str) -> None:
+    with psycopg.connect(url, autocommit=True, options="-c default_transaction_read_only=off") as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}".encode())
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )

@@ -14,7 +14,8 @@ import trio
 
 from homeserver.blobs import BlobDamaged, BlobError
 from homeserver.database import DatabaseDamaged, DatabaseError
-from homeserver.limits import BACKGROUND_PAUSE_S, OUTAGE_PROBE_SECONDS
+from homeserver.limits import BACKGROUND_PAUSE_S
+from homeserver.outages import OUTAGE_PROBE_SECONDS
 from homeserver.resources import Resources
 
 Ts = TypeVarTuple("Ts")

@@ -28,9 +28,8 @@ from homeserver.limits import (
     BLOB_RETRIES_MAX,
     BLOB_RETRY_SECONDS_MAX,
     BLOB_THREADS_MAX,
-    WRITE_PROVEN_SECONDS,
 )
-from homeserver.outages import BLOBS, Outages, check_room
+from homeserver.outages import BLOBS, WRITE_PROVEN_SECONDS, Outages, check_room
 
 # Nothing that a file system or a URL treats in a special way, no hidden file, nothing that climbs out of the folder.
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})*", re.ASCII)

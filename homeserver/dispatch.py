@@ -30,7 +30,7 @@ from homeserver.blobs import BlobDamaged, BlobError
 from homeserver.database import DatabaseDamaged, DatabaseError
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, unrecognized
-from homeserver.limits import STORAGE_RETRY_AFTER_MS
+from homeserver.outages import STORAGE_RETRY_AFTER_MS
 from homeserver.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.router import Router

@@ -22,18 +22,24 @@ from pathlib import Path
 
 import trio
 
-from homeserver.limits import (
-    DAMAGES_REMEMBERED_MAX,
-    FREE_DISK_BYTES_MIN,
-    OUTAGE_PROBE_SECONDS,
-    OUTAGE_PROBE_SECONDS_MAX,
-)
-
 _log = logging.getLogger(__name__)
 
 DATABASE_READS = "database reads"
 DATABASE_WRITES = "database writes"
 BLOBS = "blobs"
+
+# How often a part of the storage that fails is probed: everything works again within a second or two of the cause.
+OUTAGE_PROBE_SECONDS = 1.0
+# A probe that takes longer has failed: no client waits that long for a write.
+OUTAGE_PROBE_SECONDS_MAX = 5.0
+# A write this recent proves that writes work: a health check that comes later costs a write of its own.
+WRITE_PROVEN_SECONDS = 2.0
+# Room that a probe demands on the disk: a server that has less will fail at the next upload or checkpoint.
+FREE_DISK_BYTES_MIN = 1 << 20
+# When clients may try again what storage has refused.
+STORAGE_RETRY_AFTER_MS = 5_000
+# Different damages that are told apart in the log; a broken disk has more than anyone reads.
+DAMAGES_REMEMBERED_MAX = 100
 
 Probe = Callable[[], Awaitable[None]]
 

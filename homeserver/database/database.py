@@ -23,8 +23,8 @@ from homeserver.database.interning import StringCache
 from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from homeserver.database.session import Holder, Opened, Session
 from homeserver.database.transaction import Transaction
-from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS, WRITE_PROVEN_SECONDS
-from homeserver.outages import DATABASE_READS, DATABASE_WRITES, Outages
+from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS
+from homeserver.outages import DATABASE_READS, DATABASE_WRITES, WRITE_PROVEN_SECONDS, Outages
 from homeserver.stream import Stream
 
 _log = logging.getLogger(__name__)

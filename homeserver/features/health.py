@@ -8,8 +8,7 @@ from homeserver.api import Response, Routes
 from homeserver.blobs import BlobError
 from homeserver.database import DatabaseError
 from homeserver.feature import Feature, JsonObject
-from homeserver.limits import OUTAGE_PROBE_SECONDS_MAX
-from homeserver.outages import BLOBS, DATABASE_READS, DATABASE_WRITES
+from homeserver.outages import BLOBS, DATABASE_READS, DATABASE_WRITES, OUTAGE_PROBE_SECONDS_MAX
 from homeserver.resources import Resources
 
 routes = Routes()

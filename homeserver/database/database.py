@@ -36,7 +36,7 @@ _Requests = queue.SimpleQueue[Request | None]
 
 
 class Database:
-    """Opened by `open_database`. `stream` is told of every commit, `outages` of every failure. To be used on the trio thread."""
+    """Opened by `open_database`; for the trio thread. `stream` is told of every commit, `outages` of failures."""
 
     def __init__(self, opened: Opened, *, now_ms: Callable[[], int]) -> None:
         self.stream = Stream(opened.position)

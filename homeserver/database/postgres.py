@@ -10,6 +10,7 @@ import functools
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ _STATEMENTS_PREPARED = 1000
 _VERSION_MIN = 13_00_00
 # A restart of PostgreSQL takes some seconds: who waits meanwhile is answered late, not with an error.
 _RECONNECT_DELAYS_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-# While it stays away, each session tries this often; who asks meanwhile is answered at once.
+# While it stays away, one session tries this often; who asks meanwhile is answered at once.
 _ATTEMPT_INTERVAL_S = 0.5
 _CONNECT_TIMEOUT_S = 3
 # A server that is cut off is noticed in this time: by the kernel, not by a statement that waits for ever.
@@ -98,17 +99,27 @@ class _NumericLoader(Loader):
         return float(text) if b"." in text or b"N" in text else int(text)
 
 
+@dataclass(slots=True)
+class _Reach:
+    """What the sessions of a process know together of a server that was lost: one has waited for it, for all others.
+
+    failure: of the last attempt to connect again, None while the server is in reach.
+    """
+
+    failure: DatabaseError | None = None
+    next_attempt: float = 0.0
+
+
 class PostgresSession:
     """A connection, opened again by `recover` when it is lost. Every statement is done with before the next begins."""
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str) -> None:
+    def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str, reach: _Reach) -> None:
         self._node = node
         self._open = functools.partial(_open_session, connect)
         self._connection = self._open()
         self._cursor = self._connection.cursor()
         self._savepoint: _Savepoint = "none"
-        self._failure: DatabaseError | None = None  # of the last attempt to connect again
-        self._next_attempt = 0.0
+        self._reach = reach
         self._statements: dict[str, bytes] = {}
         self._counts_before_lists: dict[str, int] = {}
 
@@ -204,22 +215,23 @@ class PostgresSession:
         return True
 
     def _connect_again(self) -> None:
-        """Tries for some seconds after the connection was lost, then only now and then: nobody waits for it in vain."""
-        if self._failure is not None and time.monotonic() < self._next_attempt:
-            raise DatabaseUnavailable(str(self._failure))
-        for delay_s in _RECONNECT_DELAYS_S if self._failure is None else (0.0,):
+        """Tries for some seconds after the server was lost, then only now and then: nobody waits for it in vain."""
+        reach = self._reach
+        known = reach.failure
+        if known is not None and time.monotonic() < reach.next_attempt:
+            raise DatabaseUnavailable(str(known))
+        for delay_s in _RECONNECT_DELAYS_S if known is None else (0.0,):
             time.sleep(delay_s)
             try:
                 self._connection = self._open()
             except DatabaseError as error:
-                self._failure = error
+                failure = error
             else:
                 self._cursor = self._connection.cursor()
-                self._failure = None
+                reach.failure = None
                 return
-        self._next_attempt = time.monotonic() + _ATTEMPT_INTERVAL_S
-        assert self._failure is not None
-        raise self._failure
+        reach.failure, reach.next_attempt = failure, time.monotonic() + _ATTEMPT_INTERVAL_S
+        raise failure
 
     def close(self) -> None:
         self._connection.close()
@@ -235,11 +247,12 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
         closing.append(listener.close)
         migrate(listener.connection, schemas)
         position = listener.listen()
-        writer = PostgresSession(connect_again, node)
+        reach = _Reach()
+        writer = PostgresSession(connect_again, node, reach)
         closing.append(writer.close)
         readers: list[PostgresSession] = []
         for _ in range(0 if inline else _READERS):
-            readers.append(PostgresSession(connect_again, node))
+            readers.append(PostgresSession(connect_again, node, reach))
             closing.append(readers[-1].close)
     except BaseException as error:
         for close in closing:

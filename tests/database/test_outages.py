@@ -22,13 +22,13 @@ from tests.support.postgres import Cluster
 from tests.support.storage import full_disk, read_only
 
 
-async def open_with(url: str, outages: Outages) -> Database:
-    return await open_database(url, [items.SCHEMA], now_ms=now_ms, outages=outages)
+async def open_items(url: str) -> Database:
+    return await open_database(url, [items.SCHEMA], now_ms=now_ms)
 
 
 async def test_a_full_disk(sqlite_url: str) -> None:
-    outages = Outages()
-    database = await open_with(sqlite_url, outages)
+    database = await open_items(sqlite_url)
+    outages = database.outages
     await database.write(items.store, "before")
     with full_disk():
         for _ in range(3):
@@ -46,8 +46,8 @@ async def test_a_full_disk(sqlite_url: str) -> None:
 
 
 async def test_a_full_disk_is_found_without_a_write_of_anybody(sqlite_url: str) -> None:
-    outages = Outages()
-    database = await open_with(sqlite_url, outages)
+    database = await open_items(sqlite_url)
+    outages = database.outages
     with full_disk(), pytest.raises(DatabaseUnavailable):
         await database.prove_writable()
     assert outages.is_out(DATABASE_WRITES)
@@ -60,8 +60,8 @@ async def test_pages_of_junk(tmp_path: Path, sqlite_url: str) -> None:
         for number in range(400):
             await database.write(items.store, f"{number:04} " + "w" * 300)
     damage(tmp_path / "test.db")
-    outages = Outages()
-    database = await open_with(sqlite_url, outages)
+    database = await open_items(sqlite_url)
+    outages = database.outages
     with pytest.raises(DatabaseDamaged):
         await database.read(items.list_names)
     assert "damage" in outages.reasons and "malformed" in outages.reasons["damage"]
@@ -84,8 +84,8 @@ def damage(path: Path) -> None:
 @pytest.mark.postgres
 async def test_postgresql_that_takes_no_writes(postgres_url: str) -> None:
     """As after a failover, where the connections still lead to what is a standby now."""
-    outages = Outages()
-    database = await open_with(postgres_url, outages)
+    database = await open_items(postgres_url)
+    outages = database.outages
     await database.write(items.store, "before")
     with read_only(postgres_url):
         with pytest.raises(DatabaseUnavailable):
@@ -135,8 +135,8 @@ def terminate(url: str) -> None:
 
 @pytest.mark.postgres
 async def test_a_statement_that_takes_too_long_is_no_outage(postgres_url: str) -> None:
-    outages = Outages()
-    database = await open_with(postgres_url, outages)
+    database = await open_items(postgres_url)
+    outages = database.outages
 
     def wait(tx: Transaction) -> None:
         tx.run("SET statement_timeout = '50ms'")
@@ -174,8 +174,8 @@ async def test_a_transaction_that_stands_still_lets_others_write(postgres_url: s
 @pytest.mark.postgres
 async def test_while_postgresql_is_away_answers_come_at_once(own_cluster: Cluster) -> None:
     """The first call waits for it to come back, as after a restart; with the next nobody is kept waiting."""
-    outages = Outages()
-    database = await open_with(own_cluster.make_database(), outages)
+    database = await open_items(own_cluster.make_database())
+    outages = database.outages
     await database.write(items.store, "before")
     own_cluster.stop()
     for _ in range(8):  # more than there are connections

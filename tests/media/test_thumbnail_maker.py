@@ -153,7 +153,7 @@ def test_exif_orientation(make: Maker, form: str, orientation: int) -> None:
 def test_metadata_is_dropped_but_the_colour_profile(make: Maker) -> None:
     exif = Image.Exif()
     exif[0x010E] = "at home, 52.5 N 13.4 E"
-    profile = b"\0" * 128 + b"profile"
+    profile = b"\0" * 16 + b"RGB " + b"\0" * 108 + b"profile"
     for mode in ("RGB", "RGBA"):
         data = images.encoded(images.gradient(400, 400, mode), "PNG", exif=exif, icc_profile=profile)
         made, _, _ = make(data, "crop", 96, 96)
@@ -225,8 +225,7 @@ BROKEN = {
     "PDF": images.encoded(images.gradient(300, 300), "PDF"),
     "EPS": images.encoded(images.gradient(300, 300), "EPS"),
     "the head of a PNG": PICTURE[:40],
-    "half of a PNG": PICTURE[: len(PICTURE) // 2],
-    "half of a JPEG": images.encoded(images.gradient(300, 300), "JPEG")[:600],
+    "the head of a JPEG": images.encoded(images.gradient(300, 300), "JPEG")[:600],
     "half of a WebP": images.encoded(images.gradient(300, 300), "WEBP")[:200],
     "a PNG that claims nothing": images.png_claim(0, 0),
     "a PNG with a comment of 100 MB": images.png_text_bomb(),

@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 # The plugins of the formats that are read, imported by name: Pillow would otherwise import all that it has.
 from PIL import AvifImagePlugin, GifImagePlugin, JpegImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
+from homeserver.features.media.thumbnail_colours import finished, fix_transparency, scalable
 from homeserver.limits import (
     THUMBNAIL_ANIMATION_PIXELS_MAX,
     THUMBNAIL_ANIMATION_RESULT_PIXELS_MAX,
@@ -37,6 +38,8 @@ CONTENT_TYPES = {
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF")
 _ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
 
+_PIXEL_BYTES_MIN = 32  # a scan header and some of what follows it
+
 TOO_LARGE = "too_large"
 UNSUPPORTED = "unsupported"
 
@@ -52,9 +55,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _REDUCING_GAP = 2.0  # shrinks by whole factors first, to twice the size: as good to the eye, several times as fast
-_ICC_BYTES_MAX = 16 * 1024
 _JPEG_QUALITY = 82
 _WEBP_QUALITY = 75
+_PLAYS_MAX = 65_535  # of a WebP
 
 Box = tuple[float, float, float, float]
 
@@ -65,22 +68,49 @@ def make_thumbnail(data: bytes, method: str, width: int, height: int, animated: 
     None: the image already fits, it is its own thumbnail. Raises ValueError with TOO_LARGE or UNSUPPORTED.
     """
     try:
-        with _strict_pillow(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return _make(image, method, (width, height), animated)
+        return _make_of(data, method, (width, height), animated, whole=True)
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(TOO_LARGE) from None
     except Exception as error:
         # Decoders raise whatever they stumble over (OSError, SyntaxError, struct.error, zlib.error, IndexError …).
+        if str(error) == TOO_LARGE:
+            raise ValueError(TOO_LARGE) from None
+    if not _is_cut_off(data):
+        raise ValueError(UNSUPPORTED)
+    try:
+        return _make_of(data, method, (width, height), animated, whole=False)
+    except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(TOO_LARGE) from None
+    except Exception as error:
         raise ValueError(str(error) if str(error) == TOO_LARGE else UNSUPPORTED) from None
 
 
+def _make_of(data: bytes, method: str, box: tuple[int, int], animated: bool, *, whole: bool) -> list[Any]:
+    with _pillow_settings(whole), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return _make(image, method, box, animated)
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether it is a PNG or JPEG without its end, of which browsers show what there is, if there is more than headers.
+
+    Whatever else is wrong with a file is no accident, and remains an error.
+    """
+    for start, pixels, end in ((b"\x89PNG\r\n\x1a\n", b"IDAT", b"IEND"), (b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9")):
+        if data.startswith(start):
+            return end not in data[-64:] and 0 <= data.find(pixels) < len(data) - _PIXEL_BYTES_MIN
+    return False
+
+
 @contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Pillow's settings belong to the process. In tests that is the program's own, so they are put back."""
+def _pillow_settings(whole: bool) -> Iterator[None]:
+    """Pillow's settings belong to the process. In tests that is the program's own, so they are put back.
+
+    whole: a file that ends too early is an error.
+    """
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = THUMBNAIL_JPEG_PIXELS_MAX, False
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = THUMBNAIL_JPEG_PIXELS_MAX, not whole
         try:
             yield
         finally:
@@ -91,6 +121,7 @@ def _make(image: Image.Image, method: str, box: tuple[int, int], animated: bool)
     _check_size(image)
     content_type = CONTENT_TYPES[image.format or ""]
     is_animated = image.format in _ANIMATED_FORMATS and bool(getattr(image, "is_animated", False))
+    fix_transparency(image)  # before anything is decoded, as looking for the orientation does
     orientation = 1 if is_animated else _read_orientation(image)
     turned = orientation >= 5
     seen = (image.height, image.width) if turned else (image.width, image.height)
@@ -101,12 +132,13 @@ def _make(image: Image.Image, method: str, box: tuple[int, int], animated: bool)
         box = (box[1], box[0])
     part, size = _place(image.size, method, box)
     if is_animated and animated:
+        plays = _plays(image)
         frames = _shrink_frames(image, part, size)
         if frames is not None:
-            return [_encode_animation(*frames), "image/webp", about]
+            return [_encode_animation(*frames, plays), "image/webp", about]
         image.seek(0)
-    icc_profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P", "L") else None
-    small = _shrink(image, part, size)
+    icc_profile = image.info.get("icc_profile")
+    small, icc_profile = finished(_shrink(image, part, size), icc_profile)
     if orientation in _TURNS:
         small = small.transpose(_TURNS[orientation])
     encoded, encoded_type = _encode(small, icc_profile)
@@ -146,7 +178,7 @@ def _place(source: tuple[int, int], method: str, box: tuple[int, int]) -> tuple[
 
 
 def _shrink(image: Image.Image, part: Box, size: tuple[int, int]) -> Image.Image:
-    """The part in the size, as L, RGB or RGBA."""
+    """The part in the size, in a mode of `scalable`."""
     before = image.size
     if image.format in ("JPEG", "MPO"):
         # Decoding only the low frequencies: an eighth of the work for the smallest thumbnails.
@@ -158,31 +190,12 @@ def _shrink(image: Image.Image, part: Box, size: tuple[int, int]) -> Image.Image
         if image.size[0] * image.size[1] > THUMBNAIL_PIXELS_MAX:
             raise ValueError(TOO_LARGE)
     image.load()
-    usable = _usable(image)
-    small = usable.resize(size, Image.Resampling.LANCZOS, box=part, reducing_gap=_REDUCING_GAP)
-    return small.convert("RGBA") if small.mode == "RGBa" else small
-
-
-def _usable(image: Image.Image) -> Image.Image:
-    """The image in a mode that can be scaled: L, RGB, or RGBa, whose colours are multiplied by their opacity."""
-    if image.mode in ("L", "RGB"):
-        if "transparency" not in image.info:
-            return image
-        image = image.convert("RGBA")
-    elif image.mode in ("1", "I", "I;16", "I;16B", "I;16L", "F"):
-        return image.convert("L")
-    elif image.mode in ("LA", "PA", "La") or (image.mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")
-    elif image.mode not in ("RGBA", "RGBa"):
-        return image.convert("RGB")
-    return image.convert("RGBa") if image.mode == "RGBA" else image
+    return scalable(image).resize(size, Image.Resampling.LANCZOS, box=part, reducing_gap=_REDUCING_GAP)
 
 
 def _encode(image: Image.Image, icc_profile: bytes | None) -> tuple[bytes, str]:
-    """JPEG, or PNG for what is partly transparent; with the colour profile if that is small, and no other metadata."""
-    options: dict[str, Any] = {}
-    if isinstance(icc_profile, bytes) and len(icc_profile) <= _ICC_BYTES_MAX and image.mode != "L":
-        options["icc_profile"] = icc_profile
+    """JPEG, or PNG for what is partly transparent; with the colour profile, and no other metadata."""
+    options: dict[str, Any] = {} if icc_profile is None else {"icc_profile": icc_profile}
     result = io.BytesIO()
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         level = 6 if image.width * image.height <= 16_384 else 3
@@ -207,6 +220,8 @@ def _shrink_frames(image: Image.Image, part: Box, size: tuple[int, int]) -> tupl
     durations: list[int] = []
     source = image.size
     pixels = 0
+    if getattr(image, "default_image", False):  # shown where animations are not: it is no part of this one
+        image.seek(1)
     while True:
         if image.size != source:  # a later frame must not enlarge what was checked
             raise ValueError(UNSUPPORTED)
@@ -230,6 +245,17 @@ def _shrink_frames(image: Image.Image, part: Box, size: tuple[int, int]) -> tupl
             return frames, durations
 
 
+def _plays(image: Image.Image) -> int:
+    """How often an animation is shown, 0 for ever. To be asked at its first frame."""
+    loop = image.info.get("loop")
+    if image.format != "GIF":
+        return min(loop, _PLAYS_MAX) if isinstance(loop, int) and loop > 0 else 0
+    if loop is None:
+        return 1
+    # GIF counts repetitions, the others count times.
+    return min(loop + 1, _PLAYS_MAX) if isinstance(loop, int) and loop > 0 else 0
+
+
 def _duration_ms(image: Image.Image) -> int:
     duration = image.info.get("duration", 0)
     try:
@@ -237,13 +263,13 @@ def _duration_ms(image: Image.Image) -> int:
     except (TypeError, ValueError, OverflowError):
         return 100
     # What browsers do with frames that claim to be shown for no time.
-    return min(milliseconds, 60_000) if milliseconds >= 20 else 100
+    return min(milliseconds, 60_000) if milliseconds > 10 else 100
 
 
-def _encode_animation(frames: list[Image.Image], durations: list[int]) -> bytes:
+def _encode_animation(frames: list[Image.Image], durations: list[int], plays: int) -> bytes:
     result = io.BytesIO()
     frames[0].save(
-        result, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0,
+        result, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=plays,
         quality=_WEBP_QUALITY, method=0, minimize_size=False, allow_mixed=False,
     )
     return result.getvalue()

@@ -390,6 +390,12 @@ def get_account_flags(tx: Transaction, user_id: UserID) -> AccountFlags:
     return AccountFlags(*map(bool, row)) if row else AccountFlags()
 
 
+def delete_account_flags(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID) -> None:
+    """Makes it an ordinary account, of which nothing is kept here."""
+    tx.run("DELETE FROM account_flags WHERE user_nid = ?", tx.find(user_id))
+    forget_tokens(tx, cache, user_id)
+
+
 def store_account_flags(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, flags: AccountFlags) -> None:
     """Replaces the account's flags."""
     tx.run(

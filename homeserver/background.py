@@ -12,8 +12,7 @@ from typing import TypeVarTuple
 
 import trio
 
-from homeserver.blobs import BlobDamaged, BlobError
-from homeserver.database import DatabaseDamaged, DatabaseError
+from homeserver.lane import is_outage
 from homeserver.limits import BACKGROUND_PAUSE_S
 from homeserver.outages import OUTAGE_PROBE_SECONDS
 from homeserver.resources import Resources
@@ -53,13 +52,6 @@ def single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether storage failed, and so the same work may succeed later. Damage does not pass."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_outage(each) for each in error.exceptions)
-    return isinstance(error, (DatabaseError, BlobError)) and not isinstance(error, (DatabaseDamaged, BlobDamaged))
 
 
 async def _run_aside(fn: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:

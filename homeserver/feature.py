@@ -13,7 +13,7 @@ from typing import Any, Literal
 from homeserver.api import Routes
 from homeserver.database import Schema, Transaction
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
-from homeserver.resources import Resources
+from homeserver.resources import ForgetUser, Resources
 
 JsonObject = dict[str, Any]
 
@@ -78,6 +78,7 @@ class Feature:
     sync: adds this feature's changes to a `/sync` answer. edu_source: the EDUs that local changes in
     since < position ≤ upto call for. queries: `/_matrix/federation/v1/query/{type}` handlers. background: runs while
     the server serves. heartbeat(hs, user_id, device_id, set_presence): a client has shown itself, by a sync.
+    forget_user: what becomes of this feature's tables and caches when an account ends, see `ForgetUser`.
     """
 
     name: str
@@ -90,3 +91,4 @@ class Feature:
     queries: Mapping[str, QueryHandler] = field(default_factory=dict)
     background: Sequence[Background] = ()
     heartbeat: Heartbeat | None = None
+    forget_user: ForgetUser | None = None

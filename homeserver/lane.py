@@ -23,7 +23,8 @@ from typing import TypeVar
 import trio
 
 from homeserver import limits
-from homeserver.database import Database, DatabaseError, Transaction
+from homeserver.blobs import BlobDamaged, BlobError
+from homeserver.database import Database, DatabaseDamaged, DatabaseError, Transaction
 from homeserver.metrics import Metrics
 
 R = TypeVar("R")
@@ -118,10 +119,10 @@ def try_each(items: Sequence[T], fn: Callable[[Sequence[T]], Iterable[R]]) -> tu
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the storage has failed, so that no item of work is to blame."""
+    """Whether the storage has failed, so that no item of work is to blame. Damage is of an item, and does not pass."""
     if isinstance(error, BaseExceptionGroup):
         return any(is_outage(each) for each in error.exceptions)
-    return isinstance(error, DatabaseError)
+    return isinstance(error, (DatabaseError, BlobError)) and not isinstance(error, (DatabaseDamaged, BlobDamaged))
 
 
 # Storage

@@ -38,6 +38,11 @@ class RateLimits:
         while len(self._buckets) > limits.RATE_LIMIT_KEYS_MAX:
             self._buckets.popitem(last=False)
 
+    def forget(self, key: str) -> None:
+        """Drops every bucket of `key`."""
+        for rate_class in limits.RATE_LIMITS:
+            self._buckets.pop((rate_class, key), None)
+
 
 def limit_exceeded(retry_after_ms: int) -> MatrixError:
     """429 M_LIMIT_EXCEEDED; the transport adds the Retry-After header."""

@@ -10,8 +10,8 @@ import trio
 
 from homeserver.blobs import Blobs
 from homeserver.config import Config
-from homeserver.database import Database
-from homeserver.federation.identifiers import ServerName
+from homeserver.database import Database, Transaction
+from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire
 from homeserver.flights import Flights
@@ -23,12 +23,21 @@ from homeserver.stream import Stream
 from homeserver.token_cache import TokenCache
 from homeserver.workers import Workers
 
+ForgetUser = Callable[[Transaction, "Resources", UserID, bool], bool]
+"""forget_user(tx, hs, user_id, erase): forgets what a feature keeps of a user whose account ends.
+
+Called in the write that ends the account, where it forgets what must be gone at once, and a bounded number of rows of
+the rest. True if something is left: then it is called again, in writes of its own; also when nothing is left any more.
+erase: the user asked to be erased, so what others see of the user goes as well, unless it is part of a room.
+"""
+
 
 @dataclass(slots=True)
 class Resources:
     """Opened by `homeserver.server`, closed by it in reverse order.
 
     is_ready: False once the server has been told to stop.
+    forgetters: how each feature forgets a user.
     `now_ms` is the one source of wall time. `nursery` outlives requests: work started there is awaited at close.
     """
 
@@ -48,5 +57,6 @@ class Resources:
     peers: Peers = field(default_factory=Peers)
     metrics: Metrics = field(default_factory=Metrics)
     outages: Outages = field(default_factory=Outages)
+    forgetters: tuple[ForgetUser, ...] = ()
     is_ready: bool = True
 

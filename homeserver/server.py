@@ -213,6 +213,7 @@ class Homeserver:
             now_ms=self._now_ms,
             nursery=nursery,
             outages=database.outages,
+            forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )
         nursery.start_soon(database.outages.watch)
         self._app = App(

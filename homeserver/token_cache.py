@@ -73,6 +73,11 @@ class TokenCache(Generic[Value]):
         """The last request of a device, None where there was none since the last `take_seen`."""
         return self._seen.get((user_id, device_id))
 
+    def forget_seen(self, user_id: str) -> None:
+        """Drops what is remembered of the user's devices."""
+        for key in [key for key in self._seen if key[0] == user_id]:
+            del self._seen[key]
+
     def take_seen(self) -> dict[tuple[str, str], Seen]:
         """The last request of each device since the last call; for whoever stores devices."""
         seen, self._seen = self._seen, {}

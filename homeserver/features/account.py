@@ -1,39 +1,49 @@
 """Account management: a new password, and the end of an account. Spec: client-server-api/#account-management
 
-A deactivated user leaves every room, a bounded number of rooms at a time; who is still to leave is stored with the
-deactivation, so that a crash in between forgets nobody.
+Theory of operation of a deactivation
+- One write ends the account: password, tokens, and what each feature keeps of its user (`Feature.forget_user`). It also
+  stores a row in `departures`, so that the rest is done whatever happens.
+- The request waits until the user is out of the rooms of this server, a bounded number of rooms in each write.
+- `follow_departures` does the rest, after a restart too: it rejects invites and takes back knocks of other servers,
+  which are told later if they are away (homeserver/remote/leaves.py), and forgets what was too much for one write. Then
+  the row goes.
+- Every step may be repeated.
+
+docs/erasure.md says what remains, and why.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 from collections.abc import Sequence
 
 import msgspec
+import trio
 
 from homeserver import authenticate, limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
-from homeserver.database import Schema, Step, Transaction
+from homeserver.database import DatabaseDamaged, Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
-from homeserver.federation.identifiers import UserID
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.lane import Lane
+from homeserver.remote.leaves import leave_room
+from homeserver.remote.outside import is_outside
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.erasure import erase_sender
-from homeserver.rooms.membership import list_memberships
+from homeserver.rooms.membership import get_membership, list_memberships
 from homeserver.users import accounts
-from homeserver.users.account_data import delete_account_data
 from homeserver.users.devices import delete_devices_of_user
-from homeserver.users.filters import delete_filters
 from homeserver.users.passwords import check_new_password, hash_password
-from homeserver.users.profile import delete_profile
-from homeserver.users.push_rules import delete_push_rules
 from homeserver.users.user_interactive import (
     Authentication,
     finish_authentication,
+    forget_sessions,
     password_stage,
     require_stages,
 )
@@ -46,6 +56,10 @@ SCHEMA = Schema(
 )
 
 routes = Routes()
+
+# Of the stream: for the task that finishes deactivations.
+WAKE_KEY = "departures"
+_OPEN = ("join", "invite", "knock")
 
 
 class PasswordBody(msgspec.Struct, frozen=True):
@@ -119,12 +133,13 @@ async def deactivate_account(hs: Resources, requester: Requester, body: Deactiva
 async def deactivate(
     hs: Resources, user_id: UserID, *, erase: bool, authentication: Authentication | None = None
 ) -> None:
-    """Ends an account and takes its user out of every room; with `erase` forgets what is kept of the user.
+    """Ends an account and takes its user out of the rooms of this server; with `erase` forgets the user as well.
 
-    Raises M_NOT_FOUND if there is no such account.
+    Invites and knocks that only other servers know of are ended soon after. Raises M_NOT_FOUND if there is no such
+    account.
     """
     await hs.database.write(_deactivate, hs, user_id, erase, authentication or Authentication())
-    await _leave_all_rooms(hs, user_id)
+    await _leave_rooms_here(hs, user_id)
 
 
 def _deactivate(
@@ -134,56 +149,113 @@ def _deactivate(
     if accounts.get_user(tx, user_id) is None:
         raise accounts.no_account(user_id)
     accounts.deactivate_user(tx, hs, user_id, erase=erase)
-    delete_devices_of_user(tx, hs, user_id)
+    tx.next_position(WAKE_KEY)
     tx.run("INSERT INTO departures (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
     if erase:
-        delete_account_data(tx, user_id)
-        delete_filters(tx, user_id)
-        delete_push_rules(tx, user_id)
-        delete_profile(tx, user_id)
         erase_sender(tx, user_id)
+    for forget_user in hs.forgetters:
+        forget_user(tx, hs, user_id, erase)
+
+
+def forget_account(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+    """What is kept of the account itself, but for the row that keeps its name taken."""
+    authenticate.delete_account_flags(tx, hs.token_cache, user_id)
+    forget_sessions(tx, user_id)
+    tx.after_commit(hs.token_cache.forget_seen, user_id)
+    tx.after_commit(hs.rate_limits.forget, user_id)
+    return False
+
+
+async def follow_departures(hs: Resources) -> None:
+    """Finishes what a deactivation has begun, after a restart too: rooms, then what was too much for one write."""
+    lane = Lane("departures", hs.database, hs.metrics)
+
+    async def finish(user_ids: Sequence[UserID]) -> None:
+        for user_id in user_ids:
+            await _finish_departure(hs, user_id)
+
+    while True:
+        async with hs.database.hold("departures"):
+            user_ids, position = await hs.database.read(_list_departures)
+            await lane.work(user_ids, finish)
+        await hs.stream.wait((WAKE_KEY,), position, math.inf)
+
+
+def _list_departures(tx: Transaction) -> tuple[list[UserID], int]:
+    names = tx.names(tx.values("SELECT user_nid FROM departures"))
+    return [UserID(name) for name in names.values()], tx.position
+
+
+async def _finish_departure(hs: Resources, user_id: UserID) -> None:
+    await _leave_rooms_here(hs, user_id)
+    limiter = trio.CapacityLimiter(limits.LEAVES_AT_ONCE_MAX)
+
+    async def leave(room_id: RoomID) -> None:
+        async with limiter:
+            try:
+                await leave_room(hs, user_id, room_id, {})
+            except MatrixError as error:
+                _log.info("leave refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
+
+    async with trio.open_nursery() as nursery:
+        for room_id in await hs.database.read(_list_rooms_elsewhere, hs, user_id):
+            nursery.start_soon(leave, room_id)
+    while await hs.database.write(_forget_more, hs, user_id):
+        pass
+
+
+def _forget_more(tx: Transaction, hs: Resources, user_id: UserID) -> bool:
+    """Forgets some more of the user; answers whether there is still more. The departure ends with the last of it."""
+    user = accounts.get_user(tx, user_id)
+    erase = user is not None and user.erased
+    is_more = False
+    for forget_user in hs.forgetters:
+        is_more |= forget_user(tx, hs, user_id, erase)
+    if not is_more:
+        tx.run("DELETE FROM departures WHERE user_nid = ?", tx.find(user_id))
+    return is_more
+
+
+async def _leave_rooms_here(hs: Resources, user_id: UserID) -> None:
+    """The request and the background do it together: whoever comes second waits for the first."""
+    await hs.flights.join(hs.nursery, ("departure", user_id), _leave_all_rooms, hs, user_id)
 
 
 async def _leave_all_rooms(hs: Resources, user_id: UserID) -> None:
-    after: str | None = ""
-    while after is not None:
-        after = await hs.database.write(_leave_some_rooms, hs, user_id, after)
+    room_ids = sorted(await hs.database.read(_list_rooms_here, hs, user_id))
+    for start in range(0, len(room_ids), limits.PROFILE_ROOMS_PER_WRITE):
+        some = room_ids[start : start + limits.PROFILE_ROOMS_PER_WRITE]
+        try:
+            await hs.database.write(_leave_some_rooms, hs, user_id, some)
+        except DatabaseDamaged:
+            for room_id in some:  # one that cannot be read must not keep the user in the others
+                with contextlib.suppress(DatabaseDamaged):
+                    await hs.database.write(_leave_some_rooms, hs, user_id, [room_id])
 
 
-def _leave_some_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: str) -> str | None:
-    """Leaves rooms behind `after`; answers the last of them, None when all are left.
-
-    An invite of a room that no user of this server is in stays as it is: nobody will answer it.
-    """
-    rooms = sorted(
-        each.room_id
-        for each in list_memberships(tx, user_id)
-        if each.membership in ("join", "invite", "knock") and each.room_id > after
-    )
-    for room_id in rooms[: limits.PROFILE_ROOMS_PER_WRITE]:
+def _leave_some_rooms(tx: Transaction, hs: Resources, user_id: UserID, room_ids: Sequence[RoomID]) -> None:
+    for room_id in room_ids:
+        if get_membership(tx, room_id, user_id) not in _OPEN:
+            continue
         draft = Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id)
         try:
             append_local(tx, hs, draft)
         except MatrixError as error:  # one room that refuses must not keep the user in the others
             _log.info("leave refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
-    if len(rooms) > limits.PROFILE_ROOMS_PER_WRITE:
-        return rooms[limits.PROFILE_ROOMS_PER_WRITE - 1]
-    tx.run("DELETE FROM departures WHERE user_nid = ?", tx.find(user_id))
-    return None
 
 
-async def finish_departures(hs: Resources) -> None:
-    """After a start: takes those out of their rooms who were not out of them before the end."""
-
-    async def finish(user_ids: Sequence[UserID]) -> None:
-        for user_id in user_ids:
-            await _leave_all_rooms(hs, user_id)
-
-    await Lane("departures", hs.database, hs.metrics).work(await hs.database.read(_list_departures), finish)
+def _list_rooms_here(tx: Transaction, hs: Resources, user_id: UserID) -> list[RoomID]:
+    """The rooms of this server that the user is in, invited to, or knocking at."""
+    return [room_id for room_id in _list_open(tx, user_id) if not is_outside(tx, hs.server_name, room_id)]
 
 
-def _list_departures(tx: Transaction) -> list[UserID]:
-    return [UserID(name) for name in tx.names(tx.values("SELECT user_nid FROM departures")).values()]
+def _list_rooms_elsewhere(tx: Transaction, hs: Resources, user_id: UserID) -> list[RoomID]:
+    """The rooms of other servers that the user is invited to or knocks at."""
+    return [room_id for room_id in _list_open(tx, user_id) if is_outside(tx, hs.server_name, room_id)]
+
+
+def _list_open(tx: Transaction, user_id: UserID) -> list[RoomID]:
+    return [each.room_id for each in list_memberships(tx, user_id) if each.membership in _OPEN]
 
 
 FEATURE = Feature(
@@ -191,5 +263,6 @@ FEATURE = Feature(
     spec="client-server-api/#account-management",
     schema=SCHEMA,
     routes=routes,
-    background=(finish_departures,),
+    background=(follow_departures,),
+    forget_user=forget_account,
 )

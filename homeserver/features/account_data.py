@@ -14,6 +14,7 @@ from homeserver.resources import Resources
 from homeserver.users.account_data import (
     check_own,
     find_account_data,
+    forget_account_data,
     list_changes,
     list_of_rooms,
     store_account_data,
@@ -88,5 +89,6 @@ def sync_account_data(tx: Transaction, context: SyncContext) -> None:
 
 
 FEATURE = Feature(
-    name="account_data", spec="client-server-api/#client-config", routes=routes, sync=sync_account_data
-)
+    name="account_data", spec="client-server-api/#client-config", routes=routes, sync=sync_account_data,
+    forget_user=forget_account_data,
+)  # fmt: skip

@@ -22,6 +22,7 @@ from homeserver.users.devices import (
     create_device,
     delete_devices_of_user,
     find_device,
+    forget_devices,
     list_devices,
     rename_device,
     store_seen,
@@ -158,4 +159,5 @@ FEATURE = Feature(
     spec="client-server-api/#device-management",
     routes=routes,
     background=(follow_last_seen,),
+    forget_user=forget_devices,
 )

@@ -14,7 +14,7 @@ from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import InvalidIdentifier, UserID, parse_room_id, parse_user_id
 from homeserver.resources import Resources
 from homeserver.sync.filter import Filter, parse_filter
-from homeserver.users.filters import find_filter, store_filter
+from homeserver.users.filters import find_filter, forget_filters, store_filter
 
 routes = Routes()
 
@@ -60,4 +60,4 @@ def check_filter(content: JsonObject) -> Filter:
     return parsed
 
 
-FEATURE = Feature(name="filters", spec="client-server-api/#filtering", routes=routes)
+FEATURE = Feature(name="filters", spec="client-server-api/#filtering", routes=routes, forget_user=forget_filters)

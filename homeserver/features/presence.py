@@ -34,6 +34,7 @@ from homeserver.rooms.visibility import list_arrivals
 from homeserver.users.presence import (
     Presence,
     find_presence,
+    forget_presence,
     is_news_of_device,
     list_due,
     list_presence_changes,
@@ -186,4 +187,5 @@ FEATURE = Feature(
     edu_source=list_presence_edus,
     background=(follow_time,),
     heartbeat=touch,
+    forget_user=forget_presence,
 )

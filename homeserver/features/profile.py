@@ -32,6 +32,7 @@ from homeserver.users.profile import (
     begin_update,
     end_update,
     find_profile,
+    forget_profile,
     list_unfinished,
     member_profile,
     store_field,
@@ -187,4 +188,5 @@ FEATURE = Feature(
     routes=routes,
     queries={"profile": answer_profile_query},
     background=(finish_updates,),
+    forget_user=forget_profile,
 )

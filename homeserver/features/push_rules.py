@@ -24,6 +24,7 @@ from homeserver.users.push_rules import (
     change_rule,
     delete_rule,
     find_ruleset,
+    forget_push_rules,
     get_rule,
     has_changed,
     store_rule,
@@ -192,4 +193,10 @@ def sync_push_rules(tx: Transaction, context: SyncContext) -> None:
         context.account_data.append({"type": "m.push_rules", "content": content})
 
 
-FEATURE = Feature(name="push_rules", spec="client-server-api/#push-rules", routes=routes, sync=sync_push_rules)
+FEATURE = Feature(
+    name="push_rules",
+    spec="client-server-api/#push-rules",
+    routes=routes,
+    sync=sync_push_rules,
+    forget_user=forget_push_rules,
+)

@@ -20,7 +20,7 @@ from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import ReceiptContent
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
 from homeserver.resources import Resources
-from homeserver.rooms.membership import check_joined, get_membership
+from homeserver.rooms.membership import check_joined, get_membership, list_memberships
 from homeserver.rooms.storage import get_stored
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.presence import note_activity
@@ -266,6 +266,14 @@ def _list_of_rooms(tx: Transaction, room_nids: Collection[int], since: int) -> l
     )
 
 
+def forget_receipts(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+    """How far the user has read, in each room that the user has ever been in."""
+    nid = tx.find(user_id)
+    room_nids = [tx.find(each.room_id) for each in list_memberships(tx, user_id)]
+    tx.many("DELETE FROM receipts WHERE room_nid = ? AND user_nid = ?", [(room_nid, nid) for room_nid in room_nids])
+    return False
+
+
 FEATURE = Feature(
     name="receipts",
     spec="client-server-api/#receipts",
@@ -274,5 +282,6 @@ FEATURE = Feature(
     edus={"m.receipt": on_receipt_edu},
     sync=sync_receipts,
     edu_source=receipt_edus,
+    forget_user=forget_receipts,
 )
 

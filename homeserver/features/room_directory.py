@@ -31,6 +31,7 @@ from homeserver.rooms.aliases import (
     SCHEMA,
     delete_alias,
     find_alias,
+    forget_creator,
     is_published,
     list_aliases,
     list_published,
@@ -307,10 +308,18 @@ def _alias_or_none(text: str | None) -> RoomAlias | None:
         return None
 
 
+def forget_aliases(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+    """Who has made an alias, if the user wants to be erased. The alias is the room's."""
+    if erase:
+        forget_creator(tx, user_id)
+    return False
+
+
 FEATURE = Feature(
     name="room_directory",
     spec="client-server-api/#room-aliases",
     schema=SCHEMA,
     routes=routes,
     queries={"directory": answer_directory_query},
+    forget_user=forget_aliases,
 )

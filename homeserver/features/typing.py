@@ -180,6 +180,16 @@ def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: 
     )
 
 
+def forget_typing(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+    """Where the user types, which the rooms are told has ended: by a row of nobody's in the place of the user's."""
+    nid = tx.find(user_id)
+    for room_nid, expires_ms in tx.all("SELECT room_nid, expires_ms FROM typing WHERE user_nid = ?", nid):
+        if expires_ms:
+            store_typing(tx, RoomID(tx.name(room_nid)), UserID(""), 0, is_local=False)
+    tx.run("DELETE FROM typing WHERE user_nid = ?", nid)
+    return False
+
+
 def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
     """Who types in the room just now, in order. Whoever has left since they began does not, even if they are back."""
     return sorted(user_id for user_id, since in _typists(tx, room_id) if _has_stayed(tx, room_id, user_id, since))
@@ -215,4 +225,5 @@ FEATURE = Feature(
     sync=sync_typing,
     edu_source=typing_edus,
     background=(follow_time,),
+    forget_user=forget_typing,
 )

@@ -105,3 +105,8 @@ def list_published(tx: Transaction) -> list[PublishedRoom]:
     )
     names = tx.names([row[0] for row in rows])
     return [PublishedRoom(RoomID(names[nid]), last, members) for nid, last, members in rows]
+
+
+def forget_creator(tx: Transaction, user_id: UserID) -> None:
+    """Forgets who has made the user's aliases, which stay."""
+    tx.run("UPDATE aliases SET creator_nid = ? WHERE creator_nid = ?", tx.intern(""), tx.find(user_id))

@@ -192,6 +192,12 @@ def delete_devices_of_user(
             _store_change(tx, user_id, device_id, DELETED)
 
 
+def forget_devices(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+    """Every device with its tokens. That they are gone stays known, for those who keep lists of devices."""
+    delete_devices_of_user(tx, hs, user_id)
+    return False
+
+
 def list_device_changes(tx: Transaction, since: int, upto: int) -> list[DeviceChange]:
     """Devices of this server's users that last changed at since < position ≤ upto, in that order."""
     rows = tx.all(

@@ -182,6 +182,16 @@ def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
     )  # fmt: skip
 
 
+def forget_presence(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+    """Everything but that the user is offline, which others still have to be told."""
+    tx.run("DELETE FROM presence_devices WHERE user_nid = ?", tx.find(user_id))
+    old = find_presence(tx, user_id)
+    if old is not None:
+        store_presence(tx, old, Presence(user_id, True))
+    tx.after_commit(tx.cache("activity", ACTIVITY_CACHED_MAX).forget, user_id)
+    return False
+
+
 def list_due(tx: Transaction, hs: Resources) -> list[int]:
     """The numbers of some of the users for whom `sweep` has something to do."""
     return tx.values(

@@ -278,6 +278,11 @@ def _find_session(tx: Transaction, session: str) -> tuple[str, int, dict[str, An
     return None if row is None else (row[0], row[1], orjson.loads(row[2]))
 
 
+def forget_sessions(tx: Transaction, user_id: UserID) -> None:
+    """Ends what the user has begun to authenticate."""
+    tx.run("DELETE FROM user_interactive_sessions WHERE user_nid = ?", tx.find(user_id))
+
+
 def _store_session(tx: Transaction, session: str, attempt: Attempt, completed: Mapping[str, Any]) -> None:
     """Stores a new session, or what is complete of a known one. Too old ones and too many go."""
     text = orjson.dumps(completed).decode()

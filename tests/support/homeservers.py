@@ -259,6 +259,7 @@ async def _few_features(
             wire=wire,
             now_ms=now_ms,
             nursery=nursery,
+            forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )
         served = [*features, sync.feature_of(features, find_filter)]
         app = App(Dispatch(hs, [operation for feature in served for operation in feature.routes]))

@@ -30,4 +30,5 @@ FEATURE = Feature(
     schema=storage.SCHEMA,
     routes=routes,
     background=(cleanup.clean_up_forever,),
+    forget_user=cleanup.forget_media,
 )

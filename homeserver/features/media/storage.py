@@ -82,6 +82,7 @@ SCHEMA = Schema(
             INSERT INTO media_sweep (id, next_shard) VALUES (1, 0);
             """,
         ),
+        Step("uploader", "CREATE INDEX media_uploader ON media (uploader_nid) WHERE uploader_nid IS NOT NULL;"),
     ),
 )
 

@@ -1,0 +1,156 @@
+"""Nothing remains of a user who was erased but what `docs/erasure.md` lists, each with its reason.
+
+Every table is looked through, whatever is in it: so a new table has to be thought of.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from homeserver.database import Transaction
+from homeserver.database.compression import CorruptData, decompress
+from homeserver.users.presence import find_presence
+from tests.support.engine import ENGINE, list_tables
+from tests.support.federation import Federation, join, until
+from tests.support.homeservers import Client, Server
+
+PAGE = (Path(__file__).parents[2] / "docs" / "erasure.md").read_text()
+KEPT = {match[1] for match in re.finditer(r"^\| `(\w+\.[\w*]+)` \|", PAGE, re.MULTILINE)}
+WITHOUT_USERS = {
+    name
+    for line in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", PAGE, re.MULTILINE)
+    for name in re.findall(r"`(\w+)`", line)
+}
+SECRETS = ("alice", "Al of Wonderland", "out to lunch", "org.example.secret", "My telephone", "holiday.png")
+"""What only this user has said, is called, or comes from."""
+
+
+
+def list_columns(tx: Transaction, table: str) -> list[str]:
+    if ENGINE == "sqlite":
+        return [row[1] for row in tx.all(f"PRAGMA table_info({table})")]
+    return tx.values(
+        "SELECT column_name FROM information_schema.columns WHERE table_schema = 'public' AND table_name = ?"
+        " ORDER BY ordinal_position",
+        table,
+    )
+
+
+def find_traces(tx: Transaction, user_id: str, tables: list[str]) -> set[str]:
+    """Each `table.column` in which something says the user's number, id, or one of the secrets."""
+    nids = {tx.find(value) for value in (user_id, *SECRETS)} - {None}
+    found = set()
+    for table in tables:
+        columns = list_columns(tx, table)
+        for row in tx.all(f"SELECT {', '.join(columns)} FROM {table}"):
+            found |= {
+                f"{table}.{column}"
+                for column, value in zip(columns, row, strict=True)
+                if (column.endswith("_nid") and value in nids) or _tells(value)
+            }
+    return found
+
+
+def _tells(value: object) -> bool:
+    if isinstance(value, bytes | memoryview):
+        data = bytes(value)
+        try:
+            data += decompress(data, 1 << 20)
+        except CorruptData:
+            pass  # it is not compressed
+        return any(secret.encode() in data for secret in SECRETS)
+    return isinstance(value, str) and any(secret in value for secret in SECRETS)
+
+
+def is_listed(column: str) -> bool:
+    return column in KEPT or f"{column.partition('.')[0]}.*" in KEPT
+
+
+async def leave_traces(server: Server, bob: Client, federation: Federation) -> Client:
+    """A user who has used everything that there is."""
+    phone = {"initial_device_display_name": "My telephone", "device_id": "PHONE"}
+    alice = await server.register("alice", **phone)
+    own = quote(alice.user_id)
+    room_id = await server.make_room(alice, bob)
+    room = f"rooms/{quote(room_id)}"
+    message = {"msgtype": "m.text", "body": "org.example.secret"}
+    sent = await alice.ok("PUT", f"{room}/send/m.room.message/1", json=message)
+    for path, body in {
+        f"profile/{own}/displayname": {"displayname": "Al of Wonderland"},
+        f"presence/{own}/status": {"presence": "online", "status_msg": "out to lunch"},
+        f"user/{own}/account_data/org.example.secret": {"a": 1},
+        f"user/{own}/{room}/account_data/org.example.secret": {"a": 1},
+        f"user/{own}/{room}/tags/org.example.secret": {"order": 0.5},
+        f"{room}/typing/{own}": {"typing": True, "timeout": 30_000},
+        f"directory/room/{quote('#tea:' + server.name)}": {"room_id": room_id},
+        "pushrules/global/content/org.example.secret": {"pattern": "alice", "actions": ["notify"]},
+    }.items():
+        assert (await alice.put(path, json=body)).status_code == 200, path
+    await alice.ok("POST", f"user/{own}/filter", json={"event_fields": ["org.example.secret"]})
+    await alice.ok("POST", f"{room}/receipt/m.read/{quote(sent['event_id'])}", json={})
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "refresh_token": True}
+    await server.anonymous.ok("POST", "login", json={**login, "password": "correct horse battery staple"})
+    await alice.post("/_matrix/media/v3/upload?filename=holiday.png", content=b"x" * 100)
+    await alice.post("/_matrix/media/v1/create")
+    await alice.post("account/password", json={"new_password": "another long password"})  # begins a session
+    await alice.get("sync?timeout=0")
+    return alice
+
+
+async def test_nothing_remains_but_what_is_documented(federation: Federation) -> None:
+    server = await federation.start("a.example")
+    other = await federation.start("b.example")
+    bob, carl = await server.register("bob"), await other.register("carl")
+    elsewhere = await other.make_room(carl)
+    alice = await leave_traces(server, bob, federation)
+    await join(alice, elsewhere, other.name)
+    tables = await server.read(list_tables)
+    before = {column.partition(".")[0] for column in await server.read(find_traces, alice.user_id, tables)}
+    unused = set(tables) - before - WITHOUT_USERS
+    unused -= {name.partition(".")[0] for name in KEPT} | {"departures", "profile_updates", "account_flags"}
+    assert not unused, "tables that hold nothing of this user: fill them above, or list them in docs/erasure.md"
+
+    await alice.ok("POST", "account/deactivate", json={"erase": True, "auth": alice.password_auth()})
+
+    async def is_done() -> bool:
+        return not await server.read(lambda tx: tx.all("SELECT user_nid FROM departures"))
+
+    await until(is_done)
+    after = await server.read(find_traces, alice.user_id, tables)
+    assert {column for column in after if not is_listed(column)} == set()
+    presence = await server.read(find_presence, alice.user_id)
+    assert (presence.status_msg, presence.last_active_ms) == (None, 0)
+    assert not server.hs.token_cache.last_seen(alice.user_id, alice.device_id)
+    assert not [key for key in server.hs.rate_limits._buckets if alice.user_id in key]
+
+
+@pytest.mark.parametrize("kind", ["invite", "knock"])
+@pytest.mark.parametrize("away", [False, True])
+async def test_invites_and_knocks_of_other_servers_end(federation: Federation, kind: str, away: bool) -> None:
+    """Also if that server is away at that moment, and this one is killed before it is back."""
+    server, other = await federation.start("a.example"), await federation.start("b.example")
+    alice, carl = await server.register("alice"), await other.register("carl")
+    rules = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+    body = {"preset": "private_chat", "initial_state": [rules]}
+    room_id = (await carl.ok("POST", "createRoom", json=body))["room_id"]
+    if kind == "invite":
+        await carl.ok("POST", f"rooms/{quote(room_id)}/invite", json={"user_id": alice.user_id})
+    else:
+        await alice.ok("POST", f"knock/{quote(room_id)}?via={other.name}", json={})
+    if away:
+        federation.network.cut("a.example", "b.example")
+    await alice.ok("POST", "account/deactivate", json={"auth": alice.password_auth()})
+    if away:
+        await federation.kill("a.example")
+        federation.network.heal()
+        await federation.start("a.example")
+
+    async def has_left() -> bool:
+        path = f"rooms/{quote(room_id)}/state/m.room.member/{quote(alice.user_id)}"
+        return bool((await carl.get(path)).json().get("membership") == "leave")
+
+    await until(has_left)

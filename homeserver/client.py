@@ -48,7 +48,7 @@ class RoomEvent:
 
     @property
     def event_id(self) -> EventID:
-        """Its id; "" of an invitation, which has none that the user may know."""
+        """Its id; "" of an invitation from a server that does not tell."""
         return EventID(self.event.get("event_id", ""))
 
     @property
@@ -202,8 +202,8 @@ class Client:
     def events(self) -> AsyncIterator[RoomEvent]:
         """The invitations that wait for the user, then every event since this client was opened.
 
-        Each room's events come in their order, from the user's own join on. An invitation is the user's member event,
-        without an id: the room is not the user's to look into yet. Ends when the server closes.
+        Each room's events come in their order, from the user's own join on. An invitation is the user's member event.
+        Ends when the server closes.
         """
         return _Events(self, self._opened)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from homeserver.config import (
     RateLimitsSection,
     Registration,
 )
+from homeserver.federation.signing import SigningKey, format_signing_key
 from homeserver.server import Homeserver
 from homeserver.testing.network import FakeNetwork
 
@@ -70,6 +72,7 @@ async def one_server(
         if folder is not None:
             sections = {"database": DatabaseSection(), "blobs": BlobsSection(), **sections}
         config = config_for_tests(server_name, temporary if folder is None else folder, **sections)
+        _write_key(config)
         wire = network.wire_for(server_name)
         async with Homeserver(config, wire=wire, now_ms=now_ms, inline_database=True) as hs:
             network.join(server_name, hs.app)
@@ -77,6 +80,15 @@ async def one_server(
                 yield hs
             finally:
                 network.leave(server_name)
+
+
+def _write_key(config: Config) -> None:
+    """A signing key that depends on the server's name only: a test that is repeated signs the same."""
+    path = config.data_path(config.federation.signing_key_file)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        key = SigningKey("test", sha256(config.server_name.encode()).digest())
+        path.write_text(format_signing_key(key) + "\n", "ascii")
 
 
 @asynccontextmanager

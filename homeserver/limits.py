@@ -179,6 +179,14 @@ PUSH_RULE_BYTES_MAX = 4 * 1024
 # As long as any other id.
 PUSH_RULE_ID_BYTES_MAX = 255
 
+# Lazy loading
+
+# Rooms of devices of which it is remembered who was told: 60 MB where each has as many members as are remembered, and
+# mostly a tenth of that. What is forgotten is told again.
+LAZY_ROOMS_REMEMBERED_MAX = 10_000
+# Those who have spoken last: a client shows some screens of a timeline.
+LAZY_MEMBERS_PER_ROOM_MAX = 50
+
 # Profiles, presence
 
 # Spec: PUT /profile/{userId}/{keyName}

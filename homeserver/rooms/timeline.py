@@ -141,6 +141,19 @@ def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_t
     return stored_events(tx, rows)
 
 
+def find_types(tx: Transaction, room_id: RoomID, point: int, up_to: int, limit: int) -> set[str] | None:
+    """The types of the events with point < ordering ≤ up_to, None if these are more than `limit` events."""
+    nids = tx.values(
+        "SELECT type_nid FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND ordering > ? AND ordering <= ?"
+        " LIMIT ?",
+        tx.find(room_id),
+        point,
+        up_to,
+        limit + 1,
+    )
+    return None if len(nids) > limit else set(tx.names(set(nids)).values())
+
+
 def list_newest_from(
     tx: Transaction, room_nid: int, server: ServerName, since: int, upto: int, limit: int
 ) -> list[int]:

@@ -23,6 +23,7 @@ from homeserver.rooms.membership import RoomMembership, list_memberships
 from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.timeline import Tokens, after_position
 from homeserver.sync.filter import Filter, RoomEventFilter, wants, wants_room
+from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
 from homeserver.users.blocking import blocks_invites, ignored_users
 
@@ -58,6 +59,7 @@ class SyncAnswer:
     upto: int
     has_news: bool
     keys: frozenset[str]
+    members: DeviceMembers
 
 
 class Engine:
@@ -65,6 +67,7 @@ class Engine:
 
     def __init__(self, sections: Sequence[SyncSection]) -> None:
         self._sections = tuple(sections)
+        self._told = ToldMembers()
         self._keys = Cache(USERS_REMEMBERED_MAX)  # user id → (keys, the position at which they held)
 
     async def sync(self, hs: Resources, request: SyncRequest) -> dict[str, Any]:
@@ -82,11 +85,13 @@ class Engine:
 
     async def _compute(self, hs: Resources, request: SyncRequest, *, has_waited: bool = False) -> SyncAnswer:
         compute_ = _compute_again if has_waited else compute
+        known = (self._sections, request, hs.database.generation, self._told)
         try:
-            answer = await hs.database.read(compute_, self._sections, request, hs.database.generation)
+            answer = await hs.database.read(compute_, *known)
         except DatabaseDamaged:
             # One room that cannot be read must not keep a user from all the others. Each room on its own costs more.
-            answer = await hs.database.read(compute_, self._sections, request, hs.database.generation, True)
+            answer = await hs.database.read(compute_, *known, True)
+        answer.members.remember(answer.upto)
         self._keys.put(request.user_id, (answer.keys, answer.upto))
         return answer
 
@@ -101,7 +106,7 @@ class Engine:
         if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, request.since):
             return None
         upto = max(hs.stream.position, request.since)  # never back: the client may know of a commit before the stream
-        return SyncAnswer({}, upto, False, keys)
+        return SyncAnswer({}, upto, False, keys, _members_of(request, self._told))
 
 
 def _whole(hs: Resources, answer: SyncAnswer) -> dict[str, Any]:
@@ -113,11 +118,16 @@ def _compute_again(
     sections: Sequence[SyncSection],
     request: SyncRequest,
     generation: str,
+    told: ToldMembers,
     around_damage: bool = False,
 ) -> SyncAnswer:
     """As `compute`, for a request that has waited. Raises MatrixError 401 if its token was revoked meanwhile."""
     check_token(tx, request.requester)
-    return compute(tx, sections, request, generation, around_damage)
+    return compute(tx, sections, request, generation, told, around_damage)
+
+
+def _members_of(request: SyncRequest, told: ToldMembers) -> DeviceMembers:
+    return DeviceMembers(told, (request.user_id, request.requester.device_id), request.since)
 
 
 def compute(
@@ -125,9 +135,10 @@ def compute(
     sections: Sequence[SyncSection],
     request: SyncRequest,
     generation: str,
+    told: ToldMembers,
     around_damage: bool = False,
 ) -> SyncAnswer:
-    """One answer, as of now, with tokens of that generation of the stream.
+    """One answer, as of now, with tokens of that generation of the stream. told: to whom which members were told.
 
     around_damage: of a room that cannot be read it tells only that there is something.
     """
@@ -141,6 +152,7 @@ def compute(
         request.full_state,
         request.use_state_after,
         Tokens(upto, generation),
+        _members_of(request, told),
         ignored_users(tx, request.user_id),
     )
     wanted = [membership for membership in memberships if wants_room(request.filter.room, membership.room_id)]
@@ -170,7 +182,7 @@ def compute(
             section(tx, context)
     body = _body(request, rooms, context)
     keys = {request.user_id, *(each.room_id for each in memberships if each.membership == "join")}
-    return SyncAnswer(body, upto, bool(body), frozenset(keys))
+    return SyncAnswer(body, upto, bool(body), frozenset(keys), viewer.members)
 
 
 class _Rooms:

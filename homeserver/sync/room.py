@@ -5,7 +5,7 @@ The state that a client ends up with, its `state` and then its `timeline` applie
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,34 @@ from homeserver.database import Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.client_event import client_event, client_events
-from homeserver.rooms.membership import RoomMembership, count_members, list_heroes
+from homeserver.rooms.membership import RoomMembership, count_members, has_come_or_gone, list_heroes
 from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
 from homeserver.rooms.state_tree import Key
 from homeserver.rooms.storage import StoredEvent, find_stored, list_stored, without_withheld
-from homeserver.rooms.timeline import END, START, Tokens, after_position, list_backwards
+from homeserver.rooms.timeline import END, START, Tokens, after_position, find_types, list_backwards
 from homeserver.rooms.visibility import filter_visible, find_leave
-from homeserver.sync.filter import Filter, select_fields, timeline_limit, wants, wants_event, wants_room
+from homeserver.sync.filter import (
+    Filter,
+    RoomEventFilter,
+    select_fields,
+    timeline_limit,
+    wants,
+    wants_event,
+    wants_room,
+)
+from homeserver.sync.lazy_members import DeviceMembers
 
+TYPES_SCANNED_MAX = 10_000  # events whose types alone are looked at, some milliseconds of work
 SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that it gives
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who looks, and how. `ignored`: users of whom only state events are shown. `tokens`: makes those of the answer."""
+    """Who looks, and how. `tokens`: makes those of the answer. `members`: what the device knows by lazy loading.
+
+    ignored: users of whom only state events are shown.
+    """
 
     user_id: UserID
     device_id: str
@@ -35,7 +48,18 @@ class Viewer:
     full_state: bool
     use_state_after: bool
     tokens: Tokens
+    members: DeviceMembers
     ignored: frozenset[str] = frozenset()
+
+    @property
+    def loads_lazily(self) -> bool:
+        return self.filter.room.state.lazy_load_members
+
+    @property
+    def wants_members(self) -> bool:
+        """Whether the filter lets pass any member event, so that it is news who has come or gone."""
+        parts = (self.filter.room.state, self.filter.room.timeline)
+        return self.loads_lazily or any(wants(part, "m.room.member", None) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +82,38 @@ def joined_room(
     since_point = after_position(since)
     timeline = read_timeline(tx, viewer, room_id, START if whole else since_point, END)
     before = None if whole or viewer.full_state else head_at(tx, room_id, since_point)
-    with_summary = whole or membership.members_position > since
-    timeline, state = _state(tx, viewer, room_id, before, head, timeline, with_heroes=with_summary)
+    with_summary = whole or _is_summary_news(tx, viewer, membership, before, head, since)
+    heroes = list_heroes(tx, room_id, viewer.user_id) if with_summary and not _is_named(tx, head) else []
+    timeline, state = _state(tx, viewer, room_id, before, head, timeline, heroes)
     if not (whole or viewer.full_state or with_summary or timeline.events or timeline.limited or state):
         return {}
-    answer = _sections(tx, viewer, timeline, state)
+    answer = _sections(tx, viewer, room_id, timeline, state)
     if with_summary:
-        answer["summary"] = _summary(tx, room_id, viewer.user_id)
+        answer["summary"] = _summary(tx, room_id, heroes)
     return answer
+
+
+def _is_summary_news(
+    tx: Transaction, viewer: Viewer, membership: RoomMembership, before: StateAt | None, head: StateAt, since: int
+) -> bool:
+    """Whether the summary is another one since a stream position, and the user wants to hear of members."""
+    if not viewer.wants_members:
+        return False
+    if membership.members_position > since and has_come_or_gone(tx, membership.room_id, since):
+        return True
+    return before is not None and _is_named(tx, before) != _is_named(tx, head)
+
+
+def _is_named(tx: Transaction, state: StateAt) -> bool:
+    """Whether the room has a name or an alias to be called by: then nobody needs its heroes."""
+    for event_type, field in (("m.room.name", "name"), ("m.room.canonical_alias", "alias")):
+        type_nid, key_nid = tx.find(event_type), tx.find("")
+        if type_nid is not None and key_nid is not None:
+            position = position_in(tx, state, (type_nid, key_nid))
+            event = None if position is None else list_stored(tx, (position,)).get(position)
+            if event is not None and event.content.get(field):
+                return True
+    return False
 
 
 def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since: int) -> dict[str, Any]:
@@ -78,15 +126,17 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
     since_point = after_position(since) if since else START
     left = None if membership.forgotten else find_leave(tx, room_id, viewer.user_id)
     if left is None or left.ordering is None or left.ordering <= since_point:
-        answer = _sections(tx, viewer, _own_membership(tx, membership, since_point), [])
+        answer = _sections(tx, viewer, room_id, _own_membership(tx, membership, since_point), [])
         answer["timeline"]["events"] += _told_outside(viewer, membership)
         return answer
     was = head_at(tx, room_id, since_point) if since else None
     membership_then = None if was is None else _membership_at(tx, was, viewer.user_id)
     timeline = read_timeline(tx, viewer, room_id, START if membership_then is None else since_point, left.ordering)
     before = was if membership_then == "join" and not viewer.full_state else None
-    timeline, state = _state(tx, viewer, room_id, before, state_after(tx, left), timeline, with_heroes=before is None)
-    return _sections(tx, viewer, timeline, state)
+    then = state_after(tx, left)
+    heroes = list_heroes(tx, room_id, viewer.user_id) if before is None and not _is_named(tx, then) else []
+    timeline, state = _state(tx, viewer, room_id, before, then, timeline, heroes)
+    return _sections(tx, viewer, room_id, timeline, state)
 
 
 def _own_membership(tx: Transaction, membership: RoomMembership, since_point: int) -> Timeline:
@@ -124,7 +174,10 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
     gap = find_newest_gap(tx, room_id, since_point, upto_point)
     down_to = since_point if gap is None else gap - 1
     filter_ = viewer.filter.room.timeline
-    limit = timeline_limit(filter_.limit) if wants_room(filter_, room_id) else 0
+    if filter_.types == [] or not wants_room(filter_, room_id):
+        at_start = upto_point if since_point == START else since_point
+        return Timeline([], False, after_position(tx.position) if at_start == END else at_start)
+    limit = timeline_limit(filter_.limit)
     found: list[StoredEvent] = []
     point, scanned, exhausted = upto_point, 0, False
     while len(found) <= limit and scanned <= SCAN_FACTOR * (limit + 1):
@@ -140,7 +193,7 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
             break
         assert batch[-1].ordering is not None
         point = batch[-1].ordering - 1
-    limited = len(found) > limit or not exhausted
+    limited = len(found) > limit or not (exhausted or _is_hidden(tx, filter_, room_id, down_to, point))
     events = found[:limit][::-1]
     if not limited and gap is not None:
         return Timeline(events, True, down_to)
@@ -151,6 +204,14 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
     return Timeline(events, limited, after_position(tx.position) if start == END else start)
 
 
+def _is_hidden(tx: Transaction, filter_: RoomEventFilter, room_id: RoomID, since_point: int, upto_point: int) -> bool:
+    """Whether the filter certainly lets nothing pass of what lies between two points."""
+    if filter_.types is None and not filter_.not_types:
+        return False
+    types = find_types(tx, room_id, since_point, upto_point, TYPES_SCANNED_MAX)
+    return types is not None and not any(wants(filter_, event_type, None) for event_type in types)
+
+
 def _state(
     tx: Transaction,
     viewer: Viewer,
@@ -158,16 +219,16 @@ def _state(
     before: StateAt | None,
     head: StateAt,
     timeline: Timeline,
-    *,
-    with_heroes: bool,
+    heroes: Sequence[UserID],
 ) -> tuple[Timeline, list[StoredEvent]]:
     """The state events by which a client with the state `before` (None: nothing) that gets the timeline has `head`.
 
-    And the timeline, which may have to be shorter for that.
+    With lazy loading, without the members who neither speak nor are heroes nor are new. Also answers the timeline,
+    which may have to be shorter for that.
     """
     if not viewer.use_state_after:
         timeline = _without_overruled(tx, head, timeline)
-    members = _wanted_members(tx, viewer, room_id, timeline, whole=before is None, with_heroes=with_heroes)
+    members = _wanted_members(tx, viewer, timeline, heroes, whole=before is None)
     if before is None:
         positions = entries_of(tx, head)
     else:
@@ -180,7 +241,7 @@ def _state(
         member_nid = tx.find("m.room.member")
         positions = {key: at for key, at in positions.items() if key[0] != member_nid or key[1] in members}
     elif members is not None:
-        positions.update(_members_of(tx, members, head, shown))
+        positions.update(_unknown_members(tx, viewer, room_id, members, head, shown))
     filter_ = viewer.filter.room.state
     if not wants_room(filter_, room_id):
         return timeline, []
@@ -221,34 +282,46 @@ def _rewind(
 
 
 def _wanted_members(
-    tx: Transaction, viewer: Viewer, room_id: RoomID, timeline: Timeline, *, whole: bool, with_heroes: bool
+    tx: Transaction, viewer: Viewer, timeline: Timeline, heroes: Sequence[UserID], *, whole: bool
 ) -> set[int] | None:
-    """With lazy loading, whose member events the state should have (state key nids); None for everyone's."""
-    if not viewer.filter.room.state.lazy_load_members:
+    """With lazy loading, whose member events the client needs (state key nids); None for everyone's."""
+    if not viewer.loads_lazily:
         return None
-    users: set[str] = {event.sender for event in timeline.events}
+    users: set[str] = {event.sender for event in timeline.events} | set(heroes)
     if whole:
         users.add(viewer.user_id)
-    if with_heroes:
-        users.update(list_heroes(tx, room_id, viewer.user_id))
     return {nid for user_id in users if (nid := tx.find(user_id)) is not None}
 
 
-def _members_of(
-    tx: Transaction, members: Collection[int], head: StateAt, shown: Mapping[Key, StoredEvent]
+def _unknown_members(
+    tx: Transaction,
+    viewer: Viewer,
+    room_id: RoomID,
+    members: Collection[int],
+    head: StateAt,
+    shown: Mapping[Key, StoredEvent],
 ) -> dict[Key, int]:
-    """The senders' member events, lest the client does not have them yet."""
+    """Those of the member events that the device was not told before, unless it wants them all the same."""
     member_nid = tx.find("m.room.member")
     found: dict[Key, int] = {}
     if member_nid is not None:
+        again = viewer.filter.room.state.include_redundant_members
         for nid in members:
             position = position_in(tx, head, (member_nid, nid))
             if position is not None and (member_nid, nid) not in shown:
-                found[member_nid, nid] = position
+                if again or not viewer.members.knows(room_id, nid, position):
+                    found[member_nid, nid] = position
     return found
 
 
-def _sections(tx: Transaction, viewer: Viewer, timeline: Timeline, state: list[StoredEvent]) -> dict[str, Any]:
+def _sections(
+    tx: Transaction, viewer: Viewer, room_id: RoomID, timeline: Timeline, state: list[StoredEvent]
+) -> dict[str, Any]:
+    if viewer.loads_lazily:
+        for event in (*state, *timeline.events):
+            if event.type == "m.room.member" and event.state_key is not None:
+                if (nid := tx.find(event.state_key)) is not None:
+                    viewer.members.tell(room_id, nid, event.position)
     fields = viewer.filter.event_fields
     events = client_events(
         tx, timeline.events, user_id=viewer.user_id, device_id=viewer.device_id, with_room_id=False
@@ -269,12 +342,12 @@ def _sections(tx: Transaction, viewer: Viewer, timeline: Timeline, state: list[S
     }
 
 
-def _summary(tx: Transaction, room_id: RoomID, user_id: str) -> dict[str, Any]:
-    return {
-        "m.heroes": list_heroes(tx, room_id, user_id),
+def _summary(tx: Transaction, room_id: RoomID, heroes: Sequence[UserID]) -> dict[str, Any]:
+    counts = {
         "m.joined_member_count": count_members(tx, room_id, "join"),
         "m.invited_member_count": count_members(tx, room_id, "invite"),
     }
+    return {"m.heroes": list(heroes), **counts} if heroes else counts
 
 
 def _membership_at(tx: Transaction, state: StateAt, user_id: str) -> str | None:

@@ -33,6 +33,7 @@ from homeserver.rooms.append import append_local
 from homeserver.server import Homeserver
 from homeserver.sync.engine import SyncRequest, compute
 from homeserver.sync.filter import EVERYTHING, parse_filter
+from homeserver.sync.lazy_members import ToldMembers
 
 WORDS = tuple("the quick brown fox jumps over a lazy dog and some bees buzz in the garden behind our old house".split())  # noqa: SIM905
 SECTIONS = [feature.sync for feature in FEATURES if feature.sync is not None]
@@ -166,8 +167,10 @@ async def bench_sync() -> dict[str, Any]:
             await hs.database.write(_append_many, hs, room_ids[-1], 100 * number, 20)
         initial = SyncRequest(requester(1), None, parse_filter({"room": {"timeline": {"limit": 20}}}))
 
+        told = ToldMembers()
+
         async def sync(request: SyncRequest) -> dict[str, Any]:
-            answer = await hs.database.read(compute, SECTIONS, request, "")
+            answer = await hs.database.read(compute, SECTIONS, request, "", told)
             to_json(answer.body)
             return answer.body
 
@@ -176,7 +179,8 @@ async def bench_sync() -> dict[str, Any]:
         async def one_message(number: int) -> None:
             nonlocal since
             await hs.database.write(append, hs, room_ids[number % 100], 2, 20_000 + number)
-            answer = await hs.database.read(compute, SECTIONS, SyncRequest(requester(1), since, EVERYTHING), "")
+            request = SyncRequest(requester(1), since, EVERYTHING)
+            answer = await hs.database.read(compute, SECTIONS, request, "", told)
             to_json(answer.body)
             since = answer.upto
 

@@ -12,6 +12,7 @@ from homeserver.encoding import to_json
 from homeserver.federation.identifiers import UserID
 from homeserver.sync.engine import SyncRequest, compute
 from homeserver.sync.filter import parse_filter
+from homeserver.sync.lazy_members import ToldMembers
 from tests.support.rooms import Rooms
 
 StateKey = tuple[str, str]
@@ -40,6 +41,7 @@ class SyncClient:
     lazy: bool = False
     since: int | None = None
     known: dict[str, KnownRoom] = field(default_factory=dict)
+    told: ToldMembers = field(default_factory=ToldMembers)
 
     async def sync(self, **options: Any) -> dict[str, Any]:
         """Asks what is new, and takes it in."""
@@ -55,9 +57,10 @@ class SyncClient:
             use_state_after=self.use_state_after,
             **options,
         )
-        answer = await self.rooms.read(compute, (), request, "")
+        answer = await self.rooms.read(compute, (), request, "", self.told)
         body: dict[str, Any] = orjson.loads(to_json(answer.body))
         self.take_in(body)
+        answer.members.remember(answer.upto)
         self.since = answer.upto
         return body
 

@@ -1,0 +1,202 @@
+"""What a sync need not say: members told before, rooms without news, names that nobody asks for.
+
+Spec: client-server-api/#lazy-loading-room-members, #filtering, #syncing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support.homeservers import Client, Server
+from tests.support.people import act, join, leave, path_of, public_room, room_in, say, send, set_state, sync, texts
+
+LAZY = {"room": {"state": {"lazy_load_members": True}, "timeline": {"limit": 3}}}
+REDUNDANT = {"room": {"state": {"lazy_load_members": True, "include_redundant_members": True}}}
+# Neither messages nor members: only a state event of the client's own making.
+OWN_STATE_ONLY = {
+    "room": {
+        "timeline": {"types": []},
+        "state": {"types": ["org.example.state"]},
+        "ephemeral": {"types": []},
+        "account_data": {"types": []},
+    },
+    "presence": {"types": []},
+    "account_data": {"types": []},
+}
+
+
+def told(answer: dict[str, Any], room_id: str) -> list[str]:
+    """Of whom a sync tells the member event as state."""
+    events = room_in(answer, room_id).get("state", {}).get("events", [])
+    return sorted(event["state_key"] for event in events if event["type"] == "m.room.member")
+
+
+async def rename(client: Client, name: str) -> None:
+    await client.ok("PUT", f"profile/{client.user_id}/displayname", json={"displayname": name})
+
+
+async def a_room_of_four(server: Server, **body: Any) -> tuple[str, list[Client]]:
+    """A room and its members. Their joins lie too far back to be in a short timeline."""
+    people = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    room_id = await public_room(*people, **body)
+    await say(people[0], room_id, *(f"m{number}" for number in range(5)))
+    return room_id, people
+
+
+# Lazily loaded members
+
+
+async def test_who_speaks_is_told_once(server: Server) -> None:
+    room_id, (alice, bob, carl, dora) = await a_room_of_four(server, name="Room")
+    since = (await sync(alice, filter=LAZY))["next_batch"]
+    seen = []
+    for _ in range(3):
+        await send(bob, room_id)
+        answer = await sync(alice, since, filter=LAZY)
+        since = answer["next_batch"]
+        seen.append(told(answer, room_id))
+    assert seen == [[bob.user_id], [], []]
+    await send(carl, room_id)
+    await send(bob, room_id)
+    assert told(await sync(alice, since, filter=LAZY), room_id) == [carl.user_id]
+    assert told(await sync(alice, since, filter=REDUNDANT), room_id) == [bob.user_id, carl.user_id]
+
+    phone = await server.log_in("alice")
+    since = (await sync(phone, filter=LAZY))["next_batch"]
+    await send(dora, room_id)
+    assert told(await sync(phone, since, filter=LAZY), room_id) == [dora.user_id]
+    assert {bob.user_id, dora.user_id} <= set(told(await sync(alice, filter=LAZY), room_id))
+
+
+async def test_an_answer_that_was_lost_is_told_again(server: Server) -> None:
+    room_id, (alice, bob, *_) = await a_room_of_four(server, name="Room")
+    since = (await sync(alice, filter=LAZY))["next_batch"]
+    await send(bob, room_id)
+    for _ in range(2):
+        answer = await sync(alice, since, filter=LAZY)
+        assert told(answer, room_id) == [bob.user_id]
+    await send(bob, room_id)
+    assert told(await sync(alice, answer["next_batch"], filter=LAZY), room_id) == []
+
+
+async def test_a_new_profile_and_a_new_stay_are_told(server: Server) -> None:
+    room_id, (alice, bob, *_) = await a_room_of_four(server, name="Room")
+    since = (await sync(alice, filter=LAZY))["next_batch"]
+    await send(bob, room_id)
+    since = (await sync(alice, since, filter=LAZY))["next_batch"]
+    await rename(bob, "Bobby")
+    await say(bob, room_id, *"abcdef")  # so that the new member event is not in the timeline
+    answer = await sync(alice, since, filter=LAZY)
+    assert told(answer, room_id) == [bob.user_id]
+    since = answer["next_batch"]
+    await leave(alice, room_id)
+    since = (await sync(alice, since, filter=LAZY))["next_batch"]
+    await join(alice, room_id)
+    await say(bob, room_id, *"ghijkl")
+    assert bob.user_id in told(await sync(alice, since, filter=LAZY), room_id)
+
+
+# Heroes
+
+
+async def test_only_a_nameless_room_has_heroes(server: Server) -> None:
+    room_id, (alice, *others) = await a_room_of_four(server)
+    everyone = sorted(each.user_id for each in others)
+    answer = await sync(alice, filter=LAZY)
+    assert sorted(room_in(answer, room_id)["summary"]["m.heroes"]) == everyone
+    assert set(everyone) <= set(told(answer, room_id))
+    since = answer["next_batch"]
+    await set_state(alice, room_id, "m.room.name", {"name": "Room"})
+    answer = await sync(alice, since, filter=LAZY)
+    assert "m.heroes" not in room_in(answer, room_id)["summary"]
+    room = room_in(await sync(alice, filter=LAZY), room_id)
+    assert room["summary"] == {"m.joined_member_count": 4, "m.invited_member_count": 0}
+    assert told({"rooms": {"join": {room_id: room}}}, room_id) == [alice.user_id]
+    await set_state(alice, room_id, "m.room.name", {"name": ""})
+    answer = await sync(alice, answer["next_batch"], filter=LAZY)
+    assert sorted(room_in(answer, room_id)["summary"]["m.heroes"]) == everyone
+
+
+async def test_a_new_name_of_a_member_is_no_news_of_the_summary(server: Server) -> None:
+    room_id, (alice, bob, *_) = await a_room_of_four(server)
+    since = (await sync(alice))["next_batch"]
+    await rename(bob, "Bobby")
+    answer = await sync(alice, since)
+    assert "summary" not in room_in(answer, room_id)
+    await leave(bob, room_id)
+    assert room_in(await sync(alice, answer["next_batch"]), room_id)["summary"]["m.joined_member_count"] == 3
+
+
+# What the filter hides
+
+
+@pytest.mark.parametrize(
+    "what", ["messages", "a name in the room", "a name", "a topic", "a join", "typing", "a receipt"]
+)
+async def test_what_the_filter_hides_brings_no_room_up_and_wakes_nobody(server: Server, what: str) -> None:
+    room_id, (alice, bob, *_) = await a_room_of_four(server)
+    erin = await server.register("erin")
+    (message,) = await say(alice, room_id, "here")
+    since = (await sync(alice, filter=OWN_STATE_ONLY))["next_batch"]
+
+    async def change() -> None:
+        if what == "messages":
+            await say(bob, room_id, *(f"m{number}" for number in range(150)))
+        elif what == "a name in the room":
+            await set_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id)
+        elif what == "a name":
+            await rename(bob, "Bobby")
+        elif what == "a topic":
+            await set_state(alice, room_id, "m.room.topic", {"topic": "T"})
+        elif what == "a join":
+            await join(erin, room_id)
+        elif what == "typing":
+            await bob.ok("PUT", path_of(room_id, "typing", bob.user_id), json={"typing": True})
+        else:
+            await bob.ok("POST", path_of(room_id, "receipt", "m.read", message), json={})
+
+    await assert_quiet(alice, since, change, filter=OWN_STATE_ONLY)
+    await set_state(alice, room_id, "org.example.state", {"n": 1})
+    room = room_in(await sync(alice, since, filter=OWN_STATE_ONLY), room_id)
+    assert [event["type"] for event in room["state"]["events"]] == ["org.example.state"]
+
+
+async def assert_quiet(client: Client, since: str, change: Callable[[], Awaitable[None]], **query: Any) -> None:
+    """Nothing is told of a change to a sync that waits, nor to one that comes later."""
+    answers = []
+
+    async def wait() -> None:
+        answers.append(await sync(client, since, timeout=20_000, set_presence="offline", **query))
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(2)
+        await change()
+    assert trio.current_time() - began >= 20
+    assert answers[0].keys() == {"next_batch"}
+    assert (await sync(client, since, set_presence="offline", **query)).keys() == {"next_batch"}
+
+
+async def test_many_hidden_messages_do_not_hide_that_there_is_more(server: Server) -> None:
+    """Whoever wants one kind of event among hundreds of others is not told that nothing is missing where it is."""
+    room_id, (alice, bob, *_) = await a_room_of_four(server)
+    filter_ = {"room": {"timeline": {"types": ["org.example.rare"], "limit": 1}, "state": {"types": []}}}
+    since = (await sync(alice, filter=filter_))["next_batch"]
+    await send(bob, room_id, {"n": 1}, kind="org.example.rare")
+    await say(bob, room_id, *(f"m{number}" for number in range(60)))
+    assert room_in(await sync(alice, since, filter=filter_), room_id)["timeline"]["limited"]
+
+
+async def test_what_is_not_hidden_is_told(server: Server) -> None:
+    room_id, (alice, bob, carl, _) = await a_room_of_four(server)
+    since = (await sync(alice))["next_batch"]
+    await act(alice, room_id, "kick", carl)
+    await send(bob, room_id, "so?")
+    room = room_in(await sync(alice, since), room_id)
+    assert texts(room["timeline"]["events"]) == ["so?"]
+    assert room["summary"]["m.joined_member_count"] == 3

@@ -155,14 +155,20 @@ SHARED_SECRET_NONCE_MS = 60 * 1000
 
 # Account data, filters
 
-# Types of account data of one user: secret storage and each room have some; clients have no reason for more.
+# Account data of one user: secret storage and each room have some types; clients have no reason for more.
 ACCOUNT_DATA_TYPES_MAX = 20_000
+# All of it is in each first sync, in memory some times over. Real accounts have some 100 KiB.
+ACCOUNT_DATA_BYTES_MAX = 16 << 20
+# It is part of a path and of an index, as other types are.
+ACCOUNT_DATA_TYPE_BYTES_MAX = 255
 
 # Spec: client-server-api/#room-tagging
 TAG_BYTES_MAX = 255
 
 # They are all in one event that is sent whole at each change.
 TAGS_PER_ROOM_MAX = 200
+# "order", and what a client adds of its own.
+TAG_CONTENT_BYTES_MAX = 1_024
 
 # A filter is read for every sync; the largest that clients send are a few KiB of room ids.
 FILTER_BYTES_MAX = 64 * 1024
@@ -178,6 +184,11 @@ PUSH_RULE_BYTES_MAX = 4 * 1024
 
 # As long as any other id.
 PUSH_RULE_ID_BYTES_MAX = 255
+
+# Receipts
+
+# Threads of a room in which one user's receipts are kept: everyone in the room is told of them in each first sync.
+RECEIPT_THREADS_MAX = 100
 
 # Lazy loading
 

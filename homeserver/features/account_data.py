@@ -81,7 +81,7 @@ def sync_account_data(tx: Transaction, context: SyncContext) -> None:
             tx, context.user_id, [nid for nid, name in room_nids.items() if name in context.newly_joined]
         )
     for room_nid, type_nid, content in rows:
-        event = {"type": tx.name(type_nid), "content": orjson.loads(content)}
+        event = {"type": tx.name(type_nid), "content": orjson.Fragment(content)}
         if room_nid == 0:
             context.account_data.append(event)
         elif room_nid in room_nids:

@@ -21,7 +21,7 @@ from homeserver.federation.edus import ReceiptContent
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership, list_memberships
-from homeserver.rooms.storage import get_stored
+from homeserver.rooms.storage import StoredEvent, get_stored
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.presence import note_activity
 
@@ -54,6 +54,9 @@ routes = Routes()
 
 # Over a longer span of the stream the receipts of all rooms are more than those of the user's.
 SPAN_BY_POSITION_MAX = 1_000
+
+# From an event by its relations to one that is in a thread. Spec: client-server-api/#threaded-read-receipts
+THREAD_HOPS_MAX = 3
 
 ReceiptType = Literal["m.read", "m.read.private", "m.fully_read"]
 Markers = Mapping[ReceiptType, EventID]
@@ -121,6 +124,10 @@ def _read_up_to(
         event = get_stored(tx, event_id)
         if event is None or event.room_id != room_id:
             raise not_found("There is no such event in that room.")
+        if thread_id == event_id:
+            continue  # a thread's root is in the main timeline: this says nothing of the thread
+        if thread_id not in ("", "main") and _thread_of(tx, event) != thread_id:
+            raise invalid_param("The event is not in that thread.")
         if receipt_type == "m.fully_read":
             if _is_marker_ahead(tx, room_id, user_id, event.ordering):
                 store_account_data(tx, user_id, room_id, "m.fully_read", {"event_id": event_id})
@@ -129,6 +136,28 @@ def _read_up_to(
                 tx, room_id, user_id, receipt_type, thread_id, event_id, event.ordering, tx.now_ms, is_local=True
             )
     note_activity(tx, hs, user_id)
+
+
+def _thread_of(tx: Transaction, event: StoredEvent) -> str | None:
+    """The root of the thread that an event is in, None if it is in the main timeline.
+
+    Spec: client-server-api/#threaded-read-receipts
+    """
+    room_id: RoomID = event.room_id
+    for _ in range(THREAD_HOPS_MAX):
+        relation = event.content.get("m.relates_to")
+        if not isinstance(relation, dict):
+            return None
+        parent_id = relation.get("event_id")
+        if not isinstance(parent_id, str):
+            return None
+        parent = get_stored(tx, parent_id)
+        if parent is None or parent.room_id != room_id:
+            return None
+        if relation.get("rel_type") == "m.thread":
+            return parent_id
+        event = parent
+    return None
 
 
 def _is_marker_ahead(tx: Transaction, room_id: RoomID, user_id: UserID, ordering: int | None) -> bool:
@@ -152,7 +181,11 @@ def _store_remote(tx: Transaction, origin: ServerName, content: ReceiptContent) 
                 continue
             event_id, thread_id = receipt.event_ids[0], receipt.data.thread_id or ""
             event = get_stored(tx, event_id)
-            ordering = event.ordering if event is not None and event.room_id == room_id else None
+            if event is not None and event.room_id != room_id:
+                event = None
+            if thread_id not in ("", "main") and (event is None or _thread_of(tx, event) != thread_id):
+                continue  # anyone can invent threads, and each would be told to everyone in the room
+            ordering = None if event is None else event.ordering
             if ordering is None or _is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
                 store_receipt(
                     tx, room_id, user_id, "m.read", thread_id, event_id, ordering, receipt.data.ts, is_local=False
@@ -215,6 +248,8 @@ def store_receipt(
     is_local: bool,
 ) -> None:
     """Replaces the user's receipt of that type and thread. A private one is news to its user only."""
+    if thread_id not in ("", "main"):
+        _make_room(tx, room_id, user_id, receipt_type, thread_id)
     wake = user_id if receipt_type == "m.read.private" else room_id
     tx.run(
         "INSERT INTO receipts (room_nid, user_nid, receipt_type, thread_id, event_id, ordering, ts_ms, position,"
@@ -232,6 +267,26 @@ def store_receipt(
         tx.next_position(wake),
         int(is_local),
     )
+
+
+def _make_room(tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: str, thread_id: str) -> None:
+    """Forgets the user's oldest receipts in threads of the room if there are too many for another one."""
+    threads = tx.values(
+        "SELECT thread_id FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ?"
+        " AND thread_id NOT IN ('', 'main') AND thread_id <> ? ORDER BY position DESC",
+        tx.find(room_id),
+        tx.find(user_id),
+        receipt_type,
+        thread_id,
+    )
+    for oldest in threads[limits.RECEIPT_THREADS_MAX - 1 :]:
+        tx.run(
+            "DELETE FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ? AND thread_id = ?",
+            tx.find(room_id),
+            tx.find(user_id),
+            receipt_type,
+            oldest,
+        )
 
 
 def _is_ahead(

@@ -6,6 +6,7 @@ from homeserver import limits
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
@@ -33,6 +34,8 @@ async def set_room_tag(
         raise bad_json("The order of a tag must be a number.")
     if not 0 <= order <= 1:
         raise invalid_param("The order of a tag lies between 0 and 1.")
+    if len(to_json(body)) > limits.TAG_CONTENT_BYTES_MAX:
+        raise invalid_param(f"What belongs to a tag is {limits.TAG_CONTENT_BYTES_MAX} bytes at most.")
     await hs.database.write(_store_tag, user_id, room_id, tag, body)
     return Empty()
 

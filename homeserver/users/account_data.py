@@ -10,7 +10,7 @@ from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.encoding import to_json
-from homeserver.errors import forbidden, invalid_param
+from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
@@ -33,6 +33,19 @@ SCHEMA = Schema(
             CREATE INDEX account_data_position ON account_data (user_nid, position);
             """,
         ),
+        Step(
+            "sizes",
+            """
+            -- How much each user keeps, so that it need not be counted at each change. A type counts with its name.
+            CREATE TABLE account_data_sizes (
+                user_nid INTEGER PRIMARY KEY,
+                types INTEGER NOT NULL,
+                bytes INTEGER NOT NULL
+            );
+            INSERT INTO account_data_sizes (user_nid, types, bytes)
+                SELECT user_nid, COUNT(*), SUM(LENGTH(content)) FROM account_data GROUP BY user_nid;
+            """,
+        ),
     ),
 )
 
@@ -46,21 +59,41 @@ def check_own(requester: Requester, user_id: UserID) -> None:
 def store_account_data(
     tx: Transaction, user_id: UserID, room_id: RoomID | None, data_type: str, content: JsonObject
 ) -> None:
-    """Replaces the user's data of this type, and tells the user's devices. room_id None: it belongs to no room."""
+    """Replaces the user's data of this type, and tells the user's devices. room_id None: it belongs to no room.
+
+    Raises MatrixError 400 or 413 if the user would keep too much.
+    """
+    if len(data_type.encode("utf-8", "surrogatepass")) > limits.ACCOUNT_DATA_TYPE_BYTES_MAX:
+        raise invalid_param(f"The type of account data has {limits.ACCOUNT_DATA_TYPE_BYTES_MAX} bytes at most.")
     user_nid, room_nid, type_nid = tx.intern(user_id), tx.intern(room_id) if room_id else 0, tx.intern(data_type)
-    position = tx.next_position(user_id)
-    replaced = tx.run(
-        "UPDATE account_data SET content = ?, position = ? WHERE user_nid = ? AND room_nid = ? AND type_nid = ?",
-        to_json(content), position, user_nid, room_nid, type_nid,
+    data = to_json(content)
+    old = tx.one(
+        "SELECT LENGTH(content) FROM account_data WHERE user_nid = ? AND room_nid = ? AND type_nid = ?",
+        user_nid, room_nid, type_nid,
     )  # fmt: skip
-    if not replaced:
-        (count,) = tx.one("SELECT COUNT(*) FROM account_data WHERE user_nid = ?", user_nid) or (0,)
-        if count >= limits.ACCOUNT_DATA_TYPES_MAX:
-            raise invalid_param(f"There may be {limits.ACCOUNT_DATA_TYPES_MAX} types of account data.")
-        tx.run(
-            "INSERT INTO account_data (user_nid, room_nid, type_nid, content, position) VALUES (?, ?, ?, ?, ?)",
-            user_nid, room_nid, type_nid, to_json(content), position,
-        )  # fmt: skip
+    _count(tx, user_nid, 0 if old else 1, len(data) - (old[0] if old else 0))
+    tx.run(
+        "INSERT INTO account_data (user_nid, room_nid, type_nid, content, position) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (user_nid, room_nid, type_nid) DO UPDATE SET content = excluded.content,"
+        " position = excluded.position",
+        user_nid, room_nid, type_nid, data, tx.next_position(user_id),
+    )  # fmt: skip
+
+
+def _count(tx: Transaction, user_nid: int, new_types: int, new_bytes: int) -> None:
+    """Notes that a user keeps more, or less. What makes it less is allowed also where it is too much."""
+    types, size_bytes = tx.one("SELECT types, bytes FROM account_data_sizes WHERE user_nid = ?", user_nid) or (0, 0)
+    types, size_bytes = types + new_types, size_bytes + new_bytes
+    if new_types > 0 and types > limits.ACCOUNT_DATA_TYPES_MAX:
+        raise invalid_param(f"There may be {limits.ACCOUNT_DATA_TYPES_MAX} types of account data.")
+    if new_bytes > 0 and size_bytes > limits.ACCOUNT_DATA_BYTES_MAX:
+        most = limits.ACCOUNT_DATA_BYTES_MAX >> 20
+        raise MatrixError(413, "M_TOO_LARGE", f"An account may keep {most} MiB of account data. Make some smaller.")
+    tx.run(
+        "INSERT INTO account_data_sizes (user_nid, types, bytes) VALUES (?, ?, ?)"
+        " ON CONFLICT (user_nid) DO UPDATE SET types = excluded.types, bytes = excluded.bytes",
+        user_nid, types, size_bytes,
+    )  # fmt: skip
 
 
 def find_account_data(
@@ -95,4 +128,5 @@ def list_of_rooms(tx: Transaction, user_id: UserID, room_nids: Collection[int | 
 def forget_account_data(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
     """What the user kept for their own devices, tags included. No device is left to read it."""
     tx.run("DELETE FROM account_data WHERE user_nid = ?", tx.find(user_id))
+    tx.run("DELETE FROM account_data_sizes WHERE user_nid = ?", tx.find(user_id))
     return False

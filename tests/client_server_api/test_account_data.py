@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import trio
 
+from homeserver import limits
+from homeserver.encoding import to_json
 from tests.support.homeservers import Client, Server
 
 ROOM = "!726s6s6q:example.com"
@@ -148,6 +150,30 @@ async def test_tags(homeserver: Server) -> None:
     assert data == {"tags": {"u.Wörk/play": {}}}
 
 
+async def test_an_account_keeps_only_so_much(homeserver: Server) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    path = f"user/{alice.user_id}/account_data"
+    big = {"x": "x" * (1 << 19)}
+    statuses = [(await alice.put(f"{path}/k{number}", json=big)).status_code for number in range(40)]
+    kept = statuses.count(200)
+    assert kept * len(to_json(big)) <= limits.ACCOUNT_DATA_BYTES_MAX < (kept + 1) * len(to_json(big))
+    assert statuses == [200] * kept + [413] * (40 - kept)
+    refusal = (413, "M_TOO_LARGE")
+    assert await alice.refused("PUT", f"user/{alice.user_id}/rooms/{ROOM}/account_data/k", json=big) == refusal
+    assert (await alice.ok("GET", f"{path}/k0")) == big
+    await alice.ok("PUT", f"{path}/k0", json={})  # what makes it less is always allowed
+    await alice.ok("PUT", f"{path}/new", json=big)
+    assert await alice.refused("PUT", f"{path}/k0", json=big) == refusal
+    await bob.ok("PUT", f"user/{bob.user_id}/account_data/k", json=big)
+
+
+async def test_the_name_of_a_type_has_a_limit(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    path = f"user/{alice.user_id}/account_data/"
+    await alice.ok("PUT", path + "x" * 255, json={})
+    assert await alice.refused("PUT", path + "x" * 256, json={}) == (400, "M_INVALID_PARAM")
+
+
 async def test_tags_that_a_client_wrote_as_nonsense(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/rooms/{ROOM}"
@@ -167,6 +193,7 @@ async def test_tags_that_a_client_wrote_as_nonsense(homeserver: Server) -> None:
         ("u.a", {"order": -0.1}, "M_INVALID_PARAM"),
         ("u.a", [], "M_BAD_JSON"),
         ("u." + "ü" * 127, {}, "M_INVALID_PARAM"),
+        ("u.a", {"org.example": "x" * 1024}, "M_INVALID_PARAM"),
     ],
 )
 async def test_refuses_bad_tags(homeserver: Server, tag: str, content: Any, errcode: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from homeserver import limits
 from homeserver.features.receipts import SPAN_BY_POSITION_MAX
 from tests.support.homeservers import Client, Server
 from tests.support.people import act, ephemeral, join, leave, path_of, public_room, room_in, say, send, sync
@@ -105,6 +106,36 @@ async def test_each_thread_has_its_own(server: Server) -> None:
     await read(bob, room_id, root, thread_id="main")
     await read(bob, room_id, main)
     assert await receipts(alice, room_id, bob) == expected
+
+
+async def test_only_threads_that_exist_have_receipts(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    root, other, plain = await say(alice, room_id, "root", "other", "plain")
+    reply = await send(alice, room_id, {"body": "1", "m.relates_to": {"rel_type": "m.thread", "event_id": root}})
+    reaction = {"m.relates_to": {"rel_type": "m.annotation", "event_id": reply, "key": "+"}}
+    reacted = await send(alice, room_id, reaction, kind="m.reaction")
+    beside = await send(alice, room_id, {**reaction, "m.relates_to": {"rel_type": "m.reference", "event_id": plain}})
+    for event_id, thread_id in ((plain, "$invented"), (plain, root), (reply, other), (beside, root), (reply, plain)):
+        refusal = await bob.refused("POST", receipt_path(room_id, event_id), json={"thread_id": thread_id})
+        assert refusal == (400, "M_INVALID_PARAM")
+    assert await receipts(alice, room_id, bob) == {}
+    await read(bob, room_id, root, thread_id=root)  # the root is in the main timeline: nothing is read by that
+    assert await receipts(alice, room_id, bob) == {}
+    await read(bob, room_id, reacted, thread_id=root)  # what relates to a reply is in its thread
+    assert await receipts(alice, room_id, bob) == {root: reacted}
+
+
+async def test_of_many_threads_the_last_that_were_read_are_kept(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    roots = await say(alice, room_id, *(f"root {number}" for number in range(limits.RECEIPT_THREADS_MAX + 2)))
+    for root in roots:
+        relation = {"rel_type": "m.thread", "event_id": root}
+        reply = await send(alice, room_id, {"body": "reply", "m.relates_to": relation})
+        await read(bob, room_id, reply, thread_id=root)
+    await read(bob, room_id, roots[0], thread_id="main")
+    assert (await receipts(alice, room_id, bob)).keys() == {"main", *roots[2:]}
 
 
 async def test_receipts_are_batched_by_room(server: Server) -> None:

@@ -147,3 +147,30 @@ async def test_who_is_not_in_the_room_does_not_type_in_it(federation: Federation
     typing = {"room_id": room_id, "user_id": eve.user("eve"), "typing": True}
     await eve.send("a.example", "1", [], [{"edu_type": "m.typing", "content": typing}])
     assert not (await _ephemeral(alice, room_id)).get("m.typing", {}).get("user_ids")
+
+
+async def test_receipts_in_threads_that_do_not_exist_are_dropped(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    carol = Stranger(federation.network, ServerName("c.example"))
+    room_id = await create_room(alice, preset="public_chat")
+    room = await carol.join("a.example", room_id, "carol")
+    root = await send_text(alice, room_id, "root")
+    content = {"body": "reply", "m.relates_to": {"rel_type": "m.thread", "event_id": root}}
+    path = f"rooms/{quote(room_id)}/send/m.room.message/reply"
+    reply = (await alice.ok("PUT", path, json=content))["event_id"]
+
+    def receipt(event_id: str, thread_id: str) -> dict[str, Any]:
+        read = {"event_ids": [event_id], "data": {"ts": 1, "thread_id": thread_id}}
+        return {"edu_type": "m.receipt", "content": {room_id: {"m.read": {room.user_id: read}}}}
+
+    invented = [receipt(root, f"$t{number}") for number in range(50)]
+    unknown = [receipt(f"$e{number}", root) for number in range(10)]
+    await carol.send("a.example", "1", edus=[*invented, *unknown, receipt(root, root), receipt(root, reply)])
+    assert "m.receipt" not in await _ephemeral(alice, room_id)
+    await carol.send("a.example", "2", edus=[receipt(reply, root)])
+    told = (await _ephemeral(alice, room_id))["m.receipt"]
+    assert told == {reply: {"m.read": {room.user_id: {"ts": 1, "thread_id": root}}}}
+    await carol.send("a.example", "3", edus=[receipt(root, "main")])
+    events = (await sync(alice))["rooms"]["join"][room_id]["ephemeral"]["events"]
+    assert root in str(events)

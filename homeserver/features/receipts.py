@@ -183,8 +183,11 @@ def _store_remote(tx: Transaction, origin: ServerName, content: ReceiptContent) 
             event = get_stored(tx, event_id)
             if event is not None and event.room_id != room_id:
                 event = None
-            if thread_id not in ("", "main") and (event is None or _thread_of(tx, event) != thread_id):
-                continue  # anyone can invent threads, and each would be told to everyone in the room
+            if thread_id not in ("", "main"):
+                if event is None or thread_id == event_id:
+                    continue
+                # Anyone can invent threads, and each would be told to everyone in the room.
+                thread_id = _thread_of(tx, event) or "main"
             ordering = None if event is None else event.ordering
             if ordering is None or _is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
                 store_receipt(

@@ -201,3 +201,17 @@ async def test_refuses_bad_tags(homeserver: Server, tag: str, content: Any, errc
     path = f"user/{alice.user_id}/rooms/{ROOM}/tags"
     assert await alice.refused("PUT", f"{path}/{tag}", json=content) == (400, errcode)
     assert await alice.ok("GET", path) == {"tags": {}}
+
+
+async def test_json_that_is_nothing_but_brackets_is_refused_unread(homeserver: Server) -> None:
+    """A megabyte of them would take a second to decode, in which nobody else is answered."""
+    alice = await homeserver.register("alice")
+    brackets = b'{"a": [' + b",".join([b"[[[[[[[[]]]]]]]]"] * 60_000) + b"]}"
+    headers = {"authorization": f"Bearer {alice.token}"}
+    for method, path in (("PUT", "account_data/org.example"), ("POST", "filter")):
+        url = f"/_matrix/client/v3/user/{alice.user_id}/{path}"
+        response = await homeserver.http.request(method, url, content=brackets, headers=headers)
+        assert (response.status_code, response.json()["errcode"]) == (400, "M_NOT_JSON")
+    in_a_string = {"a": "[" * 500_000, 'quo"te\\': "{" * 100_000}
+    await alice.ok("PUT", f"user/{alice.user_id}/account_data/org.example", json=in_a_string)
+    assert await alice.ok("GET", f"user/{alice.user_id}/account_data/org.example") == in_a_string

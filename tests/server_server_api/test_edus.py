@@ -149,7 +149,7 @@ async def test_who_is_not_in_the_room_does_not_type_in_it(federation: Federation
     assert not (await _ephemeral(alice, room_id)).get("m.typing", {}).get("user_ids")
 
 
-async def test_receipts_in_threads_that_do_not_exist_are_dropped(federation: Federation) -> None:
+async def test_receipts_are_of_the_thread_that_their_event_is_in(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     carol = Stranger(federation.network, ServerName("c.example"))
@@ -166,11 +166,12 @@ async def test_receipts_in_threads_that_do_not_exist_are_dropped(federation: Fed
 
     invented = [receipt(root, f"$t{number}") for number in range(50)]
     unknown = [receipt(f"$e{number}", root) for number in range(10)]
-    await carol.send("a.example", "1", edus=[*invented, *unknown, receipt(root, root), receipt(root, reply)])
+    await carol.send("a.example", "1", edus=[*unknown, receipt(root, root)])
     assert "m.receipt" not in await _ephemeral(alice, room_id)
-    await carol.send("a.example", "2", edus=[receipt(reply, root)])
+    await carol.send("a.example", "2", edus=invented)
     told = (await _ephemeral(alice, room_id))["m.receipt"]
-    assert told == {reply: {"m.read": {room.user_id: {"ts": 1, "thread_id": root}}}}
-    await carol.send("a.example", "3", edus=[receipt(root, "main")])
+    assert told == {root: {"m.read": {room.user_id: {"ts": 1, "thread_id": "main"}}}}
+    await carol.send("a.example", "3", edus=[receipt(reply, root)])
     events = (await sync(alice))["rooms"]["join"][room_id]["ephemeral"]["events"]
-    assert root in str(events)
+    threads = [each["m.read"][room.user_id]["thread_id"] for event in events for each in event["content"].values()]
+    assert sorted(threads) == sorted(["main", root])

@@ -101,7 +101,7 @@ def _is_summary_news(
         return False
     if membership.members_position > since and has_come_or_gone(tx, membership.room_id, since):
         return True
-    return before is not None and _is_named(tx, before) != _is_named(tx, head)
+    return before is not None and before != head and _is_named(tx, before) != _is_named(tx, head)
 
 
 def _is_named(tx: Transaction, state: StateAt) -> bool:

@@ -49,8 +49,10 @@ class DeviceMembers:
     told: dict[RoomID, dict[int, int]] = field(default_factory=dict)
 
     def knows(self, room_id: RoomID, user_nid: int, position: int) -> bool:
-        """Whether the device has this member event already."""
-        return self.since is not None and self.memory.knows(self.device, self.since, room_id, user_nid, position)
+        """Whether the device has this member event already. Requests without a device are not told apart."""
+        if self.since is None or not self.device[1]:
+            return False
+        return self.memory.knows(self.device, self.since, room_id, user_nid, position)
 
     def tell(self, room_id: RoomID, user_nid: int, position: int) -> None:
         """Notes that the answer tells this member event."""

@@ -31,7 +31,7 @@ from homeserver.sync.filter import (
 )
 from homeserver.sync.lazy_members import DeviceMembers
 
-TYPES_SCANNED_MAX = 10_000  # events whose types alone are looked at, some milliseconds of work
+TYPES_SCANNED_MAX = 2_000  # events whose types alone are looked at, some milliseconds of work
 SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that it gives
 
 

@@ -480,10 +480,10 @@ LEAVES_AT_ONCE_MAX = 20
 # Of what an inviter or a room tells about itself to someone outside: real ones have a dozen.
 STRIPPED_EVENTS_MAX = 50
 STRIPPED_BYTES_MAX = 64 * 1024
-# Invites of one user that are pending: all of them are in each first sync. Nobody answers hundreds.
-INVITES_PENDING_MAX = 500
-INVITES_PENDING_BYTES_MAX = 8 << 20
-# ... of them from the users of one server, so that a server alone cannot keep others from inviting.
+# Invites and knocks of one user that are pending: all of them are in each first sync. Nobody answers hundreds.
+PENDING_MAX = 500
+PENDING_BYTES_MAX = 8 << 20
+# Invites of them from the users of one server, so that a server alone cannot keep others from inviting.
 INVITES_PENDING_PER_SERVER_MAX = 50
 
 # Federation: sending

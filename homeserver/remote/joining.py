@@ -43,6 +43,7 @@ from homeserver.rooms.append import append_local
 from homeserver.rooms.membership import get_membership
 from homeserver.rooms.receive import Missing, Received, adopt_room
 from homeserver.rooms.storage import Status, find_positions
+from homeserver.users.blocking import check_pending
 
 _log = logging.getLogger("homeserver.federation")
 
@@ -107,6 +108,7 @@ async def knock_room(
             draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "knock"}, state_key=user_id)
             await hs.database.write(_append, hs, draft)
             return room_id
+        await hs.database.read(check_pending, user_id)
         candidates = await list_candidates(hs, user_id, room_id, via)
         accepted = await _shake_hands(hs, "knock", user_id, room_id, candidates, content)
         stripped = read_stripped(accepted.answer.get("knock_room_state"))

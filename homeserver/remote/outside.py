@@ -29,7 +29,7 @@ from homeserver.federation.identifiers import (
 )
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.membership import get_membership, get_room_membership, is_server_joined, store_membership
-from homeserver.users.blocking import check_pending_invites
+from homeserver.users.blocking import check_pending
 
 
 def is_outside(tx: Transaction, own: ServerName, room_id: RoomID) -> bool:
@@ -76,7 +76,7 @@ def check_room_for_invite(tx: Transaction, invite: Event, stripped: list[JsonObj
     user_id = UserID(invite.state_key or "")
     if get_membership(tx, invite.room_id, user_id) == "invite":
         return  # it replaces one
-    check_pending_invites(tx, user_id, len(to_json(stripped)))
+    check_pending(tx, user_id, len(to_json(stripped)))
     nids = tx.values("SELECT sender_nid FROM outside_memberships WHERE user_nid = ?", tx.find(user_id))
     names, origin = tx.names(nids), server_name_of(invite.sender)
     if sum(server_name_of(names[nid]) == origin for nid in nids) >= limits.INVITES_PENDING_PER_SERVER_MAX:

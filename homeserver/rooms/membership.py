@@ -90,11 +90,11 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
     tx.wakes.update([row.user_id for row in rows])
 
 
-def measure_invites(tx: Transaction, user_id: str) -> tuple[int, int]:
-    """How many invites of the user are pending, and how many bytes are kept of what they tell of their rooms."""
+def measure_pending(tx: Transaction, user_id: str) -> tuple[int, int]:
+    """How many invites and knocks of the user are pending, and how many bytes are kept of what their rooms are like."""
     row = tx.one(
         "SELECT count(*), COALESCE(SUM(LENGTH(stripped)), 0) FROM memberships WHERE user_nid = ?"
-        " AND membership = 'invite'",
+        " AND membership IN ('invite', 'knock')",
         tx.find(user_id),
     )
     assert row is not None

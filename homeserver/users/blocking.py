@@ -9,7 +9,7 @@ from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.identifiers import UserID
-from homeserver.rooms.membership import measure_invites
+from homeserver.rooms.membership import measure_pending
 from homeserver.users.account_data import find_account_data
 
 
@@ -30,14 +30,14 @@ def check_takes_invites(tx: Transaction, user_id: UserID) -> None:
     """Raises MatrixError 403 if the user, of this server, wants no invitations or has no room for another one."""
     if blocks_invites(tx, user_id):
         raise MatrixError(403, "M_INVITE_BLOCKED", f"{user_id} takes no invitations.")
-    check_pending_invites(tx, user_id)
+    check_pending(tx, user_id)
 
 
-def check_pending_invites(tx: Transaction, user_id: UserID, new_bytes: int = 0) -> None:
-    """Raises MatrixError 403 if the user, of this server, has so many pending invites that there is no room for one.
+def check_pending(tx: Transaction, user_id: UserID, new_bytes: int = 0) -> None:
+    """Raises MatrixError 403 if so many invites and knocks of a user of this server are pending that none may be added.
 
-    new_bytes: the size of what the invite tells of its room.
+    new_bytes: the size of what the new one tells of its room.
     """
-    count, size_bytes = measure_invites(tx, user_id)
-    if count >= limits.INVITES_PENDING_MAX or size_bytes + new_bytes > limits.INVITES_PENDING_BYTES_MAX:
-        raise forbidden(f"{user_id} has too many pending invites. They can accept or reject some.")
+    count, size_bytes = measure_pending(tx, user_id)
+    if count >= limits.PENDING_MAX or size_bytes + new_bytes > limits.PENDING_BYTES_MAX:
+        raise forbidden(f"{user_id} has too many pending invites and knocks. They can accept or reject some.")

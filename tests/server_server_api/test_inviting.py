@@ -173,8 +173,8 @@ async def test_one_server_cannot_flood_a_user_with_invites(federation: Federatio
     assert await invited_by(mallory, most) == 200
 
 
-@pytest.mark.parametrize(("count", "size"), [(limits.INVITES_PENDING_MAX, 10), (130, limits.STRIPPED_BYTES_MAX)])
-async def test_pending_invites_are_bounded_in_number_and_in_bytes(
+@pytest.mark.parametrize(("count", "size"), [(limits.PENDING_MAX, 10), (130, limits.STRIPPED_BYTES_MAX)])
+async def test_what_is_pending_is_bounded_in_number_and_in_bytes(
     federation: Federation, count: int, size: int
 ) -> None:
     a = await federation.start("a.example")
@@ -195,6 +195,8 @@ async def test_pending_invites_are_bounded_in_number_and_in_bytes(
     assert (status, answer["errcode"]) == (403, "M_FORBIDDEN")
     path = f"rooms/{quote(await create_room(bert))}/invite"
     assert await bert.refused("POST", path, json={"user_id": alice.user_id}) == (403, "M_FORBIDDEN")
+    path = f"knock/{quote(f'!elsewhere:{stranger.name}')}?via={stranger.name}"
+    assert await alice.refused("POST", path, json={}) == (403, "M_FORBIDDEN")
 
 
 async def test_inviter_takes_the_invite_back(federation: Federation) -> None:

@@ -353,7 +353,7 @@ def revoke_replaced_tokens(tx: Transaction, cache: TokenCache[TokenLookup], toke
 def delete_token(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, token_hash: bytes) -> None:
     """Ends one access token, for those that belong to no device."""
     tx.run("DELETE FROM access_tokens WHERE token_hash = ?", token_hash)
-    forget_tokens(tx, cache, user_id)
+    end_waiting(tx, cache, user_id)
 
 
 def delete_tokens_of_device(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, device_id: str) -> None:
@@ -361,7 +361,7 @@ def delete_tokens_of_device(tx: Transaction, cache: TokenCache[TokenLookup], use
     user_nid = tx.find(user_id)
     tx.run("DELETE FROM access_tokens WHERE user_nid = ? AND device_id = ?", user_nid, device_id)
     tx.run("DELETE FROM refresh_tokens WHERE user_nid = ? AND device_id = ?", user_nid, device_id)
-    forget_tokens(tx, cache, user_id)
+    end_waiting(tx, cache, user_id)
 
 
 def delete_tokens_of_user(
@@ -373,13 +373,19 @@ def delete_tokens_of_user(
     every = 1 if except_device_id is None else 0
     tx.run("DELETE FROM access_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)", user_nid, every, kept)
     tx.run("DELETE FROM refresh_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)", user_nid, every, kept)
-    forget_tokens(tx, cache, user_id)
+    end_waiting(tx, cache, user_id)
 
 
 def forget_tokens(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID) -> None:
-    """After the commit, every node looks up the user's tokens again; a sync that waits does not outlive its own."""
+    """After the commit, every node looks up the user's tokens again."""
     tx.after_commit(cache.forget_user, user_id)
-    tx.wake(tokens_key(user_id), user_id)
+    tx.wake(tokens_key(user_id))
+
+
+def end_waiting(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID) -> None:
+    """As `forget_tokens`; also wakes the user's syncs, so that none outlives its token."""
+    forget_tokens(tx, cache, user_id)
+    tx.wake(user_id)
 
 
 def get_account_flags(tx: Transaction, user_id: UserID) -> AccountFlags:
@@ -404,4 +410,4 @@ def store_account_flags(tx: Transaction, cache: TokenCache[TokenLookup], user_id
         " is_locked = excluded.is_locked, is_suspended = excluded.is_suspended",
         tx.intern(user_id), int(flags.is_admin), int(flags.is_guest), int(flags.is_locked), int(flags.is_suspended),
     )
-    forget_tokens(tx, cache, user_id)
+    end_waiting(tx, cache, user_id)

@@ -75,6 +75,21 @@ async def test_a_device_that_logs_in_again_keeps_its_keys(server: Server) -> Non
     assert (status, body["errcode"], body["soft_logout"]) == (401, "M_UNKNOWN_TOKEN", True)
 
 
+async def test_a_sync_waits_on_while_its_token_is_refreshed(server: Server) -> None:
+    body = {"username": "alice", "password": PASSWORD, "auth": {"type": "m.login.dummy"}, "refresh_token": True}
+    answer = await server.anonymous.ok("POST", "register", json=body)
+    alice = Client(server, answer["access_token"], answer["user_id"], answer["device_id"])
+
+    async def refresh() -> None:
+        tokens = await server.anonymous.ok("POST", "refresh", json={"refresh_token": answer["refresh_token"]})
+        await server.with_token(tokens["access_token"]).ok("GET", "account/whoami")
+        assert await alice.refused("GET", "account/whoami") == (401, "M_UNKNOWN_TOKEN")
+
+    status, _, seconds = await wait_while(alice, refresh)
+    assert status == 200
+    assert seconds > 29
+
+
 async def test_another_device_waits_on(server: Server) -> None:
     phone = await server.register("alice")
     laptop = await server.log_in("alice")

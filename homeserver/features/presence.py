@@ -12,7 +12,7 @@ from dataclasses import replace
 import msgspec
 import trio
 
-from homeserver import limits
+from homeserver import limits_users
 from homeserver.api import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
@@ -63,8 +63,9 @@ async def get_presence(hs: Resources, requester: Requester, user_id: UserID) -> 
 async def set_presence(hs: Resources, requester: Requester, user_id: UserID, body: PresenceBody) -> Empty:
     if requester.user_id != user_id:
         raise forbidden("Nobody sets the presence of another user.")
-    if len((body.status_msg or "").encode("utf-8", "surrogatepass")) > limits.STATUS_MESSAGE_BYTES_MAX:
-        raise MatrixError(400, "M_TOO_LARGE", f"A status message is {limits.STATUS_MESSAGE_BYTES_MAX} bytes at most.")
+    if len((body.status_msg or "").encode("utf-8", "surrogatepass")) > limits_users.STATUS_MESSAGE_BYTES_MAX:
+        most = limits_users.STATUS_MESSAGE_BYTES_MAX
+        raise MatrixError(400, "M_TOO_LARGE", f"A status message is {most} bytes at most.")
     if hs.config.presence.enabled:
         await hs.database.write(set_status, hs, user_id, requester.device_id, body.presence, body.status_msg)
     return Empty()
@@ -92,7 +93,7 @@ async def follow_time(hs: Resources) -> None:
     """Sees to it that users become idle and offline when their time has come."""
     if not hs.config.presence.enabled:
         return
-    interval_s = min(limits.PRESENCE_SWEEP_INTERVAL_S, hs.config.presence.online_timeout_s / 3)
+    interval_s = min(limits_users.PRESENCE_SWEEP_INTERVAL_S, hs.config.presence.online_timeout_s / 3)
     lane = Lane("presence", hs.database, hs.metrics)
 
     async def sweep_some(user_nids: Sequence[int]) -> None:
@@ -155,7 +156,7 @@ async def receive_presence(hs: Resources, origin: ServerName, content: PresenceC
         return
     updates = [update for update in content.push if update.user_id.partition(":")[2] == origin]
     if updates:
-        await hs.database.write(_store_remote, updates[: limits.PRESENCE_UPDATES_PER_EDU_MAX])
+        await hs.database.write(_store_remote, updates[: limits_users.PRESENCE_UPDATES_PER_EDU_MAX])
 
 
 def _store_remote(tx: Transaction, updates: list[PresenceUpdate]) -> None:
@@ -173,7 +174,7 @@ def _store_remote(tx: Transaction, updates: list[PresenceUpdate]) -> None:
             status_msg=update.status_msg,
             last_active_ms=active_ms,
             currently_active=is_online and update.currently_active,
-            due_ms=None if update.presence == "offline" else tx.now_ms + limits.PRESENCE_REMOTE_TIMEOUT_MS,
+            due_ms=None if update.presence == "offline" else tx.now_ms + limits_users.PRESENCE_REMOTE_TIMEOUT_MS,
         )
         store_presence(tx, old, new)
 

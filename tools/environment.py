@@ -142,6 +142,8 @@ class Progress:
             self._tell(f"{min(self._fetched, self._total)} of {self._total}: {match[1]}", self._fetched % 10 == 0)
         elif line.startswith("Installing collected packages"):
             self._tell(f"unpacking {self._fetched} packages", True)
+        elif "Retrying (" in line:
+            self._tell("the package index does not answer; trying again", True)
         elif line.startswith(("Prepared ", "Installed ")):  # uv
             self._tell(line.strip().lower(), True)
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
 GUIDE = (ROOT / "docs" / "running.md").read_text()
 NGINX = (DEPLOY / "nginx.conf").read_text()
+METRIC = re.compile(r'"(homeserver_[a-z_]+)"')
 CADDY = (DEPLOY / "Caddyfile").read_text()
 
 
@@ -108,6 +109,12 @@ def test_the_table_of_ports_and_the_probes_name_the_port_of_administration(confi
     assert f"http://127.0.0.1:{port}/_homeserver/health/ready" in GUIDE
     assert f"http://127.0.0.1:{port}/_homeserver/metrics" in GUIDE
     assert f"Never {port}:" in GUIDE
+
+
+def test_the_metrics_that_the_guide_names_exist() -> None:
+    named = set(re.findall(r"`(homeserver_\w+)`", GUIDE))
+    known = {name for path in (ROOT / "homeserver").rglob("*.py") for name in re.findall(METRIC, path.read_text())}
+    assert named and named <= known
 
 
 def back_up(data: Path, copies: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
-from homeserver.federation.signing import SigningKey, encode_base64, verify_bytes
+from homeserver.federation.signing import SigningKey, encode_base64, verify_parts
 
 SCHEME = "X-Matrix"
 HEADER_LENGTH_MAX = 4096
@@ -125,6 +125,22 @@ def parse_authorization(header: str) -> XMatrix:
         raise InvalidAuthorization(str(error)) from None
 
 
+def verify_text(
+    credentials: XMatrix, method: str, uri: str, destination: ServerName, text: bytes | None, verify_key_base64: str
+) -> bool:
+    """Whether the origin signed this request to `destination` (our name) with this key; never raises.
+
+    text: the content as canonical JSON, None if there is none. Most servers send canonical JSON, so the body as it came
+    is tried first: nothing has to be decoded for that.
+    False also if the credentials name another destination: the receiving server must then answer 401.
+    """
+    if credentials.destination is not None and credentials.destination != destination:
+        return False
+    about = canonical_json.encode(signed_object(method, uri, credentials.origin, destination, None))
+    parts = (about,) if text is None else (b'{"content":', text, b",", about[1:])
+    return verify_parts(parts, credentials.signature, verify_key_base64)
+
+
 def verify(
     credentials: XMatrix,
     method: str,
@@ -132,31 +148,15 @@ def verify(
     destination: ServerName,
     content: Any | None,
     verify_key_base64: str,
-    *,
-    body: bytes | None = None,
 ) -> bool:
-    """Whether the origin signed this request to `destination` (our name) with this key; never raises.
-
-    body: what `content` was decoded from. Most servers send canonical JSON: then the signature is that of the body as
-    it came, and nothing has to be encoded again, nor even be encodable.
-    False also if the credentials name another destination: the receiving server must then answer 401.
-    """
-    if credentials.destination is not None and credentials.destination != destination:
-        return False
-
-    def is_signed(body: bytes | None) -> bool:
-        signed = signed_bytes(method, uri, credentials.origin, destination, body)
-        return verify_bytes(signed, credentials.signature, verify_key_base64)
-
-    if content is None:
-        return is_signed(None)
-    if body is not None and is_signed(body):
-        return True
-    try:
-        canonical = canonical_json.encode(content, strict=False, depth_max=canonical_json.PARTS_DEPTH_MAX)
-    except NotCanonical:
-        return False
-    return canonical != body and is_signed(canonical)
+    """As `verify_text`, for the decoded content, which need not have come as canonical JSON."""
+    text = None
+    if content is not None:
+        try:
+            text = canonical_json.encode(content, strict=False, depth_max=canonical_json.PARTS_DEPTH_MAX)
+        except NotCanonical:
+            return False
+    return verify_text(credentials, method, uri, destination, text, verify_key_base64)
 
 
 def _parse_params(header: str) -> dict[str, str]:

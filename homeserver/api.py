@@ -18,6 +18,7 @@ import trio
 
 from homeserver import limits, limits_http
 from homeserver.arguments import Plan, compile_plan, decode_json
+from homeserver.budgets import Hold
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.guests import guest_may
 
@@ -60,7 +61,6 @@ class Request:
         self.query_string = query_string
         self.request_id = ""  # in every log entry about this request
         self.content: Any = None  # the JSON that the body held, once it has been read
-        self.data: bytes | None = None  # what it was read from, for as long as the request's signature is not checked
         self.wait_gone = wait_gone  # returns when the client has closed the connection
         self._client_ip = client_ip
         self._headers = headers or []
@@ -104,18 +104,34 @@ class Request:
             if chunk:
                 yield chunk
 
-    async def body(self, max_bytes: int) -> bytes:
-        """The whole body. Raises M_TOO_LARGE where it is longer than `max_bytes`."""
+    async def body(self, max_bytes: int, hold: Hold | None = None) -> bytes:
+        """The whole body, for which memory is taken from `hold`.
+
+        Raises M_TOO_LARGE if it is longer than `max_bytes`, 408 if it comes too slowly, 429 if there is no memory.
+        """
         self._check_length(max_bytes)
         chunks: list[bytes] = []
         seen = 0
+        deadline = trio.current_time() + limits_http.BODY_SECONDS_MAX
         while self._receive is not None and (chunk := await self._receive()) is not None:
             if chunk:
-                chunks.append(chunk)
                 seen += len(chunk)
                 if seen > max_bytes:
                     raise too_large(max_bytes)
+                if hold is not None:
+                    await hold.take(len(chunk))
+                chunks.append(chunk)
+                if trio.current_time() > deadline:
+                    raise MatrixError(408, "M_UNKNOWN", "The body of the request came too slowly.")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @property
+    def has_small_body(self) -> bool:
+        """Whether the body was announced to be so short that no memory has to be reserved for it."""
+        for name, value in self._headers:
+            if name == b"content-length":
+                return value.isdigit() and int(value[:20]) <= limits_http.SMALL_BODY_BYTES
+        return not any(name == b"transfer-encoding" for name, _ in self._headers)
 
     def _check_length(self, max_bytes: int) -> None:
         for name, value in self._headers:
@@ -144,6 +160,7 @@ class Operation:
     allow_locked: bool
     waits: bool
     decode: Callable[[bytes], Any]
+    max_json_nodes: int
 
 
 class Routes:
@@ -189,10 +206,12 @@ class Routes:
         allow_locked: bool = False,
         waits: bool | None = None,
         decode: Callable[[bytes], Any] = decode_json,
+        max_json_nodes: int = 0,
     ) -> Callable[[Handler], Handler]:
         """Registers a handler. Several may be stacked on one function.
 
-        rate_limit: a class of `limits.RATE_LIMITS`, or "" for none. max_body_bytes: 0 for the usual limit of the group.
+        rate_limit: a class of `limits.RATE_LIMITS`, or "" for none. max_body_bytes, max_json_nodes: 0 for the usual
+        limit of the group; requests without a token or signature have lower ones.
         allow_guest: None for what the spec says of the path. allow_locked: also for an account that is locked.
         waits: the handler may wait for long, and is cancelled when the client goes away or the server stops; None where
         the rate limit is that of sync. decode: reads the JSON of the body; `decode_parts` if each of its parts is to be
@@ -217,6 +236,7 @@ class Routes:
                     allow_locked=allow_locked,
                     waits=rate_limit == "sync" if waits is None else waits,
                     decode=decode,
+                    max_json_nodes=max_json_nodes or limits_http.JSON_NODES_MAX[group],
                 )
             )
             return handler

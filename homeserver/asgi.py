@@ -43,9 +43,9 @@ class App:
     pages: Callable[[], AsgiApp] | None = None
     _pages: AsgiApp | None = None
 
-    def serving(self, groups: Collection[str], proxies: Proxies) -> App:
-        """The same application for a listener that answers only these groups, behind these proxies."""
-        return App(self.dispatch, frozenset(groups), proxies, self.websocket, self.pages)
+    def serving(self, groups: Collection[str], proxies: Proxies | None = None) -> App:
+        """The same application for a listener that answers only these groups, maybe behind other proxies."""
+        return App(self.dispatch, frozenset(groups), proxies or self.proxies, self.websocket, self.pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -9,10 +9,11 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from homeserver import limits
 from homeserver.api import Operation, Request
+from homeserver.bodies import Body
 from homeserver.database import DatabaseUnavailable, Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID
@@ -110,15 +111,26 @@ class IssuedTokens:
         return answer
 
 
-VerifyOrigin = Callable[[Resources, Request], Awaitable[ServerName]]
-"""Checks the X-Matrix signature of a request whose `content` has been read. Given by `homeserver.remote`."""
+class OriginClaim(Protocol):
+    """Who has sent a request, by its header alone: what it says is well-formed, and the key that it names is known."""
+
+    @property
+    def origin(self) -> ServerName:
+        """The server that the request claims to come from."""
+
+    async def check(self, hs: Resources, request: Request, body: Body | None) -> None:
+        """Checks the signature, which covers the body. Raises 401 M_UNAUTHORIZED if it is wrong."""
+
+
+IdentifyOrigin = Callable[[Resources, Request], Awaitable[OriginClaim]]
+"""Reads the X-Matrix header of a request, whose body has not been read. Given by `homeserver.remote`."""
 
 FindAppservice = Callable[[Resources, str, Request], Awaitable[Requester | None]]
 """The requester that an application service's token and its `user_id` and `device_id` parameters stand for."""
 
 
-async def refuse_origin(hs: Resources, request: Request) -> ServerName:
-    """Where federation is off."""
+async def refuse_origin(hs: Resources, request: Request) -> OriginClaim:
+    """Raises 401, if federation is off."""
     raise MatrixError(401, "M_UNAUTHORIZED", "This server does not take part in federation.")
 
 

@@ -16,20 +16,25 @@ from typing import Any
 
 import trio
 
+from homeserver import limits_http
 from homeserver.api import Empty, Operation, Request, Response, guess_group
 from homeserver.arguments import Constant
 from homeserver.authenticate import (
     FindAppservice,
+    IdentifyOrigin,
+    OriginClaim,
     Requester,
-    VerifyOrigin,
     find_requester,
     limit_requester,
     refuse_origin,
 )
 from homeserver.blobs import BlobDamaged, BlobError
+from homeserver.bodies import Body, check_nodes, read_body
+from homeserver.budgets import Hold
 from homeserver.database import DatabaseDamaged, DatabaseError
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, unrecognized
+from homeserver.federation.identifiers import ServerName
 from homeserver.outages import STORAGE_RETRY_AFTER_MS
 from homeserver.rate_limits import address_key
 from homeserver.resources import Resources
@@ -45,6 +50,8 @@ CORS = {
 }
 # A browser asks again after this: a day is the longest that any of them honours.
 PREFLIGHT = {**CORS, "access-control-max-age": "86400"}
+# Requests of other servers whose body is signed too; others have none, and what comes in its place is not read.
+_SIGNED_WITH_BODY = frozenset({"PUT", "POST"})
 # Answered to servers and programs only, never to a page in a browser.
 WITHOUT_CORS = frozenset({"federation", "metrics"})
 # The status, in metrics, of a request whose client has gone before it was answered: nobody gets it.
@@ -57,7 +64,7 @@ class Dispatch:
 
     hs: Resources
     operations: Iterable[Operation]
-    verify_origin: VerifyOrigin = refuse_origin
+    identify_origin: IdentifyOrigin = refuse_origin
     find_appservice: FindAppservice | None = None
     draining: trio.Event = field(default_factory=trio.Event)
     active: int = 0
@@ -127,6 +134,7 @@ class Dispatch:
         raise unrecognized(404)
 
     async def _run(self, operation: Operation, request: Request, raw: list[str]) -> Any:
+        """Everything in the order of what it costs: see `homeserver.bodies`."""
         hs, plan = self.hs, operation.plan
         requester = None
         if plan.requester:
@@ -134,17 +142,58 @@ class Dispatch:
         if operation.rate_limit and hs.rate_limits.enabled and not plan.origin:
             self._limit(operation, request, requester)
         path = plan.path_arguments(raw) if raw else raw
-        if plan.body is not None or plan.origin:
-            data = await request.body(operation.max_body_bytes)
-            if data or (plan.body is not None and not plan.body.optional):
-                request.content, request.data = operation.decode(data), data
-        origin = None
-        if plan.origin:
-            origin = await self.verify_origin(hs, request)
+        claim = await self.identify_origin(hs, request) if plan.origin else None
+        has_body = plan.body is not None or (claim is not None and request.method in _SIGNED_WITH_BODY)
+        if not has_body or request.has_small_body:
+            return await self._take(operation, request, requester, claim, path, has_body=has_body)
+        budget = hs.budgets.peers if operation.group == "federation" else hs.budgets.clients
+        key = requester.user_id if requester is not None else address_key(request.client_ip)
+        with budget.hold(key) as hold, hs.budgets.heavy.hold(key) as heavy:
+            return await self._take(operation, request, requester, claim, path, has_body=True, holds=(hold, heavy))
+
+    async def _take(
+        self,
+        operation: Operation,
+        request: Request,
+        requester: Requester | None,
+        claim: OriginClaim | None,
+        path: list[Any],
+        *,
+        has_body: bool,
+        holds: tuple[Hold, Hold] | None = None,
+    ) -> Any:
+        """Reads the body, checks who has sent it, runs the handler. holds: of memory, and of the turn to be heavy."""
+        hs, origin, body = self.hs, None, None
+        is_anonymous = requester is None and claim is None
+        if has_body:
+            body = await read_body(
+                operation, request, hs.workers, holds[0] if holds else None, is_anonymous=is_anonymous
+            )
+        if claim is not None:
+            await claim.check(hs, request, body)
+            origin = claim.origin
             hs.rate_limits.take(operation.rate_limit, origin, hs.now_ms())
+        if body is not None and (body.text or (operation.plan.body is not None and not operation.plan.body.optional)):
+            if body.nodes > limits_http.FREE_JSON_NODES:
+                await check_nodes(operation, body, hs.workers, is_anonymous=is_anonymous)
+                self._charge(body, requester, origin)
+            if holds is not None:
+                if body.nodes > limits_http.HEAVY_JSON_NODES:
+                    await holds[1].take(1)
+                else:
+                    holds[0].become(max(len(body.text), body.nodes * limits_http.JSON_NODE_BYTES))
+            request.content = await body.decode(hs.workers)
+            body = None  # its text is not needed any more
         if not operation.waits:
             return await self._handle(operation, request, requester, origin, path)
         return await self._wait(operation, request, requester, origin, path)
+
+    def _charge(self, body: Body, requester: Requester | None, origin: ServerName | None) -> None:
+        """Raises M_LIMIT_EXCEEDED for who sends too many values in large bodies."""
+        if origin is not None:
+            self.hs.rate_limits.take("federation_json", origin, self.hs.now_ms(), body.nodes)
+        elif requester is not None:
+            limit_requester(self.hs, requester, "json", body.nodes)
 
     async def _handle(
         self, operation: Operation, request: Request, requester: Requester | None, origin: Any, path: list[Any]

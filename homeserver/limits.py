@@ -117,6 +117,9 @@ RATE_LIMITS: Mapping[str, Bucket] = {
     "registration": Bucket(5, 0.1),  # accounts are for ever
     "directory": Bucket(50, 5),  # may ask another server
     "federation": Bucket(1000, 200),  # per origin: a busy server sends one transaction after another
+    "json": Bucket(300_000, 20_000),  # values in large bodies of a user: 1000 cost 0.3 ms
+    "federation_json": Bucket(5_000_000, 100_000),  # per origin: two of the worst transactions
+    "signatures": Bucket(200, 1),  # wrong ones from an address, in units of 64 KiB: a check costs 5 ms per MiB
     "federation_state": Bucket(50, 2),  # per origin: the whole state of a room, of a large one 100 MB in memory
     "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may keep 64 KiB for ever
     "keys": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
@@ -315,8 +318,10 @@ DECODE_INLINE_BYTES_MAX = 256 * 1024
 # A destination that does not answer is left alone for so long; it doubles with each failure.
 RETRY_MS = 2_000
 RETRY_MS_MAX = 60 * 60 * 1000
-# A body is read and decoded before it is known who has signed it. 50 PDUs of 64 KiB, and 100 EDUs that may be as large.
-TRANSACTION_BODY_BYTES_MAX = 12 << 20
+# 50 PDUs of 64 KiB, and 100 EDUs that may be as large. While its signature is checked it is in memory three times.
+TRANSACTION_BODY_BYTES_MAX = 10 << 20
+# The worst that the users of an honest server can put into 50 PDUs: 44,000 values each. See `bodies.count_nodes`.
+TRANSACTION_JSON_NODES_MAX = 2_500_000
 # One PDU, a little larger than canonical.
 PDU_BODY_BYTES_MAX = 128 * 1024
 # One PDU, and a dozen of the room's state.

@@ -6,17 +6,55 @@ from collections.abc import Mapping
 
 BODY_BYTES_MAX: Mapping[str, int] = {
     "client": 1 << 20,  # an event is 64 KiB at most; uploads of keys for many devices are the largest of the rest
-    "federation": 64 << 20,  # /send_join answers are larger, but requests hold 50 PDUs of 64 KiB and 100 EDUs
+    "federation": 1 << 20,  # some thousands of ids; transactions and invites have limits of their own
     "media": 1 << 20,  # uploads stream and have their own limit, blobs.upload_bytes_max
     "admin": 1 << 20,
     "metrics": 0,
     "health": 0,
 }
 
-# Arrays and objects of a body. They cost a hundred bytes and a microsecond each, which nested empty arrays turn into a
-# second for a megabyte. Real bodies have one for every 50 to 100 bytes; below the first number nobody is asked.
-JSON_CONTAINERS_MAX = 20_000
-JSON_BYTES_PER_CONTAINER = 16
+# Of somebody who has not said who they are: a login has a hundred bytes, a registration with a captcha some kilobytes.
+ANONYMOUS_BODY_BYTES_MAX = 64 * 1024
+
+# The values in the JSON of a body, in the measure of `bodies.count_nodes`. 1000 of them take 0.3 ms and 60 KB at the
+# worst, so how many there are decides what a body costs; its length does not.
+JSON_NODES_MAX: Mapping[str, int] = {
+    "client": 100_000,  # the content of an event has 44,000 at most; keys of a thousand devices have 10,000
+    "federation": 300_000,  # an invite carries an event and 256 KiB of state
+    "media": 1_000,
+    "admin": 100_000,
+    "metrics": 0,
+    "health": 0,
+}
+# A question to us as a notary has a thousand, a registration a dozen.
+ANONYMOUS_JSON_NODES_MAX = 4_000
+# Before the signature of a body is checked it is decoded only if it is not canonical, and only up to so many.
+UNVERIFIED_JSON_NODES_MAX = 100_000
+# Bodies with more are taken in one at a time.
+HEAVY_JSON_NODES = 300_000
+# Up to so many are decoded at once, since a thread hop costs as much; more must not hold up everybody else.
+INLINE_JSON_NODES_MAX = 4_000
+INLINE_BODY_BYTES_MAX = 256 * 1024
+# Values in a body that are not charged to anybody: requests have rate limits of their own.
+FREE_JSON_NODES = 1_000
+# What checking a wrong signature costs in units of the rate limit: one for the request, one for so many bytes.
+SIGNATURE_UNIT_BYTES = 64 * 1024
+# What the objects of one of them take, a little more than the average.
+JSON_NODE_BYTES = 64
+
+# A body that was announced to have at most so much needs no budget: it takes no more than its connection does.
+SMALL_BODY_BYTES = 16 * 1024
+# Bodies of other servers that are in memory at a time, of all and of one address; the largest has 12 MiB. Beside them
+# there may be one heavy one.
+PEER_BODIES_BYTES_MAX = 64 << 20
+PEER_BODIES_BYTES_EACH = 16 << 20
+# The same of clients: the largest has 1 MiB.
+CLIENT_BODIES_BYTES_MAX = 64 << 20
+CLIENT_BODIES_BYTES_EACH = 8 << 20
+# Long enough for bodies that are under way on a good network, short enough that a sender still listens.
+BUDGET_WAIT_SECONDS = 10
+# The whole body of a request, but an upload: 1 MiB at 10 KB/s.
+BODY_SECONDS_MAX = 120
 
 # Five identifiers of 255 bytes, each byte percent-encoded, with room to spare.
 PATH_CHARACTERS_MAX = 8_192

@@ -28,13 +28,33 @@ class RateLimits:
         if not self.enabled or not rate_class:
             return
         bucket = limits.RATE_LIMITS[rate_class]
-        tokens, at_ms = self._buckets.pop((rate_class, key), (bucket.burst, now_ms))
-        at_ms = min(at_ms, now_ms)  # the clock was set back: what the bucket gains counts from now on
-        tokens = min(bucket.burst, tokens + (now_ms - at_ms) / 1000 * bucket.per_second)
+        tokens = self._refill(rate_class, key, now_ms)
         if tokens < cost:
             self._buckets[rate_class, key] = (tokens, now_ms)
             raise limit_exceeded(int((cost - tokens) / bucket.per_second * 1000) + 1)
-        self._buckets[rate_class, key] = (tokens - cost, now_ms)
+        self._keep(rate_class, key, tokens - cost, now_ms)
+
+    def require(self, rate_class: str, key: str, now_ms: int) -> None:
+        """Raises M_LIMIT_EXCEEDED if a request could not be taken now; takes none."""
+        if self.enabled and (rate_class, key) in self._buckets:
+            self.take(rate_class, key, now_ms)
+            self.charge(rate_class, key, now_ms, -1)
+
+    def charge(self, rate_class: str, key: str, now_ms: int, cost: float) -> None:
+        """Takes what something has cost that is known only now: the bucket may be in debt after it."""
+        if self.enabled:
+            tokens = self._refill(rate_class, key, now_ms)
+            self._keep(rate_class, key, tokens - cost, now_ms)
+
+    def _refill(self, rate_class: str, key: str, now_ms: int) -> float:
+        """Takes the bucket out; what is in it now."""
+        bucket = limits.RATE_LIMITS[rate_class]
+        tokens, at_ms = self._buckets.pop((rate_class, key), (bucket.burst, now_ms))
+        at_ms = min(at_ms, now_ms)  # the clock was set back: what the bucket gains counts from now on
+        return min(bucket.burst, tokens + (now_ms - at_ms) / 1000 * bucket.per_second)
+
+    def _keep(self, rate_class: str, key: str, tokens: float, now_ms: int) -> None:
+        self._buckets[rate_class, key] = (tokens, now_ms)
         while len(self._buckets) > limits.RATE_LIMIT_KEYS_MAX:
             self._buckets.popitem(last=False)
 

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from homeserver.blobs import Blobs
+from homeserver.budgets import Budgets
 from homeserver.config import Config
 from homeserver.database import Database, Transaction
 from homeserver.federation.identifiers import ServerName, UserID
@@ -58,5 +59,6 @@ class Resources:
     metrics: Metrics = field(default_factory=Metrics)
     outages: Outages = field(default_factory=Outages)
     forgetters: tuple[ForgetUser, ...] = ()
+    budgets: Budgets = field(default_factory=Budgets)
     is_ready: bool = True
 

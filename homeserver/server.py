@@ -220,7 +220,7 @@ class Homeserver:
             Dispatch(
                 self._resources,
                 [operation for feature in features for operation in feature.routes],
-                verify_origin=remote.verify_origin if config.federation.enabled else authenticate.refuse_origin,
+                identify_origin=remote.identify_origin if config.federation.enabled else authenticate.refuse_origin,
             ),
             pages=lambda: make_pages(config),
         )

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from homeserver.api import Routes
 from homeserver.feature import Feature
 from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, serving
-from homeserver.remote.authorization import verify_origin
+from homeserver.remote.authorization import identify_origin
 from homeserver.remote.identity import open_identity
 from homeserver.remote.inbound import transaction_routes
 from homeserver.remote.schema import SCHEMA
 from homeserver.resources import Resources
 
-__all__ = ["feature_of", "open_identity", "verify_origin"]
+__all__ = ["feature_of", "identify_origin", "open_identity"]
 
 
 def feature_of(features: Sequence[Feature]) -> Feature:

@@ -1,20 +1,36 @@
-"""Who sends a request: the X-Matrix header is checked, and its origin is what the handlers get.
+"""Who sends a request: the X-Matrix header, and the signature that it holds.
 
 Spec: server-server-api/#request-authentication
+
+Everything that can be checked without the body is: a request that fails here is refused with its body unread. The
+signature is checked on the bytes of the body as they came, since most servers send canonical JSON. Otherwise the body
+has to be decoded before it is certain who has sent it, so only as much as costs little; a large transaction is tried
+with nothing but its parts in order. What wrong signatures cost is charged to the address that they come from.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from homeserver import limits_http
 from homeserver.api import Request
+from homeserver.bodies import Body
 from homeserver.errors import MatrixError
+from homeserver.federation import canonical_json
+from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.request_auth import InvalidAuthorization, parse_authorization, verify
+from homeserver.federation.request_auth import InvalidAuthorization, XMatrix, parse_authorization, verify_text
+from homeserver.federation.transaction import sort_parts
+from homeserver.rate_limits import address_key
 from homeserver.remote.keys import find_request_key
 from homeserver.resources import Resources
 
 
-async def verify_origin(hs: Resources, request: Request) -> ServerName:
-    """The server that has signed the request. MatrixError 401 M_UNAUTHORIZED, 429 for who claims to be too many."""
+async def identify_origin(hs: Resources, request: Request) -> Claim:
+    """Who the request claims to come from, before its body is read.
+
+    Raises 401 M_UNAUTHORIZED if it cannot be true, and 429 for an address that makes too many claims.
+    """
     header = request.headers.get("authorization")
     if header is None:
         raise _unauthorized("This request has to be signed.")
@@ -27,16 +43,60 @@ async def verify_origin(hs: Resources, request: Request) -> ServerName:
     origin = credentials.origin
     if origin == hs.server_name:
         raise _unauthorized("This server sends no requests to itself.")
+    hs.rate_limits.require("signatures", address_key(request.client_ip), hs.now_ms())
     key = await find_request_key(hs, origin, credentials.key_id, request.client_ip)
     if key is None:
         raise _unauthorized(f"{origin} has no such key, or its keys cannot be had.")
-    body, request.data = request.data, None
-    if not verify(
-        credentials, request.method, request.uri, hs.server_name, request.content, key.key_base64, body=body
-    ):
-        raise _unauthorized("The signature is wrong.")
-    hs.peers.note_contact(origin)
-    return origin
+    return Claim(credentials, key.key_base64)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim to be another server: an `authenticate.OriginClaim`."""
+
+    credentials: XMatrix
+    key_base64: str
+
+    @property
+    def origin(self) -> ServerName:
+        return self.credentials.origin
+
+    async def check(self, hs: Resources, request: Request, body: Body | None) -> None:
+        """Raises 401 M_UNAUTHORIZED if the signature is wrong, 429 after too many wrong ones of an address."""
+        address = address_key(request.client_ip)
+        # Again: many may have come in at the same time.
+        hs.rate_limits.require("signatures", address, hs.now_ms())
+        if not await self._is_signed(hs, request, body):
+            units = 1 + (len(body.text) // limits_http.SIGNATURE_UNIT_BYTES if body is not None else 0)
+            hs.rate_limits.charge("signatures", address, hs.now_ms(), units)
+            raise _unauthorized("The signature is wrong.")
+        hs.peers.note_contact(self.origin)
+
+    async def _is_signed(self, hs: Resources, request: Request, body: Body | None) -> bool:
+        if body is None or not body.text:
+            return self._covers(hs, request, None)
+        if not body.is_large:
+            return self._covers(hs, request, body.text) or self._covers_otherwise(hs, request, body)
+        async with hs.flights.limiter("signatures", 1):  # each holds several copies of the body
+            if await hs.workers.run(self._covers, hs, request, body.text):
+                return True
+            return await hs.workers.run(self._covers_otherwise, hs, request, body)
+
+    def _covers(self, hs: Resources, request: Request, text: bytes | None) -> bool:
+        return verify_text(self.credentials, request.method, request.uri, hs.server_name, text, self.key_base64)
+
+    def _covers_otherwise(self, hs: Resources, request: Request, body: Body) -> bool:
+        """Whether it is the signature of a body that came as other than canonical JSON."""
+        text = _canonical(body) if body.nodes <= limits_http.UNVERIFIED_JSON_NODES_MAX else sort_parts(body.text)
+        return text is not None and text != body.text and self._covers(hs, request, text)
+
+
+def _canonical(body: Body) -> bytes | None:
+    try:
+        content = canonical_json.decode_parts(body.text)
+        return canonical_json.encode(content, strict=False, depth_max=canonical_json.PARTS_DEPTH_MAX)
+    except NotCanonical:
+        return None
 
 
 def _unauthorized(error: str) -> MatrixError:

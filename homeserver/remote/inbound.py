@@ -53,6 +53,7 @@ def transaction_routes(features: Sequence[Feature]) -> Routes:
         "/_matrix/federation/v1/send/{txn_id}",
         rate_limit="federation",
         max_body_bytes=limits.TRANSACTION_BODY_BYTES_MAX,
+        max_json_nodes=limits.TRANSACTION_JSON_NODES_MAX,
         decode=decode_parts,
     )
     async def send_transaction(hs: Resources, origin: ServerName, txn_id: str, body: dict) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from homeserver.authenticate import (
     refresh_tokens,
     store_account_flags,
 )
+from homeserver.bodies import Body
 from homeserver.dispatch import Dispatch
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID
@@ -248,29 +250,51 @@ async def test_devices_are_noted_as_seen(start_server: StartServer) -> None:
         assert server.hs.token_cache.take_seen() == {}
 
 
-async def test_federation_gets_the_body_before_the_signature_is_checked(start_server: StartServer) -> None:
-    seen: list[Any] = []
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An origin that is believed if its request says "right" in the header."""
 
-    async def verify(hs: Resources, request: Request) -> ServerName:
-        seen.append((request.method, request.uri, request.content))
-        if "authorization" not in request.headers:
-            raise MatrixError(401, "M_UNAUTHORIZED", "No signature.")
+    header: str
+    checked: list[Any]
+
+    @property
+    def origin(self) -> ServerName:
         return ServerName("peer.example")
 
+    async def check(self, hs: Resources, request: Request, body: Body | None) -> None:
+        self.checked.append((request.method, request.uri, body and body.text, request.content))
+        if self.header != "right":
+            raise MatrixError(401, "M_UNAUTHORIZED", "The signature is wrong.")
+
+
+async def test_federation_gets_the_origin_that_is_checked_in_two_steps(start_server: StartServer) -> None:
+    """The header before the body is read, the signature before it is decoded."""
+    checked: list[Any] = []
+
+    async def identify(hs: Resources, request: Request) -> Claimed:
+        if "authorization" not in request.headers:
+            raise MatrixError(401, "M_UNAUTHORIZED", "No signature.")
+        return Claimed(request.headers["authorization"], checked)
+
+    send = "/_matrix/federation/v1/send/a%2Fb?x=1"
     async with start_server(routes) as server:
-        app = App(Dispatch(server.hs, routes, verify_origin=verify))
+        app = App(Dispatch(server.hs, routes, identify_origin=identify))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://test.example") as http:
-            signed = {"authorization": "X"}
-            put = await http.put("/_matrix/federation/v1/send/a%2Fb?x=1", json={"pdus": []}, headers=signed)
-            get = await http.get("/_matrix/federation/v1/version_of", headers={"authorization": "X"})
-            refused = await http.get("/_matrix/federation/v1/version_of")
+            put = await http.put(send, json={"pdus": []}, headers={"authorization": "right"})
+            get = await http.request(
+                "GET", "/_matrix/federation/v1/version_of", content=b"{", headers={"authorization": "right"}
+            )
+            wrong = await http.put(send, content=b"[[", headers={"authorization": "wrong"})
+            nobody = await http.get("/_matrix/federation/v1/version_of")
+            unread = await http.put(send, content=b"[" * 1_000_000)
         off = await server.http.get("/_matrix/federation/v1/version_of")
     assert put.json() == {"origin": "peer.example", "txn_id": "a/b", "body": {"pdus": []}}
     assert get.json() == {"origin": "peer.example"}
-    assert (refused.status_code, refused.json()["errcode"]) == (401, "M_UNAUTHORIZED")
-    assert off.status_code == 401
-    assert seen[:2] == [
-        ("PUT", "/_matrix/federation/v1/send/a%2Fb?x=1", {"pdus": []}),
-        ("GET", "/_matrix/federation/v1/version_of", None),
+    for refused in (wrong, nobody, unread, off):
+        assert (refused.status_code, refused.json()["errcode"]) == (401, "M_UNAUTHORIZED")
+    assert checked == [
+        ("PUT", send, b'{"pdus":[]}', None),
+        ("GET", "/_matrix/federation/v1/version_of", None, None),
+        ("PUT", send, b"[[", None),
     ]
     assert "access-control-allow-origin" not in get.headers

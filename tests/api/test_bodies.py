@@ -1,0 +1,209 @@
+"""What the body of a request may cost, and who pays for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homeserver import limits, limits_http
+from homeserver.api import Empty, Request, Routes
+from homeserver.authenticate import Requester
+from homeserver.bodies import count_nodes, count_nodes_exactly
+from homeserver.budgets import Budget
+from homeserver.config import RateLimitsSection
+from homeserver.errors import MatrixError
+from homeserver.resources import Resources
+from tests.api.conftest import Server, StartServer
+from tests.api.test_authenticate import issue
+
+routes = Routes()
+MIB = 1 << 20
+
+
+@routes.post("/_matrix/client/v3/login", rate_limit="login")
+async def login(hs: Resources, body: dict[str, Any]) -> Empty:
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/keys/upload")
+async def upload_keys(hs: Resources, requester: Requester, body: dict[str, Any]) -> dict[str, Any]:
+    return {"values": len(body["x"])}
+
+
+@routes.get("/_matrix/client/v3/sync")
+async def sync(hs: Resources, request: Request) -> dict[str, Any]:
+    return {"content": request.content}
+
+
+def dense(value: bytes, length: int) -> bytes:
+    """An object of about so many bytes, made of one value again and again."""
+    return b'{"x":[' + b",".join([value] * (length // (len(value) + 1))) + b"]}"
+
+
+async def log_in(server: Server) -> dict[str, str]:
+    """The headers of a user."""
+    return {"authorization": f"Bearer {(await issue(server)).access_token}"}
+
+
+# Counting
+
+
+def values(content: object) -> int:
+    """How many values and keys there are."""
+    if isinstance(content, dict):
+        return 1 + len(content) + sum(map(values, content.values()))
+    return 1 + sum(map(values, content)) if isinstance(content, list) else 1
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(st.sampled_from('a,:[]{}"\\ \n\u00e9')),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.sampled_from('a,:"\\')), inner),
+)
+
+
+@given(JSON, st.booleans())
+def test_the_count_is_never_too_low(content: Any, is_compact: bool) -> None:
+    text = json.dumps(content, separators=(",", ":") if is_compact else None).encode()
+    exact = count_nodes_exactly(text)
+    # An empty object has a brace, an empty list a bracket, which are counted although they hold nothing.
+    assert values(content) <= exact + 1
+    assert exact <= 2 * values(content)
+    assert exact <= count_nodes(text)
+
+
+@pytest.mark.parametrize("piece", [b'"', b"\\", b'\\"', b'\\\\"', b"\\\\", b'a\\\\\\"', b",[{:"])
+def test_what_is_in_strings_is_not_counted_wherever_the_text_is_cut(piece: bytes) -> None:
+    for shift in range(8):
+        text = orjson.dumps({"a" * shift: (piece * (600_000 // len(piece))).decode(), "b": [1, 2]})
+        assert count_nodes_exactly(text) == 7
+
+
+def test_counting_is_cheap_whatever_comes() -> None:
+    for text in (b'\\"' * MIB, b'"' * MIB, b'"' + b"\\" * MIB, b"\\" * MIB, b'"\\' * MIB):
+        assert count_nodes_exactly(text) >= 1
+
+
+# Somebody who has not said who they are
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b"1", b'{"a":1}', b"[[[[[[[[]]]]]]]]", b"{ }"])
+async def test_a_body_of_nobody_may_hold_few_values(start_server: StartServer, value: bytes) -> None:
+    async with start_server(routes) as server:
+        for text in (dense(value, 60_000), dense(value, MIB)):
+            answer = await server.http.post("/_matrix/client/v3/login", content=text)
+            assert (answer.status_code, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
+        few = dense(value, 2_000)
+        assert (await server.http.post("/_matrix/client/v3/login", content=few)).status_code == 200
+
+
+async def test_punctuation_in_text_is_no_value(start_server: StartServer) -> None:
+    async with start_server(routes) as server:
+        answer = await server.http.post("/_matrix/client/v3/login", json={"password": ",:[{" * 10_000})
+        assert answer.status_code == 200
+
+
+async def test_the_body_of_a_request_that_takes_none_is_not_decoded(start_server: StartServer) -> None:
+    async with start_server(routes) as server:
+        for text in (b"{", b"[" * 10_000, dense(b"[]", MIB)):
+            answer = await server.http.request("GET", "/_matrix/client/v3/sync", content=text)
+            assert answer.json() == {"content": None}
+
+
+async def test_a_request_without_a_token_is_refused_before_its_body_is_decoded(start_server: StartServer) -> None:
+    async with start_server(routes) as server:
+        answer = await server.http.post("/_matrix/client/v3/keys/upload", content=b"{" * 100_000)
+        assert (answer.status_code, answer.json()["errcode"]) == (401, "M_MISSING_TOKEN")
+
+
+# Users
+
+
+async def test_a_user_may_send_many_values_and_pays_for_them(start_server: StartServer) -> None:
+    async with start_server(routes, rate_limits=RateLimitsSection(enabled=True)) as server:
+        headers = await log_in(server)
+
+        async def send(text: bytes) -> Any:
+            return await server.http.post("/_matrix/client/v3/keys/upload", content=text, headers=headers)
+
+        text = dense(b"[]", 120_000)
+        assert (await send(text)).json() == {"values": 40_000}
+        answers = [(await send(text)).status_code for _ in range(5)]
+        assert 200 in answers and answers[-1] == 429
+        assert (await send(b'{"x":[1,2]}')).status_code == 200, "small bodies are not charged"
+        await trio.sleep(60)
+        assert (await send(text)).status_code == 200
+        answer = await send(dense(b"[]", 400_000))
+        assert (answer.status_code, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
+
+
+def test_every_limit_of_values_can_be_paid_for() -> None:
+    assert limits_http.JSON_NODES_MAX["client"] <= limits.RATE_LIMITS["json"].burst
+    assert limits_http.JSON_NODES_MAX["federation"] <= limits.RATE_LIMITS["federation_json"].burst
+    assert limits.RATE_LIMITS["federation_json"].burst >= limits.TRANSACTION_JSON_NODES_MAX
+    assert limits.TRANSACTION_BODY_BYTES_MAX <= limits_http.PEER_BODIES_BYTES_EACH
+    assert limits_http.BODY_BYTES_MAX["client"] <= limits_http.CLIENT_BODIES_BYTES_EACH
+
+
+async def test_a_body_that_comes_too_slowly_is_given_up(start_server: StartServer) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" "
+            await trio.sleep(10)
+
+    async with start_server(routes) as server:
+        request = Request("POST", "/", receive=aiter(trickle()).__anext__)
+        with pytest.raises(MatrixError) as caught:
+            await request.body(1_000)
+        assert caught.value.status == 408
+        assert trio.current_time() == pytest.approx(limits_http.BODY_SECONDS_MAX, abs=20)
+        assert server.hs.budgets.clients.held == 0
+
+
+# Budgets
+
+
+async def test_a_budget_is_shared(autojump_clock: trio.testing.MockClock) -> None:
+    budget = Budget(total=100, each=60)
+    with budget.hold("a") as a, budget.hold("b") as b:
+        await a.take(60)
+        await b.take(40)
+        for key in ("a", "b", "c"):
+            with budget.hold(key) as late, pytest.raises(MatrixError) as caught:
+                await late.take(1)
+            assert (caught.value.status, caught.value.errcode) == (429, "M_LIMIT_EXCEEDED")
+        assert trio.current_time() == pytest.approx(3 * limits_http.BUDGET_WAIT_SECONDS)
+    assert budget.held == 0
+
+
+async def test_who_waits_goes_on_when_there_is_room(autojump_clock: trio.testing.MockClock) -> None:
+    budget = Budget(total=100, each=100)
+
+    async def take(key: str, amount: int, seconds: float) -> None:
+        with budget.hold(key) as hold:
+            await hold.take(amount)
+            await trio.sleep(seconds)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(take, str(number), 50, 3)
+    assert trio.current_time() == pytest.approx(9)
+    assert budget.held == 0
+
+
+async def test_what_was_read_may_become_more_or_less(autojump_clock: trio.testing.MockClock) -> None:
+    budget = Budget(total=100, each=50)
+    with budget.hold("a") as hold:
+        await hold.take(10)
+        hold.become(200)
+        assert not budget.has_room("b", 1)
+        hold.become(5)
+        assert budget.has_room("b", 50) and budget.has_room("a", 45) and not budget.has_room("a", 46)
+
+

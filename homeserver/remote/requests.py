@@ -6,6 +6,7 @@ want a 200 and pass everything else on to a client.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from homeserver.federation.request_auth import authorize_body, encode_content
 from homeserver.federation.wire import WireError, WireResponse
 from homeserver.peers import PERSON, Cause
 from homeserver.resources import Resources
+
+_log = logging.getLogger("homeserver.federation")
 
 ERROR_CHARACTERS_MAX = 1_000  # of a peer's words that are repeated to a client
 # Errors that a peer may answer and that a client understands; with any other it is told that the peer has failed.
@@ -99,7 +102,8 @@ async def reaching(hs: Resources, destination: ServerName, cause: Cause) -> Asyn
     """Guards one request to a server: the only way to `hs.wire`.
 
     Waits for the share of the cause. Raises Unreachable if the server is in back-off, and for every WireError of the
-    request, after which the server is in back-off.
+    request, after which the server is in back-off. What the WireError says is for the log only: it names addresses, and
+    must not tell users what names in our network stand for.
     """
     async with hs.peers.shares.take(cause):
         if not hs.peers.admit(destination, hs.now_ms(), cause):
@@ -109,7 +113,8 @@ async def reaching(hs: Resources, destination: ServerName, cause: Cause) -> Asyn
         except WireError as error:
             if error.reason != "too_large":
                 note_unreachable(hs, destination)
-            raise Unreachable(f"{destination} cannot be reached: {error}") from error
+            _log.info("server not reached", extra={"destination": destination, "reason": str(error)})
+            raise Unreachable(f"{destination} cannot be reached, or does not answer as it should.") from error
 
 
 def note_unreachable(hs: Resources, destination: ServerName) -> None:

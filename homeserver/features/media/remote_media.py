@@ -5,6 +5,7 @@ Spec: server-server-api/#content-repository
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from urllib.parse import quote
@@ -29,6 +30,8 @@ from homeserver.limits import (
 from homeserver.peers import PERSON
 from homeserver.remote.requests import authorization_headers, is_unknown_endpoint, note_unreachable
 from homeserver.resources import Resources
+
+_log = logging.getLogger("homeserver.media")
 
 _ERROR_BYTES_MAX = 64 * 1024
 
@@ -68,7 +71,9 @@ async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_
         except WireError as error:
             if error.reason == "too_large":
                 raise _too_large() from error
-            raise _bad_gateway(f"The media could not be fetched from {server_name}: {error}") from error
+            # What it says names addresses, which users need not know.
+            _log.info("media not fetched", extra={"destination": server_name, "reason": str(error)})
+            raise _bad_gateway(f"The media could not be fetched from {server_name}.") from error
         except InvalidMultipart as error:
             raise _bad_gateway(f"{server_name} did not answer as it should: {error}.") from error
 

@@ -1,0 +1,62 @@
+"""Errors tell users nothing of the network that the server is in: not what names stand for, nor which ports answer."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeserver.federation.identifiers import ServerName
+from homeserver.federation.wire import WireError
+from tests.support.homeservers import config_for_tests, running
+
+TOLD = "10.1.2.3 port 8448: connection refused by intranet.internal"
+
+
+class Intranet:
+    """A network in which every name stands for an internal address, where nothing listens."""
+
+    async def request(self, destination: ServerName, method: str, path: str, **_: Any) -> Any:
+        raise WireError(TOLD, "connect")
+
+    @asynccontextmanager
+    async def stream(self, destination: ServerName, method: str, path: str, **_: Any) -> Any:
+        raise WireError(TOLD, "connect")
+        yield
+
+    @asynccontextmanager
+    async def stream_url(self, url: str, **_: Any) -> Any:
+        raise WireError(TOLD, "refused")
+        yield
+
+
+REQUESTS = (
+    ("GET", "profile/@a:intranet.internal", None),
+    ("GET", "profile/@a:intranet.internal/displayname", None),
+    ("GET", "directory/room/%23a:intranet.internal", None),
+    ("GET", "publicRooms?server=intranet.internal", None),
+    ("POST", "publicRooms?server=intranet.internal", {}),
+    ("POST", "join/%23a:intranet.internal", {}),
+    ("POST", "join/!a:intranet.internal?via=intranet.internal", {}),
+    ("POST", "knock/!a:intranet.internal?via=intranet.internal", {}),
+    ("GET", "/_matrix/client/v1/media/download/intranet.internal/a", None),
+    ("GET", "/_matrix/client/v1/media/thumbnail/intranet.internal/b?width=10&height=10", None),
+    ("POST", "rooms/{room}/invite", {"user_id": "@a:intranet.internal"}),
+)
+
+
+@pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=[path for _, path, _ in REQUESTS])
+async def test_what_an_internal_name_stands_for_is_in_the_log_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, path: str, body: Any
+) -> None:
+    caplog.set_level("INFO")
+    async with running(config_for_tests("test.example", tmp_path), wire=Intranet()) as server:
+        alice = await server.register("alice")
+        room = (await alice.ok("POST", "createRoom", json={}))["room_id"]
+        answer = await alice.request(method, path.replace("{room}", room), json=body)
+        assert answer.status_code >= 400, answer.text
+        for part in ("10.1.2.3", "8448", "refused"):
+            assert part not in answer.text
+    assert any(TOLD in str(vars(record)) for record in caplog.records)

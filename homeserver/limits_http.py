@@ -28,8 +28,10 @@ JSON_NODES_MAX: Mapping[str, int] = {
 }
 # A question to us as a notary has a thousand, a registration a dozen.
 ANONYMOUS_JSON_NODES_MAX = 4_000
-# Before the signature of a body is checked it is decoded only if it is not canonical, and only up to so many.
+# Before the signature of a body is checked it is decoded only if it is not canonical, and only up to so many. A longer
+# one that is not canonical is refused: 50 PDUs of 64 KiB are shorter.
 UNVERIFIED_JSON_NODES_MAX = 100_000
+UNVERIFIED_BODY_BYTES_MAX = 4 << 20
 # Bodies with more are taken in one at a time.
 HEAVY_JSON_NODES = 300_000
 # Up to so many are decoded at once, since a thread hop costs as much; more must not hold up everybody else.

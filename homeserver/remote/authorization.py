@@ -87,6 +87,8 @@ class Claim:
 
     def _covers_otherwise(self, hs: Resources, request: Request, body: Body) -> bool:
         """Whether it is the signature of a body that came as other than canonical JSON."""
+        if len(body.text) > limits_http.UNVERIFIED_BODY_BYTES_MAX:
+            return False
         text = _canonical(body) if body.nodes <= limits_http.UNVERIFIED_JSON_NODES_MAX else sort_parts(body.text)
         return text is not None and text != body.text and self._covers(hs, request, text)
 

@@ -211,7 +211,7 @@ async def test_json_that_is_nothing_but_brackets_is_refused_unread(homeserver: S
     for method, path in (("PUT", "account_data/org.example"), ("POST", "filter")):
         url = f"/_matrix/client/v3/user/{alice.user_id}/{path}"
         response = await homeserver.http.request(method, url, content=brackets, headers=headers)
-        assert (response.status_code, response.json()["errcode"]) == (400, "M_NOT_JSON")
+        assert (response.status_code, response.json()["errcode"]) == (413, "M_TOO_LARGE")
     in_a_string = {"a": "[" * 500_000, 'quo"te\\': "{" * 100_000}
     await alice.ok("PUT", f"user/{alice.user_id}/account_data/org.example", json=in_a_string)
     assert await alice.ok("GET", f"user/{alice.user_id}/account_data/org.example") == in_a_string

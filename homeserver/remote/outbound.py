@@ -56,8 +56,9 @@ DROPPED_COUNTER = "homeserver_federation_items_dropped_total"
 Outcome = Literal["taken", "refused", "failed", "unreachable"]
 Ts = TypeVarTuple("Ts")
 
-# A peer that answers so does not want this very transaction, and will not want it next time.
-_REFUSALS = frozenset({400, 405, 409, 410, 411, 413, 414, 415, 422})
+# A peer that answers so does not take what is in this very transaction, and will not take it next time. Other answers
+# say more about the peer, or a proxy before it, than about the transaction.
+_REFUSALS = frozenset({400, 413, 422})
 
 
 @dataclass(slots=True)

@@ -67,15 +67,20 @@ _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 class SqliteSession:
     """A connection. Transactions are opened explicitly: the connection is in autocommit mode (isolation_level None)."""
 
-    __slots__ = ("_connection", "_guards_reads", "_in_texts", "_ring", "execute")
+    __slots__ = (
+        "_connection", "_guards_reads", "_in_texts", "_new_generation", "_ring", "begins_generation", "execute",
+        "generation",
+    )  # fmt: skip
 
     def __init__(
         self, connection: sqlite3.Connection, *, guards_reads: bool = False, ring: Callable[[], None] | None = None
     ) -> None:
         """guards_reads: reads and writes share the connection, so that it refuses writes during a read.
 
-        ring: called after each commit.
+        ring: called after each commit. begins_generation may be set: then the first commit begins a generation.
         """
+        self.generation = self._new_generation = ""
+        self.begins_generation = False
         self._ring = ring
         self.execute: Callable[[str, Sequence[Any]], Cursor] = connection.execute
         self._connection = connection
@@ -107,6 +112,8 @@ class SqliteSession:
 
     def begin_write(self) -> int:
         self._connection.execute("BEGIN IMMEDIATE")
+        if self.begins_generation:
+            self._new_generation = begin_generation(self.execute)
         row = self._connection.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
         return int(row[0])
 
@@ -114,6 +121,8 @@ class SqliteSession:
         if position is not None:
             self._connection.execute("UPDATE stream_position SET position = ? WHERE id = 1", (position,))
         self._connection.execute("COMMIT")
+        if self.begins_generation:
+            self.generation, self.begins_generation = self._new_generation, False
         if self._ring is not None:
             self._ring()
 
@@ -257,7 +266,18 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
             _load(writer, _empty_database(tuple(schemas)))
         else:
             migrate_sqlite(writer, schemas)
-        generation = begin_generation(writer.execute) if exclusive or in_memory else _join_generation(path, writer)
+        session = SqliteSession(
+            writer,
+            guards_reads=inline,
+            ring=None if exclusive or in_memory else functools.partial(_ring, path),
+        )
+        try:
+            session.generation = begin_generation(writer.execute) if exclusive or in_memory else _join(path, writer)
+        except sqlite3.OperationalError as error:
+            # A disk that is full must not keep a server from reading: no position is taken before there is room.
+            if not isinstance(session.explain(error), DatabaseUnavailable):
+                raise
+            session.generation, session.begins_generation = newest_generation(writer.execute), True
         (position,) = writer.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
         for _ in range(0 if inline else _READERS):
             connections.append(connect(path, reads_only=True))
@@ -270,14 +290,10 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
             raise DatabaseError(f"The database {path} cannot be opened: {error}.") from error
         raise
     return Opened(
-        writer=SqliteSession(
-            writer,
-            guards_reads=inline,
-            ring=None if exclusive or in_memory else functools.partial(_ring, path),
-        ),
+        writer=session,
         readers=[SqliteSession(connection) for connection in connections[1:]],
         position=int(position),
-        generation=lambda: generation,
+        generation=lambda: session.generation,
         background=None if inline or lock is None else lock.listen,
         holder=None,
         close=lock.release if lock is not None else _close_nothing,
@@ -308,7 +324,7 @@ def _load(connection: sqlite3.Connection, database: bytes) -> None:
         source.close()
 
 
-def _join_generation(path: str, connection: sqlite3.Connection) -> str:
+def _join(path: str, connection: sqlite3.Connection) -> str:
     """The generation of the server that has the database open, or a new one if no server has."""
     if not Path(f"{path}.lock").exists():  # no server has ever opened it; the file is for the server to make
         return begin_generation(connection.execute)

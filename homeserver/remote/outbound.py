@@ -87,7 +87,9 @@ async def send(hs: Resources, sources: Sequence[EduSource]) -> None:
         async with hs.database.hold(f"tail {TAIL}"):
             try:
                 await Sender(hs, sources).run()
-            except Exception:  # whatever it is, the rest of the server can do without the sender for a while
+            except Exception as error:  # whatever it is, the rest of the server can do without the sender for a while
+                if is_outage(error):
+                    raise  # it is logged once for all, and whoever runs this waits until it is over
                 _log.exception("sending to other servers is interrupted")
                 await trio.sleep(limits.SENDER_PAUSE_S)
 

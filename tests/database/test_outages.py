@@ -6,15 +6,13 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 import trio
 
 from homeserver.blobs import BlobError, Blobs
-from homeserver.database import Database, DatabaseDamaged, DatabaseUnavailable, Transaction, open_database, sqlite
-from homeserver.database.generations import begin_generation
+from homeserver.database import Database, DatabaseDamaged, DatabaseUnavailable, Transaction, open_database
 from homeserver.database.schema import DatabaseBusy
 from homeserver.outages import BLOBS, DATABASE_READS, DATABASE_WRITES, Outages
 from tests.database import items
@@ -56,31 +54,20 @@ async def test_a_full_disk_is_found_without_a_write_of_anybody(sqlite_url: str) 
     await database.aclose()
 
 
-async def test_a_start_while_the_disk_is_full(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It can be read. The generation of the stream, which each start begins, begins with the first write instead."""
+async def test_a_start_on_a_full_disk_begins_its_generation_with_the_first_write(sqlite_url: str) -> None:
+    """Each start begins a generation of the stream; what was read before the first write has positions of the old one."""
     async with opened(sqlite_url, items.SCHEMA) as database:
         await database.write(items.store, "before")
         earlier = database.generation
-    is_full = True
-
-    def begin(execute: Any) -> str:
-        if is_full:
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
-            raise error
-        return begin_generation(execute)
-
-    monkeypatch.setattr(sqlite, "begin_generation", begin)
-    async with opened(sqlite_url, items.SCHEMA) as database:
-        assert await database.read(items.list_names) == ["before"]
-        assert database.generation == earlier
-        with pytest.raises(DatabaseUnavailable):
+        database._opened.writer.begins_generation = True  # type: ignore[attr-defined]
+        with full_disk(), pytest.raises(DatabaseUnavailable):
             await database.write(items.store, "during")
+        with pytest.raises(ZeroDivisionError):
+            await database.write(lambda tx: 1 // 0)
         assert database.generation == earlier
-        is_full = False
         await database.write(items.store, "after")
-        assert database.generation != earlier
         begun = database.generation
+        assert begun != earlier
         await database.write(items.store, "later")
         assert database.generation == begun
         assert await database.read(items.list_names) == ["before", "after", "later"]

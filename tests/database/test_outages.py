@@ -55,7 +55,7 @@ async def test_a_full_disk_is_found_without_a_write_of_anybody(sqlite_url: str) 
 
 
 async def test_a_start_on_a_full_disk_begins_its_generation_with_the_first_write(sqlite_url: str) -> None:
-    """Each start begins a generation of the stream; what was read before the first write has positions of the old one."""
+    """Each start begins a generation of the stream; before the first write all positions are of the one before."""
     async with opened(sqlite_url, items.SCHEMA) as database:
         await database.write(items.store, "before")
         earlier = database.generation

@@ -118,6 +118,28 @@ def open_doors(listeners: Sequence[Listener]) -> list[_Door]:
     return doors
 
 
+def try_listener(listener: Listener) -> None:
+    """Raises ConfigError if a server could not listen there now. Leaves nothing behind."""
+    tls_context(listener)
+    path = parse_bind(listener.bind).unix_path
+    if path and os.path.exists(path) and not _is_answered(path):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            return  # left behind by a server that was killed: the next one replaces it
+    for sock in _bind(listener):
+        sock.close()
+        if path:
+            _remove(path)
+
+
+def _is_answered(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
 def tls_context(listener: Listener) -> ssl.SSLContext | None:
     """The TLS settings of a listener: TLS 1.2 or newer, HTTP/2 where the client can. Raises ConfigError."""
     if not listener.tls_cert:

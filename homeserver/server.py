@@ -23,7 +23,7 @@ from homeserver.background import keep_running, single_error
 from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
 from homeserver.client import Client
-from homeserver.config import Config, ConfigError, server_name_of
+from homeserver.config import Config, ConfigError, check_files, server_name_of
 from homeserver.database import Database, Schema, open_database
 from homeserver.dispatch import Dispatch
 from homeserver.errors import ClosedError
@@ -188,6 +188,8 @@ class Homeserver:
         config = self.config
         for name in config.list_without_effect():
             _log.warning("this part of the configuration has no effect yet", extra={"key": name})
+        for said in check_files(config):
+            raise ConfigError(said)
         features = all_features()
         database = await open_data(config, inline=self._inline, exclusive=not self._beside, now_ms=self._now_ms)
         self._stack.push_async_callback(database.aclose)
@@ -270,7 +272,8 @@ def database_url(config: Config) -> str:
     return config.database.url if kind != "sqlite" or path == ":memory:" else f"sqlite:{config.data_path(path)}"
 
 
-def _blobs_url(config: Config) -> str:
+def blobs_url(config: Config) -> str:
+    """The URL of the store of media, with the path of a folder made absolute."""
     kind, _, path = config.blobs.url.partition(":")
     return config.blobs.url if kind != "file" else f"file:{config.data_path(path)}"
 
@@ -283,7 +286,7 @@ def _make_data_dir(path: Path) -> None:
 
 
 async def _open_blobs(config: Config, outages: Outages, *, inline: bool, beside: bool) -> Blobs:
-    blobs = Blobs(_blobs_url(config), inline=inline, outages=outages)
+    blobs = Blobs(blobs_url(config), inline=inline, outages=outages)
     if not beside:  # a folder that is made by whoever administers may not be the server's
         try:
             await blobs.prepare()

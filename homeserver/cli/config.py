@@ -1,42 +1,50 @@
-"""`homeserver config check`: whether a configuration can be served, without opening its database."""
+"""`homeserver config check`: whether a configuration can be served here and now, and what is unwise about it."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, read_config, tell
+from homeserver.cli.output import add_shared_arguments, fail, read_config, run_trio, tell
 
 
 def add_commands(commands: Any) -> None:
     """`config check`."""
     group = commands.add_parser("config", help="look at a configuration")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    check = actions.add_parser("check", help="say whether a configuration is good, and what is wrong with it")
+    check = actions.add_parser(
+        "check",
+        help="say whether a configuration is good, and what is wrong with it",
+        description="Reads the configuration and looks at what it names: files, folders, the database, the signing key,"
+        " ports, the store of media. Changes nothing. Exits 1 if there is an error, 0 if there are only warnings.",
+    )
     add_shared_arguments(check, run_check)
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Reads the file, and everything that it names."""
-    from homeserver.config import ConfigError
-    from homeserver.listener import tls_context
-
+    """Errors are what would stop the server or cut it off; warnings are what is unwise."""
     config = read_config(args)
-    try:
-        for listener in config.listeners:
-            tls_context(listener)
-    except ConfigError as error:
-        raise CommandError(f"{args.config}: {error}") from error
-    named = {
-        "registration.shared_secret_file": config.registration.shared_secret_file,
-        "email.smtp_password_file": config.email.smtp_password_file,
-        "federation.ca_file": config.federation.ca_file,
-        "outbound_http.ca_file": config.outbound_http.ca_file,
-        **{f"application_services.files[{n}]": name for n, name in enumerate(config.application_services.files)},
-    }
-    for key, name in named.items():
-        if name and not Path(name).is_file():
-            raise CommandError(f"{args.config}: {key}: there is no file {name}")
-    tell(args, f"{args.config} is good: it serves {config.server_name}.", ok=True, server_name=config.server_name)
-    return 0
+
+    async def check() -> int:
+        from homeserver.cli.findings import find_all
+
+        findings = await find_all(config)
+        errors = [each for each in findings if each.level == "error"]
+        if args.json:
+            listed = [{"level": each.level, "text": each.text} for each in findings]
+            error = {"error": f"{args.config}: {errors[0].text}"} if errors else {}
+            tell(args, "", ok=not errors, server_name=config.server_name, findings=listed, **error)
+            return 1 if errors else 0
+        for each in findings:
+            if each.level == "warning":
+                print(f"warning: {each.text}", file=sys.stdout, flush=True)
+        for each in errors:
+            fail(args, f"{args.config}: {each.text}")
+        if errors:
+            return 1
+        how = "good" if not findings else "good enough to be served"
+        tell(args, f"{args.config} is {how}: it serves {config.server_name}.")
+        return 0
+
+    return run_trio(check)

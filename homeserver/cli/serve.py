@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from homeserver.cli.output import add_shared_arguments, read_config, run_trio, tell
+from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_trio, tell
 
 
 def add_commands(commands: Any) -> None:
@@ -19,6 +19,8 @@ def add_commands(commands: Any) -> None:
 def run_serve(args: argparse.Namespace) -> int:
     """Exits 0 after a signal to stop, once the requests under way are answered; a second signal does not wait."""
     config = read_config(args)
+    if not config.listeners:
+        raise CommandError(f"{args.config}: there is no [[listeners]] section, so nobody can reach the server")
     raise_file_limit()
 
     async def main() -> int:

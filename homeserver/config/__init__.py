@@ -8,7 +8,7 @@ Paths in a file are relative to that file; the database, the blobs and the signi
 """
 
 from homeserver.config.listeners import SERVE_GROUPS, Bind, Listener, ServeGroup, parse_bind
-from homeserver.config.loading import config_from_table, load_config, read_secret
+from homeserver.config.loading import check_files, config_from_table, load_config, read_secret
 from homeserver.config.sections import (
     WITHOUT_EFFECT,
     ApplicationServices,
@@ -28,6 +28,7 @@ from homeserver.config.sections import (
     Rooms,
     SearchSection,
     UrlPreviews,
+    is_loopback,
     server_name_of,
 )
 from homeserver.config.values import ConfigError, Section
@@ -57,7 +58,9 @@ __all__ = [
     "Section",
     "ServeGroup",
     "UrlPreviews",
+    "check_files",
     "config_from_table",
+    "is_loopback",
     "load_config",
     "parse_bind",
     "read_secret",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,28 @@ def read_secret(name: str, path: str) -> str:
     if not secret:
         raise ConfigError(f"{name}: {path} is empty")
     return secret
+
+
+def check_files(config: Config) -> Iterator[str]:
+    """What is wrong with the files that the configuration names, but for certificates and the signing key."""
+    for section, key in (("registration", "shared_secret_file"), ("email", "smtp_password_file")):
+        path = getattr(getattr(config, section), key)
+        try:
+            if path:
+                read_secret(f"{section}.{key}", path)
+        except ConfigError as error:
+            yield str(error)
+    named = {
+        "federation.ca_file": config.federation.ca_file,
+        "outbound_http.ca_file": config.outbound_http.ca_file,
+        **{f"application_services.files[{n}]": name for n, name in enumerate(config.application_services.files)},
+    }
+    for key, path in named.items():
+        try:
+            if path:
+                Path(path).open("rb").close()
+        except OSError as error:
+            yield f"{key}: cannot read {path}: {error.strerror}"
 
 
 # Keys whose paths are relative to the configuration file; "data_dir" keys are resolved by Config.data_path instead.

@@ -14,6 +14,7 @@ from homeserver.config.listeners import Bind, Listener, parse_bind
 from homeserver.config.values import (
     ConfigError,
     Section,
+    check_database_port,
     check_one_of,
     check_port,
     check_positive,
@@ -48,6 +49,7 @@ class DatabaseSection(Section, frozen=True):
         super().__post_init__()
         if self.url.partition(":")[0] not in ("sqlite", "postgresql", "postgres"):
             raise ConfigError('database.url must begin with "sqlite:" or "postgresql:"')
+        check_database_port(self.url)
 
 
 class BlobsSection(Section, frozen=True):

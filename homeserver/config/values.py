@@ -110,6 +110,15 @@ def check_positive(key: str, value: int) -> None:
         raise ConfigError(f"{key} must be more than 0, not {value}")
 
 
+def check_database_port(url: str) -> None:
+    """Raises ConfigError if a postgresql:// URL has a port that is no number. The URL itself may hold a password."""
+    hosts = url.partition("://")[2].partition("/")[0].rpartition("@")[2].partition("?")[0]
+    for host in hosts.split(","):
+        _, colon, port = host.rpartition("]")[2].rpartition(":")
+        if colon and not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+            raise ConfigError(f"database.url: the port {port!r} is not a number from 1 to 65535; PostgreSQL's is 5432")
+
+
 def check_one_of(key: str, value: str, choices: Iterable[str]) -> None:
     """Raises ConfigError, which names the choices, unless the value is one of them."""
     if value not in choices:

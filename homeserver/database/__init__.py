@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from homeserver.database.database import Database
+from homeserver.database.peek import peek
 from homeserver.database.schema import CORE_SCHEMA, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Schema, Step
 from homeserver.database.session import Row
 from homeserver.database.sqlite import open_sqlite
@@ -41,6 +42,7 @@ __all__ = [
     "Step",
     "Transaction",
     "open_database",
+    "peek",
 ]
 
 

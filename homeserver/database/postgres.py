@@ -328,12 +328,12 @@ def describe(error: psycopg.Error) -> str:
 
 def migrate(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> None:
     """Applies every pending step, each in a transaction together with its line in the ledger; one node at a time."""
-    if not _list_pending(connection, schemas):
+    if not list_pending_schemas(connection, schemas):
         return
     connection.execute("SELECT pg_advisory_lock(%s)", (_MIGRATE_LOCK,))
     try:
         connection.execute(_CREATE_LEDGER)
-        for schema in _list_pending(connection, schemas):
+        for schema in list_pending_schemas(connection, schemas):
             rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = %s", (schema.name,))
             applied = {name for (name,) in rows.fetchall()}
             for step in schema.steps:
@@ -347,7 +347,17 @@ def migrate(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> N
         connection.execute("SELECT pg_advisory_unlock(%s)", (_MIGRATE_LOCK,))
 
 
-def _list_pending(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> list[Schema]:
+def is_served(connection: psycopg.Connection[Row]) -> bool:
+    """Whether a server is connected to the database, other than by this connection."""
+    row = connection.execute(
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'homeserver'"
+        " AND pid <> pg_backend_pid() LIMIT 1"
+    ).fetchone()
+    return row is not None
+
+
+def list_pending_schemas(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> list[Schema]:
+    """The schemas that have a step which the database lacks. Raises DatabaseError if the database is newer."""
     known = connection.execute("SELECT to_regclass('_sqlite_migrations') IS NOT NULL").fetchone()
     rows = connection.execute(READ_LEDGER).fetchall() if known and known[0] else []
     return list_pending([(name, step) for name, step in rows], schemas)

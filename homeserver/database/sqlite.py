@@ -200,6 +200,21 @@ class _Lock:
             await trio.sleep(DATABASE_BELL_SECONDS)
 
 
+def is_served(path: str) -> bool:
+    """Whether a server has the database open."""
+    try:
+        file = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+
+
 def _ring(path: str) -> None:
     """Tells the server that has this database open, if one has, that there was a commit."""
     try:

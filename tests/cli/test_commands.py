@@ -78,15 +78,16 @@ def test_config_check(tmp_path: Path) -> None:
     good = write_config(tmp_path)
     assert "serves test.example" in run("config", "check", "--config", good).stdout
     as_json = json.loads(run("config", "check", "--config", good, "--json").stdout)
-    assert as_json == {"ok": True, "server_name": "test.example"}
+    assert (as_json["ok"], as_json["server_name"]) == (True, "test.example")
+    assert {each["level"] for each in as_json["findings"]} == {"warning"}
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
         ("data_dri = 'x'", "unknown key 'data_dri' at the top; did you mean 'data_dir'?"),
-        ("[application_services]\nfiles = ['none.yaml']", "application_services.files[0]: there is no file"),
-        ("[registration]\nshared_secret_file = 'none'", "registration.shared_secret_file: there is no file"),
+        ("[application_services]\nfiles = ['none.yaml']", "application_services.files[0]: cannot read"),
+        ("[registration]\nshared_secret_file = 'none'", "registration.shared_secret_file: cannot read"),
         ("= 1", "is not valid TOML"),
     ],
 )

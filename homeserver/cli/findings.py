@@ -1,0 +1,192 @@
+"""What is wrong or unwise about a configuration, and about the machine that is to serve it.
+
+An error is what would stop `serve`, or leave a server that others cannot reach. A warning is what an administrator may
+mean, but should know. `serve` logs the findings that are made from the configuration alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import trio
+
+from homeserver.blobs import BlobError, Blobs
+from homeserver.config import Config, ConfigError, check_files, is_loopback, parse_bind
+from homeserver.database import DatabaseError, peek
+from homeserver.listener import try_listener
+from homeserver.remote import identity
+from homeserver.server import all_schemas, blobs_url, database_url
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence: what it is about, what is wrong with it, what to do."""
+
+    level: Literal["error", "warning"]
+    text: str
+
+
+async def find_all(config: Config) -> list[Finding]:
+    """Everything that can be found out without changing anything. Takes some seconds if something does not answer."""
+    findings = [*find_in_config(config), *(Finding("error", text) for text in check_files(config))]
+    findings += (Finding("warning", f"{key} has no effect yet") for key in config.list_without_effect())
+    findings += _find_in_folder(config)
+    in_database, is_served = await trio.to_thread.run_sync(_find_in_database, config)
+    findings += in_database
+    findings += _find_in_listeners(config, is_served=is_served)
+    findings += await _find_in_store(config)
+    return findings
+
+
+def find_in_config(config: Config) -> Iterator[Finding]:
+    """What the configuration alone shows."""
+    if not config.listeners:
+        yield Finding("error", "there is no [[listeners]] section, so nobody can reach the server")
+    yield from _find_in_addresses(config)
+    served = {group for listener in config.listeners for group in listener.serve}
+    if config.listeners and "client" not in served:
+        yield Finding("warning", 'no listener serves "client", so nobody can log in')
+    if config.listeners and config.federation.enabled and "federation" not in served:
+        yield Finding(
+            "error",
+            'federation.enabled is true, but no listener serves "federation", so other servers cannot reach this one:'
+            " add it to the serve of a listener, or set federation.enabled to false",
+        )
+    for listener in config.listeners:
+        exposed = {"admin", "metrics"} & set(listener.serve)
+        host = parse_bind(listener.bind).host
+        if exposed and host and not is_loopback_bind(host):
+            names = " and ".join(sorted(exposed))
+            yield Finding(
+                "warning",
+                f"listener {listener.bind} serves {names} to everyone who reaches it: give them a listener on loopback",
+            )
+    if config.registration.enabled and not config.registration.require_token:
+        yield Finding(
+            "warning",
+            "registration.enabled lets everyone make accounts, which spammers look for: set registration.require_token"
+            " to true and give out tokens (`homeserver token create`)",
+        )
+    if not _is_local(config):
+        yield from _find_test_settings(config)
+
+
+def _find_in_addresses(config: Config) -> Iterator[Finding]:
+    """Where clients and servers are sent."""
+    if _is_local(config):
+        return
+    base_url = config.public.base_url
+    host = urlsplit(base_url).hostname or ""
+    if not base_url:
+        yield Finding(
+            "warning",
+            f"public.base_url is not set, so clients are sent to {config.base_url}: set it if they reach the server"
+            " under another address",
+        )
+    elif is_loopback(host):
+        yield Finding(
+            "error",
+            f"public.base_url is {base_url}, which every client takes for its own machine: set it to the https URL"
+            f" under which clients reach {config.server_name}",
+        )
+    elif base_url.startswith("http:"):
+        yield Finding("warning", f"public.base_url is {base_url}: without https passwords travel in the clear")
+    address = config.federation_address
+    if config.federation.enabled and is_loopback(urlsplit(f"//{address}").hostname or "") and not is_loopback(host):
+        yield Finding("error", f"public.federation_address is {address}, which every server takes for its own machine")
+
+
+def _find_test_settings(config: Config) -> Iterator[Finding]:
+    """What is meant for test machines, on a real domain."""
+    for is_set, text in (
+        (not config.rate_limits.enabled, "rate_limits.enabled is false, so passwords can be guessed without end"),
+        (config.passwords.hash_cost == "minimal", "passwords.hash_cost is minimal: a stolen database tells passwords"),
+        (not config.federation.verify_tls, "federation.verify_tls is false, so anyone can pose as another server"),
+        (
+            config.federation.allow_private_addresses,
+            "federation.allow_private_addresses is true, so other servers can make this one call into your network",
+        ),
+    ):
+        if is_set:
+            yield Finding("warning", text)
+
+
+def _find_in_folder(config: Config) -> Iterator[Finding]:
+    """Whether files can be written where the data are to lie."""
+    folders = {"data_dir": config.data_path("")}
+    if blobs_url(config).startswith("file:"):
+        folders["blobs.url"] = Path(blobs_url(config).removeprefix("file:"))
+    for key, folder in folders.items():
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+        except OSError as error:
+            yield Finding("error", f"{key}: nothing can be written to {nearest}: {error.strerror}")
+            return
+
+
+def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
+    """What is wrong with database and signing key; whether a server has the database open."""
+    path = config.data_path(config.federation.signing_key_file)
+    findings: list[Finding] = []
+    known, is_served = None, False
+    try:
+        seen = peek(database_url(config), all_schemas(), identity.read_identity)
+        known, is_served = seen.result, seen.is_served
+    except DatabaseError as error:
+        findings.append(Finding("error", f"database.url: {str(error).rstrip('.')}"))
+    try:
+        key = identity.read_key(path)
+        if known is not None:
+            identity.check_name(known, config.server_name)
+            if key is not None or not identity.may_make_key(known):
+                identity.check_key(known, key, path)
+    except ConfigError as error:
+        findings.append(Finding("error", str(error)))
+    return findings, is_served
+
+
+def _find_in_listeners(config: Config, *, is_served: bool) -> Iterator[Finding]:
+    for listener in config.listeners:
+        try:
+            try_listener(listener)
+        except ConfigError as error:
+            is_taken = "something else listens there" in str(error)
+            if is_served and is_taken:
+                yield Finding("warning", f"{listener.bind} is in use, it seems by the server that runs already")
+            else:
+                yield Finding("error", str(error))
+
+
+async def _find_in_store(config: Config) -> list[Finding]:
+    """Whether an object store answers, with the credentials that there are."""
+    url = config.blobs.url
+    if url.startswith(("file:", "memory:")):
+        return []
+    try:
+        await Blobs(url).exists("check")
+    except BlobError as error:
+        names = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
+        wanted = names.get(url.partition(":")[0], "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY")
+        return [
+            Finding(
+                "error", f"blobs.url: {url} cannot be used: are {wanted} set in the environment of the server? {error}"
+            )
+        ]
+    return []
+
+
+def is_loopback_bind(host: str) -> bool:
+    """Whether only this machine reaches a listener there. 0.0.0.0 and :: are every address."""
+    return is_loopback(host) and host not in ("0.0.0.0", "::")
+
+
+def _is_local(config: Config) -> bool:
+    """Whether the server is for this machine alone, by its name."""
+    return is_loopback(urlsplit(f"//{config.server_name}").hostname or "")

@@ -1,0 +1,153 @@
+"""`config check` looks at the world that a configuration names, and `serve` refuses what cannot be served."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+
+from homeserver.cli.findings import find_all
+from homeserver.config import load_config
+from homeserver.server import Homeserver
+from tests.cli.test_commands import run, said
+
+GOOD = """
+server_name = "localhost"
+[[listeners]]
+bind = "127.0.0.1:0"
+[passwords]
+hash_cost = "minimal"
+"""
+REAL = GOOD.replace("localhost", "example.org").replace('"minimal"', '"default"')
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "homeserver.toml"
+    path.write_text(text)
+    return str(path)
+
+
+async def findings(folder: Path, text: str) -> dict[str, str]:
+    """Each finding of the configuration, with its level."""
+    return {each.text: each.level for each in await find_all(load_config(write(folder, text)))}
+
+
+def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    config = write(tmp_path, GOOD)
+    assert run("config", "check", "--config", config).stdout == f"{config} is good: it serves localhost.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["homeserver.toml"]
+
+
+@pytest.mark.parametrize(
+    ("level", "words", "text"),
+    [
+        ("error", "there is no [[listeners]] section", "listeners = []\n" + GOOD[: GOOD.index("[[")]),
+        ("error", "public.base_url is http://127.0.0.1:8008", REAL + '[public]\nbase_url = "http://127.0.0.1:8008"'),
+        ("error", "public.base_url is https://localhost", REAL + '[public]\nbase_url = "https://localhost"'),
+        ("error", "federation_address is localhost", REAL + '[public]\nfederation_address = "localhost:8448"'),
+        ("error", 'no listener serves "federation"', GOOD.replace(":0\"", ':0"\nserve = ["client"]')),
+        ("error", "cannot listen on 192.0.2.1:0", GOOD.replace("127.0.0.1:0", "192.0.2.1:0")),
+        ("error", "cannot read tls_cert", GOOD.replace(":0\"", ':0"\ntls_cert = "no.pem"\ntls_key = "no.pem"')),
+        ("error", "shared_secret_file: cannot read", GOOD + '[registration]\nshared_secret_file = "none"'),
+        ("error", "federation.ca_file: cannot read", GOOD + '[federation]\nca_file = "none"'),
+        ("error", "database.url: The database cannot be reached", GOOD + '[database]\nurl = "postgresql://u@127.0.0.1:1/x"'),
+        ("error", "data_dir: nothing can be written", 'data_dir = "homeserver.toml/data"\n' + GOOD),
+        ("warning", "public.base_url is not set", REAL),
+        ("warning", "without https", REAL + '[public]\nbase_url = "http://m.example.org"'),
+        ("warning", "registration.enabled lets everyone", GOOD + "[registration]\nenabled = true"),
+        ("warning", 'no listener serves "client"', GOOD.replace(":0\"", ':0"\nserve = ["federation"]')),
+        ("warning", "serves admin and metrics to everyone", GOOD.replace("127.0.0.1:0", "0.0.0.0:0")),
+        ("warning", "rate_limits.enabled is false", REAL + "[rate_limits]\nenabled = false"),
+        ("warning", "url_previews has no effect yet", GOOD + "[url_previews]\nenabled = true"),
+    ],
+)
+async def test_what_is_wrong_or_unwise_is_found(tmp_path: Path, level: str, words: str, text: str) -> None:
+    found = await findings(tmp_path, text)
+    assert [kind for sentence, kind in found.items() if words in sentence] == [level], found
+
+
+async def test_a_port_of_the_database_that_is_none_is_found_without_its_password(tmp_path: Path) -> None:
+    config = write(tmp_path, GOOD + '[database]\nurl = "postgresql://user:secret@host:port/name"')
+    for command in (("config", "check"), ("serve",)):
+        sentence = said(run(*command, "--config", config))
+        assert "database.url: the port 'port' is not a number" in sentence
+        assert "secret" not in sentence
+
+
+async def test_a_taken_port_is_found(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        found = await findings(tmp_path, GOOD.replace("127.0.0.1:0", bind))
+        assert found == {f"cannot listen on {bind}: something else listens there": "error"}
+
+
+async def test_the_port_of_the_server_that_runs_is_no_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        bind = f"127.0.0.1:{free.getsockname()[1]}"
+    text = GOOD.replace("127.0.0.1:0", bind)
+    async with Homeserver(load_config(write(tmp_path, text))) as server, trio.open_nursery() as nursery:
+        await nursery.start(server.serve)
+        found = await findings(tmp_path, text)
+        server.stop()
+    assert found == {f"{bind} is in use, it seems by the server that runs already": "warning"}
+
+
+async def test_what_stands_in_the_way_of_a_unix_socket_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "h.sock"
+    text = GOOD.replace("127.0.0.1:0", f"unix:{path}")
+    assert await findings(tmp_path, text) == {}
+    path.write_text("precious")
+    (sentence,) = await findings(tmp_path, text)
+    assert sentence == f"cannot listen on unix:{path}: something else listens there"
+    assert path.read_text() == "precious"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert await findings(tmp_path, text) == {}
+    assert stat.S_ISSOCK(path.stat().st_mode)
+
+
+async def test_the_key_and_the_name_are_held_against_the_database(tmp_path: Path) -> None:
+    config = write(tmp_path, GOOD)
+    data = tmp_path / "data"
+    async with Homeserver(load_config(config)):
+        pass
+    assert await findings(tmp_path, GOOD) == {}
+    (sentence,) = await findings(tmp_path, GOOD.replace("localhost", "localhost:8448"))
+    assert "server_name is localhost:8448, but this database belongs to localhost" in sentence
+    key = data / "signing.key"
+    key.unlink()
+    (sentence,) = await findings(tmp_path, GOOD)
+    assert f"there is no {key}" in sentence
+    key.write_text("hello")
+    (sentence,) = await findings(tmp_path, GOOD)
+    assert f"{key} does not hold a signing key" in sentence
+    shutil.rmtree(data)
+    data.mkdir()
+    (data / "homeserver.db").write_text("this is no database, whatever its name may be" * 100)
+    (sentence,) = await findings(tmp_path, GOOD)
+    assert "file is not a database" in sentence
+
+
+async def test_an_object_store_without_credentials_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # as on a machine that has no role
+    (sentence,) = await findings(tmp_path, GOOD + '[blobs]\nurl = "s3://bucket/prefix"')
+    assert "are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set in the environment of the server?" in sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("there is no [[listeners]] section", "listeners = []\n" + GOOD[: GOOD.index("[[")]),
+        ("registration.shared_secret_file: cannot read", GOOD + '[registration]\nshared_secret_file = "none"'),
+        ("data_dir", 'data_dir = "homeserver.toml/data"\n' + GOOD),
+    ],
+)
+def test_serve_refuses_what_cannot_be_served(tmp_path: Path, words: str, text: str) -> None:
+    assert words in said(run("serve", "--config", write(tmp_path, text)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from homeserver.cli.output import add_shared_arguments, fail, read_config, run_trio, tell
@@ -36,15 +35,16 @@ def run_check(args: argparse.Namespace) -> int:
             error = {"error": f"{args.config}: {errors[0].text}"} if errors else {}
             tell(args, "", ok=not errors, server_name=config.server_name, findings=listed, **error)
             return 1 if errors else 0
-        for each in findings:
-            if each.level == "warning":
-                print(f"warning: {each.text}", file=sys.stdout, flush=True)
-        for each in errors:
+        for each in errors:  # first things first: warnings are shown when these are mended
             fail(args, f"{args.config}: {each.text}")
         if errors:
             return 1
-        how = "good" if not findings else "good enough to be served"
-        tell(args, f"{args.config} is {how}: it serves {config.server_name}.")
+        for each in findings:
+            print(f"warning: {each.text}", flush=True)
+        if findings:
+            tell(args, f"{args.config} can be served as {config.server_name}, with the warnings above.")
+        else:
+            tell(args, f"{args.config} is good: it serves {config.server_name}.")
         return 0
 
     return run_trio(check)

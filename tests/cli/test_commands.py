@@ -76,7 +76,7 @@ def test_help_names_every_command() -> None:
 
 def test_config_check(tmp_path: Path) -> None:
     good = write_config(tmp_path)
-    assert "serves test.example" in run("config", "check", "--config", good).stdout
+    assert "served as test.example" in run("config", "check", "--config", good).stdout
     as_json = json.loads(run("config", "check", "--config", good, "--json").stdout)
     assert (as_json["ok"], as_json["server_name"]) == (True, "test.example")
     assert {each["level"] for each in as_json["findings"]} == {"warning"}

@@ -80,9 +80,12 @@ def test_a_reader_who_has_heard_enough_ends_the_demo_quietly() -> None:
 def test_a_good_configuration_is_called_good(server: Homeserver) -> None:
     result = run("config", "check", "--config", server.config)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{server.config} is good: it serves {server.server_name}.\n"
+    warning, last = result.stdout.splitlines()
+    assert "registration.enabled lets everyone make accounts" in warning
+    assert last == f"{server.config} can be served as {server.server_name}, with the warnings above."
     result = run("config", "check", "--json", "--config", server.config)
-    assert json.loads(result.stdout) == {"ok": True, "server_name": server.server_name}
+    findings = [{"level": "warning", "text": warning.removeprefix("warning: ")}]
+    assert json.loads(result.stdout) == {"ok": True, "server_name": server.server_name, "findings": findings}
     assert not (server.folder / "data").exists()
 
 

@@ -130,6 +130,9 @@ RATE_LIMIT_KEYS_MAX = 50_000
 
 # Accounts
 
+# Of a name that someone tries to log in with, in the log: ids have 255 bytes.
+LOGGED_NAME_CHARACTERS_MAX = 255
+
 # Hashing reads every byte; no person and no password manager needs more.
 PASSWORD_BYTES_MAX = 512
 

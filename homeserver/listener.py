@@ -65,11 +65,13 @@ async def serve(
     listeners: Sequence[Listener],
     *,
     stop: trio.Event,
+    renewal: trio.lowlevel.ParkingLot | None = None,
     task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answers on every listener until `stop` is set and the requests under way are answered, at most DRAIN_SECONDS.
 
-    Starts with the bound addresses once all of them listen. Raises ConfigError where one cannot.
+    Starts with the bound addresses once all of them listen. Raises ConfigError where one cannot. Certificates that have
+    changed are read again now and then, and whenever `renewal` is unparked.
     """
     doors = open_doors(listeners)
     context = WorkerContext(None)
@@ -87,7 +89,10 @@ async def serve(
                     accepting.start_soon(partial(trio.serve_listeners, handle, [sock], handler_nursery=nursery))
                 task_status.started([Bound(door.listener, door.address) for door in doors])
                 accepting.start_soon(_sweep, connections)
-                accepting.start_soon(_follow_certificates, [door for door in doors if door.tls is not None])
+                accepting.start_soon(
+                    _follow_certificates, [door for door in doors if door.tls is not None],
+                    renewal or trio.lowlevel.ParkingLot(),
+                )  # fmt: skip
                 await stop.wait()
                 accepting.cancel_scope.cancel()
             app.dispatch.drain()
@@ -276,10 +281,11 @@ def _peer_address(sock: trio.socket.SocketType) -> str:
         return ""
 
 
-async def _follow_certificates(doors: Sequence[_Door]) -> None:
+async def _follow_certificates(doors: Sequence[_Door], renewal: trio.lowlevel.ParkingLot) -> None:
     """New connections get a certificate that was renewed, without a restart."""
     while doors:
-        await trio.sleep(limits_http.CERTIFICATE_CHECK_SECONDS)
+        with trio.move_on_after(limits_http.CERTIFICATE_CHECK_SECONDS):
+            await renewal.park()
         for door in doors:
             renew_certificate(door)
 

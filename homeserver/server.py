@@ -74,6 +74,7 @@ class Homeserver:
         self._beside = beside
         self._stack = AsyncExitStack()
         self._stop = trio.Event()
+        self._renewal = trio.lowlevel.ParkingLot()
         self._resources: Resources | None = None
         self._app: App | None = None
         self._calls: Calls | None = None
@@ -131,13 +132,17 @@ class Homeserver:
             raise RuntimeError("This homeserver serves already, or has been stopped. Open a new one to serve again.")
         self._has_served = True
         try:
-            await serve(app, self.config.listeners, stop=self._stop, task_status=task_status)
+            await serve(app, self.config.listeners, stop=self._stop, renewal=self._renewal, task_status=task_status)
         except BaseExceptionGroup as group:
             raise single_error(group) from None
 
     def stop(self) -> None:
         """Ends `serve`: requests under way are answered, nothing new is accepted."""
         self._stop.set()
+
+    def renew_certificates(self) -> None:
+        """Reads the certificates of the listeners again at once, if their files have changed."""
+        self._renewal.unpark_all()
 
     async def register(
         self, localpart: str, password: str | None = None, *, admin: bool = False, exist_ok: bool = False

@@ -1,13 +1,21 @@
-"""`homeserver serve`: the server in the foreground, until SIGTERM or SIGINT."""
+"""`homeserver serve`: the server in the foreground, until SIGTERM or SIGINT.
+
+SIGHUP reads certificates and `[log]` again.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
+from homeserver import __version__
 from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_trio, tell
+
+_log = logging.getLogger(__name__)
 
 
 def add_commands(commands: Any) -> None:
@@ -30,10 +38,11 @@ def run_serve(args: argparse.Namespace) -> int:
         from homeserver.server import Homeserver
 
         set_up_logging(config.log)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with Homeserver(config) as server, trio.open_nursery() as nursery:
-                nursery.start_soon(_stop_at_signal, signals, server, nursery)
+                nursery.start_soon(_follow_signals, args, signals, server, nursery)
                 bound = await nursery.start(_serve, server, nursery)
+                _log_start(config, bound)
                 for each in bound:
                     where = each.url or each.address
                     tell(args, f"{config.server_name} listens on {where}", listening=each.address, url=each.url)
@@ -42,16 +51,60 @@ def run_serve(args: argparse.Namespace) -> int:
     return run_trio(main)
 
 
+def _log_start(config: Any, bound: list[Any]) -> None:
+    """What runs, on what, where, and what is unwise about it: the first thing to know when something is wrong."""
+    from homeserver.cli.findings import find_in_config
+    from homeserver.server import database_url
+
+    _log.info(
+        "homeserver serves",
+        extra={
+            "version": __version__,
+            "server_name": config.server_name,
+            "database": without_password(database_url(config)),
+            "data": str(config.data_path("")),
+            "listeners": ",".join(each.url or each.address for each in bound),
+        },
+    )
+    for finding in find_in_config(config):
+        _log.warning("the configuration is unwise", extra={"what": finding.text})
+
+
+def without_password(url: str) -> str:
+    """A database URL that may be shown."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else url
+
+
 async def _serve(server: Any, nursery: Any, *, task_status: Any) -> None:
     await server.serve(task_status=task_status)
     nursery.cancel_scope.cancel()
 
 
-async def _stop_at_signal(signals: Any, server: Any, nursery: Any) -> None:
-    await anext(signals)
-    server.stop()
-    await anext(signals)
-    nursery.cancel_scope.cancel()
+async def _follow_signals(args: argparse.Namespace, signals: Any, server: Any, nursery: Any) -> None:
+    stopping = False
+    async for number in signals:
+        if number == signal.SIGHUP:
+            _read_again(args, server)
+        elif stopping:
+            nursery.cancel_scope.cancel()
+        else:
+            stopping = True
+            server.stop()
+
+
+def _read_again(args: argparse.Namespace, server: Any) -> None:
+    """What changes without a restart: certificates, and how much is logged. All else stays as it was at the start."""
+    from homeserver.log import set_up_logging
+
+    server.renew_certificates()
+    try:
+        config = read_config(args)
+    except CommandError as error:
+        _log.warning("the configuration was not read again", extra={"reason": str(error)})
+        return
+    set_up_logging(config.log)
+    _log.info("certificates and [log] were read again", extra={"level": config.log.level})
 
 
 def raise_file_limit() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
+from homeserver import limits
 from homeserver.api import Request, Routes
 from homeserver.authenticate import note_seen
 from homeserver.database import Transaction
@@ -15,6 +18,10 @@ from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.passwords import verify_password
+
+_log = logging.getLogger(__name__)
+
+LOGINS_COUNTER = "homeserver_logins_total"
 
 routes = Routes()
 
@@ -43,12 +50,31 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     if body.type != "m.login.password":
         raise MatrixError(400, "M_UNKNOWN", "This type of login is not offered.")
     check_device_id(body.device_id)
-    user_id, new_hash = await _check_password(hs, body, address_key(request.client_ip))
-    answer = await hs.database.write(_store_login, hs, user_id, body, new_hash)
+    hs.metrics.describe(LOGINS_COUNTER, "Attempts to log in with a password.")
+    try:
+        user_id, new_hash = await _check_password(hs, body, address_key(request.client_ip))
+        answer = await hs.database.write(_store_login, hs, user_id, body, new_hash)
+    except MatrixError as error:
+        hs.metrics.count(LOGINS_COUNTER, (("outcome", "refused"),))
+        _log_failure(body, request, error)
+        raise
+    hs.metrics.count(LOGINS_COUNTER, (("outcome", "accepted"),))
     note_seen(hs, user_id, answer["device_id"], request)
     if hs.config.public.serve_well_known:
         answer["well_known"] = hs.config.client_discovery()
     return answer
+
+
+def _log_failure(body: LoginBody, request: Request, error: MatrixError) -> None:
+    """One line that programs such as fail2ban follow: docs/administration.md has its form.
+
+    The address comes first, so that nothing that the name holds can be taken for it.
+    """
+    name = (body.identifier or {}).get("user", body.user)
+    shown = name[: limits.LOGGED_NAME_CHARACTERS_MAX] if isinstance(name, str) else ""
+    _log.warning(
+        "login failed", extra={"address": request.client_ip, "user": shown, "errcode": error.errcode}
+    )  # fmt: skip
 
 
 async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple[UserID, str | None]:

@@ -1,23 +1,28 @@
-"""Registration: new accounts, of users and of guests. Spec: client-server-api/#account-registration"""
+"""Registration: new accounts, of users and of guests. Spec: client-server-api/#account-registration
+
+An account of a user has a password from the start: nobody could log in to one without. A client whose answer was lost
+sends its request again. The session of its authentication tells that it is the same client, and the answer is the same
+account and device, with new tokens.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
 
-from homeserver import authenticate
+from homeserver import authenticate, limits
 from homeserver.api import Request, Routes
 from homeserver.authenticate import AccountFlags, Requester
-from homeserver.database import Transaction
-from homeserver.errors import MatrixError, forbidden, invalid_param
+from homeserver.database import Schema, Step, Transaction
+from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param
 from homeserver.feature import Feature, JsonObject
-from homeserver.federation.identifiers import UserID
+from homeserver.federation.identifiers import UserID, localpart_of
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
-from homeserver.users.passwords import check_new_password, hash_password
+from homeserver.users.passwords import check_new_password, hash_password, verify_password
 from homeserver.users.registration_tokens import TOKEN_STAGE, is_valid_token, use_token_of
 from homeserver.users.user_interactive import (
     DUMMY,
@@ -26,6 +31,24 @@ from homeserver.users.user_interactive import (
     begin,
     finish_authentication,
     proceed,
+)
+
+SCHEMA = Schema(
+    "registration",
+    (
+        Step(
+            "create",
+            """
+            -- What was made at the end of each session of authentication, for clients that ask again.
+            CREATE TABLE registrations (
+                session TEXT PRIMARY KEY,
+                user_nid INTEGER NOT NULL,
+                device_id TEXT,
+                created_ms INTEGER NOT NULL
+            );
+            """,
+        ),
+    ),
 )
 
 routes = Routes()
@@ -56,6 +79,14 @@ async def registration_token_validity(hs: Resources, query: ValidityQuery) -> Js
 
 class RegisterQuery(msgspec.Struct, frozen=True):
     kind: Literal["user", "guest"] = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The account and the device, if it was logged in, that a registration has made."""
+
+    user: accounts.User
+    device_id: str | None
 
 
 class RegisterBody(msgspec.Struct, frozen=True):
@@ -95,10 +126,37 @@ async def _register_user(hs: Resources, body: RegisterBody) -> JsonObject:
     if body.password is not None:
         check_new_password(hs, body.password)
     check_device_id(body.device_id)
+    made = await hs.database.read(_find_made, body)
+    if made is not None and await _is_same(hs, made, body):
+        again = msgspec.structs.replace(body, device_id=made.device_id)
+        return await hs.database.write(_answer, hs, made.user.user_id, again)
     attempt, guest = await hs.database.read(_read_registration, hs, user_id, body)
     authentication = await proceed(hs, attempt)
-    password_hash = None if body.password is None else await hash_password(hs, body.password)
+    if body.password is None:  # said only now: clients ask for the flows without one
+        raise missing_param("The password is missing.")
+    password_hash = await hash_password(hs, body.password)
     return await hs.database.write(_store_registration, hs, user_id, password_hash, body, authentication, guest)
+
+
+def _find_made(tx: Transaction, body: RegisterBody) -> _Made | None:
+    """What was made in the session of the request, if the request has been answered before."""
+    session = None if body.auth is None else body.auth.get("session")
+    if not isinstance(session, str):
+        return None
+    row = tx.one(
+        "SELECT user_nid, device_id FROM registrations WHERE session = ? AND created_ms > ?",
+        session, tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS,
+    )  # fmt: skip
+    user = None if row is None else accounts.get_user(tx, UserID(tx.name(row[0])))
+    return None if row is None or user is None else _Made(user, row[1])
+
+
+async def _is_same(hs: Resources, made: _Made, body: RegisterBody) -> bool:
+    """Whether it is the request that has made the account: the same name and the same password."""
+    user_id = made.user.user_id
+    if body.password is None or (body.username or "").lower() not in ("", localpart_of(user_id)):
+        return False
+    return (await verify_password(hs, user_id, made.user.password_hash, body.password)).is_right
 
 
 def _wanted_user_id(hs: Resources, body: RegisterBody) -> UserID:
@@ -131,7 +189,7 @@ def _store_registration(
     tx: Transaction,
     hs: Resources,
     user_id: UserID,
-    password_hash: str | None,
+    password_hash: str,
     body: RegisterBody,
     authentication: Authentication,
     guest: bool,
@@ -145,7 +203,14 @@ def _store_registration(
         accounts.store_password_hash(tx, user_id, password_hash)
     else:
         accounts.create_user(tx, hs, user_id, password_hash)
-    return _answer(tx, hs, user_id, body)
+    answer = _answer(tx, hs, user_id, body)
+    if authentication.session is not None:
+        tx.run("DELETE FROM registrations WHERE created_ms <= ?", tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS)
+        tx.run(
+            "INSERT INTO registrations (session, user_nid, device_id, created_ms) VALUES (?, ?, ?, ?)",
+            authentication.session, tx.intern(user_id), answer.get("device_id"), tx.now_ms,
+        )  # fmt: skip
+    return answer
 
 
 def _answer(tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody) -> JsonObject:
@@ -185,4 +250,6 @@ def _store_of_appservice(
     return _answer(tx, hs, user_id, body)
 
 
-FEATURE = Feature(name="registration", spec="client-server-api/#account-registration", routes=routes)
+FEATURE = Feature(
+    name="registration", spec="client-server-api/#account-registration", routes=routes, schema=SCHEMA
+)  # fmt: skip

@@ -16,6 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
+from homeserver import __version__
+from homeserver.cli.serve import without_password
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX = 60
 
@@ -114,6 +117,31 @@ def test_a_server_stops_at_a_signal_with_success(tmp_path: Path) -> None:
             assert httpx.get(f"{url}/_homeserver/health/ready").json() == {"ready": True}
             process.send_signal(number)
             assert process.wait(SECONDS_MAX) == 0
+
+
+def test_a_hangup_reads_the_level_of_the_log_again_and_ends_nothing(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with serving(config) as (process, url):
+        assert process.stderr is not None
+        started = ""
+        while "homeserver serves" not in started:
+            started = process.stderr.readline()
+        assert f"version={__version__} server_name=test.example database=sqlite:{tmp_path}" in started
+        assert f"data={tmp_path / 'data'} listeners={url}" in started
+        while "passwords.hash_cost" not in process.stderr.readline():
+            pass
+        for text, words in (("[log", "was not read again"), ('[log]\nlevel = "debug"\n', "level=debug")):
+            Path(config).write_text(f'server_name = "test.example"\n{text}\n')
+            process.send_signal(signal.SIGHUP)
+            assert words in process.stderr.readline()
+        assert httpx.get(f"{url}/_homeserver/health/ready").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS_MAX) == 0
+
+
+def test_the_password_of_a_database_is_not_logged() -> None:
+    assert without_password("postgresql://user:secret@db:5432/name?password=x") == "postgresql://db:5432/name"
+    assert without_password("sqlite:/data/homeserver.db") == "sqlite:/data/homeserver.db"
 
 
 def test_one_database_is_served_once(tmp_path: Path) -> None:

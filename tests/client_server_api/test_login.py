@@ -9,9 +9,10 @@ import trio
 from homeserver import limits
 from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Passwords, Public, RateLimitsSection
+from homeserver.log import ConsoleFormatter
 from homeserver.users import accounts
 from homeserver.users.passwords import HASHERS
-from tests.support.homeservers import PASSWORD, Homeservers, Server
+from tests.support.homeservers import CLIENT_IP, PASSWORD, Homeservers, Server
 
 
 def by_name(user: str, password: str = PASSWORD, **fields: object) -> dict:
@@ -197,3 +198,27 @@ async def test_a_locked_user_can_only_log_out(homeserver: Server) -> None:
     assert answer.json()["soft_logout"] is True
     await alice.ok("POST", "logout")
     assert await alice.refused("GET", "devices") == (401, "M_UNKNOWN_TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("user", "shown"),
+    [
+        ("alice", "alice"),
+        ("nobody", "nobody"),
+        ("@a:b.example", "@a:b.example"),
+        ("x\n2026 login failed address=6.6.6.6", "'x\\n2026 login failed address=6.6.6.6'"),
+    ],
+)
+async def test_a_failed_login_is_one_line_with_address_and_name(
+    homeserver: Server, caplog: pytest.LogCaptureFixture, user: str, shown: str
+) -> None:
+    await homeserver.register("alice")
+    identifier = {"type": "m.id.user", "user": user}
+    body = {"type": "m.login.password", "identifier": identifier, "password": "wrong"}
+    assert (await homeserver.anonymous.refused("POST", "login", json=body))[0] == 403
+    (record,) = [each for each in caplog.records if each.getMessage() == "login failed"]
+    line = ConsoleFormatter().format(record)
+    assert line.endswith(f" login failed address={CLIENT_IP} user={shown} errcode=M_FORBIDDEN")
+    assert "\n" not in line
+    counted = homeserver.hs.metrics.counters()[("homeserver_logins_total", (("outcome", "refused"),))]
+    assert counted == 1

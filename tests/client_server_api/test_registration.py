@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
+from homeserver import limits
 from homeserver.api import Request
 from homeserver.authenticate import Requester
 from homeserver.config import RateLimitsSection, Registration
@@ -43,26 +45,59 @@ async def test_registers_after_the_dummy_stage(homeserver: Server) -> None:
 async def test_a_session_is_good_once(homeserver: Server) -> None:
     session = (await homeserver.anonymous.post("register", json={})).json()["session"]
     auth = {**DUMMY, "session": session}
-    await homeserver.anonymous.ok("POST", "register", json={"username": "alice", "auth": auth})
+    await homeserver.anonymous.ok("POST", "register", json={"username": "alice", "password": PASSWORD, "auth": auth})
     again = await homeserver.anonymous.post("register", json={"username": "bob", "auth": auth})
     assert again.status_code == 401
     assert again.json()["session"] != session
 
 
+async def test_an_account_is_not_made_without_a_password(homeserver: Server) -> None:
+    session = (await homeserver.anonymous.post("register", json={})).json()["session"]
+    body = {"username": "alice", "auth": {**DUMMY, "session": session}}
+    assert await homeserver.anonymous.refused("POST", "register", json=body) == (400, "M_MISSING_PARAM")
+    assert await homeserver.read(accounts.get_user, "@alice:test.example") is None
+    await homeserver.anonymous.ok("POST", "register", json={**body, "password": PASSWORD})
+
+
+async def test_a_registration_whose_answer_was_lost_is_answered_again(homeserver: Server) -> None:
+    session = (await homeserver.anonymous.post("register", json={})).json()["session"]
+    body = {"username": "Alice", "password": PASSWORD, "auth": {**DUMMY, "session": session}}
+    lost = await homeserver.anonymous.ok("POST", "register", json=body)
+    again = await homeserver.anonymous.ok("POST", "register", json=body)
+    assert (again["user_id"], again["device_id"]) == ("@alice:test.example", lost["device_id"])
+    alice = homeserver.with_token(again["access_token"])
+    assert len((await alice.ok("GET", "devices"))["devices"]) == 1
+    assert await homeserver.with_token(lost["access_token"]).refused("GET", "devices") == (401, "M_UNKNOWN_TOKEN")
+    for change in ({"password": "another password"}, {"auth": DUMMY}):
+        refusal = await homeserver.anonymous.refused("POST", "register", json={**body, **change})
+        assert refusal == (400, "M_USER_IN_USE"), change
+    await trio.sleep(limits.USER_INTERACTIVE_LIFETIME_MS / 1000)
+    assert await homeserver.anonymous.refused("POST", "register", json=body) == (400, "M_USER_IN_USE")
+
+
+async def test_a_repeated_registration_that_did_not_log_in_does_not_either(homeserver: Server) -> None:
+    session = (await homeserver.anonymous.post("register", json={})).json()["session"]
+    auth = {**DUMMY, "session": session}
+    body = {"username": "alice", "password": PASSWORD, "inhibit_login": True, "auth": auth}
+    for _ in range(2):
+        assert await homeserver.anonymous.ok("POST", "register", json=body) == {"user_id": "@alice:test.example"}
+
+
 async def test_downcases_usernames(homeserver: Server) -> None:
-    answer = await homeserver.anonymous.ok("POST", "register", json={"username": "User-UPPER", "auth": DUMMY})
+    body = {"username": "User-UPPER", "password": PASSWORD, "auth": DUMMY}
+    answer = await homeserver.anonymous.ok("POST", "register", json=body)
     assert answer["user_id"] == "@user-upper:test.example"
 
 
 async def test_makes_up_a_username_and_a_device(homeserver: Server) -> None:
-    answer = await homeserver.anonymous.ok("POST", "register", json={"auth": DUMMY})
+    answer = await homeserver.anonymous.ok("POST", "register", json={"password": PASSWORD, "auth": DUMMY})
     assert answer["user_id"].endswith(":test.example")
     assert answer["device_id"]
 
 
 async def test_inhibit_login(homeserver: Server) -> None:
     answer = await homeserver.anonymous.ok(
-        "POST", "register", json={"username": "alice", "auth": DUMMY, "inhibit_login": True}
+        "POST", "register", json={"username": "alice", "password": PASSWORD, "auth": DUMMY, "inhibit_login": True}
     )
     assert answer == {"user_id": "@alice:test.example"}
     assert await homeserver.read(accounts.exists, "@alice:test.example")
@@ -70,7 +105,7 @@ async def test_inhibit_login(homeserver: Server) -> None:
 
 async def test_refresh_token(homeserver: Server) -> None:
     answer = await homeserver.anonymous.ok(
-        "POST", "register", json={"username": "alice", "auth": DUMMY, "refresh_token": True}
+        "POST", "register", json={"username": "alice", "password": PASSWORD, "auth": DUMMY, "refresh_token": True}
     )
     assert answer["refresh_token"]
     assert answer["expires_in_ms"] > 0

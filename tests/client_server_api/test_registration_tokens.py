@@ -8,7 +8,7 @@ import trio
 from homeserver.config import Registration
 from homeserver.errors import MatrixError
 from homeserver.users import registration_tokens
-from tests.support.homeservers import Homeservers, Server, now_ms
+from tests.support.homeservers import PASSWORD, Homeservers, Server, now_ms
 
 VALIDITY = "/_matrix/client/v1/register/m.login.registration_token/validity"
 
@@ -19,7 +19,7 @@ async def invited_only(homeservers: Homeservers) -> Server:
 
 async def register(server: Server, username: str, token: object) -> tuple[int, str]:
     auth = {"type": "m.login.registration_token", "token": token}
-    response = await server.anonymous.post("register", json={"username": username, "auth": auth})
+    response = await server.anonymous.post("register", json={"username": username, "password": PASSWORD, "auth": auth})
     return response.status_code, response.json().get("errcode", "")
 
 

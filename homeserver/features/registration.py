@@ -250,6 +250,16 @@ def _store_of_appservice(
     return _answer(tx, hs, user_id, body)
 
 
+def forget_registration(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+    """Forgets how the account was made."""
+    tx.run("DELETE FROM registrations WHERE user_nid = ?", tx.find(user_id))
+    return False
+
+
 FEATURE = Feature(
-    name="registration", spec="client-server-api/#account-registration", routes=routes, schema=SCHEMA
-)  # fmt: skip
+    name="registration",
+    spec="client-server-api/#account-registration",
+    schema=SCHEMA,
+    routes=routes,
+    forget_user=forget_registration,
+)

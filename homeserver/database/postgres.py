@@ -113,13 +113,13 @@ class _Reach:
 class PostgresSession:
     """A connection, opened again by `recover` when it is lost. Every statement is done with before the next begins."""
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str, reach: _Reach) -> None:
+    def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str, reach: _Reach | None = None) -> None:
         self._node = node
         self._open = functools.partial(_open_session, connect)
         self._connection = self._open()
         self._cursor = self._connection.cursor()
         self._savepoint: _Savepoint = "none"
-        self._reach = reach
+        self._reach = reach or _Reach()
         self._statements: dict[str, bytes] = {}
         self._counts_before_lists: dict[str, int] = {}
 

@@ -106,6 +106,8 @@ class Dispatch:
         metrics = self.hs.metrics
         metrics.count("homeserver_requests_total", (("operation", name), ("status", str(response.status))))
         metrics.count("homeserver_request_seconds_total", (("operation", name),), perf_counter() - started)
+        if response.status == 429:
+            metrics.count("homeserver_rate_limited_total", (("operation", name),))
         if operation is None or operation.group not in WITHOUT_CORS:
             return Response(response.status, response.body, {**CORS, **response.headers}, response.stream)
         return response

@@ -13,7 +13,7 @@ class Metrics:
     """Used on the trio thread only. Names and labels come from the program, never from a request: they are bounded."""
 
     _counters: dict[tuple[str, Labels], float] = field(default_factory=dict)
-    _gauges: dict[str, Callable[[], float]] = field(default_factory=dict)
+    _read: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
     _help: dict[str, str] = field(default_factory=dict)
 
     def count(self, name: str, labels: Labels = (), amount: float = 1) -> None:
@@ -23,7 +23,12 @@ class Metrics:
 
     def gauge(self, name: str, read: Callable[[], float], help_text: str = "") -> None:
         """Registers a value that is read whenever the metrics are."""
-        self._gauges[name] = read
+        self._read[name] = ("gauge", read)
+        self._help[name] = help_text
+
+    def total(self, name: str, read: Callable[[], float], help_text: str) -> None:
+        """Registers a counter that somebody else keeps, read whenever the metrics are. `name` ends in `_total`."""
+        self._read[name] = ("counter", read)
         self._help[name] = help_text
 
     def describe(self, name: str, help_text: str) -> None:
@@ -44,9 +49,9 @@ class Metrics:
                 before = name
             shown = ",".join(f'{key}="{_escape(value_)}"' for key, value_ in labels)
             lines.append(f"{name}{{{shown}}} {_number(value)}" if shown else f"{name} {_number(value)}")
-        for name in sorted(self._gauges):
-            lines += self._head(name, "gauge")
-            lines.append(f"{name} {_number(self._gauges[name]())}")
+        for name, (kind, read) in sorted(self._read.items()):
+            lines += self._head(name, kind)
+            lines.append(f"{name} {_number(read())}")
         return "\n".join(lines) + "\n"
 
     def _head(self, name: str, kind: str) -> list[str]:

@@ -204,6 +204,10 @@ class Peers:
         """The state of a server that has failed, None for all others."""
         return self._back_offs.get(server)
 
+    def count_back_offs(self, now_ms: int) -> int:
+        """How many servers are in back-off now."""
+        return sum(not back_off.is_over(now_ms) for back_off in self._back_offs.values())
+
     def set_back_off(self, server: ServerName, back_off: BackOff) -> None:
         """Notes the state of a server; those noted longest ago are forgotten."""
         self._back_offs.pop(server, None)

@@ -32,6 +32,7 @@ from homeserver.features import FEATURES, account
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire
 from homeserver.listener import Bound, serve
+from homeserver.measuring import measure_loop_lag, register_metrics
 from homeserver.outages import Outages
 from homeserver.pages import make_pages
 from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
@@ -223,6 +224,7 @@ class Homeserver:
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )
         nursery.start_soon(database.outages.watch)
+        register_metrics(self._resources)
         self._app = App(
             Dispatch(
                 self._resources,
@@ -232,6 +234,8 @@ class Homeserver:
             pages=lambda: make_pages(config),
         )
         self._calls = Calls(self._app.dispatch)
+        if not self._beside:
+            nursery.start_soon(measure_loop_lag, self._resources)
         for feature in features if not self._beside else ():
             for background in feature.background:
                 nursery.start_soon(keep_running, self._resources, background)

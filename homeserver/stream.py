@@ -35,11 +35,17 @@ class Stream:
         self._young_since = position
         self._waiters: dict[str, set[_Waiter]] = {}
         self._followers: set[_Waiter] = set()
+        self._waiting = 0
 
     @property
     def position(self) -> int:
         """The position of the last change that is committed."""
         return self._position
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for news of their keys."""
+        return self._waiting
 
     def notify(self, position: int, keys: Iterable[str]) -> None:
         """Tells that changes up to `position` are committed, of which `keys` have news. Never blocks."""
@@ -88,10 +94,12 @@ class Stream:
         waiter = _Waiter(after)
         for key in keys:
             self._waiters.setdefault(key, set()).add(waiter)
+        self._waiting += 1
         try:
             with trio.move_on_at(deadline):
                 await waiter.event.wait()
         finally:
+            self._waiting -= 1
             for key in keys:
                 waiters = self._waiters.get(key)
                 if waiters is not None:

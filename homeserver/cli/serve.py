@@ -57,7 +57,7 @@ def _log_start(config: Any, bound: list[Any]) -> None:
     from homeserver.server import database_url
 
     _log.info(
-        "homeserver serves",
+        "server started",
         extra={
             "version": __version__,
             "server_name": config.server_name,

@@ -10,6 +10,7 @@ import logging
 import math
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -50,6 +51,9 @@ class Database:
         self._cache = StringCache()
         self._taken = opened.position
         self._closed = False
+        self.batches = 0
+        self.writes = 0
+        self.write_seconds = 0.0
         self._inline = not opened.readers
         self._writes: _Requests = queue.SimpleQueue()
         self._reads: _Requests = queue.SimpleQueue()
@@ -72,6 +76,11 @@ class Database:
     def generation(self) -> str:
         """The name of the stream's generation, for tokens that are given to clients now."""
         return self._opened.generation()
+
+    @property
+    def writes_waiting(self) -> int:
+        """Writes that wait for the writer thread."""
+        return self._writes.qsize()
 
     async def read(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
         """fn(tx, *args) on a snapshot that has every write which was answered before."""
@@ -205,8 +214,12 @@ class Database:
             scope.cancel()
 
     def _run_batch(self, session: Session, requests: list[Request]) -> Batch:
+        started = time.perf_counter()
         batch = run_batch(session, self._cache, requests, self._taken)
         self._taken = batch.taken
+        self.batches += 1  # on the writer thread alone, and read by the metrics, which may be a little behind
+        self.writes += len(requests)
+        self.write_seconds += time.perf_counter() - started
         return batch
 
     # On the threads

@@ -19,6 +19,7 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import UserID, localpart_of
+from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
@@ -144,8 +145,8 @@ def _find_made(tx: Transaction, body: RegisterBody) -> _Made | None:
     if not isinstance(session, str):
         return None
     row = tx.one(
-        "SELECT user_nid, device_id FROM registrations WHERE session = ? AND created_ms > ?",
-        session, tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS,
+        "SELECT user_nid, device_id FROM registrations WHERE session = ? AND created_ms > ? AND created_ms <= ?",
+        session, tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS, latest(tx.now_ms, 0),
     )  # fmt: skip
     user = None if row is None else accounts.get_user(tx, UserID(tx.name(row[0])))
     return None if row is None or user is None else _Made(user, row[1])
@@ -205,7 +206,10 @@ def _store_registration(
         accounts.create_user(tx, hs, user_id, password_hash)
     answer = _answer(tx, hs, user_id, body)
     if authentication.session is not None:
-        tx.run("DELETE FROM registrations WHERE created_ms <= ?", tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS)
+        tx.run(
+            "DELETE FROM registrations WHERE created_ms <= ? OR created_ms > ?",
+            tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS, latest(tx.now_ms, 0),
+        )  # fmt: skip
         tx.run(
             "INSERT INTO registrations (session, user_nid, device_id, created_ms) VALUES (?, ?, ?, ?)",
             authentication.session, tx.intern(user_id), answer.get("device_id"), tx.now_ms,

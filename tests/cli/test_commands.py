@@ -124,7 +124,7 @@ def test_a_hangup_reads_the_level_of_the_log_again_and_ends_nothing(tmp_path: Pa
     with serving(config) as (process, url):
         assert process.stderr is not None
         started = ""
-        while "homeserver serves" not in started:
+        while "server started" not in started:
             started = process.stderr.readline()
         assert f"version={__version__} server_name=test.example database=sqlite:{tmp_path}" in started
         assert f"data={tmp_path / 'data'} listeners={url}" in started

@@ -89,8 +89,10 @@ async def _store(
             is_pending=is_pending, is_public=is_public,
         )  # fmt: skip
 
+    hs.metrics.describe("homeserver_media_uploads_total", "Files that users have uploaded.")
     async with receive(hs, chunks) as received:
         await keep(hs, received, store)
+    hs.metrics.count("homeserver_media_uploads_total")
 
 
 def describe(content_type: str | None, filename: str | None) -> Description:

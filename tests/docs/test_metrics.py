@@ -1,0 +1,42 @@
+"""docs/administration.md names every metric there is, and no other."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from homeserver import Homeserver
+from homeserver.testing import FakeNetwork
+from tests.support.homeservers import config_for_tests, now_ms
+
+ROOT = Path(__file__).parents[2]
+NAME = re.compile(r"(?:homeserver|process)_[a-z_]+")
+# Strings of that form that mean something else: the channel on which nodes hear of one another.
+NO_METRICS = {"homeserver_stream"}
+
+
+def test_every_metric_is_described_and_nothing_else() -> None:
+    in_code = {
+        node.value
+        for path in (ROOT / "homeserver").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value)
+    }
+    page = (ROOT / "docs" / "administration.md").read_text().partition("## Metrics")[2]
+    assert set(re.findall(r"`((?:homeserver|process)_[a-z_]+)`", page)) == in_code - NO_METRICS
+
+
+async def test_what_a_server_tells_is_described_and_numbers(tmp_path: Path) -> None:
+    config = config_for_tests("a.example", tmp_path)
+    wire = FakeNetwork().wire_for("a.example")
+    async with Homeserver(config, wire=wire, now_ms=now_ms, inline_database=True) as hs:
+        await hs.register("alice", "a good password")
+        lines = hs.resources.metrics.text().splitlines()
+    described = {line.split()[2] for line in lines if line.startswith("# HELP")}
+    values = {line.split("{")[0].split()[0]: float(line.split()[-1]) for line in lines if not line.startswith("#")}
+    assert set(values) <= described
+    assert values["process_resident_memory_bytes"] > 1 << 20
+    assert values["process_open_fds"] > 2
+    assert values["homeserver_database_writes_total"] >= values["homeserver_database_batches_total"] > 0
+    assert values["homeserver_stream_waiting"] == 0

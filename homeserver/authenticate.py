@@ -170,6 +170,12 @@ async def find_requester(
     return requester
 
 
+def check_admin(requester: Requester) -> None:
+    """Raises M_FORBIDDEN unless the requester administers this server."""
+    if not requester.is_admin:
+        raise MatrixError(403, "M_FORBIDDEN", "Only administrators of this server may do this.")
+
+
 def check_may_call(requester: Requester, operation: Operation) -> None:
     """Raises M_USER_LOCKED or M_GUEST_ACCESS_FORBIDDEN if the requester's account may not use the operation."""
     if requester.is_locked and not operation.allow_locked:

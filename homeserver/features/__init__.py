@@ -6,6 +6,7 @@ from homeserver.feature import Feature
 from homeserver.features import (
     account,
     account_data,
+    administration,
     capabilities,
     contact_information,
     devices,
@@ -81,5 +82,6 @@ FEATURES: tuple[Feature, ...] = (
     # Files
     media.FEATURE,
     # Running the server
+    administration.FEATURE,
     health.FEATURE,
 )

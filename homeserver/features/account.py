@@ -157,6 +157,33 @@ def _deactivate(
         forget_user(tx, hs, user_id, erase)
 
 
+class ResetPasswordBody(msgspec.Struct, frozen=True):
+    new_password: str
+    logout_devices: bool = True
+
+
+@routes.post("/_synapse/admin/v1/reset_password/{user_id}")
+async def reset_password(hs: Resources, requester: Requester, user_id: UserID, body: ResetPasswordBody) -> JsonObject:
+    """Of the admin API, see `homeserver.features.administration`."""
+    authenticate.check_admin(requester)
+    await set_password(hs, user_id, body.new_password, logout_devices=body.logout_devices)
+    return {}
+
+
+class AdminDeactivateBody(msgspec.Struct, frozen=True):
+    erase: bool = False
+
+
+@routes.post("/_synapse/admin/v1/deactivate/{user_id}")
+async def deactivate_for_admin(
+    hs: Resources, requester: Requester, user_id: UserID, body: AdminDeactivateBody
+) -> JsonObject:
+    """Of the admin API, see `homeserver.features.administration`."""
+    authenticate.check_admin(requester)
+    await deactivate(hs, user_id, erase=body.erase)
+    return {"id_server_unbind_result": "success"}
+
+
 def forget_account(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
     """What is kept of the account itself, but for the row that keeps its name taken."""
     authenticate.delete_account_flags(tx, hs.token_cache, user_id)

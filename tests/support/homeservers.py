@@ -34,6 +34,7 @@ from homeserver.feature import Feature
 from homeserver.features import (
     account,
     account_data,
+    administration,
     capabilities,
     contact_information,
     devices,
@@ -75,8 +76,8 @@ CLIENT_API = "/_matrix/client/v3/"
 FEATURES = tuple(
     module.FEATURE
     for module in (
-        account, account_data, capabilities, contact_information, devices, encryption_keys, filters, login, logout,
-        presence, profile, push_rules, refresh, registration, shared_secret_registration, tags, third_party_networks,
+        account, account_data, administration, capabilities, contact_information, devices, encryption_keys, filters,
+        login, logout, presence, profile, push_rules, refresh, registration, shared_secret_registration, tags, third_party_networks,
         versions, well_known, whoami,
     )
 )  # fmt: skip

@@ -77,8 +77,8 @@ FEATURES = tuple(
     module.FEATURE
     for module in (
         account, account_data, administration, capabilities, contact_information, devices, encryption_keys, filters,
-        login, logout, presence, profile, push_rules, refresh, registration, shared_secret_registration, tags, third_party_networks,
-        versions, well_known, whoami,
+        login, logout, presence, profile, push_rules, refresh, registration, shared_secret_registration,
+        tags, third_party_networks, versions, well_known, whoami,
     )
 )  # fmt: skip
 

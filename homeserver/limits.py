@@ -363,6 +363,23 @@ SERVERS_EXPECTED_MAX = 1_000
 # Servers that are asked for what is missing, one after another, and from how many of the room they are chosen.
 SERVERS_ASKED_MAX = 3
 SERVERS_CONSIDERED_MAX = 50
+# Of the unknown events that an event follows on, how many are asked about where its own state is not told.
+GAP_PREV_EVENTS_ASKED_MAX = 2
+
+
+class Hedge(NamedTuple):
+    """After how long the next server is asked beside one that has not answered, and when all are given up."""
+
+    stagger_s: float
+    timeout_s: float
+
+
+# A person who pages back sees an empty page meanwhile. In the background a busy server gets the time that it needs.
+HEDGES: Mapping[str, Hedge] = {"person": Hedge(3.0, 20.0), "peer": Hedge(20.0, 120.0)}
+# Rooms whose past is fetched at once: each may take a state into memory.
+BACKFILLS_AT_ONCE_MAX = 10
+# How long a page of history waits for what other servers have; fetching goes on, for when it is asked for again.
+BACKFILL_WAIT_S = 20.0
 # Events of a state that are fetched one by one; where more are missing the whole state is fetched.
 STATE_EVENTS_SINGLY_MAX = 30
 # Requests for single events that are under way to one server.

@@ -6,6 +6,10 @@ Spec: server-server-api/#backfilling-and-retrieving-missing-events
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import trio
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -17,13 +21,14 @@ from homeserver.peers import PERSON
 from homeserver.remote import fetching
 from homeserver.remote.access import choose_servers
 from homeserver.remote.fetching import fetch_auth_events, fetch_state_before, store
+from homeserver.remote.hedging import first_answer
 from homeserver.remote.receiving import receive
 from homeserver.remote.requests import path_to
 from homeserver.resources import Resources
 from homeserver.rooms.graph import in_order, leading_to
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Received, find_places, list_missing
-from homeserver.rooms.storage import find_positions, get_event, get_room_version, list_stored
+from homeserver.rooms.storage import find_positions, get_event, get_room_version, list_placed
 
 
 async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
@@ -32,14 +37,16 @@ async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
     Whatever goes wrong, there is only less history then: nothing is raised.
     """
     key = ("backfill", room_id, point)
-    try:
-        await hs.flights.join(hs.nursery, key, _fill, hs, room_id, point, limit)
-    except MatrixError:
-        return  # too much is under way, or the server closes
+    with trio.move_on_after(limits.BACKFILL_WAIT_S):
+        try:
+            await hs.flights.join(hs.nursery, key, _fill, hs, room_id, point, limit)
+        except MatrixError:
+            return  # too much is under way, or the server closes
 
 
 async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
-    async with hs.peers.locks.hold(("backfill", room_id)):
+    at_once = hs.flights.limiter("backfill", limits.BACKFILLS_AT_ONCE_MAX)
+    async with hs.peers.locks.hold(("backfill", room_id)), at_once:
         missing = await hs.database.read(list_missing, room_id, point, limits.GAP_STATES_MAX)
         if not missing:
             return
@@ -47,10 +54,21 @@ async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
         servers = await choose_servers(hs, room_id, server_name_of(missing[0][1].sender))
         version = await hs.database.read(get_room_version, room_id)
         wanted = [event_id for event_id, _ in missing]
-        for server in servers:
-            events = await _ask(hs, server, room_id, version, wanted, limit)
-            if events and await _take_in(hs, server, servers, events):
+        hedge = limits.HEDGES["person"]
+        while servers:
+            attempts = [partial(_ask, hs, server, room_id, version, wanted, limit) for server in servers]
+            page = await first_answer(attempts, hedge.stagger_s, hedge.timeout_s)
+            if page is None or await _take_in(hs, page.server, servers, page.events):
                 return
+            servers.remove(page.server)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Events of the past that a server has told, oldest first."""
+
+    server: ServerName
+    events: list[Event]
 
 
 async def _ask(
@@ -60,15 +78,16 @@ async def _ask(
     version: RoomVersion,
     start: Sequence[EventID],
     limit: int,
-) -> list[Event]:
-    """Events of the past, oldest first."""
+) -> _Page | None:
+    """A page of the past, None if the server has none."""
     limit = min(max(limit, 1), limits.BACKFILL_EVENTS_MAX)
     query = [*(("v", event_id) for event_id in start), ("limit", str(limit))]
     uri = path_to("v1", "backfill", room_id, query=query)
     events = await fetching.ask_events(
         hs, server, "GET", uri, array="pdus", version=version, room_id=room_id, limit=limit, cause=PERSON
     )
-    return leading_to(start, in_order(events))
+    leading = leading_to(start, in_order(events))
+    return _Page(server, leading) if leading else None
 
 
 async def _take_in(
@@ -76,33 +95,33 @@ async def _take_in(
 ) -> bool:
     """Stores the events in their place in the past; whether there was any that is new.
 
-    The state before those whose ancestors are not known is asked for; the others' follows from it.
+    The state before those whose ancestors are not known is asked for; the others' follows from it. An event whose state
+    nobody tells is left out, and the page begins after it.
     """
     asked = [server, *(other for other in servers if other != server)]
-    within = {event.event_id for event in events}
+    within: set[EventID] = set()
     states: dict[EventID, list[EventID]] = {}
+    questions = 0
     for event in events:
-        placed = await hs.database.read(_placed, event)
-        if placed or (within.issuperset(event.prev_events) and event.prev_events):
-            continue
-        if event.type == "m.room.create":
-            states[event.event_id] = []
-        elif len(states) < limits.GAP_STATES_MAX:
-            state = await fetch_state_before(hs, asked, event, PERSON)
-            if state is not None:
+        known = {*within, *await hs.database.read(list_placed, [event.event_id, *event.prev_events])}
+        if event.event_id not in known and not (event.prev_events and known.issuperset(event.prev_events)):
+            if event.type == "m.room.create":
+                states[event.event_id] = []
+            elif questions == limits.GAP_STATES_MAX:
+                continue
+            else:
+                questions += 1
+                state = await fetch_state_before(hs, asked, event, PERSON)
+                if state is None:
+                    continue
                 states[event.event_id] = state
+        within.add(event.event_id)
+    events = [event for event in events if event.event_id in within]
     for event in events:
         lacking = frozenset(event.auth_events) - (await hs.database.read(find_positions, event.auth_events)).keys()
         if lacking - within:
             await fetch_auth_events(hs, asked, event, lacking - within, PERSON)
-    return await hs.database.write(_place, hs, events, states) > 0
-
-
-def _placed(tx: Transaction, event: Event) -> bool:
-    """Whether the event, or all that it follows, has its place in the graph."""
-    positions = find_positions(tx, [event.event_id, *event.prev_events])
-    placed = {row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None}
-    return event.event_id in placed or (bool(event.prev_events) and placed.issuperset(event.prev_events))
+    return bool(events) and await hs.database.write(_place, hs, events, states) > 0
 
 
 def _place(

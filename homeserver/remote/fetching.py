@@ -6,6 +6,7 @@ Spec: server-server-api/#backfilling-and-retrieving-missing-events, #retrieving-
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import trio
@@ -21,12 +22,13 @@ from homeserver.peers import Cause
 from homeserver.remote.answers import Take, Verdict, ask_many
 from homeserver.remote.checking import check_with_keys, keep_signed, parse_pdu
 from homeserver.remote.collecting import Collected
+from homeserver.remote.hedging import Attempt, first_answer
 from homeserver.remote.keys import find_keys
 from homeserver.remote.requests import Answer, Unreachable, path_to
 from homeserver.resources import Resources
 from homeserver.rooms.graph import in_order
-from homeserver.rooms.receive import store_outliers
-from homeserver.rooms.storage import find_positions
+from homeserver.rooms.receive import state_with, store_outliers
+from homeserver.rooms.storage import find_positions, list_placed
 
 
 async def ask_events(
@@ -158,12 +160,38 @@ async def fetch_events(
 async def fetch_state_before(
     hs: Resources, servers: Sequence[ServerName], event: Event, cause: Cause
 ) -> list[EventID] | None:
-    """The IDs of the state before the event as one of the servers tells it, all of them stored. None if nobody does."""
+    """The IDs of the state before the event as one of the servers tells it, all of them stored. None if nobody does.
+
+    Each is asked for the state before the event, then for the state after an event that it follows on.
+    """
+    follows = await _unplaced(hs, event.prev_events)
+    attempts: list[Attempt[list[EventID]]] = []
     for server in servers:
-        state_ids = await _fetch_state_at(hs, server, event.event_id, event.version, event.room_id, cause)
-        if state_ids is not None:
-            return state_ids
-    return None
+        attempts.append(partial(_fetch_state_at, hs, server, event.event_id, event.version, event.room_id, cause))
+        for event_id in follows:
+            attempts.append(partial(_fetch_state_after, hs, server, event_id, event.version, event.room_id, cause))
+    hedge = limits.HEDGES["person" if cause.kind == "person" else "peer"]
+    return await first_answer(attempts, hedge.stagger_s, hedge.timeout_s)
+
+
+async def _unplaced(hs: Resources, event_ids: Sequence[EventID]) -> list[EventID]:
+    """The first of the events that have no place in the graph, and whose state is therefore not known."""
+    placed = await hs.database.read(list_placed, event_ids)
+    return [event_id for event_id in event_ids if event_id not in placed][: limits.GAP_PREV_EVENTS_ASKED_MAX]
+
+
+async def _fetch_state_after(
+    hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID, cause: Cause
+) -> list[EventID] | None:
+    """The IDs of the state after an event that need not be known, all of them stored."""
+    event = await fetch_event(hs, server, event_id, version, room_id, cause)
+    if event is None:
+        return None
+    state_ids = await _fetch_state_at(hs, server, event_id, version, room_id, cause)
+    if state_ids is None:
+        return None
+    await store(hs, [event], server, cause)
+    return await hs.database.read(state_with, state_ids, event)
 
 
 async def _fetch_state_at(

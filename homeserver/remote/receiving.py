@@ -18,7 +18,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.graph import leading_to
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.receive import Missing, Received, receive_event
-from homeserver.rooms.storage import find_positions, list_stored, to_events
+from homeserver.rooms.storage import list_placed, to_events
 from homeserver.rooms.timeline import START, list_forwards
 
 ROUNDS_MAX = 6  # of "fetch what it lacks, try again" for one event: its auth events, its ancestors, their state
@@ -127,13 +127,8 @@ def _find_place(tx: Transaction, event: Event) -> _Place:
     head = find_head(tx, event.room_id)
     extremities = head.extremity_ids if head is not None else ()
     first = to_events(tx, list_forwards(tx, event.room_id, START, 1))
-    placed = _placed(tx, event.prev_events)
+    placed = list_placed(tx, event.prev_events)
     return _Place(list(dict.fromkeys([*extremities, *placed])), first[0].depth if first else 0)
-
-
-def _placed(tx: Transaction, event_ids: Collection[EventID]) -> list[EventID]:
-    positions = find_positions(tx, event_ids)
-    return [row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None]
 
 
 def _between(tx: Transaction, event: Event, fetched: Sequence[Event], first_depth: int) -> list[Event]:
@@ -141,6 +136,6 @@ def _between(tx: Transaction, event: Event, fetched: Sequence[Event], first_dept
 
     What is older than our history is left to whoever pages back: as news it would be told in the wrong place.
     """
-    placed = set(_placed(tx, [each.event_id for each in fetched]))
+    placed = set(list_placed(tx, [each.event_id for each in fetched]))
     unknown = [each for each in fetched if each.event_id not in placed and each.depth >= first_depth]
     return leading_to(event.prev_events, unknown)

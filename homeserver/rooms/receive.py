@@ -166,6 +166,22 @@ def _given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]) ->
     return StateAt(state_tree.EMPTY_ROOT, tuple(sorted(entries.items())))
 
 
+def state_with(tx: Transaction, state_ids: Sequence[EventID], event: Event) -> list[EventID]:
+    """The state after an outlier, from the state before it; all are stored."""
+    stored = get_stored(tx, event.event_id)
+    if stored is None or stored.status == Status.REJECTED or not event.is_state:
+        return list(state_ids)
+    event_type, state_key = event.key
+    rows = tx.all_in(
+        "SELECT event_id FROM events WHERE event_id IN (?*) AND type_nid = ? AND state_key_nid = ?",
+        [event_key(event_id) for event_id in state_ids],
+        tx.find(event_type),
+        tx.find(state_key),
+    )
+    replaced = {event_id_of_key(bytes(row[0])) for row in rows}
+    return [*(event_id for event_id in state_ids if event_id not in replaced), event.event_id]
+
+
 def _judge(tx: Transaction, head: Head, event: Event, root: bytes) -> tuple[Status, str] | Missing:
     """Steps 4 to 6: by its auth events, by the state before it, by the current state."""
     rejection = _check_by_auth_events(tx, head, event)

@@ -196,6 +196,12 @@ def find_stored(tx: Transaction, position: int) -> StoredEvent | None:
     return None if row is None else stored_events(tx, [row])[0]
 
 
+def list_placed(tx: Transaction, event_ids: Collection[EventID]) -> list[EventID]:
+    """Those of the events that have their place in the graph, so that the state before them is known."""
+    positions = find_positions(tx, event_ids)
+    return [row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None]
+
+
 def list_stored(tx: Transaction, positions: Collection[int]) -> dict[int, StoredEvent]:
     """The events at these positions. DatabaseDamaged if one is not there."""
     rows = tx.all_in(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
+import trio
 
 from homeserver.federation.identifiers import ServerName
 from tests.support.federation import (
@@ -19,7 +22,7 @@ from tests.support.federation import (
     texts,
     wait_text,
 )
-from tests.support.homeservers import Client
+from tests.support.homeservers import Client, Server
 from tests.support.stranger import FakeRoom, Stranger
 
 
@@ -217,3 +220,59 @@ async def test_only_what_leads_back_from_the_gap_is_history(federation: Federati
     answer = await bob.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100")
     assert forged.event_id not in {event["event_id"] for event in answer["chunk"]}
     assert create.event_id in {event["event_id"] for event in answer["chunk"]}
+
+
+async def _long_past(federation: Federation) -> tuple[Server, Client, str, list[str]]:
+    """A room of another server with a past of topics and messages in turn, whose IDs are given; bob has just come."""
+    a, b = await federation.start("a.example"), await federation.start("b.example")
+    alice, bob = await a.register("alice"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    past = []
+    for number in range(10):
+        past.append(str(await send_state(alice, room_id, "m.room.topic", {"topic": f"topic {number}"})))
+        past.append(str(await send_text(alice, room_id, f"message {number}")))
+    await join(bob, room_id, "a.example")
+    return a, bob, room_id, past
+
+
+def _refuse(federation: Federation, server: Server, words: str, event_ids: Collection[str]) -> None:
+    """From now on the server does not answer requests of that kind about these events."""
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        uri = unquote(f"{scope['raw_path'].decode()}?{scope['query_string'].decode()}")
+        if words not in uri or not any(event_id in uri for event_id in event_ids):
+            await server.app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"errcode":"M_NOT_FOUND","error":"No."}'})
+
+    federation.network.join(server.name, serve)
+
+
+async def test_state_is_asked_for_at_the_event_before_where_it_is_not_told(federation: Federation) -> None:
+    a, bob, room_id, past = await _long_past(federation)
+    _refuse(federation, a, "/state_ids/", past[1::2])
+    assert await all_texts(bob, room_id, 5) == [f"message {number}" for number in range(10)]
+
+
+async def test_page_is_not_lost_with_an_event_whose_state_nobody_tells(federation: Federation) -> None:
+    a, bob, room_id, past = await _long_past(federation)
+    _refuse(federation, a, "/state_ids/", past[:14])
+    found = await texts(bob, room_id)
+    assert found[-2:] == ["message 8", "message 9"]
+
+
+async def test_history_comes_from_another_server_where_one_is_slow(federation: Federation) -> None:
+    a, bob, room_id, _ = await _long_past(federation)
+    c = await federation.start("c.example")
+    carol = await c.register("carol")
+    await join(carol, room_id, "a.example")
+    assert len(await all_texts(carol, room_id, 50)) == 10
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep_forever()
+
+    federation.network.join("a.example", silent)
+    began_s = trio.current_time()
+    assert len(await all_texts(bob, room_id, 50)) == 10
+    assert trio.current_time() - began_s < 20

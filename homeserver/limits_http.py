@@ -116,8 +116,9 @@ FILES_RESERVED = 768
 # A flood of connections must not fill the log too.
 REFUSALS_LOG_SECONDS = 60
 
-# How long requests under way have to end once the server is told to stop; service managers kill after 10 to 90 seconds.
-DRAIN_SECONDS = 8
+# How long requests under way have to end once the server is told to stop: service managers kill after 10 to 90 seconds,
+# and the rest has to end too.
+DRAIN_SECONDS = 6
 
 # The kernel's queue of connections that wait to be accepted, for the moment when every client comes back at once.
 LISTEN_BACKLOG = 1024

@@ -13,7 +13,14 @@ from homeserver.federation.wire import WireError
 HEAD_BYTES_MAX = 64 * 1024
 """Status line and headers of a response."""
 
+INFORMATIONAL_MAX = 10
+"""Responses such as 102 Processing before the one that counts."""
+
+OVERHEAD_BYTES_MAX = 256 * 1024
+"""What may come beside the body, unless the body is larger: heads, and the sizes and extensions of chunks."""
+
 _RECEIVE_BYTES = 16 * 1024  # one TLS record
+_CHUNKS_AT_ONCE = 64  # read before other tasks get their turn, however small they are
 
 
 class ConnectionEnded(Exception):
@@ -41,13 +48,18 @@ class Head:
 class Connection:
     """A stream to one server, used for one exchange after the other: `start`, then `read_chunk` until b""."""
 
-    __slots__ = ("_answered", "_h11", "_host_header", "_stream", "exchanges", "idle_since_s", "opened_s")
+    __slots__ = (
+        "_answered", "_h11", "_host_header", "_overhead_bytes", "_pending", "_stream",
+        "exchanges", "idle_since_s", "opened_s",
+    )  # fmt: skip
 
     def __init__(self, stream: trio.abc.Stream, host_header: str, opened_s: float) -> None:
         self._stream = stream
         self._host_header = host_header
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
         self._answered = False
+        self._overhead_bytes = 0
+        self._pending: h11.Event | type[h11.PAUSED] | None = None
         self.opened_s = opened_s
         self.idle_since_s = opened_s
         self.exchanges = 0
@@ -58,23 +70,40 @@ class Connection:
             self._h11.start_next_cycle()
         self.exchanges += 1
         self._answered = False
+        self._pending = None
+        self._overhead_bytes = -OVERHEAD_BYTES_MAX
         data = self._encode(request)
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # A server may answer (413, say) and close before it has read all; what it said is still to be read.
             self._h11.send_failed()
-        while True:
+        for _ in range(INFORMATIONAL_MAX + 1):
             event = await self._next_event()
             if isinstance(event, h11.Response):
                 return Head(event.status_code, _join_headers(event))
             if not isinstance(event, h11.InformationalResponse):
                 raise WireError("the response has no head", "protocol")
+        raise WireError("the response does not begin", "protocol")
 
     async def read_chunk(self) -> bytes:
         """The next piece of the body, b"" after its end. Raises WireError if it ends early."""
         event = await self._next_event()
-        return bytes(event.data) if isinstance(event, h11.Data) else b""
+        chunk = bytearray()
+        for _ in range(_CHUNKS_AT_ONCE):
+            if not isinstance(event, h11.Data):
+                self._pending = event
+                break
+            chunk += event.data
+            following = self._buffered_event()
+            if following is None:
+                break
+            event = following
+        else:
+            self._pending = event
+            await trio.lowlevel.checkpoint()
+        self._overhead_bytes -= 2 * len(chunk)
+        return bytes(chunk)
 
     async def read_body(self, head: Head, max_bytes: int) -> bytes:
         """The whole body. Raises WireError if it ends early or is longer than `max_bytes`."""
@@ -118,20 +147,38 @@ class Connection:
     async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
         try:
             while True:
-                event = self._h11.next_event()
-                if event is not h11.NEED_DATA:
-                    return event  # type: ignore[return-value]
+                event = self._buffered_event()
+                if event is not None:
+                    return event
                 data = await self._stream.receive_some(_RECEIVE_BYTES)
                 self._answered = self._answered or bool(data)
                 if not self._answered:
                     raise ConnectionEnded
-                self._h11.receive_data(bytes(data))
-        except h11.RemoteProtocolError as error:
-            raise WireError(f"the response is not HTTP/1.1: {error}", "protocol") from error
+                self._overhead_bytes += len(data)
+                if self._overhead_bytes > 0:
+                    raise WireError("more comes beside the body than in it", "protocol")
+                self._feed(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if not self._answered:
                 raise ConnectionEnded from error
             raise WireError("the response ended early", "protocol") from error
+
+    def _buffered_event(self) -> h11.Event | type[h11.PAUSED] | None:
+        """What comes next of what has arrived already, None if that is nothing whole."""
+        if self._pending is not None:
+            event, self._pending = self._pending, None
+            return event
+        try:
+            found = self._h11.next_event()
+        except h11.RemoteProtocolError as error:
+            raise WireError(f"the response is not HTTP/1.1: {error}", "protocol") from error
+        return None if found is h11.NEED_DATA else found  # type: ignore[return-value]
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._h11.receive_data(data)
+        except h11.RemoteProtocolError as error:
+            raise WireError(f"the response is not HTTP/1.1: {error}", "protocol") from error
 
 
 def check_announced_length(head: Head, max_bytes: int) -> None:

@@ -217,3 +217,22 @@ async def test_a_connection_that_breaks() -> None:
     connection = Connection(HangingUp(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"), "a", 0.0)
     head = await connection.start(PUT)
     assert await refuses(lambda: connection.read_body(head, 10)) == "protocol"
+
+
+@pytest.mark.parametrize("size", [1, 7, 5000])
+async def test_body_comes_whole_however_small_its_chunks(size: int) -> None:
+    body = bytes(range(256)) * 40
+    chunks = [body[start : start + size] for start in range(0, len(body), size)]
+    raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    raw += b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    _, received, is_reusable = await raw_exchange(raw, 100_000)
+    assert (received, is_reusable) == (body, True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b"1;x=%b\r\na\r\n" % (b"y" * 1000), b"1\r\na\r\n", b"HTTP/1.1 102 Wait\r\nX: %b\r\n\r\n" % (b"y" * 500)],
+)
+async def test_response_that_is_mostly_packaging_is_given_up(more: bytes) -> None:
+    head = b"" if more.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert await refuses(lambda: raw_exchange(head + more * 200_000, 1 << 30)) == "protocol"

@@ -340,6 +340,8 @@ TRANSACTIONS_WAITING_MAX = 5
 EVENTS_PER_WRITE = 20
 # Outliers cost half of that: no state is computed.
 OUTLIERS_PER_WRITE = 40
+# Outliers whose signatures are checked in one go on a thread: some 50 ms, which is how late it can be cancelled.
+OUTLIERS_CHECKED_AT_ONCE = 200
 # Events that lie between what we know and an event that came: asked for at once. What lies deeper is left to backfill.
 GAP_EVENTS_MAX = 50
 # States that are fetched to close them: each may be 100,000 event ids. An honest gap has one or two ends.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -21,7 +21,7 @@ from homeserver import limits
 from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
-from homeserver.federation.event import Event
+from homeserver.federation.event import Event, trusted_event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.federation.pdu_checks import signing_keys_of
 from homeserver.federation.room_versions import RoomVersion
@@ -121,7 +121,7 @@ class Collected:
     def find(self, event_id: EventID | None) -> Event | None:
         """One of the events."""
         index = None if event_id is None else self._indices.get(event_id)
-        return None if index is None else next(self.read([index]))
+        return None if index is None or event_id is None else next(self.read([(index, event_id)]))
 
     def ids(self) -> list[EventID]:
         """The IDs of all events, by index."""
@@ -159,11 +159,10 @@ class Collected:
                 await trio.lowlevel.checkpoint()
         return ordered
 
-    def read(self, indices: Sequence[int]) -> Iterator[Event]:
-        """The events, read back."""
-        for index in indices:
+    def read(self, events: Iterable[tuple[int, EventID]]) -> Iterator[Event]:
+        """The events of these indices and IDs, read back."""
+        for index, event_id in events:
             self._file.seek(self._offsets[index])
-            text = self._file.read(self._offsets[index + 1] - self._offsets[index])
-            event = parse_pdu(canonical_json.decode(text), self.version, self.room_id)
-            assert isinstance(event, Event)  # it was when it came
-            yield event
+            pdu = canonical_json.decode(self._file.read(self._offsets[index + 1] - self._offsets[index]))
+            pdu.pop("unsigned", None)
+            yield trusted_event(pdu, self.version, event_id)

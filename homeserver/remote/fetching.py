@@ -276,15 +276,29 @@ async def store_collected(
 async def _store_ordered(hs: Resources, collected: Collected, ordered: Sequence[int], keys: Keys) -> frozenset[EventID]:
     ids = collected.ids()
     lacking: set[EventID] = set()
-    for start in range(0, len(ordered), limits.OUTLIERS_PER_WRITE):
-        part = ordered[start : start + limits.OUTLIERS_PER_WRITE]
-        unstored = await _unstored(hs, [ids[index] for index in part])
-        events = list(collected.read([index for index in part if ids[index] in unstored]))
-        if events:
-            signed = await hs.workers.run(check_with_keys, events, keys)
-            lacking |= await hs.database.write(store_outliers, signed)
+
+    async def store_part(events: Sequence[Event]) -> None:
+        for start in range(0, len(events), limits.OUTLIERS_PER_WRITE):
+            lacking.update(await hs.database.write(store_outliers, events[start : start + limits.OUTLIERS_PER_WRITE]))
+
+    # While one part is written, the next is checked on a thread.
+    signed: list[Event] = []
+    for start in range(0, len(ordered) + 1, limits.OUTLIERS_CHECKED_AT_ONCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store_part, signed)
+            signed = []
+            part = [(index, ids[index]) for index in ordered[start : start + limits.OUTLIERS_CHECKED_AT_ONCE]]
+            unstored = await _unstored(hs, [event_id for _, event_id in part])
+            part = [each for each in part if each[1] in unstored]
+            if part:
+                signed = await hs.workers.run(_read_signed, collected, part, keys)
+    await store_part(signed)
     # What one part lacks because another part lacks something is not to be asked for.
     return frozenset(event_id for event_id in lacking if event_id not in collected)
+
+
+def _read_signed(collected: Collected, part: Sequence[tuple[int, EventID]], keys: Keys) -> list[Event]:
+    return check_with_keys(list(collected.read(part)), keys)
 
 
 async def store(hs: Resources, events: Collection[Event], server: ServerName, cause: Cause) -> frozenset[EventID]:

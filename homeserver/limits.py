@@ -282,40 +282,10 @@ OWN_KEYS_VALID_MS = 24 * 60 * 60 * 1000
 
 # Federation: requests
 
-
-class Share(NamedTuple):
-    """How many connections each cause of a kind may use at a time, and all causes of the kind together."""
-
-    each: int
-    total: int
-
-
-# The pool has 512 connections. What people wait for has no limit of its own: these leave it 64 at the least, and more
-# than half in practice. A tenth of the pool for one peer: a busy peer whose events lead to many dead servers.
-CONNECTION_SHARES: Mapping[str, Share] = {
-    "delivery": Share(256, 256),  # one for each destination; dead ones hold theirs for ten seconds
-    "peer": Share(50, 128),
-    "stranger": Share(16, 64),  # a household of servers that start at the same time
-}
-# What waits for the share of one address: more would be answered after its sender has given up.
-STRANGERS_WAITING_MAX = 16
-# During a back-off, one request of such a cause is tried each time that this has passed: it costs one connection.
-# Anyone can make us ask a server for its keys, so that is done more seldom.
-EARLY_ATTEMPT_MS: Mapping[str, int] = {"person": 3_000, "stranger": 10_000}
 # An answer that has not come in this time is not worth a person's waiting.
 FEDERATION_TIMEOUT_S = 20.0
 # What peers answer to a question, unless it is one for many events or rooms: the servers of a large room at most.
 FEDERATION_RESPONSE_BYTES_MAX = 1 << 20
-# Of larger answers, each element: an event of 64 KiB, with escapes and `unsigned`.
-ANSWER_ELEMENT_BYTES_MAX = 256 * 1024
-# Values in one element, or in an answer that is decoded as a whole: some 100 bytes each. They are counted by commas and
-# brackets, also those in texts: an event of 64 KiB, with what it is wrapped in, cannot have more.
-ANSWER_NODES_MAX = 70_000
-# Elements that are not what they should be. If there are more of them than good ones, the rest is not read.
-ANSWER_JUNK_MAX = 1_000
-ANSWER_JUNK_BYTES_MAX = 8 << 20
-# A server that says nothing for so long in the middle of an answer has gone away.
-ANSWER_IDLE_S = 30.0
 # A body larger than this is decoded on a thread.
 DECODE_INLINE_BYTES_MAX = 256 * 1024
 # A destination that does not answer is left alone for so long; it doubles with each failure.
@@ -340,58 +310,20 @@ TRANSACTIONS_WAITING_MAX = 5
 EVENTS_PER_WRITE = 20
 # Outliers cost half of that: no state is computed.
 OUTLIERS_PER_WRITE = 40
-# Outliers whose signatures are checked in one go on a thread: some 50 ms, which is how late it can be cancelled.
-OUTLIERS_CHECKED_AT_ONCE = 200
 # Events that lie between what we know and an event that came: asked for at once. What lies deeper is left to backfill.
 GAP_EVENTS_MAX = 50
 # States that are fetched to close them: each may be 100,000 event ids. An honest gap has one or two ends.
 GAP_STATES_MAX = 4
 # How long the gaps of one room are worked on at a stretch.
 GAP_SECONDS_MAX = 60
-# How long a transaction waits for its gaps to be closed: an answer that tells of them is worth that, and no more, since
-# whatever else its origin has to say waits too.
-GAP_WAIT_S = 1.5
-# Events that wait for what they lack, of one room and of all, at 64 KiB each: the newest lead back to the others.
-PARKED_PER_ROOM_MAX = 100
-PARKED_MAX = 5_000
-# When they are tried again, doubling, and for how long: a server that is away for a day has lost its place anyway.
-PARKED_RETRY_MS = 30_000
-PARKED_RETRY_MS_MAX = 60 * 60 * 1000
-PARKED_MS_MAX = 24 * 60 * 60 * 1000
-# How often it is looked which of them are due.
-PARKED_SWEEP_S = 30.0
-# Servers whose return rooms wait for.
-SERVERS_EXPECTED_MAX = 1_000
 # Servers that are asked for what is missing, one after another, and from how many of the room they are chosen.
 SERVERS_ASKED_MAX = 3
 SERVERS_CONSIDERED_MAX = 50
-# Of the unknown events that an event follows on, how many are asked about where its own state is not told.
-GAP_PREV_EVENTS_ASKED_MAX = 2
 
-
-class Hedge(NamedTuple):
-    """After how long the next server is asked beside one that has not answered, and when all are given up."""
-
-    stagger_s: float
-    timeout_s: float
-
-
-# A person who pages back sees an empty page meanwhile. In the background a busy server gets the time that it needs.
-HEDGES: Mapping[str, Hedge] = {"person": Hedge(3.0, 20.0), "peer": Hedge(20.0, 120.0)}
-# Rooms whose past is fetched at once: each may take a state into memory.
-BACKFILLS_AT_ONCE_MAX = 10
-# How long a page of history waits for what other servers have; fetching goes on, for when it is asked for again.
-BACKFILL_WAIT_S = 20.0
 # Events of a state that are fetched one by one; where more are missing the whole state is fetched.
 STATE_EVENTS_SINGLY_MAX = 30
 # Requests for single events that are under way to one server.
 EVENT_FETCHES_AT_ONCE = 8
-# Events in a state or an auth chain of a peer, at 500 bytes of memory each. The largest rooms have some 200,000.
-STATE_EVENTS_MAX = 300_000
-# Keys that these are signed with: the largest rooms have users of some 20,000 servers.
-STATE_KEYS_MAX = 50_000
-# How long we wait for them: many of these servers are gone.
-KEYS_TIMEOUT_S = 60.0
 # /state_ids of such a room; /state and /send_join, whose events have some 1 KB each.
 STATE_IDS_BYTES_MAX = 64 << 20
 STATE_BYTES_MAX = 512 << 20
@@ -405,8 +337,6 @@ TRANSACTIONS_KEPT = 10
 # Spec: server-server-api/#get_matrixfederationv1backfillroomid sets no limit; a client's page has at most 100 events.
 BACKFILL_EVENTS_MAX = 100
 BACKFILL_BYTES_MAX = 16 << 20
-# Of a list of events, what is read at a time: decoded it is up to thirty times as large. 100 events have 100 KB.
-LISTED_EVENTS_BYTES_MAX = 2 << 20
 # Spec: POST /get_missing_events defaults to 10.
 MISSING_EVENTS_MAX = 50
 # What comes for a room that is being entered waits, in memory: from so many transactions, 3 MiB at most each.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import trio
 
-from homeserver import limits
+from homeserver import limits_peers
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
@@ -69,7 +69,7 @@ async def ask_many(
 async def _read(response: WireStream, take: Mapping[str, Take], members: Collection[str]) -> Answer:
     if response.status != 200:
         return Answer(response.status, await _read_error(response))
-    splitter = Splitter(take.keys(), members, element_bytes_max=limits.ANSWER_ELEMENT_BYTES_MAX)
+    splitter = Splitter(take.keys(), members, element_bytes_max=limits_peers.ANSWER_ELEMENT_BYTES_MAX)
     tally = _Tally()
     while chunk := await _next_chunk(response):
         for start in range(0, len(chunk), _SLICE_BYTES):
@@ -104,16 +104,16 @@ class _Tally:
     def check(self) -> None:
         """Raises NotCanonical if there is so much junk that the rest is not worth reading."""
         junk_bytes = self.read_bytes - self.taken_bytes
-        too_many = self.junk > limits.ANSWER_JUNK_MAX and self.junk > self.taken
-        if too_many or (junk_bytes > limits.ANSWER_JUNK_BYTES_MAX and junk_bytes > self.taken_bytes):
+        too_many = self.junk > limits_peers.ANSWER_JUNK_MAX and self.junk > self.taken
+        if too_many or (junk_bytes > limits_peers.ANSWER_JUNK_BYTES_MAX and junk_bytes > self.taken_bytes):
             raise NotCanonical("Most of it is of no use.")
 
 
 async def _next_chunk(response: WireStream) -> bytes:
     """The next piece of the body, b"" after its end."""
-    with trio.move_on_after(limits.ANSWER_IDLE_S):
+    with trio.move_on_after(limits_peers.ANSWER_IDLE_S):
         return await anext(response.chunks, b"")
-    raise WireError(f"nothing came for {limits.ANSWER_IDLE_S:g} s", "timeout")
+    raise WireError(f"nothing came for {limits_peers.ANSWER_IDLE_S:g} s", "timeout")
 
 
 async def _read_error(response: WireStream) -> Any:

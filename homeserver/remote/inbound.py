@@ -15,7 +15,7 @@ from typing import cast
 import orjson
 import trio
 
-from homeserver import limits
+from homeserver import limits, limits_peers
 from homeserver.api import Response, Routes
 from homeserver.arguments import decode_parts
 from homeserver.background import start_aside
@@ -185,7 +185,7 @@ async def _receive_room(
             if concerns_us:
                 results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
-    deadline_s = trio.current_time() + limits.GAP_WAIT_S
+    deadline_s = trio.current_time() + limits_peers.GAP_WAIT_S
     if keyless:
         await park_unchecked(hs, keyless, origin)
     results |= await _receive_all(hs, origin, events, deadline_s)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 import trio
 
-from homeserver import limits
+from homeserver import limits, limits_peers
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
@@ -93,7 +93,8 @@ def take_stranger(hs: Resources, client_ip: str, cost: int) -> Cause:
     address = address_key(client_ip)
     hs.rate_limits.take("keys", address, hs.now_ms(), cost=cost)
     cause = stranger(address)
-    if hs.peers.shares.using(cause) >= limits.CONNECTION_SHARES["stranger"].each + limits.STRANGERS_WAITING_MAX:
+    each = limits_peers.CONNECTION_SHARES["stranger"].each
+    if hs.peers.shares.using(cause) >= each + limits_peers.STRANGERS_WAITING_MAX:
         raise limit_exceeded(1000)
     return cause
 

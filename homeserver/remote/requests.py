@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from homeserver import limits
+from homeserver import limits, limits_peers
 from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
@@ -176,7 +176,7 @@ def _decode(data: bytes) -> Any:
 
 def is_sparse(data: bytes) -> bool:
     """Whether JSON text has so few values that decoding it takes little memory: each takes some hundred bytes."""
-    return len(data) < 8192 or data.count(b",") + data.count(b"[") + data.count(b"{") <= limits.ANSWER_NODES_MAX
+    return len(data) < 8192 or data.count(b",") + data.count(b"[") + data.count(b"{") <= limits_peers.ANSWER_NODES_MAX
 
 
 async def ask(

@@ -80,7 +80,7 @@ PARKED_MAX = 5_000
 PARKED_RETRY_MS = 30_000
 PARKED_RETRY_MS_MAX = 60 * 60 * 1000
 PARKED_MS_MAX = 24 * 60 * 60 * 1000
-# How often it is looked which of them are due.
+# How often we sweep for those that are due.
 PARKED_SWEEP_S = 30.0
 # Servers whose return rooms wait for.
 SERVERS_EXPECTED_MAX = 1_000

@@ -140,6 +140,8 @@ async def _work_lane(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
         while True:
             version, waiting = await hs.database.read(_list_parked, hs.server_name, room_id, hs.now_ms())
             waiting = [each for each in waiting if each.event_id not in tried]
+            if version is None:
+                await hs.database.write(_forget_room, room_id)
             if version is None or not waiting:
                 break
             for parked in waiting:
@@ -213,12 +215,16 @@ def _park(tx: Transaction, event: Event, origin: ServerName) -> None:
 def _list_parked(
     tx: Transaction, own: ServerName, room_id: RoomID, now_ms: int
 ) -> tuple[RoomVersion | None, list[Parked]]:
-    """The version of the room, None if this server is not in it, and what is due there, the shallowest first."""
+    """The version of the room, None if this server is not in it, and what is due there.
+
+    What was not tried before comes first, so that no hopeless event holds it up; then the shallowest.
+    """
     if not is_resident(tx, own, room_id):
         return None, []
     rows = tx.all(
-        "SELECT event_id, origin_nid, attempts, pdu FROM parked_events WHERE room_nid = ? AND (retry_ms <= ?"
-        " OR retry_ms > ?) ORDER BY depth, received_ms",
+        "SELECT event_id, origin_nid, attempts, pdu FROM parked_events"
+        " WHERE room_nid = ? AND (retry_ms <= ? OR retry_ms > ?)"
+        " ORDER BY CASE attempts WHEN 0 THEN 0 ELSE 1 END, depth, received_ms",
         tx.find(room_id),
         *_due(now_ms),
     )
@@ -256,6 +262,10 @@ def _postpone(tx: Transaction, room_id: RoomID, parked: Parked, now_ms: int) -> 
         tx.find(room_id),
         parked.event_id,
     )
+
+
+def _forget_room(tx: Transaction, room_id: RoomID) -> None:
+    tx.run("DELETE FROM parked_events WHERE room_nid = ?", tx.find(room_id))
 
 
 def _forget(tx: Transaction, room_id: RoomID, event_id: EventID) -> None:

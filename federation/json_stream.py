@@ -26,6 +26,9 @@ from homeserver.federation.canonical_json import NotCanonical, decode
 MEMBERS_MAX = 200
 """Members of the outermost object; those that the specification names are a dozen."""
 
+DEPTH_MAX = 5_000
+"""Nesting at which the whole text is refused. What is too deep for an event, but not that deep, is handed out."""
+
 _KEY_BYTES_MAX = 256
 _SCALAR_BYTES_MAX = 1_024
 """Longer than every number that has canonical JSON."""
@@ -35,7 +38,6 @@ _WRAPPER = re.compile(rb"\[[ \t\r\n]*+\d{1,3}[ \t\r\n]*+,")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _SCALAR = re.compile(rb"[-+.0-9A-Za-z]++")
-_FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
 _OPENING = re.compile(rb"[\[{]++")
 _CLOSING = re.compile(rb"[\]}]++")
 
@@ -49,6 +51,8 @@ def _nested(levels: int) -> bytes:
     return pattern
 
 
+# What lies between the brackets of a value, with all that is closed again within this piece of the text.
+_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|%b)*+' % _nested(3), re.DOTALL)
 # A whole element with the comma after it, as nearly all are: one step instead of twenty.
 _USUAL = re.compile(rb"(%b)[ \t\r\n]*+,[ \t\r\n]*+" % _nested(5), re.DOTALL)
 
@@ -231,7 +235,7 @@ class Splitter:
                 at += 1
                 self._in_string = False
             elif self._depth:
-                match = _FLAT.match(buffer, at)
+                match = _INSIDE.match(buffer, at)
                 assert match is not None
                 at = match.end()
                 byte = buffer[at : at + 1]
@@ -268,6 +272,8 @@ class Splitter:
         match = _OPENING.match(self._buffer, at)
         if match is not None:
             self._depth += match.end() - at
+            if self._depth > DEPTH_MAX:
+                raise NotCanonical(f"Nested deeper than {DEPTH_MAX}.")
             return match.end()
         match = _CLOSING.match(self._buffer, at)
         assert match is not None

@@ -75,7 +75,7 @@ async def test_nothing_of_the_template_is_signed_but_its_place(federation: Feder
         bob.user_id, template=lambda answer: fake.template(bob.user_id, content=extra, redacts="$x", extra="signed")
     )
     await join(bob, str(fake.room_id), fake.server.name)
-    assert sent[0]["content"] == {"membership": "join"}
+    assert sent[0]["content"] == {"membership": "join", "displayname": "bob"}
     assert sent[0].keys() == {
         "type", "room_id", "sender", "state_key", "content", "depth", "prev_events", "auth_events", "origin_server_ts",
         "hashes", "signatures",

@@ -61,7 +61,7 @@ def test_type_checkers_are_told_of_the_same_names() -> None:
 def test_help_shows_them() -> None:
     # Python 3.13 breaks long signatures into lines.
     text = pydoc.render_doc(homeserver, renderer=pydoc.plaintext)
-    text = re.sub(r"\(\s*\|?\s+", "(", text)
+    text = re.sub(r"\s*\n[ |]*", " ", text).replace("( ", "(")
     for line in ("class Homeserver", "class Client", "register(self, localpart", "upload(self, data", "VERSION"):
         assert line in text
 

@@ -30,8 +30,8 @@ help:
 	@sed -n 's/^#: //p' Makefile
 
 venv venv-test:
-	@if [ -z "$(PYTHON)" ]; then bash tools/python-missing.sh "make $(MAKECMDGOALS)" >&2; exit 1; fi
-	@"$(PYTHON)" tools/environment.py $(if $(findstring test,$@),test,run) --again "make $(MAKECMDGOALS)"
+	@if [ -z "$(PYTHON)" ]; then bash .ci/python-missing.sh "make $(MAKECMDGOALS)" >&2; exit 1; fi
+	@"$(PYTHON)" .ci/environment.py $(if $(findstring test,$@),test,run) --again "make $(MAKECMDGOALS)"
 
 ifeq ($(strip $(ARGS)),)
 test: lint
@@ -64,10 +64,10 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 lock:
 	@uv --version >/dev/null 2>&1 || { echo "make lock takes uv, which is not installed."; echo "Run: pipx install uv && make lock"; exit 1; } >&2
 	$(LOCK) --extra build --output-file requirements.lock
-	$(LOCK) --extra build --extra test --constraints requirements.lock --output-file requirements-test.lock
+	$(LOCK) --extra build --extra test --constraints requirements.lock --output-file tests/requirements.lock
 
 check-lock:
-	@"$(PYTHON)" tools/check_lock.py
+	@"$(PYTHON)" .ci/check_lock.py
 
 clean:
 	rm -rf .venv .venv-* .node-* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .coverage htmlcov

@@ -18,9 +18,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(REPOSITORY / ".ci"))
 
-from tools.environment import ensure_environment  # noqa: E402 (found only now)
+from environment import ensure_environment  # noqa: E402 (found only now)
 
 
 @dataclass(frozen=True, slots=True)

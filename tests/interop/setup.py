@@ -14,12 +14,15 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
-
-from tools.environment import ensure_environment
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(REPOSITORY / ".ci"))
+
+from environment import ensure_environment  # noqa: E402 (found only now)
+
 JS_SDK = HERE / "js_sdk"
 NODE_MAJOR_MIN = 20
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.environment import Environment
-from tools.install_errors import SetupError, explain
+from environment import Environment
+from install_errors import SetupError, explain
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("homeserver", "federation", "search")
-FOLDERS = (*PACKAGES, "tests", "tools", "docs", ".ci")
-LOCKS = ("requirements.lock", "requirements-test.lock")
+FOLDERS = (*PACKAGES, "tests", "docs", ".ci")
+LOCKS = ("requirements.lock", "tests/requirements.lock")
 TOP_FILES = ("pyproject.toml", "Makefile", "README.md", "sample_config.toml", *LOCKS)
 
 

@@ -11,8 +11,8 @@ FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 FOLDERS_DEEP_MAX = 3
 
-ALL = python_files(*PACKAGES, "tools", "tests")
-OWN = python_files(*PACKAGES, "tools")
+ALL = python_files(*PACKAGES, ".ci", "tests")
+OWN = python_files(*PACKAGES, ".ci")
 
 FORBIDDEN = (
     r"\bTO" + r"DO\b",

@@ -10,7 +10,7 @@ import pytest
 
 from tests.tidy.source import ROOT
 
-LOCKS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "requirements-test.lock")}
+LOCKS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "tests/requirements.lock")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HASH = r"    --hash=sha256:[0-9a-f]{64}(?: \\)?\n"
 # Name, version and hashes; there may be an extra after the name, and a marker after the version.
@@ -37,7 +37,7 @@ def test_what_running_and_building_takes_is_pinned() -> None:
 
 
 def test_what_testing_takes_is_pinned() -> None:
-    assert required("build", "test") <= names("requirements-test.lock")
+    assert required("build", "test") <= names("tests/requirements.lock")
 
 
 def test_test_tools_are_not_installed_for_running() -> None:
@@ -45,7 +45,7 @@ def test_test_tools_are_not_installed_for_running() -> None:
 
 
 def test_tests_run_with_the_versions_that_are_installed_for_running() -> None:
-    assert pins("requirements.lock") <= pins("requirements-test.lock")
+    assert pins("requirements.lock") <= pins("tests/requirements.lock")
 
 
 @pytest.mark.parametrize("lock", LOCKS)

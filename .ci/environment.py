@@ -6,7 +6,7 @@ Theory of operation. A lock file is complete: it lists every package, with hashe
 (`--no-deps`), because old versions of pip resolve extras anew and then miss hashes; `pip check` afterwards verifies
 that nothing is missing. uv installs if the machine has it (INSTALLER=pip prevents that), otherwise pip does.
 
-`.venv` has two levels: "run" holds requirements.lock, "test" holds requirements-test.lock, a superset. The file
+`.venv` has two levels: "run" holds requirements.lock, "test" holds tests/requirements.lock, a superset. The file
 `made-from` in an environment records a fingerprint for each step that has succeeded, so no step is repeated. If the
 fingerprint of the first step is missing or differs, the environment is made from scratch: otherwise packages of an old
 lock would stay. After a failure in a later step, the next run resumes there.
@@ -28,13 +28,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tools.install_errors import SetupError, explain, sudo
+from install_errors import SetupError, explain, sudo
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_LOCK = ROOT / "requirements.lock"
-TEST_LOCK = ROOT / "requirements-test.lock"
+TEST_LOCK = ROOT / "tests" / "requirements.lock"
 LOCK_OPTIONS = ("--no-deps", "--require-hashes")
 PIN = re.compile(r"^([\w.-]+)(?:\[[^]]*\])?==", re.MULTILINE)
 # Lines of pip and uv that tell of one more package.

@@ -1,4 +1,4 @@
-"""`make check-lock`: installs requirements-test.lock with the oldest pip and with the newest, and throws that away.
+"""`make check-lock`: installs tests/requirements.lock with the oldest pip and with the newest, and throws that away.
 
 The oldest is what Debian 12 brings. It does not run on Python 3.12 and newer; there, the pip that Python brings counts
 as the oldest. It downloads everything, and both install from that.
@@ -12,9 +12,7 @@ import tempfile
 import venv
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tools.environment import LOCK_OPTIONS, TEST_LOCK
+from environment import LOCK_OPTIONS, TEST_LOCK
 
 PIP_OLDEST = Path(__file__).with_name("pip-oldest.lock")
 

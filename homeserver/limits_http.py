@@ -46,10 +46,13 @@ JSON_NODE_BYTES = 64
 
 # A body that was announced to have at most so much needs no budget: it takes no more than its connection does.
 SMALL_BODY_BYTES = 16 * 1024
-# Bodies of other servers that are in memory at a time, of all and of one address; the largest has 12 MiB. Beside them
-# there may be one heavy one.
-PEER_BODIES_BYTES_MAX = 64 << 20
+# Bodies and answers of other servers that are in memory at a time, of all and of one; the largest has 12 MiB. Beside
+# them there may be one heavy one.
+PEER_BODIES_BYTES_MAX = 48 << 20
 PEER_BODIES_BYTES_EACH = 16 << 20
+# What only answers may take beside that, by who waits for them: eight of the largest usual ones. The answer of a notary
+# may have 16 MiB; few have more than one.
+PEER_ANSWERS_BYTES: Mapping[str, int] = {"person": 8 << 20, "background": 8 << 20}
 # The same of clients: the largest has 1 MiB.
 CLIENT_BODIES_BYTES_MAX = 64 << 20
 CLIENT_BODIES_BYTES_EACH = 8 << 20

@@ -15,14 +15,24 @@ from typing import Any, Literal
 
 import trio
 
-from homeserver import limits_peers
+from homeserver import limits_http, limits_peers
+from homeserver.budgets import Hold
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.json_stream import Splitter
 from homeserver.federation.wire import WireError, WireStream
 from homeserver.peers import Cause
-from homeserver.remote.requests import Answer, Unreachable, is_sparse, note_status, reaching, sign_request
+from homeserver.remote.requests import (
+    Answer,
+    Unreachable,
+    hold_answer,
+    is_sparse,
+    note_status,
+    reaching,
+    sign_request,
+    take_for_answer,
+)
 from homeserver.resources import Resources
 
 _SLICE_BYTES = 16 * 1024
@@ -58,7 +68,8 @@ async def ask_many(
                 async with hs.wire.stream(
                     destination, method, uri, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
                 ) as response:
-                    answer = await _read(response, take, members)
+                    with hold_answer(hs, destination, cause) as hold:
+                        answer = await _read(response, take, members, hold)
                 note_status(hs, destination, answer.status, answer.errcode)
                 return answer
             raise WireError(f"the answer was not complete after {timeout_s:g} s", "timeout")
@@ -66,12 +77,16 @@ async def ask_many(
         raise Unreachable(f"{destination} did not answer as it should: {error}") from error
 
 
-async def _read(response: WireStream, take: Mapping[str, Take], members: Collection[str]) -> Answer:
+async def _read(response: WireStream, take: Mapping[str, Take], members: Collection[str], hold: Hold) -> Answer:
     if response.status != 200:
         return Answer(response.status, await _read_error(response))
     splitter = Splitter(take.keys(), members, element_bytes_max=limits_peers.ANSWER_ELEMENT_BYTES_MAX)
     tally = _Tally()
+    is_large = False
     while chunk := await _next_chunk(response):
+        if not is_large and tally.read_bytes + len(chunk) > limits_http.SMALL_BODY_BYTES:
+            is_large = True
+            await take_for_answer(hold, tally.read_bytes + len(chunk), limits_peers.ANSWER_ELEMENT_BYTES_MAX)
         for start in range(0, len(chunk), _SLICE_BYTES):
             slice_ = chunk[start : start + _SLICE_BYTES]
             tally.read_bytes += len(slice_)

@@ -36,7 +36,7 @@ from homeserver.peers import Cause, KnownKeys, stranger
 from homeserver.rate_limits import address_key, limit_exceeded
 from homeserver.remote.answers import Verdict, ask_many
 from homeserver.remote.identity import list_old_keys
-from homeserver.remote.requests import Unreachable, is_sparse, note_status, reaching
+from homeserver.remote.requests import Unreachable, fetch, hold_answer, is_sparse, note_status
 from homeserver.resources import Resources
 
 NOTARY_FROM = 4  # servers whose keys are wanted at once: from so many on, one question to a notary is cheaper
@@ -199,10 +199,10 @@ async def _ask_anyone(
 async def _ask_itself(hs: Resources, server: ServerName, cause: Cause) -> bool:
     """Asks the server for its keys, and stores them; whether it has answered, well or not."""
     try:
-        async with reaching(hs, server, cause):
-            response = await hs.wire.request(
-                server, "GET", "/_matrix/key/v2/server",
-                headers={}, body=None, timeout_s=limits.KEY_FETCH_TIMEOUT_S, max_bytes=limits.KEY_RESPONSE_BYTES_MAX,
+        with hold_answer(hs, server, cause) as hold:
+            response = await fetch(
+                hs, server, "GET", "/_matrix/key/v2/server", headers={}, body=None, cause=cause, hold=hold,
+                timeout_s=limits.KEY_FETCH_TIMEOUT_S, max_bytes=limits.KEY_RESPONSE_BYTES_MAX,
             )  # fmt: skip
     except Unreachable:
         return False

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from homeserver import limits, limits_peers
+import trio
+
+from homeserver import limits, limits_http, limits_peers
+from homeserver.budgets import Hold
 from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import authorize_body, encode_content
-from homeserver.federation.wire import WireError, WireResponse
+from homeserver.federation.wire import WireError, WireResponse, WireStream
 from homeserver.peers import PERSON, Cause
 from homeserver.resources import Resources
 
@@ -146,14 +149,73 @@ async def send_signed(
     content: what has canonical JSON, of an old room version at worst, or that JSON itself. Raises NotCanonical.
     """
     body, headers = sign_request(hs, destination, method, uri, content)
-    async with reaching(hs, destination, cause):
-        response = await hs.wire.request(
-            destination, method, uri, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
-        )
-    answer = await _read_answer(hs, destination, response)
+    with hold_answer(hs, destination, cause) as hold:
+        response = await fetch(
+            hs, destination, method, uri, headers=headers, body=body,
+            cause=cause, hold=hold, timeout_s=timeout_s, max_bytes=max_bytes,
+        )  # fmt: skip
+        hold.become(_count_bytes(response.body))
+        answer = await _read_answer(hs, destination, response)
     if cause.kind != "delivery":  # the sender judges the answers to its transactions itself
         note_status(hs, destination, answer.status, answer.errcode)
     return answer
+
+
+def hold_answer(hs: Resources, destination: ServerName, cause: Cause) -> AbstractContextManager[Hold]:
+    """Memory for an answer, of the budget that all bodies of peers share."""
+    share = "person" if cause.kind in ("person", "action") else "background"
+    return hs.budgets.peers.hold(destination, share)
+
+
+async def fetch(
+    hs: Resources,
+    destination: ServerName,
+    method: str,
+    uri: str,
+    *,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    cause: Cause,
+    hold: Hold,
+    timeout_s: float,
+    max_bytes: int,
+) -> WireResponse:
+    """The whole response to one request, for which memory is taken from `hold`. Raises Unreachable."""
+    async with reaching(hs, destination, cause):
+        with trio.move_on_after(timeout_s):
+            async with hs.wire.stream(
+                destination, method, uri, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
+            ) as response:
+                return WireResponse(response.status, response.headers, await _read_whole(response, hold))
+        raise WireError(f"the answer was not complete after {timeout_s:g} s", "timeout")
+
+
+async def _read_whole(response: WireStream, hold: Hold) -> bytes:
+    body = bytearray()  # a list of chunks of a byte each would take forty times as much
+    async for chunk in response.chunks:
+        body += chunk
+        await take_for_answer(hold, len(body), len(chunk))
+    return bytes(body)
+
+
+async def take_for_answer(hold: Hold, seen: int, amount: int) -> None:
+    """Takes so much more for an answer of which `seen` bytes have come; a small one takes nothing.
+
+    Raises Unreachable.
+    """
+    if seen <= limits_http.SMALL_BODY_BYTES:
+        return
+    try:
+        await hold.take(amount)
+    except MatrixError as error:
+        raise Unreachable("Too many large answers are being read.") from error
+
+
+def _count_bytes(body: bytes) -> int:
+    """What an answer takes while it is decoded: its text, or the objects of its values."""
+    if len(body) <= limits_http.SMALL_BODY_BYTES:
+        return 0
+    return max(len(body), min(count_nodes(body), limits_peers.ANSWER_NODES_MAX) * limits_http.JSON_NODE_BYTES)
 
 
 async def _read_answer(hs: Resources, destination: ServerName, response: WireResponse) -> Answer:
@@ -176,7 +238,12 @@ def _decode(data: bytes) -> Any:
 
 def is_sparse(data: bytes) -> bool:
     """Whether JSON text has so few values that decoding it takes little memory: each takes some hundred bytes."""
-    return len(data) < 8192 or data.count(b",") + data.count(b"[") + data.count(b"{") <= limits_peers.ANSWER_NODES_MAX
+    return len(data) < 8192 or count_nodes(data) <= limits_peers.ANSWER_NODES_MAX
+
+
+def count_nodes(data: bytes) -> int:
+    """About as many as JSON text has values; more if its strings look like JSON."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 async def ask(

@@ -2,22 +2,31 @@
 
 A malformed transaction is an error, since its sender would think it delivered. A malformed PDU or EDU in a good
 transaction is dropped alone: PDUs are parsed one by one by `federation.event`, which knows their room's version.
+
+Decoded as a whole, a large transaction takes up to thirty times its size, and holds up everything else meanwhile. So it
+is only taken apart (`decode_transaction`), and each part decoded when its turn comes (`decode_part`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from homeserver.federation import canonical_json
-from homeserver.federation.edus import EduContent, InvalidEdu, NaturalInt, parse_edu
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.edus import NaturalInt
 from homeserver.federation.identifiers import ServerName, parse_server_name
+from homeserver.federation.json_stream import Splitter
 
 PDUS_MAX = 50
 EDUS_MAX = 100
+PART_BYTES_MAX = 256 * 1024
+"""Of one PDU or EDU in a large transaction: an event of 64 KiB, with escapes and `unsigned`."""
+_WHOLE_BYTES_MAX = 128 * 1024
+_SLICE_BYTES = 64 * 1024
 
 
 class InvalidTransaction(ValueError):
@@ -25,7 +34,7 @@ class InvalidTransaction(ValueError):
 
 
 class Transaction(Struct, frozen=True, kw_only=True):
-    """The body of a transaction. `pdus` and `edus` are as they came: see `parse_edus` for the latter."""
+    """The body of a transaction. `pdus` and `edus` are as they came; those that are bytes are for `decode_part`."""
 
     origin: ServerName
     origin_server_ts: NaturalInt
@@ -67,15 +76,43 @@ def parse_transaction(body: object) -> Transaction:
         raise InvalidTransaction(str(error)) from None
 
 
-def parse_edus(edus: Iterable[object]) -> list[tuple[str, EduContent]]:
-    """The EDU types and contents in their order, without those that are malformed."""
-    parsed = []
-    for edu in edus:
-        try:
-            parsed.append(parse_edu(edu))
-        except InvalidEdu:
-            continue
-    return parsed
+def decode_transaction(text: bytes) -> Any:
+    """The body of a transaction. The PDUs and EDUs of a large one are not decoded, but bytes. Raises NotCanonical."""
+    if len(text) <= _WHOLE_BYTES_MAX:
+        return canonical_json.decode_parts(text)
+    most = {"pdus": PDUS_MAX, "edus": EDUS_MAX}
+    parts: dict[str, list[bytes | None]] = {name: [] for name in most}
+    splitter = Splitter(most, {"origin", "origin_server_ts", *most}, element_bytes_max=PART_BYTES_MAX)
+    for at in range(0, len(text), _SLICE_BYTES):
+        for name, part in splitter.feed(text[at : at + _SLICE_BYTES]):
+            parts[name].append(part)
+            if len(parts[name]) > most[name]:
+                return {**parts, **splitter.members()}  # which is refused: the rest does not matter
+    return {**parts, **splitter.close()}
+
+
+def decode_part(part: object) -> object:
+    """The value of a PDU or EDU of a transaction; None if it has none."""
+    if not isinstance(part, bytes):
+        return part
+    try:
+        return canonical_json.decode_parts(part)
+    except NotCanonical:
+        return None
+
+
+class _Pdu(Struct):
+    room_id: str = ""
+
+
+def find_room(pdu: object) -> object:
+    """The `room_id` of a PDU of a transaction, without decoding the rest of it; None if it has none."""
+    if isinstance(pdu, dict):
+        return pdu.get("room_id")
+    try:
+        return msgspec.json.decode(pdu, type=_Pdu).room_id if isinstance(pdu, bytes) else None
+    except (ValueError, RecursionError):  # msgspec.DecodeError is a ValueError
+        return None
 
 
 def encode_transaction(

@@ -30,6 +30,7 @@ from homeserver.federation.identifiers import (
     parse_server_name,
     parse_user_id,
 )
+from homeserver.federation.transaction import decode_transaction
 
 Decode = Callable[[str], Any]
 Identifiers = tuple[tuple[str, Callable[[object], Any]], ...]
@@ -139,8 +140,8 @@ def decode_wrapped(data: bytes) -> Any:
 
 
 def decode_parts(data: bytes) -> Any:
-    """As `decode_json`, for a body whose parts are judged one by one: see `canonical_json.decode_parts`."""
-    return _decode(canonical_json.decode_parts, data)
+    """As `decode_json`, for a transaction, whose parts are judged one by one: see `decode_transaction`."""
+    return _decode(decode_transaction, data)
 
 
 def _decode(decode: Callable[[bytes], Any], data: bytes) -> Any:

@@ -68,6 +68,14 @@ BACKFILLS_AT_ONCE_MAX = 10
 # How long a page of history waits for what other servers have; fetching goes on, for when it is asked for again.
 BACKFILL_WAIT_S = 20.0
 
+# PDUs that were sent to us
+
+# Values in the PDUs of a large transaction that are decoded at once, in the measure of ANSWER_NODES_MAX: 50 usual
+# events have 5,000, one of the densest 44,000.
+PDUS_NODES_AT_ONCE = 100_000
+# A longer PDU or EDU is decoded on a thread: the densest of this size takes a millisecond.
+PART_BYTES_INLINE_MAX = 8 * 1024
+
 # Events that wait for what they lack
 
 # How long a transaction waits for its gaps to be closed: an answer that tells of them is worth that, and no more, since

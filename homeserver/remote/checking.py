@@ -40,10 +40,13 @@ class Dropped:
 
 
 async def parse_pdus(
-    hs: Resources, pdus: Sequence[object], version: RoomVersion, room_id: RoomID
+    hs: Resources, pdus: Sequence[object], version: RoomVersion, room_id: RoomID, *, is_dense: bool = False
 ) -> list[Event | Dropped]:
-    """The events of the PDUs, in order; nothing is known of their signatures yet."""
-    return await _run(hs, len(pdus), _parse, pdus, version, room_id)
+    """The events of the PDUs, in order; nothing is known of their signatures yet.
+
+    is_dense: even a few of them have too many values to be looked at on the event loop.
+    """
+    return await _run(hs, is_dense or len(pdus) > INLINE_MAX, _parse, pdus, version, room_id)
 
 
 async def check_signed(
@@ -52,6 +55,8 @@ async def check_signed(
     version: RoomVersion,
     cause: Cause,
     askable: Collection[ServerName] | None = None,
+    *,
+    is_dense: bool = False,
 ) -> list[Event | Dropped]:
     """The parsed events; redacted if the content hash is wrong, dropped if they are not signed with a known key.
 
@@ -65,7 +70,7 @@ async def check_signed(
                 wanted[named] = max(signed_ts, wanted.get(named, 0))
     needs = [WantedKey(*named, signed_ts) for named, signed_ts in wanted.items()]
     keys = await find_keys(hs, needs, cause, askable)
-    return await _run(hs, len(parsed), _check, parsed, keys)
+    return await _run(hs, is_dense or len(parsed) > INLINE_MAX, _check, parsed, keys)
 
 
 async def list_keyless(
@@ -122,8 +127,8 @@ def check_with_keys(events: Sequence[Event], keys: Mapping[ServerName, Mapping[s
     return [each for each in _check(events, keys) if isinstance(each, Event)]
 
 
-async def _run(hs: Resources, count: int, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-    return fn(*args) if count <= INLINE_MAX else await hs.workers.run(fn, *args)
+async def _run(hs: Resources, is_large: bool, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+    return await hs.workers.run(fn, *args) if is_large else fn(*args)
 
 
 def _parse(pdus: Sequence[object], version: RoomVersion, room_id: RoomID) -> list[Event | Dropped]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from math import inf
 from typing import cast
 
 import orjson
@@ -22,11 +23,18 @@ from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, invalid_param
 from homeserver.feature import EduHandler, Feature, JsonObject
-from homeserver.federation.edus import EduContent, ReceiptContent, RoomReceipts, TypingContent
+from homeserver.federation.edus import (
+    EduContent,
+    InvalidEdu,
+    ReceiptContent,
+    RoomReceipts,
+    TypingContent,
+    parse_edu,
+)
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, parse_room_id, server_name_of
 from homeserver.federation.pdu_checks import required_signatures
-from homeserver.federation.transaction import InvalidTransaction, parse_edus, parse_transaction
+from homeserver.federation.transaction import InvalidTransaction, decode_part, find_room, parse_transaction
 from homeserver.federation.transaction import Transaction as ReceivedTransaction
 from homeserver.lane import PARKED_COUNTER, is_outage, try_each
 from homeserver.peers import peer
@@ -35,6 +43,7 @@ from homeserver.remote.access import RoomAccess, find_access
 from homeserver.remote.checking import Dropped, check_signed, list_keyless, parse_pdus
 from homeserver.remote.gaps import close_gaps, park_unchecked, receive_events
 from homeserver.remote.outside import receive_outside
+from homeserver.remote.requests import count_nodes, is_sparse
 from homeserver.resources import Resources
 from homeserver.rooms.membership import is_server_joined
 
@@ -92,14 +101,18 @@ async def _work_off(
 
 async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object]) -> dict[str, JsonObject]:
     """What became of each PDU by event id: {} or why it was not accepted. Rooms are worked off side by side."""
-    by_room: dict[RoomID, list[JsonObject]] = defaultdict(list)
+    by_room: dict[RoomID, list[object]] = defaultdict(list)
+    nodes = 0
     for pdu in pdus:
-        if not isinstance(pdu, dict):
-            continue
         try:
-            by_room[parse_room_id(pdu.get("room_id"))].append(pdu)
+            by_room[parse_room_id(find_room(pdu))].append(pdu)
         except InvalidIdentifier:
             continue  # without a room there is no version, hence no event id to answer under
+        if isinstance(pdu, bytes):
+            nodes += count_nodes(pdu)
+            await trio.lowlevel.checkpoint()
+    is_dense = nodes > limits_peers.PDUS_NODES_AT_ONCE
+    turns = trio.CapacityLimiter(1 if is_dense else inf)
     access, failed = await hs.database.read(_try_accesses, hs.server_name, list(by_room), origin)
     for room_id, error in failed:
         _leave_out(hs, "event", error, {"room_id": room_id, "origin": origin})
@@ -108,7 +121,7 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object
 
     async def receive(room_id: RoomID, room_pdus: Sequence[JsonObject]) -> None:
         try:
-            outcome = await _receive_room(hs, origin, room_id, access[room_id], room_pdus)
+            outcome = await _receive_room(hs, origin, room_id, access[room_id], room_pdus, is_dense=is_dense)
         except MatrixError as error:  # e.g. too much is under way; the other rooms are not concerned
             about = {"room_id": room_id, "origin": origin, "reason": str(error)}
             _log.warning("PDUs of a room not received", extra=about)
@@ -128,10 +141,41 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object
         hs.metrics.count(PDUS_COUNTER, (("outcome", "accepted"),), len(outcome) - refused)
         hs.metrics.count(PDUS_COUNTER, (("outcome", "refused"),), refused)
 
+    async def receive_all(room_id: RoomID, room_pdus: Sequence[object]) -> None:
+        for batch in _in_batches(room_pdus):
+            async with turns:
+                decoded = [await _decode(hs, pdu) for pdu in batch]
+                await receive(room_id, [pdu for pdu in decoded if isinstance(pdu, dict)])
+
     async with trio.open_nursery() as nursery:
         for room_id, room_pdus in by_room.items():
-            nursery.start_soon(receive, room_id, room_pdus)
+            nursery.start_soon(receive_all, room_id, room_pdus)
     return results
+
+
+def _in_batches(pdus: Sequence[object]) -> Iterator[Sequence[object]]:
+    """The PDUs in order, as many at a time as are decoded at once: all of them, unless they are very dense."""
+    batch: list[object] = []
+    nodes = 0
+    for pdu in pdus:
+        more = count_nodes(pdu) if isinstance(pdu, bytes) else 0
+        if batch and nodes + more > limits_peers.PDUS_NODES_AT_ONCE:
+            yield batch
+            batch, nodes = [], 0
+        batch.append(pdu)
+        nodes += more
+    yield batch
+
+
+async def _decode(hs: Resources, part: object) -> object:
+    """The value of a PDU or EDU, None if it has none or has too many values in it."""
+    if not isinstance(part, bytes):
+        return part
+    if not is_sparse(part):
+        return None
+    if len(part) <= limits_peers.PART_BYTES_INLINE_MAX:
+        return decode_part(part)
+    return await hs.workers.run(decode_part, part)
 
 
 def _try_accesses(
@@ -153,9 +197,15 @@ def _find_accesses(
 
 
 async def _receive_room(
-    hs: Resources, origin: ServerName, room_id: RoomID, access: RoomAccess | None, pdus: Sequence[JsonObject]
+    hs: Resources,
+    origin: ServerName,
+    room_id: RoomID,
+    access: RoomAccess | None,
+    pdus: Sequence[JsonObject],
+    *,
+    is_dense: bool = False,
 ) -> dict[str, str]:
-    """By event id "" or why it was not accepted."""
+    """By event id "" or why it was not accepted. is_dense: the PDUs have very many values."""
     if access is None or not access.is_resident:
         if hs.peers.locks.is_held(("join", room_id)):
             # We have been let in, and are taking over the room: what comes meanwhile waits, or it would be lost. Not so
@@ -168,13 +218,14 @@ async def _receive_room(
     if access is None:
         named = (pdu.get("event_id") for pdu in pdus)
         return {event_id: "This server is not in that room." for event_id in named if isinstance(event_id, str)}
-    parsed = await parse_pdus(hs, pdus, access.version, room_id)
+    parsed = await parse_pdus(hs, pdus, access.version, room_id, is_dense=is_dense)
     if not access.is_allowed:
         return {each.event_id: "The room's server ACL does not allow your server." for each in parsed if each.event_id}
     # Before a key is fetched: anyone may name as many servers as they like in events that are not signed at all.
     askable = await hs.database.read(_list_askable, room_id, access, origin, parsed)
     keyless = await list_keyless(hs, [each for each in parsed if isinstance(each, Event)], access.version, askable)
-    checked = await check_signed(hs, [each for each in parsed if each not in keyless], access.version, peer(origin), ())
+    signed = [each for each in parsed if each not in keyless]
+    checked = await check_signed(hs, signed, access.version, peer(origin), (), is_dense=is_dense)
     dropped = [each for each in checked if isinstance(each, Dropped)]
     results: dict[str, str] = {each.event_id: each.reason for each in dropped if each.event_id is not None}
     events = [each for each in checked if isinstance(each, Event)]
@@ -260,7 +311,11 @@ def _server_of(user_id: str | None) -> str:
 async def _receive_edus(
     hs: Resources, handlers: Mapping[str, EduHandler], origin: ServerName, edus: Sequence[object]
 ) -> None:
-    for edu_type, content in parse_edus(edus):
+    for part in edus:
+        try:
+            edu_type, content = parse_edu(await _decode(hs, part))
+        except InvalidEdu:
+            continue
         handler = handlers.get(edu_type)
         if handler is None:
             continue

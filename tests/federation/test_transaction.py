@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 
 from homeserver.federation import canonical_json
-from homeserver.federation.edus import TypingContent, build_edu
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.edus import TypingContent, build_edu, parse_edu
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.transaction import InvalidTransaction, encode_transaction, parse_edus, parse_transaction
+from homeserver.federation.transaction import (
+    PART_BYTES_MAX,
+    InvalidTransaction,
+    decode_part,
+    decode_transaction,
+    encode_transaction,
+    find_room,
+    parse_transaction,
+)
 
 ORIGIN = ServerName("example.org")
 TYPING = TypingContent(room_id="!r:b", user_id="@a:b", typing=True)
@@ -22,19 +31,12 @@ def test_a_built_transaction_is_read_back() -> None:
     assert transaction.origin == "example.org"
     assert transaction.origin_server_ts == 5
     assert transaction.pdus == [{"type": "x"}]
-    assert parse_edus(transaction.edus) == [("m.typing", TYPING)]
+    assert [parse_edu(edu) for edu in transaction.edus] == [("m.typing", TYPING)]
 
 
 def test_edus_may_be_omitted() -> None:
     assert encode_transaction(ORIGIN, 5, []) == b'{"origin":"example.org","origin_server_ts":5,"pdus":[]}'
     assert parse_transaction(BODY).edus == []
-
-
-def test_a_malformed_edu_is_dropped_alone() -> None:
-    good = build_edu("m.typing", TYPING)
-    edus = [{"edu_type": "m.typing"}, good, None, {"edu_type": "m.typing", "content": {}}, good]
-    transaction = parse_transaction(BODY | {"edus": edus})
-    assert parse_edus(transaction.edus) == [("m.typing", TYPING), ("m.typing", TYPING)]
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -77,3 +79,48 @@ def test_too_large_a_transaction_is_not_built() -> None:
         encode_transaction(ORIGIN, 5, [b"{}"] * 51)
     with pytest.raises(InvalidTransaction):
         encode_transaction(ORIGIN, 5, [], [b"{}"] * 101)
+
+
+# Large ones are taken apart, and their parts decoded one at a time
+
+
+def large(*pdus: bytes, more: bytes = b"") -> bytes:
+    """The text of a transaction with these PDUs and one that makes it large."""
+    filler = b'{"filler":"%b"}' % (b"x" * 200_000)
+    return b'{"origin":"example.org","origin_server_ts":5,"pdus":[%b]%b}' % (b",".join([*pdus, filler]), more)
+
+
+@pytest.mark.parametrize(
+    "pdu",
+    [b"{}", b'{"room_id":"!a:b","a":[1.5,null,"[{,"]}', b"5", b'"text"', b"[" * 600 + b"]" * 600, b'{"a":1e9}'],
+)
+def test_parts_of_a_large_transaction_are_what_they_are_in_a_small_one(pdu: bytes) -> None:
+    taken_apart = parse_transaction(decode_transaction(large(pdu, more=b',"edus":[ %b ]' % pdu)))
+    as_a_whole = canonical_json.decode_parts(pdu)
+    assert (taken_apart.origin, taken_apart.origin_server_ts) == (ORIGIN, 5)
+    assert taken_apart.pdus[0] == taken_apart.edus[0] == pdu
+    assert decode_part(taken_apart.pdus[0]) == as_a_whole
+    assert find_room(pdu) == (find_room(as_a_whole) or "" if isinstance(as_a_whole, dict) else None)
+
+
+def test_a_part_that_is_no_json_or_too_large_has_no_value() -> None:
+    transaction = parse_transaction(decode_transaction(large(b"nonsense", b'"%b"' % (b"x" * PART_BYTES_MAX), b"7")))
+    assert [decode_part(pdu) for pdu in transaction.pdus[:3]] == [None, None, 7]
+    assert [find_room(pdu) for pdu in transaction.pdus[:3]] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    "text", [large()[:-1], large() + b"}", large(more=b',"pdus":[]'), large(more=b',"origin":"b"'), large(more=b",")]
+)
+def test_a_large_transaction_that_is_no_json_is_an_error(text: bytes) -> None:
+    with pytest.raises(NotCanonical):
+        decode_transaction(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [large(*[b"0"] * 50), large(more=b',"edus":[%b]' % b",".join([b"0"] * 101)), large(more=b',"edus":5')],
+)
+def test_a_malformed_large_transaction_is_an_error(text: bytes) -> None:
+    with pytest.raises(InvalidTransaction):
+        parse_transaction(decode_transaction(text))

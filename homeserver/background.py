@@ -42,13 +42,13 @@ def start_aside(hs: Resources, fn: Callable[[*Ts], Awaitable[object]], *args: *T
     hs.nursery.start_soon(_run_aside, fn, *args)
 
 
-def single_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def single_error(error: BaseException) -> BaseException:
     """The exception that nurseries have wrapped, if it is a single one: so Ctrl-C comes out as KeyboardInterrupt.
 
     A cancellation beside it is left out. It is raised again at the next checkpoint.
     """
-    _, others = group.split(trio.Cancelled)
-    error: BaseException = others or group
+    if isinstance(error, BaseExceptionGroup):
+        error = error.split(trio.Cancelled)[1] or error
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

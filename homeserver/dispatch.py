@@ -28,6 +28,7 @@ from homeserver.authenticate import (
     limit_requester,
     refuse_origin,
 )
+from homeserver.background import single_error
 from homeserver.blobs import BlobDamaged, BlobError
 from homeserver.bodies import Body, check_nodes, read_body
 from homeserver.budgets import Hold
@@ -255,9 +256,7 @@ class Dispatch:
 
     def _unexpected(self, error: Exception, request: Request, operation: Operation | None) -> MatrixError:
         """What to answer for an exception: the MatrixError that a group holds, else 500 M_UNKNOWN and a log entry."""
-        inner: BaseException = error
-        while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-            inner = inner.exceptions[0]
+        inner = single_error(error)
         if isinstance(inner, MatrixError):
             return inner
         if isinstance(inner, (DatabaseDamaged, BlobDamaged)):

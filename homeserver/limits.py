@@ -1,6 +1,7 @@
 """Every limit of the server, each with its reason. Grouped by topic.
 
-Those of HTTP are in `limits_http.py`, those of what is kept of a user in `limits_users.py`. Units are in the names.
+Those of HTTP are in `limits_http.py`, those of what is kept of a user in `limits_users.py`, those of what other servers
+may cost us in `limits_peers.py`. What nobody but one file needs to know is there. Units are in the names.
 A limit that an operator should decide is a key of `homeserver.config` instead.
 """
 

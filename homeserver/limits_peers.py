@@ -43,8 +43,8 @@ HEDGES: Mapping[str, Hedge] = {"person": Hedge(3.0, 20.0), "peer": Hedge(20.0, 1
 
 # Of larger answers, each element: an event of 64 KiB, with escapes and `unsigned`.
 ANSWER_ELEMENT_BYTES_MAX = 256 * 1024
-# Values in one element, or in an answer that is decoded as a whole: some 100 bytes each. They are counted by commas and
-# brackets, also those in texts: an event of 64 KiB, with what it is wrapped in, cannot have more.
+# Values in one element, or in an answer that is decoded as a whole: some 100 bytes each. `bodies.count_nodes` counts
+# them by characters, also those in texts: an event of 64 KiB, with what it is wrapped in, cannot have more.
 ANSWER_NODES_MAX = 70_000
 # Elements that are not what they should be. If there are more of them than good ones, the rest is not read.
 ANSWER_JUNK_MAX = 1_000

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import trio
 
 from homeserver import limits, limits_peers
-from homeserver.background import start_aside
+from homeserver.background import single_error, start_aside
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
@@ -137,7 +137,7 @@ async def _work_lane(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
     gaps: dict[ServerName, Gap] = {}
     async with hs.peers.locks.hold(("gap", room_id)):
         deadline = trio.current_time() + limits.GAP_SECONDS_MAX
-        while True:
+        while trio.current_time() < deadline:
             version, waiting = await hs.database.read(_list_parked, hs.server_name, room_id, hs.now_ms())
             waiting = [each for each in waiting if each.event_id not in tried]
             if version is None:
@@ -145,6 +145,8 @@ async def _work_lane(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
             if version is None or not waiting:
                 break
             for parked in waiting:
+                if trio.current_time() >= deadline:
+                    break  # the others stay due, and come before those that were tried
                 tried.add(parked.event_id)
                 reason = None
                 with trio.move_on_at(deadline):
@@ -176,6 +178,8 @@ async def _try(hs: Resources, room_id: RoomID, version: RoomVersion, parked: Par
     except Exception as error:
         if is_outage(error):
             raise
+        if isinstance(single_error(error), MatrixError):
+            return None  # e.g. the disk has no room for what was fetched
         # An event that we cannot digest must not keep the others of its room, nor be tried for ever.
         hs.metrics.count(PARKED_COUNTER, (("lane", "gaps"),))
         about = {"origin": parked.origin, "event_id": parked.event_id}
@@ -217,14 +221,14 @@ def _list_parked(
 ) -> tuple[RoomVersion | None, list[Parked]]:
     """The version of the room, None if this server is not in it, and what is due there.
 
-    What was not tried before comes first, so that no hopeless event holds it up; then the shallowest.
+    Events that were tried less often come first, so that no hopeless event holds up others; then the shallowest.
     """
     if not is_resident(tx, own, room_id):
         return None, []
     rows = tx.all(
         "SELECT event_id, origin_nid, attempts, pdu FROM parked_events"
         " WHERE room_nid = ? AND (retry_ms <= ? OR retry_ms > ?)"
-        " ORDER BY CASE attempts WHEN 0 THEN 0 ELSE 1 END, depth, received_ms",
+        " ORDER BY attempts, depth, received_ms",
         tx.find(room_id),
         *_due(now_ms),
     )

@@ -286,6 +286,7 @@ async def _send_join(hs: Resources, server: ServerName, event: Event, place: tup
     """The events of the answer are collected, since there may be more of them than fit into memory."""
     for version in ("v2", "v1"):
         collected = Collected(hs.config.data_path(""), event.version, event.room_id)
+        is_kept = False
         try:
             answer = await ask_many(
                 hs, server, "PUT", path_to(version, *place), event.pdu,
@@ -296,13 +297,14 @@ async def _send_join(hs: Resources, server: ServerName, event: Event, place: tup
                 max_bytes=limits.STATE_BYTES_MAX,
             )  # fmt: skip
             if not answer.is_unknown_endpoint:
-                return Accepted(server, event, _content_of(answer, server), collected)
+                accepted = Accepted(server, event, _content_of(answer, server), collected)
+                is_kept = True
+                return accepted
         except Unreachable as error:
-            collected.close()
             raise MatrixError(502, "M_UNKNOWN", str(error)) from error
-        except BaseException:
-            collected.close()
-            raise
+        finally:
+            if not is_kept:
+                collected.close()
     raise answer.error(server)
 
 

@@ -122,6 +122,7 @@ async def deliver_later(hs: Resources) -> None:
         async with hs.database.hold("leaves"):
             while True:
                 due, next_ms, position = await hs.database.read(_list_due)
+                due = lane.without_parked(due, _name_of)
                 async with trio.open_nursery() as nursery:
                     for leave in due:
                         nursery.start_soon(deliver, leave)
@@ -130,7 +131,7 @@ async def deliver_later(hs: Resources) -> None:
 
 
 def _name_of(leave: _Leave) -> str:
-    return f"{leave.user_id} {leave.room_id}"
+    return f"{leave.user_id} {leave.room_id} {leave.since_ms}"
 
 
 async def _deliver(hs: Resources, leave: _Leave) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 import trio
 
 from homeserver import limits, limits_http, limits_peers
+from homeserver.bodies import count_nodes
 from homeserver.budgets import Hold
 from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
@@ -238,12 +239,7 @@ def _decode(data: bytes) -> Any:
 
 def is_sparse(data: bytes) -> bool:
     """Whether JSON text has so few values that decoding it takes little memory: each takes some hundred bytes."""
-    return len(data) < 8192 or count_nodes(data) <= limits_peers.ANSWER_NODES_MAX
-
-
-def count_nodes(data: bytes) -> int:
-    """About as many as JSON text has values; more if its strings look like JSON."""
-    return data.count(b",") + data.count(b"[") + data.count(b"{")
+    return len(data) < limits_peers.ANSWER_NODES_MAX or count_nodes(data) <= limits_peers.ANSWER_NODES_MAX
 
 
 async def ask(

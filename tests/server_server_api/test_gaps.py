@@ -118,6 +118,29 @@ async def test_later_event_brings_those_that_waited(federation: Federation) -> N
     assert await count_parked(a) == 0
 
 
+async def test_hopeless_events_do_not_keep_another_of_their_room_waiting(federation: Federation) -> None:
+    _, alice, mallory, (room,) = await world(federation)
+    known = room.last
+    hopeless = [room.text("hopeless", after=[EventID(f"${number:043d}")], depth=known.depth + 1) for number in range(6)]
+    room.last = known
+    lost, after = with_gap(room, "lost", "found")
+
+    async def tell_about_one(uri: str, content: Any) -> Any:
+        if content and content["latest_events"] == [after.event_id]:
+            return {"events": [lost.pdu]}
+        await trio.sleep(15)
+        return 404, {}
+
+    tell(mallory, room, tell_about_one)
+    await mallory.send(HERE, "1", [*(each.pdu for each in hopeless), after.pdu])
+    await until(lambda: _is_shown(alice, room, "found"), seconds=600)
+    assert await texts(alice, room.room_id) == ["lost", "found"]
+
+
+async def _is_shown(client: Client, room: Joined, text: str) -> bool:
+    return text in await texts(client, room.room_id)
+
+
 async def test_event_whose_key_is_slow_to_come_holds_up_nothing(federation: Federation) -> None:
     a, alice, mallory, (room,) = await world(federation)
     carol = Stranger(federation.network, ServerName("carol.example"))

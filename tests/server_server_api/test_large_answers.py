@@ -126,7 +126,7 @@ async def test_reading_ends_when_most_of_an_answer_is_junk(federation: Federatio
 async def test_answer_is_not_read_beyond_its_limit(federation: Federation) -> None:
     a = await federation.start("a.example")
     teller = Teller(federation, endless(b'{"pdus":[],"more":"', b"x" * 1000))
-    with pytest.raises(Unreachable, match="larger"):
+    with pytest.raises(Unreachable):
         await ask(a, [], max_bytes=100_000)
     assert teller.sent_bytes < 110_000
 

@@ -11,6 +11,8 @@ from urllib.parse import quote
 import pytest
 import trio
 
+from homeserver.database import Transaction
+from homeserver.lane import list_parked
 from tests.support.federation import (
     Federation,
     checked,
@@ -150,6 +152,27 @@ async def test_rejection_that_nobody_waits_for_any_more_ends(federation: Federat
     await trio.sleep(24 * 3600)
     later = [each for each in federation.network.exchanges[asked:] if "make_leave" in each.path]
     assert later == []
+
+
+async def test_rejection_that_cannot_be_delivered_is_parked_and_nothing_waits_for_it(federation: Federation) -> None:
+    a, b, alice, bob = await _two(federation)
+    bad_room, room_id = await create_room(alice), await create_room(alice)
+    await invite(alice, bad_room, bob.user_id)
+    await invite(alice, room_id, bob.user_id)
+    federation.network.leave("a.example")
+    await _leave(bob, bad_room)
+    await b.write(_damage_leaves)
+    await _leave(bob, room_id)
+    federation.network.join("a.example", checked(a.app))
+    await until(_has(alice, room_id, bob.user_id, "leave"), seconds=600)
+    # Virtual time goes on only while the server has nothing to do.
+    await trio.sleep(3600)
+    assert [lane for lane, _, _, _ in await b.read(list_parked)] == ["leaves"]
+    assert (await _membership(alice, bad_room, bob.user_id))["membership"] == "invite"
+
+
+def _damage_leaves(tx: Transaction) -> None:
+    tx.run("UPDATE pending_leaves SET servers = ?", b"[[]]")
 
 
 async def test_one_silent_server_delays_no_other(federation: Federation) -> None:

@@ -20,6 +20,7 @@ from homeserver import limits, limits_peers
 from homeserver.api import Response, Routes
 from homeserver.arguments import decode_parts
 from homeserver.background import start_aside
+from homeserver.bodies import count_nodes
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, invalid_param
 from homeserver.feature import EduHandler, Feature, JsonObject
@@ -43,7 +44,7 @@ from homeserver.remote.access import RoomAccess, find_access
 from homeserver.remote.checking import Dropped, check_signed, list_keyless, parse_pdus
 from homeserver.remote.gaps import close_gaps, park_unchecked, receive_events
 from homeserver.remote.outside import receive_outside
-from homeserver.remote.requests import count_nodes, is_sparse
+from homeserver.remote.requests import is_sparse
 from homeserver.resources import Resources
 from homeserver.rooms.membership import is_server_joined
 

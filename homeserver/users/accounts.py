@@ -159,8 +159,8 @@ async def create_account(
         password_hash = await hash_password(hs, password)
     try:
         await hs.database.write(create_user, hs, user_id, password_hash, AccountFlags(is_admin=admin), appservice)
-    except MatrixError:  # it is taken: by another node, perhaps, a moment ago
-        if not exist_ok:
+    except MatrixError as error:  # somebody else may have made the account a moment ago
+        if not exist_ok or error.errcode != "M_USER_IN_USE":
             raise
     return user_id
 

@@ -35,7 +35,7 @@ def whoami(url: str, token: str) -> int:
 
 def await_refusal(url: str, token: str) -> None:
     """The running server is told, and looks at what it is told several times a second."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 30
     while whoami(url, token) == 200:
         assert time.monotonic() < deadline, "the token still works"
         time.sleep(0.05)

@@ -185,7 +185,7 @@ async def test_a_transaction_that_stands_still_lets_others_write(postgres_url: s
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.write, stand_still)
             await trio.to_thread.run_sync(stopped.wait)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await two.write(items.store, "two")
         assert sorted(await two.read(items.list_names)) == ["one", "two"]
 
@@ -267,7 +267,7 @@ async def test_an_object_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> No
             await trio.sleep(1.5)
             assert outages.is_out(BLOBS)
             objects.fails = False
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await outages.wait_over()
             nursery.cancel_scope.cancel()
         await blobs.put("b", b"2")

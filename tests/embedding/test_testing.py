@@ -34,13 +34,13 @@ def test_a_message_goes_from_one_server_to_another() -> None:
 
 
 def test_two_servers_take_little_time() -> None:
-    """50 ms of CPU on an idle machine; the bound is three times that, for busy ones."""
+    """50 ms of CPU on an idle machine; the bound is six times that, for busy and slow ones."""
     taken = []
     for _ in range(4):
         start = time.process_time()
         run(_say_hello)
         taken.append(time.process_time() - start)
-    assert min(taken) < 0.15
+    assert min(taken) < 0.3
 
 
 def test_what_was_said_during_a_cut_arrives_after_it() -> None:

@@ -12,7 +12,6 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from math import inf
 from typing import Any
 
@@ -136,7 +135,7 @@ class Connection:
     idle_since: float = field(default_factory=trio.current_time)
     asking_since: float = inf
     sending_since: float = inf
-    key: str = ""  # what it is counted by
+    crowd: Crowd | None = None  # those that it is counted with
     _held: bytes = b""
     _lock: trio.Lock = field(default_factory=trio.Lock)
     _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -196,6 +195,8 @@ class Connection:
             await self._flush()
             self.idle_since = trio.current_time() if event.idle else inf
             self.asking_since = inf
+            if self.crowd is not None:
+                self.crowd.note(self)
         else:
             await self._flush()
             await self._end()
@@ -268,15 +269,65 @@ class Connection:
                 pass
 
 
+class _Sizes:
+    """Which crowd is the largest, kept up to date at a cost that does not grow with their number."""
+
+    __slots__ = ("_by_size", "_largest")
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, dict[Crowd, None]] = {}
+        self._largest = 0
+
+    def move(self, crowd: Crowd, before: int, after: int) -> None:
+        """The crowd has changed its size by one."""
+        if before:
+            del self._by_size[before][crowd]
+            if not self._by_size[before]:
+                del self._by_size[before]
+        if after:
+            self._by_size.setdefault(after, {})[crowd] = None
+        self._largest = max(self._largest, after)
+        if self._largest not in self._by_size:
+            self._largest = after if after in self._by_size else 0
+
+    def largest(self) -> Crowd | None:
+        return next(iter(self._by_size[self._largest]), None) if self._largest else None
+
+
+class Crowd:
+    """The connections of one address. members: the oldest first. idle: the one that has been idle for longest first."""
+
+    __slots__ = ("_all_idle", "idle", "is_proxy", "key", "members")
+
+    def __init__(self, key: str, *, is_proxy: bool, all_idle: dict[Connection, None]) -> None:
+        """all_idle: the idle connections of all crowds, which this one keeps up to date."""
+        self.key = key
+        self.is_proxy = is_proxy
+        self.members: dict[Connection, None] = {}
+        self.idle: dict[Connection, None] = {}
+        self._all_idle = all_idle
+
+    def note(self, connection: Connection) -> None:
+        """The connection has begun or ceased to be idle, or has ended."""
+        for idle in (self.idle, self._all_idle):
+            idle.pop(connection, None)
+            if connection.is_idle and connection in self.members:
+                idle[connection] = None
+
+
 class Connections:
     """The connections of all listeners. Used on the trio thread only.
 
     There may be as many as there are open files, less a reserve for everything else. One address may have a part of
-    them, a trusted proxy a larger one. At a limit the new connection takes the place of an old one that is idle: of the
-    same address at the limit of an address, of any at the limit of all. If the oldest are all busy, it is refused.
+    them, a trusted proxy a larger one. At a limit the new connection takes the place of another:
+    - at the limit of its address, of the one of that address that has been idle for longest;
+    - at the limit of all, of the one of any address that has been idle for longest. If all are busy, it takes the place
+      of the oldest of the address that has most, if that has at least two more than its own. So nobody keeps others out
+      with long polls or bodies that never end. A proxy gives way to proxies only: it stands for many people.
+    Otherwise it is refused.
     """
 
-    __slots__ = ("_all", "_by_address", "_each", "_proxy", "_total", "refused")
+    __slots__ = ("_all", "_crowds", "_each", "_idle", "_proxy", "_sizes", "_total", "refused")
 
     def __init__(self, total: int) -> None:
         """total: how many there may be."""
@@ -285,7 +336,9 @@ class Connections:
         self._each = max(1, min(limits_http.CONNECTIONS_PER_ADDRESS_MAX, total // 4))
         self._proxy = max(1, total * 3 // 4)
         self._all: dict[Connection, None] = {}
-        self._by_address: dict[str, dict[Connection, None]] = {}
+        self._idle: dict[Connection, None] = {}
+        self._crowds: dict[str, Crowd] = {}
+        self._sizes = {False: _Sizes(), True: _Sizes()}  # of addresses, of proxies
 
     def __len__(self) -> int:
         return len(self._all)
@@ -298,32 +351,44 @@ class Connections:
 
         key: its address, of IPv6 its network; "" for a unix socket.
         """
-        own = self._by_address.get(key, {})
-        crowd = None
-        if len(own) >= (self._proxy if is_proxy else self._each):
-            crowd = own
-        elif len(self._all) >= self._total:
-            crowd = self._all
-        if crowd is not None:
-            oldest = next((each for each in islice(crowd, _OLDEST_LOOKED_AT) if each.is_idle), None)
-            if oldest is None:
+        crowd = self._crowds.get(key) or Crowd(key, is_proxy=is_proxy, all_idle=self._idle)
+        is_crowded = len(crowd.members) >= (self._proxy if crowd.is_proxy else self._each)
+        if is_crowded or len(self._all) >= self._total:
+            other = next(iter(crowd.idle), None) if is_crowded else self._replaceable(crowd)
+            if other is None:
                 self.refused += 1
                 return False
-            self.discard(oldest)
-            await trio.aclose_forcefully(oldest.stream)
-        connection.key = key
+            self.discard(other)
+            await trio.aclose_forcefully(other.stream)
+        crowd = self._crowds.setdefault(key, crowd)
+        connection.crowd = crowd
         self._all[connection] = None
-        self._by_address.setdefault(key, {})[connection] = None
+        crowd.members[connection] = None
+        self._sizes[crowd.is_proxy].move(crowd, len(crowd.members) - 1, len(crowd.members))
+        crowd.note(connection)
         return True
+
+    def _replaceable(self, crowd: Crowd) -> Connection | None:
+        """The connection whose place a new one of the crowd may take at the limit of all."""
+        if self._idle:
+            return next(iter(self._idle))
+        for is_proxy in (False, True) if crowd.is_proxy else (False,):
+            largest = self._sizes[is_proxy].largest()
+            if largest is not None and len(largest.members) >= len(crowd.members) + 2:
+                return next(iter(largest.members))
+        return None
 
     def discard(self, connection: Connection) -> None:
         """The connection has ended."""
         if self._all.pop(connection, connection) is connection:
             return  # it is not counted any more
-        own = self._by_address[connection.key]
-        del own[connection]
-        if not own:
-            del self._by_address[connection.key]
+        crowd = connection.crowd
+        assert crowd is not None
+        del crowd.members[connection]
+        crowd.note(connection)
+        self._sizes[crowd.is_proxy].move(crowd, len(crowd.members) + 1, len(crowd.members))
+        if not crowd.members:
+            del self._crowds[crowd.key]
 
 
 def room_for_connections() -> int:
@@ -339,7 +404,3 @@ def _open_files_max() -> int:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else limits_http.CONNECTIONS_MAX + limits_http.FILES_RESERVED
-
-
-# Of the connections that one may have to end, so that a flood of new ones costs little.
-_OLDEST_LOOKED_AT = 16

@@ -9,7 +9,9 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -69,6 +71,7 @@ class Dispatch:
     find_appservice: FindAppservice | None = None
     draining: trio.Event = field(default_factory=trio.Event)
     active: int = 0
+    _waiting: Counter[str] = field(default_factory=Counter)  # requests that may wait for long, by user
     router: Router = field(default_factory=Router)
     by_name: dict[str, Operation] = field(default_factory=dict)
     _ids: Any = None
@@ -189,7 +192,8 @@ class Dispatch:
             body = None  # its text is not needed any more
         if not operation.waits:
             return await self._handle(operation, request, requester, origin, path)
-        return await self._wait(operation, request, requester, origin, path)
+        with self._turn_to_wait(requester):
+            return await self._wait(operation, request, requester, origin, path)
 
     def _charge(self, body: Body, requester: Requester | None, origin: ServerName | None) -> None:
         """Raises M_LIMIT_EXCEEDED for who sends too many values in large bodies."""
@@ -222,6 +226,26 @@ class Dispatch:
                 assert isinstance(source, Constant)
                 arguments.append(source.value)
         return await operation.handler(self.hs, *arguments)
+
+    @contextmanager
+    def _turn_to_wait(self, requester: Requester | None) -> Iterator[None]:
+        """Raises 429 M_LIMIT_EXCEEDED if too many requests of the user wait already: all users share what there is."""
+        if requester is None:
+            yield
+            return
+        user_id = requester.user_id
+        if self._waiting[user_id] >= limits_http.WAITING_PER_USER_MAX:
+            raise MatrixError(
+                429, "M_LIMIT_EXCEEDED", "Too many of your requests are waiting.",
+                retry_after_ms=limits_http.WAITING_RETRY_MS,
+            )  # fmt: skip
+        self._waiting[user_id] += 1
+        try:
+            yield
+        finally:
+            self._waiting[user_id] -= 1
+            if not self._waiting[user_id]:
+                del self._waiting[user_id]
 
     async def _wait(self, operation: Operation, request: Request, *arguments: Any) -> Any:
         """Runs a handler that may wait for long: it ends when the client goes away or the server stops."""

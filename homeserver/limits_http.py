@@ -128,3 +128,8 @@ LISTEN_BACKLOG = 1024
 
 # Waiting syncs are requests: this many tasks are about 100 MB. Beyond it the answer is 503, never a slow death.
 REQUESTS_AT_ONCE_MAX = 10_000
+
+# Of them, those of one user that wait for news: one for each device, and a few for those whose connection was lost.
+WAITING_PER_USER_MAX = 200
+# When a client whose request was refused for that may try again: the others run out after some 30 seconds.
+WAITING_RETRY_MS = 10_000

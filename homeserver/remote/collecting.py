@@ -10,7 +10,8 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -18,7 +19,6 @@ from typing import Self, TypeVar, cast
 import trio
 
 from homeserver import limits_peers
-from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.event import Event, trusted_event
@@ -37,14 +37,19 @@ _STEPS_AT_ONCE = 1_000  # of walks over the index, each some microseconds
 class Collected:
     """Well-formed events of one room, each once, by index. Nothing is known of their signatures.
 
-    state: the IDs of those that were taken as a state, by type and state key. Use it as a context manager.
+    state: the IDs of those that were taken as a state, by type and state key. Use it as a context manager. What
+    `failure` makes of an OSError is raised when the disk takes no more.
     """
 
-    def __init__(self, folder: Path, version: RoomVersion, room_id: RoomID) -> None:
+    def __init__(
+        self, folder: Path, version: RoomVersion, room_id: RoomID, failure: Callable[[OSError], Exception]
+    ) -> None:
         self.version = version
         self.room_id = room_id
         self.state: dict[tuple[str, str], EventID] = {}
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        self._failure = failure
+        with self._storing():
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
         self._indices: dict[EventID, int] = {}
         self._auth_events: list[tuple[EventID, ...]] = []
         self._offsets = array("Q", [0])
@@ -62,7 +67,15 @@ class Collected:
 
     def close(self) -> None:
         """Gives the temporary file back."""
-        self._file.close()
+        with suppress(OSError):  # what is in its buffer and does not fit on the disk is not needed any more
+            self._file.close()
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._failure(error) from error
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -92,10 +105,8 @@ class Collected:
             event_type, state_key = event.key
             self.state[self._shared(event_type), state_key] = event_id
         if event_id not in self._indices:
-            try:
+            with self._storing():
                 self._file.write(text)
-            except OSError as error:
-                raise MatrixError(503, "M_UNKNOWN", f"This server cannot store the answer: {error}.") from error
             self._offsets.append(self._offsets[-1] + len(text))
             if event.type == "m.room.create" and not event.auth_events:
                 self._create = len(self)
@@ -120,6 +131,8 @@ class Collected:
 
     def find(self, event_id: EventID | None) -> Event | None:
         """One of the events."""
+        with self._storing():
+            self._file.flush()
         index = None if event_id is None else self._indices.get(event_id)
         return None if index is None or event_id is None else next(self.read([(index, event_id)]))
 
@@ -132,6 +145,8 @@ class Collected:
 
         Events in a loop, which no honest server makes, are left out.
         """
+        with self._storing():
+            self._file.flush()  # so that whoever reads, on a thread, writes nothing
         unmet = array("I", bytes(4 * len(self)))
         citing: dict[int, array[int]] = {}
         for steps, (index, cited) in enumerate(enumerate(self._auth_events)):

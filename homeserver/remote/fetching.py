@@ -112,7 +112,7 @@ async def fetch_auth_events(
     """Fetches and stores auth events of the event, and theirs. Whether none of the `missing` is missing any more."""
     wanted = frozenset(missing)
     for server in servers:
-        with Collected(hs.config.data_path(""), event.version, event.room_id) as collected:
+        with Collected(hs.config.data_path(""), event.version, event.room_id, hs.blobs.failure) as collected:
             uri = path_to("v1", "event_auth", event.room_id, event.event_id)
             await _collect(hs, server, uri, {"auth_chain": collected.take}, cause, limits.STATE_IDS_BYTES_MAX)
             await store_collected(hs, collected, server, cause)
@@ -241,7 +241,7 @@ async def _fetch_state_events(
         await store(hs, await fetch_events(hs, server, missing, version, room_id, cause), server, cause)
         return
     uri = path_to("v1", "state", room_id, query={"event_id": event_id})
-    with Collected(hs.config.data_path(""), version, room_id) as collected:
+    with Collected(hs.config.data_path(""), version, room_id, hs.blobs.failure) as collected:
         take = {"pdus": collected.take_state, "auth_chain": collected.take}
         if await _collect(hs, server, uri, take, cause, limits.STATE_BYTES_MAX) is not None:
             await store_collected(hs, collected, server, cause)

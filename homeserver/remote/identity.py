@@ -33,6 +33,9 @@ from homeserver.federation.server_keys import VerifyKey
 from homeserver.federation.signing import SigningKey, format_signing_key, parse_signing_key
 from homeserver.users.accounts import list_users
 
+# A key has some 60 bytes; what is longer is none.
+_KEY_BYTES_MAX = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -118,8 +121,9 @@ def check_key(known: Identity, key: SigningKey | None, path: Path) -> None:
         )
     if known.key is not None and known.key != (key.key_id, key.verify_key_base64):
         raise ConfigError(
-            f"federation.signing_key_file: {path} holds the key {key.key_id}, but this server signs with"
-            f" {known.key[0]}: {how}"
+            f"federation.signing_key_file: {path} holds"
+            f" {'another key of the name' if key.key_id == known.key[0] else 'the key'} {key.key_id}, but this server"
+            f" signs with {known.key[0]}: {how}"
         )
 
 
@@ -134,7 +138,10 @@ def may_make_key(known: Identity) -> bool:
 def read_key(path: Path) -> SigningKey | None:
     """The key in the file, None if there is no file. Raises ConfigError, which never repeats what the file holds."""
     try:
-        return parse_signing_key(path.read_text("ascii"))
+        if not path.is_file() and path.exists():  # reading a pipe or a device might never end
+            raise ConfigError(f"federation.signing_key_file: {path} is not a file")
+        with path.open("rb") as file:
+            return parse_signing_key(file.read(_KEY_BYTES_MAX).decode("ascii"))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -285,7 +285,7 @@ async def send(hs: Resources, handshake: Handshake, server: ServerName, event: E
 async def _send_join(hs: Resources, server: ServerName, event: Event, place: tuple[str, ...]) -> Accepted:
     """The events of the answer are collected, since there may be more of them than fit into memory."""
     for version in ("v2", "v1"):
-        collected = Collected(hs.config.data_path(""), event.version, event.room_id)
+        collected = Collected(hs.config.data_path(""), event.version, event.room_id, hs.blobs.failure)
         is_kept = False
         try:
             answer = await ask_many(

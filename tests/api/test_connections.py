@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from hypercorn.events import Updated
 
 from homeserver import limits_http
 from homeserver.config import Listener
@@ -79,6 +80,47 @@ async def test_at_the_limit_of_all_the_oldest_idle_one_ends() -> None:
     assert await crowd.come("new")
     assert [await crowd.has_ended(each) for each in old] == [False, True] + [False] * 6
     assert len(crowd.connections) == 8
+
+
+async def test_at_the_limit_of_all_an_idle_one_is_found_behind_any_number_of_busy_ones() -> None:
+    crowd = Crowd(100)
+    for number in range(99):
+        assert await crowd.come(str(number), busy=True)
+    idle = await crowd.come("idle")
+    assert await crowd.come("new")
+    assert await crowd.has_ended(idle)
+
+
+async def test_if_all_are_busy_the_address_that_has_most_gives_way() -> None:
+    crowd = Crowd(12)
+    many = [await crowd.come(key, busy=True) for key in "aaabbb"]
+    few = [await crowd.come(str(number), busy=True) for number in range(6)]
+    assert await crowd.come("new", busy=True)
+    assert await crowd.come("new", busy=True), "it has one, others have three"
+    assert await crowd.come("new", busy=True) is None, "it has as many as they"
+    assert [await crowd.has_ended(each) for each in many] == [True, False, False, True, False, False]
+    assert not any([await crowd.has_ended(each) for each in few])
+
+
+async def test_a_proxy_gives_way_to_other_proxies_only() -> None:
+    crowd = Crowd(8)
+    for _ in range(6):
+        assert await crowd.come("proxy", busy=True, is_proxy=True)
+    for number in range(2):
+        assert await crowd.come(str(number), busy=True)
+    assert await crowd.come("x", busy=True) is None
+    assert await crowd.come("another proxy", busy=True, is_proxy=True)
+
+
+async def test_a_connection_is_idle_again_after_its_request() -> None:
+    crowd = Crowd(8)
+    all_busy = [await crowd.come(str(number), busy=True) for number in range(8)]
+    assert await crowd.come("new") is None
+    connection = all_busy[5]
+    assert connection is not None
+    await connection._send(Updated(idle=True))
+    assert await crowd.come("new")
+    assert await crowd.has_ended(connection)
 
 
 async def test_who_has_gone_is_not_counted() -> None:

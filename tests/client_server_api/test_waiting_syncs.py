@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
 
+from homeserver import limits_http
 from homeserver.authenticate import AccountFlags, store_account_flags
 from tests.support.homeservers import PASSWORD, Client, Server
 from tests.support.people import sync
@@ -128,3 +130,24 @@ async def test_a_client_that_leaves_is_no_failure_of_the_server(server: Server) 
     metrics = server.hs.metrics.text()
     assert 'homeserver_requests_total{operation="sync_events",status="499"} 1' in metrics
     assert 'status="503"' not in metrics
+
+
+async def test_one_user_does_not_take_the_places_of_all(server: Server) -> None:
+    """All users share the requests that a server has under way at a time."""
+    alice, bob = await server.register("alice"), await server.register("bob")
+    since = (await sync(alice, set_presence="offline"))["next_batch"]
+    statuses: Counter[int] = Counter()
+
+    async def wait() -> None:
+        response = await alice.get("sync", params={"since": since, "timeout": 30_000, "set_presence": "offline"})
+        statuses[response.status_code] += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(limits_http.WAITING_PER_USER_MAX):
+            nursery.start_soon(wait)
+        await trio.sleep(5)
+        assert await alice.refused("GET", f"sync?since={since}&timeout=30000") == (429, "M_LIMIT_EXCEEDED")
+        await alice.ok("GET", "account/whoami")
+        await sync(bob)
+    assert statuses == {200: limits_http.WAITING_PER_USER_MAX}
+    await sync(alice, since)

@@ -78,6 +78,21 @@ async def test_a_file_that_holds_something_else_is_refused(config: Config, text:
     assert f"{key_file(config)} does not hold a signing key" in await refusal(config)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+async def test_what_is_no_file_is_refused_and_not_waited_for(config: Config, kind: str) -> None:
+    await start(config)
+    path = key_file(config)
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(ConfigError, match=f"signing_key_file: {path} is not a file"):
+        await start(config)
+
+
 async def test_a_key_cut_off_is_refused_without_a_word_of_it(config: Config) -> None:
     secret = format_signing_key(await start(config)).split()[2]
     text = key_file(config).read_text()

@@ -23,6 +23,7 @@ from tests.support.federation import (
     sync,
     wait_text,
 )
+from tests.support.storage import full_disk
 from tests.support.stranger import Change, FakeRoom, Stranger
 
 
@@ -40,6 +41,17 @@ async def test_room_of_an_honest_stranger_can_be_joined(federation: Federation, 
     assert len(sent) == 1
     assert ("m.room.join_rules", "") in await state_of(bob, str(fake.room_id))
     await send_text(bob, str(fake.room_id), "nobody here?")
+
+
+async def test_a_disk_that_is_full_is_no_fault_of_the_resident(federation: Federation) -> None:
+    """The answer is put aside on the disk before it is known to be good."""
+    _, bob, fake = await _fake(federation)
+    fake.serve(bob.user_id)
+    with full_disk():
+        path = f"join/{quote(str(fake.room_id))}?via=mallory.example"
+        assert await bob.refused("POST", path, json={}) == (503, "M_UNKNOWN")
+    fake.serve(bob.user_id)
+    await join(bob, str(fake.room_id), fake.server.name)
 
 
 @pytest.mark.parametrize(

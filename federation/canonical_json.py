@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from math import isfinite
 from typing import Any
 
@@ -34,6 +35,10 @@ _INT_CHARACTERS_MAX = 310
 
 class NotCanonical(ValueError):
     """The value or text has no canonical JSON; the message says why in one sentence."""
+
+
+class UnfitNumber(NotCanonical):
+    """The text is JSON, with a number that no server can pass on. Spec: rooms/v6/#canonical-json"""
 
 
 def encode(value: object, *, strict: bool = True, depth_max: int = DEPTH_MAX) -> bytes:
@@ -90,11 +95,12 @@ def decode(data: bytes, *, strict: bool = False, depth_max: int = DEPTH_MAX) -> 
     """The value that UTF-8 JSON text stands for.
 
     Refuses (NotCanonical) duplicate keys, nesting deeper than `depth_max`, NaN, lone surrogates, trailing data, and
-    with `strict` floats and integers beyond ±INT_MAX.
+    with `strict` floats and integers beyond ±INT_MAX. Numbers beyond the range of a double are UnfitNumber.
     """
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
+        _find_unfit_number(data)
         raise NotCanonical(f"Not JSON: {error}.") from None
     # orjson keeps the last of duplicate keys, and makes floats of integers beyond 64 bits. Most senders write compact
     # JSON, which is what orjson writes too: then both are ruled out. All else is read by the slower parser.
@@ -143,6 +149,17 @@ class _Refused(str):
 def _marking_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     return value if len(value) == len(pairs) else _Repeating(value)
+
+
+def _find_unfit_number(data: bytes) -> None:
+    """Raises UnfitNumber if that is what keeps the text from being read."""
+    with suppress(json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        json.loads(data.decode(), parse_int=_check_range, parse_float=_check_range)
+
+
+def _check_range(text: str) -> None:
+    if not isfinite(float(text)):
+        raise UnfitNumber("A number must not exceed 10^308.")
 
 
 def _parse_int(text: str) -> int | _Refused:

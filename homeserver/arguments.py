@@ -130,7 +130,7 @@ def decode_segment(text: str) -> str:
 
 
 def decode_json(data: bytes) -> Any:
-    """The JSON of a body. Raises M_NOT_JSON."""
+    """The JSON of a body. Raises M_NOT_JSON, or M_BAD_JSON for a number that no server can pass on."""
     return _decode(canonical_json.decode, data)
 
 
@@ -147,6 +147,8 @@ def decode_parts(data: bytes) -> Any:
 def _decode(decode: Callable[[bytes], Any], data: bytes) -> Any:
     try:
         return decode(data)
+    except canonical_json.UnfitNumber as error:
+        raise bad_json(str(error)) from None
     except canonical_json.NotCanonical as error:
         raise MatrixError(400, "M_NOT_JSON", f"The body cannot be read: {error}") from error
 

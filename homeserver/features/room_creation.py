@@ -26,7 +26,7 @@ from homeserver.remote.inviting import invite_users
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local
-from homeserver.users.blocking import blocks_invites
+from homeserver.users.blocking import find_refusal
 from homeserver.users.profile import member_profile
 from homeserver.users.suspension import check_not_suspended
 
@@ -113,8 +113,8 @@ def _create(
         for event_type, state_key, content in _initial_events(tx, creator, body, version, create, alias):
             append_local(tx, hs, Draft(create.room_id, creator, event_type, content, state_key=state_key))
         for user_id in ours:
-            if blocks_invites(tx, user_id):
-                refusals.append(MatrixError(403, "M_INVITE_BLOCKED", f"{user_id} takes no invitations."))
+            if refusal := find_refusal(tx, user_id):
+                refusals.append(refusal)
             else:
                 profile = member_profile(tx, user_id)
                 append_local(tx, hs, _invite(create.room_id, creator, user_id, profile, body.is_direct))

@@ -111,7 +111,8 @@ def _is_named(tx: Transaction, state: StateAt) -> bool:
         if type_nid is not None and key_nid is not None:
             position = position_in(tx, state, (type_nid, key_nid))
             event = None if position is None else list_stored(tx, (position,)).get(position)
-            if event is not None and event.content.get(field):
+            value = None if event is None else event.content.get(field)
+            if isinstance(value, str) and value:
                 return True
     return False
 

@@ -1,4 +1,4 @@
-"""Whom a user wants to hear nothing of: ignored users, and whether invitations are wanted at all.
+"""Whom a user wants to hear nothing of: ignored users, and whether there may be invitations at all.
 
 Spec: client-server-api/#ignoring-users, #invite-permission
 """
@@ -11,6 +11,7 @@ from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.identifiers import UserID
 from homeserver.rooms.membership import measure_pending
 from homeserver.users.account_data import find_account_data
+from homeserver.users.accounts import get_user
 
 
 def ignored_users(tx: Transaction, user_id: UserID) -> frozenset[str]:
@@ -26,10 +27,20 @@ def blocks_invites(tx: Transaction, user_id: UserID) -> bool:
     return content is not None and content.get("default_action") == "block"
 
 
-def check_takes_invites(tx: Transaction, user_id: UserID) -> None:
-    """Raises MatrixError 403 if the user, of this server, wants no invitations or has no room for another one."""
+def find_refusal(tx: Transaction, user_id: UserID) -> MatrixError | None:
+    """Why the user, of this server, is not to be invited by anybody: nobody can answer for an account that is gone."""
+    user = get_user(tx, user_id)
+    if user is not None and user.is_deactivated:
+        return forbidden(f"The account of {user_id} has been deactivated.")
     if blocks_invites(tx, user_id):
-        raise MatrixError(403, "M_INVITE_BLOCKED", f"{user_id} takes no invitations.")
+        return MatrixError(403, "M_INVITE_BLOCKED", f"{user_id} takes no invitations.")
+    return None
+
+
+def check_takes_invites(tx: Transaction, user_id: UserID) -> None:
+    """Raises MatrixError 403 if the user, of this server, is not to be invited or has no room for another invite."""
+    if refusal := find_refusal(tx, user_id):
+        raise refusal
     check_pending(tx, user_id)
 
 

@@ -131,6 +131,22 @@ async def test_who_comes_after_the_erasure_sees_redacted_copies(server: Server) 
         assert alice.user_id in members
 
 
+async def test_nobody_invites_an_account_that_is_gone(homeserver: Server) -> None:
+    """They could never answer, so the invitation would stand for ever."""
+    alice, bob, carol = [await homeserver.register(name) for name in ("alice", "bob", "carol")]
+    room_id = await public_room(bob)
+    await alice.ok("POST", "account/deactivate", json={"auth": alice.password_auth()})
+    forbidden = (403, "M_FORBIDDEN")
+    assert await bob.refused("POST", path_of(room_id, "invite"), json={"user_id": alice.user_id}) == forbidden
+    path = path_of(room_id, "state", "m.room.member", alice.user_id)
+    assert await bob.refused("PUT", path, json={"membership": "invite"}) == forbidden
+    assert await bob.refused("GET", path) == (404, "M_NOT_FOUND")
+    assert await bob.refused("POST", "createRoom", json={"invite": [alice.user_id]}) == forbidden
+    made = (await bob.ok("POST", "createRoom", json={"invite": [alice.user_id, carol.user_id]}))["room_id"]
+    invited = (await bob.ok("GET", path_of(made, "members"), params={"membership": "invite"}))["chunk"]
+    assert [event["state_key"] for event in invited] == [carol.user_id]
+
+
 @pytest.mark.parametrize("body", [{"erase": "yes"}, {"id_server": 7}, {"auth": 7}])
 async def test_deactivation_refuses_wrong_types(homeserver: Server, body: dict) -> None:
     alice = await homeserver.register("alice")

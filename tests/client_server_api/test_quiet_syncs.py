@@ -121,6 +121,14 @@ async def test_only_a_nameless_room_has_heroes(server: Server) -> None:
     assert sorted(room_in(answer, room_id)["summary"]["m.heroes"]) == everyone
 
 
+@pytest.mark.parametrize("name", [7, True, ["Room"], {"en": "Room"}])
+async def test_a_name_that_is_no_text_is_none(server: Server, name: object) -> None:
+    room_id, (alice, *others) = await a_room_of_four(server)
+    await set_state(alice, room_id, "m.room.name", {"name": name})
+    room = room_in(await sync(alice, filter=LAZY), room_id)
+    assert sorted(room["summary"]["m.heroes"]) == sorted(each.user_id for each in others)
+
+
 async def test_a_new_name_of_a_member_is_no_news_of_the_summary(server: Server) -> None:
     room_id, (alice, bob, *_) = await a_room_of_four(server)
     since = (await sync(alice))["next_batch"]

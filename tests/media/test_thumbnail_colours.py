@@ -171,7 +171,7 @@ def test_the_picture_for_those_who_show_no_animations_is_no_frame() -> None:
     assert thumbnail_of(data, animated=True).n_frames == 3  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("kept", [0.99, 0.6])
 def test_of_a_file_that_was_cut_off_what_there_is_is_shown(form: str, kept: float) -> None:
     noise = Image.effect_noise(SIZE, 60).convert("RGB")
@@ -185,3 +185,15 @@ def test_of_a_file_that_was_cut_off_what_there_is_is_shown(form: str, kept: floa
 @pytest.mark.parametrize("missing", [1, 2])
 def test_a_jpeg_without_its_last_bytes(missing: int) -> None:
     assert thumbnail_of(jpeg("RGB", (250, 10, 10))[:-missing]).size == (96, 32)
+
+
+@pytest.mark.parametrize("missing", [1, 20, 200])
+def test_a_webp_without_its_last_bytes(missing: int) -> None:
+    data = images.encoded(Image.effect_noise(SIZE, 60).convert("RGB"), "WEBP", lossless=True)
+    assert thumbnail_of(data[:-missing]).size == (96, 32)
+
+
+def test_a_webp_that_claims_to_be_much_larger_is_not_filled_up() -> None:
+    data = images.encoded(Image.new("RGB", SIZE, (250, 10, 10)), "WEBP")
+    with pytest.raises(ValueError, match="unsupported"):
+        thumbnail_of(data[:4] + b"\xff\xff\xff\xff" + data[8:-2])

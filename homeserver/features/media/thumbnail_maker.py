@@ -75,10 +75,10 @@ def make_thumbnail(data: bytes, method: str, width: int, height: int, animated: 
         # Decoders raise whatever they stumble over (OSError, SyntaxError, struct.error, zlib.error, IndexError …).
         if str(error) == TOO_LARGE:
             raise ValueError(TOO_LARGE) from None
-    if not _is_cut_off(data):
+    if not (mended := _mend_cut_off(data)):
         raise ValueError(UNSUPPORTED)
     try:
-        return _make_of(data, method, (width, height), animated, whole=False)
+        return _make_of(mended, method, (width, height), animated, whole=False)
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(TOO_LARGE) from None
     except Exception as error:
@@ -90,15 +90,21 @@ def _make_of(data: bytes, method: str, box: tuple[int, int], animated: bool, *, 
         return _make(image, method, box, animated)
 
 
-def _is_cut_off(data: bytes) -> bool:
-    """Whether it is a PNG or JPEG without its end, of which browsers show what there is, if there is more than headers.
+def _mend_cut_off(data: bytes) -> bytes:
+    """What to read instead of a PNG, JPEG or WebP without its end, of which browsers show what there is; empty if it is
+    none, or has little more than headers.
 
     Whatever else is wrong with a file is no accident, and remains an error.
     """
     for start, pixels, end in ((b"\x89PNG\r\n\x1a\n", b"IDAT", b"IEND"), (b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9")):
         if data.startswith(start):
-            return end not in data[-64:] and 0 <= data.find(pixels) < len(data) - _PIXEL_BYTES_MIN
-    return False
+            is_cut_off = end not in data[-64:] and 0 <= data.find(pixels) < len(data) - _PIXEL_BYTES_MIN
+            return data if is_cut_off else b""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        # Its decoder reads nothing of a file that is shorter than it says, but copes with one that ends in zeros.
+        missing = int.from_bytes(data[4:8], "little") + 8 - len(data)
+        return data + bytes(missing) if 0 < missing <= len(data) else b""
+    return b""
 
 
 @contextmanager

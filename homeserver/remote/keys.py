@@ -166,7 +166,7 @@ async def _refresh(
 
     async def refresh() -> None:
         for server in waiting:  # one iterator for all of the tasks: each takes what is next
-            key = ("keys", server)
+            key = ("keys", server, cause.kind)  # no person waits behind what strangers have started
             try:
                 await hs.flights.join(hs.nursery, key, _ask_anyone, hs, server, needs[server], notaries, cause)
             except MatrixError:

@@ -138,13 +138,3 @@ def store_parked(tx: Transaction, lane: str, item: str, reason: str) -> None:
     rows = tx.all("SELECT item FROM parked_items WHERE lane = ? ORDER BY parked_ms DESC, item", lane)
     for (old,) in rows[limits.PARKED_ITEMS_MAX :]:
         tx.run("DELETE FROM parked_items WHERE lane = ? AND item = ?", lane, old)
-
-
-def list_parked(tx: Transaction) -> list[tuple[str, str, str, int]]:
-    """Lane, item, reason and time (ms) of all parked items, the newest first."""
-    return [
-        (lane, item, reason, parked_ms)
-        for lane, item, reason, parked_ms in tx.all(
-            "SELECT lane, item, reason, parked_ms FROM parked_items ORDER BY parked_ms DESC, lane, item"
-        )
-    ]

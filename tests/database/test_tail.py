@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeserver.database import Database, DatabaseError, Transaction
-from homeserver.lane import PARKED_COUNTER, Lane, list_parked
+from homeserver.lane import PARKED_COUNTER, Lane
 from homeserver.metrics import Metrics
 from homeserver.tail import Tail, find_position, store_position
 from tests.database import items
 from tests.support.database import opened
 from tests.support.postgres import Cluster
+from tests.support.storage import list_parked
 
 
 def list_names_between(tx: Transaction, since: int, upto: int) -> list[str]:

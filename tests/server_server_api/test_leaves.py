@@ -12,7 +12,6 @@ import pytest
 import trio
 
 from homeserver.database import Transaction
-from homeserver.lane import list_parked
 from tests.support.federation import (
     Federation,
     checked,
@@ -27,6 +26,7 @@ from tests.support.federation import (
     wait_text,
 )
 from tests.support.homeservers import Client, Server
+from tests.support.storage import list_parked
 
 
 async def _two(federation: Federation) -> tuple[Server, Server, Client, Client]:

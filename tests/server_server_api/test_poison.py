@@ -14,10 +14,10 @@ import trio
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import ServerName
-from homeserver.lane import list_parked
 from homeserver.rooms.storage import get_stored
 from tests.support.federation import Federation, create_room, join, send_state, send_text, texts, until, wait_text
 from tests.support.homeservers import Client, Server
+from tests.support.storage import list_parked
 from tests.support.stranger import Stranger
 
 MALLORY = ServerName("mallory.example")

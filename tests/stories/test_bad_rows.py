@@ -10,8 +10,8 @@ import trio
 
 from homeserver import limits
 from homeserver.database import Transaction
-from homeserver.lane import list_parked
 from tests.support.federation import Federation, create_room, join, sync
+from tests.support.storage import list_parked
 
 NOBODY = 1 << 40  # no string has this number
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import psycopg
 
+from homeserver.database import Transaction
 from tests.support.engine import ENGINE
 from tests.support.homeservers import Server
 
@@ -38,6 +39,16 @@ def unwritable(server: Server) -> Iterator[None]:
     """The server's database takes no writes, whatever its engine; nor, on SQLite, do other files."""
     with full_disk() if ENGINE == "sqlite" else read_only(server.hs.config.database.url):
         yield
+
+
+def list_parked(tx: Transaction) -> list[tuple[str, str, str, int]]:
+    """Lane, item, reason and time (ms) of all parked items, the newest first."""
+    return [
+        (lane, item, reason, parked_ms)
+        for lane, item, reason, parked_ms in tx.all(
+            "SELECT lane, item, reason, parked_ms FROM parked_items ORDER BY parked_ms DESC, lane, item"
+        )
+    ]
 
 
 def _set_read_only(url: str, value: str) -> None:

@@ -187,7 +187,7 @@ def check_may_call(requester: Requester, operation: Operation) -> None:
 def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: float = 1) -> None:
     """Takes from the requester's bucket of a class of `limits.RATE_LIMITS`. Raises M_LIMIT_EXCEEDED.
 
-    Nothing of who has no token of their own: application services, and programs that embed the server.
+    Does nothing for requesters without a token of their own: application services, and programs that embed the server.
     """
     if requester.appservice is None and requester.token_id:
         hs.rate_limits.take(rate_class, requester.user_id, hs.now_ms(), cost)

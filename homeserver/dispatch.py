@@ -196,7 +196,7 @@ class Dispatch:
             return await self._wait(operation, request, requester, origin, path)
 
     def _charge(self, body: Body, requester: Requester | None, origin: ServerName | None) -> None:
-        """Raises M_LIMIT_EXCEEDED for who sends too many values in large bodies."""
+        """Raises M_LIMIT_EXCEEDED if the sender has sent too many values in large bodies."""
         if origin is not None:
             self.hs.rate_limits.take("federation_json", origin, self.hs.now_ms(), body.nodes)
         elif requester is not None:

@@ -30,7 +30,7 @@ class RoomSection:
 
 @dataclass(slots=True)
 class SyncContext:
-    """One `/sync` being answered: who asks, for which span of the stream, and what features have added so far.
+    """One `/sync` being answered: the user, the span of the stream, and what features have added so far.
 
     `since` is 0 on an initial sync; the span is since < position ≤ upto. `rooms` maps each joined room to its section;
     a feature adds to it in place. `newly_joined` are rooms whose whole ephemeral state and account data must be told,

@@ -26,7 +26,7 @@ INTERNED_STRING_MAX_BYTES = 2048
 
 # Stream
 
-# Keys whose last position is remembered for who comes to wait late; who comes later still is woken once for nothing.
+# Keys whose last position is remembered for waiters that come late; one that comes too late is woken once for nothing.
 STREAM_KEYS_REMEMBERED_MAX = 10_000
 # Positions that a tail is told of at once: bounds what it has to hold in memory, and what it repeats after a crash.
 TAIL_SPAN_MAX = 1000

@@ -66,7 +66,7 @@ STATUS_MESSAGE_BYTES_MAX = 2_048
 # Presence that has not changed is written again this often, so that a crash of the server loses no more.
 PRESENCE_WRITE_INTERVAL_MS = 60 * 1000
 
-# How often it is looked for who has gone silent: a fraction of presence.online_timeout_s.
+# How often we sweep for silent users: a fraction of presence.online_timeout_s.
 PRESENCE_SWEEP_INTERVAL_S = 15
 
 # Someone whose last activity is not longer ago is "currently active" (spec: client-server-api/#last-active-ago).

@@ -45,7 +45,7 @@ _STATEMENTS_PREPARED = 1000
 _VERSION_MIN = 13_00_00
 # A restart of PostgreSQL takes some seconds: who waits meanwhile is answered late, not with an error.
 _RECONNECT_DELAYS_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-# While it stays away, one session tries this often; who asks meanwhile is answered at once.
+# While it stays away, one session tries this often; other calls fail at once.
 _ATTEMPT_INTERVAL_S = 0.5
 _CONNECT_TIMEOUT_S = 3
 # A server that is cut off is noticed in this time: by the kernel, not by a statement that waits for ever.

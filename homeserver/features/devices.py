@@ -112,7 +112,7 @@ class DeleteDevicesBody(msgspec.Struct, frozen=True):
 @routes.post("/_matrix/client/v3/delete_devices")
 async def delete_devices(hs: Resources, requester: Requester, body: DeleteDevicesBody) -> Empty:
     if len(body.devices) > limits.DEVICES_PER_USER_MAX:
-        raise invalid_param("That many devices nobody has.")
+        raise invalid_param("Too many devices in one request.")
     await _delete_with_authentication(hs, requester, body.devices, body.auth)
     return Empty()
 

@@ -228,7 +228,7 @@ def _meets_gap(tx: Transaction, wanted: _Wanted, point: int, to: int, found: _Fo
 
 
 def _senders(tx: Transaction, state: StateAt, events: list[StoredEvent]) -> list[JsonObject]:
-    """The member events of who sent the events, for clients that load members lazily."""
+    """The member events of the senders, for clients that load members lazily."""
     keys = [("m.room.member", sender) for sender in dict.fromkeys(event.sender for event in events)]
     members = list_stored(tx, set(positions_in(tx, state, keys).values())).values()
     return [client_event(tx, member, {"age": tx.now_ms - member.origin_server_ts}) for member in members]

@@ -169,7 +169,7 @@ async def _resolve(hs: Resources, alias: RoomAlias) -> RoomID | None:
 
 
 def _read_aliases(tx: Transaction, room_id: RoomID, user_id: UserID) -> set[str]:
-    """The aliases that the event has already, for whom it is to be changed by. MatrixError 403 who may not."""
+    """Returns the event's current aliases. Raises MatrixError 403 if the user may not change them."""
     head = get_head(tx, room_id)
     check_joined(tx, room_id, user_id)
     check_may_send_state(tx, head, user_id, "m.room.canonical_alias")

@@ -67,7 +67,7 @@ def send(
 
 
 def _check_may_speak(tx: Transaction, requester: Requester, draft: Draft) -> None:
-    """MatrixError 403 M_USER_SUSPENDED for who is suspended, unless they take back what they have said themselves."""
+    """Raises 403 M_USER_SUSPENDED if the requester is suspended, unless they are redacting their own event."""
     if requester.is_suspended and draft.redacts is not None:
         target = get_stored(tx, draft.redacts)
         if target is not None and target.sender == requester.user_id:

@@ -48,7 +48,7 @@ SCHEMA = Schema(
 
 routes = Routes()
 
-# Of the stream, beside the room: for who waits for the next notification to run out.
+# The key of the stream, beside the room, that the task waits for which ends typing notifications.
 WAKE_KEY = "typing"
 
 

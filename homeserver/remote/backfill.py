@@ -50,7 +50,7 @@ async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
         missing = await hs.database.read(list_missing, room_id, point, limits.GAP_STATES_MAX)
         if not missing:
             return
-        # The server of who wrote just after the gap had what came before.
+        # The server whose user wrote just after the gap had what came before.
         servers = await choose_servers(hs, room_id, server_name_of(missing[0][1].sender))
         version = await hs.database.read(get_room_version, room_id)
         wanted = [event_id for event_id, _ in missing]

@@ -152,7 +152,7 @@ def _rows_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) 
 
 
 def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head | None) -> frozenset[ServerName]:
-    """The servers that were in the room at the event, and that of whom it puts out of it."""
+    """The servers that were in the room at the event, plus the target's server if the event kicks or bans."""
     assert row.state_before is not None
     if head is None or (not head.extremities and head.members_position <= row.position):
         servers = servers_in(tx, row.state_before)
@@ -161,7 +161,7 @@ def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head
     else:
         servers = servers_in(tx, row.state_before)
     if row.type == "m.room.member" and row.state_key is not None and row.content.get("membership") in ("leave", "ban"):
-        # Not of whom it lets in again: that server is not in the room.
+        # Not if it only lifts a ban: that server is not in the room.
         if membership_in(tx, row.state_before, row.state_key) in ("join", "invite", "knock"):
             servers = servers | {ServerName(row.state_key.partition(":")[2])}
     return servers - {own, server_name_of(row.sender)}
@@ -201,7 +201,7 @@ def _head(tx: Transaction, heads: dict[RoomID, Head | None], room_id: RoomID) ->
 
 
 def list_destinations(tx: Transaction) -> dict[ServerName, tuple[int, BackOff]]:
-    """Those that have not got everything yet: up to which position they have, and how it stands with them."""
+    """The destinations that lag: up to which position each has everything, and its back-off state."""
     rows: list[tuple[Any, ...]] = tx.all(
         "SELECT server_nid, acked_position, failures, since_ms, retry_after_ms FROM destinations"
     )

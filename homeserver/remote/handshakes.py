@@ -177,7 +177,7 @@ async def _send_join(
 
 
 def _state_for(tx: Transaction, position: int) -> tuple[list[JsonObject], list[JsonObject]]:
-    """The state before the event, and what stands behind it and the event."""
+    """The state before the event, and the auth chain of that state and of the event."""
     event = list_stored(tx, (position,))[position]
     assert event.state_before is not None
     state = list(state_tree.items(tx, event.state_before).values())
@@ -210,7 +210,7 @@ def _check_is_own_membership(event: Event, event_id: EventID, origin: ServerName
     if event.event_id != event_id:
         raise invalid_param("The event has another ID than the path says.")
     if event.type != "m.room.member" or event.membership != membership:
-        raise invalid_param(f"The event is no {membership}.")
+        raise invalid_param(f"The event is not a {membership} event.")
     if server_name_of(event.sender) != origin or event.state_key != event.sender:
         raise invalid_param("The event is not of a user of your server about themselves.")
 

@@ -1,6 +1,6 @@
 """Transactions of other servers. Spec: server-server-api/#transactions, #checks-performed-on-receipt-of-a-pdu
 
-The transactions of one origin are worked off one after another, those of different origins side by side. What a
+Transactions of one origin are processed one after another, those of different origins in parallel. What a
 transaction was answered is kept, so that a repeated one is answered alike and does nothing.
 """
 
@@ -101,7 +101,7 @@ async def _work_off(
 
 
 async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object]) -> dict[str, JsonObject]:
-    """What became of each PDU by event id: {} or why it was not accepted. Rooms are worked off side by side."""
+    """What became of each PDU by event id: {} or why it was not accepted. Rooms are processed in parallel."""
     by_room: dict[RoomID, list[object]] = defaultdict(list)
     nodes = 0
     for pdu in pdus:

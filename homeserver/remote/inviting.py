@@ -1,4 +1,4 @@
-"""Invites across servers: asking the server of whom we invite to sign, and signing for those who invite ours.
+"""Invites across servers: asking the invited user's server to sign, and signing for servers that invite our users.
 
 Spec: server-server-api/#inviting-to-a-room
 """
@@ -225,7 +225,7 @@ async def _receive_invite(
     if event.event_id != event_id:
         raise invalid_param("The event has another ID than the path says.")
     if event.type != "m.room.member" or event.membership != "invite":
-        raise invalid_param("The event is no invite.")
+        raise invalid_param("The event is not an invite.")
     if server_name_of(event.sender) != origin:
         raise invalid_param("The inviter is not a user of your server.")
     if event.state_key is None or event.state_key.partition(":")[2] != hs.server_name:

@@ -89,7 +89,7 @@ async def _servers_to_tell(hs: Resources, room_id: RoomID, user_id: UserID) -> l
         residents = await hs.database.read(list_largest_servers, room_id, limits.JOIN_SERVERS_MAX)
         return await list_candidates(hs, user_id, room_id, residents)
     except MatrixError:
-        return []  # nobody stands behind the invite any more
+        return []  # no server is known that still holds the invite
 
 
 async def _tell(hs: Resources, leave: _Leave, *, is_stored: bool = False) -> tuple[Event | None, bool]:

@@ -38,7 +38,7 @@ def is_outside(tx: Transaction, own: ServerName, room_id: RoomID) -> bool:
 
 
 def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> None:
-    """Makes an invite or knock, signed by all who should, the membership of its user, whom it wakes."""
+    """Makes a fully signed invite or knock the membership of its user, and wakes the user's syncs."""
     assert event.state_key is not None and event.membership is not None
     user_id = UserID(event.state_key)
     insert_room(tx, event.room_id, event.version)

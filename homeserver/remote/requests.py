@@ -58,7 +58,7 @@ class Answer:
         return is_unknown_endpoint(self.status, self.errcode)
 
     def error(self, destination: ServerName) -> MatrixError:
-        """What to tell a client for whom the peer was asked."""
+        """What to tell the client on whose behalf the peer was asked."""
         if self.status == 200 or self.status not in _PASSED_STATUSES or not self.errcode.startswith("M_"):
             return MatrixError(502, "M_UNKNOWN", f"{destination} did not answer as it should ({self.status}).")
         text = self.content.get("error")

@@ -27,7 +27,7 @@ class Readable:
 
 
 def read_access(tx: Transaction, room_id: RoomID, user_id: str) -> Readable:
-    """What the user may read: everything, for who is in the room or if anyone may; else the room as they left it.
+    """What the user may read: everything if they are in the room or anyone may read it, else the room as they left it.
 
     MatrixError 403 for all others, whether there is such a room or not.
     """

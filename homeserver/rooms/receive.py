@@ -237,7 +237,7 @@ _NOTHING_BEHIND = _Past(frozenset(), frozenset())
 def _look_behind(tx: Transaction, event: Event) -> _Past:
     """What the event follows on, looking through what was rejected or soft-failed: no event of the timeline does.
 
-    Not without end: a server that was put out of the room may heap up such events on one another for ever.
+    Only up to a bound: a banned server could chain such events indefinitely.
     """
     found: set[int] = set()
     missing: set[EventID] = set()

@@ -69,7 +69,7 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
         elif visibility == "shared" or (visibility == "invited" and membership == "invite"):
             if last_joined is None:
                 last_joined = last_joined_point(tx, room_id, user_id)
-            if event.ordering <= last_joined:  # it is for who has joined, not for who was invited only
+            if event.ordering <= last_joined:  # "joined" visibility: an invitation alone is not enough
                 visible.append(event)
     return _without_erased(tx, room_id, visible, memberships)
 

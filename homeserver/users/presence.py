@@ -193,7 +193,7 @@ def forget_presence(tx: Transaction, hs: Resources, user_id: UserID, erase: bool
 
 
 def list_due(tx: Transaction, hs: Resources) -> list[int]:
-    """The numbers of some of the users for whom `sweep` has something to do."""
+    """The numbers of some of the users that `sweep` has to look at."""
     return tx.values(
         "SELECT user_nid FROM presence WHERE due_ms <= ? OR due_ms > ? ORDER BY due_ms LIMIT 200", *_due(tx, hs)
     )

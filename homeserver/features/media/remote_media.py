@@ -151,7 +151,7 @@ async def _keep(
 
 
 async def _raise_for(server_name: ServerName, answer: WireStream, *, may_be_unknown: bool) -> None:
-    """Raises what an answer other than 200 means for who asked us."""
+    """Raises the MatrixError that an answer other than 200 means for our client."""
     errcode = await _read_errcode(answer)
     if may_be_unknown and is_unknown_endpoint(answer.status, errcode):
         raise _UnknownEndpoint

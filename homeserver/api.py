@@ -61,6 +61,7 @@ class Request:
         self.query_string = query_string
         self.request_id = ""  # in every log entry about this request
         self.content: Any = None  # the JSON that the body held, once it has been read
+        self.asker = ""  # the user, server or address that is known to ask
         self.wait_gone = wait_gone  # returns when the client has closed the connection
         self._client_ip = client_ip
         self._headers = headers or []

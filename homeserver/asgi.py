@@ -28,6 +28,11 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
 
 
+def _too_many_large() -> MatrixError:
+    said = "Take the large answers that you have asked for before you ask for more."
+    return MatrixError(429, "M_LIMIT_EXCEEDED", said, retry_after_ms=limits_http.LARGE_ANSWERS_RETRY_MS)
+
+
 @dataclass(slots=True)
 class App:
     """An ASGI application. `groups`: what of the server it answers. Extra doors are given, never looked up.
@@ -79,6 +84,16 @@ class App:
             response = error_response(MatrixError(503, "M_UNKNOWN", "This server is too busy."))
         else:
             response = await self.dispatch.answer(request, self.groups)
+        size, answers = len(response.body or b""), self.dispatch.hs.budgets.answers
+        with answers.hold(request.asker) as hold:
+            if size > limits_http.LARGE_ANSWER_BYTES:
+                if answers.has_room_for_one(request.asker, size):
+                    hold.become(size)
+                else:
+                    response = error_response(_too_many_large())
+            await self._send(scope, request, body, response, send)
+
+    async def _send(self, scope: Scope, request: Request, body: _Body, response: Response, send: Send) -> None:
         head = scope["method"] == "HEAD"
         if not body.expected(scope) or await body.skip_small(request):
             await send_response(response, send, head=head)

@@ -28,6 +28,8 @@ from homeserver.limits_http import (
     BUDGET_WAIT_SECONDS,
     CLIENT_BODIES_BYTES_EACH,
     CLIENT_BODIES_BYTES_MAX,
+    LARGE_ANSWERS_BYTES_EACH,
+    LARGE_ANSWERS_BYTES_MAX,
     PEER_ANSWERS_BYTES,
     PEER_BODIES_BYTES_EACH,
     PEER_BODIES_BYTES_MAX,
@@ -71,6 +73,10 @@ class Budget:
         if self._held + amount <= self._total:
             return True
         return self._by_share[share] + amount <= self._shares.get(share, 0)
+
+    def has_room_for_one(self, key: str, amount: int) -> bool:
+        """As `has_room`, but whoever holds nothing may always take something, however large it is."""
+        return not self._by_key[key] or self.has_room(key, amount)
 
     async def wait_for_room(self, hold: Hold, amount: int) -> None:
         """Raises 429 M_LIMIT_EXCEEDED if there is none in time."""
@@ -131,10 +137,15 @@ class Hold:
 
 @dataclass(slots=True)
 class Budgets:
-    """The budgets of a server. heavy: what holds more memory than its text says; one at a time."""
+    """The budgets of a server.
+
+    answers: large ones that clients and peers have not taken yet. heavy: what holds more memory than its text says; one
+    at a time.
+    """
 
     peers: Budget = field(
         default_factory=lambda: Budget(PEER_BODIES_BYTES_MAX, PEER_BODIES_BYTES_EACH, PEER_ANSWERS_BYTES)
     )
     clients: Budget = field(default_factory=lambda: Budget(CLIENT_BODIES_BYTES_MAX, CLIENT_BODIES_BYTES_EACH))
+    answers: Budget = field(default_factory=lambda: Budget(LARGE_ANSWERS_BYTES_MAX, LARGE_ANSWERS_BYTES_EACH))
     heavy: Budget = field(default_factory=lambda: Budget(1, 1))

@@ -207,7 +207,10 @@ class Connection:
         if not data:
             return
         if self._held:
-            data, self._held = self._held + data, b""
+            if len(data) > limits_http.SEND_BYTES:
+                await self._flush()  # a copy of a large answer would cost more than a packet
+            else:
+                data, self._held = self._held + data, b""
         elif data.startswith(b"HTTP/1.1 ") and data[9:10] != b"1" and b"\r\ncontent-length: " in data:
             self._held = data  # its body follows at once, or the end of the answer
             return

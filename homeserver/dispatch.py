@@ -145,6 +145,7 @@ class Dispatch:
         requester = None
         if plan.requester:
             requester = await find_requester(hs, operation, request, self.find_appservice)
+        request.asker = requester.user_id if requester is not None else address_key(request.client_ip)
         if operation.rate_limit and hs.rate_limits.enabled and not plan.origin:
             self._limit(operation, request, requester)
         path = plan.path_arguments(raw) if raw else raw
@@ -153,8 +154,7 @@ class Dispatch:
         if not has_body or request.has_small_body:
             return await self._take(operation, request, requester, claim, path, has_body=has_body)
         budget = hs.budgets.peers if operation.group == "federation" else hs.budgets.clients
-        key = requester.user_id if requester is not None else address_key(request.client_ip)
-        with budget.hold(key) as hold, hs.budgets.heavy.hold(key) as heavy:
+        with budget.hold(request.asker) as hold, hs.budgets.heavy.hold(request.asker) as heavy:
             return await self._take(operation, request, requester, claim, path, has_body=True, holds=(hold, heavy))
 
     async def _take(
@@ -177,7 +177,7 @@ class Dispatch:
             )
         if claim is not None:
             await claim.check(hs, request, body)
-            origin = claim.origin
+            origin = request.asker = claim.origin
             hs.rate_limits.take(operation.rate_limit, origin, hs.now_ms())
         if body is not None and (body.text or (operation.plan.body is not None and not operation.plan.body.optional)):
             if body.nodes > limits_http.FREE_JSON_NODES:

@@ -56,6 +56,13 @@ PEER_ANSWERS_BYTES: Mapping[str, int] = {"person": 8 << 20, "background": 8 << 2
 # The same of clients: the largest has 1 MiB.
 CLIENT_BODIES_BYTES_MAX = 64 << 20
 CLIENT_BODIES_BYTES_EACH = 8 << 20
+# Larger answers are counted while they are sent, since a client may take them as slowly as it likes: of all, and of one
+# user or server. One answer is always allowed: a first sync may have more.
+LARGE_ANSWER_BYTES = 256 * 1024
+LARGE_ANSWERS_BYTES_MAX = 192 << 20
+LARGE_ANSWERS_BYTES_EACH = 64 << 20
+# When somebody who has not taken them may ask again.
+LARGE_ANSWERS_RETRY_MS = 5_000
 # Long enough for bodies that are under way on a good network, short enough that a sender still listens.
 BUDGET_WAIT_SECONDS = 10
 # The whole body of a request, but an upload: 1 MiB at 10 KB/s.

@@ -11,6 +11,7 @@ import trio
 
 from homeserver.api import Request, Response, Routes
 from homeserver.asgi import App
+from homeserver.budgets import Budgets
 from homeserver.config import Config, Listener
 from homeserver.dispatch import Dispatch
 from homeserver.features import health
@@ -90,7 +91,7 @@ class Running:
 def make_app() -> tuple[App, Any]:
     hs = SimpleNamespace(
         config=Config(server_name="a.example"), rate_limits=RateLimits(), token_cache=TokenCache(), metrics=Metrics(),
-        is_ready=True, now_ms=lambda: 0, ended=trio.Event(), may_end=trio.Event(),
+        budgets=Budgets(), is_ready=True, now_ms=lambda: 0, ended=trio.Event(), may_end=trio.Event(),
     )  # fmt: skip
     return App(Dispatch(hs, [*routes, *health.routes])), hs
 

@@ -19,6 +19,7 @@ from homeserver.bodies import count_nodes, count_nodes_exactly
 from homeserver.budgets import Budget
 from homeserver.config import RateLimitsSection
 from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from tests.api.conftest import Server, StartServer
 from tests.api.test_authenticate import issue
@@ -40,6 +41,11 @@ async def upload_keys(hs: Resources, requester: Requester, body: dict[str, Any])
 @routes.get("/_matrix/client/v3/sync")
 async def sync(hs: Resources, request: Request) -> dict[str, Any]:
     return {"content": request.content}
+
+
+@routes.get("/_matrix/client/v3/joined_rooms")
+async def joined_rooms(hs: Resources, requester: Requester) -> dict[str, Any]:
+    return {"joined_rooms": "x" * (20 * MIB)}
 
 
 def dense(value: bytes, length: int) -> bytes:
@@ -164,6 +170,55 @@ async def test_a_body_that_comes_too_slowly_is_given_up(start_server: StartServe
         assert caught.value.status == 408
         assert trio.current_time() == pytest.approx(limits_http.BODY_SECONDS_MAX, abs=20)
         assert server.hs.budgets.clients.held == 0
+
+
+# Answers that are not taken
+
+
+async def ask_and_take_nothing(server: Server, headers: dict[str, str], statuses: list[int]) -> None:
+    """A client that reads the head of its answer, and then no more."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+        elif statuses[-1] == 200:
+            await trio.sleep_forever()
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "GET", "path": "/_matrix/client/v3/joined_rooms",
+        "raw_path": b"/_matrix/client/v3/joined_rooms", "query_string": b"", "scheme": "http",
+        "client": ("10.0.0.1", 1), "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    await server.app(scope, receive, send)
+
+
+async def test_large_answers_that_nobody_takes_are_bounded_for_each_user(start_server: StartServer) -> None:
+    async with start_server(routes) as server, trio.open_nursery() as nursery:
+        eve = await log_in(server)
+        alice = {"authorization": f"Bearer {(await issue(server, UserID('@alice2:test.example'))).access_token}"}
+        statuses: list[int] = []
+        for _ in range(10):
+            nursery.start_soon(ask_and_take_nothing, server, eve, statuses)
+            await trio.sleep(0.1)
+        assert statuses == [200] * 3 + [429] * 7, "an answer has 20 MiB, a user 64"
+        answers = server.hs.budgets.answers
+        assert answers.held <= limits_http.LARGE_ANSWERS_BYTES_EACH
+        response = await server.http.get("/_matrix/client/v3/joined_rooms", headers=alice)
+        assert response.status_code == 200
+        nursery.cancel_scope.cancel()
+    assert answers.held == 0
+
+
+def test_one_answer_is_allowed_however_large_it_is() -> None:
+    budget = Budget(10, 5)
+    with budget.hold("others") as others, budget.hold("a") as own:
+        others.become(20)
+        assert budget.has_room_for_one("a", 50)
+        own.become(50)
+        assert not budget.has_room_for_one("a", 1)
 
 
 # Budgets

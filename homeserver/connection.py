@@ -19,7 +19,6 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
@@ -27,6 +26,7 @@ from hypercorn.utils import parse_socket_addr
 from homeserver import limits_http
 from homeserver.asgi import Message
 from homeserver.http1 import Http1
+from homeserver.http2 import Http2
 
 _log = logging.getLogger("homeserver.listener")
 
@@ -151,7 +151,7 @@ class Connection:
         client = parse_socket_addr(self.socket.family, self.socket.getpeername())
         server = parse_socket_addr(self.socket.family, self.socket.getsockname())
         async with trio.open_nursery() as nursery:
-            protocol = H2Protocol if alpn == "h2" else Http1
+            protocol = Http2 if alpn == "h2" else Http1
             self._protocol = protocol(
                 app, config, context, _Tasks(nursery), ConnectionState({}),
                 self.is_tls, client, server, self._send,

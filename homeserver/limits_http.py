@@ -78,6 +78,16 @@ HEADERS_MAX = 200
 SMALL_CHUNKS_MAX = 1_000
 CHUNK_BYTES_USUAL = 512
 
+# Frames of HTTP/2 on one connection, whatever they say; each costs 15 microseconds. Browsers send a dozen at the start,
+# about five for each request, and two for each 16 KiB of an answer.
+HTTP2_FRAMES_FREE = 1_000
+HTTP2_FRAMES_PER_REQUEST = 20
+HTTP2_BYTES_PER_FRAME = 1_024
+# A frame that is no part of a request and has more counts as several: forty settings.
+HTTP2_FRAME_BYTES_USUAL = 240
+# Requests that a client takes back, beside as many as it lets be answered: a page that is left at once has a hundred.
+HTTP2_RESETS_FREE = 100
+
 # `via` and `server_name` are the only ones that repeat, a few dozen times.
 QUERY_PARAMETERS_MAX = 500
 

@@ -81,18 +81,6 @@ async def test_a_dead_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Pa
             await serve(make_app()[0], [Listener(bind=f"unix:{path}")], stop=trio.Event())
 
 
-@pytest.fixture
-def tls_files(tmp_path: Path) -> tuple[str, str, ssl.SSLContext]:
-    authority = trustme.CA()
-    issued = authority.issue_cert("localhost", "127.0.0.1")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    issued.private_key_pem.write_to_path(key)
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return str(cert), str(key), context
-
-
 async def test_tls(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
     cert, key, context = tls_files
     async with serving(Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)) as server:

@@ -1,0 +1,148 @@
+"""HTTP/2 on one connection: Hypercorn's protocol code, with limits on what a client may make us do for nothing.
+
+Theory of operation. A frame of nine bytes costs as much as a kilobyte of a body, and many kinds of frames ask for work
+without being part of a request: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, requests that are reset at once.
+So every frame is counted. Each request, and each kilobyte that goes either way, allows for some; a client that sends
+more is told ENHANCE_YOUR_CALM and its connection ends. What has come is taken in in small slices, and others run in
+between. Spec: RFC 9113, sections 5.4.1, 8.1 and 10.5
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, StreamReset
+from h2.exceptions import ProtocolError
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Body, Data, EndBody, EndData
+from hypercorn.protocol.h2 import H2Protocol
+
+from homeserver import limits_http
+
+_PREFACE_BYTES = 24
+_FRAME_HEAD_BYTES = 9
+# Kinds of frames (RFC 9113, section 6) whose payload is limited elsewhere: bodies and heads.
+_DATA, _HEADERS, _CONTINUATION = 0, 1, 9
+# Frames that are taken in before others have their turn, and as many bytes of frames without payload: two milliseconds.
+_FRAMES_AT_ONCE = 100
+_SLICE_BYTES = 900
+
+
+class FrameCounter:
+    """Counts the frames in the bytes that a client sends. One that says much counts as many."""
+
+    __slots__ = ("_head", "_skipped", "frames")
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._head = b""
+        self._skipped = _PREFACE_BYTES
+
+    def feed(self, data: bytes) -> None:
+        """Takes in the next bytes."""
+        at = 0
+        while at < len(data):
+            if self._skipped:
+                step = min(self._skipped, len(data) - at)
+                self._skipped -= step
+                at += step
+                continue
+            missing = _FRAME_HEAD_BYTES - len(self._head)
+            self._head += data[at : at + missing]
+            at += missing
+            if len(self._head) < _FRAME_HEAD_BYTES:
+                return
+            self._skipped = int.from_bytes(self._head[:3], "big")
+            self.frames += 1
+            if self._head[3] not in (_DATA, _HEADERS, _CONTINUATION):
+                self.frames += self._skipped // limits_http.HTTP2_FRAME_BYTES_USUAL
+            self._head = b""
+
+
+class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
+    """One connection. Given to `homeserver.connection` in place of Hypercorn's own protocol."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._counter = FrameCounter()
+        self._resets = 0
+        self._body_bytes = 0
+        self._sent_bytes = 0
+
+    async def handle(self, event: Event) -> None:
+        """Takes in what has come from the client."""
+        if not isinstance(event, RawData):
+            await super().handle(event)
+            if self.closed:  # what is still to be sent will not be, and nobody should wait for it
+                for buffer in tuple(self.stream_buffers.values()):
+                    await buffer.close()
+            return
+        before = self._counter.frames
+        self._counter.feed(event.data)
+        has_many = self._counter.frames - before > _FRAMES_AT_ONCE
+        size = _SLICE_BYTES if has_many else len(event.data) or 1
+        for at in range(0, len(event.data), size):
+            await super().handle(RawData(event.data[at : at + size]))
+            if self.closed:
+                return
+            if self._is_too_busy():
+                await self._end()
+                return
+            if has_many:
+                await trio.lowlevel.checkpoint()
+
+    async def stream_send(self, event: Any) -> None:
+        """An event of the application's answer. A client that does not take it loses its connection."""
+        if not isinstance(event, (Body, Data, EndBody, EndData)):
+            await super().stream_send(event)
+            return
+        if self.closed:
+            return
+        if isinstance(event, (Body, Data)):
+            self._sent_bytes += len(event.data)
+        with trio.move_on_after(limits_http.SEND_SECONDS_MAX) as sending:
+            await super().stream_send(event)
+        if sending.cancelled_caught:
+            await self._end()
+
+    async def _handle_events(self, events: list[Any]) -> None:
+        for event in events:
+            if isinstance(event, StreamReset):
+                self._resets += 1
+            if isinstance(event, DataReceived):
+                self._body_bytes += len(event.data)
+                if event.stream_id not in self.streams:
+                    await self._refuse_body(event)
+                    continue
+            await super()._handle_events([event])
+
+    async def _priority_updated(self, event: Any) -> None:
+        """Nothing: what a client says of priorities is obsolete. Spec: RFC 9113, section 5.3"""
+
+    async def _refuse_body(self, event: DataReceived) -> None:
+        """The request was answered before all of its body came: the client need not send the rest."""
+        try:
+            self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            self.connection.reset_stream(event.stream_id, ErrorCodes.NO_ERROR)
+        except ProtocolError:
+            return  # it has ended meanwhile
+        await self._flush()
+
+    def _is_too_busy(self) -> bool:
+        requests = self.keep_alive_requests
+        bought = (self._body_bytes + self._sent_bytes) // limits_http.HTTP2_BYTES_PER_FRAME
+        frames_max = limits_http.HTTP2_FRAMES_FREE + requests * limits_http.HTTP2_FRAMES_PER_REQUEST + bought
+        is_resetting = self._resets > limits_http.HTTP2_RESETS_FREE + (requests - self._resets)
+        return self._counter.frames > frames_max or is_resetting
+
+    async def _end(self) -> None:
+        if self.closed:
+            return
+        try:
+            self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+        except ProtocolError:
+            pass  # it has ended already
+        await self._flush()
+        await self.send(Closed())

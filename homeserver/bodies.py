@@ -50,6 +50,11 @@ def count_nodes_exactly(text: bytes) -> int:
     return nodes
 
 
+def is_large(text: bytes, nodes: int) -> bool:
+    """Whether decoding JSON text with so many values would hold up the event loop."""
+    return nodes > limits_http.INLINE_JSON_NODES_MAX or len(text) > limits_http.INLINE_BODY_BYTES_MAX
+
+
 @dataclass(slots=True)
 class Body:
     """A body that has been read. nodes: see `count_nodes`; `decoder` makes its content of the text."""
@@ -63,7 +68,7 @@ class Body:
     @property
     def is_large(self) -> bool:
         """Whether work on all of it would hold up the event loop."""
-        return self.nodes > limits_http.INLINE_JSON_NODES_MAX or len(self.text) > limits_http.INLINE_BODY_BYTES_MAX
+        return is_large(self.text, self.nodes)
 
     async def decode(self, workers: Workers) -> Any:
         """The content. Raises M_NOT_JSON."""

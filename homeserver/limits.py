@@ -287,8 +287,6 @@ OWN_KEYS_VALID_MS = 24 * 60 * 60 * 1000
 FEDERATION_TIMEOUT_S = 20.0
 # What peers answer to a question, unless it is one for many events or rooms: the servers of a large room at most.
 FEDERATION_RESPONSE_BYTES_MAX = 1 << 20
-# A body larger than this is decoded on a thread.
-DECODE_INLINE_BYTES_MAX = 256 * 1024
 # A destination that does not answer is left alone for so long; it doubles with each failure.
 RETRY_MS = 2_000
 RETRY_MS_MAX = 60 * 60 * 1000

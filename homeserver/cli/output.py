@@ -45,6 +45,7 @@ def run_trio(main: Callable[[], Awaitable[int]]) -> int:
     """
     import trio
 
+    from homeserver.background import single_error
     from homeserver.config import ConfigError
     from homeserver.database import DatabaseError
     from homeserver.errors import MatrixError
@@ -52,9 +53,7 @@ def run_trio(main: Callable[[], Awaitable[int]]) -> int:
     try:
         return trio.run(main)
     except (Exception, BaseExceptionGroup) as error:
-        inner: BaseException = error
-        while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-            inner = inner.exceptions[0]
+        inner = single_error(error)
         if isinstance(inner, MatrixError):
             raise CommandError(inner.error) from error
         if isinstance(inner, (ConfigError, DatabaseError)):

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import trio
 
 from homeserver import limits, limits_http, limits_peers
-from homeserver.bodies import count_nodes
+from homeserver.bodies import count_nodes, is_large
 from homeserver.budgets import Hold
 from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
@@ -224,7 +224,7 @@ async def _read_answer(hs: Resources, destination: ServerName, response: WireRes
     try:
         if not is_sparse(body):
             raise NotCanonical("It has too many values.")
-        if len(body) > limits.DECODE_INLINE_BYTES_MAX:
+        if is_large(body, count_nodes(body)):
             return Answer(response.status, await hs.workers.run(_decode, body))
         return Answer(response.status, _decode(body))
     except NotCanonical as error:

@@ -250,6 +250,10 @@ class AsyncioHomeserver:
         """Ends `serve`: requests under way are answered, nothing new is accepted."""
         self._bridge.run_sync_soon(self._server.stop)
 
+    def renew_certificates(self) -> None:
+        """Reads the certificates of the listeners again at once, if their files have changed."""
+        self._bridge.run_sync_soon(self._server.renew_certificates)
+
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application: trio answers, and `receive` and `send` are carried back to asyncio."""
         if scope["type"] == "lifespan":

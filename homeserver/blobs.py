@@ -73,9 +73,12 @@ class Blobs:
         self._limiter = trio.CapacityLimiter(BLOB_THREADS_MAX)
 
     async def prepare(self) -> None:
-        """Makes the local folder, where blobs are kept in one. BlobError: nothing can be stored in it."""
+        """Makes the local folder, if blobs are kept in one. Raises BlobError if nothing can be stored in it.
+
+        That is not an outage: a server whose folder cannot be used does not start.
+        """
         if self._folder is not None:
-            await self._call(self._prepare_folder, self._folder)
+            await self._run(self._prepare_folder, self._folder)
 
     async def prove_writable(self) -> None:
         """Raises BlobError if the local folder takes no more. An object store is not asked: each request costs."""
@@ -145,17 +148,22 @@ class Blobs:
                     yield entry["path"], entry["size"]
 
     async def _call(self, fn: Callable[..., T], *args: Any) -> T:
+        """What `fn` returns, run as `_run` does. Its failures are reported as outages or damage."""
         try:
-            if self._inline:
-                await trio.lowlevel.checkpoint()
-                return self._translate_errors(fn, *args)
-            return await trio.to_thread.run_sync(self._translate_errors, fn, *args, limiter=self._limiter)
+            return await self._run(fn, *args)
         except BlobDamaged as error:
             self._outages.damaged(str(error))
             raise
         except BlobError as error:
             self._outages.failed(BLOBS, str(error))
             raise
+
+    async def _run(self, fn: Callable[..., T], *args: Any) -> T:
+        """What `fn` returns, in a thread unless the storage is inline. Raises BlobError."""
+        if self._inline:
+            await trio.lowlevel.checkpoint()
+            return self._translate_errors(fn, *args)
+        return await trio.to_thread.run_sync(self._translate_errors, fn, *args, limiter=self._limiter)
 
     def _check_size(self, key: str, size_bytes: int, expected_bytes: int | None) -> None:
         if expected_bytes is not None and size_bytes != expected_bytes:

@@ -18,7 +18,7 @@ from homeserver.encoding import to_json
 from homeserver.errors import forbidden
 from homeserver.feature import JsonObject
 from homeserver.federation import canonical_json
-from homeserver.federation.event import Event, parse_event
+from homeserver.federation.event import Event, InvalidEvent, parse_event
 from homeserver.federation.identifiers import (
     InvalidIdentifier,
     RoomID,
@@ -43,7 +43,7 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
     user_id = UserID(event.state_key)
     insert_room(tx, event.room_id, event.version)
     room_nid = tx.intern(event.room_id)
-    replaced = _find_outside(tx, event, user_id)
+    replaced = _find_outside(tx, event.room_id, user_id)
     # What the user has rejected before must not be held against this one.
     tx.run("DELETE FROM pending_leaves WHERE room_nid = ? AND user_nid = ?", room_nid, tx.find(user_id))
     tx.run(
@@ -56,7 +56,7 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
     )
     own = _as_told(event)
     if replaced is not None:
-        own["unsigned"] = {"prev_content": replaced.content}
+        own["unsigned"] = {"prev_content": replaced["content"]}
     others = [each for each in stripped if each["type"] != "m.room.member" or _is_of_inviter(each, event)]
     position = tx.next_position(user_id)
     store_membership(tx, room_nid, user_id, event.membership, position, position, [*others, own])
@@ -150,21 +150,29 @@ def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:
     inviter = _server_of_inviter(tx, event.room_id, user_id)
     if membership.membership == "invite" and server_name_of(event.sender) != inviter:
         return "Only the server that has invited can take it back."
-    ended = _find_outside(tx, event, user_id)
-    if ended is not None and ended.event_id not in event.auth_events:
+    held = _find_outside(tx, event.room_id, user_id)
+    if held is not None and not _names(event, held):
         return "That is not about the invite or knock that holds now."
     leave_outside(tx, own, event.room_id, UserID(user_id), event)
     return ""
 
 
-def _find_outside(tx: Transaction, event: Event, user_id: str) -> Event | None:
-    """The invite or knock of a user, of the same room as the event."""
+def _names(event: Event, held: JsonObject) -> bool:
+    """Whether the event refers to this invite or knock as what allows it."""
+    try:
+        return parse_event(held, event.version).event_id in event.auth_events
+    except InvalidEvent:  # it came with another room version: what an inviter says of the version is hearsay
+        return False
+
+
+def _find_outside(tx: Transaction, room_id: RoomID, user_id: str) -> JsonObject | None:
+    """The PDU of the invite or knock of a user. It may have come with another room version than the room has now."""
     row = tx.one(
         "SELECT pdu FROM outside_memberships WHERE room_nid = ? AND user_nid = ?",
-        tx.find(event.room_id),
+        tx.find(room_id),
         tx.find(user_id),
     )
-    return None if row is None else parse_event(orjson.loads(bytes(row[0])), event.version)
+    return None if row is None else orjson.loads(bytes(row[0]))
 
 
 def _server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> ServerName | None:

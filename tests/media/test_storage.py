@@ -60,7 +60,8 @@ async def test_files(database_url: str) -> None:
 
 async def test_created_uris(database_url: str) -> None:
     async with opened(database_url, storage.SCHEMA) as database:
-        await database.write(storage.store_pending, "one", ALICE, 9_000_000_000_000)
+        later_ms = await database.read(lambda tx: tx.now_ms) + 60_000
+        await database.write(storage.store_pending, "one", ALICE, later_ms)
         await database.write(storage.store_pending, "two", ALICE, 1)
         assert isinstance(await database.read(storage.get_local, HERE, "one"), Pending)
         assert await database.read(storage.get_local, HERE, "two") is None

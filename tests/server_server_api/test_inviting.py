@@ -120,9 +120,11 @@ async def test_invite_can_be_rejected_when_the_inviter_is_gone(federation: Feder
     assert room_id not in (await sync(bob)).get("rooms", {}).get("invite", {})
 
 
-def invite_of(stranger: Stranger, number: int, user_id: str, state: list[Any]) -> tuple[str, str, Any]:
-    """The room, the path and the body of an invite to a room of version 11 that only the stranger knows."""
-    version = ROOM_VERSIONS["11"]
+def invite_of(
+    stranger: Stranger, number: int, user_id: str, state: list[Any], room_version: str = "11"
+) -> tuple[str, str, Any]:
+    """The room, the path and the body of an invite to a room that only the stranger knows."""
+    version = ROOM_VERSIONS[room_version]
     room_id = f"!{number}:{stranger.name}"
     member = {
         "type": "m.room.member", "room_id": room_id, "sender": stranger.user("mallory"), "state_key": user_id,
@@ -131,7 +133,18 @@ def invite_of(stranger: Stranger, number: int, user_id: str, state: list[Any]) -
     }  # fmt: skip
     event = stranger.sign(member, version)
     path = f"/_matrix/federation/v2/invite/{quote(room_id, safe='')}/{quote(event.event_id, safe='')}"
-    return room_id, path, {"room_version": "11", "event": event.pdu, "invite_room_state": state}
+    return room_id, path, {"room_version": room_version, "event": event.pdu, "invite_room_state": state}
+
+
+async def test_invite_that_names_another_room_version_replaces_the_first(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    mallory = Stranger(federation.network, ServerName("m.example"))
+    for room_version in ("11", "6", "10"):
+        room_id, path, body = invite_of(mallory, 1, alice.user_id, [], room_version)
+        status, answer = await mallory.put("a.example", path, body)
+        assert status == 200, answer
+    assert list((await sync(alice))["rooms"]["invite"]) == [room_id]
 
 
 async def test_of_stripped_state_the_inviter_is_believed_about_themselves_only(federation: Federation) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -39,6 +41,8 @@ class Public(Section, frozen=True):
             check_url("public.base_url", self.base_url)
         if self.federation_address:
             check_server_name("public.federation_address", self.federation_address)
+            if self.federation_address.endswith(":0"):
+                raise ConfigError(f"public.federation_address: nobody listens at port 0 of {self.federation_address!r}")
         msgspec.structs.force_setattr(self, "base_url", self.base_url.rstrip("/"))
 
 
@@ -276,12 +280,18 @@ WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means the machine itself, to whoever reads it."""
-    if host == "localhost" or host.endswith(".localhost"):
+    name = host.lower().rstrip(".")
+    if name in ("localhost", "localhost.localdomain") or name.endswith(".localhost"):
         return True
+    if name[:1].isdigit():
+        with suppress(OSError):  # 127.1 and 0x7f.1 are addresses too
+            name = socket.inet_ntoa(socket.inet_aton(name))
     try:
-        address = ipaddress.ip_address(host.strip("[]"))
+        address = ipaddress.ip_address(name.strip("[]"))
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
     return address.is_loopback or address.is_unspecified
 
 

@@ -82,11 +82,11 @@ def check_server_name(key: str, value: str) -> None:
 
 
 def check_url(key: str, value: str) -> None:
-    """Raises ConfigError unless the value is an http or https URL without query and fragment."""
+    """Raises ConfigError unless the value is an http or https URL without user, query and fragment."""
     try:
         parts = urlsplit(value)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
-        _ = parts.port
+        valid = valid and "@" not in parts.netloc and parts.port != 0 and not any(c.isspace() for c in value)
     except ValueError:
         valid = False
     if not valid:

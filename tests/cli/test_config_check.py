@@ -23,6 +23,7 @@ bind = "127.0.0.1:0"
 hash_cost = "minimal"
 """
 REAL = GOOD.replace("localhost", "example.org").replace('"minimal"', '"default"')
+LONG = "/tmp/" + "a" * 120  # longer than what the system has room for
 
 
 def write(folder: Path, text: str) -> str:
@@ -48,6 +49,11 @@ def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
         ("error", "there is no [[listeners]] section", "listeners = []\n" + GOOD[: GOOD.index("[[")]),
         ("error", "public.base_url is http://127.0.0.1:8008", REAL + '[public]\nbase_url = "http://127.0.0.1:8008"'),
         ("error", "public.base_url is https://localhost", REAL + '[public]\nbase_url = "https://localhost"'),
+        ("error", "public.base_url is https://127.1", REAL + '[public]\nbase_url = "https://127.1"'),
+        ("error", "public.base_url is https://LOCALHOST.", REAL + '[public]\nbase_url = "https://LOCALHOST."'),
+        ("error", "public.base_url is https://[::ffff:", REAL + '[public]\nbase_url = "https://[::ffff:127.0.0.1]"'),
+        ("error", "public.base_url is http://localhost.local", REAL + '[public]\nbase_url = "http://localhost.localdomain"'),
+        ("error", f"{LONG}: AF_UNIX path too long", GOOD.replace("127.0.0.1:0", f"unix:{LONG}")),
         ("error", "federation_address is localhost", REAL + '[public]\nfederation_address = "localhost:8448"'),
         ("error", 'no listener serves "federation"', GOOD.replace(":0\"", ':0"\nserve = ["client"]')),
         ("error", "cannot listen on 192.0.2.1:0", GOOD.replace("127.0.0.1:0", "192.0.2.1:0")),

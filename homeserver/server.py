@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -308,5 +309,7 @@ def _open_internet(config: Config) -> InternetWire:
     federation = config.federation
     try:
         return InternetWire(federation.ca_file, federation.verify_tls, federation.allow_private_addresses)
+    except ssl.SSLError as error:
+        raise ConfigError(f"federation.ca_file: {federation.ca_file} holds no PEM certificate") from error
     except OSError as error:
-        raise ConfigError(f"federation.ca_file: cannot read {federation.ca_file}: {error}") from error
+        raise ConfigError(f"federation.ca_file: cannot read {federation.ca_file}: {error.strerror}") from error

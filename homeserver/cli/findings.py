@@ -134,7 +134,7 @@ def _find_in_folder(config: Config) -> Iterator[Finding]:
 def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
     """What is wrong with database and signing key; whether a server has the database open."""
     path = config.data_path(config.federation.signing_key_file)
-    findings: list[Finding] = []
+    findings = [*_find_in_paths(config, path)]
     known, is_served = None, False
     try:
         seen = peek(database_url(config), all_schemas(), identity.read_identity)
@@ -150,6 +150,16 @@ def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
     except ConfigError as error:
         findings.append(Finding("error", str(error)))
     return findings, is_served
+
+
+def _find_in_paths(config: Config, key: Path) -> Iterator[Finding]:
+    """Whether the folder of the database is there, if it is not one that is made, and who can read the signing key."""
+    folder = Path(database_url(config).removeprefix("sqlite:")).parent
+    if database_url(config).startswith("sqlite:") and folder not in (config.data_path(""), Path(".")):
+        if not folder.exists():
+            yield Finding("error", f"database.url: the folder {folder} does not exist: make it, or name another one")
+    if key.exists() and key.stat().st_mode & 0o007:
+        yield Finding("warning", f"every user of this machine can read the signing key: `chmod 600 {key}`")
 
 
 def _find_in_listeners(config: Config, *, is_served: bool) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,8 +69,12 @@ def check_files(config: Config) -> Iterator[str]:
     }
     for key, path in named.items():
         try:
-            if path:
+            if path and key.endswith("ca_file"):
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+            elif path:
                 Path(path).open("rb").close()
+        except ssl.SSLError:
+            yield f"{key}: {path} holds no PEM certificate"
         except OSError as error:
             yield f"{key}: cannot read {path}: {error.strerror}"
 

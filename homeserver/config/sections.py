@@ -53,6 +53,8 @@ class DatabaseSection(Section, frozen=True):
         super().__post_init__()
         if self.url.partition(":")[0] not in ("sqlite", "postgresql", "postgres"):
             raise ConfigError('database.url must begin with "sqlite:" or "postgresql:"')
+        if self.url == "sqlite:":
+            raise ConfigError('database.url: "sqlite:" needs the path of a file, as in "sqlite:homeserver.db"')
         check_database_port(self.url)
 
 
@@ -67,6 +69,8 @@ class BlobsSection(Section, frozen=True):
         super().__post_init__()
         if self.url.partition(":")[0] not in ("file", "memory", "s3", "gs", "az"):
             raise ConfigError('blobs.url must begin with "file:", "s3:", "gs:" or "az:"')
+        if self.url == "file:":
+            raise ConfigError('blobs.url: "file:" needs the path of a folder, as in "file:blobs"')
         for key in ("upload_bytes_max", "user_bytes_max", "user_files_max", "remote_bytes_max"):
             check_positive(f"blobs.{key}", getattr(self, key))
 

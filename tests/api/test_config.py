@@ -137,6 +137,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"public": {"base_url": "https://ex ample.org"}}, "public.base_url: 'https://ex ample.org' is not an http"),
         ({"public": {"base_url": "https://u:p@a.example"}}, "public.base_url: 'https://u:p@a.example' is not an http"),
         ({"public": {"base_url": "https://a.example:0"}}, "public.base_url: 'https://a.example:0' is not an http"),
+        ({"database": {"url": "sqlite:"}}, 'database.url: "sqlite:" needs the path of a file'),
+        ({"blobs": {"url": "file:"}}, 'blobs.url: "file:" needs the path of a folder'),
         ({"public": {"federation_address": "a.example:0"}}, "nobody listens at port 0 of 'a.example:0'"),
         ({"public": {"federation_address": "https://a.example"}}, "public.federation_address: 'https://a.example'"),
         ({"rooms": {"default_version": "13"}}, 'rooms.default_version must be "1", "2", "3",'),

@@ -59,6 +59,8 @@ def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
         ("error", "cannot listen on 192.0.2.1:0", GOOD.replace("127.0.0.1:0", "192.0.2.1:0")),
         ("error", "cannot read tls_cert", GOOD.replace(":0\"", ':0"\ntls_cert = "no.pem"\ntls_key = "no.pem"')),
         ("error", "shared_secret_file: cannot read", GOOD + '[registration]\nshared_secret_file = "none"'),
+        ("error", "homeserver.toml holds no PEM certificate", GOOD + '[federation]\nca_file = "homeserver.toml"'),
+        ("error", "/a/b does not exist: make it", GOOD + '[database]\nurl = "sqlite:a/b/c.db"'),
         ("error", "federation.ca_file: cannot read", GOOD + '[federation]\nca_file = "none"'),
         ("error", "database.url: The database cannot be reached", GOOD + '[database]\nurl = "postgresql://u@127.0.0.1:1/x"'),
         ("error", "data_dir: nothing can be written", 'data_dir = "homeserver.toml/data"\n' + GOOD),
@@ -130,6 +132,7 @@ async def test_the_key_and_the_name_are_held_against_the_database(tmp_path: Path
     (sentence,) = await findings(tmp_path, GOOD)
     assert f"there is no {key}" in sentence
     key.write_text("hello")
+    key.chmod(0o600)
     (sentence,) = await findings(tmp_path, GOOD)
     assert f"{key} does not hold a signing key" in sentence
     shutil.rmtree(data)
@@ -137,6 +140,15 @@ async def test_the_key_and_the_name_are_held_against_the_database(tmp_path: Path
     (data / "homeserver.db").write_text("this is no database, whatever its name may be" * 100)
     (sentence,) = await findings(tmp_path, GOOD)
     assert "file is not a database" in sentence
+
+
+async def test_who_can_read_the_signing_key(tmp_path: Path) -> None:
+    async with Homeserver(load_config(write(tmp_path, GOOD))):
+        pass
+    key = tmp_path / "data" / "signing.key"
+    key.chmod(0o644)
+    warning = f"every user of this machine can read the signing key: `chmod 600 {key}`"
+    assert await findings(tmp_path, GOOD) == {warning: "warning"}
 
 
 async def test_an_object_store_without_credentials_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +165,8 @@ async def test_an_object_store_without_credentials_is_found(tmp_path: Path, monk
         ("there is no [[listeners]] section", "listeners = []\n" + GOOD[: GOOD.index("[[")]),
         ("registration.shared_secret_file: cannot read", GOOD + '[registration]\nshared_secret_file = "none"'),
         ("data_dir", 'data_dir = "homeserver.toml/data"\n' + GOOD),
+        ("homeserver.toml holds no PEM certificate", GOOD + '[federation]\nca_file = "homeserver.toml"'),
+        ("/a/b for the database does not exist", GOOD + '[database]\nurl = "sqlite:a/b/c.db"'),
     ],
 )
 def test_serve_refuses_what_cannot_be_served(tmp_path: Path, words: str, text: str) -> None:

@@ -58,6 +58,13 @@ class _Door:
     tls: ssl.SSLContext | None
     address: str
     certificate_read: float = 0
+    file: tuple[int, int] | None = None  # of a unix socket: what lies at its path
+
+    def close(self) -> None:
+        """Closes the socket, and removes its file unless another server has put its own there."""
+        self.sock.close()
+        if self.file is not None and self.file == _find_file(self.address[5:]):
+            os.unlink(self.address[5:])
 
 
 async def serve(
@@ -103,9 +110,7 @@ async def serve(
         app.dispatch.drain()
         await _close(tuple(connections))
         for door in doors:
-            door.sock.close()
-            if door.address.startswith("unix:"):
-                _remove(door.address[5:])
+            door.close()
 
 
 def open_doors(listeners: Sequence[Listener]) -> list[_Door]:
@@ -115,10 +120,12 @@ def open_doors(listeners: Sequence[Listener]) -> list[_Door]:
         for listener in listeners:
             tls = tls_context(listener)
             for sock in _bind(listener):
-                doors.append(_Door(listener, sock, tls, _address(listener, sock), _modified(listener)))
+                address = _address(listener, sock)
+                file = _find_file(address[5:]) if sock.family == socket.AF_UNIX else None
+                doors.append(_Door(listener, sock, tls, address, _modified(listener), file))
     except BaseException:
         for door in doors:
-            door.sock.close()
+            door.close()
         raise
     return doors
 
@@ -133,7 +140,7 @@ def try_listener(listener: Listener) -> None:
     for sock in _bind(listener):
         sock.close()
         if path:
-            _remove(path)
+            os.unlink(path)
 
 
 def _is_answered(path: str) -> bool:
@@ -219,8 +226,13 @@ def _remove_dead_socket(path: str) -> None:
             os.unlink(path)
 
 
-def _remove(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
+def _find_file(path: str) -> tuple[int, int] | None:
+    """What tells the file at a path from others; None if there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _address(listener: Listener, sock: socket.socket) -> str:

@@ -100,11 +100,19 @@ def _absolute_paths(table: dict[str, Any], folder: Path) -> dict[str, Any]:
         holder = table.get(section[0], {}) if section else table
         if isinstance(holder, dict) and key in holder:
             holder[key] = absolute(holder[key])
+    def with_absolute_paths(listener: dict[str, Any]) -> dict[str, Any]:
+        changed = dict(listener)
+        for key in ("tls_cert", "tls_key"):
+            if key in listener:
+                changed[key] = absolute(listener[key])
+        bind = listener.get("bind")
+        if isinstance(bind, str) and bind.startswith("unix:"):
+            changed["bind"] = f"unix:{absolute(bind[5:])}"
+        return changed
+
     if isinstance(table.get("listeners"), list):
         table["listeners"] = [
-            {**each, **{key: absolute(each[key]) for key in ("tls_cert", "tls_key") if key in each}}
-            if isinstance(each, dict) else each
-            for each in table["listeners"]
+            with_absolute_paths(each) if isinstance(each, dict) else each for each in table["listeners"]
         ]
     services = table.get("application_services")
     if isinstance(services, dict) and isinstance(services.get("files"), list):

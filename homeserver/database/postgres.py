@@ -156,7 +156,9 @@ class PostgresSession:
         """Statements without parameters, past psycopg's cursor, which costs as much as the round trip."""
         result = self._connection.pgconn.exec_(sql)
         if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-            raise error_from_result(result)
+            error = error_from_result(result)
+            # Without a code it is libpq that speaks, not the server: the connection is lost.
+            raise error if error.sqlstate else psycopg.OperationalError(str(error))
         return result
 
     def begin_read(self) -> None:

@@ -87,12 +87,14 @@ def test_an_embedder_needs_only_a_name(tmp_path: Path) -> None:
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "h.toml").write_text(
         'server_name = "a.example"\n[[listeners]]\ntls_cert = "c.pem"\ntls_key = "/k.pem"\n'
+        '[[listeners]]\nbind = "unix:h.sock"\n[[listeners]]\nbind = "unix:/run/h.sock"\n'
         '[federation]\nca_file = "ca.pem"\n[application_services]\nfiles = ["irc.yaml"]\n'
     )
     config = load_config(tmp_path / "h.toml")
     assert config.data_dir == str(tmp_path / "data")
     assert config.listeners[0].tls_cert == str(tmp_path / "c.pem")
     assert config.listeners[0].tls_key == "/k.pem"
+    assert [each.bind for each in config.listeners[1:]] == [f"unix:{tmp_path}/h.sock", "unix:/run/h.sock"]
     assert config.federation.ca_file == str(tmp_path / "ca.pem")
     assert config.application_services.files == (str(tmp_path / "irc.yaml"),)
     assert config.outbound_http.ca_file == ""

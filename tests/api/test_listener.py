@@ -81,6 +81,23 @@ async def test_a_dead_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Pa
             await serve(make_app()[0], [Listener(bind=f"unix:{path}")], stop=trio.Event())
 
 
+async def test_a_server_that_ends_leaves_the_socket_of_its_successor(tmp_path: Path) -> None:
+    path = tmp_path / "h.sock"
+    async with serving(Listener(bind=f"unix:{path}")):
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(path))
+    assert path.is_socket()
+
+
+async def test_nothing_is_left_behind_where_one_of_the_addresses_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listeners = [Listener(bind=f"unix:{tmp_path}/h.sock"), Listener(bind=f"127.0.0.1:{taken.getsockname()[1]}")]
+        with pytest.raises(ConfigError, match="something else listens there"):
+            await serve(make_app()[0], listeners, stop=trio.Event())
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_tls(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
     cert, key, context = tls_files
     async with serving(Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)) as server:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
 import threading
 import time
@@ -13,6 +15,7 @@ import trio
 
 from homeserver.blobs import BlobError, Blobs
 from homeserver.database import Database, DatabaseDamaged, DatabaseUnavailable, Transaction, open_database
+from homeserver.database.postgres import PostgresSession, connect
 from homeserver.database.schema import DatabaseBusy
 from homeserver.outages import BLOBS, DATABASE_READS, DATABASE_WRITES, Outages
 from tests.database import items
@@ -272,3 +275,15 @@ async def test_an_object_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> No
             nursery.cancel_scope.cancel()
         await blobs.put("b", b"2")
         assert set(objects) == {"a", "b"}
+
+
+async def test_a_server_that_hangs_up_without_a_word_is_away(postgres_url: str) -> None:
+    """As one that was killed does, at whichever statement it is noticed."""
+    connection = connect(postgres_url)
+    session = PostgresSession(lambda: connection, "test")
+    with socket.socket(fileno=os.dup(connection.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(psycopg.OperationalError) as raised:
+        session.begin_read()
+    assert isinstance(session.explain(raised.value), DatabaseUnavailable)
+    session.close()

@@ -100,6 +100,7 @@ def _absolute_paths(table: dict[str, Any], folder: Path) -> dict[str, Any]:
         holder = table.get(section[0], {}) if section else table
         if isinstance(holder, dict) and key in holder:
             holder[key] = absolute(holder[key])
+
     def with_absolute_paths(listener: dict[str, Any]) -> dict[str, Any]:
         changed = dict(listener)
         for key in ("tls_cert", "tls_key"):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import partial
 from pathlib import Path
+
+import trio
+import trio.testing
 
 from homeserver import Homeserver
 from homeserver.testing import FakeNetwork
@@ -39,4 +43,20 @@ async def test_what_a_server_tells_is_described_and_numbers(tmp_path: Path) -> N
     assert values["process_resident_memory_bytes"] > 1 << 20
     assert values["process_open_fds"] > 2
     assert values["homeserver_database_writes_total"] >= values["homeserver_database_batches_total"] > 0
-    assert values["homeserver_stream_waiting"] == 0
+
+
+async def test_a_sync_without_news_is_counted_while_it_waits(tmp_path: Path) -> None:
+    config = config_for_tests("a.example", tmp_path)
+    wire = FakeNetwork().wire_for("a.example")
+
+    async def waiting(hs: Homeserver) -> int:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        return hs.resources.stream.waiting
+
+    async with Homeserver(config, wire=wire, now_ms=now_ms, inline_database=True) as hs, trio.open_nursery() as nursery:
+        alice = await hs.register("alice", "a good password")
+        since = (await alice.call("sync_events"))["next_batch"]
+        before = await waiting(hs)
+        nursery.start_soon(partial(alice.call, "sync_events", query={"since": since, "timeout": 30_000}))
+        assert await waiting(hs) == before + 1
+        nursery.cancel_scope.cancel()

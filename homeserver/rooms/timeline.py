@@ -1,7 +1,7 @@
 """A room's timeline in order, in pages. Spec: client-server-api/#syncing (pagination), #getting-events-for-a-room
 
 A point of a timeline is an `ordering`: it lies just after the event of that ordering. Orderings of backfilled events
-lie below the event that they were fetched for, so a page is one scan of an index whatever came when.
+lie below the event that they were fetched for, so a page is one scan of an index in any order of arrival.
 
 Clients hold such points as tokens, which also name the generation of the stream in which they were made (see
 `homeserver.database.generations`):

@@ -7,7 +7,8 @@ While storage fails, background work pauses; it resumes when storage works again
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVarTuple
 
 import trio
@@ -26,7 +27,8 @@ async def keep_running(hs: Resources, fn: Callable[[Resources], Awaitable[None]]
     """fn(hs), and again after a pause if it fails. After an outage of the storage it resumes at once."""
     while True:
         try:
-            await fn(hs)
+            with _cancellation_first(fn):
+                await fn(hs)
             return
         except Exception as error:
             if is_outage(error):
@@ -56,10 +58,25 @@ def single_error(error: BaseException) -> BaseException:
 
 async def _run_aside(fn: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
     try:
-        await fn(*args)
+        with _cancellation_first(fn):
+            await fn(*args)
     except Exception as error:
         if not is_outage(error):
             _log_failure(fn, error)
+
+
+@contextmanager
+def _cancellation_first(fn: Callable[..., object]) -> Iterator[None]:
+    """Lets only the cancellation out if the tasks of fn end with it and with failures: the server closes."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        cancelled, rest = group.split(trio.Cancelled)
+        if cancelled is None or (rest is not None and not isinstance(rest, ExceptionGroup)):
+            raise
+        if isinstance(rest, ExceptionGroup) and not is_outage(rest):
+            _log_failure(fn, rest)
+        raise cancelled from None
 
 
 def _log_failure(fn: Callable[..., object], error: Exception) -> None:

@@ -91,6 +91,7 @@ class Dispatch:
     async def answer(self, request: Request, groups: Collection[str]) -> Response:
         """The answer to a request at a listener that serves `groups`. Its body is bytes, or its stream is set."""
         request.request_id = next(self._ids)
+        self.hs.requested.set()
         started = perf_counter()
         self.active += 1
         operation = None

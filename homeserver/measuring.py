@@ -43,8 +43,13 @@ def register_metrics(hs: Resources) -> None:
 
 
 async def measure_loop_lag(hs: Resources) -> None:
-    """Measures for ever how much later than asked for a sleeper wakes: what every request has to wait as well."""
+    """Measures for ever how much later than asked for a sleeper wakes: what every request has to wait as well.
+
+    Only while there are requests: a server that nobody asks anything sleeps.
+    """
     while True:
+        await hs.requested.wait()
+        hs.requested = trio.Event()
         asked = trio.current_time() + LOOP_LAG_INTERVAL_S
         await trio.sleep_until(asked)
         hs.metrics.count("homeserver_loop_lag_seconds_total", amount=max(0.0, trio.current_time() - asked))

@@ -268,8 +268,12 @@ class Peers:
         while len(self._expecting) > limits_peers.SERVERS_EXPECTED_MAX:
             self._expecting.popitem(last=False)
 
+    def note_parked(self) -> None:
+        """Ends a `wait_rooms`: events have been parked, and are to be tried again from time to time."""
+        self._room_news.set()
+
     async def wait_rooms(self, timeout_s: float) -> set[RoomID]:
-        """Waits until a server shows itself that some rooms expect, or for so long; returns these rooms."""
+        """Waits until a server shows itself that some rooms expect, or for so long; returns these rooms, if any."""
         with trio.move_on_after(timeout_s):
             await self._room_news.wait()
         self._room_news = trio.Event()

@@ -5,6 +5,7 @@ Spec: client-server-api/#presence, server-server-api/#presence
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -32,9 +33,11 @@ from homeserver.rooms.membership import (
 )
 from homeserver.rooms.visibility import list_arrivals
 from homeserver.users.presence import (
+    WAKE_KEY,
     Presence,
     find_presence,
     forget_presence,
+    is_anybody_there,
     is_news_of_device,
     list_due,
     list_presence_changes,
@@ -100,8 +103,11 @@ async def follow_time(hs: Resources) -> None:
         await hs.database.write(sweep, hs, user_nids)
 
     while True:
-        await trio.sleep(interval_s)
         await lane.work(await hs.database.read(list_due, hs), sweep_some)
+        somebody_is_there, position = await hs.database.read(is_anybody_there)
+        if not somebody_is_there:
+            await hs.stream.wait((WAKE_KEY,), position, math.inf)
+        await trio.sleep(interval_s)
 
 
 # --- sync and federation ---

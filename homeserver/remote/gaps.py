@@ -17,6 +17,7 @@ Theory of operation
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ async def receive_events(
         await hs.database.read(_resolve_all, part)
         outcomes += await hs.database.write(_receive_or_park, hs, part, origin)
     if None in outcomes:
+        hs.peers.note_parked()
         found = await close_gaps(hs, events[0].room_id, wait_s)
         for number, event in enumerate(events):
             if outcomes[number] is None:
@@ -78,6 +80,7 @@ async def receive_events(
 async def park_unchecked(hs: Resources, events: Sequence[Event], origin: ServerName) -> None:
     """Parks events of one room whose keys have to be fetched first: see `close_gaps`."""
     await hs.database.write(_park_all, events, origin)
+    hs.peers.note_parked()
 
 
 async def close_gaps(hs: Resources, room_id: RoomID, wait_s: float) -> dict[EventID, str]:
@@ -93,7 +96,8 @@ async def close_gaps(hs: Resources, room_id: RoomID, wait_s: float) -> dict[Even
 async def retry_parked(hs: Resources) -> None:
     """Tries parked events again, for ever, also those of before a restart."""
     while True:
-        heard = await hs.peers.wait_rooms(limits_peers.PARKED_SWEEP_S)
+        is_any_parked = await hs.database.read(_is_any_parked)
+        heard = await hs.peers.wait_rooms(limits_peers.PARKED_SWEEP_S if is_any_parked else math.inf)
         now_ms = hs.now_ms()
         if await hs.database.read(_is_any_due, now_ms) or heard:
             for room_id in await hs.database.write(_list_due, heard, now_ms):
@@ -235,6 +239,10 @@ def _list_parked(
     names = tx.names({row[1] for row in rows})
     listed = [Parked(EventID(row[0]), ServerName(names[row[1]]), row[2], bytes(row[3])) for row in rows]
     return find_room_version(tx, room_id), listed
+
+
+def _is_any_parked(tx: Transaction) -> bool:
+    return tx.one("SELECT 1 FROM parked_events LIMIT 1") is not None
 
 
 def _is_any_due(tx: Transaction, now_ms: int) -> bool:

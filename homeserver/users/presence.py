@@ -20,6 +20,8 @@ from homeserver.rooms.membership import list_joined_rooms
 
 # When users were last noted to be active: who is forgotten costs a statement more.
 ACTIVITY_CACHED_MAX = 100_000
+# Wakes who follows the time, once there may be somebody whose presence changes by itself.
+WAKE_KEY = "presence"
 _NOTED_FOR_MS = limits_users.CURRENTLY_ACTIVE_MS // 2
 
 SCHEMA = Schema(
@@ -168,7 +170,7 @@ def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
     repeat = new.is_local and new.state != "offline" and tx.now_ms - old.told_ms >= limits_users.PRESENCE_REPEAT_MS
     position, told_ms = old.position, old.told_ms
     if seen or repeat or old.position == 0:
-        position = tx.next_position(new.user_id, *list_joined_rooms(tx, new.user_id))
+        position = tx.next_position(new.user_id, *list_joined_rooms(tx, new.user_id), WAKE_KEY)
         told_ms = tx.now_ms
     tx.run(
         "INSERT INTO presence (user_nid, is_local, state, status_msg, last_active_ms, currently_active, told_ms,"
@@ -190,6 +192,11 @@ def forget_presence(tx: Transaction, hs: Resources, user_id: UserID, erase: bool
         store_presence(tx, old, Presence(user_id, True))
     tx.after_commit(tx.cache("activity", ACTIVITY_CACHED_MAX).forget, user_id)
     return False
+
+
+def is_anybody_there(tx: Transaction) -> tuple[bool, int]:
+    """Whether any presence changes by itself sooner or later; and the position up to which that is known."""
+    return tx.one("SELECT 1 FROM presence WHERE due_ms IS NOT NULL LIMIT 1") is not None, tx.position
 
 
 def list_due(tx: Transaction, hs: Resources) -> list[int]:

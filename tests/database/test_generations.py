@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
 import pytest
 import trio
 
@@ -10,6 +14,23 @@ from homeserver.database.generations import GENERATIONS_KEPT, begin_generation, 
 from tests.support.database import opened
 
 Told = tuple[int, str]
+
+
+SESSIONS_OF_OTHERS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+
+@asynccontextmanager
+async def opened_alone(url: str) -> AsyncIterator[Database]:
+    """The database, opened once PostgreSQL has ended the sessions of those who left: it does so a moment later."""
+    if url.startswith("postgres"):
+        with psycopg.connect(url, autocommit=True) as connection, trio.fail_after(20):
+            while connection.execute(SESSIONS_OF_OTHERS).fetchone() != (0,):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+    async with opened(url) as database:
+        yield database
 
 
 def advance(tx: Transaction) -> int:
@@ -39,7 +60,7 @@ def take_back(tx: Transaction, position: int, generation: str) -> None:
 async def test_what_was_told_before_a_restart_holds_after_it(database_url: str) -> None:
     tokens: list[Told] = []
     for _ in range(3):
-        async with opened(database_url) as database:
+        async with opened_alone(database_url) as database:
             tokens += [await told(database), await told(database)]
             assert [await holds(database, token) for token in tokens] == [True] * len(tokens)
     assert len({generation for _, generation in tokens}) == 3
@@ -47,16 +68,16 @@ async def test_what_was_told_before_a_restart_holds_after_it(database_url: str) 
 
 @pytest.mark.parametrize("restarts", [0, 1, 3])
 async def test_what_was_told_after_a_backup_holds_no_more_once_it_is_restored(database_url: str, restarts: int) -> None:
-    async with opened(database_url) as database:
+    async with opened_alone(database_url) as database:
         early = await told(database)
         backup = await told(database)
         lost = [await told(database) for _ in range(3)]
     for _ in range(restarts):
-        async with opened(database_url) as database:
+        async with opened_alone(database_url) as database:
             lost += [await told(database), await told(database)]
-    async with opened(database_url) as database:
+    async with opened_alone(database_url) as database:
         await database.write(take_back, *backup)
-    async with opened(database_url) as database:
+    async with opened_alone(database_url) as database:
         for _ in range(20):  # also when the stream has passed the positions that were told
             assert await holds(database, early) and await holds(database, backup)
             assert not any([await holds(database, token) for token in lost])
@@ -64,30 +85,30 @@ async def test_what_was_told_after_a_backup_holds_no_more_once_it_is_restored(da
 
 
 async def test_a_backup_may_be_restored_twice(database_url: str) -> None:
-    async with opened(database_url) as database:
+    async with opened_alone(database_url) as database:
         backup = await told(database)
         lost = [await told(database)]
     for _ in range(2):
-        async with opened(database_url) as database:
+        async with opened_alone(database_url) as database:
             await database.write(take_back, *backup)
-        async with opened(database_url) as database:
+        async with opened_alone(database_url) as database:
             lost.append(await told(database))
-    async with opened(database_url) as database:
+    async with opened_alone(database_url) as database:
         assert [await holds(database, token) for token in [backup, *lost]] == [True, False, False, True]
 
 
 async def test_a_token_from_before_there_were_generations_holds(database_url: str) -> None:
-    async with opened(database_url) as database:
+    async with opened_alone(database_url) as database:
         position, _ = await told(database)
         await database.write(lambda tx: tx.run("DELETE FROM stream_generations WHERE name <> ''"))
-    async with opened(database_url) as database:
+    async with opened_alone(database_url) as database:
         assert await holds(database, (position, ""))
         later, _ = await told(database)
         assert not await holds(database, (later, ""))
 
 
 async def test_only_so_many_are_kept(database_url: str) -> None:
-    async with opened(database_url) as database:
+    async with opened_alone(database_url) as database:
         token = await told(database)
 
         def begin_many(tx: Transaction) -> list[int]:
@@ -100,32 +121,23 @@ async def test_only_so_many_are_kept(database_url: str) -> None:
 
 
 async def test_who_administers_a_running_server_is_in_its_generation(database_url: str) -> None:
-    async with opened(database_url) as server:
+    async with opened_alone(database_url) as server:
         async with opened(database_url, inline=True, exclusive=False) as command:
             assert command.generation == server.generation
             token = await told(command)
         assert await holds(server, token)
-    await ended(database_url, server.generation)
-
-
-async def ended(database_url: str, generation: str) -> None:
-    """Waits until a newcomer begins another generation: PostgreSQL ends the sessions of who has left a moment later."""
-    with trio.fail_after(20):
-        while True:
-            async with opened(database_url, inline=True, exclusive=False) as newcomer:
-                if newcomer.generation != generation:
-                    return
-            await trio.sleep(0.05)
+    async with opened_alone(database_url) as later:
+        assert later.generation != server.generation
 
 
 async def test_nodes_are_in_one_generation(postgres_url: str) -> None:
-    async with opened(postgres_url) as one:
+    async with opened_alone(postgres_url) as one:
         async with opened(postgres_url) as two:
             assert one.generation == two.generation
         async with opened(postgres_url) as three:
             assert one.generation == three.generation
             await told(one)
             token = await told(three)
-    await ended(postgres_url, one.generation)
-    async with opened(postgres_url) as four:
+    async with opened_alone(postgres_url) as four:
+        assert four.generation != one.generation
         assert await holds(four, token)

@@ -105,7 +105,9 @@ async def test_answered_question_brings_what_was_waiting_for_the_server(federati
 
 
 @pytest.mark.parametrize("cause", [peer, stranger])
-async def test_one_cause_uses_no_more_than_its_share(cause: Callable[[ServerName], Cause]) -> None:
+async def test_one_cause_uses_no_more_than_its_share(
+    cause: Callable[[ServerName], Cause], autojump_clock: trio.testing.MockClock
+) -> None:
     shares = Shares()
     one, other = cause(ServerName("one.example")), cause(ServerName("other.example"))
     share = limits_peers.CONNECTION_SHARES[one.kind]

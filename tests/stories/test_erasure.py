@@ -29,7 +29,6 @@ SECRETS = ("alice", "Al of Wonderland", "out to lunch", "org.example.secret", "M
 """What only this user has said, is called, or comes from."""
 
 
-
 def list_columns(tx: Transaction, table: str) -> list[str]:
     if ENGINE == "sqlite":
         return [row[1] for row in tx.all(f"PRAGMA table_info({table})")]
@@ -73,7 +72,9 @@ def is_listed(column: str) -> bool:
 async def leave_traces(server: Server, bob: Client, federation: Federation) -> Client:
     """A user who has used everything that there is."""
     phone = {"initial_device_display_name": "My telephone", "device_id": "PHONE"}
-    alice = await server.register("alice", **phone)
+    flows = await server.anonymous.post("register", json={"username": "alice"})
+    in_session = {"type": "m.login.dummy", "session": flows.json()["session"]}
+    alice = await server.register("alice", auth=in_session, **phone)
     own = quote(alice.user_id)
     room_id = await server.make_room(alice, bob)
     room = f"rooms/{quote(room_id)}"

@@ -63,13 +63,17 @@ CLIENT_GONE = 499
 
 @dataclass(slots=True)
 class Dispatch:
-    """The operations of a server and what they need. `answer` never raises but for cancellation."""
+    """The operations of a server and what they need. `answer` never raises but for cancellation.
+
+    requested: set by every request; the task that waits for it replaces it.
+    """
 
     hs: Resources
     operations: Iterable[Operation]
     identify_origin: IdentifyOrigin = refuse_origin
     find_appservice: FindAppservice | None = None
     draining: trio.Event = field(default_factory=trio.Event)
+    requested: trio.Event = field(default_factory=trio.Event)
     active: int = 0
     _waiting: Counter[str] = field(default_factory=Counter)  # requests that may wait for long, by user
     router: Router = field(default_factory=Router)
@@ -91,7 +95,7 @@ class Dispatch:
     async def answer(self, request: Request, groups: Collection[str]) -> Response:
         """The answer to a request at a listener that serves `groups`. Its body is bytes, or its stream is set."""
         request.request_id = next(self._ids)
-        self.hs.requested.set()
+        self.requested.set()
         started = perf_counter()
         self.active += 1
         operation = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from homeserver.dispatch import Dispatch
 from homeserver.resources import Resources
 
 # Often enough to see a stall of a second, seldom enough to cost nothing.
@@ -42,18 +43,19 @@ def register_metrics(hs: Resources) -> None:
     metrics.describe("homeserver_loop_lag_measurements_total", "How often that was measured.")
 
 
-async def measure_loop_lag(hs: Resources) -> None:
+async def measure_loop_lag(dispatch: Dispatch) -> None:
     """Measures for ever how much later than asked for a sleeper wakes: what every request has to wait as well.
 
     Only while there are requests: a server that nobody asks anything sleeps.
     """
     while True:
-        await hs.requested.wait()
-        hs.requested = trio.Event()
+        await dispatch.requested.wait()
+        dispatch.requested = trio.Event()
         asked = trio.current_time() + LOOP_LAG_INTERVAL_S
         await trio.sleep_until(asked)
-        hs.metrics.count("homeserver_loop_lag_seconds_total", amount=max(0.0, trio.current_time() - asked))
-        hs.metrics.count("homeserver_loop_lag_measurements_total")
+        metrics = dispatch.hs.metrics
+        metrics.count("homeserver_loop_lag_seconds_total", amount=max(0.0, trio.current_time() - asked))
+        metrics.count("homeserver_loop_lag_measurements_total")
 
 
 def _cpu_seconds() -> float:

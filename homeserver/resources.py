@@ -38,7 +38,6 @@ class Resources:
     """Opened by `homeserver.server`, closed by it in reverse order.
 
     is_ready: False once the server has been told to stop.
-    requested: set by every request; whoever waits for it puts a new one in its place.
     forgetters: how each feature forgets a user.
     `now_ms` is the one source of wall time. `nursery` outlives requests: work started there is awaited at close.
     """
@@ -62,5 +61,4 @@ class Resources:
     forgetters: tuple[ForgetUser, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
     is_ready: bool = True
-    requested: trio.Event = field(default_factory=trio.Event)
 

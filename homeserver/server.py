@@ -236,7 +236,7 @@ class Homeserver:
         )
         self._calls = Calls(self._app.dispatch)
         if not self._beside:
-            nursery.start_soon(measure_loop_lag, self._resources)
+            nursery.start_soon(measure_loop_lag, self._app.dispatch)
         for feature in features if not self._beside else ():
             for background in feature.background:
                 nursery.start_soon(keep_running, self._resources, background)

@@ -4,7 +4,7 @@
 #: make test      everything that must hold: lint, types, import contracts, tests, coverage of federation/
 #:                (ARGS="PATH …" runs only the tests in these files or folders)
 #: make venv      only the set-up: .venv with the versions of requirements.lock, and the command homeserver in it
-#: make lint      ruff, mypy and the import contracts
+#: make lint      ruff (rules and format), mypy and the import contracts
 #: make interop   a real Synapse as the other organisation; if Node is there, Element's library as the client
 #: make bench     the measurements
 #: make lock      both lock files anew after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
@@ -42,6 +42,7 @@ test: venv-test
 endif
 
 lint: venv-test
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache

@@ -190,9 +190,7 @@ def _cited_by(event_id: EventID, known: KnownEvents) -> Iterator[EventID]:
     return iter(() if event is None else event.auth_events)
 
 
-def find_conflicted_subgraph(
-    conflicted: Collection[EventID], known: KnownEvents, rank: Rank | None
-) -> set[EventID]:
+def find_conflicted_subgraph(conflicted: Collection[EventID], known: KnownEvents, rank: Rank | None) -> set[EventID]:
     """The *conflicted state subgraph*: the events on all ways from one conflicted event to another. Raises Absent."""
     # No way to a conflicted event leads through one whose rank is not above the least of theirs.
     floor = None if rank is None else min((_rank_of(event_id, known, rank) for event_id in conflicted), default=0)

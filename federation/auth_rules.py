@@ -56,9 +56,7 @@ def check(event: Event, state: Mapping[StateKey, Event], *, create: Event | None
     return _check_other(event, auth)
 
 
-def check_auth_events(
-    event: Event, auth_events: Sequence[Event], rejected: Container[EventID]
-) -> Rejection | None:
+def check_auth_events(event: Event, auth_events: Sequence[Event], rejected: Container[EventID]) -> Rejection | None:
     """Whether the event may cite the auth events that it does; None if so.
 
     `auth_events` are the events that it cites, `rejected` the IDs of those that were not accepted, and from room

@@ -69,9 +69,7 @@ def signed_object(
     return signed
 
 
-def signed_bytes(
-    method: str, uri: str, origin: ServerName, destination: ServerName, body: bytes | None
-) -> bytes:
+def signed_bytes(method: str, uri: str, origin: ServerName, destination: ServerName, body: bytes | None) -> bytes:
     """The canonical JSON of `signed_object`, given that of the content; None if there is no body."""
     signed = canonical_json.encode(signed_object(method, uri, origin, destination, None))
     return signed if body is None else b'{"content":' + body + b"," + signed[1:]
@@ -81,9 +79,7 @@ def build_authorization(
     method: str, uri: str, origin: ServerName, destination: ServerName, key: SigningKey, content: Any | None
 ) -> str:
     """The Authorization header's value. Raises NotCanonical if the content cannot be signed."""
-    return authorize_body(
-        method, uri, origin, destination, key, None if content is None else encode_content(content)
-    )
+    return authorize_body(method, uri, origin, destination, key, None if content is None else encode_content(content))
 
 
 def encode_content(content: Any) -> bytes:

@@ -116,12 +116,8 @@ def parse_key_response(response: object, server_name: ServerName, fetched_ms: in
         raise InvalidKeys("The keys are another server's.")
     # Servers MUST use the lesser of this field and 7 days into the future when determining if a key is valid.
     valid_until_ts = min(parsed.valid_until_ts, fetched_ms + VALIDITY_MS_MAX)
-    verify_keys = {
-        key_id: VerifyKey(key.key, valid_until_ts) for key_id, key in _read_keys(parsed.verify_keys, _Key)
-    }
-    if not any(
-        verify_json(response, server_name, key_id, key.key_base64) for key_id, key in verify_keys.items()
-    ):
+    verify_keys = {key_id: VerifyKey(key.key, valid_until_ts) for key_id, key in _read_keys(parsed.verify_keys, _Key)}
+    if not any(verify_json(response, server_name, key_id, key.key_base64) for key_id, key in verify_keys.items()):
         raise InvalidKeys("The keys are not signed by any of themselves.")
     old_verify_keys = {
         key_id: VerifyKey(key.key, min(key.expired_ts, valid_until_ts), key.expired_ts)
@@ -136,9 +132,7 @@ def add_notary_signature(response: dict[str, Any], notary: ServerName, key: Sign
     return sign_json(response, notary, key)
 
 
-def build_notary_response(
-    responses: Iterable[dict[str, Any]], notary: ServerName, key: SigningKey
-) -> dict[str, Any]:
+def build_notary_response(responses: Iterable[dict[str, Any]], notary: ServerName, key: SigningKey) -> dict[str, Any]:
     """The answer to `/_matrix/key/v2/query`: the statements of several servers, each signed by the notary too."""
     return {"server_keys": [add_notary_signature(response, notary, key) for response in responses]}
 
@@ -156,9 +150,7 @@ def parse_notary_response(
     for response in body["server_keys"][:NOTARY_RESPONSES_MAX]:
         if not isinstance(response, dict) or not isinstance(response.get("server_name"), str):
             continue
-        if not any(
-            verify_json(response, notary, key_id, key.key_base64) for key_id, key in notary_keys.items()
-        ):
+        if not any(verify_json(response, notary, key_id, key.key_base64) for key_id, key in notary_keys.items()):
             continue
         try:
             found.append(parse_key_response(response, ServerName(response["server_name"]), fetched_ms))

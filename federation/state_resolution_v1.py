@@ -27,9 +27,7 @@ def resolve_conflicts_v1(
     # A conflict occurs between states where those states have different event_ids for the same (event_type, state_key):
     # what only some of them have is none.
     resolved = {key: next(iter(event_ids)) for key, event_ids in candidates.items() if len(event_ids) == 1}
-    conflicts = {
-        key: _sort(known.need_all(event_ids)) for key, event_ids in candidates.items() if len(event_ids) > 1
-    }
+    conflicts = {key: _sort(known.need_all(event_ids)) for key, event_ids in candidates.items() if len(event_ids) > 1}
     # First we resolve conflicts between m.room.power_levels events. Repeat the above process for conflicts between
     # m.room.join_rules events. Repeat the above process for conflicts between m.room.member events.
     for event_type in _PASSES:
@@ -83,9 +81,7 @@ def _resolve_other_conflict(
     return events[0].event_id
 
 
-def _is_allowed(
-    event: Event, unconflicted: StateMap, resolved: Mapping[StateKey, EventID], known: KnownEvents
-) -> bool:
+def _is_allowed(event: Event, unconflicted: StateMap, resolved: Mapping[StateKey, EventID], known: KnownEvents) -> bool:
     found = {key: resolved.get(key) or unconflicted.get(key) for key in select_auth_keys_of(event)}
     state = {key: known.need(event_id) for key, event_id in found.items() if event_id is not None}
     return check(event, state) is None

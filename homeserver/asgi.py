@@ -71,8 +71,13 @@ class App:
     async def _answer(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         body = _Body(receive)
         request = Request(
-            scope["method"], path, scope["query_string"].decode("latin-1"), scope["headers"],
-            lambda: client_address(scope, self.proxies), body.next_chunk, body.wait_gone,
+            scope["method"],
+            path,
+            scope["query_string"].decode("latin-1"),
+            scope["headers"],
+            lambda: client_address(scope, self.proxies),
+            body.next_chunk,
+            body.wait_gone,
         )
         if has_two_lengths(scope["headers"]):
             response = _closing(

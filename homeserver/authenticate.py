@@ -270,7 +270,11 @@ def issue_tokens(
         tx.run(
             "INSERT INTO refresh_tokens (token_hash, user_nid, device_id, created_ms, refreshed_by)"
             " VALUES (?, ?, ?, ?, ?)",
-            hash_token(refresh_token), tx.intern(user_id), device_id, tx.now_ms, refreshed_by,
+            hash_token(refresh_token),
+            tx.intern(user_id),
+            device_id,
+            tx.now_ms,
+            refreshed_by,
         )
     return IssuedTokens(access_token, refresh_token, lifetime_ms)
 
@@ -287,7 +291,12 @@ def store_access_token(
     tx.run(
         "INSERT INTO access_tokens (token_hash, user_nid, device_id, created_ms, expires_ms, refreshed_by)"
         " VALUES (?, ?, ?, ?, ?, ?)",
-        token_hash, tx.intern(user_id), device_id, tx.now_ms, expires_ms, refreshed_by,
+        token_hash,
+        tx.intern(user_id),
+        device_id,
+        tx.now_ms,
+        expires_ms,
+        refreshed_by,
     )
 
 
@@ -363,7 +372,9 @@ def revoke_replaced_tokens(tx: Transaction, cache: TokenCache[TokenLookup], toke
     tx.run("UPDATE access_tokens SET refreshed_by = NULL WHERE token_hash = ?", token_hash)
     tx.run(
         "DELETE FROM access_tokens WHERE user_nid = ? AND device_id = ? AND token_hash <> ?",
-        user_nid, device_id, token_hash,
+        user_nid,
+        device_id,
+        token_hash,
     )
     forget_tokens(tx, cache, UserID(tx.name(user_nid)))
 
@@ -426,6 +437,10 @@ def store_account_flags(tx: Transaction, cache: TokenCache[TokenLookup], user_id
         "INSERT INTO account_flags (user_nid, is_admin, is_guest, is_locked, is_suspended) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (user_nid) DO UPDATE SET is_admin = excluded.is_admin, is_guest = excluded.is_guest,"
         " is_locked = excluded.is_locked, is_suspended = excluded.is_suspended",
-        tx.intern(user_id), int(flags.is_admin), int(flags.is_guest), int(flags.is_locked), int(flags.is_suspended),
+        tx.intern(user_id),
+        int(flags.is_admin),
+        int(flags.is_guest),
+        int(flags.is_locked),
+        int(flags.is_suspended),
     )
     end_waiting(tx, cache, user_id)

@@ -292,12 +292,15 @@ class Dispatch:
             return MatrixError(500, "M_UNKNOWN", "This server cannot read what it has stored; its log says more.")
         if isinstance(inner, (DatabaseError, BlobError)):  # reported, by one line in the log for the whole outage
             return MatrixError(
-                503, "M_UNKNOWN", "The storage of this server does not work at the moment. Try again later.",
+                503,
+                "M_UNKNOWN",
+                "The storage of this server does not work at the moment. Try again later.",
                 retry_after_ms=STORAGE_RETRY_AFTER_MS,
             )
         name = operation.name if operation is not None else "none"
         _log.error(
-            "request failed", exc_info=error,
+            "request failed",
+            exc_info=error,
             extra={"request_id": request.request_id, "operation": name, "method": request.method},
         )
         return MatrixError(500, "M_UNKNOWN", f"Something unexpected happened, logged as {request.request_id}.")

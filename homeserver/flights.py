@@ -57,9 +57,7 @@ class Flights:
         value: T = flight.value
         return value
 
-    async def _fly(
-        self, key: Key, flight: _Flight, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
-    ) -> None:
+    async def _fly(self, key: Key, flight: _Flight, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         try:
             flight.value = await fn(*args)
             flight.landed = True

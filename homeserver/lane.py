@@ -86,9 +86,7 @@ class Lane:
         about = {"lane": self.name, "item": item}
         _log.error("item parked: it failed again and again, and is left out", exc_info=error, extra=about)
 
-    async def _try_again(
-        self, part: Sequence[T], fn: Callable[[Sequence[T]], Awaitable[object]], item: str
-    ) -> None:
+    async def _try_again(self, part: Sequence[T], fn: Callable[[Sequence[T]], Awaitable[object]], item: str) -> None:
         for attempt in range(1, limits.LANE_TRIES):
             await trio.sleep(limits.LANE_PAUSE_S * attempt)
             try:

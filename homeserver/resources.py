@@ -61,4 +61,3 @@ class Resources:
     forgetters: tuple[ForgetUser, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
     is_ready: bool = True
-

@@ -1,8 +1,8 @@
 """Homeserver: opens, wires up, serves and closes a server. The only place that wires.
 
-    async with Homeserver(Config(server_name="a.example", data_dir="data")) as hs:
-        alice = await hs.register("alice", "a password")
-        await hs.serve()
+async with Homeserver(Config(server_name="a.example", data_dir="data")) as hs:
+    alice = await hs.register("alice", "a password")
+    await hs.serve()
 """
 
 from __future__ import annotations

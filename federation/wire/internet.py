@@ -56,9 +56,7 @@ class InternetWire:
         below: Callable[[int], int] = random.randrange,
         limits: PoolLimits | None = None,
     ) -> None:
-        self._dialer = Dialer(
-            ca_file, verify_tls, allow_private_addresses, resolver=resolver, connect_tcp=connect_tcp
-        )
+        self._dialer = Dialer(ca_file, verify_tls, allow_private_addresses, resolver=resolver, connect_tcp=connect_tcp)
         self._client = HttpClient(self._dialer)
         self._pool: Pool[ServerName] = Pool(self._open_connection, limits)
         self._below = below

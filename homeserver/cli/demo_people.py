@@ -154,9 +154,7 @@ class Person:
             self.took_ms = (trio.current_time() - started) * 1000
         if response.status >= 400:
             problem = orjson.loads(response.body)
-            raise MatrixError(
-                response.status, problem["errcode"], f"{self.name}: {method} {path}: {problem['error']}"
-            )
+            raise MatrixError(response.status, problem["errcode"], f"{self.name}: {method} {path}: {problem['error']}")
         return response.body
 
 

@@ -142,9 +142,7 @@ async def deactivate(
     await _leave_rooms_here(hs, user_id)
 
 
-def _deactivate(
-    tx: Transaction, hs: Resources, user_id: UserID, erase: bool, authentication: Authentication
-) -> None:
+def _deactivate(tx: Transaction, hs: Resources, user_id: UserID, erase: bool, authentication: Authentication) -> None:
     finish_authentication(tx, authentication)
     if accounts.get_user(tx, user_id) is None:
         raise accounts.no_account(user_id)

@@ -96,9 +96,7 @@ class DeleteDeviceBody(msgspec.Struct, frozen=True):
 
 
 @routes.delete("/_matrix/client/v3/devices/{device_id}")
-async def delete_device(
-    hs: Resources, requester: Requester, device_id: str, body: DeleteDeviceBody | None
-) -> Empty:
+async def delete_device(hs: Resources, requester: Requester, device_id: str, body: DeleteDeviceBody | None) -> Empty:
     auth = body.auth if body is not None else None
     await _delete_with_authentication(hs, requester, [device_id], auth)
     return Empty()

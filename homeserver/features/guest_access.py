@@ -49,6 +49,4 @@ def _take_some_out(tx: Transaction, hs: Resources, room_id: RoomID) -> bool:
     return len(guests) > limits_users.PROFILE_ROOMS_PER_WRITE
 
 
-FEATURE = Feature(
-    name="guest_access", spec="client-server-api/#guest-access", background=(follow_guest_access,)
-)
+FEATURE = Feature(name="guest_access", spec="client-server-api/#guest-access", background=(follow_guest_access,))

@@ -95,9 +95,7 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
     return user_id, verdict.new_hash
 
 
-def _store_login(
-    tx: Transaction, hs: Resources, user_id: UserID, body: LoginBody, new_hash: str | None
-) -> JsonObject:
+def _store_login(tx: Transaction, hs: Resources, user_id: UserID, body: LoginBody, new_hash: str | None) -> JsonObject:
     if not accounts.exists(tx, user_id):  # while the password was checked
         raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
     if new_hash is not None:

@@ -92,9 +92,7 @@ async def get_joined_rooms(hs: Resources, requester: Requester) -> JsonObject:
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/join", rate_limit="join")
-async def join_room_by_id(
-    hs: Resources, requester: Requester, room_id: RoomID, body: JoinBody | None
-) -> JsonObject:
+async def join_room_by_id(hs: Resources, requester: Requester, room_id: RoomID, body: JoinBody | None) -> JsonObject:
     return {"room_id": await _join(hs, requester, room_id, [], body or JoinBody())}
 
 
@@ -186,9 +184,7 @@ async def _resolve(hs: Resources, name: str, via: list[ServerName]) -> tuple[Roo
     return found[0], via
 
 
-async def _join(
-    hs: Resources, requester: Requester, room_id: RoomID, via: list[ServerName], body: JoinBody
-) -> RoomID:
+async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[ServerName], body: JoinBody) -> RoomID:
     check_not_suspended(requester)
     user_id = requester.user_id
     content = _content("join", body.reason)
@@ -227,9 +223,7 @@ def _join_local(
     return None
 
 
-def _servers_to_ask(
-    tx: Transaction, room_id: RoomID, user_id: UserID, via: list[ServerName]
-) -> list[ServerName]:
+def _servers_to_ask(tx: Transaction, room_id: RoomID, user_id: UserID, via: list[ServerName]) -> list[ServerName]:
     """Those that the client named, the inviter's, that of the room id, and those that are known to be in the room."""
     servers = list(via)
     membership = get_room_membership(tx, room_id, user_id)

@@ -77,9 +77,7 @@ def _read_profile(tx: Transaction, user_id: UserID, field: str | None) -> JsonOb
 
 
 @routes.put("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile")
-async def set_profile_field(
-    hs: Resources, requester: Requester, user_id: UserID, key_name: str, body: dict
-) -> Empty:
+async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str, body: dict) -> Empty:
     _check_may_change(requester, user_id, key_name)
     if key_name not in body:
         raise missing_param(f"The body has no {key_name}.")

@@ -342,4 +342,3 @@ FEATURE = Feature(
     edu_source=receipt_edus,
     forget_user=forget_receipts,
 )
-

@@ -166,9 +166,7 @@ def _wanted_user_id(hs: Resources, body: RegisterBody) -> UserID:
     return accounts.user_id_of(hs.server_name, body.username)
 
 
-def _read_registration(
-    tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody
-) -> tuple[Attempt, bool]:
+def _read_registration(tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody) -> tuple[Attempt, bool]:
     """The attempt to authenticate, and whether a guest becomes a user. Raises M_USER_IN_USE."""
     guest = body.guest_access_token is not None
     if guest:

@@ -198,9 +198,7 @@ def _initial_events(
         yield "m.room.topic", "", {"topic": body.topic, "m.topic": text}
 
 
-def power_levels_content(
-    body: CreateRoomBody, creator: UserID, version: RoomVersion, create: Event
-) -> JsonObject:
+def power_levels_content(body: CreateRoomBody, creator: UserID, version: RoomVersion, create: Event) -> JsonObject:
     """The content of the first m.room.power_levels: the creator's level, and the override on top."""
     users: dict[str, int] = {}
     if not version.creators_privileged:

@@ -137,9 +137,7 @@ async def query_public_rooms(
 
 
 @routes.get("/_matrix/federation/v1/publicRooms")
-async def get_public_rooms_over_federation(
-    hs: Resources, origin: ServerName, query: PublicRoomsQuery
-) -> JsonObject:
+async def get_public_rooms_over_federation(hs: Resources, origin: ServerName, query: PublicRoomsQuery) -> JsonObject:
     return await _public_rooms_for_server(hs, PublicRoomsBody(limit=query.limit, since=query.since))
 
 

@@ -66,9 +66,7 @@ class ContextQuery(msgspec.Struct, frozen=True):
 
 
 @routes.get("/_matrix/client/v3/rooms/{room_id}/messages")
-async def get_room_events(
-    hs: Resources, requester: Requester, room_id: RoomID, query: MessagesQuery
-) -> JsonObject:
+async def get_room_events(hs: Resources, requester: Requester, room_id: RoomID, query: MessagesQuery) -> JsonObject:
     wanted = _Wanted(
         requester,
         room_id,
@@ -98,9 +96,7 @@ async def get_event_context(
 
 
 @routes.get("/_matrix/client/v3/rooms/{room_id}/event/{event_id}")
-async def get_one_room_event(
-    hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID
-) -> JsonObject:
+async def get_one_room_event(hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID) -> JsonObject:
     return await hs.database.read(_event, requester, room_id, event_id)
 
 
@@ -282,9 +278,7 @@ def _event(tx: Transaction, requester: Requester, room_id: RoomID, event_id: Eve
     return client_events(tx, [event], user_id=requester.user_id, device_id=requester.device_id)[0]
 
 
-def _event_by_timestamp(
-    tx: Transaction, requester: Requester, room_id: RoomID, query: TimestampQuery
-) -> JsonObject:
+def _event_by_timestamp(tx: Transaction, requester: Requester, room_id: RoomID, query: TimestampQuery) -> JsonObject:
     """The event nearest to a time that the user may see, of those that this server has."""
     read_access(tx, room_id, requester.user_id)
     for limit in (1, limits.MESSAGES_LIMIT_MAX):  # the nearest is mostly one that they may see

@@ -33,9 +33,7 @@ class MembersQuery(msgspec.Struct, frozen=True):
 
 
 @routes.get("/_matrix/client/v3/rooms/{room_id}/members")
-async def get_members_by_room(
-    hs: Resources, requester: Requester, room_id: RoomID, query: MembersQuery
-) -> JsonObject:
+async def get_members_by_room(hs: Resources, requester: Requester, room_id: RoomID, query: MembersQuery) -> JsonObject:
     return {"chunk": await hs.database.read(_list_members, requester, room_id, query)}
 
 
@@ -68,9 +66,7 @@ def _wanted(query: MembersQuery, membership: object) -> bool:
     if query.membership is None and query.not_membership is None:
         return True
     # Given both, either is enough: the spec's wording of the two together.
-    return membership == query.membership or (
-        query.not_membership is not None and membership != query.not_membership
-    )
+    return membership == query.membership or (query.not_membership is not None and membership != query.not_membership)
 
 
 def _member_events(tx: Transaction, state: StateAt) -> list[StoredEvent]:

@@ -147,9 +147,7 @@ def _is_remote_invite(hs: Resources, draft: Draft) -> bool:
         raise invalid_param("The state key of an invitation must be a user ID.") from None
 
 
-async def _check_canonical_alias(
-    hs: Resources, requester: Requester, room_id: RoomID, content: dict[str, Any]
-) -> None:
+async def _check_canonical_alias(hs: Resources, requester: Requester, room_id: RoomID, content: dict[str, Any]) -> None:
     """Every alias that the event adds must lead to the room. Spec: client-server-api/#mroomcanonical_alias"""
     names = read_canonical_aliases(content)
     old = await hs.database.read(_read_aliases, room_id, requester.user_id)
@@ -181,4 +179,3 @@ def _read_aliases(tx: Transaction, room_id: RoomID, user_id: UserID) -> set[str]
 
 
 FEATURE = Feature(name="room_state", spec="client-server-api/#getting-events-for-a-room", routes=routes)
-

@@ -59,9 +59,7 @@ def send(
     if draft.type == "m.room.redaction" and draft.redacts is None:
         draft = _with_redacts(draft)
     _check_may_speak(tx, requester, draft)
-    event = append_local(
-        tx, hs, draft, device_id=device_id, txn_id=stored_txn_id, as_admin=requester.is_admin
-    )
+    event = append_local(tx, hs, draft, device_id=device_id, txn_id=stored_txn_id, as_admin=requester.is_admin)
     note_activity(tx, hs, requester.user_id)
     return event.event_id
 

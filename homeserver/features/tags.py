@@ -41,9 +41,7 @@ async def set_room_tag(
 
 
 @routes.delete("/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}")
-async def delete_room_tag(
-    hs: Resources, requester: Requester, user_id: UserID, room_id: RoomID, tag: str
-) -> Empty:
+async def delete_room_tag(hs: Resources, requester: Requester, user_id: UserID, room_id: RoomID, tag: str) -> Empty:
     check_own(requester, user_id)
     await hs.database.write(_delete_tag, user_id, room_id, tag)
     return Empty()

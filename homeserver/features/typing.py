@@ -58,9 +58,7 @@ class TypingBody(msgspec.Struct, frozen=True):
 
 
 @routes.put("/_matrix/client/v3/rooms/{room_id}/typing/{user_id}")
-async def set_typing(
-    hs: Resources, requester: Requester, room_id: RoomID, user_id: UserID, body: TypingBody
-) -> Empty:
+async def set_typing(hs: Resources, requester: Requester, room_id: RoomID, user_id: UserID, body: TypingBody) -> Empty:
     if user_id != requester.user_id:
         raise forbidden("You cannot type for another user.")
     timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if body.timeout is None else body.timeout

@@ -90,9 +90,7 @@ async def _ask(
     return _Page(server, leading) if leading else None
 
 
-async def _take_in(
-    hs: Resources, server: ServerName, servers: Sequence[ServerName], events: Sequence[Event]
-) -> bool:
+async def _take_in(hs: Resources, server: ServerName, servers: Sequence[ServerName], events: Sequence[Event]) -> bool:
     """Stores the events in their place in the past; whether there was any that is new.
 
     The state before those whose ancestors are not known is asked for; the others' follows from it. An event whose state
@@ -124,9 +122,7 @@ async def _take_in(
     return bool(events) and await hs.database.write(_place, hs, events, states) > 0
 
 
-def _place(
-    tx: Transaction, hs: Resources, events: Sequence[Event], states: Mapping[EventID, list[EventID]]
-) -> int:
+def _place(tx: Transaction, hs: Resources, events: Sequence[Event], states: Mapping[EventID, list[EventID]]) -> int:
     """How many of the events were new, oldest first. They get the orderings just below what follows on them."""
     places = find_places(tx, events[0].room_id, events)
     count = 0
@@ -149,4 +145,3 @@ async def fetch_event(hs: Resources, room_id: RoomID, event_id: EventID) -> Even
             await store(hs, [event], server, PERSON)
             return event
     raise not_found("No server that can be asked knows that event.")
-

@@ -123,9 +123,7 @@ def _edu_items(
     failed: Failed = []
     for source in sources:
 
-        def encoded(
-            span: Sequence[int], source: EduSource = source
-        ) -> Iterable[tuple[Item, frozenset[ServerName]]]:
+        def encoded(span: Sequence[int], source: EduSource = source) -> Iterable[tuple[Item, frozenset[ServerName]]]:
             for outgoing in source(tx, span[0] - 1, span[-1]):
                 if servers := destinations_of(outgoing):
                     edu = {"edu_type": outgoing.edu_type, "content": outgoing.content}

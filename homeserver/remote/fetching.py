@@ -247,9 +247,7 @@ async def _fetch_state_events(
             await store_collected(hs, collected, server, cause)
 
 
-async def store_collected(
-    hs: Resources, collected: Collected, server: ServerName, cause: Cause
-) -> frozenset[EventID]:
+async def store_collected(hs: Resources, collected: Collected, server: ServerName, cause: Cause) -> frozenset[EventID]:
     """Checks collected events and stores them as outliers, once `server` was asked for the few auth events they lack.
 
     Returns the IDs of what is still lacking. Many short writes rather than one long one: others get the writer in

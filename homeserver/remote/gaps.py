@@ -56,9 +56,7 @@ class Parked:
     pdu: bytes
 
 
-async def receive_events(
-    hs: Resources, events: Sequence[Event], origin: ServerName, wait_s: float
-) -> list[str | None]:
+async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerName, wait_s: float) -> list[str | None]:
     """Receives checked events of one room, in order. For each "" or why it was refused; None if it is still parked.
 
     origin: the server to ask first for what is missing, if it is in the room. wait_s: how long to wait for that.
@@ -111,9 +109,7 @@ def _resolve_all(tx: Transaction, events: Sequence[Event]) -> None:
             resolve_beforehand(tx, event)
 
 
-def _receive_or_park(
-    tx: Transaction, hs: Resources, events: Sequence[Event], origin: ServerName
-) -> list[str | None]:
+def _receive_or_park(tx: Transaction, hs: Resources, events: Sequence[Event], origin: ServerName) -> list[str | None]:
     outcomes: list[str | None] = []
     for event in events:
         outcome = receive(tx, hs, event)

@@ -125,16 +125,12 @@ def _make(
 
 
 @routes.put("/_matrix/federation/v2/send_join/{room_id}/{event_id}", **_GIVES_STATE)
-async def send_join_v2(
-    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
-) -> JsonObject:
+async def send_join_v2(hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict) -> JsonObject:
     return await _send_join(hs, origin, room_id, event_id, body)
 
 
 @routes.put("/_matrix/federation/v1/send_join/{room_id}/{event_id}", **_GIVES_STATE)
-async def send_join_v1(
-    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
-) -> Response:
+async def send_join_v1(hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict) -> Response:
     return Response(200, [200, await _send_join(hs, origin, room_id, event_id, body)])
 
 
@@ -147,17 +143,13 @@ async def send_leave_v2(
 
 
 @routes.put("/_matrix/federation/v1/send_leave/{room_id}/{event_id}", **_TAKES_A_PDU)
-async def send_leave_v1(
-    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
-) -> Response:
+async def send_leave_v1(hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict) -> Response:
     await _accept(hs, origin, room_id, event_id, body, "leave")
     return Response(200, [200, {}])
 
 
 @routes.put("/_matrix/federation/v1/send_knock/{room_id}/{event_id}", **_TAKES_A_PDU)
-async def send_knock(
-    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
-) -> JsonObject:
+async def send_knock(hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict) -> JsonObject:
     await _accept(hs, origin, room_id, event_id, body, "knock")
     return {"knock_room_state": await hs.database.read(list_stripped_pdus, room_id)}
 

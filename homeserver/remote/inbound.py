@@ -262,23 +262,17 @@ def _list_askable(
         if isinstance(event, Event):
             if event.type == "m.room.member" and event.sender == event.state_key:
                 askable.add(server_name_of(event.sender))
-            askable.update(
-                server for server in required_signatures(event) if is_server_joined(tx, room_id, server)
-            )
+            askable.update(server for server in required_signatures(event) if is_server_joined(tx, room_id, server))
     return askable
 
 
-async def _receive_after_join(
-    hs: Resources, origin: ServerName, room_id: RoomID, pdus: Sequence[JsonObject]
-) -> None:
+async def _receive_after_join(hs: Resources, origin: ServerName, room_id: RoomID, pdus: Sequence[JsonObject]) -> None:
     async with hs.peers.locks.hold(("join", room_id)):
         access = (await hs.database.read(_find_accesses, hs.server_name, [room_id], origin))[room_id]
     await _receive_room(hs, origin, room_id, access, pdus)
 
 
-async def _receive_all(
-    hs: Resources, origin: ServerName, events: Sequence[Event], deadline_s: float
-) -> dict[str, str]:
+async def _receive_all(hs: Resources, origin: ServerName, events: Sequence[Event], deadline_s: float) -> dict[str, str]:
     try:
         outcomes = await receive_events(hs, events, origin, deadline_s - trio.current_time())
     except Exception as error:

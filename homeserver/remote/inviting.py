@@ -116,9 +116,7 @@ def _check_size(event: Event) -> None:
         raise MatrixError(413, "M_TOO_LARGE", "The invitation is too large: another server has to sign it as well.")
 
 
-async def _ask_to_sign(
-    hs: Resources, destination: ServerName, event: Event, state: Sequence[JsonObject]
-) -> Answer:
+async def _ask_to_sign(hs: Resources, destination: ServerName, event: Event, state: Sequence[JsonObject]) -> Answer:
     body = {"event": event.pdu, "room_version": event.version.id, "invite_room_state": list(state)}
     answer = await send_signed(
         hs, destination, "PUT", path_to("v2", "invite", event.room_id, event.event_id), body, cause=ACTION
@@ -141,9 +139,7 @@ def _refusal(answer: Answer, destination: ServerName) -> MatrixError:
     return answer.error(destination)
 
 
-async def _with_their_signature(
-    hs: Resources, destination: ServerName, event: Event, content: object
-) -> Event:
+async def _with_their_signature(hs: Resources, destination: ServerName, event: Event, content: object) -> Event:
     """Our event with their signature, which is all that is used of their answer, and not before it was checked."""
     pdu = content.get("event") if isinstance(content, dict) else None
     signatures = pdu.get("signatures") if isinstance(pdu, dict) else None
@@ -188,9 +184,7 @@ async def send_invite_v2(
 
 
 @routes.put("/_matrix/federation/v1/invite/{room_id}/{event_id}", **_TAKES_AN_INVITE)
-async def send_invite_v1(
-    hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict
-) -> Response:
+async def send_invite_v1(hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict) -> Response:
     unsigned = body.get("unsigned")
     state = unsigned.get("invite_room_state") if isinstance(unsigned, dict) else None
     # "Servers which receive a v1 invite request must assume that the room version is either "1" or "2"."
@@ -277,5 +271,3 @@ def _store_if_outside(tx: Transaction, own: ServerName, event: Event, stripped: 
     if is_outside(tx, own, event.room_id):
         check_room_for_invite(tx, event, stripped)
         store_outside(tx, event, stripped)
-
-

@@ -369,9 +369,7 @@ def _check_create(create: Event | None, version: RoomVersion) -> None:
         raise MatrixError(502, "M_UNKNOWN", "The state that was given is not of a room of that version.")
 
 
-def _adopt(
-    tx: Transaction, join: Event, create_id: EventID | None, state_ids: Sequence[EventID]
-) -> Received | Missing:
+def _adopt(tx: Transaction, join: Event, create_id: EventID | None, state_ids: Sequence[EventID]) -> Received | Missing:
     stored = find_positions(tx, state_ids)
     outcome = adopt_room(tx, join, create_id, [event_id for event_id in state_ids if event_id in stored])
     if isinstance(outcome, Received):

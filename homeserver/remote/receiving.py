@@ -93,9 +93,7 @@ async def _receive(hs: Resources, event: Event, gap: Gap, *, may_walk: bool) -> 
     return None
 
 
-def _receive_with(
-    tx: Transaction, hs: Resources, event: Event, state: list[EventID] | None
-) -> Received | Missing:
+def _receive_with(tx: Transaction, hs: Resources, event: Event, state: list[EventID] | None) -> Received | Missing:
     return receive(tx, hs, event, state=state)
 
 

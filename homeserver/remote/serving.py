@@ -299,8 +299,6 @@ def _pdus(tx: Transaction, stored: Sequence[StoredEvent], origin: ServerName) ->
     """The PDUs; redacted those that the origin may not see, for without them it could not place the others."""
     events: Iterable[Event] = to_events(tx, stored)
     return [
-        event.pdu
-        if row.is_state or server_may_see(tx, origin, row)
-        else redact(event.pdu, event.version)
+        event.pdu if row.is_state or server_may_see(tx, origin, row) else redact(event.pdu, event.version)
         for row, event in zip(stored, events, strict=True)
     ]

@@ -49,9 +49,7 @@ def client_events(
     return answer
 
 
-def _visible_by_position(
-    tx: Transaction, user_id: str, events: Collection[StoredEvent]
-) -> dict[int, StoredEvent]:
+def _visible_by_position(tx: Transaction, user_id: str, events: Collection[StoredEvent]) -> dict[int, StoredEvent]:
     """Of events of one room, or a few: those that the user may see. What was never in a timeline is of the state."""
     by_room: dict[RoomID, list[StoredEvent]] = {}
     for event in events:

@@ -128,9 +128,7 @@ def restore(envelope: Envelope, columns: dict[str, Any], event_ids: Mapping[int,
 
 
 def _unpack_references(packed: list[int | bytes], event_ids: Mapping[int, EventID]) -> list[EventID]:
-    return [
-        event_ids[reference] if isinstance(reference, int) else event_id_of_key(reference) for reference in packed
-    ]
+    return [event_ids[reference] if isinstance(reference, int) else event_id_of_key(reference) for reference in packed]
 
 
 def _pack_sha256(hashes: Mapping[str, str]) -> bytes | None:

@@ -198,9 +198,7 @@ def list_memberships(tx: Transaction, user_id: str) -> list[RoomMembership]:
 
 def list_joined_rooms(tx: Transaction, user_id: str) -> list[RoomID]:
     """The rooms that the user is in."""
-    nids = tx.values(
-        "SELECT room_nid FROM memberships WHERE user_nid = ? AND membership = 'join'", tx.find(user_id)
-    )
+    nids = tx.values("SELECT room_nid FROM memberships WHERE user_nid = ? AND membership = 'join'", tx.find(user_id))
     return [RoomID(name) for name in tx.names(nids).values()]
 
 
@@ -280,9 +278,7 @@ def list_rooms_of_server(tx: Transaction, server_name: str, since: int) -> list[
 
 def count_members(tx: Transaction, room_id: str, membership: Membership) -> int:
     """How many users have that membership."""
-    row = tx.one(
-        "SELECT count(*) FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership
-    )
+    row = tx.one("SELECT count(*) FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership)
     assert row is not None
     return int(row[0])
 

@@ -116,9 +116,7 @@ def resolve_beforehand(tx: Transaction, event: Event) -> None:
         _state_before(tx, head, event, None)
 
 
-def _state_before(
-    tx: Transaction, head: Head, event: Event, given: Collection[EventID] | None
-) -> StateAt | Missing:
+def _state_before(tx: Transaction, head: Head, event: Event, given: Collection[EventID] | None) -> StateAt | Missing:
     """The state before the event: resolved from those after its prev_events, and the one given for unknown ones."""
     if event.type == "m.room.create" and event.event_id == _create_event_id(tx, head):
         return StateAt(state_tree.EMPTY_ROOT)
@@ -203,9 +201,7 @@ def _check_by_auth_events(tx: Transaction, head: Head, event: Event) -> Rejectio
     missing = frozenset(event.auth_events) - positions.keys()
     if missing:
         return Missing(auth_events=missing)
-    rejected = {
-        row.event_id for row in list_stored(tx, positions.values()).values() if row.status == Status.REJECTED
-    }
+    rejected = {row.event_id for row in list_stored(tx, positions.values()).values() if row.status == Status.REJECTED}
     loaded = load_auth_events(tx, [*positions.values(), head.create_position])
     auth_events = [loaded[positions[event_id]] for event_id in event.auth_events]
     return _check_auth(event, auth_events, rejected, loaded[head.create_position])

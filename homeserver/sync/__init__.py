@@ -75,9 +75,7 @@ async def _read_since(hs: Resources, token: Token) -> int | None:
     return await hs.database.read(find_since, token)
 
 
-async def _read_filter(
-    hs: Resources, known: Cache, get_filter: GetFilter, requester: Requester, text: str
-) -> Filter:
+async def _read_filter(hs: Resources, known: Cache, get_filter: GetFilter, requester: Requester, text: str) -> Filter:
     """The filter that the client names or gives. `known`: stored ones, which never change, by user and id."""
     if not text:
         return EVERYTHING

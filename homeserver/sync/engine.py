@@ -260,9 +260,7 @@ class _Rooms:
             self.newly_joined.add(room_id)
         head = find_head(self._tx, room_id)
         assert head is not None
-        entry = joined_room(
-            self._tx, self._viewer, membership, StateAt(head.state_root), since or 0, whole=whole
-        )
+        entry = joined_room(self._tx, self._viewer, membership, StateAt(head.state_root), since or 0, whole=whole)
         if entry:
             entry["timeline"]["limited"] |= self._is_anew
             self.join[room_id] = entry

@@ -324,9 +324,7 @@ def _sections(
                 if (nid := tx.find(event.state_key)) is not None:
                     viewer.members.tell(room_id, nid, event.position)
     fields = viewer.filter.event_fields
-    events = client_events(
-        tx, timeline.events, user_id=viewer.user_id, device_id=viewer.device_id, with_room_id=False
-    )
+    events = client_events(tx, timeline.events, user_id=viewer.user_id, device_id=viewer.device_id, with_room_id=False)
     now_ms = tx.now_ms
     state_events = [
         client_event(tx, event, {"age": now_ms - event.origin_server_ts}, with_room_id=False) for event in state

@@ -96,9 +96,7 @@ def _count(tx: Transaction, user_nid: int, new_types: int, new_bytes: int) -> No
     )  # fmt: skip
 
 
-def find_account_data(
-    tx: Transaction, user_id: UserID, room_id: RoomID | None, data_type: str
-) -> JsonObject | None:
+def find_account_data(tx: Transaction, user_id: UserID, room_id: RoomID | None, data_type: str) -> JsonObject | None:
     """The user's data of this type; room_id None: what belongs to no room."""
     row = tx.one(
         "SELECT content FROM account_data WHERE user_nid = ? AND room_nid = ? AND type_nid = ?",

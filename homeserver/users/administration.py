@@ -39,6 +39,4 @@ def list_accounts(tx: Transaction, after: str, limit: int) -> list[AccountView]:
 
 def _view(tx: Transaction, user: User) -> AccountView:
     profile = find_profile(tx, user.user_id)
-    return AccountView(
-        user, get_account_flags(tx, user.user_id), profile.get("displayname"), profile.get("avatar_url")
-    )
+    return AccountView(user, get_account_flags(tx, user.user_id), profile.get("displayname"), profile.get("avatar_url"))

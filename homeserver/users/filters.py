@@ -54,9 +54,7 @@ def find_filter(tx: Transaction, user_id: UserID, filter_id: str) -> JsonObject 
     """The filter as it was stored, None if the user has none of that id."""
     if not (filter_id.isascii() and filter_id.isdigit() and len(filter_id) <= 16):
         return None
-    row = tx.one(
-        "SELECT content FROM filters WHERE user_nid = ? AND filter_id = ?", tx.find(user_id), int(filter_id)
-    )
+    row = tx.one("SELECT content FROM filters WHERE user_nid = ? AND filter_id = ?", tx.find(user_id), int(filter_id))
     return None if row is None else orjson.loads(row[0])
 
 

@@ -88,9 +88,7 @@ def forget_profile(tx: Transaction, hs: Resources, user_id: UserID, erase: bool)
 
 def begin_update(tx: Transaction, user_id: UserID) -> None:
     """Notes that the user's rooms are to be told of the profile."""
-    tx.run(
-        "INSERT INTO profile_updates (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id)
-    )
+    tx.run("INSERT INTO profile_updates (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
 
 
 def end_update(tx: Transaction, user_id: UserID) -> None:

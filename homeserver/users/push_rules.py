@@ -98,9 +98,7 @@ def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
                 [_TWO_MEMBERS, _matches("type", "m.room.encrypted")],
                 ["notify", _SOUND],
             ),
-            _rule(
-                ".m.rule.room_one_to_one", [_TWO_MEMBERS, _matches("type", "m.room.message")], ["notify", _SOUND]
-            ),
+            _rule(".m.rule.room_one_to_one", [_TWO_MEMBERS, _matches("type", "m.room.message")], ["notify", _SOUND]),
             _rule(".m.rule.message", [_matches("type", "m.room.message")], ["notify"]),
             _rule(".m.rule.encrypted", [_matches("type", "m.room.encrypted")], ["notify"]),
         ],

@@ -92,9 +92,7 @@ def create_token(
     """A new token, of random text where none is given. Raises M_INVALID_PARAM: bad text, bad numbers, or it exists."""
     token = secrets.token_urlsafe(12) if token is None else token
     if _TOKEN.fullmatch(token) is None or len(token) > limits.REGISTRATION_TOKEN_CHARACTERS_MAX:
-        raise invalid_param(
-            "A registration token is 1 to 64 of the characters 0-9, A-Z, a-z and - . _ ~"
-        )
+        raise invalid_param("A registration token is 1 to 64 of the characters 0-9, A-Z, a-z and - . _ ~")
     if uses_allowed is not None and uses_allowed < 1:
         raise invalid_param("A token must be good for one use at least.")
     added = tx.run(

@@ -296,6 +296,4 @@ def _store_session(tx: Transaction, session: str, attempt: Attempt, completed: M
         " VALUES (?, ?, ?, ?, ?, ?)",
         session, number, attempt.operation, tx.intern(attempt.user_id) if attempt.user_id else 0, tx.now_ms, text,
     )  # fmt: skip
-    tx.run(
-        "DELETE FROM user_interactive_sessions WHERE number <= ?", number - limits.USER_INTERACTIVE_SESSIONS_MAX
-    )
+    tx.run("DELETE FROM user_interactive_sessions WHERE number <= ?", number - limits.USER_INTERACTIVE_SESSIONS_MAX)

@@ -81,7 +81,6 @@ class Running:
     def port(self) -> int:
         return int(self.bound[0].address.rpartition(":")[2])
 
-
     async def until_active(self, count: int) -> None:
         """Waits until so many requests wait for their answers."""
         while self.app.dispatch.active < count:  # noqa: ASYNC110

@@ -260,5 +260,3 @@ async def test_what_was_read_may_become_more_or_less(autojump_clock: trio.testin
         assert not budget.has_room("b", 1)
         hold.become(5)
         assert budget.has_room("b", 50) and budget.has_room("a", 45) and not budget.has_room("a", 46)
-
-

@@ -134,7 +134,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"listeners": [{}, {}]}, "two listeners have the same bind, 127.0.0.1:8008"),
         ({"public": {"base_url": "example.org"}}, "public.base_url: 'example.org' is not an http or https URL"),
         ({"public": {"base_url": "https://a:b"}}, "public.base_url"),
-        ({"public": {"serve_well_known": "yes"}}, 'public.serve_well_known must be true or false, without'),
+        ({"public": {"serve_well_known": "yes"}}, "public.serve_well_known must be true or false, without"),
         ({"public": 1}, "public is a section: write [public], once, and its keys below"),
         ({"public": {"base_url": "https://ex ample.org"}}, "public.base_url: 'https://ex ample.org' is not an http"),
         ({"public": {"base_url": "https://u:p@a.example"}}, "public.base_url: 'https://u:p@a.example' is not an http"),

@@ -27,6 +27,7 @@ from tests.api.listening import make_app, serving, talk
 
 pytestmark = pytest.mark.sockets
 
+
 async def test_it_answers_and_tells_where() -> None:
     async with serving() as server, httpx.AsyncClient() as http:
         assert server.url == f"http://127.0.0.1:{server.port}"
@@ -39,9 +40,10 @@ async def test_it_answers_and_tells_where() -> None:
 
 
 async def test_several_listeners_and_ipv6() -> None:
-    async with serving(
-        Listener(bind="127.0.0.1:0", serve=("client",)), Listener(bind="[::1]:0", serve=("health",))
-    ) as server, httpx.AsyncClient() as http:
+    async with (
+        serving(Listener(bind="127.0.0.1:0", serve=("client",)), Listener(bind="[::1]:0", serve=("health",))) as server,
+        httpx.AsyncClient() as http,
+    ):
         first, second = (bound.url for bound in server.bound)
         assert second.startswith("http://[::1]:")
         assert (await http.get(first + "/_matrix/client/versions")).status_code == 200
@@ -371,5 +373,3 @@ async def test_cancelling_ends_it() -> None:
         await stream.send_all(b"GET /_matrix/media/v3/download/2000 HTTP/1.1\r\nhost: x\r\n\r\n")
         await stream.receive_some(1)
         nursery.cancel_scope.cancel()
-
-

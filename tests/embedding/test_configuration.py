@@ -35,7 +35,7 @@ def test_mappings_lists_and_paths_are_converted() -> None:
         ({"listeners": {"bind": "127.0.0.1:8008"}}, "listeners must be a list or a tuple"),
         ({"listeners": ["127.0.0.1:8008"]}, "listeners must be a Listener or a mapping, not '127.0.0.1:8008'"),
         ({"listeners": [{"bind": 8008}]}, "Listener.bind must be a str, not 8008"),
-        ({"listeners": [{"serve": ["clients"]}]}, 'Listener.serve must be "client", .* not \'clients\''),
+        ({"listeners": [{"serve": ["clients"]}]}, "Listener.serve must be \"client\", .* not 'clients'"),
         ({"data_dir": None}, "data_dir must be a str, not None"),
         ({"data_dir": ""}, "data_dir must name a folder"),
         ({"server_name": 7}, "server_name must be a str, not 7"),

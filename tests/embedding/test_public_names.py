@@ -16,7 +16,7 @@ import homeserver
 
 ROOT = Path(__file__).parents[2]
 
-PROGRAM = '''
+PROGRAM = """
 from pathlib import Path
 
 from homeserver import AsyncioHomeserver, Client, Config, Homeserver, MatrixError, __version__
@@ -35,7 +35,7 @@ async def main(folder: Path) -> str:
     async with AsyncioHomeserver(Config(server_name="example.org")) as other:
         bob = await other.log_in("bob")
         return len(await bob.messages(room))
-'''
+"""
 
 
 def test_every_public_name_is_there() -> None:

@@ -111,7 +111,8 @@ def assert_valid(operations: dict[str, Any], wanted: tuple[str, ...]) -> None:
         f"{name} {result['status']} {result['target'][:80]}": result["errors"] or result["body"]
         for name, operation in operations.items()
         for result in operation["results"]
-        if result["class"] == "recognised" and (result["errors"] or 500 <= result["status"] != 501)
+        if result["class"] == "recognised"
+        and (result["errors"] or 500 <= result["status"] != 501)
         and not (result["target"].endswith(NO_RELAY) and result["status"] == 200)
     }
     assert not bad

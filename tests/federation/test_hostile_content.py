@@ -36,11 +36,31 @@ values = lenient_values | st.sampled_from(WORDS)
 nested_keys = st.sampled_from([*WORDS, "signed", "mxid", "token", "signatures", "public_key"])
 nested = st.recursive(values, lambda inner: st.dictionaries(nested_keys, inner), max_leaves=6)
 contents = st.dictionaries(
-    st.sampled_from([
-        "membership", "third_party_invite", "join_authorised_via_users_server", "join_rule", "room_version",
-        "creator", "additional_creators", "m.federate", "users", "users_default", "events", "notifications", "ban",
-        "kick", "invite", "redact", "state_default", "events_default", "public_key", "public_keys", "redacts",
-    ]),
+    st.sampled_from(
+        [
+            "membership",
+            "third_party_invite",
+            "join_authorised_via_users_server",
+            "join_rule",
+            "room_version",
+            "creator",
+            "additional_creators",
+            "m.federate",
+            "users",
+            "users_default",
+            "events",
+            "notifications",
+            "ban",
+            "kick",
+            "invite",
+            "redact",
+            "state_default",
+            "events_default",
+            "public_key",
+            "public_keys",
+            "redacts",
+        ]
+    ),
     nested | st.lists(nested, max_size=3),
     max_size=8,
 )

@@ -237,9 +237,11 @@ def test_power_events() -> None:
 
 def made_up(name: str, event_type: str, state_key: str, version: RoomVersion, auth: list[str], **content: Any) -> Event:
     """An event under a symbolic ID, unsigned."""
-    references = [[f"${event_id}", {}] for event_id in auth] if version.references_with_hashes else [
-        f"${event_id}" for event_id in auth
-    ]
+    references = (
+        [[f"${event_id}", {}] for event_id in auth]
+        if version.references_with_hashes
+        else [f"${event_id}" for event_id in auth]
+    )
     pdu = {
         "type": event_type,
         "state_key": state_key,

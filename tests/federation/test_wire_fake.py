@@ -182,9 +182,7 @@ async def test_who_gives_up_cancels_the_app(autojump_clock: trio.testing.MockClo
     network.join("beta.test", counting)
     wire = network.wire_for("alpha.test")
     with pytest.raises(KeyError):
-        async with wire.stream(
-            ServerName("beta.test"), "GET", "/media", headers={}, timeout_s=10, max_bytes=1000
-        ):
+        async with wire.stream(ServerName("beta.test"), "GET", "/media", headers={}, timeout_s=10, max_bytes=1000):
             raise KeyError
     assert counting.finished == 0
 

@@ -97,8 +97,10 @@ def test_agrees_with_the_standard_library(address: ipaddress.IPv4Address) -> Non
         # Newer versions of the library except a few anycast addresses inside 192.0.0.0/24.
         assert refusal(str(address)) is not None
     if refusal(str(address)) is not None and address.is_global:
-        assert address.is_multicast or address in ipaddress.ip_network("192.0.0.0/24") or (
-            address in ipaddress.ip_network("192.88.99.0/24")
+        assert (
+            address.is_multicast
+            or address in ipaddress.ip_network("192.0.0.0/24")
+            or (address in ipaddress.ip_network("192.88.99.0/24"))
         )
 
 

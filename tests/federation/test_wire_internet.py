@@ -243,9 +243,7 @@ async def test_bodies_are_sent(tmp_path: Path) -> None:
         site = at.serve(MATRIX_IP, 8448, MATRIX_IP)
         wire: Wire = at.wire
         body = b"x" * 200_000
-        await wire.request(
-            ServerName(MATRIX_IP), "PUT", "/send/1", headers={}, body=body, timeout_s=30, max_bytes=10
-        )
+        await wire.request(ServerName(MATRIX_IP), "PUT", "/send/1", headers={}, body=body, timeout_s=30, max_bytes=10)
         assert (site.received[0].method, site.received[0].body) == ("PUT", body)
 
 
@@ -301,9 +299,7 @@ async def test_media_comes_in_chunks(tmp_path: Path, autojump_clock: trio.testin
 async def test_media_may_lie_elsewhere(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(WEB_IP, 443, "cdn.org", "cdn.org", handler=always(Reply(body=b"picture")))
-        async with at.wire.stream_url(
-            "https://cdn.org/a?b", headers={"X": "y"}, timeout_s=3, max_bytes=10
-        ) as response:
+        async with at.wire.stream_url("https://cdn.org/a?b", headers={"X": "y"}, timeout_s=3, max_bytes=10) as response:
             assert b"".join([chunk async for chunk in response.chunks]) == b"picture"
         assert (site.received[0].target, site.received[0].headers["x"]) == ("/a?b", "y")
         with pytest.raises(WireError) as caught:

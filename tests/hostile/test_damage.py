@@ -149,5 +149,3 @@ async def test_media_that_was_cut_off(homeservers: Homeservers, tmp_path: Path, 
     thumbnail = f"/_matrix/client/v1/media/thumbnail/{path}?width=32&height=32"
     assert await alice.refused("GET", thumbnail) == (500, "M_UNKNOWN")
     assert (await server.anonymous.get(READY)).status_code == 503
-
-

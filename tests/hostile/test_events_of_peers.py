@@ -168,5 +168,3 @@ async def test_every_field_of_an_edu_may_be_wrong(federation: Federation, edu_ty
     await sync(alice)
     await mallory.send("a.example", "good", edus=[{"edu_type": edu_type, "content": base}])
     await sync(alice)
-
-

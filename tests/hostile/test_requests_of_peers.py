@@ -231,5 +231,3 @@ async def test_who_is_not_in_a_room_learns_nothing_of_it(federation: Federation,
 async def _private_room(client: Client) -> str:
     room_id: str = (await client.ok("POST", "createRoom", json={"preset": "private_chat"}))["room_id"]
     return room_id
-
-

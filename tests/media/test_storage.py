@@ -10,9 +10,10 @@ import pytest
 from homeserver.config import BlobsSection
 from homeserver.database import Database, Transaction
 from homeserver.errors import MatrixError
-from homeserver.features.media import storage
+from homeserver.features.media import storage, thumbnail_storage
 from homeserver.features.media.receiving import blob_created_ms, new_blob_key
-from homeserver.features.media.storage import Blob, Description, Image, Media, Pending, Size, Thumbnail
+from homeserver.features.media.storage import Blob, Description, Media, Pending
+from homeserver.features.media.thumbnail_storage import Image, Size, Thumbnail
 from homeserver.federation.identifiers import ServerName, UserID
 from tests.support.database import opened
 
@@ -102,30 +103,30 @@ async def test_thumbnails(database_url: str) -> None:
         media = await database.read(storage.get_media, HERE, "one")
         assert media is not None
         nid, size = media.media_nid, Size("crop", 96, 96, False)
-        assert await database.read(storage.get_image, nid) is None
+        assert await database.read(thumbnail_storage.get_image, nid) is None
         image = Image("image/png", 800, 600, True)
         small = Thumbnail("image/jpeg", blob(b"small").key, 5, b"small")
-        assert await database.write(storage.store_thumbnail, nid, image, size, small) == small
-        assert await database.read(storage.get_thumbnail, nid, size) == small
+        assert await database.write(thumbnail_storage.store_thumbnail, nid, image, size, small) == small
+        assert await database.read(thumbnail_storage.get_thumbnail, nid, size) == small
         large = Thumbnail("image/webp", blob(b"large").key, 100_000)
         moving = Size("scale", 800, 600, True)
-        await database.write(storage.store_thumbnail, nid, image, moving, large)
+        await database.write(thumbnail_storage.store_thumbnail, nid, image, moving, large)
         slower = Thumbnail("image/webp", blob(b"slower").key, 100_000)
-        assert await database.write(storage.store_thumbnail, nid, image, moving, slower) == large
+        assert await database.write(thumbnail_storage.store_thumbnail, nid, image, moving, slower) == large
         assert await database.read(storage.list_deletions, 10) == [slower.blob_key]
-        assert await database.read(storage.count_thumbnails, nid) == 2
-        found = await database.read(storage.get_image, nid)
+        assert await database.read(thumbnail_storage.count_thumbnails, nid) == 2
+        found = await database.read(thumbnail_storage.get_image, nid)
         assert found is not None and (found.width, found.is_animated, found.failure) == (800, True, "")
-        await database.write(storage.store_image, nid, Image(failure="too_large"))
-        found = await database.read(storage.get_image, nid)
+        await database.write(thumbnail_storage.store_image, nid, Image(failure="too_large"))
+        found = await database.read(thumbnail_storage.get_image, nid)
         assert found is not None and found.failure == "too_large" and found.checked_ms > 0
         orphan = blob(b"orphan").key
         keys = [media.blob.key, large.blob_key, orphan]
         assert await database.read(storage.list_unused, keys) == [orphan]
         await database.write(storage.delete_media, HERE, "one")
-        assert await database.read(storage.get_thumbnail, nid, size) is None
+        assert await database.read(thumbnail_storage.get_thumbnail, nid, size) is None
         with pytest.raises(MatrixError, match="M_NOT_FOUND"):
-            await database.write(storage.store_thumbnail, nid, image, size, small)
+            await database.write(thumbnail_storage.store_thumbnail, nid, image, size, small)
 
 
 async def test_the_sweep(database_url: str) -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from homeserver import limits
 from homeserver.features import media
-from homeserver.features.media import storage
-from homeserver.features.media.storage import Size
+from homeserver.features.media import thumbnail_storage
+from homeserver.features.media.thumbnail_storage import Size
 from homeserver.features.media.thumbnails import ThumbnailQuery, read_size
 from tests.media import images
 from tests.media.servers import V1, blob_keys, get_raw, upload
@@ -103,7 +103,7 @@ async def test_many_aspect_ratios_of_one_image(server: Server, alice: Client) ->
         assert response.status_code == 200
         width, found = Image.open(io.BytesIO(response.content)).size
         assert width >= 96 and found >= height
-    assert await server.read(storage.count_thumbnails, 1) <= limits.THUMBNAILS_PER_MEDIA_MAX + 5
+    assert await server.read(thumbnail_storage.count_thumbnails, 1) <= limits.THUMBNAILS_PER_MEDIA_MAX + 5
 
 
 def test_sizes_are_snapped() -> None:
@@ -139,4 +139,4 @@ async def test_a_thumbnail_of_what_was_deleted_meanwhile(server: Server, alice: 
     path = f"{V1}/thumbnail/{place}?width=96&height=96"
     assert await alice.refused("GET", path) == (404, "M_NOT_FOUND")
     assert await blob_keys(server) == []
-    assert await server.read(storage.get_thumbnail, 1, Size("scale", 320, 240, False)) is None
+    assert await server.read(thumbnail_storage.get_thumbnail, 1, Size("scale", 320, 240, False)) is None

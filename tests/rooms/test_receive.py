@@ -252,9 +252,7 @@ async def test_branches_that_contradict_one_another(rooms: Rooms, version: str, 
     branch_events = [said(branch, BOB), branch.member(BOB, "join", displayname="Bobby"), said(branch, BOB)]
     for events in [(ban_events, branch_events)[number] for number in order]:
         await rooms.receive_all(events)
-    expected = resolve(
-        room.version, [ban.state_map(), branch.state_map()], {**ban.events, **branch.events}
-    )
+    expected = resolve(room.version, [ban.state_map(), branch.state_map()], {**ban.events, **branch.events})
     # Who heard of the ban first has soft-failed the rest, and its state stays at the ban.
     state = await rooms.state(room.room_id)
     assert state in (expected, ban.state_map())

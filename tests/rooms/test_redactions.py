@@ -64,9 +64,7 @@ async def test_what_is_redacted_may_be_no_event(rooms: Rooms) -> None:
 
 async def test_state_keeps_what_the_room_needs(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
-    join = await rooms.append(
-        room_id, BERT, "m.room.member", {"membership": "join", "displayname": SECRET}, BERT
-    )
+    join = await rooms.append(room_id, BERT, "m.room.member", {"membership": "join", "displayname": SECRET}, BERT)
     redaction = await redact(rooms, room_id, ANNA, join)
     await assert_gone(rooms, join, redaction)
     assert (await rooms.stored(join.event_id)).content == {"membership": "join"}

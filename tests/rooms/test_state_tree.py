@@ -38,9 +38,7 @@ class Nodes:
 
 
 # Few numbers, so that keys meet again; and many, so that there are several levels.
-keys = st.one_of(
-    st.tuples(st.integers(1, 5), st.integers(1, 12)), st.tuples(st.just(7), st.integers(1, 5000))
-)
+keys = st.one_of(st.tuples(st.integers(1, 5), st.integers(1, 12)), st.tuples(st.just(7), st.integers(1, 5000)))
 positions = st.integers(1, 2**40)
 states = st.one_of(
     st.dictionaries(keys, positions, max_size=60),
@@ -100,9 +98,7 @@ def test_the_difference_is_that_of_two_dicts(
     tx: Any = Nodes()
     old, new = changed(entries, one), changed(entries, two)
     found = state_tree.changed(tx, state_tree.build(tx, old), state_tree.build(tx, new))
-    expected = {
-        key: (old.get(key), new.get(key)) for key in old.keys() | new.keys() if old.get(key) != new.get(key)
-    }
+    expected = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
     assert found == expected
 
 

@@ -159,9 +159,7 @@ def _is_joined(tx: Transaction, room_id: str, server: str) -> bool:
 
 def _state(tx: Transaction, room_id: str) -> dict[tuple[str, str], str]:
     positions = state_tree.items(tx, get_head(tx, room_id).state_root).values()
-    return {
-        (event.type, event.state_key or ""): event.event_id for event in list_stored(tx, list(positions)).values()
-    }
+    return {(event.type, event.state_key or ""): event.event_id for event in list_stored(tx, list(positions)).values()}
 
 
 def _timeline(tx: Transaction, room_id: str) -> set[str]:

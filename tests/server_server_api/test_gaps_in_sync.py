@@ -17,9 +17,7 @@ def said(events: list[dict[str, Any]]) -> list[str]:
     return [event["content"]["body"] for event in events if event["type"] == "m.room.message"]
 
 
-async def listen(
-    client: Client, room_id: str, since: str, last: str, page_size: int = 50
-) -> tuple[list[str], int]:
+async def listen(client: Client, room_id: str, since: str, last: str, page_size: int = 50) -> tuple[list[str], int]:
     """What a client hears that syncs, and pages back where a timeline is limited; and how many gaps it was told of."""
     heard: list[str] = []
     gaps = 0

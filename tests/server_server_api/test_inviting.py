@@ -187,9 +187,7 @@ async def test_one_server_cannot_flood_a_user_with_invites(federation: Federatio
 
 
 @pytest.mark.parametrize(("count", "size"), [(limits.PENDING_MAX, 10), (130, limits.STRIPPED_BYTES_MAX)])
-async def test_what_is_pending_is_bounded_in_number_and_in_bytes(
-    federation: Federation, count: int, size: int
-) -> None:
+async def test_what_is_pending_is_bounded_in_number_and_in_bytes(federation: Federation, count: int, size: int) -> None:
     a = await federation.start("a.example")
     alice, bert = await a.register("alice"), await a.register("bert")
     stranger = Stranger(federation.network, ServerName("m.example"))

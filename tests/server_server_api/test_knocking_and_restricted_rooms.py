@@ -162,9 +162,7 @@ async def test_second_user_of_a_server_that_cannot_vouch_joins_through_another(f
     alice, bob, bert = await a.register("alice"), await b.register("bob"), await b.register("bert")
     club = await create_room(alice, preset="public_chat")
     levels = {"invite": 50}
-    room_id = await create_room(
-        alice, initial_state=[rules("restricted", club)], power_level_content_override=levels
-    )
+    room_id = await create_room(alice, initial_state=[rules("restricted", club)], power_level_content_override=levels)
     for user in (bob, bert):
         await join(user, club, "a.example")
         await trio.sleep(1)  # until a.example has heard of it

@@ -62,9 +62,7 @@ async def test_what_is_accepted_from_a_client_is_delivered(federation: Federatio
 
 
 @pytest.mark.parametrize("version", ["1", "6", "12"])
-async def test_deepest_state_is_joined_with_invited_with_synced_and_paged(
-    federation: Federation, version: str
-) -> None:
+async def test_deepest_state_is_joined_with_invited_with_synced_and_paged(federation: Federation, version: str) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
     alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
     room_id = await create_room(alice, preset="private_chat", room_version=version)
@@ -294,9 +292,7 @@ async def test_dense_events_are_delivered_joined_with_invited_with_and_synced(
 
 
 @pytest.mark.parametrize("version", ["1", "10", "12"])
-async def test_invitation_has_room_for_the_signature_of_the_other_server(
-    federation: Federation, version: str
-) -> None:
+async def test_invitation_has_room_for_the_signature_of_the_other_server(federation: Federation, version: str) -> None:
     """One that is too large with it is refused before the other server has heard of it."""
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice, bob = await a.register("alice"), await b.register("bob")

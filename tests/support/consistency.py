@@ -99,9 +99,7 @@ class _Check:
             # What an earlier stay left loose does not count: only what came after the join that began this one.
             stays = [row.ordering for row in timeline if self.begins_stay(row)]
             begin = max((ordering for ordering in stays if ordering is not None), default=0)
-            loose = {
-                row.event_id for row in timeline if row.event_id not in cited and (row.ordering or 0) >= begin
-            }
+            loose = {row.event_id for row in timeline if row.event_id not in cited and (row.ordering or 0) >= begin}
             assert loose == {row.event_id for row in extremities}, "the extremities are not the loose ends"
             assert self.named(head.state_root) == self.resolve([self.state_after(row) for row in extremities])
             assert head.depth >= max(self.events[row.event_id].depth for row in extremities)

@@ -38,8 +38,9 @@ def drop_databases() -> None:
 def list_tables(tx: Transaction) -> list[str]:
     """The names of all tables of such a database, but for those of the migrations."""
     names = tx.values(
-        "SELECT name FROM sqlite_master WHERE type = 'table'" if ENGINE == "sqlite" else
-        "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        "SELECT name FROM sqlite_master WHERE type = 'table'"
+        if ENGINE == "sqlite"
+        else "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
     )
     return sorted(name for name in names if "sqlite" not in name)
 

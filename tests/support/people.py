@@ -1,8 +1,8 @@
 """What people do in rooms, as requests of the client-server API.
 
-    alice, bob = await server.register("alice"), await server.register("bob")
-    room_id = await create(alice, invite=[bob.user_id])
-    await join(bob, room_id)
+alice, bob = await server.register("alice"), await server.register("bob")
+room_id = await create(alice, invite=[bob.user_id])
+await join(bob, room_id)
 """
 
 from __future__ import annotations

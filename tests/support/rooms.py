@@ -46,9 +46,7 @@ class Us:
     signing_key: SigningKey = field(default_factory=lambda: SigningKey("1", sha256(OURS.encode()).digest()))
 
 
-def take_over(
-    tx: Transaction, join: Event, state: Sequence[Event], chain: Sequence[Event]
-) -> Received | Missing:
+def take_over(tx: Transaction, join: Event, state: Sequence[Event], chain: Sequence[Event]) -> Received | Missing:
     """Enters a room with the state and the auth chain that a resident has told."""
     lacking = store_outliers(tx, [*chain, *state])
     if lacking:
@@ -150,9 +148,7 @@ class Rooms:
         return await self.read(named_state, stored.state_before)
 
     async def extremities(self, room_id: RoomID) -> set[EventID]:
-        return set(
-            await self.read(lambda tx: event_ids_at(tx, get_head(tx, room_id).extremities).values())
-        )
+        return set(await self.read(lambda tx: event_ids_at(tx, get_head(tx, room_id).extremities).values()))
 
     async def timeline(self, room_id: RoomID) -> list[EventID]:
         """The event ids of the timeline, oldest first."""

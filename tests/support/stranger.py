@@ -1,8 +1,8 @@
 """A stranger: another server that is nothing but a key and what a test has it answer. It can lie in every way there is.
 
-    mallory = Stranger(federation.network, "mallory.example")
-    mallory.answers["GET", "/_matrix/federation/v1/event/$x"] = {"pdus": []}
-    await mallory.put(a.name, "/_matrix/federation/v1/send/1", {...})
+mallory = Stranger(federation.network, "mallory.example")
+mallory.answers["GET", "/_matrix/federation/v1/event/$x"] = {"pdus": []}
+await mallory.put(a.name, "/_matrix/federation/v1/send/1", {...})
 """
 
 from __future__ import annotations

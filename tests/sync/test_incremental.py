@@ -195,5 +195,3 @@ async def run(script: list[tuple[Any, ...]]) -> None:
 @given(steps)
 def test_incremental_is_fresh(script: list[tuple[Any, ...]]) -> None:
     trio.run(run, script)
-
-

@@ -103,7 +103,10 @@ async def get_content_override_name(
 async def _serve(hs: Resources, request: Request, media: Media, filename: str | None, cache_control: str) -> Response:
     content_type = media.description.content_type
     return await serve(
-        hs, request, media.blob.key, media.blob.size_bytes,
+        hs,
+        request,
+        media.blob.key,
+        media.blob.size_bytes,
         tag=media.blob.sha256,
         content_type=content_type,
         disposition=content_disposition(content_type, filename),

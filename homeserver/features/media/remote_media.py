@@ -84,7 +84,9 @@ async def _fetch_signed(hs: Resources, server_name: ServerName, media_id: str, t
     is_there = False
     try:
         async with hs.wire.stream(
-            server_name, "GET", path,
+            server_name,
+            "GET",
+            path,
             headers=authorization_headers(hs, server_name, "GET", path),
             timeout_s=MEDIA_FETCH_TIMEOUT_S + timeout_ms / 1000,
             max_bytes=hs.config.blobs.upload_bytes_max + overhead,
@@ -112,7 +114,9 @@ async def _fetch_unsigned(hs: Resources, server_name: ServerName, media_id: str,
         f"?allow_remote=false&timeout_ms={timeout_ms}"
     )
     async with hs.wire.stream(
-        server_name, "GET", path,
+        server_name,
+        "GET",
+        path,
         headers={},
         timeout_s=MEDIA_FETCH_TIMEOUT_S + timeout_ms / 1000,
         max_bytes=hs.config.blobs.upload_bytes_max,

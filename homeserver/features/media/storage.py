@@ -125,50 +125,20 @@ class Pending:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """A thumbnail that was asked for, its measures already snapped to the sizes that are made."""
-
-    method: str
-    width: int
-    height: int
-    animated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """What is known of a file as an image, orientation applied. failure: "" or why there is no thumbnail of it."""
-
-    content_type: str = ""
-    width: int = 0
-    height: int = 0
-    is_animated: bool = False
-    failure: str = ""
-    checked_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
-    """A stored thumbnail, or the original in its place. A small one has its `content` here, and no blob has its key."""
-
-    content_type: str
-    blob_key: str
-    size_bytes: int
-    content: bytes | None = None
-
-
 class BlobGone(Exception):
     """The blob that was to be shared has been deleted meanwhile."""
 
 
 # --- reading ---
 
+
 def get_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media | None:
     """The file of a URI, None if this server does not hold its content."""
     row = tx.one(
         "SELECT media_nid, blob_key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms"
         " FROM media WHERE server_nid = ? AND media_id = ?",
-        tx.find(server_name), media_id,
+        tx.find(server_name),
+        media_id,
     )
     if row is None:
         return None
@@ -186,7 +156,8 @@ def get_pending(tx: Transaction, media_id: str) -> Pending | None:
     """A URI of this server that waits for its content and has not expired."""
     row = tx.one(
         "SELECT uploader_nid, expires_ms FROM media_pending WHERE media_id = ? AND expires_ms > ? AND expires_ms <= ?",
-        media_id, *_pending_between(tx),
+        media_id,
+        *_pending_between(tx),
     )
     return None if row is None else Pending(UserID(tx.name(row[0])), row[1], tx.position)
 
@@ -204,32 +175,6 @@ def get_blob_key(tx: Transaction, sha256: bytes) -> str | None:
     return None if row is None else row[0]
 
 
-def get_image(tx: Transaction, media_nid: int) -> Image | None:
-    """What is known of the file as an image; None: it has not been looked at."""
-    row = tx.one(
-        "SELECT content_type, width, height, is_animated, failure, checked_ms FROM media_images WHERE media_nid = ?",
-        media_nid,
-    )
-    return None if row is None else Image(row[0], row[1], row[2], bool(row[3]), row[4], row[5])
-
-
-def get_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | None:
-    """The stored thumbnail of exactly this size."""
-    row = tx.one(
-        "SELECT content_type, blob_key, size_bytes, content FROM media_thumbnails"
-        " WHERE media_nid = ? AND method = ? AND width = ? AND height = ? AND animated = ?",
-        media_nid, size.method, size.width, size.height, int(size.animated),
-    )
-    return None if row is None else Thumbnail(row[0], row[1], row[2], None if row[3] is None else bytes(row[3]))
-
-
-def count_thumbnails(tx: Transaction, media_nid: int) -> int:
-    """How many thumbnails of the file are stored."""
-    row = tx.one("SELECT COUNT(*) FROM media_thumbnails WHERE media_nid = ?", media_nid)
-    assert row is not None
-    return row[0]
-
-
 # --- uploading ---
 
 
@@ -239,7 +184,8 @@ def store_pending(tx: Transaction, media_id: str, uploader: UserID, expires_ms: 
     row = tx.one(
         "SELECT COUNT(*), MIN(expires_ms) FROM media_pending WHERE uploader_nid = ? AND expires_ms > ?"
         " AND expires_ms <= ?",
-        uploader_nid, *_pending_between(tx),
+        uploader_nid,
+        *_pending_between(tx),
     )
     assert row is not None
     if row[0] >= MEDIA_PENDING_PER_USER_MAX:
@@ -247,7 +193,9 @@ def store_pending(tx: Transaction, media_id: str, uploader: UserID, expires_ms: 
         raise MatrixError(429, "M_LIMIT_EXCEEDED", "Finish your pending uploads first.", retry_after_ms=wait_ms)
     tx.run(
         "INSERT INTO media_pending (media_id, uploader_nid, expires_ms) VALUES (?, ?, ?)",
-        media_id, uploader_nid, expires_ms,
+        media_id,
+        uploader_nid,
+        expires_ms,
     )
 
 
@@ -300,7 +248,8 @@ def store_upload(
         "INSERT INTO media_usage (uploader_nid, files, size_bytes) VALUES (?, 1, ?)"
         " ON CONFLICT (uploader_nid) DO UPDATE SET files = media_usage.files + 1,"
         " size_bytes = media_usage.size_bytes + excluded.size_bytes",
-        uploader_nid, blob.size_bytes,
+        uploader_nid,
+        blob.size_bytes,
     )
     if is_pending:
         tx.run("DELETE FROM media_pending WHERE media_id = ?", media_id)
@@ -338,8 +287,17 @@ def _insert_media(
     tx.run(
         "INSERT INTO media (server_nid, media_id, blob_key, sha256, size_bytes, content_type, filename, uploader_nid,"
         " created_ms, used_ms, is_public) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        tx.intern(server_name), media_id, blob.key, blob.sha256, blob.size_bytes, description.content_type,
-        description.filename, uploader_nid, tx.now_ms, tx.now_ms, int(is_public),
+        tx.intern(server_name),
+        media_id,
+        blob.key,
+        blob.sha256,
+        blob.size_bytes,
+        description.content_type,
+        description.filename,
+        uploader_nid,
+        tx.now_ms,
+        tx.now_ms,
+        int(is_public),
     )
 
 
@@ -354,43 +312,6 @@ def store_used(tx: Transaction, media_nid: int) -> None:
     tx.run("UPDATE media SET used_ms = ? WHERE media_nid = ?", tx.now_ms, media_nid)
 
 
-# --- thumbnails ---
-
-
-def store_image(tx: Transaction, media_nid: int, image: Image) -> None:
-    """Remembers what a file is as an image, if the file is still there."""
-    if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
-        return
-    tx.run(
-        "INSERT INTO media_images (media_nid, content_type, width, height, is_animated, failure, checked_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (media_nid) DO UPDATE SET content_type = excluded.content_type,"
-        " width = excluded.width, height = excluded.height, is_animated = excluded.is_animated,"
-        " failure = excluded.failure, checked_ms = excluded.checked_ms",
-        media_nid, image.content_type, image.width, image.height, int(image.is_animated), image.failure, tx.now_ms,
-    )
-
-
-def store_thumbnail(tx: Transaction, media_nid: int, image: Image, size: Size, thumbnail: Thumbnail) -> Thumbnail:
-    """Remembers a thumbnail whose blob is durable; answers the one to serve, another node's if that was faster.
-
-    Raises M_NOT_FOUND where the file has been deleted meanwhile.
-    """
-    if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
-        raise not_found("This media has been deleted.")
-    store_image(tx, media_nid, image)
-    found = get_thumbnail(tx, media_nid, size)
-    if found is not None:
-        release_blob(tx, thumbnail.blob_key)
-        return found
-    tx.run(
-        "INSERT INTO media_thumbnails (media_nid, method, width, height, animated, content_type, blob_key, size_bytes,"
-        " content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        media_nid, size.method, size.width, size.height, int(size.animated),
-        thumbnail.content_type, thumbnail.blob_key, thumbnail.size_bytes, thumbnail.content,
-    )
-    return thumbnail
-
-
 # --- deleting ---
 
 
@@ -398,7 +319,8 @@ def delete_media(tx: Transaction, server_name: ServerName, media_id: str) -> boo
     """Forgets a file and its thumbnails; lists for deletion the blobs that nothing else names. False: there is none."""
     row = tx.one(
         "SELECT media_nid, blob_key, uploader_nid, size_bytes FROM media WHERE server_nid = ? AND media_id = ?",
-        tx.find(server_name), media_id,
+        tx.find(server_name),
+        media_id,
     )
     if row is None:
         return False
@@ -414,7 +336,8 @@ def _delete_row(tx: Transaction, media_nid: int, blob_key: str, uploader_nid: in
     if uploader_nid is not None:
         tx.run(
             "UPDATE media_usage SET files = files - 1, size_bytes = size_bytes - ? WHERE uploader_nid = ?",
-            size_bytes, uploader_nid,
+            size_bytes,
+            uploader_nid,
         )
     for key in (blob_key, *keys):
         release_blob(tx, key)

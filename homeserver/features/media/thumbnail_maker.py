@@ -275,7 +275,15 @@ def _duration_ms(image: Image.Image) -> int:
 def _encode_animation(frames: list[Image.Image], durations: list[int], plays: int) -> bytes:
     result = io.BytesIO()
     frames[0].save(
-        result, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=plays,
-        quality=_WEBP_QUALITY, method=0, minimize_size=False, allow_mixed=False,
+        result,
+        "WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=plays,
+        quality=_WEBP_QUALITY,
+        method=0,
+        minimize_size=False,
+        allow_mixed=False,
     )
     return result.getvalue()

@@ -13,7 +13,7 @@ from homeserver.authenticate import Requester
 from homeserver.blobs import BlobError
 from homeserver.database import DatabaseUnavailable, Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found
-from homeserver.features.media import storage
+from homeserver.features.media import storage, thumbnail_storage
 from homeserver.features.media.content_headers import bare_type
 from homeserver.features.media.downloads import (
     TimeoutMs,
@@ -25,7 +25,8 @@ from homeserver.features.media.downloads import (
 from homeserver.features.media.operations import routes
 from homeserver.features.media.receiving import new_blob_key
 from homeserver.features.media.serving import CACHE_PRIVATE, CACHE_PUBLIC, serve
-from homeserver.features.media.storage import Image, Media, Size, Thumbnail
+from homeserver.features.media.storage import Media
+from homeserver.features.media.thumbnail_storage import Image, Size, Thumbnail
 from homeserver.federation.identifiers import ServerName
 from homeserver.limits import (
     THUMBNAIL_FAILURE_MS,
@@ -45,11 +46,23 @@ SCALE_SIZES = ((320, 240), (640, 480), (800, 600), (1600, 1200), (THUMBNAIL_SIDE
 CROP_SIDES = (32, 96, 320, 640, 800, 1600)
 
 # What a client may claim of an image that there are thumbnails of; the decoder looks for itself.
-SOURCE_TYPES = frozenset({
-    "image/png", "image/apng", "image/jpeg", "image/jpg", "image/gif", "image/webp", "image/avif",
-})
+SOURCE_TYPES = frozenset(
+    {
+        "image/png",
+        "image/apng",
+        "image/jpeg",
+        "image/jpg",
+        "image/gif",
+        "image/webp",
+        "image/avif",
+    }
+)
 _EXTENSIONS = {
-    "image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/webp": "webp", "image/avif": "avif",
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/gif": "gif",
+    "image/webp": "webp",
+    "image/avif": "avif",
 }
 _MAKER = "homeserver.features.media.thumbnail_maker:make_thumbnail"
 
@@ -111,7 +124,10 @@ async def get_content_thumbnail(
 
 async def _serve(hs: Resources, request: Request, thumbnail: Thumbnail, cache_control: str) -> Response:
     return await serve(
-        hs, request, thumbnail.blob_key, thumbnail.size_bytes,
+        hs,
+        request,
+        thumbnail.blob_key,
+        thumbnail.size_bytes,
         tag=hashlib.sha256(thumbnail.blob_key.encode("ascii")).digest(),
         content_type=thumbnail.content_type,
         disposition=thumbnail_disposition(thumbnail.content_type),
@@ -169,21 +185,21 @@ def look_up(
     media = storage.get_media(tx, server_name, media_id)
     if media is None:
         return None, None, None, size
-    image = storage.get_image(tx, media.media_nid)
+    image = thumbnail_storage.get_image(tx, media.media_nid)
     if image is None or image.failure:
         return media, image, None, size
     if not image.is_animated and size.animated:
         size = replace(size, animated=False)
     if _is_own_thumbnail(image, size):
         return media, image, _original(media, image), size
-    thumbnail = storage.get_thumbnail(tx, media.media_nid, size)
-    if thumbnail is None and storage.count_thumbnails(tx, media.media_nid) >= THUMBNAILS_PER_MEDIA_MAX:
+    thumbnail = thumbnail_storage.get_thumbnail(tx, media.media_nid, size)
+    if thumbnail is None and thumbnail_storage.count_thumbnails(tx, media.media_nid) >= THUMBNAILS_PER_MEDIA_MAX:
         # Someone has asked for many aspect ratios: from now on a size of the fixed set that is large enough.
         box = next(box for box in SCALE_SIZES if size.width <= box[0] and size.height <= box[1])
         size = Size("scale", *box, size.animated)
         if _is_own_thumbnail(image, size):
             return media, image, _original(media, image), size
-        thumbnail = storage.get_thumbnail(tx, media.media_nid, size)
+        thumbnail = thumbnail_storage.get_thumbnail(tx, media.media_nid, size)
     return media, image, thumbnail, size
 
 
@@ -219,7 +235,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
         del data, answer
     image = Image(made.about.content_type, made.about.width, made.about.height, made.about.is_animated)
     if made.content is None:
-        await hs.database.note(storage.store_image, media.media_nid, image)
+        await hs.database.note(thumbnail_storage.store_image, media.media_nid, image)
         return _original(media, image)
     key = new_blob_key(hashlib.sha256(made.content).digest(), hs.now_ms())
     small = len(made.content) <= THUMBNAIL_INLINE_BYTES_MAX
@@ -228,7 +244,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
     try:
         if not small:
             await hs.blobs.put(key, made.content)
-        return await hs.database.write(storage.store_thumbnail, media.media_nid, image, size, thumbnail)
+        return await hs.database.write(thumbnail_storage.store_thumbnail, media.media_nid, image, size, thumbnail)
     except (DatabaseUnavailable, BlobError):  # it is shown all the same, and made again the next time
         return replace(thumbnail, content=made.content)
     except MatrixError:  # the file was deleted meanwhile
@@ -238,7 +254,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
 
 async def _fail(hs: Resources, media: Media, failure: str) -> MatrixError:
     """Remembers why there is no thumbnail, so that a hostile file costs its time once; answers the error to raise."""
-    await hs.database.note(storage.store_image, media.media_nid, Image(failure=failure))
+    await hs.database.note(thumbnail_storage.store_image, media.media_nid, Image(failure=failure))
     return _failure_error(failure, media)
 
 

@@ -1,0 +1,121 @@
+"""The tables of thumbnails: what is known of files as images, and which thumbnails of them are stored.
+
+Spec: client-server-api/#thumbnails
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.database import Transaction
+from homeserver.errors import not_found
+from homeserver.features.media.storage import release_blob
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A thumbnail that was asked for, its measures already snapped to the sizes that are made."""
+
+    method: str
+    width: int
+    height: int
+    animated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What is known of a file as an image, orientation applied. failure: "" or why there is no thumbnail of it."""
+
+    content_type: str = ""
+    width: int = 0
+    height: int = 0
+    is_animated: bool = False
+    failure: str = ""
+    checked_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A stored thumbnail, or the original in its place. A small one has its `content` here, and no blob has its key."""
+
+    content_type: str
+    blob_key: str
+    size_bytes: int
+    content: bytes | None = None
+
+
+def get_image(tx: Transaction, media_nid: int) -> Image | None:
+    """What is known of the file as an image; None: it has not been looked at."""
+    row = tx.one(
+        "SELECT content_type, width, height, is_animated, failure, checked_ms FROM media_images WHERE media_nid = ?",
+        media_nid,
+    )
+    return None if row is None else Image(row[0], row[1], row[2], bool(row[3]), row[4], row[5])
+
+
+def get_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | None:
+    """The stored thumbnail of exactly this size."""
+    row = tx.one(
+        "SELECT content_type, blob_key, size_bytes, content FROM media_thumbnails"
+        " WHERE media_nid = ? AND method = ? AND width = ? AND height = ? AND animated = ?",
+        media_nid,
+        size.method,
+        size.width,
+        size.height,
+        int(size.animated),
+    )
+    return None if row is None else Thumbnail(row[0], row[1], row[2], None if row[3] is None else bytes(row[3]))
+
+
+def count_thumbnails(tx: Transaction, media_nid: int) -> int:
+    """How many thumbnails of the file are stored."""
+    row = tx.one("SELECT COUNT(*) FROM media_thumbnails WHERE media_nid = ?", media_nid)
+    assert row is not None
+    return row[0]
+
+
+def store_image(tx: Transaction, media_nid: int, image: Image) -> None:
+    """Remembers what a file is as an image, if the file is still there."""
+    if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
+        return
+    tx.run(
+        "INSERT INTO media_images (media_nid, content_type, width, height, is_animated, failure, checked_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (media_nid) DO UPDATE SET content_type = excluded.content_type,"
+        " width = excluded.width, height = excluded.height, is_animated = excluded.is_animated,"
+        " failure = excluded.failure, checked_ms = excluded.checked_ms",
+        media_nid,
+        image.content_type,
+        image.width,
+        image.height,
+        int(image.is_animated),
+        image.failure,
+        tx.now_ms,
+    )
+
+
+def store_thumbnail(tx: Transaction, media_nid: int, image: Image, size: Size, thumbnail: Thumbnail) -> Thumbnail:
+    """Remembers a thumbnail whose blob is durable; answers the one to serve, another node's if that was faster.
+
+    Raises M_NOT_FOUND where the file has been deleted meanwhile.
+    """
+    if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
+        raise not_found("This media has been deleted.")
+    store_image(tx, media_nid, image)
+    found = get_thumbnail(tx, media_nid, size)
+    if found is not None:
+        release_blob(tx, thumbnail.blob_key)
+        return found
+    tx.run(
+        "INSERT INTO media_thumbnails (media_nid, method, width, height, animated, content_type, blob_key, size_bytes,"
+        " content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        media_nid,
+        size.method,
+        size.width,
+        size.height,
+        int(size.animated),
+        thumbnail.content_type,
+        thumbnail.blob_key,
+        thumbnail.size_bytes,
+        thumbnail.content,
+    )
+    return thumbnail

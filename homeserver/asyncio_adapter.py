@@ -16,7 +16,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from homeserver.asgi import AsgiApp, Message, Receive, Scope, Send, lifespan
 from homeserver.asyncio_bridge import Bridge, FromAsyncio, in_asyncio
 from homeserver.calls import Answer, Body, Headers, Query
 from homeserver.client import Client, File, RoomEvent
@@ -24,7 +23,8 @@ from homeserver.config import Config
 from homeserver.errors import ClosedError
 from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.federation.wire import Wire
-from homeserver.listener import Bound
+from homeserver.http.asgi import AsgiApp, Message, Receive, Scope, Send, lifespan
+from homeserver.http.listener import Bound
 from homeserver.server import Homeserver, wall_clock_ms
 
 T = TypeVar("T")

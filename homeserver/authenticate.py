@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from homeserver import limits
-from homeserver.api import Operation, Request
-from homeserver.bodies import Body
+from homeserver.api.bodies import Body
+from homeserver.api.routes import Operation, Request
 from homeserver.database import DatabaseUnavailable, Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.moments import is_ahead
+from homeserver.process.token_cache import Seen, TokenCache, tokens_key
 from homeserver.resources import Resources
-from homeserver.token_cache import Seen, TokenCache, tokens_key
 
 SCHEMA = Schema(
     "authenticate",
@@ -202,7 +202,7 @@ def note_seen(hs: Resources, user_id: UserID, device_id: str, request: Request) 
 async def _requester_of(hs: Resources, token: str) -> Requester | None:
     token_hash = hash_token(token)
     cache = hs.token_cache
-    found = cache.get(token_hash, hs.now_ms(), hs.stream)
+    found = cache.get(token_hash, hs.now_ms(), hs.stream.has_news)
     if found is None:
         position = hs.stream.position
         found = await hs.database.read(get_requester, token_hash)

@@ -1,7 +1,7 @@
 """Work in the background of a server: what fails there is logged, and ends nothing else.
 
 While storage fails, background work pauses; it resumes when storage works again. The outage itself is logged once, by
-`homeserver.outages`.
+`homeserver.process.outages`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import TypeVarTuple
 
 import trio
 
-from homeserver.lane import is_outage
 from homeserver.limits import BACKGROUND_PAUSE_S
-from homeserver.outages import OUTAGE_PROBE_SECONDS
+from homeserver.process.outages import OUTAGE_PROBE_SECONDS, is_outage
 from homeserver.resources import Resources
 
 Ts = TypeVarTuple("Ts")

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from homeserver.errors import StorageDamaged, StorageError
 from homeserver.limits import (
     BLOB_CHUNK_BYTES,
     BLOB_KEY_CHARACTERS_MAX,
@@ -29,7 +30,7 @@ from homeserver.limits import (
     BLOB_RETRY_SECONDS_MAX,
     BLOB_THREADS_MAX,
 )
-from homeserver.outages import BLOBS, WRITE_PROVEN_SECONDS, Outages, check_room
+from homeserver.process.outages import BLOBS, WRITE_PROVEN_SECONDS, Outages, check_room
 
 # Nothing that a file system or a URL treats in a special way, no hidden file, nothing that climbs out of the folder.
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})*", re.ASCII)
@@ -40,11 +41,11 @@ _CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "tim
 T = TypeVar("T")
 
 
-class BlobError(Exception):
+class BlobError(StorageError):
     """The storage cannot be reached, or refuses. The same call may work later."""
 
 
-class BlobDamaged(BlobError):
+class BlobDamaged(BlobError, StorageDamaged):
     """The blob cannot be read back, or is not as long as it was. That does not pass."""
 
 

@@ -1,4 +1,4 @@
-"""Calls: the operations of a server, called by name in the same process. The counterpart of `homeserver.asgi`.
+"""Calls: the operations of a server, called by name in the same process. The counterpart of `homeserver.http.asgi`.
 
 A call goes through the same decoding as a request: path arguments are checked, and a body is JSON of the same kind and
 size, so a program in the process can store nothing that an HTTP client could not. What differs is who vouches for the
@@ -22,13 +22,13 @@ import msgspec
 import orjson
 import trio
 
-from homeserver.api import Operation, Request, Response, too_large
-from homeserver.arguments import decode_json
+from homeserver.api.arguments import decode_json
+from homeserver.api.routes import Operation, Request, Response, too_large
 from homeserver.authenticate import Requester, check_may_call
 from homeserver.database import DatabaseError
-from homeserver.dispatch import Dispatch
 from homeserver.encoding import to_json
 from homeserver.errors import ClosedError, MatrixError, invalid_param, not_found
+from homeserver.http.dispatch import Dispatch
 
 Body = Mapping[str, Any] | bytes | AsyncIterable[bytes] | None
 Query = Mapping[str, Any] | None

@@ -210,7 +210,7 @@ class Client:
     async def _requester(self) -> Requester:
         """The requester as the account is now: it may have been locked or deactivated since the client was opened."""
         hs, cache = self._hs, self._hs.token_cache
-        found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms(), hs.stream)
+        found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms(), hs.stream.has_news)
         if found is None:
             position = hs.stream.position
             requester = await hs.database.read(_find_requester, self.user_id, self.device_id)

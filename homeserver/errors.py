@@ -1,4 +1,4 @@
-"""MatrixError: the one error that crosses the API: a code for machines, a sentence for people.
+"""The errors that several layers know. MatrixError is the only one that crosses the API: a code and a sentence.
 
 Spec: client-server-api/#standard-error-response
 """
@@ -58,3 +58,11 @@ class ClosedError(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__("The homeserver is closed.")
+
+
+class StorageError(Exception):
+    """The database or the blob storage failed. The same call may work later."""
+
+
+class StorageDamaged(StorageError):
+    """Something that was stored cannot be read back. That does not pass."""

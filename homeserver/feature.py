@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.database import Schema, Transaction
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import ForgetUser, Resources

@@ -9,20 +9,20 @@ from typing import Any
 import trio
 
 from homeserver.blobs import Blobs
-from homeserver.budgets import Budgets
 from homeserver.config import Config
 from homeserver.database import Database, Transaction
+from homeserver.database.stream import Stream
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire
-from homeserver.flights import Flights
-from homeserver.metrics import Metrics
-from homeserver.outages import Outages
-from homeserver.peers import Peers
-from homeserver.rate_limits import RateLimits
-from homeserver.stream import Stream
-from homeserver.token_cache import TokenCache
-from homeserver.workers import Workers
+from homeserver.process.budgets import Budgets
+from homeserver.process.flights import Flights
+from homeserver.process.metrics import Metrics
+from homeserver.process.outages import Outages
+from homeserver.process.peers import Peers
+from homeserver.process.rate_limits import RateLimits
+from homeserver.process.token_cache import TokenCache
+from homeserver.process.workers import Workers
 
 ForgetUser = Callable[[Transaction, "Resources", UserID, bool], bool]
 """forget_user(tx, hs, user_id, erase): forgets what a feature keeps of a user whose account ends.

@@ -19,29 +19,29 @@ from typing import Self, TypeVar
 import trio
 
 from homeserver import authenticate, remote, sync, users
-from homeserver.asgi import App
 from homeserver.background import keep_running, single_error
 from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
 from homeserver.client import Client
 from homeserver.config import Config, ConfigError, check_files, server_name_of
 from homeserver.database import Database, Schema, open_database
-from homeserver.dispatch import Dispatch
 from homeserver.errors import ClosedError
 from homeserver.feature import Feature
 from homeserver.features import FEATURES, account
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire
-from homeserver.listener import Bound, serve
-from homeserver.measuring import measure_loop_lag, register_metrics
-from homeserver.outages import Outages
+from homeserver.http.asgi import App
+from homeserver.http.dispatch import Dispatch
+from homeserver.http.listener import Bound, serve
+from homeserver.http.measuring import measure_loop_lag, register_metrics
 from homeserver.pages import make_pages
+from homeserver.process.outages import Outages
+from homeserver.process.workers import Workers
 from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
 from homeserver.resources import Resources
 from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
 from homeserver.users.accounts import create_account, find_local
 from homeserver.users.filters import find_filter
-from homeserver.workers import Workers
 
 T = TypeVar("T")
 

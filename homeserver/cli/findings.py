@@ -18,7 +18,7 @@ import trio
 from homeserver.blobs import BlobError, Blobs
 from homeserver.config import Config, ConfigError, check_files, is_loopback, parse_bind
 from homeserver.database import DatabaseError, peek
-from homeserver.listener import try_listener
+from homeserver.http.listener import try_listener
 from homeserver.remote import identity
 from homeserver.server import all_schemas, blobs_url, database_url
 

@@ -23,10 +23,10 @@ from homeserver.database.batch import Batch, Request, run_batch, run_read
 from homeserver.database.interning import StringCache
 from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from homeserver.database.session import Holder, Opened, Session
+from homeserver.database.stream import Stream
 from homeserver.database.transaction import Transaction
 from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS
-from homeserver.outages import DATABASE_READS, DATABASE_WRITES, WRITE_PROVEN_SECONDS, Outages
-from homeserver.stream import Stream
+from homeserver.process.outages import DATABASE_READS, DATABASE_WRITES, WRITE_PROVEN_SECONDS, Outages
 
 _log = logging.getLogger(__name__)
 

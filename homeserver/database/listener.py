@@ -13,8 +13,8 @@ import trio
 from homeserver.database.generations import begin_generation, newest_generation
 from homeserver.database.schema import DatabaseError
 from homeserver.database.session import Row
+from homeserver.database.stream import Stream
 from homeserver.database.translation import translate_statement
-from homeserver.stream import Stream
 
 _log = logging.getLogger(__name__)
 

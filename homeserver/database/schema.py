@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from homeserver.errors import StorageDamaged, StorageError
 
-class DatabaseError(Exception):
+
+class DatabaseError(StorageError):
     """The database cannot be opened or used. The message is one sentence for the person who runs the server."""
 
 
@@ -17,7 +19,7 @@ class DatabaseBusy(DatabaseUnavailable):
     """This call took too long or met another one. That says nothing about the calls of others."""
 
 
-class DatabaseDamaged(DatabaseError):
+class DatabaseDamaged(DatabaseError, StorageDamaged):
     """Something that was stored cannot be read back, or is not what was stored."""
 
 
@@ -38,7 +40,7 @@ class Schema:
 
 
 # What the database itself needs: the counter of the change stream and its generations, the interned strings, how far
-# each tail has come, the items that failed again and again (homeserver/lane.py), and a row for the health check.
+# each tail has come, the items that failed again and again (`lane`), and a row for the health check.
 CORE_SCHEMA = Schema(
     "database",
     (

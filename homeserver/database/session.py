@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from homeserver.stream import Stream
+from homeserver.database.stream import Stream
 
 Row = tuple[Any, ...]
 

@@ -24,10 +24,10 @@ from homeserver.database.generations import begin_generation, newest_generation
 from homeserver.database.migrations import migrate_sqlite
 from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Schema
 from homeserver.database.session import Cursor, Opened, Row
+from homeserver.database.stream import Stream
 from homeserver.database.translation import split_in
 from homeserver.limits import DATABASE_BELL_SECONDS
-from homeserver.outages import check_room
-from homeserver.stream import Stream
+from homeserver.process.outages import check_room
 
 _log = logging.getLogger(__name__)
 

@@ -22,15 +22,15 @@ from collections.abc import Sequence
 import msgspec
 import trio
 
-from homeserver import authenticate, limits, limits_users
-from homeserver.api import Empty, Routes
+from homeserver import authenticate, limits
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import DatabaseDamaged, Schema, Step, Transaction
+from homeserver.database.lane import Lane
 from homeserver.errors import MatrixError
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, UserID
-from homeserver.lane import Lane
 from homeserver.remote.leaves import leave_room
 from homeserver.remote.outside import is_outside
 from homeserver.resources import Resources
@@ -248,8 +248,8 @@ async def _leave_rooms_here(hs: Resources, user_id: UserID) -> None:
 
 async def _leave_all_rooms(hs: Resources, user_id: UserID) -> None:
     room_ids = sorted(await hs.database.read(_list_rooms_here, hs, user_id))
-    for start in range(0, len(room_ids), limits_users.PROFILE_ROOMS_PER_WRITE):
-        some = room_ids[start : start + limits_users.PROFILE_ROOMS_PER_WRITE]
+    for start in range(0, len(room_ids), limits.users.PROFILE_ROOMS_PER_WRITE):
+        some = room_ids[start : start + limits.users.PROFILE_ROOMS_PER_WRITE]
         try:
             await hs.database.write(_leave_some_rooms, hs, user_id, some)
         except DatabaseDamaged:

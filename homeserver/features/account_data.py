@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from homeserver.api import Empty, Routes
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, check_admin
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param, not_found

@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from homeserver import limits
-from homeserver.api import Empty, Response, Routes
+from homeserver.api.routes import Empty, Response, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.errors import invalid_param, not_found
 from homeserver.feature import Feature, JsonObject

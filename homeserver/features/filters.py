@@ -5,8 +5,8 @@ Spec: client-server-api/#filtering
 
 from __future__ import annotations
 
-from homeserver import limits_users
-from homeserver.api import Routes
+from homeserver import limits
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, not_found
@@ -24,8 +24,8 @@ async def define_filter(hs: Resources, requester: Requester, user_id: UserID, bo
     _check_own(requester, user_id)
     check_filter(body)
     content = to_json(body, sort_keys=True)
-    if len(content) > limits_users.FILTER_BYTES_MAX:
-        raise MatrixError(413, "M_TOO_LARGE", f"A filter is at most {limits_users.FILTER_BYTES_MAX} bytes.")
+    if len(content) > limits.users.FILTER_BYTES_MAX:
+        raise MatrixError(413, "M_TOO_LARGE", f"A filter is at most {limits.users.FILTER_BYTES_MAX} bytes.")
     return {"filter_id": await hs.database.write(store_filter, user_id, content)}
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.authenticate import get_account_flags
 from homeserver.database import Transaction
+from homeserver.database.tail import Tail
 from homeserver.errors import MatrixError
 from homeserver.feature import Feature
 from homeserver.federation.build import Draft
@@ -18,7 +19,6 @@ from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.guests import list_closed_to_guests
 from homeserver.rooms.membership import list_joined_from
-from homeserver.tail import Tail
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +40,13 @@ def _take_some_out(tx: Transaction, hs: Resources, room_id: RoomID) -> bool:
     """Whether there are guests left in the room, to be taken out by another write."""
     users = list_joined_from(tx, room_id, hs.server_name)
     guests = [user_id for user_id in users if get_account_flags(tx, user_id).is_guest]
-    for user_id in guests[: limits_users.PROFILE_ROOMS_PER_WRITE]:
+    for user_id in guests[: limits.users.PROFILE_ROOMS_PER_WRITE]:
         try:
             append_local(tx, hs, Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id))
         except MatrixError as error:
             _log.warning("guest not taken out", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
             return False
-    return len(guests) > limits_users.PROFILE_ROOMS_PER_WRITE
+    return len(guests) > limits.users.PROFILE_ROOMS_PER_WRITE
 
 
 FEATURE = Feature(name="guest_access", spec="client-server-api/#guest-access", background=(follow_guest_access,))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import trio
 
-from homeserver.api import Response, Routes
+from homeserver.api.routes import Response, Routes
 from homeserver.blobs import BlobError
 from homeserver.database import DatabaseError
 from homeserver.feature import Feature, JsonObject
-from homeserver.outages import BLOBS, DATABASE_READS, DATABASE_WRITES, OUTAGE_PROBE_SECONDS_MAX
+from homeserver.process.outages import BLOBS, DATABASE_READS, DATABASE_WRITES, OUTAGE_PROBE_SECONDS_MAX
 from homeserver.resources import Resources
 
 routes = Routes()

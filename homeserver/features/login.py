@@ -7,13 +7,13 @@ import logging
 import msgspec
 
 from homeserver import limits
-from homeserver.api import Request, Routes
+from homeserver.api.routes import Request, Routes
 from homeserver.authenticate import note_seen
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, missing_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import UserID
-from homeserver.rate_limits import address_key
+from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in

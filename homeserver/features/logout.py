@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from homeserver import authenticate
-from homeserver.api import Empty, Routes
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.feature import Feature

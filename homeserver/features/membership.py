@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from homeserver import limits
-from homeserver.api import Empty, Routes
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, not_found

@@ -13,15 +13,15 @@ from dataclasses import replace
 import msgspec
 import trio
 
-from homeserver import limits_users
-from homeserver.api import Empty, Routes
+from homeserver import limits
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
+from homeserver.database.lane import Lane
 from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext
 from homeserver.federation.edus import PresenceContent, PresenceUpdate
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
-from homeserver.lane import Lane
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import (
@@ -66,8 +66,8 @@ async def get_presence(hs: Resources, requester: Requester, user_id: UserID) -> 
 async def set_presence(hs: Resources, requester: Requester, user_id: UserID, body: PresenceBody) -> Empty:
     if requester.user_id != user_id:
         raise forbidden("Nobody sets the presence of another user.")
-    if len((body.status_msg or "").encode("utf-8", "surrogatepass")) > limits_users.STATUS_MESSAGE_BYTES_MAX:
-        most = limits_users.STATUS_MESSAGE_BYTES_MAX
+    if len((body.status_msg or "").encode("utf-8", "surrogatepass")) > limits.users.STATUS_MESSAGE_BYTES_MAX:
+        most = limits.users.STATUS_MESSAGE_BYTES_MAX
         raise MatrixError(400, "M_TOO_LARGE", f"A status message is {most} bytes at most.")
     if hs.config.presence.enabled:
         await hs.database.write(set_status, hs, user_id, requester.device_id, body.presence, body.status_msg)
@@ -96,7 +96,7 @@ async def follow_time(hs: Resources) -> None:
     """Sees to it that users become idle and offline when their time has come."""
     if not hs.config.presence.enabled:
         return
-    interval_s = min(limits_users.PRESENCE_SWEEP_INTERVAL_S, hs.config.presence.online_timeout_s / 3)
+    interval_s = min(limits.users.PRESENCE_SWEEP_INTERVAL_S, hs.config.presence.online_timeout_s / 3)
     lane = Lane("presence", hs.database, hs.metrics)
 
     async def sweep_some(user_nids: Sequence[int]) -> None:
@@ -162,7 +162,7 @@ async def receive_presence(hs: Resources, origin: ServerName, content: PresenceC
         return
     updates = [update for update in content.push if update.user_id.partition(":")[2] == origin]
     if updates:
-        await hs.database.write(_store_remote, updates[: limits_users.PRESENCE_UPDATES_PER_EDU_MAX])
+        await hs.database.write(_store_remote, updates[: limits.users.PRESENCE_UPDATES_PER_EDU_MAX])
 
 
 def _store_remote(tx: Transaction, updates: list[PresenceUpdate]) -> None:
@@ -180,7 +180,7 @@ def _store_remote(tx: Transaction, updates: list[PresenceUpdate]) -> None:
             status_msg=update.status_msg,
             last_active_ms=active_ms,
             currently_active=is_online and update.currently_active,
-            due_ms=None if update.presence == "offline" else tx.now_ms + limits_users.PRESENCE_REMOTE_TIMEOUT_MS,
+            due_ms=None if update.presence == "offline" else tx.now_ms + limits.users.PRESENCE_REMOTE_TIMEOUT_MS,
         )
         store_presence(tx, old, new)
 

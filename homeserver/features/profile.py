@@ -11,16 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from homeserver import limits_users
-from homeserver.api import Empty, Routes
+from homeserver import limits
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
+from homeserver.database.lane import Lane
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
-from homeserver.lane import Lane
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
@@ -99,8 +99,8 @@ def _check_may_change(requester: Requester, user_id: UserID, field: str) -> None
     check_not_suspended(requester)
     if requester.is_guest and field != "displayname":
         raise forbidden("A guest can change the display name only.")
-    if len(field.encode()) > limits_users.PROFILE_KEY_BYTES_MAX:
-        most = limits_users.PROFILE_KEY_BYTES_MAX
+    if len(field.encode()) > limits.users.PROFILE_KEY_BYTES_MAX:
+        most = limits.users.PROFILE_KEY_BYTES_MAX
         raise MatrixError(400, "M_KEY_TOO_LARGE", f"The name of a profile field is at most {most} bytes.")
     if field not in _SPECIFIED and _FIELD.fullmatch(field) is None:
         raise invalid_param("There is no such profile field; one of your own is called like org.example.field.")
@@ -113,9 +113,9 @@ def _checked_value(field: str, value: Any) -> bytes | None:
             raise bad_json(f"{field} must be a string.")
         if value == "":
             return None
-    if field == "displayname" and len(value) > limits_users.DISPLAYNAME_CHARACTERS_MAX:
-        raise invalid_param(f"A display name is at most {limits_users.DISPLAYNAME_CHARACTERS_MAX} characters.")
-    if field == "avatar_url" and (len(value) > limits_users.AVATAR_URL_CHARACTERS_MAX or _MXC.fullmatch(value) is None):
+    if field == "displayname" and len(value) > limits.users.DISPLAYNAME_CHARACTERS_MAX:
+        raise invalid_param(f"A display name is at most {limits.users.DISPLAYNAME_CHARACTERS_MAX} characters.")
+    if field == "avatar_url" and (len(value) > limits.users.AVATAR_URL_CHARACTERS_MAX or _MXC.fullmatch(value) is None):
         raise invalid_param("avatar_url must be an mxc URI.")
     return to_json(value)
 
@@ -138,7 +138,7 @@ def tell_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: RoomID) -
     """Brings the member events of some rooms behind `after` up to date; answers the last of them, None at the end."""
     profile = member_profile(tx, user_id)
     rooms = sorted(room_id for room_id in list_joined_rooms(tx, user_id) if room_id > after)
-    for room_id in rooms[: limits_users.PROFILE_ROOMS_PER_WRITE]:
+    for room_id in rooms[: limits.users.PROFILE_ROOMS_PER_WRITE]:
         head = find_head(tx, room_id)
         member = state_content(tx, head.state_root, "m.room.member", user_id) if head is not None else None
         if member is None or {key: member[key] for key in MEMBER_FIELDS if key in member} == profile:
@@ -148,8 +148,8 @@ def tell_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: RoomID) -
             append_local(tx, hs, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
         except MatrixError as error:  # one room that refuses must not keep the others from the news
             _log.info("member event refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
-    if len(rooms) > limits_users.PROFILE_ROOMS_PER_WRITE:
-        return rooms[limits_users.PROFILE_ROOMS_PER_WRITE - 1]
+    if len(rooms) > limits.users.PROFILE_ROOMS_PER_WRITE:
+        return rooms[limits.users.PROFILE_ROOMS_PER_WRITE - 1]
     end_update(tx, user_id)
     return None
 

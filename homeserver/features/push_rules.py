@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from homeserver import limits_users
-from homeserver.api import Empty, Routes
+from homeserver import limits
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import bad_json, invalid_param, missing_param
@@ -168,8 +168,8 @@ def _check_rule_id(kind: Kind, rule_id: str) -> None:
         raise invalid_param("What begins with a dot is a server-default rule.")
     if "/" in rule_id or "\\" in rule_id:
         raise invalid_param("The id of a rule holds no slash and no backslash.")
-    if len(rule_id.encode()) > limits_users.PUSH_RULE_ID_BYTES_MAX:
-        raise invalid_param(f"The id of a rule is at most {limits_users.PUSH_RULE_ID_BYTES_MAX} bytes.")
+    if len(rule_id.encode()) > limits.users.PUSH_RULE_ID_BYTES_MAX:
+        raise invalid_param(f"The id of a rule is at most {limits.users.PUSH_RULE_ID_BYTES_MAX} bytes.")
     try:
         if kind == "room":
             parse_room_id(rule_id)

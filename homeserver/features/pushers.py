@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from homeserver.api import Empty, Routes
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.errors import MatrixError
 from homeserver.feature import Feature, JsonObject

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from homeserver import limits, limits_users
-from homeserver.api import Empty, Routes
+from homeserver import limits
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.errors import invalid_param, not_found
@@ -282,7 +282,7 @@ def _make_room(tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: 
         receipt_type,
         thread_id,
     )
-    for oldest in threads[limits_users.RECEIPT_THREADS_MAX - 1 :]:
+    for oldest in threads[limits.users.RECEIPT_THREADS_MAX - 1 :]:
         tx.run(
             "DELETE FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ? AND thread_id = ?",
             tx.find(room_id),

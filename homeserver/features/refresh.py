@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from homeserver import authenticate
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from homeserver import authenticate, limits
-from homeserver.api import Request, Routes
+from homeserver.api.routes import Request, Routes
 from homeserver.authenticate import AccountFlags, Requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from homeserver import limits
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from homeserver import limits
-from homeserver.api import Empty, Routes
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param, not_found

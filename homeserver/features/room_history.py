@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from homeserver import limits
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import DatabaseUnavailable, Transaction
 from homeserver.errors import not_found

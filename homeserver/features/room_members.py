@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import forbidden

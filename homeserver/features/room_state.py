@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from homeserver.api import Response, Routes
+from homeserver.api.routes import Response, Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from homeserver import limits
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import bad_json, invalid_param

@@ -16,8 +16,8 @@ import secrets
 
 import msgspec
 
-from homeserver import limits, limits_users
-from homeserver.api import Routes
+from homeserver import limits
+from homeserver.api.routes import Routes
 from homeserver.authenticate import AccountFlags
 from homeserver.config import read_secret
 from homeserver.database import Transaction
@@ -73,7 +73,7 @@ async def register_with_shared_secret(hs: Resources, body: SharedSecretBody) -> 
 def _store(tx: Transaction, hs: Resources, user_id: UserID, password_hash: str, body: SharedSecretBody) -> JsonObject:
     accounts.create_user(tx, hs, user_id, password_hash, AccountFlags(is_admin=body.admin))
     if body.displayname:
-        store_field(tx, user_id, "displayname", to_json(body.displayname[: limits_users.DISPLAYNAME_CHARACTERS_MAX]))
+        store_field(tx, user_id, "displayname", to_json(body.displayname[: limits.users.DISPLAYNAME_CHARACTERS_MAX]))
     if body.inhibit_login:
         return {"user_id": user_id}
     return {**log_in(tx, hs, user_id, body.device_id, None, False), "home_server": hs.server_name}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from homeserver import limits_users
-from homeserver.api import Empty, Routes
+from homeserver import limits
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
@@ -27,15 +27,15 @@ async def set_room_tag(
     hs: Resources, requester: Requester, user_id: UserID, room_id: RoomID, tag: str, body: dict
 ) -> Empty:
     check_own(requester, user_id)
-    if not 0 < len(tag.encode()) <= limits_users.TAG_BYTES_MAX:
-        raise invalid_param(f"The name of a tag is 1 to {limits_users.TAG_BYTES_MAX} bytes.")
+    if not 0 < len(tag.encode()) <= limits.users.TAG_BYTES_MAX:
+        raise invalid_param(f"The name of a tag is 1 to {limits.users.TAG_BYTES_MAX} bytes.")
     order = body.get("order", 0)
     if isinstance(order, bool) or not isinstance(order, int | float):
         raise bad_json("The order of a tag must be a number.")
     if not 0 <= order <= 1:
         raise invalid_param("The order of a tag lies between 0 and 1.")
-    if len(to_json(body)) > limits_users.TAG_CONTENT_BYTES_MAX:
-        raise invalid_param(f"What belongs to a tag is {limits_users.TAG_CONTENT_BYTES_MAX} bytes at most.")
+    if len(to_json(body)) > limits.users.TAG_CONTENT_BYTES_MAX:
+        raise invalid_param(f"What belongs to a tag is {limits.users.TAG_CONTENT_BYTES_MAX} bytes at most.")
     await hs.database.write(_store_tag, user_id, room_id, tag, body)
     return Empty()
 
@@ -59,8 +59,8 @@ def list_tags(tx: Transaction, user_id: UserID, room_id: RoomID) -> JsonObject:
 
 def _store_tag(tx: Transaction, user_id: UserID, room_id: RoomID, tag: str, content: JsonObject) -> None:
     tags = {**list_tags(tx, user_id, room_id), tag: content}
-    if len(tags) > limits_users.TAGS_PER_ROOM_MAX:
-        raise invalid_param(f"A room may have {limits_users.TAGS_PER_ROOM_MAX} tags.")
+    if len(tags) > limits.users.TAGS_PER_ROOM_MAX:
+        raise invalid_param(f"A room may have {limits.users.TAGS_PER_ROOM_MAX} tags.")
     store_account_data(tx, user_id, room_id, "m.tag", {"tags": tags})
 
 

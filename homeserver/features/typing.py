@@ -12,14 +12,14 @@ import msgspec
 import trio
 
 from homeserver import limits
-from homeserver.api import Empty, Routes
+from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
+from homeserver.database.lane import Lane
 from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import TypingContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
-from homeserver.lane import Lane
 from homeserver.moments import is_ahead, latest
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership, joined_at

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources

@@ -5,7 +5,7 @@ Spec: client-server-api/#well-known-uris, server-server-api/#getwell-knownmatrix
 
 from __future__ import annotations
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources

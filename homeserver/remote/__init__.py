@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.feature import Feature
 from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, serving
 from homeserver.remote.authorization import identify_origin

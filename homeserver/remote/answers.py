@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import trio
 
-from homeserver import limits_http, limits_peers
-from homeserver.budgets import Hold
+from homeserver import limits
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.json_stream import Splitter
 from homeserver.federation.wire import WireError, WireStream
-from homeserver.peers import Cause
+from homeserver.process.budgets import Hold
+from homeserver.process.peers import Cause
 from homeserver.remote.requests import (
     Answer,
     Unreachable,
@@ -80,13 +80,13 @@ async def ask_many(
 async def _read(response: WireStream, take: Mapping[str, Take], members: Collection[str], hold: Hold) -> Answer:
     if response.status != 200:
         return Answer(response.status, await _read_error(response))
-    splitter = Splitter(take.keys(), members, element_bytes_max=limits_peers.ANSWER_ELEMENT_BYTES_MAX)
+    splitter = Splitter(take.keys(), members, element_bytes_max=limits.peers.ANSWER_ELEMENT_BYTES_MAX)
     tally = _Tally()
     is_large = False
     while chunk := await _next_chunk(response):
-        if not is_large and tally.read_bytes + len(chunk) > limits_http.SMALL_BODY_BYTES:
+        if not is_large and tally.read_bytes + len(chunk) > limits.http.SMALL_BODY_BYTES:
             is_large = True
-            await take_for_answer(hold, tally.read_bytes + len(chunk), limits_peers.ANSWER_ELEMENT_BYTES_MAX)
+            await take_for_answer(hold, tally.read_bytes + len(chunk), limits.peers.ANSWER_ELEMENT_BYTES_MAX)
         for start in range(0, len(chunk), _SLICE_BYTES):
             slice_ = chunk[start : start + _SLICE_BYTES]
             tally.read_bytes += len(slice_)
@@ -119,16 +119,16 @@ class _Tally:
     def check(self) -> None:
         """Raises NotCanonical if there is so much junk that the rest is not worth reading."""
         junk_bytes = self.read_bytes - self.taken_bytes
-        too_many = self.junk > limits_peers.ANSWER_JUNK_MAX and self.junk > self.taken
-        if too_many or (junk_bytes > limits_peers.ANSWER_JUNK_BYTES_MAX and junk_bytes > self.taken_bytes):
+        too_many = self.junk > limits.peers.ANSWER_JUNK_MAX and self.junk > self.taken
+        if too_many or (junk_bytes > limits.peers.ANSWER_JUNK_BYTES_MAX and junk_bytes > self.taken_bytes):
             raise NotCanonical("Most of it is of no use.")
 
 
 async def _next_chunk(response: WireStream) -> bytes:
     """The next piece of the body, b"" after its end."""
-    with trio.move_on_after(limits_peers.ANSWER_IDLE_S):
+    with trio.move_on_after(limits.peers.ANSWER_IDLE_S):
         return await anext(response.chunks, b"")
-    raise WireError(f"nothing came for {limits_peers.ANSWER_IDLE_S:g} s", "timeout")
+    raise WireError(f"nothing came for {limits.peers.ANSWER_IDLE_S:g} s", "timeout")
 
 
 async def _read_error(response: WireStream) -> Any:

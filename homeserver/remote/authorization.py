@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from homeserver import limits_http
-from homeserver.api import Request
-from homeserver.bodies import Body
+from homeserver import limits
+from homeserver.api.bodies import Body
+from homeserver.api.routes import Request
 from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import InvalidAuthorization, XMatrix, parse_authorization, verify_text
 from homeserver.federation.transaction import sort_parts
-from homeserver.rate_limits import address_key
+from homeserver.process.rate_limits import address_key
 from homeserver.remote.keys import find_request_key
 from homeserver.resources import Resources
 
@@ -67,7 +67,7 @@ class Claim:
         # Again: many may have come in at the same time.
         hs.rate_limits.require("signatures", address, hs.now_ms())
         if not await self._is_signed(hs, request, body):
-            units = 1 + (len(body.text) // limits_http.SIGNATURE_UNIT_BYTES if body is not None else 0)
+            units = 1 + (len(body.text) // limits.http.SIGNATURE_UNIT_BYTES if body is not None else 0)
             hs.rate_limits.charge("signatures", address, hs.now_ms(), units)
             raise _unauthorized("The signature is wrong.")
         hs.peers.note_contact(self.origin)
@@ -87,9 +87,9 @@ class Claim:
 
     def _covers_otherwise(self, hs: Resources, request: Request, body: Body) -> bool:
         """Whether it is the signature of a body that came as other than canonical JSON."""
-        if len(body.text) > limits_http.UNVERIFIED_BODY_BYTES_MAX:
+        if len(body.text) > limits.http.UNVERIFIED_BODY_BYTES_MAX:
             return False
-        text = _canonical(body) if body.nodes <= limits_http.UNVERIFIED_JSON_NODES_MAX else sort_parts(body.text)
+        text = _canonical(body) if body.nodes <= limits.http.UNVERIFIED_JSON_NODES_MAX else sort_parts(body.text)
         return text is not None and text != body.text and self._covers(hs, request, text)
 
 

@@ -11,13 +11,13 @@ from functools import partial
 
 import trio
 
-from homeserver import limits, limits_peers
+from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, server_name_of
 from homeserver.federation.room_versions import RoomVersion
-from homeserver.peers import PERSON
+from homeserver.process.peers import PERSON
 from homeserver.remote import fetching
 from homeserver.remote.access import choose_servers
 from homeserver.remote.fetching import fetch_auth_events, fetch_state_before, store
@@ -37,7 +37,7 @@ async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
     Whatever goes wrong, there is only less history then: nothing is raised.
     """
     key = ("backfill", room_id, point)
-    with trio.move_on_after(limits_peers.BACKFILL_WAIT_S):
+    with trio.move_on_after(limits.peers.BACKFILL_WAIT_S):
         try:
             await hs.flights.join(hs.nursery, key, _fill, hs, room_id, point, limit)
         except MatrixError:
@@ -45,7 +45,7 @@ async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
 
 
 async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
-    at_once = hs.flights.limiter("backfill", limits_peers.BACKFILLS_AT_ONCE_MAX)
+    at_once = hs.flights.limiter("backfill", limits.peers.BACKFILLS_AT_ONCE_MAX)
     async with hs.peers.locks.hold(("backfill", room_id)), at_once:
         missing = await hs.database.read(list_missing, room_id, point, limits.GAP_STATES_MAX)
         if not missing:
@@ -54,7 +54,7 @@ async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
         servers = await choose_servers(hs, room_id, server_name_of(missing[0][1].sender))
         version = await hs.database.read(get_room_version, room_id)
         wanted = [event_id for event_id, _ in missing]
-        hedge = limits_peers.HEDGES["person"]
+        hedge = limits.peers.HEDGES["person"]
         while servers:
             attempts = [partial(_ask, hs, server, room_id, version, wanted, limit) for server in servers]
             page = await first_answer(attempts, hedge.stagger_s, hedge.timeout_s)

@@ -16,7 +16,7 @@ from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.federation.pdu_checks import check_hash, check_signatures, signing_keys_of
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.server_keys import VerifyKey
-from homeserver.peers import Cause
+from homeserver.process.peers import Cause
 from homeserver.remote.keys import WantedKey, find_keys, lacks_keys
 from homeserver.resources import Resources
 

@@ -18,7 +18,7 @@ from typing import Self, TypeVar, cast
 
 import trio
 
-from homeserver import limits_peers
+from homeserver import limits
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.event import Event, trusted_event
@@ -92,7 +92,7 @@ class Collected:
         return self._take(text, is_state=True)
 
     def _take(self, text: bytes, *, is_state: bool) -> Verdict:
-        if len(self) >= limits_peers.STATE_EVENTS_MAX:
+        if len(self) >= limits.peers.STATE_EVENTS_MAX:
             return "full"
         try:
             event = parse_pdu(canonical_json.decode(text), self.version, self.room_id)
@@ -122,7 +122,7 @@ class Collected:
     def _want_keys(self, event: Event) -> None:
         signed_ts = event.origin_server_ts if self.version.signing_key_validity_enforced else 0
         for named in signing_keys_of(event):
-            if named in self._keys or len(self._keys) < limits_peers.STATE_KEYS_MAX:
+            if named in self._keys or len(self._keys) < limits.peers.STATE_KEYS_MAX:
                 self._keys[named] = max(signed_ts, self._keys.get(named, 0))
 
     def wanted_keys(self) -> list[WantedKey]:

@@ -12,12 +12,12 @@ from typing import Any
 
 from homeserver import limits
 from homeserver.database import Transaction
+from homeserver.database.lane import try_each
 from homeserver.feature import EduSource, OutgoingEdu
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.federation.transaction import PDUS_MAX
-from homeserver.lane import try_each
-from homeserver.peers import BackOff
+from homeserver.process.peers import BackOff
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import joined_servers, list_rooms_of_server
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events

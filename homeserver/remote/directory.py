@@ -20,7 +20,7 @@ from homeserver.federation.identifiers import (
     parse_server_name,
     server_name_of,
 )
-from homeserver.peers import PERSON
+from homeserver.process.peers import PERSON
 from homeserver.remote.answers import Verdict, ask_many
 from homeserver.remote.requests import Unreachable, ask, path_to
 from homeserver.resources import Resources

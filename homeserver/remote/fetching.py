@@ -11,14 +11,14 @@ from typing import Any
 
 import trio
 
-from homeserver import limits, limits_peers
+from homeserver import limits
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_event_id
 from homeserver.federation.pdu_checks import Keys
 from homeserver.federation.room_versions import RoomVersion
-from homeserver.peers import Cause
+from homeserver.process.peers import Cause
 from homeserver.remote.answers import Take, Verdict, ask_many
 from homeserver.remote.checking import check_with_keys, keep_signed, parse_pdu
 from homeserver.remote.collecting import Collected
@@ -49,7 +49,7 @@ async def ask_events(
     Beyond `limit` events, or LISTED_EVENTS_BYTES_MAX, the answer is not read.
     """
     parsed: list[Event] = []
-    left_bytes = limits_peers.LISTED_EVENTS_BYTES_MAX
+    left_bytes = limits.peers.LISTED_EVENTS_BYTES_MAX
 
     def take(text: bytes) -> Verdict:
         nonlocal left_bytes
@@ -170,14 +170,14 @@ async def fetch_state_before(
         attempts.append(partial(_fetch_state_at, hs, server, event.event_id, event.version, event.room_id, cause))
         for event_id in follows:
             attempts.append(partial(_fetch_state_after, hs, server, event_id, event.version, event.room_id, cause))
-    hedge = limits_peers.HEDGES["person" if cause.kind == "person" else "peer"]
+    hedge = limits.peers.HEDGES["person" if cause.kind == "person" else "peer"]
     return await first_answer(attempts, hedge.stagger_s, hedge.timeout_s)
 
 
 async def _unplaced(hs: Resources, event_ids: Sequence[EventID]) -> list[EventID]:
     """The first of the events that have no place in the graph, and whose state is therefore not known."""
     placed = await hs.database.read(list_placed, event_ids)
-    return [event_id for event_id in event_ids if event_id not in placed][: limits_peers.GAP_PREV_EVENTS_ASKED_MAX]
+    return [event_id for event_id in event_ids if event_id not in placed][: limits.peers.GAP_PREV_EVENTS_ASKED_MAX]
 
 
 async def _fetch_state_after(
@@ -217,7 +217,7 @@ async def _fetch_state_at(
 
 def _taking_ids(found: list[EventID]) -> Take:
     def take(text: bytes) -> Verdict:
-        if len(found) >= limits_peers.STATE_EVENTS_MAX:
+        if len(found) >= limits.peers.STATE_EVENTS_MAX:
             return "full"
         try:
             found.append(parse_event_id(canonical_json.decode(text)))
@@ -254,7 +254,7 @@ async def store_collected(hs: Resources, collected: Collected, server: ServerNam
     between.
     """
     wanted = collected.wanted_keys()
-    with trio.move_on_after(limits_peers.KEYS_TIMEOUT_S):
+    with trio.move_on_after(limits.peers.KEYS_TIMEOUT_S):
         await find_keys(hs, wanted, cause)
     keys = await find_keys(hs, wanted, cause, ())
     del wanted
@@ -281,11 +281,11 @@ async def _store_ordered(hs: Resources, collected: Collected, ordered: Sequence[
 
     # While one part is written, the next is checked on a thread.
     signed: list[Event] = []
-    for start in range(0, len(ordered) + 1, limits_peers.OUTLIERS_CHECKED_AT_ONCE):
+    for start in range(0, len(ordered) + 1, limits.peers.OUTLIERS_CHECKED_AT_ONCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store_part, signed)
             signed = []
-            part = [(index, ids[index]) for index in ordered[start : start + limits_peers.OUTLIERS_CHECKED_AT_ONCE]]
+            part = [(index, ids[index]) for index in ordered[start : start + limits.peers.OUTLIERS_CHECKED_AT_ONCE]]
             unstored = await _unstored(hs, [event_id for _, event_id in part])
             part = [each for each in part if each[1] in unstored]
             if part:

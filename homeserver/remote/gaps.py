@@ -11,7 +11,7 @@ Theory of operation
   after another event of the room got through, and when a server that should have been asked shows itself. An event that
   has been received, refused, or parked for PARKED_MS_MAX is forgotten.
 - Bounds: parked events of one room and of all rooms (the oldest are forgotten: newer ones lead back to them), the time
-  that a lane works at a stretch, and the connections that one origin may cause (`homeserver.peers`).
+  that a lane works at a stretch, and the connections that one origin may cause (`homeserver.process.peers`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from dataclasses import dataclass
 
 import trio
 
-from homeserver import limits, limits_peers
+from homeserver import limits
 from homeserver.background import single_error, start_aside
 from homeserver.database import Transaction
+from homeserver.database.lane import PARKED_COUNTER
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
@@ -33,9 +34,9 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.federation.pdu_checks import required_signatures
 from homeserver.federation.room_versions import RoomVersion
-from homeserver.lane import PARKED_COUNTER, is_outage
 from homeserver.moments import latest
-from homeserver.peers import peer
+from homeserver.process.outages import is_outage
+from homeserver.process.peers import peer
 from homeserver.remote.access import choose_servers, is_resident
 from homeserver.remote.checking import check_signed, list_keyless, parse_pdu
 from homeserver.remote.receiving import Gap, receive, receive_behind_gap
@@ -95,7 +96,7 @@ async def retry_parked(hs: Resources) -> None:
     """Tries parked events again, for ever, also those of before a restart."""
     while True:
         is_any_parked = await hs.database.read(_is_any_parked)
-        heard = await hs.peers.wait_rooms(limits_peers.PARKED_SWEEP_S if is_any_parked else math.inf)
+        heard = await hs.peers.wait_rooms(limits.peers.PARKED_SWEEP_S if is_any_parked else math.inf)
         now_ms = hs.now_ms()
         if await hs.database.read(_is_any_due, now_ms) or heard:
             for room_id in await hs.database.write(_list_due, heard, now_ms):
@@ -205,14 +206,14 @@ def _park(tx: Transaction, event: Event, origin: ServerName) -> None:
     in_room = tx.values(
         "SELECT event_id FROM parked_events WHERE room_nid = ? ORDER BY received_ms DESC, depth DESC", room_nid
     )
-    for event_id in in_room[limits_peers.PARKED_PER_ROOM_MAX :]:
+    for event_id in in_room[limits.peers.PARKED_PER_ROOM_MAX :]:
         tx.run("DELETE FROM parked_events WHERE room_nid = ? AND event_id = ?", room_nid, event_id)
     count = tx.one("SELECT COUNT(*) FROM parked_events")
-    if count is not None and count[0] > limits_peers.PARKED_MAX:
+    if count is not None and count[0] > limits.peers.PARKED_MAX:
         tx.run(
             "DELETE FROM parked_events WHERE received_ms <="
             " (SELECT received_ms FROM parked_events ORDER BY received_ms LIMIT 1 OFFSET ?)",
-            count[0] - limits_peers.PARKED_MAX - 1,
+            count[0] - limits.peers.PARKED_MAX - 1,
         )
 
 
@@ -242,28 +243,28 @@ def _is_any_parked(tx: Transaction) -> bool:
 
 
 def _is_any_due(tx: Transaction, now_ms: int) -> bool:
-    oldest_ms = now_ms - limits_peers.PARKED_MS_MAX
+    oldest_ms = now_ms - limits.peers.PARKED_MS_MAX
     sql = "SELECT 1 FROM parked_events WHERE retry_ms <= ? OR retry_ms > ? OR received_ms < ? LIMIT 1"
     return tx.one(sql, *_due(now_ms), oldest_ms) is not None
 
 
 def _due(now_ms: int) -> tuple[int, int]:
     """Events are due up to the first of these moments, and behind the second, which only a wrong clock has set."""
-    return now_ms, latest(now_ms, limits_peers.PARKED_RETRY_MS_MAX)
+    return now_ms, latest(now_ms, limits.peers.PARKED_RETRY_MS_MAX)
 
 
 def _list_due(tx: Transaction, heard: Collection[RoomID], now_ms: int) -> list[RoomID]:
     """Rooms with parked events to be tried again, such as those `heard`. Events that are too old are forgotten."""
     for room_id in heard:
         tx.run("UPDATE parked_events SET retry_ms = 0 WHERE room_nid = ?", tx.find(room_id))
-    tx.run("DELETE FROM parked_events WHERE received_ms < ?", now_ms - limits_peers.PARKED_MS_MAX)
+    tx.run("DELETE FROM parked_events WHERE received_ms < ?", now_ms - limits.peers.PARKED_MS_MAX)
     sql = "SELECT DISTINCT room_nid FROM parked_events WHERE retry_ms <= ? OR retry_ms > ? LIMIT 50"
     nids = tx.values(sql, *_due(now_ms))
     return [RoomID(name) for name in tx.names(nids).values()]
 
 
 def _postpone(tx: Transaction, room_id: RoomID, parked: Parked, now_ms: int) -> None:
-    delay_ms = min(limits_peers.PARKED_RETRY_MS << min(parked.attempts, 20), limits_peers.PARKED_RETRY_MS_MAX)
+    delay_ms = min(limits.peers.PARKED_RETRY_MS << min(parked.attempts, 20), limits.peers.PARKED_RETRY_MS_MAX)
     tx.run(
         "UPDATE parked_events SET attempts = attempts + 1, retry_ms = ? WHERE room_nid = ? AND event_id = ?",
         now_ms + delay_ms,

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from homeserver import limits
-from homeserver.api import Response, Routes
+from homeserver.api.routes import Response, Routes
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
 from homeserver.feature import JsonObject
@@ -27,7 +27,7 @@ from homeserver.federation.identifiers import (
     server_name_of,
 )
 from homeserver.federation.room_versions import RoomVersion
-from homeserver.peers import peer
+from homeserver.process.peers import peer
 from homeserver.remote.access import resident_head
 from homeserver.remote.checking import Dropped, check_pdu, dropped
 from homeserver.remote.receiving import receive

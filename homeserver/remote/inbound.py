@@ -16,12 +16,13 @@ from typing import cast
 import orjson
 import trio
 
-from homeserver import limits, limits_peers
-from homeserver.api import Response, Routes
-from homeserver.arguments import decode_parts
+from homeserver import limits
+from homeserver.api.arguments import decode_parts
+from homeserver.api.bodies import count_nodes
+from homeserver.api.routes import Response, Routes
 from homeserver.background import start_aside
-from homeserver.bodies import count_nodes
 from homeserver.database import Transaction
+from homeserver.database.lane import PARKED_COUNTER, try_each
 from homeserver.errors import MatrixError, bad_json, invalid_param
 from homeserver.feature import EduHandler, Feature, JsonObject
 from homeserver.federation.edus import (
@@ -37,9 +38,9 @@ from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerN
 from homeserver.federation.pdu_checks import required_signatures
 from homeserver.federation.transaction import InvalidTransaction, decode_part, find_room, parse_transaction
 from homeserver.federation.transaction import Transaction as ReceivedTransaction
-from homeserver.lane import PARKED_COUNTER, is_outage, try_each
-from homeserver.peers import peer
-from homeserver.rate_limits import limit_exceeded
+from homeserver.process.outages import is_outage
+from homeserver.process.peers import peer
+from homeserver.process.rate_limits import limit_exceeded
 from homeserver.remote.access import RoomAccess, find_access
 from homeserver.remote.checking import Dropped, check_signed, list_keyless, parse_pdus
 from homeserver.remote.gaps import close_gaps, park_unchecked, receive_events
@@ -112,7 +113,7 @@ async def _receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object
         if isinstance(pdu, bytes):
             nodes += count_nodes(pdu)
             await trio.lowlevel.checkpoint()
-    is_dense = nodes > limits_peers.PDUS_NODES_AT_ONCE
+    is_dense = nodes > limits.peers.PDUS_NODES_AT_ONCE
     turns = trio.CapacityLimiter(1 if is_dense else inf)
     access, failed = await hs.database.read(_try_accesses, hs.server_name, list(by_room), origin)
     for room_id, error in failed:
@@ -160,7 +161,7 @@ def _in_batches(pdus: Sequence[object]) -> Iterator[Sequence[object]]:
     nodes = 0
     for pdu in pdus:
         more = count_nodes(pdu) if isinstance(pdu, bytes) else 0
-        if batch and nodes + more > limits_peers.PDUS_NODES_AT_ONCE:
+        if batch and nodes + more > limits.peers.PDUS_NODES_AT_ONCE:
             yield batch
             batch, nodes = [], 0
         batch.append(pdu)
@@ -174,7 +175,7 @@ async def _decode(hs: Resources, part: object) -> object:
         return part
     if not is_sparse(part):
         return None
-    if len(part) <= limits_peers.PART_BYTES_INLINE_MAX:
+    if len(part) <= limits.peers.PART_BYTES_INLINE_MAX:
         return decode_part(part)
     return await hs.workers.run(decode_part, part)
 
@@ -237,7 +238,7 @@ async def _receive_room(
             if concerns_us:
                 results[event.event_id] = await hs.database.write(receive_outside, hs.server_name, event)
         return results
-    deadline_s = trio.current_time() + limits_peers.GAP_WAIT_S
+    deadline_s = trio.current_time() + limits.peers.GAP_WAIT_S
     if keyless:
         await park_unchecked(hs, keyless, origin)
     results |= await _receive_all(hs, origin, events, deadline_s)

@@ -13,8 +13,8 @@ from typing import Any
 import trio
 
 from homeserver import limits
-from homeserver.api import Response, Routes
-from homeserver.arguments import decode_wrapped
+from homeserver.api.arguments import decode_wrapped
+from homeserver.api.routes import Response, Routes
 from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
@@ -26,7 +26,7 @@ from homeserver.federation.hashing import signed_part
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.signing import verify_json, with_signature
-from homeserver.peers import ACTION, peer
+from homeserver.process.peers import ACTION, peer
 from homeserver.remote.access import is_allowed
 from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import invite_key, list_stripped_pdus

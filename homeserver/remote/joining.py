@@ -23,7 +23,7 @@ from homeserver.federation.build import Draft, sign_event
 from homeserver.federation.event import Event, InvalidEvent, check_references, parse_event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
-from homeserver.peers import ACTION
+from homeserver.process.peers import ACTION
 from homeserver.remote.answers import ask_many
 from homeserver.remote.checking import Dropped, check_pdu
 from homeserver.remote.collecting import Collected

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 import trio
 
-from homeserver import limits, limits_peers
+from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
@@ -32,8 +32,8 @@ from homeserver.federation.server_keys import (
     parse_notary_response,
 )
 from homeserver.moments import latest, passed
-from homeserver.peers import Cause, KnownKeys, stranger
-from homeserver.rate_limits import address_key, limit_exceeded
+from homeserver.process.peers import Cause, KnownKeys, stranger
+from homeserver.process.rate_limits import address_key, limit_exceeded
 from homeserver.remote.answers import Verdict, ask_many
 from homeserver.remote.identity import list_old_keys
 from homeserver.remote.requests import Unreachable, fetch, hold_answer, is_sparse, note_status
@@ -93,8 +93,8 @@ def take_stranger(hs: Resources, client_ip: str, cost: int) -> Cause:
     address = address_key(client_ip)
     hs.rate_limits.take("keys", address, hs.now_ms(), cost=cost)
     cause = stranger(address)
-    each = limits_peers.CONNECTION_SHARES["stranger"].each
-    if hs.peers.shares.using(cause) >= each + limits_peers.STRANGERS_WAITING_MAX:
+    each = limits.peers.CONNECTION_SHARES["stranger"].each
+    if hs.peers.shares.using(cause) >= each + limits.peers.STRANGERS_WAITING_MAX:
         raise limit_exceeded(1000)
     return cause
 

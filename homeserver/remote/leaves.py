@@ -26,14 +26,14 @@ import trio
 
 from homeserver import limits
 from homeserver.database import Transaction
+from homeserver.database.lane import Lane
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
 from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
-from homeserver.lane import Lane
 from homeserver.moments import is_ahead
-from homeserver.peers import retry_delay_ms
+from homeserver.process.peers import retry_delay_ms
 from homeserver.remote.joining import list_candidates, make, send
 from homeserver.remote.outside import is_outside, leave_outside
 from homeserver.resources import Resources

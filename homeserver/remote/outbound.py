@@ -6,7 +6,7 @@ has everything: from then on it is left out, until it is tried again and reads w
 there is no queue, a message costs no row for each destination, and an idle destination costs nothing.
 
 One bad item stops neither the others nor another destination:
-- An event or EDU that cannot be read or encoded is parked where it is found (see `homeserver/lane.py`).
+- An event or EDU that cannot be read or encoded is parked where it is found (see `homeserver/database/lane.py`).
 - A transaction that its destination refuses, or fails of, is sent again in halves. A single item that is refused is
   dropped. One that the destination fails of (500) is tried again and again; after POISON_SECONDS it is dropped if the
   destination takes the next one.
@@ -27,12 +27,14 @@ from typing import Literal, TypeVarTuple
 import trio
 
 from homeserver import limits
+from homeserver.database.lane import Lane
+from homeserver.database.tail import find_position, store_position
 from homeserver.feature import EduSource
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, encode_transaction
-from homeserver.lane import Lane, is_outage
 from homeserver.moments import passed
-from homeserver.peers import DELIVERY, BackOff
+from homeserver.process.outages import is_outage
+from homeserver.process.peers import DELIVERY, BackOff
 from homeserver.remote.destinations import (
     Batch,
     Failed,
@@ -45,7 +47,6 @@ from homeserver.remote.destinations import (
 )
 from homeserver.remote.requests import Unreachable, note_unreachable, path_to, send_signed
 from homeserver.resources import Resources
-from homeserver.tail import find_position, store_position
 
 _log = logging.getLogger("homeserver.federation")
 
@@ -65,7 +66,7 @@ _REFUSALS = frozenset({400, 413, 422})
 class _Lag:
     """A destination that has not got everything. `acked`: up to where it has; `is_active`: it is catching up now.
 
-    When it is tried next is a matter of its back-off (`homeserver.peers`); `tried_ms`: when it was tried last.
+    When it is tried next is a matter of its back-off (`homeserver.process.peers`); `tried_ms`: when it was tried last.
     """
 
     acked: int

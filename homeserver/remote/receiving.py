@@ -12,7 +12,7 @@ from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, ServerName, server_name_of
-from homeserver.peers import Cause
+from homeserver.process.peers import Cause
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
 from homeserver.resources import Resources
 from homeserver.rooms.graph import leading_to

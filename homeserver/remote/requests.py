@@ -15,16 +15,16 @@ from urllib.parse import quote, urlencode
 
 import trio
 
-from homeserver import limits, limits_http, limits_peers
-from homeserver.bodies import count_nodes, is_large
-from homeserver.budgets import Hold
+from homeserver import limits
+from homeserver.api.bodies import count_nodes, is_large
 from homeserver.errors import MatrixError
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import authorize_body, encode_content
 from homeserver.federation.wire import WireError, WireResponse, WireStream
-from homeserver.peers import PERSON, Cause
+from homeserver.process.budgets import Hold
+from homeserver.process.peers import PERSON, Cause
 from homeserver.resources import Resources
 
 _log = logging.getLogger("homeserver.federation")
@@ -204,7 +204,7 @@ async def take_for_answer(hold: Hold, seen: int, amount: int) -> None:
 
     Raises Unreachable.
     """
-    if seen <= limits_http.SMALL_BODY_BYTES:
+    if seen <= limits.http.SMALL_BODY_BYTES:
         return
     try:
         await hold.take(amount)
@@ -214,9 +214,9 @@ async def take_for_answer(hold: Hold, seen: int, amount: int) -> None:
 
 def _count_bytes(body: bytes) -> int:
     """What an answer takes while it is decoded: its text, or the objects of its values."""
-    if len(body) <= limits_http.SMALL_BODY_BYTES:
+    if len(body) <= limits.http.SMALL_BODY_BYTES:
         return 0
-    return max(len(body), min(count_nodes(body), limits_peers.ANSWER_NODES_MAX) * limits_http.JSON_NODE_BYTES)
+    return max(len(body), min(count_nodes(body), limits.peers.ANSWER_NODES_MAX) * limits.http.JSON_NODE_BYTES)
 
 
 async def _read_answer(hs: Resources, destination: ServerName, response: WireResponse) -> Answer:
@@ -239,7 +239,7 @@ def _decode(data: bytes) -> Any:
 
 def is_sparse(data: bytes) -> bool:
     """Whether JSON text has so few values that decoding it takes little memory: each takes some hundred bytes."""
-    return len(data) < limits_peers.ANSWER_NODES_MAX or count_nodes(data) <= limits_peers.ANSWER_NODES_MAX
+    return len(data) < limits.peers.ANSWER_NODES_MAX or count_nodes(data) <= limits.peers.ANSWER_NODES_MAX
 
 
 async def ask(

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from homeserver import limits
-from homeserver.api import Request, Routes
+from homeserver.api.routes import Request, Routes
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param, missing_param, not_found
 from homeserver.feature import Feature, JsonObject

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import orjson
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.database.cache import Cache

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from homeserver.database.cache import Cache
 from homeserver.federation.identifiers import RoomID
-from homeserver.limits_users import LAZY_MEMBERS_PER_ROOM_MAX, LAZY_ROOMS_REMEMBERED_MAX
+from homeserver.limits.users import LAZY_MEMBERS_PER_ROOM_MAX, LAZY_ROOMS_REMEMBERED_MAX
 
 _Members = dict[int, tuple[int, int]]  # user nid → position of the member event, position up to which the answer went
 

@@ -21,10 +21,10 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
-from homeserver.asgi import AsgiApp, Message
 from homeserver.background import single_error
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.wire import WireError, WireResponse, WireStream
+from homeserver.http.asgi import AsgiApp, Message
 
 
 @dataclass(frozen=True, slots=True)

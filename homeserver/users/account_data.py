@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import orjson
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.encoding import to_json
@@ -63,8 +63,8 @@ def store_account_data(
 
     Raises MatrixError 400 or 413 if the user would keep too much.
     """
-    if len(data_type.encode("utf-8", "surrogatepass")) > limits_users.ACCOUNT_DATA_TYPE_BYTES_MAX:
-        raise invalid_param(f"The type of account data has {limits_users.ACCOUNT_DATA_TYPE_BYTES_MAX} bytes at most.")
+    if len(data_type.encode("utf-8", "surrogatepass")) > limits.users.ACCOUNT_DATA_TYPE_BYTES_MAX:
+        raise invalid_param(f"The type of account data has {limits.users.ACCOUNT_DATA_TYPE_BYTES_MAX} bytes at most.")
     user_nid, room_nid, type_nid = tx.intern(user_id), tx.intern(room_id) if room_id else 0, tx.intern(data_type)
     data = to_json(content)
     old = tx.one(
@@ -84,10 +84,10 @@ def _count(tx: Transaction, user_nid: int, new_types: int, new_bytes: int) -> No
     """Notes that a user keeps more, or less. What makes it less is allowed also where it is too much."""
     types, size_bytes = tx.one("SELECT types, bytes FROM account_data_sizes WHERE user_nid = ?", user_nid) or (0, 0)
     types, size_bytes = types + new_types, size_bytes + new_bytes
-    if new_types > 0 and types > limits_users.ACCOUNT_DATA_TYPES_MAX:
-        raise invalid_param(f"There may be {limits_users.ACCOUNT_DATA_TYPES_MAX} types of account data.")
-    if new_bytes > 0 and size_bytes > limits_users.ACCOUNT_DATA_BYTES_MAX:
-        most = limits_users.ACCOUNT_DATA_BYTES_MAX >> 20
+    if new_types > 0 and types > limits.users.ACCOUNT_DATA_TYPES_MAX:
+        raise invalid_param(f"There may be {limits.users.ACCOUNT_DATA_TYPES_MAX} types of account data.")
+    if new_bytes > 0 and size_bytes > limits.users.ACCOUNT_DATA_BYTES_MAX:
+        most = limits.users.ACCOUNT_DATA_BYTES_MAX >> 20
         raise MatrixError(413, "M_TOO_LARGE", f"An account may keep {most} MiB of account data. Make some smaller.")
     tx.run(
         "INSERT INTO account_data_sizes (user_nid, types, bytes) VALUES (?, ?, ?)"

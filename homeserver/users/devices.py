@@ -14,8 +14,8 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
+from homeserver.process.token_cache import Seen
 from homeserver.resources import Resources
-from homeserver.token_cache import Seen
 
 # device_changes holds the last change of each device there ever was: 0 deleted, 1 new, 2 renamed.
 SCHEMA = Schema(

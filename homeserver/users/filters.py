@@ -6,7 +6,7 @@ import hashlib
 
 import orjson
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
@@ -45,7 +45,7 @@ def store_filter(tx: Transaction, user_id: UserID, content: bytes) -> str:
         nid, filter_id, digest, content,
     )  # fmt: skip
     tx.run(
-        "DELETE FROM filters WHERE user_nid = ? AND filter_id <= ?", nid, filter_id - limits_users.FILTERS_PER_USER_MAX
+        "DELETE FROM filters WHERE user_nid = ? AND filter_id <= ?", nid, filter_id - limits.users.FILTERS_PER_USER_MAX
     )
     return str(filter_id)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.feature import JsonObject, PresenceState
 from homeserver.federation.identifiers import UserID
@@ -22,7 +22,7 @@ from homeserver.rooms.membership import list_joined_rooms
 ACTIVITY_CACHED_MAX = 100_000
 # Wakes who follows the time, once there may be somebody whose presence changes by itself.
 WAKE_KEY = "presence"
-_NOTED_FOR_MS = limits_users.CURRENTLY_ACTIVE_MS // 2
+_NOTED_FOR_MS = limits.users.CURRENTLY_ACTIVE_MS // 2
 
 SCHEMA = Schema(
     "presence",
@@ -97,7 +97,7 @@ def is_news_of_device(tx: Transaction, hs: Resources, user_id: UserID, device_id
     )
     if row is None:
         return True
-    interval_ms = min(limits_users.PRESENCE_WRITE_INTERVAL_MS, _timeout_ms(hs) // 3)
+    interval_ms = min(limits.users.PRESENCE_WRITE_INTERVAL_MS, _timeout_ms(hs) // 3)
     return bool(row[0] != state or not is_recent(row[1], tx.now_ms, interval_ms))
 
 
@@ -156,10 +156,10 @@ def _refresh(tx: Transaction, hs: Resources, old: Presence, new: Presence) -> No
         is_online = any(each == "online" for each, _ in devices) and idle_ms < timeout_ms
         state = "online" if is_online else "unavailable"
         due = [seen_ms + timeout_ms for _, seen_ms in devices]
-        due.append((old.told_ms or now_ms) + limits_users.PRESENCE_REPEAT_MS)
-    currently_active = state == "online" and idle_ms < limits_users.CURRENTLY_ACTIVE_MS
+        due.append((old.told_ms or now_ms) + limits.users.PRESENCE_REPEAT_MS)
+    currently_active = state == "online" and idle_ms < limits.users.CURRENTLY_ACTIVE_MS
     if state == "online":
-        due.append(new.last_active_ms + (limits_users.CURRENTLY_ACTIVE_MS if currently_active else timeout_ms))
+        due.append(new.last_active_ms + (limits.users.CURRENTLY_ACTIVE_MS if currently_active else timeout_ms))
     new = replace(new, state=state, currently_active=currently_active, due_ms=min(due, default=None))
     store_presence(tx, old, new)
 
@@ -167,7 +167,7 @@ def _refresh(tx: Transaction, hs: Resources, old: Presence, new: Presence) -> No
 def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
     """Stores a presence; tells those who share a room where they can see a difference, or have long heard nothing."""
     seen = (new.state, new.status_msg, new.currently_active) != (old.state, old.status_msg, old.currently_active)
-    repeat = new.is_local and new.state != "offline" and tx.now_ms - old.told_ms >= limits_users.PRESENCE_REPEAT_MS
+    repeat = new.is_local and new.state != "offline" and tx.now_ms - old.told_ms >= limits.users.PRESENCE_REPEAT_MS
     position, told_ms = old.position, old.told_ms
     if seen or repeat or old.position == 0:
         position = tx.next_position(new.user_id, *list_joined_rooms(tx, new.user_id), WAKE_KEY)
@@ -208,7 +208,7 @@ def list_due(tx: Transaction, hs: Resources) -> list[int]:
 
 def _due(tx: Transaction, hs: Resources) -> tuple[int, int]:
     """Rows are due up to the first of these moments, and behind the second, which only a wrong clock has set."""
-    span_ms_max = max(limits_users.PRESENCE_REPEAT_MS, limits_users.PRESENCE_REMOTE_TIMEOUT_MS, _timeout_ms(hs))
+    span_ms_max = max(limits.users.PRESENCE_REPEAT_MS, limits.users.PRESENCE_REMOTE_TIMEOUT_MS, _timeout_ms(hs))
     return tx.now_ms, latest(tx.now_ms, span_ms_max)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import orjson
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
@@ -72,9 +72,9 @@ def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | Non
     )  # fmt: skip
     stored = tx.all("SELECT field, value FROM profiles WHERE user_nid = ?", nid)
     # As canonical JSON: quotes and colon of each field, the commas between them, the braces.
-    if sum(len(name) + len(json) + 4 for name, json in stored) + 1 > limits_users.PROFILE_BYTES_MAX:
+    if sum(len(name) + len(json) + 4 for name, json in stored) + 1 > limits.users.PROFILE_BYTES_MAX:
         raise MatrixError(
-            400, "M_PROFILE_TOO_LARGE", f"A profile holds {limits_users.PROFILE_BYTES_MAX} bytes, all fields together."
+            400, "M_PROFILE_TOO_LARGE", f"A profile holds {limits.users.PROFILE_BYTES_MAX} bytes, all fields together."
         )
     return True
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, invalid_param, not_found
@@ -159,8 +159,8 @@ def store_rule(
     )  # fmt: skip
     if known is None:
         (count,) = tx.one("SELECT COUNT(*) FROM push_rules WHERE user_nid = ?", user_nid) or (0,)
-        if count >= limits_users.PUSH_RULES_MAX:
-            raise invalid_param(f"There may be {limits_users.PUSH_RULES_MAX} push rules.")
+        if count >= limits.users.PUSH_RULES_MAX:
+            raise invalid_param(f"There may be {limits.users.PUSH_RULES_MAX} push rules.")
     priority = known[0] if known else _top_priority(tx, user_nid, kind)
     if before is not None:
         priority = _make_place(tx, user_nid, kind, before, -1)
@@ -230,8 +230,8 @@ def _store(
     tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, priority: int | None, content: JsonObject
 ) -> None:
     encoded = to_json(content)
-    if len(encoded) > limits_users.PUSH_RULE_BYTES_MAX:
-        raise MatrixError(413, "M_TOO_LARGE", f"A push rule is at most {limits_users.PUSH_RULE_BYTES_MAX} bytes.")
+    if len(encoded) > limits.users.PUSH_RULE_BYTES_MAX:
+        raise MatrixError(413, "M_TOO_LARGE", f"A push rule is at most {limits.users.PUSH_RULE_BYTES_MAX} bytes.")
     tx.run(
         "INSERT INTO push_rules (user_nid, kind, rule_id, priority, content) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (user_nid, kind, rule_id) DO UPDATE SET priority = excluded.priority, content = excluded.content",

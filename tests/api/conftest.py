@@ -17,17 +17,17 @@ import trustme
 from trio.abc import Clock, Instrument
 from trio.testing import MockClock
 
-from homeserver.api import Routes
-from homeserver.asgi import App
+from homeserver.api.routes import Routes
 from homeserver.authenticate import SCHEMA
 from homeserver.blobs import Blobs
 from homeserver.config import Config, RateLimitsSection
 from homeserver.database import open_database
-from homeserver.dispatch import Dispatch
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.signing import SigningKey
+from homeserver.http.asgi import App
+from homeserver.http.dispatch import Dispatch
+from homeserver.process.workers import Workers
 from homeserver.resources import Resources
-from homeserver.workers import Workers
 
 START_MS = 1_700_000_000_000
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import trio
 
-from homeserver.api import Request, Response, Routes
-from homeserver.asgi import App
-from homeserver.budgets import Budgets
+from homeserver.api.routes import Request, Response, Routes
 from homeserver.config import Config, Listener
-from homeserver.dispatch import Dispatch
 from homeserver.features import health
-from homeserver.listener import Bound, serve
-from homeserver.metrics import Metrics
-from homeserver.rate_limits import RateLimits
+from homeserver.http.asgi import App
+from homeserver.http.dispatch import Dispatch
+from homeserver.http.listener import Bound, serve
+from homeserver.process.budgets import Budgets
+from homeserver.process.metrics import Metrics
+from homeserver.process.rate_limits import RateLimits
+from homeserver.process.token_cache import TokenCache
 from homeserver.resources import Resources
-from homeserver.token_cache import TokenCache
 
 routes = Routes()
 

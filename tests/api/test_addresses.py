@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from homeserver.addresses import Proxies
+from homeserver.http.addresses import Proxies
 
 
 @pytest.mark.parametrize("proxy", ["", "127.0.0.1", "127.8.9.10", "::1"])

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from homeserver import limits
-from homeserver.api import Empty, Request, Routes
-from homeserver.asgi import App
+from homeserver.api.bodies import Body
+from homeserver.api.routes import Empty, Request, Routes
 from homeserver.authenticate import (
     AccountFlags,
     IssuedTokens,
@@ -24,10 +24,10 @@ from homeserver.authenticate import (
     refresh_tokens,
     store_account_flags,
 )
-from homeserver.bodies import Body
-from homeserver.dispatch import Dispatch
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID
+from homeserver.http.asgi import App
+from homeserver.http.dispatch import Dispatch
 from homeserver.resources import Resources
 from tests.api.conftest import Server, StartServer
 

@@ -12,14 +12,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver import limits, limits_http
-from homeserver.api import Empty, Request, Routes
+from homeserver import limits
+from homeserver.api.bodies import count_nodes, count_nodes_exactly
+from homeserver.api.routes import Empty, Request, Routes
 from homeserver.authenticate import Requester
-from homeserver.bodies import count_nodes, count_nodes_exactly
-from homeserver.budgets import Budget
 from homeserver.config import RateLimitsSection
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
+from homeserver.process.budgets import Budget
 from homeserver.resources import Resources
 from tests.api.conftest import Server, StartServer
 from tests.api.test_authenticate import issue
@@ -150,11 +150,11 @@ async def test_a_user_may_send_many_values_and_pays_for_them(start_server: Start
 
 
 def test_every_limit_of_values_can_be_paid_for() -> None:
-    assert limits_http.JSON_NODES_MAX["client"] <= limits.RATE_LIMITS["json"].burst
-    assert limits_http.JSON_NODES_MAX["federation"] <= limits.RATE_LIMITS["federation_json"].burst
+    assert limits.http.JSON_NODES_MAX["client"] <= limits.RATE_LIMITS["json"].burst
+    assert limits.http.JSON_NODES_MAX["federation"] <= limits.RATE_LIMITS["federation_json"].burst
     assert limits.RATE_LIMITS["federation_json"].burst >= limits.TRANSACTION_JSON_NODES_MAX
-    assert limits.TRANSACTION_BODY_BYTES_MAX <= limits_http.PEER_BODIES_BYTES_EACH
-    assert limits_http.BODY_BYTES_MAX["client"] <= limits_http.CLIENT_BODIES_BYTES_EACH
+    assert limits.TRANSACTION_BODY_BYTES_MAX <= limits.http.PEER_BODIES_BYTES_EACH
+    assert limits.http.BODY_BYTES_MAX["client"] <= limits.http.CLIENT_BODIES_BYTES_EACH
 
 
 async def test_a_body_that_comes_too_slowly_is_given_up(start_server: StartServer) -> None:
@@ -168,7 +168,7 @@ async def test_a_body_that_comes_too_slowly_is_given_up(start_server: StartServe
         with pytest.raises(MatrixError) as caught:
             await request.body(1_000)
         assert caught.value.status == 408
-        assert trio.current_time() == pytest.approx(limits_http.BODY_SECONDS_MAX, abs=20)
+        assert trio.current_time() == pytest.approx(limits.http.BODY_SECONDS_MAX, abs=20)
         assert server.hs.budgets.clients.held == 0
 
 
@@ -205,7 +205,7 @@ async def test_large_answers_that_nobody_takes_are_bounded_for_each_user(start_s
             await trio.sleep(0.1)
         assert statuses == [200] * 3 + [429] * 7, "an answer has 20 MiB, a user 64"
         answers = server.hs.budgets.answers
-        assert answers.held <= limits_http.LARGE_ANSWERS_BYTES_EACH
+        assert answers.held <= limits.http.LARGE_ANSWERS_BYTES_EACH
         response = await server.http.get("/_matrix/client/v3/joined_rooms", headers=alice)
         assert response.status_code == 200
         nursery.cancel_scope.cancel()
@@ -233,7 +233,7 @@ async def test_a_budget_is_shared(autojump_clock: trio.testing.MockClock) -> Non
             with budget.hold(key) as late, pytest.raises(MatrixError) as caught:
                 await late.take(1)
             assert (caught.value.status, caught.value.errcode) == (429, "M_LIMIT_EXCEEDED")
-        assert trio.current_time() == pytest.approx(3 * limits_http.BUDGET_WAIT_SECONDS)
+        assert trio.current_time() == pytest.approx(3 * limits.http.BUDGET_WAIT_SECONDS)
     assert budget.held == 0
 
 

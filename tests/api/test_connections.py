@@ -15,9 +15,9 @@ import trio
 import trio.testing
 from hypercorn.events import Updated
 
-from homeserver import limits_http
+from homeserver import limits
 from homeserver.config import Listener
-from homeserver.connection import Connection, Connections, room_for_connections
+from homeserver.http.connection import Connection, Connections, room_for_connections
 from tests.api.listening import serving
 
 pytestmark = pytest.mark.sockets
@@ -144,7 +144,7 @@ def open_files(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize(("files", "room"), [(256, 128), (1024, 512), (4096, 4096 - limits_http.FILES_RESERVED)])
+@pytest.mark.parametrize(("files", "room"), [(256, 128), (1024, 512), (4096, 4096 - limits.http.FILES_RESERVED)])
 def test_there_is_room_for_files_beside_connections(files: int, room: int) -> None:
     with open_files(files):
         assert room_for_connections() == room
@@ -154,8 +154,8 @@ async def test_a_head_has_to_come_at_once(autojump_clock: trio.testing.MockClock
     client, server = trio.testing.memory_stream_pair()
     connection = Connection(server, trio.socket.socket(), False)
     connection.asking_since = trio.current_time()
-    assert not connection.overdue(trio.current_time() + limits_http.HEAD_SECONDS_MAX - 1)
-    assert connection.overdue(trio.current_time() + limits_http.HEAD_SECONDS_MAX + 1)
+    assert not connection.overdue(trio.current_time() + limits.http.HEAD_SECONDS_MAX - 1)
+    assert connection.overdue(trio.current_time() + limits.http.HEAD_SECONDS_MAX + 1)
     connection.socket.close()
 
 

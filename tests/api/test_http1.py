@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from homeserver import limits_http
+from homeserver import limits
 from tests.api.listening import Running, serving, talk
 
 pytestmark = pytest.mark.sockets
@@ -117,7 +117,7 @@ AMBIGUOUS = {
     "chunked with a parameter": head("POST", UPLOAD, "transfer-encoding: chunked;a=b") + b"0\r\n\r\n",
     "an empty coding": head("POST", UPLOAD, "transfer-encoding: ") + b"0\r\n\r\n",
     "chunks of HTTP/1.0": head("POST", UPLOAD, "transfer-encoding: chunked", version="HTTP/1.0") + b"0\r\n\r\n",
-    "too many headers": head("GET", VERSIONS, *["a: b"] * limits_http.HEADERS_MAX),
+    "too many headers": head("GET", VERSIONS, *["a: b"] * limits.http.HEADERS_MAX),
 }
 
 
@@ -166,7 +166,7 @@ async def test_nothing_is_read_behind_a_chunked_body(chunks: bytes, expected: li
 
 async def test_a_body_in_tiny_chunks_is_refused() -> None:
     async with serving() as server:
-        chunks = b"1\r\nx\r\n" * (limits_http.SMALL_CHUNKS_MAX + 10)
+        chunks = b"1\r\nx\r\n" * (limits.http.SMALL_CHUNKS_MAX + 10)
         assert await statuses(server, head("POST", UPLOAD, "transfer-encoding: chunked") + chunks) == [400]
         chunks = b"200\r\n" + b"x" * 512 + b"\r\n"
         data = head("POST", UPLOAD, "transfer-encoding: chunked") + chunks * 1_500 + b"0\r\n\r\n"

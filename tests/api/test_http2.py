@@ -23,10 +23,10 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from homeserver import limits_http
-from homeserver.addresses import Proxies
+from homeserver import limits
 from homeserver.config import Listener
-from homeserver.http2 import FrameCounter, Http2
+from homeserver.http.addresses import Proxies
+from homeserver.http.http2 import FrameCounter, Http2
 from tests.api.listening import Running, make_app, serving
 
 VERSIONS = "/_matrix/client/versions"
@@ -162,7 +162,7 @@ async def test_requests_that_are_taken_back_at_once_end_the_connection(client: C
         assert await client.why_ended() in (CALM, None)
         nursery.cancel_scope.cancel()
     assert asked < 5_000
-    assert server.app.dispatch.active <= limits_http.HTTP2_RESETS_FREE + 2
+    assert server.app.dispatch.active <= limits.http.HTTP2_RESETS_FREE + 2
     server.hs.may_end.set()
 
 
@@ -220,7 +220,7 @@ async def test_who_takes_nothing_of_an_answer_loses_the_connection(autojump_cloc
         began_s = trio.current_time()
         await protocol.handle(RawData(asking.data_to_send()))
         await ended.wait()
-        assert limits_http.SEND_SECONDS_MAX <= trio.current_time() - began_s < 2 * limits_http.SEND_SECONDS_MAX
+        assert limits.http.SEND_SECONDS_MAX <= trio.current_time() - began_s < 2 * limits.http.SEND_SECONDS_MAX
 
 
 async def test_nothing_is_left_of_a_client_that_goes_in_the_middle_of_a_request(

@@ -20,9 +20,9 @@ import trio.testing
 import trio_websocket
 import trustme
 
-from homeserver import limits_http
+from homeserver import limits
 from homeserver.config import ConfigError, Listener
-from homeserver.listener import open_doors, renew_certificate, serve
+from homeserver.http.listener import open_doors, renew_certificate, serve
 from tests.api.listening import make_app, serving, talk
 
 pytestmark = pytest.mark.sockets
@@ -226,7 +226,7 @@ async def test_a_client_that_sends_without_end_is_cut_off() -> None:
         head = b"POST /_matrix/media/v3/upload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
         await stream.send_all(head)
         with pytest.raises(trio.BrokenResourceError):
-            for _ in range(4 * limits_http.REFUSED_BODY_BYTES_MAX // 65_536):
+            for _ in range(4 * limits.http.REFUSED_BODY_BYTES_MAX // 65_536):
                 await stream.send_all(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
 
 
@@ -349,7 +349,7 @@ async def test_a_client_that_asks_on_while_it_waits_does_not_hold_up_a_stop() ->
             server.stop.set()
             await trio.testing.wait_all_tasks_blocked()
             server.hs.may_end.set()
-            with trio.fail_after(limits_http.DRAIN_SECONDS / 2):
+            with trio.fail_after(limits.http.DRAIN_SECONDS / 2):
                 await server.ended.wait()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from homeserver.config import Log
 from homeserver.log import set_up_logging
-from homeserver.metrics import Metrics
+from homeserver.process.metrics import Metrics
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import re
 import httpx
 import pytest
 
-from homeserver.api import Routes
-from homeserver.asgi import App
+from homeserver.api.routes import Routes
 from homeserver.config import Config, Public, Registration
+from homeserver.http.asgi import App
 from homeserver.pages import make_pages, welcome
 from tests.api.conftest import StartServer
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver import limits
-from homeserver.api import Empty, Routes
+from homeserver.api.routes import Empty, Routes
 from homeserver.config import RateLimitsSection
 from homeserver.errors import MatrixError
-from homeserver.rate_limits import RateLimits, address_key
+from homeserver.process.rate_limits import RateLimits, address_key
 from homeserver.resources import Resources
 from tests.api.conftest import StartServer
 

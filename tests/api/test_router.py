@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver.api import Empty, Routes
-from homeserver.arguments import decode_segment
+from homeserver.api.arguments import decode_segment
+from homeserver.api.router import Router
+from homeserver.api.routes import Empty, Routes
 from homeserver.resources import Resources
-from homeserver.router import Router
 
 
 async def handler(hs: Resources, a: str = "", b: str = "", state_key: str = "") -> Empty:

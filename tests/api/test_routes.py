@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from homeserver.api import Empty, Request, Response, Routes, guess_group
+from homeserver.api.routes import Empty, Request, Response, Routes, guess_group
 from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
 from homeserver.resources import Resources

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.encoding import to_json
 from tests.support.homeservers import Client, Server
 
@@ -156,7 +156,7 @@ async def test_an_account_keeps_only_so_much(homeserver: Server) -> None:
     big = {"x": "x" * (1 << 19)}
     statuses = [(await alice.put(f"{path}/k{number}", json=big)).status_code for number in range(40)]
     kept = statuses.count(200)
-    assert kept * len(to_json(big)) <= limits_users.ACCOUNT_DATA_BYTES_MAX < (kept + 1) * len(to_json(big))
+    assert kept * len(to_json(big)) <= limits.users.ACCOUNT_DATA_BYTES_MAX < (kept + 1) * len(to_json(big))
     assert statuses == [200] * kept + [413] * (40 - kept)
     refusal = (413, "M_TOO_LARGE")
     assert await alice.refused("PUT", f"user/{alice.user_id}/rooms/{ROOM}/account_data/k", json=big) == refusal

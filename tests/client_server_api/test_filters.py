@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from homeserver import limits_users
+from homeserver import limits
 from tests.support.homeservers import Server
 
 # The example of the specification.
@@ -53,7 +53,7 @@ async def test_too_many_filters_push_out_the_oldest(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/filter"
     first = (await alice.ok("POST", path, json={}))["filter_id"]
-    for number in range(limits_users.FILTERS_PER_USER_MAX):
+    for number in range(limits.users.FILTERS_PER_USER_MAX):
         last = (await alice.ok("POST", path, json={"room": {"timeline": {"limit": number}}}))["filter_id"]
     assert await alice.refused("GET", f"{path}/{first}") == (404, "M_NOT_FOUND")
     await alice.ok("GET", f"{path}/{last}")
@@ -95,7 +95,7 @@ async def test_refuses_what_is_no_filter(homeserver: Server, content: Any) -> No
 
 async def test_refuses_a_filter_that_is_too_large(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    content = {"event_fields": ["x" * limits_users.FILTER_BYTES_MAX]}
+    content = {"event_fields": ["x" * limits.users.FILTER_BYTES_MAX]}
     assert await alice.refused("POST", f"user/{alice.user_id}/filter", json=content) == (413, "M_TOO_LARGE")
 
 

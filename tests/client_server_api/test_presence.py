@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.config import Presence
 from homeserver.features.presence import FEATURE
 from homeserver.federation.build import Draft
@@ -100,7 +100,7 @@ async def test_goes_offline_when_silent(homeserver: Server) -> None:
     alice, bob = await roommates(homeserver)
     since = (await sync(alice))["next_batch"]
     since = (await sync(bob, set_presence="offline"))["next_batch"]
-    await trio.sleep(TIMEOUT_S + limits_users.PRESENCE_SWEEP_INTERVAL_S + 1)
+    await trio.sleep(TIMEOUT_S + limits.users.PRESENCE_SWEEP_INTERVAL_S + 1)
     told = presences(await sync(bob, since, set_presence="offline"))
     assert told[alice.user_id]["presence"] == "offline"
     assert told[alice.user_id]["last_active_ago"] >= TIMEOUT_S * 1000
@@ -273,7 +273,7 @@ async def test_presence_from_other_servers(homeserver: Server) -> None:
     told = presences(await sync(alice, since))[REMOTE]
     assert told == {"presence": "online", "last_active_ago": 5000, "currently_active": False, "status_msg": "hm"}
     assert (await status(alice, REMOTE))["presence"] == "online"
-    await trio.sleep(limits_users.PRESENCE_REMOTE_TIMEOUT_MS / 1000 + limits_users.PRESENCE_SWEEP_INTERVAL_S + 1)
+    await trio.sleep(limits.users.PRESENCE_REMOTE_TIMEOUT_MS / 1000 + limits.users.PRESENCE_SWEEP_INTERVAL_S + 1)
     assert (await status(alice, REMOTE))["presence"] == "offline"
 
 
@@ -319,5 +319,5 @@ async def test_a_waiting_sync_is_woken(homeserver: Server) -> None:
     since = (await sync(bob, set_presence="offline"))["next_batch"]
     began = trio.current_time()
     answer = await sync(bob, since, timeout=90_000, set_presence="offline")
-    assert 60 <= trio.current_time() - began <= 60 + limits_users.PRESENCE_SWEEP_INTERVAL_S
+    assert 60 <= trio.current_time() - began <= 60 + limits.users.PRESENCE_SWEEP_INTERVAL_S
     assert presences(answer)[alice.user_id]["currently_active"] is False

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Registration
 from homeserver.errors import MatrixError
@@ -128,7 +128,7 @@ async def test_unknown_users(homeserver: Server) -> None:
 
 async def test_every_room_is_told(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
-    rooms = [await homeserver.make_room(bob, alice) for _ in range(limits_users.PROFILE_ROOMS_PER_WRITE + 3)]
+    rooms = [await homeserver.make_room(bob, alice) for _ in range(limits.users.PROFILE_ROOMS_PER_WRITE + 3)]
     left = await homeserver.make_room(bob)
     await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "Alice"})
     for room_id in rooms:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.users.push_rules import store_rule
 from tests.support.homeservers import Client, Server
@@ -331,7 +331,7 @@ async def test_refuses_what_is_no_boolean(homeserver: Server, enabled: Any) -> N
 
 async def test_a_rule_has_a_size(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    large = {"actions": ["x" * limits_users.PUSH_RULE_BYTES_MAX]}
+    large = {"actions": ["x" * limits.users.PUSH_RULE_BYTES_MAX]}
     assert await alice.refused("PUT", path_of("sender", BOB), json=large) == (413, "M_TOO_LARGE")
     await put(alice, "sender", BOB)
     assert await alice.refused("PUT", path_of("sender", BOB, "actions"), json=large) == (413, "M_TOO_LARGE")
@@ -342,7 +342,7 @@ async def test_rules_have_a_number(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
 
     def fill(tx: Transaction) -> None:
-        for number in range(limits_users.PUSH_RULES_MAX):
+        for number in range(limits.users.PUSH_RULES_MAX):
             store_rule(tx, alice.user_id, "content", f"rule{number}", {"actions": [], "pattern": "tea"})
 
     await homeserver.write(fill)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.features.receipts import SPAN_BY_POSITION_MAX
 from tests.support.homeservers import Client, Server
 from tests.support.people import act, ephemeral, join, leave, path_of, public_room, room_in, say, send, sync
@@ -129,7 +129,7 @@ async def test_only_threads_that_exist_have_receipts(server: Server) -> None:
 async def test_of_many_threads_the_last_that_were_read_are_kept(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
-    roots = await say(alice, room_id, *(f"root {number}" for number in range(limits_users.RECEIPT_THREADS_MAX + 2)))
+    roots = await say(alice, room_id, *(f"root {number}" for number in range(limits.users.RECEIPT_THREADS_MAX + 2)))
     for root in roots:
         relation = {"rel_type": "m.thread", "event_id": root}
         reply = await send(alice, room_id, {"body": "reply", "m.relates_to": relation})

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from homeserver import limits
-from homeserver.api import Request
+from homeserver.api.routes import Request
 from homeserver.authenticate import Requester
 from homeserver.config import RateLimitsSection, Registration
 from homeserver.features import registration

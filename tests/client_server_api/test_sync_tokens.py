@@ -14,7 +14,7 @@ import pytest
 
 from homeserver.config import DatabaseSection
 from homeserver.database import Transaction
-from homeserver.stream import Stream
+from homeserver.database.stream import Stream
 from tests.support.homeservers import Client, NoWire, Server, config_for_tests, running
 from tests.support.people import (
     ids,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from homeserver import limits_http
+from homeserver import limits
 from homeserver.authenticate import AccountFlags, store_account_flags
 from tests.support.homeservers import PASSWORD, Client, Server
 from tests.support.people import sync
@@ -143,11 +143,11 @@ async def test_one_user_does_not_take_the_places_of_all(server: Server) -> None:
         statuses[response.status_code] += 1
 
     async with trio.open_nursery() as nursery:
-        for _ in range(limits_http.WAITING_PER_USER_MAX):
+        for _ in range(limits.http.WAITING_PER_USER_MAX):
             nursery.start_soon(wait)
         await trio.sleep(5)
         assert await alice.refused("GET", f"sync?since={since}&timeout=30000") == (429, "M_LIMIT_EXCEEDED")
         await alice.ok("GET", "account/whoami")
         await sync(bob)
-    assert statuses == {200: limits_http.WAITING_PER_USER_MAX}
+    assert statuses == {200: limits.http.WAITING_PER_USER_MAX}
     await sync(alice, since)

@@ -26,7 +26,7 @@ def list_schemas() -> list[Schema]:
     """The schemas of all modules of the program."""
     found: dict[str, Schema] = {}
     for module in pkgutil.walk_packages([str(ROOT)], "homeserver."):
-        if module.name.endswith("__main__") or module.name == "homeserver.worker_process":
+        if module.name.endswith("__main__") or module.name == "homeserver.process.worker_process":
             continue
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, Schema) and value is not CORE_SCHEMA:

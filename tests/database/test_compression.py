@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from homeserver.database import compression
 from homeserver.database.compression import CorruptData, compress, decompress
-from homeserver.database.dictionary_samples import Samples
+from tests.dictionary.samples import Samples
 
 
 @given(st.binary(max_size=2000))

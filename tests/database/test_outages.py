@@ -17,7 +17,7 @@ from homeserver.blobs import BlobError, Blobs
 from homeserver.database import Database, DatabaseDamaged, DatabaseUnavailable, Transaction, open_database
 from homeserver.database.postgres import PostgresSession, connect
 from homeserver.database.schema import DatabaseBusy
-from homeserver.outages import BLOBS, DATABASE_READS, DATABASE_WRITES, Outages
+from homeserver.process.outages import BLOBS, DATABASE_READS, DATABASE_WRITES, Outages
 from tests.database import items
 from tests.support.database import now_ms, opened
 from tests.support.object_store import running_object_store

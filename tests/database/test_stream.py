@@ -11,8 +11,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from homeserver.database.stream import Stream
 from homeserver.limits import STREAM_KEYS_REMEMBERED_MAX
-from homeserver.stream import Stream
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:

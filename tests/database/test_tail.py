@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeserver.database import Database, DatabaseError, Transaction
-from homeserver.lane import PARKED_COUNTER, Lane
-from homeserver.metrics import Metrics
-from homeserver.tail import Tail, find_position, store_position
+from homeserver.database.lane import PARKED_COUNTER, Lane
+from homeserver.database.tail import Tail, find_position, store_position
+from homeserver.process.metrics import Metrics
 from tests.database import items
 from tests.support.database import opened
 from tests.support.postgres import Cluster

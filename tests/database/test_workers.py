@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from homeserver.workers import WorkerFailed, Workers
+from homeserver.process.workers import WorkerFailed, Workers
 
 FUNCTIONS = "tests.database.worker_functions"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from homeserver import limits_http
-from homeserver.api import Operation
+from homeserver import limits
+from homeserver.api.routes import Operation
 from tests.hostile.asking import check_client_answer
 from tests.hostile.values import NOT_AN_OBJECT, NOT_JSON, changes
 from tests.hostile.world import CLIENT_OPERATIONS, ENDING, World, contents, identify, make_world
@@ -58,7 +58,7 @@ async def test_a_body_that_is_too_large_is_refused_unread(world: World, operatio
         answer = await world.ask(operation, body=large if length is None else b"{}", length=length)
         check_client_answer(operation.method, world.path(operation), answer)
         assert answer.verdict == (413, "M_TOO_LARGE"), str(answer)
-    assert operation.max_body_bytes <= limits_http.BODY_BYTES_MAX["client"]
+    assert operation.max_body_bytes <= limits.http.BODY_BYTES_MAX["client"]
 
 
 @every_operation_with_a_body

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from homeserver import limits, limits_http
+from homeserver import limits
 from homeserver.config import RateLimitsSection
 from homeserver.federation.canonical_json import encode
 from homeserver.federation.identifiers import ServerName
@@ -112,7 +112,7 @@ async def test_the_body_need_not_be_canonical(
 async def test_a_large_transaction_may_have_its_parts_in_any_order(federation: Federation, stranger: Stranger) -> None:
     """Servers that do not sort the parts send events as they were signed, which is canonical."""
     server = await federation.start(HERE)
-    dense = {"edu_type": "x.unknown", "content": {"a": [[]] * limits_http.UNVERIFIED_JSON_NODES_MAX}}
+    dense = {"edu_type": "x.unknown", "content": {"a": [[]] * limits.http.UNVERIFIED_JSON_NODES_MAX}}
     content = transaction([dense])
     parts = {name: encode(content[name]) for name in ("origin", "pdus", "edus", "origin_server_ts")}
     body = b"{" + b", ".join(b'"%b": %b' % (name.encode(), part) for name, part in parts.items()) + b"}"

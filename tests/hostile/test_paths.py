@@ -9,9 +9,9 @@ from typing import Any, get_args, get_origin
 import msgspec
 import pytest
 
-from homeserver import limits_http
-from homeserver.api import Operation
-from homeserver.arguments import PARSERS
+from homeserver import limits
+from homeserver.api.arguments import PARSERS
+from homeserver.api.routes import Operation
 from tests.hostile.asking import ask, check_client_answer, check_error
 from tests.hostile.values import wrong_query_values
 from tests.hostile.world import CLIENT_OPERATIONS, ENDING, OPERATIONS, World, contents, identify, make_world
@@ -87,7 +87,7 @@ async def test_every_parameter_of_a_query_may_be_wrong(world: World, operation: 
                 check_client_answer(operation.method, path, answer)
             if is_refused:
                 assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
-    many = "a=1&" * limits_http.QUERY_PARAMETERS_MAX
+    many = "a=1&" * limits.http.QUERY_PARAMETERS_MAX
     for query in ("&&&", "=", "==&=x", many, "%=%", "\xff=1", "x" * 60_000, "?", "#"):
         answer = await world.ask(operation, query=query)
         check_client_answer(operation.method, world.path(operation), answer)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.api import Operation
+from homeserver.api.routes import Operation
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import build_authorization
 from homeserver.federation.signing import SigningKey

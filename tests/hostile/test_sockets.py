@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from homeserver import limits_http
+from homeserver import limits
 from tests.end_to_end.programs import Homeserver, make_place
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(240)]
@@ -272,7 +272,7 @@ def test_many_connections_at_once_are_all_answered(server: Homeserver) -> None:
         for sock in socks:  # and once more on the same connections
             sock.sendall(VERSIONS)
         assert all(statuses(sock.recv(65_536)) == [200] for sock in socks)
-    assert len(socks) < limits_http.CONNECTIONS_MAX
+    assert len(socks) < limits.http.CONNECTIONS_MAX
 
 
 def test_connections_that_say_nothing_do_no_harm(server: Homeserver) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from homeserver import remote, sync
-from homeserver.api import Operation
+from homeserver.api.routes import Operation
 from homeserver.database import Transaction
 from homeserver.features import FEATURES
 from homeserver.federation.identifiers import EventID, RoomAlias, RoomID, ServerName, UserID

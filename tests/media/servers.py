@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from homeserver.api import Request
+from homeserver.api.routes import Request
 from homeserver.config import BlobsSection
 from homeserver.errors import MatrixError
 from homeserver.features import media

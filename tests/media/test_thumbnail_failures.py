@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from homeserver import limits
-from homeserver.workers import WorkerFailed
+from homeserver.process.workers import WorkerFailed
 from tests.media import images
 from tests.media.servers import V1, upload
 from tests.support.homeservers import Client, Server

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from homeserver import limits
-from homeserver.workers import WorkerFailed, Workers
+from homeserver.process.workers import WorkerFailed, Workers
 from tests.media import images
 
 MAKER = "homeserver.features.media.thumbnail_maker:make_thumbnail"

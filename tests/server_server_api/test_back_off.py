@@ -13,9 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from homeserver import limits, limits_peers
+from homeserver import limits
 from homeserver.federation.identifiers import ServerName
-from homeserver.peers import BackOff, Cause, Peers, Shares, peer, stranger
+from homeserver.process.peers import BackOff, Cause, Peers, Shares, peer, stranger
 from tests.support.federation import Federation, create_room, join, send_text, wait_text
 from tests.support.homeservers import Client
 from tests.support.stranger import Stranger
@@ -47,7 +47,7 @@ def test_person_is_let_through_every_few_seconds_of_a_back_off() -> None:
     peers = Peers()
     peers.set_back_off(THEIRS, BackOff(12, 0, 3_600_000, tried_ms=0))
     admitted = [ms for ms in range(0, 20_000, 250) if peers.admit(THEIRS, ms, PERSON)]
-    every_ms = limits_peers.EARLY_ATTEMPT_MS["person"]
+    every_ms = limits.peers.EARLY_ATTEMPT_MS["person"]
     assert admitted == list(range(every_ms, 20_000, every_ms))
     assert not any(peers.admit(THEIRS, ms, IN_THE_BACKGROUND) for ms in range(0, 20_000, 250))
 
@@ -82,7 +82,7 @@ async def test_server_that_is_back_answers_people_at_once(federation: Federation
         assert 200 not in await statuses()
         await trio.sleep(1)
     await federation.start("b.example")
-    await trio.sleep(limits_peers.EARLY_ATTEMPT_MS["person"] / 1000)
+    await trio.sleep(limits.peers.EARLY_ATTEMPT_MS["person"] / 1000)
     assert await statuses() == {200}
     await join(alice, "#lobby:b.example")
 
@@ -110,7 +110,7 @@ async def test_one_cause_uses_no_more_than_its_share(
 ) -> None:
     shares = Shares()
     one, other = cause(ServerName("one.example")), cause(ServerName("other.example"))
-    share = limits_peers.CONNECTION_SHARES[one.kind]
+    share = limits.peers.CONNECTION_SHARES[one.kind]
     async with trio.open_nursery() as nursery:
         held = [await nursery.start(_hold, shares, one) for _ in range(share.each)]
         with trio.move_on_after(60) as waiting:
@@ -135,7 +135,7 @@ async def test_all_causes_of_a_kind_leave_connections_to_the_others() -> None:
             async with shares.take(stranger("192.0.2.1")), shares.take(PERSON):
                 pass
         nursery.cancel_scope.cancel()
-    assert sum(share.total for share in limits_peers.CONNECTION_SHARES.values()) < 512
+    assert sum(share.total for share in limits.peers.CONNECTION_SHARES.values()) < 512
 
 
 async def _hold(

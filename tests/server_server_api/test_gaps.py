@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import trio
 
-from homeserver import limits_peers
+from homeserver import limits
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, ServerName
 from tests.support.federation import Federation, create_room, join, send_text, texts, until, wait_text
@@ -19,7 +19,7 @@ from tests.support.homeservers import Client, Server
 from tests.support.stranger import Joined, Stranger
 
 HERE, MALLORY = "a.example", ServerName("mallory.example")
-LIMIT_S = limits_peers.GAP_WAIT_S + 0.5
+LIMIT_S = limits.peers.GAP_WAIT_S + 0.5
 PREFIX = "/_matrix/federation/v1"
 
 
@@ -171,14 +171,14 @@ async def test_events_that_wait_are_bounded_and_forgotten(federation: Federation
     for number in range(4):
         pdus = [room.text("lost", after=[EventID(f"${number}{each:042d}")]).pdu for each in range(50)]
         await mallory.send(HERE, str(number), pdus)
-    assert await count_parked(a) == limits_peers.PARKED_PER_ROOM_MAX
+    assert await count_parked(a) == limits.peers.PARKED_PER_ROOM_MAX
 
     async def is_empty() -> bool:
         return await count_parked(a) == 0
 
-    await until(is_empty, seconds=2 * limits_peers.PARKED_MS_MAX / 1000)
+    await until(is_empty, seconds=2 * limits.peers.PARKED_MS_MAX / 1000)
     tries = [each for each in federation.network.exchanges if each.path.startswith(f"{PREFIX}/get_missing_events")]
-    assert len(tries) < 40 * limits_peers.PARKED_PER_ROOM_MAX
+    assert len(tries) < 40 * limits.peers.PARKED_PER_ROOM_MAX
 
 
 async def test_forged_event_is_not_kept(federation: Federation) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 
-from homeserver import limits_peers
+from homeserver import limits
 from homeserver.federation.identifiers import ServerName
-from homeserver.peers import PERSON
+from homeserver.process.peers import PERSON
 from homeserver.remote.answers import Verdict, ask_many
 from homeserver.remote.requests import Answer, Unreachable
 from tests.support.federation import Federation, create_room, join, state_of
@@ -119,7 +119,7 @@ async def test_reading_ends_when_most_of_an_answer_is_junk(federation: Federatio
             a.hs, TELLER, "GET", "/_matrix/federation/v1/state/x",
             cause=PERSON, take={"pdus": refuse}, timeout_s=120, max_bytes=1 << 30,
         )  # fmt: skip
-    most = min(limits_peers.ANSWER_JUNK_BYTES_MAX + len(junk), (limits_peers.ANSWER_JUNK_MAX + 1) * (len(junk) + 1))
+    most = min(limits.peers.ANSWER_JUNK_BYTES_MAX + len(junk), (limits.peers.ANSWER_JUNK_MAX + 1) * (len(junk) + 1))
     assert teller.sent_bytes < most + 20 * len(chunk)  # some of it is still on its way
 
 
@@ -131,7 +131,7 @@ async def test_answer_is_not_read_beyond_its_limit(federation: Federation) -> No
     assert teller.sent_bytes < 110_000
 
 
-@pytest.mark.parametrize("pause_s", [1, limits_peers.ANSWER_IDLE_S + 1, 10_000])
+@pytest.mark.parametrize("pause_s", [1, limits.peers.ANSWER_IDLE_S + 1, 10_000])
 async def test_slow_answer_is_given_up_and_its_server_left_alone(federation: Federation, pause_s: float) -> None:
     a = await federation.start("a.example")
     Teller(federation, endless(b'{"pdus":[0', b",0", pause_s=pause_s))

@@ -13,11 +13,11 @@ import httpx
 import pytest
 import trio
 
-from homeserver import limits_http
+from homeserver import limits
 from homeserver.federation.canonical_json import encode
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import build_authorization
-from homeserver.peers import PERSON, Cause, peer
+from homeserver.process.peers import PERSON, Cause, peer
 from homeserver.remote.answers import ask_many
 from homeserver.remote.requests import Unreachable, send_signed
 from tests.support.federation import Federation, create_room, texts, until
@@ -28,9 +28,9 @@ HERE = ServerName("a.example")
 MIB = 1 << 20
 BACKGROUND = peer(ServerName("busy.example"))
 MOST = (
-    limits_http.PEER_BODIES_BYTES_MAX
-    + limits_http.PEER_BODIES_BYTES_EACH  # the one that goes ahead
-    + sum(limits_http.PEER_ANSWERS_BYTES.values())
+    limits.http.PEER_BODIES_BYTES_MAX
+    + limits.http.PEER_BODIES_BYTES_EACH  # the one that goes ahead
+    + sum(limits.http.PEER_ANSWERS_BYTES.values())
 )
 
 
@@ -78,8 +78,8 @@ async def ask(server: Server, teller: Teller, cause: Cause = PERSON) -> int:
 def fill(server: Server, stack: ExitStack) -> None:
     """Takes all that bodies may have."""
     budget = server.hs.budgets.peers
-    each = limits_http.PEER_BODIES_BYTES_EACH
-    for number in range(limits_http.PEER_BODIES_BYTES_MAX // each):
+    each = limits.http.PEER_BODIES_BYTES_EACH
+    for number in range(limits.http.PEER_BODIES_BYTES_MAX // each):
         stack.enter_context(budget.hold(f"192.0.2.{number}")).become(each)
     assert not budget.has_room("somebody", 1)
 
@@ -140,7 +140,7 @@ async def test_a_small_answer_needs_no_room(federation: Federation) -> None:
     teller.go_on.set()
     with ExitStack() as stack:
         fill(server, stack)
-        for share, size in limits_http.PEER_ANSWERS_BYTES.items():
+        for share, size in limits.http.PEER_ANSWERS_BYTES.items():
             stack.enter_context(server.hs.budgets.peers.hold(share, share)).become(size)
         began_s = trio.current_time()
         assert await ask(server, teller) == 200

@@ -32,7 +32,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [
         (record.message, record.__dict__["part"])
         for record in caplog.records
-        if record.name == "homeserver.outages"
+        if record.name == "homeserver.process.outages"
     ]  # fmt: skip
 
 

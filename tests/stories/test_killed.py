@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import trio
 
-from homeserver import limits_users
+from homeserver import limits
 from homeserver.config import Registration
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import UserID
@@ -19,7 +19,7 @@ from tests.support.federation import Federation, create_room, join, send_state, 
 from tests.support.homeservers import Client, Server
 
 NAME = "a.example"
-ROOMS = 8 * limits_users.PROFILE_ROOMS_PER_WRITE
+ROOMS = 8 * limits.users.PROFILE_ROOMS_PER_WRITE
 """Many times what one write gets through with."""
 
 

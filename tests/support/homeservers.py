@@ -24,12 +24,10 @@ from trio.abc import Clock, Instrument
 from trio.testing import MockClock
 
 from homeserver import sync, users
-from homeserver.asgi import App
 from homeserver.authenticate import SCHEMA as AUTHENTICATE
 from homeserver.blobs import Blobs
 from homeserver.config import BlobsSection, Config, DatabaseSection
 from homeserver.database import Transaction, open_database
-from homeserver.dispatch import Dispatch
 from homeserver.feature import Feature
 from homeserver.features import (
     account,
@@ -59,6 +57,9 @@ from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire, WireError
+from homeserver.http.asgi import App
+from homeserver.http.dispatch import Dispatch
+from homeserver.process.workers import Workers
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.schema import SCHEMA as ROOMS
@@ -67,7 +68,6 @@ from homeserver.testing import config_for_tests as in_memory_config
 from homeserver.testing import now_ms
 from homeserver.users.filters import find_filter
 from homeserver.users.profile import member_profile
-from homeserver.workers import Workers
 from tests.support.contract import check_response
 from tests.support.engine import file_url, memory_url
 

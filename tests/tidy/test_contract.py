@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from homeserver.api import Operation
+from homeserver.api.routes import Operation
 from homeserver.features import FEATURES
 from tests.tidy.source import PACKAGES, python_files
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import trio
 
-from homeserver.api import Request, Response
+from homeserver.api.routes import Request, Response
 from homeserver.authenticate import Requester
 from homeserver.background import start_aside
 from homeserver.errors import MatrixError, not_found

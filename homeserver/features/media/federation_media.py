@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from homeserver.api import Response
+from homeserver.api.routes import Response
 from homeserver.errors import not_found
 from homeserver.features.media.content_headers import content_disposition
 from homeserver.features.media.downloads import DownloadQuery, find_local_media

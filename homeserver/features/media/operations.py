@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from homeserver.api import Routes
+from homeserver.api.routes import Routes
 
 routes = Routes()

@@ -27,7 +27,7 @@ from homeserver.limits import (
     MEDIA_MULTIPART_HEADERS_BYTES_MAX,
     MEDIA_MULTIPART_METADATA_BYTES_MAX,
 )
-from homeserver.peers import PERSON
+from homeserver.process.peers import PERSON
 from homeserver.remote.requests import authorization_headers, is_unknown_endpoint, note_unreachable
 from homeserver.resources import Resources
 

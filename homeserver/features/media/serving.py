@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from homeserver.api import Request, Response
+from homeserver.api.routes import Request, Response
 from homeserver.errors import not_found
 from homeserver.features.media.content_headers import SAFETY_HEADERS
 from homeserver.federation.signing import encode_base64

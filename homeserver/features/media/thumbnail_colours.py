@@ -1,8 +1,8 @@
 """The colours of a thumbnail: pixels of every kind that the decoders give become grey, RGB or RGBA.
 
-Runs in the separate process of `homeserver.workers`, and imports nothing of the server. Pillow's plain conversions have
-traps: from 16 bits they cut off what is above 255, and they look for the transparent value of a PNG among pixels that
-they have scaled meanwhile.
+Runs in the separate process of `homeserver.process.workers`, and imports nothing of the server. Pillow's plain
+conversions have traps: from 16 bits they cut off what is above 255, and they look for the transparent value of a PNG
+among pixels that they have scaled meanwhile.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Making a thumbnail: in the separate process of `homeserver.workers`, never in the server, for it may be hostile.
+"""Making a thumbnail: in a separate process (`homeserver.process.workers`), since the file may be hostile.
 
 Imports nothing of the server but its limits, so that the process starts quickly and has little that could be abused.
 Spec: client-server-api/#thumbnails

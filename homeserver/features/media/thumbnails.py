@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from homeserver.api import Request, Response
+from homeserver.api.routes import Request, Response
 from homeserver.authenticate import Requester
 from homeserver.blobs import BlobError
 from homeserver.database import DatabaseUnavailable, Transaction
@@ -38,8 +38,8 @@ from homeserver.limits import (
     THUMBNAILS_PER_MEDIA_MAX,
 )
 from homeserver.moments import is_recent
+from homeserver.process.workers import WorkerFailed
 from homeserver.resources import Resources
-from homeserver.workers import WorkerFailed
 
 # The spec's sizes, one more for screens with many pixels, and without a bound: the image itself, as a still if need be.
 SCALE_SIZES = ((320, 240), (640, 480), (800, 600), (1600, 1200), (THUMBNAIL_SIDE_MAX, THUMBNAIL_SIDE_MAX))

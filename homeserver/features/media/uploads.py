@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from homeserver.api import Empty, Request, too_large
+from homeserver.api.routes import Empty, Request, too_large
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param, not_found

@@ -1,4 +1,4 @@
-"""The ASGI application: adapts `homeserver.dispatch` to any ASGI server. Knows the protocol, and no server.
+"""The ASGI application: adapts `homeserver.http.dispatch` to any ASGI server. Knows the protocol, and no server.
 
 Paths of the protocol are answered by the operations, everything else by the pages for people.
 """
@@ -12,12 +12,12 @@ from urllib.parse import quote
 
 import trio
 
-from homeserver import limits_http
-from homeserver.addresses import Proxies
-from homeserver.api import Request, Response
+from homeserver import limits
+from homeserver.api.routes import Request, Response
 from homeserver.config import SERVE_GROUPS
-from homeserver.dispatch import Dispatch, error_response
 from homeserver.errors import MatrixError, unrecognized
+from homeserver.http.addresses import Proxies
+from homeserver.http.dispatch import Dispatch, error_response
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,7 +30,7 @@ API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
 
 def _too_many_large() -> MatrixError:
     said = "Take the large answers that you have asked for before you ask for more."
-    return MatrixError(429, "M_LIMIT_EXCEEDED", said, retry_after_ms=limits_http.LARGE_ANSWERS_RETRY_MS)
+    return MatrixError(429, "M_LIMIT_EXCEEDED", said, retry_after_ms=limits.http.LARGE_ANSWERS_RETRY_MS)
 
 
 @dataclass(slots=True)
@@ -83,15 +83,15 @@ class App:
             response = _closing(
                 error_response(MatrixError(400, "M_UNKNOWN", "The length of the request is ambiguous."))
             )
-        elif len(path) > limits_http.PATH_CHARACTERS_MAX:
+        elif len(path) > limits.http.PATH_CHARACTERS_MAX:
             response = error_response(MatrixError(414, "M_TOO_LARGE", "The path is too long."))
-        elif self.dispatch.active >= limits_http.REQUESTS_AT_ONCE_MAX:
+        elif self.dispatch.active >= limits.http.REQUESTS_AT_ONCE_MAX:
             response = error_response(MatrixError(503, "M_UNKNOWN", "This server is too busy."))
         else:
             response = await self.dispatch.answer(request, self.groups)
         size, answers = len(response.body or b""), self.dispatch.hs.budgets.answers
         with answers.hold(request.asker) as hold:
-            if size > limits_http.LARGE_ANSWER_BYTES:
+            if size > limits.http.LARGE_ANSWER_BYTES:
                 if answers.has_room_for_one(request.asker, size):
                     hold.become(size)
                 else:
@@ -158,7 +158,7 @@ class _Body:
     async def skip_small(self, request: Request) -> bool:
         """Reads the rest of a body that nobody asked for. False if it is too long for that, or held back."""
         length = request.headers.get("content-length", "")
-        if not length.isdigit() or int(length[:20]) > limits_http.UNREAD_BODY_BYTES:
+        if not length.isdigit() or int(length[:20]) > limits.http.UNREAD_BODY_BYTES:
             return False
         if self.is_held_back(request):
             return False
@@ -185,8 +185,8 @@ class _Body:
 
     async def _drain(self) -> None:
         seen = 0
-        with trio.move_on_after(limits_http.REFUSED_BODY_SECONDS_MAX):
-            while not self._done and seen < limits_http.REFUSED_BODY_BYTES_MAX:
+        with trio.move_on_after(limits.http.REFUSED_BODY_SECONDS_MAX):
+            while not self._done and seen < limits.http.REFUSED_BODY_BYTES_MAX:
                 message = await self._receive()
                 self._done = message["type"] == "http.disconnect" or not message.get("more_body", False)
                 seen += len(message.get("body", b""))

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import trio
 
 from homeserver.errors import MatrixError
-from homeserver.limits_http import (
+from homeserver.limits.http import (
     BUDGET_WAIT_SECONDS,
     CLIENT_BODIES_BYTES_EACH,
     CLIENT_BODIES_BYTES_MAX,

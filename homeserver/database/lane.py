@@ -23,9 +23,9 @@ from typing import TypeVar
 import trio
 
 from homeserver import limits
-from homeserver.blobs import BlobDamaged, BlobError
-from homeserver.database import Database, DatabaseDamaged, DatabaseError, Transaction
-from homeserver.metrics import Metrics
+from homeserver.database import Database, Transaction
+from homeserver.process.metrics import Metrics
+from homeserver.process.outages import is_outage
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -114,13 +114,6 @@ def try_each(items: Sequence[T], fn: Callable[[Sequence[T]], Iterable[R]]) -> tu
     first, first_failed = try_each(items[:half], fn)
     second, second_failed = try_each(items[half:], fn)
     return first + second, first_failed + second_failed
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether the storage has failed, so that no item of work is to blame. Damage is of an item, and does not pass."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(is_outage(each) for each in error.exceptions)
-    return isinstance(error, (DatabaseError, BlobError)) and not isinstance(error, (DatabaseDamaged, BlobDamaged))
 
 
 # Storage

@@ -23,7 +23,7 @@ from typing import Literal
 
 import trio
 
-from homeserver import limits, limits_peers
+from homeserver import limits
 from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.federation.server_keys import VerifyKey
 
@@ -98,7 +98,7 @@ class Shares:
 
     def __init__(self) -> None:
         self._kinds: dict[str, trio.Semaphore] = {
-            kind: trio.Semaphore(share.total) for kind, share in limits_peers.CONNECTION_SHARES.items()
+            kind: trio.Semaphore(share.total) for kind, share in limits.peers.CONNECTION_SHARES.items()
         }
         self._members: dict[Cause, trio.Semaphore] = {}
         self._users: Counter[Cause] = Counter()
@@ -106,7 +106,7 @@ class Shares:
     @asynccontextmanager
     async def take(self, cause: Cause) -> AsyncIterator[None]:
         """Waits until the cause may use one connection more, and holds it."""
-        share = limits_peers.CONNECTION_SHARES.get(cause.kind)
+        share = limits.peers.CONNECTION_SHARES.get(cause.kind)
         if share is None:
             yield
             return
@@ -225,7 +225,7 @@ class Peers:
         back_off = self._back_offs.get(server)
         if back_off is None or back_off.is_over(now_ms) or cause.is_exempt:
             return True
-        interval_ms = limits_peers.EARLY_ATTEMPT_MS.get(cause.kind)
+        interval_ms = limits.peers.EARLY_ATTEMPT_MS.get(cause.kind)
         if interval_ms is None or 0 <= now_ms - back_off.tried_ms < interval_ms:
             return False
         self._back_offs[server] = replace(back_off, tried_ms=now_ms)
@@ -265,7 +265,7 @@ class Peers:
         for server in servers:
             if self.is_backing_off(server, now_ms):
                 self._expecting.setdefault(server, set()).add(room_id)
-        while len(self._expecting) > limits_peers.SERVERS_EXPECTED_MAX:
+        while len(self._expecting) > limits.peers.SERVERS_EXPECTED_MAX:
             self._expecting.popitem(last=False)
 
     def note_parked(self) -> None:

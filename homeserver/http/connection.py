@@ -23,12 +23,12 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from homeserver import limits_http
-from homeserver.asgi import Message
-from homeserver.http1 import Http1
-from homeserver.http2 import Http2
+from homeserver import limits
+from homeserver.http.asgi import Message
+from homeserver.http.http1 import Http1
+from homeserver.http.http2 import Http2
 
-_log = logging.getLogger("homeserver.listener")
+_log = logging.getLogger("homeserver.http.listener")
 
 _QUEUE_MESSAGES_MAX = 8
 _RECEIVE_BYTES = 65_536
@@ -64,7 +64,7 @@ class Queue:
             before_body, self._before_body = self._before_body, None
             await before_body()
         if not self._messages:
-            with trio.move_on_after(limits_http.REQUEST_CHUNK_SECONDS_MAX if self._more_body else inf):
+            with trio.move_on_after(limits.http.REQUEST_CHUNK_SECONDS_MAX if self._more_body else inf):
                 while not self._messages:
                     await self._readers.park()
             if not self._messages:
@@ -145,7 +145,7 @@ class Connection:
         """Serves the connection until either side closes it."""
         alpn = "http/1.1"
         if isinstance(self.stream, trio.SSLStream):
-            with trio.fail_after(limits_http.TLS_HANDSHAKE_SECONDS_MAX):
+            with trio.fail_after(limits.http.TLS_HANDSHAKE_SECONDS_MAX):
                 await self.stream.do_handshake()
             alpn = self.stream.selected_alpn_protocol() or alpn
         client = parse_socket_addr(self.socket.family, self.socket.getpeername())
@@ -166,9 +166,9 @@ class Connection:
     def overdue(self, now: float) -> bool:
         """Whether the client has asked for nothing, or taken nothing, for too long."""
         return (
-            now - self.idle_since > limits_http.KEEP_ALIVE_SECONDS
-            or now - self.asking_since > limits_http.HEAD_SECONDS_MAX
-            or now - self.sending_since > limits_http.SEND_SECONDS_MAX
+            now - self.idle_since > limits.http.KEEP_ALIVE_SECONDS
+            or now - self.asking_since > limits.http.HEAD_SECONDS_MAX
+            or now - self.sending_since > limits.http.SEND_SECONDS_MAX
         )
 
     @property
@@ -207,7 +207,7 @@ class Connection:
         if not data:
             return
         if self._held:
-            if len(data) > limits_http.SEND_BYTES:
+            if len(data) > limits.http.SEND_BYTES:
                 await self._flush()  # a copy of a large answer would cost more than a packet
             else:
                 data, self._held = self._held + data, b""
@@ -227,14 +227,14 @@ class Connection:
         except trio.WouldBlock:
             await self._lock.acquire()
         try:
-            if len(data) <= limits_http.SEND_BYTES:
+            if len(data) <= limits.http.SEND_BYTES:
                 self.sending_since = trio.current_time()
                 await self.stream.send_all(data)
             else:
                 view = memoryview(data)
-                for start in range(0, len(view), limits_http.SEND_BYTES):
+                for start in range(0, len(view), limits.http.SEND_BYTES):
                     self.sending_since = trio.current_time()
-                    await self.stream.send_all(view[start : start + limits_http.SEND_BYTES])
+                    await self.stream.send_all(view[start : start + limits.http.SEND_BYTES])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self._protocol.handle(Closed())
         finally:
@@ -262,11 +262,11 @@ class Connection:
         A connection that is closed with unread bytes is reset, and the client may lose its answer.
         """
         transport, seen = self._transport, 0
-        with trio.move_on_after(limits_http.LINGER_SECONDS):
+        with trio.move_on_after(limits.http.LINGER_SECONDS):
             try:
                 while data := await transport.receive_some(_RECEIVE_BYTES):
                     seen += len(data)
-                    if seen > limits_http.REFUSED_BODY_BYTES_MAX:
+                    if seen > limits.http.REFUSED_BODY_BYTES_MAX:
                         break
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
@@ -336,7 +336,7 @@ class Connections:
         """total: how many there may be."""
         self.refused = 0
         self._total = total
-        self._each = max(1, min(limits_http.CONNECTIONS_PER_ADDRESS_MAX, total // 4))
+        self._each = max(1, min(limits.http.CONNECTIONS_PER_ADDRESS_MAX, total // 4))
         self._proxy = max(1, total * 3 // 4)
         self._all: dict[Connection, None] = {}
         self._idle: dict[Connection, None] = {}
@@ -397,13 +397,13 @@ class Connections:
 def room_for_connections() -> int:
     """How many connections this process may have: a part of its open files is for everything else."""
     files = _open_files_max()
-    return min(limits_http.CONNECTIONS_MAX, files - min(limits_http.FILES_RESERVED, files // 2))
+    return min(limits.http.CONNECTIONS_MAX, files - min(limits.http.FILES_RESERVED, files // 2))
 
 
 def _open_files_max() -> int:
     if sys.platform == "win32":
-        return limits_http.CONNECTIONS_MAX + limits_http.FILES_RESERVED
+        return limits.http.CONNECTIONS_MAX + limits.http.FILES_RESERVED
     import resource  # where there is one
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft if soft != resource.RLIM_INFINITY else limits_http.CONNECTIONS_MAX + limits_http.FILES_RESERVED
+    return soft if soft != resource.RLIM_INFINITY else limits.http.CONNECTIONS_MAX + limits.http.FILES_RESERVED

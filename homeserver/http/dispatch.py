@@ -18,9 +18,11 @@ from typing import Any
 
 import trio
 
-from homeserver import limits_http
-from homeserver.api import Empty, Operation, Request, Response, guess_group
-from homeserver.arguments import Constant
+from homeserver import limits
+from homeserver.api.arguments import Constant
+from homeserver.api.bodies import Body, check_nodes, read_body
+from homeserver.api.router import Router
+from homeserver.api.routes import Empty, Operation, Request, Response, guess_group
 from homeserver.authenticate import (
     FindAppservice,
     IdentifyOrigin,
@@ -32,16 +34,14 @@ from homeserver.authenticate import (
 )
 from homeserver.background import single_error
 from homeserver.blobs import BlobDamaged, BlobError
-from homeserver.bodies import Body, check_nodes, read_body
-from homeserver.budgets import Hold
 from homeserver.database import DatabaseDamaged, DatabaseError
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, unrecognized
 from homeserver.federation.identifiers import ServerName
-from homeserver.outages import STORAGE_RETRY_AFTER_MS
-from homeserver.rate_limits import address_key
+from homeserver.process.budgets import Hold
+from homeserver.process.outages import STORAGE_RETRY_AFTER_MS
+from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
-from homeserver.router import Router
 
 _log = logging.getLogger("homeserver.http")
 
@@ -145,7 +145,7 @@ class Dispatch:
         raise unrecognized(404)
 
     async def _run(self, operation: Operation, request: Request, raw: list[str]) -> Any:
-        """Everything in the order of what it costs: see `homeserver.bodies`."""
+        """Everything in the order of what it costs: see `homeserver.api.bodies`."""
         hs, plan = self.hs, operation.plan
         requester = None
         if plan.requester:
@@ -185,14 +185,14 @@ class Dispatch:
             origin = request.asker = claim.origin
             hs.rate_limits.take(operation.rate_limit, origin, hs.now_ms())
         if body is not None and (body.text or (operation.plan.body is not None and not operation.plan.body.optional)):
-            if body.nodes > limits_http.FREE_JSON_NODES:
+            if body.nodes > limits.http.FREE_JSON_NODES:
                 await check_nodes(operation, body, hs.workers, is_anonymous=is_anonymous)
                 self._charge(body, requester, origin)
             if holds is not None:
-                if body.nodes > limits_http.HEAVY_JSON_NODES:
+                if body.nodes > limits.http.HEAVY_JSON_NODES:
                     await holds[1].take(1)
                 else:
-                    holds[0].become(max(len(body.text), body.nodes * limits_http.JSON_NODE_BYTES))
+                    holds[0].become(max(len(body.text), body.nodes * limits.http.JSON_NODE_BYTES))
             request.content = await body.decode(hs.workers)
             body = None  # its text is not needed any more
         if not operation.waits:
@@ -239,10 +239,10 @@ class Dispatch:
             yield
             return
         user_id = requester.user_id
-        if self._waiting[user_id] >= limits_http.WAITING_PER_USER_MAX:
+        if self._waiting[user_id] >= limits.http.WAITING_PER_USER_MAX:
             raise MatrixError(
                 429, "M_LIMIT_EXCEEDED", "Too many of your requests are waiting.",
-                retry_after_ms=limits_http.WAITING_RETRY_MS,
+                retry_after_ms=limits.http.WAITING_RETRY_MS,
             )  # fmt: skip
         self._waiting[user_id] += 1
         try:

@@ -1,7 +1,7 @@
 """Routes: operations as typed functions. A handler's signature is its contract, compiled once when it is registered.
 
 Parameters have their meaning by name: `hs` (first), `requester`, `origin`, `body`, `query`, `request`; every other one
-is a path parameter. `homeserver.arguments` reads them, `homeserver.asgi` serves them; nothing here knows a framework.
+is a path parameter. `arguments` reads them, `homeserver.http.asgi` serves them; nothing here knows a framework.
 Spec: client-server-api/#api-standards
 """
 
@@ -16,11 +16,11 @@ from urllib.parse import parse_qsl
 import msgspec
 import trio
 
-from homeserver import limits, limits_http
-from homeserver.arguments import Plan, compile_plan, decode_json
-from homeserver.budgets import Hold
+from homeserver import limits
+from homeserver.api.arguments import Plan, compile_plan, decode_json
+from homeserver.api.guests import guest_may
 from homeserver.errors import MatrixError, invalid_param
-from homeserver.guests import guest_may
+from homeserver.process.budgets import Hold
 
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
@@ -87,7 +87,7 @@ class Request:
         values: dict[str, list[str]] = {}
         try:
             for name, value in parse_qsl(
-                self.query_string, True, errors="strict", max_num_fields=limits_http.QUERY_PARAMETERS_MAX
+                self.query_string, True, errors="strict", max_num_fields=limits.http.QUERY_PARAMETERS_MAX
             ):
                 values.setdefault(name, []).append(value)
         except (ValueError, UnicodeDecodeError) as error:
@@ -113,7 +113,7 @@ class Request:
         self._check_length(max_bytes)
         chunks: list[bytes] = []
         seen = 0
-        deadline = trio.current_time() + limits_http.BODY_SECONDS_MAX
+        deadline = trio.current_time() + limits.http.BODY_SECONDS_MAX
         while self._receive is not None and (chunk := await self._receive()) is not None:
             if chunk:
                 seen += len(chunk)
@@ -131,7 +131,7 @@ class Request:
         """Whether the body was announced to be so short that no memory has to be reserved for it."""
         for name, value in self._headers:
             if name == b"content-length":
-                return value.isdigit() and int(value[:20]) <= limits_http.SMALL_BODY_BYTES
+                return value.isdigit() and int(value[:20]) <= limits.http.SMALL_BODY_BYTES
         return not any(name == b"transfer-encoding" for name, _ in self._headers)
 
     def _check_length(self, max_bytes: int) -> None:
@@ -232,12 +232,12 @@ class Routes:
                     plan=compile_plan(handler, path),
                     group=group,
                     rate_limit=rate_limit,
-                    max_body_bytes=max_body_bytes or limits_http.BODY_BYTES_MAX[group],
+                    max_body_bytes=max_body_bytes or limits.http.BODY_BYTES_MAX[group],
                     allow_guest=guest_may(method, path) if allow_guest is None else allow_guest,
                     allow_locked=allow_locked,
                     waits=rate_limit == "sync" if waits is None else waits,
                     decode=decode,
-                    max_json_nodes=max_json_nodes or limits_http.JSON_NODES_MAX[group],
+                    max_json_nodes=max_json_nodes or limits.http.JSON_NODES_MAX[group],
                 )
             )
             return handler

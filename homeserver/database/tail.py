@@ -1,6 +1,6 @@
 """Tail: following the change stream from a stored position: at least once, through restarts, on one node at a time.
 
-A position whose change cannot be followed is parked, and the tail goes on with the next: see `homeserver/lane.py`.
+A position whose change cannot be followed is parked, and the tail goes on with the next: see `lane`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from homeserver.database import Database, DatabaseError, Transaction
-from homeserver.lane import Lane
+from homeserver.database.lane import Lane
+from homeserver.database.stream import Stream
 from homeserver.limits import TAIL_SPAN_MAX, TAIL_STORE_SECONDS
-from homeserver.metrics import Metrics
-from homeserver.stream import Stream
+from homeserver.process.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from homeserver.dispatch import Dispatch
+from homeserver.http.dispatch import Dispatch
 from homeserver.resources import Resources
 
 # Often enough to see a stall of a second, seldom enough to cost nothing.

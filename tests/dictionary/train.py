@@ -1,4 +1,4 @@
-"""Trains the dictionary that `compression` ships: `python -m homeserver.database.train_dictionary dictionary_2.dict`.
+"""Trains the dictionary that `compression` ships: `python -m tests.dictionary.train dictionary_2.dict`.
 
 A new dictionary gets a new number; the old ones stay, since stored data names the one it was written with.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zstandard
 
-from homeserver.database.dictionary_samples import Samples
+from tests.dictionary.samples import Samples
 
 DICTIONARY_BYTES = 32 * 1024
 SAMPLES = 40_000

@@ -26,7 +26,7 @@ from hypercorn.events import Closed, Updated
 from hypercorn.protocol.events import Body, EndBody, Response
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 
-from homeserver import limits_http
+from homeserver import limits
 
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\r\n"))
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+;=:\[\]]*")
@@ -54,7 +54,7 @@ def check_head(data: bytes) -> None:
         raise Refused
     if len(head.translate(None, _CONTROLS)) != len(head) or b"\r\n " in head or b"\r\n\t" in head:
         raise Refused
-    if lines > limits_http.HEADERS_MAX:
+    if lines > limits.http.HEADERS_MAX:
         raise Refused(431)
     if end >= 0:
         _check_lengths(head.lower())
@@ -103,7 +103,7 @@ def check_request(request: h11.Request) -> h11.Request:
 
 
 class Http1(H11Protocol):  # type: ignore[misc]  # its types do not foresee it
-    """One connection. Given to `homeserver.connection` in place of Hypercorn's own protocol."""
+    """One connection. Given to `homeserver.http.connection` in place of Hypercorn's own protocol."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -164,5 +164,5 @@ class Http1(H11Protocol):  # type: ignore[misc]  # its types do not foresee it
         if self._is_chunked:
             self._chunks += 1
             self._chunk_bytes += length
-            if self._chunks > limits_http.SMALL_CHUNKS_MAX + self._chunk_bytes // limits_http.CHUNK_BYTES_USUAL:
+            if self._chunks > limits.http.SMALL_CHUNKS_MAX + self._chunk_bytes // limits.http.CHUNK_BYTES_USUAL:
                 raise Refused

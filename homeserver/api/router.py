@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from homeserver.api import Operation
-from homeserver.arguments import decode_segment
+from homeserver.api.arguments import decode_segment
+from homeserver.api.routes import Operation
 
 # Parameters that may be the empty string: a state event's key (`…/state/m.room.name/`). Any other empty segment makes
 # another path, which nobody answers.

@@ -1,6 +1,6 @@
 """Listeners: the ASGI application on sockets, TLS and HTTP/2, served by Hypercorn's protocol code on trio.
 
-Only this file and `homeserver.connection` know Hypercorn. They own the sockets and connections themselves, so that
+Only this file and `homeserver.http.connection` know Hypercorn. They own the sockets and connections themselves, so that
 starting, stopping and a client that misbehaves are the same whatever speaks HTTP.
 """
 
@@ -24,14 +24,14 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 
-from homeserver import limits_http
-from homeserver.addresses import Proxies
-from homeserver.asgi import App
+from homeserver import limits
 from homeserver.config import ConfigError, Listener, parse_bind
-from homeserver.connection import Connection, Connections, is_gone, room_for_connections
-from homeserver.rate_limits import address_key
+from homeserver.http.addresses import Proxies
+from homeserver.http.asgi import App
+from homeserver.http.connection import Connection, Connections, is_gone, room_for_connections
+from homeserver.process.rate_limits import address_key
 
-_log = logging.getLogger("homeserver.listener")
+_log = logging.getLogger("homeserver.http.listener")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ async def serve(
         async with trio.open_nursery() as nursery:  # the connections
             async with trio.open_nursery() as accepting:
                 for door in doors:
-                    door.sock.listen(limits_http.LISTEN_BACKLOG)
+                    door.sock.listen(limits.http.LISTEN_BACKLOG)
                     handle = _handler(app, door, context, connections)
                     sock = trio.SocketListener(trio.socket.from_stdlib_socket(door.sock))
                     accepting.start_soon(partial(trio.serve_listeners, handle, [sock], handler_nursery=nursery))
@@ -105,7 +105,7 @@ async def serve(
             app.dispatch.drain()
             await context.terminated.set()  # idle connections end now, busy ones after their answer
             await _close([connection for connection in connections if connection.is_idle])
-            nursery.cancel_scope.deadline = trio.current_time() + limits_http.DRAIN_SECONDS
+            nursery.cancel_scope.deadline = trio.current_time() + limits.http.DRAIN_SECONDS
     finally:
         app.dispatch.drain()
         await _close(tuple(connections))
@@ -245,11 +245,11 @@ def _address(listener: Listener, sock: socket.socket) -> str:
 def _hypercorn_config() -> HypercornConfig:
     config = HypercornConfig()
     config.accesslog = None
-    config.errorlog = logging.getLogger("homeserver.listener")
+    config.errorlog = logging.getLogger("homeserver.http.listener")
     config.include_server_header = False
-    config.keep_alive_timeout = limits_http.KEEP_ALIVE_SECONDS
+    config.keep_alive_timeout = limits.http.KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = 100_000  # closing a good connection gains nothing
-    config.h11_max_incomplete_size = limits_http.PATH_CHARACTERS_MAX + 16_384
+    config.h11_max_incomplete_size = limits.http.PATH_CHARACTERS_MAX + 16_384
     return config
 
 
@@ -296,7 +296,7 @@ def _peer_address(sock: trio.socket.SocketType) -> str:
 async def _follow_certificates(doors: Sequence[_Door], renewal: trio.lowlevel.ParkingLot) -> None:
     """New connections get a certificate that was renewed, without a restart."""
     while doors:
-        with trio.move_on_after(limits_http.CERTIFICATE_CHECK_SECONDS):
+        with trio.move_on_after(limits.http.CERTIFICATE_CHECK_SECONDS):
             await renewal.park()
         for door in doors:
             renew_certificate(door)
@@ -327,9 +327,9 @@ async def _sweep(connections: Connections) -> None:
     """Closes the connections whose clients have gone silent, and tells the log if some were refused."""
     told, told_at = 0, -inf
     while True:
-        await trio.sleep(limits_http.SWEEP_SECONDS)
+        await trio.sleep(limits.http.SWEEP_SECONDS)
         now = trio.current_time()
-        if connections.refused > told and now - told_at > limits_http.REFUSALS_LOG_SECONDS:
+        if connections.refused > told and now - told_at > limits.http.REFUSALS_LOG_SECONDS:
             about = {"refused": connections.refused - told, "open": len(connections)}
             _log.warning("connections refused: too many are open", extra=about)
             told, told_at = connections.refused, now

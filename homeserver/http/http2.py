@@ -19,7 +19,7 @@ from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.events import Body, Data, EndBody, EndData
 from hypercorn.protocol.h2 import H2Protocol
 
-from homeserver import limits_http
+from homeserver import limits
 
 _PREFACE_BYTES = 24
 _FRAME_HEAD_BYTES = 9
@@ -57,12 +57,12 @@ class FrameCounter:
             self._skipped = int.from_bytes(self._head[:3], "big")
             self.frames += 1
             if self._head[3] not in (_DATA, _HEADERS, _CONTINUATION):
-                self.frames += self._skipped // limits_http.HTTP2_FRAME_BYTES_USUAL
+                self.frames += self._skipped // limits.http.HTTP2_FRAME_BYTES_USUAL
             self._head = b""
 
 
 class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
-    """One connection. Given to `homeserver.connection` in place of Hypercorn's own protocol."""
+    """One connection. Given to `homeserver.http.connection` in place of Hypercorn's own protocol."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -102,7 +102,7 @@ class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
             return
         if isinstance(event, (Body, Data)):
             self._sent_bytes += len(event.data)
-        with trio.move_on_after(limits_http.SEND_SECONDS_MAX) as sending:
+        with trio.move_on_after(limits.http.SEND_SECONDS_MAX) as sending:
             await super().stream_send(event)
         if sending.cancelled_caught:
             await self._end()
@@ -132,9 +132,9 @@ class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
 
     def _is_too_busy(self) -> bool:
         requests = self.keep_alive_requests
-        bought = (self._body_bytes + self._sent_bytes) // limits_http.HTTP2_BYTES_PER_FRAME
-        frames_max = limits_http.HTTP2_FRAMES_FREE + requests * limits_http.HTTP2_FRAMES_PER_REQUEST + bought
-        is_resetting = self._resets > limits_http.HTTP2_RESETS_FREE + (requests - self._resets)
+        bought = (self._body_bytes + self._sent_bytes) // limits.http.HTTP2_BYTES_PER_FRAME
+        frames_max = limits.http.HTTP2_FRAMES_FREE + requests * limits.http.HTTP2_FRAMES_PER_REQUEST + bought
+        is_resetting = self._resets > limits.http.HTTP2_RESETS_FREE + (requests - self._resets)
         return self._counter.frames > frames_max or is_resetting
 
     async def _end(self) -> None:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import trio
 
+from homeserver.errors import StorageDamaged, StorageError
+
 _log = logging.getLogger(__name__)
 
 DATABASE_READS = "database reads"
@@ -48,6 +50,13 @@ def check_room(folder: Path) -> None:
     """Raises OSError unless a file of FREE_DISK_BYTES_MIN bytes can be made in the folder."""
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         os.posix_fallocate(file.fileno(), 0, FREE_DISK_BYTES_MIN)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the storage has failed, so that no item of work is to blame. Damage is of an item, and does not pass."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_outage(each) for each in error.exceptions)
+    return isinstance(error, StorageError) and not isinstance(error, StorageDamaged)
 
 
 class Outages:

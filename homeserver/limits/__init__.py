@@ -1,8 +1,8 @@
 """Every limit of the server, each with its reason. Grouped by topic.
 
-Those of HTTP are in `limits_http.py`, those of what is kept of a user in `limits_users.py`, those of what other servers
-may cost us in `limits_peers.py`. What nobody but one file needs to know is there. Units are in the names.
-A limit that an operator should decide is a key of `homeserver.config` instead.
+`limits.http` holds those of HTTP, `limits.users` those of what is kept of a user, `limits.peers` those of what other
+servers may cost us. A limit that only one file uses is in that file. Units are in the names. A limit that an operator
+should decide is a key of `homeserver.config` instead.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from homeserver.limits import http, peers, users
+
+__all__ = ["http", "peers", "users"]
 
 # Database
 

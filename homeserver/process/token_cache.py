@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from homeserver import limits
-from homeserver.stream import Stream
 
 Value = TypeVar("Value")
+HasNews = Callable[[Iterable[str], int], bool]
+"""`Stream.has_news`: whether something may have happened to one of these keys after a position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,12 @@ class TokenCache(Generic[Value]):
     _of_user: dict[str, set[bytes]] = field(default_factory=dict)
     _seen: dict[tuple[str, str], Seen] = field(default_factory=dict)
 
-    def get(self, token_hash: bytes, now_ms: int, stream: Stream) -> Value | None:
+    def get(self, token_hash: bytes, now_ms: int, has_news: HasNews) -> Value | None:
         """What was stored for the token, unless that is too long ago or may have changed."""
         entry = self._entries.get(token_hash)
         if entry is None or not 0 <= now_ms - entry.stored_ms <= limits.TOKEN_CACHE_AGE_MS_MAX:
             return None
-        return None if stream.has_news((tokens_key(entry.user_id),), entry.position) else entry.value
+        return None if has_news((tokens_key(entry.user_id),), entry.position) else entry.value
 
     def put(self, token_hash: bytes, user_id: str, value: Value, *, now_ms: int, position: int) -> None:
         """Remembers a lookup. position: of the stream, before the database was read."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from homeserver.database.dictionary_pieces import Pieces
+from tests.dictionary.pieces import Pieces
 
 _EMOJI = ("👍", "❤️", "😂", "🎉", "😄", "👀", "🚀", "🙏", "😢", "✅", "👎", "🤔", "😮", "💯")
 _ALGORITHM_MEGOLM = "m.megolm.v1.aes-sha2"

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from homeserver import limits_http
-from homeserver.api import Operation, Request
-from homeserver.budgets import Hold
+from homeserver import limits
+from homeserver.api.routes import Operation, Request
 from homeserver.errors import MatrixError
-from homeserver.workers import Workers
+from homeserver.process.budgets import Hold
+from homeserver.process.workers import Workers
 
 # Of the text that is looked at in one step, so that a thread which does so lets others go on.
 _SLICE = 1 << 18
@@ -52,7 +52,7 @@ def count_nodes_exactly(text: bytes) -> int:
 
 def is_large(text: bytes, nodes: int) -> bool:
     """Whether decoding JSON text with so many values would hold up the event loop."""
-    return nodes > limits_http.INLINE_JSON_NODES_MAX or len(text) > limits_http.INLINE_BODY_BYTES_MAX
+    return nodes > limits.http.INLINE_JSON_NODES_MAX or len(text) > limits.http.INLINE_BODY_BYTES_MAX
 
 
 @dataclass(slots=True)
@@ -85,10 +85,10 @@ async def read_body(
     """The body of a request, within the limit for its length. Raises M_TOO_LARGE, and 429 if the budget is used up."""
     bytes_max = operation.max_body_bytes
     if is_anonymous:
-        bytes_max = min(bytes_max, limits_http.ANONYMOUS_BODY_BYTES_MAX)
+        bytes_max = min(bytes_max, limits.http.ANONYMOUS_BODY_BYTES_MAX)
     text = await request.body(bytes_max, hold)
     nodes = 0
-    if len(text) > limits_http.INLINE_BODY_BYTES_MAX:
+    if len(text) > limits.http.INLINE_BODY_BYTES_MAX:
         nodes = await workers.run(count_nodes, text)
     elif len(text) > _TINY:
         nodes = count_nodes(text)
@@ -97,7 +97,7 @@ async def read_body(
 
 async def check_nodes(operation: Operation, body: Body, workers: Workers, *, is_anonymous: bool) -> None:
     """Raises M_TOO_LARGE if the body has more values than its operation takes."""
-    nodes_max = limits_http.ANONYMOUS_JSON_NODES_MAX if is_anonymous else operation.max_json_nodes
+    nodes_max = limits.http.ANONYMOUS_JSON_NODES_MAX if is_anonymous else operation.max_json_nodes
     if body.nodes > nodes_max:
         body.nodes = await workers.run(count_nodes_exactly, body.text)
         if body.nodes > nodes_max:

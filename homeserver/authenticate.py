@@ -18,7 +18,7 @@ from homeserver.database import DatabaseUnavailable, Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.moments import is_ahead
-from homeserver.process.token_cache import Seen, TokenCache, tokens_key
+from homeserver.process.token_cache import Seen, tokens_key
 from homeserver.resources import Resources
 
 SCHEMA = Schema(
@@ -210,7 +210,7 @@ async def _requester_of(hs: Resources, token: str) -> Requester | None:
             return None
         if found.unused:
             try:
-                await hs.database.write(revoke_replaced_tokens, cache, token_hash)
+                await hs.database.write(revoke_replaced_tokens, token_hash)
             except DatabaseUnavailable:  # reading goes on; what the token replaces ends with a later use of it
                 return _unexpired(hs, found)
         cache.put(token_hash, found.requester.user_id, found, now_ms=hs.now_ms(), position=position)
@@ -342,7 +342,7 @@ def check_token(tx: Transaction, requester: Requester) -> None:
         raise user_locked()
 
 
-def refresh_tokens(tx: Transaction, cache: TokenCache[TokenLookup], refresh_token: str) -> IssuedTokens:
+def refresh_tokens(tx: Transaction, refresh_token: str) -> IssuedTokens:
     """New tokens for a refresh token, which stays good until one of them is used. Raises M_UNKNOWN_TOKEN."""
     token_hash = hash_token(refresh_token)
     row = tx.one("SELECT user_nid, device_id, refreshed_by FROM refresh_tokens WHERE token_hash = ?", token_hash)
@@ -357,11 +357,11 @@ def refresh_tokens(tx: Transaction, cache: TokenCache[TokenLookup], refresh_toke
     # Tokens of an earlier answer to the same refresh token: the client cannot have received it.
     tx.run("DELETE FROM access_tokens WHERE refreshed_by = ?", token_hash)
     tx.run("DELETE FROM refresh_tokens WHERE refreshed_by = ?", token_hash)
-    forget_tokens(tx, cache, user_id)
+    forget_tokens(tx, user_id)
     return issue_tokens(tx, user_id, device_id, refreshable=True, refreshed_by=token_hash)
 
 
-def revoke_replaced_tokens(tx: Transaction, cache: TokenCache[TokenLookup], token_hash: bytes) -> None:
+def revoke_replaced_tokens(tx: Transaction, token_hash: bytes) -> None:
     """The first use of a new access token: what it replaces ends."""
     row = tx.one("SELECT user_nid, device_id, refreshed_by FROM access_tokens WHERE token_hash = ?", token_hash)
     if row is None or row[2] is None:
@@ -376,44 +376,41 @@ def revoke_replaced_tokens(tx: Transaction, cache: TokenCache[TokenLookup], toke
         device_id,
         token_hash,
     )
-    forget_tokens(tx, cache, UserID(tx.name(user_nid)))
+    forget_tokens(tx, UserID(tx.name(user_nid)))
 
 
-def delete_token(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, token_hash: bytes) -> None:
+def delete_token(tx: Transaction, user_id: UserID, token_hash: bytes) -> None:
     """Ends one access token, for those that belong to no device."""
     tx.run("DELETE FROM access_tokens WHERE token_hash = ?", token_hash)
-    end_waiting(tx, cache, user_id)
+    end_waiting(tx, user_id)
 
 
-def delete_tokens_of_device(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, device_id: str) -> None:
+def delete_tokens_of_device(tx: Transaction, user_id: UserID, device_id: str) -> None:
     """Ends every access and refresh token of a device."""
     user_nid = tx.find(user_id)
     tx.run("DELETE FROM access_tokens WHERE user_nid = ? AND device_id = ?", user_nid, device_id)
     tx.run("DELETE FROM refresh_tokens WHERE user_nid = ? AND device_id = ?", user_nid, device_id)
-    end_waiting(tx, cache, user_id)
+    end_waiting(tx, user_id)
 
 
-def delete_tokens_of_user(
-    tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, *, except_device_id: str | None = None
-) -> None:
+def delete_tokens_of_user(tx: Transaction, user_id: UserID, *, except_device_id: str | None = None) -> None:
     """Ends every access and refresh token of a user, but those of one device where it is given."""
     user_nid = tx.find(user_id)
     kept = "" if except_device_id is None else except_device_id
     every = 1 if except_device_id is None else 0
     tx.run("DELETE FROM access_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)", user_nid, every, kept)
     tx.run("DELETE FROM refresh_tokens WHERE user_nid = ? AND (? = 1 OR device_id <> ?)", user_nid, every, kept)
-    end_waiting(tx, cache, user_id)
+    end_waiting(tx, user_id)
 
 
-def forget_tokens(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID) -> None:
+def forget_tokens(tx: Transaction, user_id: UserID) -> None:
     """After the commit, every node looks up the user's tokens again."""
-    tx.after_commit(cache.forget_user, user_id)
     tx.wake(tokens_key(user_id))
 
 
-def end_waiting(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID) -> None:
+def end_waiting(tx: Transaction, user_id: UserID) -> None:
     """As `forget_tokens`; also wakes the user's syncs, so that none outlives its token."""
-    forget_tokens(tx, cache, user_id)
+    forget_tokens(tx, user_id)
     tx.wake(user_id)
 
 
@@ -425,13 +422,13 @@ def get_account_flags(tx: Transaction, user_id: UserID) -> AccountFlags:
     return AccountFlags(*map(bool, row)) if row else AccountFlags()
 
 
-def delete_account_flags(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID) -> None:
+def delete_account_flags(tx: Transaction, user_id: UserID) -> None:
     """Makes it an ordinary account, of which nothing is kept here."""
     tx.run("DELETE FROM account_flags WHERE user_nid = ?", tx.find(user_id))
-    forget_tokens(tx, cache, user_id)
+    forget_tokens(tx, user_id)
 
 
-def store_account_flags(tx: Transaction, cache: TokenCache[TokenLookup], user_id: UserID, flags: AccountFlags) -> None:
+def store_account_flags(tx: Transaction, user_id: UserID, flags: AccountFlags) -> None:
     """Replaces the account's flags."""
     tx.run(
         "INSERT INTO account_flags (user_nid, is_admin, is_guest, is_locked, is_suspended) VALUES (?, ?, ?, ?, ?)"
@@ -443,4 +440,4 @@ def store_account_flags(tx: Transaction, cache: TokenCache[TokenLookup], user_id
         int(flags.is_locked),
         int(flags.is_suspended),
     )
-    end_waiting(tx, cache, user_id)
+    end_waiting(tx, user_id)

@@ -24,8 +24,8 @@ from homeserver.process.rate_limits import RateLimits
 from homeserver.process.token_cache import TokenCache
 from homeserver.process.workers import Workers
 
-ForgetUser = Callable[[Transaction, "Resources", UserID, bool], bool]
-"""forget_user(tx, hs, user_id, erase): forgets what a feature keeps of a user whose account ends.
+ForgetUser = Callable[[Transaction, UserID, bool], bool]
+"""forget_user(tx, user_id, erase): forgets what a feature keeps of a user whose account ends.
 
 Called in the write that ends the account, where it forgets what must be gone at once, and a bounded number of rows of
 the rest. True if something is left: then it is called again, in writes of its own; also when nothing is left any more.

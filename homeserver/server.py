@@ -25,6 +25,7 @@ from homeserver.calls import Calls
 from homeserver.client import Client
 from homeserver.config import Config, ConfigError, check_files, server_name_of
 from homeserver.database import Database, Schema, open_database
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import ClosedError
 from homeserver.feature import Feature
 from homeserver.features import FEATURES, account
@@ -200,7 +201,8 @@ class Homeserver:
         features = all_features()
         database = await open_data(config, inline=self._inline, exclusive=not self._beside, now_ms=self._now_ms)
         self._stack.push_async_callback(database.aclose)
-        signing_key = await remote.open_identity(config, database)
+        identity = ServerIdentity(server_name_of(config), await remote.open_identity(config, database), config)
+        database.serve_as(identity)
         workers = Workers(inline=self._inline)
         self._stack.push_async_callback(workers.aclose)
         wire = self._wire
@@ -212,8 +214,8 @@ class Homeserver:
         self._stack.callback(nursery.cancel_scope.cancel)
         self._resources = Resources(
             config=config,
-            server_name=server_name_of(config),
-            signing_key=signing_key,
+            server_name=identity.name,
+            signing_key=identity.signing_key,
             database=database,
             stream=database.stream,
             blobs=await _open_blobs(config, database.outages, inline=self._inline, beside=self._beside),

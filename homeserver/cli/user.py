@@ -127,7 +127,7 @@ def run_admin(args: argparse.Namespace) -> int:
         account = await _find(server, args)
         if account.user.is_deactivated:
             raise CommandError(f"{account.user_id} is deactivated")
-        await server.resources.database.write(store_admin, server.resources, account.user_id, not args.revoke)
+        await server.resources.database.write(store_admin, account.user_id, not args.revoke)
         now = "no longer administers" if args.revoke else "administers"
         tell(args, f"{account.user_id} {now} this server.", user_id=account.user_id, admin=not args.revoke)
 

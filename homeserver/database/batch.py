@@ -11,6 +11,7 @@ import trio
 
 from homeserver.database.interning import StringCache
 from homeserver.database.schema import DatabaseError, DatabaseUnavailable
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import Session
 from homeserver.database.transaction import Transaction
 
@@ -23,6 +24,7 @@ class Request:
     args: tuple[Any, ...]
     now_ms: int
     task: trio.lowlevel.Task | None  # None once nobody waits for the answer
+    server: ServerIdentity | None = None
     result: outcome.Outcome[Any] | None = None
 
 
@@ -57,7 +59,7 @@ def run_read(session: Session, cache: StringCache, request: Request) -> None:
 
 def _read(session: Session, cache: StringCache, request: Request) -> Any:
     session.begin_read()
-    result = request.fn(Transaction(session, cache, request.now_ms, {}, None), *request.args)
+    result = request.fn(Transaction(session, cache, request.now_ms, request.server, {}, None), *request.args)
     session.end_read()
     return result
 
@@ -105,7 +107,7 @@ def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
     interned: dict[str, int] = {}
     alone = len(batch.requests) == 1
     for request in batch.requests:
-        tx = Transaction(session, cache, request.now_ms, interned, batch.taken)
+        tx = Transaction(session, cache, request.now_ms, request.server, interned, batch.taken)
         if not alone:
             session.savepoint()
         try:

@@ -22,6 +22,7 @@ import trio
 from homeserver.database.batch import Batch, Request, run_batch, run_read
 from homeserver.database.interning import StringCache
 from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import Holder, Opened, Session
 from homeserver.database.stream import Stream
 from homeserver.database.transaction import Transaction
@@ -48,6 +49,7 @@ class Database:
         self._proof_lock = trio.Lock()
         self._opened = opened
         self._now_ms = now_ms
+        self._server: ServerIdentity | None = None
         self._cache = StringCache()
         self._taken = opened.position
         self._closed = False
@@ -71,6 +73,10 @@ class Database:
         self._background_ended = trio.Event()
         if opened.background is not None:
             trio.lowlevel.spawn_system_task(self._run_background)
+
+    def serve_as(self, server: ServerIdentity) -> None:
+        """From now on `tx.server` of every read and write is `server`."""
+        self._server = server
 
     @property
     def generation(self) -> str:
@@ -180,7 +186,7 @@ class Database:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._closed:
             raise DatabaseError("The database is closed.")
-        request = Request(fn, args, self._now_ms(), trio.lowlevel.current_task())
+        request = Request(fn, args, self._now_ms(), trio.lowlevel.current_task(), self._server)
         if self._inline:
             return await self._ask_inline(requests is self._writes, request)
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from homeserver.database.cache import Cache
 from homeserver.database.interning import StringCache, check_string
 from homeserver.database.schema import DatabaseDamaged
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import IN_VALUES_MAX, Row, Session
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ class Transaction:
         "_cache",
         "_execute",
         "_position",
+        "_server",
         "_session",
         "callbacks",
         "interned",
@@ -34,9 +36,16 @@ class Transaction:
     )
 
     def __init__(
-        self, session: Session, cache: StringCache, now_ms: int, batch_interned: dict[str, int], position: int | None
+        self,
+        session: Session,
+        cache: StringCache,
+        now_ms: int,
+        server: ServerIdentity | None,
+        batch_interned: dict[str, int],
+        position: int | None,
     ) -> None:
         self.now_ms = now_ms  # the moment the transaction began
+        self._server = server
         self.wakes: set[str] = set()
         self.callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self.interned: dict[str, int] = {}
@@ -46,6 +55,13 @@ class Transaction:
         self._batch_interned = batch_interned  # of the writes before this one in the same commit
         self._position = position  # None: not looked up yet (reads)
         self.is_write = position is not None  # then it may see rows that are not committed yet
+
+    @property
+    def server(self) -> ServerIdentity:
+        """The server whose database this is."""
+        if self._server is None:
+            raise RuntimeError("No server uses this database yet: see `Database.serve_as`.")
+        return self._server
 
     def one(self, sql: str, *params: object) -> Row | None:
         """The first row, None if there is none."""

@@ -33,7 +33,7 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.remote.leaves import leave_room
 from homeserver.remote.outside import is_outside
-from homeserver.resources import Resources
+from homeserver.resources import ForgetUser, Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.erasure import erase_sender
 from homeserver.rooms.membership import get_membership, list_memberships
@@ -74,13 +74,12 @@ async def change_password(hs: Resources, requester: Requester, body: PasswordBod
     flows = [(password_stage(requester.user_id),)]
     authentication = await require_stages(hs, "change password", body.auth, flows, requester.user_id)
     password_hash = await hash_password(hs, body.new_password)
-    await hs.database.write(_change_password, hs, requester, password_hash, body.logout_devices, authentication)
+    await hs.database.write(_change_password, requester, password_hash, body.logout_devices, authentication)
     return Empty()
 
 
 def _change_password(
     tx: Transaction,
-    hs: Resources,
     requester: Requester,
     password_hash: str,
     logout_devices: bool,
@@ -89,8 +88,8 @@ def _change_password(
     finish_authentication(tx, authentication)
     accounts.store_password_hash(tx, requester.user_id, password_hash)
     if logout_devices:
-        authenticate.delete_tokens_of_user(tx, hs.token_cache, requester.user_id, except_device_id=requester.device_id)
-        delete_devices_of_user(tx, hs, requester.user_id, except_device_id=requester.device_id)
+        authenticate.delete_tokens_of_user(tx, requester.user_id, except_device_id=requester.device_id)
+        delete_devices_of_user(tx, requester.user_id, except_device_id=requester.device_id)
 
 
 async def set_password(hs: Resources, user_id: UserID, password: str | None, *, logout_devices: bool) -> None:
@@ -102,18 +101,16 @@ async def set_password(hs: Resources, user_id: UserID, password: str | None, *, 
     if password is not None:
         check_new_password(hs, password)
         password_hash = await hash_password(hs, password)
-    await hs.database.write(_set_password, hs, user_id, password_hash, logout_devices)
+    await hs.database.write(_set_password, user_id, password_hash, logout_devices)
 
 
-def _set_password(
-    tx: Transaction, hs: Resources, user_id: UserID, password_hash: str | None, logout_devices: bool
-) -> None:
+def _set_password(tx: Transaction, user_id: UserID, password_hash: str | None, logout_devices: bool) -> None:
     if not accounts.exists(tx, user_id):
         raise accounts.no_account(user_id)
     accounts.store_password_hash(tx, user_id, password_hash)
     if logout_devices:
-        authenticate.delete_tokens_of_user(tx, hs.token_cache, user_id)
-        delete_devices_of_user(tx, hs, user_id)
+        authenticate.delete_tokens_of_user(tx, user_id)
+        delete_devices_of_user(tx, user_id)
 
 
 class DeactivateBody(msgspec.Struct, frozen=True):
@@ -138,21 +135,24 @@ async def deactivate(
     Invites and knocks that only other servers know of are ended soon after. Raises M_NOT_FOUND if there is no such
     account.
     """
-    await hs.database.write(_deactivate, hs, user_id, erase, authentication or Authentication())
+    await hs.database.write(_deactivate, hs.forgetters, user_id, erase, authentication or Authentication())
+    _forget_in_this_process(hs, user_id)
     await _leave_rooms_here(hs, user_id)
 
 
-def _deactivate(tx: Transaction, hs: Resources, user_id: UserID, erase: bool, authentication: Authentication) -> None:
+def _deactivate(
+    tx: Transaction, forgetters: Sequence[ForgetUser], user_id: UserID, erase: bool, authentication: Authentication
+) -> None:
     finish_authentication(tx, authentication)
     if accounts.get_user(tx, user_id) is None:
         raise accounts.no_account(user_id)
-    accounts.deactivate_user(tx, hs, user_id, erase=erase)
+    accounts.deactivate_user(tx, user_id, erase=erase)
     tx.next_position(WAKE_KEY)
     tx.run("INSERT INTO departures (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
     if erase:
         erase_sender(tx, user_id)
-    for forget_user in hs.forgetters:
-        forget_user(tx, hs, user_id, erase)
+    for forget_user in forgetters:
+        forget_user(tx, user_id, erase)
 
 
 class ResetPasswordBody(msgspec.Struct, frozen=True):
@@ -182,13 +182,18 @@ async def deactivate_for_admin(
     return {"id_server_unbind_result": "success"}
 
 
-def forget_account(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_account(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """What is kept of the account itself, but for the row that keeps its name taken."""
-    authenticate.delete_account_flags(tx, hs.token_cache, user_id)
+    authenticate.delete_account_flags(tx, user_id)
     forget_sessions(tx, user_id)
-    tx.after_commit(hs.token_cache.forget_seen, user_id)
-    tx.after_commit(hs.rate_limits.forget, user_id)
     return False
+
+
+def _forget_in_this_process(hs: Resources, user_id: UserID) -> None:
+    """Drops what is remembered of the user's requests. Other nodes forget it as they forget everything of that kind."""
+    hs.token_cache.forget_user(user_id)
+    hs.token_cache.forget_seen(user_id)
+    hs.rate_limits.forget(user_id)
 
 
 async def follow_departures(hs: Resources) -> None:
@@ -212,6 +217,7 @@ def _list_departures(tx: Transaction) -> tuple[list[UserID], int]:
 
 
 async def _finish_departure(hs: Resources, user_id: UserID) -> None:
+    _forget_in_this_process(hs, user_id)
     await _leave_rooms_here(hs, user_id)
     limiter = trio.CapacityLimiter(limits.LEAVES_AT_ONCE_MAX)
 
@@ -223,19 +229,19 @@ async def _finish_departure(hs: Resources, user_id: UserID) -> None:
                 _log.info("leave refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
 
     async with trio.open_nursery() as nursery:
-        for room_id in await hs.database.read(_list_rooms_elsewhere, hs, user_id):
+        for room_id in await hs.database.read(_list_rooms_elsewhere, user_id):
             nursery.start_soon(leave, room_id)
-    while await hs.database.write(_forget_more, hs, user_id):
+    while await hs.database.write(_forget_more, hs.forgetters, user_id):
         pass
 
 
-def _forget_more(tx: Transaction, hs: Resources, user_id: UserID) -> bool:
+def _forget_more(tx: Transaction, forgetters: Sequence[ForgetUser], user_id: UserID) -> bool:
     """Forgets some more of the user; answers whether there is still more. The departure ends with the last of it."""
     user = accounts.get_user(tx, user_id)
     erase = user is not None and user.erased
     is_more = False
-    for forget_user in hs.forgetters:
-        is_more |= forget_user(tx, hs, user_id, erase)
+    for forget_user in forgetters:
+        is_more |= forget_user(tx, user_id, erase)
     if not is_more:
         tx.run("DELETE FROM departures WHERE user_nid = ?", tx.find(user_id))
     return is_more
@@ -247,36 +253,36 @@ async def _leave_rooms_here(hs: Resources, user_id: UserID) -> None:
 
 
 async def _leave_all_rooms(hs: Resources, user_id: UserID) -> None:
-    room_ids = sorted(await hs.database.read(_list_rooms_here, hs, user_id))
+    room_ids = sorted(await hs.database.read(_list_rooms_here, user_id))
     for start in range(0, len(room_ids), limits.users.PROFILE_ROOMS_PER_WRITE):
         some = room_ids[start : start + limits.users.PROFILE_ROOMS_PER_WRITE]
         try:
-            await hs.database.write(_leave_some_rooms, hs, user_id, some)
+            await hs.database.write(_leave_some_rooms, user_id, some)
         except DatabaseDamaged:
             for room_id in some:  # one that cannot be read must not keep the user in the others
                 with contextlib.suppress(DatabaseDamaged):
-                    await hs.database.write(_leave_some_rooms, hs, user_id, [room_id])
+                    await hs.database.write(_leave_some_rooms, user_id, [room_id])
 
 
-def _leave_some_rooms(tx: Transaction, hs: Resources, user_id: UserID, room_ids: Sequence[RoomID]) -> None:
+def _leave_some_rooms(tx: Transaction, user_id: UserID, room_ids: Sequence[RoomID]) -> None:
     for room_id in room_ids:
         if get_membership(tx, room_id, user_id) not in _OPEN:
             continue
         draft = Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id)
         try:
-            append_local(tx, hs, draft)
+            append_local(tx, draft)
         except MatrixError as error:  # one room that refuses must not keep the user in the others
             _log.info("leave refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
 
 
-def _list_rooms_here(tx: Transaction, hs: Resources, user_id: UserID) -> list[RoomID]:
+def _list_rooms_here(tx: Transaction, user_id: UserID) -> list[RoomID]:
     """The rooms of this server that the user is in, invited to, or knocking at."""
-    return [room_id for room_id in _list_open(tx, user_id) if not is_outside(tx, hs.server_name, room_id)]
+    return [room_id for room_id in _list_open(tx, user_id) if not is_outside(tx, tx.server.name, room_id)]
 
 
-def _list_rooms_elsewhere(tx: Transaction, hs: Resources, user_id: UserID) -> list[RoomID]:
+def _list_rooms_elsewhere(tx: Transaction, user_id: UserID) -> list[RoomID]:
     """The rooms of other servers that the user is invited to or knocks at."""
-    return [room_id for room_id in _list_open(tx, user_id) if is_outside(tx, hs.server_name, room_id)]
+    return [room_id for room_id in _list_open(tx, user_id) if is_outside(tx, tx.server.name, room_id)]
 
 
 def _list_open(tx: Transaction, user_id: UserID) -> list[RoomID]:

@@ -71,12 +71,12 @@ async def update_device(hs: Resources, requester: Requester, device_id: str, bod
             400, "M_TOO_LARGE", f"The name of a device is at most {limits.DEVICE_NAME_CHARACTERS_MAX} characters."
         )
     may_create = requester.appservice is not None
-    created = await hs.database.write(_update_device, hs, requester.user_id, device_id, body.display_name, may_create)
+    created = await hs.database.write(_update_device, requester.user_id, device_id, body.display_name, may_create)
     return Response(201 if created else 200, {})
 
 
 def _update_device(
-    tx: Transaction, hs: Resources, user_id: UserID, device_id: str, display_name: str | None, may_create: bool
+    tx: Transaction, user_id: UserID, device_id: str, display_name: str | None, may_create: bool
 ) -> bool:
     """True where the device had to be made."""
     device = find_device(tx, user_id, device_id)
@@ -84,7 +84,7 @@ def _update_device(
         if not may_create:
             raise _no_device()
         check_device_id(device_id)
-        create_device(tx, hs, user_id, device_id, display_name)
+        create_device(tx, user_id, device_id, display_name)
         return True
     if display_name is not None and display_name != device.display_name:
         rename_device(tx, user_id, device_id, display_name)
@@ -129,14 +129,12 @@ async def _delete_with_authentication(
             [(password_stage(requester.user_id),)],
             requester.user_id,
         )
-    await hs.database.write(_delete_devices, hs, requester.user_id, device_ids, authentication)
+    await hs.database.write(_delete_devices, requester.user_id, device_ids, authentication)
 
 
-def _delete_devices(
-    tx: Transaction, hs: Resources, user_id: UserID, device_ids: list[str], authentication: Authentication
-) -> None:
+def _delete_devices(tx: Transaction, user_id: UserID, device_ids: list[str], authentication: Authentication) -> None:
     finish_authentication(tx, authentication)
-    delete_devices_of_user(tx, hs, user_id, device_ids)
+    delete_devices_of_user(tx, user_id, device_ids)
 
 
 def _no_device() -> MatrixError:

@@ -30,19 +30,19 @@ async def follow_guest_access(hs: Resources) -> None:
 
     async def follow(since: int, upto: int) -> None:
         for room_id in await hs.database.read(list_closed_to_guests, since, upto):
-            while await hs.database.write(_take_some_out, hs, room_id):
+            while await hs.database.write(_take_some_out, room_id):
                 pass
 
     await Tail("guest_access", hs.database, hs.stream, hs.metrics).run(follow, from_now=True)
 
 
-def _take_some_out(tx: Transaction, hs: Resources, room_id: RoomID) -> bool:
+def _take_some_out(tx: Transaction, room_id: RoomID) -> bool:
     """Whether there are guests left in the room, to be taken out by another write."""
-    users = list_joined_from(tx, room_id, hs.server_name)
+    users = list_joined_from(tx, room_id, tx.server.name)
     guests = [user_id for user_id in users if get_account_flags(tx, user_id).is_guest]
     for user_id in guests[: limits.users.PROFILE_ROOMS_PER_WRITE]:
         try:
-            append_local(tx, hs, Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id))
+            append_local(tx, Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id))
         except MatrixError as error:
             _log.warning("guest not taken out", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
             return False

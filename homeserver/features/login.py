@@ -53,7 +53,7 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     hs.metrics.describe(LOGINS_COUNTER, "Attempts to log in with a password.")
     try:
         user_id, new_hash = await _check_password(hs, body, address_key(request.client_ip))
-        answer = await hs.database.write(_store_login, hs, user_id, body, new_hash)
+        answer = await hs.database.write(_store_login, user_id, body, new_hash)
     except MatrixError as error:
         hs.metrics.count(LOGINS_COUNTER, (("outcome", "refused"),))
         _log_failure(body, request, error)
@@ -84,7 +84,7 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
     identifier = body.identifier
     if identifier is None and body.user is None and body.address is not None:
         identifier = {"type": "m.id.thirdparty", "medium": body.medium, "address": body.address}
-    user_id = accounts.read_identifier(hs, identifier, body.user)
+    user_id = accounts.read_identifier(hs.server_name, identifier, body.user)
     user = await hs.database.read(accounts.get_user, user_id)
     password_hash = None if user is None else user.password_hash
     verdict = await verify_password(hs, user_id, password_hash, body.password, address=address)
@@ -95,12 +95,12 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
     return user_id, verdict.new_hash
 
 
-def _store_login(tx: Transaction, hs: Resources, user_id: UserID, body: LoginBody, new_hash: str | None) -> JsonObject:
+def _store_login(tx: Transaction, user_id: UserID, body: LoginBody, new_hash: str | None) -> JsonObject:
     if not accounts.exists(tx, user_id):  # while the password was checked
         raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
     if new_hash is not None:
         accounts.store_password_hash(tx, user_id, new_hash)
-    return log_in(tx, hs, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
+    return log_in(tx, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
 
 
 FEATURE = Feature(name="login", spec="client-server-api/#login", routes=routes)

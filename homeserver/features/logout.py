@@ -15,25 +15,25 @@ routes = Routes()
 
 @routes.post("/_matrix/client/v3/logout", rate_limit="", allow_locked=True)
 async def logout(hs: Resources, requester: Requester) -> Empty:
-    await hs.database.write(_log_out, hs, requester)
+    await hs.database.write(_log_out, requester)
     return Empty()
 
 
 @routes.post("/_matrix/client/v3/logout/all", rate_limit="", allow_locked=True)
 async def logout_all(hs: Resources, requester: Requester) -> Empty:
-    await hs.database.write(_log_out_everywhere, hs, requester)
+    await hs.database.write(_log_out_everywhere, requester)
     return Empty()
 
 
-def _log_out(tx: Transaction, hs: Resources, requester: Requester) -> None:
-    authenticate.delete_token(tx, hs.token_cache, requester.user_id, requester.token_id)
+def _log_out(tx: Transaction, requester: Requester) -> None:
+    authenticate.delete_token(tx, requester.user_id, requester.token_id)
     if requester.device_id:
-        delete_devices_of_user(tx, hs, requester.user_id, [requester.device_id])
+        delete_devices_of_user(tx, requester.user_id, [requester.device_id])
 
 
-def _log_out_everywhere(tx: Transaction, hs: Resources, requester: Requester) -> None:
-    authenticate.delete_tokens_of_user(tx, hs.token_cache, requester.user_id)
-    delete_devices_of_user(tx, hs, requester.user_id)
+def _log_out_everywhere(tx: Transaction, requester: Requester) -> None:
+    authenticate.delete_tokens_of_user(tx, requester.user_id)
+    delete_devices_of_user(tx, requester.user_id)
 
 
 FEATURE = Feature(name="logout", spec="client-server-api/#post_matrixclientv3logout", routes=routes)

@@ -113,7 +113,7 @@ async def knock_room(
     content = _content("knock", body.reason if body else None)
     content |= await hs.database.read(member_profile, requester.user_id)
     if await hs.database.read(is_server_joined, room_id, hs.server_name):
-        await hs.database.write(_change, hs, room_id, requester.user_id, requester.user_id, content)
+        await hs.database.write(_change, room_id, requester.user_id, requester.user_id, content)
         return {"room_id": room_id}
     return {"room_id": await knock_remote_room(hs, requester.user_id, room_id, via, content)}
 
@@ -123,7 +123,7 @@ async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body
     check_not_suspended(requester)
     content = _content("invite", body.reason)
     if server_name_of(body.user_id) == hs.server_name:
-        await hs.database.write(_invite_local, hs, room_id, requester.user_id, body.user_id, content)
+        await hs.database.write(_invite_local, room_id, requester.user_id, body.user_id, content)
         return Empty()
     await hs.database.read(_check_may_invite, room_id, requester.user_id, body.user_id)
     draft = Draft(room_id, requester.user_id, "m.room.member", content, state_key=body.user_id)
@@ -134,7 +134,7 @@ async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body
 @routes.post("/_matrix/client/v3/rooms/{room_id}/leave", rate_limit="message")
 async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body: ReasonBody | None) -> Empty:
     content = _content("leave", body.reason if body else None)
-    if not await hs.database.write(_leave, hs, room_id, requester.user_id, content):
+    if not await hs.database.write(_leave, room_id, requester.user_id, content):
         await leave_remote_room(hs, requester.user_id, room_id, content)
     return Empty()
 
@@ -142,7 +142,7 @@ async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body:
 @routes.post("/_matrix/client/v3/rooms/{room_id}/kick", rate_limit="message")
 async def kick(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
     check_not_suspended(requester)
-    await hs.database.write(_kick, hs, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
+    await hs.database.write(_kick, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
 
@@ -150,14 +150,14 @@ async def kick(hs: Resources, requester: Requester, room_id: RoomID, body: Targe
 async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
     check_not_suspended(requester)
     content = _content("ban", body.reason)
-    await hs.database.write(_change_other, hs, room_id, requester.user_id, body.user_id, content)
+    await hs.database.write(_change_other, room_id, requester.user_id, body.user_id, content)
     return Empty()
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/unban", rate_limit="message")
 async def unban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
     check_not_suspended(requester)
-    await hs.database.write(_unban, hs, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
+    await hs.database.write(_unban, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
 
@@ -188,7 +188,7 @@ async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[
     check_not_suspended(requester)
     user_id = requester.user_id
     content = _content("join", body.reason)
-    refusal = await hs.database.write(_join_local, hs, requester, room_id, content)
+    refusal = await hs.database.write(_join_local, requester, room_id, content)
     if refusal is None:
         return room_id
     content |= await hs.database.read(member_profile, user_id)
@@ -199,27 +199,25 @@ async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[
     return await join_remote_room(hs, user_id, room_id, others, content)
 
 
-def _join_local(
-    tx: Transaction, hs: Resources, requester: Requester, room_id: RoomID, content: JsonObject
-) -> MatrixError | None:
+def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content: JsonObject) -> MatrixError | None:
     """Joins, if this server is in the room and may decide; else answers what to say if no other server can."""
     user_id = requester.user_id
     if get_membership(tx, room_id, user_id) == "join":
         return None
     if requester.is_guest:
         check_guests_may_join(tx, room_id)
-    if not is_server_joined(tx, room_id, hs.server_name):
+    if not is_server_joined(tx, room_id, tx.server.name):
         return not_found("This server does not know that room, nor any server that does.")
     head = get_head(tx, room_id)
     try:
-        inviter = authorised_via(tx, head, user_id, hs.server_name)
+        inviter = authorised_via(tx, head, user_id, tx.server.name)
     except MatrixError as error:
         if error.errcode == "M_FORBIDDEN":
             raise
         return forbidden(error.error)  # another server of the room may be able to tell, or to invite
     if inviter is not None:
         content = {**content, "join_authorised_via_users_server": inviter}
-    _change(tx, hs, room_id, user_id, user_id, {**content, **member_profile(tx, user_id)})
+    _change(tx, room_id, user_id, user_id, {**content, **member_profile(tx, user_id)})
     return None
 
 
@@ -239,12 +237,10 @@ def _servers_to_ask(tx: Transaction, room_id: RoomID, user_id: UserID, via: list
     return list(dict.fromkeys(servers))[: limits.VIA_SERVERS_MAX]
 
 
-def _invite_local(
-    tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
-) -> None:
+def _invite_local(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
     _check_may_invite(tx, room_id, sender, target)
     check_takes_invites(tx, target)
-    _change(tx, hs, room_id, sender, target, {**content, **member_profile(tx, target)})
+    _change(tx, room_id, sender, target, {**content, **member_profile(tx, target)})
 
 
 def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID) -> None:
@@ -256,7 +252,7 @@ def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: 
         raise forbidden(f"{target} is banned from the room.")
 
 
-def _leave(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:
+def _leave(tx: Transaction, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:
     """Leaves, takes back a knock or rejects an invitation. False where this server is not in the room and must ask."""
     membership = get_membership(tx, room_id, user_id)
     if membership is None and find_head(tx, room_id) is None:
@@ -265,39 +261,33 @@ def _leave(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, con
         raise forbidden("You are not in that room.")
     if membership == "leave":
         return True
-    if not is_server_joined(tx, room_id, hs.server_name) and not is_deserted(tx, room_id):
+    if not is_server_joined(tx, room_id, tx.server.name) and not is_deserted(tx, room_id):
         return False
-    _change(tx, hs, room_id, user_id, user_id, content)
+    _change(tx, room_id, user_id, user_id, content)
     return True
 
 
-def _kick(tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
+def _kick(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
     if get_membership(tx, room_id, target) not in ("join", "invite", "knock"):
         check_joined(tx, room_id, sender)
         raise forbidden(f"{target} is not in the room.")
-    _change_other(tx, hs, room_id, sender, target, content)
+    _change_other(tx, room_id, sender, target, content)
 
 
-def _unban(
-    tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
-) -> None:
+def _unban(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
     if get_membership(tx, room_id, target) != "ban":
         check_joined(tx, room_id, sender)
         raise MatrixError(403, "M_BAD_STATE", f"{target} is not banned from the room.")
-    _change_other(tx, hs, room_id, sender, target, content)
+    _change_other(tx, room_id, sender, target, content)
 
 
-def _change_other(
-    tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
-) -> None:
+def _change_other(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
     check_joined(tx, room_id, sender)
-    _change(tx, hs, room_id, sender, target, content)
+    _change(tx, room_id, sender, target, content)
 
 
-def _change(
-    tx: Transaction, hs: Resources, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject
-) -> None:
-    append_local(tx, hs, Draft(room_id, sender, "m.room.member", content, state_key=target))
+def _change(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
+    append_local(tx, Draft(room_id, sender, "m.room.member", content, state_key=target))
 
 
 def _forget(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:

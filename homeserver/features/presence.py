@@ -70,7 +70,7 @@ async def set_presence(hs: Resources, requester: Requester, user_id: UserID, bod
         most = limits.users.STATUS_MESSAGE_BYTES_MAX
         raise MatrixError(400, "M_TOO_LARGE", f"A status message is {most} bytes at most.")
     if hs.config.presence.enabled:
-        await hs.database.write(set_status, hs, user_id, requester.device_id, body.presence, body.status_msg)
+        await hs.database.write(set_status, user_id, requester.device_id, body.presence, body.status_msg)
     return Empty()
 
 
@@ -88,8 +88,8 @@ async def touch(hs: Resources, user_id: UserID, device_id: str, presence: Presen
     """
     if not hs.config.presence.enabled or presence == "offline":
         return
-    if await hs.database.read(is_news_of_device, hs, user_id, device_id, presence):
-        await hs.database.note(show_device, hs, user_id, device_id, presence)
+    if await hs.database.read(is_news_of_device, user_id, device_id, presence):
+        await hs.database.note(show_device, user_id, device_id, presence)
 
 
 async def follow_time(hs: Resources) -> None:
@@ -100,10 +100,10 @@ async def follow_time(hs: Resources) -> None:
     lane = Lane("presence", hs.database, hs.metrics)
 
     async def sweep_some(user_nids: Sequence[int]) -> None:
-        await hs.database.write(sweep, hs, user_nids)
+        await hs.database.write(sweep, user_nids)
 
     while True:
-        await lane.work(await hs.database.read(list_due, hs), sweep_some)
+        await lane.work(await hs.database.read(list_due), sweep_some)
         somebody_is_there, position = await hs.database.read(is_anybody_there)
         if not somebody_is_there:
             await hs.stream.wait((WAKE_KEY,), position, math.inf)

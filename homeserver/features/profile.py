@@ -122,19 +122,19 @@ def _checked_value(field: str, value: Any) -> bytes | None:
 
 async def change_profile(hs: Resources, user_id: UserID, field: str, value: bytes | None) -> None:
     """Sets a field to JSON, or removes it, and tells the user's rooms. Raises M_PROFILE_TOO_LARGE."""
-    done = await hs.database.write(_change, hs, user_id, field, value)
+    done = await hs.database.write(_change, user_id, field, value)
     while done is not None:
-        done = await hs.database.write(tell_rooms, hs, user_id, done)
+        done = await hs.database.write(tell_rooms, user_id, done)
 
 
-def _change(tx: Transaction, hs: Resources, user_id: UserID, field: str, value: bytes | None) -> RoomID | None:
+def _change(tx: Transaction, user_id: UserID, field: str, value: bytes | None) -> RoomID | None:
     if not store_field(tx, user_id, field, value) or field not in MEMBER_FIELDS:
         return None
     begin_update(tx, user_id)
-    return tell_rooms(tx, hs, user_id, RoomID(""))
+    return tell_rooms(tx, user_id, RoomID(""))
 
 
-def tell_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: RoomID) -> RoomID | None:
+def tell_rooms(tx: Transaction, user_id: UserID, after: RoomID) -> RoomID | None:
     """Brings the member events of some rooms behind `after` up to date; answers the last of them, None at the end."""
     profile = member_profile(tx, user_id)
     rooms = sorted(room_id for room_id in list_joined_rooms(tx, user_id) if room_id > after)
@@ -145,7 +145,7 @@ def tell_rooms(tx: Transaction, hs: Resources, user_id: UserID, after: RoomID) -
             continue
         content = {"membership": "join", **profile}
         try:
-            append_local(tx, hs, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
+            append_local(tx, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
         except MatrixError as error:  # one room that refuses must not keep the others from the news
             _log.info("member event refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
     if len(rooms) > limits.users.PROFILE_ROOMS_PER_WRITE:
@@ -161,7 +161,7 @@ async def finish_updates(hs: Resources) -> None:
         for user_id in user_ids:
             done: RoomID | None = RoomID("")
             while done is not None:
-                done = await hs.database.write(tell_rooms, hs, user_id, done)
+                done = await hs.database.write(tell_rooms, user_id, done)
 
     await Lane("profiles", hs.database, hs.metrics).work(await hs.database.read(list_unfinished), finish)
 

@@ -89,7 +89,7 @@ async def post_receipt(
     if thread_id is not None:
         _check_thread(receipt_type, thread_id)
     markers: Markers = {receipt_type: event_id}
-    await hs.database.write(_read_up_to, hs, room_id, requester.user_id, markers, thread_id or "")
+    await hs.database.write(_read_up_to, room_id, requester.user_id, markers, thread_id or "")
     return Empty()
 
 
@@ -101,7 +101,7 @@ async def set_read_marker(hs: Resources, requester: Requester, room_id: RoomID, 
         "m.read.private": body.private,
     }
     markers: Markers = {receipt_type: event_id for receipt_type, event_id in given.items() if event_id is not None}
-    await hs.database.write(_read_up_to, hs, room_id, requester.user_id, markers, "")
+    await hs.database.write(_read_up_to, room_id, requester.user_id, markers, "")
     return Empty()
 
 
@@ -116,9 +116,7 @@ def _check_thread(receipt_type: str, thread_id: str) -> None:
         raise invalid_param("thread_id must be an event ID or main.") from None
 
 
-def _read_up_to(
-    tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, markers: Markers, thread_id: str
-) -> None:
+def _read_up_to(tx: Transaction, room_id: RoomID, user_id: UserID, markers: Markers, thread_id: str) -> None:
     check_joined(tx, room_id, user_id)
     for receipt_type, event_id in markers.items():
         event = get_stored(tx, event_id)
@@ -135,7 +133,7 @@ def _read_up_to(
             store_receipt(
                 tx, room_id, user_id, receipt_type, thread_id, event_id, event.ordering, tx.now_ms, is_local=True
             )
-    note_activity(tx, hs, user_id)
+    note_activity(tx, user_id)
 
 
 def _thread_of(tx: Transaction, event: StoredEvent) -> str | None:
@@ -324,7 +322,7 @@ def _list_of_rooms(tx: Transaction, room_nids: Collection[int], since: int) -> l
     )
 
 
-def forget_receipts(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_receipts(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """How far the user has read, in each room that the user has ever been in."""
     nid = tx.find(user_id)
     room_nids = [tx.find(each.room_id) for each in list_memberships(tx, user_id)]

@@ -130,13 +130,13 @@ async def _register_user(hs: Resources, body: RegisterBody) -> JsonObject:
     made = await hs.database.read(_find_made, body)
     if made is not None and await _is_same(hs, made, body):
         again = msgspec.structs.replace(body, device_id=made.device_id)
-        return await hs.database.write(_answer, hs, made.user.user_id, again)
-    attempt, guest = await hs.database.read(_read_registration, hs, user_id, body)
+        return await hs.database.write(_answer, made.user.user_id, again)
+    attempt, guest = await hs.database.read(_read_registration, user_id, body)
     authentication = await proceed(hs, attempt)
     if body.password is None:  # said only now: clients ask for the flows without one
         raise missing_param("The password is missing.")
     password_hash = await hash_password(hs, body.password)
-    return await hs.database.write(_store_registration, hs, user_id, password_hash, body, authentication, guest)
+    return await hs.database.write(_store_registration, user_id, password_hash, body, authentication, guest)
 
 
 def _find_made(tx: Transaction, body: RegisterBody) -> _Made | None:
@@ -166,15 +166,15 @@ def _wanted_user_id(hs: Resources, body: RegisterBody) -> UserID:
     return accounts.user_id_of(hs.server_name, body.username)
 
 
-def _read_registration(tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody) -> tuple[Attempt, bool]:
+def _read_registration(tx: Transaction, user_id: UserID, body: RegisterBody) -> tuple[Attempt, bool]:
     """The attempt to authenticate, and whether a guest becomes a user. Raises M_USER_IN_USE."""
     guest = body.guest_access_token is not None
     if guest:
         _check_guest(tx, user_id, body.guest_access_token or "")
     elif accounts.get_user(tx, user_id) is not None:
         raise accounts.user_in_use()
-    stage = TOKEN_STAGE if hs.config.registration.require_token else DUMMY
-    return begin(tx, hs, "register", body.auth, [(stage,)]), guest
+    stage = TOKEN_STAGE if tx.server.config.registration.require_token else DUMMY
+    return begin(tx, "register", body.auth, [(stage,)]), guest
 
 
 def _check_guest(tx: Transaction, user_id: UserID, access_token: str) -> None:
@@ -186,7 +186,6 @@ def _check_guest(tx: Transaction, user_id: UserID, access_token: str) -> None:
 
 def _store_registration(
     tx: Transaction,
-    hs: Resources,
     user_id: UserID,
     password_hash: str,
     body: RegisterBody,
@@ -198,11 +197,11 @@ def _store_registration(
     if guest:
         _check_guest(tx, user_id, body.guest_access_token or "")
         flags = authenticate.get_account_flags(tx, user_id)
-        authenticate.store_account_flags(tx, hs.token_cache, user_id, replace(flags, is_guest=False))
+        authenticate.store_account_flags(tx, user_id, replace(flags, is_guest=False))
         accounts.store_password_hash(tx, user_id, password_hash)
     else:
-        accounts.create_user(tx, hs, user_id, password_hash)
-    answer = _answer(tx, hs, user_id, body)
+        accounts.create_user(tx, user_id, password_hash)
+    answer = _answer(tx, user_id, body)
     if authentication.session is not None:
         tx.run(
             "DELETE FROM registrations WHERE created_ms <= ? OR created_ms > ?",
@@ -215,10 +214,10 @@ def _store_registration(
     return answer
 
 
-def _answer(tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody) -> JsonObject:
+def _answer(tx: Transaction, user_id: UserID, body: RegisterBody) -> JsonObject:
     if body.inhibit_login:
         return {"user_id": user_id}
-    return log_in(tx, hs, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
+    return log_in(tx, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
 
 
 async def _register_guest(hs: Resources, body: RegisterBody) -> JsonObject:
@@ -226,12 +225,12 @@ async def _register_guest(hs: Resources, body: RegisterBody) -> JsonObject:
         raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "This homeserver has no guests.")
     # "all parameters … with the exception of `initial_device_display_name` MUST BE ignored"
     ignoring = RegisterBody(initial_device_display_name=body.initial_device_display_name)
-    return await hs.database.write(_store_guest, hs, accounts.generate_user_id(hs.server_name), ignoring)
+    return await hs.database.write(_store_guest, accounts.generate_user_id(hs.server_name), ignoring)
 
 
-def _store_guest(tx: Transaction, hs: Resources, user_id: UserID, body: RegisterBody) -> JsonObject:
-    accounts.create_user(tx, hs, user_id, None, AccountFlags(is_guest=True))
-    return _answer(tx, hs, user_id, body)
+def _store_guest(tx: Transaction, user_id: UserID, body: RegisterBody) -> JsonObject:
+    accounts.create_user(tx, user_id, None, AccountFlags(is_guest=True))
+    return _answer(tx, user_id, body)
 
 
 async def _register_for_appservice(hs: Resources, requester: Requester | None, body: RegisterBody) -> JsonObject:
@@ -242,17 +241,15 @@ async def _register_for_appservice(hs: Resources, requester: Requester | None, b
         raise invalid_param("An application service must say which user it registers.")
     check_device_id(body.device_id)
     user_id = accounts.user_id_of(hs.server_name, body.username)
-    return await hs.database.write(_store_of_appservice, hs, user_id, requester.appservice, body)
+    return await hs.database.write(_store_of_appservice, user_id, requester.appservice, body)
 
 
-def _store_of_appservice(
-    tx: Transaction, hs: Resources, user_id: UserID, appservice: str, body: RegisterBody
-) -> JsonObject:
-    accounts.create_user(tx, hs, user_id, None, accounts.NO_FLAGS, appservice)
-    return _answer(tx, hs, user_id, body)
+def _store_of_appservice(tx: Transaction, user_id: UserID, appservice: str, body: RegisterBody) -> JsonObject:
+    accounts.create_user(tx, user_id, None, accounts.NO_FLAGS, appservice)
+    return _answer(tx, user_id, body)
 
 
-def forget_registration(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_registration(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Forgets how the account was made."""
     tx.run("DELETE FROM registrations WHERE user_nid = ?", tx.find(user_id))
     return False

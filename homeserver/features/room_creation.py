@@ -20,7 +20,7 @@ from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
-from homeserver.federation.identifiers import RoomAlias, RoomID, UserID, fits, server_name_of
+from homeserver.federation.identifiers import RoomAlias, RoomID, ServerName, UserID, fits, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.remote.inviting import invite_users
 from homeserver.resources import Resources
@@ -80,7 +80,7 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
     invited = list(dict.fromkeys(body.invite))
     limit_requester(hs, requester, "invite", min(len(invited), limits.RATE_LIMITS["invite"].burst))
     ours = [user_id for user_id in invited if server_name_of(user_id) == hs.server_name]
-    room_id = await hs.database.write(_create, hs, requester.user_id, body, version, ours, len(invited))
+    room_id = await hs.database.write(_create, requester.user_id, body, version, ours, len(invited))
     others = [user_id for user_id in invited if server_name_of(user_id) != hs.server_name]
     drafts = [_invite(room_id, requester.user_id, user_id, {}, body.is_direct) for user_id in others]
     # The room exists: from here on nothing is an error, or the client would try again and have two rooms.
@@ -90,7 +90,6 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
 
 def _create(
     tx: Transaction,
-    hs: Resources,
     creator: UserID,
     body: CreateRoomBody,
     version: RoomVersion,
@@ -102,22 +101,22 @@ def _create(
     ours: the users of this server to be invited. If only they are invited and none of them can be, there is no room:
     raises MatrixError.
     """
-    alias = None if body.room_alias_name is None else _parse_alias_name(hs, body.room_alias_name)
+    alias = None if body.room_alias_name is None else _parse_alias_name(tx.server.name, body.room_alias_name)
     opaque_id = None
     if not version.room_id_is_create_event_id:
-        opaque_id = RoomID(f"!{secrets.token_urlsafe(18)}:{hs.server_name}")
+        opaque_id = RoomID(f"!{secrets.token_urlsafe(18)}:{tx.server.name}")
     refusals: list[MatrixError] = []
     try:
         content = creation_content(body, creator, version)
-        create = append_create(tx, hs, Draft(opaque_id, creator, "m.room.create", content, state_key=""), version)
+        create = append_create(tx, Draft(opaque_id, creator, "m.room.create", content, state_key=""), version)
         for event_type, state_key, content in _initial_events(tx, creator, body, version, create, alias):
-            append_local(tx, hs, Draft(create.room_id, creator, event_type, content, state_key=state_key))
+            append_local(tx, Draft(create.room_id, creator, event_type, content, state_key=state_key))
         for user_id in ours:
             if refusal := find_refusal(tx, user_id):
                 refusals.append(refusal)
             else:
                 profile = member_profile(tx, user_id)
-                append_local(tx, hs, _invite(create.room_id, creator, user_id, profile, body.is_direct))
+                append_local(tx, _invite(create.room_id, creator, user_id, profile, body.is_direct))
     except MatrixError as error:
         if error.errcode != "M_FORBIDDEN":
             raise
@@ -136,8 +135,8 @@ def _invite(room_id: RoomID, sender: UserID, user_id: UserID, profile: JsonObjec
     return Draft(room_id, sender, "m.room.member", content, state_key=user_id)
 
 
-def _parse_alias_name(hs: Resources, localpart: str) -> RoomAlias:
-    alias = f"#{localpart}:{hs.server_name}"
+def _parse_alias_name(server_name: ServerName, localpart: str) -> RoomAlias:
+    alias = f"#{localpart}:{server_name}"
     if not localpart or ":" in localpart or "\0" in localpart or not fits(alias):
         raise invalid_param("room_alias_name must be the local part of an alias: not empty, without a colon.")
     return RoomAlias(alias)

@@ -99,7 +99,7 @@ async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAl
 
 @routes.delete("/_matrix/client/v3/directory/room/{room_alias}")
 async def delete_room_alias(hs: Resources, requester: Requester, room_alias: RoomAlias) -> Empty:
-    await hs.database.write(_remove_alias, hs, room_alias, requester)
+    await hs.database.write(_remove_alias, room_alias, requester)
     return Empty()
 
 
@@ -185,7 +185,7 @@ def _add_alias(tx: Transaction, alias: RoomAlias, room_id: RoomID, user_id: User
     store_alias(tx, alias, room_id, user_id)
 
 
-def _remove_alias(tx: Transaction, hs: Resources, alias: RoomAlias, requester: Requester) -> None:
+def _remove_alias(tx: Transaction, alias: RoomAlias, requester: Requester) -> None:
     found = find_alias(tx, alias)
     if found is None:
         raise not_found(f"There is no room called {alias}.")
@@ -197,10 +197,10 @@ def _remove_alias(tx: Transaction, hs: Resources, alias: RoomAlias, requester: R
         check_may_send_state(tx, head, requester.user_id, "m.room.canonical_alias")
     delete_alias(tx, alias)
     if head is not None:
-        _remove_from_canonical(tx, hs, head, alias, requester.user_id)
+        _remove_from_canonical(tx, head, alias, requester.user_id)
 
 
-def _remove_from_canonical(tx: Transaction, hs: Resources, head: Head, alias: RoomAlias, user_id: UserID) -> None:
+def _remove_from_canonical(tx: Transaction, head: Head, alias: RoomAlias, user_id: UserID) -> None:
     """Takes the name out of m.room.canonical_alias too, where the user may."""
     event = find_in_state(tx, StateAt(head.state_root), "m.room.canonical_alias", "")
     if event is None:
@@ -218,7 +218,7 @@ def _remove_from_canonical(tx: Transaction, hs: Resources, head: Head, alias: Ro
             check_may_send_state(tx, head, user_id, "m.room.canonical_alias")
         except MatrixError:
             return
-        append_local(tx, hs, Draft(head.room_id, user_id, "m.room.canonical_alias", changed, state_key=""))
+        append_local(tx, Draft(head.room_id, user_id, "m.room.canonical_alias", changed, state_key=""))
 
 
 def _list_readable_aliases(tx: Transaction, room_id: RoomID, user_id: UserID) -> list[RoomAlias]:
@@ -306,7 +306,7 @@ def _alias_or_none(text: str | None) -> RoomAlias | None:
         return None
 
 
-def forget_aliases(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_aliases(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Who has made an alias, if the user wants to be erased. The alias is the room's."""
     if erase:
         forget_creator(tx, user_id)

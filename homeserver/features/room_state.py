@@ -81,7 +81,7 @@ async def set_room_state_with_key(
         await _check_canonical_alias(hs, requester, room_id, body)
     if _is_remote_invite(hs, draft):
         return {"event_id": (await invite_remote_user(hs, draft)).event_id}
-    return {"event_id": await hs.database.write(set_state, hs, requester, draft)}
+    return {"event_id": await hs.database.write(set_state, requester, draft)}
 
 
 @routes.put("/_matrix/client/v3/rooms/{room_id}/state/{event_type}", rate_limit="message")
@@ -106,33 +106,33 @@ def _get_state(
     return client_event(tx, event, {"age": tx.now_ms - event.origin_server_ts}) if format_ == "event" else event.content
 
 
-def set_state(tx: Transaction, hs: Resources, requester: Requester, draft: Draft) -> EventID:
+def set_state(tx: Transaction, requester: Requester, draft: Draft) -> EventID:
     """Appends the state event; where the state has the very same already, answers that event."""
     room_id, state_key = draft.room_id, draft.state_key
     assert room_id is not None and state_key is not None
     if draft.type == "m.room.member":
-        draft = _check_member(tx, hs, requester, room_id, draft)
+        draft = _check_member(tx, requester, room_id, draft)
     if get_membership(tx, room_id, draft.sender) == "join":
         head = get_head(tx, room_id)
         current = find_in_state(tx, StateAt(head.state_root), draft.type, state_key)
         if current is not None and current.sender == draft.sender and current.content == draft.content:
             return current.event_id
-    event_id = append_local(tx, hs, draft).event_id
-    note_activity(tx, hs, UserID(draft.sender))
+    event_id = append_local(tx, draft).event_id
+    note_activity(tx, UserID(draft.sender))
     return event_id
 
 
-def _check_member(tx: Transaction, hs: Resources, requester: Requester, room_id: RoomID, draft: Draft) -> Draft:
+def _check_member(tx: Transaction, requester: Requester, room_id: RoomID, draft: Draft) -> Draft:
     """What holds for the endpoints of membership holds here too: the draft as it may be."""
     membership = draft.content.get("membership")
     target = draft.state_key or ""
-    if membership == "invite" and target.partition(":")[2] == hs.server_name:
+    if membership == "invite" and target.partition(":")[2] == tx.server.name:
         check_takes_invites(tx, UserID(target))
     if membership != "join" or target != draft.sender:
         return draft
     if requester.is_guest and get_membership(tx, room_id, target) != "join":
         check_guests_may_join(tx, room_id)
-    inviter = authorised_via(tx, get_head(tx, room_id), UserID(target), hs.server_name)
+    inviter = authorised_via(tx, get_head(tx, room_id), UserID(target), tx.server.name)
     if inviter is None:
         return draft
     return replace(draft, content={**draft.content, "join_authorised_via_users_server": inviter})

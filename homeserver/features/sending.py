@@ -32,7 +32,7 @@ async def send_message(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, txn_id: str, body: dict
 ) -> JsonObject:
     draft = Draft(room_id, requester.user_id, event_type, body)
-    return {"event_id": await hs.database.write(send, hs, requester, draft, txn_id, txn_id)}
+    return {"event_id": await hs.database.write(send, requester, draft, txn_id, txn_id)}
 
 
 @routes.put("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}", rate_limit="message")
@@ -42,12 +42,10 @@ async def redact_event(
     content = {"reason": body.reason} if body is not None and body.reason is not None else {}
     draft = Draft(room_id, requester.user_id, "m.room.redaction", content, redacts=event_id)
     stored_txn_id = txn_id_stored(txn_id, event_id)
-    return {"event_id": await hs.database.write(send, hs, requester, draft, txn_id, stored_txn_id)}
+    return {"event_id": await hs.database.write(send, requester, draft, txn_id, stored_txn_id)}
 
 
-def send(
-    tx: Transaction, hs: Resources, requester: Requester, draft: Draft, txn_id: str, stored_txn_id: str
-) -> EventID:
+def send(tx: Transaction, requester: Requester, draft: Draft, txn_id: str, stored_txn_id: str) -> EventID:
     """Appends the event, or answers the one that this device has sent under the transaction id before."""
     if len(txn_id.encode()) > limits.TXN_ID_BYTES_MAX:
         raise invalid_param(f"A transaction ID is at most {limits.TXN_ID_BYTES_MAX} bytes.")
@@ -59,8 +57,8 @@ def send(
     if draft.type == "m.room.redaction" and draft.redacts is None:
         draft = _with_redacts(draft)
     _check_may_speak(tx, requester, draft)
-    event = append_local(tx, hs, draft, device_id=device_id, txn_id=stored_txn_id, as_admin=requester.is_admin)
-    note_activity(tx, hs, requester.user_id)
+    event = append_local(tx, draft, device_id=device_id, txn_id=stored_txn_id, as_admin=requester.is_admin)
+    note_activity(tx, requester.user_id)
     return event.event_id
 
 

@@ -67,16 +67,16 @@ async def register_with_shared_secret(hs: Resources, body: SharedSecretBody) -> 
     check_new_password(hs, body.password)
     check_device_id(body.device_id)
     password_hash = await hash_password(hs, body.password)
-    return await hs.database.write(_store, hs, user_id, password_hash, body)
+    return await hs.database.write(_store, user_id, password_hash, body)
 
 
-def _store(tx: Transaction, hs: Resources, user_id: UserID, password_hash: str, body: SharedSecretBody) -> JsonObject:
-    accounts.create_user(tx, hs, user_id, password_hash, AccountFlags(is_admin=body.admin))
+def _store(tx: Transaction, user_id: UserID, password_hash: str, body: SharedSecretBody) -> JsonObject:
+    accounts.create_user(tx, user_id, password_hash, AccountFlags(is_admin=body.admin))
     if body.displayname:
         store_field(tx, user_id, "displayname", to_json(body.displayname[: limits.users.DISPLAYNAME_CHARACTERS_MAX]))
     if body.inhibit_login:
         return {"user_id": user_id}
-    return {**log_in(tx, hs, user_id, body.device_id, None, False), "home_server": hs.server_name}
+    return {**log_in(tx, user_id, body.device_id, None, False), "home_server": tx.server.name}
 
 
 def _shared_secret(hs: Resources) -> bytes:

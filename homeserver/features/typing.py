@@ -63,14 +63,14 @@ async def set_typing(hs: Resources, requester: Requester, room_id: RoomID, user_
         raise forbidden("You cannot type for another user.")
     timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if body.timeout is None else body.timeout
     timeout_ms = max(0, min(timeout_ms, limits.TYPING_TIMEOUT_MS_MAX)) if body.typing else 0
-    await hs.database.write(_set_local, hs, room_id, user_id, timeout_ms)
+    await hs.database.write(_set_local, room_id, user_id, timeout_ms)
     return Empty()
 
 
-def _set_local(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
+def _set_local(tx: Transaction, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
     check_joined(tx, room_id, user_id)
     store_typing(tx, room_id, user_id, tx.now_ms + timeout_ms if timeout_ms else 0, is_local=True)
-    note_activity(tx, hs, user_id)
+    note_activity(tx, user_id)
 
 
 async def follow_time(hs: Resources) -> None:
@@ -178,7 +178,7 @@ def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: 
     )
 
 
-def forget_typing(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_typing(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Where the user types, which the rooms are told has ended: by a row of nobody's in the place of the user's."""
     nid = tx.find(user_id)
     for room_nid, expires_ms in tx.all("SELECT room_nid, expires_ms FROM typing WHERE user_nid = ?", nid):

@@ -119,16 +119,16 @@ async def _take_in(hs: Resources, server: ServerName, servers: Sequence[ServerNa
         lacking = frozenset(event.auth_events) - (await hs.database.read(find_positions, event.auth_events)).keys()
         if lacking - within:
             await fetch_auth_events(hs, asked, event, lacking - within, PERSON)
-    return bool(events) and await hs.database.write(_place, hs, events, states) > 0
+    return bool(events) and await hs.database.write(_place, events, states) > 0
 
 
-def _place(tx: Transaction, hs: Resources, events: Sequence[Event], states: Mapping[EventID, list[EventID]]) -> int:
+def _place(tx: Transaction, events: Sequence[Event], states: Mapping[EventID, list[EventID]]) -> int:
     """How many of the events were new, oldest first. They get the orderings just below what follows on them."""
     places = find_places(tx, events[0].room_id, events)
     count = 0
     for event in events:
         if event.event_id in places:
-            outcome = receive(tx, hs, event, state=states.get(event.event_id), ordering=places[event.event_id])
+            outcome = receive(tx, event, state=states.get(event.event_id), ordering=places[event.event_id])
             count += isinstance(outcome, Received) and outcome.is_new
     return count
 

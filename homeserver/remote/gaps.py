@@ -66,7 +66,7 @@ async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerN
     for start in range(0, len(events), limits.EVENTS_PER_WRITE):
         part = events[start : start + limits.EVENTS_PER_WRITE]
         await hs.database.read(_resolve_all, part)
-        outcomes += await hs.database.write(_receive_or_park, hs, part, origin)
+        outcomes += await hs.database.write(_receive_or_park, part, origin)
     if None in outcomes:
         hs.peers.note_parked()
         found = await close_gaps(hs, events[0].room_id, wait_s)
@@ -110,10 +110,10 @@ def _resolve_all(tx: Transaction, events: Sequence[Event]) -> None:
             resolve_beforehand(tx, event)
 
 
-def _receive_or_park(tx: Transaction, hs: Resources, events: Sequence[Event], origin: ServerName) -> list[str | None]:
+def _receive_or_park(tx: Transaction, events: Sequence[Event], origin: ServerName) -> list[str | None]:
     outcomes: list[str | None] = []
     for event in events:
-        outcome = receive(tx, hs, event)
+        outcome = receive(tx, event)
         if isinstance(outcome, Missing) and not (outcome.prev_events or outcome.auth_events):
             outcomes.append("What comes before this event cannot be had.")
         elif isinstance(outcome, Missing):

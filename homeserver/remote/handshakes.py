@@ -79,7 +79,7 @@ async def make_join(
     hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID, query: VersionsQuery
 ) -> JsonObject:
     await wait_for_invite(hs, room_id, user_id)
-    return await hs.database.read(_make, hs, origin, room_id, user_id, "join", query.ver)
+    return await hs.database.read(_make, origin, room_id, user_id, "join", query.ver)
 
 
 @routes.get("/_matrix/federation/v1/make_knock/{room_id}/{user_id}", rate_limit="federation")
@@ -87,18 +87,17 @@ async def make_knock(
     hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID, query: VersionsQuery
 ) -> JsonObject:
     await wait_for_invite(hs, room_id, user_id)
-    return await hs.database.read(_make, hs, origin, room_id, user_id, "knock", query.ver)
+    return await hs.database.read(_make, origin, room_id, user_id, "knock", query.ver)
 
 
 @routes.get("/_matrix/federation/v1/make_leave/{room_id}/{user_id}", rate_limit="federation")
 async def make_leave(hs: Resources, origin: ServerName, room_id: RoomID, user_id: UserID) -> JsonObject:
     await wait_for_invite(hs, room_id, user_id)
-    return await hs.database.read(_make, hs, origin, room_id, user_id, "leave", None)
+    return await hs.database.read(_make, origin, room_id, user_id, "leave", None)
 
 
 def _make(
     tx: Transaction,
-    hs: Resources,
     origin: ServerName,
     room_id: RoomID,
     user_id: UserID,
@@ -107,18 +106,18 @@ def _make(
 ) -> JsonObject:
     if server_name_of(user_id) != origin:
         raise forbidden("That user is of another server than yours.")
-    head = resident_head(tx, hs.server_name, room_id, origin)
+    head = resident_head(tx, tx.server.name, room_id, origin)
     if versions is not None and head.version.id not in versions:
         error = f"The room is of version {head.version.id}."
         raise MatrixError(400, "M_INCOMPATIBLE_ROOM_VERSION", error, room_version=head.version.id)
     content: dict[str, Any] = {"membership": membership}
     if membership == "join":
-        inviter = authorised_via(tx, head, user_id, hs.server_name)
+        inviter = authorised_via(tx, head, user_id, tx.server.name)
         if inviter is not None:
             content["join_authorised_via_users_server"] = inviter
     draft = Draft(room_id, user_id, "m.room.member", content, state_key=user_id, origin_server_ts=tx.now_ms)
     version, event = build_template(tx, draft)
-    return {"room_version": version.id, "event": {**event, "origin": hs.server_name}}
+    return {"room_version": version.id, "event": {**event, "origin": tx.server.name}}
 
 
 # Events
@@ -190,7 +189,7 @@ async def _accept(
         raise invalid_param("The content hash of the event is wrong.")
     await wait_for_invite(hs, room_id, UserID(event.sender))
     await hs.database.read(resolve_beforehand, event)
-    received = await hs.database.write(_take_in, hs, origin, event)
+    received = await hs.database.write(_take_in, origin, event)
     return event, received
 
 
@@ -229,11 +228,11 @@ def _vouching_server(content: object) -> ServerName | None:
         return None
 
 
-def _take_in(tx: Transaction, hs: Resources, origin: ServerName, event: Event) -> Received:
-    head = resident_head(tx, hs.server_name, event.room_id, origin)
-    if event.membership == "join" and _vouching_server(event.content) == hs.server_name:
-        authorised_via(tx, head, UserID(event.sender), hs.server_name)
-    outcome = receive(tx, hs, event, pass_on=True)
+def _take_in(tx: Transaction, origin: ServerName, event: Event) -> Received:
+    head = resident_head(tx, tx.server.name, event.room_id, origin)
+    if event.membership == "join" and _vouching_server(event.content) == tx.server.name:
+        authorised_via(tx, head, UserID(event.sender), tx.server.name)
+    outcome = receive(tx, event, pass_on=True)
     if isinstance(outcome, Missing):
         raise invalid_param("The event does not follow on the room as this server knows it.")
     if outcome.status != Status.TIMELINE:

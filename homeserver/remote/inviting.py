@@ -97,7 +97,7 @@ async def _invite_one_by_one(hs: Resources, drafts: Sequence[Draft], answered: t
 
 
 async def _invite_user(hs: Resources, draft: Draft, destination: ServerName) -> Event:
-    event = await hs.database.read(build_unplaced, hs, draft)
+    event = await hs.database.read(build_unplaced, draft)
     _check_size(event)
     state = await hs.database.read(list_stripped_pdus, event.room_id, event.sender)
     try:

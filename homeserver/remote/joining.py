@@ -72,7 +72,7 @@ async def join_room(
             # Another user of ours has come in meanwhile; a restricted room may still take more than we can give.
             draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "join"}, state_key=user_id)
             try:
-                await hs.database.write(_append, hs, draft)
+                await hs.database.write(_append, draft)
                 return room_id
             except MatrixError as error:
                 if error.errcode != "M_FORBIDDEN":
@@ -106,7 +106,7 @@ async def knock_room(
     async with hs.peers.locks.hold(("join", room_id)):
         if not await hs.database.read(is_outside, hs.server_name, room_id):
             draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "knock"}, state_key=user_id)
-            await hs.database.write(_append, hs, draft)
+            await hs.database.write(_append, draft)
             return room_id
         await hs.database.read(check_pending, user_id)
         candidates = await list_candidates(hs, user_id, room_id, via)
@@ -116,8 +116,8 @@ async def knock_room(
     return room_id
 
 
-def _append(tx: Transaction, hs: Resources, draft: Draft) -> EventID:
-    return append_local(tx, hs, draft).event_id
+def _append(tx: Transaction, draft: Draft) -> EventID:
+    return append_local(tx, draft).event_id
 
 
 async def list_candidates(

@@ -61,7 +61,7 @@ class _Leave:
 async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]) -> None:
     """Rejects an invite or takes back a knock. If no server of the room can be told now, one is told later."""
     if not await hs.database.read(is_outside, hs.server_name, room_id):
-        await hs.database.write(_leave_here, hs, room_id, user_id, content)
+        await hs.database.write(_leave_here, room_id, user_id, content)
         return
     leave = _Leave(room_id, user_id, content, await _servers_to_tell(hs, room_id, user_id), hs.now_ms())
     event, is_settled = None, not leave.servers
@@ -70,10 +70,8 @@ async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: M
     await hs.database.write(_leave, hs.server_name, leave, event, not is_settled)
 
 
-def _leave_here(tx: Transaction, hs: Resources, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]) -> None:
-    append_local(
-        tx, hs, Draft(room_id, user_id, "m.room.member", {**content, "membership": "leave"}, state_key=user_id)
-    )
+def _leave_here(tx: Transaction, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]) -> None:
+    append_local(tx, Draft(room_id, user_id, "m.room.member", {**content, "membership": "leave"}, state_key=user_id))
 
 
 def _leave(tx: Transaction, own: ServerName, leave: _Leave, event: Event | None, tell_later: bool) -> None:

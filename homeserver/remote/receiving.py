@@ -38,7 +38,6 @@ class Gap:
 
 def receive(
     tx: Transaction,
-    hs: Resources,
     event: Event,
     *,
     state: Collection[EventID] | None = None,
@@ -50,7 +49,7 @@ def receive(
     An event of our own users that comes from elsewhere is not sent again.
     """
     outcome = receive_event(tx, event, state=state, ordering=ordering)
-    is_own = server_name_of(event.sender) == hs.server_name
+    is_own = server_name_of(event.sender) == tx.server.name
     if isinstance(outcome, Received) and outcome.is_new and (pass_on or is_own):
         note_relay(tx, outcome.position, is_ours=pass_on)
     return outcome
@@ -72,7 +71,7 @@ async def _receive(hs: Resources, event: Event, gap: Gap, *, may_walk: bool) -> 
     """Receives the event, once what it lacks was fetched. `may_walk`: also its ancestors, which themselves may not."""
     state: list[EventID] | None = None
     for _ in range(ROUNDS_MAX):
-        outcome = await hs.database.write(_receive_with, hs, event, state)
+        outcome = await hs.database.write(_receive_with, event, state)
         if isinstance(outcome, Received):
             return outcome
         if outcome.auth_events:
@@ -93,8 +92,8 @@ async def _receive(hs: Resources, event: Event, gap: Gap, *, may_walk: bool) -> 
     return None
 
 
-def _receive_with(tx: Transaction, hs: Resources, event: Event, state: list[EventID] | None) -> Received | Missing:
-    return receive(tx, hs, event, state=state)
+def _receive_with(tx: Transaction, event: Event, state: list[EventID] | None) -> Received | Missing:
+    return receive(tx, event, state=state)
 
 
 async def _receive_ancestors(hs: Resources, event: Event, gap: Gap) -> None:

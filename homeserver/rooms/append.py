@@ -9,17 +9,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from homeserver.database import Transaction
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.auth_events import select_auth_keys
 from homeserver.federation.auth_rules import check
 from homeserver.federation.build import Draft, Reference, build_event, build_proto_event, reference_to
 from homeserver.federation.event import PREV_EVENTS_MAX, Event, InvalidEvent, trusted_event
-from homeserver.federation.identifiers import EventID, ServerName, fits, server_name_of
+from homeserver.federation.identifiers import EventID, fits, server_name_of
 from homeserver.federation.room_versions import RoomVersion
-from homeserver.federation.signing import SigningKey
 from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms import state_tree
 from homeserver.rooms.advance import STRIPPED_KEYS as STRIPPED_KEYS
@@ -47,25 +47,15 @@ from homeserver.rooms.storage import (
 AUTH_CACHED_MAX = 5_000
 
 
-class OurServer(Protocol):
-    """Who signs: what of `Resources` is needed here."""
-
-    @property
-    def server_name(self) -> ServerName: ...
-
-    @property
-    def signing_key(self) -> SigningKey: ...
-
-
-def append_create(tx: Transaction, hs: OurServer, draft: Draft, version: RoomVersion) -> Event:
+def append_create(tx: Transaction, draft: Draft, version: RoomVersion) -> Event:
     """The room's m.room.create event, appended. The draft names no room where the version makes the id of the event."""
     now_ms = draft.origin_server_ts or tx.now_ms
-    event = _build(hs, draft, version, prev_events=(), auth_events=(), depth=1, now_ms=now_ms)
+    event = _build(tx.server, draft, version, prev_events=(), auth_events=(), depth=1, now_ms=now_ms)
     while version.room_id_is_create_event_id and find_position(tx, event.event_id) is not None:
         # Its creator has made another room just like it in this very millisecond.
         now_ms += 1
         stamped = replace(draft, origin_server_ts=now_ms)
-        event = _build(hs, stamped, version, prev_events=(), auth_events=(), depth=1, now_ms=now_ms)
+        event = _build(tx.server, stamped, version, prev_events=(), auth_events=(), depth=1, now_ms=now_ms)
     rejection = check(event, {})
     if rejection is not None:
         raise forbidden(rejection.reason)
@@ -89,7 +79,6 @@ def append_create(tx: Transaction, hs: OurServer, draft: Draft, version: RoomVer
 
 def append_local(
     tx: Transaction,
-    hs: OurServer,
     draft: Draft,
     *,
     device_id: str | None = None,
@@ -103,7 +92,7 @@ def append_local(
     """
     place = _find_place(tx, draft)
     head = place.head
-    event = _build_at(tx, hs, draft, place)
+    event = _build_at(tx, draft, place)
     check_may_redact(tx, event, place.auth.state, as_admin=as_admin)
     position = tx.next_position(event.room_id)
     known = dict(zip(event.prev_events, place.prev_positions, strict=True))
@@ -188,16 +177,16 @@ def _check_names(tx: Transaction, draft: Draft) -> None:
             raise MatrixError(413, "M_TOO_LARGE", "The type and the state key of an event have 255 bytes at most.")
 
 
-def _build_at(tx: Transaction, hs: OurServer, draft: Draft, place: _Place) -> Event:
+def _build_at(tx: Transaction, draft: Draft, place: _Place) -> Event:
     """The event, signed. MatrixError 403 where it is not allowed."""
     event = _build(
-        hs,
+        tx.server,
         draft,
         place.head.version,
         prev_events=place.prev_events,
         auth_events=list(place.auth.events.values()),
         depth=place.head.depth + 1,
-        now_ms=tx.now_ms if draft.state_key is None else _state_ts(tx, hs, (draft.type, draft.state_key), place.before),
+        now_ms=tx.now_ms if draft.state_key is None else _state_ts(tx, (draft.type, draft.state_key), place.before),
     )
     rejection = check(event, place.auth.state)
     if rejection is not None:
@@ -205,21 +194,21 @@ def _build_at(tx: Transaction, hs: OurServer, draft: Draft, place: _Place) -> Ev
     return event
 
 
-def _state_ts(tx: Transaction, hs: OurServer, key: StateKey, before: StateAt) -> int:
+def _state_ts(tx: Transaction, key: StateKey, before: StateAt) -> int:
     """When a state event is said to be sent: now, and later than the event of this server that it replaces.
 
     Of two of the same time state resolution takes the one with the greater event id, which may be the older.
     """
     for replaced in list_stored(tx, positions_in(tx, before, (key,)).values()).values():
         ahead_ms = replaced.origin_server_ts - tx.now_ms
-        if 0 <= ahead_ms < STATE_AHEAD_MS_MAX and server_name_of(replaced.sender) == hs.server_name:
+        if 0 <= ahead_ms < STATE_AHEAD_MS_MAX and server_name_of(replaced.sender) == tx.server.name:
             return replaced.origin_server_ts + 1
     return tx.now_ms
 
 
-def build_unplaced(tx: Transaction, hs: OurServer, draft: Draft) -> Event:
+def build_unplaced(tx: Transaction, draft: Draft) -> Event:
     """The event that `append_local` would append, without appending it: another server has to sign it first."""
-    return _build_at(tx, hs, draft, _find_place(tx, draft))
+    return _build_at(tx, draft, _find_place(tx, draft))
 
 
 def build_template(tx: Transaction, draft: Draft) -> tuple[RoomVersion, dict[str, Any]]:
@@ -240,7 +229,7 @@ def build_template(tx: Transaction, draft: Draft) -> tuple[RoomVersion, dict[str
 
 
 def _build(
-    hs: OurServer,
+    server: ServerIdentity,
     draft: Draft,
     version: RoomVersion,
     *,
@@ -265,8 +254,8 @@ def _build(
             prev_events=prev_events,
             auth_events=auth_events,
             depth=depth,
-            server_name=hs.server_name,
-            key=hs.signing_key,
+            server_name=server.name,
+            key=server.signing_key,
             event_id_opaque="" if version.event_id_is_reference_hash else secrets.token_urlsafe(18),
         )
     except InvalidEvent as error:

@@ -13,7 +13,6 @@ from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
-from homeserver.resources import Resources
 
 # room_nid is 0 for what belongs to no room.
 SCHEMA = Schema(
@@ -123,7 +122,7 @@ def list_of_rooms(tx: Transaction, user_id: UserID, room_nids: Collection[int | 
     )
 
 
-def forget_account_data(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_account_data(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """What the user kept for their own devices, tags included. No device is left to read it."""
     tx.run("DELETE FROM account_data WHERE user_nid = ?", tx.find(user_id))
     tx.run("DELETE FROM account_data_sizes WHERE user_nid = ?", tx.find(user_id))

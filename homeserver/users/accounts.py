@@ -95,7 +95,7 @@ def is_local(hs: Resources, user_id: str) -> bool:
     return user_id.partition(":")[2] == hs.server_name
 
 
-def read_identifier(hs: Resources, identifier: Mapping[str, Any] | None, user: str | None = None) -> UserID:
+def read_identifier(server_name: ServerName, identifier: Mapping[str, Any] | None, user: str | None = None) -> UserID:
     """The local user whom an identifier object means, or the older `user` key; not whether the account exists.
 
     Raises M_FORBIDDEN where it cannot be a user of this server. Spec: client-server-api/#identifier-types
@@ -113,11 +113,11 @@ def read_identifier(hs: Resources, identifier: Mapping[str, Any] | None, user: s
         raise bad_json("The user in the identifier must be a string.")
     localpart = user
     if user.startswith("@"):
-        if not is_local(hs, user):
+        if user.partition(":")[2] != server_name:
             raise forbidden("The user does not belong to this server.")
         localpart = localpart_of(user)
     try:
-        return user_id_of(hs.server_name, localpart)
+        return user_id_of(server_name, localpart)
     except MatrixError:
         raise wrong_password() from None
 
@@ -158,7 +158,7 @@ async def create_account(
         check_new_password(hs, password)
         password_hash = await hash_password(hs, password)
     try:
-        await hs.database.write(create_user, hs, user_id, password_hash, AccountFlags(is_admin=admin), appservice)
+        await hs.database.write(create_user, user_id, password_hash, AccountFlags(is_admin=admin), appservice)
     except MatrixError as error:  # somebody else may have made the account a moment ago
         if not exist_ok or error.errcode != "M_USER_IN_USE":
             raise
@@ -170,7 +170,6 @@ async def create_account(
 
 def create_user(
     tx: Transaction,
-    hs: Resources,
     user_id: UserID,
     password_hash: str | None = None,
     flags: AccountFlags = NO_FLAGS,
@@ -186,7 +185,7 @@ def create_user(
         raise user_in_use()
     store_field(tx, user_id, "displayname", to_json(localpart_of(user_id)))
     if flags != NO_FLAGS:
-        authenticate.store_account_flags(tx, hs.token_cache, user_id, flags)
+        authenticate.store_account_flags(tx, user_id, flags)
 
 
 def user_in_use() -> MatrixError:
@@ -238,13 +237,13 @@ def store_password_hash(tx: Transaction, user_id: UserID, password_hash: str | N
     )  # fmt: skip
 
 
-def store_admin(tx: Transaction, hs: Resources, user_id: UserID, is_admin: bool) -> None:
+def store_admin(tx: Transaction, user_id: UserID, is_admin: bool) -> None:
     """Makes the user an administrator of this server, or an ordinary user."""
     flags = authenticate.get_account_flags(tx, user_id)
-    authenticate.store_account_flags(tx, hs.token_cache, user_id, replace(flags, is_admin=is_admin))
+    authenticate.store_account_flags(tx, user_id, replace(flags, is_admin=is_admin))
 
 
-def deactivate_user(tx: Transaction, hs: Resources, user_id: UserID, *, erase: bool) -> None:
+def deactivate_user(tx: Transaction, user_id: UserID, *, erase: bool) -> None:
     """Ends the account: no password, no tokens, no flags. The name stays taken. Once only; erasing may come later."""
     position = tx.next_position(user_id)
     tx.run(
@@ -252,8 +251,8 @@ def deactivate_user(tx: Transaction, hs: Resources, user_id: UserID, *, erase: b
         " erased = ? WHERE user_nid = ? AND erased <= ?",
         tx.now_ms, position, int(erase), tx.find(user_id), int(erase),
     )  # fmt: skip
-    authenticate.delete_tokens_of_user(tx, hs.token_cache, user_id)
-    authenticate.store_account_flags(tx, hs.token_cache, user_id, NO_FLAGS)
+    authenticate.delete_tokens_of_user(tx, user_id)
+    authenticate.store_account_flags(tx, user_id, NO_FLAGS)
 
 
 def list_deactivations(tx: Transaction, since: int, upto: int) -> list[Deactivation]:

@@ -15,7 +15,6 @@ from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.process.token_cache import Seen
-from homeserver.resources import Resources
 
 # device_changes holds the last change of each device there ever was: 0 deleted, 1 new, 2 renamed.
 SCHEMA = Schema(
@@ -106,7 +105,6 @@ def new_device_id() -> str:
 
 def log_in(
     tx: Transaction,
-    hs: Resources,
     user_id: UserID,
     device_id: str | None,
     display_name: str | None,
@@ -117,11 +115,11 @@ def log_in(
     The tokens that a known device had before end. `display_name` is for a new device only; too long a one is cut.
     """
     if device_id is not None and find_device(tx, user_id, device_id) is not None:
-        authenticate.delete_tokens_of_device(tx, hs.token_cache, user_id, device_id)
+        authenticate.delete_tokens_of_device(tx, user_id, device_id)
     else:
         device_id = device_id or new_device_id()
         name = display_name[: limits.DEVICE_NAME_CHARACTERS_MAX] if display_name else None
-        create_device(tx, hs, user_id, device_id, name)
+        create_device(tx, user_id, device_id, name)
     tokens = authenticate.issue_tokens(tx, user_id, device_id, refreshable=refreshable)
     return {"user_id": user_id, "device_id": device_id, **tokens.body()}
 
@@ -129,14 +127,14 @@ def log_in(
 # --- storage ---
 
 
-def create_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, display_name: str | None) -> None:
+def create_device(tx: Transaction, user_id: UserID, device_id: str, display_name: str | None) -> None:
     """Stores a new device. Raises M_USER_LIMIT_EXCEEDED where the user has too many."""
     nid = tx.intern(user_id)
     (count,) = tx.one("SELECT COUNT(*) FROM devices WHERE user_nid = ?", nid) or (0,)
     if count >= limits.DEVICES_PER_USER_MAX:
         raise MatrixError(
             403, "M_USER_LIMIT_EXCEEDED", "The account has too many devices: log some out.",
-            info_uri=hs.config.base_url,
+            info_uri=tx.server.config.base_url,
         )  # fmt: skip
     tx.run(
         "INSERT INTO devices (user_nid, device_id, display_name, created_ms) VALUES (?, ?, ?, ?)",
@@ -176,7 +174,6 @@ def rename_device(tx: Transaction, user_id: UserID, device_id: str, display_name
 
 def delete_devices_of_user(
     tx: Transaction,
-    hs: Resources,
     user_id: UserID,
     device_ids: list[str] | None = None,
     *,
@@ -187,14 +184,14 @@ def delete_devices_of_user(
     wanted = None if device_ids is None else set(device_ids)
     for device_id in known:
         if device_id != except_device_id and (wanted is None or device_id in wanted):
-            authenticate.delete_tokens_of_device(tx, hs.token_cache, user_id, device_id)
+            authenticate.delete_tokens_of_device(tx, user_id, device_id)
             tx.run("DELETE FROM devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id)
             _store_change(tx, user_id, device_id, DELETED)
 
 
-def forget_devices(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_devices(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Every device with its tokens. That they are gone stays known, for those who keep lists of devices."""
-    delete_devices_of_user(tx, hs, user_id)
+    delete_devices_of_user(tx, user_id)
     return False
 
 

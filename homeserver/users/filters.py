@@ -10,7 +10,6 @@ from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
-from homeserver.resources import Resources
 
 SCHEMA = Schema(
     "filters",
@@ -58,7 +57,7 @@ def find_filter(tx: Transaction, user_id: UserID, filter_id: str) -> JsonObject 
     return None if row is None else orjson.loads(row[0])
 
 
-def forget_filters(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_filters(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Every filter of the user, which no device will name again."""
     tx.run("DELETE FROM filters WHERE user_nid = ?", tx.find(user_id))
     return False

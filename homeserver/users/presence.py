@@ -15,7 +15,6 @@ from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.feature import JsonObject, PresenceState
 from homeserver.federation.identifiers import UserID
 from homeserver.moments import is_recent, latest, passed
-from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
 
 # When users were last noted to be active: who is forgotten costs a statement more.
@@ -86,63 +85,61 @@ class Presence:
         return {"type": "m.presence", "sender": self.user_id, "content": self.body(now_ms)}
 
 
-def _timeout_ms(hs: Resources) -> int:
-    return hs.config.presence.online_timeout_s * 1000
+def _timeout_ms(tx: Transaction) -> int:
+    return tx.server.config.presence.online_timeout_s * 1000
 
 
-def is_news_of_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: PresenceState) -> bool:
+def is_news_of_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> bool:
     """Whether `show_device` would write anything that is not written yet, or not for long."""
     row = tx.one(
         "SELECT state, seen_ms FROM presence_devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id
     )
     if row is None:
         return True
-    interval_ms = min(limits.users.PRESENCE_WRITE_INTERVAL_MS, _timeout_ms(hs) // 3)
+    interval_ms = min(limits.users.PRESENCE_WRITE_INTERVAL_MS, _timeout_ms(tx) // 3)
     return bool(row[0] != state or not is_recent(row[1], tx.now_ms, interval_ms))
 
 
-def show_device(tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: PresenceState) -> None:
+def show_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> None:
     """A device has shown itself. To be online again, or for the first time, is being active; to go on is not."""
     was = tx.one(
         "SELECT 1 FROM presence_devices WHERE user_nid = ? AND state = 'online' AND seen_ms > ? AND seen_ms <= ?"
         " LIMIT 1",
-        tx.find(user_id), tx.now_ms - _timeout_ms(hs), latest(tx.now_ms, 0),
+        tx.find(user_id), tx.now_ms - _timeout_ms(tx), latest(tx.now_ms, 0),
     )  # fmt: skip
     _store_device(tx, user_id, device_id, state)
     old = find_presence(tx, user_id) or Presence(user_id, True)
     active_ms = tx.now_ms if state == "online" and was is None else old.last_active_ms
-    _refresh(tx, hs, old, replace(old, last_active_ms=active_ms))
+    _refresh(tx, old, replace(old, last_active_ms=active_ms))
 
 
-def set_status(
-    tx: Transaction, hs: Resources, user_id: UserID, device_id: str, state: PresenceState, status_msg: str | None
-) -> None:
+def set_status(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState, status_msg: str | None) -> None:
     """What a user says of the device that is used, and of the user."""
     _store_device(tx, user_id, device_id, state)
     old = find_presence(tx, user_id) or Presence(user_id, True)
-    _refresh(tx, hs, old, replace(old, status_msg=status_msg, last_active_ms=tx.now_ms))
+    _refresh(tx, old, replace(old, status_msg=status_msg, last_active_ms=tx.now_ms))
 
 
-def note_activity(tx: Transaction, hs: Resources, user_id: UserID) -> None:
+def note_activity(tx: Transaction, user_id: UserID) -> None:
     """A user of this server has done something, such as sending a message. To be called in the write that does it.
 
     No more than a look into memory where it was noted less than half a minute ago.
     """
     noted = tx.cache("activity", ACTIVITY_CACHED_MAX)
-    if is_recent(noted.get(user_id, 0), tx.now_ms, _NOTED_FOR_MS) or not hs.config.presence.enabled:
+    if is_recent(noted.get(user_id, 0), tx.now_ms, _NOTED_FOR_MS) or not tx.server.config.presence.enabled:
         return
     active_ms = tx.now_ms
     old = find_presence(tx, user_id)
     if old is not None and is_recent(old.last_active_ms, active_ms, _NOTED_FOR_MS):
         active_ms = old.last_active_ms
     elif old is not None:
-        _refresh(tx, hs, old, replace(old, last_active_ms=active_ms))
+        _refresh(tx, old, replace(old, last_active_ms=active_ms))
     tx.after_commit(noted.put, user_id, active_ms)
 
 
-def _refresh(tx: Transaction, hs: Resources, old: Presence, new: Presence) -> None:
+def _refresh(tx: Transaction, old: Presence, new: Presence) -> None:
     """Stores what the presence of a local user is now, given the devices and `new.last_active_ms`."""
-    now_ms, timeout_ms = tx.now_ms, _timeout_ms(hs)
+    now_ms, timeout_ms = tx.now_ms, _timeout_ms(tx)
     nid = tx.intern(old.user_id)
     tx.run(
         "DELETE FROM presence_devices WHERE user_nid = ? AND (seen_ms <= ? OR seen_ms > ?)",
@@ -184,7 +181,7 @@ def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
     )  # fmt: skip
 
 
-def forget_presence(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_presence(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Everything but that the user is offline, which others still have to be told."""
     tx.run("DELETE FROM presence_devices WHERE user_nid = ?", tx.find(user_id))
     old = find_presence(tx, user_id)
@@ -199,27 +196,27 @@ def is_anybody_there(tx: Transaction) -> tuple[bool, int]:
     return tx.one("SELECT 1 FROM presence WHERE due_ms IS NOT NULL LIMIT 1") is not None, tx.position
 
 
-def list_due(tx: Transaction, hs: Resources) -> list[int]:
+def list_due(tx: Transaction) -> list[int]:
     """The numbers of some of the users that `sweep` has to look at."""
     return tx.values(
-        "SELECT user_nid FROM presence WHERE due_ms <= ? OR due_ms > ? ORDER BY due_ms LIMIT 200", *_due(tx, hs)
+        "SELECT user_nid FROM presence WHERE due_ms <= ? OR due_ms > ? ORDER BY due_ms LIMIT 200", *_due(tx)
     )
 
 
-def _due(tx: Transaction, hs: Resources) -> tuple[int, int]:
+def _due(tx: Transaction) -> tuple[int, int]:
     """Rows are due up to the first of these moments, and behind the second, which only a wrong clock has set."""
-    span_ms_max = max(limits.users.PRESENCE_REPEAT_MS, limits.users.PRESENCE_REMOTE_TIMEOUT_MS, _timeout_ms(hs))
+    span_ms_max = max(limits.users.PRESENCE_REPEAT_MS, limits.users.PRESENCE_REMOTE_TIMEOUT_MS, _timeout_ms(tx))
     return tx.now_ms, latest(tx.now_ms, span_ms_max)
 
 
-def sweep(tx: Transaction, hs: Resources, user_nids: Sequence[int]) -> None:
+def sweep(tx: Transaction, user_nids: Sequence[int]) -> None:
     """Makes those of the users idle or offline whose time has come."""
-    before, behind = _due(tx, hs)
+    before, behind = _due(tx)
     for old in _presences(tx, tx.all_in(_SELECT_OF_USERS, user_nids)):
         if old.due_ms is None or before < old.due_ms <= behind:
             continue
         if old.is_local:
-            _refresh(tx, hs, old, old)
+            _refresh(tx, old, old)
         else:
             store_presence(tx, old, replace(old, state="offline", currently_active=False, due_ms=None))
 

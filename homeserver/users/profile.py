@@ -12,7 +12,6 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
-from homeserver.resources import Resources
 
 # profile_updates: users whose rooms have not all been told of their profile yet.
 SCHEMA = Schema(
@@ -79,7 +78,7 @@ def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | Non
     return True
 
 
-def forget_profile(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_profile(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """The whole profile, which nobody can ask for any more. Rooms keep what they were told."""
     tx.run("DELETE FROM profiles WHERE user_nid = ?", tx.find(user_id))
     end_update(tx, user_id)

@@ -15,7 +15,6 @@ from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
-from homeserver.resources import Resources
 
 Kind = Literal["override", "content", "room", "sender", "underride"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they are checked
@@ -199,7 +198,7 @@ def has_changed(tx: Transaction, user_id: UserID, since: int, upto: int) -> bool
     return row is not None and since < row[0] <= upto
 
 
-def forget_push_rules(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_push_rules(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """What the user made of the rules."""
     tx.run("DELETE FROM push_rules WHERE user_nid = ?", tx.find(user_id))
     tx.run("DELETE FROM push_rule_changes WHERE user_nid = ?", tx.find(user_id))

@@ -60,7 +60,7 @@ class RegistrationToken:
         }
 
 
-def _load(tx: Transaction, hs: Resources, auth: JsonObject) -> bool:
+def _load(tx: Transaction, auth: JsonObject) -> bool:
     return is_valid_token(tx, read_text(auth, "token"))
 
 

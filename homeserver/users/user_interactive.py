@@ -45,11 +45,11 @@ SCHEMA = Schema(
     ),
 )
 
-Load = Callable[[Transaction, Resources, JsonObject], Any]
+Load = Callable[[Transaction, JsonObject], Any]
 Check = Callable[[Resources, JsonObject, Any], Awaitable[Any]]
 
 
-def _load_nothing(tx: Transaction, hs: Resources, auth: JsonObject) -> None:
+def _load_nothing(tx: Transaction, auth: JsonObject) -> None:
     return None
 
 
@@ -57,7 +57,7 @@ def _load_nothing(tx: Transaction, hs: Resources, auth: JsonObject) -> None:
 class Stage:
     """One type of authentication, as one operation offers it.
 
-    load(tx, hs, auth) reads what is needed, in the request's one read; what it raises ends the request. check(hs, auth,
+    load(tx, auth) reads what is needed, in the request's one read; what it raises ends the request. check(hs, auth,
     loaded) answers the result to keep with the session (JSON); it raises a 401 or 403 where the client may try again.
     `params` are told to the client.
     """
@@ -118,13 +118,12 @@ async def require_stages(
     auth: the `auth` of the request's body. operation: names what is to be done and to what: a session begun for another
     operation or user is refused. One read, and one write where stages remain.
     """
-    attempt = await hs.database.read(begin, hs, operation, auth, flows, user_id)
+    attempt = await hs.database.read(begin, operation, auth, flows, user_id)
     return await proceed(hs, attempt)
 
 
 def begin(
     tx: Transaction,
-    hs: Resources,
     operation: str,
     auth: JsonObject | None,
     flows: Sequence[Flow],
@@ -155,7 +154,7 @@ def begin(
             error = MatrixError(401, "M_FORBIDDEN", "This stage is not offered here, or not yet.")
     if error is not None or stage is None:
         return Attempt(operation, user_id, flows, auth, session, completed, error=error)
-    return Attempt(operation, user_id, flows, auth, session, completed, stage, stage.load(tx, hs, auth))
+    return Attempt(operation, user_id, flows, auth, session, completed, stage, stage.load(tx, auth))
 
 
 async def proceed(hs: Resources, attempt: Attempt) -> Authentication:
@@ -247,12 +246,12 @@ DUMMY = Stage("m.login.dummy", _accept)
 def password_stage(user_id: UserID) -> Stage:
     """`m.login.password`, to be answered by the user who asks."""
 
-    def load(tx: Transaction, hs: Resources, auth: JsonObject) -> str | None:
+    def load(tx: Transaction, auth: JsonObject) -> str | None:
         read_text(auth, "password")
         identifier = auth.get("identifier")
         if not isinstance(identifier, dict | None):
             raise bad_json("The identifier must be an object.")
-        if accounts.read_identifier(hs, identifier, auth.get("user")) != user_id:
+        if accounts.read_identifier(tx.server.name, identifier, auth.get("user")) != user_id:
             raise forbidden("Only the user who asks can authenticate this request.")
         user = accounts.get_user(tx, user_id)
         return None if user is None else user.password_hash

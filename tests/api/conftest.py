@@ -22,6 +22,7 @@ from homeserver.authenticate import SCHEMA
 from homeserver.blobs import Blobs
 from homeserver.config import Config, RateLimitsSection
 from homeserver.database import open_database
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.signing import SigningKey
 from homeserver.http.asgi import App
@@ -84,11 +85,13 @@ def start_server(tmp_path: Path) -> StartServer:
         sections = {"rate_limits": RateLimitsSection(enabled=False), **sections}
         config = Config(server_name="test.example", data_dir=str(tmp_path), **sections)
         database = await open_database("sqlite::memory:", [SCHEMA], inline=True, now_ms=now_ms)
+        identity = ServerIdentity(ServerName("test.example"), SigningKey("test", bytes(32)), config)
+        database.serve_as(identity)
         async with trio.open_nursery() as nursery:
             hs = Resources(
                 config=config,
-                server_name=ServerName("test.example"),
-                signing_key=SigningKey("test", bytes(32)),
+                server_name=identity.name,
+                signing_key=identity.signing_key,
                 database=database,
                 stream=database.stream,
                 blobs=Blobs("memory:", inline=True),

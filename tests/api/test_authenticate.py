@@ -56,7 +56,7 @@ async def members_only(hs: Resources, requester: Requester) -> Empty:
 
 @routes.post("/_matrix/client/v3/logout", allow_locked=True)
 async def logout(hs: Resources, requester: Requester) -> Empty:
-    await hs.database.write(delete_tokens_of_device, hs.token_cache, requester.user_id, requester.device_id)
+    await hs.database.write(delete_tokens_of_device, requester.user_id, requester.device_id)
     return Empty()
 
 
@@ -162,7 +162,7 @@ async def test_a_lookup_that_overlaps_a_deletion_is_not_remembered(start_server:
     async with start_server(routes) as server:
         token = (await issue(server)).access_token
         cache, position = server.hs.token_cache, server.hs.stream.position
-        await server.write(delete_tokens_of_device, cache, ALICE, "DEV")
+        await server.write(delete_tokens_of_device, ALICE, "DEV")
         cache.put(hash_token(token), ALICE, "stale", now_ms=0, position=position)
         assert not await works(server, token)
 
@@ -171,16 +171,16 @@ async def test_all_tokens_of_a_user_end_but_those_of_one_device(start_server: St
     async with start_server(routes) as server:
         kept, ended = await issue(server, refreshable=True), await issue(server, device_id="B", refreshable=True)
         other = await issue(server, BOB)
-        await server.write(delete_tokens_of_user, server.hs.token_cache, ALICE, except_device_id="DEV")
+        await server.write(delete_tokens_of_user, ALICE, except_device_id="DEV")
         assert [await works(server, each.access_token) for each in (kept, ended, other)] == [True, False, True]
         with pytest.raises(MatrixError, match="M_UNKNOWN_TOKEN"):
-            await server.write(refresh_tokens, server.hs.token_cache, ended.refresh_token)
-        await server.write(delete_tokens_of_user, server.hs.token_cache, ALICE)
+            await server.write(refresh_tokens, ended.refresh_token)
+        await server.write(delete_tokens_of_user, ALICE)
         assert not await works(server, kept.access_token)
 
 
 async def refresh(server: Server, tokens: IssuedTokens) -> IssuedTokens:
-    new: IssuedTokens = await server.write(refresh_tokens, server.hs.token_cache, tokens.refresh_token)
+    new: IssuedTokens = await server.write(refresh_tokens, tokens.refresh_token)
     return new
 
 
@@ -214,7 +214,7 @@ async def test_the_old_refresh_token_ends_when_the_new_one_is_used(start_server:
 
 async def test_guests_may_do_what_the_spec_lets_them(start_server: StartServer) -> None:
     async with start_server(routes) as server:
-        await server.write(store_account_flags, server.hs.token_cache, ALICE, AccountFlags(is_guest=True))
+        await server.write(store_account_flags, ALICE, AccountFlags(is_guest=True))
         token = (await issue(server)).access_token
         assert await works(server, token)
         answer = await ask(server, token, "/_matrix/client/v3/pushers")
@@ -225,13 +225,13 @@ async def test_a_locked_account_can_only_log_out(start_server: StartServer) -> N
     async with start_server(routes) as server:
         token = (await issue(server)).access_token
         assert await works(server, token)
-        await server.write(store_account_flags, server.hs.token_cache, ALICE, AccountFlags(is_locked=True))
+        await server.write(store_account_flags, ALICE, AccountFlags(is_locked=True))
         answer = await ask(server, token)
         assert (answer.status_code, answer.json()["errcode"]) == (401, "M_USER_LOCKED")
         assert answer.json()["soft_logout"] is True
-        await server.write(store_account_flags, server.hs.token_cache, ALICE, AccountFlags(is_admin=True))
+        await server.write(store_account_flags, ALICE, AccountFlags(is_admin=True))
         assert (await ask(server, token)).json()["is_admin"] is True
-        await server.write(store_account_flags, server.hs.token_cache, ALICE, AccountFlags(is_locked=True))
+        await server.write(store_account_flags, ALICE, AccountFlags(is_locked=True))
         headers = {"authorization": f"Bearer {token}"}
         assert (await server.http.post("/_matrix/client/v3/logout", headers=headers)).status_code == 200
         assert await server.read(get_account_flags, ALICE) == AccountFlags(is_locked=True)

@@ -55,7 +55,7 @@ class Place:
     async def make_room(self, members: int) -> RoomID:
         """A public room with so many members."""
         room_id = await self.founder.create_room(preset="public_chat", name="Room")
-        await self.hs.database.write(_join_many, self.hs, room_id, members)
+        await self.hs.database.write(_join_many, room_id, members)
         return room_id
 
 
@@ -87,15 +87,15 @@ def text(number: int, words: int = 10) -> dict[str, Any]:
     return {"msgtype": "m.text", "body": f"{body} {number}"}
 
 
-def _join_many(tx: Transaction, hs: Resources, room_id: RoomID, members: int) -> None:
+def _join_many(tx: Transaction, room_id: RoomID, members: int) -> None:
     for member in range(1, members):
         content = {"membership": "join", "displayname": f"User {member}"}
-        append_local(tx, hs, Draft(room_id, user(member), "m.room.member", content, state_key=user(member)))
+        append_local(tx, Draft(room_id, user(member), "m.room.member", content, state_key=user(member)))
 
 
-def append(tx: Transaction, hs: Resources, room_id: RoomID, sender: int, number: int) -> None:
+def append(tx: Transaction, room_id: RoomID, sender: int, number: int) -> None:
     append_local(
-        tx, hs, Draft(room_id, user(sender), "m.room.message", text(number)), device_id="BENCH", txn_id=f"m{number}"
+        tx, Draft(room_id, user(sender), "m.room.message", text(number)), device_id="BENCH", txn_id=f"m{number}"
     )
 
 
@@ -120,14 +120,14 @@ async def bench_append(writers: int = 32, seconds: float = 3.0) -> dict[str, Any
             nonlocal count
             while trio.current_time() < end:
                 count += 1
-                await hs.database.write(append, hs, room_ids[writer], writer % 20, count)
+                await hs.database.write(append, room_ids[writer], writer % 20, count)
 
         before = cpu_seconds()
         async with trio.open_nursery() as nursery:
             for writer in range(writers):
                 nursery.start_soon(write, writer)
         cpu = cpu_seconds() - before
-        single = await measure(500, lambda number: hs.database.write(append, hs, room_ids[0], 0, 10_000_000 + number))
+        single = await measure(500, lambda number: hs.database.write(append, room_ids[0], 0, 10_000_000 + number))
         return {
             "append_us_at_32_writers": round(cpu / count * 1e6, 1),
             "appends_per_second": round(count / seconds),
@@ -141,16 +141,16 @@ async def bench_pages() -> dict[str, Any]:
         hs = place.hs
         room_id = await place.make_room(50)
         for start in range(0, 2000, 100):
-            await hs.database.write(_append_many, hs, room_id, start, 100)
+            await hs.database.write(_append_many, room_id, start, 100)
         query = MessagesQuery("b", limit=100)
         return {
             "page_of_100_us": await measure(100, lambda _: _json(get_room_events(hs, requester(1), room_id, query)))
         }
 
 
-def _append_many(tx: Transaction, hs: Resources, room_id: RoomID, start: int, count: int, members: int = 20) -> None:
+def _append_many(tx: Transaction, room_id: RoomID, start: int, count: int, members: int = 20) -> None:
     for number in range(start, start + count):
-        append(tx, hs, room_id, number % members, number)
+        append(tx, room_id, number % members, number)
 
 
 async def _json(answer: Awaitable[Any]) -> int:
@@ -164,7 +164,7 @@ async def bench_sync() -> dict[str, Any]:
         room_ids = []
         for number in range(100):
             room_ids.append(await place.make_room(20))
-            await hs.database.write(_append_many, hs, room_ids[-1], 100 * number, 20)
+            await hs.database.write(_append_many, room_ids[-1], 100 * number, 20)
         initial = SyncRequest(requester(1), None, parse_filter({"room": {"timeline": {"limit": 20}}}))
 
         told = ToldMembers()
@@ -178,7 +178,7 @@ async def bench_sync() -> dict[str, Any]:
 
         async def one_message(number: int) -> None:
             nonlocal since
-            await hs.database.write(append, hs, room_ids[number % 100], 2, 20_000 + number)
+            await hs.database.write(append, room_ids[number % 100], 2, 20_000 + number)
             request = SyncRequest(requester(1), since, EVERYTHING)
             answer = await hs.database.read(compute, SECTIONS, request, "", told)
             to_json(answer.body)
@@ -213,7 +213,7 @@ async def bench_members(members: int = 1000) -> dict[str, Any]:
             ) / 1000,
             "state_ms": await measure(20, state) / 1000,
             "message_in_large_room_us": await measure(
-                300, lambda number: hs.database.write(append, hs, room_id, number % members, number)
+                300, lambda number: hs.database.write(append, room_id, number % members, number)
             ),
         }  # fmt: skip
 
@@ -224,7 +224,7 @@ async def bench_bytes(messages: int = 20_000, members: int = 50) -> dict[str, An
         room_id = await place.make_room(members)
         before = await place.hs.database.read(_used_bytes)
         for start in range(0, messages, 100):
-            await place.hs.database.write(_append_many, place.hs, room_id, start, 100, members)
+            await place.hs.database.write(_append_many, room_id, start, 100, members)
         after = await place.hs.database.read(_used_bytes)
         return {"bytes_per_message": round((after - before) / messages, 1)}
 

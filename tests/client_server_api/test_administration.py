@@ -19,7 +19,7 @@ async def server(homeservers: Homeservers) -> Server:
 @pytest.fixture
 async def boss(server: Server) -> Client:
     client = await server.register("boss")
-    await server.write(store_account_flags, server.hs.token_cache, client.user_id, AccountFlags(is_admin=True))
+    await server.write(store_account_flags, client.user_id, AccountFlags(is_admin=True))
     return client
 
 

@@ -169,7 +169,7 @@ async def test_the_number_of_devices_is_bounded(homeserver: Server) -> None:
 
     def fill(tx: Transaction) -> None:
         for number in range(limits.DEVICES_PER_USER_MAX - 1):
-            devices.create_device(tx, homeserver.hs, alice.user_id, f"D{number}", None)
+            devices.create_device(tx, alice.user_id, f"D{number}", None)
 
     await homeserver.write(fill)
     body = {"type": "m.login.password", "user": "alice", "password": PASSWORD}

@@ -116,7 +116,7 @@ async def test_an_account_without_a_password_has_no_login(homeserver: Server) ->
 async def test_a_hash_of_other_parameters_is_replaced(homeservers: Homeservers) -> None:
     server = await homeservers.start(passwords=Passwords(hash_cost="default"))
     cheap = HASHERS["minimal"].hash(PASSWORD)
-    await server.write(accounts.create_user, server.hs, "@alice:test.example", cheap)
+    await server.write(accounts.create_user, "@alice:test.example", cheap)
     await server.log_in("alice")
     user = await server.read(accounts.get_user, "@alice:test.example")
     assert user.password_hash != cheap
@@ -192,7 +192,7 @@ async def test_logout_all(homeserver: Server) -> None:
 async def test_a_locked_user_can_only_log_out(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     flags = AccountFlags(is_locked=True)
-    await homeserver.write(store_account_flags, homeserver.hs.token_cache, alice.user_id, flags)
+    await homeserver.write(store_account_flags, alice.user_id, flags)
     answer = await alice.get("devices")
     assert (answer.status_code, answer.json()["errcode"]) == (401, "M_USER_LOCKED")
     assert answer.json()["soft_logout"] is True

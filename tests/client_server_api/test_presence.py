@@ -112,7 +112,7 @@ async def test_becomes_idle_while_only_syncing_and_active_by_sending(homeserver:
         await sync(alice)
         await trio.sleep(30)
     assert (await status(alice, alice.user_id))["presence"] == "unavailable"
-    await homeserver.write(note_activity, homeserver.hs, alice.user_id)
+    await homeserver.write(note_activity, alice.user_id)
     assert (await status(alice, alice.user_id))["presence"] == "online"
     await trio.sleep(90)
     state = await status(alice, alice.user_id)
@@ -153,7 +153,7 @@ async def test_activity_is_written_once_in_half_a_minute(homeserver: Server) -> 
     ago: list[int] = []
     for _ in range(4):
         await trio.sleep(20)
-        await homeserver.write(note_activity, homeserver.hs, alice.user_id)
+        await homeserver.write(note_activity, alice.user_id)
         ago.append((await status(alice, alice.user_id))["last_active_ago"])
     assert ago == [20_000, 0, 20_000, 0]
 
@@ -164,13 +164,13 @@ async def test_activity_of_a_write_that_fails_is_not_remembered(homeserver: Serv
     await trio.sleep(40)
 
     def fail(tx: Any) -> None:
-        note_activity(tx, homeserver.hs, alice.user_id)
+        note_activity(tx, alice.user_id)
         raise LookupError
 
     with pytest.raises(LookupError):
         await homeserver.write(fail)
     assert (await status(alice, alice.user_id))["last_active_ago"] == 40_000
-    await homeserver.write(note_activity, homeserver.hs, alice.user_id)
+    await homeserver.write(note_activity, alice.user_id)
     assert (await status(alice, alice.user_id))["last_active_ago"] == 0
 
 
@@ -253,7 +253,7 @@ async def with_remote(server: Server) -> tuple[Client, str]:
 
     def join(tx: Any) -> None:
         invite = Draft(room_id, alice.user_id, "m.room.member", {"membership": "invite"}, state_key=REMOTE)
-        position = append_local(tx, server.hs, invite) and tx.next_position(room_id)
+        position = append_local(tx, invite) and tx.next_position(room_id)
         store_membership(tx, tx.find(room_id), REMOTE, "join", position, position)
 
     await server.write(join)

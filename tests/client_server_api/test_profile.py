@@ -211,7 +211,7 @@ async def test_other_servers_ask_for_nonsense(homeserver: Server, query: dict[st
 async def test_a_suspended_user_changes_nothing(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     flags = AccountFlags(is_suspended=True)
-    await homeserver.write(store_account_flags, homeserver.hs.token_cache, alice.user_id, flags)
+    await homeserver.write(store_account_flags, alice.user_id, flags)
     body = {"displayname": "x"}
     refusal = await alice.refused("PUT", f"profile/{alice.user_id}/displayname", json=body)
     assert refusal == (403, "M_USER_SUSPENDED")

@@ -60,7 +60,7 @@ async def test_a_sync_ends_when_its_account_is_locked(server: Server) -> None:
     alice = await server.register("alice")
 
     async def lock() -> None:
-        await server.write(store_account_flags, server.hs.token_cache, alice.user_id, AccountFlags(is_locked=True))
+        await server.write(store_account_flags, alice.user_id, AccountFlags(is_locked=True))
 
     status, body, seconds = await wait_while(alice, lock)
     assert (status, body["errcode"], body["soft_logout"]) == (401, "M_USER_LOCKED", True)

@@ -92,7 +92,7 @@ async def test_guests_may_download_and_not_upload(server: Server, alice: Client)
     place = await upload(alice, b"x")
     guest = await server.register("guest")
     flags = AccountFlags(is_guest=True)
-    await server.write(authenticate.store_account_flags, server.hs.token_cache, guest.user_id, flags)
+    await server.write(authenticate.store_account_flags, guest.user_id, flags)
     assert (await guest.get(f"{V1}/download/{place}")).status_code == 200
     for method, path in (
         ("POST", f"{V3}/upload"), ("POST", "/_matrix/media/v1/create"), ("PUT", f"{V3}/upload/{place}"),
@@ -103,7 +103,7 @@ async def test_guests_may_download_and_not_upload(server: Server, alice: Client)
 
 async def test_who_is_suspended_may_not_upload(server: Server, alice: Client) -> None:
     flags = AccountFlags(is_suspended=True)
-    await server.write(authenticate.store_account_flags, server.hs.token_cache, alice.user_id, flags)
+    await server.write(authenticate.store_account_flags, alice.user_id, flags)
     assert await alice.refused("POST", f"{V3}/upload", content=b"x") == (403, "M_USER_SUSPENDED")
     assert await alice.refused("POST", "/_matrix/media/v1/create") == (403, "M_USER_SUSPENDED")
 

@@ -21,7 +21,7 @@ from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import get_room_membership
 from homeserver.rooms.storage import get_event
 from tests.federation.rooms_for_tests import ALICE, new_room
-from tests.support.rooms import ANNA, BERT, CARL, OURS, START_MS, Rooms
+from tests.support.rooms import ANNA, BERT, CARL, KEY, OURS, START_MS, Rooms
 
 ALL_VERSIONS = list(ROOM_VERSIONS)
 
@@ -61,7 +61,7 @@ async def test_what_is_stored_comes_back_as_it_was_signed(rooms: Rooms, version:
     sent = await rooms.append(room_id, ANNA, content={"body": "wörld", "n": [1, {"a": None}], "yes": True})
     stored = await rooms.read(get_event, sent.event_id)
     assert stored.pdu == sent.pdu
-    key = rooms.us.signing_key
+    key = KEY
     signed = redact(stored.pdu, stored.version)
     assert verify_json(signed, OURS, key.key_id, key.verify_key_base64)
 
@@ -138,7 +138,7 @@ async def test_two_rooms_in_one_millisecond_are_two(rooms: Rooms) -> None:
 
     def create_two(tx: Transaction) -> list[RoomID]:
         draft = Draft(None, ANNA, "m.room.create", {"room_version": "12"}, "")
-        return [append_create(tx, rooms.us, draft, version).room_id for _ in range(3)]
+        return [append_create(tx, draft, version).room_id for _ in range(3)]
 
     assert len(set(await rooms.write(create_two))) == 3
 
@@ -148,7 +148,7 @@ async def _dated(rooms: Rooms, *drafts: Draft, now_ms: int = START_MS) -> list[i
 
     def append_all(tx: Transaction) -> list[int]:
         tx.now_ms = now_ms
-        return [append_local(tx, rooms.us, draft).origin_server_ts for draft in drafts]
+        return [append_local(tx, draft).origin_server_ts for draft in drafts]
 
     return await rooms.write(append_all)
 
@@ -192,7 +192,7 @@ async def test_a_write_that_fails_leaves_nothing(rooms: Rooms) -> None:
     def append_and_fail(tx: Transaction) -> None:
         for number in range(30):
             draft = Draft(room_id, ANNA, "org.example", {"n": number}, state_key=str(number))
-            append_local(tx, rooms.us, draft)
+            append_local(tx, draft)
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError):
@@ -205,7 +205,7 @@ async def test_a_write_that_fails_leaves_nothing(rooms: Rooms) -> None:
 async def test_drafts_that_another_server_signs_first(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     draft = Draft(room_id, ANNA, "m.room.member", {"membership": "invite"}, "@rem:other.test")
-    event = await rooms.write(build_unplaced, rooms.us, draft)
+    event = await rooms.write(build_unplaced, draft)
     assert event.event_id not in await rooms.timeline(room_id)
     assert (await rooms.receive(event)).reason == ""
     assert (await rooms.timeline(room_id))[-1] == event.event_id

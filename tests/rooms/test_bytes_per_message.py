@@ -16,7 +16,6 @@ from homeserver.config import DatabaseSection
 from homeserver.database import Transaction
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, UserID
-from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from tests.support.homeservers import config_for_tests
 
@@ -38,25 +37,25 @@ async def _sizes(folder: Path) -> tuple[int, int]:
         founder = await hs.register("user0")
         room_id = await founder.create_room(preset="public_chat")
         write = hs.resources.database.write
-        await write(_join, hs.resources, room_id)
+        await write(_join, room_id)
         before = await hs.resources.database.read(_used_bytes)
         for number in range(0, MESSAGES, 500):
-            await write(_say, hs.resources, room_id, rng, words, range(number, number + 500))
+            await write(_say, room_id, rng, words, range(number, number + 500))
         return before, await hs.resources.database.read(_used_bytes)
 
 
-def _join(tx: Transaction, hs: Resources, room_id: RoomID) -> None:
+def _join(tx: Transaction, room_id: RoomID) -> None:
     for number in range(1, MEMBERS):
         user_id = UserID(f"@user{number}:a.example")
-        append_local(tx, hs, Draft(room_id, user_id, "m.room.member", {"membership": "join"}, state_key=user_id))
+        append_local(tx, Draft(room_id, user_id, "m.room.member", {"membership": "join"}, state_key=user_id))
 
 
-def _say(tx: Transaction, hs: Resources, room_id: RoomID, rng: random.Random, words: list[str], numbers: range) -> None:
+def _say(tx: Transaction, room_id: RoomID, rng: random.Random, words: list[str], numbers: range) -> None:
     for number in numbers:
         content = {"msgtype": "m.text", "body": " ".join(rng.choices(words, k=10))}
         sender = UserID(f"@user{rng.randrange(MEMBERS)}:a.example")
         draft = Draft(room_id, sender, "m.room.message", content)
-        append_local(tx, hs, draft, device_id="DEVICE", txn_id=f"m{number}.{rng.getrandbits(32)}")
+        append_local(tx, draft, device_id="DEVICE", txn_id=f"m{number}.{rng.getrandbits(32)}")
 
 
 def _used_bytes(tx: Transaction) -> int:

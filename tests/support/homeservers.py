@@ -28,6 +28,7 @@ from homeserver.authenticate import SCHEMA as AUTHENTICATE
 from homeserver.blobs import Blobs
 from homeserver.config import BlobsSection, Config, DatabaseSection
 from homeserver.database import Transaction, open_database
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.feature import Feature
 from homeserver.features import (
     account,
@@ -183,12 +184,12 @@ class Server:
 
     async def make_room(self, creator: Client, *members: Client) -> RoomID:
         """A public room with these members, made without the API."""
-        room_id: RoomID = await self.write(_make_room, self.hs, creator.user_id, [each.user_id for each in members])
+        room_id: RoomID = await self.write(_make_room, creator.user_id, [each.user_id for each in members])
         return room_id
 
     async def join(self, client: Client, room_id: RoomID) -> None:
         """Takes a user into a public room, without the API."""
-        await self.write(_join, self.hs, client.user_id, room_id)
+        await self.write(_join, client.user_id, room_id)
 
     def _logged_in(self, answer: dict[str, Any]) -> Client:
         return Client(self, answer["access_token"], UserID(answer["user_id"]), answer["device_id"])
@@ -206,27 +207,27 @@ def _call(fn: Callable[..., Any], kwargs: dict[str, Any], tx: Transaction, *args
     return fn(tx, *args, **kwargs)
 
 
-def _make_room(tx: Transaction, hs: Resources, creator: UserID, members: Sequence[UserID]) -> RoomID:
+def _make_room(tx: Transaction, creator: UserID, members: Sequence[UserID]) -> RoomID:
     version = ROOM_VERSIONS[DEFAULT_ROOM_VERSION]
     # The position makes the content, and so the room id, unlike that of another room of the same millisecond.
     content = {"room_version": version.id, "org.example.position": tx.position}
     create = Draft(None, creator, "m.room.create", content, state_key="")
-    room_id = append_create(tx, hs, create, version).room_id
+    room_id = append_create(tx, create, version).room_id
 
     def say(sender: UserID, event_type: str, state_key: str, **content: Any) -> None:
-        append_local(tx, hs, Draft(room_id, sender, event_type, content, state_key=state_key))
+        append_local(tx, Draft(room_id, sender, event_type, content, state_key=state_key))
 
-    _join(tx, hs, creator, room_id)
+    _join(tx, creator, room_id)
     say(creator, "m.room.power_levels", "", users={})
     say(creator, "m.room.join_rules", "", join_rule="public")
     for member in members:
-        _join(tx, hs, member, room_id)
+        _join(tx, member, room_id)
     return room_id
 
 
-def _join(tx: Transaction, hs: Resources, user_id: UserID, room_id: RoomID) -> None:
+def _join(tx: Transaction, user_id: UserID, room_id: RoomID) -> None:
     content = {"membership": "join", **member_profile(tx, user_id)}
-    append_local(tx, hs, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
+    append_local(tx, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
 
 
 @asynccontextmanager
@@ -248,11 +249,14 @@ async def _few_features(
     of_features = [feature.schema for feature in features if feature.schema is not None]
     schemas = [AUTHENTICATE, ROOMS, *users.SCHEMAS, *of_features]
     database = await open_database(memory_url(), schemas, inline=True, now_ms=now_ms)
+    key = SigningKey("test", config.server_name.encode().ljust(32, b"\0")[:32])
+    identity = ServerIdentity(ServerName(config.server_name), key, config)
+    database.serve_as(identity)
     async with trio.open_nursery() as nursery:
         hs = Resources(
             config=config,
-            server_name=ServerName(config.server_name),
-            signing_key=SigningKey("test", config.server_name.encode().ljust(32, b"\0")[:32]),
+            server_name=identity.name,
+            signing_key=identity.signing_key,
             database=database,
             stream=database.stream,
             blobs=Blobs("memory:", inline=True),

@@ -12,11 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from homeserver.config import Config
 from homeserver.database import Database, Schema, Transaction, open_database
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
@@ -38,12 +40,7 @@ ANNA, BERT, CARL = UserID("@anna:ours.test"), UserID("@bert:ours.test"), UserID(
 START_MS = 1_700_000_000_000
 
 
-@dataclass(frozen=True)
-class Us:
-    """Who we are, as far as events are concerned."""
-
-    server_name: ServerName = OURS
-    signing_key: SigningKey = field(default_factory=lambda: SigningKey("1", sha256(OURS.encode()).digest()))
+KEY = SigningKey("1", sha256(OURS.encode()).digest())
 
 
 def take_over(tx: Transaction, join: Event, state: Sequence[Event], chain: Sequence[Event]) -> Received | Missing:
@@ -60,7 +57,6 @@ class Rooms:
     """The rooms of this server."""
 
     database: Database
-    us: Us = field(default_factory=Us)
 
     async def write(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """fn(tx, …) in a write."""
@@ -82,16 +78,16 @@ class Rooms:
                 content["creator"] = creator
             given = None if room_version.room_id_is_create_event_id else RoomID(f"!{tx.position}:{OURS}")
             draft = Draft(given, creator, "m.room.create", content, "")
-            room_id = append_create(tx, self.us, draft, room_version).room_id
+            room_id = append_create(tx, draft, room_version).room_id
             users = {} if room_version.creators_privileged else {creator: 100}
             for event_type, state_key, what in (
                 ("m.room.member", creator, {"membership": "join"}),
                 ("m.room.power_levels", "", {"users": users}),
                 ("m.room.join_rules", "", {"join_rule": "public"}),
             ):
-                append_local(tx, self.us, Draft(room_id, creator, event_type, what, state_key))
+                append_local(tx, Draft(room_id, creator, event_type, what, state_key))
             for member in members:
-                append_local(tx, self.us, Draft(room_id, member, "m.room.member", {"membership": "join"}, member))
+                append_local(tx, Draft(room_id, member, "m.room.member", {"membership": "join"}, member))
             return room_id
 
         return await self.write(make)
@@ -110,7 +106,7 @@ class Rooms:
         """An event of this server's user, appended."""
         content = {"msgtype": "m.text", "body": "hello"} if content is None else content
         draft = Draft(room_id, sender, event_type, content, state_key, redacts)
-        return await self.write(append_local, self.us, draft, **options)
+        return await self.write(append_local, draft, **options)
 
     async def member(self, room_id: RoomID, sender: UserID, membership: str, target: UserID | None = None) -> Event:
         return await self.append(room_id, sender, "m.room.member", {"membership": membership}, target or sender)
@@ -168,6 +164,7 @@ async def opened_rooms(*schemas: Schema) -> AsyncIterator[Rooms]:
     """The rooms in a new database, with further tables; consistent at the end."""
     clock = itertools.count(START_MS, 20)
     database = await open_database(memory_url(), [SCHEMA, *schemas], inline=True, now_ms=lambda: next(clock))
+    database.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere")))
     try:
         rooms = Rooms(database)
         yield rooms

@@ -99,7 +99,7 @@ def _delete_temporary_files(folder: Path) -> None:
                 path.unlink()
 
 
-def forget_media(tx: Transaction, hs: Resources, user_id: UserID, erase: bool) -> bool:
+def forget_media(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """URIs without content, and with `erase` whose the others are and what their files were called; some at a time.
 
     The content stays: it belongs to what was said in rooms.

@@ -319,6 +319,6 @@ def lifetime_s(headers: Mapping[str, str]) -> int | None:
     try:
         # Both by the sender's clock: "its expiration time … minus its Date". An invalid Expires means "expired".
         lasts = parsedate_to_datetime(headers["expires"]) - parsedate_to_datetime(headers.get("date", ""))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0 if "date" in headers else None
     return max(0, int(lasts.total_seconds()))

@@ -281,6 +281,10 @@ DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
         ({"expires": "0", "date": DATE}, 0),
         ({"expires": "Mon, 01 Jan 2024 01:00:00 GMT"}, None),
         ({"expires": "Mon, 01 Jan 2024 01:00:00 -0000", "date": DATE}, 0),
+        ({"expires": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT", "date": DATE}, 0),
+        ({"expires": f"Mon, 01 Jan 2024 {'9' * 20}:00:00 GMT", "date": DATE}, 0),
+        ({"expires": f"Mon, 01 Jan 2024 00:00:00 +{'9' * 20}", "date": DATE}, 0),
+        ({"expires": DATE, "date": f"Mon, {'9' * 20} Jan 2024 00:00:00 GMT"}, 0),
     ],
 )
 def test_lifetimes_by_headers(headers: dict[str, str], seconds: int | None) -> None:

@@ -6,6 +6,7 @@ mean, but should know. `serve` logs the findings that are made from the configur
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,8 +123,9 @@ def _find_in_folder(config: Config) -> Iterator[Finding]:
     if blobs_url(config).startswith("file:"):
         folders["blobs.url"] = Path(blobs_url(config).removeprefix("file:"))
     for key, folder in folders.items():
-        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        nearest = folder
         try:
+            nearest = next(path for path in (folder, *folder.parents) if path.exists())
             with tempfile.TemporaryFile(dir=nearest):
                 pass
         except OSError as error:
@@ -156,9 +158,9 @@ def _find_in_paths(config: Config, key: Path) -> Iterator[Finding]:
     """Whether the folder of the database is there, if it is not one that is made, and who can read the signing key."""
     folder = Path(database_url(config).removeprefix("sqlite:")).parent
     if database_url(config).startswith("sqlite:") and folder not in (config.data_path(""), Path(".")):
-        if not folder.exists():
+        if not os.path.exists(folder):
             yield Finding("error", f"database.url: the folder {folder} does not exist: make it, or name another one")
-    if key.exists() and key.stat().st_mode & 0o007:
+    if os.path.exists(key) and key.stat().st_mode & 0o007:
         yield Finding("warning", f"every user of this machine can read the signing key: `chmod 600 {key}`")
 
 

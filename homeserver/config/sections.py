@@ -27,6 +27,9 @@ from homeserver.config.values import (
 from homeserver.federation.identifiers import ServerName, parse_server_name
 from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 
+# Someone silent for a week is not online; and moments this long ago are still moments.
+_ONLINE_TIMEOUT_S_MAX = 7 * 24 * 3600
+
 
 class Public(Section, frozen=True):
     """How the rest of the world reaches this server. What empty values stand for is told by Config."""
@@ -165,7 +168,7 @@ class Presence(Section, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("presence.online_timeout_s", self.online_timeout_s)
+        check_positive("presence.online_timeout_s", self.online_timeout_s, highest=_ONLINE_TIMEOUT_S_MAX)
 
 
 class SearchSection(Section, frozen=True):

@@ -14,7 +14,7 @@ import msgspec
 
 from homeserver.config.listeners import Listener
 from homeserver.config.sections import Config
-from homeserver.config.values import ConfigError, Section, list_choices
+from homeserver.config.values import ConfigError, Section, check_text, list_choices
 
 
 def check_table(kind: type[Section], table: dict[str, Any], section: str = "") -> None:
@@ -47,6 +47,8 @@ def _check_value(kind: Any, value: object, where: str) -> None:
     elif type(value) is not kind:
         wanted = {bool: "true or false, without quotes", int: "a whole number, without quotes", str: 'text in "quotes"'}
         raise ConfigError(f"{where} must be {wanted[kind]}, not {_shown(value)}")
+    elif isinstance(value, str):
+        check_text(where, value)
 
 
 def _check_list(kind: Any, value: object, where: str) -> None:

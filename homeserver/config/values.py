@@ -15,6 +15,9 @@ import msgspec
 
 from homeserver.federation.identifiers import InvalidIdentifier, parse_server_name
 
+# Some numbers are told to clients: no JSON number of Matrix is larger.
+JSON_INTEGER_MAX = 2**53 - 1
+
 
 class ConfigError(ValueError):
     """What is wrong with the configuration, in one sentence for the operator."""
@@ -57,10 +60,12 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, kind):
             raise ConfigError(f"{where} must be a {kind.__name__} or a mapping, not {value!r}")
     elif kind is str and isinstance(value, PathLike):
-        return os.fspath(value)
+        return _read(str, os.fspath(value), where)
     elif type(value) is not kind:
         wanted = {bool: "True or False", int: "an int", str: "a str"}[kind]
         raise ConfigError(f"{where} must be {wanted}, not {value!r}")
+    elif kind is str:
+        check_text(where, value)
     return value
 
 
@@ -71,6 +76,12 @@ def _section(kind: type[Section], given: Mapping[str, Any], where: str) -> Secti
             near = difflib.get_close_matches(str(key), names, n=1)
             raise ConfigError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return kind(**{names[key]: value for key, value in given.items()})
+
+
+def check_text(key: str, value: str) -> None:
+    """Raises ConfigError if the value holds a NUL: no path, name, address or URL may."""
+    if "\0" in value:
+        raise ConfigError(f"{key} holds the character U+0000, which no name, path or address may: {value!r}")
 
 
 def check_server_name(key: str, value: str) -> None:
@@ -104,10 +115,12 @@ def check_port(key: str, port: int, *, lowest: int) -> None:
     check_range(key, port, lowest, 65535)
 
 
-def check_positive(key: str, value: int) -> None:
-    """Raises ConfigError unless the value is more than 0."""
+def check_positive(key: str, value: int, *, highest: int = JSON_INTEGER_MAX) -> None:
+    """Raises ConfigError unless the value is more than 0, and no more than `highest`."""
     if value <= 0:
         raise ConfigError(f"{key} must be more than 0, not {value}")
+    if value > highest:
+        raise ConfigError(f"{key} must be at most {highest}, not {value}")
 
 
 def check_database_port(url: str) -> None:

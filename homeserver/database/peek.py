@@ -57,9 +57,9 @@ def peek(url: str, schemas: Sequence[Schema], fn: Callable[[Transaction], T]) ->
 
 def _peek_sqlite(name: str, schemas: Sequence[Schema], fn: Callable[[Transaction], T]) -> Seen[T]:
     path = Path(name).resolve()
-    if name == ":memory:" or not path.exists():
-        return Seen()
     try:
+        if name == ":memory:" or not path.exists():
+            return Seen()
         with path.open("r+b"):
             pass
         connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)

@@ -72,6 +72,17 @@ def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
             GOOD + '[database]\nurl = "postgresql://u@127.0.0.1:1/x"',
         ),
         ("error", "data_dir: nothing can be written", 'data_dir = "homeserver.toml/data"\n' + GOOD),
+        ("error", "data_dir: nothing can be written", f'data_dir = "{"é" * 200}"\n' + GOOD),
+        (
+            "error",
+            "federation.signing_key_file: cannot read",
+            'data_dir = "."\n' + GOOD + f'[federation]\nsigning_key_file = "{"é" * 200}"',
+        ),
+        (
+            "error",
+            "é/x.db cannot be opened: File name too long",
+            'data_dir = "."\n' + GOOD + f'[database]\nurl = "sqlite:{"é" * 200}/x.db"',
+        ),
         ("warning", "public.base_url is not set", REAL),
         ("warning", "without https", REAL + '[public]\nbase_url = "http://m.example.org"'),
         ("warning", "registration.enabled lets everyone", GOOD + "[registration]\nenabled = true"),

@@ -126,7 +126,8 @@ class _Process:
         return None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        root = str(_PROGRAM.parent.parent)
+        # Editable installations find this package without an entry in sys.path, so the process is told where it lies.
+        root = str(_PROGRAM.parents[2])
         path = os.pathsep.join([root, *(entry for entry in sys.path if entry and entry != root)])
         return subprocess.Popen(
             [sys.executable, "-P", str(_PROGRAM), *self._arguments],

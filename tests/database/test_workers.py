@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -52,6 +54,34 @@ async def test_results_and_errors_of_threads() -> None:
         assert await workers.run(hashlib.sha256, b"x")
         with pytest.raises(ZeroDivisionError):
             await workers.run(divmod, 1, 0)
+
+
+THUMBNAIL = """
+import trio
+from homeserver.process.workers import Workers
+
+async def main():
+    workers = Workers()
+    try:
+        await workers.run_process(
+            "homeserver.features.media.thumbnail_maker:make_thumbnail", b"no picture", "scale", 1, 1, False
+        )
+    except ValueError as error:
+        print(error)
+    finally:
+        await workers.aclose()
+
+trio.run(main)
+"""
+
+
+def test_the_process_finds_the_package_that_runs(tmp_path: Path) -> None:
+    """From any folder, and in an editable installation, where an import hook knows the package and no path does."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", THUMBNAIL], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "unsupported\n", done.stderr
 
 
 async def test_values_go_there_and_back() -> None:

@@ -12,7 +12,7 @@ from homeserver.errors import MatrixError
 from homeserver.features import media
 from homeserver.features.media import cleanup, storage
 from homeserver.features.media.receiving import temporary_folder
-from tests.media.servers import V1, V3, blob_keys, server_with_media, upload
+from tests.media.servers import V1, V3, blob_keys, create, server_with_media, upload
 from tests.support.homeservers import Client, Server
 
 
@@ -81,6 +81,62 @@ async def test_a_blob_that_is_deleted_while_it_would_be_shared(server: Server, a
     second = await upload(alice, b"same" * 100_000)
     server.hs.database.read = inner  # type: ignore[method-assign]
     assert (await alice.get(f"{V1}/download/{second}")).content == b"same" * 100_000
+
+
+@pytest.mark.parametrize("same", [b"same", b"same" * 100_000], ids=["small", "large"])
+async def test_uploading_a_lost_file_again_restores_it(server: Server, alice: Client, bob: Client, same: bytes) -> None:
+    first, second = await upload(alice, same), await upload(bob, same)
+    await cleanup.delete_released(server.hs)
+    (lost,) = await blob_keys(server)
+    await server.hs.blobs.delete(lost)
+    third = await upload(bob, same)
+    await cleanup.delete_released(server.hs)
+    for place in (first, second, third):
+        assert (await alice.get(f"{V1}/download/{place}")).content == same
+    assert len(await blob_keys(server)) == 1
+    for place in (first, second, third):
+        assert await media.delete(server.hs, f"mxc://{place}")
+    assert await blob_keys(server) == []
+
+
+@pytest.mark.parametrize("size_bytes", [5_000, 1_000_000])
+async def test_uploading_a_file_again_restores_one_that_was_cut_off(
+    server: Server, alice: Client, size_bytes: int
+) -> None:
+    content = b"x" * size_bytes
+    first = await upload(alice, content)
+    (cut,) = await blob_keys(server)
+    await server.hs.blobs.put(cut, content[: size_bytes // 2])
+    await upload(alice, content)
+    assert (await alice.get(f"{V1}/download/{first}")).content == content
+    await cleanup.delete_released(server.hs)
+    assert cut not in await blob_keys(server)
+
+
+async def test_a_lost_file_is_restored_under_an_address_that_was_made_before(server: Server, alice: Client) -> None:
+    content = b"same" * 100_000
+    first, place = await upload(alice, content), await create(alice)
+    for key in await blob_keys(server):
+        await server.hs.blobs.delete(key)
+    assert await alice.ok("PUT", f"{V3}/upload/{place}", content=content) == {}
+    for each in (first, place):
+        assert (await alice.get(f"{V1}/download/{each}")).content == content
+
+
+@pytest.mark.parametrize("same", [b"same", b"same" * 100_000], ids=["small", "large"])
+async def test_an_upload_asks_the_store_of_files_once_at_most(server: Server, alice: Client, same: bytes) -> None:
+    asked: list[str] = []
+    inner = server.hs.blobs.size_bytes
+
+    async def size_bytes(key: str) -> int:
+        asked.append(key)
+        return await inner(key)
+
+    server.hs.blobs.size_bytes = size_bytes  # type: ignore[method-assign]
+    await upload(alice, same)
+    assert asked == []
+    await upload(alice, same)
+    assert len(asked) == 1
 
 
 async def test_a_quota_of_bytes(tmp_path: Path) -> None:

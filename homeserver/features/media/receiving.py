@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -27,6 +28,8 @@ from homeserver.limits import MEDIA_CHUNK_BYTES
 from homeserver.resources import Resources
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _BLOB_KEY = re.compile(r"media/[0-9a-f]/[0-9a-f]{64}-([0-9a-f]{1,16})-[0-9a-f]{8}", re.ASCII)
 
@@ -130,30 +133,65 @@ def blob_created_ms(blob_key: str) -> int | None:
 
 
 async def keep(hs: Resources, received: Received, store: Callable[[Transaction, Blob], T]) -> T:
-    """Makes the content durable and then runs `store` in one write: answers what it answers, raises what it raises.
+    """Makes the content durable, then runs `store` in one write. Returns what it returns, raises what it raises.
 
-    Content that is already there is shared: nothing is stored twice.
+    Content that is stored already is shared, so nothing is stored twice. If its blob turns out to be lost or cut off,
+    this content takes its place, for every file that shared it.
     """
-    if isinstance(received.data, Path):  # else storing it for nothing costs less than to ask first
+    whole_key: str | None = None  # a blob with this content, seen to be whole
+    lost_key: str | None = None  # one that was lost
+    if isinstance(received.data, Path):  # otherwise storing it in vain costs less than asking first
         shared_key = await hs.database.read(storage.get_blob_key, received.sha256)
-        if shared_key is not None:
+        if shared_key is not None and await _is_whole(hs, shared_key, received.size_bytes):
             try:
                 return await hs.database.write(_share, Blob(shared_key, received.sha256, received.size_bytes), store)
             except BlobGone:
-                pass  # its last owner deleted it just now
+                pass  # its last owner has just deleted it
+        lost_key = shared_key
     blob = Blob(new_blob_key(received.sha256, hs.now_ms()), received.sha256, received.size_bytes)
     await hs.blobs.put(blob.key, received.data)
     try:
-        return await hs.database.write(_share_or_store, blob, store)
+        while True:
+            try:
+                return await hs.database.write(_share_or_store, blob, store, whole_key, lost_key)
+            except _NotChecked as found:
+                is_whole = await _is_whole(hs, found.blob_key, blob.size_bytes)
+                whole_key, lost_key = (found.blob_key, None) if is_whole else (None, found.blob_key)
     except MatrixError:  # the write was refused, so nobody knows the key; after anything else the clean-up decides
         await hs.blobs.delete(blob.key)
         raise
 
 
-def _share_or_store(tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T]) -> T:
+class _NotChecked(Exception):
+    """A blob with the same content is stored already. Nobody has checked yet that it is still whole."""
+
+    def __init__(self, blob_key: str) -> None:
+        super().__init__(blob_key)
+        self.blob_key = blob_key
+
+
+async def _is_whole(hs: Resources, blob_key: str, size_bytes: int) -> bool:
+    """Whether the stored blob is there in its full length: one stat."""
+    try:
+        stored_bytes = await hs.blobs.size_bytes(blob_key)
+    except KeyError:
+        stored_bytes = None
+    if stored_bytes != size_bytes:
+        _log.warning("a stored file was lost; it is replaced by a new upload", extra={"blob": blob_key})
+    return stored_bytes == size_bytes
+
+
+def _share_or_store(
+    tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T], whole_key: str | None, lost_key: str | None
+) -> T:
     shared_key = storage.get_blob_key(tx, blob.sha256)
     if shared_key is None:
         return store(tx, blob)
+    if shared_key == lost_key:
+        storage.replace_blob(tx, shared_key, blob)
+        return store(tx, blob)
+    if shared_key != whole_key:
+        raise _NotChecked(shared_key)
     storage.release_blob(tx, blob.key)
     return store(tx, replace(blob, key=shared_key))
 

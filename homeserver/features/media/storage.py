@@ -307,6 +307,12 @@ def check_shared(tx: Transaction, blob_key: str) -> None:
         raise BlobGone
 
 
+def replace_blob(tx: Transaction, lost_key: str, blob: Blob) -> None:
+    """Points every file whose blob was lost to another blob with the same content."""
+    tx.run("UPDATE media SET blob_key = ? WHERE sha256 = ? AND blob_key = ?", blob.key, blob.sha256, lost_key)
+    release_blob(tx, lost_key)  # something may be left of it
+
+
 def store_used(tx: Transaction, media_nid: int) -> None:
     """Remembers that the file was used now."""
     tx.run("UPDATE media SET used_ms = ? WHERE media_nid = ?", tx.now_ms, media_nid)

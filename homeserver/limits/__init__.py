@@ -348,6 +348,8 @@ JOIN_WAITING_MAX = 50
 JOIN_SERVERS_MAX = 10
 # A resident that has not answered after this is not waited for alone: the next is asked as well.
 JOIN_NEXT_SERVER_SECONDS = 3.0
+# Attempts to join that are undone together if all of them fail: a user who tries more often has joined by one of these.
+JOINS_UNDONE_MAX = 20
 # A refused join of an invited user is tried again after these pauses: we have told the user of the invitation before
 # the inviting server, which waits for our signature, could place it in the room.
 INVITED_JOIN_PAUSES_S = (0.2, 0.5, 1.0, 2.0)

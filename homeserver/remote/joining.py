@@ -17,7 +17,7 @@ import trio
 
 from homeserver import limits
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError, forbidden, not_found
+from homeserver.errors import MatrixError, StorageError, forbidden, not_found
 from homeserver.feature import JsonObject
 from homeserver.federation.build import Draft, sign_event
 from homeserver.federation.event import Event, InvalidEvent, check_references, parse_event
@@ -36,6 +36,7 @@ from homeserver.remote.outside import (
     read_stripped,
     store_outside,
 )
+from homeserver.remote.pending_leaves import forget_join, note_join, undo_join
 from homeserver.remote.receiving import note_relay
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
 from homeserver.resources import Resources
@@ -78,8 +79,12 @@ async def join_room(
                 if error.errcode != "M_FORBIDDEN":
                     raise
         candidates = await list_candidates(hs, user_id, room_id, via)
-        accepted = await _join_as_invited(hs, user_id, room_id, candidates, content)
-        await _enter(hs, accepted)
+        try:
+            accepted = await _join_as_invited(hs, user_id, room_id, candidates, content)
+            await _enter(hs, accepted)
+        except (MatrixError, StorageError):
+            await hs.database.note(undo_join, room_id, user_id)
+            raise
     return room_id
 
 
@@ -173,7 +178,9 @@ async def _shake_hands(
             try:
                 if isinstance(made, MatrixError):
                     raise made
-                accepted = await send(hs, handshake, server, made)
+                accepted = await (
+                    _give_join(hs, server, made) if handshake == "join" else send(hs, handshake, server, made)
+                )
             except MatrixError as error:
                 # What a resident has said about the room is worth more than that another is not in it, or away.
                 if failure is None or failure.errcode in _WORTH_ANOTHER:
@@ -314,6 +321,22 @@ def _content_of(answer: Answer, server: ServerName) -> JsonObject:
             raise MatrixError(502, "M_UNKNOWN", f"{server} does not take our event.")
         raise answer.error(server)
     return answer.content
+
+
+async def _give_join(hs: Resources, server: ServerName, join: Event) -> Accepted:
+    """Has the server take our join. It is noted first: unless we complete it, it has to be undone there."""
+    await hs.database.write(_note_join, hs.server_name, server, join)
+    try:
+        return await send(hs, "join", server, join)
+    except MatrixError as error:
+        if error.status < 500:  # otherwise the server may have taken it all the same
+            await hs.database.write(forget_join, join)
+        raise
+
+
+def _note_join(tx: Transaction, own: ServerName, server: ServerName, join: Event) -> None:
+    if is_outside(tx, own, join.room_id):  # otherwise the join comes back to us, as every event of the room does
+        note_join(tx, server, join)
 
 
 # Entering the room

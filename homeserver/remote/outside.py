@@ -27,6 +27,7 @@ from homeserver.federation.identifiers import (
     parse_user_id,
     server_name_of,
 )
+from homeserver.remote.pending_leaves import delete_leaves
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.membership import get_membership, get_room_membership, is_server_joined, store_membership
 from homeserver.users.blocking import check_pending
@@ -45,7 +46,7 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
     room_nid = tx.intern(event.room_id)
     replaced = _find_outside(tx, event.room_id, user_id)
     # What the user has rejected before must not be held against this one.
-    tx.run("DELETE FROM pending_leaves WHERE room_nid = ? AND user_nid = ?", room_nid, tx.find(user_id))
+    delete_leaves(tx, event.room_id, user_id)
     tx.run(
         "INSERT INTO outside_memberships (room_nid, user_nid, sender_nid, pdu) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_nid) DO UPDATE SET sender_nid = excluded.sender_nid, pdu = excluded.pdu",
@@ -132,7 +133,7 @@ def _as_told(event: Event) -> JsonObject:
 def forget_outside(tx: Transaction, room_id: RoomID) -> None:
     """This server is in the room now: what was said about it outside counts no more."""
     tx.run("DELETE FROM outside_memberships WHERE room_nid = ?", tx.find(room_id))
-    tx.run("DELETE FROM pending_leaves WHERE room_nid = ?", tx.find(room_id))
+    delete_leaves(tx, room_id)
 
 
 def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:

@@ -100,5 +100,12 @@ SCHEMA = Schema(
             );
             """,
         ),
+        Step(
+            "005_undone_joins",
+            """
+            -- If the leave undoes a join: the events that residents may have accepted, as a JSON list. Otherwise NULL.
+            ALTER TABLE pending_leaves ADD COLUMN joins BLOB;
+            """,
+        ),
     ),
 )

@@ -23,7 +23,7 @@ READ = {
     "media_images.checked_ms": "homeserver/features/media/thumbnails.py::find_thumbnail",
     "media_pending.expires_ms": "homeserver/features/media/storage.py::_pending_between",
     "parked_events.retry_ms": "homeserver/remote/gaps.py::_due",
-    "pending_leaves.retry_after_ms": "homeserver/remote/leaves.py::_list_due",
+    "pending_leaves.retry_after_ms": "homeserver/remote/pending_leaves.py::list_due",
     "presence.due_ms": "homeserver/users/presence.py::_due",
     "presence.last_active_ms": "homeserver/users/presence.py::_presences",
     "presence.told_ms": "homeserver/users/presence.py::_presences",

@@ -1,0 +1,171 @@
+"""The table of leaves that other servers have still to be told of. What fills and empties it: `leaves`, `joining`.
+
+A row is one of two things. A *rejection* of an invite, or a knock taken back, as the user asked for it. Or the *undoing
+of a join*: before a resident is given our join, a row notes the event (`joins`), so that it can be undone even if this
+server dies the next moment. The row goes in the write that enters the room, or when the resident refuses the join.
+
+Spec: server-server-api/#leaving-rooms-rejecting-invites
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.encoding import to_json
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
+from homeserver.moments import is_ahead
+from homeserver.process.peers import retry_delay_ms
+from homeserver.rooms.membership import get_membership
+
+# Of the stream: for the task that waits until the next stored leave is due.
+WAKE_KEY = "leaves"
+
+# Counted for a join under way, so that its undoing is due after the longest pause: joins take minutes.
+_JOINING_FAILURES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """A leave that other servers have still to be told of.
+
+    joins: if it undoes a join, the events that residents may have accepted; otherwise empty.
+    """
+
+    room_id: RoomID
+    user_id: UserID
+    content: Mapping[str, Any]
+    servers: Sequence[ServerName]
+    since_ms: int
+    failures: int = 0
+    joins: Sequence[EventID] = ()
+
+
+def store_leave(tx: Transaction, leave: Leave) -> None:
+    """Stores a leave to be told soon. It replaces the one that is stored for the user and the room."""
+    _store(tx, leave, tx.now_ms + limits.RETRY_MS)
+    tx.next_position(WAKE_KEY)
+
+
+def note_join(tx: Transaction, server: ServerName, join: Event) -> None:
+    """Notes, before it happens, that a server is given our join, so that the join can be undone."""
+    assert join.state_key is not None
+    room_id, user_id = join.room_id, UserID(join.state_key)
+    held = find_leave(tx, room_id, user_id)
+    servers, joins = (held.servers, held.joins) if held is not None and held.joins else ((), ())
+    servers = list(dict.fromkeys([server, *servers]))[: limits.JOIN_SERVERS_MAX]
+    joins = [join.event_id, *joins][: limits.JOINS_UNDONE_MAX]
+    undoing = Leave(room_id, user_id, {}, servers, tx.now_ms, _JOINING_FAILURES, joins)
+    _store(tx, undoing, tx.now_ms + limits.LEAVE_RETRY_MS_MAX)
+
+
+def forget_join(tx: Transaction, join: Event) -> None:
+    """The server that was given our join has refused it, so there is nothing to undo."""
+    held = find_leave(tx, join.room_id, UserID(join.state_key or ""))
+    if held is None or join.event_id not in held.joins:
+        return
+    if len(held.joins) == 1:
+        delete_leave(tx, held)
+        return
+    joins = to_json([event_id for event_id in held.joins if event_id != join.event_id])
+    room_nid, user_nid = tx.find(held.room_id), tx.find(held.user_id)
+    tx.run("UPDATE pending_leaves SET joins = ? WHERE room_nid = ? AND user_nid = ?", joins, room_nid, user_nid)
+
+
+def undo_join(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+    """The join has failed. If it may stand with another server, that server is told soon."""
+    changed = tx.run(
+        "UPDATE pending_leaves SET failures = 0, retry_after_ms = ? WHERE room_nid = ? AND user_nid = ?"
+        " AND joins IS NOT NULL",
+        tx.now_ms + limits.RETRY_MS, tx.find(room_id), tx.find(user_id),
+    )  # fmt: skip
+    if changed:
+        tx.next_position(WAKE_KEY)
+
+
+def _store(tx: Transaction, leave: Leave, retry_after_ms: int) -> None:
+    tx.run(
+        "INSERT INTO pending_leaves (room_nid, user_nid, content, servers, since_ms, failures, retry_after_ms, joins)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_nid) DO UPDATE SET content = excluded.content,"
+        " servers = excluded.servers, since_ms = excluded.since_ms, failures = excluded.failures,"
+        " retry_after_ms = excluded.retry_after_ms, joins = excluded.joins",
+        tx.intern(leave.room_id), tx.intern(leave.user_id), to_json(leave.content), to_json(list(leave.servers)),
+        leave.since_ms, leave.failures, retry_after_ms, to_json(list(leave.joins)) if leave.joins else None,
+    )  # fmt: skip
+
+
+_COLUMNS = "room_nid, user_nid, content, servers, since_ms, failures, joins, retry_after_ms"
+
+
+def find_leave(tx: Transaction, room_id: RoomID, user_id: UserID) -> Leave | None:
+    """The leave that is stored for the user and the room."""
+    row = tx.one(
+        f"SELECT {_COLUMNS} FROM pending_leaves WHERE room_nid = ? AND user_nid = ?",
+        tx.find(room_id), tx.find(user_id),
+    )  # fmt: skip
+    return None if row is None else _read(tx, row)
+
+
+def list_due(tx: Transaction) -> tuple[list[Leave], float, int]:
+    """The leaves that are due, in how many milliseconds the next one is, and the position of the stream."""
+    due: list[Leave] = []
+    next_ms: float = math.inf
+    for row in tx.all(f"SELECT {_COLUMNS} FROM pending_leaves"):
+        failures, retry_after_ms = row[5], row[7]
+        pause_ms_max = min(2 * limits.RETRY_MS << failures, 2 * limits.LEAVE_RETRY_MS_MAX)
+        if is_ahead(retry_after_ms, tx.now_ms, pause_ms_max):
+            next_ms = min(next_ms, retry_after_ms - tx.now_ms, pause_ms_max)
+        else:
+            due.append(_read(tx, row))
+    return due, next_ms, tx.position
+
+
+def _read(tx: Transaction, row: Sequence[Any]) -> Leave:
+    room_nid, user_nid, content, servers, since_ms, failures, joins, _ = row
+    return Leave(
+        RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), orjson.loads(content), orjson.loads(servers), since_ms,
+        failures, orjson.loads(joins) if joins is not None else (),
+    )  # fmt: skip
+
+
+def is_stored(tx: Transaction, leave: Leave) -> bool:
+    """Whether the leave still stands: nothing has replaced what it ends, and the user has not come in."""
+    row = tx.one(
+        "SELECT since_ms FROM pending_leaves WHERE room_nid = ? AND user_nid = ?",
+        tx.find(leave.room_id), tx.find(leave.user_id),
+    )  # fmt: skip
+    is_same = row is not None and row[0] == leave.since_ms
+    return is_same and get_membership(tx, leave.room_id, leave.user_id) != "join"
+
+
+def delete_leave(tx: Transaction, leave: Leave) -> None:
+    """There is nothing left to be told of this leave. One that has replaced it stays."""
+    tx.run(
+        "DELETE FROM pending_leaves WHERE room_nid = ? AND user_nid = ? AND since_ms = ?",
+        tx.find(leave.room_id), tx.find(leave.user_id), leave.since_ms,
+    )  # fmt: skip
+
+
+def delete_leaves(tx: Transaction, room_id: RoomID, user_id: UserID | None = None) -> None:
+    """Whatever is stored for the room, or for one user there, must not take effect any more."""
+    if user_id is None:
+        tx.run("DELETE FROM pending_leaves WHERE room_nid = ?", tx.find(room_id))
+    else:
+        tx.run("DELETE FROM pending_leaves WHERE room_nid = ? AND user_nid = ?", tx.find(room_id), tx.find(user_id))
+
+
+def put_off(tx: Transaction, own: ServerName, leave: Leave) -> None:
+    """Nobody could be told. The next attempt comes after a pause that grows."""
+    delay_ms = min(retry_delay_ms(own, leave.servers[0], leave.failures), limits.LEAVE_RETRY_MS_MAX)
+    tx.run(
+        "UPDATE pending_leaves SET failures = ?, retry_after_ms = ? WHERE room_nid = ? AND user_nid = ?"
+        " AND since_ms = ?",
+        leave.failures + 1, tx.now_ms + delay_ms, tx.find(leave.room_id), tx.find(leave.user_id), leave.since_ms,
+    )  # fmt: skip

@@ -99,21 +99,31 @@ class Lane:
                     await self.park(item, error)
 
 
-def try_each(items: Sequence[T], fn: Callable[[Sequence[T]], Iterable[R]]) -> tuple[list[R], list[tuple[T, Exception]]]:
-    """What fn makes of all items, in order, and those of which it fails: it is given halves, down to single items."""
+def try_each(
+    tx: Transaction, items: Sequence[T], fn: Callable[[Sequence[T]], Iterable[R]]
+) -> tuple[list[R], list[tuple[T, Exception]]]:
+    """What fn makes of all items, in order, and the items that it fails of.
+
+    If fn fails, it is given halves, down to single items. Each time what has failed in the transaction is rolled back,
+    so that the rest can still be read. Raises only if the storage is out of reach.
+    """
     if not items:
         return [], []
     try:
-        return list(fn(items)), []
+        return tx.attempt(_list, fn, items), []
     except Exception as error:
         if is_outage(error):
             raise
         if len(items) == 1:
             return [], [(items[0], error)]
     half = len(items) // 2
-    first, first_failed = try_each(items[:half], fn)
-    second, second_failed = try_each(items[half:], fn)
+    first, first_failed = try_each(tx, items[:half], fn)
+    second, second_failed = try_each(tx, items[half:], fn)
     return first + second, first_failed + second_failed
+
+
+def _list(fn: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T]) -> list[R]:
+    return list(fn(items))
 
 
 # Storage

@@ -106,7 +106,12 @@ class SqliteSession:
         self._connection.execute("BEGIN")
 
     def end_read(self) -> None:
-        self._connection.execute("COMMIT")
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.DatabaseError:
+            # After `attempt` has met damage SQLite reports it once more here. What was read is good all the same.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
         if self._guards_reads:
             self._connection.execute("PRAGMA query_only = OFF")
 

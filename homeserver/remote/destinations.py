@@ -1,14 +1,17 @@
 """What is to be sent to whom: the events and EDUs of a span of the stream, by destination.
 
 Spec: server-server-api/#pdus, #edus. Everything here is read from tables, so it can be asked again at any time. Events
-and EDUs are encoded here, once for all destinations; one that cannot be is told apart from the others.
+and EDUs are encoded here, once for all destinations.
+
+Usually a span is read as a whole. If that fails, because something in it is damaged or cannot be encoded, it is read
+again position by position: what can be read is sent, and the other positions are answered with the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from homeserver import limits
 from homeserver.database import Transaction
@@ -17,12 +20,15 @@ from homeserver.feature import EduSource, OutgoingEdu
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.federation.transaction import PDUS_MAX
+from homeserver.process.outages import is_outage
 from homeserver.process.peers import BackOff
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import joined_servers, list_rooms_of_server
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events
 from homeserver.rooms.timeline import list_newest_from
 from homeserver.rooms.visibility import membership_in, servers_in
+
+R = TypeVar("R")
 
 _SHORT_LIVED = frozenset({"m.typing"})  # of no use to a server that was away
 
@@ -53,15 +59,49 @@ class Batch:
     failed: Failed
 
 
+class _Each(Protocol):
+    """Gives the items to a function. Returns what it makes of them, and the items that it fails of."""
+
+    def __call__(
+        self, items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], /
+    ) -> tuple[list[R], Failed]: ...
+
+
+def _together(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], /) -> tuple[list[R], Failed]:
+    return list(fn(items)), []
+
+
 def collect(
     tx: Transaction, own: ServerName, sources: Sequence[EduSource], since: int, upto: int
 ) -> tuple[dict[ServerName, list[Item]], Failed]:
     """What the changes of since < position ≤ upto mean for each destination, in order; and what cannot be sent."""
+    try:
+        return tx.attempt(_collect, tx, own, sources, since, upto, _together)
+    except Exception as error:
+        if is_outage(error):
+            raise
+        return _collect_each(tx, own, sources, since, upto)
+
+
+def _collect_each(
+    tx: Transaction, own: ServerName, sources: Sequence[EduSource], since: int, upto: int
+) -> tuple[dict[ServerName, list[Item]], Failed]:
+    """As `collect`, where something in the span cannot be read."""
+
+    def each(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], /) -> tuple[list[R], Failed]:
+        return try_each(tx, items, fn)
+
+    return _collect(tx, own, sources, since, upto, each)
+
+
+def _collect(
+    tx: Transaction, own: ServerName, sources: Sequence[EduSource], since: int, upto: int, each: _Each
+) -> tuple[dict[ServerName, list[Item]], Failed]:
     found: dict[ServerName, list[Item]] = {}
     heads: dict[RoomID, Head | None] = {}
 
-    def pdus(positions: Sequence[int]) -> list[tuple[Item, frozenset[ServerName]]]:
-        rows = _rows_to_send(tx, own, positions)
+    def pdus(span: Sequence[int]) -> list[tuple[Item, frozenset[ServerName]]]:
+        rows = _rows_to_send(tx, own, list_positions(tx, span[0] - 1, span[-1]))
         destinations = {row.position: _destinations(tx, own, row, _head(tx, heads, row.room_id)) for row in rows}
         wanted = [row for row in rows if destinations[row.position]]
         return [(item, destinations[item.position]) for item in _pdu_items(tx, wanted)]
@@ -69,8 +109,8 @@ def collect(
     def destinations_of(outgoing: OutgoingEdu) -> frozenset[ServerName]:
         return _edu_destinations(tx, own, outgoing, heads)
 
-    items, failed = try_each(list_positions(tx, since, upto), pdus)
-    edus, failed_edus = _edu_items(tx, sources, since, upto, destinations_of)
+    items, failed = each(range(since + 1, upto + 1), pdus)
+    edus, failed_edus = _edu_items(tx, sources, since, upto, destinations_of, each)
     for item, servers in (*items, *edus):
         for server in servers:
             found.setdefault(server, []).append(item)
@@ -81,6 +121,21 @@ def list_due(
     tx: Transaction, own: ServerName, sources: Sequence[EduSource], server: ServerName, since: int, upto: int
 ) -> Batch:
     """What `server` lacks that was reached last at `since`, up to a position ≤ `upto`; of busy rooms the newest."""
+    try:
+        return tx.attempt(_list_due, tx, own, sources, server, since, upto)
+    except Exception as error:
+        if is_outage(error):
+            raise
+    # Not even the rooms of the server may be readable, so look at everything there is, a little at a time.
+    upto = min(upto, since + limits.TAIL_SPAN_MAX)
+    found, failed = _collect_each(tx, own, sources, since, upto)
+    items = [item for item in found.get(server, ()) if item.name not in _SHORT_LIVED]
+    return Batch(upto, items, failed)
+
+
+def _list_due(
+    tx: Transaction, own: ServerName, sources: Sequence[EduSource], server: ServerName, since: int, upto: int
+) -> Batch:
     upto = min(upto, since + limits.CATCH_UP_SPAN)
     positions = sorted(_positions_to_send(tx, own, server, since, upto))
     if len(positions) > PDUS_MAX:
@@ -88,20 +143,17 @@ def list_due(
         upto = positions[-1]
     heads: dict[RoomID, Head | None] = {}
 
-    def pdus(positions: Sequence[int]) -> list[Item]:
-        rows = _rows_to_send(tx, own, positions)
-        return _pdu_items(
-            tx, [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
-        )
-
     def destinations_of(outgoing: OutgoingEdu) -> frozenset[ServerName]:
         if outgoing.edu_type in _SHORT_LIVED:
             return frozenset()
         return _edu_destinations(tx, own, outgoing, heads) & {server}
 
-    items, failed = try_each(positions, pdus)
-    edus, failed_edus = _edu_items(tx, sources, since, upto, destinations_of)
-    return Batch(upto, items + [item for item, _ in edus], failed + failed_edus)
+    rows = _rows_to_send(tx, own, positions)
+    items = _pdu_items(
+        tx, [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
+    )
+    edus, _ = _edu_items(tx, sources, since, upto, destinations_of, _together)
+    return Batch(upto, items + [item for item, _ in edus], [])
 
 
 def _pdu_items(tx: Transaction, rows: Sequence[StoredEvent]) -> list[Item]:
@@ -117,6 +169,7 @@ def _edu_items(
     since: int,
     upto: int,
     destinations_of: Callable[[OutgoingEdu], frozenset[ServerName]],
+    each: _Each,
 ) -> tuple[list[tuple[Item, frozenset[ServerName]]], Failed]:
     """The EDUs of a span and where they go, without those that go nowhere."""
     items: list[tuple[Item, frozenset[ServerName]]] = []
@@ -130,7 +183,7 @@ def _edu_items(
                     data = canonical_json.encode(edu, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
                     yield Item(upto, outgoing.edu_type, data, is_edu=True), servers
 
-        of_source, failed_of_source = try_each(range(since + 1, upto + 1), encoded)
+        of_source, failed_of_source = each(range(since + 1, upto + 1), encoded)
         items += of_source
         failed += failed_of_source
     return items, failed
@@ -198,16 +251,17 @@ def _head(tx: Transaction, heads: dict[RoomID, Head | None], room_id: RoomID) ->
 # Storage: destinations that have not got everything
 
 
-def list_destinations(tx: Transaction) -> dict[ServerName, tuple[int, BackOff]]:
-    """The destinations that lag: up to which position each has everything, and its back-off state."""
+def list_destinations(tx: Transaction) -> tuple[dict[ServerName, tuple[int, BackOff]], Failed]:
+    """The destinations that lag: up to which position each has everything, and its back-off state.
+
+    And the numbers of those whose name cannot be read.
+    """
     rows: list[tuple[Any, ...]] = tx.all(
         "SELECT server_nid, acked_position, failures, since_ms, retry_after_ms FROM destinations"
     )
-    names = tx.names({row[0] for row in rows})
-    return {
-        ServerName(names[nid]): (acked, BackOff(failures, since_ms, retry_after_ms))
-        for nid, acked, failures, since_ms, retry_after_ms in rows
-    }
+    names, failed = try_each(tx, [row[0] for row in rows], lambda nids: tx.names(nids).items())
+    by_nid = {row[0]: (row[1], BackOff(*row[2:])) for row in rows}
+    return {ServerName(name): by_nid[nid] for nid, name in names}, failed
 
 
 def store_destination(tx: Transaction, server: ServerName, acked_position: int, back_off: BackOff) -> None:

@@ -188,7 +188,7 @@ def _try_accesses(
     def find(part: Sequence[RoomID]) -> list[tuple[RoomID, RoomAccess | None]]:
         return list(_find_accesses(tx, own, part, origin).items())
 
-    found, failed = try_each(rooms, find)
+    found, failed = try_each(tx, rooms, find)
     return dict(found), failed
 
 

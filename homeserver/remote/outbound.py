@@ -7,6 +7,8 @@ there is no queue, a message costs no row for each destination, and an idle dest
 
 One bad item stops neither the others nor another destination:
 - An event or EDU that cannot be read or encoded is parked where it is found (see `homeserver/database/lane.py`).
+- A damaged page of the database costs the events that need it. What can be read of other rooms, and for other
+  destinations, is sent; a destination whose own row cannot be stored is caught up from memory.
 - A transaction that its destination refuses, or fails of, is sent again in halves. A single item that is refused is
   dropped. One that the destination fails of (500) is tried again and again; after POISON_SECONDS it is dropped if the
   destination takes the next one.
@@ -120,7 +122,13 @@ class Sender:
         hs = self._hs
         position = await hs.database.read(find_position, TAIL)
         self._position = position or 0
-        for server, (acked, back_off) in (await hs.database.read(list_destinations)).items():
+        destinations, failed = await hs.database.read(list_destinations)
+        for nid, error in failed:
+            _log.error(
+                "a server that lacks something is left out: its name cannot be read",
+                extra={"destination": nid, "reason": str(error)},
+            )
+        for server, (acked, back_off) in destinations.items():
             self._lags[server] = _Lag(acked)
             if back_off.failures:
                 hs.peers.set_back_off(server, back_off)
@@ -192,20 +200,23 @@ class Sender:
         del self._outboxes[server]
         self._unstored[server] = acked
         self._lags[server] = _Lag(acked, self._hs.now_ms() if after_failure else 0)
-        self._nursery.start_soon(self._store_lag, server)
+        self._nursery.start_soon(self._guarded, server, self._store_lag, server)
         self._due.set()
 
     async def _store_lag(self, server: ServerName) -> None:
         lag = self._lags.get(server)
         if lag is not None:
             await self._store(server, lag)
-        self._unstored.pop(server, None)
-        self._delivered.set()
 
     async def _store(self, server: ServerName, lag: _Lag) -> None:
         now_ms = self._hs.now_ms()
         back_off = self._hs.peers.find_back_off(server) or BackOff(0, now_ms, now_ms)
         await self._hs.database.write(store_destination, server, lag.acked, back_off)
+        self._note_stored(server)
+
+    def _note_stored(self, server: ServerName) -> None:
+        self._unstored.pop(server, None)
+        self._delivered.set()
 
     def _due_ms(self, server: ServerName, lag: _Lag) -> int:
         """When the destination is to be tried: after its back-off, or soon after it has shown itself."""
@@ -271,6 +282,7 @@ class Sender:
                 if lag.acked == self._position:
                     del self._lags[server]  # what comes from now on is handed over again
                     await self._hs.database.write(delete_destination, server)
+                    self._note_stored(server)
                     return
                 if batch.items:
                     await self._store(server, lag)

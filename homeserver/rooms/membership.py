@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,11 +11,14 @@ import orjson
 
 from homeserver.database import Transaction
 from homeserver.database.compression import decompress_json
+from homeserver.database.lane import try_each
 from homeserver.encoding import to_json
 from homeserver.errors import forbidden
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.rooms.heads import Head, find_head
+
+_log = logging.getLogger(__name__)
 
 Membership = Literal["join", "invite", "leave", "ban", "knock"]
 
@@ -313,10 +317,20 @@ def joined_servers(tx: Transaction, head: Head) -> frozenset[ServerName]:
         nids = tx.values(
             "SELECT DISTINCT server_nid FROM memberships WHERE room_nid = ? AND membership = 'join'", head.room_nid
         )
-        servers = frozenset(ServerName(name) for name in tx.names(nids).values())
-        if not tx.is_write:
-            cache.put(version, servers)
+        if tx.is_write:
+            return frozenset(ServerName(name) for name in tx.names(nids).values())
+        servers = _readable_servers(tx, head, nids)
+        cache.put(version, servers)
     return servers
+
+
+def _readable_servers(tx: Transaction, head: Head, nids: Sequence[int]) -> frozenset[ServerName]:
+    """The servers behind the numbers. One whose name is damaged must not keep the others from the room."""
+    found, failed = try_each(tx, nids, lambda some: tx.names(some).values())
+    for nid, error in failed:
+        about = {"room_id": head.room_id, "server": nid, "reason": str(error)}
+        _log.error("a server in a room is left out: its name cannot be read", extra=about)
+    return frozenset(ServerName(name) for name in found)
 
 
 def list_largest_servers(tx: Transaction, room_id: str, limit: int) -> list[ServerName]:

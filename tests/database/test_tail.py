@@ -10,8 +10,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeserver.database import Database, DatabaseError, Transaction
-from homeserver.database.lane import PARKED_COUNTER, Lane
+from homeserver.database import Database, DatabaseError, DatabaseUnavailable, Transaction
+from homeserver.database.lane import PARKED_COUNTER, Lane, try_each
 from homeserver.database.tail import Tail, find_position, store_position
 from homeserver.process.metrics import Metrics
 from tests.database import items
@@ -301,3 +301,24 @@ def test_no_item_is_to_blame_if_the_storage_fails() -> None:
             assert await database.read(list_parked) == []
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_what_fails_in_a_read_is_told_apart_and_the_rest_is_read(database_url: str) -> None:
+    def names(tx: Transaction, numbers: Sequence[int]) -> list[str]:
+        for number in numbers:
+            tx.one("SELECT no_such_column FROM strings" if number == 3 else "SELECT 1")
+        return [f"read {number}" for number in numbers]
+
+    async with opened(database_url, items.SCHEMA) as database:
+        read, failed = await database.read(lambda tx: try_each(tx, range(6), lambda some: names(tx, some)))
+        assert read == [f"read {number}" for number in (0, 1, 2, 4, 5)]
+        assert [number for number, _ in failed] == [3]
+
+
+async def test_no_item_of_a_read_is_to_blame_if_the_storage_fails(database_url: str) -> None:
+    def fail(numbers: Sequence[int]) -> list[str]:
+        raise DatabaseUnavailable("out of reach")
+
+    async with opened(database_url, items.SCHEMA) as database:
+        with pytest.raises(DatabaseUnavailable):
+            await database.read(lambda tx: try_each(tx, range(6), fail))

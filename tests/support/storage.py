@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import resource
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import psycopg
 
@@ -39,6 +41,27 @@ def unwritable(server: Server) -> Iterator[None]:
     """The server's database takes no writes, whatever its engine; nor, on SQLite, do other files."""
     with full_disk() if ENGINE == "sqlite" else read_only(server.hs.config.database.url):
         yield
+
+
+def damage_pages(path: Path, table: str, needle: bytes) -> int:
+    """Overwrites the pages of an SQLite file that hold rows of a table with these bytes in them; returns how many.
+
+    Nobody may have the file open. Indexes stay as they are.
+    """
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        sql = "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf'"
+        numbers = [row[0] for row in connection.execute(sql, (table,))]
+    damaged = 0
+    with path.open("r+b") as file:
+        for number in numbers:
+            file.seek((number - 1) * page_bytes)
+            if needle in file.read(page_bytes):
+                file.seek((number - 1) * page_bytes)
+                file.write(b"\xff" * page_bytes)
+                damaged += 1
+    return damaged
 
 
 def list_parked(tx: Transaction) -> list[tuple[str, str, str, int]]:

@@ -177,11 +177,27 @@ def check_admin(requester: Requester) -> None:
 
 
 def check_may_call(requester: Requester, operation: Operation) -> None:
-    """Raises M_USER_LOCKED or M_GUEST_ACCESS_FORBIDDEN if the requester's account may not use the operation."""
+    """Raises an error if the requester's account is locked, suspended or a guest's, and the operation is not for such.
+
+    Operations that need no access token are for suspended accounts and guests as for everybody.
+    """
     if requester.is_locked and not operation.allow_locked:
         raise user_locked()
-    if requester.is_guest and not operation.allow_guest and not operation.plan.requester_optional:
+    if operation.plan.requester_optional:
+        return
+    if requester.is_guest and not operation.allow_guest:
         raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not do this.")
+    if not operation.allow_suspended:
+        check_not_suspended(requester)
+
+
+def check_not_suspended(requester: Requester) -> None:
+    """Raises M_USER_SUSPENDED if the requester is suspended. Spec: client-server-api/#account-suspension
+
+    For operations that suspended accounts may use (`allow_suspended`) for some purposes only.
+    """
+    if requester.is_suspended:
+        raise MatrixError(403, "M_USER_SUSPENDED", "Your account is suspended: you cannot do that at the moment.")
 
 
 def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: float = 1) -> None:

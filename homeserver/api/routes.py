@@ -18,7 +18,6 @@ import trio
 
 from homeserver import limits
 from homeserver.api.arguments import Plan, compile_plan, decode_json
-from homeserver.api.guests import guest_may
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.process.budgets import Hold
 
@@ -158,6 +157,7 @@ class Operation:
     rate_limit: str
     max_body_bytes: int
     allow_guest: bool
+    allow_suspended: bool
     allow_locked: bool
     waits: bool
     decode: Callable[[bytes], Any]
@@ -203,7 +203,8 @@ class Routes:
         rate_limit: str = "default",
         max_body_bytes: int = 0,
         group: str = "",
-        allow_guest: bool | None = None,
+        allow_guest: bool = False,
+        allow_suspended: bool | None = None,
         allow_locked: bool = False,
         waits: bool | None = None,
         decode: Callable[[bytes], Any] = decode_json,
@@ -213,7 +214,8 @@ class Routes:
 
         rate_limit: a class of `limits.RATE_LIMITS`, or "" for none. max_body_bytes, max_json_nodes: 0 for the usual
         limit of the group; requests without a token or signature have lower ones.
-        allow_guest: None for what the spec says of the path. allow_locked: also for an account that is locked.
+        allow_guest, allow_suspended, allow_locked: whether the account of a guest may use it, and one that is suspended
+        or locked. Suspended accounts may read, so None stands for GET; see client-server-api/#account-suspension.
         waits: the handler may wait for long, and is cancelled when the client goes away or the server stops; None where
         the rate limit is that of sync. decode: reads the JSON of the body; `decode_parts` if each of its parts is to be
         judged alone.
@@ -233,7 +235,8 @@ class Routes:
                     group=group,
                     rate_limit=rate_limit,
                     max_body_bytes=max_body_bytes or limits.http.BODY_BYTES_MAX[group],
-                    allow_guest=guest_may(method, path) if allow_guest is None else allow_guest,
+                    allow_guest=allow_guest,
+                    allow_suspended=method == "GET" if allow_suspended is None else allow_suspended,
                     allow_locked=allow_locked,
                     waits=rate_limit == "sync" if waits is None else waits,
                     decode=decode,

@@ -68,7 +68,7 @@ class PasswordBody(msgspec.Struct, frozen=True):
     auth: JsonObject | None = None
 
 
-@routes.post("/_matrix/client/v3/account/password", rate_limit="login")
+@routes.post("/_matrix/client/v3/account/password", rate_limit="login", allow_suspended=True)
 async def change_password(hs: Resources, requester: Requester, body: PasswordBody) -> Empty:
     check_new_password(hs, body.new_password)
     flows = [(password_stage(requester.user_id),)]
@@ -119,7 +119,7 @@ class DeactivateBody(msgspec.Struct, frozen=True):
     erase: bool = False
 
 
-@routes.post("/_matrix/client/v3/account/deactivate", rate_limit="login")
+@routes.post("/_matrix/client/v3/account/deactivate", rate_limit="login", allow_suspended=True)
 async def deactivate_account(hs: Resources, requester: Requester, body: DeactivateBody) -> JsonObject:
     flows = [(password_stage(requester.user_id),)]
     authentication = await require_stages(hs, "deactivate account", body.auth, flows, requester.user_id)

@@ -27,14 +27,14 @@ MANAGED_TYPES = frozenset({"m.fully_read", "m.push_rules"})
 routes = Routes()
 
 
-@routes.put("/_matrix/client/v3/user/{user_id}/account_data/{data_type}")
+@routes.put("/_matrix/client/v3/user/{user_id}/account_data/{data_type}", allow_guest=True, allow_suspended=True)
 async def set_account_data(hs: Resources, requester: Requester, user_id: UserID, data_type: str, body: dict) -> Empty:
     _check_may_set(requester, user_id, data_type)
     await hs.database.write(store_account_data, user_id, None, data_type, body)
     return Empty()
 
 
-@routes.get("/_matrix/client/v3/user/{user_id}/account_data/{data_type}")
+@routes.get("/_matrix/client/v3/user/{user_id}/account_data/{data_type}", allow_guest=True)
 async def get_account_data(hs: Resources, requester: Requester, user_id: UserID, data_type: str) -> JsonObject:
     check_own(requester, user_id)
     if data_type == "m.push_rules":
@@ -42,7 +42,9 @@ async def get_account_data(hs: Resources, requester: Requester, user_id: UserID,
     return _found(await hs.database.read(find_account_data, user_id, None, data_type))
 
 
-@routes.put("/_matrix/client/v3/user/{user_id}/rooms/{room_id}/account_data/{data_type}")
+@routes.put(
+    "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/account_data/{data_type}", allow_guest=True, allow_suspended=True
+)
 async def set_account_data_per_room(
     hs: Resources, requester: Requester, user_id: UserID, room_id: RoomID, data_type: str, body: dict
 ) -> Empty:
@@ -51,7 +53,7 @@ async def set_account_data_per_room(
     return Empty()
 
 
-@routes.get("/_matrix/client/v3/user/{user_id}/rooms/{room_id}/account_data/{data_type}")
+@routes.get("/_matrix/client/v3/user/{user_id}/rooms/{room_id}/account_data/{data_type}", allow_guest=True)
 async def get_account_data_per_room(
     hs: Resources, requester: Requester, user_id: UserID, room_id: RoomID, data_type: str
 ) -> JsonObject:

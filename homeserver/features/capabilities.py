@@ -11,7 +11,7 @@ from homeserver.resources import Resources
 routes = Routes()
 
 
-@routes.get("/_matrix/client/v3/capabilities")
+@routes.get("/_matrix/client/v3/capabilities", allow_guest=True)
 async def get_capabilities(hs: Resources, requester: Requester) -> JsonObject:
     is_user = not requester.is_guest
     profile_fields: JsonObject = {"enabled": True}

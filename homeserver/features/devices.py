@@ -37,13 +37,13 @@ from homeserver.users.user_interactive import (
 routes = Routes()
 
 
-@routes.get("/_matrix/client/v3/devices")
+@routes.get("/_matrix/client/v3/devices", allow_guest=True)
 async def get_devices(hs: Resources, requester: Requester) -> JsonObject:
     devices = await hs.database.read(list_devices, requester.user_id)
     return {"devices": [_with_last_seen(hs, device).body() for device in devices]}
 
 
-@routes.get("/_matrix/client/v3/devices/{device_id}")
+@routes.get("/_matrix/client/v3/devices/{device_id}", allow_guest=True)
 async def get_device(hs: Resources, requester: Requester, device_id: str) -> JsonObject:
     device = await hs.database.read(find_device, requester.user_id, device_id)
     if device is None:
@@ -63,7 +63,7 @@ class DeviceBody(msgspec.Struct, frozen=True):
     display_name: str | None = None
 
 
-@routes.put("/_matrix/client/v3/devices/{device_id}")
+@routes.put("/_matrix/client/v3/devices/{device_id}", allow_guest=True, allow_suspended=True)
 async def update_device(hs: Resources, requester: Requester, device_id: str, body: DeviceBody) -> Response:
     """200 for a device that there is; 201 where an application service makes one."""
     if body.display_name is not None and len(body.display_name) > limits.DEVICE_NAME_CHARACTERS_MAX:
@@ -95,7 +95,7 @@ class DeleteDeviceBody(msgspec.Struct, frozen=True):
     auth: JsonObject | None = None
 
 
-@routes.delete("/_matrix/client/v3/devices/{device_id}")
+@routes.delete("/_matrix/client/v3/devices/{device_id}", allow_suspended=True)
 async def delete_device(hs: Resources, requester: Requester, device_id: str, body: DeleteDeviceBody | None) -> Empty:
     auth = body.auth if body is not None else None
     await _delete_with_authentication(hs, requester, [device_id], auth)
@@ -107,7 +107,7 @@ class DeleteDevicesBody(msgspec.Struct, frozen=True):
     auth: JsonObject | None = None
 
 
-@routes.post("/_matrix/client/v3/delete_devices")
+@routes.post("/_matrix/client/v3/delete_devices", allow_suspended=True)
 async def delete_devices(hs: Resources, requester: Requester, body: DeleteDevicesBody) -> Empty:
     if len(body.devices) > limits.DEVICES_PER_USER_MAX:
         raise invalid_param("Too many devices in one request.")

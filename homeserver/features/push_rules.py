@@ -35,7 +35,7 @@ HISTORICAL_ACTIONS = ("dont_notify", "coalesce")  # "Clients and homeservers MUS
 routes = Routes()
 
 
-@routes.get("/_matrix/client/v3/pushrules/")
+@routes.get("/_matrix/client/v3/pushrules/", allow_guest=True)
 async def get_push_rules(hs: Resources, requester: Requester) -> JsonObject:
     return {"global": await hs.database.read(find_ruleset, requester.user_id)}
 
@@ -65,7 +65,7 @@ class RuleBody(msgspec.Struct, frozen=True):
     pattern: str | None = None
 
 
-@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}")
+@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}", allow_suspended=True)
 async def set_push_rule(
     hs: Resources, requester: Requester, kind: Kind, rule_id: str, query: Place, body: RuleBody
 ) -> Empty:
@@ -83,7 +83,7 @@ async def set_push_rule(
     return Empty()
 
 
-@routes.delete("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}")
+@routes.delete("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}", allow_suspended=True)
 async def delete_push_rule(hs: Resources, requester: Requester, kind: Kind, rule_id: str) -> Empty:
     await hs.database.write(delete_rule, requester.user_id, kind, rule_id)
     return Empty()
@@ -98,7 +98,7 @@ class EnabledBody(msgspec.Struct, frozen=True):
     enabled: bool
 
 
-@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}/enabled")
+@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}/enabled", allow_suspended=True)
 async def set_push_rule_enabled(
     hs: Resources, requester: Requester, kind: Kind, rule_id: str, body: EnabledBody
 ) -> Empty:
@@ -115,7 +115,7 @@ class ActionsBody(msgspec.Struct, frozen=True):
     actions: list[str | JsonObject]
 
 
-@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}/actions")
+@routes.put("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}/actions", allow_suspended=True)
 async def set_push_rule_actions(
     hs: Resources, requester: Requester, kind: Kind, rule_id: str, body: ActionsBody
 ) -> Empty:

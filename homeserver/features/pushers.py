@@ -26,7 +26,7 @@ async def get_pushers(hs: Resources, requester: Requester) -> JsonObject:
     return {"pushers": []}
 
 
-@routes.post("/_matrix/client/v3/pushers/set")
+@routes.post("/_matrix/client/v3/pushers/set", allow_suspended=True)
 async def post_pusher(hs: Resources, requester: Requester, body: PusherBody) -> Empty:
     if body.kind is not None:
         raise MatrixError(404, "M_UNRECOGNIZED", "This server does not send push notifications.")

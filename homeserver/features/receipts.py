@@ -76,7 +76,9 @@ class ReadMarkersBody(
     private: EventID | None = None
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/receipt/{receipt_type}/{event_id}")
+@routes.post(
+    "/_matrix/client/v3/rooms/{room_id}/receipt/{receipt_type}/{event_id}", allow_guest=True, allow_suspended=True
+)
 async def post_receipt(
     hs: Resources,
     requester: Requester,
@@ -93,7 +95,7 @@ async def post_receipt(
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/rooms/{room_id}/read_markers")
+@routes.post("/_matrix/client/v3/rooms/{room_id}/read_markers", allow_guest=True, allow_suspended=True)
 async def set_read_marker(hs: Resources, requester: Requester, room_id: RoomID, body: ReadMarkersBody) -> Empty:
     given: Mapping[ReceiptType, EventID | None] = {
         "m.fully_read": body.fully_read,

@@ -104,7 +104,7 @@ class RegisterBody(msgspec.Struct, frozen=True):
     guest_access_token: str | None = None
 
 
-@routes.post("/_matrix/client/v3/register", rate_limit="registration", allow_guest=True)
+@routes.post("/_matrix/client/v3/register", rate_limit="registration")
 async def register(
     hs: Resources, requester: Requester | None, query: RegisterQuery, body: RegisterBody, request: Request
 ) -> JsonObject:

@@ -28,7 +28,6 @@ from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, sto
 from homeserver.rooms.append import append_create, append_local
 from homeserver.users.blocking import find_refusal
 from homeserver.users.profile import member_profile
-from homeserver.users.suspension import check_not_suspended
 
 routes = Routes()
 
@@ -67,7 +66,6 @@ class CreateRoomBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/createRoom", rate_limit="create_room")
 async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody) -> JsonObject:
-    check_not_suspended(requester)
     version = ROOM_VERSIONS.get(hs.config.rooms.default_version if body.room_version is None else body.room_version)
     if version is None:
         raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know that room version.")

@@ -129,7 +129,7 @@ async def get_public_rooms(hs: Resources, requester: Requester | None, query: Pu
     return await _public_rooms(hs, query.server, body)
 
 
-@routes.post("/_matrix/client/v3/publicRooms", rate_limit="directory")
+@routes.post("/_matrix/client/v3/publicRooms", rate_limit="directory", allow_suspended=True)
 async def query_public_rooms(
     hs: Resources, requester: Requester, query: ServerQuery, body: PublicRoomsBody
 ) -> JsonObject:

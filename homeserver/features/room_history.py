@@ -65,7 +65,7 @@ class ContextQuery(msgspec.Struct, frozen=True):
     filter: str | None = None
 
 
-@routes.get("/_matrix/client/v3/rooms/{room_id}/messages")
+@routes.get("/_matrix/client/v3/rooms/{room_id}/messages", allow_guest=True)
 async def get_room_events(hs: Resources, requester: Requester, room_id: RoomID, query: MessagesQuery) -> JsonObject:
     wanted = _Wanted(
         requester,
@@ -86,7 +86,7 @@ async def get_room_events(hs: Resources, requester: Requester, room_id: RoomID, 
     return {**page, "start": query.from_} if query.from_ else page
 
 
-@routes.get("/_matrix/client/v3/rooms/{room_id}/context/{event_id}")
+@routes.get("/_matrix/client/v3/rooms/{room_id}/context/{event_id}", allow_guest=True)
 async def get_event_context(
     hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID, query: ContextQuery
 ) -> JsonObject:
@@ -95,7 +95,7 @@ async def get_event_context(
     return await hs.database.read(_context, requester, room_id, event_id, limit, filter_, hs.database.generation)
 
 
-@routes.get("/_matrix/client/v3/rooms/{room_id}/event/{event_id}")
+@routes.get("/_matrix/client/v3/rooms/{room_id}/event/{event_id}", allow_guest=True)
 async def get_one_room_event(hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID) -> JsonObject:
     return await hs.database.read(_event, requester, room_id, event_id)
 

@@ -32,12 +32,12 @@ class MembersQuery(msgspec.Struct, frozen=True):
     not_membership: Membership | None = None
 
 
-@routes.get("/_matrix/client/v3/rooms/{room_id}/members")
+@routes.get("/_matrix/client/v3/rooms/{room_id}/members", allow_guest=True)
 async def get_members_by_room(hs: Resources, requester: Requester, room_id: RoomID, query: MembersQuery) -> JsonObject:
     return {"chunk": await hs.database.read(_list_members, requester, room_id, query)}
 
 
-@routes.get("/_matrix/client/v3/rooms/{room_id}/joined_members")
+@routes.get("/_matrix/client/v3/rooms/{room_id}/joined_members", allow_guest=True)
 async def get_joined_members_by_room(hs: Resources, requester: Requester, room_id: RoomID) -> JsonObject:
     return {"joined": await hs.database.read(_joined_members, requester, room_id)}
 

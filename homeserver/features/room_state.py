@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from homeserver.api.routes import Response, Routes
-from homeserver.authenticate import Requester, limit_requester
+from homeserver.authenticate import Requester, check_not_suspended, limit_requester
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import Feature, JsonObject
@@ -37,7 +37,6 @@ from homeserver.rooms.restricted import authorised_via
 from homeserver.rooms.storage import list_stored, without_withheld
 from homeserver.users.blocking import check_takes_invites
 from homeserver.users.presence import note_activity
-from homeserver.users.suspension import check_not_suspended
 
 routes = Routes()
 
@@ -46,26 +45,31 @@ class StateQuery(msgspec.Struct, frozen=True):
     format: Literal["content", "event"] = "content"
 
 
-@routes.get("/_matrix/client/v3/rooms/{room_id}/state")
+@routes.get("/_matrix/client/v3/rooms/{room_id}/state", allow_guest=True)
 async def get_room_state(hs: Resources, requester: Requester, room_id: RoomID) -> Response:
     return Response(body=await hs.database.read(_list_state, room_id, requester))
 
 
-@routes.get("/_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}")
+@routes.get("/_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}", allow_guest=True)
 async def get_room_state_with_key(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, state_key: str, query: StateQuery
 ) -> JsonObject:
     return await hs.database.read(_get_state, room_id, requester, event_type, state_key, query.format)
 
 
-@routes.get("/_matrix/client/v3/rooms/{room_id}/state/{event_type}")
+@routes.get("/_matrix/client/v3/rooms/{room_id}/state/{event_type}", allow_guest=True)
 async def get_room_state_by_type(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, query: StateQuery
 ) -> JsonObject:
     return await hs.database.read(_get_state, room_id, requester, event_type, "", query.format)
 
 
-@routes.put("/_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}", rate_limit="message")
+@routes.put(
+    "/_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}",
+    rate_limit="message",
+    allow_guest=True,
+    allow_suspended=True,
+)
 async def set_room_state_with_key(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, state_key: str, body: dict
 ) -> JsonObject:
@@ -84,7 +88,12 @@ async def set_room_state_with_key(
     return {"event_id": await hs.database.write(set_state, requester, draft)}
 
 
-@routes.put("/_matrix/client/v3/rooms/{room_id}/state/{event_type}", rate_limit="message")
+@routes.put(
+    "/_matrix/client/v3/rooms/{room_id}/state/{event_type}",
+    rate_limit="message",
+    allow_guest=True,
+    allow_suspended=True,
+)
 async def set_room_state_by_type(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, body: dict
 ) -> JsonObject:

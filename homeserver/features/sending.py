@@ -8,7 +8,7 @@ import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, check_not_suspended
 from homeserver.database import Transaction
 from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, JsonObject
@@ -18,7 +18,6 @@ from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.storage import find_txn, get_stored, txn_id_stored
 from homeserver.users.presence import note_activity
-from homeserver.users.suspension import check_not_suspended
 
 routes = Routes()
 
@@ -27,7 +26,12 @@ class RedactBody(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-@routes.put("/_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}", rate_limit="message")
+@routes.put(
+    "/_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}",
+    rate_limit="message",
+    allow_guest=True,
+    allow_suspended=True,
+)
 async def send_message(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, txn_id: str, body: dict
 ) -> JsonObject:
@@ -35,7 +39,7 @@ async def send_message(
     return {"event_id": await hs.database.write(send, requester, draft, txn_id, txn_id)}
 
 
-@routes.put("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}", rate_limit="message")
+@routes.put("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}", rate_limit="message", allow_suspended=True)
 async def redact_event(
     hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID, txn_id: str, body: RedactBody | None
 ) -> JsonObject:

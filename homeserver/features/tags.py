@@ -22,7 +22,7 @@ async def get_room_tags(hs: Resources, requester: Requester, user_id: UserID, ro
     return {"tags": await hs.database.read(list_tags, user_id, room_id)}
 
 
-@routes.put("/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}")
+@routes.put("/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}", allow_suspended=True)
 async def set_room_tag(
     hs: Resources, requester: Requester, user_id: UserID, room_id: RoomID, tag: str, body: dict
 ) -> Empty:
@@ -40,7 +40,7 @@ async def set_room_tag(
     return Empty()
 
 
-@routes.delete("/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}")
+@routes.delete("/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}", allow_suspended=True)
 async def delete_room_tag(hs: Resources, requester: Requester, user_id: UserID, room_id: RoomID, tag: str) -> Empty:
     check_own(requester, user_id)
     await hs.database.write(_delete_tag, user_id, room_id, tag)

@@ -57,7 +57,7 @@ class TypingBody(msgspec.Struct, frozen=True):
     timeout: int | None = None
 
 
-@routes.put("/_matrix/client/v3/rooms/{room_id}/typing/{user_id}")
+@routes.put("/_matrix/client/v3/rooms/{room_id}/typing/{user_id}", allow_guest=True)
 async def set_typing(hs: Resources, requester: Requester, room_id: RoomID, user_id: UserID, body: TypingBody) -> Empty:
     if user_id != requester.user_id:
         raise forbidden("You cannot type for another user.")

@@ -10,7 +10,7 @@ from homeserver.resources import Resources
 routes = Routes()
 
 
-@routes.get("/_matrix/client/v3/voip/turnServer")
+@routes.get("/_matrix/client/v3/voip/turnServer", allow_guest=True)
 async def get_turn_server(hs: Resources, requester: Requester) -> JsonObject:
     return {}  # there is none: clients try to reach each other directly
 

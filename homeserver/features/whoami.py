@@ -10,7 +10,7 @@ from homeserver.resources import Resources
 routes = Routes()
 
 
-@routes.get("/_matrix/client/v3/account/whoami")
+@routes.get("/_matrix/client/v3/account/whoami", allow_guest=True)
 async def get_token_owner(hs: Resources, requester: Requester) -> JsonObject:
     owner: JsonObject = {"user_id": requester.user_id, "is_guest": requester.is_guest}
     if requester.device_id:

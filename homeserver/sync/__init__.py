@@ -46,7 +46,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     filters = Cache(FILTERS_CACHED_MAX)
     routes = Routes()
 
-    @routes.get("/_matrix/client/v3/sync", rate_limit="sync")
+    @routes.get("/_matrix/client/v3/sync", rate_limit="sync", allow_guest=True)
     async def sync_events(hs: Resources, requester: Requester, query: SyncQuery) -> dict[str, Any]:
         since = None if query.since is None else await _read_since(hs, parse_sync_token(query.since))
         if since is None or query.full_state:

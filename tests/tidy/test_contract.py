@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from homeserver.api.routes import Operation
-from homeserver.features import FEATURES
+from homeserver.server import all_features
 from tests.tidy.source import PACKAGES, python_files
 
 DATA = Path(__file__).parents[1] / "data"
@@ -48,7 +48,8 @@ def kind_of(operation: Operation) -> str:
     return "public"
 
 
-OPERATIONS = [operation for feature in FEATURES for operation in feature.routes]
+OPERATIONS = [operation for feature in all_features() for operation in feature.routes]
+OF_ACCOUNTS = [each for each in OPERATIONS if each.plan.requester and not each.plan.requester_optional]
 
 
 def fits(operation: Operation) -> bool:
@@ -62,6 +63,118 @@ def fits(operation: Operation) -> bool:
 
 def test_operations_ask_for_what_the_spec_asks_for() -> None:
     assert [f"{each.method} {each.path}: {kind_of(each)}" for each in OPERATIONS if not fits(each)] == []
+
+
+# Spec: client-server-api/#guest-access, "allowed to be accessed by guest accounts". `PUT` and `DELETE /profile` are for
+# the display name only, which the handler checks.
+FOR_GUESTS_BY_SPEC = """
+GET account/whoami
+GET devices
+GET devices/{}
+PUT devices/{}
+GET events
+POST keys/claim
+POST keys/query
+POST keys/upload
+GET media/download/{}/{}
+GET media/download/{}/{}/{}
+GET media/thumbnail/{}/{}
+DELETE profile/{}/{}
+PUT profile/{}/{}
+GET rooms/{}/context/{}
+GET rooms/{}/event/{}
+GET rooms/{}/initialSync
+POST rooms/{}/join
+POST rooms/{}/leave
+GET rooms/{}/members
+GET rooms/{}/messages
+PUT rooms/{}/send/{}/{}
+GET rooms/{}/state
+GET rooms/{}/state/{}/{}
+PUT rooms/{}/state/{}/{}
+PUT sendToDevice/{}/{}
+GET sync
+"""
+
+# Without these no client works for a guest, and none of them shows or changes more than the guest's own.
+FOR_GUESTS_TOO = """
+GET capabilities
+POST join/{}
+GET joined_rooms
+POST logout
+POST logout/all
+GET presence/{}/status
+PUT presence/{}/status
+GET pushrules
+GET rooms/{}/joined_members
+POST rooms/{}/read_markers
+POST rooms/{}/receipt/{}/{}
+GET rooms/{}/state/{}
+PUT rooms/{}/state/{}
+PUT rooms/{}/typing/{}
+GET user/{}/account_data/{}
+PUT user/{}/account_data/{}
+POST user/{}/filter
+GET user/{}/filter/{}
+GET user/{}/rooms/{}/account_data/{}
+PUT user/{}/rooms/{}/account_data/{}
+GET voip/turnServer
+"""
+
+# Spec: client-server-api/#account-suspension, "Servers SHOULD permit the user to perform at least the following". What
+# has a general purpose is refused by its handler, unless it is a redaction of one's own event, or one's own leave.
+FOR_SUSPENDED_BY_SPEC = """
+POST account/deactivate
+POST delete_devices
+DELETE devices/{}
+POST logout
+POST logout/all
+PUT rooms/{}/redact/{}/{}
+POST rooms/{}/leave
+PUT rooms/{}/send/{}/{}
+PUT rooms/{}/state/{}
+PUT rooms/{}/state/{}/{}
+"""
+
+# What reading takes ("see and receive messages"), and what only the user's own clients get to see.
+FOR_SUSPENDED_TOO = """
+POST account/password
+PUT devices/{}
+POST keys/query
+POST publicRooms
+POST pushers/set
+DELETE pushrules/global/{}/{}
+PUT pushrules/global/{}/{}
+PUT pushrules/global/{}/{}/actions
+PUT pushrules/global/{}/{}/enabled
+POST rooms/{}/forget
+POST rooms/{}/read_markers
+POST rooms/{}/receipt/{}/{}
+PUT user/{}/account_data/{}
+POST user/{}/filter
+PUT user/{}/rooms/{}/account_data/{}
+DELETE user/{}/rooms/{}/tags/{}
+PUT user/{}/rooms/{}/tags/{}
+"""
+
+
+def bare(operation: Operation) -> str:
+    """Method and path as the lists above have them."""
+    path = re.sub(r"\{[^}]*\}", "{}", operation.path)
+    return f"{operation.method} {re.sub(r'^/_matrix/client/[^/]+/', '', path).rstrip('/')}"
+
+
+def test_guests_may_use_what_the_spec_lists() -> None:
+    listed = {*FOR_GUESTS_BY_SPEC.strip().splitlines(), *FOR_GUESTS_TOO.strip().splitlines()}
+    assert {bare(each) for each in OF_ACCOUNTS if each.allow_guest} == listed & {bare(each) for each in OF_ACCOUNTS}
+
+
+def test_suspended_accounts_read_and_do_what_the_spec_lists() -> None:
+    listed = {*FOR_SUSPENDED_BY_SPEC.strip().splitlines(), *FOR_SUSPENDED_TOO.strip().splitlines()}
+    reading = [each for each in OF_ACCOUNTS if each.method == "GET"]
+    others = [each for each in OF_ACCOUNTS if each.method != "GET"]
+    assert [bare(each) for each in reading if not each.allow_suspended] == []
+    assert {bare(each) for each in others if each.allow_suspended} == listed & {bare(each) for each in others}
 
 
 def test_error_codes_are_those_of_the_spec() -> None:

@@ -41,19 +41,19 @@ class DeprecatedDownloadQuery(DownloadQuery, frozen=True):
     allow_redirect: bool = False
 
 
-@routes.get("/_matrix/client/v1/media/config", allow_guest=False)
+@routes.get("/_matrix/client/v1/media/config")
 async def get_config_authed(hs: Resources, requester: Requester) -> dict[str, Any]:
     """How large an upload may be."""
     return {"m.upload.size": hs.config.blobs.upload_bytes_max}
 
 
-@routes.get("/_matrix/media/v3/config", allow_guest=False)
+@routes.get("/_matrix/media/v3/config")
 async def get_config(hs: Resources, requester: Requester) -> dict[str, Any]:
     """Deprecated name of `get_config_authed`."""
     return {"m.upload.size": hs.config.blobs.upload_bytes_max}
 
 
-@routes.get("/_matrix/client/v1/media/download/{server_name}/{media_id}", rate_limit="media")
+@routes.get("/_matrix/client/v1/media/download/{server_name}/{media_id}", rate_limit="media", allow_guest=True)
 async def get_content_authed(
     hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: DownloadQuery, request: Request
 ) -> Response:
@@ -62,7 +62,9 @@ async def get_content_authed(
     return await _serve(hs, request, media, media.description.filename, CACHE_PRIVATE)
 
 
-@routes.get("/_matrix/client/v1/media/download/{server_name}/{media_id}/{file_name}", rate_limit="media")
+@routes.get(
+    "/_matrix/client/v1/media/download/{server_name}/{media_id}/{file_name}", rate_limit="media", allow_guest=True
+)
 async def get_content_override_name_authed(
     hs: Resources,
     requester: Requester,

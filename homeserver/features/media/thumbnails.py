@@ -101,7 +101,7 @@ class DeprecatedThumbnailQuery(ThumbnailQuery, frozen=True):
     allow_redirect: bool = False
 
 
-@routes.get("/_matrix/client/v1/media/thumbnail/{server_name}/{media_id}", rate_limit="media")
+@routes.get("/_matrix/client/v1/media/thumbnail/{server_name}/{media_id}", rate_limit="media", allow_guest=True)
 async def get_content_thumbnail_authed(
     hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: ThumbnailQuery, request: Request
 ) -> Response:

@@ -20,14 +20,13 @@ from homeserver.features.media.storage import Blob, Description
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.limits import MEDIA_CHUNK_BYTES, MEDIA_PENDING_LIFETIME_MS
 from homeserver.resources import Resources
-from homeserver.users.suspension import check_not_suspended
 
 
 class UploadQuery(msgspec.Struct, frozen=True):
     filename: str = ""
 
 
-@routes.post("/_matrix/media/v3/upload", rate_limit="upload", allow_guest=False)
+@routes.post("/_matrix/media/v3/upload", rate_limit="upload")
 async def upload_content(hs: Resources, requester: Requester, query: UploadQuery, request: Request) -> dict[str, Any]:
     """Stores the body under a new URI."""
     media_id = new_media_id()
@@ -35,17 +34,16 @@ async def upload_content(hs: Resources, requester: Requester, query: UploadQuery
     return {"content_uri": mxc_uri(hs.server_name, media_id)}
 
 
-@routes.post("/_matrix/media/v1/create", rate_limit="upload", allow_guest=False)
+@routes.post("/_matrix/media/v1/create", rate_limit="upload")
 async def create_content(hs: Resources, requester: Requester) -> dict[str, Any]:
     """Creates a URI whose content will be uploaded later."""
-    check_not_suspended(requester)
     media_id = new_media_id()
     expires_ms = hs.now_ms() + MEDIA_PENDING_LIFETIME_MS
     await hs.database.write(storage.store_pending, media_id, requester.user_id, expires_ms)
     return {"content_uri": mxc_uri(hs.server_name, media_id), "unused_expires_at": expires_ms}
 
 
-@routes.put("/_matrix/media/v3/upload/{server_name}/{media_id}", rate_limit="upload", allow_guest=False)
+@routes.put("/_matrix/media/v3/upload/{server_name}/{media_id}", rate_limit="upload")
 async def upload_content_to_mxc(
     hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: UploadQuery, request: Request
 ) -> Empty:
@@ -59,7 +57,6 @@ async def upload_content_to_mxc(
 async def _upload(
     hs: Resources, requester: Requester, query: UploadQuery, request: Request, media_id: str, *, is_pending: bool
 ) -> None:
-    check_not_suspended(requester)
     description = describe(request.headers.get("content-type"), query.filename)
     declared = request.headers.get("content-length", "")
     expected_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0

@@ -64,15 +64,6 @@ class User:
         return self.deactivated_ms is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Deactivation:
-    """That a user was deactivated, at `position`. erase: whether all that can be removed should be."""
-
-    position: int
-    user_id: UserID
-    erase: bool
-
-
 def user_id_of(server_name: ServerName, username: str) -> UserID:
     """The id of a new user who asks to be called `username`. Raises M_INVALID_USERNAME."""
     localpart = username.lower()
@@ -253,13 +244,3 @@ def deactivate_user(tx: Transaction, user_id: UserID, *, erase: bool) -> None:
     )  # fmt: skip
     authenticate.delete_tokens_of_user(tx, user_id)
     authenticate.store_account_flags(tx, user_id, NO_FLAGS)
-
-
-def list_deactivations(tx: Transaction, since: int, upto: int) -> list[Deactivation]:
-    """Who was deactivated at since < position ≤ upto, in that order; for a tail that removes what a feature keeps."""
-    rows = tx.all(
-        "SELECT deactivated_position, user_nid, erased FROM users"
-        " WHERE deactivated_position > ? AND deactivated_position <= ? ORDER BY deactivated_position",
-        since, upto,
-    )  # fmt: skip
-    return [Deactivation(position, UserID(tx.name(nid)), bool(erased)) for position, nid, erased in rows]

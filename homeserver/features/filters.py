@@ -1,4 +1,4 @@
-"""Filters that clients have stored. What they mean is the business of `homeserver.sync.filter`.
+"""Filters that clients have stored. What they mean is the business of `homeserver.api.filters`.
 
 Spec: client-server-api/#filtering
 """
@@ -6,6 +6,7 @@ Spec: client-server-api/#filtering
 from __future__ import annotations
 
 from homeserver import limits
+from homeserver.api.filters import Filter, parse_filter
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.encoding import to_json
@@ -13,7 +14,6 @@ from homeserver.errors import MatrixError, bad_json, forbidden, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import InvalidIdentifier, UserID, parse_room_id, parse_user_id
 from homeserver.resources import Resources
-from homeserver.sync.filter import Filter, parse_filter
 from homeserver.users.filters import find_filter, forget_filters, store_filter
 
 routes = Routes()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from homeserver import limits
+from homeserver.api.filters import RoomEventFilter, parse_room_event_filter
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import DatabaseUnavailable, Transaction
@@ -20,8 +21,9 @@ from homeserver.remote import backfill
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_event, client_events
+from homeserver.rooms.history import Page, Reader, point_beside, read_page, wants_event
 from homeserver.rooms.membership import get_room_membership, is_server_joined
-from homeserver.rooms.receive import find_newest_gap, list_missing
+from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
 from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_stored, without_withheld
 from homeserver.rooms.timeline import (
@@ -31,18 +33,13 @@ from homeserver.rooms.timeline import (
     Token,
     Tokens,
     find_point,
-    list_backwards,
     list_by_timestamp,
-    list_forwards,
     parse_token,
 )
 from homeserver.rooms.visibility import filter_visible, is_world_readable
-from homeserver.sync.filter import RoomEventFilter, parse_room_event_filter, wants_event
 from homeserver.users.blocking import ignored_users
 
 routes = Routes()
-
-SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that are asked for
 
 
 class MessagesQuery(msgspec.Struct, frozen=True, rename={"from_": "from", "direction": "dir"}):
@@ -133,94 +130,35 @@ class _Wanted:
 
 
 def _page(tx: Transaction, wanted: _Wanted, filled: bool = False) -> JsonObject | int:
-    """A page of the timeline; if a gap begins inside of it and has not been filled, the point where the page begins."""
+    """Returns a page of the timeline, or its first point if it meets a gap that other servers may be able to fill."""
     requester, room_id = wanted.requester, wanted.room_id
     access = read_access(tx, room_id, requester.user_id)
     begin, to = wanted.points(tx)
+    reader = Reader(requester.user_id, room_id, wanted.filter, ignored_users(tx, requester.user_id))
     if wanted.forwards:
-        found = _scan(tx, wanted, begin, min(to, access.upto))
+        page = read_page(tx, reader, begin, min(to, access.upto), wanted.limit, forwards=True)
     else:
         point = min(begin, access.upto)
-        gap = find_newest_gap(tx, room_id, to, point)
-        # The page ends there, and the next one begins with what can be had of what is missing.
-        found = _scan(tx, wanted, point, to if gap is None else gap - 1)
-        if not filled and _meets_gap(tx, wanted, point, to, found):
+        page = read_page(tx, reader, point, to, wanted.limit)
+        if not filled and _meets_gap(tx, wanted, point, page):
             return begin
-        if gap is not None and found.end is None:
-            found = replace(found, end=gap - 1)
     tokens = Tokens(tx.position, wanted.generation)
     answer: JsonObject = {
-        "chunk": client_events(tx, found.events, user_id=requester.user_id, device_id=requester.device_id),
-        "start": tokens.timeline(found.start if begin in (START, END) else begin),
+        "chunk": client_events(tx, page.events, user_id=requester.user_id, device_id=requester.device_id),
+        "start": tokens.timeline(page.start if begin in (START, END) else begin),
     }
-    if found.end is not None:
-        answer["end"] = tokens.timeline(found.end)
-    if wanted.filter.lazy_load_members and found.events:
-        answer["state"] = _senders(tx, access.state, found.events)
+    if page.more:
+        answer["end"] = tokens.timeline(page.end)
+    if wanted.filter.lazy_load_members and page.events:
+        answer["state"] = _senders(tx, access.state, page.events)
     return answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Events of a page, and the points of the timeline before the first and after the last; `end` None if none follow.
-
-    lowest: the least ordering that was looked at.
-    """
-
-    events: list[StoredEvent]
-    start: int
-    end: int | None
-    lowest: int
-
-
-def _scan(tx: Transaction, wanted: _Wanted, point: int, to: int) -> _Found:
-    """The events between two points that the user may see and wants: as many as asked for, if they are not too rare."""
-    user_id, room_id, forwards = wanted.requester.user_id, wanted.room_id, wanted.forwards
-    list_next = list_forwards if forwards else list_backwards
-    found: list[StoredEvent] = []
-    start: int | None = None
-    scanned, is_end, lowest = 0, False, point
-    ignored = ignored_users(tx, user_id)
-    while len(found) < wanted.limit and scanned < SCAN_FACTOR * wanted.limit:
-        batch = list_next(tx, room_id, point, wanted.limit, to)
-        is_end = len(batch) < wanted.limit
-        scanned += len(batch)
-        for event in batch[:1] if start is None else ():
-            start = _point_beside(event, not forwards)
-        visible = filter_visible(tx, user_id, room_id, batch)
-        seen = [event for event in visible if _is_shown(event, wanted.filter, ignored)]
-        if len(found) + len(seen) > wanted.limit:
-            seen = seen[: wanted.limit - len(found)]
-            last = seen[-1].position
-            is_end, batch = False, batch[: [event.position for event in batch].index(last) + 1]
-        found += seen
-        if batch:
-            point = _point_beside(batch[-1], forwards)
-            lowest = min(lowest, batch[-1].ordering or 0)
-        if is_end:
-            break
-    return _Found(found, point if start is None else start, None if is_end else point, lowest)
-
-
-def _is_shown(event: StoredEvent, filter_: RoomEventFilter, ignored: Collection[str]) -> bool:
-    """Whether an event that the user may see is to be told: not what ignored users say, but all state."""
-    return (event.is_state or event.sender not in ignored) and wants_event(filter_, event)
-
-
-def _point_beside(event: StoredEvent, is_after: bool) -> int:
-    """The point of the timeline just after or just before an event."""
-    assert event.ordering is not None
-    return event.ordering if is_after else event.ordering - 1
-
-
-def _meets_gap(tx: Transaction, wanted: _Wanted, point: int, to: int, found: _Found) -> bool:
-    """Whether other servers, if this one is in the room, may have events where the page ends."""
-    gaps = list_missing(tx, wanted.room_id, point, 1)
-    if not gaps or not is_server_joined(tx, wanted.room_id, server_name_of(wanted.requester.user_id)):
+def _meets_gap(tx: Transaction, wanted: _Wanted, point: int, page: Page) -> bool:
+    """Whether other servers, if this one is in the room, may have events at the page's end or before its start."""
+    if not (page.at_gap or find_newest_gap(tx, wanted.room_id, point, point + 1) is not None):
         return False
-    newest_gap = gaps[0][1].ordering
-    assert newest_gap is not None
-    return newest_gap > to and (found.end is None or found.lowest <= newest_gap)
+    return is_server_joined(tx, wanted.room_id, server_name_of(wanted.requester.user_id))
 
 
 def _senders(tx: Transaction, state: StateAt, events: list[StoredEvent]) -> list[JsonObject]:
@@ -240,16 +178,12 @@ def _context(
     generation: str,
 ) -> JsonObject:
     event = _get_visible(tx, requester, room_id, event_id)
-    assert event.ordering is not None
-    before = list_backwards(tx, room_id, event.ordering - 1, limit - limit // 2)
-    after = list_forwards(tx, room_id, event.ordering, limit // 2)
-    after = filter_visible(tx, requester.user_id, room_id, after)
-    ignored = ignored_users(tx, requester.user_id)
-    shown_after = [each for each in after if _is_shown(each, filter_, ignored)]
-    visible_before = filter_visible(tx, requester.user_id, room_id, before)
-    shown_before = [each for each in visible_before if _is_shown(each, filter_, ignored)]
-    last = after[-1] if after else event  # never one that the user may not see: nor may they see the state after it
-    senders = {each.sender for each in (event, *shown_before, *shown_after)}
+    reader = Reader(requester.user_id, room_id, filter_, ignored_users(tx, requester.user_id))
+    before_point, after_point = point_beside(event, is_after=False), point_beside(event, is_after=True)
+    before = read_page(tx, reader, before_point, START, limit - limit // 2)
+    after = read_page(tx, reader, after_point, END, limit // 2, forwards=True)
+    last = after.events[-1] if after.events else event
+    senders = {each.sender for each in (event, *before.events, *after.events)}
     positions = entries_of(tx, state_after(tx, last))
     if filter_.lazy_load_members:
         member_nid, shown_nids = tx.find("m.room.member"), {tx.find(sender) for sender in senders}
@@ -260,16 +194,14 @@ def _context(
     def shown(events: Sequence[StoredEvent]) -> list[dict[str, Any]]:
         return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
 
-    first = before[-1].ordering if before else event.ordering
-    assert first is not None and last.ordering is not None
     tokens = Tokens(tx.position, generation)
     return {
         "event": shown([event])[0],
-        "events_before": shown(shown_before),
-        "events_after": shown(shown_after),
+        "events_before": shown(before.events),
+        "events_after": shown(after.events),
         "state": shown(wanted_state),
-        "start": tokens.timeline(first - 1),
-        "end": tokens.timeline(last.ordering),
+        "start": tokens.timeline(before.end),
+        "end": tokens.timeline(after.end),
     }
 
 

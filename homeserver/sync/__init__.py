@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import orjson
 
+from homeserver.api.filters import EVERYTHING, Filter, parse_filter
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
@@ -18,7 +19,6 @@ from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import Token, find_since, parse_sync_token
 from homeserver.sync.engine import Engine, SyncRequest
-from homeserver.sync.filter import EVERYTHING, Filter, parse_filter
 
 SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
 

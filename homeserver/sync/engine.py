@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from homeserver.api.filters import Filter, RoomEventFilter, wants, wants_room
 from homeserver.authenticate import Requester, check_token
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.database.cache import Cache
@@ -22,7 +23,6 @@ from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import RoomMembership, list_memberships
 from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.timeline import Tokens, after_position
-from homeserver.sync.filter import Filter, RoomEventFilter, wants, wants_room
 from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
 from homeserver.users.blocking import blocks_invites, ignored_users

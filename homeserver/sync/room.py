@@ -9,30 +9,25 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from homeserver.api.filters import (
+    Filter,
+    select_fields,
+    timeline_limit,
+    wants,
+    wants_room,
+)
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.client_event import client_event, client_events
+from homeserver.rooms.history import Reader, point_beside, read_page, wants_event
 from homeserver.rooms.membership import RoomMembership, count_members, has_come_or_gone, list_heroes
-from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
 from homeserver.rooms.state_tree import Key
 from homeserver.rooms.storage import StoredEvent, find_stored, list_stored, without_withheld
-from homeserver.rooms.timeline import END, START, Tokens, after_position, find_types, list_backwards
-from homeserver.rooms.visibility import filter_visible, find_leave
-from homeserver.sync.filter import (
-    Filter,
-    RoomEventFilter,
-    select_fields,
-    timeline_limit,
-    wants,
-    wants_event,
-    wants_room,
-)
+from homeserver.rooms.timeline import END, START, Tokens, after_position
+from homeserver.rooms.visibility import find_leave
 from homeserver.sync.lazy_members import DeviceMembers
-
-TYPES_SCANNED_MAX = 2_000  # events whose types alone are looked at, some milliseconds of work
-SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that it gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,45 +167,17 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
     Before a gap, where other servers have events that we do not, the timeline ends: a client that pages back from there
     makes us fetch them.
     """
-    gap = find_newest_gap(tx, room_id, since_point, upto_point)
-    down_to = since_point if gap is None else gap - 1
     filter_ = viewer.filter.room.timeline
-    if filter_.types == [] or not wants_room(filter_, room_id):
-        at_start = upto_point if since_point == START else since_point
-        return Timeline([], False, after_position(tx.position) if at_start == END else at_start)
-    limit = timeline_limit(filter_.limit)
-    found: list[StoredEvent] = []
-    point, scanned, exhausted = upto_point, 0, False
-    while len(found) <= limit and scanned <= SCAN_FACTOR * (limit + 1):
-        batch = list_backwards(tx, room_id, point, limit + 1, down_to)
-        exhausted = len(batch) <= limit
-        found += [
-            event
-            for event in filter_visible(tx, viewer.user_id, room_id, batch)
-            if wants_event(filter_, event) and (event.is_state or event.sender not in viewer.ignored)
-        ]
-        scanned += len(batch)
-        if exhausted:
-            break
-        assert batch[-1].ordering is not None
-        point = batch[-1].ordering - 1
-    limited = len(found) > limit or not (exhausted or _is_hidden(tx, filter_, room_id, down_to, point))
-    events = found[:limit][::-1]
-    if not limited and gap is not None:
-        return Timeline(events, True, down_to)
-    if events:
-        assert events[0].ordering is not None
-        return Timeline(events, limited, events[0].ordering - 1)
-    start = upto_point if limited or since_point == START else since_point
-    return Timeline(events, limited, after_position(tx.position) if start == END else start)
-
-
-def _is_hidden(tx: Transaction, filter_: RoomEventFilter, room_id: RoomID, since_point: int, upto_point: int) -> bool:
-    """Whether the filter certainly lets nothing pass of what lies between two points."""
-    if filter_.types is None and not filter_.not_types:
-        return False
-    types = find_types(tx, room_id, since_point, upto_point, TYPES_SCANNED_MAX)
-    return types is not None and not any(wants(filter_, event_type, None) for event_type in types)
+    reader = Reader(viewer.user_id, room_id, filter_, viewer.ignored)
+    page = read_page(tx, reader, upto_point, since_point, timeline_limit(filter_.limit))
+    if page.at_gap:
+        start = page.end
+    elif page.events:
+        # Not `page.end`: another filter may want what lies between.
+        start = point_beside(page.events[-1], is_after=False)
+    else:
+        start = upto_point if page.more or since_point == START else since_point
+    return Timeline(page.events[::-1], page.more, after_position(tx.position) if start == END else start)
 
 
 def _state(

@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from homeserver.api.filters import EVERYTHING, parse_filter
 from homeserver.authenticate import Requester
 from homeserver.client import Client
 from homeserver.config import Config, DatabaseSection, FederationSection, RateLimitsSection
@@ -32,7 +33,6 @@ from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.server import Homeserver
 from homeserver.sync.engine import SyncRequest, compute
-from homeserver.sync.filter import EVERYTHING, parse_filter
 from homeserver.sync.lazy_members import ToldMembers
 
 WORDS = tuple("the quick brown fox jumps over a lazy dog and some bees buzz in the garden behind our old house".split())  # noqa: SIM905

@@ -418,3 +418,34 @@ async def test_refuses_bad_times(server: Server, query: str, errcode: str) -> No
     room_id = await create(alice)
     path = f"/_matrix/client/v1/{path_of(room_id, 'timestamp_to_event')}"
     assert await alice.refused("GET", f"{path}?{query}") == (400, errcode)
+
+
+async def test_sync_messages_and_context_read_alike(server: Server) -> None:
+    """The same filter, the same ignored users and the same limit show the same events, whichever way they are read."""
+    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    room_id = await public_room(alice, bob, carl)
+    for number in range(30):
+        await send(bob, room_id, {"n": number}, kind="org.example.rare" if number % 5 == 0 else "m.room.message")
+        await send(carl, room_id, {"n": number}, kind="org.example.rare")
+    path = f"user/{alice.user_id}/account_data/m.ignored_user_list"
+    await alice.ok("PUT", path, json={"ignored_users": {carl.user_id: {}}})
+    rare = {"types": ["org.example.rare"]}
+    answer = await sync(alice, filter={"room": {"timeline": {**rare, "limit": 3}}})
+    shown = ids(timeline(answer, room_id))
+    assert len(shown) == 3
+    page = await messages(alice, room_id, limit=3, filter=rare)
+    assert ids(page["chunk"]) == shown[::-1]
+    around = await context(alice, room_id, shown[1], limit=2, filter=json.dumps(rare))
+    assert [ids(around[part]) for part in ("events_before", "events_after")] == [[shown[0]], [shown[2]]]
+    older = await all_messages(alice, room_id, start=around["start"], filter=rare)
+    assert [event["content"]["n"] for event in older] == [10, 5, 0]
+    assert await all_messages(alice, room_id, "f", start=around["end"], filter=rare) == []
+
+
+async def test_a_page_that_holds_all_there_is_has_no_end(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await public_room(alice)
+    everything = await all_messages(alice, room_id)
+    for direction in ("b", "f"):
+        assert "end" not in await messages(alice, room_id, direction, limit=len(everything))
+        assert "end" in await messages(alice, room_id, direction, limit=len(everything) - 1)

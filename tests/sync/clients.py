@@ -7,11 +7,11 @@ from typing import Any
 
 import orjson
 
+from homeserver.api.filters import parse_filter
 from homeserver.authenticate import Requester
 from homeserver.encoding import to_json
 from homeserver.federation.identifiers import UserID
 from homeserver.sync.engine import SyncRequest, compute
-from homeserver.sync.filter import parse_filter
 from homeserver.sync.lazy_members import ToldMembers
 from tests.support.rooms import Rooms
 

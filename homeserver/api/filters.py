@@ -1,4 +1,4 @@
-"""Filters: which events a client wants. Spec: client-server-api/#filtering"""
+"""Filters: the events a client asks for, as an argument of its requests. Spec: client-server-api/#filtering"""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import orjson
 
 from homeserver.encoding import to_json
 from homeserver.errors import bad_json
-from homeserver.rooms.storage import StoredEvent
 
 FILTER_LIST_MAX = 1000  # entries of one list of a filter: each is tried on each event
 TIMELINE_LIMIT_DEFAULT = 10
@@ -24,7 +23,7 @@ _Names = list[str] | None
 
 
 class EventFilter(msgspec.Struct, frozen=True):
-    """Types may have "*" in them; `None` lets everything pass."""
+    """Types may contain "*"; `None` lets everything pass."""
 
     limit: int | None = None
     types: _Names = None
@@ -113,13 +112,6 @@ def wants(filter_: EventFilter, event_type: str, sender: str | None) -> bool:
 def wants_room(filter_: RoomEventFilter | RoomFilter, room_id: str) -> bool:
     """Whether anything of that room passes."""
     return (filter_.rooms is None or room_id in filter_.rooms) and room_id not in filter_.not_rooms
-
-
-def wants_event(filter_: RoomEventFilter, event: StoredEvent) -> bool:
-    """Whether an event of a room passes."""
-    if not (wants_room(filter_, event.room_id) and wants(filter_, event.type, event.sender)):
-        return False
-    return filter_.contains_url is None or ("url" in event.content) == filter_.contains_url
 
 
 def select_fields(event: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:

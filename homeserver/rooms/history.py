@@ -1,0 +1,113 @@
+"""Reading a room's timeline for a user: what `/sync`, `/messages` and `/context` have in common.
+
+Theory of operation. `read_page` reads from one point of the timeline towards another, in batches, and keeps the events
+that the user may see and that the filter wants. It stops at the first of:
+
+- the limit: one event more than the limit was found, so there certainly are more;
+- the cap on work: a filter that lets little pass may look at SCAN_FACTOR times as many events as were asked for. There
+  may be more, unless the types of what is left (cheap to read) show that the filter lets none of it pass;
+- a gap, when reading backwards: other servers have events between this point and the next older event that we have. The
+  page ends there, so that a client that goes on from `end` makes us fetch them;
+- the point `to`: there are no more.
+
+`start` and `end` are points of the timeline, see `homeserver.rooms.timeline`. Reading on from `end` misses nothing and
+repeats nothing, as long as user and filter stay the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from homeserver.api.filters import RoomEventFilter, wants, wants_room
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import RoomID
+from homeserver.rooms.receive import find_newest_gap
+from homeserver.rooms.storage import StoredEvent
+from homeserver.rooms.timeline import find_types, list_backwards, list_forwards
+from homeserver.rooms.visibility import filter_visible
+
+SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that are asked for
+TYPES_SCANNED_MAX = 2_000  # events whose types alone are looked at, some milliseconds of work
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A user who reads a room. `ignored`: users of whom only state events are shown."""
+
+    user_id: str
+    room_id: RoomID
+    filter: RoomEventFilter
+    ignored: frozenset[str] = frozenset()
+
+    def is_shown(self, event: StoredEvent) -> bool:
+        """Whether an event that the user may see is shown: the filter wants it, and its sender is not ignored."""
+        return (event.is_state or event.sender not in self.ignored) and wants_event(self.filter, event)
+
+
+class Page(NamedTuple):
+    """Events in the order of reading. `start`: the point before the first event looked at; `end`: where to read on.
+
+    more: whether there are more events beyond `end`, or may be. at_gap: the page ends where other servers have more.
+    """
+
+    events: list[StoredEvent]
+    start: int
+    end: int
+    more: bool
+    at_gap: bool = False
+
+
+def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, *, forwards: bool = False) -> Page:
+    """At most `limit` events between two points of the timeline: `to` < `point`, or `point` < `to` if `forwards`."""
+    filter_, room_id = reader.filter, reader.room_id
+    if filter_.types == [] or not wants_room(filter_, room_id):
+        return Page([], point, point, more=False)
+    gap = None if forwards else find_newest_gap(tx, room_id, to, point)
+    if gap is not None:
+        to = gap - 1
+    found: list[StoredEvent] = []
+    start, end, scanned = point, point, 0
+    while True:
+        batch = (list_forwards if forwards else list_backwards)(tx, room_id, end, limit + 1, to)
+        if batch:
+            start = point_beside(batch[0], is_after=not forwards) if scanned == 0 else start
+            end = point_beside(batch[-1], is_after=forwards)
+            scanned += len(batch)
+            visible = filter_visible(tx, reader.user_id, room_id, batch)
+            found += [event for event in visible if reader.is_shown(event)]
+        if len(found) > limit:
+            del found[limit:]
+            end = point_beside(found[-1], is_after=forwards) if found else point
+            return Page(found, start, end, more=True)
+        if len(batch) <= limit:
+            if gap is not None:
+                return Page(found, start, to, more=True, at_gap=True)
+            return Page(found, start, end, more=False)
+        if scanned > SCAN_FACTOR * (limit + 1):
+            low, high = (end, to) if forwards else (to, end)
+            is_rest_hidden = _is_hidden(tx, filter_, room_id, low, high)
+            if is_rest_hidden and gap is not None:
+                return Page(found, start, to, more=True, at_gap=True)
+            return Page(found, start, end, more=not is_rest_hidden)
+
+
+def wants_event(filter_: RoomEventFilter, event: StoredEvent) -> bool:
+    """Whether the filter lets an event of a room pass."""
+    if not (wants_room(filter_, event.room_id) and wants(filter_, event.type, event.sender)):
+        return False
+    return filter_.contains_url is None or ("url" in event.content) == filter_.contains_url
+
+
+def point_beside(event: StoredEvent, *, is_after: bool) -> int:
+    """The point of the timeline just after or just before an event."""
+    assert event.ordering is not None
+    return event.ordering if is_after else event.ordering - 1
+
+
+def _is_hidden(tx: Transaction, filter_: RoomEventFilter, room_id: RoomID, since_point: int, upto_point: int) -> bool:
+    """Whether the filter certainly lets nothing pass of what lies between two points."""
+    if filter_.types is None and not filter_.not_types:
+        return False
+    types = find_types(tx, room_id, since_point, upto_point, TYPES_SCANNED_MAX)
+    return types is not None and not any(wants(filter_, event_type, None) for event_type in types)

@@ -1,7 +1,7 @@
-"""EDUs: what servers tell one another and nobody keeps. Spec: server-server-api/#edus
+"""EDUs: short-lived messages between servers that nobody stores. Spec: server-server-api/#edus
 
-Contents are judged one EDU at a time, so that a malformed one spoils none of its neighbours. Whether the origin may
-speak for the users it names is the receiver's to check: compare `server_name_of(user_id)` with the origin.
+Each EDU is checked on its own, so that a malformed one does not affect the others. The receiver must check that the
+origin may speak for the users in an EDU: compare `server_name_of(user_id)` with the origin.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from homeserver.federation.identifiers import EventID, RoomID, UserID, parse_eve
 
 NaturalInt = Annotated[int, Meta(ge=0, le=INT_MAX)]
 DeviceID = Annotated[str, Meta(max_length=255)]
-"""The spec sets no limit; clients choose these or servers generate a few letters, and an index must hold them."""
+"""The spec sets no limit. Clients choose device IDs, or servers generate a few letters. They must fit in an index."""
 
 ShortText = Annotated[str, Meta(max_length=4096)]
 
 
 class InvalidEdu(ValueError):
-    """The EDU, or the content of an EDU type that we know, is malformed; the message says where."""
+    """The EDU, or the content of a known EDU type, is malformed; the message says where."""
 
 
 class _Edu(Struct, frozen=True):
@@ -33,7 +33,7 @@ class _Edu(Struct, frozen=True):
 
 
 class TypingContent(Struct, frozen=True, kw_only=True):
-    """`m.typing`: one user began or ceased to type in a room. Spec: server-server-api/#typing-notifications"""
+    """`m.typing`: a user started or stopped typing in a room. Spec: server-server-api/#typing-notifications"""
 
     room_id: RoomID
     user_id: UserID
@@ -62,7 +62,7 @@ class UserReceipt(Struct, frozen=True, kw_only=True):
 
 
 class RoomReceipts(Struct, frozen=True, kw_only=True):
-    """The receipts of one room. Only public read receipts travel between servers; other kinds are not read."""
+    """The receipts of one room. Only public read receipts travel between servers; other kinds are ignored."""
 
     read: dict[UserID, UserReceipt] = field(name="m.read", default_factory=dict)
 
@@ -76,7 +76,7 @@ ReceiptContent = dict[RoomID, RoomReceipts]
 
 
 class PresenceUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One user's presence. `last_active_ago` (ms) is required by the spec, yet absent for users never seen active."""
+    """One user's presence. The spec requires `last_active_ago` (ms), but it is absent for users never seen active."""
 
     user_id: UserID
     presence: Literal["offline", "unavailable", "online"]
@@ -112,8 +112,8 @@ class DeviceListUpdateContent(Struct, frozen=True, kw_only=True, omit_defaults=T
 class DirectToDeviceContent(Struct, frozen=True, kw_only=True):
     """`m.direct_to_device`: a message to devices, `messages[user_id][device_id or "*"]`.
 
-    Spec: server-server-api/#send-to-device-messaging. It limits `message_id` to 32 code points; servers exist that
-    send longer ones, and to drop those would lose encryption keys.
+    Spec: server-server-api/#send-to-device-messaging. The spec limits `message_id` to 32 code points, but some servers
+    send longer ones, and dropping their messages would lose encryption keys.
     """
 
     sender: UserID
@@ -159,10 +159,10 @@ CONTENT_TYPES: Mapping[str, Any] = {
 
 
 def parse_edu(edu: object) -> tuple[str, EduContent]:
-    """The EDU type and its content: a Struct of `CONTENT_TYPES`, or for other types the object as it came.
+    """Returns the EDU type and its content: a Struct of `CONTENT_TYPES`, or for other types the object as received.
 
-    Raises InvalidEdu. Of `m.presence` single updates that make no sense are left out, for servers send states that the
-    spec does not know ("busy"), and the other users of that server are not to blame.
+    Raises InvalidEdu. Invalid updates in an `m.presence` EDU are left out one by one: some servers send states that the
+    spec does not know ("busy"), and that must not affect their other users.
     """
     try:
         canonical_json.check(edu, strict=False)
@@ -178,7 +178,7 @@ def parse_edu(edu: object) -> tuple[str, EduContent]:
 
 
 def build_edu(edu_type: str, content: EduContent) -> dict[str, Any]:
-    """The EDU as it is sent, from a content Struct or an object ready to send."""
+    """Returns the EDU in the form in which it is sent. `content` is a Struct of `CONTENT_TYPES` or a plain object."""
     return {"edu_type": edu_type, "content": msgspec.to_builtins(content)}
 
 

@@ -39,8 +39,11 @@ _SCALAR_BYTES_MAX = 1_024
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _WRAPPER = re.compile(rb"\[[ \t\r\n]*+\d{1,3}[ \t\r\n]*+,")
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+# Possessive quantifiers only follow a single character or class. After a group, several releases of Python 3.11 match
+# what a failed iteration had begun (Debian 12 has one of them). Atomic groups do not have that fault.
+_STRING_TEXT = rb'[^"\\]*+(?>(?:\\.[^"\\]*+)*)'
+_STRING = re.compile(rb'"%b"' % _STRING_TEXT, re.DOTALL)
+_STRING_REST = re.compile(_STRING_TEXT, re.DOTALL)
 _SCALAR = re.compile(rb"[-+.0-9A-Za-z]++")
 _OPENING = re.compile(rb"[\[{]++")
 _CLOSING = re.compile(rb"[\]}]++")
@@ -48,15 +51,15 @@ _CLOSING = re.compile(rb"[\]}]++")
 
 def _nested(levels: int) -> bytes:
     """Returns a pattern for a string, or for brackets nested at most this deep. Matching it never backtracks."""
-    string = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+    string = rb'"%b"' % _STRING_TEXT
     pattern = string
     for _ in range(levels):
-        pattern = rb'(?:%b|[\[{](?:[^"\[\]{}]++|%b)*+[\]}])' % (string, pattern)
+        pattern = rb'(?:%b|[\[{](?>(?:[^"\[\]{}]++|%b)*)[\]}])' % (string, pattern)
     return pattern
 
 
 # The inside of a value, including everything that opens and closes within this piece of the text.
-_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|%b)*+' % _nested(3), re.DOTALL)
+_INSIDE = re.compile(rb'(?>(?:[^"\[\]{}]++|%b)*)' % _nested(3), re.DOTALL)
 # A whole element with the comma after it. Nearly all elements match, and take one step instead of twenty.
 _USUAL = re.compile(rb"(%b)[ \t\r\n]*+,[ \t\r\n]*+" % _nested(5), re.DOTALL)
 

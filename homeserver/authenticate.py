@@ -213,7 +213,7 @@ def check_not_suspended(requester: Requester) -> None:
 
 
 def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: float = 1) -> None:
-    """Takes from the requester's bucket of a class of `limits.RATE_LIMITS`. Raises M_LIMIT_EXCEEDED.
+    """Takes from the requester's bucket of a class of rate limits. Raises M_LIMIT_EXCEEDED.
 
     Does nothing for requesters without a token of their own: application services, and programs that embed the server.
     """

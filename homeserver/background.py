@@ -1,5 +1,7 @@
 """Work in the background of a server: what fails there is logged, and ends nothing else.
 
+`start_background` starts what features declare: their tails, their worklists, and what waits for time.
+
 While storage fails, background work pauses; it resumes when storage works again. The outage itself is logged once, by
 `homeserver.process.outages`.
 """
@@ -7,12 +9,18 @@ While storage fails, background work pauses; it resumes when storage works again
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+import math
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVarTuple
+from functools import partial
+from typing import Any, TypeVarTuple
 
 import trio
 
+from homeserver.database import Transaction
+from homeserver.database.lane import Lane
+from homeserver.database.tail import Tail
+from homeserver.feature import Feature, Follower, Worklist, combine
 from homeserver.limits import BACKGROUND_PAUSE_S
 from homeserver.process.outages import OUTAGE_PROBE_SECONDS, is_outage
 from homeserver.resources import Resources
@@ -22,11 +30,57 @@ Ts = TypeVarTuple("Ts")
 _log = logging.getLogger(__name__)
 
 
-async def keep_running(hs: Resources, fn: Callable[[Resources], Awaitable[None]]) -> None:
-    """fn(hs), and again after a pause if it fails. After an outage of the storage it resumes at once."""
+def start_background(hs: Resources, features: Iterable[Feature]) -> None:
+    """Starts the work of features that goes on while the server is open. Raises ValueError if two share a name."""
+    features = tuple(features)
+    tails = [follower.name for feature in features for follower in feature.tails]
+    worklists = [worklist.name for feature in features for worklist in feature.worklists]
+    combine("tails or worklists", ({name: None} for name in (*tails, *worklists)))
+    for feature in features:
+        for background in feature.background:
+            hs.nursery.start_soon(keep_running, hs, background)
+        for follower in feature.tails:
+            if follower.is_on(hs.config):
+                hs.nursery.start_soon(keep_running, hs, partial(_follow, follower), f"tail {follower.name}")
+        for worklist in feature.worklists:
+            hs.nursery.start_soon(keep_running, hs, partial(_work_off, worklist), worklist.name)
+
+
+async def _follow(follower: Follower, hs: Resources) -> None:
+    tail = Tail(follower.name, hs.database, hs.stream, hs.metrics)
+    await tail.run(partial(follower.follow, hs), from_now=follower.from_now)
+
+
+async def _work_off(worklist: Worklist, hs: Resources) -> None:
+    """Does what is listed, and what comes to be listed. One node of several does at a time."""
+    lane = Lane(worklist.name, hs.database, hs.metrics)
+
+    async def finish(items: Sequence[Any]) -> None:
+        for item in items:
+            await worklist.finish(hs, item)
+
+    while True:
+        async with hs.database.hold(worklist.name):
+            items, position = await hs.database.read(_list_due, worklist)
+            await lane.work(items, finish)
+        if not worklist.wake_key:
+            return
+        await hs.stream.wait((worklist.wake_key,), position, math.inf)
+
+
+def _list_due(tx: Transaction, worklist: Worklist) -> tuple[Sequence[Any], int]:
+    return worklist.list_due(tx), tx.position
+
+
+async def keep_running(hs: Resources, fn: Callable[[Resources], Awaitable[None]], name: str = "") -> None:
+    """fn(hs), and again after a pause if it fails. After an outage of the storage it resumes at once.
+
+    name: of the work, in the log; that of fn unless given.
+    """
+    name = name or _name_of(fn)
     while True:
         try:
-            with _cancellation_first(fn):
+            with _cancellation_first(name):
                 await fn(hs)
             return
         except Exception as error:
@@ -34,7 +88,7 @@ async def keep_running(hs: Resources, fn: Callable[[Resources], Awaitable[None]]
                 await trio.sleep(OUTAGE_PROBE_SECONDS)
                 await hs.outages.wait_over()
                 continue
-            _log_failure(fn, error)
+            _log_failure(name, error)
         await trio.sleep(BACKGROUND_PAUSE_S)
 
 
@@ -57,16 +111,16 @@ def single_error(error: BaseException) -> BaseException:
 
 async def _run_aside(fn: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
     try:
-        with _cancellation_first(fn):
+        with _cancellation_first(_name_of(fn)):
             await fn(*args)
     except Exception as error:
         if not is_outage(error):
-            _log_failure(fn, error)
+            _log_failure(_name_of(fn), error)
 
 
 @contextmanager
-def _cancellation_first(fn: Callable[..., object]) -> Iterator[None]:
-    """Lets only the cancellation out if the tasks of fn end with it and with failures: the server closes."""
+def _cancellation_first(name: str) -> Iterator[None]:
+    """Lets only the cancellation out if the tasks of some work end with it and with failures: the server closes."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -74,9 +128,13 @@ def _cancellation_first(fn: Callable[..., object]) -> Iterator[None]:
         if cancelled is None or (rest is not None and not isinstance(rest, ExceptionGroup)):
             raise
         if isinstance(rest, ExceptionGroup) and not is_outage(rest):
-            _log_failure(fn, rest)
+            _log_failure(name, rest)
         raise cancelled from None
 
 
-def _log_failure(fn: Callable[..., object], error: Exception) -> None:
-    _log.error("work in the background failed", exc_info=error, extra={"work": getattr(fn, "__qualname__", str(fn))})
+def _name_of(fn: Callable[..., object]) -> str:
+    return getattr(fn, "__qualname__", str(fn))
+
+
+def _log_failure(name: str, error: Exception) -> None:
+    _log.error("work in the background failed", exc_info=error, extra={"work": name})

@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 import trio
 
 from homeserver import authenticate, remote, sync, users
-from homeserver.background import keep_running, single_error
+from homeserver.background import single_error, start_background
 from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
 from homeserver.client import Client
@@ -27,8 +27,8 @@ from homeserver.config import Config, ConfigError, check_files, server_name_of
 from homeserver.database import Database, Schema, open_database
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import ClosedError
-from homeserver.feature import Feature
-from homeserver.features import FEATURES, account
+from homeserver.feature import Feature, rate_limits_of
+from homeserver.features import FEATURES, account, capabilities, versions
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire
 from homeserver.http.asgi import App
@@ -37,6 +37,7 @@ from homeserver.http.listener import Bound, serve
 from homeserver.http.measuring import measure_loop_lag, register_metrics
 from homeserver.pages import make_pages
 from homeserver.process.outages import Outages
+from homeserver.process.rate_limits import RateLimits
 from homeserver.process.workers import Workers
 from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
 from homeserver.resources import Resources
@@ -224,6 +225,7 @@ class Homeserver:
             now_ms=self._now_ms,
             nursery=nursery,
             outages=database.outages,
+            rate_limits=RateLimits(rate_limits_of(features)),
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )
         nursery.start_soon(database.outages.watch)
@@ -239,9 +241,7 @@ class Homeserver:
         self._calls = Calls(self._app.dispatch)
         if not self._beside:
             nursery.start_soon(measure_loop_lag, self._app.dispatch)
-        for feature in features if not self._beside else ():
-            for background in feature.background:
-                nursery.start_soon(keep_running, self._resources, background)
+            start_background(self._resources, features)
 
 
 async def open_data(
@@ -268,8 +268,9 @@ def _check_text(**given: object) -> None:
 
 
 def all_features() -> list[Feature]:
-    """The features of the table of contents, and the two that serve what all of them add to sync and federation."""
-    return [*FEATURES, sync.feature_of(FEATURES, find_filter), remote.feature_of(FEATURES)]
+    """The features of the table of contents, and the four that serve what these declare."""
+    features = [*FEATURES, sync.feature_of(FEATURES, find_filter), remote.feature_of(FEATURES)]
+    return [*features, versions.feature_of(features), capabilities.feature_of(features)]
 
 
 def all_schemas() -> list[Schema]:

@@ -214,23 +214,21 @@ class Routes:
         allow_guest: bool = False,
         allow_suspended: bool | None = None,
         allow_locked: bool = False,
-        waits: bool | None = None,
+        waits: bool = False,
         decode: Callable[[bytes], Any] = decode_json,
         max_json_nodes: int = 0,
     ) -> Callable[[Handler], Handler]:
         """Registers a handler. Several may be stacked on one function.
 
-        rate_limit: a class of `limits.RATE_LIMITS`, or "" for none. max_body_bytes, max_json_nodes: 0 for the usual
-        limit of the group; requests without a token or signature have lower ones.
+        rate_limit: a class of `limits.RATE_LIMITS` or of the feature's own, or "" for none. max_body_bytes,
+        max_json_nodes: 0 for the usual limit of the group; requests without a token or signature have lower ones.
         allow_guest, allow_suspended, allow_locked: whether the account of a guest may use it, and one that is suspended
         or locked. Suspended accounts may read, so None stands for GET; see client-server-api/#account-suspension.
-        waits: the handler may wait for long, and is cancelled when the client goes away or the server stops; None where
-        the rate limit is that of sync. decode: reads the JSON of the body; `decode_parts` if each of its parts is to be
+        waits: the handler may wait for long, and is cancelled when the client goes away or the server stops.
+        decode: reads the JSON of the body; `decode_parts` if each of its parts is to be
         judged alone.
         """
         group = group or guess_group(path)
-        if rate_limit and rate_limit not in limits.RATE_LIMITS:
-            raise ValueError(f"{path}: there is no rate limit {rate_limit!r}")
 
         def register(handler: Handler) -> Handler:
             self._operations.append(
@@ -246,7 +244,7 @@ class Routes:
                     allow_guest=allow_guest,
                     allow_suspended=method == "GET" if allow_suspended is None else allow_suspended,
                     allow_locked=allow_locked,
-                    waits=rate_limit == "sync" if waits is None else waits,
+                    waits=waits,
                     decode=decode,
                     max_json_nodes=max_json_nodes or limits.http.JSON_NODES_MAX[group],
                 )

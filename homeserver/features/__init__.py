@@ -1,4 +1,7 @@
-"""The features, in the spec's words. FEATURES is the table of contents of the server."""
+"""The features, in the spec's words. FEATURES is the table of contents of the server.
+
+Four more serve what all of these declare: `versions`, `capabilities`, `homeserver.sync` and `homeserver.remote`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from homeserver.features import (
     account,
     account_data,
     administration,
-    capabilities,
     contact_information,
     devices,
     encryption_keys,
@@ -35,17 +37,14 @@ from homeserver.features import (
     tags,
     third_party_networks,
     typing,
-    versions,
     voice_over_ip,
     well_known,
     whoami,
 )
 
 FEATURES: tuple[Feature, ...] = (
-    # The server: what it speaks, and what it can do
-    versions.FEATURE,
+    # The server: where it is
     well_known.FEATURE,
-    capabilities.FEATURE,
     # Accounts: getting one, getting in and out, ending it
     registration.FEATURE,
     shared_secret_registration.FEATURE,

@@ -4,9 +4,9 @@ Theory of operation of a deactivation
 - One write ends the account: password, tokens, and what each feature keeps of its user (`Feature.forget_user`). It also
   stores a row in `departures`, so that the rest is done whatever happens.
 - The request waits until the user is out of the rooms of this server, a bounded number of rooms in each write.
-- `follow_departures` does the rest, after a restart too: it rejects invites and takes back knocks of other servers,
-  which are told later if they are away (homeserver/remote/leaves.py), and forgets what was too much for one write. Then
-  the row goes.
+- The worklist of departures does the rest, after a restart too: it rejects invites and takes back knocks of other
+  servers, which are told later if they are away (homeserver/remote/leaves.py), and forgets what was too much for one
+  write. Then the row goes.
 - Every step may be repeated.
 
 docs/erasure.md says what remains, and why.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Sequence
 
 import msgspec
@@ -26,9 +25,8 @@ from homeserver import authenticate, limits
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import DatabaseDamaged, Schema, Step, Transaction
-from homeserver.database.lane import Lane
 from homeserver.errors import MatrixError
-from homeserver.feature import Feature, JsonObject
+from homeserver.feature import Feature, JsonObject, Worklist
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.remote.leaves import leave_room
@@ -57,7 +55,7 @@ SCHEMA = Schema(
 
 routes = Routes()
 
-# Of the stream: for the task that finishes deactivations.
+# Of the stream: for the worklist that finishes deactivations.
 WAKE_KEY = "departures"
 _OPEN = ("join", "invite", "knock")
 
@@ -196,27 +194,13 @@ def _forget_in_this_process(hs: Resources, user_id: UserID) -> None:
     hs.rate_limits.forget(user_id)
 
 
-async def follow_departures(hs: Resources) -> None:
-    """Finishes what a deactivation has begun, after a restart too: rooms, then what was too much for one write."""
-    lane = Lane("departures", hs.database, hs.metrics)
-
-    async def finish(user_ids: Sequence[UserID]) -> None:
-        for user_id in user_ids:
-            await _finish_departure(hs, user_id)
-
-    while True:
-        async with hs.database.hold("departures"):
-            user_ids, position = await hs.database.read(_list_departures)
-            await lane.work(user_ids, finish)
-        await hs.stream.wait((WAKE_KEY,), position, math.inf)
+def list_departures(tx: Transaction) -> list[UserID]:
+    """The users whose deactivation has begun, and is not finished."""
+    return [UserID(name) for name in tx.names(tx.values("SELECT user_nid FROM departures")).values()]
 
 
-def _list_departures(tx: Transaction) -> tuple[list[UserID], int]:
-    names = tx.names(tx.values("SELECT user_nid FROM departures"))
-    return [UserID(name) for name in names.values()], tx.position
-
-
-async def _finish_departure(hs: Resources, user_id: UserID) -> None:
+async def finish_departure(hs: Resources, user_id: UserID) -> None:
+    """Finishes what a deactivation has begun: rooms, then what was too much for one write."""
     _forget_in_this_process(hs, user_id)
     await _leave_rooms_here(hs, user_id)
     limiter = trio.CapacityLimiter(limits.LEAVES_AT_ONCE_MAX)
@@ -294,6 +278,7 @@ FEATURE = Feature(
     spec="client-server-api/#account-management",
     schema=SCHEMA,
     routes=routes,
-    background=(follow_departures,),
+    capabilities={"m.change_password": lambda config, requester: {"enabled": not requester.is_guest}},
+    worklists=(Worklist("departures", list_departures, finish_departure, WAKE_KEY),),
     forget_user=forget_account,
 )

@@ -22,4 +22,5 @@ FEATURE = Feature(
     name="contact_information",
     spec="client-server-api/#adding-account-administrative-contact-information",
     routes=routes,
+    capabilities={"m.3pid_changes": lambda config, requester: {"enabled": False}},
 )

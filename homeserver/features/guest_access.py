@@ -9,10 +9,10 @@ import logging
 
 from homeserver import limits
 from homeserver.authenticate import get_account_flags
+from homeserver.config import Config
 from homeserver.database import Transaction
-from homeserver.database.tail import Tail
 from homeserver.errors import MatrixError
-from homeserver.feature import Feature
+from homeserver.feature import Feature, Follower
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
@@ -23,17 +23,15 @@ from homeserver.rooms.membership import list_joined_from
 _log = logging.getLogger(__name__)
 
 
-async def follow_guest_access(hs: Resources) -> None:
+async def take_guests_out(hs: Resources, since: int, upto: int) -> None:
     """Takes guests of this server out of rooms, whichever server has closed them."""
-    if not hs.config.registration.guests:
-        return
+    for room_id in await hs.database.read(list_closed_to_guests, since, upto):
+        while await hs.database.write(_take_some_out, room_id):
+            pass
 
-    async def follow(since: int, upto: int) -> None:
-        for room_id in await hs.database.read(list_closed_to_guests, since, upto):
-            while await hs.database.write(_take_some_out, room_id):
-                pass
 
-    await Tail("guest_access", hs.database, hs.stream, hs.metrics).run(follow, from_now=True)
+def _has_guests(config: Config) -> bool:
+    return config.registration.guests
 
 
 def _take_some_out(tx: Transaction, room_id: RoomID) -> bool:
@@ -49,4 +47,8 @@ def _take_some_out(tx: Transaction, room_id: RoomID) -> bool:
     return len(guests) > limits.users.PROFILE_ROOMS_PER_WRITE
 
 
-FEATURE = Feature(name="guest_access", spec="client-server-api/#guest-access", background=(follow_guest_access,))
+FEATURE = Feature(
+    name="guest_access",
+    spec="client-server-api/#guest-access",
+    tails=(Follower("guest_access", take_guests_out, from_now=True, is_on=_has_guests),),
+)

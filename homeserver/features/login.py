@@ -103,4 +103,9 @@ def _store_login(tx: Transaction, user_id: UserID, body: LoginBody, new_hash: st
     return log_in(tx, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
 
 
-FEATURE = Feature(name="login", spec="client-server-api/#login", routes=routes)
+FEATURE = Feature(
+    name="login",
+    spec="client-server-api/#login",
+    routes=routes,
+    capabilities={"m.get_login_token": lambda config, requester: {"enabled": False}},
+)

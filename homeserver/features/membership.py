@@ -296,4 +296,9 @@ def _content(membership: str, reason: str | None) -> JsonObject:
     return {"membership": membership} if reason is None else {"membership": membership, "reason": reason}
 
 
-FEATURE = Feature(name="membership", spec="client-server-api/#room-membership", routes=routes)
+FEATURE = Feature(
+    name="membership",
+    spec="client-server-api/#room-membership",
+    routes=routes,
+    capabilities={"m.forget_forced_upon_leave": lambda config, requester: {"enabled": False}},
+)

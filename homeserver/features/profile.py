@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from homeserver import limits
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
+from homeserver.config import Config
 from homeserver.database import Transaction
-from homeserver.database.lane import Lane
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param, not_found
-from homeserver.feature import Feature, JsonObject
+from homeserver.feature import Feature, JsonObject, Worklist
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
+from homeserver.limits import Bucket
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
@@ -152,16 +153,15 @@ def tell_rooms(tx: Transaction, user_id: UserID, after: RoomID) -> RoomID | None
     return None
 
 
-async def finish_updates(hs: Resources) -> None:
-    """After a start: tells the rooms that were not told before the end."""
+async def finish_update(hs: Resources, user_id: UserID) -> None:
+    """After a start: tells the user's rooms that were not told before the end."""
+    done: RoomID | None = RoomID("")
+    while done is not None:
+        done = await hs.database.write(tell_rooms, user_id, done)
 
-    async def finish(user_ids: Sequence[UserID]) -> None:
-        for user_id in user_ids:
-            done: RoomID | None = RoomID("")
-            while done is not None:
-                done = await hs.database.write(tell_rooms, user_id, done)
 
-    await Lane("profiles", hs.database, hs.metrics).work(await hs.database.read(list_unfinished), finish)
+def _profile_fields(config: Config, requester: Requester) -> JsonObject:
+    return {"enabled": True, "allowed": ["displayname"]} if requester.is_guest else {"enabled": True}
 
 
 async def answer_profile_query(hs: Resources, origin: ServerName, query: Mapping[str, str]) -> JsonObject:
@@ -182,6 +182,12 @@ FEATURE = Feature(
     spec="client-server-api/#profiles",
     routes=routes,
     queries={"profile": answer_profile_query},
-    background=(finish_updates,),
+    limits={"profile": Bucket(20, 0.5)},  # a new name is an event in every room of the user
+    capabilities={
+        "m.profile_fields": _profile_fields,
+        "m.set_displayname": lambda config, requester: {"enabled": True},
+        "m.set_avatar_url": lambda config, requester: {"enabled": not requester.is_guest},
+    },
+    worklists=(Worklist("profiles", list_unfinished, finish_update),),
     forget_user=forget_profile,
 )

@@ -19,6 +19,7 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, forbidden, invalid_param, missing_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import UserID, localpart_of
+from homeserver.limits import Bucket
 from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
@@ -260,5 +261,6 @@ FEATURE = Feature(
     spec="client-server-api/#account-registration",
     schema=SCHEMA,
     routes=routes,
+    limits={"registration": Bucket(5, 0.1)},  # accounts are for ever
     forget_user=forget_registration,
 )

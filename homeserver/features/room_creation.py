@@ -15,6 +15,7 @@ import msgspec
 from homeserver import limits
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, limit_requester
+from homeserver.config import Config
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import Feature, JsonObject
@@ -22,6 +23,7 @@ from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomAlias, RoomID, ServerName, UserID, fits, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.limits import Bucket
 from homeserver.remote.inviting import invite_users
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
@@ -229,4 +231,14 @@ def power_levels_content(body: CreateRoomBody, creator: UserID, version: RoomVer
     return content
 
 
-FEATURE = Feature(name="room_creation", spec="client-server-api/#creation", routes=routes)
+def _room_versions(config: Config, requester: Requester) -> JsonObject:
+    return {"default": config.rooms.default_version, "available": dict.fromkeys(ROOM_VERSIONS, "stable")}
+
+
+FEATURE = Feature(
+    name="room_creation",
+    spec="client-server-api/#creation",
+    routes=routes,
+    limits={"create_room": Bucket(20, 0.5)},  # a dozen events each
+    capabilities={"m.room_versions": _room_versions},
+)

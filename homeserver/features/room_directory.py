@@ -23,6 +23,7 @@ from homeserver.federation.identifiers import (
     parse_room_alias,
     server_name_of,
 )
+from homeserver.limits import Bucket
 from homeserver.remote.directory import public_rooms as remote_public_rooms
 from homeserver.remote.directory import resolve_alias
 from homeserver.resources import Resources
@@ -318,6 +319,7 @@ FEATURE = Feature(
     spec="client-server-api/#room-aliases",
     schema=SCHEMA,
     routes=routes,
+    limits={"directory": Bucket(50, 5)},  # may ask another server
     queries={"directory": answer_directory_query},
     forget_user=forget_aliases,
 )

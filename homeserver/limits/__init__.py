@@ -105,29 +105,18 @@ class Bucket(NamedTuple):
     per_second: float
 
 
+# Of what several features or the core itself limit. What only one feature limits it declares, see `Feature.limits`.
 RATE_LIMITS: Mapping[str, Bucket] = {
     "default": Bucket(200, 50),  # a client that opens asks for a page of everything at once
-    "sync": Bucket(200, 50),  # each answer leads to the next request at once, a broken client spins here
-    "initial_sync": Bucket(20, 0.2),  # all rooms of the user with their state: seconds of work
     "message": Bucket(100, 10),  # people paste; bridges have application services, which are not limited
-    "profile": Bucket(20, 0.5),  # a new name is an event in every room of the user
     "join": Bucket(20, 0.5),  # each may cost other servers a state resolution
     "invite": Bucket(20, 0.3),  # spam is sent this way
-    "create_room": Bucket(20, 0.5),  # a dozen events each
-    "media": Bucket(100, 20),  # a timeline full of thumbnails
-    "upload": Bucket(30, 2),  # fills the disk
     "login": Bucket(10, 0.2),  # each costs an argon2 hash or two, and guessing passwords must be hopeless
     "login_account": Bucket(10, 0.05),  # wrong passwords of one account from one address
     "login_anywhere": Bucket(50, 0.2),  # … from everywhere: guessing from many addresses
-    "registration": Bucket(5, 0.1),  # accounts are for ever
-    "directory": Bucket(50, 5),  # may ask another server
     "federation": Bucket(1000, 200),  # per origin: a busy server sends one transaction after another
     "json": Bucket(300_000, 20_000),  # values in large bodies of a user: 1000 cost 0.3 ms
     "federation_json": Bucket(5_000_000, 100_000),  # per origin: two of the worst transactions
-    "signatures": Bucket(200, 1),  # wrong ones from an address, in units of 64 KiB: a check costs 5 ms per MiB
-    "federation_state": Bucket(50, 2),  # per origin: the whole state of a room, of a large one 100 MB in memory
-    "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may keep 64 KiB for ever
-    "keys": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
 }
 
 # A bucket is about 200 bytes: 10 MB. The least recently used are forgotten first: they are mostly full again.

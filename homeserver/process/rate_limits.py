@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from homeserver import limits
@@ -15,8 +16,12 @@ from homeserver.errors import MatrixError
 
 @dataclass(slots=True)
 class RateLimits:
-    """The buckets. Used on the trio thread only; bounded in number."""
+    """The buckets. Used on the trio thread only; bounded in number.
 
+    classes: how large the buckets of each class are. Those of the core, unless given.
+    """
+
+    classes: Mapping[str, limits.Bucket] = field(default_factory=lambda: limits.RATE_LIMITS)
     enabled: bool = True
     _buckets: OrderedDict[tuple[str, str], tuple[float, int]] = field(default_factory=OrderedDict)
 
@@ -24,10 +29,10 @@ class RateLimits:
         return len(self._buckets)
 
     def take(self, rate_class: str, key: str, now_ms: int, cost: float = 1) -> None:
-        """Takes one request from the bucket of `key` in a class of `limits.RATE_LIMITS`. Raises M_LIMIT_EXCEEDED."""
+        """Takes one request from the bucket of `key` in a class. Raises M_LIMIT_EXCEEDED."""
         if not self.enabled or not rate_class:
             return
-        bucket = limits.RATE_LIMITS[rate_class]
+        bucket = self.classes[rate_class]
         tokens = self._refill(rate_class, key, now_ms)
         if tokens < cost:
             self._buckets[rate_class, key] = (tokens, now_ms)
@@ -48,7 +53,7 @@ class RateLimits:
 
     def _refill(self, rate_class: str, key: str, now_ms: int) -> float:
         """Takes the bucket out; what is in it now."""
-        bucket = limits.RATE_LIMITS[rate_class]
+        bucket = self.classes[rate_class]
         tokens, at_ms = self._buckets.pop((rate_class, key), (bucket.burst, now_ms))
         at_ms = min(at_ms, now_ms)  # the clock was set back: what the bucket gains counts from now on
         return min(bucket.burst, tokens + (now_ms - at_ms) / 1000 * bucket.per_second)
@@ -60,7 +65,7 @@ class RateLimits:
 
     def forget(self, key: str) -> None:
         """Drops every bucket of `key`."""
-        for rate_class in limits.RATE_LIMITS:
+        for rate_class in self.classes:
             self._buckets.pop((rate_class, key), None)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from homeserver.api.routes import Routes
 from homeserver.feature import Feature
+from homeserver.limits import Bucket
 from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, serving
 from homeserver.remote.authorization import identify_origin
 from homeserver.remote.identity import open_identity
@@ -39,6 +40,12 @@ def feature_of(features: Sequence[Feature]) -> Feature:
                 transaction_routes(features),
             ]
         ),
+        limits={
+            "federation_state": Bucket(50, 2),  # per origin: the state of a room, of a large one 100 MB in memory
+            "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may keep 64 KiB for ever
+            "signatures": Bucket(200, 1),  # wrong ones from an address, by 64 KiB: a check costs 5 ms per MiB
+            "keys": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
+        },
         background=(send, leaves.deliver_later, gaps.retry_parked),
     )
 

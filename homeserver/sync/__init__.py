@@ -16,6 +16,7 @@ from homeserver.database.cache import Cache
 from homeserver.errors import bad_json, invalid_param
 from homeserver.feature import Feature, PresenceState
 from homeserver.federation.identifiers import UserID
+from homeserver.limits import Bucket
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import Token, find_since, parse_sync_token
 from homeserver.sync.engine import Engine, SyncRequest
@@ -46,7 +47,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     filters = Cache(FILTERS_CACHED_MAX)
     routes = Routes()
 
-    @routes.get("/_matrix/client/v3/sync", rate_limit="sync", allow_guest=True)
+    @routes.get("/_matrix/client/v3/sync", rate_limit="sync", waits=True, allow_guest=True)
     async def sync_events(hs: Resources, requester: Requester, query: SyncQuery) -> dict[str, Any]:
         since = None if query.since is None else await _read_since(hs, parse_sync_token(query.since))
         if since is None or query.full_state:
@@ -64,7 +65,15 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
         )
         return await engine.sync(hs, request)
 
-    return Feature(name="sync", spec="client-server-api/#syncing", routes=routes)
+    return Feature(
+        name="sync",
+        spec="client-server-api/#syncing",
+        routes=routes,
+        limits={
+            "sync": Bucket(200, 50),  # each answer leads to the next request at once, a broken client spins here
+            "initial_sync": Bucket(20, 0.2),  # all rooms of the user with their state: seconds of work
+        },
+    )
 
 
 async def _read_since(hs: Resources, token: Token) -> int | None:

@@ -35,7 +35,7 @@ async def slow(hs: Resources) -> dict[str, Any]:
     return {"waited": True}
 
 
-@routes.get("/_matrix/client/v3/sync", rate_limit="sync")
+@routes.get("/_matrix/client/v3/sync", waits=True)
 async def sync(hs: Resources) -> dict[str, Any]:
     try:
         await trio.sleep(60)

@@ -39,7 +39,7 @@ ALL_REFRESH_TOKENS = "SELECT * FROM refresh_tokens"
 routes = Routes()
 
 
-@routes.get("/_matrix/client/v3/account/whoami")
+@routes.get("/_matrix/client/v3/account/whoami", allow_guest=True)
 async def whoami(hs: Resources, requester: Requester) -> dict[str, Any]:
     return {"user_id": requester.user_id, "device_id": requester.device_id, "is_admin": requester.is_admin}
 
@@ -54,7 +54,12 @@ async def members_only(hs: Resources, requester: Requester) -> Empty:
     return Empty()
 
 
-@routes.post("/_matrix/client/v3/logout", allow_locked=True)
+@routes.put("/_matrix/client/v3/profile")
+async def change_profile(hs: Resources, requester: Requester) -> Empty:
+    return Empty()
+
+
+@routes.post("/_matrix/client/v3/logout", allow_suspended=True, allow_locked=True)
 async def logout(hs: Resources, requester: Requester) -> Empty:
     await hs.database.write(delete_tokens_of_device, requester.user_id, requester.device_id)
     return Empty()
@@ -212,13 +217,24 @@ async def test_the_old_refresh_token_ends_when_the_new_one_is_used(start_server:
         assert [len(each) for each in rows] == [1, 1]
 
 
-async def test_guests_may_do_what_the_spec_lets_them(start_server: StartServer) -> None:
+async def test_guests_may_use_what_is_declared_for_them(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         await server.write(store_account_flags, ALICE, AccountFlags(is_guest=True))
         token = (await issue(server)).access_token
         assert await works(server, token)
         answer = await ask(server, token, "/_matrix/client/v3/pushers")
         assert (answer.status_code, answer.json()["errcode"]) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+
+
+async def test_suspended_accounts_read_and_use_what_is_declared_for_them(start_server: StartServer) -> None:
+    async with start_server(routes) as server:
+        await server.write(store_account_flags, ALICE, AccountFlags(is_suspended=True))
+        token = (await issue(server)).access_token
+        headers = {"authorization": f"Bearer {token}"}
+        assert await works(server, token)
+        answer = await server.http.put("/_matrix/client/v3/profile", headers=headers)
+        assert (answer.status_code, answer.json()["errcode"]) == (403, "M_USER_SUSPENDED")
+        assert (await server.http.post("/_matrix/client/v3/logout", headers=headers)).status_code == 200
 
 
 async def test_a_locked_account_can_only_log_out(start_server: StartServer) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import homeserver
 from homeserver import limits
 from homeserver.api.routes import Empty, Routes
 from homeserver.config import RateLimitsSection
 from homeserver.errors import MatrixError
+from homeserver.feature import Feature, rate_limits_of
 from homeserver.process.rate_limits import RateLimits, address_key
 from homeserver.resources import Resources
+from homeserver.server import all_features
 from tests.api.conftest import StartServer
 
 routes = Routes()
 
-SOURCE = Path(limits.__file__).parent
+SOURCE = Path(homeserver.__file__).parent
 
 
 @routes.post("/_matrix/client/v3/login", rate_limit="login")
@@ -43,8 +49,29 @@ async def test_they_can_be_turned_off(start_server: StartServer) -> None:
 
 
 def test_every_limit_limits_something() -> None:
-    source = "".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py") if path.name != "limits.py")
-    assert [name for name in limits.RATE_LIMITS if f'"{name}"' not in source] == []
+    used = Counter(re.findall(r'"(\w+)"', "".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py"))))
+    assert [name for name in rate_limits_of(all_features()) if used[name] < 2] == []
+
+
+def test_an_unknown_limit_is_found_at_the_start() -> None:
+    unknown = Routes()
+
+    @unknown.get("/_matrix/client/v3/org.example", rate_limit="org.example")
+    async def get_example(hs: Resources) -> Empty:
+        return Empty()
+
+    example = Feature("example", "", routes=unknown)
+    with pytest.raises(ValueError, match=r"GET /_matrix/client/v3/org\.example: no rate limit 'org\.example'"):
+        rate_limits_of([example])
+    assert rate_limits_of([replace(example, limits={"org.example": limits.Bucket(1, 1)})])["org.example"].burst == 1
+
+
+def test_a_limit_is_declared_once() -> None:
+    twice = [Feature(name, "", limits={"org.example": limits.Bucket(1, 1)}) for name in ("a", "b")]
+    with pytest.raises(ValueError, match=r"two rate limits called 'org\.example'"):
+        rate_limits_of(twice)
+    with pytest.raises(ValueError, match="two rate limits called 'login'"):
+        rate_limits_of([Feature("a", "", limits={"login": limits.Bucket(1, 1)})])
 
 
 def test_a_bucket_fills_again() -> None:

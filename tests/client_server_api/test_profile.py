@@ -10,7 +10,7 @@ from homeserver import limits
 from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.config import Registration
 from homeserver.errors import MatrixError
-from homeserver.features.profile import FEATURE, finish_updates
+from homeserver.features.profile import FEATURE, finish_update
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import find_head, state_content
 from tests.support.homeservers import Client, Homeservers, Server
@@ -164,7 +164,7 @@ async def test_what_a_crash_left_undone_is_done_at_the_next_start(homeserver: Se
         tx.run("INSERT INTO profile_updates (user_nid) VALUES (?)", nid)
 
     await homeserver.write(forget)
-    await finish_updates(homeserver.hs)
+    await finish_update(homeserver.hs, alice.user_id)
     assert (await member_content(homeserver, room_id, alice.user_id))["displayname"] == "Alice II"
     assert await homeserver.read(lambda tx: tx.all("SELECT user_nid FROM profile_updates")) == []
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from homeserver import limits
 from homeserver.config import RateLimitsSection
-from homeserver.server import Homeserver
+from homeserver.feature import rate_limits_of
+from homeserver.server import Homeserver, all_features
 from tests.support.homeservers import Homeservers, NoWire, Server, config_for_tests, now_ms
 from tests.support.people import create, path_of
 
-INVITES = int(limits.RATE_LIMITS["invite"].burst)
-INITIAL_SYNCS = int(limits.RATE_LIMITS["initial_sync"].burst)
+RATE_LIMITS = rate_limits_of(all_features())
+INVITES = int(RATE_LIMITS["invite"].burst)
+INITIAL_SYNCS = int(RATE_LIMITS["initial_sync"].burst)
 LIMITED = (429, "M_LIMIT_EXCEEDED")
 
 
@@ -52,7 +53,7 @@ async def test_joins_are_limited_whichever_way_they_are_made(limited: Server) ->
     alice = await limited.register("alice")
     room_id = await create(alice)
     path = path_of(room_id, "state", "m.room.member", alice.user_id)
-    for number in range(int(limits.RATE_LIMITS["join"].burst)):
+    for number in range(int(RATE_LIMITS["join"].burst)):
         await alice.ok("PUT", path, json={"membership": "join", "displayname": str(number)})
     assert await alice.refused("PUT", path, json={"membership": "join"}) == LIMITED
     assert await alice.refused("POST", f"join/{room_id}", json={}) == LIMITED
@@ -62,7 +63,7 @@ async def test_what_sends_events_is_limited_as_messages_are(limited: Server) -> 
     alice = await limited.register("alice")
     room_id = await create(alice)
     body = {"user_id": strangers(1)[0]}
-    for number in range(int(limits.RATE_LIMITS["message"].burst)):
+    for number in range(int(RATE_LIMITS["message"].burst)):
         await alice.ok("POST", path_of(room_id, "unban" if number % 2 else "ban"), json=body)
     assert await alice.refused("POST", path_of(room_id, "ban"), json=body) == LIMITED
     path = path_of(room_id, "send", "m.room.message", "1")
@@ -72,7 +73,7 @@ async def test_what_sends_events_is_limited_as_messages_are(limited: Server) -> 
 async def test_changes_of_a_profile_are_limited(limited: Server) -> None:
     alice = await limited.register("alice")
     path = f"profile/{alice.user_id}/displayname"
-    for number in range(int(limits.RATE_LIMITS["profile"].burst)):
+    for number in range(int(RATE_LIMITS["profile"].burst)):
         await alice.ok("PUT", path, json={"displayname": str(number)})
     assert await alice.refused("PUT", path, json={"displayname": "one too many"}) == LIMITED
     assert await alice.refused("DELETE", path) == LIMITED
@@ -93,6 +94,6 @@ async def test_syncs_are_limited(limited: Server) -> None:
         last = await alice.get(path)
     assert (last.status_code, last.json()["errcode"]) == LIMITED
     path = f"sync?since={since}"
-    for _ in range(int(limits.RATE_LIMITS["sync"].burst) - 1 - INITIAL_SYNCS):
+    for _ in range(int(RATE_LIMITS["sync"].burst) - 1 - INITIAL_SYNCS):
         await alice.ok("GET", path)
     assert await alice.refused("GET", path) == LIMITED

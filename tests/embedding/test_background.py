@@ -9,9 +9,10 @@ import trio
 import trio.testing
 
 from homeserver import Homeserver, limits
-from homeserver.background import keep_running, start_aside
+from homeserver.background import keep_running, start_aside, start_background
 from homeserver.config import DatabaseSection
-from homeserver.database import DatabaseUnavailable
+from homeserver.database import DatabaseUnavailable, Transaction
+from homeserver.feature import Feature, Follower, Worklist
 from homeserver.resources import Resources
 from tests.embedding.conftest import Open
 from tests.support.homeservers import NoWire, config_for_tests, now_ms
@@ -91,3 +92,74 @@ async def test_a_server_outlives_its_database(own_cluster: Cluster, tmp_path: Pa
             while await somebody_types():  # noqa: ASYNC110
                 await trio.sleep(0.1)
         await alice.send(room_id, "still here")
+
+
+def _notify(tx: Transaction, key: str) -> None:
+    tx.next_position(key)
+
+
+async def test_a_worklist_is_worked_off_whenever_its_key_is_notified(homeservers: Open) -> None:
+    due, done = ["left by a crash", "poison"], []
+
+    async def finish(hs: Resources, item: str) -> None:
+        if item == "poison":
+            raise ValueError("nobody can do that")
+        due.remove(item)
+        done.append(item)
+
+    feature = Feature("example", "", worklists=(Worklist("example", lambda tx: list(due), finish, "example"),))
+    async with homeservers("a.example") as server:
+        start_background(server.resources, [feature])
+        await trio.sleep(60)
+        assert done == ["left by a crash"], "before a poisoned item is parked, and in spite of it"
+        due.append("new")
+        await server.resources.database.write(_notify, "somebody else's")
+        await trio.sleep(60)
+        assert "new" not in done
+        await server.resources.database.write(_notify, "example")
+        await trio.sleep(1)
+        assert (due, done) == (["poison"], ["left by a crash", "new"])
+
+
+async def test_a_worklist_without_a_key_is_read_at_the_start(homeservers: Open) -> None:
+    lists = 0
+
+    def list_due(tx: Transaction) -> list[str]:
+        nonlocal lists
+        lists += 1
+        return []
+
+    async def finish(hs: Resources, item: str) -> None:
+        raise AssertionError(item)
+
+    async with homeservers("a.example") as server:
+        start_background(server.resources, [Feature("example", "", worklists=(Worklist("example", list_due, finish),))])
+        await trio.sleep(1)
+        await server.resources.database.write(_notify, "example")
+        await trio.sleep(1)
+    assert lists == 1
+
+
+async def test_a_tail_is_told_what_is_committed_if_it_is_on(homeservers: Open) -> None:
+    told: list[tuple[int, int]] = []
+
+    async def follow(hs: Resources, since: int, upto: int) -> None:
+        told.append((since, upto))
+
+    async def never(hs: Resources, since: int, upto: int) -> None:
+        raise AssertionError((since, upto))
+
+    on = Follower("on", follow, from_now=True)
+    off = Follower("off", never, is_on=lambda config: not config.federation.enabled)
+    async with homeservers("a.example") as server:
+        hs = server.resources
+        await hs.database.write(_notify, "before")
+        start_background(hs, [Feature("example", "", tails=(on, off))])
+        await trio.sleep(1)
+        assert told == []
+        before = hs.stream.position
+        await hs.database.write(_notify, "example")
+        await trio.sleep(1)
+        assert told == [(before, before + 1)]
+        with pytest.raises(ValueError, match="two tails or worklists called 'on'"):
+            start_background(hs, [Feature("a", "", tails=(on,)), Feature("b", "", tails=(on,))])

@@ -93,7 +93,7 @@ async def test_wrong_signatures_are_charged_to_their_address(federation: Federat
 async def test_right_signatures_are_not(federation: Federation, stranger: Stranger) -> None:
     server = await federation.start(HERE, rate_limits=RateLimitsSection(enabled=True))
     content = transaction([])
-    for _ in range(int(limits.RATE_LIMITS["signatures"].burst) + 10):
+    for _ in range(int(server.hs.rate_limits.classes["signatures"].burst) + 10):
         assert (await put(server, signed(stranger, content), encode(content))).status_code == 200
 
 

@@ -10,20 +10,17 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-from homeserver import remote, sync
 from homeserver.api.routes import Operation
 from homeserver.database import Transaction
-from homeserver.features import FEATURES
 from homeserver.federation.identifiers import EventID, RoomAlias, RoomID, ServerName, UserID
-from homeserver.users.filters import find_filter
+from homeserver.server import all_features
 from tests.hostile.asking import Answer, ask
 from tests.hostile.values import encode, sample
 from tests.support.contract import contract_check
 from tests.support.engine import list_tables
 from tests.support.homeservers import PASSWORD, Client, Server
 
-_SERVED = (*FEATURES, sync.feature_of(FEATURES, find_filter), remote.feature_of(FEATURES))
-OPERATIONS: tuple[Operation, ...] = tuple(operation for feature in _SERVED for operation in feature.routes)
+OPERATIONS: tuple[Operation, ...] = tuple(operation for feature in all_features() for operation in feature.routes)
 CLIENT_OPERATIONS = tuple(
     operation for operation in OPERATIONS if operation.group in ("client", "media") and not operation.plan.origin
 )

@@ -25,11 +25,12 @@ from trio.testing import MockClock
 
 from homeserver import sync, users
 from homeserver.authenticate import SCHEMA as AUTHENTICATE
+from homeserver.background import start_background
 from homeserver.blobs import Blobs
 from homeserver.config import BlobsSection, Config, DatabaseSection
 from homeserver.database import Transaction, open_database
 from homeserver.database.server_identity import ServerIdentity
-from homeserver.feature import Feature
+from homeserver.feature import Feature, rate_limits_of
 from homeserver.features import (
     account,
     account_data,
@@ -60,6 +61,7 @@ from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire, WireError
 from homeserver.http.asgi import App
 from homeserver.http.dispatch import Dispatch
+from homeserver.process.rate_limits import RateLimits
 from homeserver.process.workers import Workers
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_create, append_local
@@ -77,9 +79,9 @@ CLIENT_API = "/_matrix/client/v3/"
 FEATURES = tuple(
     module.FEATURE
     for module in (
-        account, account_data, administration, capabilities, contact_information, devices, encryption_keys, filters,
+        account, account_data, administration, contact_information, devices, encryption_keys, filters,
         login, logout, presence, profile, push_rules, refresh, registration, shared_secret_registration,
-        tags, third_party_networks, versions, well_known, whoami,
+        tags, third_party_networks, well_known, whoami,
     )
 )  # fmt: skip
 
@@ -252,6 +254,8 @@ async def _few_features(
     key = SigningKey("test", config.server_name.encode().ljust(32, b"\0")[:32])
     identity = ServerIdentity(ServerName(config.server_name), key, config)
     database.serve_as(identity)
+    served = [*features, sync.feature_of(features, find_filter)]
+    served += [versions.feature_of(served), capabilities.feature_of(served)]
     async with trio.open_nursery() as nursery:
         hs = Resources(
             config=config,
@@ -264,13 +268,11 @@ async def _few_features(
             wire=wire,
             now_ms=now_ms,
             nursery=nursery,
+            rate_limits=RateLimits(rate_limits_of(served)),
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )
-        served = [*features, sync.feature_of(features, find_filter)]
         app = App(Dispatch(hs, [operation for feature in served for operation in feature.routes]))
-        for feature in features:
-            for background in feature.background:
-                nursery.start_soon(background, hs)
+        start_background(hs, features)
         yield hs, app
         nursery.cancel_scope.cancel()
     await database.aclose()

@@ -11,6 +11,7 @@ from homeserver.features.media.downloads import download, parse_mxc
 from homeserver.features.media.operations import routes
 from homeserver.features.media.uploads import upload
 from homeserver.federation.identifiers import ServerName
+from homeserver.limits import Bucket
 from homeserver.resources import Resources
 
 __all__ = ["FEATURE", "delete", "download", "upload"]
@@ -29,6 +30,10 @@ FEATURE = Feature(
     spec="client-server-api/#content-repository",
     schema=storage.SCHEMA,
     routes=routes,
+    limits={
+        "media": Bucket(100, 20),  # a timeline full of thumbnails
+        "upload": Bucket(30, 2),  # fills the disk
+    },
     background=(cleanup.clean_up_forever,),
     forget_user=cleanup.forget_media,
 )

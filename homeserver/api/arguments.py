@@ -1,4 +1,4 @@
-"""What a handler's signature asks for, compiled once into a plan that reads it from a request.
+"""Compiles a handler's signature once into a plan that reads its arguments from a request.
 
 Spec: client-server-api/#api-standards, #common-error-codes
 """
@@ -46,14 +46,14 @@ PARSERS: Mapping[Any, Callable[[object], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class BodyPlan:
-    """How the body of a request becomes the handler's argument. `optional`: an empty body is None."""
+    """How a request's body becomes the handler's argument. `optional`: an empty body becomes None."""
 
     kind: Any
     optional: bool
     identifiers: Identifiers
 
     def decode(self, content: Any) -> Any:
-        """The argument for the decoded JSON. Raises M_BAD_JSON, M_MISSING_PARAM or M_INVALID_PARAM."""
+        """Returns the argument for decoded JSON. Raises M_BAD_JSON, M_MISSING_PARAM or M_INVALID_PARAM."""
         if content is None and self.optional:
             return None
         if not isinstance(content, dict):
@@ -72,7 +72,7 @@ class QueryPlan:
     identifiers: Identifiers
 
     def decode(self, values: Mapping[str, list[str]]) -> Any:
-        """The Struct for the query's values; the first counts where one is wanted. Raises MatrixError."""
+        """Returns the Struct for the query. Of a repeated value only lists use more than one. Raises MatrixError."""
         lists = self.lists
         flat = {name: given if name in lists else given[0] for name, given in values.items()}
         return _convert(flat, self.kind, self.identifiers, invalid_param, strict=False)
@@ -81,7 +81,7 @@ class QueryPlan:
 def _convert(
     content: Any, kind: Any, identifiers: Identifiers, refuse: Callable[[str], MatrixError], *, strict: bool = True
 ) -> Any:
-    """The Struct for decoded JSON, its identifiers checked; `refuse` makes the error of a wrong type."""
+    """Returns the Struct for decoded JSON and checks its identifiers. `refuse` makes the error for a wrong type."""
     try:
         value = msgspec.convert(content, kind, strict=strict)
     except msgspec.ValidationError as error:
@@ -95,14 +95,14 @@ def _convert(
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """The default of a path parameter that this path does not have."""
+    """The default of a path parameter that this path lacks."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to give a handler after `hs`, in order: the name of a special parameter, the number of a path one, …"""
+    """The handler's arguments after `hs`, in order: the name of a special one, the number of a path parameter, …"""
 
     order: tuple[str | int | Constant, ...]
     path: tuple[tuple[str, Decode], ...]
@@ -114,33 +114,33 @@ class Plan:
     request: bool = False
 
     def path_arguments(self, raw: list[str]) -> list[Any]:
-        """The path parameters' values, from their percent-encoded text. Raises M_INVALID_PARAM."""
+        """Returns the values of the path parameters from their percent-encoded text. Raises M_INVALID_PARAM."""
         arguments = []
         for text, (name, decode) in zip(raw, self.path, strict=True):
             try:
                 arguments.append(decode(decode_segment(text) if "%" in text else text))
             except ValueError as error:
-                raise invalid_param(f"{name} in the path is not valid: {error}") from error
+                raise invalid_param(f"{name} in the path is invalid: {error}") from error
         return arguments
 
 
 def decode_segment(text: str) -> str:
-    """One segment of a path without its percent-encoding. An encoded slash stays in it. Raises ValueError."""
+    """Returns a path segment without percent-encoding. An encoded slash stays in the segment. Raises ValueError."""
     return unquote_to_bytes(text).decode("utf-8")
 
 
 def decode_json(data: bytes) -> Any:
-    """The JSON of a body. Raises M_NOT_JSON, or M_BAD_JSON for a number that no server can pass on."""
+    """Returns the JSON of a body. Raises M_NOT_JSON, or M_BAD_JSON for a number that no server can pass on."""
     return _decode(canonical_json.decode, data)
 
 
 def decode_wrapped(data: bytes) -> Any:
-    """As `decode_json`, for a body that carries whole events."""
+    """Does the same as `decode_json` for a body that contains whole events."""
     return _decode(partial(canonical_json.decode, depth_max=canonical_json.WRAPPED_DEPTH_MAX), data)
 
 
 def decode_parts(data: bytes) -> Any:
-    """As `decode_json`, for a transaction, whose parts are judged one by one: see `decode_transaction`."""
+    """Does the same as `decode_json` for a transaction, whose parts are checked singly: see `decode_transaction`."""
     return _decode(decode_transaction, data)
 
 
@@ -154,12 +154,12 @@ def _decode(decode: Callable[[bytes], Any], data: bytes) -> Any:
 
 
 def path_parameters(path: str) -> tuple[str, ...]:
-    """The names in braces."""
+    """Returns the names in braces."""
     return tuple(part[1:-1] for part in path.split("/") if part.startswith("{") and part.endswith("}"))
 
 
 def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
-    """Reads the signature of a handler for `path`. Raises TypeError where the two do not fit."""
+    """Compiles the signature of a handler for `path`. Raises TypeError if they do not match."""
     hints = get_type_hints(handler)
     parameters = inspect.signature(handler).parameters
     names = list(parameters)
@@ -198,7 +198,7 @@ def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
 
 
 def _optional(kind: Any) -> tuple[bool, Any]:
-    """Whether None is allowed, and the type without it."""
+    """Returns whether None is allowed, and the type without None."""
     if get_origin(kind) in (Union, types.UnionType):
         others = [each for each in get_args(kind) if each is not type(None)]
         if len(others) == 1 and len(others) < len(get_args(kind)):
@@ -229,7 +229,7 @@ def _segment_decoder(kind: Any, where: str) -> Decode:
 
 def _text(text: str) -> str:
     if "\0" in text:
-        raise ValueError("it holds a NUL")
+        raise ValueError("it contains a NUL")
     return text
 
 
@@ -259,7 +259,7 @@ def _query_plan(kind: Any, where: str) -> QueryPlan:
 
 
 def _identifier_fields(kind: type[msgspec.Struct]) -> Identifiers:
-    """The fields that hold an identifier, with what checks it. msgspec itself sees only their str."""
+    """Returns the fields that contain an identifier, and what checks each. To msgspec they are plain strings."""
     found = []
     for field in msgspec.structs.fields(kind):
         inner = _optional(field.type)[1]
@@ -280,4 +280,4 @@ def _check_identifiers(value: Any, fields: Identifiers) -> None:
                 for each in given:
                     parse(each)
         except InvalidIdentifier as error:
-            raise invalid_param(f"{name} is not valid: {error}") from error
+            raise invalid_param(f"{name} is invalid: {error}") from error

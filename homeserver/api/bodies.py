@@ -1,15 +1,14 @@
-"""Bodies: what reading one may cost, before it is known who has sent it, and after.
+"""Bodies: limits what reading a body may cost, before and after we know who sent it.
 
-Theory of operation
-What JSON costs is decided by the number of its values, not by its length: 1 MiB of `[]` takes 400,000 objects and half
-a second, 1 MiB of text a millisecond. So, in this order:
-1. Who asks is found out from the head: an access token, or an X-Matrix header with a key that is known. A request
-   without them is refused with its body unread.
-2. The body is read as bytes, within the limit of its operation and a budget (`budgets.py`) that all bodies share.
-3. The signature of another server is checked on the bytes as they came.
-4. The values are counted. Text without its strings is looked at only if there seem to be too many: commas in a message
-   are no values. What goes beyond a small number is charged to who has sent it, in the rate limits.
-5. It is decoded, on a thread if it is large; one at a time if it is very large.
+Theory of operation. The cost of JSON depends on the number of its values, not on its length: 1 MiB of `[]` takes
+400,000 objects and half a second, 1 MiB of text a millisecond. So the steps are, in this order:
+1. The requester is identified from the head: by an access token, or by an X-Matrix header with a known key. A request
+   without either is refused and its body is not read.
+2. The body is read as bytes, within the limit of its operation and a budget (`budgets.py`) shared by all bodies.
+3. The signature of another server is checked on the bytes as received.
+4. The values are counted. A cheap count comes first; only if it is too high are strings left out of the count, because
+   commas in a message are not values. Counts above a small number are charged to the sender's rate limit.
+5. The body is decoded: on a thread if it is large, one at a time if it is very large.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from homeserver.errors import MatrixError
 from homeserver.process.budgets import Hold
 from homeserver.process.workers import Workers
 
-# Of the text that is looked at in one step, so that a thread which does so lets others go on.
+# How much text is processed in one step, so that a thread that does it lets others run.
 _SLICE = 1 << 18
-# A shorter text has too few values to be worth counting.
+# Shorter text has too few values to be worth counting.
 _TINY = 1_000
 
 
 def count_nodes(text: bytes) -> int:
-    """At least as many as there are values and keys in JSON text; more if its strings look like JSON."""
+    """Returns an upper bound for the number of values and keys in JSON text. Strings that look like JSON raise it."""
     return 1 + sum(
         part.count(b",") + part.count(b"[") + part.count(b"{") + part.count(b":")
         for part in (text[at : at + _SLICE] for at in range(0, len(text), _SLICE))
@@ -39,11 +38,11 @@ def count_nodes(text: bytes) -> int:
 
 
 def count_nodes_exactly(text: bytes) -> int:
-    """As `count_nodes`, without what is in strings. Text that is no JSON is counted up to where it is none."""
+    """Does the same as `count_nodes`, without the contents of strings. Stops counting where the text is not JSON."""
     nodes, in_string, carried = 1, 0, b""
     for at in range(0, len(text), _SLICE):
         part = (carried + text[at : at + _SLICE]).replace(b"\\\\", b"")
-        carried = b"\\" if part.endswith(b"\\") else b""  # it escapes what comes next
+        carried = b"\\" if part.endswith(b"\\") else b""  # it escapes the next character
         pieces = part[: len(part) - len(carried)].replace(b'\\"', b"").split(b'"')
         nodes += count_nodes(b"".join(pieces[in_string::2])) - 1
         in_string = (in_string + len(pieces) - 1) % 2
@@ -51,13 +50,13 @@ def count_nodes_exactly(text: bytes) -> int:
 
 
 def is_large(text: bytes, nodes: int) -> bool:
-    """Whether decoding JSON text with so many values would hold up the event loop."""
+    """Returns whether decoding JSON text with this many values would block the event loop for long."""
     return nodes > limits.http.INLINE_JSON_NODES_MAX or len(text) > limits.http.INLINE_BODY_BYTES_MAX
 
 
 @dataclass(slots=True)
 class Body:
-    """A body that has been read. nodes: see `count_nodes`; `decoder` makes its content of the text."""
+    """A body that has been read. nodes: see `count_nodes`. `decoder` turns its text into the content."""
 
     text: bytes
     nodes: int
@@ -67,11 +66,11 @@ class Body:
 
     @property
     def is_large(self) -> bool:
-        """Whether work on all of it would hold up the event loop."""
+        """Whether work on the whole body would block the event loop for long."""
         return is_large(self.text, self.nodes)
 
     async def decode(self, workers: Workers) -> Any:
-        """The content. Raises M_NOT_JSON."""
+        """Returns the content. Raises M_NOT_JSON."""
         if not self._is_decoded:
             decode = self.decoder
             self._content = await workers.run(decode, self.text) if self.is_large else decode(self.text)
@@ -82,7 +81,7 @@ class Body:
 async def read_body(
     operation: Operation, request: Request, workers: Workers, hold: Hold | None, *, is_anonymous: bool
 ) -> Body:
-    """The body of a request, within the limit for its length. Raises M_TOO_LARGE, and 429 if the budget is used up."""
+    """Returns the body of a request, within the limit for its length. Raises M_TOO_LARGE, or 429 if memory is short."""
     bytes_max = operation.max_body_bytes
     if is_anonymous:
         bytes_max = min(bytes_max, limits.http.ANONYMOUS_BODY_BYTES_MAX)
@@ -96,9 +95,9 @@ async def read_body(
 
 
 async def check_nodes(operation: Operation, body: Body, workers: Workers, *, is_anonymous: bool) -> None:
-    """Raises M_TOO_LARGE if the body has more values than its operation takes."""
+    """Raises M_TOO_LARGE if the body has more values than its operation accepts."""
     nodes_max = limits.http.ANONYMOUS_JSON_NODES_MAX if is_anonymous else operation.max_json_nodes
     if body.nodes > nodes_max:
         body.nodes = await workers.run(count_nodes_exactly, body.text)
         if body.nodes > nodes_max:
-            raise MatrixError(413, "M_TOO_LARGE", f"The body of this request may hold {nodes_max} values at most.")
+            raise MatrixError(413, "M_TOO_LARGE", f"The body of this request may contain at most {nodes_max} values.")

@@ -1,11 +1,11 @@
-"""Router: which operation answers a method and a path.
+"""Router: finds the operation for a method and a path.
 
-Literals win over parameters; an encoded slash stays in its segment.
+Literals take precedence over parameters. An encoded slash stays within its segment.
 
-The fixed parts of a path have one spelling each, the plain one, and a path is never tidied up: a reverse proxy's rule
-for `/_synapse/admin/` must not be bypassed by `/_synapse/%61dmin/`, `//_synapse/admin/` or
-`/_matrix/../_synapse/admin/`. For the same reason a parameter is neither the encoded spelling of a fixed part that
-could stand in its place, nor does it hold a segment `.` or `..`, encoded or not, which a proxy would resolve.
+The fixed parts of a path have only their plain spelling, and a path is never normalised: a reverse proxy's rule for
+`/_synapse/admin/` must not be bypassed by `/_synapse/%61dmin/`, `//_synapse/admin/` or `/_matrix/../_synapse/admin/`.
+For the same reason a parameter must not be the encoded spelling of a fixed part that could be in its place. Nor may it
+contain a segment `.` or `..`, encoded or not, because a proxy would resolve it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from homeserver.api.arguments import decode_segment
 from homeserver.api.routes import Operation
 
-# Parameters that may be the empty string: a state event's key (`…/state/m.room.name/`). Any other empty segment makes
-# another path, which nobody answers.
+# Parameters that may be empty: a state event's key (`…/state/m.room.name/`). Any other empty segment makes a different
+# path, for which there is no operation.
 MAY_BE_EMPTY = frozenset({"state_key"})
 
 
@@ -39,13 +39,13 @@ class Match:
 
 @dataclass(slots=True)
 class Router:
-    """Built once from all operations; only read after that."""
+    """Built once from all operations, and only read after that."""
 
     _root: _Node = field(default_factory=_Node)
-    _whole: dict[str, Match] = field(default_factory=dict)  # the paths without parameters
+    _whole: dict[str, Match] = field(default_factory=dict)  # the paths that have no parameters
 
     def add(self, operations: Iterable[Operation]) -> None:
-        """Raises ValueError where two operations claim one method and path."""
+        """Adds operations. Raises ValueError if two of them have the same method and path."""
         for operation in operations:
             node = self._root
             for segment in operation.path.split("/")[1:]:
@@ -61,13 +61,13 @@ class Router:
             node.operations[operation.method] = operation
             if "{" not in operation.path:
                 self._whole[operation.path] = Match(node.operations, [])
-        # What is v3 was called r0 before v1.1 of the spec, and tools still say so: matrix-commander when it logs in.
+        # Before v1.1 of the spec v3 was called r0. Some tools still use r0, e.g. matrix-commander when it logs in.
         for api in self._root.literals.get("_matrix", _Node()).literals.values():
             if "v3" in api.literals:
                 api.literals["r0"] = api.literals["v3"]
 
     def match(self, path: str) -> Match | None:
-        """The operations at a path as it was sent, percent-encoded. None where there are none."""
+        """Returns the operations for a path as sent, percent-encoded. Returns None if there are none."""
         whole = self._whole.get(path)
         if whole is not None:
             return whole
@@ -77,10 +77,10 @@ class Router:
 
 
 def _walk(root: _Node, segments: list[str], parameters: list[str]) -> _Node | None:
-    """The node at the end of the segments, whose parameters are added to `parameters`. Literals are tried first."""
+    """Returns the node at the end of the segments, and adds the parameters to `parameters`. Tries literals first."""
     node = root
     at, end = 1, len(segments)
-    left: list[tuple[_Node, int, int]] = []  # where the parameter is still to be tried: its node, segment, parameters
+    left: list[tuple[_Node, int, int]] = []  # where to try the parameter later: node, segment, number of parameters
     while True:
         child = None
         if at < end:
@@ -104,13 +104,13 @@ def _walk(root: _Node, segments: list[str], parameters: list[str]) -> _Node | No
 
 
 def _is_disguised(segment: str, literals: Mapping[str, _Node]) -> bool:
-    """Whether a segment is something else than a parameter: one of the literals, or a step up or to itself."""
+    """Returns whether a segment is not a real parameter: a disguised literal, or `.` or `..`."""
     if "%" not in segment:
         return segment in _DOTS
     try:
         decoded = decode_segment(segment)
     except ValueError:
-        return False  # a parameter that cannot be read, and the client is told so
+        return False  # the parameter cannot be decoded, which is reported to the client later
     return decoded in literals or ("." in decoded and not _DOTS.isdisjoint(decoded.split("/")))
 
 

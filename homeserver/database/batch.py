@@ -1,4 +1,4 @@
-"""Batch: writes that are committed together, each under its own savepoint, so that one that fails fails alone."""
+"""Batch: writes that are committed together. Each has its own savepoint, so that a failing write fails alone."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from homeserver.database.transaction import Transaction
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One call of read or write, from its arrival to its answer."""
+    """One call of read or write, from its arrival until it is answered."""
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     now_ms: int
-    task: trio.lowlevel.Task | None  # None once nobody waits for the answer
+    task: trio.lowlevel.Task | None  # None once nobody waits for the result
     server: ServerIdentity | None = None
     result: outcome.Outcome[Any] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Writes that were asked for, and what follows from their commit."""
+    """Writes that share one transaction, and what follows from its commit."""
 
     requests: list[Request]
-    taken: int  # the highest position that was ever taken in this process, committed or not: none is taken twice
-    position: int | None = None  # the last one that is committed with this batch, None if it has none
+    taken: int  # the highest position ever taken in this process, committed or not; no position is taken twice
+    position: int | None = None  # the last position committed with this batch, None if it took none
     wakes: set[str] = field(default_factory=set)
     callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = field(default_factory=list)
     committing: bool = False
 
 
 class _TransactionLost(Exception):
-    """The engine gave up the whole transaction while one of its writes ran."""
+    """The engine gave up the whole transaction while one of its writes was running."""
 
 
 def run_read(session: Session, cache: StringCache, request: Request) -> None:
-    """Runs a read on its own snapshot and stores its result."""
+    """Runs a read on its own snapshot and stores its result in the request."""
     try:
         try:
             request.result = outcome.Value(_read(session, cache, request))
@@ -53,7 +53,7 @@ def run_read(session: Session, cache: StringCache, request: Request) -> None:
             if not session.recover():
                 raise
             request.result = outcome.Value(_read(session, cache, request))  # on a new connection
-    except BaseException as error:  # whatever it is, it belongs to the waiter, not to this thread
+    except BaseException as error:  # every exception belongs to the waiting caller, not to this thread
         request.result = outcome.Error(session.explain(error))
 
 
@@ -65,23 +65,25 @@ def _read(session: Session, cache: StringCache, request: Request) -> Any:
 
 
 def run_batch(session: Session, cache: StringCache, requests: list[Request], taken: int) -> Batch:
-    """Runs and commits writes, and stores their results. A failure of the commit is the result of all.
+    """Runs and commits writes, and stores their results. If the commit fails, its error is the result of all of them.
 
-    If the connection is lost before the commit they all run once more on a new one.
+    If the connection is lost before the commit, all of them run once more on a new one.
     """
     for last_attempt in (False, True):
         batch = Batch(requests, taken)
         try:
             _commit(session, cache, batch)
             return batch
-        except BaseException as error:  # belongs to the waiters: the writer thread must live on
+        except BaseException as error:  # belongs to the waiting callers: the writer thread must go on
             failure: BaseException = error
             try:
                 lost = session.recover()
             except Exception as no_connection:
                 lost, failure = False, no_connection
             if lost and batch.committing:
-                failure = DatabaseUnavailable("The connection to the database was lost in a commit: it may be done.")
+                failure = DatabaseUnavailable(
+                    "The connection to the database was lost in a commit; it may have worked."
+                )
             elif lost and not last_attempt:
                 taken = batch.taken
                 continue
@@ -93,7 +95,7 @@ def _fail(session: Session, batch: Batch, error: BaseException) -> Batch:
     if isinstance(error, _TransactionLost):
         assert error.__cause__ is not None
         error = session.explain(error.__cause__)
-        if not isinstance(error, DatabaseError):  # of one write: it is no answer to the others
+        if not isinstance(error, DatabaseError):  # one write's own error would mean nothing to the others
             error = DatabaseUnavailable(f"The database gave up a transaction: {error}.")
     error = session.explain(error)
     for request in batch.requests:
@@ -112,7 +114,7 @@ def _commit(session: Session, cache: StringCache, batch: Batch) -> None:
             session.savepoint()
         try:
             request.result = outcome.Value(request.fn(tx, *request.args))
-        except BaseException as error:  # of the caller's function: it is the answer to its caller
+        except BaseException as error:  # raised by the caller's function, so it is the caller's result
             batch.taken = tx.position
             if not session.is_alive():
                 raise _TransactionLost from error

@@ -1,4 +1,4 @@
-"""Cache: a bounded map for things that never change (or whose key carries their version), shared by all threads."""
+"""Cache: a bounded map, shared by all threads, for values that never change or whose key carries their version."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Cache:
-    """`get` needs no lock: a dict look-up is atomic. The oldest quarter goes when it is full."""
+    """`get` needs no lock, because a dict lookup is atomic. When it is full, the oldest quarter is dropped."""
 
     __slots__ = ("_limit", "_lock", "_values", "get")
 
@@ -19,7 +19,7 @@ class Cache:
         self._lock = threading.Lock()
 
     def put(self, key: Hashable, value: Any) -> Any:
-        """Remembers `value`, and answers it."""
+        """Remembers `value` and returns it."""
         with self._lock:
             self._values[key] = value
             if len(self._values) > self._limit:
@@ -28,13 +28,13 @@ class Cache:
         return value
 
     def forget(self, key: Hashable) -> None:
-        """Drops the key, if it is there."""
+        """Drops the key if it is present."""
         with self._lock:
             self._values.pop(key, None)
 
 
 class Caches:
-    """The caches of one database, by name; made when first asked for."""
+    """The caches of one database by name. Each is created when it is first asked for."""
 
     __slots__ = ("_by_name",)
 
@@ -42,6 +42,6 @@ class Caches:
         self._by_name: dict[str, Cache] = {}
 
     def named(self, name: str, limit: int) -> Cache:
-        """The cache `name`, of at most `limit` entries."""
+        """Returns the cache `name`, which holds at most `limit` entries."""
         cache = self._by_name.get(name)
         return cache if cache is not None else self._by_name.setdefault(name, Cache(limit))

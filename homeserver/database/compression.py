@@ -1,7 +1,8 @@
 """Compression of stored JSON: zstd with a dictionary that knows the keys and shapes of Matrix events.
 
-The first byte names the dictionary (0: stored as it is), the rest is a zstd frame without its magic number and id.
-Dictionaries are files beside this module, made by `train_dictionary`; old ones stay, so that old data can be read.
+The first byte is the number of the dictionary, or 0 for data stored uncompressed. The rest is a zstd frame without its
+magic number and dictionary ID. Dictionaries are files in this folder, made by `train_dictionary`. Old dictionaries stay
+so that old data can be read.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ import zstandard
 from homeserver.database.schema import DatabaseDamaged
 
 CURRENT_DICTIONARY = 1
-_LEVEL = 5  # with this dictionary smaller than level 6, and within 2 µs of level 3, on contents of all common types
+_LEVEL = 5  # on contents of all common types: smaller than level 6 with this dictionary, and within 2 µs of level 3
 _AS_IT_IS = b"\0"
 
 
 class _AnyObject(msgspec.Struct):
-    """Any JSON object: its members are skipped, which checks their syntax in a tenth of the time that parsing takes."""
+    """Any JSON object. Its members are skipped, which checks their syntax in a tenth of the time of parsing them."""
 
 
 _check_object = msgspec.json.Decoder(_AnyObject).decode
 
-# zstandard's contexts may not be used by two threads at once. They hold no state between calls.
+# zstandard's contexts must not be shared between threads. They keep no state between calls.
 _of_thread = threading.local()
 
 
 class CorruptData(DatabaseDamaged):
-    """Stored data that cannot be what was written, or is longer than allowed."""
+    """Stored data is not what was written, or is longer than allowed."""
 
 
 def compress(data: bytes) -> bytes:
-    """`data` in the fewest bytes; `decompress` gives it back."""
+    """Returns `data` compressed to as few bytes as possible; `decompress` restores it."""
     try:
         compressor = _of_thread.compressor
     except AttributeError:
@@ -44,7 +45,7 @@ def compress(data: bytes) -> bytes:
 
 
 def decompress(data: bytes, max_bytes: int) -> bytes:
-    """What was given to `compress`. CorruptData if it is damaged or longer than `max_bytes`."""
+    """Returns the data that was passed to `compress`. Raises CorruptData if it is damaged or exceeds `max_bytes`."""
     if not data:
         raise CorruptData("compressed data is empty")
     number = data[0]
@@ -59,7 +60,7 @@ def decompress(data: bytes, max_bytes: int) -> bytes:
     frame = data[1:]
     try:
         size_bytes = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
-        if size_bytes > max_bytes:  # also when the frame does not tell its size, which ours always do
+        if size_bytes > max_bytes:  # also if the frame does not state its size, which ours always do
             raise CorruptData(f"stored data has {size_bytes} bytes, more than {max_bytes}")
         unpacked: bytes = decompressor.decompress(frame, max_output_size=max_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -68,7 +69,10 @@ def decompress(data: bytes, max_bytes: int) -> bytes:
 
 
 def decompress_json(data: bytes, max_bytes: int) -> bytes:
-    """As `decompress`, for a JSON object. CorruptData also if what comes out is none: frames have no checksum."""
+    """Does the same as `decompress` for a JSON object. Raises CorruptData if the result is not one.
+
+    The check is needed because the frames have no checksum.
+    """
     unpacked = decompress(data, max_bytes)
     try:
         _check_object(unpacked)

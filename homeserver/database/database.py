@@ -1,7 +1,15 @@
-"""Database: `read(fn)` and `write(fn)`. One writer thread with group commit, a few reader threads.
+"""Database: `read(fn)` and `write(fn)`, with one writer thread, group commit, and a few reader threads.
 
-The writer takes everything that has arrived as one batch: one transaction, a savepoint for each write, one commit; then
-all results reach the trio thread in one hop. An inline database does the same on the trio thread itself, one by one.
+Theory of operation. The writer takes all waiting writes as one batch: one transaction, a savepoint for each write, one
+commit. Then all results reach the trio thread in one hop, and only then do the callers continue. So a caller that has
+its result knows that its write is durable. A write that raises is rolled back to its savepoint; the others are not
+affected. If the commit itself fails, all writes of the batch fail with its error.
+
+After the commit, in this order on the trio thread: the callbacks of the writes run, the stream is notified, and the
+callers wake. Cancelling a caller does not undo its write; the result is dropped.
+
+An inline database does the same on the trio thread itself, one write at a time. A failure of the storage is reported
+to `outages`, which probes it until it works again.
 """
 
 from __future__ import annotations
@@ -38,14 +46,14 @@ _Requests = queue.SimpleQueue[Request | None]
 
 
 class Database:
-    """Opened by `open_database`; for the trio thread. `stream` is told of every commit, `outages` of failures."""
+    """Created by `open_database`. Used on the trio thread. Notifies `stream` of commits and `outages` of failures."""
 
     def __init__(self, opened: Opened, *, now_ms: Callable[[], int]) -> None:
         self.stream = Stream(opened.position)
         self.outages = Outages()
         self.outages.add_probe(DATABASE_READS, self._probe_reads)
         self.outages.add_probe(DATABASE_WRITES, self._probe_writes)
-        self._proven_at = -math.inf  # when a write last proved that writes work
+        self._proven_at = -math.inf  # when a write last succeeded in proving that writes work
         self._proof_lock = trio.Lock()
         self._opened = opened
         self._now_ms = now_ms
@@ -75,46 +83,47 @@ class Database:
             trio.lowlevel.spawn_system_task(self._run_background)
 
     def serve_as(self, server: ServerIdentity) -> None:
-        """From now on `tx.server` of every read and write is `server`."""
+        """Makes `server` the `tx.server` of all reads and writes from now on."""
         self._server = server
 
     @property
     def generation(self) -> str:
-        """The name of the stream's generation, for tokens that are given to clients now."""
+        """The name of the stream's current generation, for new tokens."""
         return self._opened.generation()
 
     @property
     def writes_waiting(self) -> int:
-        """Writes that wait for the writer thread."""
+        """How many writes wait for the writer thread."""
         return self._writes.qsize()
 
     async def read(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
-        """fn(tx, *args) on a snapshot that has every write which was answered before."""
+        """Returns fn(tx, *args), run on a snapshot that includes every write that has returned before."""
         result: T = await self._ask(self._reads, fn, args)
         return result
 
     async def write(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
-        """fn(tx, *args) in a write, durable when this answers. An exception of fn undoes what it did, and is raised.
+        """Returns fn(tx, *args), run in a write that is durable when this returns.
 
-        Cancelling the wait does not undo the write. If the connection is lost before the commit, fn is called again.
+        If fn raises, its changes are undone and the exception is raised here. Cancelling the wait does not undo the
+        write. If the connection is lost before the commit, fn is called again.
         """
         result: T = await self._ask(self._writes, fn, args)
         return result
 
     async def note(self, fn: Callable[[Transaction, *Ts], object], *args: *Ts) -> None:
-        """As `write`, for what a read notes by the way and nobody misses: that a device was seen, a file was used.
+        """Does the same as `write` for a dispensable note made by a read: that a device was seen, that a file was used.
 
-        While the database takes no writes it does nothing, so that reads go on.
+        While the database accepts no writes it does nothing, so that reads go on.
         """
         if self.outages.is_out(DATABASE_WRITES):
             return
         try:
             await self.write(fn, *args)
         except DatabaseUnavailable:
-            pass  # it has been reported, as every failure is
+            pass  # already reported, as every failure is
 
     async def prove_writable(self) -> None:
-        """Returns if a write works, or has a moment ago. Raises DatabaseUnavailable or DatabaseError otherwise."""
+        """Returns if a write works, or did a moment ago. Raises DatabaseUnavailable or DatabaseError otherwise."""
         async with self._proof_lock:
             if trio.current_time() - self._proven_at > WRITE_PROVEN_SECONDS or self.outages.is_out(DATABASE_WRITES):
                 await self._probe_writes()
@@ -138,22 +147,22 @@ class Database:
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[None]:
-        """Waits until no other task, and no other node on the same database, holds `name`; holds it for the context.
+        """Waits until no other task or node on the database holds `name`, then holds it during the context.
 
-        If the connection to the database is lost, another node may take over: then the context's body is cancelled, and
-        what follows the context goes on.
+        If the connection to the database is lost, another node may take over. Then the context's body is cancelled and
+        execution continues after the context.
         """
         async with self._holds.setdefault(name, trio.Lock()):
             holder = self._opened.holder
             if holder is None:
                 yield
                 return
-            # Whoever holds it is another process, and tells nobody when it ends.
+            # The holder is another process, which does not tell anybody when it ends.
             while not await self._ask_holder(holder.try_hold, name):  # noqa: ASYNC110
                 await trio.sleep(DATABASE_HOLD_SECONDS)
             watching = trio.CancelScope()
             with trio.CancelScope() as scope:
-                # Not in a nursery, which would wrap the exceptions of the body.
+                # Not in a nursery, because a nursery would wrap the exceptions of the body.
                 trio.lowlevel.spawn_system_task(self._watch_hold, holder, name, scope, watching)
                 try:
                     yield
@@ -163,7 +172,7 @@ class Database:
                         await self._ask_holder(holder.release, name)
 
     async def aclose(self) -> None:
-        """Finishes what was asked, then closes every connection."""
+        """Finishes the waiting calls, then closes every connection."""
         if self._closed:
             return
         self._closed = True
@@ -223,7 +232,7 @@ class Database:
         started = time.perf_counter()
         batch = run_batch(session, self._cache, requests, self._taken)
         self._taken = batch.taken
-        self.batches += 1  # on the writer thread alone, and read by the metrics, which may be a little behind
+        self.batches += 1  # written only by the writer thread; the metrics may read a slightly old value
         self.writes += len(requests)
         self.write_seconds += time.perf_counter() - started
         return batch
@@ -256,25 +265,25 @@ class Database:
 
     def _read_loop(self, session: Session) -> None:
         while (request := self._reads.get()) is not None:
-            if request.task is not None:  # else nobody waits for the answer any more
+            if request.task is not None:  # otherwise nobody waits for the result any more
                 run_read(session, self._cache, request)
                 self._hand_over(request)
         session.close()
 
     def _hand_over(self, done: Request | Batch) -> None:
-        """To the trio thread: one hop for everything that is done by the time it looks."""
+        """Passes results to the trio thread: one hop for everything that is done by then."""
         self._done.append(done)
         if not self._delivery_due:
             self._delivery_due = True
             try:
                 self._token.run_sync_soon(self._deliver)
             except trio.RunFinishedError:
-                pass  # nobody is left to hear it; what is committed stays committed
+                pass  # nobody is left to receive it; committed changes stay committed
 
     # Back on the trio thread
 
     def _deliver(self) -> None:
-        self._delivery_due = False  # first, so that who adds to `_done` from now on asks for another delivery
+        self._delivery_due = False  # first, so that later additions to `_done` schedule another delivery
         while self._done:
             done = self._done.popleft()
             if isinstance(done, Batch):
@@ -287,7 +296,7 @@ class Database:
         for fn, args in batch.callbacks:
             try:
                 fn(*args)
-            except Exception:  # it would end everything that trio runs, and the write itself is committed
+            except Exception:  # it would end everything trio runs, although the write itself is committed
                 _log.exception("a callback after a commit failed")
         if batch.position is not None:
             self._proven_at = trio.current_time()
@@ -297,7 +306,7 @@ class Database:
             _answer(request)
 
     def _report(self, request: Request, part: str) -> None:
-        """Tells of a call that failed because storage does."""
+        """Reports a call that failed because the storage fails."""
         if isinstance(request.result, outcome.Error):
             error = request.result.error
             if isinstance(error, DatabaseDamaged):
@@ -315,7 +324,7 @@ class Database:
 
 
 def _touch(tx: Transaction) -> None:
-    """A write that says nothing to anybody, yet goes to the disk: SQLite writes no page that stays as it is."""
+    """Writes a row that nobody reads. It reaches the disk because it changes: SQLite does not write unchanged pages."""
     tx.run(
         "INSERT INTO write_probes (id, at_ms) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at_ms = excluded.at_ms",
         tx.now_ms,

@@ -1,6 +1,7 @@
-"""Holder: what only one node may do at a time, by PostgreSQL's session-level advisory locks on a connection of its own.
+"""Holder: makes sure that only one node at a time does a thing. It uses PostgreSQL's session-level advisory locks.
 
-The server gives a lock free when the connection ends, so that another node takes over from one that died.
+The locks belong to a connection of their own. PostgreSQL releases them when that connection ends, so another node takes
+over from one that died.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def _key(name: str) -> int:
 
 
 class PostgresHolder:
-    """Used by one thread at a time."""
+    """Holds locks by name. Used by one thread at a time."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Row]]) -> None:
         self._connect = connect
@@ -27,7 +28,7 @@ class PostgresHolder:
         self._held: set[str] = set()
 
     def try_hold(self, name: str) -> bool:
-        """Whether this node holds `name` now. False also while the database cannot be reached."""
+        """Returns whether this node now holds `name`. False also while the database cannot be reached."""
         try:
             if self._connection is None or self._connection.closed:
                 self._held.clear()
@@ -41,7 +42,7 @@ class PostgresHolder:
         return held
 
     def is_held(self, name: str) -> bool:
-        """Whether this node still holds `name`; asks the server."""
+        """Returns whether this node still holds `name`; asks PostgreSQL."""
         if name not in self._held or self._connection is None:
             return False
         try:
@@ -53,13 +54,13 @@ class PostgresHolder:
         return True
 
     def release(self, name: str) -> None:
-        """Lets another node have `name`."""
+        """Lets another node take `name`."""
         if name in self._held and self._connection is not None:
             self._held.discard(name)
             try:
                 self._connection.execute("SELECT pg_advisory_unlock(%s)", (_key(name),))
             except psycopg.Error:
-                self._connection.close()  # which releases it, and everything else
+                self._connection.close()  # this releases the lock, and all others
 
     def close(self) -> None:
         """Releases everything."""

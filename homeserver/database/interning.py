@@ -1,7 +1,7 @@
-"""Interning: identifiers are stored as small integers; this keeps both directions at hand for every thread.
+"""Interning: identifiers are stored as small integers. This caches both directions for all threads.
 
-Only what is committed enters the caches, so that a rolled-back write cannot leave a number behind that the engine
-gives to another string later. Strings are never deleted, so what is in the caches stays true.
+Only committed pairs enter the caches. Otherwise a rolled-back write could leave a number behind that the engine later
+gives to another string. Strings are never deleted, so cached pairs stay true.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from homeserver.limits import INTERNED_STRING_MAX_BYTES, INTERNED_STRINGS_CACHED
 
 
 def check_string(value: str) -> str:
-    """`value` if every engine can store it; else MatrixError 400 M_INVALID_PARAM (NUL, lone surrogates, too long)."""
+    """Returns `value` if every engine can store it. Raises MatrixError 400 M_INVALID_PARAM otherwise.
+
+    It cannot be stored if it contains NUL or lone surrogates, or is too long.
+    """
     if "\0" in value:
         raise invalid_param("A string contains a NUL character, which cannot be stored.")
     try:
@@ -28,19 +31,19 @@ def check_string(value: str) -> str:
 
 
 class StringCache:
-    """Bounded, shared by all threads of a database. Reads need no lock: a dict lookup is atomic."""
+    """A bounded cache, shared by all threads of a database. Reads need no lock: a dict lookup is atomic."""
 
     __slots__ = ("_limit", "_lock", "caches", "names", "nids")
 
     def __init__(self, limit: int = INTERNED_STRINGS_CACHED_MAX) -> None:
         self.nids: dict[str, int] = {}
         self.names: dict[int, str] = {}
-        self.caches = Caches()  # of those who read the tables: see Transaction.cache
+        self.caches = Caches()  # caches for other modules: see Transaction.cache
         self._lock = threading.Lock()
         self._limit = limit
 
     def add(self, committed: Mapping[str, int]) -> None:
-        """Remembers pairs that are committed. The longest known are forgotten when there are too many."""
+        """Adds committed pairs. Forgets the oldest ones when there are too many."""
         with self._lock:
             for value, nid in committed.items():
                 self.nids[value] = nid

@@ -1,16 +1,16 @@
-"""Lanes: shared work on items of many, such as a tail or the sender, that one bad item must not stop.
+"""Lanes: work on many parties' items, such as a tail or the sender, that one bad item must not stop.
 
 Theory of operation
-- `Lane.work` gives a batch of items to a function. If the function fails, it is given the halves of the batch, and so
-  on, down to single items: the others are done as if the bad one were not there. So the function must be one that may
-  be repeated, as it is after a crash.
-- An item that fails by itself is tried again after a pause, LANE_TRIES times in all. Then it is parked: counted in
-  `homeserver_parked_items_total`, logged with its traceback, and noted in the table `parked_items`, so that it can be
-  found later. The lane goes on. This process does not try the item again; after a restart it gets another chance, for
-  the program may be a mended one.
-- What only reads, and inside of a transaction cannot wait, uses `try_each`, which tries once and answers which failed.
-- If the storage fails, no item is to blame: the exception is raised at once, nothing is parked, and whoever runs the
-  lane begins again later.
+- `Lane.work` passes a batch of items to a function. If the function fails, it gets each half of the batch, and so on
+  down to single items. So all other items are done as if the bad one did not exist. The function must be repeatable,
+  which it has to be after a crash anyway.
+- An item that fails on its own is tried again after a pause, LANE_TRIES times in all. Then it is parked: counted in
+  `homeserver_parked_items_total`, logged with its traceback, and noted in the table `parked_items` so that it can be
+  found later. The lane goes on. This process does not try the item again. After a restart it gets another chance,
+  because the program may have been fixed.
+- Code that only reads, and cannot wait inside a transaction, uses `try_each`: it tries once and returns the failures.
+- If the storage fails, no item is to blame. The exception is raised at once and nothing is parked. The caller starts
+  the work again later.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARKED_COUNTER = "homeserver_parked_items_total"
 
 
 class Lane:
-    """One kind of work on items, for as long as this process does it. Used on the trio thread only."""
+    """One kind of work on items, as done by this process. Used on the trio thread only."""
 
     __slots__ = ("_database", "_metrics", "_parked", "name")
 
@@ -45,12 +45,12 @@ class Lane:
         self._database = database
         self._metrics = metrics
         self._parked: OrderedDict[str, None] = OrderedDict()
-        metrics.describe(PARKED_COUNTER, "Items that were left out because they failed again and again, by lane.")
+        metrics.describe(PARKED_COUNTER, "Items that were given up after repeated failures, by lane.")
 
     async def work(
         self, items: Sequence[T], fn: Callable[[Sequence[T]], Awaitable[object]], name_of: Callable[[T], object] = str
     ) -> None:
-        """Gives fn all of the items, in their order, except those that it fails of. `name_of` names an item in the log.
+        """Passes all items to fn, in order, except those on which it fails. `name_of` names an item in the log.
 
         Raises only if the storage fails.
         """
@@ -71,11 +71,11 @@ class Lane:
                     await self._try_again(part, fn, str(name_of(part[0])))
 
     def without_parked(self, items: Sequence[T], name_of: Callable[[T], object] = str) -> list[T]:
-        """The items that are still tried."""
+        """Returns the items that are not parked."""
         return [item for item in items if str(name_of(item)) not in self._parked]
 
     async def park(self, item: str, error: Exception) -> None:
-        """Notes that an item is left out from now on. Raises if that cannot be stored: then the storage is to blame."""
+        """Notes that an item is left out from now on. Raises if this cannot be stored: then the storage has failed."""
         if item in self._parked:
             return
         await self._database.write(store_parked, self.name, item, f"{type(error).__name__}: {error}")
@@ -84,7 +84,7 @@ class Lane:
             self._parked.popitem(last=False)
         self._metrics.count(PARKED_COUNTER, (("lane", self.name),))
         about = {"lane": self.name, "item": item}
-        _log.error("item parked: it failed again and again, and is left out", exc_info=error, extra=about)
+        _log.error("an item failed repeatedly and is left out from now on", exc_info=error, extra=about)
 
     async def _try_again(self, part: Sequence[T], fn: Callable[[Sequence[T]], Awaitable[object]], item: str) -> None:
         for attempt in range(1, limits.LANE_TRIES):
@@ -102,10 +102,10 @@ class Lane:
 def try_each(
     tx: Transaction, items: Sequence[T], fn: Callable[[Sequence[T]], Iterable[R]]
 ) -> tuple[list[R], list[tuple[T, Exception]]]:
-    """What fn makes of all items, in order, and the items that it fails of.
+    """Returns fn's results for the items in order, and the items on which it fails.
 
-    If fn fails, it is given halves, down to single items. Each time what has failed in the transaction is rolled back,
-    so that the rest can still be read. Raises only if the storage is out of reach.
+    If fn fails, it gets each half of the items, down to single items. The failed part of the transaction is rolled back
+    each time, so that the rest can still be read. Raises only if the storage cannot be reached.
     """
     if not items:
         return [], []
@@ -130,7 +130,7 @@ def _list(fn: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T]) -> list[
 
 
 def store_parked(tx: Transaction, lane: str, item: str, reason: str) -> None:
-    """Notes a parked item; of each lane the newest PARKED_ITEMS_MAX are kept."""
+    """Stores a parked item. Keeps the newest PARKED_ITEMS_MAX items of each lane."""
     tx.run(
         "INSERT INTO parked_items (lane, item, reason, parked_ms) VALUES (?, ?, ?, ?) ON CONFLICT (lane, item)"
         " DO UPDATE SET reason = excluded.reason, parked_ms = excluded.parked_ms",

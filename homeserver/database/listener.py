@@ -1,4 +1,4 @@
-"""Listener: hears from PostgreSQL what other nodes have committed, and tells the stream of this one."""
+"""Listener: hears from PostgreSQL what other nodes have committed, and notifies this node's stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from homeserver.database.translation import translate_statement
 _log = logging.getLogger(__name__)
 
 CHANNEL = "homeserver_stream"
-# The lock that all nodes share: any number.
+# The lock that all nodes share. The number is arbitrary.
 _NODES_LOCK = 7053164
 # PostgreSQL refuses payloads of 8000 bytes.
 _PAYLOAD_BYTES_MAX = 7900
@@ -27,7 +27,7 @@ _CONNECT_AGAIN_S = 1.0
 
 
 class _News(msgspec.Struct, array_like=True):
-    """A node has committed changes up to `position`; keys is None if they were too many to tell."""
+    """A node has committed changes up to `position`. keys is None if there were too many to send."""
 
     node: str
     position: int
@@ -35,7 +35,7 @@ class _News(msgspec.Struct, array_like=True):
 
 
 def encode_news(node: str, position: int, keys: Collection[str]) -> str:
-    """The payload of a notification, within PostgreSQL's limit."""
+    """Returns the payload of a notification, within PostgreSQL's limit."""
     payload = msgspec.json.encode(_News(node, position, list(keys)))
     if len(payload) > _PAYLOAD_BYTES_MAX:
         payload = msgspec.json.encode(_News(node, position, None))
@@ -43,18 +43,18 @@ def encode_news(node: str, position: int, keys: Collection[str]) -> str:
 
 
 class Listener:
-    """A connection of its own, which a trio task waits for."""
+    """A connection of its own that a trio task waits on."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str) -> None:
         self._connect = connect
         self._node = node
-        # What came along with the answer to a statement: psycopg hands it over instead of keeping it.
+        # Notifications that arrived with the result of a statement: psycopg hands them over instead of keeping them.
         self._heard: list[psycopg.Notify] = []
         self.connection = connect()
         self.generation = ""
 
     def listen(self) -> int:
-        """Begins to hear of commits; answers a position up to which they may not be heard of."""
+        """Starts listening for commits. Returns the position up to which commits may have been missed."""
         self.generation = self._join_generation()
         self.connection.add_notify_handler(self._heard.append)
         self.connection.execute("LISTEN homeserver_stream")
@@ -63,10 +63,9 @@ class Listener:
         return int(row[0])
 
     def _join_generation(self) -> str:
-        """The generation of the nodes that have the database open; a new one if there are none.
+        """Returns the generation of the nodes that have the database open, or begins a new one if there are none.
 
-        Every node holds a lock together with the others, for as long as its connection lives. Whoever can have it alone
-        is the first.
+        Each node holds a shared lock for as long as its connection lives. A node that can take it alone is the first.
         """
         execute = self.connection.execute
         (is_first,) = execute("SELECT pg_try_advisory_lock(%s)", (_NODES_LOCK,)).fetchone() or (False,)
@@ -85,7 +84,7 @@ class Listener:
         self.connection.close()
 
     async def run(self, stream: Stream) -> None:
-        """Tells `stream` for ever. While the connection is lost nothing is heard; then everyone is woken."""
+        """Notifies `stream` forever. Nothing is heard while the connection is lost; afterwards everyone is woken."""
         while True:
             try:
                 while True:

@@ -1,6 +1,6 @@
-"""Migrations: brings the tables to what the program needs.
+"""Migrations: bring the tables to the state that the program needs.
 
-The ledger is the table of sqlite-utils' Migrations, one set per schema, on both engines.
+On both engines the ledger is the table of sqlite-utils' Migrations, with one set per schema.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ READ_LEDGER = "SELECT migration_set, name FROM _sqlite_migrations ORDER BY id"
 
 
 def list_pending(rows: Iterable[tuple[str, str]], schemas: Sequence[Schema]) -> list[Schema]:
-    """The schemas that have a step which is not in the ledger's `rows` (schema, step).
+    """Returns the schemas with a step that is missing from the ledger's `rows` (schema, step).
 
-    DatabaseError if the ledger has a step that the program does not know: the database is newer.
+    Raises DatabaseError if the ledger has a step that the program does not know: the database is newer.
     """
     applied: dict[str, set[str]] = {}
     for name, step in rows:
@@ -37,12 +37,12 @@ def _check_known(applied: Mapping[str, set[str]], known: Mapping[str, set[str]])
 
 
 def migrate_sqlite(connection: sqlite3.Connection, schemas: Sequence[Schema]) -> None:
-    """Applies every pending step, each in a transaction together with its line in the ledger."""
+    """Applies every pending step, each in one transaction with its entry in the ledger."""
     known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_sqlite_migrations'").fetchone()
     pending = list_pending(connection.execute(READ_LEDGER).fetchall() if known else (), schemas)
     if not pending:
         return
-    # Imported only when there is something to do: it takes a tenth of a second, which a plain start need not spend.
+    # Imported only when needed: it takes a tenth of a second, which an ordinary start need not spend.
     from sqlite_utils import Database, Migrations
 
     database = Database(connection)

@@ -1,4 +1,4 @@
-"""Peek: looks at a database as it is. Nothing is made, brought up to date or locked."""
+"""Peek: reads a database as it is. Nothing is created, migrated or locked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Seen(Generic[T]):
-    """What was found. result: None if the database is not there yet, or is to be brought up to date first.
+    """The result of `peek`. result: None if the database does not exist yet or must be migrated first.
 
     is_served: whether a server has it open.
     """
@@ -32,12 +32,12 @@ class Seen(Generic[T]):
 
 
 def peek(url: str, schemas: Sequence[Schema], fn: Callable[[Transaction], T]) -> Seen[T]:
-    """Runs fn(tx) as a read on the database at `url`. Blocks. Raises DatabaseError if it cannot be used."""
+    """Runs fn(tx) as a read on the database at `url`. Blocks. Raises DatabaseError if the database cannot be used."""
     all_schemas = (CORE_SCHEMA, *schemas)
     engine, _, rest = url.partition(":")
     if engine == "sqlite":
         return _peek_sqlite(rest.removeprefix("//"), all_schemas, fn)
-    # Imported here: psycopg takes 10 MB and a tenth of a second.
+    # Imported here because psycopg takes 10 MB and a tenth of a second.
     from homeserver.database import postgres
 
     connection = postgres.connect(url)

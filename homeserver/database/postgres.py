@@ -1,7 +1,12 @@
-"""PostgreSQL: several nodes share one truth. psycopg, synchronous, in the same threads as SQLite.
+"""PostgreSQL: several nodes on one database. psycopg is used synchronously, in the same threads as SQLite.
 
-One advisory lock serialises the write transactions of all nodes, so that positions are committed in their order. Each
-commit tells the other nodes with NOTIFY which keys have news.
+Theory of operation
+- One advisory lock serialises the write transactions of all nodes, so that positions are committed in order.
+- Each commit sends a NOTIFY with the keys that have news, which wakes the waiters on other nodes (`listener`).
+- A lost connection is opened again by `recover`. After a restart of PostgreSQL, calls wait for a few seconds. If it
+  stays away, calls fail at once, except that one of them tries to connect every _ATTEMPT_INTERVAL_S. The sessions of a
+  process share this knowledge (`_Reach`), so that not each of them waits in vain.
+- Every statement and every idle transaction has a time limit, so a stuck process cannot hold the writers' lock.
 """
 
 from __future__ import annotations
@@ -36,19 +41,19 @@ from homeserver.database.session import Cursor, Opened, Row
 from homeserver.database.translation import split_in, split_statements, translate_definition, translate_statement
 from homeserver.errors import invalid_param
 
-# The lock of write transactions, and the one of nodes that bring the tables up to date: any two numbers.
+# The lock of write transactions, and the lock of nodes that migrate the tables. The numbers are arbitrary.
 _WRITE_LOCK = 7053162
 _MIGRATE_LOCK = 7053163
-# Each waits for the network most of its time; more than SQLite's, which wait for the GIL.
+# Each mostly waits for the network. More than with SQLite, whose readers mostly wait for the GIL.
 _READERS = 4
 _STATEMENTS_PREPARED = 1000
 _VERSION_MIN = 13_00_00
-# A restart of PostgreSQL takes some seconds: who waits meanwhile is answered late, not with an error.
+# A restart of PostgreSQL takes a few seconds. Calls during that time are answered late instead of failing.
 _RECONNECT_DELAYS_S = (0.0, 0.1, 0.3, 1.0, 2.0)
-# While it stays away, one session tries this often; other calls fail at once.
+# If it stays away, one session tries this often; other calls fail at once.
 _ATTEMPT_INTERVAL_S = 0.5
 _CONNECT_TIMEOUT_S = 3
-# A server that is cut off is noticed in this time: by the kernel, not by a statement that waits for ever.
+# A server that is cut off is noticed within this time, by the kernel rather than by a statement that waits forever.
 _NETWORK_SETTINGS = {
     "connect_timeout": _CONNECT_TIMEOUT_S,
     "keepalives_idle": 5,
@@ -56,11 +61,11 @@ _NETWORK_SETTINGS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-# A transaction whose process stands still must not hold the lock of all writers; a statement has an end.
+# A stuck process must not hold the writers' lock, and every statement must end.
 _SESSION_SETTINGS = "SET idle_in_transaction_session_timeout = '15s'; SET statement_timeout = '30s'"
 
 
-# One round trip; each statement sees what was committed before it began, so the third sees what the lock waited for.
+# One round trip. Each statement sees what was committed before it began, so the third sees what the lock waited for.
 _BEGIN_WRITE = f"""
     BEGIN ISOLATION LEVEL READ COMMITTED;
     SELECT pg_advisory_xact_lock({_WRITE_LOCK});
@@ -71,14 +76,14 @@ _STORE_AND_NOTIFY = """
 """
 # SQLSTATEs, see https://www.postgresql.org/docs/current/errcodes-appendix.html
 _DAMAGED = frozenset({"XX001", "XX002", "58P01"})  # data or index corrupted; a file is missing
-_BUSY = frozenset({"40001", "40P01", "55P03", "57014"})  # met another transaction; took too long
+_BUSY = frozenset({"40001", "40P01", "55P03", "57014"})  # conflicted with another transaction; took too long
 _UNAVAILABLE = frozenset({"25006", "25P03"})  # read-only; idle for too long
 _UNAVAILABLE_CLASSES = frozenset({"08", "53", "57", "58"})  # connection, resources, operator, system
 _Savepoint = Literal["none", "open", "done with"]
 
 
 class _BooleanDumper(Dumper):
-    """Booleans are the integers 0 and 1, as on SQLite."""
+    """Stores booleans as the integers 0 and 1, as on SQLite."""
 
     oid = Int8Dumper.oid
 
@@ -92,7 +97,7 @@ class _BooleanLoader(Loader):
 
 
 class _NumericLoader(Loader):
-    """The sum of integers is an integer, as on SQLite."""
+    """Loads the sum of integers as an integer, as on SQLite."""
 
     def load(self, data: Buffer) -> int | float:
         text = bytes(data)
@@ -101,9 +106,9 @@ class _NumericLoader(Loader):
 
 @dataclass(slots=True)
 class _Reach:
-    """What the sessions of a process know together of a server that was lost: one has waited for it, for all others.
+    """What the sessions of a process know about a lost server. One session waits for it on behalf of all.
 
-    failure: of the last attempt to connect again, None while the server is in reach.
+    failure: the result of the last attempt to connect again, None while the server can be reached.
     """
 
     failure: DatabaseError | None = None
@@ -111,7 +116,7 @@ class _Reach:
 
 
 class PostgresSession:
-    """A connection, opened again by `recover` when it is lost. Every statement is done with before the next begins."""
+    """A connection. `recover` opens it again when it is lost. Each statement is finished before the next begins."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Row]], node: str, reach: _Reach | None = None) -> None:
         self._node = node
@@ -127,8 +132,8 @@ class PostgresSession:
         try:
             return self._cursor.execute(self._translate(sql), params)
         except ReadOnlySqlTransaction:
-            # The server is a standby now, or was told to refuse writes. Connected again, we may reach the new primary,
-            # and do not keep settings that were changed meanwhile.
+            # The server is now a standby, or was told to refuse writes. A new connection may reach the new primary, and
+            # does not keep settings that were changed meanwhile.
             self._connection.close()
             raise
         except psycopg.DataError:
@@ -153,11 +158,11 @@ class PostgresSession:
         return known
 
     def _control(self, sql: bytes) -> PGresult:
-        """Statements without parameters, past psycopg's cursor, which costs as much as the round trip."""
+        """Runs statements without parameters, bypassing psycopg's cursor, which costs as much as the round trip."""
         result = self._connection.pgconn.exec_(sql)
         if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
             error = error_from_result(result)
-            # Without a code it is libpq that speaks, not the server: the connection is lost.
+            # An error without a code comes from libpq, not from the server: the connection is lost.
             raise error if error.sqlstate else psycopg.OperationalError(str(error))
         return result
 
@@ -170,7 +175,7 @@ class PostgresSession:
 
     def begin_write(self) -> int:
         self._savepoint = "none"
-        value = self._control(_BEGIN_WRITE).get_value(0, 0)  # of the last of the three statements
+        value = self._control(_BEGIN_WRITE).get_value(0, 0)  # the result of the last of the three statements
         assert value is not None
         return int(value)
 
@@ -182,7 +187,7 @@ class PostgresSession:
     def rollback(self) -> None:
         self._control(b"ROLLBACK")
 
-    # A savepoint is released together with the opening of the next, and one that was rolled back to serves again.
+    # A savepoint is released together with opening the next one. After a rollback the same savepoint is used again.
 
     def savepoint(self) -> None:
         if self._savepoint == "none":
@@ -210,14 +215,14 @@ class PostgresSession:
                 try:
                     self._control(b"ROLLBACK")
                 except psycopg.OperationalError:
-                    pass  # the connection was lost just now
+                    pass  # the connection was just lost
             if not self._connection.closed:
                 return False
         self._connect_again()
         return True
 
     def _connect_again(self) -> None:
-        """Tries for some seconds after the server was lost, then only now and then: nobody waits for it in vain."""
+        """Tries to connect for a few seconds after the loss, and later only now and then, so that calls fail fast."""
         reach = self._reach
         known = reach.failure
         if known is not None and time.monotonic() < reach.next_attempt:
@@ -240,7 +245,7 @@ class PostgresSession:
 
 
 def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opened:
-    """The database at `url`, with its tables brought up to date."""
+    """Opens the database at `url` and migrates its tables."""
     connect_again = functools.partial(connect, url)
     node = secrets.token_hex(8)
     closing: list[Callable[[], None]] = []
@@ -274,7 +279,7 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
 
 
 def connect(url: str) -> psycopg.Connection[Row]:
-    """A connection with the settings that every use of the database needs."""
+    """Returns a connection with the settings that every use of the database needs."""
     try:
         given = psycopg.conninfo.conninfo_to_dict(url)
         settings = {name: value for name, value in _NETWORK_SETTINGS.items() if name not in given}
@@ -284,13 +289,13 @@ def connect(url: str) -> psycopg.Connection[Row]:
         raise DatabaseUnavailable(f"The database cannot be reached: {describe(error)}.") from error
     if connection.info.server_version < _VERSION_MIN:
         connection.close()
-        raise DatabaseError("PostgreSQL is too old: 13 or later is needed.")
+        raise DatabaseError("PostgreSQL is too old: version 13 or later is needed.")
     if connection.info.parameter_status("server_encoding") != "UTF8":
         connection.close()
         raise DatabaseError("The PostgreSQL database must have the encoding UTF8.")
     connection.prepare_threshold = 2
     connection.prepared_max = _STATEMENTS_PREPARED
-    connection.adapters.register_dumper(int, Int8Dumper)  # else small numbers are `smallint`, which overflows
+    connection.adapters.register_dumper(int, Int8Dumper)  # otherwise small numbers are `smallint`, which overflows
     connection.adapters.register_dumper(bool, _BooleanDumper)
     connection.adapters.register_loader("bool", _BooleanLoader)
     connection.adapters.register_loader("numeric", _NumericLoader)
@@ -298,7 +303,7 @@ def connect(url: str) -> psycopg.Connection[Row]:
 
 
 def _open_session(connect_: Callable[[], psycopg.Connection[Row]]) -> psycopg.Connection[Row]:
-    """A connection for reads or writes, none of which may take for ever."""
+    """Returns a connection for reads or writes, with time limits for both."""
     connection = connect_()
     try:
         connection.execute(_SESSION_SETTINGS)
@@ -309,7 +314,7 @@ def _open_session(connect_: Callable[[], psycopg.Connection[Row]]) -> psycopg.Co
 
 
 def explain(error: BaseException) -> BaseException:
-    """DatabaseUnavailable or DatabaseDamaged in place of an error by which PostgreSQL says so; else the error."""
+    """Returns DatabaseUnavailable or DatabaseDamaged in place of an error that means this; otherwise the error."""
     if not isinstance(error, psycopg.Error):
         return error
     code = error.sqlstate or ""
@@ -324,7 +329,7 @@ def explain(error: BaseException) -> BaseException:
 
 
 def describe(error: psycopg.Error) -> str:
-    """The first line of what PostgreSQL says, without a full stop."""
+    """Returns the first line of PostgreSQL's message, without a full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -350,7 +355,7 @@ def migrate(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> N
 
 
 def is_served(connection: psycopg.Connection[Row]) -> bool:
-    """Whether a server is connected to the database, other than by this connection."""
+    """Returns whether a server is connected to the database, apart from this connection."""
     row = connection.execute(
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'homeserver'"
         " AND pid <> pg_backend_pid() LIMIT 1"
@@ -359,7 +364,7 @@ def is_served(connection: psycopg.Connection[Row]) -> bool:
 
 
 def list_pending_schemas(connection: psycopg.Connection[Row], schemas: Sequence[Schema]) -> list[Schema]:
-    """The schemas that have a step which the database lacks. Raises DatabaseError if the database is newer."""
+    """Returns the schemas with a step that the database lacks. Raises DatabaseError if the database is newer."""
     known = connection.execute("SELECT to_regclass('_sqlite_migrations') IS NOT NULL").fetchone()
     rows = connection.execute(READ_LEDGER).fetchall() if known and known[0] else []
     return list_pending([(name, step) for name, step in rows], schemas)

@@ -1,4 +1,4 @@
-"""What a database must contain: the tables of each feature, as an append-only list of steps."""
+"""Schemas: the tables of each feature, as an append-only list of steps."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from homeserver.errors import StorageDamaged, StorageError
 
 
 class DatabaseError(StorageError):
-    """The database cannot be opened or used. The message is one sentence for the person who runs the server."""
+    """The database cannot be opened or used. The message is one sentence for the administrator."""
 
 
 class DatabaseUnavailable(DatabaseError):
-    """The database cannot be read or written now: out of reach, read-only, disk full. The same call may work later."""
+    """The database cannot be read or written now: unreachable, read-only, disk full. The call may work later."""
 
 
 class DatabaseBusy(DatabaseUnavailable):
-    """This call took too long or met another one. That says nothing about the calls of others."""
+    """This call took too long or conflicted with another one. Other calls may work."""
 
 
 class DatabaseDamaged(DatabaseError, StorageDamaged):
-    """Something that was stored cannot be read back, or is not what was stored."""
+    """Stored data cannot be read back, or is not what was stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One change of the tables: `sql` is one or more statements of the common subset, each ended by a semicolon."""
+    """One change of the tables: one or more statements of the common subset, each ending with a semicolon."""
 
     name: str
     sql: str
@@ -33,14 +33,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The tables of one feature. Steps are applied in order, once each; a released step is never changed or removed."""
+    """The tables of one feature. Each step is applied once, in order. Never change or remove a released step."""
 
     name: str
     steps: tuple[Step, ...]
 
 
-# What the database itself needs: the counter of the change stream and its generations, the interned strings, how far
-# each tail has come, the items that failed again and again (`lane`), and a row for the health check.
+# The database's own tables: the counter of the change stream and its generations, the interned strings, the position of
+# each tail, the items that failed repeatedly (`lane`), and a row for the health check.
 CORE_SCHEMA = Schema(
     "database",
     (

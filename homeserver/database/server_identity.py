@@ -1,4 +1,4 @@
-"""ServerIdentity: what the functions of reads and writes need to know of the server whose database it is."""
+"""ServerIdentity: what reads and writes need to know about the server that owns the database."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from homeserver.federation.signing import SigningKey
 class ServerIdentity:
     """The server's name, the key that signs its events, and its settings.
 
-    All threads of the database share it, so nothing in it changes. What belongs to the trio thread, such as caches,
-    nurseries and sockets, has no place here.
+    All threads of the database share it, so it never changes. It must not contain anything that belongs to the trio
+    thread, such as caches, nurseries and sockets.
     """
 
     name: ServerName

@@ -1,4 +1,4 @@
-"""Session: one connection of one engine. The whole difference between SQLite and PostgreSQL is behind it."""
+"""Session: one connection to one engine. It hides all differences between SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from homeserver.database.stream import Stream
 Row = tuple[Any, ...]
 
 IN_MARKER = "IN (?*)"
-IN_VALUES_MAX = 500  # of one statement; longer lists are asked for in chunks
+IN_VALUES_MAX = 500  # per statement; longer lists are split into chunks
 
 
 class Cursor(Protocol):
-    """What a statement gives: the rows it returned, or how many it changed."""
+    """The result of a statement: the rows it returned, or how many it changed."""
 
     @property
     def rowcount(self) -> int: ...
@@ -34,21 +34,21 @@ class Session(Protocol):
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None: ...
 
     def execute_in(self, sql: str, values: Sequence[Any], other: Sequence[Any]) -> list[Row]:
-        """The rows of `sql`, whose one marker `IN (?*)` stands for `values`, at most IN_VALUES_MAX of them."""
+        """Returns the rows of `sql`, whose single marker `IN (?*)` stands for `values`, at most IN_VALUES_MAX."""
         ...
 
     def begin_read(self) -> None:
-        """Opens a snapshot: every statement until `end_read` sees the same moment."""
+        """Opens a snapshot: every statement until `end_read` sees the database at the same moment."""
         ...
 
     def end_read(self) -> None: ...
 
     def begin_write(self) -> int:
-        """Opens the one write transaction of the whole database; answers the last position that was committed."""
+        """Opens the only write transaction of the whole database. Returns the last committed position."""
         ...
 
     def commit(self, position: int | None, keys: Collection[str]) -> None:
-        """Makes the write transaction durable. `position`: the last one taken in it, None if none was.
+        """Makes the write transaction durable. `position` is the last one that it took, None if it took none.
 
         `keys` are woken on the other nodes that share the database.
         """
@@ -63,22 +63,22 @@ class Session(Protocol):
     def rollback_to_savepoint(self) -> None: ...
 
     def is_alive(self) -> bool:
-        """Whether the transaction goes on; an engine may have given it up by itself (disk full, connection lost)."""
+        """Returns whether the transaction is still open. The engine may have ended it (disk full, connection lost)."""
         ...
 
     def explain(self, error: BaseException) -> BaseException:
-        """DatabaseUnavailable or DatabaseDamaged in place of an error by which the engine says so; else the error."""
+        """Returns DatabaseUnavailable or DatabaseDamaged in place of an error that means this; otherwise the error."""
         ...
 
     def recover(self) -> bool:
-        """Ends what is left of a failed transaction. True if the connection was lost and there is a new one."""
+        """Cleans up after a failed transaction. Returns True if the connection was lost and there is a new one."""
         ...
 
     def close(self) -> None: ...
 
 
 class Holder(Protocol):
-    """What only one node may do at a time. Used by one thread at a time."""
+    """Holds what only one node may do at a time. Used by one thread at a time."""
 
     def try_hold(self, name: str) -> bool: ...
 
@@ -89,12 +89,11 @@ class Holder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An opened engine. No readers: reads share the writer's session, and everything runs on the trio thread.
+    """An opened engine. Without readers, reads share the writer's session and everything runs on the trio thread.
 
-    background runs as long as the database is open: it tells the stream of the changes that other nodes commit.
-    holder None: there are no other nodes. generation: the name of the stream's generation, see `generations.py`.
-    check_room raises DatabaseUnavailable if the disk that this process writes the database to takes no more; None
-    where that disk is not ours.
+    background: runs as long as the database is open, and notifies the stream of other nodes' commits.
+    holder: None if there are no other nodes. generation: the name of the stream's generation, see `generations.py`.
+    check_room: raises DatabaseUnavailable if the disk of the database file is full; None if the disk is not ours.
     """
 
     writer: Session

@@ -1,7 +1,8 @@
 """SQLite: one file, one server process, one writer connection and a few readers.
 
-Commands of the administrator write beside a running server. The server holds a lock on a file beside the database; each
-commit of a command makes that file a byte longer, and the server, which looks at its size now and then, wakes everyone.
+Theory of operation. Administration commands may write while a server is running. The server holds a lock on a second
+file next to the database, which keeps other servers out. Each commit of a command makes this lock file one byte longer.
+The server checks its size regularly, and wakes all waiters when it has grown.
 """
 
 from __future__ import annotations
@@ -33,29 +34,29 @@ _log = logging.getLogger(__name__)
 
 # RETURNING needs 3.35, IS NOT DISTINCT FROM 3.39.
 _VERSION_MIN = (3, 39, 0)
-# Sizes of an IN list. Lists are padded up to one of them, so that a few prepared statements serve every length.
+# Sizes of IN lists. Lists are padded to one of these sizes, so that a few prepared statements serve all lengths.
 _IN_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 500)
-# More than all statements of the program, so that each is parsed once per connection.
+# More than the program has statements, so that each is parsed once per connection.
 _STATEMENTS_CACHED = 1024
 _BUSY_TIMEOUT_S = 10.0
-# How long a server that starts waits for a command that holds the lock for some milliseconds.
+# How long a starting server waits for a command that holds the lock for a few milliseconds.
 _LOCK_WAIT_S = 0.5
 _LOCK_RETRY_S = 0.02
-# Readers mostly wait for the GIL: two are enough that a slow read does not hold up the others.
+# Readers mostly wait for the GIL. With two, a slow read does not block the others.
 _READERS = 2
-# Writers keep their cache; readers lose theirs with every commit, and find the pages in the kernel's anyway.
+# Writers keep their cache. Readers lose theirs at every commit, but find the pages in the kernel's cache.
 _CACHE_KIB_WRITER = 8192
 _CACHE_KIB_READER = 2048
-# 16 MB of log before it is copied into the file: a page that changes often is copied once.
+# 16 MB of log before it is copied into the file, so that a page that changes often is copied once.
 _CHECKPOINT_PAGES = 4000
 _LOG_BYTES_KEPT = 64 << 20
 
 
-# Result codes, see https://www.sqlite.org/rescode.html. A read that fails is a bad sector; that does not pass.
+# Result codes, see https://www.sqlite.org/rescode.html. A failing read means a bad sector, which is permanent.
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _DAMAGED_READS = frozenset({
     sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS,
-    sqlite3.SQLITE_IOERR | (32 << 8),  # SQLITE_IOERR_DATA, which the module does not name
+    sqlite3.SQLITE_IOERR | (32 << 8),  # SQLITE_IOERR_DATA, for which the module has no name
 })  # fmt: skip
 _UNAVAILABLE = frozenset({
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM,
@@ -75,9 +76,9 @@ class SqliteSession:
     def __init__(
         self, connection: sqlite3.Connection, *, guards_reads: bool = False, ring: Callable[[], None] | None = None
     ) -> None:
-        """guards_reads: reads and writes share the connection, so that it refuses writes during a read.
+        """guards_reads: reads and writes share the connection, so it refuses writes during a read.
 
-        ring: called after each commit. begins_generation may be set: then the first commit begins a generation.
+        ring: called after each commit. If begins_generation is set, the first commit begins a generation.
         """
         self.generation = self._new_generation = ""
         self.begins_generation = False
@@ -171,9 +172,9 @@ class SqliteSession:
 
 
 class _Lock:
-    """Held while a server has the database open, so that a second one is refused. Released when the process ends.
+    """Held while a server has the database open, so that a second server is refused. Released when the process ends.
 
-    A command that administers the database holds it for a moment, in which a server that starts waits.
+    An administration command holds it for a moment. A server that starts waits for that.
     """
 
     def __init__(self, path: str, wait_s: float) -> None:
@@ -195,7 +196,7 @@ class _Lock:
         os.close(self._file)
 
     async def listen(self, stream: Stream) -> None:
-        """Wakes everyone when a command beside this server has committed. Runs as long as the database is open."""
+        """Wakes everyone when an administration command has committed. Runs as long as the database is open."""
         heard = 0
         while True:
             size = os.fstat(self._file).st_size
@@ -206,7 +207,7 @@ class _Lock:
 
 
 def is_served(path: str) -> bool:
-    """Whether a server has the database open."""
+    """Returns whether a server has the database open."""
     try:
         file = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -221,7 +222,7 @@ def is_served(path: str) -> bool:
 
 
 def _ring(path: str) -> None:
-    """Tells the server that has this database open, if one has, that there was a commit."""
+    """Tells the server that has this database open, if any, that there was a commit."""
     try:
         bell = os.open(f"{path}.lock", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
@@ -230,7 +231,7 @@ def _ring(path: str) -> None:
             os.close(bell)
     except FileNotFoundError:
         pass  # no server has ever opened it
-    except OSError as error:  # what was committed stays so: the server sees it with its own next commit
+    except OSError as error:  # the commit stands: the server sees it with its own next commit
         _log.warning("a running server was not told of a change", extra={"file": f"{path}.lock", "reason": str(error)})
 
 
@@ -241,7 +242,7 @@ def _read_position(path: str) -> int:
 
 
 def connect(path: str, *, reads_only: bool = False) -> sqlite3.Connection:
-    """A connection with the settings that every use of the database needs."""
+    """Returns a connection with the settings that every use of the database needs."""
     connection = sqlite3.connect(
         path,
         timeout=_BUSY_TIMEOUT_S,
@@ -254,8 +255,8 @@ def connect(path: str, *, reads_only: bool = False) -> sqlite3.Connection:
         "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
-        # Looks at every cell of a page that is read from the file: a search in a damaged page would else be led astray
-        # and find nothing, where an error has to be.
+        # Checks every cell of a page that is read from the file. Without it a search in a damaged page could miss its
+        # way and find nothing, instead of failing.
         "cell_size_check = ON",
         "temp_store = MEMORY",
         f"cache_size = -{_CACHE_KIB_READER if reads_only else _CACHE_KIB_WRITER}",
@@ -268,12 +269,12 @@ def connect(path: str, *, reads_only: bool = False) -> sqlite3.Connection:
 
 
 def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive: bool) -> Opened:
-    """The database in the file `name`, or in memory if that is ":memory:", with its tables brought up to date."""
+    """Opens the database in the file `name`, or in memory for ":memory:", and migrates its tables."""
     if sqlite3.sqlite_version_info < _VERSION_MIN:
-        raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.39 or later is needed.")
+        raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: version 3.39 or later is needed.")
     in_memory = name == ":memory:"
     if in_memory and not inline:
-        raise DatabaseError("A database in memory has just one connection, so it must be opened inline.")
+        raise DatabaseError("A database in memory has only one connection, so it must be opened inline.")
     path = name if in_memory else str(Path(name).resolve())
     if not in_memory:
         _prepare_file(path)
@@ -294,7 +295,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         try:
             session.generation = begin_generation(writer.execute) if exclusive or in_memory else _join(path, writer)
         except sqlite3.OperationalError as error:
-            # A disk that is full must not keep a server from reading: no position is taken before there is room.
+            # A full disk must not keep a server from reading. No position is taken before there is room again.
             if not isinstance(session.explain(error), DatabaseUnavailable):
                 raise
             session.generation, session.begins_generation = newest_generation(writer.execute), True
@@ -323,9 +324,9 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
 
 @cache
 def _empty_database(schemas: tuple[Schema, ...]) -> bytes:
-    """A database with all tables and nothing in them. Copying it takes a tenth of the time of the migrations.
+    """Returns a database with all tables, all empty. Copying it takes a tenth of the time of the migrations.
 
-    It depends on nothing but the schemas, so it is made once. Tests open hundreds of databases in memory.
+    It depends only on the schemas, so it is made once. Tests open hundreds of databases in memory.
     """
     connection = connect(":memory:")
     try:
@@ -345,8 +346,8 @@ def _load(connection: sqlite3.Connection, database: bytes) -> None:
 
 
 def _join(path: str, connection: sqlite3.Connection) -> str:
-    """The generation of the server that has the database open, or a new one if no server has."""
-    if not Path(f"{path}.lock").exists():  # no server has ever opened it; the file is for the server to make
+    """Returns the generation of the server that has the database open, or begins a new one if there is none."""
+    if not Path(f"{path}.lock").exists():  # no server has ever opened it; only servers create this file
         return begin_generation(connection.execute)
     try:
         lock = _Lock(path, 0)
@@ -359,7 +360,7 @@ def _join(path: str, connection: sqlite3.Connection) -> str:
 
 
 def _prepare_file(path: str) -> None:
-    """Makes an empty file that only its owner may read; SQLite gives its log the same rights."""
+    """Creates an empty file that only its owner may read. SQLite gives its log the same permissions."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except FileNotFoundError:
@@ -376,9 +377,9 @@ def _check_room(folder: Path) -> None:
 
 
 def _is_broken_text(error: sqlite3.Error) -> bool:
-    """Whether the module itself found text that is no UTF-8; it has no result code of SQLite."""
+    """Returns whether the module itself found text that is not UTF-8. Such an error has no SQLite result code."""
     return str(error).startswith("Could not decode to UTF-8")
 
 
 def _close_nothing() -> None:
-    """A database without a lock."""
+    """Does nothing: a database without a lock."""

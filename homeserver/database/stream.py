@@ -1,7 +1,10 @@
-"""Stream: every change that someone may wait for has a position; this wakes who waits.
+"""Stream: wakes the waiters of a change. Every change that someone may wait for has a position.
 
-The database calls `notify` after each commit. A waiter names keys (user ids, room ids …) and the position it has read
-up to; whatever was notified after that position wakes it at once, so nothing can fall between reading and waiting.
+Theory of operation. The database calls `notify` after each commit, with the position and the keys (user IDs, room
+IDs …) that have news. A waiter names its keys and the position up to which it has read. If a key was notified after
+that position, the waiter returns at once, so no change can get lost between reading and waiting. The stream remembers
+the last position of recently notified keys. For a key that it may have forgotten it assumes that there is news, so a
+wake-up without news is possible, and a missed one is not.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ class Stream:
 
     def __init__(self, position: int = 0) -> None:
         self._position = position
-        # The last position of each key that was notified lately. Two generations: when the younger is full the older is
-        # forgotten, and `_floor` is the position up to which a key's changes may have been forgotten.
+        # The last position of each recently notified key, in two maps. When the younger one is full, the older one is
+        # dropped. `_floor` is the position up to which changes of a key may have been forgotten.
         self._young: dict[str, int] = {}
         self._old: dict[str, int] = {}
         self._floor = position
@@ -39,16 +42,16 @@ class Stream:
 
     @property
     def position(self) -> int:
-        """The position of the last change that is committed."""
+        """The position of the last committed change."""
         return self._position
 
     @property
     def waiting(self) -> int:
-        """How many wait for news of their keys."""
+        """How many tasks wait for news."""
         return self._waiting
 
     def notify(self, position: int, keys: Iterable[str]) -> None:
-        """Tells that changes up to `position` are committed, of which `keys` have news. Never blocks."""
+        """Announces that changes up to `position` are committed, and that `keys` have news. Never blocks."""
         if position > self._position:
             self._position = position
         for key in keys:
@@ -63,7 +66,7 @@ class Stream:
             self._floor, self._young_since = self._young_since, self._position
 
     def notify_all(self, position: int) -> None:
-        """Wakes everyone: it is not known which keys have news up to `position`."""
+        """Wakes everyone, because it is unknown which keys have news up to `position`."""
         self._position = max(position, self._position)
         self._young, self._old = {}, {}
         self._floor = self._young_since = self._position
@@ -75,7 +78,7 @@ class Stream:
             follower.event.set()
 
     def has_news(self, keys: Iterable[str], after: int) -> bool:
-        """Whether something may have happened to one of `keys` after the position `after`."""
+        """Returns whether there may be news of one of `keys` after the position `after`."""
         if after >= self._position:
             return False
         if after < self._floor:
@@ -85,8 +88,8 @@ class Stream:
     async def wait(self, keys: Collection[str], after: int, deadline: float) -> int:
         """Waits for news of one of `keys` after position `after`, until the trio time `deadline`.
 
-        Answers the stream's position, > `after`; or `after` if there was no news. Pass as `after` the position that you
-        have read up to, not the one you began from. News may turn out to be nothing: read, and wait again.
+        Returns the stream's position, which is > `after`, or `after` if there was no news. Pass as `after` the position
+        up to which you have read, not the one you began from. There may be nothing to read after all: then wait again.
         """
         await trio.lowlevel.checkpoint()
         if self.has_news(keys, after):
@@ -110,7 +113,7 @@ class Stream:
 
     @asynccontextmanager
     async def subscribe_all(self) -> AsyncIterator[Subscription]:
-        """Gives a Subscription that is told of every change, whatever its keys."""
+        """Yields a Subscription that is notified of every change, whatever its keys."""
         waiter = _Waiter(0)
         self._followers.add(waiter)
         try:
@@ -120,7 +123,7 @@ class Stream:
 
 
 class Subscription:
-    """Follows the whole stream. Several changes may be told as one."""
+    """Follows the whole stream. Several changes may be announced as one."""
 
     __slots__ = ("_stream", "_waiter")
 
@@ -129,7 +132,7 @@ class Subscription:
         self._waiter = waiter
 
     async def wait(self, after: int) -> int:
-        """Waits until the stream is past `after`; answers its position."""
+        """Waits until the stream is past `after`. Returns its position."""
         await trio.lowlevel.checkpoint()
         while self._stream.position <= after:
             self._waiter.event = trio.Event()

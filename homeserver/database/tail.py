@@ -1,6 +1,6 @@
-"""Tail: following the change stream from a stored position: at least once, through restarts, on one node at a time.
+"""Tail: follows the change stream from a stored position: at least once, across restarts, on one node at a time.
 
-A position whose change cannot be followed is parked, and the tail goes on with the next: see `lane`.
+If a position cannot be processed, it is parked and the tail goes on with the next: see `lane`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Follow = Callable[[int, int], Awaitable[None]]
 
 
 def find_position(tx: Transaction, name: str) -> int | None:
-    """The position up to which the tail `name` has come, None if it never ran."""
+    """Returns the position up to which the tail `name` has come, None if it never ran."""
     row = tx.one("SELECT position FROM tails WHERE name = ?", name)
     return int(row[0]) if row else None
 
 
 def store_position(tx: Transaction, name: str, position: int) -> None:
-    """Stores that the tail `name` has done everything up to `position`; never goes back."""
+    """Stores that the tail `name` has processed everything up to `position`. Never goes back."""
     tx.run(
         "INSERT INTO tails (name, position) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET position = excluded.position"
         " WHERE excluded.position > tails.position",
@@ -39,7 +39,7 @@ def store_position(tx: Transaction, name: str, position: int) -> None:
 
 
 class Tail:
-    """One follower of the stream, by the name under which its position is stored."""
+    """A follower of the stream. Its position is stored under its name."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Tail:
         span_max: int = TAIL_SPAN_MAX,
         store_seconds: float = TAIL_STORE_SECONDS,
     ) -> None:
-        """span_max: positions that fn is told of at once. store_seconds: its position is stored at most that late."""
+        """span_max: how many positions fn gets at once. store_seconds: how late its position may be stored."""
         self._name = name
         self._database = database
         self._stream = stream
@@ -61,13 +61,12 @@ class Tail:
         self._since = self._stored = 0
 
     async def run(self, fn: Follow, *, from_now: bool = False) -> None:
-        """Calls fn(since, upto) for everything that is committed, in order, for ever: since < position ≤ upto.
+        """Calls fn(since, upto) for everything that is committed, in order, forever: since < position ≤ upto.
 
-        A span is told again if the process ends before its position is stored. fn may store it itself with
-        `store_position`, in the write that does the work. A span at which fn fails is told again in smaller ones, and a
-        single position at which it goes on failing is left out; but if the storage fails, that ends run. from_now: a
-        tail that never ran begins with what comes, not with the first change. Waits while another task or node runs
-        the same tail.
+        If the process ends before its position is stored, the span is repeated. fn may store the position itself with
+        `store_position`, in the write that does the work. If fn fails, the span is repeated in smaller ones, and a
+        single position at which it keeps failing is left out. If the storage fails, run raises. from_now: a tail that
+        never ran begins with the next change instead of the first. Waits while another task or node runs the same tail.
         """
 
         async def follow(span: Sequence[int]) -> None:
@@ -107,7 +106,7 @@ class Tail:
         with trio.CancelScope(shield=True):
             try:
                 await self._store()
-            except DatabaseError as error:  # closed or out of reach: the last span is told once more
+            except DatabaseError as error:  # closed or unreachable: the last span will be repeated
                 _log.info("the position of tail %s is not stored: %s", self._name, error)
 
     async def _store(self) -> None:

@@ -1,4 +1,4 @@
-"""Transaction: what a function given to `Database.read` or `Database.write` works with."""
+"""Transaction: the argument of every function passed to `Database.read` or `Database.write`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Transaction:
-    """One read snapshot, or one write. Use it only inside the function that it was given to.
+    """One read snapshot, or one write. Use it only inside the function that received it.
 
     Statements are text of the common subset (see `homeserver.database`), with `?` for each parameter.
     """
@@ -44,7 +44,7 @@ class Transaction:
         batch_interned: dict[str, int],
         position: int | None,
     ) -> None:
-        self.now_ms = now_ms  # the moment the transaction began
+        self.now_ms = now_ms  # when the transaction began
         self._server = server
         self.wakes: set[str] = set()
         self.callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
@@ -52,43 +52,43 @@ class Transaction:
         self._session = session
         self._execute = session.execute
         self._cache = cache
-        self._batch_interned = batch_interned  # of the writes before this one in the same commit
-        self._position = position  # None: not looked up yet (reads)
-        self.is_write = position is not None  # then it may see rows that are not committed yet
+        self._batch_interned = batch_interned  # by earlier writes of the same commit
+        self._position = position  # None: not looked up yet (in reads)
+        self.is_write = position is not None  # a write may see rows that are not committed yet
 
     @property
     def server(self) -> ServerIdentity:
-        """The server whose database this is."""
+        """The server that owns this database."""
         if self._server is None:
             raise RuntimeError("No server uses this database yet: see `Database.serve_as`.")
         return self._server
 
     def one(self, sql: str, *params: object) -> Row | None:
-        """The first row, None if there is none."""
+        """Returns the first row, None if there is none."""
         return self._execute(sql, params).fetchone()
 
     def all(self, sql: str, *params: object) -> list[Row]:
-        """Every row."""
+        """Returns every row."""
         return self._execute(sql, params).fetchall()
 
     def values(self, sql: str, *params: object) -> list[Any]:
-        """The first column of every row."""
+        """Returns the first column of every row."""
         return [row[0] for row in self._execute(sql, params).fetchall()]
 
     def run(self, sql: str, *params: object) -> int:
-        """The number of rows that were inserted, updated or deleted."""
+        """Runs a statement and returns how many rows were inserted, updated or deleted."""
         assert self.is_write, "this is a read"
         return self._execute(sql, params).rowcount
 
     def many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
-        """Runs one statement with each of `rows`."""
+        """Runs one statement once with each of `rows`."""
         assert self.is_write, "this is a read"
         self._session.execute_many(sql, rows)
 
     def all_in(self, sql: str, values: Collection[object], *other: object) -> list[Row]:
-        """The rows of `sql`, where `IN (?*)` stands for `values`; `other` are its other parameters, in order.
+        """Returns the rows of `sql`, where `IN (?*)` stands for `values`; `other` are its other parameters, in order.
 
-        Asked in chunks: ORDER BY, LIMIT and aggregates hold within a chunk only, and equal values may be found once.
+        It is run in chunks: ORDER BY, LIMIT and aggregates apply to a chunk only, and equal values may be found once.
         """
         listed = list(values)
         rows: list[Row] = []
@@ -106,9 +106,9 @@ class Transaction:
         return self._position
 
     def next_position(self, *wake: str) -> int:
-        """Takes the next stream position. After the commit, who waits for one of the keys `wake` is woken.
+        """Takes and returns the next stream position. Waiters for one of the keys `wake` are woken after the commit.
 
-        Keys are user ids, room ids … as the waiters name them. Positions rise in the order of commits; gaps are usual.
+        Keys are user IDs, room IDs … as the waiters name them. Positions rise in commit order, usually with gaps.
         """
         assert self.is_write and self._position is not None, "positions are taken in writes"
         self._position += 1
@@ -116,7 +116,7 @@ class Transaction:
         return self._position
 
     def wake(self, *keys: str) -> None:
-        """Wakes who waits for `keys` after the commit, for a change that has no position of its own."""
+        """Wakes the waiters for `keys` after the commit, for a change without a position of its own."""
         self.next_position(*keys)
 
     def after_commit(self, fn: Callable[..., object], *args: Any) -> None:
@@ -124,7 +124,7 @@ class Transaction:
         self.callbacks.append((fn, args))
 
     def attempt(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        """fn(*args) in a read that goes on if a part of it fails. Raises DatabaseDamaged if that part is damaged."""
+        """Runs fn(*args) in a read that continues even if fn fails. Raises DatabaseDamaged if fn read damaged data."""
         assert not self.is_write, "a write has a savepoint of its own already"
         self._session.savepoint()
         try:
@@ -136,14 +136,16 @@ class Transaction:
         return result
 
     def cache(self, name: str, limit: int) -> Cache:
-        """A cache that lives as long as the database, for what never changes or whose key carries its version.
+        """Returns a cache that lives as long as the database, for immutable values or keys that carry a version.
 
-        Put in only what is committed, or what is named by the hash of its content.
+        Add only committed values, or values named by the hash of their content.
         """
         return self._cache.caches.named(name, limit)
 
     def intern(self, value: str) -> int:
-        """The number that stands for `value` in every table, given now if it has none. MatrixError if not storable."""
+        """Returns the number of `value` in all tables, and assigns one if it has none. Raises MatrixError if `value`
+        cannot be stored.
+        """
         nid = self.find(value)
         if nid is None:
             row = self.one("INSERT INTO strings (value) VALUES (?) RETURNING nid", check_string(value))
@@ -152,7 +154,7 @@ class Transaction:
         return nid
 
     def find(self, value: str) -> int | None:
-        """The number that stands for `value`, None if it never was stored."""
+        """Returns the number of `value`, None if it was never stored."""
         nid = self._cache.nids.get(value)
         if nid is None:
             nid = self.interned.get(value)
@@ -162,16 +164,16 @@ class Transaction:
             row = self.one("SELECT nid FROM strings WHERE value = ?", check_string(value))
             if row is not None:
                 nid = int(row[0])
-                self._cache.add({value: nid})  # neither of this write nor of its batch, hence committed
+                self._cache.add({value: nid})  # neither from this write nor from its batch, hence committed
         return nid
 
     def name(self, nid: int) -> str:
-        """The string that `nid` stands for. DatabaseDamaged if there is none: strings are never deleted."""
+        """Returns the string with the number `nid`. Raises DatabaseDamaged if there is none: none is ever deleted."""
         value = self._cache.names.get(nid)
         return self.names((nid,))[nid] if value is None else value
 
     def names(self, nids: Iterable[int]) -> dict[int, str]:
-        """The strings that `nids` stand for. DatabaseDamaged if one stands for none."""
+        """Returns the strings with these numbers. Raises DatabaseDamaged if one is missing."""
         known = self._cache.names
         found: dict[int, str] = {}
         missing: list[int] = []

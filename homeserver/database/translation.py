@@ -1,4 +1,4 @@
-"""Translation: the common subset, which is written for SQLite, into PostgreSQL's words."""
+"""Translation: from the common subset, which is written for SQLite, to PostgreSQL's SQL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from homeserver.database.session import IN_MARKER
 
-# What must be left alone (strings, comments), or what differs.
+# Parts that must be left alone (strings, comments), and parts that differ.
 _STATEMENT = re.compile(
     r"""
     (?P<left>  '(?:[^']|'')*' | "[^"]*" | --[^\n]* )
@@ -31,7 +31,7 @@ _TYPES = {"INTEGER": "BIGINT", "TEXT": 'TEXT COLLATE "C"', "BLOB": "BYTEA", "REA
 
 
 def translate_statement(sql: str) -> str:
-    """A statement with `?` for each parameter, as psycopg takes it: `%s`, with other `%` doubled."""
+    """Returns a statement with `?` parameters as psycopg takes it: with `%s`, and other `%` doubled."""
 
     def replace(match: re.Match[str]) -> str:
         text = match.group()
@@ -52,7 +52,7 @@ def translate_statement(sql: str) -> str:
 
 
 def translate_definition(sql: str) -> str:
-    """A statement of a schema step, with PostgreSQL's column types."""
+    """Returns a statement of a schema step with PostgreSQL's column types."""
 
     def replace(match: re.Match[str]) -> str:
         if match["left"] is not None:
@@ -66,7 +66,7 @@ def translate_definition(sql: str) -> str:
 
 
 def split_in(sql: str) -> tuple[str, str, int]:
-    """What stands before the marker `IN (?*)`, what after it, and how many parameters come before it."""
+    """Returns the text before the marker `IN (?*)`, the text after it, and the number of parameters before it."""
     before, marker, after = sql.partition(IN_MARKER)
     if not marker or IN_MARKER in after or before.endswith("NOT "):
         raise ValueError(f"a list needs the marker {IN_MARKER} once, and no NOT before it: {sql}")
@@ -74,7 +74,7 @@ def split_in(sql: str) -> tuple[str, str, int]:
 
 
 def split_statements(sql: str) -> Iterator[str]:
-    """The single statements of `sql`, each with its semicolon."""
+    """Yields the single statements of `sql`, each with its semicolon."""
     statement = ""
     *pieces, rest = sql.split(";")
     for piece in pieces:

@@ -1,9 +1,9 @@
-"""Client addresses, and which reverse proxies are believed about them.
+"""Client addresses, and which reverse proxies we trust to report them.
 
-Rate limits and failed logins are counted by a client's address. Behind a reverse proxy it is in X-Forwarded-For, to
-which each proxy appends the address that it was asked from, so only what a trusted proxy has appended is true. We start
-at the connection's own address and go to the left for as long as the address at hand is that of a trusted proxy: the
-first one that is not is the client's. Proxies on loopback and on unix sockets are always trusted;
+Rate limits and failed logins are counted by client address. Behind a reverse proxy the address is in X-Forwarded-For.
+Each proxy appends the address that it was called from, so only entries appended by a trusted proxy are true. We start
+with the connection's own address and go left as long as the current address belongs to a trusted proxy. The first
+address that does not is the client's. Proxies on loopback and unix sockets are always trusted;
 `listeners.trusted_proxies` names others.
 """
 
@@ -25,7 +25,7 @@ class Proxies:
         self._networks: Sequence[Network] = [ipaddress.ip_network(network, strict=False) for network in networks]
 
     def trusts(self, address: str) -> bool:
-        """Whether the proxy at an address is believed; "" is a unix socket."""
+        """Returns whether the proxy at an address is trusted; "" is a unix socket."""
         if not address or address == "::1" or address.startswith("127."):
             return True
         if not self._networks:
@@ -34,12 +34,12 @@ class Proxies:
         return parsed is not None and any(parsed in network for network in self._networks)
 
     def find_client(self, address: str, forwarded: Sequence[bytes]) -> str:
-        """The client's address, given that of the connection and the X-Forwarded-For headers in order."""
+        """Returns the client's address, given the connection's address and the X-Forwarded-For headers in order."""
         if not forwarded or not self.trusts(address):
             return address
         for hop in reversed(b",".join(forwarded).decode("latin-1").split(",")):
             parsed = _parse(_without_port(hop.strip()))
-            if parsed is None:  # what comes before a hop that cannot be read is nobody's word
+            if parsed is None:  # an unreadable entry: nobody vouches for the entries before it
                 break
             address = str(parsed)
             if not self.trusts(address):
@@ -56,7 +56,7 @@ def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _without_port(hop: str) -> str:
-    """Some proxies write `192.0.2.1:4711` and `[2001:db8::1]:4711`."""
+    """Removes the port: some proxies write `192.0.2.1:4711` and `[2001:db8::1]:4711`."""
     if hop.startswith("["):
         return hop[1:].partition("]")[0]
     return hop.partition(":")[0] if hop.count(":") == 1 else hop

@@ -1,6 +1,6 @@
-"""The ASGI application: adapts `homeserver.http.dispatch` to any ASGI server. Knows the protocol, and no server.
+"""The ASGI application: adapts `homeserver.http.dispatch` to any ASGI server, without knowing any of them.
 
-Paths of the protocol are answered by the operations, everything else by the pages for people.
+Operations answer the paths of the protocol; the pages for people answer everything else.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
 
 
 def _too_many_large() -> MatrixError:
-    said = "Take the large answers that you have asked for before you ask for more."
+    said = "Receive the large answers to your earlier requests before you send more."
     return MatrixError(429, "M_LIMIT_EXCEEDED", said, retry_after_ms=limits.http.LARGE_ANSWERS_RETRY_MS)
 
 
 @dataclass(slots=True)
 class App:
-    """An ASGI application. `groups`: what of the server it answers. Extra doors are given, never looked up.
+    """An ASGI application. `groups`: the groups of operations that it serves. The optional parts are passed in.
 
-    proxies: whose X-Forwarded-For is believed. websocket: answers WebSocket scopes. pages: the ASGI application for
-    people, made at its first request.
+    proxies: the proxies whose X-Forwarded-For is trusted. websocket: answers WebSocket scopes. pages: creates the ASGI
+    application for people at its first request.
     """
 
     dispatch: Dispatch
@@ -49,7 +49,7 @@ class App:
     _pages: AsgiApp | None = None
 
     def serving(self, groups: Collection[str], proxies: Proxies | None = None) -> App:
-        """The same application for a listener that answers only these groups, maybe behind other proxies."""
+        """Returns the same application for a listener that serves only these groups, perhaps behind other proxies."""
         return App(self.dispatch, frozenset(groups), proxies or self.proxies, self.websocket, self.pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,13 +115,13 @@ class App:
             await send_response(error_response(unrecognized()), send)
             return
         if self._pages is None:
-            # The pages' web framework takes a good part of a second to import: for the first visitor, in a thread.
+            # The web framework of the pages takes much of a second to import. It is imported for the first visitor.
             self._pages = await trio.to_thread.run_sync(self.pages)
         await self._pages(scope, receive, send)
 
 
 class _Body:
-    """The messages of one request, as chunks of its body and as the news that its client has gone."""
+    """The messages of one request: the chunks of its body, and the news that its client is gone."""
 
     __slots__ = ("_begun", "_done", "_receive")
 
@@ -131,19 +131,19 @@ class _Body:
         self._done = False
 
     async def next_chunk(self) -> bytes | None:
-        """The next piece, maybe empty; None at the end. MatrixError where the client goes away."""
+        """Returns the next chunk, which may be empty; None at the end. Raises MatrixError if the client is gone."""
         if self._done:
             return None
         self._begun = True
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._done = True  # nothing more comes, so nothing is to be waited for
-            raise MatrixError(408, "M_UNKNOWN", "The request ended before its body did, or came too slowly.")
+            self._done = True  # nothing more will arrive, so do not wait for it
+            raise MatrixError(408, "M_UNKNOWN", "The request ended before its body did, or was too slow.")
         self._done = not message.get("more_body", False)
         return message.get("body", b"")
 
     def expected(self, scope: Scope) -> bool:
-        """Whether there is more of the body to come."""
+        """Returns whether more of the body is expected."""
         if self._done:
             return False
         return any(
@@ -152,11 +152,11 @@ class _Body:
         )
 
     def is_held_back(self, request: Request) -> bool:
-        """Whether the client waits to be told to go on (RFC 9110, section 10.1.1), so nothing of the body comes."""
+        """Returns whether the client waits for 100 Continue before it sends the body (RFC 9110, section 10.1.1)."""
         return not self._begun and "expect" in request.headers
 
     async def skip_small(self, request: Request) -> bool:
-        """Reads the rest of a body that nobody asked for. False if it is too long for that, or held back."""
+        """Reads the rest of an unused body. Returns False if it is too long for that, or held back."""
         length = request.headers.get("content-length", "")
         if not length.isdigit() or int(length[:20]) > limits.http.UNREAD_BODY_BYTES:
             return False
@@ -170,9 +170,9 @@ class _Body:
         return True
 
     async def answer_and_drain(self, response: Response, send: Send) -> None:
-        """Answers while the client still sends, and reads on until it has seen the answer.
+        """Answers while the client is still sending, and reads on until it has received the answer.
 
-        A server that closes a connection with unread bytes makes the client lose the answer.
+        If a server closes a connection with unread bytes, the client loses the answer.
         """
         body = response.body if isinstance(response.body, bytes) else b""
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
@@ -194,11 +194,11 @@ class _Body:
     async def wait_gone(self) -> None:
         """Returns when the client has closed its connection."""
         while (await self._receive())["type"] != "http.disconnect":
-            self._done = True  # an operation that waits does not read its body meanwhile
+            self._done = True  # a waiting operation does not read its body
 
 
 def raw_path(scope: Scope) -> str:
-    """The path as it was sent, percent-encoded, without what the application is mounted under."""
+    """Returns the path as sent, percent-encoded, without the prefix that the application is mounted under."""
     raw = scope.get("raw_path")
     path = raw.decode("latin-1") if raw is not None else quote(scope["path"])
     root = scope.get("root_path", "")
@@ -206,29 +206,29 @@ def raw_path(scope: Scope) -> str:
 
 
 def has_two_lengths(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request has both a Content-Length and a Transfer-Encoding.
+    """Returns whether a request has both a Content-Length and a Transfer-Encoding.
 
-    A proxy that goes by the other one than we do would take the rest of it for a request of its own, of someone else.
-    Spec: RFC 9112, section 6.1: such a request may be refused, and its connection has to be closed.
+    A proxy that uses the other one would take the rest of the body for a separate request, perhaps of someone else.
+    Spec: RFC 9112, section 6.1: such a request may be refused, and its connection must be closed.
     """
     names = [name for name, _ in headers if name in (b"content-length", b"transfer-encoding")]
     return len(names) > 1 and b"transfer-encoding" in names
 
 
 def client_address(scope: Scope, proxies: Proxies) -> str:
-    """The address that the request came from; "" for a unix socket without a proxy."""
+    """Returns the address that the request came from; "" for a unix socket without a proxy."""
     client = scope.get("client")
     forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
     return proxies.find_client(client[0] if client else "", forwarded)
 
 
 def _closing(response: Response) -> Response:
-    """The same answer of HTTP/1.1, after which the connection ends."""
+    """Returns the same answer for HTTP/1.1, marked so that the connection ends after it."""
     return Response(response.status, response.body, {**response.headers, "connection": "close"}, response.stream)
 
 
 async def send_response(response: Response, send: Send, *, head: bool = False) -> None:
-    """Sends an answer of `Dispatch.answer`."""
+    """Sends an answer of `Dispatch.answer`. `head` leaves out the body."""
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     if response.stream is not None:
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -255,7 +255,7 @@ async def _send_stream(stream: AsyncIterator[bytes], send: Send, *, head: bool) 
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
-    """Opening and closing are the business of `async with Homeserver(…)`, so there is nothing to do here."""
+    """Acknowledges all lifespan messages. `async with Homeserver(…)` does the opening and closing."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

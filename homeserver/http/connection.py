@@ -1,8 +1,10 @@
 """One client's connection: Hypercorn's HTTP/1.1, HTTP/2 and WebSocket code between a trio stream and the application.
 
-Hypercorn's own trio server spends more on each request than the application does: a task and a few checkpoints for each
-idle period, queue entry and empty write. Here a sweep looks at all connections now and then instead, and the head of an
-answer travels with its body.
+Theory of operation. Hypercorn's own trio server spends more on each request than the application does: a task and a few
+checkpoints for each idle period, queue entry and empty write. Here there are no timers per connection. Each connection
+notes since when it is idle, receives the head of a request, or sends an answer. A sweep checks all connections
+regularly and closes those that have been in one of these states for too long. The head of an answer is held back and
+sent together with the beginning of its body. `Connections` limits their number and decides which one must make room.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ _RECEIVE_BYTES = 65_536
 
 
 class Queue:
-    """The messages from a connection to one request. Full, it holds up the connection; left, it drops what comes.
+    """The messages from a connection to one request. A full queue blocks the connection; a left one drops messages.
 
-    A body that stands still is given up: to the request it looks as if the client had gone.
+    A body that stands still is given up. To the request it looks as if the client had disconnected.
     """
 
     __slots__ = ("_before_body", "_left", "_messages", "_more_body", "_readers", "_writers")
 
     def __init__(self, *, has_body: bool, before_body: Callable[[], Awaitable[None]] | None = None) -> None:
-        """before_body: awaited when the body is asked for, the first time."""
+        """before_body: awaited when the body is requested for the first time."""
         self._more_body = has_body
         self._before_body = before_body
         self._messages: deque[Message] = deque()
@@ -77,7 +79,7 @@ class Queue:
         return message
 
     def leave(self) -> None:
-        """The request is over: nothing more is wanted, and whoever waits to put need not."""
+        """Ends the request: it needs no more messages, and tasks waiting in `put` return."""
         self._left = True
         self._messages.clear()
         self._writers.unpark_all()
@@ -85,10 +87,10 @@ class Queue:
 
 @dataclass(slots=True)
 class _Tasks:
-    """What Hypercorn's protocols start tasks with."""
+    """Starts tasks for Hypercorn's protocols."""
 
     nursery: trio.Nursery
-    before_body: Callable[[], Awaitable[None]] | None = None  # of the request that comes next
+    before_body: Callable[[], Awaitable[None]] | None = None  # for the next request
 
     async def spawn_app(
         self, app: ASGIWrapper, config: HypercornConfig, scope: Any, send: Callable[[Any], Awaitable[None]]
@@ -106,8 +108,8 @@ async def _run_app(app: ASGIWrapper, scope: Any, queue: Queue, send: Callable[[A
     try:
         await app.app(scope, queue.get, send)
     except Exception as error:
-        # An answer that broke off in the middle: only this connection may suffer from it. Errors before the answer
-        # began were answered and logged by the application.
+        # The answer broke off in the middle. This must only affect this connection. The application has already
+        # answered and logged errors that happened before the answer began.
         if not is_gone(error):
             _log.error("answer broke off", exc_info=error, extra={"path": scope.get("path", "")})
     finally:
@@ -116,7 +118,7 @@ async def _run_app(app: ASGIWrapper, scope: Any, queue: Queue, send: Callable[[A
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether it says no more than that the client has closed its connection."""
+    """Returns whether the error only means that the client has closed its connection."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_gone(each) for each in error.exceptions)
     return isinstance(error, (trio.BrokenResourceError, trio.ClosedResourceError, OSError))
@@ -124,9 +126,9 @@ def is_gone(error: BaseException) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One client's connection, and since when it has been in one of its states; inf while it is not.
+    """One client's connection, and since when it has been in each of its states (inf while it is not in that state).
 
-    idle_since: no request is under way. asking_since: the head of a request comes. sending_since: an answer is sent.
+    idle_since: no request is in progress. asking_since: receiving the head of a request. sending_since: sending.
     """
 
     stream: trio.abc.Stream
@@ -135,11 +137,11 @@ class Connection:
     idle_since: float = field(default_factory=trio.current_time)
     asking_since: float = inf
     sending_since: float = inf
-    crowd: Crowd | None = None  # those that it is counted with
+    crowd: Crowd | None = None  # the connections that it is counted with
     _held: bytes = b""
     _lock: trio.Lock = field(default_factory=trio.Lock)
     _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
-    _protocol: Any = None  # once it has begun
+    _protocol: Any = None  # None until it has begun
 
     async def run(self, app: ASGIWrapper, config: HypercornConfig, context: WorkerContext) -> None:
         """Serves the connection until either side closes it."""
@@ -164,7 +166,7 @@ class Connection:
         await self._linger()
 
     def overdue(self, now: float) -> bool:
-        """Whether the client has asked for nothing, or taken nothing, for too long."""
+        """Returns whether the client has sent no request, or received nothing, for too long."""
         return (
             now - self.idle_since > limits.http.KEEP_ALIVE_SECONDS
             or now - self.asking_since > limits.http.HEAD_SECONDS_MAX
@@ -201,18 +203,18 @@ class Connection:
             await self._flush()
             await self._end()
             await self._protocol.handle(Closed())
-            self._reading.cancel()  # the protocol may hold up the next request, for whose turn it waits in vain
+            self._reading.cancel()  # the protocol may block the next request, which would wait in vain
 
     async def _send_data(self, data: bytes) -> None:
         if not data:
             return
         if self._held:
             if len(data) > limits.http.SEND_BYTES:
-                await self._flush()  # a copy of a large answer would cost more than a packet
+                await self._flush()  # copying a large answer would cost more than a packet
             else:
                 data, self._held = self._held + data, b""
         elif data.startswith(b"HTTP/1.1 ") and data[9:10] != b"1" and b"\r\ncontent-length: " in data:
-            self._held = data  # its body follows at once, or the end of the answer
+            self._held = data  # its body, or the end of the answer, follows at once
             return
         await self._write(data)
 
@@ -248,16 +250,16 @@ class Connection:
         return transport
 
     async def _end(self) -> None:
-        """Tells the client that nothing more comes."""
+        """Tells the client that nothing more will be sent."""
         try:
             await self._transport.send_eof()
-        except trio.BusyResourceError:  # in the middle of an answer that cannot be completed
+        except trio.BusyResourceError:  # in the middle of an answer that cannot be finished
             await trio.aclose_forcefully(self.stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client was first
+            pass  # the client closed it first
 
     async def _linger(self) -> None:
-        """Drops what the client still sends, until it closes too.
+        """Drops whatever the client still sends, until the client closes too.
 
         A connection that is closed with unread bytes is reset, and the client may lose its answer.
         """
@@ -273,7 +275,7 @@ class Connection:
 
 
 class _Sizes:
-    """Which crowd is the largest, kept up to date at a cost that does not grow with their number."""
+    """Knows the largest crowd, at a cost that does not grow with their number."""
 
     __slots__ = ("_by_size", "_largest")
 
@@ -282,7 +284,7 @@ class _Sizes:
         self._largest = 0
 
     def move(self, crowd: Crowd, before: int, after: int) -> None:
-        """The crowd has changed its size by one."""
+        """Records that the size of the crowd has changed by one."""
         if before:
             del self._by_size[before][crowd]
             if not self._by_size[before]:
@@ -298,12 +300,12 @@ class _Sizes:
 
 
 class Crowd:
-    """The connections of one address. members: the oldest first. idle: the one that has been idle for longest first."""
+    """The connections of one address. members: the oldest first. idle: the one idle for longest first."""
 
     __slots__ = ("_all_idle", "idle", "is_proxy", "key", "members")
 
     def __init__(self, key: str, *, is_proxy: bool, all_idle: dict[Connection, None]) -> None:
-        """all_idle: the idle connections of all crowds, which this one keeps up to date."""
+        """all_idle: the idle connections of all crowds, which this crowd updates."""
         self.key = key
         self.is_proxy = is_proxy
         self.members: dict[Connection, None] = {}
@@ -311,7 +313,7 @@ class Crowd:
         self._all_idle = all_idle
 
     def note(self, connection: Connection) -> None:
-        """The connection has begun or ceased to be idle, or has ended."""
+        """Records that the connection became idle or busy, or has ended."""
         for idle in (self.idle, self._all_idle):
             idle.pop(connection, None)
             if connection.is_idle and connection in self.members:
@@ -321,19 +323,19 @@ class Crowd:
 class Connections:
     """The connections of all listeners. Used on the trio thread only.
 
-    There may be as many as there are open files, less a reserve for everything else. One address may have a part of
-    them, a trusted proxy a larger one. At a limit the new connection takes the place of another:
-    - at the limit of its address, of the one of that address that has been idle for longest;
-    - at the limit of all, of the one of any address that has been idle for longest. If all are busy, it takes the place
-      of the oldest of the address that has most, if that has at least two more than its own. So nobody keeps others out
-      with long polls or bodies that never end. A proxy gives way to proxies only: it stands for many people.
-    Otherwise it is refused.
+    There may be as many as the limit for open files allows, less a reserve for everything else. One address may have a
+    part of them, a trusted proxy a larger part. At a limit the new connection replaces another one:
+    - at the limit of its address: the connection of that address that has been idle for longest;
+    - at the total limit: the connection of any address that has been idle for longest. If all are busy, the oldest
+      connection of the address with the most, if that has at least two more than the new one's address. So nobody can
+      keep others out with long polls or endless bodies. A proxy is only replaced by proxies: it stands for many people.
+    Otherwise the new connection is refused.
     """
 
     __slots__ = ("_all", "_crowds", "_each", "_idle", "_proxy", "_sizes", "_total", "refused")
 
     def __init__(self, total: int) -> None:
-        """total: how many there may be."""
+        """total: the largest number of connections."""
         self.refused = 0
         self._total = total
         self._each = max(1, min(limits.http.CONNECTIONS_PER_ADDRESS_MAX, total // 4))
@@ -341,7 +343,7 @@ class Connections:
         self._all: dict[Connection, None] = {}
         self._idle: dict[Connection, None] = {}
         self._crowds: dict[str, Crowd] = {}
-        self._sizes = {False: _Sizes(), True: _Sizes()}  # of addresses, of proxies
+        self._sizes = {False: _Sizes(), True: _Sizes()}  # key: whether the crowd is a proxy's
 
     def __len__(self) -> int:
         return len(self._all)
@@ -350,9 +352,9 @@ class Connections:
         return iter(tuple(self._all))
 
     async def admit(self, connection: Connection, key: str, *, is_proxy: bool) -> bool:
-        """Counts a new connection, for which another may end. False if it is to be closed.
+        """Counts a new connection, perhaps ending another one. Returns False if the new one must be closed.
 
-        key: its address, of IPv6 its network; "" for a unix socket.
+        key: its address, its network for IPv6; "" for a unix socket.
         """
         crowd = self._crowds.get(key) or Crowd(key, is_proxy=is_proxy, all_idle=self._idle)
         is_crowded = len(crowd.members) >= (self._proxy if crowd.is_proxy else self._each)
@@ -372,7 +374,7 @@ class Connections:
         return True
 
     def _replaceable(self, crowd: Crowd) -> Connection | None:
-        """The connection whose place a new one of the crowd may take at the limit of all."""
+        """Returns the connection that a new one of the crowd may replace at the total limit, or None."""
         if self._idle:
             return next(iter(self._idle))
         for is_proxy in (False, True) if crowd.is_proxy else (False,):
@@ -382,9 +384,9 @@ class Connections:
         return None
 
     def discard(self, connection: Connection) -> None:
-        """The connection has ended."""
+        """Removes a connection that has ended."""
         if self._all.pop(connection, connection) is connection:
-            return  # it is not counted any more
+            return  # it is already not counted any more
         crowd = connection.crowd
         assert crowd is not None
         del crowd.members[connection]
@@ -395,7 +397,7 @@ class Connections:
 
 
 def room_for_connections() -> int:
-    """How many connections this process may have: a part of its open files is for everything else."""
+    """Returns how many connections this process may have. A part of its open files is reserved for everything else."""
     files = _open_files_max()
     return min(limits.http.CONNECTIONS_MAX, files - min(limits.http.FILES_RESERVED, files // 2))
 
@@ -403,7 +405,7 @@ def room_for_connections() -> int:
 def _open_files_max() -> int:
     if sys.platform == "win32":
         return limits.http.CONNECTIONS_MAX + limits.http.FILES_RESERVED
-    import resource  # where there is one
+    import resource  # not available on every system
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else limits.http.CONNECTIONS_MAX + limits.http.FILES_RESERVED

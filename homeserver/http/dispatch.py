@@ -1,4 +1,4 @@
-"""Dispatch: a request becomes an answer. Authentication, limits, decoding, the handler, encoding; no transport in it.
+"""Dispatch: turns a request into an answer: authentication, limits, decoding, handler, encoding. Knows no transport.
 
 Spec: client-server-api/#api-standards
 """
@@ -51,19 +51,19 @@ CORS = {
     "access-control-allow-methods": "GET, HEAD, POST, PUT, DELETE, OPTIONS",
     "access-control-allow-headers": "X-Requested-With, Content-Type, Authorization, Date",
 }
-# A browser asks again after this: a day is the longest that any of them honours.
+# Browsers repeat a preflight after this time. A day is the longest that any of them honours.
 PREFLIGHT = {**CORS, "access-control-max-age": "86400"}
-# Requests of other servers whose body is signed too; others have none, and what comes in its place is not read.
+# Federation requests with these methods have a signed body. Others have none, and any body of theirs is not read.
 _SIGNED_WITH_BODY = frozenset({"PUT", "POST"})
-# Answered to servers and programs only, never to a page in a browser.
+# These groups answer servers and programs only, never a page in a browser.
 WITHOUT_CORS = frozenset({"federation", "metrics"})
-# The status, in metrics, of a request whose client has gone before it was answered: nobody gets it.
+# In the metrics: the status of a request whose client disconnected before the answer. It is never sent.
 CLIENT_GONE = 499
 
 
 @dataclass(slots=True)
 class Dispatch:
-    """The operations of a server and what they need. `answer` never raises but for cancellation.
+    """The operations of a server and what they need. `answer` raises nothing but Cancelled.
 
     requested: set by every request; the task that waits for it replaces it.
     """
@@ -75,7 +75,7 @@ class Dispatch:
     draining: trio.Event = field(default_factory=trio.Event)
     requested: trio.Event = field(default_factory=trio.Event)
     active: int = 0
-    _waiting: Counter[str] = field(default_factory=Counter)  # requests that may wait for long, by user
+    _waiting: Counter[str] = field(default_factory=Counter)  # long-waiting requests, by user
     router: Router = field(default_factory=Router)
     by_name: dict[str, Operation] = field(default_factory=dict)
     _ids: Any = None
@@ -90,10 +90,10 @@ class Dispatch:
         metrics = self.hs.metrics
         metrics.describe("homeserver_requests_total", "Requests answered, by operation and status.")
         metrics.describe("homeserver_request_seconds_total", "Time from a request to the start of its answer.")
-        metrics.gauge("homeserver_requests_active", lambda: self.active, "Requests that wait for their answer.")
+        metrics.gauge("homeserver_requests_active", lambda: self.active, "Requests that are being answered.")
 
     async def answer(self, request: Request, groups: Collection[str]) -> Response:
-        """The answer to a request at a listener that serves `groups`. Its body is bytes, or its stream is set."""
+        """Returns the answer to a request at a listener for `groups`. Either its body is bytes or its stream is set."""
         request.request_id = next(self._ids)
         self.requested.set()
         started = perf_counter()
@@ -107,7 +107,7 @@ class Dispatch:
             response = _encode(result)
         except MatrixError as error:
             response = error_response(error)
-        except Exception as error:  # whatever a handler did not expect must not reach the client, nor end the server
+        except Exception as error:  # an unexpected exception must not reach the client or end the server
             response = error_response(self._unexpected(error, request, operation))
         finally:
             self.active -= 1
@@ -122,16 +122,16 @@ class Dispatch:
         return response
 
     def drain(self) -> None:
-        """Ends the operations that wait; the others run on. Nothing that comes now is to be waited for."""
+        """Ends waiting operations; the others finish. From now on nothing waits."""
         self.hs.is_ready = False
         self.draining.set()
 
     async def call(self, operation: Operation, request: Request, requester: Requester | None, path: list[Any]) -> Any:
-        """What the handler returns, for a transport of its own kind. `path` holds decoded path arguments in order."""
+        """Returns the handler's result, for transports that are not HTTP. `path`: decoded path arguments in order."""
         return await self._handle(operation, request, requester, None, path)
 
     def _find(self, request: Request, groups: Collection[str]) -> tuple[Operation | None, list[str]]:
-        """The operation and its path parameters; None for a preflight request."""
+        """Returns the operation and its path parameters; the operation is None for a preflight request."""
         match = self.router.match(request.path)
         method = request.method
         if match is not None:
@@ -145,7 +145,7 @@ class Dispatch:
         raise unrecognized(404)
 
     async def _run(self, operation: Operation, request: Request, raw: list[str]) -> Any:
-        """Everything in the order of what it costs: see `homeserver.api.bodies`."""
+        """Runs the steps in the order of their cost: see `homeserver.api.bodies`."""
         hs, plan = self.hs, operation.plan
         requester = None
         if plan.requester:
@@ -173,7 +173,7 @@ class Dispatch:
         has_body: bool,
         holds: tuple[Hold, Hold] | None = None,
     ) -> Any:
-        """Reads the body, checks who has sent it, runs the handler. holds: of memory, and of the turn to be heavy."""
+        """Reads the body, authenticates its sender, runs the handler. holds: memory, and the turn of heavy bodies."""
         hs, origin, body = self.hs, None, None
         is_anonymous = requester is None and claim is None
         if has_body:
@@ -194,14 +194,14 @@ class Dispatch:
                 else:
                     holds[0].become(max(len(body.text), body.nodes * limits.http.JSON_NODE_BYTES))
             request.content = await body.decode(hs.workers)
-            body = None  # its text is not needed any more
+            body = None  # frees its text
         if not operation.waits:
             return await self._handle(operation, request, requester, origin, path)
         with self._turn_to_wait(requester):
             return await self._wait(operation, request, requester, origin, path)
 
     def _charge(self, body: Body, requester: Requester | None, origin: ServerName | None) -> None:
-        """Raises M_LIMIT_EXCEEDED if the sender has sent too many values in large bodies."""
+        """Raises M_LIMIT_EXCEEDED if the sender has recently sent too many values in large bodies."""
         if origin is not None:
             self.hs.rate_limits.take("federation_json", origin, self.hs.now_ms(), body.nodes)
         elif requester is not None:
@@ -234,7 +234,7 @@ class Dispatch:
 
     @contextmanager
     def _turn_to_wait(self, requester: Requester | None) -> Iterator[None]:
-        """Raises 429 M_LIMIT_EXCEEDED if too many requests of the user wait already: all users share what there is."""
+        """Raises 429 M_LIMIT_EXCEEDED if too many requests of the user are already waiting, because users share."""
         if requester is None:
             yield
             return
@@ -253,7 +253,7 @@ class Dispatch:
                 del self._waiting[user_id]
 
     async def _wait(self, operation: Operation, request: Request, *arguments: Any) -> Any:
-        """Runs a handler that may wait for long: it ends when the client goes away or the server stops."""
+        """Runs a handler that may wait for long. It ends when the client disconnects or the server stops."""
         result: Any = None
         failure: MatrixError | None = None
         async with trio.open_nursery() as nursery:
@@ -284,17 +284,17 @@ class Dispatch:
             limit_requester(self.hs, requester, operation.rate_limit)
 
     def _unexpected(self, error: Exception, request: Request, operation: Operation | None) -> MatrixError:
-        """What to answer for an exception: the MatrixError that a group holds, else 500 M_UNKNOWN and a log entry."""
+        """Returns the error for an exception: the MatrixError in a group, else 500 M_UNKNOWN with a log entry."""
         inner = single_error(error)
         if isinstance(inner, MatrixError):
             return inner
         if isinstance(inner, (DatabaseDamaged, BlobDamaged)):
-            return MatrixError(500, "M_UNKNOWN", "This server cannot read what it has stored; its log says more.")
-        if isinstance(inner, (DatabaseError, BlobError)):  # reported, by one line in the log for the whole outage
+            return MatrixError(500, "M_UNKNOWN", "This server cannot read its stored data. See its log for details.")
+        if isinstance(inner, (DatabaseError, BlobError)):  # logged once for the whole outage
             return MatrixError(
                 503,
                 "M_UNKNOWN",
-                "The storage of this server does not work at the moment. Try again later.",
+                "The storage of this server is not working at the moment. Try again later.",
                 retry_after_ms=STORAGE_RETRY_AFTER_MS,
             )
         name = operation.name if operation is not None else "none"
@@ -303,11 +303,11 @@ class Dispatch:
             exc_info=error,
             extra={"request_id": request.request_id, "operation": name, "method": request.method},
         )
-        return MatrixError(500, "M_UNKNOWN", f"Something unexpected happened, logged as {request.request_id}.")
+        return MatrixError(500, "M_UNKNOWN", f"An unexpected error happened; it is logged as {request.request_id}.")
 
 
 def error_response(error: MatrixError) -> Response:
-    """The answer for an error, with Retry-After where the client should wait."""
+    """Returns the answer for an error, with Retry-After if the client should wait."""
     headers = {"content-type": JSON, **CORS}
     wait_ms = error.extra.get("retry_after_ms")
     if error.status in (429, 503) and isinstance(wait_ms, int):

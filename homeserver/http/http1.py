@@ -1,18 +1,17 @@
-"""HTTP/1.1, read strictly: Hypercorn's protocol on h11, without what either of them lets through.
+"""HTTP/1.1, read strictly: Hypercorn's protocol on h11, without the ambiguities that both of them accept.
 
-Theory of operation
-A reverse proxy and this server have to agree where each request begins and ends, and what it asks for; wherever they
-read a message differently, somebody can smuggle a request past the rules of the proxy. So a message that RFC 9112
-allows to be read in more than one way is refused, and its connection is closed:
-- `check_head` looks at the raw bytes, since h11 accepts bare line feeds, folded lines, control characters and repeated
-  lengths, and no longer shows them.
-- `check_request` looks at the request line and the Host header; the absolute form of a target becomes the origin form.
-- A connection ends after a request with a chunked body, whose framing h11 reads leniently too: what follows it is never
-  taken for a request.
+Theory of operation. A reverse proxy and this server must agree where each request begins and ends, and what it asks
+for. Wherever they read a message differently, somebody can smuggle a request past the proxy's rules. So a message that
+RFC 9112 allows to be read in more than one way is refused, and its connection is closed:
+- `check_head` checks the raw bytes, since h11 accepts bare line feeds, folded lines, control characters and repeated
+  lengths, and does not report them.
+- `check_request` checks the request line and the Host header. A target in absolute form is converted to origin form.
+- A connection ends after a request with a chunked body, because h11 reads chunk framing leniently too. Bytes after such
+  a body are never taken for a request.
 - The protocol never changes: `Upgrade: h2c` is ignored, and the preface of HTTP/2 is an unknown version. HTTP/2 is only
-  spoken if TLS has agreed on it (ALPN), so a proxy knows of it.
-A client that asks whether to go on (`Expect: 100-continue`) is told so when the application begins to read the body,
-and never if the request is refused before.
+  spoken if TLS has agreed on it (ALPN), so a proxy knows about it.
+A client that asks whether to continue (`Expect: 100-continue`) gets the go-ahead when the application starts reading
+the body, and never if the request is refused before that.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)(.*)")
 
 
 class Refused(Exception):
-    """The request cannot be taken for certain; `status` is that of the answer."""
+    """The request is not safe to process; `status` is the status of the answer."""
 
     def __init__(self, status: int = 400) -> None:
         super().__init__(status)
@@ -42,7 +41,7 @@ class Refused(Exception):
 
 
 def check_head(data: bytes) -> None:
-    """Looks at what has come of a request's head, perhaps followed by more. Raises Refused.
+    """Checks the received part of a request's head, which may be followed by more. Raises Refused.
 
     Spec: RFC 9112, sections 2.2 (line ends), 5.2 (folding), 6.1 and 6.3 (lengths); RFC 9110, section 5.5 (controls)
     """
@@ -61,7 +60,7 @@ def check_head(data: bytes) -> None:
 
 
 def _check_lengths(head: bytes) -> None:
-    """`head`: whole and in lower case."""
+    """Checks the Content-Length headers of `head`, which is complete and in lower case."""
     at = head.find(b"\r\ncontent-length:")
     if at < 0:
         return
@@ -72,7 +71,7 @@ def _check_lengths(head: bytes) -> None:
 
 
 def check_request(request: h11.Request) -> h11.Request:
-    """The request, with the path as its target. Raises Refused.
+    """Returns the request with the path as its target. Raises Refused.
 
     Spec: RFC 9112, sections 2.3 (version), 3.2 (target, Host), 6.1 (chunks are of HTTP/1.1)
     """
@@ -103,7 +102,7 @@ def check_request(request: h11.Request) -> h11.Request:
 
 
 class Http1(H11Protocol):  # type: ignore[misc]  # its types do not foresee it
-    """One connection. Given to `homeserver.http.connection` in place of Hypercorn's own protocol."""
+    """One connection. Used by `homeserver.http.connection` in place of Hypercorn's own protocol."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -112,7 +111,7 @@ class Http1(H11Protocol):  # type: ignore[misc]  # its types do not foresee it
         self._chunk_bytes = 0
 
     async def stream_send(self, event: Any) -> None:
-        """An event of the application's answer."""
+        """Sends an event of the application's answer."""
         if self._is_chunked and isinstance(event, Response):
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
@@ -160,7 +159,7 @@ class Http1(H11Protocol):  # type: ignore[misc]  # its types do not foresee it
             await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
 
     def _check_chunk(self, length: int) -> None:
-        """Each chunk costs as much as kilobytes do. Raises Refused for a body in tiny ones."""
+        """Counts a chunk. Each costs as much as kilobytes do, so bodies in tiny chunks raise Refused."""
         if self._is_chunked:
             self._chunks += 1
             self._chunk_bytes += length

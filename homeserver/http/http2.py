@@ -1,10 +1,10 @@
-"""HTTP/2 on one connection: Hypercorn's protocol code, with limits on what a client may make us do for nothing.
+"""HTTP/2 on one connection: Hypercorn's protocol code, with limits on work that a client can cause for free.
 
-Theory of operation. A frame of nine bytes costs as much as a kilobyte of a body, and many kinds of frames ask for work
-without being part of a request: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, requests that are reset at once.
-So every frame is counted. Each request, and each kilobyte that goes either way, allows for some; a client that sends
-more is told ENHANCE_YOUR_CALM and its connection ends. What has come is taken in in small slices, and others run in
-between. Spec: RFC 9113, sections 5.4.1, 8.1 and 10.5
+Theory of operation. A frame of nine bytes costs as much as a kilobyte of a body. Many kinds of frames cause work but
+are not part of a request: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, requests that are reset at once. So
+every frame is counted. Each request, and each kilobyte in either direction, allows for some frames. A client that sends
+more gets ENHANCE_YOUR_CALM and its connection ends. Received bytes are processed in small slices, so that other tasks
+run in between. Spec: RFC 9113, sections 5.4.1, 8.1 and 10.5
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PREFACE_BYTES = 24
 _FRAME_HEAD_BYTES = 9
 # Kinds of frames (RFC 9113, section 6) whose payload is limited elsewhere: bodies and heads.
 _DATA, _HEADERS, _CONTINUATION = 0, 1, 9
-# Frames that are taken in before others have their turn, and as many bytes of frames without payload: two milliseconds.
+# Frames processed before other tasks get their turn, and bytes of frames without payload: two milliseconds of work.
 _FRAMES_AT_ONCE = 100
 _SLICE_BYTES = 900
 
 
 class FrameCounter:
-    """Counts the frames in the bytes that a client sends. One that says much counts as many."""
+    """Counts the frames in the bytes from a client. A large control frame counts as several."""
 
     __slots__ = ("_head", "_skipped", "frames")
 
@@ -41,7 +41,7 @@ class FrameCounter:
         self._skipped = _PREFACE_BYTES
 
     def feed(self, data: bytes) -> None:
-        """Takes in the next bytes."""
+        """Counts the frames in the next bytes."""
         at = 0
         while at < len(data):
             if self._skipped:
@@ -62,7 +62,7 @@ class FrameCounter:
 
 
 class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
-    """One connection. Given to `homeserver.http.connection` in place of Hypercorn's own protocol."""
+    """One connection. Used by `homeserver.http.connection` in place of Hypercorn's own protocol."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -72,10 +72,10 @@ class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
         self._sent_bytes = 0
 
     async def handle(self, event: Event) -> None:
-        """Takes in what has come from the client."""
+        """Processes an event from the client."""
         if not isinstance(event, RawData):
             await super().handle(event)
-            if self.closed:  # what is still to be sent will not be, and nobody should wait for it
+            if self.closed:  # unsent data will never be sent, so nothing should wait for it
                 for buffer in tuple(self.stream_buffers.values()):
                     await buffer.close()
             return
@@ -94,7 +94,7 @@ class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
                 await trio.lowlevel.checkpoint()
 
     async def stream_send(self, event: Any) -> None:
-        """An event of the application's answer. A client that does not take it loses its connection."""
+        """Sends an event of the application's answer. A client that does not receive it loses its connection."""
         if not isinstance(event, (Body, Data, EndBody, EndData)):
             await super().stream_send(event)
             return
@@ -119,15 +119,15 @@ class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
             await super()._handle_events([event])
 
     async def _priority_updated(self, event: Any) -> None:
-        """Nothing: what a client says of priorities is obsolete. Spec: RFC 9113, section 5.3"""
+        """Does nothing: priorities are obsolete. Spec: RFC 9113, section 5.3"""
 
     async def _refuse_body(self, event: DataReceived) -> None:
-        """The request was answered before all of its body came: the client need not send the rest."""
+        """Tells the client not to send the rest of a body, because the request is already answered."""
         try:
             self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             self.connection.reset_stream(event.stream_id, ErrorCodes.NO_ERROR)
         except ProtocolError:
-            return  # it has ended meanwhile
+            return  # the stream has ended in the meantime
         await self._flush()
 
     def _is_too_busy(self) -> bool:
@@ -143,6 +143,6 @@ class Http2(H2Protocol):  # type: ignore[misc]  # Hypercorn is not typed so
         try:
             self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
         except ProtocolError:
-            pass  # it has ended already
+            pass  # the connection has already ended
         await self._flush()
         await self.send(Closed())

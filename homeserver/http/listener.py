@@ -1,7 +1,7 @@
 """Listeners: the ASGI application on sockets, TLS and HTTP/2, served by Hypercorn's protocol code on trio.
 
-Only this file and `homeserver.http.connection` know Hypercorn. They own the sockets and connections themselves, so that
-starting, stopping and a client that misbehaves are the same whatever speaks HTTP.
+Only this file and `homeserver.http.connection` know Hypercorn. They manage sockets and connections themselves, so that
+starting, stopping and misbehaving clients are handled the same way for every protocol.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _log = logging.getLogger("homeserver.http.listener")
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A listener that listens: `address` as in its bind, with the port that the system chose."""
+    """A listener that is listening. `address` is as in its bind, with the port that the system chose."""
 
     listener: Listener
     address: str
 
     @property
     def url(self) -> str:
-        """Where it is reached; "" for a unix socket."""
+        """The URL of the listener; "" for a unix socket."""
         if self.address.startswith("unix:"):
             return ""
         return f"{'https' if self.listener.tls_cert else 'http'}://{self.address}"
@@ -58,10 +58,10 @@ class _Door:
     tls: ssl.SSLContext | None
     address: str
     certificate_read: float = 0
-    file: tuple[int, int] | None = None  # of a unix socket: what lies at its path
+    file: tuple[int, int] | None = None  # for a unix socket: identifies the file at its path
 
     def close(self) -> None:
-        """Closes the socket, and removes its file unless another server has put its own there."""
+        """Closes the socket. Removes its file unless another server has replaced it."""
         self.sock.close()
         if self.file is not None and self.file == _find_file(self.address[5:]):
             os.unlink(self.address[5:])
@@ -75,10 +75,10 @@ async def serve(
     renewal: trio.lowlevel.ParkingLot | None = None,
     task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answers on every listener until `stop` is set and the requests under way are answered, at most DRAIN_SECONDS.
+    """Serves every listener until `stop` is set and the running requests are answered, within DRAIN_SECONDS.
 
-    Starts with the bound addresses once all of them listen. Raises ConfigError where one cannot. Certificates that have
-    changed are read again now and then, and whenever `renewal` is unparked.
+    `task_status` gets the bound addresses once all of them listen. Raises ConfigError if one cannot. Certificates that
+    have changed are reloaded from time to time, and whenever `renewal` is unparked.
     """
     doors = open_doors(listeners)
     context = WorkerContext(None)
@@ -114,7 +114,7 @@ async def serve(
 
 
 def open_doors(listeners: Sequence[Listener]) -> list[_Door]:
-    """Binds every listener and reads its certificate. Raises ConfigError, with nothing left open."""
+    """Binds every listener and loads its certificate. Raises ConfigError, with nothing left open."""
     doors: list[_Door] = []
     try:
         for listener in listeners:
@@ -136,7 +136,7 @@ def try_listener(listener: Listener) -> None:
     path = parse_bind(listener.bind).unix_path
     if path and os.path.exists(path) and not _is_answered(path):
         if stat.S_ISSOCK(os.stat(path).st_mode):
-            return  # left behind by a server that was killed: the next one replaces it
+            return  # a killed server left it behind; the next server will replace it
     for sock in _bind(listener):
         sock.close()
         if path:
@@ -153,7 +153,7 @@ def _is_answered(path: str) -> bool:
 
 
 def tls_context(listener: Listener) -> ssl.SSLContext | None:
-    """The TLS settings of a listener: TLS 1.2 or newer, HTTP/2 where the client can. Raises ConfigError."""
+    """Returns the TLS settings of a listener: TLS 1.2 or newer, HTTP/2 if the client can. Raises ConfigError."""
     if not listener.tls_cert:
         return None
     for key, path in (("tls_cert", listener.tls_cert), ("tls_key", listener.tls_key)):
@@ -169,13 +169,13 @@ def tls_context(listener: Listener) -> ssl.SSLContext | None:
         context.load_cert_chain(listener.tls_cert, listener.tls_key)
     except ssl.SSLError as error:
         raise ConfigError(
-            f"listener {listener.bind}: {listener.tls_cert} and {listener.tls_key} are no PEM certificate with its key"
+            f"listener {listener.bind}: {listener.tls_cert} and {listener.tls_key} are not a PEM certificate and its key"
         ) from error
     return context
 
 
 def _bind(listener: Listener) -> list[socket.socket]:
-    """A socket for each address of the bind: "localhost" may be 127.0.0.1 and ::1."""
+    """Returns a socket for each address of the bind: "localhost" may be 127.0.0.1 and ::1."""
     bind = parse_bind(listener.bind)
     sockets: list[socket.socket] = []
     try:
@@ -183,20 +183,20 @@ def _bind(listener: Listener) -> list[socket.socket]:
             if os.path.exists(bind.unix_path) and stat.S_ISSOCK(os.stat(bind.unix_path).st_mode):
                 _remove_dead_socket(bind.unix_path)
             sockets.append(_bound_socket(socket.AF_UNIX, bind.unix_path))
-            os.chmod(bind.unix_path, listener.socket_permissions)  # before it listens, so nobody is in too early
+            os.chmod(bind.unix_path, listener.socket_permissions)  # before it listens, so that nobody gets in too early
             return sockets
         found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, target in dict.fromkeys((each[0], each[4]) for each in found):
             try:
                 sockets.append(_bound_socket(family, target))
             except OSError as error:
-                # A name may stand for an address of a family that this machine does not speak.
+                # A name may also resolve to an address of a family that this machine does not support.
                 if not sockets or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
     except OSError as error:
         for sock in sockets:
             sock.close()
-        what = "something else listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        what = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise ConfigError(f"cannot listen on {listener.bind}: {what}") from error
     return sockets
 
@@ -218,7 +218,7 @@ def _bound_socket(family: int, target: Any) -> socket.socket:
 
 
 def _remove_dead_socket(path: str) -> None:
-    """Removes what a server that was killed left behind; one that answers is left alone, and the bind will fail."""
+    """Removes the socket of a killed server. A socket that answers is left alone, and binding will fail."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
@@ -227,7 +227,7 @@ def _remove_dead_socket(path: str) -> None:
 
 
 def _find_file(path: str) -> tuple[int, int] | None:
-    """What tells the file at a path from others; None if there is none."""
+    """Returns what identifies the file at a path, None if there is none."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

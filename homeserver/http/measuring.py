@@ -1,4 +1,4 @@
-"""What the metrics tell of the process and of what all features share: loop, database, stream, other servers."""
+"""Metrics about the process and the parts that all features share: loop, database, stream, other servers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import trio
 from homeserver.http.dispatch import Dispatch
 from homeserver.resources import Resources
 
-# Often enough to see a stall of a second, seldom enough to cost nothing.
+# Often enough to see a stall of a second, rarely enough to cost nothing.
 LOOP_LAG_INTERVAL_S = 1.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def register_metrics(hs: Resources) -> None:
-    """Registers everything that is read when the metrics are."""
+    """Registers all values that are read when the metrics are requested."""
     metrics, database = hs.metrics, hs.database
     metrics.total("process_cpu_seconds_total", _cpu_seconds, "CPU time of this process, all threads.")
     metrics.gauge("process_resident_memory_bytes", _resident_bytes, "Memory of this process that is in RAM.")
     metrics.gauge("process_open_fds", _open_files, "File descriptors that are open.")
-    metrics.gauge("process_max_fds", _files_max, "File descriptors that may be open.")
-    metrics.gauge("homeserver_database_writes_waiting", lambda: database.writes_waiting, "Writes that wait.")
-    metrics.total("homeserver_database_writes_total", lambda: database.writes, "Writes that were asked for.")
+    metrics.gauge("process_max_fds", _files_max, "The limit for open file descriptors.")
+    metrics.gauge("homeserver_database_writes_waiting", lambda: database.writes_waiting, "Writes that are waiting.")
+    metrics.total("homeserver_database_writes_total", lambda: database.writes, "Writes requested.")
     metrics.total("homeserver_database_batches_total", lambda: database.batches, "Transactions that they shared.")
     metrics.total(
         "homeserver_database_write_seconds_total", lambda: database.write_seconds, "Time spent in those transactions."
@@ -35,18 +35,18 @@ def register_metrics(hs: Resources) -> None:
     metrics.gauge(
         "homeserver_federation_destinations_in_back_off",
         lambda: hs.peers.count_back_offs(hs.now_ms()),
-        "Servers that are left alone for a while, since they did not answer.",
+        "Servers that get no background requests for a while, because they did not answer.",
     )
-    metrics.describe("homeserver_federation_pdus_received_total", "Events that other servers sent, by outcome.")
+    metrics.describe("homeserver_federation_pdus_received_total", "Events received from other servers, by outcome.")
     metrics.describe("homeserver_rate_limited_total", "Requests refused because there were too many, by operation.")
-    metrics.describe("homeserver_loop_lag_seconds_total", "How late the event loop was, all measurements together.")
-    metrics.describe("homeserver_loop_lag_measurements_total", "How often that was measured.")
+    metrics.describe("homeserver_loop_lag_seconds_total", "How late the event loop was, summed over all measurements.")
+    metrics.describe("homeserver_loop_lag_measurements_total", "How often the lag of the event loop was measured.")
 
 
 async def measure_loop_lag(dispatch: Dispatch) -> None:
-    """Measures for ever how much later than asked for a sleeper wakes: what every request has to wait as well.
+    """Measures forever how late a sleeping task wakes, which is a delay for every request too.
 
-    Only while there are requests: a server that nobody asks anything sleeps.
+    Measures only while there are requests, so that an idle server sleeps.
     """
     while True:
         await dispatch.requested.wait()
@@ -66,7 +66,7 @@ def _cpu_seconds() -> float:
 def _resident_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
-    except OSError:  # no Linux: the most that it ever was
+    except OSError:  # not Linux: use the peak instead
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

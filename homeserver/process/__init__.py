@@ -1,4 +1,4 @@
-"""What one process of the server holds and forgets at its end: budgets, limits, counters, caches, worker processes.
+"""State that one process holds and loses at its end: budgets, limits, counters, caches, worker processes.
 
-Nothing here is stored. Several nodes on one database have one each.
+Nothing here is stored. If several nodes share a database, each has its own.
 """

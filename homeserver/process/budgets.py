@@ -1,17 +1,18 @@
-"""Budgets: memory that bodies may take at a time, so that many large ones cannot take all of it.
+"""Budgets: limits on the memory of bodies, so that many large bodies at once cannot use up all memory.
 
 Theory of operation
-- A body takes from its budget as it comes, so somebody who only announces a large one takes nothing.
-- One key (an address, a user, a peer) may have a part of the budget. Beyond its part, or if the budget is used up, the
-  body is not read on: the sender is slowed down by TCP. After BUDGET_WAIT_SECONDS it is refused, and the sender is told
-  to come back later.
-- Many that have begun could wait for one another, and all be refused. So one of them may go ahead, beyond what there is
-  in all, until it has been read; then its room is for the others, and another goes ahead.
-- Answers that are fetched from peers take from the budget of the bodies of peers. A body may be held until an answer
-  has come, so answers have shares that bodies cannot take: one for what people wait for, one for everything else.
-  Nothing is waited for while an answer is held; hence there is always room again, and small answers need none at all.
-- What was read becomes objects, which take more than the text. `Hold.become` notes that without waiting, since the
-  text is there already; whoever comes next waits for it.
+- A body takes from its budget as it arrives, so a sender that only announces a large body takes nothing.
+- One key (an address, a user, a peer) may use only a part of the budget. When its part or the whole budget is used up,
+  the body is not read any further, and TCP slows the sender down. After BUDGET_WAIT_SECONDS the body is refused, and
+  the sender is told to come back later.
+- Many half-read bodies could wait for one another until all are refused. So one of them may exceed the total until it
+  has been read completely. Then its memory is free for the others, and another body may go ahead.
+- Answers that we fetch from peers use the budget for the bodies of peers. A body may be held until such an answer has
+  arrived, so answers have shares that bodies cannot take: one for answers that people wait for, one for all others.
+  While an answer is held, nothing waits for another budget. So there will always be room again, and small answers need
+  none at all.
+- Decoded objects take more memory than their text. `Hold.become` records that without waiting, because the memory is
+  already in use. The next body waits for it instead.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from homeserver.limits.http import (
 
 
 class Budget:
-    """Bytes that may be held at a time. Used on the trio thread only."""
+    """The number of bytes that may be held at a time. Used on the trio thread only."""
 
     __slots__ = ("_ahead", "_by_key", "_by_share", "_each", "_held", "_shares", "_total", "_waiting")
 
     def __init__(self, total: int, each: int, shares: Mapping[str, int] | None = None) -> None:
-        """total: of all together. each: of one key. shares: by name, what only its holders have beside the total."""
+        """total: for all keys together. each: for one key. shares: by name, extra bytes for their holders only."""
         self._total = total
         self._each = each
         self._shares = shares or {}
@@ -54,12 +55,12 @@ class Budget:
 
     @property
     def held(self) -> int:
-        """Bytes that are held now."""
+        """The number of bytes that are held now."""
         return self._held
 
     @contextmanager
     def hold(self, key: str, share: str = "") -> Iterator[Hold]:
-        """What is taken for `key` meanwhile, and given back at the end. share: the one that it may use, if any."""
+        """Yields a Hold for `key`, whose bytes are given back at the end. share: the share it may use, if any."""
         hold = Hold(self, key, share)
         try:
             yield hold
@@ -67,7 +68,7 @@ class Budget:
             hold.become(0)
 
     def has_room(self, key: str, amount: int, share: str = "") -> bool:
-        """Whether so much more may be taken for the key at once."""
+        """Returns whether `amount` more bytes are available to the key at once."""
         if self._by_key[key] + amount > self._each:
             return False
         if self._held + amount <= self._total:
@@ -75,11 +76,11 @@ class Budget:
         return self._by_share[share] + amount <= self._shares.get(share, 0)
 
     def has_room_for_one(self, key: str, amount: int) -> bool:
-        """As `has_room`, but whoever holds nothing may always take something, however large it is."""
+        """Does the same as `has_room`, except that a key that holds nothing may always take any amount."""
         return not self._by_key[key] or self.has_room(key, amount)
 
     async def wait_for_room(self, hold: Hold, amount: int) -> None:
-        """Raises 429 M_LIMIT_EXCEEDED if there is none in time."""
+        """Waits until there is room for `amount`. Raises 429 M_LIMIT_EXCEEDED if there is none in time."""
         with trio.move_on_after(BUDGET_WAIT_SECONDS):
             while not (self.has_room(hold.key, amount, hold.share) or self._goes_ahead(hold, amount)):
                 await self._waiting.park()
@@ -90,7 +91,7 @@ class Budget:
         )
 
     def _goes_ahead(self, hold: Hold, amount: int) -> bool:
-        """Whether it is the one that may go beyond the total. The part of its key is its limit also then."""
+        """Returns whether this hold may exceed the total. The limit of its key still applies."""
         if self._ahead is None and hold.amount:
             self._ahead = hold
         return self._ahead is hold and self._by_key[hold.key] + amount <= self._each
@@ -111,7 +112,7 @@ class Budget:
 
 
 class Hold:
-    """What one body takes."""
+    """The memory held by one body."""
 
     __slots__ = ("_budget", "amount", "key", "share")
 
@@ -122,14 +123,14 @@ class Hold:
         self._budget = budget
 
     async def take(self, amount: int) -> None:
-        """Takes so much more; waits for it if need be. Raises 429 M_LIMIT_EXCEEDED."""
+        """Takes `amount` more bytes, waiting if necessary. Raises 429 M_LIMIT_EXCEEDED."""
         if not self._budget.has_room(self.key, amount, self.share):
             await self._budget.wait_for_room(self, amount)
         self.amount += amount
         self._budget._add(self.key, amount, self.share)
 
     def become(self, amount: int) -> None:
-        """It has been read, and from now on it is so much in all, whether there is room or not."""
+        """Marks the body as completely read, and sets its total to `amount`, whether there is room or not."""
         self._budget._add(self.key, amount - self.amount, self.share)
         self.amount = amount
         self._budget._end_reading(self)
@@ -139,8 +140,8 @@ class Hold:
 class Budgets:
     """The budgets of a server.
 
-    answers: large ones that clients and peers have not taken yet. heavy: what holds more memory than its text says; one
-    at a time.
+    answers: for large answers that clients and peers have not received yet. heavy: for bodies that take much more
+    memory than their text; one at a time.
     """
 
     peers: Budget = field(

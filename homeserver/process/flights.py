@@ -1,4 +1,4 @@
-"""Flights: work that several requests want at the same moment is done once, and does not end with one of them."""
+"""Flights: work that several requests need at the same moment is done once, and outlives any one of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Flight:
 
 
 class Flights:
-    """The work under way, by key. Used on the trio thread only; it holds nothing once the work is done."""
+    """The work in progress, by key. Used on the trio thread only. Nothing is kept once the work is done."""
 
     __slots__ = ("_counts", "_limiters", "_under_way")
 
@@ -37,10 +37,10 @@ class Flights:
         self._limiters: dict[str, trio.CapacityLimiter] = {}
 
     async def join(self, nursery: trio.Nursery, key: Key, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """What `fn(*args)` answers or raises, run in `nursery`; who names the same key meanwhile gets the same answer.
+        """Runs `fn(*args)` in `nursery` and returns or raises its outcome. Calls with the same key share one run.
 
-        The first of the key is the kind of work: one kind does not crowd out another. A cancelled caller leaves it
-        running. Raises 503 M_UNKNOWN where too much of the kind is under way, or the server closes.
+        The first part of the key is the kind of work; the kinds do not crowd each other out. Cancelling a caller does
+        not stop the work. Raises 503 M_UNKNOWN if too much work of the kind is in progress, or the server is closing.
         """
         flight = self._under_way.get(key)
         if flight is None:
@@ -61,7 +61,7 @@ class Flights:
         try:
             flight.value = await fn(*args)
             flight.landed = True
-        except Exception as error:  # whatever it is belongs to those who wait, not to the nursery of the whole server
+        except Exception as error:  # it belongs to the waiting callers, not to the whole server's nursery
             flight.error = error
         finally:
             del self._under_way[key]
@@ -69,6 +69,6 @@ class Flights:
             flight.done.set()
 
     def limiter(self, name: str, at_once: int) -> trio.CapacityLimiter:
-        """The limiter `name`, made when first asked for: how much of one kind of work may go on at once."""
+        """Returns the limiter `name`, creating it on first use. It limits how much of one kind of work runs at once."""
         limiter = self._limiters.get(name)
         return limiter if limiter is not None else self._limiters.setdefault(name, trio.CapacityLimiter(at_once))

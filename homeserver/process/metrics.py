@@ -10,37 +10,37 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(slots=True)
 class Metrics:
-    """Used on the trio thread only. Names and labels come from the program, never from a request: they are bounded."""
+    """Used on the trio thread only. Names and labels come from the program, never from requests, so they are few."""
 
     _counters: dict[tuple[str, Labels], float] = field(default_factory=dict)
     _read: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
     _help: dict[str, str] = field(default_factory=dict)
 
     def count(self, name: str, labels: Labels = (), amount: float = 1) -> None:
-        """Adds to a counter. `name` ends in `_total`, with its unit before that."""
+        """Adds to a counter. `name` ends in `_total`, preceded by its unit."""
         key = (name, labels)
         self._counters[key] = self._counters.get(key, 0) + amount
 
     def gauge(self, name: str, read: Callable[[], float], help_text: str = "") -> None:
-        """Registers a value that is read whenever the metrics are."""
+        """Registers a value that is read whenever the metrics are requested."""
         self._read[name] = ("gauge", read)
         self._help[name] = help_text
 
     def total(self, name: str, read: Callable[[], float], help_text: str) -> None:
-        """Registers a counter that somebody else keeps, read whenever the metrics are. `name` ends in `_total`."""
+        """Registers a counter kept elsewhere, which is read whenever the metrics are. `name` ends in `_total`."""
         self._read[name] = ("counter", read)
         self._help[name] = help_text
 
     def describe(self, name: str, help_text: str) -> None:
-        """The sentence that stands over a counter."""
+        """Sets the help text of a counter."""
         self._help[name] = help_text
 
     def counters(self) -> Mapping[tuple[str, Labels], float]:
-        """All counters as they are."""
+        """Returns all counters with their current values."""
         return self._counters
 
     def text(self) -> str:
-        """Everything in the Prometheus text format, sorted."""
+        """Returns everything in the Prometheus text format, sorted."""
         lines: list[str] = []
         before = ""
         for (name, labels), value in sorted(self._counters.items()):

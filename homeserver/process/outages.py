@@ -1,15 +1,15 @@
-"""Outages: which part of the storage fails at the moment, for the log, the health check, and work that can wait.
+"""Outages: which part of the storage is failing, for the log, the health check, and work that can wait.
 
-Each part of the storage (reads and writes of the database, blobs) is well, out or damaged.
+Theory of operation. Each part of the storage (reads and writes of the database, blobs) is well, out or damaged.
 
-- An operation that fails because storage does (disk full, read-only, out of reach) reports it with `failed`. The first
-  report begins an outage and is one line in the log; further ones say nothing.
-- Only a probe of that part ends an outage, never an operation: a small write may fit where a large one does not, and
-  the state must not flap. `watch` probes every part that is out, once a second; the end is one line in the log too.
-- Damage is data that cannot be read back. No probe can show that it is mended, so it is remembered until the process
-  ends; each different damage is one line in the log.
+- An operation that fails because the storage fails (disk full, read-only, unreachable) reports this with `failed`. The
+  first report begins an outage and writes one line to the log. Later reports write nothing.
+- Only a probe of the part ends its outage, never an operation: a small write may fit where a large one does not, and
+  the state must not flap. `watch` probes every part that is out, once a second. The end is one line in the log too.
+- Damage is data that cannot be read back. No probe can show that it is repaired, so it is remembered until the process
+  ends. Each different damage is one line in the log.
 
-Operations are never refused because of an outage: each one tries, so that nothing depends on a probe being right.
+Operations are never refused because of an outage. Each one tries, so nothing depends on a probe being right.
 """
 
 from __future__ import annotations
@@ -30,30 +30,33 @@ DATABASE_READS = "database reads"
 DATABASE_WRITES = "database writes"
 BLOBS = "blobs"
 
-# How often a part of the storage that fails is probed: everything works again within a second or two of the cause.
+# How often a failing part of the storage is probed. Everything works again a second or two after the cause is gone.
 OUTAGE_PROBE_SECONDS = 1.0
-# A probe that takes longer has failed: no client waits that long for a write.
+# A probe that takes longer has failed, because no client waits that long for a write.
 OUTAGE_PROBE_SECONDS_MAX = 5.0
-# A write this recent proves that writes work: a health check that comes later costs a write of its own.
+# A write this recent proves that writes work. A later health check does a write of its own.
 WRITE_PROVEN_SECONDS = 2.0
-# Room that a probe demands on the disk: a server that has less will fail at the next upload or checkpoint.
+# The free space that a probe requires. A server with less would fail at the next upload or checkpoint.
 FREE_DISK_BYTES_MIN = 1 << 20
-# When clients may try again what storage has refused.
+# When clients may repeat requests that failed because of the storage.
 STORAGE_RETRY_AFTER_MS = 5_000
-# Different damages that are told apart in the log; a broken disk has more than anyone reads.
+# How many different damages the log tells apart. A broken disk has more than anyone reads.
 DAMAGES_REMEMBERED_MAX = 100
 
 Probe = Callable[[], Awaitable[None]]
 
 
 def check_room(folder: Path) -> None:
-    """Raises OSError unless a file of FREE_DISK_BYTES_MIN bytes can be made in the folder."""
+    """Raises OSError unless a file of FREE_DISK_BYTES_MIN bytes can be created in the folder."""
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         os.posix_fallocate(file.fileno(), 0, FREE_DISK_BYTES_MIN)
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the storage has failed, so that no item of work is to blame. Damage is of an item, and does not pass."""
+    """Returns whether the storage has failed, so that no item of work is to blame.
+
+    Damage is different: it belongs to an item, and does not go away.
+    """
     if isinstance(error, BaseExceptionGroup):
         return any(is_outage(each) for each in error.exceptions)
     return isinstance(error, StorageError) and not isinstance(error, StorageDamaged)
@@ -73,20 +76,20 @@ class Outages:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """What is out, and why, in words for an administrator. Damage is named "damage". Empty if all is well."""
+        """Returns what is out and why, in words for an administrator; {} if all is well. Damage is under "damage"."""
         damage = {"damage": next(reversed(self._damages))} if self._damages else {}
         return {**self._reasons, **damage}
 
     def is_out(self, part: str) -> bool:
-        """Whether that part fails at the moment, as far as is known."""
+        """Returns whether the part is known to be failing."""
         return part in self._reasons
 
     def add_probe(self, part: str, probe: Probe) -> None:
-        """`probe` raises an exception for as long as the part is out."""
+        """Registers the probe of a part. It raises an exception as long as the part is out."""
         self._probes[part] = probe
 
     def failed(self, part: str, reason: str) -> None:
-        """An operation of that part failed because storage did."""
+        """Reports that an operation on the part failed because of the storage."""
         if part in self._reasons:
             self._reasons[part] = reason
             return
@@ -98,7 +101,7 @@ class Outages:
         self._begun.set()
 
     def damaged(self, what: str) -> None:
-        """Something stored cannot be read back."""
+        """Reports that stored data cannot be read back."""
         if what in self._damages:
             return
         if len(self._damages) >= DAMAGES_REMEMBERED_MAX:
@@ -107,11 +110,11 @@ class Outages:
         _log.critical("stored data is damaged: restore it from a backup", extra={"damage": what})
 
     async def wait_over(self) -> None:
-        """Returns once nothing is out. Damage is not waited for: it does not pass."""
+        """Returns once nothing is out. Does not wait for damage, which does not go away."""
         await self._over.wait()
 
     async def watch(self) -> None:
-        """Probes what is out, for as long as the server runs."""
+        """Probes the parts that are out, as long as the server runs."""
         while True:
             await self._begun.wait()
             await trio.sleep(OUTAGE_PROBE_SECONDS)
@@ -122,7 +125,7 @@ class Outages:
         try:
             with trio.fail_after(OUTAGE_PROBE_SECONDS_MAX):
                 await self._probes[part]()
-        except Exception as error:  # whatever it is, the outage goes on
+        except Exception as error:  # whatever the error is, the outage continues
             self._reasons[part] = str(error) or "The probe took too long."
             return
         self._worked(part)

@@ -1,15 +1,15 @@
-"""Peers: what this process knows of other servers at the moment: their keys, and which of them do not answer.
+"""Peers: what this process knows about other servers: their keys, and which of them do not answer.
 
-Nothing of it need outlive the process; what does is in the tables of `homeserver/remote/`.
+None of it needs to outlive the process. Whatever does is in the tables of `homeserver/remote/`.
 
 Theory of operation: back-off and shares
-- A server is in back-off from a failed request until `BackOff.retry_after_ms`, and twice as long after each further
-  failure. Any sign of life (`note_contact`) ends the back-off.
-- While a server is in back-off nothing is asked of it in the background. A request that a person waits for is tried
-  nevertheless, once every EARLY_ATTEMPT_MS. If it fails, the back-off does not get longer.
-- Every outgoing request has a `Cause`. Requests caused by other servers, and by strangers who have not even proved who
-  they are, get a fixed share of the connections (`Shares`). Hence no cause can use up the connections of the others,
-  and what people wait for never queues behind what other servers make us do.
+- After a failed request a server is in back-off until `BackOff.retry_after_ms`. Each further failure doubles the time.
+  Any sign of life (`note_contact`) ends the back-off.
+- Background requests are not sent to a server in back-off. A request that a person waits for is tried anyway, once
+  every EARLY_ATTEMPT_MS. If it fails, the back-off does not get longer.
+- Every outgoing request has a `Cause`. Requests caused by other servers, and by strangers who have not proved who they
+  are, get a fixed share of the connections (`Shares`). So no cause can use up the connections of the others, and
+  requests that people wait for never queue behind those that other servers trigger.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from homeserver.federation.server_keys import VerifyKey
 
 @dataclass(frozen=True, slots=True)
 class KnownKeys:
-    """A server's keys by key ID. `current`: those of its newest statement, by which it may sign requests."""
+    """A server's keys by key ID. `current`: the keys of its newest statement, which may sign requests."""
 
     current: Mapping[str, VerifyKey]
     every: Mapping[str, VerifyKey]
@@ -38,10 +38,10 @@ class KnownKeys:
 
 @dataclass(frozen=True, slots=True)
 class BackOff:
-    """The state of a server that does not answer.
+    """The back-off state of a server that does not answer.
 
-    failures: consecutive ones. since_ms: when the first of them was. retry_after_ms: when it may be asked again in the
-    background. tried_ms: when it was last asked anything.
+    failures: how many in a row. since_ms: when the first one happened. retry_after_ms: when background requests may be
+    sent again. tried_ms: when the last request of any kind was sent.
     """
 
     failures: int
@@ -50,7 +50,7 @@ class BackOff:
     tried_ms: int = 0
 
     def is_over(self, now_ms: int) -> bool:
-        """Whether the server may be asked again. A back-off lasts no longer than its delay, whatever the clock did."""
+        """Returns whether the back-off has ended. It never lasts longer than its delay, even if the clock changed."""
         delay_ms_max = 2 * min(limits.RETRY_MS << min(self.failures, 20), limits.RETRY_MS_MAX)
         return not now_ms < self.retry_after_ms <= now_ms + delay_ms_max
 
@@ -62,8 +62,8 @@ Kind = Literal["person", "action", "delivery", "peer", "stranger"]
 class Cause:
     """Why we send a request to another server.
 
-    kind: a "person" waits for the answer; an "action" of a person, such as a join; "delivery" of what our users did; a
-    "peer" sent us something that makes us ask; a "stranger" claims to be a server, which its key has still to prove.
+    kind: a "person" waits for the answer; "action" of a person, such as a join; "delivery" of our users' events; a
+    "peer" sent us something that we need more data for; a "stranger" claims to be a server but has not proved it.
     who: the peer, or the stranger's address.
     """
 
@@ -72,7 +72,7 @@ class Cause:
 
     @property
     def is_exempt(self) -> bool:
-        """Whether a server in back-off is always asked: actions are rare, and deliveries have their own schedule."""
+        """Whether back-off does not apply: actions are rare, and deliveries have their own schedule."""
         return self.kind in ("action", "delivery")
 
 
@@ -82,17 +82,17 @@ DELIVERY = Cause("delivery")
 
 
 def peer(origin: ServerName) -> Cause:
-    """The cause of a request without which something that `origin` has sent cannot be used."""
+    """Returns the cause of a request that is needed to use something sent by `origin`."""
     return Cause("peer", origin)
 
 
 def stranger(address: str) -> Cause:
-    """The cause of a request that somebody at an address makes us send before we know who it is."""
+    """Returns the cause of a request that an unidentified client at this address makes us send."""
     return Cause("stranger", address)
 
 
 class Shares:
-    """The shares of the outgoing connections: of each cause, and of all causes of a kind together."""
+    """Limits on outgoing connections: for each cause, and for all causes of a kind together."""
 
     __slots__ = ("_kinds", "_members", "_users")
 
@@ -105,7 +105,7 @@ class Shares:
 
     @asynccontextmanager
     async def take(self, cause: Cause) -> AsyncIterator[None]:
-        """Waits until the cause may use one connection more, and holds it."""
+        """Waits until the cause may use another connection, and holds it."""
         share = limits.peers.CONNECTION_SHARES.get(cause.kind)
         if share is None:
             yield
@@ -121,12 +121,12 @@ class Shares:
                 del self._users[cause], self._members[cause]
 
     def using(self, cause: Cause) -> int:
-        """How many requests of the cause are under way or wait for their turn."""
+        """Returns how many requests of the cause are running or waiting."""
         return self._users[cause]
 
 
 class Locks:
-    """Locks by name; one exists as long as someone holds it or waits for it."""
+    """Locks by name. A lock exists as long as someone holds it or waits for it."""
 
     __slots__ = ("_locks",)
 
@@ -135,7 +135,7 @@ class Locks:
 
     @asynccontextmanager
     async def hold(self, key: Hashable) -> AsyncIterator[None]:
-        """Holds the lock `key`, which is given to those who wait in their order."""
+        """Holds the lock `key`. Waiters get it in order."""
         lock = self._locks.get(key)
         if lock is None:
             lock = self._locks[key] = trio.Lock()
@@ -147,11 +147,11 @@ class Locks:
                 self._locks.pop(key, None)
 
     def is_held(self, key: Hashable) -> bool:
-        """Whether someone holds the lock now."""
+        """Returns whether someone holds the lock."""
         return key in self._locks
 
     def waiting(self, key: Hashable) -> int:
-        """How many wait for the lock."""
+        """Returns how many tasks wait for the lock."""
         lock = self._locks.get(key)
         return 0 if lock is None else lock.statistics().tasks_waiting
 
@@ -173,55 +173,55 @@ class Peers:
     _room_news: trio.Event = field(default_factory=trio.Event)
 
     def find_keys(self, server: ServerName) -> KnownKeys | None:
-        """The keys that are remembered."""
+        """Returns the remembered keys of a server, or None."""
         known = self._keys.get(server)
         if known is not None:
             self._keys.move_to_end(server)
         return known
 
     def remember_keys(self, server: ServerName, known: KnownKeys) -> None:
-        """Remembers keys; those least recently used are forgotten."""
+        """Remembers a server's keys. The least recently used ones are forgotten."""
         self._keys[server] = known
         self._keys.move_to_end(server)
         while len(self._keys) > limits.KEYS_CACHED_SERVERS_MAX:
             self._keys.popitem(last=False)
 
     def note_keyless(self, server: ServerName, now_ms: int) -> None:
-        """The server has answered, but does not have a key that was wanted of it."""
+        """Notes that the server answered but lacked a key that we wanted."""
         self._keyless.pop(server, None)
         self._keyless[server] = now_ms
         while len(self._keyless) > limits.BACK_OFFS_MAX:
             self._keyless.popitem(last=False)
 
     def is_keyless(self, server: ServerName, now_ms: int) -> bool:
-        """Whether the server was asked for its keys so lately that asking again would tell nothing new."""
+        """Returns whether the server was asked for keys so recently that asking again would be useless."""
         at_ms = self._keyless.get(server)
         return at_ms is not None and 0 <= now_ms - at_ms < limits.KEY_RETRY_MS
 
     # Back-off
 
     def find_back_off(self, server: ServerName) -> BackOff | None:
-        """The state of a server that has failed, None for all others."""
+        """Returns the back-off state of a server, or None if it has not failed."""
         return self._back_offs.get(server)
 
     def count_back_offs(self, now_ms: int) -> int:
-        """How many servers are in back-off now."""
+        """Returns how many servers are in back-off."""
         return sum(not back_off.is_over(now_ms) for back_off in self._back_offs.values())
 
     def set_back_off(self, server: ServerName, back_off: BackOff) -> None:
-        """Notes the state of a server; those noted longest ago are forgotten."""
+        """Sets the back-off state of a server. The oldest ones are forgotten when there are too many."""
         self._back_offs.pop(server, None)
         self._back_offs[server] = back_off
         while len(self._back_offs) > limits.BACK_OFFS_MAX:
             self._back_offs.popitem(last=False)
 
     def is_backing_off(self, server: ServerName, now_ms: int) -> bool:
-        """Whether nothing should be asked of the server in the background."""
+        """Returns whether no background requests should be sent to the server."""
         back_off = self._back_offs.get(server)
         return back_off is not None and not back_off.is_over(now_ms)
 
     def admit(self, server: ServerName, now_ms: int, cause: Cause) -> bool:
-        """Whether the server may be asked now. An early attempt is noted: the next has to wait."""
+        """Returns whether a request may be sent now. Notes an early attempt, so that the next one has to wait."""
         back_off = self._back_offs.get(server)
         if back_off is None or back_off.is_over(now_ms) or cause.is_exempt:
             return True
@@ -232,7 +232,7 @@ class Peers:
         return True
 
     def note_failure(self, own: ServerName, server: ServerName, now_ms: int) -> BackOff:
-        """Notes that the server does not answer. A failure during its back-off does not make that longer."""
+        """Notes that the server did not answer. A failure during its back-off does not extend it."""
         before = self._back_offs.get(server)
         if before is None:
             after = BackOff(1, now_ms, now_ms + retry_delay_ms(own, server, 0), now_ms)
@@ -245,7 +245,7 @@ class Peers:
         return after
 
     def note_contact(self, server: ServerName) -> None:
-        """The server has shown that it is there: its back-off ends, and who awaits it is told."""
+        """Notes that the server has shown a sign of life. Its back-off ends, and its waiters are told."""
         self._back_offs.pop(server, None)
         if server in self._awaited:
             self._awaited.discard(server)
@@ -257,11 +257,11 @@ class Peers:
             self._room_news.set()
 
     def await_contact(self, server: ServerName) -> None:
-        """Asks that `wait_heard` names the server once it shows itself."""
+        """Makes `wait_heard` return the server once it shows a sign of life."""
         self._awaited.add(server)
 
     def expect(self, room_id: RoomID, servers: Iterable[ServerName], now_ms: int) -> None:
-        """Asks that `wait_rooms` names the room once one of the servers shows itself that is now in back-off."""
+        """Makes `wait_rooms` return the room once one of these servers that is in back-off shows a sign of life."""
         for server in servers:
             if self.is_backing_off(server, now_ms):
                 self._expecting.setdefault(server, set()).add(room_id)
@@ -269,11 +269,11 @@ class Peers:
             self._expecting.popitem(last=False)
 
     def note_parked(self) -> None:
-        """Ends a `wait_rooms`: events have been parked, and are to be tried again from time to time."""
+        """Ends a `wait_rooms`: events have been parked and must be retried from time to time."""
         self._room_news.set()
 
     async def wait_rooms(self, timeout_s: float) -> set[RoomID]:
-        """Waits until a server shows itself that some rooms expect, or for so long; returns these rooms, if any."""
+        """Waits until an expected server shows a sign of life, or for `timeout_s`. Returns the rooms that expect it."""
         with trio.move_on_after(timeout_s):
             await self._room_news.wait()
         self._room_news = trio.Event()
@@ -281,7 +281,7 @@ class Peers:
         return heard
 
     async def wait_heard(self) -> set[ServerName]:
-        """Waits until some of the awaited servers have shown themselves; answers which."""
+        """Waits until some of the awaited servers have shown a sign of life. Returns these."""
         await self._news.wait()
         self._news = trio.Event()
         heard, self._heard = self._heard, set()
@@ -289,7 +289,7 @@ class Peers:
 
 
 def retry_delay_ms(own: ServerName, server: ServerName, failures: int) -> int:
-    """How long a back-off lasts after `failures` earlier ones: doubling, and different between each two servers."""
+    """Returns the length of a back-off after `failures` earlier ones. It doubles, and differs between server pairs."""
     delay_ms = min(limits.RETRY_MS << min(failures, 20), limits.RETRY_MS_MAX)
     jitter = zlib.crc32(f"{own} {server} {failures}".encode()) % 1000  # so that not all servers come back at once
     return delay_ms * (800 + jitter * 400 // 1000) // 1000

@@ -1,4 +1,4 @@
-"""Rate limits: a token bucket for each requester, or address, and class of request.
+"""Rate limits: a token bucket for each requester or address, and each class of requests.
 
 Spec: client-server-api/#rate-limiting
 """
@@ -16,9 +16,9 @@ from homeserver.errors import MatrixError
 
 @dataclass(slots=True)
 class RateLimits:
-    """The buckets. Used on the trio thread only; bounded in number.
+    """The buckets. Used on the trio thread only. Their number is limited.
 
-    classes: how large the buckets of each class are. Those of the core, unless given.
+    classes: the size of the buckets of each class; defaults to those of the core.
     """
 
     classes: Mapping[str, limits.Bucket] = field(default_factory=lambda: limits.RATE_LIMITS)
@@ -29,7 +29,7 @@ class RateLimits:
         return len(self._buckets)
 
     def take(self, rate_class: str, key: str, now_ms: int, cost: float = 1) -> None:
-        """Takes one request from the bucket of `key` in a class. Raises M_LIMIT_EXCEEDED."""
+        """Takes a request from the bucket of `key` in a class. Raises M_LIMIT_EXCEEDED."""
         if not self.enabled or not rate_class:
             return
         bucket = self.classes[rate_class]
@@ -40,22 +40,22 @@ class RateLimits:
         self._keep(rate_class, key, tokens - cost, now_ms)
 
     def require(self, rate_class: str, key: str, now_ms: int) -> None:
-        """Raises M_LIMIT_EXCEEDED if a request could not be taken now; takes none."""
+        """Raises M_LIMIT_EXCEEDED if no request could be taken now. Takes nothing."""
         if self.enabled and (rate_class, key) in self._buckets:
             self.take(rate_class, key, now_ms)
             self.charge(rate_class, key, now_ms, -1)
 
     def charge(self, rate_class: str, key: str, now_ms: int, cost: float) -> None:
-        """Takes what something has cost that is known only now: the bucket may be in debt after it."""
+        """Takes a cost that became known only afterwards. The bucket may go into debt."""
         if self.enabled:
             tokens = self._refill(rate_class, key, now_ms)
             self._keep(rate_class, key, tokens - cost, now_ms)
 
     def _refill(self, rate_class: str, key: str, now_ms: int) -> float:
-        """Takes the bucket out; what is in it now."""
+        """Removes the bucket and returns its current tokens."""
         bucket = self.classes[rate_class]
         tokens, at_ms = self._buckets.pop((rate_class, key), (bucket.burst, now_ms))
-        at_ms = min(at_ms, now_ms)  # the clock was set back: what the bucket gains counts from now on
+        at_ms = min(at_ms, now_ms)  # if the clock was set back, the bucket refills from now on
         return min(bucket.burst, tokens + (now_ms - at_ms) / 1000 * bucket.per_second)
 
     def _keep(self, rate_class: str, key: str, tokens: float, now_ms: int) -> None:
@@ -70,12 +70,12 @@ class RateLimits:
 
 
 def limit_exceeded(retry_after_ms: int) -> MatrixError:
-    """429 M_LIMIT_EXCEEDED; the transport adds the Retry-After header."""
+    """Returns 429 M_LIMIT_EXCEEDED. The transport adds the Retry-After header."""
     return MatrixError(429, "M_LIMIT_EXCEEDED", "Too many requests.", retry_after_ms=retry_after_ms)
 
 
 def address_key(address: str) -> str:
-    """What stands for a requester without a token: its address, of IPv6 the /64 that one household has."""
+    """Returns the key of a requester without a token: the address, for IPv6 the /64 that one household has."""
     if ":" not in address:
         return address
     try:

@@ -1,4 +1,4 @@
-"""TokenCache: access tokens that were looked up lately, so that a request need not read the database for its token."""
+"""TokenCache: recently used access tokens, so that requests need not read the database for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from homeserver import limits
 
 Value = TypeVar("Value")
 HasNews = Callable[[Iterable[str], int], bool]
-"""`Stream.has_news`: whether something may have happened to one of these keys after a position."""
+"""`Stream.has_news`: whether one of these keys may have changed after a position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Seen:
 
 
 def tokens_key(user_id: str) -> str:
-    """The stream key that is woken when a token of the user ends, or the account's flags change."""
+    """Returns the stream key that is woken when one of the user's tokens ends or the account's flags change."""
     return f"tokens/{user_id}"
 
 
@@ -37,10 +37,10 @@ class _Entry(NamedTuple, Generic[Value]):
 
 @dataclass(slots=True)
 class TokenCache(Generic[Value]):
-    """Used on the trio thread only. Bounded in entries and in age.
+    """Used on the trio thread only. Limited in size, and entries expire.
 
-    An entry carries the stream position before which it was read. Whatever ends tokens or changes an account wakes the
-    user's `tokens_key` in the same transaction, on this node or another, and entries from before that are not used.
+    An entry carries the stream position before it was read. A transaction that ends tokens or changes an account, on
+    any node, wakes the user's `tokens_key`. Entries from before that are not used any more.
     """
 
     _entries: OrderedDict[bytes, _Entry[Value]] = field(default_factory=OrderedDict)
@@ -48,21 +48,21 @@ class TokenCache(Generic[Value]):
     _seen: dict[tuple[str, str], Seen] = field(default_factory=dict)
 
     def get(self, token_hash: bytes, now_ms: int, has_news: HasNews) -> Value | None:
-        """What was stored for the token, unless that is too long ago or may have changed."""
+        """Returns the entry of the token, or None if it is too old or may have changed."""
         entry = self._entries.get(token_hash)
         if entry is None or not 0 <= now_ms - entry.stored_ms <= limits.TOKEN_CACHE_AGE_MS_MAX:
             return None
         return None if has_news((tokens_key(entry.user_id),), entry.position) else entry.value
 
     def put(self, token_hash: bytes, user_id: str, value: Value, *, now_ms: int, position: int) -> None:
-        """Remembers a lookup. position: of the stream, before the database was read."""
+        """Stores a lookup. position: the stream position before the database was read."""
         self._entries[token_hash] = _Entry(now_ms, user_id, position, value)
         self._of_user.setdefault(user_id, set()).add(token_hash)
         while len(self._entries) > limits.TOKEN_CACHE_ENTRIES_MAX:
             self._drop(next(iter(self._entries)))
 
     def forget_user(self, user_id: str) -> None:
-        """Drops every token of the user."""
+        """Drops all tokens of the user."""
         for token_hash in tuple(self._of_user.get(user_id, ())):
             self._drop(token_hash)
 
@@ -72,16 +72,16 @@ class TokenCache(Generic[Value]):
             self._seen[user_id, device_id] = seen
 
     def last_seen(self, user_id: str, device_id: str) -> Seen | None:
-        """The last request of a device, None where there was none since the last `take_seen`."""
+        """Returns the last request of a device, None if there was none since the last `take_seen`."""
         return self._seen.get((user_id, device_id))
 
     def forget_seen(self, user_id: str) -> None:
-        """Drops what is remembered of the user's devices."""
+        """Drops the last requests of the user's devices."""
         for key in [key for key in self._seen if key[0] == user_id]:
             del self._seen[key]
 
     def take_seen(self) -> dict[tuple[str, str], Seen]:
-        """The last request of each device since the last call; for whoever stores devices."""
+        """Returns and drops the last request of each device since the last call. For the task that stores them."""
         seen, self._seen = self._seen, {}
         return seen
 

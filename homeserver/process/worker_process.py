@@ -1,7 +1,7 @@
-"""The separate process of `Workers.run_process`: started as a script, works off requests from stdin, answers on stdout.
+"""The separate process of `Workers.run_process`: a script that reads calls from stdin and writes results to stdout.
 
-Its input may be hostile, and so may it become: it has limits on memory and files, and it is spoken to in msgpack, which
-unlike pickle cannot make the server run anything.
+Its input may be hostile and may take it over. So it has limits on memory and files, and it communicates in msgpack,
+which unlike pickle cannot make the server run anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 
 
 def read_exactly(descriptor: int, count: int) -> bytes:
-    """`count` bytes, fewer only at the end of the input."""
+    """Returns `count` bytes, or fewer at the end of the input."""
     parts: list[bytes] = []
     while count:
         part = os.read(descriptor, min(count, 1 << 20))
@@ -39,7 +39,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def find_function(name: str) -> Any:
-    """The function "package.module:name". Packages on the way are not run: theirs would import the whole server."""
+    """Returns the function "package.module:name". Does not run the packages' `__init__`, which import the server."""
     module_name, _, function_name = name.partition(":")
     packages = module_name.split(".")[:-1]
     for depth in range(len(packages)):
@@ -52,22 +52,22 @@ def find_function(name: str) -> Any:
 
 
 def answer(request: bytes) -> bytes:
-    """The encoded answer: [True, result] or [False, kind of error, message]."""
+    """Returns the encoded answer to a call: [True, result] or [False, kind of error, message]."""
     try:
         name, args = msgspec.msgpack.decode(request)
         return msgspec.msgpack.encode([True, find_function(name)(*args)])
-    except BaseException as error:  # whatever it is, the server decides what it means
+    except BaseException as error:  # whatever it is, the server decides how to treat it
         return msgspec.msgpack.encode([False, type(error).__name__, str(error)[:1000]])
 
 
 def main(memory_bytes: int, idle_seconds: float) -> None:
-    """Works until the input ends, or nothing came for `idle_seconds`: then it exits with status 0."""
+    """Answers calls until the input ends. Exits with status 0 if no call arrives for `idle_seconds`."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, answers = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1):  # what a function prints must not end up among the answers
+    for standard in (0, 1):  # output of the called functions must not mix with the answers
         os.dup2(null, standard)
     while select.select([requests], [], [], idle_seconds)[0]:
         header = read_exactly(requests, 8)

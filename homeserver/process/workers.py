@@ -1,4 +1,4 @@
-"""Workers: work that would hold up the event loop: threads if it releases the GIL, a process if it may be hostile."""
+"""Workers: for work that would block the event loop. Threads if it releases the GIL, a process if input is hostile."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _PROGRAM = Path(__file__).with_name("worker_process.py")
 
 
 class WorkerFailed(Exception):
-    """The separate process took too long or too much memory, died, or failed as its function did not expect."""
+    """The separate process took too long or too much memory, died, or raised an unexpected error."""
 
 
 class Workers:
-    """`run`: a bounded number of threads. `run_process`: a separate process with limits, started when it is needed."""
+    """`run` uses a limited number of threads. `run_process` uses a separate process, started when it is needed."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ class Workers:
         idle_seconds: float = WORKER_IDLE_SECONDS,
         inline: bool = False,
     ) -> None:
-        """inline: works on the trio thread itself, which waits (tests under a virtual clock)."""
+        """inline: work runs on the trio thread and blocks it; for tests under a virtual clock."""
         self._inline = inline
         self._limiter = trio.CapacityLimiter(threads)
         self._process = _Process(memory_bytes, idle_seconds)
         self._process_limiter = trio.CapacityLimiter(1)
 
     async def run(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        """fn(*args) in a thread; waits while all are busy. For what releases the GIL: argon2, zstd, large hashes."""
+        """Runs fn(*args) in a thread; waits while all are busy. For work that releases the GIL: argon2, zstd, …"""
         if self._inline:
             await trio.lowlevel.checkpoint()
             return fn(*args)
@@ -61,8 +61,8 @@ class Workers:
     async def run_process(self, function: str, *args: Any, timeout_s: float = WORKER_SECONDS_MAX) -> Any:
         """Calls `function` ("package.module:name") in the separate process, one call at a time.
 
-        Arguments and result: None, bool, int, float, str, bytes, and lists and dicts of them. A ValueError of the
-        function is raised as such; everything else that goes wrong is WorkerFailed. The module should import little.
+        Arguments and result: None, bool, int, float, str, bytes, and lists and dicts of them. A ValueError raised by
+        the function is raised here too; every other failure is WorkerFailed. The module should import little.
         """
         if self._inline:
             await trio.lowlevel.checkpoint()
@@ -72,13 +72,13 @@ class Workers:
         )
 
     async def aclose(self) -> None:
-        """Ends the separate process, and with it a call that is under way."""
+        """Ends the separate process, and with it any running call."""
         self._process.kill()
         await trio.lowlevel.checkpoint()
 
 
 class _Process:
-    """Speaks with the process; synchronous, one call at a time."""
+    """Talks to the process. Synchronous, one call at a time."""
 
     def __init__(self, memory_bytes: int, idle_seconds: float) -> None:
         self._arguments = (str(memory_bytes), str(idle_seconds))
@@ -90,7 +90,7 @@ class _Process:
         with self._lock:
             deadline = time.monotonic() + timeout_s
             reply = self._exchange(request, deadline)
-            if reply is None:  # it had just exited because nothing was asked for long: ask a new one
+            if reply is None:  # it has just exited because it was idle for long: start a new one
                 reply = self._exchange(request, deadline)
         if reply is None:
             raise WorkerFailed(f"{function}: the process ended")
@@ -107,7 +107,7 @@ class _Process:
             process.wait()
 
     def _exchange(self, request: bytes, deadline: float) -> Any:
-        """The decoded answer; None if the process had exited by itself before it read the request."""
+        """Returns the decoded answer, None if the process had exited on its own before it read the call."""
         process = self._running
         if process is None or process.poll() is not None:
             process = self._running = self._start()
@@ -139,7 +139,7 @@ class _Process:
         )
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
-        """Its exit status. One that has closed its end by itself gets the moment that exiting takes."""
+        """Returns the exit status. Waits a moment for a process that has closed its end by itself."""
         self._running = None
         try:
             status = process.wait(timeout=0.5)
@@ -152,7 +152,7 @@ class _Process:
         return status
 
     def _send_and_receive(self, process: subprocess.Popen[bytes], request: bytes, deadline: float) -> bytes | None:
-        """The answer's bytes; None if the process closed its end."""
+        """Returns the bytes of the answer, None if the process closed its end."""
         assert process.stdin is not None and process.stdout is not None
         stdin, stdout = process.stdin.fileno(), process.stdout.fileno()
         os.set_blocking(stdin, False)

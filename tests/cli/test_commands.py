@@ -107,7 +107,7 @@ def test_serve_refuses_with_a_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         config = write_config(tmp_path, bind=bind)
-        assert f"cannot listen on {bind}: something else listens there" in said(run("serve", "--config", config))
+        assert f"cannot listen on {bind}: another program listens there" in said(run("serve", "--config", config))
 
 
 def test_a_server_stops_at_a_signal_with_success(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ async def test_a_taken_port_is_found(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         found = await findings(tmp_path, GOOD.replace("127.0.0.1:0", bind))
-        assert found == {f"cannot listen on {bind}: something else listens there": "error"}
+        assert found == {f"cannot listen on {bind}: another program listens there": "error"}
 
 
 async def test_the_port_of_the_server_that_runs_is_no_error(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ async def test_what_stands_in_the_way_of_a_unix_socket_is_found(tmp_path: Path) 
     assert await findings(tmp_path, text) == {}
     path.write_text("precious")
     (sentence,) = await findings(tmp_path, text)
-    assert sentence == f"cannot listen on unix:{path}: something else listens there"
+    assert sentence == f"cannot listen on unix:{path}: another program listens there"
     assert path.read_text() == "precious"
     path.unlink()
     with socket.socket(socket.AF_UNIX) as dead:

@@ -169,7 +169,7 @@ def _find_in_listeners(config: Config, *, is_served: bool) -> Iterator[Finding]:
         try:
             try_listener(listener)
         except ConfigError as error:
-            is_taken = "something else listens there" in str(error)
+            is_taken = "another program listens there" in str(error)
             if is_served and is_taken:
                 yield Finding("warning", f"{listener.bind} is in use, it seems by the server that runs already")
             else:

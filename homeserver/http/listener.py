@@ -169,7 +169,7 @@ def tls_context(listener: Listener) -> ssl.SSLContext | None:
         context.load_cert_chain(listener.tls_cert, listener.tls_key)
     except ssl.SSLError as error:
         raise ConfigError(
-            f"listener {listener.bind}: {listener.tls_cert} and {listener.tls_key} are not a PEM certificate and its key"
+            f"listener {listener.bind}: {listener.tls_cert} and {listener.tls_key} are not a PEM certificate and key"
         ) from error
     return context
 

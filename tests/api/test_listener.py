@@ -200,7 +200,7 @@ async def test_a_taken_port_says_so(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="another program listens there"):
             await serve(make_app()[0], [Listener(bind=server.bound[0].address)], stop=trio.Event())
     (tmp_path / "c.pem").write_text("x")
-    with pytest.raises(ConfigError, match="are not a PEM certificate and its key"):
+    with pytest.raises(ConfigError, match="are not a PEM certificate and key"):
         path = str(tmp_path / "c.pem")
         await serve(make_app()[0], [Listener(bind="127.0.0.1:0", tls_cert=path, tls_key=path)], stop=trio.Event())
 

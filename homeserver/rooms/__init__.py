@@ -1,5 +1,5 @@
 """The room: its event graph, its state, its timeline. No routes, no network.
 
-`append` is how this server's events enter a room, `receive` how those of others do; both end at the head (`heads`).
-`storage` keeps events, `state_tree` states, `timeline` reads history, `visibility` and `access` say who may read it.
+`append` adds this server's events to a room, `receive` those of other servers; both end by moving the head (`heads`).
+`storage` keeps events and `state_tree` states. `timeline` reads history; `visibility` and `access` say who may read it.
 """

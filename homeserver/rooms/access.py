@@ -1,4 +1,4 @@
-"""What of a room a user may read: its state now, or as it was when they left.
+"""What a user may read of a room: its current state, or the state when they left.
 
 Spec: client-server-api/#room-history-visibility
 """
@@ -27,9 +27,10 @@ class Readable:
 
 
 def read_access(tx: Transaction, room_id: RoomID, user_id: str) -> Readable:
-    """What the user may read: everything if they are in the room or anyone may read it, else the room as they left it.
+    """Returns what the user may read: everything, if they are in the room or it is world-readable.
 
-    MatrixError 403 for all others, whether there is such a room or not.
+    Former members may read the room as it was when they left. Raises MatrixError 403 for everyone else, whether the
+    room exists or not.
     """
     membership = get_room_membership(tx, room_id, user_id)
     head = find_head(tx, room_id)
@@ -46,12 +47,12 @@ def read_access(tx: Transaction, room_id: RoomID, user_id: str) -> Readable:
 
 
 def readable_state(tx: Transaction, room_id: RoomID, user_id: str) -> StateAt:
-    """The state that the user may read; see `read_access`."""
+    """Returns the state that the user may read; see `read_access`."""
     return read_access(tx, room_id, user_id).state
 
 
 def find_in_state(tx: Transaction, state: StateAt, event_type: str, state_key: str) -> StoredEvent | None:
-    """One event of a state."""
+    """Returns one event of a state, None if the state has none."""
     type_nid, key_nid = tx.find(event_type), tx.find(state_key)
     if type_nid is None or key_nid is None:
         return None

@@ -1,4 +1,4 @@
-"""Moving a room's head over an event, and the memberships with it. Spec: rooms/v12/#state-resolution"""
+"""Moves a room's head over an event, and updates the memberships with it. Spec: rooms/v12/#state-resolution"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from homeserver.rooms.membership import MembershipRow, store_memberships
 from homeserver.rooms.resolve import StateAt, resolve_states, state_after, store_state
 from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored
 
-# What an invited user is told of the room. Spec: client-server-api/#stripped-state
+# The state shown to invited users. Spec: client-server-api/#stripped-state
 STRIPPED_KEYS: tuple[StateKey, ...] = tuple(
     (event_type, "")
     for event_type in (
@@ -31,7 +31,7 @@ STRIPPED_KEYS: tuple[StateKey, ...] = tuple(
 
 
 def advance_onto(tx: Transaction, head: Head, event: Event, position: int) -> None:
-    """Moves the head onto an event that follows on all of its extremities."""
+    """Moves the head onto an event whose prev_events are exactly the head's extremities."""
     root = head.state_root
     if event.state_key is not None:
         root = state_tree.apply(tx, root, {(tx.intern(event.type), tx.intern(event.state_key)): position})
@@ -50,9 +50,9 @@ def advance_onto(tx: Transaction, head: Head, event: Event, position: int) -> No
 def advance_beside(
     tx: Transaction, head: Head, event: Event, position: int, *, followed: Collection[int], is_past: bool
 ) -> None:
-    """Moves the head for a new event of the timeline that follows on some of its extremities, or on none.
+    """Moves the head for a new timeline event whose prev_events are only some of the extremities, or none.
 
-    followed: what it has behind it. is_past: an event of the timeline follows on it, so that it is no extremity.
+    followed: the events that it follows. is_past: a timeline event follows it, so that it is not an extremity.
     """
     extremities = [pair for pair in zip(head.extremities, head.extremity_ids, strict=True) if pair[0] not in followed]
     if not is_past or not extremities:
@@ -64,7 +64,7 @@ def advance_beside(
     root = store_state(tx, resolve_states(tx, head.version, [state_after(tx, rows[each]) for each, _ in extremities]))
     if not is_alone and (event.state_key is not None or root != row.state_before):
         store_resolved_head(tx, head.room_nid, row.ordering, root)
-    # An outlier that comes in its place keeps its number, but is news now.
+    # An outlier that gets its place now keeps its number, but it is news from now on.
     newest = max(position, tx.position)
     replace_head(
         tx,
@@ -79,7 +79,7 @@ def advance_beside(
 
 
 def advance_past(tx: Transaction, head: Head, followed: Collection[int]) -> None:
-    """Moves the head for an event of the past, which shows that those of its extremities in `followed` are none."""
+    """Moves the head for an event of the past. It shows that the extremities in `followed` are none after all."""
     extremities = [pair for pair in zip(head.extremities, head.extremity_ids, strict=True) if pair[0] not in followed]
     if not extremities or len(extremities) == len(head.extremities):
         return
@@ -89,14 +89,14 @@ def advance_past(tx: Transaction, head: Head, followed: Collection[int]) -> None
 
 
 def leave_head(tx: Transaction, head: Head, state: StateAt) -> None:
-    """Drops the extremities of an earlier stay, on which nothing follows any more: now `state` is the room's."""
+    """Drops the extremities of an earlier stay, which nothing follows any more. `state` becomes the room's state."""
     _replace_state(tx, head, store_state(tx, state), (), 0)
 
 
 def _replace_state(
     tx: Transaction, head: Head, root: bytes, extremities: Sequence[tuple[int, EventID]], depth: int
 ) -> None:
-    """Gives the head another state by no event."""
+    """Gives the head another state without an event."""
     last_position = head.last_position
     if root != head.state_root:
         last_position = tx.next_position(head.room_id)
@@ -114,9 +114,9 @@ def _replace_state(
 
 
 def update_memberships(tx: Transaction, room_nid: int, old_root: bytes, new_root: bytes, position: int) -> None:
-    """Makes the current memberships those of the new state, which holds from `position` on.
+    """Replaces the current memberships with those of the new state, which holds from `position` on.
 
-    Whose member event state resolution took away has left, by no event.
+    A user whose member event was removed by state resolution has left, although no event says so.
     """
     member_nid = tx.intern("m.room.member")
     changes = {
@@ -137,10 +137,10 @@ def update_memberships(tx: Transaction, room_nid: int, old_root: bytes, new_root
 
 
 def stripped_state(tx: Transaction, root: bytes, user_id: UserID) -> list[dict[str, Any]]:
-    """What a state tells an invited or knocking user.
+    """Returns what an invited or knocking user is shown of a state.
 
-    The inviter's member event is among it, so that clients can show a name and a picture, and the user's own comes
-    last, whole. Spec: client-server-api/#stripped-state, MSC4319
+    It includes the inviter's member event, so that clients can show a name and a picture. The user's own member event
+    comes last, in full. Spec: client-server-api/#stripped-state, MSC4319
     """
     own = _state_event(tx, root, ("m.room.member", user_id))
     keys = list(STRIPPED_KEYS)

@@ -1,4 +1,4 @@
-"""Names of rooms on this server: aliases, and what the published room directory lists.
+"""Names of rooms on this server: aliases, and the entries of the published room directory.
 
 Spec: client-server-api/#room-aliases, #published-room-directory
 """
@@ -32,7 +32,7 @@ SCHEMA = Schema(
 
 
 class PublishedRoom(NamedTuple):
-    """A room of the directory. What it shows of the room is the same as long as both positions are."""
+    """A room in the directory. As long as both positions are unchanged, its entry is unchanged too."""
 
     room_id: RoomID
     last_position: int
@@ -40,21 +40,24 @@ class PublishedRoom(NamedTuple):
 
 
 def read_canonical_aliases(content: Mapping[str, Any]) -> list[RoomAlias]:
-    """What an m.room.canonical_alias names, each once. MatrixError 400 M_BAD_JSON or M_INVALID_PARAM."""
+    """Returns the aliases in the content of an m.room.canonical_alias, each once.
+
+    Raises MatrixError 400 M_BAD_JSON or M_INVALID_PARAM.
+    """
     alias, alternatives = content.get("alias"), content.get("alt_aliases", [])
     if not isinstance(alias, str | None) or not isinstance(alternatives, list):
-        raise bad_json("alias must be a string, alt_aliases an array.")
+        raise bad_json("alias must be a string, and alt_aliases must be an array.")
     try:
         names = [parse_room_alias(name) for name in ([alias, *alternatives] if alias else alternatives)]
     except InvalidIdentifier as error:
-        raise invalid_param(f"That is not a room alias: {error}") from None
+        raise invalid_param(f"An alias is invalid: {error}") from None
     return list(dict.fromkeys(names))
 
 
 def store_alias(tx: Transaction, alias: RoomAlias, room_id: RoomID, creator: UserID) -> None:
-    """Gives the room another name. MatrixError 400 M_ROOM_IN_USE if a room has it."""
+    """Adds an alias for the room. Raises MatrixError 400 M_ROOM_IN_USE if it is already taken."""
     if find_alias(tx, alias) is not None:
-        raise MatrixError(400, "M_ROOM_IN_USE", f"There is a room called {alias} already.")
+        raise MatrixError(400, "M_ROOM_IN_USE", f"The alias {alias} is already taken.")
     tx.run(
         "INSERT INTO aliases (alias, room_nid, creator_nid) VALUES (?, ?, ?)",
         alias,
@@ -64,18 +67,18 @@ def store_alias(tx: Transaction, alias: RoomAlias, room_id: RoomID, creator: Use
 
 
 def find_alias(tx: Transaction, alias: str) -> tuple[RoomID, UserID] | None:
-    """The room, and who has given the name."""
+    """Returns the room of an alias, and the user who created the alias; None if there is no such alias."""
     row = tx.one("SELECT room_nid, creator_nid FROM aliases WHERE alias = ?", alias)
     return None if row is None else (RoomID(tx.name(row[0])), UserID(tx.name(row[1])))
 
 
 def delete_alias(tx: Transaction, alias: str) -> None:
-    """Takes the name from its room."""
+    """Removes the alias."""
     tx.run("DELETE FROM aliases WHERE alias = ?", alias)
 
 
 def list_aliases(tx: Transaction, room_id: str) -> list[RoomAlias]:
-    """The room's names on this server, in order."""
+    """Returns the room's aliases on this server, sorted."""
     return [
         RoomAlias(alias)
         for alias in tx.values("SELECT alias FROM aliases WHERE room_nid = ? ORDER BY alias", tx.find(room_id))
@@ -83,7 +86,7 @@ def list_aliases(tx: Transaction, room_id: str) -> list[RoomAlias]:
 
 
 def set_visibility(tx: Transaction, room_id: RoomID, *, is_public: bool) -> None:
-    """Lists the room in the directory of this server, or takes it out."""
+    """Adds the room to this server's directory, or removes it."""
     if is_public:
         tx.run(
             "INSERT INTO published_rooms (room_nid) VALUES (?) ON CONFLICT (room_nid) DO NOTHING", tx.intern(room_id)
@@ -93,12 +96,12 @@ def set_visibility(tx: Transaction, room_id: RoomID, *, is_public: bool) -> None
 
 
 def is_published(tx: Transaction, room_id: str) -> bool:
-    """Whether the directory lists the room."""
+    """Returns whether the directory lists the room."""
     return tx.one("SELECT 1 FROM published_rooms WHERE room_nid = ?", tx.find(room_id)) is not None
 
 
 def list_published(tx: Transaction) -> list[PublishedRoom]:
-    """The rooms of the directory."""
+    """Returns the rooms in the directory."""
     rows = tx.all(
         "SELECT p.room_nid, r.last_position, r.members_position FROM published_rooms p"
         " JOIN rooms r ON r.room_nid = p.room_nid"
@@ -108,5 +111,5 @@ def list_published(tx: Transaction) -> list[PublishedRoom]:
 
 
 def forget_creator(tx: Transaction, user_id: UserID) -> None:
-    """Forgets who has made the user's aliases, which stay."""
+    """Forgets that the user created aliases. The aliases stay."""
     tx.run("UPDATE aliases SET creator_nid = ? WHERE creator_nid = ?", tx.intern(""), tx.find(user_id))

@@ -1,7 +1,10 @@
-"""Appending this server's own events: one synchronous function in one transaction, from the draft to the new head.
+"""Appends this server's own events: one synchronous function in one transaction, from the draft to the new head.
 
-`append_local` reads the head, builds, hashes, signs, checks and inserts; nothing can come between. `rooms/receive.py`
-does the like for events of peers. Spec: server-server-api/#signing-events, rooms/v12/#authorization-rules
+Theory of operation. `append_local` reads the head of the room and chooses the prev_events and auth events. It builds,
+hashes and signs the event, checks it against the authorisation rules, stores it and moves the head. All this happens in
+one write without an `await`, so no other event can come between, and an event that fails leaves nothing behind. The
+client's transaction ID is stored in the event's row, so a retry finds the first event. `rooms/receive.py` does the same
+for events of other servers. Spec: server-server-api/#signing-events, rooms/v12/#authorization-rules
 """
 
 from __future__ import annotations
@@ -48,11 +51,14 @@ AUTH_CACHED_MAX = 5_000
 
 
 def append_create(tx: Transaction, draft: Draft, version: RoomVersion) -> Event:
-    """The room's m.room.create event, appended. The draft names no room where the version makes the id of the event."""
+    """Appends and returns the room's m.room.create event.
+
+    The draft has no room ID if the room version derives it from the event.
+    """
     now_ms = draft.origin_server_ts or tx.now_ms
     event = _build(tx.server, draft, version, prev_events=(), auth_events=(), depth=1, now_ms=now_ms)
     while version.room_id_is_create_event_id and find_position(tx, event.event_id) is not None:
-        # Its creator has made another room just like it in this very millisecond.
+        # The creator has created an identical room in the same millisecond.
         now_ms += 1
         stamped = replace(draft, origin_server_ts=now_ms)
         event = _build(tx.server, stamped, version, prev_events=(), auth_events=(), depth=1, now_ms=now_ms)
@@ -85,10 +91,10 @@ def append_local(
     txn_id: str | None = None,
     as_admin: bool = False,
 ) -> Event:
-    """Gives `draft` its place at the end of its room. MatrixError: 404 no such room, 403 not allowed, 413 too large.
+    """Appends `draft` to its room and returns the event. MatrixError: 404 unknown room, 403 not allowed, 413 too large.
 
-    With `device_id` and `txn_id` the event is stored as what was sent under them: look with
-    `rooms.storage.find_txn` first. as_admin: see `check_may_redact`.
+    `device_id` and `txn_id` are stored with the event; call `rooms.storage.find_txn` first to recognise a retry.
+    as_admin: see `check_may_redact`.
     """
     place = _find_place(tx, draft)
     head = place.head
@@ -120,7 +126,7 @@ def append_local(
 
 @dataclass(frozen=True, slots=True)
 class _Auth:
-    """What the auth rules look at, the auth events among it in their order, and where they stand."""
+    """The events that the auth rules read: the auth events in order, and their positions."""
 
     state: Mapping[StateKey, Event]
     events: Mapping[StateKey, Event]
@@ -129,7 +135,7 @@ class _Auth:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an event would follow: on which events, in which state, and by which part of it."""
+    """The place of a new event: the events it follows, the state before it, and the auth events from that state."""
 
     head: Head
     before: StateAt
@@ -146,7 +152,7 @@ def _find_place(tx: Transaction, draft: Draft) -> _Place:
         raise forbidden("You are not in that room.")
     prev_positions, before = head.extremities, StateAt(head.state_root)
     if len(prev_positions) > PREV_EVENTS_MAX:
-        # No event names more. The state before it is that after those that it names; the others stay loose.
+        # An event has at most this many prev_events. The state before it is resolved from these; the rest stay loose.
         prev_positions = prev_positions[-PREV_EVENTS_MAX:]
         rows = list_stored(tx, prev_positions)
         before = resolve_states(tx, head.version, [state_after(tx, row) for row in rows.values()])
@@ -155,7 +161,7 @@ def _find_place(tx: Transaction, draft: Draft) -> _Place:
 
 
 def _find_auth(tx: Transaction, head: Head, before: StateAt, draft: Draft) -> _Auth:
-    """The auth events. Except for member events they depend on nothing but state and sender, and are cached by them."""
+    """Returns the auth events. They depend only on state and sender, except for member events, and are cached."""
     cache = tx.cache("auth", AUTH_CACHED_MAX)
     known = None if draft.type == "m.room.member" else (before, draft.sender)
     auth: _Auth | None = None if known is None else cache.get(known)
@@ -165,20 +171,20 @@ def _find_auth(tx: Transaction, head: Head, before: StateAt, draft: Draft) -> _A
         events = load_auth_events(tx, positions.values())
         state = {key: events[position] for key, position in positions.items()}
         auth = _Auth(state, {key: state[key] for key in keys if key in state}, positions)
-        if known is not None and tx.is_write:  # the state may be of this very write, and be rolled back
+        if known is not None and tx.is_write:  # the state may come from this write, which may be rolled back
             tx.after_commit(cache.put, known, auth)
     return auth
 
 
 def _check_names(tx: Transaction, draft: Draft) -> None:
-    """MatrixError 400 for a type or state key that cannot be stored, 413 for one that is too long."""
+    """Raises MatrixError 400 for a type or state key that cannot be stored, 413 for one that is too long."""
     for name in (draft.type, draft.state_key):
         if name is not None and tx.find(name) is None and not fits(name):
-            raise MatrixError(413, "M_TOO_LARGE", "The type and the state key of an event have 255 bytes at most.")
+            raise MatrixError(413, "M_TOO_LARGE", "The type and the state key of an event are limited to 255 bytes.")
 
 
 def _build_at(tx: Transaction, draft: Draft, place: _Place) -> Event:
-    """The event, signed. MatrixError 403 where it is not allowed."""
+    """Returns the signed event. Raises MatrixError 403 if it is not allowed."""
     event = _build(
         tx.server,
         draft,
@@ -195,9 +201,9 @@ def _build_at(tx: Transaction, draft: Draft, place: _Place) -> Event:
 
 
 def _state_ts(tx: Transaction, key: StateKey, before: StateAt) -> int:
-    """When a state event is said to be sent: now, and later than the event of this server that it replaces.
+    """Returns the timestamp of a state event: now, but later than the event of this server that it replaces.
 
-    Of two of the same time state resolution takes the one with the greater event id, which may be the older.
+    If two have the same time, state resolution takes the one with the greater event ID, which may be the older one.
     """
     for replaced in list_stored(tx, positions_in(tx, before, (key,)).values()).values():
         ahead_ms = replaced.origin_server_ts - tx.now_ms
@@ -207,12 +213,15 @@ def _state_ts(tx: Transaction, key: StateKey, before: StateAt) -> int:
 
 
 def build_unplaced(tx: Transaction, draft: Draft) -> Event:
-    """The event that `append_local` would append, without appending it: another server has to sign it first."""
+    """Returns the event that `append_local` would append, without appending it: another server must sign it first."""
     return _build_at(tx, draft, _find_place(tx, draft))
 
 
 def build_template(tx: Transaction, draft: Draft) -> tuple[RoomVersion, dict[str, Any]]:
-    """An event as it would follow, unsigned, for a server outside of the room. MatrixError 403: it is not allowed."""
+    """Returns the room version and an unsigned event with its place in the room, for a server that is not in the room.
+
+    Raises MatrixError 403 if the event is not allowed.
+    """
     place = _find_place(tx, draft)
     version = place.head.version
     pdu = build_proto_event(

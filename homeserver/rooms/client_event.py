@@ -1,4 +1,4 @@
-"""Events as clients get them. Spec: client-server-api/#room-event-format"""
+"""Events in the format for clients. Spec: client-server-api/#room-event-format"""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from homeserver.rooms.visibility import Memberships, filter_visible
 def client_events(
     tx: Transaction, events: Sequence[StoredEvent], *, user_id: str, device_id: str = "", with_room_id: bool = True
 ) -> list[dict[str, Any]]:
-    """The events for a user's device, in order.
+    """Returns the events as a user's device gets them, in order.
 
-    `unsigned` has age (ms), the user's membership at the event, transaction_id for the device that sent it,
-    replaces_state of a state event with prev_content if the user may see that, and redacted_because of a redacted one.
+    `unsigned` has: age (ms), the user's membership at the event, transaction_id on the device that sent it,
+    replaces_state for state events (with prev_content if the user may see it), redacted_because for redacted events.
     """
     replaced = _replaced(tx, events)
     shown = _visible_by_position(tx, user_id, replaced.values()) if replaced else {}
@@ -50,7 +50,10 @@ def client_events(
 
 
 def _visible_by_position(tx: Transaction, user_id: str, events: Collection[StoredEvent]) -> dict[int, StoredEvent]:
-    """Of events of one room, or a few: those that the user may see. What was never in a timeline is of the state."""
+    """Returns the visible events by position. Those that were never in a timeline count as state.
+
+    The events belong to one room, or to a few.
+    """
     by_room: dict[RoomID, list[StoredEvent]] = {}
     for event in events:
         by_room.setdefault(event.room_id, []).append(event)
@@ -67,7 +70,7 @@ def _visible_by_position(tx: Transaction, user_id: str, events: Collection[Store
 def client_event(
     tx: Transaction, event: StoredEvent, unsigned: dict[str, Any] | None = None, *, with_room_id: bool = True
 ) -> dict[str, Any]:
-    """One event, with the `unsigned` given. Its content is JSON already: a Fragment, which only orjson encodes."""
+    """Returns one event with the given `unsigned`. Its content is encoded JSON: a Fragment, which only orjson takes."""
     answer: dict[str, Any] = {
         "type": event.type,
         "sender": event.sender,
@@ -86,9 +89,9 @@ def client_event(
 
 
 def _redacts(tx: Transaction, event: StoredEvent) -> dict[str, Any]:
-    """What a redaction redacts, in both places, whatever the room version: clients look in one of them.
+    """Returns `redacts` for a redaction in both places, whatever the room version: clients look in one of them.
 
-    What stands in the place that does not count in this version is the sender's claim, and was not checked.
+    The value in the place that does not count in this version is only the sender's claim, and was not checked.
     """
     content = event.content
     in_content = get_room_version(tx, event.room_id).redacts_in_content
@@ -99,7 +102,7 @@ def _redacts(tx: Transaction, event: StoredEvent) -> dict[str, Any]:
 
 
 def stripped_event(event: StoredEvent) -> dict[str, Any]:
-    """Stripped state. Spec: client-server-api/#stripped-state"""
+    """Returns the event as stripped state. Spec: client-server-api/#stripped-state"""
     return {
         "type": event.type,
         "sender": event.sender,
@@ -109,9 +112,9 @@ def stripped_event(event: StoredEvent) -> dict[str, Any]:
 
 
 def own_member_event(tx: Transaction, event: StoredEvent) -> dict[str, Any]:
-    """An invite or knock as its user is told of it: whole, so that it says who invites, and when. Spec: MSC4319
+    """Returns an invite or knock as its user gets it: in full, so that it shows who invites, and when. Spec: MSC4319
 
-    `unsigned` holds the content of the member event that it replaced, for example of a knock that led to an invite.
+    `unsigned` has the content of the member event that it replaced, for example of a knock that led to an invite.
     """
     told: dict[str, Any] = {
         **stripped_event(event),
@@ -125,7 +128,7 @@ def own_member_event(tx: Transaction, event: StoredEvent) -> dict[str, Any]:
 
 
 def _replaced(tx: Transaction, events: Sequence[StoredEvent]) -> dict[int, StoredEvent]:
-    """By position of a state event, the one whose place it took."""
+    """Returns, by the position of a state event, the event that it replaced."""
     positions: dict[int, int] = {}
     for event in events:
         if event.state_key is not None and event.state_before is not None:

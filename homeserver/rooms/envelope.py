@@ -1,7 +1,7 @@
-"""How a PDU lies in the `events` table: what the columns hold is left out, hashes and signatures are bytes, references
-are positions. `pack` and `unpack` are inverse: the PDU comes back exactly as it was signed.
+"""The stored form of a PDU in the `events` table. `pack` and `unpack` are inverse: the PDU is restored as signed.
 
-A message costs some 130 bytes of envelope, nearly all of it hash and signature.
+Fields that have columns are left out. Hashes and signatures are stored as bytes, references as positions. The envelope
+of a message takes about 130 bytes, nearly all of it hash and signature.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from homeserver.federation.identifiers import EventID, server_name_of
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _FROM_URLSAFE = str.maketrans("-_", "+/")
-# Of the last character two bits are not used; an id in which they are set would come back as another.
+# Two bits of the last character are unused. An ID in which they are set would be restored wrongly, so it is excluded.
 _HASH_ID = re.compile(r"\$[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]", re.ASCII)
 _COLUMNS = frozenset({"type", "sender", "content", "origin_server_ts", "room_id", "state_key", "event_id"})
 _PACKED = frozenset({"depth", "prev_events", "auth_events", "hashes", "signatures", "unsigned"})
@@ -30,9 +30,9 @@ _ELSEWHERE = _COLUMNS | _PACKED
 
 
 class Envelope(msgspec.Struct, array_like=True):
-    """prev_events, auth_events: positions of stored events, or event keys of unknown ones; None where `rest` holds them
-    as they came. signature: (key id, signature) of the sender's server, if there is just one and no other. irregular:
-    what of `rest` holds integers beyond 64 bits, as JSON: rooms of versions below 6 take them."""
+    """prev_events, auth_events: positions of stored events, or event keys of unknown ones; None if `rest` contains them
+    unchanged. signature: (key ID, signature) of the sender's server, if that is the only signature. irregular: the
+    fields with integers beyond 64 bits, as JSON; only rooms of versions below 6 accept them."""
 
     depth: int
     prev_events: list[int | bytes] | None
@@ -48,7 +48,7 @@ _decode = msgspec.msgpack.Decoder(Envelope).decode
 
 
 def event_key(event_id: str) -> bytes:
-    """An event id as it is stored: the 32 bytes of a URL-safe reference hash, other ids as text."""
+    """Returns the stored form of an event ID: the 32 bytes of a URL-safe reference hash, or the text of other IDs."""
     if _HASH_ID.fullmatch(event_id) is not None:
         return a2b_base64(event_id[1:].translate(_FROM_URLSAFE) + "=")
     text = event_id.encode()
@@ -56,18 +56,18 @@ def event_key(event_id: str) -> bytes:
 
 
 def event_id_of_key(key: bytes) -> EventID:
-    """The event id that `key` stands for."""
+    """Returns the event ID for a stored key."""
     if len(key) == 32:
         return EventID("$" + b2a_base64(key, newline=False)[:43].translate(_TO_URLSAFE).decode())
     return EventID(key.rstrip(b"\0").decode())
 
 
 def pack(event: Event, positions: Mapping[EventID, int]) -> bytes:
-    """The envelope of `event`; `positions` of those of its prev_events and auth_events that are stored."""
+    """Returns the envelope of `event`. `positions`: of its prev_events and auth_events as far as they are stored."""
     pdu = event.pdu
     rest = {name: pdu[name] for name in pdu.keys() - _ELSEWHERE}
     prev_events = auth_events = None
-    if not event.version.references_with_hashes:  # room versions 1 and 2 name a hash with each
+    if not event.version.references_with_hashes:  # in room versions 1 and 2 each reference includes a hash
         prev_events = [positions.get(event_id) or event_key(event_id) for event_id in event.prev_events]
         auth_events = [positions.get(event_id) or event_key(event_id) for event_id in event.auth_events]
     sha256 = _pack_sha256(pdu["hashes"])
@@ -97,7 +97,7 @@ def _is_irregular(value: Any) -> bool:
 
 
 def unpack(blob: bytes) -> Envelope:
-    """The envelope as stored."""
+    """Returns the decoded envelope. Raises DatabaseDamaged."""
     try:
         return _decode(blob)
     except msgspec.DecodeError as error:
@@ -105,13 +105,13 @@ def unpack(blob: bytes) -> Envelope:
 
 
 def references(envelope: Envelope) -> list[int]:
-    """The positions that the envelope names, for looking up their event ids."""
+    """Returns the positions in the envelope, for looking up their event IDs."""
     both = [*(envelope.prev_events or ()), *(envelope.auth_events or ())]
     return [reference for reference in both if isinstance(reference, int)]
 
 
 def restore(envelope: Envelope, columns: dict[str, Any], event_ids: Mapping[int, EventID]) -> dict[str, Any]:
-    """The PDU. `columns`: the fields that the row's columns give; `event_ids` of all `references`."""
+    """Returns the PDU. `columns`: the fields from the row's columns. `event_ids`: those of all `references`."""
     pdu = {**columns, "depth": envelope.depth, **envelope.rest}
     if envelope.irregular is not None:
         pdu.update(canonical_json.decode(envelope.irregular))
@@ -147,7 +147,7 @@ def _pack_signature(signatures: Any, sender: str) -> tuple[str, bytes] | None:
 
 
 def _exact_bytes(text: Any, length: int) -> bytes | None:
-    """The bytes, if they are all that is needed to write `text` again."""
+    """Returns the bytes of `text`, or None if encoding them again would give a different text."""
     if not isinstance(text, str) or not text.isascii():
         return None
     try:

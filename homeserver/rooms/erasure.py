@@ -1,6 +1,6 @@
-"""Users who were erased: what they have said is shown as if it were redacted, but to who could see it before.
+"""Erased users: their messages look redacted, except to users who could see them before the erasure.
 
-No event is changed by it. Spec: client-server-api/#post_matrixclientv3accountdeactivate (erase)
+No event is changed. Spec: client-server-api/#post_matrixclientv3accountdeactivate (erase)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from homeserver.rooms.storage import StoredEvent, get_room_version
 
 
 def erase_sender(tx: Transaction, user_id: UserID) -> None:
-    """Notes that the user is erased, from this moment on."""
+    """Notes that the user is erased from now on."""
     tx.run(
         "INSERT INTO erased_senders (sender_nid, position) VALUES (?, ?) ON CONFLICT (sender_nid) DO NOTHING",
         tx.intern(user_id), tx.next_position(user_id),
@@ -25,13 +25,13 @@ def erase_sender(tx: Transaction, user_id: UserID) -> None:
 
 
 def find_erased(tx: Transaction, senders: Iterable[str]) -> dict[str, int]:
-    """Since which position of the stream those of the users are erased who are."""
+    """Returns the erased ones of the users, each with the stream position of the erasure."""
     nids = {nid: sender for sender in senders if (nid := tx.find(sender)) is not None}
     rows = tx.all_in("SELECT sender_nid, position FROM erased_senders WHERE sender_nid IN (?*)", list(nids))
     return {nids[nid]: position for nid, position in rows}
 
 
 def redacted_copy(tx: Transaction, event: StoredEvent) -> StoredEvent:
-    """The event with the content that a redaction would leave."""
+    """Returns the event with the content that a redaction would leave."""
     kept = redact({"type": event.type, "content": event.content}, get_room_version(tx, event.room_id))["content"]
     return msgspec.structs.replace(event, content_json=canonical_json.encode(kept, strict=False))

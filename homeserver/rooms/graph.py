@@ -1,4 +1,4 @@
-"""Walking the event graph of a room: auth chains, and back along prev_events.
+"""Walks through the event graph of a room: auth chains, and back along prev_events.
 
 Spec: server-server-api/#pdus, rooms/v12/#definitions
 """
@@ -20,7 +20,7 @@ CITATIONS_CACHED_MAX = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a stored event cites: positions of the stored ones. `is_placed`: it has its place in the graph."""
+    """The references of a stored event, as positions of stored events. `is_placed`: it has its place in the graph."""
 
     position: int
     room_nid: int
@@ -31,7 +31,7 @@ class Node:
 
 
 def auth_chain(tx: Transaction, positions: Iterable[int]) -> set[int]:
-    """The auth events of the events, theirs, and so on; not the events themselves, unless one is in a chain."""
+    """Returns the whole auth chains of the events, without the events themselves unless one is in another's chain."""
     chain: set[int] = set()
     waiting = set(positions)
     while waiting:
@@ -51,7 +51,7 @@ def walk_back(
     min_depth: int = 0,
     with_start: bool = True,
 ) -> list[int]:
-    """At most `limit` events before `start`, the deepest first, not beyond those of `known`; no outliers."""
+    """Returns at most `limit` events before `start`, deepest first. Stops at the events in `known`. No outliers."""
     room_nid = tx.find(room_id)
     ignored = set(find_positions(tx, known).values())
     first = [node for node in _nodes(tx, find_positions(tx, start).values()).values() if node.room_nid == room_nid]
@@ -75,9 +75,9 @@ def walk_back(
 
 
 def in_order(events: Iterable[Event], *, by_auth: bool = False) -> list[Event]:
-    """The events so that each comes after those that it cites in prev_events (in auth_events with `by_auth`).
+    """Sorts the events so that each comes after its prev_events (its auth_events with `by_auth`).
 
-    Between them the shallower first. Events in a loop, which no honest server makes, are left out.
+    Otherwise shallower events come first. Events in a loop, which no honest server creates, are left out.
     """
     waiting = {event.event_id: event for event in events}
     citing: dict[EventID, list[EventID]] = {}
@@ -101,7 +101,7 @@ def in_order(events: Iterable[Event], *, by_auth: bool = False) -> list[Event]:
 
 
 def leading_to(start: Collection[EventID], events: Sequence[Event]) -> list[Event]:
-    """Those of the events to which prev_events lead back from `start`, themselves included; in their order."""
+    """Returns the events that can be reached from `start` along prev_events, including `start`, in their order."""
     by_id = {event.event_id: event for event in events}
     found: set[EventID] = set()
     waiting = list(start)
@@ -114,7 +114,7 @@ def leading_to(start: Collection[EventID], events: Sequence[Event]) -> list[Even
 
 
 def _auth_events(tx: Transaction, positions: Collection[int]) -> dict[int, tuple[int, ...]]:
-    """The auth events of each. They are all stored, so they never change."""
+    """Returns the auth events of each event. They are all stored, so they never change and can be cached."""
     cache = tx.cache("auth_citations", CITATIONS_CACHED_MAX)
     found: dict[int, tuple[int, ...]] = {}
     unread: list[int] = []
@@ -157,7 +157,7 @@ def _nodes(tx: Transaction, positions: Collection[int]) -> dict[int, Node]:
 
 
 def _citations(packed: Sequence[int | bytes] | None, plain: object) -> list[int | bytes]:
-    """As the envelope has them: packed, or in room versions 1 and 2 as pairs of an event ID and its hashes."""
+    """Returns references in the envelope's form: as packed, or from pairs of event ID and hashes (versions 1 and 2)."""
     if packed is not None:
         return list(packed)
     return [event_key(pair[0]) for pair in plain] if isinstance(plain, list) else []

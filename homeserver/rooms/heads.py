@@ -1,4 +1,4 @@
-"""The head of a room: its forward extremities, and the state after all of them. One row, read and replaced whole.
+"""The head of a room: its forward extremities and the state after all of them. One row, read and replaced as a whole.
 
 Spec: server-server-api/#pdus ("forward extremities"), rooms/v12/#state-resolution
 """
@@ -29,8 +29,8 @@ StateKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`extremities`: positions, oldest first, and `extremity_ids` in the same order; empty while this server is not in
-    the room. `depth`: the deepest of theirs."""
+    """The head of a room. `extremities`: positions, oldest first; `extremity_ids`: their event IDs in the same order.
+    Both are empty while this server is not in the room. `depth`: the largest depth of the extremities."""
 
     room_id: RoomID
     room_nid: int
@@ -45,7 +45,7 @@ class Head:
 
 
 def find_head(tx: Transaction, room_id: str) -> Head | None:
-    """The head of a room that this server knows of."""
+    """Returns the head of a room that this server knows of, or None."""
     room_nid = tx.find(room_id)
     if room_nid is None:
         return None
@@ -76,7 +76,7 @@ def find_head(tx: Transaction, room_id: str) -> Head | None:
 
 
 def get_head(tx: Transaction, room_id: str) -> Head:
-    """The head of a room that this server is or was in; MatrixError 404 otherwise."""
+    """Returns the head of a room that this server is or was in. Raises MatrixError 404 for any other."""
     head = find_head(tx, room_id)
     if head is None or not head.create_position:
         raise not_found("This server does not know that room.")
@@ -84,7 +84,7 @@ def get_head(tx: Transaction, room_id: str) -> Head:
 
 
 def insert_room(tx: Transaction, room_id: RoomID, version: RoomVersion) -> None:
-    """A room that this server has heard of, without a head. Its version is hearsay until the create event is there."""
+    """Adds a room without a head that this server has heard of. Its version is hearsay until the create event comes."""
     tx.run(
         "INSERT INTO rooms (room_nid, version, create_position, state_root, extremities, depth, last_position,"
         " members_position) VALUES (?, ?, 0, ?, ?, 0, 0, 0) ON CONFLICT (room_nid) DO UPDATE"
@@ -97,7 +97,7 @@ def insert_room(tx: Transaction, room_id: RoomID, version: RoomVersion) -> None:
 
 
 def set_create_position(tx: Transaction, room_nid: int, create_position: int) -> None:
-    """Notes which event has created the room."""
+    """Stores which event created the room."""
     tx.run("UPDATE rooms SET create_position = ? WHERE room_nid = ?", create_position, room_nid)
 
 
@@ -110,7 +110,7 @@ def replace_head(
     depth: int,
     last_position: int,
 ) -> None:
-    """Moves the head. `extremities`: positions and event ids."""
+    """Moves the head. `extremities`: positions and event IDs."""
     tx.run(
         "UPDATE rooms SET state_root = ?, extremities = ?, depth = ?, last_position = ? WHERE room_nid = ?",
         state_root,
@@ -122,7 +122,7 @@ def replace_head(
 
 
 def store_resolved_head(tx: Transaction, room_nid: int, ordering: int, root: bytes) -> None:
-    """Notes the state of the head from a point of the timeline on, where it is not that after the event before it."""
+    """Stores the head's state from a point of the timeline on, if it is not the state after the event before it."""
     tx.run(
         "INSERT INTO resolved_heads (room_nid, ordering, state_root) VALUES (?, ?, ?)"
         " ON CONFLICT (room_nid, ordering) DO UPDATE SET state_root = excluded.state_root",
@@ -133,7 +133,7 @@ def store_resolved_head(tx: Transaction, room_nid: int, ordering: int, root: byt
 
 
 def find_resolved_head(tx: Transaction, room_nid: int | None, point: int) -> tuple[int, bytes] | None:
-    """The last state noted by `store_resolved_head` up to a point, and from where on it holds."""
+    """Returns the last state stored by `store_resolved_head` up to a point, and from which point on it holds."""
     row = tx.one(
         "SELECT ordering, state_root FROM resolved_heads WHERE room_nid = ? AND ordering <= ?"
         " ORDER BY ordering DESC LIMIT 1",
@@ -144,13 +144,13 @@ def find_resolved_head(tx: Transaction, room_nid: int | None, point: int) -> tup
 
 
 def state_position(tx: Transaction, root: bytes, event_type: str, state_key: str = "") -> int | None:
-    """The position of one state event of a state."""
+    """Returns the position of one event of a state, None if the state has none."""
     type_nid, key_nid = tx.find(event_type), tx.find(state_key)
     return None if type_nid is None or key_nid is None else state_tree.get(tx, root, (type_nid, key_nid))
 
 
 def state_events(tx: Transaction, root: bytes, keys: Collection[StateKey]) -> dict[StateKey, Event]:
-    """Those of the state events at `keys` that are there, for auth rules."""
+    """Returns the existing state events among `keys`, for the auth rules."""
     positions: dict[StateKey, int] = {}
     for key in keys:
         position = state_position(tx, root, *key)
@@ -161,6 +161,6 @@ def state_events(tx: Transaction, root: bytes, keys: Collection[StateKey]) -> di
 
 
 def state_content(tx: Transaction, root: bytes, event_type: str, state_key: str = "") -> Mapping[str, object] | None:
-    """The content of one state event of a state, as auth rules see it (an old redaction may not show)."""
+    """Returns the content of one event of a state as the auth rules see it; a recent redaction may not show."""
     found = state_events(tx, root, ((event_type, state_key),))
     return found[event_type, state_key].content if found else None

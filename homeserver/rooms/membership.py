@@ -1,4 +1,4 @@
-"""Who is in which room: the current memberships, kept with the head. Spec: client-server-api/#room-membership"""
+"""The current memberships of rooms, updated with the head. Spec: client-server-api/#room-membership"""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SERVERS_CACHED_MAX = 2_000
 
 @dataclass(frozen=True, slots=True)
 class RoomMembership:
-    """One user's membership of one room. `stripped`: what an invited or knocking user was told of the room.
+    """One user's membership of one room. `stripped`: what an invited or knocking user was shown of the room.
 
-    Of one who was never in the room, `stripped` is the event that ended the invite or knock.
-    `last_position`: of the room's newest event; `members_position`: when any of its memberships last changed.
+    For a user who was never in the room, `stripped` is the event that ended the invite or knock.
+    `last_position`: of the room's newest event. `members_position`: when any membership of the room last changed.
     """
 
     room_id: RoomID
@@ -44,7 +44,7 @@ class RoomMembership:
 
 
 class MembershipRow(NamedTuple):
-    """A membership to be stored. event_position: 0 where no event says so."""
+    """A membership to be stored. event_position: 0 if no event says so."""
 
     user_id: UserID
     membership: str
@@ -61,12 +61,12 @@ def store_membership(
     changed_position: int,
     stripped: list[dict[str, Any]] | None = None,
 ) -> None:
-    """Makes it the user's current membership, and wakes the user."""
+    """Stores it as the user's current membership, and wakes the user."""
     store_memberships(tx, room_nid, [MembershipRow(user_id, membership, event_position, stripped)], changed_position)
 
 
 def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipRow], changed_position: int) -> None:
-    """Makes them their users' current memberships, and wakes those. Who forgot the room and is put out remains so."""
+    """Stores current memberships and wakes their users. A forgotten room stays forgotten when its user is removed."""
     tx.many(
         "INSERT INTO memberships (user_nid, room_nid, membership, event_position, changed_position, entered_position,"
         " server_nid, forgotten, stripped) VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)"
@@ -95,7 +95,7 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
 
 
 def measure_pending(tx: Transaction, user_id: str) -> tuple[int, int]:
-    """How many invites and knocks of the user are pending, and how many bytes are kept of what their rooms are like."""
+    """Returns how many invites and knocks of the user are pending, and how many bytes of stripped state they have."""
     row = tx.one(
         "SELECT count(*), COALESCE(SUM(LENGTH(stripped)), 0) FROM memberships WHERE user_nid = ?"
         " AND membership IN ('invite', 'knock')",
@@ -106,7 +106,7 @@ def measure_pending(tx: Transaction, user_id: str) -> tuple[int, int]:
 
 
 def list_outsiders(tx: Transaction, room_nid: int) -> list[UserID]:
-    """The users who were told what the room is like, because they are invited or knock."""
+    """Returns the invited and knocking users, who were shown the room's stripped state."""
     nids = tx.values(
         "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership IN ('invite', 'knock')", room_nid
     )
@@ -114,7 +114,7 @@ def list_outsiders(tx: Transaction, room_nid: int) -> list[UserID]:
 
 
 def list_told_of(tx: Transaction, room_nid: int, user_id: str) -> list[UserID]:
-    """Those invited or knocking users who were told of this user's member event: the invited ones, and themselves."""
+    """Returns the invited or knocking users who were shown this user's member event: their invitees, and themselves."""
     nids = tx.values(
         "SELECT m.user_nid FROM memberships m JOIN events e ON e.position = m.event_position"
         " WHERE m.room_nid = ? AND m.membership IN ('invite', 'knock') AND (e.sender_nid = ? OR m.user_nid = ?)",
@@ -126,7 +126,7 @@ def list_told_of(tx: Transaction, room_nid: int, user_id: str) -> list[UserID]:
 
 
 def replace_stripped(tx: Transaction, room_nid: int, user_id: UserID, stripped: list[dict[str, Any]]) -> None:
-    """Replaces what the user was told of the room. That is no news."""
+    """Replaces the stripped state that the user was shown. This does not count as news."""
     tx.run(
         "UPDATE memberships SET stripped = ? WHERE user_nid = ? AND room_nid = ?",
         to_json(stripped),
@@ -143,7 +143,7 @@ def hide_room(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
 
 
 def get_membership(tx: Transaction, room_id: str, user_id: str) -> Membership | None:
-    """The user's membership; None if there never was one."""
+    """Returns the user's membership, None if there never was one."""
     row = tx.one(
         "SELECT membership FROM memberships WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), tx.find(room_id)
     )
@@ -151,7 +151,7 @@ def get_membership(tx: Transaction, room_id: str, user_id: str) -> Membership | 
 
 
 def get_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMembership | None:
-    """As `get_membership`, with where and when."""
+    """Does the same as `get_membership`, with positions and stripped state."""
     row = tx.one(
         "SELECT m.room_nid, m.membership, m.event_position, m.changed_position, m.forgotten, r.last_position,"
         " r.members_position, m.stripped FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
@@ -163,7 +163,7 @@ def get_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMemb
 
 
 def joined_at(tx: Transaction, room_id: str, user_id: str) -> int | None:
-    """The position at which the user last came into the room, None if they are not in it."""
+    """Returns the position at which the user last joined the room, None if they are not in it."""
     row = tx.one(
         "SELECT entered_position FROM memberships WHERE user_nid = ? AND room_nid = ? AND membership = 'join'",
         tx.find(user_id),
@@ -173,7 +173,7 @@ def joined_at(tx: Transaction, room_id: str, user_id: str) -> int | None:
 
 
 def has_come_or_gone(tx: Transaction, room_id: str, since: int) -> bool:
-    """Whether anyone's membership has become another one after position `since`; a new profile does not count."""
+    """Returns whether anyone's membership has changed after position `since`. Profile changes do not count."""
     row = tx.one(
         "SELECT 1 FROM memberships WHERE room_nid = ? AND changed_position > ? AND entered_position > ? LIMIT 1",
         tx.find(room_id),
@@ -184,13 +184,13 @@ def has_come_or_gone(tx: Transaction, room_id: str, since: int) -> bool:
 
 
 def check_joined(tx: Transaction, room_id: str, user_id: str) -> None:
-    """MatrixError 403 M_FORBIDDEN unless the user is in the room."""
+    """Raises MatrixError 403 M_FORBIDDEN unless the user is in the room."""
     if get_membership(tx, room_id, user_id) != "join":
         raise forbidden("You are not in that room.")
 
 
 def list_memberships(tx: Transaction, user_id: str) -> list[RoomMembership]:
-    """All rooms that the user has ever had to do with."""
+    """Returns all memberships that the user has or ever had."""
     rows = tx.all(
         "SELECT m.room_nid, m.membership, m.event_position, m.changed_position, m.forgotten, r.last_position,"
         " r.members_position, m.stripped FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
@@ -201,13 +201,13 @@ def list_memberships(tx: Transaction, user_id: str) -> list[RoomMembership]:
 
 
 def list_joined_rooms(tx: Transaction, user_id: str) -> list[RoomID]:
-    """The rooms that the user is in."""
+    """Returns the rooms that the user is in."""
     nids = tx.values("SELECT room_nid FROM memberships WHERE user_nid = ? AND membership = 'join'", tx.find(user_id))
     return [RoomID(name) for name in tx.names(nids).values()]
 
 
 def list_members(tx: Transaction, room_id: str, membership: Membership) -> list[UserID]:
-    """The users of that membership."""
+    """Returns the users with that membership."""
     nids = tx.values(
         "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership
     )
@@ -215,7 +215,7 @@ def list_members(tx: Transaction, room_id: str, membership: Membership) -> list[
 
 
 def list_newcomers(tx: Transaction, room_id: str, since: int) -> list[UserID]:
-    """Those who are in the room by a member event later than position `since`: they came, or changed their profile."""
+    """Returns the joined users whose member event is later than position `since`: a join or a new profile."""
     nids = tx.values(
         "SELECT user_nid FROM memberships WHERE room_nid = ? AND changed_position > ? AND membership = 'join'",
         tx.find(room_id),
@@ -225,7 +225,7 @@ def list_newcomers(tx: Transaction, room_id: str, since: int) -> list[UserID]:
 
 
 def list_joined_contents(tx: Transaction, room_id: str) -> list[tuple[UserID, dict[str, Any]]]:
-    """The users who are in the room, each with the content of the event that says so."""
+    """Returns the joined users, each with the content of their member event."""
     rows = tx.all(
         "SELECT m.user_nid, e.content FROM memberships m JOIN events e ON e.position = m.event_position"
         " WHERE m.room_nid = ? AND m.membership = 'join'",
@@ -239,7 +239,7 @@ def list_joined_contents(tx: Transaction, room_id: str) -> list[tuple[UserID, di
 
 
 def list_joined_from(tx: Transaction, room_id: str, server_name: str) -> list[UserID]:
-    """The joined users of one server."""
+    """Returns the joined users of one server."""
     nids = tx.values(
         "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership = 'join' AND server_nid = ?",
         tx.find(room_id),
@@ -249,7 +249,7 @@ def list_joined_from(tx: Transaction, room_id: str, server_name: str) -> list[Us
 
 
 def is_server_joined(tx: Transaction, room_id: str, server_name: str) -> bool:
-    """Whether a user of that server is in the room."""
+    """Returns whether a user of that server is in the room."""
     row = tx.one(
         "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND server_nid = ? LIMIT 1",
         tx.find(room_id),
@@ -259,13 +259,16 @@ def is_server_joined(tx: Transaction, room_id: str, server_name: str) -> bool:
 
 
 def is_deserted(tx: Transaction, room_id: str) -> bool:
-    """Whether all have left a room of which this server has the history: no other server has more of it."""
+    """Returns whether everyone has left a room whose history this server has. No other server has more of it."""
     head = find_head(tx, room_id)
     return head is not None and bool(head.extremities) and not joined_servers(tx, head)
 
 
 def list_rooms_of_server(tx: Transaction, server_name: str, since: int) -> list[int]:
-    """The rooms with events after position `since` that a user of that server is in, or has left since; as numbers."""
+    """Returns the rooms, as numbers, with events after position `since` that concern a server.
+
+    These are the rooms that a user of the server is in, or has left since.
+    """
     server_nid = tx.find(server_name)
     return tx.values(
         "SELECT r.room_nid FROM rooms r WHERE r.last_position > ? AND (EXISTS (SELECT 1 FROM memberships m"
@@ -281,14 +284,14 @@ def list_rooms_of_server(tx: Transaction, server_name: str, since: int) -> list[
 
 
 def count_members(tx: Transaction, room_id: str, membership: Membership) -> int:
-    """How many users have that membership."""
+    """Returns how many users have that membership."""
     row = tx.one("SELECT count(*) FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership)
     assert row is not None
     return int(row[0])
 
 
 def list_heroes(tx: Transaction, room_id: str, user_id: str) -> list[UserID]:
-    """Up to five others by whom a nameless room is called: joined or invited, else those who were.
+    """Returns up to five other users after whom a nameless room is called: joined or invited, else former members.
 
     Spec: client-server-api/#get_matrixclientv3sync (m.heroes)
     """
@@ -309,7 +312,7 @@ def list_heroes(tx: Transaction, room_id: str, user_id: str) -> list[UserID]:
 
 
 def joined_servers(tx: Transaction, head: Head) -> frozenset[ServerName]:
-    """The servers that have a user in the room. Computed when a membership has changed, else from a cache."""
+    """Returns the servers with a user in the room. Cached until a membership changes."""
     cache = tx.cache("joined_servers", SERVERS_CACHED_MAX)
     version = (head.room_nid, head.members_position)
     servers = cache.get(version)
@@ -334,7 +337,7 @@ def _readable_servers(tx: Transaction, head: Head, nids: Sequence[int]) -> froze
 
 
 def list_largest_servers(tx: Transaction, room_id: str, limit: int) -> list[ServerName]:
-    """The servers with the most users in the room."""
+    """Returns the servers with the most users in the room."""
     rows = tx.all(
         "SELECT server_nid, count(*) AS users FROM memberships WHERE room_nid = ? AND membership = 'join'"
         " GROUP BY server_nid ORDER BY users DESC, server_nid LIMIT ?",
@@ -346,7 +349,7 @@ def list_largest_servers(tx: Transaction, room_id: str, limit: int) -> list[Serv
 
 
 def list_sharing(tx: Transaction, user_id: str, others: Iterable[str]) -> set[UserID]:
-    """Those of the others who are in a room that the user is in. Costs as much as these others are in rooms."""
+    """Returns the others who share a room with the user. The cost grows with the number of the others' rooms."""
     rows = tx.all_in(
         "SELECT DISTINCT b.user_nid FROM memberships b WHERE b.user_nid IN (?*) AND b.membership = 'join'"
         " AND EXISTS (SELECT 1 FROM memberships a WHERE a.user_nid = ? AND a.room_nid = b.room_nid"

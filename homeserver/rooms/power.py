@@ -1,4 +1,4 @@
-"""What a user's power level allows in a room as it is now. Spec: client-server-api/#permissions"""
+"""What a user's power level currently allows in a room. Spec: client-server-api/#permissions"""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _CREATE, _POWER_LEVELS = ("m.room.create", ""), ("m.room.power_levels", "")
 
 
 def power_levels(tx: Transaction, head: Head) -> PowerLevels:
-    """The levels that the room's state gives."""
+    """Returns the power levels of the room's state."""
     state = state_events(tx, head.state_root, (_CREATE, _POWER_LEVELS))
     return read_power_levels(state.get(_CREATE), state.get(_POWER_LEVELS), head.version)
 
 
 def check_may_send_state(tx: Transaction, head: Head, user_id: str, event_type: str) -> None:
-    """MatrixError 403 M_FORBIDDEN unless the user's level suffices for state events of that type."""
+    """Raises MatrixError 403 M_FORBIDDEN unless the user's level suffices for state events of that type."""
     levels = power_levels(tx, head)
     if levels.user_level(user_id) < levels.event_level(event_type, is_state=True):
-        raise forbidden(f"Your power level does not allow you to change {event_type} of that room.")
+        raise forbidden(f"Your power level does not allow you to change {event_type} in that room.")

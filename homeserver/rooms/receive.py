@@ -1,7 +1,16 @@
-"""Events of peers enter a room here, after their signatures and hashes were checked by `homeserver/remote/`.
+"""Adds other servers' events to a room, after `homeserver/remote/` has checked their signatures and hashes.
 
-Steps 4 to 6 of server-server-api/#checks-performed-on-receipt-of-a-pdu are done here against the stored state; where
-events are needed that are not stored, `Missing` says which, the driver fetches them and asks again.
+Theory of operation. This module does steps 4 to 6 of server-server-api/#checks-performed-on-receipt-of-a-pdu against
+the stored state. `receive_event` computes the state before the event from its prev_events, resolving it if there are
+several. It checks the event against its auth events, against that state and against the current state, and stores it
+with a Status: TIMELINE, SOFT_FAILED or REJECTED. A timeline event moves the head, or takes a place in the past.
+
+- If an event is needed that is not stored, nothing is changed and `Missing` lists it. The driver fetches it and tries
+  again.
+- `store_outliers` stores auth chains and fetched states: events that have no place in the graph yet.
+- `adopt_room` enters a room with the state that a resident server gave.
+- `missing_events` records the ancestors of timeline events that have no place in the graph. That is how backfill knows
+  where history has gaps.
 """
 
 from __future__ import annotations
@@ -38,14 +47,14 @@ from homeserver.rooms.storage import (
     to_events,
 )
 
-BEHIND_EVENTS_MAX = 100  # that are looked through for one event
+BEHIND_EVENTS_MAX = 100  # how many ancestors are searched for one event
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Events that have to be stored first: ancestors whose state is needed, and auth events.
+    """Events that must be stored first: ancestors whose state is needed, and auth events.
 
-    Nothing at all where no event would help: it follows on none, or on one of another room.
+    Empty if no event would help: the event has no prev_events, or only some from another room.
     """
 
     prev_events: frozenset[EventID] = frozenset()
@@ -54,7 +63,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What became of an event. `is_new` is False where it was stored before; `reason` says why it was not accepted."""
+    """The outcome for an event. `is_new` is False if it was already stored; `reason` says why it was not accepted."""
 
     position: int
     status: Status
@@ -67,8 +76,8 @@ def receive_event(
 ) -> Received | Missing:
     """Checks an event against its auth events, the state before it and the current state, and stores it.
 
-    state: the events of the state before it as a resident server gave them, where its ancestors are not to be had.
-    ordering: the place in the timeline of an event of the past; without, it is new and takes its place at the end.
+    state: the state before it as given by a resident server, if its ancestors cannot be obtained. ordering: the place
+    in the timeline for an event of the past. Without it the event is new and goes to the end.
     """
     stored = get_stored(tx, event.event_id)
     if stored is not None and stored.state_before is not None:
@@ -85,7 +94,7 @@ def receive_event(
         return verdict
     status, reason = verdict
     if status == Status.SOFT_FAILED and ordering is not None:
-        status, reason = Status.TIMELINE, ""  # history is not held against the present
+        status, reason = Status.TIMELINE, ""  # an event of the past is not checked against the current state
     is_new = status == Status.TIMELINE and ordering is None
     moment = tx.next_position(*((event.room_id,) if is_new else ()))
     position = moment if stored is None else stored.position
@@ -110,14 +119,14 @@ def receive_event(
 
 
 def resolve_beforehand(tx: Transaction, event: Event) -> None:
-    """Resolves what `receive_event` will need resolved, so that the write finds it in the cache. Changes nothing."""
+    """Resolves the states that `receive_event` will need, so that the write finds them cached. Changes nothing."""
     head = find_head(tx, event.room_id)
     if head is not None and head.create_position:
         _state_before(tx, head, event, None)
 
 
 def _state_before(tx: Transaction, head: Head, event: Event, given: Collection[EventID] | None) -> StateAt | Missing:
-    """The state before the event: resolved from those after its prev_events, and the one given for unknown ones."""
+    """Returns the state before the event, resolved from those after its prev_events and the given one, if any."""
     if event.type == "m.room.create" and event.event_id == _create_event_id(tx, head):
         return StateAt(state_tree.EMPTY_ROOT)
     positions = find_positions(tx, event.prev_events)
@@ -126,12 +135,12 @@ def _state_before(tx: Transaction, head: Head, event: Event, given: Collection[E
         return StateAt(head.state_root)
     stored = list_stored(tx, positions.values())
     if any(row.room_id != event.room_id for row in stored.values()):
-        return Missing()  # it cites another room, and no state can come of that
+        return Missing()  # it cites another room, so no state can be computed
     placed = [row for row in stored.values() if row.state_before is not None]
     states = [state_after(tx, row) for row in placed]
     if given is not None:
         given_state = _given_state(tx, head, given)
-        # What we know ourselves has its say too, so that nobody can talk us out of it.
+        # Our own knowledge is resolved with it, so that no other server can talk us out of it.
         if isinstance(given_state, Missing):
             return given_state
         return resolve_states(tx, head.version, [given_state, *states])
@@ -146,9 +155,9 @@ def _create_event_id(tx: Transaction, head: Head) -> EventID:
 
 
 def _given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]) -> StateAt | Missing:
-    """A state that another server has told. Events of other rooms are left out, and the create event is ours."""
+    """Returns the state given by another server, without events of other rooms, and with our create event."""
     keys = {event_key(event_id): event_id for event_id in event_ids}
-    rows = tx.all_in(  # not the events themselves, of which there may be a hundred thousand
+    rows = tx.all_in(  # without the events themselves, of which there may be a hundred thousand
         "SELECT event_id, position, room_nid, status, type_nid, state_key_nid FROM events WHERE event_id IN (?*)",
         list(keys),
     )
@@ -165,7 +174,7 @@ def _given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]) ->
 
 
 def state_with(tx: Transaction, state_ids: Sequence[EventID], event: Event) -> list[EventID]:
-    """The state after an outlier, from the state before it; all are stored."""
+    """Returns the state after an outlier, from the state before it. All events are stored."""
     stored = get_stored(tx, event.event_id)
     if stored is None or stored.status == Status.REJECTED or not event.is_state:
         return list(state_ids)
@@ -181,7 +190,7 @@ def state_with(tx: Transaction, state_ids: Sequence[EventID], event: Event) -> l
 
 
 def _judge(tx: Transaction, head: Head, event: Event, root: bytes) -> tuple[Status, str] | Missing:
-    """Steps 4 to 6: by its auth events, by the state before it, by the current state."""
+    """Does steps 4 to 6: checks by its auth events, by the state before it, and by the current state."""
     rejection = _check_by_auth_events(tx, head, event)
     if isinstance(rejection, Missing):
         return rejection
@@ -210,7 +219,7 @@ def _check_by_auth_events(tx: Transaction, head: Head, event: Event) -> Rejectio
 def _check_auth(
     event: Event, auth_events: Sequence[Event], rejected: Collection[EventID], create: Event | None
 ) -> Rejection | None:
-    """Step 4: the rules on the auth events themselves, then the event in the state that they make."""
+    """Does step 4: checks the auth events themselves, then the event against the state that they make up."""
     rejection = check_auth_events(event, auth_events, rejected)
     if rejection is not None:
         return rejection
@@ -221,7 +230,7 @@ def _check_auth(
 
 
 class _Past(NamedTuple):
-    """What lies just behind an event. `missing`: ancestors without a place in the graph."""
+    """The events just behind an event. `missing`: ancestors without a place in the graph."""
 
     positions: frozenset[int]
     missing: frozenset[EventID]
@@ -231,9 +240,9 @@ _NOTHING_BEHIND = _Past(frozenset(), frozenset())
 
 
 def _look_behind(tx: Transaction, event: Event) -> _Past:
-    """What the event follows on, looking through what was rejected or soft-failed: no event of the timeline does.
+    """Returns the timeline events that the event follows, looking through rejected and soft-failed ones.
 
-    Only up to a bound: a banned server could chain such events indefinitely.
+    No timeline event follows those. The search is bounded, because a banned server could chain them indefinitely.
     """
     found: set[int] = set()
     missing: set[EventID] = set()
@@ -251,7 +260,7 @@ def _look_behind(tx: Transaction, event: Event) -> _Past:
 
 
 def _take_children(tx: Transaction, head: Head, event: Event) -> list[int]:
-    """The positions of the events of the timeline that name this one, which from now on is missing no more."""
+    """Returns the positions of timeline events that cite this one, and removes it from the missing events."""
     key = event_key(event.event_id)
     children = tx.values("SELECT child FROM missing_events WHERE room_nid = ? AND event_id = ?", head.room_nid, key)
     if children:
@@ -260,7 +269,7 @@ def _take_children(tx: Transaction, head: Head, event: Event) -> list[int]:
 
 
 def _note_missing(tx: Transaction, head: Head, children: Sequence[int], missing: Collection[EventID]) -> None:
-    """Remembers which ancestors of events of the timeline have no place in the graph."""
+    """Stores which ancestors of timeline events have no place in the graph."""
     if missing:
         tx.many(
             "INSERT INTO missing_events (room_nid, event_id, child) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
@@ -269,9 +278,9 @@ def _note_missing(tx: Transaction, head: Head, children: Sequence[int], missing:
 
 
 def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventID]:
-    """Stores events that stand in no timeline: auth chains, and states given by others. Answers what they lack.
+    """Stores events that are in no timeline: auth chains and states given by other servers. Returns what they lack.
 
-    An event is stored once all its auth events are, as rejected where they do not allow it.
+    An event is stored once all its auth events are. It is stored as rejected if they do not allow it.
     """
     given = {event.event_id: event for event in events}
     for event_id in find_positions(tx, given):
@@ -281,7 +290,7 @@ def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventI
     lacking: set[EventID] = set()
     unstored: set[EventID] = set()
     ordered = in_order(given.values(), by_auth=True)
-    # From room version 12 on no event names the create event, upon which all stand.
+    # From room version 12 on no event cites the create event, although all depend on it.
     for event in sorted(ordered, key=lambda event: event.type != "m.room.create"):
         needed = _needed_for(event)
         positions = find_positions(tx, needed)
@@ -294,7 +303,7 @@ def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventI
 
 
 def _needed_for(event: Event) -> set[EventID]:
-    """The events without which its auth events cannot be checked."""
+    """Returns the events that are needed to check the event against its auth events."""
     needed = set(event.auth_events)
     if event.type != "m.room.create" and event.version.room_id_is_create_event_id:
         needed.add(create_event_id_of(event.room_id))
@@ -302,7 +311,7 @@ def _needed_for(event: Event) -> set[EventID]:
 
 
 def _store_outlier(tx: Transaction, event: Event, positions: Mapping[EventID, int]) -> None:
-    """`positions` of all that `_needed_for` names."""
+    """Stores one outlier. `positions`: of all events returned by `_needed_for`."""
     rows = list_stored(tx, positions.values())
     rejected = {row.event_id for row in rows.values() if row.status == Status.REJECTED}
     loaded = load_auth_events(tx, positions.values())
@@ -318,19 +327,19 @@ def _store_outlier(tx: Transaction, event: Event, positions: Mapping[EventID, in
 def adopt_room(
     tx: Transaction, join: Event, create_id: EventID | None, state_ids: Collection[EventID]
 ) -> Received | Missing:
-    """Enters a room by a join that a resident server accepted: the state is what it gave, the join our only extremity.
+    """Enters a room by a join that a resident server accepted, with the state it gave. The join is the only extremity.
 
     create_id, state_ids: stored events (`store_outliers`). Raises MatrixError 403 if that state does not allow the
-    join, 502 if it is not a state of that room. Then nothing changes.
+    join, 502 if it is not a state of that room. In both cases nothing changes.
     """
     insert_room(tx, join.room_id, join.version)
     head = find_head(tx, join.room_id)
     assert head is not None
     stored = None if create_id is None else get_stored(tx, create_id)
     if stored is None or stored.status == Status.REJECTED or stored.room_id != join.room_id:
-        raise MatrixError(502, "M_UNKNOWN", "The state that was given has no m.room.create event of that room.")
+        raise MatrixError(502, "M_UNKNOWN", "The other server's state has no m.room.create event of that room.")
     if head.create_position not in (0, stored.position):
-        raise MatrixError(502, "M_UNKNOWN", "The state that was given is of another room than this server knows.")
+        raise MatrixError(502, "M_UNKNOWN", "The other server's state belongs to a different room than the known one.")
     set_create_position(tx, head.room_nid, stored.position)
     known = replace(head, create_position=stored.position)
     given = _given_state(tx, known, state_ids)
@@ -339,20 +348,20 @@ def adopt_room(
     leave_head(tx, known, given)
     received = receive_event(tx, join, state=state_ids)
     if isinstance(received, Received) and received.status != Status.TIMELINE:
-        raise forbidden(f"The room does not allow that: {received.reason}")
+        raise forbidden(f"The room does not allow this: {received.reason}")
     return received
 
 
 def find_places(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> dict[EventID, int]:
-    """Orderings for events of the past, given oldest first: each as late as may be, but before all that follow on it.
+    """Returns orderings for events of the past, given oldest first: each just before the events that follow it.
 
-    Without those that have their place already, and those that nothing in the timeline follows on.
+    Leaves out events that have a place already, and events that no timeline event follows.
     """
     room_nid = tx.find(room_id)
     rows = list_stored(tx, find_positions(tx, [event.event_id for event in events]).values())
     placed = {row.event_id: row.ordering for row in rows.values() if row.state_before is not None}
     places: dict[EventID, int] = {}
-    bounds: dict[EventID, int] = {}  # of what follows on an event, the earliest
+    bounds: dict[EventID, int] = {}  # the earliest of the events that follow an event
     taken: set[int] = set()
     for event in reversed(events):
         ordering = placed.get(event.event_id)
@@ -375,7 +384,7 @@ def find_places(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> di
 
 
 def _free_place(tx: Transaction, room_nid: int | None, place: int, taken: Collection[int]) -> int:
-    """The highest free ordering up to `place`."""
+    """Returns the highest free ordering up to `place`."""
     while True:
         while place in taken:
             place -= 1
@@ -392,7 +401,10 @@ def _free_place(tx: Transaction, room_nid: int | None, place: int, taken: Collec
 
 
 def find_newest_gap(tx: Transaction, room_id: RoomID, since: int, upto: int) -> int | None:
-    """The ordering of the newest event with since < ordering ≤ upto that history is missing before, None: no such."""
+    """Returns the ordering of the newest event in since < ordering ≤ upto with missing history just before it.
+
+    Returns None if there is none.
+    """
     row = tx.one(
         "SELECT MAX(e.ordering) FROM missing_events m JOIN events e ON e.position = m.child"
         " WHERE m.room_nid = ? AND e.ordering > ? AND e.ordering <= ?",
@@ -404,9 +416,9 @@ def find_newest_gap(tx: Transaction, room_id: RoomID, since: int, upto: int) -> 
 
 
 def list_missing(tx: Transaction, room_id: RoomID, point: int, limit: int) -> list[tuple[EventID, StoredEvent]]:
-    """Ancestors that are not in the timeline, with a child of each that lies not after `point`, newest first.
+    """Returns ancestors that are not in the timeline, each with a child that is not after `point`, newest first.
 
-    A page of history ends just before its oldest event: what is missing there lies behind the event after the point.
+    A page of history ends just before its oldest event. Missing events there lie behind the event after the point.
     """
     rows = tx.all(
         "SELECT m.event_id, m.child FROM missing_events m JOIN events e ON e.position = m.child"

@@ -1,4 +1,4 @@
-"""Redactions: what they take from an event is gone from the tables, whichever of the two came first.
+"""Redactions: what they remove from an event is deleted from the tables, whichever of the two arrives first.
 
 Spec: client-server-api/#redactions, rooms/v3/#handling-redactions
 """
@@ -34,10 +34,10 @@ _POWER_LEVELS: StateKey = ("m.room.power_levels", "")
 def check_may_redact(
     tx: Transaction, redaction: Event, auth_state: Mapping[StateKey, Event], *, as_admin: bool = False
 ) -> None:
-    """MatrixError 403 unless our user may redact that event: their own, or any if they have the redact level.
+    """Raises MatrixError 403 unless our user may redact the event: their own, or any with the redact level.
 
-    The rules that hold between servers are laxer: there a server answers for all of its users.
-    as_admin: a server administrator, who may redact what users of their server have sent.
+    The rules between servers are laxer: there a server answers for all of its users. as_admin: the requester is a
+    server administrator, who may redact the events of this server's users.
     """
     if redaction.redacts is None:
         return
@@ -51,20 +51,20 @@ def check_may_redact(
             return
         if as_admin and server_name_of(target.sender) == server_name_of(redaction.sender):
             return
-    raise forbidden("Your power level does not allow you to redact events of others.")
+    raise forbidden("Your power level does not allow you to redact other users' events.")
 
 
 def apply_redaction(tx: Transaction, redaction: Event, position: int, root: bytes) -> None:
-    """Redacts the event that a redaction of the timeline names, now or as soon as it comes. Ignores other events.
+    """Applies a redaction of the timeline to its event, now or when that arrives. Ignores other events.
 
-    Until the redaction is known to be valid it is withheld from clients, which would apply it unasked. `root`: the
+    Until the redaction is known to be valid it is withheld from clients, which would apply it blindly. `root`: the
     state before it.
     """
     if redaction.type != "m.room.redaction":
         return
     try:
         redacts = parse_event_id(redaction.redacts)
-    except InvalidIdentifier:  # of no event, and it may be too long for an index
+    except InvalidIdentifier:  # it refers to no event, and may be too long for an index
         _withhold(tx, position)
         return
     target = get_stored(tx, redacts)
@@ -79,7 +79,7 @@ def apply_redaction(tx: Transaction, redaction: Event, position: int, root: byte
 
 
 def apply_pending(tx: Transaction, event: Event) -> None:
-    """Applies to an event just stored the redactions that came before it; clients see those that are valid."""
+    """Applies earlier redactions to an event that was just stored. Clients see the valid ones."""
     key = event_key(event.event_id)
     waiting = tx.values("SELECT redaction FROM pending_redactions WHERE event_id = ? ORDER BY redaction", key)
     if not waiting:
@@ -100,7 +100,7 @@ def _withhold(tx: Transaction, position: int) -> None:
 
 
 def _apply(tx: Transaction, target: StoredEvent, redaction: Event, position: int, root: bytes) -> bool:
-    """Whether the redaction is valid. Of several the first counts; a further one finds nothing to take away."""
+    """Applies a redaction and returns whether it is valid. Only the first valid one removes anything."""
     if target.room_id != redaction.room_id:
         return False
     (event,) = to_events(tx, [target])
@@ -118,7 +118,7 @@ def _apply(tx: Transaction, target: StoredEvent, redaction: Event, position: int
 
 
 def _tell_invited_anew(tx: Transaction, target: StoredEvent) -> None:
-    """What invited and knocking users have been told of the room must not keep what was redacted."""
+    """Updates the stripped state of invited and knocking users, so that it does not keep redacted content."""
     head = find_head(tx, target.room_id)
     if head is None or not head.extremities:
         return

@@ -1,7 +1,10 @@
-"""The state before and after an event, where the room forks. Spec: rooms/v12/#state-resolution
+"""The state before and after an event, also where the room forks. Spec: rooms/v12/#state-resolution
 
-State resolution depends on nothing but the states that are resolved, so its results are cached by them for good. That
-is how it stays out of the write transaction: a read beforehand runs the same functions, the write finds the result.
+Theory of operation. The result of state resolution depends only on the states that are resolved, so results are cached
+under these states and stay valid. That keeps the work out of the write transaction: a read beforehand runs the same
+functions, and the write finds the result in the cache. If the head has moved in the meantime, the write resolves by
+itself. A resolved state is a `StateAt`: a stored state with changes, which is only written to the table when an event
+needs it (`store_state`).
 """
 
 from __future__ import annotations
@@ -34,14 +37,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StateAt:
-    """A state that may not be in the table yet: a stored one with changes (None: the entry is gone), sorted by key."""
+    """A state that may not be stored yet: a stored root with changes sorted by key (None: the entry is removed)."""
 
     root: bytes
     changes: tuple[tuple[Key, int | None], ...] = ()
 
 
 def state_after(tx: Transaction, event: StoredEvent) -> StateAt:
-    """The state after a stored event whose state before is known. A rejected event changes nothing."""
+    """Returns the state after a stored event whose state before it is known. A rejected event changes nothing."""
     assert event.state_before is not None
     if event.state_key is None or event.status in (Status.REJECTED, Status.OUTLIER):
         return StateAt(event.state_before)
@@ -51,7 +54,7 @@ def state_after(tx: Transaction, event: StoredEvent) -> StateAt:
 
 
 def head_at(tx: Transaction, room_id: RoomID, point: int) -> StateAt | None:
-    """What the room's state was to those who saw its timeline up to a point; None before its first event."""
+    """Returns the room's state as seen by a reader of the timeline up to a point; None before the first event."""
     events = list_backwards(tx, room_id, point, 1)
     resolved = find_resolved_head(tx, tx.find(room_id), point)
     if resolved is not None and (not events or (events[0].ordering or 0) <= resolved[0]):
@@ -60,7 +63,7 @@ def head_at(tx: Transaction, room_id: RoomID, point: int) -> StateAt | None:
 
 
 def changes_between(tx: Transaction, before: StateAt, after: StateAt) -> dict[Key, tuple[int | None, int | None]]:
-    """Where two states differ: key → (position before, position after)."""
+    """Returns the differences of two states: key → (position before, position after)."""
     found = state_tree.changed(tx, before.root, after.root)
     old, new = dict(before.changes), dict(after.changes)
     for key in old.keys() | new.keys():
@@ -73,7 +76,7 @@ def changes_between(tx: Transaction, before: StateAt, after: StateAt) -> dict[Ke
 
 
 def entries_of(tx: Transaction, state: StateAt) -> dict[Key, int]:
-    """The whole state, in no order."""
+    """Returns the whole state, in no particular order."""
     entries = state_tree.items(tx, state.root)
     for key, position in state.changes:
         if position is None:
@@ -84,7 +87,7 @@ def entries_of(tx: Transaction, state: StateAt) -> dict[Key, int]:
 
 
 def position_in(tx: Transaction, state: StateAt, key: Key) -> int | None:
-    """The position of the event at `key`."""
+    """Returns the position of the event at `key`, or None."""
     for changed, position in state.changes:
         if changed == key:
             return position
@@ -92,7 +95,7 @@ def position_in(tx: Transaction, state: StateAt, key: Key) -> int | None:
 
 
 def positions_in(tx: Transaction, state: StateAt, keys: Collection[StateKey]) -> dict[StateKey, int]:
-    """The positions of those of the state events at `keys` that are there."""
+    """Returns the positions of the existing state events among `keys`."""
     found: dict[StateKey, int] = {}
     for key in keys:
         type_nid, key_nid = tx.find(key[0]), tx.find(key[1])
@@ -104,12 +107,12 @@ def positions_in(tx: Transaction, state: StateAt, keys: Collection[StateKey]) ->
 
 
 def store_state(tx: Transaction, state: StateAt) -> bytes:
-    """The root of the state, written if it is new."""
+    """Returns the root of the state, after writing it if it is new."""
     return state_tree.apply(tx, state.root, dict(state.changes))
 
 
 def resolve_states(tx: Transaction, version: RoomVersion, states: Collection[StateAt]) -> StateAt:
-    """The state that the states resolve to."""
+    """Returns the resolution of the states."""
     distinct = list(dict.fromkeys(states))
     if len(distinct) == 1:
         return distinct[0]
@@ -148,7 +151,7 @@ def _resolve(tx: Transaction, version: RoomVersion, states: list[StateAt]) -> St
 
 
 def _part(tx: Transaction, state: StateAt, keys: Collection[Key]) -> dict[StateKey, EventID]:
-    """What the state has at `keys`, by names."""
+    """Returns the entries of the state at `keys`, with names instead of numbers."""
     positions = {key: position for key in keys if (position := position_in(tx, state, key)) is not None}
     names = tx.names({nid for key in positions for nid in key})
     event_ids = event_ids_at(tx, set(positions.values()))
@@ -156,7 +159,7 @@ def _part(tx: Transaction, state: StateAt, keys: Collection[Key]) -> dict[StateK
 
 
 class _Row(NamedTuple):
-    """What state resolution asks of an event: the event, where it stands (after its auth events), and its status."""
+    """What state resolution needs to know of an event: the event, its position (after its auth events), its status."""
 
     event: Event
     position: int
@@ -164,7 +167,7 @@ class _Row(NamedTuple):
 
 
 class _Stored:
-    """Events by id, loaded when first asked for. State resolution asks for conflicted ones and their auth chains."""
+    """Events by ID, loaded on demand. State resolution needs the conflicted ones and their auth chains."""
 
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx
@@ -194,7 +197,7 @@ class _Stored:
 
 
 class _Each(Mapping[EventID, T]):
-    """One thing that is known of each stored event."""
+    """One property of each stored event."""
 
     def __init__(self, stored: _Stored, read: Callable[[_Row], T]) -> None:
         self._stored = stored
@@ -220,7 +223,7 @@ class _Rejected(Container[EventID]):
 
 
 class _Unconflicted(Mapping[StateKey, EventID]):
-    """What the states have in common, looked up when asked: a room may have thousands of members that do not matter."""
+    """The common part of the states, looked up on demand: a room may have thousands of irrelevant members."""
 
     def __init__(self, tx: Transaction, state: StateAt, differing: Collection[Key]) -> None:
         self._tx = tx

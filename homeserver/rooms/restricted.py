@@ -1,4 +1,4 @@
-"""Joining restricted rooms: who may, and which member vouches for it. Spec: client-server-api/#restricted-rooms"""
+"""Joining restricted rooms: who may join, and which member authorises it. Spec: client-server-api/#restricted-rooms"""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from homeserver.rooms.heads import Head, state_content
 from homeserver.rooms.membership import get_membership, is_server_joined, list_joined_from
 from homeserver.rooms.power import power_levels
 
-CONDITIONS_MAX = 200  # of one m.room.join_rules: each costs a look-up
+CONDITIONS_MAX = 200  # per m.room.join_rules event: each costs a lookup
 
 
 def authorised_via(tx: Transaction, head: Head, user_id: UserID, server_name: ServerName) -> UserID | None:
-    """The user of this server who vouches for the join of a restricted room; None where the join needs nobody's word.
+    """Returns the user of this server who authorises a join of a restricted room; None if the join needs nobody.
 
-    MatrixError 403 M_FORBIDDEN if the user meets no condition, 400 M_UNABLE_TO_AUTHORISE_JOIN or
-    M_UNABLE_TO_GRANT_JOIN if this server cannot tell, or has nobody who may invite.
+    Raises MatrixError 403 M_FORBIDDEN if the user meets no condition, 400 M_UNABLE_TO_AUTHORISE_JOIN or
+    M_UNABLE_TO_GRANT_JOIN if this server cannot tell, or has no member who may invite.
     """
     rules = state_content(tx, head.state_root, "m.room.join_rules") or {}
     allowed_rules = ("restricted", "knock_restricted") if head.version.knock_restricted else ("restricted",)
@@ -45,11 +45,11 @@ def _check_conditions(tx: Transaction, allow: object, user_id: UserID, server_na
             return
     if unknown:
         raise MatrixError(400, "M_UNABLE_TO_AUTHORISE_JOIN", "This server cannot tell whether you may join that room.")
-    raise forbidden("You are in none of the rooms whose members may join that room.")
+    raise forbidden("You are not in any of the rooms whose members may join that room.")
 
 
 def find_inviter(tx: Transaction, head: Head, server_name: ServerName) -> UserID | None:
-    """A joined user of a server who has the power to invite."""
+    """Returns a joined user of a server who may invite, or None."""
     levels = power_levels(tx, head)
     members = list_joined_from(tx, head.room_id, server_name)
     return next((user_id for user_id in members if levels.user_level(user_id) >= levels.invite_level), None)

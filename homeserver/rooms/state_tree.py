@@ -1,9 +1,13 @@
 """Room state as a persistent tree: an immutable map `(type_nid, state_key_nid) → event position`.
 
-A state is the id of its root node, and a node's id is the hash of its content, so equal states have equal roots, a
-state event writes only the nodes on its path, and two states are compared by walking only the nodes that differ. A node
-is a leaf of at most LEAF_MAX entries, or a branch of FANOUT children chosen by four bits of the key's hash. The shape
-depends on the entries alone, never on the order in which they came. Only positions of stored events stand in a tree.
+Theory of operation. A state is identified by its root node, and a node by the hash of its content. So equal states have
+equal roots, a state event writes only the nodes on its path, and two states are compared by visiting only the nodes
+that differ. A node is either a leaf of at most LEAF_MAX entries, or a branch of FANOUT children chosen by four bits of
+the key's hash.
+
+Invariants: the shape depends only on the entries, never on the order in which they were added. So a branch whose
+entries would fit in one leaf becomes a leaf again. Trees contain only positions of stored events. Nodes never change,
+so they are cached without limit in time; a node whose hash does not match its ID is damage.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from homeserver.database import DatabaseDamaged, Transaction
 Key = tuple[int, int]
 Root = bytes
 
-LEAF_MAX = 24  # entries in a leaf: measured to give the fewest bytes per change in rooms of 10 to 1,000 members
+LEAF_MAX = 24  # entries in a leaf; measured to need the fewest bytes per change in rooms of 10 to 1,000 members
 FANOUT_BITS = 4
 FANOUT = 1 << FANOUT_BITS
 NODE_CACHE_MAX = 20_000
@@ -33,7 +37,7 @@ class _Leaf(msgspec.Struct, array_like=True, tag=0, frozen=True):
 
 
 class _Branch(msgspec.Struct, array_like=True, tag=1, frozen=True):
-    """FANOUT node ids in order; b"" where nothing is below."""
+    """FANOUT node IDs in order; b"" if nothing is below."""
 
     children: list[bytes]
 
@@ -42,7 +46,7 @@ P = TypeVar("P", int, int | None)
 
 
 class _LeafMap(dict[Key, int]):
-    """A leaf as it is used: key → position."""
+    """A leaf in its decoded form: key → position."""
 
 
 _Node = _LeafMap | tuple[bytes, ...]
@@ -62,19 +66,19 @@ EMPTY_ROOT: Root = _node_id(_encode_leaf({}))
 
 
 def _mix(key: Key) -> int:
-    """A fixed mixing of the key's numbers, whose four lowest bits choose the child of the root, the next four …"""
+    """Mixes the numbers of a key. The lowest four bits choose the child of the root, the next four its child, …"""
     mixed = (key[0] * 0x9E3779B97F4A7C15 + key[1] * 0xC2B2AE3D27D4EB4F + 0x165667B19E3779F9) & _MASK
     mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & _MASK
     return mixed ^ (mixed >> 32)
 
 
 def _slot(key: Key, depth: int) -> int:
-    """Which child of a branch at `depth` (0 at the root) holds `key`."""
+    """Returns which child of a branch at `depth` (0 at the root) contains `key`."""
     return (_mix(key) >> (FANOUT_BITS * depth)) & (FANOUT - 1)
 
 
 def _load(tx: Transaction, node_id: bytes) -> _Node:
-    """The node, from the cache (nodes never change) or the table."""
+    """Returns the node, from the cache (nodes never change) or the table."""
     cache = tx.cache("state_nodes", NODE_CACHE_MAX)
     node = cache.get(node_id)
     if node is None:
@@ -99,7 +103,7 @@ def _parse(content: bytes) -> _Node:
 
 
 def get(tx: Transaction, root: Root, key: Key) -> int | None:
-    """The position of the event at `key`, or None."""
+    """Returns the position of the event at `key`, or None."""
     known = tx.cache("state_nodes", NODE_CACHE_MAX).get
     node = known(root)
     if node is None:
@@ -118,13 +122,13 @@ def get(tx: Transaction, root: Root, key: Key) -> int | None:
 
 
 def children(tx: Transaction, node_id: bytes) -> list[bytes]:
-    """The ids of the nodes just below a node; none below a leaf."""
+    """Returns the IDs of the nodes just below a node; none below a leaf."""
     node = _load(tx, node_id)
     return [child for child in node if child] if isinstance(node, tuple) else []
 
 
 def items(tx: Transaction, root: Root) -> dict[Key, int]:
-    """The whole state, in no order."""
+    """Returns the whole state, in no particular order."""
     found: dict[Key, int] = {}
     waiting = [root]
     while waiting:
@@ -137,7 +141,7 @@ def items(tx: Transaction, root: Root) -> dict[Key, int]:
 
 
 def changed(tx: Transaction, old: Root, new: Root) -> dict[Key, tuple[int | None, int | None]]:
-    """Where the two states differ: key → (position in old, position in new)."""
+    """Returns the differences of two states: key → (position in old, position in new)."""
     before: dict[Key, int] = {}
     after: dict[Key, int] = {}
     waiting = [(old, new)]
@@ -160,7 +164,7 @@ def changed(tx: Transaction, old: Root, new: Root) -> dict[Key, tuple[int | None
 
 
 def apply(tx: Transaction, root: Root, changes: Mapping[Key, int | None]) -> Root:
-    """The root of `root` with `changes` made (None takes an entry away); writes the nodes that are new."""
+    """Returns the root after `changes` (None removes an entry). Writes the new nodes."""
     if not changes:
         return root
     written: dict[bytes, bytes] = {}
@@ -172,14 +176,14 @@ def apply(tx: Transaction, root: Root, changes: Mapping[Key, int | None]) -> Roo
 
 
 def build(tx: Transaction, entries: Mapping[Key, int]) -> Root:
-    """The root of a state given whole."""
+    """Returns the root of a complete state. Writes the new nodes."""
     return apply(tx, EMPTY_ROOT, dict(entries))
 
 
 def _apply(
     tx: Transaction, node_id: bytes, changes: list[tuple[Key, int | None]], depth: int, written: dict[bytes, bytes]
 ) -> bytes:
-    """The id of the changed node, b"" where it became empty."""
+    """Returns the ID of the changed node, b"" if it became empty."""
     node = _load(tx, node_id) if node_id else _LeafMap()
     if not isinstance(node, tuple):
         entries = dict(node)
@@ -200,7 +204,7 @@ def _apply(
 
 
 def _few_entries(tx: Transaction, below: Iterable[bytes], written: dict[bytes, bytes]) -> dict[Key, int] | None:
-    """All entries below, if they are few enough for one leaf: so that a state that shrank has the shape it had."""
+    """Returns all entries below if they fit in one leaf, so that a state that shrank has the shape it had before."""
     found: dict[Key, int] = {}
     for child in below:
         if child:

@@ -1,7 +1,7 @@
-"""Events as rows: store them, and get them back as what the caller needs.
+"""Stores events as rows, and reads them in the form that the caller needs.
 
-`StoredEvent` is a row with its content: enough for clients, timelines and filters. `load_events` gives the whole signed
-`Event`, for federation, auth rules and state resolution. Only `homeserver/rooms/` touches these tables.
+`StoredEvent` is a row with its content: enough for clients, timelines and filters. `load_events` returns the whole
+signed `Event`, for federation, auth rules and state resolution. Only `homeserver/rooms/` touches these tables.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from homeserver.rooms.envelope import event_id_of_key, event_key
 AUTH_EVENTS_CACHED_MAX = 5_000
 ROOM_VERSIONS_CACHED_MAX = 20_000
 _TXN_SEPARATOR = "\x1f"
-ORDERING_SHIFT = 20  # between two positions there is room for 2**20 events that come from backfill
+ORDERING_SHIFT = 20  # leaves room for 2**20 backfilled events between two positions
 
 
 class Status(IntEnum):
-    """What an event is to its room. Only TIMELINE events are told to clients."""
+    """The role of an event in its room. Only TIMELINE events are sent to clients."""
 
     TIMELINE = 0
     OUTLIER = 1
@@ -39,7 +39,7 @@ class Status(IntEnum):
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
-    """A row of `events`. `ordering` sorts a room's timeline, and is None outside of it."""
+    """A row of `events`. `ordering` sorts a room's timeline; it is None outside of the timeline."""
 
     position: int
     event_id: EventID
@@ -63,7 +63,7 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def content(self) -> dict[str, Any]:
-        """The content, parsed anew each time: most rows are passed on to clients unread."""
+        """The content, parsed on each access: most rows are passed on to clients unread."""
         content: dict[str, Any] = orjson.loads(self.content_json)
         return content
 
@@ -80,7 +80,7 @@ def insert_event(
     device_id: str | None = None,
     txn_id: str | None = None,
 ) -> None:
-    """Stores an event that is not stored yet, under a position just taken. `known`: positions of all that it names."""
+    """Stores a new event under a position just taken. `known`: the positions of all events that it cites."""
     if known is None:
         known = find_positions(tx, {*event.prev_events, *event.auth_events})
     tx.run(
@@ -105,7 +105,7 @@ def insert_event(
 
 
 def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by: int) -> None:
-    """Forgets what the redaction took from an event; nobody can read it again."""
+    """Removes from an event what the redaction removes. It cannot be read again."""
     known = find_positions(tx, {*redacted.prev_events, *redacted.auth_events})
     tx.run(
         "UPDATE events SET redacted_by = ?, envelope = ?, content = ? WHERE position = ?",
@@ -119,7 +119,7 @@ def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by
 def place_in_timeline(
     tx: Transaction, position: int, status: Status, ordering: int | None, state_before: bytes
 ) -> None:
-    """Gives an outlier that has come in its place: its state is known now."""
+    """Gives an outlier its place in the timeline, now that the state before it is known."""
     tx.run(
         "UPDATE events SET status = ?, ordering = ?, state_before = ? WHERE position = ?",
         int(status),
@@ -130,7 +130,7 @@ def place_in_timeline(
 
 
 def list_positions(tx: Transaction, since: int, upto: int, event_type: str | None = None) -> list[int]:
-    """The events of since < position ≤ upto, whatever their room and status; all, or those of a type."""
+    """Returns the positions of events in since < position ≤ upto, whatever their room and status; all or of a type."""
     if event_type is None:
         return tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
     return tx.values(
@@ -142,26 +142,26 @@ def list_positions(tx: Transaction, since: int, upto: int, event_type: str | Non
 
 
 def find_position(tx: Transaction, event_id: str) -> int | None:
-    """The position of a stored event."""
+    """Returns the position of a stored event, or None."""
     row = tx.one("SELECT position FROM events WHERE event_id = ?", event_key(event_id))
     return None if row is None else int(row[0])
 
 
 def find_status(tx: Transaction, event_id: str) -> tuple[int, int] | None:
-    """Position and status of a stored event."""
+    """Returns position and status of a stored event, or None."""
     row = tx.one("SELECT position, status FROM events WHERE event_id = ?", event_key(event_id))
     return None if row is None else (int(row[0]), int(row[1]))
 
 
 def find_positions(tx: Transaction, event_ids: Collection[str]) -> dict[EventID, int]:
-    """The positions of those that are stored."""
+    """Returns the positions of those events that are stored."""
     keys = {event_key(event_id): EventID(event_id) for event_id in event_ids}
     rows = tx.all_in("SELECT event_id, position FROM events WHERE event_id IN (?*)", list(keys))
     return {keys[bytes(key)]: position for key, position in rows}
 
 
 def without_withheld(tx: Transaction, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
-    """The events without redactions that have no effect, which clients would carry out all the same."""
+    """Returns the events without redactions that have no effect, because clients would apply these anyway."""
     redactions = [event.position for event in events if event.type == "m.room.redaction"]
     if not redactions:
         return events
@@ -171,13 +171,13 @@ def without_withheld(tx: Transaction, events: Sequence[StoredEvent]) -> Sequence
 
 
 def event_ids_at(tx: Transaction, positions: Collection[int]) -> dict[int, EventID]:
-    """The event ids of stored events."""
+    """Returns the IDs of stored events by position."""
     rows = tx.all_in("SELECT position, event_id FROM events WHERE position IN (?*)", list(positions))
     return {position: event_id_of_key(bytes(key)) for position, key in rows}
 
 
 def get_stored(tx: Transaction, event_id: str) -> StoredEvent | None:
-    """The event, whatever its status."""
+    """Returns the event, whatever its status, or None."""
     row = tx.one(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE event_id = ?",
@@ -187,7 +187,7 @@ def get_stored(tx: Transaction, event_id: str) -> StoredEvent | None:
 
 
 def find_stored(tx: Transaction, position: int) -> StoredEvent | None:
-    """The event at this position, None if there is none."""
+    """Returns the event at this position, or None."""
     row = tx.one(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position = ?",
@@ -197,13 +197,13 @@ def find_stored(tx: Transaction, position: int) -> StoredEvent | None:
 
 
 def list_placed(tx: Transaction, event_ids: Collection[EventID]) -> list[EventID]:
-    """Those of the events that have their place in the graph, so that the state before them is known."""
+    """Returns the events that have their place in the graph, so that the state before them is known."""
     positions = find_positions(tx, event_ids)
     return [row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None]
 
 
 def list_stored(tx: Transaction, positions: Collection[int]) -> dict[int, StoredEvent]:
-    """The events at these positions. DatabaseDamaged if one is not there."""
+    """Returns the events at these positions. Raises DatabaseDamaged if one is missing."""
     rows = tx.all_in(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position IN (?*)",
@@ -216,7 +216,7 @@ def list_stored(tx: Transaction, positions: Collection[int]) -> dict[int, Stored
 
 
 def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
-    """Rows of all columns of `events`, in their order."""
+    """Converts rows with all columns of `events`, in order."""
     nids: set[int] = set()
     for row in rows:
         nids.update((row[2], row[4], row[6]) if row[5] is None else (row[2], row[4], row[6], row[5]))
@@ -247,19 +247,19 @@ def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
 
 
 def get_event(tx: Transaction, event_id: str) -> Event | None:
-    """The whole event, redacted if it was redacted."""
+    """Returns the whole event, in redacted form if it was redacted, or None."""
     stored = get_stored(tx, event_id)
     return None if stored is None else to_events(tx, [stored])[0]
 
 
 def load_events(tx: Transaction, positions: Collection[int]) -> dict[int, Event]:
-    """The whole events at these positions."""
+    """Returns the whole events at these positions."""
     stored = list_stored(tx, positions)
     return dict(zip(stored, to_events(tx, list(stored.values())), strict=True))
 
 
 def load_auth_events(tx: Transaction, positions: Iterable[int]) -> dict[int, Event]:
-    """As `load_events`, from a cache. For auth rules only: what they read survives a redaction, so age is no matter."""
+    """Does the same as `load_events`, with a cache. For auth rules only: redactions keep the fields that they read."""
     cache = tx.cache("auth_events", AUTH_EVENTS_CACHED_MAX)
     found: dict[int, Event] = {}
     missing: list[int] = []
@@ -273,7 +273,7 @@ def load_auth_events(tx: Transaction, positions: Iterable[int]) -> dict[int, Eve
         loaded = load_events(tx, missing)
         found.update(loaded)
         for position, event in loaded.items():
-            if tx.is_write:  # the row may be of this very write, and be rolled back
+            if tx.is_write:  # the row may come from this write, which may be rolled back
                 tx.after_commit(cache.put, position, event)
             else:
                 cache.put(position, event)
@@ -281,12 +281,12 @@ def load_auth_events(tx: Transaction, positions: Iterable[int]) -> dict[int, Eve
 
 
 def forget_auth_event(tx: Transaction, position: int) -> None:
-    """Drops the event from the cache of `load_auth_events` after the commit: its content was taken from it."""
+    """Drops the event from the cache of `load_auth_events` after the commit, because it was redacted."""
     tx.after_commit(tx.cache("auth_events", AUTH_EVENTS_CACHED_MAX).forget, position)
 
 
 def to_events(tx: Transaction, stored: Sequence[StoredEvent]) -> list[Event]:
-    """The whole events of rows, in their order."""
+    """Returns the whole events for rows, in order."""
     envelopes = [envelope.unpack(row.envelope) for row in stored]
     positions = {position for packed in envelopes for position in envelope.references(packed)}
     event_ids = event_ids_at(tx, positions)
@@ -304,7 +304,7 @@ def _to_event(
     columns: dict[str, Any] = {
         "type": row.type,
         "sender": row.sender,
-        # With every digit, as it was signed: the faster decoder makes floats of integers beyond 64 bits.
+        # Needs every digit as signed: the faster decoder turns integers beyond 64 bits into floats.
         "content": row.content if version.canonical_json_strict else canonical_json.decode(row.content_json),
         "origin_server_ts": row.origin_server_ts,
     }
@@ -318,7 +318,7 @@ def _to_event(
 
 
 def find_room_version(tx: Transaction, room_id: str) -> RoomVersion | None:
-    """The version of a room that this server knows of. It never changes."""
+    """Returns the version of a room that this server knows of, or None. It never changes."""
     cache = tx.cache("room_versions", ROOM_VERSIONS_CACHED_MAX)
     version = cache.get(room_id)
     if version is None:
@@ -326,13 +326,13 @@ def find_room_version(tx: Transaction, room_id: str) -> RoomVersion | None:
         if row is None:
             return None
         version = ROOM_VERSIONS[row[0]]
-        if row[1] and not tx.is_write:  # of a room that we are only invited to the inviter may have lied
+        if row[1] and not tx.is_write:  # if we are only invited to the room, the inviter may have lied
             cache.put(room_id, version)
     return version
 
 
 def get_room_version(tx: Transaction, room_id: str) -> RoomVersion:
-    """The version of a room that has stored events."""
+    """Returns the version of a room that has stored events."""
     version = find_room_version(tx, room_id)
     if version is None:
         raise DatabaseDamaged(f"The room {room_id} has events but no row.")
@@ -340,19 +340,19 @@ def get_room_version(tx: Transaction, room_id: str) -> RoomVersion:
 
 
 def txn_id_stored(txn_id: str, redacts: str | None) -> str:
-    """A transaction id as it is stored: of the endpoint that redacts with its event, which is part of the path too."""
+    """Returns the stored form of a transaction ID. For redactions it includes the event, which is part of the path."""
     return txn_id if redacts is None else f"{txn_id}{_TXN_SEPARATOR}{redacts}"
 
 
 def txn_id_of_client(stored: str) -> str:
-    """The transaction id as the client gave it."""
+    """Returns the transaction ID as the client sent it."""
     return stored.partition(_TXN_SEPARATOR)[0]
 
 
 def find_txn(
     tx: Transaction, sender: UserID, device_id: str, room_id: RoomID, event_type: str, txn_id: str
 ) -> EventID | None:
-    """The event that this device has sent under this transaction id to this endpoint, if it has."""
+    """Returns the event that this device sent to this endpoint with this transaction ID, or None."""
     row = tx.one(
         "SELECT event_id FROM events WHERE sender_nid = ? AND txn_id = ? AND device_id = ? AND room_nid = ?"
         " AND type_nid = ?",

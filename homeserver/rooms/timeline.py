@@ -1,17 +1,17 @@
 """A room's timeline in order, in pages. Spec: client-server-api/#syncing (pagination), #getting-events-for-a-room
 
-A point of a timeline is an `ordering`: it lies just after the event of that ordering. Orderings of backfilled events
-lie below the event that they were fetched for, so a page is one scan of an index in any order of arrival.
+A point of a timeline is an `ordering`: it lies just after the event with that ordering. Backfilled events get orderings
+below the event that they were fetched for. So a page is one scan of an index, whatever the order of arrival.
 
-Clients hold such points as tokens, which also name the generation of the stream in which they were made (see
+Clients hold such points as tokens. A token also names the generation of the stream in which it was made (see
 `homeserver.database.generations`):
 
     s<position>_<generation>                a point of the stream, hence of every timeline at once
     t<ordering>_<position>_<generation>     a point of one timeline, made when the stream was at the position
 
-After a restore from a backup, clients come with tokens of a history that never was. What such a token means is decided
-by whether the stream of its generation, as this database knows it, ever reached its position. If not, the two histories
-have parted before the token was made, and the token is replaced by a point from which nothing can be missed.
+After a restore from a backup, clients present tokens from a history that this database does not have. Such a token is
+recognised if the stream of its generation, as this database knows it, never reached its position. Then the histories
+had diverged before the token was made, and it is replaced by a point from which the client cannot miss anything.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ START = -(1 << 62)  # before every event
 END = 1 << 62  # after every event
 
 Timestamp = Annotated[int, Meta(ge=-INT_MAX, le=INT_MAX)]
-"""Milliseconds since 1970, as events can have them."""
+"""Milliseconds since 1970, within the range allowed for events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """A point that a client was given. `number`: a position of the stream, or an ordering of a timeline.
 
-    position: where the stream was when the token was made. Tokens from before there were generations name none, and
-    such ones of a timeline have no position.
+    position: the stream position when the token was made. Tokens from before generations existed name none; those of a
+    timeline have no position either.
     """
 
     is_of_stream: bool
@@ -53,25 +53,25 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Makes the tokens of one answer, which shows the stream up to `position`."""
+    """Creates the tokens for one answer, which shows the stream up to `position`."""
 
     position: int
     generation: str
 
     def stream(self) -> str:
-        """The token of that point of the stream."""
+        """Returns the token for that point of the stream."""
         return f"s{self.position}_{self.generation}"
 
     def timeline(self, ordering: int) -> str:
-        """The token of a point of one timeline."""
+        """Returns the token for a point of one timeline."""
         return f"t{ordering}_{self.position}_{self.generation}"
 
 
 def parse_token(text: str) -> Token:
-    """What a token of /sync, /messages or /context says. MatrixError 400 for any other."""
+    """Parses a token of /sync, /messages or /context. Raises MatrixError 400 for any other text."""
     match = _TOKEN.fullmatch(text)
     if match is None:
-        raise invalid_param("That is not a token of this server.")
+        raise invalid_param("This is not a token of this server.")
     position, ordering, made, generation = match.groups()
     if position is not None:
         return Token(True, int(position), int(position), generation or "")
@@ -79,21 +79,21 @@ def parse_token(text: str) -> Token:
 
 
 def parse_sync_token(text: str) -> Token:
-    """As `parse_token`. MatrixError 400 also for a token that is not of /sync."""
+    """Does the same as `parse_token`, and also raises MatrixError 400 for a token that is not from /sync."""
     token = parse_token(text)
     if not token.is_of_stream:
-        raise invalid_param("That is not a token from /sync of this server.")
+        raise invalid_param("This is not a /sync token of this server.")
     return token
 
 
 def find_since(tx: Transaction, token: Token) -> int | None:
-    """The position of a sync token, None if it is of another history: whatever the client knows may be wrong."""
+    """Returns the position of a sync token; None if it is from another history, so that the client may be wrong."""
     reach = find_reach(tx, token.generation)
     return None if reach is None or token.position > reach else token.number
 
 
 def find_point(tx: Transaction, token: Token, *, forwards: bool) -> int:
-    """The ordering that a token stands for; of another history, the nearest from which a reader misses nothing."""
+    """Returns the ordering of a token. For another history: the nearest from which a reader misses nothing."""
     ordering = after_position(token.number) if token.is_of_stream else token.number
     reach = find_reach(tx, token.generation)
     if reach is None:
@@ -101,18 +101,18 @@ def find_point(tx: Transaction, token: Token, *, forwards: bool) -> int:
     if token.position <= reach:
         return ordering
     parted = after_position(reach)
-    if forwards:  # what was fetched of the past since then may lie before the point now
+    if forwards:  # history fetched since then may lie before the point now
         return parted if ordering >= parted else START
     return parted
 
 
 def after_position(position: int) -> int:
-    """The point of a timeline after everything up to a stream position."""
+    """Returns the point of a timeline after everything up to a stream position."""
     return min(position << ORDERING_SHIFT, END)
 
 
 def list_backwards(tx: Transaction, room_id: RoomID, point: int, limit: int, down_to: int = START) -> list[StoredEvent]:
-    """At most `limit` events with down_to < ordering ≤ point, newest first."""
+    """Returns at most `limit` events with down_to < ordering ≤ point, newest first."""
     rows = tx.all(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events"
@@ -127,7 +127,7 @@ def list_backwards(tx: Transaction, room_id: RoomID, point: int, limit: int, dow
 
 
 def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_to: int = END) -> list[StoredEvent]:
-    """At most `limit` events with point < ordering ≤ up_to, oldest first."""
+    """Returns at most `limit` events with point < ordering ≤ up_to, oldest first."""
     rows = tx.all(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events"
@@ -142,7 +142,7 @@ def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_t
 
 
 def find_types(tx: Transaction, room_id: RoomID, point: int, up_to: int, limit: int) -> set[str] | None:
-    """The types of the events with point < ordering ≤ up_to, None if these are more than `limit` events."""
+    """Returns the types of the events with point < ordering ≤ up_to, None if there are more than `limit` events."""
     nids = tx.values(
         "SELECT type_nid FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND ordering > ? AND ordering <= ?"
         " LIMIT ?",
@@ -157,7 +157,7 @@ def find_types(tx: Transaction, room_id: RoomID, point: int, up_to: int, limit: 
 def list_newest_from(
     tx: Transaction, room_nid: int, server: ServerName, since: int, upto: int, limit: int
 ) -> list[int]:
-    """At most `limit` positions of events of a server's users between two positions of the stream, newest first."""
+    """Returns at most `limit` positions of events by a server's users between two stream positions, newest first."""
     return tx.values(
         "SELECT position FROM events WHERE room_nid = ? AND ordering > ? AND ordering <= ?"
         " AND sender_nid IN (SELECT user_nid FROM memberships WHERE room_nid = ?"
@@ -175,7 +175,7 @@ def list_newest_from(
 def list_by_timestamp(
     tx: Transaction, room_id: RoomID, ts: int, direction: Literal["f", "b"], limit: int
 ) -> list[StoredEvent]:
-    """At most `limit` events with an `origin_server_ts` not before `ts` ("f") or not after it ("b"), nearest first."""
+    """Returns at most `limit` events whose `origin_server_ts` is ≥ `ts` ("f") or ≤ `ts` ("b"), nearest first."""
     if direction == "f":
         positions = tx.values(
             "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts >= ?"

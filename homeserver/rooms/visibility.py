@@ -18,28 +18,28 @@ from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, l
 from homeserver.rooms.timeline import END, START, after_position
 
 SERVERS_IN_CACHED_MAX = 500
-MEMBERSHIPS_WALKED_MAX = 100  # of one user since they left: invitations and refusals
+MEMBERSHIPS_WALKED_MAX = 100  # member events of one user since they left: invitations and refusals
 
 _VISIBILITIES = ("world_readable", "shared", "invited", "joined")
 
 
 def history_visibility(tx: Transaction, root: bytes) -> str:
-    """The visibility that a state gives; "shared" where it gives none that is known."""
+    """Returns the history visibility of a state; "shared" if it has none or an unknown one."""
     content = state_content(tx, root, "m.room.history_visibility")
     value = content.get("history_visibility") if content is not None else None
     return value if isinstance(value, str) and value in _VISIBILITIES else "shared"
 
 
 def is_world_readable(tx: Transaction, room_id: RoomID) -> bool:
-    """Whether anyone may read the room as it is now."""
+    """Returns whether anyone may read the room as it is now."""
     head = find_head(tx, room_id)
     return head is not None and history_visibility(tx, head.state_root) == "world_readable"
 
 
 def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Sequence[StoredEvent]) -> list[StoredEvent]:
-    """Those of the room's events that the user may see, in order, without redactions that have no effect.
+    """Returns the room's events that the user may see, in order, without redactions that have no effect.
 
-    Those of erased users are redacted for whoever came later.
+    Events of erased users are redacted for users who joined later.
     """
     events = without_withheld(tx, events)
     last_joined: int | None = None
@@ -57,9 +57,9 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
             )
         visibility, membership = seen
         if event.type == "m.room.member" and event.state_key == user_id:
-            visible.append(event)  # what became of oneself one may always know
+            visible.append(event)  # users may always see their own membership events
             continue
-        # An event that changes the visibility counts as before or after: whichever shows more.
+        # An event that changes the visibility counts as before or after the change, whichever shows more.
         if event.type == "m.room.history_visibility" and event.state_key == "":
             after = event.content.get("history_visibility")
             if isinstance(after, str) and after in _VISIBILITIES:
@@ -69,7 +69,7 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
         elif visibility == "shared" or (visibility == "invited" and membership == "invite"):
             if last_joined is None:
                 last_joined = last_joined_point(tx, room_id, user_id)
-            if event.ordering <= last_joined:  # "joined" visibility: an invitation alone is not enough
+            if event.ordering <= last_joined:  # with visibility "joined" an invitation is not enough
                 visible.append(event)
     return _without_erased(tx, room_id, visible, memberships)
 
@@ -91,7 +91,7 @@ def _without_erased(
 
 
 class Memberships:
-    """One user's membership in many states: few events say what it is."""
+    """One user's membership in many states. Few events define it, so they are cached."""
 
     def __init__(self, tx: Transaction, user_id: str) -> None:
         self._tx = tx
@@ -100,11 +100,11 @@ class Memberships:
         self._said_by: dict[int | None, str] = {None: "leave"}
 
     def at(self, root: bytes) -> str:
-        """The membership in a state; "leave" where there is none."""
+        """Returns the membership in a state; "leave" if there is none."""
         return self._said_at(None if self._key is None else state_tree.get(self._tx, root, self._key))
 
     def of(self, state: StateAt) -> str:
-        """The same of a state that may not be stored."""
+        """Does the same for a state that may not be stored."""
         return self._said_at(None if self._key is None else position_in(self._tx, state, self._key))
 
     def _said_at(self, position: int | None) -> str:
@@ -117,12 +117,12 @@ class Memberships:
 
 
 def membership_in(tx: Transaction, root: bytes, user_id: str) -> str:
-    """The user's membership in a state; "leave" where there is none."""
+    """Returns the user's membership in a state; "leave" if there is none."""
     return Memberships(tx, user_id).at(root)
 
 
 def list_arrivals(tx: Transaction, since: int, upto: int) -> list[tuple[UserID, RoomID]]:
-    """Who has come into which room at since < position ≤ upto, and is in it now."""
+    """Returns the users who joined a room at since < position ≤ upto and are still in it, each with the room."""
     rows = list_stored(tx, list_positions(tx, since, upto, "m.room.member")).values()
     return [
         (UserID(row.state_key), row.room_id)
@@ -136,7 +136,7 @@ def list_arrivals(tx: Transaction, since: int, upto: int) -> list[tuple[UserID, 
 
 
 def last_joined_point(tx: Transaction, room_id: RoomID, user_id: str) -> int:
-    """Up to where the timeline lies before a moment at which the user was in the room."""
+    """Returns the last point of the timeline before a moment at which the user was in the room."""
     current = get_room_membership(tx, room_id, user_id)
     if current is not None and current.membership == "join":
         return END
@@ -145,7 +145,7 @@ def last_joined_point(tx: Transaction, room_id: RoomID, user_id: str) -> int:
 
 
 def find_leave(tx: Transaction, room_id: RoomID, user_id: str) -> StoredEvent | None:
-    """The event by which the user, who is not in the room now, was in it no more; None if they never were."""
+    """Returns the event that ended the stay of a user who is not in the room now; None if they were never in it."""
     head = find_head(tx, room_id)
     position = None if head is None else state_position(tx, head.state_root, "m.room.member", user_id)
     for _ in range(MEMBERSHIPS_WALKED_MAX):
@@ -159,9 +159,9 @@ def find_leave(tx: Transaction, room_id: RoomID, user_id: str) -> StoredEvent | 
 
 
 def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent) -> bool:
-    """Whether a server in the room may be given the event.
+    """Returns whether a server in the room may be given the event.
 
-    Spec: server-server-api/#backfilling-and-retrieving-missing-events. A server sees what one of its users may:
+    Spec: server-server-api/#backfilling-and-retrieving-missing-events. A server may see what one of its users may see:
     everything unless the visibility is "invited" or "joined".
     """
     if event.state_before is None or _is_erased_for(tx, server_name, event):
@@ -176,7 +176,7 @@ def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent)
 
 
 def _is_erased_for(tx: Transaction, server_name: ServerName, event: StoredEvent) -> bool:
-    """Whether the sender is erased, and the server was in the room neither at the event nor at the erasure."""
+    """Returns whether the sender is erased and the server was in the room neither at the event nor at the erasure."""
     position = find_erased(tx, (event.sender,)).get(event.sender)
     if position is None or event.state_before is None:
         return False
@@ -186,19 +186,19 @@ def _is_erased_for(tx: Transaction, server_name: ServerName, event: StoredEvent)
 
 
 def servers_in(tx: Transaction, root: bytes) -> frozenset[ServerName]:
-    """The servers of the joined users of a state."""
+    """Returns the servers of the joined users of a state."""
     return _servers_by_membership(tx, root).joined
 
 
 class _Servers(NamedTuple):
-    """The servers of the joined, and of the invited, users of a state."""
+    """The servers of the joined users of a state, and those of the invited ones."""
 
     joined: frozenset[ServerName]
     invited: frozenset[ServerName]
 
 
 def _servers_by_membership(tx: Transaction, root: bytes) -> _Servers:
-    """Walks all members of the state, once: it never changes."""
+    """Visits all members of the state, once: a state never changes."""
     cache = tx.cache("servers_in", SERVERS_IN_CACHED_MAX)
     servers: _Servers | None = cache.get(root)
     if servers is None:

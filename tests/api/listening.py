@@ -108,7 +108,7 @@ async def serving(*listeners: Listener, websocket: Any = None) -> AsyncIterator[
 
         ended = trio.Event()
         bound = await nursery.start(run)
-        with trio.fail_after(30):
+        with trio.fail_after(120):
             yield Running(app, bound, stop, hs, ended)
             stop.set()
 

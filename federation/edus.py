@@ -1,30 +1,39 @@
-"""EDUs: short-lived messages between servers that nobody stores. Spec: server-server-api/#edus
+"""EDUs: what servers tell one another and nobody keeps. Spec: server-server-api/#edus
 
-Each EDU is checked on its own, so that a malformed one does not affect the others. The receiver must check that the
-origin may speak for the users in an EDU: compare `server_name_of(user_id)` with the origin.
+EDUs are parsed one at a time, so that a malformed one does not spoil the others. First call `parse_edu`, then convert
+the content to the Struct for its type. `parse_receipts` and `parse_presence` yield the parts of contents with many.
+Nothing here checks whether the origin may speak for the users and rooms that an EDU names: the receiver must.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import INT_MAX
-from homeserver.federation.identifiers import EventID, RoomID, UserID, parse_event_id, parse_room_id, parse_user_id
+from homeserver.federation.identifiers import (
+    EventID,
+    InvalidIdentifier,
+    RoomID,
+    UserID,
+    parse_event_id,
+    parse_room_id,
+    parse_user_id,
+)
 
 NaturalInt = Annotated[int, Meta(ge=0, le=INT_MAX)]
 DeviceID = Annotated[str, Meta(max_length=255)]
-"""The spec sets no limit. Clients choose device IDs, or servers generate a few letters. They must fit in an index."""
+"""The spec sets no limit; clients choose these or servers generate a few letters, and an index must hold them."""
 
 ShortText = Annotated[str, Meta(max_length=4096)]
 
 
 class InvalidEdu(ValueError):
-    """The EDU, or the content of a known EDU type, is malformed; the message says where."""
+    """The EDU, or the content of an EDU type that we know, is malformed; the message says where."""
 
 
 class _Edu(Struct, frozen=True):
@@ -33,7 +42,7 @@ class _Edu(Struct, frozen=True):
 
 
 class TypingContent(Struct, frozen=True, kw_only=True):
-    """`m.typing`: a user started or stopped typing in a room. Spec: server-server-api/#typing-notifications"""
+    """`m.typing`: one user began or ceased to type in a room. Spec: server-server-api/#typing-notifications"""
 
     room_id: RoomID
     user_id: UserID
@@ -44,39 +53,31 @@ class TypingContent(Struct, frozen=True, kw_only=True):
         parse_user_id(self.user_id)
 
 
-class ReceiptData(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """When a user read an event (`ts` in ms), and in which thread: an event ID, "main", or None if unthreaded."""
+class Receipt(Struct, frozen=True, kw_only=True):
+    """How far one user has read in a room, from an `m.receipt`. Spec: server-server-api/#receipts
 
+    `ts` in ms. `thread_id`: an event ID, "main", or None if unthreaded.
+    """
+
+    room_id: RoomID
+    user_id: UserID
+    event_id: EventID
+    ts: int
+    thread_id: str | None = None
+
+
+class _ReceiptData(Struct, frozen=True):
     ts: NaturalInt
     thread_id: Annotated[str, Meta(max_length=255)] | None = None
 
 
-class UserReceipt(Struct, frozen=True, kw_only=True):
-    """How far one user has read: exactly one event."""
-
+class _UserReceipt(Struct, frozen=True):
     event_ids: Annotated[list[EventID], Meta(min_length=1, max_length=1)]
-    data: ReceiptData
-
-    def __post_init__(self) -> None:
-        parse_event_id(self.event_ids[0])
-
-
-class RoomReceipts(Struct, frozen=True, kw_only=True):
-    """The receipts of one room. Only public read receipts travel between servers; other kinds are ignored."""
-
-    read: dict[UserID, UserReceipt] = field(name="m.read", default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for user_id in self.read:
-            parse_user_id(user_id)
-
-
-ReceiptContent = dict[RoomID, RoomReceipts]
-"""`m.receipt`: receipts by room. Spec: server-server-api/#receipts"""
+    data: _ReceiptData
 
 
 class PresenceUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One user's presence. The spec requires `last_active_ago` (ms), but it is absent for users never seen active."""
+    """One user's presence. `last_active_ago` (ms) is required by the spec, yet absent for users never seen active."""
 
     user_id: UserID
     presence: Literal["offline", "unavailable", "online"]
@@ -86,12 +87,6 @@ class PresenceUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         parse_user_id(self.user_id)
-
-
-class PresenceContent(Struct, frozen=True, kw_only=True):
-    """`m.presence`: presence of several users of the origin. Spec: server-server-api/#presence"""
-
-    push: list[PresenceUpdate]
 
 
 class DeviceListUpdateContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,8 +107,8 @@ class DeviceListUpdateContent(Struct, frozen=True, kw_only=True, omit_defaults=T
 class DirectToDeviceContent(Struct, frozen=True, kw_only=True):
     """`m.direct_to_device`: a message to devices, `messages[user_id][device_id or "*"]`.
 
-    Spec: server-server-api/#send-to-device-messaging. The spec limits `message_id` to 32 code points, but some servers
-    send longer ones, and dropping their messages would lose encryption keys.
+    Spec: server-server-api/#send-to-device-messaging. It limits `message_id` to 32 code points; servers exist that
+    send longer ones, and to drop those would lose encryption keys.
     """
 
     sender: UserID
@@ -138,64 +133,51 @@ class SigningKeyUpdateContent(Struct, frozen=True, kw_only=True, omit_defaults=T
         parse_user_id(self.user_id)
 
 
-EduContent = (
-    TypingContent
-    | ReceiptContent
-    | PresenceContent
-    | DeviceListUpdateContent
-    | DirectToDeviceContent
-    | SigningKeyUpdateContent
-    | dict[str, Any]
-)
-
-CONTENT_TYPES: Mapping[str, Any] = {
-    "m.typing": TypingContent,
-    "m.receipt": ReceiptContent,
-    "m.presence": PresenceContent,
-    "m.device_list_update": DeviceListUpdateContent,
-    "m.direct_to_device": DirectToDeviceContent,
-    "m.signing_key_update": SigningKeyUpdateContent,
-}
-
-
-def parse_edu(edu: object) -> tuple[str, EduContent]:
-    """Returns the EDU type and its content: a Struct of `CONTENT_TYPES`, or for other types the object as received.
-
-    Raises InvalidEdu. Invalid updates in an `m.presence` EDU are left out one by one: some servers send states that the
-    spec does not know ("busy"), and that must not affect their other users.
-    """
+def parse_edu(edu: object) -> tuple[str, dict[str, Any]]:
+    """Returns the type of an EDU and its content, as it came. Raises InvalidEdu."""
     try:
         canonical_json.check(edu, strict=False)
         parsed = msgspec.convert(edu, _Edu)
-        if parsed.edu_type == "m.presence":
-            return parsed.edu_type, _parse_presence(parsed.content)
-        if parsed.edu_type == "m.receipt":
-            return parsed.edu_type, _parse_receipts(parsed.content)
-        kind = CONTENT_TYPES.get(parsed.edu_type)
-        return parsed.edu_type, parsed.content if kind is None else msgspec.convert(parsed.content, kind)
-    except ValueError as error:  # msgspec.ValidationError, InvalidIdentifier and NotCanonical are ValueErrors
+    except ValueError as error:  # msgspec.ValidationError and NotCanonical are ValueErrors
         raise InvalidEdu(str(error)) from None
+    return parsed.edu_type, parsed.content
 
 
-def build_edu(edu_type: str, content: EduContent) -> dict[str, Any]:
-    """Returns the EDU in the form in which it is sent. `content` is a Struct of `CONTENT_TYPES` or a plain object."""
-    return {"edu_type": edu_type, "content": msgspec.to_builtins(content)}
+def parse_receipts(content: dict[str, Any]) -> Iterator[Receipt]:
+    """Yields the receipts of an `m.receipt`, without malformed ones.
+
+    Only public read receipts travel between servers; other kinds are not read.
+    """
+    for room, kinds in content.items():
+        read = kinds.get("m.read") if isinstance(kinds, dict) else None
+        if not isinstance(read, dict):
+            continue
+        try:
+            room_id = parse_room_id(room)
+        except InvalidIdentifier:
+            continue
+        for user, receipt in read.items():
+            try:
+                user_id = parse_user_id(user)
+                told = msgspec.convert(receipt, _UserReceipt)
+                event_id = parse_event_id(told.event_ids[0])
+            except ValueError:  # msgspec.ValidationError and InvalidIdentifier are ValueErrors
+                continue
+            yield Receipt(
+                room_id=room_id, user_id=user_id, event_id=event_id, ts=told.data.ts, thread_id=told.data.thread_id
+            )
 
 
-def _parse_receipts(content: dict[str, Any]) -> ReceiptContent:
-    for room_id in content:
-        parse_room_id(room_id)
-    return msgspec.convert(content, ReceiptContent)
+def parse_presence(content: dict[str, Any]) -> Iterator[PresenceUpdate]:
+    """Yields the updates of an `m.presence`, without malformed ones. Raises InvalidEdu if it has no list of them.
 
-
-def _parse_presence(content: dict[str, Any]) -> PresenceContent:
+    Servers send states that the spec does not know ("busy"), and the other users of that server are not to blame.
+    """
     push = content.get("push")
     if not isinstance(push, list):
         raise InvalidEdu("Expected an array - at `$.push`")
-    updates = []
     for update in push:
         try:
-            updates.append(msgspec.convert(update, PresenceUpdate))
+            yield msgspec.convert(update, PresenceUpdate)
         except msgspec.ValidationError:
             continue
-    return PresenceContent(push=updates)

@@ -19,8 +19,8 @@ from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.database.lane import Lane
 from homeserver.errors import MatrixError, forbidden
-from homeserver.feature import Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext
-from homeserver.federation.edus import PresenceContent, PresenceUpdate
+from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext
+from homeserver.federation.edus import PresenceUpdate, parse_presence
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
@@ -153,19 +153,16 @@ def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[Outgo
         if servers:
             # The spec requires last_active_ago, also of one who was never active.
             update = {"user_id": presence.user_id, "last_active_ago": 0, **presence.body(tx.now_ms)}
-            yield OutgoingEdu("m.presence", {"push": [update]}, destinations=tuple(sorted(servers)))
+            yield OutgoingEdu({"push": [update]}, destinations=tuple(sorted(servers)))
 
 
-async def receive_presence(hs: Resources, origin: ServerName, content: PresenceContent) -> None:
-    """An m.presence EDU: counts for users of `origin` only, and only for those who share a room with ours."""
-    if not hs.config.presence.enabled:
-        return
-    updates = [update for update in content.push if update.user_id.partition(":")[2] == origin]
-    if updates:
-        await hs.database.write(_store_remote, updates[: limits.users.PRESENCE_UPDATES_PER_EDU_MAX])
+async def receive_presence(hs: Resources, origin: ServerName, updates: Sequence[PresenceUpdate]) -> None:
+    """Stores the presence of users of another server, if they share a room with ours."""
+    if hs.config.presence.enabled:
+        await hs.database.write(_store_remote, updates)
 
 
-def _store_remote(tx: Transaction, updates: list[PresenceUpdate]) -> None:
+def _store_remote(tx: Transaction, updates: Sequence[PresenceUpdate]) -> None:
     for update in updates:
         if not list_joined_rooms(tx, update.user_id):
             continue
@@ -189,9 +186,17 @@ FEATURE = Feature(
     name="presence",
     spec="client-server-api/#presence",
     routes=routes,
-    edus={"m.presence": receive_presence},
+    edus={
+        "m.presence": Edu(
+            parse_presence,
+            receive_presence,
+            user=lambda update: update.user_id,
+            room=None,
+            source=list_presence_edus,
+            coalesce_by=lambda update: update.user_id,
+        )
+    },
     sync=sync_presence,
-    edu_source=list_presence_edus,
     background=(follow_time,),
     heartbeat=touch,
     forget_user=forget_presence,

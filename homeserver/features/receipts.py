@@ -6,7 +6,7 @@ that reading costs nothing per message.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -16,9 +16,9 @@ from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.errors import invalid_param, not_found
-from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
-from homeserver.federation.edus import ReceiptContent
-from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
+from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.federation.edus import Receipt, parse_receipts
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership, list_memberships
 from homeserver.rooms.storage import StoredEvent, get_stored
@@ -169,30 +169,28 @@ def _is_marker_ahead(tx: Transaction, room_id: RoomID, user_id: UserID, ordering
     return ordering is not None and ordering > event.ordering
 
 
-async def on_receipt_edu(hs: Resources, origin: ServerName, content: ReceiptContent) -> None:
-    """Receipts of another server's users. Nothing is believed of users of a third server."""
-    await hs.database.write(_store_remote, origin, content)
+async def receive_receipts(hs: Resources, origin: ServerName, receipts: Sequence[Receipt]) -> None:
+    """Stores receipts of users of another server."""
+    await hs.database.write(_store_remote, receipts)
 
 
-def _store_remote(tx: Transaction, origin: ServerName, content: ReceiptContent) -> None:
-    for room_id, receipts in content.items():
-        for user_id, receipt in receipts.read.items():
-            if server_name_of(user_id) != origin or get_membership(tx, room_id, user_id) != "join":
+def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
+    for receipt in receipts:
+        room_id, user_id, event_id = receipt.room_id, receipt.user_id, receipt.event_id
+        if get_membership(tx, room_id, user_id) != "join":
+            continue
+        thread_id = receipt.thread_id or ""
+        event = get_stored(tx, event_id)
+        if event is not None and event.room_id != room_id:
+            event = None
+        if thread_id not in ("", "main"):
+            if event is None or thread_id == event_id:
                 continue
-            event_id, thread_id = receipt.event_ids[0], receipt.data.thread_id or ""
-            event = get_stored(tx, event_id)
-            if event is not None and event.room_id != room_id:
-                event = None
-            if thread_id not in ("", "main"):
-                if event is None or thread_id == event_id:
-                    continue
-                # Anyone can invent threads, and each would be told to everyone in the room.
-                thread_id = _thread_of(tx, event) or "main"
-            ordering = None if event is None else event.ordering
-            if ordering is None or _is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
-                store_receipt(
-                    tx, room_id, user_id, "m.read", thread_id, event_id, ordering, receipt.data.ts, is_local=False
-                )
+            # Anyone can invent threads, and each would be told to everyone in the room.
+            thread_id = _thread_of(tx, event) or "main"
+        ordering = None if event is None else event.ordering
+        if ordering is None or _is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
+            store_receipt(tx, room_id, user_id, "m.read", thread_id, event_id, ordering, receipt.ts, is_local=False)
 
 
 def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
@@ -218,7 +216,7 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
         ctx.rooms[room_id].ephemeral.append({"type": "m.receipt", "content": by_event})
 
 
-def receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
+def list_receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
     """The public receipts of local users, an EDU for each room and thread."""
     rows = tx.all(
         "SELECT room_nid, user_nid, thread_id, event_id, ts_ms FROM receipts WHERE position > ? AND position <= ?"
@@ -232,7 +230,7 @@ def receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu
         users = by_thread.setdefault((RoomID(tx.name(room_nid)), thread_id), {})
         users[tx.name(user_nid)] = {"event_ids": [event_id], "data": data}
     for (room_id, _), users in by_thread.items():
-        yield OutgoingEdu("m.receipt", {room_id: {"m.read": users}}, room_id)
+        yield OutgoingEdu({room_id: {"m.read": users}}, room_id)
 
 
 # --- storage ---
@@ -337,8 +335,16 @@ FEATURE = Feature(
     spec="client-server-api/#receipts",
     schema=SCHEMA,
     routes=routes,
-    edus={"m.receipt": on_receipt_edu},
+    edus={
+        "m.receipt": Edu(
+            parse_receipts,
+            receive_receipts,
+            user=lambda receipt: receipt.user_id,
+            room=lambda receipt: receipt.room_id,
+            source=list_receipt_edus,
+            coalesce_by=lambda receipt: (receipt.room_id, receipt.user_id, receipt.thread_id),
+        )
+    },
     sync=sync_receipts,
-    edu_source=receipt_edus,
     forget_user=forget_receipts,
 )

@@ -17,9 +17,9 @@ from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.database.lane import Lane
 from homeserver.errors import forbidden
-from homeserver.feature import Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import TypingContent
-from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.moments import is_ahead, latest
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, get_membership, joined_at
@@ -110,17 +110,16 @@ def _end(tx: Transaction, due: Sequence[_Typing]) -> None:
         store_typing(tx, RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), 0, is_local=is_local)
 
 
-async def on_typing_edu(hs: Resources, origin: ServerName, content: TypingContent) -> None:
-    """Another server's user has begun or ended to type. Nothing is believed of a user of a third server."""
-    if server_name_of(content.user_id) != origin:
-        return
-    timeout_ms = limits.TYPING_TIMEOUT_MS_DEFAULT if content.typing else 0
-    await hs.database.write(_set_remote, content.room_id, content.user_id, timeout_ms)
+async def receive_typing(hs: Resources, origin: ServerName, contents: Sequence[TypingContent]) -> None:
+    """Stores that users of another server have begun or ceased to type."""
+    await hs.database.write(_set_remote, contents)
 
 
-def _set_remote(tx: Transaction, room_id: RoomID, user_id: UserID, timeout_ms: int) -> None:
-    if get_membership(tx, room_id, user_id) == "join":
-        store_typing(tx, room_id, user_id, tx.now_ms + timeout_ms if timeout_ms else 0, is_local=False)
+def _set_remote(tx: Transaction, contents: Sequence[TypingContent]) -> None:
+    for each in contents:
+        if get_membership(tx, each.room_id, each.user_id) == "join":
+            expires_ms = tx.now_ms + limits.TYPING_TIMEOUT_MS_DEFAULT if each.typing else 0
+            store_typing(tx, each.room_id, each.user_id, expires_ms, is_local=False)
 
 
 def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
@@ -136,8 +135,8 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
             ctx.rooms[room_id].ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
 
 
-def typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
-    """An m.typing EDU for each local user who has begun or ended to type."""
+def list_typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
+    """An m.typing EDU for each local user who has begun or ceased to type."""
     rows = tx.all(
         "SELECT room_nid, user_nid, expires_ms FROM typing WHERE position > ? AND position <= ? AND is_local = 1",
         since,
@@ -147,7 +146,7 @@ def typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
     for room_nid, user_nid, expires_ms in rows:
         room_id = RoomID(tx.name(room_nid))
         content: JsonObject = {"room_id": room_id, "user_id": tx.name(user_nid), "typing": _is_typing(tx, expires_ms)}
-        edus.append(OutgoingEdu("m.typing", content, room_id))
+        edus.append(OutgoingEdu(content, room_id))
     return edus
 
 
@@ -219,9 +218,18 @@ FEATURE = Feature(
     spec="client-server-api/#typing-notifications",
     schema=SCHEMA,
     routes=routes,
-    edus={"m.typing": on_typing_edu},
+    edus={
+        "m.typing": Edu(
+            TypingContent,
+            receive_typing,
+            user=lambda typing: typing.user_id,
+            room=lambda typing: typing.room_id,
+            source=list_typing_edus,
+            coalesce_by=lambda typing: (typing.room_id, typing.user_id),
+            short_lived=True,
+        )
+    },
     sync=sync_typing,
-    edu_source=typing_edus,
     background=(follow_time,),
     forget_user=forget_typing,
 )

@@ -322,8 +322,9 @@ STATE_BYTES_MAX = 512 << 20
 # The largest rooms take minutes to send and check.
 STATE_TIMEOUT_S = 120.0
 JOIN_TIMEOUT_S = 180.0
-# Receipts of one EDU, each with a few look-ups in a write; the rest of a larger one is not worth a longer one.
-RECEIPTS_PER_EDU_MAX = 500
+# Parts of one EDU, such as receipts, each of which takes a few look-ups in a write. Synapse sends up to 50; the rest of
+# an EDU with more than this is not worth a longer write.
+EDU_PARTS_MAX = 500
 # Answers to transactions that are kept for each origin, which sends one after another.
 TRANSACTIONS_KEPT = 10
 # Spec: server-server-api/#get_matrixfederationv1backfillroomid sets no limit; a client's page has at most 100 events.

@@ -76,6 +76,3 @@ CURRENTLY_ACTIVE_MS = 60 * 1000
 # offline after 30 minutes; we wait for twice as long.
 PRESENCE_REPEAT_MS = 25 * 60 * 1000
 PRESENCE_REMOTE_TIMEOUT_MS = 60 * 60 * 1000
-
-# Updates of one EDU; Synapse sends up to 50, the rest of a larger one is not worth a longer write.
-PRESENCE_UPDATES_PER_EDU_MAX = 500

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from homeserver.api.routes import Routes
-from homeserver.feature import Feature
+from homeserver.feature import Feature, combine
 from homeserver.limits import Bucket
 from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, serving
 from homeserver.remote.authorization import identify_origin
@@ -22,10 +22,10 @@ __all__ = ["feature_of", "identify_origin", "open_identity"]
 
 def feature_of(features: Sequence[Feature]) -> Feature:
     """The feature that takes part in federation for all of `features`: their EDUs and their queries."""
-    sources = [feature.edu_source for feature in features if feature.edu_source is not None]
+    edus = combine("EDUs", (feature.edus for feature in features))
 
     async def send(hs: Resources) -> None:
-        await outbound.send(hs, sources)
+        await outbound.send(hs, edus)
 
     return Feature(
         name="federation",
@@ -37,7 +37,7 @@ def feature_of(features: Sequence[Feature]) -> Feature:
                 serving.query_routes(features),
                 handshakes.routes,
                 inviting.routes,
-                transaction_routes(features),
+                transaction_routes(edus),
             ]
         ),
         limits={

@@ -9,14 +9,14 @@ again position by position: what can be read is sent, and the other positions ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.database.lane import try_each
-from homeserver.feature import EduSource, OutgoingEdu
+from homeserver.feature import Edu, OutgoingEdu
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.federation.transaction import PDUS_MAX
@@ -30,20 +30,22 @@ from homeserver.rooms.visibility import membership_in, servers_in
 
 R = TypeVar("R")
 
-_SHORT_LIVED = frozenset({"m.typing"})  # of no use to a server that was away
+Edus = Mapping[str, Edu[Any]]
+"""What the features declare, by EDU type."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Item:
     """One PDU or EDU to be sent, as canonical JSON. What is shared by many destinations is there once.
 
-    name: what it is called in the log.
+    name: what it is called in the log. subjects: what an EDU is the latest news of, see `Edu.coalesce_by`.
     """
 
     position: int
     name: str
     data: bytes
     is_edu: bool = False
+    subjects: frozenset[Hashable] = frozenset()
 
 
 Failed = list[tuple[int, Exception]]
@@ -72,30 +74,30 @@ def _together(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], 
 
 
 def collect(
-    tx: Transaction, own: ServerName, sources: Sequence[EduSource], since: int, upto: int
+    tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int
 ) -> tuple[dict[ServerName, list[Item]], Failed]:
     """What the changes of since < position ≤ upto mean for each destination, in order; and what cannot be sent."""
     try:
-        return tx.attempt(_collect, tx, own, sources, since, upto, _together)
+        return tx.attempt(_collect, tx, own, edus, since, upto, _together)
     except Exception as error:
         if is_outage(error):
             raise
-        return _collect_each(tx, own, sources, since, upto)
+        return _collect_each(tx, own, edus, since, upto)
 
 
 def _collect_each(
-    tx: Transaction, own: ServerName, sources: Sequence[EduSource], since: int, upto: int
+    tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int
 ) -> tuple[dict[ServerName, list[Item]], Failed]:
     """As `collect`, where something in the span cannot be read."""
 
     def each(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], /) -> tuple[list[R], Failed]:
         return try_each(tx, items, fn)
 
-    return _collect(tx, own, sources, since, upto, each)
+    return _collect(tx, own, edus, since, upto, each)
 
 
 def _collect(
-    tx: Transaction, own: ServerName, sources: Sequence[EduSource], since: int, upto: int, each: _Each
+    tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int, each: _Each
 ) -> tuple[dict[ServerName, list[Item]], Failed]:
     found: dict[ServerName, list[Item]] = {}
     heads: dict[RoomID, Head | None] = {}
@@ -110,32 +112,28 @@ def _collect(
         return _edu_destinations(tx, own, outgoing, heads)
 
     items, failed = each(range(since + 1, upto + 1), pdus)
-    edus, failed_edus = _edu_items(tx, sources, since, upto, destinations_of, each)
-    for item, servers in (*items, *edus):
+    edu_items, failed_edus = _edu_items(tx, edus, since, upto, destinations_of, each)
+    for item, servers in (*items, *edu_items):
         for server in servers:
             found.setdefault(server, []).append(item)
     return found, failed + failed_edus
 
 
-def list_due(
-    tx: Transaction, own: ServerName, sources: Sequence[EduSource], server: ServerName, since: int, upto: int
-) -> Batch:
+def list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
     """What `server` lacks that was reached last at `since`, up to a position ≤ `upto`; of busy rooms the newest."""
+    lasting = {edu_type: edu for edu_type, edu in edus.items() if not edu.short_lived}
     try:
-        return tx.attempt(_list_due, tx, own, sources, server, since, upto)
+        return tx.attempt(_list_due, tx, own, lasting, server, since, upto)
     except Exception as error:
         if is_outage(error):
             raise
     # Not even the rooms of the server may be readable, so look at everything there is, a little at a time.
     upto = min(upto, since + limits.TAIL_SPAN_MAX)
-    found, failed = _collect_each(tx, own, sources, since, upto)
-    items = [item for item in found.get(server, ()) if item.name not in _SHORT_LIVED]
-    return Batch(upto, items, failed)
+    found, failed = _collect_each(tx, own, lasting, since, upto)
+    return Batch(upto, found.get(server, []), failed)
 
 
-def _list_due(
-    tx: Transaction, own: ServerName, sources: Sequence[EduSource], server: ServerName, since: int, upto: int
-) -> Batch:
+def _list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
     upto = min(upto, since + limits.CATCH_UP_SPAN)
     positions = sorted(_positions_to_send(tx, own, server, since, upto))
     if len(positions) > PDUS_MAX:
@@ -144,16 +142,14 @@ def _list_due(
     heads: dict[RoomID, Head | None] = {}
 
     def destinations_of(outgoing: OutgoingEdu) -> frozenset[ServerName]:
-        if outgoing.edu_type in _SHORT_LIVED:
-            return frozenset()
         return _edu_destinations(tx, own, outgoing, heads) & {server}
 
     rows = _rows_to_send(tx, own, positions)
     items = _pdu_items(
         tx, [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
     )
-    edus, _ = _edu_items(tx, sources, since, upto, destinations_of, _together)
-    return Batch(upto, items + [item for item, _ in edus], [])
+    edu_items, _ = _edu_items(tx, edus, since, upto, destinations_of, _together)
+    return Batch(upto, items + [item for item, _ in edu_items], [])
 
 
 def _pdu_items(tx: Transaction, rows: Sequence[StoredEvent]) -> list[Item]:
@@ -165,7 +161,7 @@ def _pdu_items(tx: Transaction, rows: Sequence[StoredEvent]) -> list[Item]:
 
 def _edu_items(
     tx: Transaction,
-    sources: Sequence[EduSource],
+    edus: Edus,
     since: int,
     upto: int,
     destinations_of: Callable[[OutgoingEdu], frozenset[ServerName]],
@@ -174,19 +170,30 @@ def _edu_items(
     """The EDUs of a span and where they go, without those that go nowhere."""
     items: list[tuple[Item, frozenset[ServerName]]] = []
     failed: Failed = []
-    for source in sources:
+    for edu_type, edu in edus.items():
+        if edu.source is None:
+            continue
 
-        def encoded(span: Sequence[int], source: EduSource = source) -> Iterable[tuple[Item, frozenset[ServerName]]]:
-            for outgoing in source(tx, span[0] - 1, span[-1]):
+        def encoded(
+            span: Sequence[int], edu_type: str = edu_type, edu: Edu[Any] = edu
+        ) -> Iterable[tuple[Item, frozenset[ServerName]]]:
+            assert edu.source is not None
+            for outgoing in edu.source(tx, span[0] - 1, span[-1]):
                 if servers := destinations_of(outgoing):
-                    edu = {"edu_type": outgoing.edu_type, "content": outgoing.content}
-                    data = canonical_json.encode(edu, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
-                    yield Item(upto, outgoing.edu_type, data, is_edu=True), servers
+                    yield _edu_item(upto, edu_type, edu, outgoing), servers
 
         of_source, failed_of_source = each(range(since + 1, upto + 1), encoded)
         items += of_source
         failed += failed_of_source
     return items, failed
+
+
+def _edu_item(position: int, edu_type: str, edu: Edu[Any], outgoing: OutgoingEdu) -> Item:
+    encoded = canonical_json.encode(
+        {"edu_type": edu_type, "content": outgoing.content}, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX
+    )
+    subjects = frozenset((edu_type, subject) for subject in edu.subjects(outgoing.content))
+    return Item(position, edu_type, encoded, is_edu=True, subjects=subjects)
 
 
 def _rows_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[StoredEvent]:

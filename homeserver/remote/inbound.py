@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from math import inf
-from typing import cast
+from typing import Any, TypeVar
 
 import orjson
 import trio
@@ -24,15 +23,8 @@ from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.database.lane import PARKED_COUNTER, try_each
 from homeserver.errors import MatrixError, bad_json, invalid_param
-from homeserver.feature import EduHandler, Feature, JsonObject
-from homeserver.federation.edus import (
-    EduContent,
-    InvalidEdu,
-    ReceiptContent,
-    RoomReceipts,
-    TypingContent,
-    parse_edu,
-)
+from homeserver.feature import Edu, JsonObject
+from homeserver.federation.edus import InvalidEdu, parse_edu
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, parse_room_id, server_name_of
 from homeserver.federation.pdu_checks import required_signatures
@@ -49,15 +41,16 @@ from homeserver.remote.requests import is_sparse
 from homeserver.resources import Resources
 from homeserver.rooms.membership import is_server_joined
 
+P = TypeVar("P")
+
 _log = logging.getLogger("homeserver.federation")
 
 TXN_ID_CHARACTERS_MAX = 255
 PDUS_COUNTER = "homeserver_federation_pdus_received_total"
 
 
-def transaction_routes(features: Sequence[Feature]) -> Routes:
-    """PUT /send, which gives EDUs to those of `features` that handle them."""
-    handlers = {edu_type: handler for feature in features for edu_type, handler in feature.edus.items()}
+def transaction_routes(edus: Mapping[str, Edu[Any]]) -> Routes:
+    """PUT /send, which receives EDUs of the given types and ignores all others."""
     routes = Routes()
 
     @routes.put(
@@ -77,14 +70,14 @@ def transaction_routes(features: Sequence[Feature]) -> Routes:
         if transaction.origin != origin:
             raise invalid_param("The transaction is of another origin than its request.")
         key = ("transaction", origin, txn_id)
-        answer = await hs.flights.join(hs.nursery, key, _work_off, hs, handlers, origin, txn_id, transaction)
+        answer = await hs.flights.join(hs.nursery, key, _work_off, hs, edus, origin, txn_id, transaction)
         return Response(200, answer, {"content-type": "application/json"})
 
     return routes
 
 
 async def _work_off(
-    hs: Resources, handlers: Mapping[str, EduHandler], origin: ServerName, txn_id: str, transaction: ReceivedTransaction
+    hs: Resources, edus: Mapping[str, Edu[Any]], origin: ServerName, txn_id: str, transaction: ReceivedTransaction
 ) -> bytes:
     if hs.peers.locks.waiting(("origin", origin)) >= limits.TRANSACTIONS_WAITING_MAX:
         raise limit_exceeded(1000)
@@ -92,7 +85,7 @@ async def _work_off(
         answer = await hs.database.read(find_answer, origin, txn_id)
         if answer is None:
             results = await _receive_pdus(hs, origin, transaction.pdus)
-            await _receive_edus(hs, handlers, origin, transaction.edus)
+            await _receive_edus(hs, edus, origin, transaction.edus)
             answer = orjson.dumps({"pdus": results})
             await hs.database.write(store_answer, origin, txn_id, answer)
     return answer
@@ -305,20 +298,21 @@ def _server_of(user_id: str | None) -> str:
 
 
 async def _receive_edus(
-    hs: Resources, handlers: Mapping[str, EduHandler], origin: ServerName, edus: Sequence[object]
+    hs: Resources, declared: Mapping[str, Edu[Any]], origin: ServerName, edus: Sequence[object]
 ) -> None:
-    for part in edus:
+    for each in edus:
         try:
-            edu_type, content = parse_edu(await _decode(hs, part))
+            edu_type, content = parse_edu(await _decode(hs, each))
+            edu = declared.get(edu_type)
+            parts = [] if edu is None else edu.parts_from(origin, content)
         except InvalidEdu:
             continue
-        handler = handlers.get(edu_type)
-        if handler is None:
+        if edu is None or not parts:
             continue
         try:
-            allowed = await _allowed_content(hs, origin, content)
-            if allowed is not None:
-                await handler(hs, origin, allowed)
+            allowed = await _leave_out_rooms(hs, edu, origin, parts)
+            if allowed:
+                await edu.handler(hs, origin, allowed)
         except MatrixError as error:
             _log.info("EDU refused", extra={"edu_type": edu_type, "origin": origin, "reason": error.error})
         except Exception as error:  # one EDU that we cannot digest must not keep the others, nor be sent for ever
@@ -327,35 +321,17 @@ async def _receive_edus(
             _leave_out(hs, "EDU", error, {"edu_type": edu_type, "origin": origin})
 
 
-async def _allowed_content(hs: Resources, origin: ServerName, content: EduContent) -> EduContent | None:
-    """The content without what concerns rooms whose ACL shuts out the origin, or users of other servers."""
-    if isinstance(content, TypingContent):
-        if server_name_of(content.user_id) != origin:
-            return None
-        accesses = await hs.database.read(_find_accesses, hs.server_name, [content.room_id], origin)
-        return content if _may_speak(accesses[content.room_id]) else None
-    if isinstance(content, dict) and content and all(isinstance(value, RoomReceipts) for value in content.values()):
-        receipts = _own_receipts(cast("dict[RoomID, RoomReceipts]", content), origin)
-        accesses = await hs.database.read(_find_accesses, hs.server_name, list(receipts), origin)
-        return {room_id: value for room_id, value in receipts.items() if _may_speak(accesses[room_id])}
-    return content
+async def _leave_out_rooms(hs: Resources, edu: Edu[P], origin: ServerName, parts: Sequence[P]) -> Sequence[P]:
+    """The parts without those about a room that this server or the origin is not in, or whose ACL bars the origin."""
+    if edu.room is None:
+        return parts
+    rooms = [edu.room(part) for part in parts]
+    accesses = await hs.database.read(_find_accesses, hs.server_name, list(dict.fromkeys(rooms)), origin)
+    return [part for part, room_id in zip(parts, rooms, strict=True) if _may_speak(accesses[room_id])]
 
 
 def _may_speak(access: RoomAccess | None) -> bool:
     return access is not None and access.is_resident and access.is_allowed and access.has_origin
-
-
-def _own_receipts(content: ReceiptContent, origin: ServerName) -> dict[RoomID, RoomReceipts]:
-    """The receipts of the origin's users, as many of them as there may be."""
-    found: dict[RoomID, RoomReceipts] = {}
-    left = limits.RECEIPTS_PER_EDU_MAX
-    for room_id, receipts in content.items():
-        own = (each for each in receipts.read.items() if server_name_of(each[0]) == origin)
-        first = dict(islice(own, left))
-        if first:
-            found[room_id] = RoomReceipts(read=first)
-            left -= len(first)
-    return found
 
 
 # Storage

@@ -31,7 +31,6 @@ import trio
 from homeserver import limits
 from homeserver.database.lane import Lane
 from homeserver.database.tail import find_position, store_position
-from homeserver.feature import EduSource
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, encode_transaction
 from homeserver.moments import passed
@@ -39,6 +38,7 @@ from homeserver.process.outages import is_outage
 from homeserver.process.peers import DELIVERY, BackOff
 from homeserver.remote.destinations import (
     Batch,
+    Edus,
     Failed,
     Item,
     collect,
@@ -84,12 +84,12 @@ class _Outbox:
     overflowed_at: int | None = None
 
 
-async def send(hs: Resources, sources: Sequence[EduSource]) -> None:
+async def send(hs: Resources, edus: Edus) -> None:
     """Sends, for ever. Where several nodes share the database, one of them does."""
     while hs.config.federation.enabled:
         async with hs.database.hold(f"tail {TAIL}"):
             try:
-                await Sender(hs, sources).run()
+                await Sender(hs, edus).run()
             except Exception as error:  # whatever it is, the rest of the server can do without the sender for a while
                 if is_outage(error):
                     raise  # it is logged once for all, and whoever runs this waits until it is over
@@ -102,9 +102,9 @@ class Sender:
 
     _nursery: trio.Nursery
 
-    def __init__(self, hs: Resources, sources: Sequence[EduSource]) -> None:
+    def __init__(self, hs: Resources, edus: Edus) -> None:
         self._hs = hs
-        self._sources = sources
+        self._edus = edus
         self._outboxes: dict[ServerName, _Outbox] = {}
         self._lags: dict[ServerName, _Lag] = {}
         # Destinations whose lag is not stored yet: up to where they have everything.
@@ -153,7 +153,7 @@ class Sender:
                 while self._position < committed:
                     upto = min(committed, self._position + limits.TAIL_SPAN_MAX)
                     found, failed = await self._hs.database.read(
-                        collect, self._hs.server_name, self._sources, self._position, upto
+                        collect, self._hs.server_name, self._edus, self._position, upto
                     )
                     await self._park(failed)
                     for server, items in found.items():
@@ -271,7 +271,7 @@ class Sender:
             while True:
                 upto = self._position
                 batch = await self._hs.database.read(
-                    list_due, self._hs.server_name, self._sources, server, lag.acked, upto
+                    list_due, self._hs.server_name, self._edus, server, lag.acked, upto
                 )
                 await self._park(batch.failed)
                 unsent = await self._send_batch(server, batch)

@@ -11,7 +11,7 @@ from homeserver import limits
 from homeserver.config import Presence
 from homeserver.features.presence import FEATURE
 from homeserver.federation.build import Draft
-from homeserver.federation.edus import parse_edu
+from homeserver.federation.identifiers import ServerName
 from homeserver.rooms.append import append_local
 from homeserver.rooms.membership import store_membership
 from homeserver.users.presence import note_activity
@@ -261,8 +261,9 @@ async def with_remote(server: Server) -> tuple[Client, str]:
 
 
 async def receive(server: Server, content: Any, origin: str = "other.example") -> None:
-    _, parsed = parse_edu({"edu_type": "m.presence", "content": content})
-    await FEATURE.edus["m.presence"](server.hs, origin, parsed)
+    edu = FEATURE.edus["m.presence"]
+    if updates := edu.parts_from(ServerName(origin), content):
+        await edu.handler(server.hs, ServerName(origin), updates)
 
 
 async def test_presence_from_other_servers(homeserver: Server) -> None:
@@ -300,12 +301,10 @@ async def test_other_servers_are_told(homeserver: Server) -> None:
     since = homeserver.hs.stream.position
     await sync(alice)
     await sync(bob)
-    assert FEATURE.edu_source is not None
-    edus = await homeserver.read(
-        lambda tx: list(FEATURE.edu_source(tx, since, homeserver.hs.stream.position))  # type: ignore[misc]
-    )
-    (edu,) = edus
-    assert (edu.edu_type, edu.destinations) == ("m.presence", ("other.example",))
+    source = FEATURE.edus["m.presence"].source
+    assert source is not None
+    (edu,) = await homeserver.read(lambda tx: list(source(tx, since, homeserver.hs.stream.position)))
+    assert edu.destinations == ("other.example",)
     assert edu.content == {
         "push": [
             {"user_id": alice.user_id, "presence": "online", "last_active_ago": 0, "currently_active": True},

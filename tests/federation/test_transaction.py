@@ -6,7 +6,7 @@ import pytest
 
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
-from homeserver.federation.edus import TypingContent, build_edu, parse_edu
+from homeserver.federation.edus import parse_edu
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.transaction import (
     PART_BYTES_MAX,
@@ -19,12 +19,12 @@ from homeserver.federation.transaction import (
 )
 
 ORIGIN = ServerName("example.org")
-TYPING = TypingContent(room_id="!r:b", user_id="@a:b", typing=True)
+TYPING = {"room_id": "!r:b", "user_id": "@a:b", "typing": True}
 BODY = {"origin": "example.org", "origin_server_ts": 1532991320875, "pdus": [{"type": "m.room.message"}]}
 
 
 def test_a_built_transaction_is_read_back() -> None:
-    edu = canonical_json.encode(build_edu("m.typing", TYPING))
+    edu = canonical_json.encode({"edu_type": "m.typing", "content": TYPING})
     body = encode_transaction(ORIGIN, 5, [b'{"type":"x"}'], [edu])
     assert body == canonical_json.encode(canonical_json.decode(body))
     transaction = parse_transaction(canonical_json.decode(body))

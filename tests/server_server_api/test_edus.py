@@ -8,7 +8,7 @@ from urllib.parse import quote
 import trio
 
 from homeserver.federation.identifiers import ServerName
-from homeserver.limits import RECEIPTS_PER_EDU_MAX
+from homeserver.limits import EDU_PARTS_MAX
 from tests.support.federation import Federation, create_room, join, send_text, sync, until, wait_text
 from tests.support.homeservers import Client
 from tests.support.stranger import Stranger
@@ -84,11 +84,11 @@ async def test_so_many_receipts_are_not_looked_at(federation: Federation) -> Non
     carol = Stranger(federation.network, ServerName("carol.example"))
     room = await carol.join("a.example", room_id, "carol")
     receipts = {"m.read": {room.user_id: {"event_ids": [event_id], "data": {"ts": 5}}}}
-    others = {f"!{number}:nowhere.example": receipts for number in range(RECEIPTS_PER_EDU_MAX)}
+    others = {f"!{number}:nowhere.example": receipts for number in range(EDU_PARTS_MAX)}
     await carol.send("a.example", "1", edus=[{"edu_type": "m.receipt", "content": {**others, room_id: receipts}}])
     assert "m.receipt" not in await _ephemeral(alice, room_id)
     others = {f"!{number}:nowhere.example": {"m.read": {"@x:y.example": receipts["m.read"][room.user_id]}}
-              for number in range(RECEIPTS_PER_EDU_MAX)}  # fmt: skip
+              for number in range(EDU_PARTS_MAX)}  # fmt: skip
     await carol.send("a.example", "2", edus=[{"edu_type": "m.receipt", "content": {**others, room_id: receipts}}])
     assert room.user_id in (await _ephemeral(alice, room_id))["m.receipt"][event_id]["m.read"]
 

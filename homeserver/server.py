@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -59,7 +59,8 @@ class Homeserver:
     """One homeserver, from `async with` to its end. Any number of them live in one process.
 
     wire, now_ms, inline_database: the three sources of surprise, real unless given: other servers, the time of day,
-    threads. beside: for administration while a server may be running on the same database: it does no work of its own.
+    threads. features: the parts of the specification that it serves, all of them unless given. beside: for
+    administration while a server may be running on the same database: it does no work of its own.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Homeserver:
         wire: Wire | None = None,
         now_ms: Callable[[], int] = wall_clock_ms,
         inline_database: bool = False,
+        features: Sequence[Feature] = FEATURES,
         beside: bool = False,
     ) -> None:
         self.config = config
         self._wire = wire
         self._now_ms = now_ms
         self._inline = inline_database
+        self._features = features
         self._beside = beside
         self._stack = AsyncExitStack()
         self._stop = trio.Event()
@@ -199,8 +202,10 @@ class Homeserver:
             _log.warning("this part of the configuration has no effect yet", extra={"key": name})
         for said in check_files(config):
             raise ConfigError(said)
-        features = all_features()
-        database = await open_data(config, inline=self._inline, exclusive=not self._beside, now_ms=self._now_ms)
+        features = all_features(self._features)
+        database = await open_data(
+            config, inline=self._inline, exclusive=not self._beside, now_ms=self._now_ms, features=self._features
+        )
         self._stack.push_async_callback(database.aclose)
         identity = ServerIdentity(server_name_of(config), await remote.open_identity(config, database), config)
         database.serve_as(identity)
@@ -250,15 +255,16 @@ async def open_data(
     inline: bool = False,
     exclusive: bool = True,
     now_ms: Callable[[], int] = wall_clock_ms,
+    features: Sequence[Feature] = FEATURES,
 ) -> Database:
-    """The server's database, with the tables of all features, in a data folder that is made if there is none.
+    """The server's database, with the tables of the features, in a data folder that is made if there is none.
 
     exclusive: as in `open_database`. Raises ConfigError or DatabaseError.
     """
     _make_data_dir(config.data_path(""))
     return await open_database(
-        database_url(config), all_schemas(), inline=inline, exclusive=exclusive, now_ms=now_ms
-    )  # fmt: skip
+        database_url(config), all_schemas(features), inline=inline, exclusive=exclusive, now_ms=now_ms
+    )
 
 
 def _check_text(**given: object) -> None:
@@ -267,15 +273,15 @@ def _check_text(**given: object) -> None:
             raise TypeError(f"{name} must be a str, not {type(value).__name__}.")
 
 
-def all_features() -> list[Feature]:
-    """The features of the table of contents, and the four that serve what these declare."""
-    features = [*FEATURES, sync.feature_of(FEATURES, find_filter), remote.feature_of(FEATURES)]
-    return [*features, versions.feature_of(features), capabilities.feature_of(features)]
+def all_features(features: Sequence[Feature] = FEATURES) -> list[Feature]:
+    """The features, and the four that serve what these declare."""
+    served = [*features, sync.feature_of(features, find_filter), remote.feature_of(features)]
+    return [*served, versions.feature_of(served), capabilities.feature_of(served)]
 
 
-def all_schemas() -> list[Schema]:
+def all_schemas(features: Sequence[Feature] = FEATURES) -> list[Schema]:
     """The tables of everything that stores something."""
-    schemas = [feature.schema for feature in FEATURES if feature.schema is not None]
+    schemas = [feature.schema for feature in features if feature.schema is not None]
     return [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *schemas, REMOTE_SCHEMA]
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,16 +87,8 @@ class Expressions:
         )
 
 
-@pytest.fixture
-def expressions(monkeypatch: pytest.MonkeyPatch) -> Expressions:
-    """Servers that are started from now on have the feature."""
-    made = Expressions()
-    monkeypatch.setattr("homeserver.server.FEATURES", (*FEATURES, made.feature()))
-    return made
-
-
-async def _with_mallory(federation: Federation) -> tuple[Server, Client, Stranger, Joined]:
-    a = await federation.start("a.example")
+async def _with_mallory(federation: Federation, *features: Feature) -> tuple[Server, Client, Stranger, Joined]:
+    a = await federation.start("a.example", features=(*FEATURES, *features))
     alice = await a.register("alice")
     mallory = Stranger(federation.network, MALLORY)
     room = await mallory.join("a.example", await create_room(alice, preset="public_chat"), "mallory")
@@ -116,16 +107,16 @@ def _mood(room_id: str, user_id: str) -> dict[str, Any]:
     return {"room_id": room_id, "user_id": user_id, "mood": "cheerful"}
 
 
-async def test_the_handler_receives_what_the_origin_may_send(federation: Federation, expressions: Expressions) -> None:
-    _, _, mallory, room = await _with_mallory(federation)
+async def test_the_handler_receives_what_the_origin_may_send(federation: Federation) -> None:
+    expressions = Expressions()
+    _, _, mallory, room = await _with_mallory(federation, expressions.feature())
     await mallory.send("a.example", "1", edus=[_shout(room.room_id, room.user_id)])
     assert expressions.heard == [[Shout(room.room_id, room.user_id, "hello")]]
 
 
-async def test_the_handler_never_sees_what_the_origin_may_not_send(
-    federation: Federation, expressions: Expressions
-) -> None:
-    _, alice, mallory, room = await _with_mallory(federation)
+async def test_the_handler_never_sees_what_the_origin_may_not_send(federation: Federation) -> None:
+    expressions = Expressions()
+    _, alice, mallory, room = await _with_mallory(federation, expressions.feature())
     not_mallorys = await create_room(alice, preset="public_chat")
     barred = await mallory.join("a.example", await create_room(alice, preset="public_chat"), "mallory")
     await send_state(alice, barred.room_id, "m.room.server_acl", {"allow": ["*"], "deny": [MALLORY]})
@@ -150,8 +141,9 @@ async def test_the_handler_never_sees_what_the_origin_may_not_send(
     assert expressions.heard == [[Shout(room.room_id, room.user_id, "hello")]]
 
 
-async def test_of_many_parts_the_allowed_ones_are_kept(federation: Federation, expressions: Expressions) -> None:
-    _, alice, mallory, room = await _with_mallory(federation)
+async def test_of_many_parts_the_allowed_ones_are_kept(federation: Federation) -> None:
+    expressions = Expressions()
+    _, alice, mallory, room = await _with_mallory(federation, expressions.feature())
     not_mallorys = await create_room(alice, preset="public_chat")
     barred = await mallory.join("a.example", await create_room(alice, preset="public_chat"), "mallory")
     await send_state(alice, barred.room_id, "m.room.server_acl", {"allow": ["*"], "deny": [MALLORY]})
@@ -172,8 +164,9 @@ async def test_of_many_parts_the_allowed_ones_are_kept(federation: Federation, e
     assert first.room_id == second.room_id == room.room_id
 
 
-async def test_parts_of_others_do_not_count_against_the_limit(federation: Federation, expressions: Expressions) -> None:
-    _, alice, mallory, room = await _with_mallory(federation)
+async def test_parts_of_others_do_not_count_against_the_limit(federation: Federation) -> None:
+    expressions = Expressions()
+    _, alice, mallory, room = await _with_mallory(federation, expressions.feature())
     foreign = [_mood(room.room_id, alice.user_id)] * EDU_PARTS_MAX
     own = [_mood(room.room_id, room.user_id)] * (EDU_PARTS_MAX + 1)
     await mallory.send("a.example", "1", edus=[_moods(*foreign, *own)])
@@ -181,25 +174,22 @@ async def test_parts_of_others_do_not_count_against_the_limit(federation: Federa
     assert len(heard) == EDU_PARTS_MAX
 
 
-async def test_an_edu_that_its_handler_fails_of_does_not_keep_the_next(
-    federation: Federation, expressions: Expressions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_edu_that_its_handler_fails_of_does_not_keep_the_next(federation: Federation) -> None:
     async def fail(hs: Resources, origin: ServerName, parts: Sequence[Any]) -> None:
         raise RuntimeError
 
     edu: Edu[Any] = Edu(Shout, fail, user=None, room=None)
     failing = Feature(name="failing", spec="server-server-api/#edus", edus={"org.example.failing": edu})
-    monkeypatch.setattr("homeserver.server.FEATURES", (*FEATURES, expressions.feature(), failing))
-    _, _, mallory, room = await _with_mallory(federation)
+    expressions = Expressions()
+    _, _, mallory, room = await _with_mallory(federation, expressions.feature(), failing)
     bad = {**_shout(room.room_id, room.user_id), "edu_type": "org.example.failing"}
     await mallory.send("a.example", "1", edus=[bad, _shout(room.room_id, room.user_id)])
     assert len(expressions.heard) == 1
 
 
-async def test_a_server_that_was_away_gets_no_short_lived_edus(
-    federation: Federation, expressions: Expressions
-) -> None:
-    a, _, mallory, room = await _with_mallory(federation)
+async def test_a_server_that_was_away_gets_no_short_lived_edus(federation: Federation) -> None:
+    expressions = Expressions()
+    a, _, mallory, room = await _with_mallory(federation, expressions.feature())
     got: list[tuple[str, str]] = []
     mallory.take = lambda body: got.extend((edu["edu_type"], edu["content"]["text"]) for edu in body.get("edus", ()))
 

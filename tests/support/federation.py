@@ -10,7 +10,7 @@ They are stopped and started again on their files; what they answer one another 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ import pytest
 import trio
 
 from homeserver.config import FederationSection
+from homeserver.feature import Feature
+from homeserver.features import FEATURES
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.server import Homeserver
 from homeserver.testing import FakeNetwork
@@ -44,11 +46,13 @@ class Federation:
     network: FakeNetwork = field(default_factory=FakeNetwork)
     _running: dict[str, _Running] = field(default_factory=dict)
 
-    async def start(self, name: str, *, clock: Callable[[], int] = now_ms, **sections: Any) -> Server:
+    async def start(
+        self, name: str, *, clock: Callable[[], int] = now_ms, features: Sequence[Feature] = FEATURES, **sections: Any
+    ) -> Server:
         """A homeserver that others reach under this name; again, with what it has stored, if it ran before."""
         sections.setdefault("federation", FederationSection())
         config = config_for_tests(name, self.folder, **sections)
-        server: Server = await self.nursery.start(self._run, config, clock)
+        server: Server = await self.nursery.start(self._run, config, clock, features)
         return server
 
     async def kill(self, name: str) -> None:
@@ -58,12 +62,19 @@ class Federation:
         running.scope.cancel()
         await running.ended.wait()
 
-    async def _run(self, config: Any, clock: Callable[[], int], *, task_status: trio.TaskStatus[Server]) -> None:
+    async def _run(
+        self,
+        config: Any,
+        clock: Callable[[], int],
+        features: Sequence[Feature],
+        *,
+        task_status: trio.TaskStatus[Server],
+    ) -> None:
         name = config.server_name
         with trio.CancelScope() as scope:
             running = self._running[name] = _Running(scope, trio.Event())
             try:
-                async with running_homeserver(config, self.network, clock) as server:
+                async with running_homeserver(config, self.network, clock, features) as server:
                     task_status.started(server)
                     await trio.sleep_forever()
             finally:
@@ -72,11 +83,14 @@ class Federation:
 
 @asynccontextmanager
 async def running_homeserver(
-    config: Any, network: FakeNetwork, clock: Callable[[], int] = now_ms
+    config: Any,
+    network: FakeNetwork,
+    clock: Callable[[], int] = now_ms,
+    features: Sequence[Feature] = FEATURES,
 ) -> AsyncIterator[Server]:
     """A homeserver on the network, as long as the context lasts."""
     wire = network.wire_for(config.server_name)
-    async with Homeserver(config, wire=wire, now_ms=clock, inline_database=True) as homeserver:
+    async with Homeserver(config, wire=wire, now_ms=clock, inline_database=True, features=features) as homeserver:
         network.join(config.server_name, checked(homeserver.app))
         transport = httpx.ASGITransport(homeserver.app, client=("192.0.2.7", 4711))
         async with httpx.AsyncClient(transport=transport, base_url=f"https://{config.server_name}") as http:

@@ -14,7 +14,7 @@ from homeserver.database.interning import StringCache
 from homeserver.database.migrations import READ_LEDGER, list_pending
 from homeserver.database.schema import CORE_SCHEMA, DatabaseError, Schema
 from homeserver.database.session import Session
-from homeserver.database.sqlite import SqliteSession, is_served
+from homeserver.database.sqlite import SqliteSession, check_not_lost, is_served
 from homeserver.database.transaction import Transaction
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ def _peek_sqlite(name: str, schemas: Sequence[Schema], fn: Callable[[Transaction
     path = Path(name).resolve()
     try:
         if name == ":memory:" or not path.exists():
+            check_not_lost(str(path))
             return Seen()
         with path.open("r+b"):
             pass

@@ -277,6 +277,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         raise DatabaseError("A database in memory has only one connection, so it must be opened inline.")
     path = name if in_memory else str(Path(name).resolve())
     if not in_memory:
+        check_not_lost(path)
         _prepare_file(path)
     lock = _Lock(path, _LOCK_WAIT_S) if exclusive and not in_memory else None
     connections: list[sqlite3.Connection] = []
@@ -357,6 +358,19 @@ def _join(path: str, connection: sqlite3.Connection) -> str:
         return begin_generation(connection.execute)
     finally:
         lock.release()
+
+
+def check_not_lost(path: str) -> None:
+    """Raises DatabaseError if a server has had a database here that is gone: a new one would look like a good start.
+
+    Its file is made before the lock, and nothing of ours ever removes it: see `_prepare_file` and `_Lock`.
+    """
+    lock = f"{path}.lock"
+    if os.path.exists(lock) and not os.path.lexists(path):
+        raise DatabaseError(
+            f"The database {path} is gone, though {lock} shows that a server has used it: restore it from your backup,"
+            f" or remove {lock} to begin with an empty one."
+        )
 
 
 def _prepare_file(path: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import trio
 
-from homeserver.database import DatabaseError
+from homeserver.database import DatabaseError, peek
 from tests.database import items
 from tests.support.database import opened
 
@@ -36,3 +37,21 @@ async def test_a_second_server_on_one_file_is_refused_and_a_command_is_not(sqlit
                 pass
         async with opened(sqlite_url, items.SCHEMA, exclusive=False):
             pass
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+async def test_a_database_that_is_gone_is_not_made_anew(sqlite_url: str, exclusive: bool) -> None:
+    """After a wrong mount, or a restore that forgot the file, a new database would look like a good start."""
+    path = Path(sqlite_url.removeprefix("sqlite:"))
+    async with opened(sqlite_url, items.SCHEMA):
+        pass
+    path.rename(path.with_name("elsewhere"))
+    with pytest.raises(DatabaseError, match="restore it from your backup, or remove"):
+        async with opened(sqlite_url, items.SCHEMA, exclusive=exclusive):
+            pass
+    with pytest.raises(DatabaseError, match="is gone"):
+        peek(sqlite_url, [items.SCHEMA], lambda tx: tx.position)
+    assert not path.exists()
+    path.with_name("elsewhere").rename(path)
+    async with opened(sqlite_url, items.SCHEMA):
+        pass

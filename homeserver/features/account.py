@@ -270,7 +270,7 @@ def _list_rooms_elsewhere(tx: Transaction, user_id: UserID) -> list[RoomID]:
 
 
 def _list_open(tx: Transaction, user_id: UserID) -> list[RoomID]:
-    return [each.room_id for each in list_memberships(tx, user_id) if each.membership in _OPEN]
+    return [each.room_id for each in list_memberships(tx, user_id, around_damage=True) if each.membership in _OPEN]
 
 
 FEATURE = Feature(

@@ -56,10 +56,13 @@ def event_key(event_id: str) -> bytes:
 
 
 def event_id_of_key(key: bytes) -> EventID:
-    """Returns the event ID for a stored key."""
+    """Returns the event ID for a stored key. Raises DatabaseDamaged if the key is not one."""
     if len(key) == 32:
         return EventID("$" + b2a_base64(key, newline=False)[:43].translate(_TO_URLSAFE).decode())
-    return EventID(key.rstrip(b"\0").decode())
+    try:
+        return EventID(key.rstrip(b"\0").decode())
+    except UnicodeDecodeError as error:
+        raise DatabaseDamaged(f"The event id {key!r:.100} is damaged: it is not text.") from error
 
 
 def pack(event: Event, positions: Mapping[EventID, int]) -> bytes:

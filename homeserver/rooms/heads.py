@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from homeserver.database import DatabaseDamaged, Transaction
+from homeserver.database.row_types import check_rows, row_types
 from homeserver.errors import not_found
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID
@@ -23,6 +24,8 @@ from homeserver.rooms.storage import load_auth_events
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(tuple[int | bytes, ...]).decode
 _NO_EXTREMITIES = _pack(())
+# version, create_position, state_root, extremities, depth, last_position, members_position
+_HEAD_ROW = row_types(str, int, bytes, bytes, int, int, int)
 
 StateKey = tuple[str, str]
 
@@ -56,7 +59,10 @@ def find_head(tx: Transaction, room_id: str) -> Head | None:
     )
     if row is None:
         return None
+    check_rows([row], _HEAD_ROW, f"room {room_id}, of version")
     version, create_position, root, packed, depth, last_position, members_position = row
+    if version not in ROOM_VERSIONS:
+        raise DatabaseDamaged(f"The room {room_id} is damaged: it has no such version as {version!r:.100}.")
     try:
         extremities = _unpack(packed)
     except msgspec.DecodeError as error:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from homeserver.api.filters import RoomEventFilter, wants, wants_room
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.storage import StoredEvent
@@ -69,13 +69,20 @@ def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, 
     found: list[StoredEvent] = []
     start, end, scanned = point, point, 0
     while True:
-        batch = (list_forwards if forwards else list_backwards)(tx, room_id, end, limit + 1, to)
+        list_events = list_forwards if forwards else list_backwards
+        is_next_damaged = False
+        try:
+            batch = tx.attempt(list_events, tx, room_id, end, limit + 1, to)
+        except DatabaseDamaged:  # if it is only the event beyond the page, the next page is the one that fails
+            batch, is_next_damaged = list_events(tx, room_id, end, limit, to), True
         if batch:
             start = point_beside(batch[0], is_after=not forwards) if scanned == 0 else start
             end = point_beside(batch[-1], is_after=forwards)
             scanned += len(batch)
             visible = filter_visible(tx, reader.user_id, room_id, batch)
             found += [event for event in visible if reader.is_shown(event)]
+        if is_next_damaged and len(found) <= limit:
+            return Page(found, start, end, more=True)
         if len(found) > limit:
             del found[limit:]
             end = point_beside(found[-1], is_after=forwards) if found else point

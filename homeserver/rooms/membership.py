@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.database.compression import decompress_json
 from homeserver.database.lane import try_each
+from homeserver.database.row_types import check_rows, row_types
 from homeserver.encoding import to_json
 from homeserver.errors import forbidden
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
@@ -23,6 +25,8 @@ _log = logging.getLogger(__name__)
 Membership = Literal["join", "invite", "leave", "ban", "knock"]
 
 SERVERS_CACHED_MAX = 2_000
+# room, membership, event_position, changed_position, forgotten, last_position, members_position, stripped
+_MEMBERSHIP_ROW = row_types(int, str, int, int, int, int, int, bytes | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +193,21 @@ def check_joined(tx: Transaction, room_id: str, user_id: str) -> None:
         raise forbidden("You are not in that room.")
 
 
-def list_memberships(tx: Transaction, user_id: str) -> list[RoomMembership]:
-    """Returns all memberships that the user has or ever had."""
+def list_memberships(tx: Transaction, user_id: str, *, around_damage: bool = False) -> list[RoomMembership]:
+    """Returns all memberships that the user has or ever had. around_damage: leave out rows that cannot be read."""
     rows = tx.all(
         "SELECT m.room_nid, m.membership, m.event_position, m.changed_position, m.forgotten, r.last_position,"
         " r.members_position, m.stripped FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
         " WHERE m.user_nid = ?",
         tx.find(user_id),
     )
-    return [_room_membership(tx, row) for row in rows]
+    if not around_damage:
+        return [_room_membership(tx, row) for row in rows]
+    found = []
+    for row in rows:
+        with contextlib.suppress(DatabaseDamaged):
+            found.append(_room_membership(tx, row))
+    return found
 
 
 def list_joined_rooms(tx: Transaction, user_id: str) -> list[RoomID]:
@@ -361,6 +371,7 @@ def list_sharing(tx: Transaction, user_id: str, others: Iterable[str]) -> set[Us
 
 
 def _room_membership(tx: Transaction, row: tuple[Any, ...]) -> RoomMembership:
+    check_rows([row], _MEMBERSHIP_ROW, "membership in the room")
     room_nid, membership, event_position, changed_position, forgotten, last_position, members_position, stripped = row
     return RoomMembership(
         RoomID(tx.name(room_nid)),
@@ -370,5 +381,13 @@ def _room_membership(tx: Transaction, row: tuple[Any, ...]) -> RoomMembership:
         bool(forgotten),
         last_position,
         members_position,
-        None if stripped is None else orjson.loads(bytes(stripped)),
+        None if stripped is None else _read_stripped(stripped),
     )
+
+
+def _read_stripped(stripped: bytes) -> list[dict[str, Any]]:
+    try:
+        events: list[dict[str, Any]] = orjson.loads(stripped)
+    except orjson.JSONDecodeError as error:
+        raise DatabaseDamaged(f"What a user was told of a room is damaged: {error}.") from error
+    return events

@@ -15,6 +15,7 @@ import orjson
 
 from homeserver.database import DatabaseDamaged, Row, Transaction
 from homeserver.database.compression import compress, decompress_json
+from homeserver.database.row_types import check_rows, row_types
 from homeserver.federation import canonical_json
 from homeserver.federation.event import Event, trusted_event
 from homeserver.federation.identifiers import EventID, RoomID, UserID
@@ -26,6 +27,12 @@ from homeserver.rooms.envelope import event_id_of_key, event_key
 AUTH_EVENTS_CACHED_MAX = 5_000
 ROOM_VERSIONS_CACHED_MAX = 20_000
 _TXN_SEPARATOR = "\x1f"
+# position, event_id, room, ordering, type, state_key, sender, origin_server_ts, status, redacted_by, state_before,
+# device_id, txn_id, envelope, content
+_EVENT_ROW = row_types(
+    int, bytes, int, int | None, int, int | None, int, int, int, int | None, bytes | None,
+    str | None, str | None, bytes, bytes,
+)  # fmt: skip
 ORDERING_SHIFT = 20  # leaves room for 2**20 backfilled events between two positions
 
 
@@ -216,7 +223,8 @@ def list_stored(tx: Transaction, positions: Collection[int]) -> dict[int, Stored
 
 
 def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
-    """Converts rows with all columns of `events`, in order."""
+    """Converts rows with all columns of `events`, in order. Raises DatabaseDamaged if a value has a wrong type."""
+    check_rows(rows, _EVENT_ROW, "event at position")
     nids: set[int] = set()
     for row in rows:
         nids.update((row[2], row[4], row[6]) if row[5] is None else (row[2], row[4], row[6], row[5]))

@@ -144,7 +144,7 @@ def compute(
     """
     upto = tx.position
     since = request.since or 0
-    memberships = list_memberships(tx, request.user_id)
+    memberships = list_memberships(tx, request.user_id, around_damage=around_damage)
     viewer = Viewer(
         request.user_id,
         request.requester.device_id,

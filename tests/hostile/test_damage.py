@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.config import BlobsSection
+from homeserver.config import BlobsSection, DatabaseSection
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import get_head
@@ -70,6 +70,11 @@ async def alice(homeserver: Server) -> Client:
     return await homeserver.register("alice")
 
 
+@pytest.fixture
+async def sqlite_server(homeservers: Homeservers) -> Server:
+    return await homeservers.start("sqlite.example", database=DatabaseSection(url="sqlite::memory:"))
+
+
 async def send(client: Client, room_id: str, number: int) -> str:
     path = f"rooms/{quote(room_id)}/send/m.room.message/txn{number}"
     event_id: str = (await client.ok("PUT", path, json={"msgtype": "m.text", "body": f"{number} " * 20}))["event_id"]
@@ -118,6 +123,65 @@ async def test_other_rooms_go_on(homeserver: Server, alice: Client, harm: Harm) 
     assert await send(alice, other, 100)
     answer = await alice.ok("GET", f"sync?timeout=0&since={answer['next_batch']}")
     assert list(answer["rooms"]["join"]) == [other]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("event_id", b"\xff\xfe"),
+        ("origin_server_ts", "yesterday"),
+        ("status", b"\x00"),
+        ("state_before", "text"),
+        ("state_before", b"short"),
+        ("envelope", "text"),
+        ("content", 5),
+        ("redacted_by", "text"),
+    ],
+)
+async def test_values_that_are_not_of_their_column(sqlite_server: Server, column: str, value: object) -> None:
+    """SQLite takes any value in any column, so a damaged or edited row may hold anything."""
+    alice = await sqlite_server.register("alice")
+
+    def harm(tx: Transaction, room_id: RoomID, event_id: str) -> None:
+        tx.run(f"UPDATE events SET {column} = ? WHERE position = ?", value, find_position(tx, event_id))
+
+    room_id, other, _ = await harmed(sqlite_server, alice, harm)
+    assert await alice.refused("GET", f"rooms/{quote(room_id)}/messages?dir=b") == (500, "M_UNKNOWN")
+    await _check_other_rooms(sqlite_server, alice, other)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("rooms", "version", "99"),
+        ("rooms", "state_root", "text"),
+        ("rooms", "extremities", "text"),
+        ("rooms", "depth", "deep"),
+        ("rooms", "last_position", b"\xff"),
+        ("rooms", "members_position", "text"),
+        ("memberships", "event_position", "text"),
+        ("memberships", "changed_position", b"\xff"),
+        ("memberships", "stripped", b"no JSON"),
+    ],
+)
+async def test_a_room_whose_row_is_damaged(sqlite_server: Server, table: str, column: str, value: object) -> None:
+    alice = await sqlite_server.register("alice")
+
+    def harm(tx: Transaction, room_id: RoomID, event_id: str) -> None:
+        tx.run(f"UPDATE {table} SET {column} = ? WHERE room_nid = ?", value, tx.find(room_id))
+
+    *_, other, _ = await harmed(sqlite_server, alice, harm)
+    await _check_other_rooms(sqlite_server, alice, other)
+
+
+async def _check_other_rooms(server: Server, alice: Client, other: str) -> None:
+    """The other room goes on, in an incremental sync too, and the health check tells of the damage."""
+    answer = await alice.ok("GET", "sync?timeout=0")
+    assert other in answer["rooms"]["join"]
+    event_id = await send(alice, other, 100)
+    answer = await alice.ok("GET", f"sync?timeout=0&since={answer['next_batch']}")
+    assert answer["rooms"]["join"][other]["timeline"]["events"][-1]["event_id"] == event_id
+    assert (await server.anonymous.get(READY)).status_code == 503
 
 
 async def test_the_operator_is_told_once_and_the_health_check_remembers(

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from homeserver.api.filters import Filter
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.config import Config
@@ -33,38 +34,93 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 JsonObject = dict[str, Any]
+PresenceState = Literal["online", "unavailable", "offline"]
 
 
 @dataclass(slots=True)
 class RoomSection:
-    """What a feature adds to one joined room of a `/sync` answer."""
+    """What features add to one joined room of a `/sync` answer, see `SyncContext`.
 
+    since: the position up to which the client knows the room; 0 if it has to be told everything about it.
+    members_changed: whether a room that the client knows has members who joined, left or changed since.
+    """
+
+    since: int
+    members_changed: bool = False
     ephemeral: list[JsonObject] = field(default_factory=list)
     account_data: list[JsonObject] = field(default_factory=list)
-    unread_notifications: JsonObject = field(default_factory=dict)
     summary: JsonObject = field(default_factory=dict)
+    unread_notifications: JsonObject = field(default_factory=dict)
+    unread_thread_notifications: JsonObject = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class SyncContext:
-    """One `/sync` being answered: the user, the span of the stream, and what features have added so far.
+    """A `/sync` being answered, in one read: the user, the span of the stream, and what features have added so far.
 
-    `since` is 0 on an initial sync; the span is since < position ≤ upto. `rooms` maps each joined room to its section;
-    a feature adds to it in place. `newly_joined` are rooms whose whole ephemeral state and account data must be told,
-    `members_changed` the others in which somebody's membership has changed.
+    The span is since < position ≤ upto, and each joined room in `rooms` has a `since` of its own. `since` is 0 on an
+    initial sync. `filter` is the request's: the engine applies it to account data, ephemeral events and presence, so a
+    feature needs it only to leave out work.
+
+    Features add two kinds of things, in two functions:
+
+    - `Feature.sync` adds news, which ends the wait of a client that long-polls: `account_data`, `presence`,
+      `to_device`, `extra` (any other top-level part, such as `device_lists`), and of each room `ephemeral`,
+      `account_data` and `summary`.
+    - `Feature.sync_always` adds what every answer tells, but no answer is sent for: `always` (top-level parts, such as
+      the number of one-time keys), and of each room `unread_notifications` and `unread_thread_notifications`. It is
+      called after all news is known. `rooms_told` are the rooms that the answer has by then; the counts of other rooms
+      may be added too.
+
+    Whatever features add has to follow from what is committed up to `upto`, and each change of it has to wake the user
+    or the room, that is, `tx.next_position(user_id)` or `tx.next_position(room_id)`: a quiet sync is answered without
+    asking again. `always` depends on the user and the device only.
     """
 
     user_id: UserID
     device_id: str
     since: int
     upto: int
+    filter: Filter
     rooms: dict[RoomID, RoomSection]
-    newly_joined: frozenset[RoomID] = frozenset()
-    members_changed: frozenset[RoomID] = frozenset()
     account_data: list[JsonObject] = field(default_factory=list)
     presence: list[JsonObject] = field(default_factory=list)
     to_device: list[JsonObject] = field(default_factory=list)
     extra: JsonObject = field(default_factory=dict)
+    rooms_told: frozenset[RoomID] = frozenset()
+    always: JsonObject = field(default_factory=dict)
+
+    def rooms_by_since(self) -> dict[int, list[RoomID]]:
+        """Returns the joined rooms grouped by their `since`: of a `/sync`, those new to the client and all others."""
+        groups: dict[int, list[RoomID]] = {}
+        for room_id, section in self.rooms.items():
+            groups.setdefault(section.since, []).append(room_id)
+        return groups
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStart:
+    """A device begins a sync: it has received everything up to the position `since` (0: nothing is known of that)."""
+
+    user_id: UserID
+    device_id: str
+    since: int
+    set_presence: PresenceState
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeSync:
+    """What a feature writes when a sync begins, before the answer is read: an acknowledgement, a sign of life.
+
+    is_due(tx, start): whether there is anything to write. It is asked in the read that answers the sync, so that a sync
+    that changes nothing costs no write, and once more in the write.
+    write(tx, start): called if it is due, in one write of all features.
+
+    While the database takes no writes, syncs are answered without: `Feature.sync` must not rely on the write.
+    """
+
+    is_due: Callable[[Transaction, SyncStart], bool]
+    write: Callable[[Transaction, SyncStart], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +207,6 @@ SyncSection = Callable[[Transaction, SyncContext], None]
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 Background = Callable[[Resources], Awaitable[None]]
 Capability = Callable[[Config, Requester], JsonObject]
-PresenceState = Literal["online", "unavailable", "offline"]
-Heartbeat = Callable[[Resources, UserID, str, PresenceState], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +244,11 @@ class Feature:
     """A part of the specification: its tables, its routes, and where it takes part in sync and federation.
 
     edus: by type, the EDUs that this feature sends and receives. EDUs of a type that no feature declares are ignored.
-    sync: adds this feature's changes to a `/sync` answer. queries: `/_matrix/federation/v1/query/{type}` handlers.
+    before_sync, sync, sync_always: this feature's part in `/sync`, see `BeforeSync` and `SyncContext`.
+    queries: `/_matrix/federation/v1/query/{type}` handlers.
     limits: the classes of rate limits that only this feature's operations name. capabilities: entries of
     `/capabilities`, for a configuration and a requester. unstable_features: entries of `/versions`.
     tails, worklists, background: what runs while the server is open; background is what waits for time.
-    heartbeat(hs, user_id, device_id, set_presence): a client has shown itself, by a sync.
     forget_user: what becomes of this feature's tables and caches when an account ends, see `ForgetUser`.
     """
 
@@ -203,7 +257,9 @@ class Feature:
     schema: Schema | None = None
     routes: Routes = field(default_factory=Routes)
     edus: Mapping[str, Edu[Any]] = field(default_factory=dict)
+    before_sync: BeforeSync | None = None
     sync: SyncSection | None = None
+    sync_always: SyncSection | None = None
     queries: Mapping[str, QueryHandler] = field(default_factory=dict)
     limits: Mapping[str, Bucket] = field(default_factory=dict)
     capabilities: Mapping[str, Capability] = field(default_factory=dict)
@@ -211,7 +267,6 @@ class Feature:
     tails: Sequence[Follower] = ()
     worklists: Sequence[Worklist] = ()
     background: Sequence[Background] = ()
-    heartbeat: Heartbeat | None = None
     forget_user: ForgetUser | None = None
 
 

@@ -75,19 +75,23 @@ def _found(content: JsonObject | None) -> JsonObject:
 
 def sync_account_data(tx: Transaction, context: SyncContext) -> None:
     """What changed, and for newly joined rooms all there is."""
-    room_nids = {tx.find(room_id): room_id for room_id in context.rooms}
-    rows = list_changes(tx, context.user_id, context.since, context.upto)
-    if context.since > 0 and context.newly_joined:
-        rows = [row for row in rows if room_nids.get(row[0]) not in context.newly_joined]
-        rows += list_of_rooms(
-            tx, context.user_id, [nid for nid, name in room_nids.items() if name in context.newly_joined]
-        )
-    for room_nid, type_nid, content in rows:
-        event = {"type": tx.name(type_nid), "content": orjson.Fragment(content)}
-        if room_nid == 0:
-            context.account_data.append(event)
-        elif room_nid in room_nids:
-            context.rooms[room_nids[room_nid]].account_data.append(event)
+    changes = list_changes(tx, context.user_id, context.since, context.upto)
+    context.account_data += [_event(tx, type_nid, content) for room_nid, type_nid, content in changes if room_nid == 0]
+    for since, room_ids in context.rooms_by_since().items():
+        nids = {tx.find(room_id): room_id for room_id in room_ids}
+        if since == context.since:
+            rows = changes
+        elif since == 0:
+            rows = list_of_rooms(tx, context.user_id, nids)
+        else:
+            rows = list_changes(tx, context.user_id, since, context.upto)
+        for room_nid, type_nid, content in rows:
+            if room_nid in nids:
+                context.rooms[nids[room_nid]].account_data.append(_event(tx, type_nid, content))
+
+
+def _event(tx: Transaction, type_nid: int, content: bytes) -> JsonObject:
+    return {"type": tx.name(type_nid), "content": orjson.Fragment(content)}
 
 
 FEATURE = Feature(

@@ -14,12 +14,13 @@ import msgspec
 import trio
 
 from homeserver import limits
+from homeserver.api.filters import wants
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.database.lane import Lane
 from homeserver.errors import MatrixError, forbidden
-from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext
+from homeserver.feature import BeforeSync, Edu, Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext, SyncStart
 from homeserver.federation.edus import PresenceUpdate, parse_presence
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import Resources
@@ -81,17 +82,6 @@ def _read_presence(tx: Transaction, requester: Requester, user_id: UserID) -> Js
     return (find_presence(tx, user_id) or Presence(user_id, True)).body(tx.now_ms)
 
 
-async def touch(hs: Resources, user_id: UserID, device_id: str, presence: PresenceState) -> None:
-    """A client has shown itself by a sync with `set_presence`. One read; one write where something changes.
-
-    With "offline" a sync says nothing: what the user or another device has set stays.
-    """
-    if not hs.config.presence.enabled or presence == "offline":
-        return
-    if await hs.database.read(is_news_of_device, user_id, device_id, presence):
-        await hs.database.note(show_device, user_id, device_id, presence)
-
-
 async def follow_time(hs: Resources) -> None:
     """Sees to it that users become idle and offline when their time has come."""
     if not hs.config.presence.enabled:
@@ -113,8 +103,24 @@ async def follow_time(hs: Resources) -> None:
 # --- sync and federation ---
 
 
+def _is_shown_anew(tx: Transaction, start: SyncStart) -> bool:
+    """Whether a device shows itself by a sync, in another state than before or for the first time in a while.
+
+    With "offline" a sync says nothing: what the user or another device has set stays.
+    """
+    if start.set_presence == "offline" or not tx.server.config.presence.enabled:
+        return False
+    return is_news_of_device(tx, start.user_id, start.device_id, start.set_presence)
+
+
+def _show(tx: Transaction, start: SyncStart) -> None:
+    show_device(tx, start.user_id, start.device_id, start.set_presence)
+
+
 def sync_presence(tx: Transaction, context: SyncContext) -> None:
     """The user's own presence and that of users who share a room: at first who is there, then what changes."""
+    if not wants(context.filter.presence, "m.presence", None):
+        return
     news = list_presence_changes(tx, context.since, context.upto) if context.since > 0 else list_present(tx)
     sharing = {context.user_id, *list_sharing(tx, context.user_id, [presence.user_id for presence in news])}
     told = [presence for presence in news if presence.user_id in sharing]
@@ -125,9 +131,12 @@ def sync_presence(tx: Transaction, context: SyncContext) -> None:
 
 def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:
     """Who is there in rooms that the user has just joined, and who has come into the others."""
-    members = {member for room_id in context.newly_joined for member in list_members(tx, room_id, "join")}
-    for room_id in context.members_changed:
-        members.update(list_newcomers(tx, room_id, context.since))
+    members: set[UserID] = set()
+    for room_id, section in context.rooms.items():
+        if section.since == 0:
+            members.update(list_members(tx, room_id, "join"))
+        elif section.members_changed:
+            members.update(list_newcomers(tx, room_id, section.since))
     return [presence for presence in list_presences(tx, members - told) if presence.state != "offline"]
 
 
@@ -196,8 +205,8 @@ FEATURE = Feature(
             coalesce_by=lambda update: update.user_id,
         )
     },
+    before_sync=BeforeSync(_is_shown_anew, _show),
     sync=sync_presence,
     background=(follow_time,),
-    heartbeat=touch,
     forget_user=forget_presence,
 )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from homeserver import limits
+from homeserver.api.filters import wants
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
@@ -195,17 +196,20 @@ def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
 
 def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
     """One m.receipt event for each room and thread with new receipts; private ones for their own user only."""
-    nids = {nid: room_id for room_id in ctx.rooms if (nid := tx.find(room_id)) is not None}
-    whole = [nid for nid, room_id in nids.items() if not ctx.since or room_id in ctx.newly_joined]
-    rows = _list_of_rooms(tx, whole, 0)
-    if ctx.since:
-        rest = nids.keys() - set(whole)
-        is_short = ctx.upto - ctx.since <= SPAN_BY_POSITION_MAX
-        rows += _list_between(tx, ctx.since, ctx.upto) if is_short else _list_of_rooms(tx, rest, ctx.since)
-        rows = [row for row in rows if row[0] in nids]
+    if not wants(ctx.filter.room.ephemeral, "m.receipt", None):
+        return
+    nids: dict[int, RoomID] = {}
+    rows: list[Row] = []
+    for since, room_ids in ctx.rooms_by_since().items():
+        of_rooms = {nid: room_id for room_id in room_ids if (nid := tx.find(room_id)) is not None}
+        nids |= of_rooms
+        if since and ctx.upto - since <= SPAN_BY_POSITION_MAX:
+            rows += [row for row in _list_between(tx, since, ctx.upto) if row[0] in of_rooms]
+        else:
+            rows += _list_of_rooms(tx, of_rooms, since)
     names = tx.names({row[1] for row in rows})
     content: dict[tuple[RoomID, str], JsonObject] = {}
-    for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in dict.fromkeys(rows):
+    for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in rows:
         user_id = names[user_nid]
         if receipt_type == "m.read.private" and user_id != ctx.user_id:
             continue

@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from homeserver import limits
+from homeserver.api.filters import wants
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
@@ -123,16 +124,17 @@ def _set_remote(tx: Transaction, contents: Sequence[TypingContent]) -> None:
 
 
 def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
-    """The rooms in which someone has begun or ended to type, with all who do."""
-    changed = {
-        RoomID(name)
-        for name in tx.names(tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ?", ctx.since)).values()
-    }
-    left = {room_id for room_id in ctx.members_changed if _has_typist_left(tx, room_id)}
-    for room_id in ctx.rooms.keys() & (changed | left | ctx.newly_joined):
-        users = list_typing(tx, room_id)
-        if users or (ctx.since and room_id not in ctx.newly_joined):
-            ctx.rooms[room_id].ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
+    """Adds the users who are typing, to each room where somebody began or ended to."""
+    if not wants(ctx.filter.room.ephemeral, "m.typing", None):
+        return
+    for since, room_ids in ctx.rooms_by_since().items():
+        changed = _rooms_changed(tx, since) if since else _rooms_with_typists(tx)
+        for room_id in room_ids:
+            section = ctx.rooms[room_id]
+            if room_id in changed or (section.members_changed and _has_typist_left(tx, room_id)):
+                users = list_typing(tx, room_id)
+                if users or since:
+                    section.ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
 
 
 def list_typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
@@ -190,6 +192,16 @@ def forget_typing(tx: Transaction, user_id: UserID, erase: bool) -> bool:
 def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
     """Who types in the room just now, in order. Whoever has left since they began does not, even if they are back."""
     return sorted(user_id for user_id, since in _typists(tx, room_id) if _has_stayed(tx, room_id, user_id, since))
+
+
+def _rooms_changed(tx: Transaction, since: int) -> set[RoomID]:
+    nids = tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ?", since)
+    return {RoomID(name) for name in tx.names(nids).values()}
+
+
+def _rooms_with_typists(tx: Transaction) -> set[RoomID]:
+    nids = tx.values("SELECT DISTINCT room_nid FROM typing WHERE expires_ms > ?", tx.now_ms)
+    return {RoomID(name) for name in tx.names(nids).values()}
 
 
 def _has_typist_left(tx: Transaction, room_id: RoomID) -> bool:

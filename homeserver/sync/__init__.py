@@ -20,6 +20,7 @@ from homeserver.limits import Bucket
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import Token, find_since, parse_sync_token
 from homeserver.sync.engine import Engine, SyncRequest
+from homeserver.sync.sections import Sections
 
 SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
 
@@ -42,8 +43,7 @@ class SyncQuery(msgspec.Struct, frozen=True):
 
 def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     """The feature that answers /sync with the sections of `features`. get_filter: the stored filters."""
-    engine = Engine([feature.sync for feature in features if feature.sync is not None])
-    heartbeats = tuple(feature.heartbeat for feature in features if feature.heartbeat is not None)
+    engine = Engine(Sections.of(features))
     filters = Cache(FILTERS_CACHED_MAX)
     routes = Routes()
 
@@ -52,8 +52,6 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
         since = None if query.since is None else await _read_since(hs, parse_sync_token(query.since))
         if since is None or query.full_state:
             limit_requester(hs, requester, "initial_sync")
-        for heartbeat in heartbeats:
-            await heartbeat(hs, requester.user_id, requester.device_id, query.set_presence)
         request = SyncRequest(
             requester=requester,
             since=since,
@@ -62,6 +60,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
             timeout_ms=min(query.timeout, SYNC_TIMEOUT_MS_MAX),
             full_state=query.full_state,
             use_state_after=query.use_state_after,
+            set_presence=query.set_presence,
         )
         return await engine.sync(hs, request)
 

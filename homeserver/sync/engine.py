@@ -1,14 +1,26 @@
 """The sync engine: what has changed for a user since a position, and waiting until something has.
 
-One answer is one read on one snapshot; features add their sections to it. Spec: client-server-api/#syncing
+Theory of operation. A sync goes through these steps; the first two share one read.
+
+1. Features say whether they have something to write first (`before_sync`), which is rare. If so, all of it is written
+   in one write, and the answer is read after that.
+2. The answer is read on one snapshot: the rooms, then what features add as news, then what they always tell.
+3. If there is news, or everything was asked for, the client gets the answer.
+4. Otherwise the engine waits until one of the answer's keys (the user, the rooms) has news, and reads again. What is
+   always told never ends the wait; the client gets it when something else does, or at the timeout.
+
+A quiet sync skips step 2. The engine remembers the keys of each user, and the always-told parts of each device, with
+the position at which they were read. If none of the keys has news since, nothing can have changed: every change that a
+sync may tell wakes one of them.
+
+Spec: client-server-api/#syncing
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -16,7 +28,7 @@ from homeserver.api.filters import Filter, RoomEventFilter, wants, wants_room
 from homeserver.authenticate import Requester, check_token
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.database.cache import Cache
-from homeserver.feature import JsonObject, RoomSection, SyncContext, SyncSection
+from homeserver.feature import JsonObject, PresenceState, RoomSection, SyncContext, SyncStart
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
@@ -25,6 +37,7 @@ from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.timeline import Tokens, after_position
 from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
+from homeserver.sync.sections import Sections, add_sections, is_due, write_before
 from homeserver.users.blocking import blocks_invites, ignored_users
 
 USERS_REMEMBERED_MAX = 10_000
@@ -45,17 +58,36 @@ class SyncRequest:
     timeout_ms: int = 0
     full_state: bool = False
     use_state_after: bool = False
+    set_presence: PresenceState = "online"
 
     @property
     def user_id(self) -> UserID:
         return self.requester.user_id
 
+    @property
+    def device(self) -> tuple[UserID, str]:
+        return (self.requester.user_id, self.requester.device_id)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is asked for, so that the answer is news by itself."""
+        return self.since is None or self.full_state
+
+    @property
+    def start(self) -> SyncStart:
+        """The beginning of this sync, as features are told of it."""
+        return SyncStart(*self.device, self.since or 0, self.set_presence)
+
 
 @dataclass(frozen=True, slots=True)
 class SyncAnswer:
-    """The body without `next_batch`, the position it goes up to, whether it has news, and what to wait for if not."""
+    """What to answer, the position it goes up to, whether it has news, and the keys to wait for if it has none.
+
+    body: without `next_batch` and without `always`, the top-level parts that every answer tells.
+    """
 
     body: dict[str, Any]
+    always: dict[str, Any]
     upto: int
     has_news: bool
     keys: frozenset[str]
@@ -63,59 +95,95 @@ class SyncAnswer:
 
 
 class Engine:
-    """Answers syncs. Remembers what each user waits for: a client that has everything is answered without a read."""
+    """Answers syncs. Remembers what each user waits for: a client that has everything is answered without reading."""
 
-    def __init__(self, sections: Sequence[SyncSection]) -> None:
-        self._sections = tuple(sections)
+    def __init__(self, sections: Sections) -> None:
+        self._sections = sections
         self._told = ToldMembers()
         self._keys = Cache(USERS_REMEMBERED_MAX)  # user id → (keys, the position at which they held)
+        self._always = Cache(USERS_REMEMBERED_MAX)  # user and device id → the same of what is always told
 
     async def sync(self, hs: Resources, request: SyncRequest) -> dict[str, Any]:
-        """The answer: at once if there is news (or all is asked for), else when there is, or after the timeout."""
-        if request.since is None or request.full_state:
-            return _whole(hs, await self._compute(hs, request))
+        """Returns the answer: at once if there is news (or all is asked for), else when there is, or at the timeout."""
         deadline = trio.current_time() + request.timeout_ms / 1000
-        answer = self._nothing_new(hs, request) or await self._compute(hs, request)
-        while not answer.has_news and trio.current_time() < deadline:
+        answer = await self._first_answer(hs, request)
+        while not (answer.has_news or request.is_whole) and trio.current_time() < deadline:
             position = await hs.stream.wait(answer.keys, answer.upto, deadline)
             if position <= answer.upto:
                 break
-            answer = await self._compute(hs, request, has_waited=True)
-        return _whole(hs, answer)
+            answer = await self._read(hs, request, _compute_again)
+        return {"next_batch": Tokens(answer.upto, hs.database.generation).stream(), **answer.body, **answer.always}
 
-    async def _compute(self, hs: Resources, request: SyncRequest, *, has_waited: bool = False) -> SyncAnswer:
-        compute_ = _compute_again if has_waited else compute
+    async def _first_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
+        """Lets features write what is due, then answers. If nothing is due, both are found out in the same read."""
+        quiet = self._quiet_answer(hs, request)
+        if quiet is None:
+            answer = await self._read(hs, request, _compute_unless_due)
+        else:
+            answer = None if await self._is_due(hs, request) else quiet
+        if answer is not None:
+            return answer
+        await hs.database.note(write_before, self._sections.before, request.start)
+        quiet = self._quiet_answer(hs, request)
+        return await self._read(hs, request, compute) if quiet is None else quiet
+
+    async def _is_due(self, hs: Resources, request: SyncRequest) -> bool:
+        before = self._sections.before
+        return bool(before) and await hs.database.read(is_due, before, request.start)
+
+    async def _read(self, hs: Resources, request: SyncRequest, compute_: _Compute[_Answer]) -> _Answer:
         known = (self._sections, request, hs.database.generation, self._told)
         try:
-            answer = await hs.database.read(compute_, *known)
+            answer = await hs.database.read(compute_, *known, False)
         except DatabaseDamaged:
             # One room that cannot be read must not keep a user from all the others. Each room on its own costs more.
             answer = await hs.database.read(compute_, *known, True)
-        answer.members.remember(answer.upto)
-        self._keys.put(request.user_id, (answer.keys, answer.upto))
+        if answer is not None:
+            answer.members.remember(answer.upto)
+            self._keys.put(request.user_id, (answer.keys, answer.upto))
+            if self._sections.always:
+                self._always.put(request.device, (answer.always, answer.upto))
         return answer
 
-    def _nothing_new(self, hs: Resources, request: SyncRequest) -> SyncAnswer | None:
-        """The answer of a user none of whose keys has news since; None where there may be some."""
+    def _quiet_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer | None:
+        """Returns the answer to a user none of whose keys has news since; None if there may be some."""
+        if request.since is None or request.full_state:
+            return None
         known = self._keys.get(request.user_id)
-        assert request.since is not None
-        if known is None:
+        always: tuple[dict[str, Any], int] | None = ({}, request.since)
+        if self._sections.always:
+            always = self._always.get(request.device)
+        if known is None or always is None:
             return None
         keys, position = known
         # The keys hold as long as the user's own key has no news: every change of a membership is told to its user.
-        if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, request.since):
+        if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, min(request.since, always[1])):
             return None
         upto = max(hs.stream.position, request.since)  # never back: the client may know of a commit before the stream
-        return SyncAnswer({}, upto, False, keys, _members_of(request, self._told))
+        return SyncAnswer({}, always[0], upto, False, keys, _members_of(request, self._told))
 
 
-def _whole(hs: Resources, answer: SyncAnswer) -> dict[str, Any]:
-    return {"next_batch": Tokens(answer.upto, hs.database.generation).stream(), **answer.body}
+_Answer = TypeVar("_Answer", bound=SyncAnswer | None)
+_Compute = Callable[[Transaction, Sections, SyncRequest, str, ToldMembers, bool], _Answer]
+
+
+def _compute_unless_due(
+    tx: Transaction,
+    sections: Sections,
+    request: SyncRequest,
+    generation: str,
+    told: ToldMembers,
+    around_damage: bool = False,
+) -> SyncAnswer | None:
+    """As `compute`; None if a feature has something to write first. Around damage nothing is written first."""
+    if not around_damage and is_due(tx, sections.before, request.start):
+        return None
+    return compute(tx, sections, request, generation, told, around_damage)
 
 
 def _compute_again(
     tx: Transaction,
-    sections: Sequence[SyncSection],
+    sections: Sections,
     request: SyncRequest,
     generation: str,
     told: ToldMembers,
@@ -132,7 +200,7 @@ def _members_of(request: SyncRequest, told: ToldMembers) -> DeviceMembers:
 
 def compute(
     tx: Transaction,
-    sections: Sequence[SyncSection],
+    sections: Sections,
     request: SyncRequest,
     generation: str,
     told: ToldMembers,
@@ -164,25 +232,27 @@ def compute(
             rooms.add(membership)
     rooms.add_invites()
     joined = [membership for membership in wanted if membership.membership == "join"]
-    changed = {each.room_id for each in joined if each.members_position > since} if since else set()
     context = SyncContext(
         user_id=request.user_id,
         device_id=request.requester.device_id,
         since=since,
         upto=upto,
-        rooms={membership.room_id: RoomSection() for membership in joined},
-        newly_joined=frozenset(rooms.newly_joined),
-        members_changed=frozenset(changed - rooms.newly_joined),
+        filter=request.filter,
+        rooms={each.room_id: _section(each, 0 if each.room_id in rooms.newly_joined else since) for each in joined},
     )
-    for section in sections:
-        if around_damage:
-            with contextlib.suppress(DatabaseDamaged):
-                tx.attempt(section, tx, context)
-        else:
-            section(tx, context)
+    add_sections(tx, sections.news, context, around_damage=around_damage)
     body = _body(request, rooms, context)
+    has_news = bool(body)
+    if sections.always:
+        context.rooms_told = frozenset(rooms.join)
+        add_sections(tx, sections.always, context, around_damage=around_damage)
+        _add_counts(body, rooms, context)
     keys = {request.user_id, *(each.room_id for each in memberships if each.membership == "join")}
-    return SyncAnswer(body, upto, bool(body), frozenset(keys), viewer.members)
+    return SyncAnswer(body, context.always, upto, has_news, frozenset(keys), viewer.members)
+
+
+def _section(membership: RoomMembership, since: int) -> RoomSection:
+    return RoomSection(since, members_changed=since > 0 and membership.members_position > since)
 
 
 class _Rooms:
@@ -195,7 +265,7 @@ class _Rooms:
         self._is_anew = is_anew
         self._invites: list[RoomMembership] = []
         self.newly_joined: set[RoomID] = set()
-        self.join: dict[str, dict[str, Any]] = {}
+        self.join: dict[RoomID, dict[str, Any]] = {}
         self.invite: dict[str, dict[str, Any]] = {}
         self.knock: dict[str, dict[str, Any]] = {}
         self.leave: dict[str, dict[str, Any]] = {}
@@ -272,21 +342,18 @@ def _inviter(stripped: list[JsonObject], user_id: UserID) -> str | None:
 
 
 def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str, Any]:
-    """The answer without what is empty."""
+    """The news of an answer, without what is empty."""
     filter_ = request.filter
     for room_id, section in context.rooms.items():
         ephemeral = _wanted(filter_.room.ephemeral, room_id, section.ephemeral)
         account_data = _wanted(filter_.room.account_data, room_id, section.account_data)
-        unread = section.unread_notifications
-        if room_id not in rooms.join and not (ephemeral or account_data or unread or section.summary):
+        if room_id not in rooms.join and not (ephemeral or account_data or section.summary):
             continue
         entry = rooms.join.setdefault(room_id, {})
         if ephemeral:
             entry["ephemeral"] = {"events": ephemeral}
         if account_data:
             entry["account_data"] = {"events": account_data}
-        if unread:
-            entry["unread_notifications"] = unread
         if section.summary:
             entry["summary"] = {**entry.get("summary", {}), **section.summary}
     body: dict[str, Any] = {}
@@ -303,6 +370,19 @@ def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str
     if context.to_device:
         body["to_device"] = {"events": context.to_device}
     return {**body, **context.extra}
+
+
+def _add_counts(body: dict[str, Any], rooms: _Rooms, context: SyncContext) -> None:
+    """Adds the counts of rooms to an answer, which may not have these rooms yet."""
+    for room_id, section in context.rooms.items():
+        counts = {
+            "unread_notifications": section.unread_notifications,
+            "unread_thread_notifications": section.unread_thread_notifications,
+        }
+        told = {name: each for name, each in counts.items() if each}
+        if told:
+            rooms.join.setdefault(room_id, {}).update(told)
+            body.setdefault("rooms", {})["join"] = rooms.join
 
 
 def _wanted(filter_: RoomEventFilter, room_id: str, events: Iterable[JsonObject]) -> list[JsonObject]:

@@ -34,9 +34,10 @@ from homeserver.rooms.append import append_local
 from homeserver.server import Homeserver
 from homeserver.sync.engine import SyncRequest, compute
 from homeserver.sync.lazy_members import ToldMembers
+from homeserver.sync.sections import Sections
 
 WORDS = tuple("the quick brown fox jumps over a lazy dog and some bees buzz in the garden behind our old house".split())  # noqa: SIM905
-SECTIONS = [feature.sync for feature in FEATURES if feature.sync is not None]
+SECTIONS = Sections.of(FEATURES)
 
 
 def cpu_seconds() -> float:

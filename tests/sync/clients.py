@@ -13,6 +13,7 @@ from homeserver.encoding import to_json
 from homeserver.federation.identifiers import UserID
 from homeserver.sync.engine import SyncRequest, compute
 from homeserver.sync.lazy_members import ToldMembers
+from homeserver.sync.sections import Sections
 from tests.support.rooms import Rooms
 
 StateKey = tuple[str, str]
@@ -57,7 +58,7 @@ class SyncClient:
             use_state_after=self.use_state_after,
             **options,
         )
-        answer = await self.rooms.read(compute, (), request, "", self.told)
+        answer = await self.rooms.read(compute, Sections(), request, "", self.told)
         body: dict[str, Any] = orjson.loads(to_json(answer.body))
         self.take_in(body)
         answer.members.remember(answer.upto)

@@ -1,0 +1,53 @@
+"""What all features contribute to syncs, and how it is asked for. `homeserver.feature.SyncContext` has the contract."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from homeserver.database import DatabaseDamaged, Transaction
+from homeserver.feature import BeforeSync, Feature, SyncContext, SyncSection, SyncStart
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """The parts of the features in `/sync`, each in the order of the features."""
+
+    before: tuple[BeforeSync, ...] = ()
+    news: tuple[SyncSection, ...] = ()
+    always: tuple[SyncSection, ...] = ()
+
+    @classmethod
+    def of(cls, features: Sequence[Feature]) -> Self:
+        """Returns the parts that these features declare."""
+        return cls(
+            before=tuple(feature.before_sync for feature in features if feature.before_sync is not None),
+            news=tuple(feature.sync for feature in features if feature.sync is not None),
+            always=tuple(feature.sync_always for feature in features if feature.sync_always is not None),
+        )
+
+
+def is_due(tx: Transaction, before: Iterable[BeforeSync], start: SyncStart) -> bool:
+    """Whether any feature has something to write before a sync is answered."""
+    return any(each.is_due(tx, start) for each in before)
+
+
+def write_before(tx: Transaction, before: Iterable[BeforeSync], start: SyncStart) -> None:
+    """Writes what is due before a sync is answered, of all features together."""
+    for each in before:
+        if each.is_due(tx, start):  # another sync of the device may have written it since it was found due
+            each.write(tx, start)
+
+
+def add_sections(
+    tx: Transaction, sections: Iterable[SyncSection], context: SyncContext, *, around_damage: bool
+) -> None:
+    """Calls each of `sections`. around_damage: leaves out what cannot be read, instead of raising DatabaseDamaged."""
+    for section in sections:
+        if around_damage:
+            with contextlib.suppress(DatabaseDamaged):
+                tx.attempt(section, tx, context)
+        else:
+            section(tx, context)

@@ -133,15 +133,17 @@ class Engine:
 
     async def _read(self, hs: Resources, request: SyncRequest, compute_: _Compute[_Answer]) -> _Answer:
         known = (self._sections, request, hs.database.generation, self._told)
+        around_damage = False
         try:
-            answer = await hs.database.read(compute_, *known, False)
+            answer = await hs.database.read(compute_, *known, around_damage)
         except DatabaseDamaged:
             # One room that cannot be read must not keep a user from all the others. Each room on its own costs more.
-            answer = await hs.database.read(compute_, *known, True)
+            around_damage = True
+            answer = await hs.database.read(compute_, *known, around_damage)
         if answer is not None:
             answer.members.remember(answer.upto)
             self._keys.put(request.user_id, (answer.keys, answer.upto))
-            if self._sections.always:
+            if self._sections.always and not around_damage:  # else parts may be missing
                 self._always.put(request.device, (answer.always, answer.upto))
         return answer
 

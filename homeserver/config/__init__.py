@@ -1,10 +1,10 @@
-"""Config: what an operator decides, as frozen values. `sample_config.toml` explains every key.
+"""Config: the operator's decisions, as frozen values. `sample_config.toml` explains every key.
 
-`load_config(path)` reads a TOML file, `Config(server_name=…)` is the same for a program that embeds the server. Both
-raise ConfigError, one sentence that names the key and says what it may be. Nothing here looks at the world: whether
-files exist, ports are free and databases answer is asked by `homeserver config check` and at the start.
+`load_config(path)` reads a TOML file; `Config(server_name=…)` does the same for a program that embeds the server. Both
+raise ConfigError with one sentence that names the key and says which values are allowed. Nothing here checks the world
+outside: `homeserver config check` and the start find out whether files exist, ports are free and databases answer.
 
-Paths in a file are relative to that file; the database, the blobs and the signing key are relative to `data_dir`.
+Paths in a file are relative to that file. The database, the blobs and the signing key are relative to `data_dir`.
 """
 
 from homeserver.config.listeners import SERVE_GROUPS, Bind, Listener, ServeGroup, parse_bind

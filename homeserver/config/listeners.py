@@ -1,4 +1,4 @@
-"""Listeners: the addresses that the server answers on, and what it answers there."""
+"""Listeners: the addresses that the server answers on, and the groups of operations that it serves there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SERVE_GROUPS: tuple[ServeGroup, ...] = get_args(ServeGroup)
 
 
 class Bind(msgspec.Struct, frozen=True):
-    """Where a listener listens: a TCP address, or the path of a unix socket."""
+    """The address of a listener: a TCP address, or the path of a unix socket."""
 
     host: str = ""
     port: int = 0
@@ -21,7 +21,7 @@ class Bind(msgspec.Struct, frozen=True):
 
 
 def parse_bind(bind: str) -> Bind:
-    """`host:port`, `[v6]:port` or `unix:/path`. Port 0 lets the system choose. Raises ConfigError."""
+    """Parses `host:port`, `[v6]:port` or `unix:/path`. Port 0 lets the system choose. Raises ConfigError."""
     if bind.startswith("unix:"):
         if not bind[5:]:
             raise ConfigError("a unix bind needs a path, as in unix:/run/homeserver.sock")
@@ -35,10 +35,10 @@ def parse_bind(bind: str) -> Bind:
 
 
 class Listener(Section, frozen=True):
-    """One address that the server answers on. TLS is on where both files are given.
+    """One address that the server answers on. It uses TLS if both files are given.
 
     socket_mode: the permissions of a unix socket, in octal. trusted_proxies: addresses and networks of reverse proxies
-    whose X-Forwarded-For is believed; one on loopback or a unix socket always is.
+    whose X-Forwarded-For is trusted. Proxies on loopback and unix sockets are always trusted.
     """
 
     bind: str = "127.0.0.1:8008"
@@ -60,7 +60,7 @@ class Listener(Section, frozen=True):
 
     @property
     def socket_permissions(self) -> int:
-        """`socket_mode` as the number that chmod takes. Raises ConfigError."""
+        """Returns `socket_mode` as the number that chmod takes. Raises ConfigError."""
         digits = self.socket_mode.removeprefix("0o")
         if not (3 <= len(digits) <= 4 and set(digits) <= set("01234567") and int(digits, 8) <= 0o777):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Reading the configuration file: TOML, paths made absolute, mistakes told in a sentence."""
+"""Reads the configuration file: parses TOML, makes paths absolute, reports mistakes in one sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from homeserver.config.values import ConfigError
 
 
 def load_config(path: str | Path) -> Config:
-    """The configuration in a TOML file. Raises ConfigError with a sentence that names the key."""
+    """Returns the configuration in a TOML file. Raises ConfigError with a sentence that names the key."""
     path = Path(path)
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -31,7 +31,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def config_from_table(table: dict[str, Any], folder: Path) -> Config:
-    """The configuration that a parsed TOML table describes. Relative paths in it are relative to `folder`.
+    """Returns the configuration in a parsed TOML table. Relative paths in it are relative to `folder`.
 
     Raises ConfigError.
     """
@@ -43,7 +43,7 @@ def config_from_table(table: dict[str, Any], folder: Path) -> Config:
 
 
 def read_secret(name: str, path: str) -> str:
-    """The secret in a file, without the newline at its end. `name` is the key that named it. Raises ConfigError."""
+    """Returns the secret in a file, without surrounding whitespace. `name`: its key. Raises ConfigError."""
     try:
         secret = Path(path).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -54,7 +54,7 @@ def read_secret(name: str, path: str) -> str:
 
 
 def check_files(config: Config) -> Iterator[str]:
-    """What is wrong with the files that the configuration names, but for certificates and the signing key."""
+    """Yields what is wrong with the files named in the configuration, except certificates and the signing key."""
     for section, key in (("registration", "shared_secret_file"), ("email", "smtp_password_file")):
         path = getattr(getattr(config, section), key)
         try:

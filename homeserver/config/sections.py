@@ -32,7 +32,7 @@ _ONLINE_TIMEOUT_S_MAX = 7 * 24 * 3600
 
 
 class Public(Section, frozen=True):
-    """How the rest of the world reaches this server. What empty values stand for is told by Config."""
+    """How this server is reached from outside. Config computes the values to use for empty ones."""
 
     base_url: str = ""
     federation_address: str = ""
@@ -103,7 +103,7 @@ class Rooms(Section, frozen=True):
 
 
 class Passwords(Section, frozen=True):
-    """length_min: in characters, of passwords that are set from now on."""
+    """length_min: the minimum number of characters of new passwords."""
 
     length_min: int = 8
     hash_cost: Literal["default", "minimal"] = "default"
@@ -186,13 +186,13 @@ class Log(Section, frozen=True):
 
 DEFAULT_LISTENERS = (
     Listener(serve=("client", "federation", "media", "health")),
-    # What is for those who run the server has an address of its own, which no proxy makes public by mistake.
+    # Administration and monitoring have an address of their own, which no proxy publishes by mistake.
     Listener(bind="127.0.0.1:9008", serve=("admin", "metrics", "health")),
 )
 
 
 class Config(Section, frozen=True):
-    """Everything an operator decides. Only `server_name` has no default."""
+    """All decisions of the operator. Only `server_name` has no default."""
 
     server_name: str
     data_dir: str = "data"
@@ -226,10 +226,10 @@ class Config(Section, frozen=True):
 
     @property
     def base_url(self) -> str:
-        """The URL under which clients reach this server, without a slash at its end.
+        """The URL under which clients reach this server, without a trailing slash.
 
-        If `public.base_url` is empty: the domain by https. A name that means this machine has no domain, so there it
-        is the first address that answers clients.
+        If `public.base_url` is empty, it is https:// and the domain. If the name stands for this machine, it is the
+        first address that serves clients instead.
         """
         if self.public.base_url:
             return self.public.base_url
@@ -238,9 +238,9 @@ class Config(Section, frozen=True):
 
     @property
     def federation_address(self) -> str:
-        """The host and port under which other servers reach this one, as `m.server` names it.
+        """The host and port under which other servers reach this one, as in `m.server`.
 
-        If `public.federation_address` is empty: the host of `base_url`, with its port if that is a port of https.
+        If `public.federation_address` is empty, it is the host of `base_url`, with its port if it is an https port.
         """
         if self.public.federation_address:
             return self.public.federation_address
@@ -250,7 +250,7 @@ class Config(Section, frozen=True):
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def client_discovery(self) -> dict[str, dict[str, str]]:
-        """What clients are told of this server: `/.well-known/matrix/client`, and part of the answer to `/login`."""
+        """Returns what clients discover about this server: `/.well-known/matrix/client`, and part of `/login`."""
         return {"m.homeserver": {"base_url": self.base_url}}
 
     def _local_url(self) -> str | None:
@@ -263,16 +263,16 @@ class Config(Section, frozen=True):
         return None
 
     def list_without_effect(self) -> list[str]:
-        """The sections and keys that are set, and belong to what is still to be built."""
+        """Returns the sections and keys that are set although they have no effect yet."""
         default = Config(server_name=self.server_name)
         return [".".join(path) for path in WITHOUT_EFFECT if _value_at(self, path) != _value_at(default, path)]
 
     def data_path(self, name: str) -> Path:
-        """The path of something kept in `data_dir`; an absolute `name` stays as it is."""
+        """Returns the path of something in `data_dir`; an absolute `name` is returned unchanged."""
         return Path(self.data_dir).absolute() / name
 
 
-# What is still to be built. `sample_config.toml` says so at each.
+# Keys that have no effect yet. `sample_config.toml` says so for each.
 WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
     ("registration", "recaptcha_public_key"),
     ("registration", "recaptcha_private_key"),
@@ -286,7 +286,7 @@ WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address means the machine itself, to whoever reads it."""
+    """Returns whether a host name or address means the local machine on every machine."""
     name = host.lower().rstrip(".")
     if name in ("localhost", "localhost.localdomain") or name.endswith(".localhost"):
         return True
@@ -314,5 +314,5 @@ def _value_at(config: Config, path: tuple[str, ...]) -> object:
 
 
 def server_name_of(config: Config) -> ServerName:
-    """The checked server name."""
+    """Returns the validated server name."""
     return parse_server_name(config.server_name)

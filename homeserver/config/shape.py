@@ -1,7 +1,7 @@
-"""The shape of a configuration: which keys there are, where they stand, and which values they may have.
+"""The shape of a configuration: which keys exist, in which section, and which values they may have.
 
-The shape is read off the sections' annotations, so that a message can name what would have been right: the nearest key,
-the section that a key belongs to, the choices of a value.
+The shape is derived from the annotations of the sections, so that a message can say what would have been right: the
+closest key, the section a key belongs to, or the possible values.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from homeserver.config.values import ConfigError, Section, check_text, list_choi
 
 
 def check_table(kind: type[Section], table: dict[str, Any], section: str = "") -> None:
-    """Raises ConfigError unless every key of the table is one of `kind`, and has a value of the right type.
+    """Raises ConfigError unless every key of the table belongs to `kind` and has a value of the right type.
 
-    section: the name of the table as it is written, such as "[log]"; "" for the whole file.
+    section: the name of the table as written, such as "[log]"; "" for the whole file.
     """
     kinds = _kinds(kind)
     for key, value in table.items():
@@ -65,7 +65,7 @@ def _check_list(kind: Any, value: object, where: str) -> None:
 
 
 def _unknown_key(kind: type[Section], key: str, section: str) -> str:
-    """The sentence about a key that the section does not have: where it belongs, or what may have been meant."""
+    """Returns the sentence about an unknown key of a section: where it belongs, or which key may be meant."""
     said = f"unknown key {key!r} {f'in {section}' if section else 'at the top'}"
     homes = [name for name, keys in _sections() if key in keys and name != section]
     if "" in homes:
@@ -77,7 +77,7 @@ def _unknown_key(kind: type[Section], key: str, section: str) -> str:
 
 
 def _sections() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every section as it is written, "" for the top, with its keys and their types."""
+    """Yields every section's name as written ("" for the top level), with its keys and their types."""
     yield "", _kinds(Config)
     for name, kind in _kinds(Config).items():
         if isinstance(kind, type) and issubclass(kind, Section):
@@ -91,7 +91,7 @@ def _kinds(kind: type[Section]) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    """A value as TOML writes it, short enough for a sentence."""
+    """Returns a value as TOML writes it, short enough for a sentence."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

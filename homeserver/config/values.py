@@ -1,4 +1,4 @@
-"""What all sections share: their base class, and checks of single values that raise ConfigError."""
+"""The base class of all sections, and checks of single values that raise ConfigError."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ JSON_INTEGER_MAX = 2**53 - 1
 
 
 class ConfigError(ValueError):
-    """What is wrong with the configuration, in one sentence for the operator."""
+    """The configuration is wrong; the message is one sentence for the operator."""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the configuration file. A program may make one too: mistakes in it raise ConfigError as well.
+    """A table of the configuration file. A program may create one as well; mistakes raise ConfigError in both cases.
 
-    A mapping stands for a section, a list for a tuple, a path for text.
+    A mapping is accepted for a section, a list for a tuple, a path for text.
     """
 
     def __post_init__(self) -> None:
-        """Checks of a section's own follow after this one."""
+        """Checks the types of all fields. Sections add their own checks after this one."""
         for each in _fields(type(self)):
             where = each.encode_name if type(self).__name__ == "Config" else f"{type(self).__name__}.{each.encode_name}"
             given = getattr(self, each.name)
@@ -41,12 +41,12 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 @cache
 def _fields(kind: type[Section]) -> tuple[msgspec.structs.FieldInfo, ...]:
-    """The fields of a section. To read them off its annotations takes a while, and gives the same each time."""
+    """Returns the fields of a section. Cached, because reading them from the annotations takes a while."""
     return msgspec.structs.fields(kind)
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """The value as `kind`. Raises ConfigError if it is of another type."""
+    """Returns the value as `kind`. Raises ConfigError if it has another type."""
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list or a tuple, not {value!r}")
@@ -105,7 +105,7 @@ def check_url(key: str, value: str) -> None:
 
 
 def check_range(key: str, value: int, lowest: int, highest: int) -> None:
-    """Raises ConfigError unless the value lies between the two, both included."""
+    """Raises ConfigError unless the value is between the two, inclusive."""
     if not lowest <= value <= highest:
         raise ConfigError(f"{key} must be from {lowest} to {highest}, not {value}")
 
@@ -124,7 +124,7 @@ def check_positive(key: str, value: int, *, highest: int = JSON_INTEGER_MAX) -> 
 
 
 def check_database_port(url: str) -> None:
-    """Raises ConfigError if a postgresql:// URL has a port that is no number. The URL itself may hold a password."""
+    """Raises ConfigError if a postgresql:// URL has a port that is not a number. Never quotes the URL's password."""
     hosts = url.partition("://")[2].partition("/")[0].rpartition("@")[2].partition("?")[0]
     for host in hosts.split(","):
         _, colon, port = host.rpartition("]")[2].rpartition(":")
@@ -148,6 +148,6 @@ def check_networks(key: str, values: Iterable[str]) -> None:
 
 
 def list_choices(choices: Iterable[str]) -> str:
-    """The choices as part of a sentence: '"a"', '"a" or "b"', '"a", "b" or "c"'."""
+    """Returns the choices as part of a sentence: '"a"', '"a" or "b"', '"a", "b" or "c"'."""
     quoted = [f'"{choice}"' for choice in choices]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)

@@ -13,8 +13,8 @@
 
         run(main)
 
-`one_server` and `two_servers` open servers, `FakeNetwork` joins any number of them, and `run` runs a test under a
-virtual clock. Nothing here knows a test runner: with pytest-trio write `async def test_…` and use its fixture
+`one_server` and `two_servers` open servers, `FakeNetwork` connects any number of them, and `run` runs a test under a
+virtual clock. Nothing here depends on a test runner: with pytest-trio write `async def test_…` and use its fixture
 `autojump_clock` instead of `run`. docs/embedding.md shows more.
 """
 

@@ -1,6 +1,6 @@
-"""FakeNetwork: servers in one process, joined by wires that call one another's ASGI apps. No sockets.
+"""FakeNetwork: servers in one process, connected by wires that call each other's ASGI apps. No sockets.
 
-Randomness comes from `seed` only, and time is trio's: under a virtual clock a partition of an hour takes no time.
+All randomness comes from `seed`, and time is trio's: under a virtual clock a partition of an hour takes no time.
 
     network = FakeNetwork(latency_s=0.05)
     alpha = Homeserver(config_a, wire=network.wire_for("alpha.test"))
@@ -29,7 +29,7 @@ from homeserver.http.asgi import AsgiApp, Message
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request that was attempted: what a test asserts about traffic. `status` is None if no response came."""
+    """One attempted request, for tests that assert things about traffic. `status` is None if no response arrived."""
 
     origin: str
     destination: str
@@ -39,10 +39,10 @@ class Exchange:
 
 
 class FakeNetwork:
-    """Joins ASGI apps under server names. `latency_s` is one way; `loss` is the chance that an exchange is lost.
+    """Connects ASGI apps by server name. `latency_s` is one way; `loss` is the probability of losing an exchange.
 
-    Half of the losses take the request, and the server never hears of it; half take the response, after the server has
-    done its work. `exchanges` records everything, in the order of completion.
+    Half of the losses affect the request, so the server never sees it; half affect the response, after the server has
+    done its work. `exchanges` records everything in order of completion.
     """
 
     def __init__(self, *, latency_s: float = 0.0, loss: float = 0.0, seed: int = 0) -> None:
@@ -56,20 +56,20 @@ class FakeNetwork:
         self._down: set[str] = set()
 
     def join(self, server_name: str, asgi_app: AsgiApp) -> None:
-        """Lets others reach the app under this name; a second call replaces it, as a restart does."""
+        """Makes the app reachable under this name. A second call replaces it, as a restart does."""
         self._apps[server_name] = asgi_app
         self._down.discard(server_name)
 
     def leave(self, server_name: str) -> None:
-        """The server is off until it joins again: its answers under way are lost, new connections refused."""
+        """Switches the server off until it joins again: pending responses are lost, new connections refused."""
         self._down.add(server_name)
 
     def wire_for(self, server_name: str) -> FakeWire:
-        """The wire by which this server reaches the others. It need not have joined yet."""
+        """Returns the wire that this server uses to reach the others. It need not have joined yet."""
         return FakeWire(self, server_name)
 
     def cut(self, a: str, b: str) -> None:
-        """Separates two servers, in both directions; responses on their way are lost too."""
+        """Separates two servers in both directions. Responses in transit are lost too."""
         self._cuts.add(frozenset((a, b)))
 
     def heal(self) -> None:
@@ -77,19 +77,19 @@ class FakeNetwork:
         self._cuts.clear()
 
     def is_cut(self, a: str, b: str) -> bool:
-        """Whether the two are separated now."""
+        """Returns whether the two servers are separated."""
         return frozenset((a, b)) in self._cuts
 
     def is_connected(self, origin: str, destination: str) -> bool:
-        """Whether the one can reach the other: there is no cut between them, and the other is not off."""
+        """Returns whether `origin` can reach `destination`: they are not separated, and `destination` is not off."""
         return not self.is_cut(origin, destination) and destination not in self._down
 
     def address_of(self, server_name: str) -> str:
-        """The address that others see this server at: 198.51.100.1, .2, … in the order of first use."""
+        """Returns the address of this server as others see it: 198.51.100.1, .2, … in order of first use."""
         return self._addresses.setdefault(server_name, f"198.51.100.{len(self._addresses) + 1}")
 
     def app_for(self, origin: str, destination: str) -> AsgiApp:
-        """The app that a request reaches. Raises WireError if it reaches none."""
+        """Returns the app that a request reaches. Raises WireError if it reaches none."""
         if not self.is_connected(origin, destination):
             raise WireError(f"{destination} cannot be reached", "connect")
         app = self._apps.get(destination)
@@ -98,14 +98,14 @@ class FakeNetwork:
         return app
 
     def draw_loss(self) -> str | None:
-        """What of the next exchange is lost: "request", "response" or nothing."""
+        """Returns which part of the next exchange is lost: "request", "response" or None."""
         if self.loss <= 0 or self._random.random() >= self.loss:
             return None
         return self._random.choice(("request", "response"))
 
 
 class FakeWire:
-    """A `Wire`, as one server of a `FakeNetwork` holds it. URLs lead to the server that joined as their host."""
+    """A `Wire` for one server of a `FakeNetwork`. URLs lead to the server that joined under their host name."""
 
     def __init__(self, network: FakeNetwork, server_name: str) -> None:
         self._network = network
@@ -163,7 +163,7 @@ class FakeWire:
                     await exchange.served.wait()
                     raise WireError(f"the response of {destination} was lost", "protocol")
                 yield await exchange.head()
-                # The app may have more to do once it has answered. Only who gives up (an exception here) cancels it.
+                # The app may go on working after its response. It is cancelled only if the client gave up by raising.
                 exchange.hang_up()
         except BaseExceptionGroup as group:
             raise single_error(group)  # noqa: B904  the group is only trio's wrapping
@@ -174,7 +174,7 @@ class FakeWire:
     async def stream_url(
         self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
     ) -> AsyncIterator[WireStream]:
-        """See `Wire`. Redirects are not followed: the servers of a fake network make none."""
+        """See `Wire`. Does not follow redirects: servers in a fake network send none."""
         parts = urlsplit(url)
         if parts.scheme != "https":
             raise WireError("a URL must begin with https", "refused")
@@ -209,7 +209,7 @@ class _Exchange:
         self._to_client, self._from_server = trio.open_memory_channel[Message](16)
 
     async def serve(self, app: AsgiApp, scope: MutableMapping[str, Any], body: bytes) -> None:
-        """Runs the app. What it raises is not hidden behind a 500: it reaches the test."""
+        """Runs the app. Its exceptions are not hidden behind a 500: they reach the test."""
         pieces = [body[at : at + 65536] for at in range(0, len(body), 65536)] or [b""]
 
         async def receive() -> Message:
@@ -223,7 +223,7 @@ class _Exchange:
         async def send(message: Message) -> None:
             try:
                 await self._to_client.send(message)
-            except trio.BrokenResourceError:  # nobody listens any more, and ASGI says that this is no error
+            except trio.BrokenResourceError:  # the client is gone, which is not an error in ASGI
                 await trio.lowlevel.checkpoint()
 
         try:
@@ -233,12 +233,12 @@ class _Exchange:
             self.served.set()
 
     def hang_up(self) -> None:
-        """The client has read all that it wanted."""
+        """Notes that the client has read all it wanted."""
         self._hung_up.set()
         self._from_server.close()
 
     async def head(self) -> WireStream:
-        """The response once its head has arrived."""
+        """Returns the response once its head has arrived."""
         message = await self._next()
         await self._travel()
         assert message is not None and message["type"] == "http.response.start", message

@@ -1,4 +1,4 @@
-"""Whole servers for a test: nothing on disk, no thread, no socket, and time that follows trio's clock."""
+"""Complete servers for tests: no files, no threads, no sockets, and time that follows trio's clock."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from homeserver.testing.network import FakeNetwork
 T = TypeVar("T")
 
 START_MS = 1_700_000_000_000
-"""The time of day when the virtual clock starts, in milliseconds since 1970."""
+"""The time of day at which the virtual clock starts, in milliseconds since 1970."""
 
 
 def now_ms() -> int:
-    """The time of day for servers in tests: `START_MS` plus the time of trio's clock, virtual or real."""
+    """Returns the time of day for servers in tests: `START_MS` plus the time of trio's clock, virtual or real."""
     return START_MS + round(trio.current_time() * 1000)
 
 
 def config_for_tests(server_name: str, folder: str | PathLike[str], **sections: Any) -> Config:
-    """A configuration under which anyone may register, nobody is limited, and a password costs next to nothing.
+    """Returns a configuration with open registration, no rate limits and very cheap passwords.
 
-    Database and files are in memory; only the signing key is written to `folder`. `sections` replace its own.
+    Database and files are in memory; only the signing key is written to `folder`. `sections` replace its sections.
     """
     chosen: dict[str, Any] = {
         "database": DatabaseSection(url="sqlite::memory:"),

@@ -1,8 +1,8 @@
-"""The user: account, passwords, devices, profile, presence, and what is kept for the user. No routes, no network.
+"""The user: account, passwords, devices, profile, presence, and other data of the user. No routes, no network.
 
-Everything that several features ask or change of a user is here, with its tables; SCHEMAS are for `open_database`.
-Of `homeserver.rooms` it asks whom a change concerns, never the other way round.
-`user_interactive` holds the stages that a request must pass before it is done.
+Everything about users that several features read or change is here, with its tables; SCHEMAS are for `open_database`.
+Functions here may call `homeserver.rooms` to find out which rooms and servers a change concerns, never the reverse.
+`user_interactive` has the stages that a request must pass before it is carried out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Account data: what is kept for a user, for all rooms or for one. Spec: client-server-api/#client-config"""
+"""Account data: data that clients store for their user, per room or for all. Spec: client-server-api/#client-config"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 
-# room_nid is 0 for what belongs to no room.
+# room_nid is 0 for data that belongs to no room.
 SCHEMA = Schema(
     "account_data",
     (
@@ -50,20 +50,20 @@ SCHEMA = Schema(
 
 
 def check_own(requester: Requester, user_id: UserID) -> None:
-    """Raises M_FORBIDDEN: nobody sees what another user keeps."""
+    """Raises M_FORBIDDEN if the data belongs to another user."""
     if requester.user_id != user_id:
-        raise forbidden("Account data is for its user only.")
+        raise forbidden("You can only access your own account data.")
 
 
 def store_account_data(
     tx: Transaction, user_id: UserID, room_id: RoomID | None, data_type: str, content: JsonObject
 ) -> None:
-    """Replaces the user's data of this type, and tells the user's devices. room_id None: it belongs to no room.
+    """Replaces the user's data of this type, and wakes the user's devices. room_id None: it belongs to no room.
 
-    Raises MatrixError 400 or 413 if the user would keep too much.
+    Raises MatrixError 400 or 413 if the user would store too much.
     """
     if len(data_type.encode("utf-8", "surrogatepass")) > limits.users.ACCOUNT_DATA_TYPE_BYTES_MAX:
-        raise invalid_param(f"The type of account data has {limits.users.ACCOUNT_DATA_TYPE_BYTES_MAX} bytes at most.")
+        raise invalid_param(f"The type of account data is limited to {limits.users.ACCOUNT_DATA_TYPE_BYTES_MAX} bytes.")
     user_nid, room_nid, type_nid = tx.intern(user_id), tx.intern(room_id) if room_id else 0, tx.intern(data_type)
     data = to_json(content)
     old = tx.one(
@@ -80,14 +80,14 @@ def store_account_data(
 
 
 def _count(tx: Transaction, user_nid: int, new_types: int, new_bytes: int) -> None:
-    """Notes that a user keeps more, or less. What makes it less is allowed also where it is too much."""
+    """Updates the stored totals of a user. Reductions are allowed even if the totals are too large."""
     types, size_bytes = tx.one("SELECT types, bytes FROM account_data_sizes WHERE user_nid = ?", user_nid) or (0, 0)
     types, size_bytes = types + new_types, size_bytes + new_bytes
     if new_types > 0 and types > limits.users.ACCOUNT_DATA_TYPES_MAX:
-        raise invalid_param(f"There may be {limits.users.ACCOUNT_DATA_TYPES_MAX} types of account data.")
+        raise invalid_param(f"An account may have at most {limits.users.ACCOUNT_DATA_TYPES_MAX} types of account data.")
     if new_bytes > 0 and size_bytes > limits.users.ACCOUNT_DATA_BYTES_MAX:
         most = limits.users.ACCOUNT_DATA_BYTES_MAX >> 20
-        raise MatrixError(413, "M_TOO_LARGE", f"An account may keep {most} MiB of account data. Make some smaller.")
+        raise MatrixError(413, "M_TOO_LARGE", f"Account data is limited to {most} MiB. Make some of it smaller.")
     tx.run(
         "INSERT INTO account_data_sizes (user_nid, types, bytes) VALUES (?, ?, ?)"
         " ON CONFLICT (user_nid) DO UPDATE SET types = excluded.types, bytes = excluded.bytes",
@@ -96,7 +96,7 @@ def _count(tx: Transaction, user_nid: int, new_types: int, new_bytes: int) -> No
 
 
 def find_account_data(tx: Transaction, user_id: UserID, room_id: RoomID | None, data_type: str) -> JsonObject | None:
-    """The user's data of this type; room_id None: what belongs to no room."""
+    """Returns the user's data of this type, or None. room_id None: data that belongs to no room."""
     row = tx.one(
         "SELECT content FROM account_data WHERE user_nid = ? AND room_nid = ? AND type_nid = ?",
         tx.find(user_id), tx.find(room_id) if room_id else 0, tx.find(data_type),
@@ -105,7 +105,7 @@ def find_account_data(tx: Transaction, user_id: UserID, room_id: RoomID | None, 
 
 
 def list_changes(tx: Transaction, user_id: UserID, since: int, upto: int) -> list[Row]:
-    """room_nid (0: of no room), type_nid and content of what changed at since < position ≤ upto, in that order."""
+    """Returns room_nid (0: no room), type_nid and content of changes in since < position ≤ upto, in that order."""
     return tx.all(
         "SELECT room_nid, type_nid, content FROM account_data WHERE user_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position",
@@ -114,7 +114,7 @@ def list_changes(tx: Transaction, user_id: UserID, since: int, upto: int) -> lis
 
 
 def list_of_rooms(tx: Transaction, user_id: UserID, room_nids: Collection[int | None]) -> list[Row]:
-    """The same of all there is for these rooms."""
+    """Returns the same for all data of these rooms."""
     return tx.all_in(
         "SELECT room_nid, type_nid, content FROM account_data WHERE room_nid IN (?*) AND user_nid = ?",
         [nid for nid in room_nids if nid is not None],
@@ -123,7 +123,7 @@ def list_of_rooms(tx: Transaction, user_id: UserID, room_nids: Collection[int | 
 
 
 def forget_account_data(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """What the user kept for their own devices, tags included. No device is left to read it."""
+    """Deletes the data that the user stored for their own devices, tags included. No device is left to read it."""
     tx.run("DELETE FROM account_data WHERE user_nid = ?", tx.find(user_id))
     tx.run("DELETE FROM account_data_sizes WHERE user_nid = ?", tx.find(user_id))
     return False

@@ -1,8 +1,8 @@
-"""Accounts: the users of this server, their passwords and what became of them.
+"""Accounts: the users of this server, their passwords, and whether they are deactivated.
 
 Spec: client-server-api/#account-registration
 
-Flags that decide about requests (administrator, guest, locked, suspended) are kept by `homeserver.authenticate`.
+`homeserver.authenticate` stores the flags that affect requests (administrator, guest, locked, suspended).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from homeserver.resources import Resources
 from homeserver.users.passwords import check_new_password, hash_password
 from homeserver.users.profile import store_field
 
-# deactivated_position: where in the stream it happened; for tails that remove what else is kept of the user.
+# deactivated_position: the stream position of the deactivation, for tails that remove the user's other data.
 SCHEMA = Schema(
     "accounts",
     (
@@ -50,7 +50,7 @@ _GENERATED_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An account. password_hash is None where nobody can log in with a password; appservice is the id of its owner."""
+    """An account. password_hash is None if no password can be used; appservice is the ID of its owner."""
 
     user_id: UserID
     password_hash: str | None
@@ -65,38 +65,38 @@ class User:
 
 
 def user_id_of(server_name: ServerName, username: str) -> UserID:
-    """The id of a new user who asks to be called `username`. Raises M_INVALID_USERNAME."""
+    """Returns the ID of a new user who wants the name `username`. Raises M_INVALID_USERNAME."""
     localpart = username.lower()
     user_id = f"@{localpart}:{server_name}"
     if not is_valid_localpart(localpart) or not fits(user_id):
         raise MatrixError(
             400, "M_INVALID_USERNAME",
-            "A username holds a-z, 0-9 and any of . _ = - / + and fits into 255 bytes together with the server's name.",
+            "A username may only contain a-z, 0-9 and . _ = - / + and, with the server's name, must fit in 255 bytes.",
         )  # fmt: skip
     return UserID(user_id)
 
 
 def generate_user_id(server_name: ServerName) -> UserID:
-    """A user id that nobody has chosen: 60 random bits."""
+    """Returns a random user ID with 60 random bits."""
     return UserID(f"@{''.join(secrets.choice(_GENERATED_ALPHABET) for _ in range(12))}:{server_name}")
 
 
 def is_local(hs: Resources, user_id: str) -> bool:
-    """Whether the user belongs to this server."""
+    """Returns whether the user belongs to this server."""
     return user_id.partition(":")[2] == hs.server_name
 
 
 def read_identifier(server_name: ServerName, identifier: Mapping[str, Any] | None, user: str | None = None) -> UserID:
-    """The local user whom an identifier object means, or the older `user` key; not whether the account exists.
+    """Returns the local user named by an identifier object, or by the older `user` key. The account need not exist.
 
-    Raises M_FORBIDDEN where it cannot be a user of this server. Spec: client-server-api/#identifier-types
+    Raises M_FORBIDDEN if it cannot be a user of this server. Spec: client-server-api/#identifier-types
     """
     if identifier is not None:
         kind = identifier.get("type", "m.id.user" if "user" in identifier else "m.id.thirdparty")
         if kind in ("m.id.thirdparty", "m.id.phone"):
-            raise forbidden("No account is known by that third-party identifier.")
+            raise forbidden("No account has that third-party identifier.")
         if kind != "m.id.user":
-            raise MatrixError(400, "M_UNKNOWN", "This type of identifier is not known.")
+            raise MatrixError(400, "M_UNKNOWN", "This type of identifier is unknown.")
         user = identifier.get("user")
     if user is None:
         raise missing_param("An identifier with the user's name is required.")
@@ -114,12 +114,12 @@ def read_identifier(server_name: ServerName, identifier: Mapping[str, Any] | Non
 
 
 def wrong_password() -> MatrixError:
-    """403 M_FORBIDDEN, the same whether the account exists or not."""
+    """Returns 403 M_FORBIDDEN, the same whether the account exists or not."""
     return forbidden("The username or the password is wrong.")
 
 
 def find_local(hs: Resources, name: str) -> UserID:
-    """The id of a user of this server, from "alice" or "@alice:example.org". Raises MatrixError if it cannot be one."""
+    """Returns the ID of a local user, from "alice" or "@alice:example.org". Raises MatrixError if it cannot be one."""
     if not name.startswith("@"):
         return user_id_of(hs.server_name, name)
     if not is_local(hs, name):
@@ -136,10 +136,10 @@ async def create_account(
     appservice: str | None = None,
     exist_ok: bool = False,
 ) -> UserID:
-    """Makes an account without asking for anything: for administrators and embedding programs.
+    """Creates an account without any authentication: for administrators and embedding programs.
 
-    Raises M_INVALID_USERNAME, M_WEAK_PASSWORD, M_INVALID_PARAM or, unless `exist_ok`, M_USER_IN_USE. An account that
-    exists is left as it is.
+    Raises M_INVALID_USERNAME, M_WEAK_PASSWORD, M_INVALID_PARAM or, unless `exist_ok`, M_USER_IN_USE. An existing
+    account is not changed.
     """
     user_id = user_id_of(hs.server_name, username)
     if exist_ok and await hs.database.read(get_user, user_id) is not None:
@@ -150,7 +150,7 @@ async def create_account(
         password_hash = await hash_password(hs, password)
     try:
         await hs.database.write(create_user, user_id, password_hash, AccountFlags(is_admin=admin), appservice)
-    except MatrixError as error:  # somebody else may have made the account a moment ago
+    except MatrixError as error:  # another request may have just created the account
         if not exist_ok or error.errcode != "M_USER_IN_USE":
             raise
     return user_id
@@ -180,17 +180,17 @@ def create_user(
 
 
 def user_in_use() -> MatrixError:
-    """400 M_USER_IN_USE."""
+    """Returns 400 M_USER_IN_USE."""
     return MatrixError(400, "M_USER_IN_USE", "This username is taken.")
 
 
 def no_account(user_id: UserID) -> MatrixError:
-    """404 M_NOT_FOUND."""
+    """Returns 404 M_NOT_FOUND."""
     return not_found(f"There is no account {user_id} on this server.")
 
 
 def get_user(tx: Transaction, user_id: UserID) -> User | None:
-    """The account, deactivated ones included; None where there never was one."""
+    """Returns the account, even a deactivated one; None if there never was one."""
     nid = tx.find(user_id)
     if nid is None:
         return None
@@ -203,7 +203,7 @@ def get_user(tx: Transaction, user_id: UserID) -> User | None:
 
 
 def exists(tx: Transaction, user_id: UserID) -> bool:
-    """Whether there is such an account, and it is not deactivated."""
+    """Returns whether the account exists and is not deactivated."""
     nid = tx.find(user_id)
     return nid is not None and bool(
         tx.one("SELECT 1 FROM users WHERE user_nid = ? AND deactivated_ms IS NULL", nid)
@@ -211,7 +211,7 @@ def exists(tx: Transaction, user_id: UserID) -> bool:
 
 
 def list_users(tx: Transaction, after: str = "", limit: int = 1000) -> list[User]:
-    """Accounts in the order of their ids, those behind `after`."""
+    """Returns accounts sorted by ID, starting after `after`."""
     rows = tx.all(
         "SELECT s.value, u.password_hash, u.created_ms, u.appservice, u.deactivated_ms, u.erased"
         " FROM users u JOIN strings s ON s.nid = u.user_nid WHERE s.value > ? ORDER BY s.value LIMIT ?",
@@ -221,7 +221,7 @@ def list_users(tx: Transaction, after: str = "", limit: int = 1000) -> list[User
 
 
 def store_password_hash(tx: Transaction, user_id: UserID, password_hash: str | None) -> None:
-    """Replaces the password of an account that is not deactivated."""
+    """Replaces the password of an account unless it is deactivated."""
     tx.run(
         "UPDATE users SET password_hash = ? WHERE user_nid = ? AND deactivated_ms IS NULL",
         password_hash, tx.find(user_id),
@@ -235,7 +235,7 @@ def store_admin(tx: Transaction, user_id: UserID, is_admin: bool) -> None:
 
 
 def deactivate_user(tx: Transaction, user_id: UserID, *, erase: bool) -> None:
-    """Ends the account: no password, no tokens, no flags. The name stays taken. Once only; erasing may come later."""
+    """Ends the account: no password, no tokens, no flags. The name stays taken. Repeatable only to add erasure."""
     position = tx.next_position(user_id)
     tx.run(
         "UPDATE users SET password_hash = NULL, deactivated_ms = COALESCE(deactivated_ms, ?), deactivated_position = ?,"

@@ -1,4 +1,4 @@
-"""What administrators are shown of accounts, on the command line and by the admin API."""
+"""The information about accounts that administrators see, on the command line and in the admin API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homeserver.users.profile import find_profile
 
 @dataclass(frozen=True, slots=True)
 class AccountView:
-    """An account, what kind it is, and what it shows of itself; the last two are None where nothing is shown."""
+    """An account, its kind, and its profile. The last two fields are None if they are not set."""
 
     user: User
     flags: AccountFlags
@@ -22,18 +22,18 @@ class AccountView:
 
     @property
     def user_id(self) -> UserID:
-        """The user's id."""
+        """The user's ID."""
         return self.user.user_id
 
 
 def find_account(tx: Transaction, user_id: UserID) -> AccountView | None:
-    """The account, deactivated ones included. None if there never was one."""
+    """Returns the account, even a deactivated one; None if there never was one."""
     user = get_user(tx, user_id)
     return None if user is None else _view(tx, user)
 
 
 def list_accounts(tx: Transaction, after: str, limit: int) -> list[AccountView]:
-    """Accounts in the order of their ids, those behind `after`."""
+    """Returns accounts sorted by ID, starting after `after`."""
     return [_view(tx, user) for user in list_users(tx, after, limit)]
 
 

@@ -1,4 +1,4 @@
-"""Whom a user wants to hear nothing of: ignored users, and whether there may be invitations at all.
+"""Blocking: ignored users, and whether a user accepts invitations.
 
 Spec: client-server-api/#ignoring-users, #invite-permission
 """
@@ -15,39 +15,39 @@ from homeserver.users.accounts import get_user
 
 
 def ignored_users(tx: Transaction, user_id: UserID) -> frozenset[str]:
-    """Whose messages and invitations the user is not told of. Nobody ignores themselves."""
+    """Returns the users whose messages and invitations this user does not want. Nobody can ignore themselves."""
     content = find_account_data(tx, user_id, None, "m.ignored_user_list")
     ignored = None if content is None else content.get("ignored_users")
     return frozenset(ignored) - {user_id} if isinstance(ignored, dict) else frozenset()
 
 
 def blocks_invites(tx: Transaction, user_id: UserID) -> bool:
-    """Whether the user wants no invitations."""
+    """Returns whether the user blocks invitations."""
     content = find_account_data(tx, user_id, None, "m.invite_permission_config")
     return content is not None and content.get("default_action") == "block"
 
 
 def find_refusal(tx: Transaction, user_id: UserID) -> MatrixError | None:
-    """Why the user, of this server, is not to be invited by anybody: nobody can answer for an account that is gone."""
+    """Returns why nobody may invite this local user, or None: the account is deactivated, or blocks invitations."""
     user = get_user(tx, user_id)
     if user is not None and user.is_deactivated:
         return forbidden(f"The account of {user_id} has been deactivated.")
     if blocks_invites(tx, user_id):
-        return MatrixError(403, "M_INVITE_BLOCKED", f"{user_id} takes no invitations.")
+        return MatrixError(403, "M_INVITE_BLOCKED", f"{user_id} does not accept invitations.")
     return None
 
 
 def check_takes_invites(tx: Transaction, user_id: UserID) -> None:
-    """Raises MatrixError 403 if the user, of this server, is not to be invited or has no room for another invite."""
+    """Raises MatrixError 403 if this local user does not accept invitations, or has too many pending ones."""
     if refusal := find_refusal(tx, user_id):
         raise refusal
     check_pending(tx, user_id)
 
 
 def check_pending(tx: Transaction, user_id: UserID, new_bytes: int = 0) -> None:
-    """Raises MatrixError 403 if so many invites and knocks of a user of this server are pending that none may be added.
+    """Raises MatrixError 403 if this local user has too many pending invites and knocks to add another one.
 
-    new_bytes: the size of what the new one tells of its room.
+    new_bytes: the size of the new one's stripped state.
     """
     count, size_bytes = measure_pending(tx, user_id)
     if count >= limits.PENDING_MAX or size_bytes + new_bytes > limits.PENDING_BYTES_MAX:

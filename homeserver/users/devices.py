@@ -1,6 +1,6 @@
-"""Devices: what a user is logged in on. Spec: client-server-api/#device-management
+"""Devices: the clients on which a user is logged in. Spec: client-server-api/#device-management
 
-Each change of a device has a position in the stream: `list_device_changes` is what device lists and keys follow.
+Each change of a device has a position in the stream: device lists and keys follow `list_device_changes`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.process.token_cache import Seen
 
-# device_changes holds the last change of each device there ever was: 0 deleted, 1 new, 2 renamed.
+# device_changes has the last change of each device that ever existed: 0 deleted, 1 new, 2 renamed.
 SCHEMA = Schema(
     "devices",
     (
@@ -51,7 +51,7 @@ DELETED, CREATED, RENAMED = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device, as it is stored: last_seen_ms and last_seen_ip are up to a minute behind."""
+    """A device as stored. last_seen_ms and last_seen_ip may be up to a minute old."""
 
     user_id: UserID
     device_id: str
@@ -62,7 +62,7 @@ class Device:
     user_agent: str | None
 
     def body(self) -> JsonObject:
-        """As the API shows it to its owner."""
+        """Returns the device as the API shows it to its owner."""
         body: JsonObject = {"device_id": self.device_id}
         if self.display_name is not None:
             body["display_name"] = self.display_name
@@ -87,7 +87,7 @@ class DeviceChange:
 
 
 def check_device_id(device_id: str | None) -> None:
-    """Raises M_INVALID_PARAM where no device can be called so."""
+    """Raises M_INVALID_PARAM if the text is not a valid device ID."""
     if device_id is None:
         return
     try:
@@ -95,11 +95,11 @@ def check_device_id(device_id: str | None) -> None:
     except UnicodeEncodeError:
         size_bytes = 0
     if not 0 < size_bytes <= limits.DEVICE_ID_BYTES_MAX or not device_id.isprintable():
-        raise invalid_param(f"A device_id is 1 to {limits.DEVICE_ID_BYTES_MAX} bytes of printable text.")
+        raise invalid_param(f"A device_id must be 1 to {limits.DEVICE_ID_BYTES_MAX} bytes of printable text.")
 
 
 def new_device_id() -> str:
-    """A device id that the user does not have yet: 47 random bits."""
+    """Returns a random device ID with 47 random bits."""
     return "".join(secrets.choice(string.ascii_uppercase) for _ in range(10))
 
 
@@ -110,9 +110,9 @@ def log_in(
     display_name: str | None,
     refreshable: bool,
 ) -> JsonObject:
-    """Tokens for a device of the user, as `/login` and `/register` answer them. The device is made if there is none.
+    """Returns tokens for a device of the user, as `/login` and `/register` return them. Creates the device if needed.
 
-    The tokens that a known device had before end. `display_name` is for a new device only; too long a one is cut.
+    The existing tokens of a known device end. `display_name` is for a new device only, and is cut if it is too long.
     """
     if device_id is not None and find_device(tx, user_id, device_id) is not None:
         authenticate.delete_tokens_of_device(tx, user_id, device_id)
@@ -128,12 +128,12 @@ def log_in(
 
 
 def create_device(tx: Transaction, user_id: UserID, device_id: str, display_name: str | None) -> None:
-    """Stores a new device. Raises M_USER_LIMIT_EXCEEDED where the user has too many."""
+    """Stores a new device. Raises M_USER_LIMIT_EXCEEDED if the user has too many."""
     nid = tx.intern(user_id)
     (count,) = tx.one("SELECT COUNT(*) FROM devices WHERE user_nid = ?", nid) or (0,)
     if count >= limits.DEVICES_PER_USER_MAX:
         raise MatrixError(
-            403, "M_USER_LIMIT_EXCEEDED", "The account has too many devices: log some out.",
+            403, "M_USER_LIMIT_EXCEEDED", "The account has too many devices. Log some of them out.",
             info_uri=tx.server.config.base_url,
         )  # fmt: skip
     tx.run(
@@ -144,7 +144,7 @@ def create_device(tx: Transaction, user_id: UserID, device_id: str, display_name
 
 
 def find_device(tx: Transaction, user_id: UserID, device_id: str) -> Device | None:
-    """The device, None if the user has none of that id."""
+    """Returns the device, None if the user has none with that ID."""
     row = tx.one(
         "SELECT device_id, display_name, created_ms, last_seen_ms, last_seen_ip, user_agent FROM devices"
         " WHERE user_nid = ? AND device_id = ?",
@@ -154,7 +154,7 @@ def find_device(tx: Transaction, user_id: UserID, device_id: str) -> Device | No
 
 
 def list_devices(tx: Transaction, user_id: UserID) -> list[Device]:
-    """Every device of the user, ordered by id."""
+    """Returns all devices of the user, sorted by ID."""
     rows = tx.all(
         "SELECT device_id, display_name, created_ms, last_seen_ms, last_seen_ip, user_agent FROM devices"
         " WHERE user_nid = ? ORDER BY device_id",
@@ -179,7 +179,7 @@ def delete_devices_of_user(
     *,
     except_device_id: str | None = None,
 ) -> None:
-    """Logs devices out and removes them; all of the user's where no ids are given. Unknown ids are passed over."""
+    """Logs out and removes devices: all of the user's if no IDs are given. Ignores unknown IDs."""
     known = tx.values("SELECT device_id FROM devices WHERE user_nid = ?", tx.find(user_id))
     wanted = None if device_ids is None else set(device_ids)
     for device_id in known:
@@ -190,13 +190,13 @@ def delete_devices_of_user(
 
 
 def forget_devices(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Every device with its tokens. That they are gone stays known, for those who keep lists of devices."""
+    """Deletes all devices and their tokens. Their deletion stays recorded for other servers' device lists."""
     delete_devices_of_user(tx, user_id)
     return False
 
 
 def list_device_changes(tx: Transaction, since: int, upto: int) -> list[DeviceChange]:
-    """Devices of this server's users that last changed at since < position ≤ upto, in that order."""
+    """Returns devices of local users whose last change is in since < position ≤ upto, in that order."""
     rows = tx.all(
         "SELECT position, user_nid, device_id, change FROM device_changes WHERE position > ? AND position <= ?"
         " ORDER BY position",
@@ -207,7 +207,7 @@ def list_device_changes(tx: Transaction, since: int, upto: int) -> list[DeviceCh
 
 
 def store_seen(tx: Transaction, seen: dict[tuple[str, str], Seen]) -> None:
-    """Stores when devices were last seen; those that are gone are passed over."""
+    """Stores when devices were last seen. Ignores devices that no longer exist."""
     tx.many(
         "UPDATE devices SET last_seen_ms = ?, last_seen_ip = ?, user_agent = ? WHERE user_nid = ? AND device_id = ?",
         [

@@ -1,4 +1,4 @@
-"""Filters that clients have stored, for them to name. Spec: client-server-api/#filtering"""
+"""Stored filters, to which clients refer by ID. Spec: client-server-api/#filtering"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCHEMA = Schema(
 
 
 def store_filter(tx: Transaction, user_id: UserID, content: bytes) -> str:
-    """The id of the filter. The same content has the same id; of too many the oldest is forgotten."""
+    """Stores a filter and returns its ID. Equal content has the same ID. If there are too many, the oldest goes."""
     nid, digest = tx.intern(user_id), hashlib.sha256(content).digest()
     found = tx.one("SELECT filter_id FROM filters WHERE user_nid = ? AND digest = ?", nid, digest)
     if found is not None:
@@ -50,7 +50,7 @@ def store_filter(tx: Transaction, user_id: UserID, content: bytes) -> str:
 
 
 def find_filter(tx: Transaction, user_id: UserID, filter_id: str) -> JsonObject | None:
-    """The filter as it was stored, None if the user has none of that id."""
+    """Returns the filter as it was stored, None if the user has none with that ID."""
     if not (filter_id.isascii() and filter_id.isdigit() and len(filter_id) <= 16):
         return None
     row = tx.one("SELECT content FROM filters WHERE user_nid = ? AND filter_id = ?", tx.find(user_id), int(filter_id))
@@ -58,6 +58,6 @@ def find_filter(tx: Transaction, user_id: UserID, filter_id: str) -> JsonObject 
 
 
 def forget_filters(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Every filter of the user, which no device will name again."""
+    """Deletes all filters of the user. No device is left to use them."""
     tx.run("DELETE FROM filters WHERE user_nid = ?", tx.find(user_id))
     return False

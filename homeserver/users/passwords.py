@@ -1,6 +1,6 @@
 """Passwords: argon2id hashes, made and checked in worker threads. Spec: client-server-api/#password-management
 
-A guess at an account that does not exist, or that has no password, costs as much time as any other.
+A guess for an account that does not exist or has no password takes as long as any other guess.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HASHERS: Mapping[str, PasswordHasher] = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the password was right. `new_hash`: to be stored in place of the old one, made with other parameters."""
+    """Whether the password was right. `new_hash`: if set, store it; it was made with newer parameters."""
 
     is_right: bool
     new_hash: str | None = None
@@ -41,7 +41,7 @@ def check_new_password(hs: Resources, password: str) -> None:
 
 
 def fits(password: str) -> bool:
-    """Whether it can be a password at all."""
+    """Returns whether the text can be a password at all."""
     try:
         return len(password.encode()) <= limits.PASSWORD_BYTES_MAX
     except UnicodeEncodeError:
@@ -49,17 +49,17 @@ def fits(password: str) -> bool:
 
 
 async def hash_password(hs: Resources, password: str) -> str:
-    """The hash to store, its parameters and salt included. Check the password first."""
+    """Returns the hash to store, including its parameters and salt. Check the password first."""
     return await hs.workers.run(HASHERS[hs.config.passwords.hash_cost].hash, password)
 
 
 async def verify_password(
     hs: Resources, user_id: UserID, password_hash: str | None, password: str, *, address: str | None = None
 ) -> Verdict:
-    """Whether the password is the one of `password_hash`; None where there is no account, or no password.
+    """Returns whether the password matches `password_hash`, which is None if there is no account or no password.
 
-    address: where the guess comes from, None for a device that is logged in. Raises M_LIMIT_EXCEEDED after too many
-    wrong ones; who guesses from one address uses up neither the guesses of others nor those of the user's devices.
+    address: the origin of the guess, None for a logged-in device. Raises M_LIMIT_EXCEEDED after too many wrong ones.
+    Guesses from one address use up neither those of other addresses nor those of the user's devices.
     """
     buckets = [("login_account", f"{user_id} {address}")]
     if address is not None:
@@ -77,7 +77,7 @@ async def verify_password(
 
 def _verify(hasher: PasswordHasher, password_hash: str | None, password: str) -> Verdict:
     if password_hash is None:
-        hasher.hash(password)  # as long as it takes to be wrong
+        hasher.hash(password)  # takes as long as a wrong guess
         return Verdict(False)
     try:
         hasher.verify(password_hash, password)

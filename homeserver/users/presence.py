@@ -1,8 +1,13 @@
-"""Presence: who is online, since when not, and how that changes. Spec: client-server-api/#presence
+"""Presence: who is online, who was when, and how that changes. Spec: client-server-api/#presence
 
-Each device of a user is online or unavailable for as long as it shows itself; the user's presence is made of that and
-of when the user was last active. Only what others can see takes a position in the stream. A sync writes nothing unless
-something changes, or the last write is a minute old; `due_ms` says when a row changes by itself, and a sweep finds it.
+Theory of operation. Each device of a user is "online" or "unavailable" as long as it keeps syncing; a device that has
+been silent for the timeout counts as offline. The user's presence is the best of the devices' states, and online turns
+into unavailable when the user was last active too long ago. Only changes that others can see take a position in the
+stream. A sync writes only if something changes, or if the last write is a minute old, so a crash loses little.
+
+Some changes happen by mere passing of time: a user falls silent, or becomes idle. `due_ms` says when a row will change
+by itself, and a sweep updates the rows that are due. A `due_ms` too far in the future was set by a wrong clock and is
+due as well. Presence of users on other servers becomes offline when their server has been silent for too long.
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ from homeserver.federation.identifiers import UserID
 from homeserver.moments import is_recent, latest, passed
 from homeserver.rooms.membership import list_joined_rooms
 
-# When users were last noted to be active: who is forgotten costs a statement more.
+# Cache of when users were last noted as active. A forgotten user costs one more statement.
 ACTIVITY_CACHED_MAX = 100_000
-# Wakes who follows the time, once there may be somebody whose presence changes by itself.
+# Wakes the sweep once there may be somebody whose presence changes with time.
 WAKE_KEY = "presence"
 _NOTED_FOR_MS = limits.users.CURRENTLY_ACTIVE_MS // 2
 
@@ -57,7 +62,7 @@ SCHEMA = Schema(
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """A user's presence. last_active_ms is 0 for one who was never active; position: of the last change others see."""
+    """A user's presence. last_active_ms: 0 if never active. position: of the last change that others can see."""
 
     user_id: UserID
     is_local: bool
@@ -70,7 +75,7 @@ class Presence:
     position: int = 0
 
     def body(self, now_ms: int) -> JsonObject:
-        """As the API and m.presence events tell it."""
+        """Returns the presence as in the API and in m.presence events."""
         body: JsonObject = {"presence": self.state}
         if self.last_active_ms:
             body["last_active_ago"] = max(0, now_ms - self.last_active_ms)
@@ -81,7 +86,7 @@ class Presence:
         return body
 
     def event(self, now_ms: int) -> JsonObject:
-        """The m.presence event that tells it."""
+        """Returns the m.presence event."""
         return {"type": "m.presence", "sender": self.user_id, "content": self.body(now_ms)}
 
 
@@ -90,7 +95,7 @@ def _timeout_ms(tx: Transaction) -> int:
 
 
 def is_news_of_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> bool:
-    """Whether `show_device` would write anything that is not written yet, or not for long."""
+    """Returns whether `show_device` would write anything new, or refresh an old write."""
     row = tx.one(
         "SELECT state, seen_ms FROM presence_devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id
     )
@@ -101,7 +106,7 @@ def is_news_of_device(tx: Transaction, user_id: UserID, device_id: str, state: P
 
 
 def show_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> None:
-    """A device has shown itself. To be online again, or for the first time, is being active; to go on is not."""
+    """Notes that a device is in use. Coming online counts as being active; staying online does not."""
     was = tx.one(
         "SELECT 1 FROM presence_devices WHERE user_nid = ? AND state = 'online' AND seen_ms > ? AND seen_ms <= ?"
         " LIMIT 1",
@@ -114,16 +119,16 @@ def show_device(tx: Transaction, user_id: UserID, device_id: str, state: Presenc
 
 
 def set_status(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState, status_msg: str | None) -> None:
-    """What a user says of the device that is used, and of the user."""
+    """Stores the state that a user sets for the current device, and their status message."""
     _store_device(tx, user_id, device_id, state)
     old = find_presence(tx, user_id) or Presence(user_id, True)
     _refresh(tx, old, replace(old, status_msg=status_msg, last_active_ms=tx.now_ms))
 
 
 def note_activity(tx: Transaction, user_id: UserID) -> None:
-    """A user of this server has done something, such as sending a message. To be called in the write that does it.
+    """Notes that a local user did something, such as sending a message. Call it in the write that does it.
 
-    No more than a look into memory where it was noted less than half a minute ago.
+    Only looks into memory if this was already noted in the last half minute.
     """
     noted = tx.cache("activity", ACTIVITY_CACHED_MAX)
     if is_recent(noted.get(user_id, 0), tx.now_ms, _NOTED_FOR_MS) or not tx.server.config.presence.enabled:
@@ -138,7 +143,7 @@ def note_activity(tx: Transaction, user_id: UserID) -> None:
 
 
 def _refresh(tx: Transaction, old: Presence, new: Presence) -> None:
-    """Stores what the presence of a local user is now, given the devices and `new.last_active_ms`."""
+    """Stores the current presence of a local user, computed from the devices and `new.last_active_ms`."""
     now_ms, timeout_ms = tx.now_ms, _timeout_ms(tx)
     nid = tx.intern(old.user_id)
     tx.run(
@@ -162,7 +167,7 @@ def _refresh(tx: Transaction, old: Presence, new: Presence) -> None:
 
 
 def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
-    """Stores a presence; tells those who share a room where they can see a difference, or have long heard nothing."""
+    """Stores a presence. Wakes users who share a room if they can see a difference, or have heard nothing for long."""
     seen = (new.state, new.status_msg, new.currently_active) != (old.state, old.status_msg, old.currently_active)
     repeat = new.is_local and new.state != "offline" and tx.now_ms - old.told_ms >= limits.users.PRESENCE_REPEAT_MS
     position, told_ms = old.position, old.told_ms
@@ -182,7 +187,7 @@ def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
 
 
 def forget_presence(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Everything but that the user is offline, which others still have to be told."""
+    """Deletes everything except that the user is offline, which others still have to be told."""
     tx.run("DELETE FROM presence_devices WHERE user_nid = ?", tx.find(user_id))
     old = find_presence(tx, user_id)
     if old is not None:
@@ -192,25 +197,25 @@ def forget_presence(tx: Transaction, user_id: UserID, erase: bool) -> bool:
 
 
 def is_anybody_there(tx: Transaction) -> tuple[bool, int]:
-    """Whether any presence changes by itself sooner or later; and the position up to which that is known."""
+    """Returns whether any presence will change with time, and the position up to which this is known."""
     return tx.one("SELECT 1 FROM presence WHERE due_ms IS NOT NULL LIMIT 1") is not None, tx.position
 
 
 def list_due(tx: Transaction) -> list[int]:
-    """The numbers of some of the users that `sweep` has to look at."""
+    """Returns the numbers of some of the users that `sweep` must check."""
     return tx.values(
         "SELECT user_nid FROM presence WHERE due_ms <= ? OR due_ms > ? ORDER BY due_ms LIMIT 200", *_due(tx)
     )
 
 
 def _due(tx: Transaction) -> tuple[int, int]:
-    """Rows are due up to the first of these moments, and behind the second, which only a wrong clock has set."""
+    """Returns two moments. Rows are due up to the first, and after the second, which only a wrong clock can set."""
     span_ms_max = max(limits.users.PRESENCE_REPEAT_MS, limits.users.PRESENCE_REMOTE_TIMEOUT_MS, _timeout_ms(tx))
     return tx.now_ms, latest(tx.now_ms, span_ms_max)
 
 
 def sweep(tx: Transaction, user_nids: Sequence[int]) -> None:
-    """Makes those of the users idle or offline whose time has come."""
+    """Makes the users idle or offline whose time has come."""
     before, behind = _due(tx)
     for old in _presences(tx, tx.all_in(_SELECT_OF_USERS, user_nids)):
         if old.due_ms is None or before < old.due_ms <= behind:
@@ -238,23 +243,23 @@ _SELECT_OF_USERS = """
 
 
 def find_presence(tx: Transaction, user_id: UserID) -> Presence | None:
-    """The user's presence, None where nothing is known of it."""
+    """Returns the user's presence, None if nothing is known about it."""
     return next(iter(list_presences(tx, (user_id,))), None)
 
 
 def list_presences(tx: Transaction, user_ids: Iterable[UserID]) -> list[Presence]:
-    """What is known of these users' presence."""
+    """Returns the known presences of these users."""
     nids = [nid for user_id in user_ids if (nid := tx.find(user_id)) is not None]
     return _presences(tx, tx.all_in(_SELECT_OF_USERS, nids))
 
 
 def list_present(tx: Transaction) -> list[Presence]:
-    """Everyone who is not offline."""
+    """Returns the presence of everyone who is not offline."""
     return _presences(tx, tx.all(_SELECT_PRESENT))
 
 
 def list_presence_changes(tx: Transaction, since: int, upto: int) -> list[Presence]:
-    """Of everyone whose presence has changed for others at since < position ≤ upto."""
+    """Returns presences whose last change visible to others is in since < position ≤ upto."""
     return _presences(tx, tx.all(_SELECT_CHANGED, since, upto))
 
 
@@ -269,7 +274,7 @@ def _presences(tx: Transaction, rows: Iterable[Row]) -> list[Presence]:
 
 
 def _store_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> None:
-    """Notes that the device has just shown itself; "offline" forgets the device."""
+    """Stores that the device was just in use; "offline" deletes the device."""
     nid = tx.intern(user_id)
     if state == "offline":
         tx.run("DELETE FROM presence_devices WHERE user_nid = ? AND device_id = ?", nid, device_id)

@@ -1,6 +1,6 @@
-"""Push rules: of which events a user is told, and how: the server's defaults, and what users make of them.
+"""Push rules: which events notify a user, and how. A user's rules are the server's defaults plus their own changes.
 
-A ruleset has a list of rules for each kind, the most important first. Spec: client-server-api/#push-rules
+A ruleset has a list of rules for each kind, most important first. Spec: client-server-api/#push-rules
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from homeserver.federation.identifiers import UserID
 Kind = Literal["override", "content", "room", "sender", "underride"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they are checked
 
-# content: what the user says of the rule: "enabled", "actions", "conditions" or "pattern"; of a server-default rule
-# only what differs from it. priority: the lowest is the most important; NULL for server-default rules, which have their
-# place. push_rule_changes: where in the stream the user's rules were changed last.
+# content: what the user has set in a rule: "enabled", "actions", "conditions" or "pattern"; for a server-default rule
+# only the differences. priority: the lowest is the most important; NULL for server-default rules, whose place is fixed.
+# push_rule_changes: the stream position of the last change of the user's rules.
 SCHEMA = Schema(
     "push_rules",
     (
@@ -60,7 +60,7 @@ def _rule(rule_id: str, conditions: list[JsonObject], actions: list[Any], *, ena
 
 
 def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
-    """The server-default rules of a user. Spec: client-server-api/#predefined-rules"""
+    """Returns the server-default rules of a user. Spec: client-server-api/#predefined-rules"""
     mentions_user = {
         "kind": "event_property_contains", "key": r"content.m\.mentions.user_ids", "value": user_id,
     }  # fmt: skip
@@ -108,7 +108,7 @@ def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
 
 
 def find_ruleset(tx: Transaction, user_id: UserID) -> dict[Kind, list[JsonObject]]:
-    """All rules of the user by kind, the most important first."""
+    """Returns all rules of the user by kind, most important first."""
     own: dict[Kind, list[JsonObject]] = {kind: [] for kind in KINDS}
     changes: dict[tuple[Kind, str], JsonObject] = {}
     for kind, rule_id, priority, encoded in tx.all(
@@ -129,7 +129,7 @@ def find_ruleset(tx: Transaction, user_id: UserID) -> dict[Kind, list[JsonObject
 
 
 def get_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> JsonObject:
-    """One rule of the user. Raises M_NOT_FOUND."""
+    """Returns one rule of the user. Raises M_NOT_FOUND."""
     for rule in find_ruleset(tx, user_id)[kind]:
         if rule["rule_id"] == rule_id:
             return rule
@@ -145,11 +145,11 @@ def store_rule(
     before: str | None = None,
     after: str | None = None,
 ) -> None:
-    """Adds a rule of the user's own, or changes what it says and, if told so, its place.
+    """Adds a rule of the user's own, or changes its content and, if requested, its place.
 
-    before, after: rules of the user's own to be next to, the first counts; without them a new rule is the most
-    important one.
-    Raises M_UNKNOWN where there is no such rule, M_INVALID_PARAM for one too many.
+    before, after: another rule of the user's own to place it next to; `before` takes precedence. Without them a new
+    rule becomes the most important one.
+    Raises M_UNKNOWN if there is no such rule, M_INVALID_PARAM if there are too many rules.
     """
     user_nid = tx.intern(user_id)
     known = tx.one(
@@ -159,7 +159,7 @@ def store_rule(
     if known is None:
         (count,) = tx.one("SELECT COUNT(*) FROM push_rules WHERE user_nid = ?", user_nid) or (0,)
         if count >= limits.users.PUSH_RULES_MAX:
-            raise invalid_param(f"There may be {limits.users.PUSH_RULES_MAX} push rules.")
+            raise invalid_param(f"A user may have at most {limits.users.PUSH_RULES_MAX} push rules.")
     priority = known[0] if known else _top_priority(tx, user_nid, kind)
     if before is not None:
         priority = _make_place(tx, user_nid, kind, before, -1)
@@ -170,7 +170,7 @@ def store_rule(
 
 
 def change_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, changes: JsonObject) -> None:
-    """Changes a part of what a rule says, be it the user's own or a server-default one. Raises M_NOT_FOUND."""
+    """Changes a part of a rule, either one of the user's own or a server-default one. Raises M_NOT_FOUND."""
     row = tx.one(
         "SELECT priority, content FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ?",
         tx.find(user_id), kind, rule_id,
@@ -182,7 +182,7 @@ def change_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, chan
 
 
 def delete_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> None:
-    """Forgets a rule of the user's own. Raises M_NOT_FOUND, also for server-default rules, which are there to stay."""
+    """Deletes a rule of the user's own. Raises M_NOT_FOUND, also for server-default rules, which cannot be deleted."""
     deleted = tx.run(
         "DELETE FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ? AND priority IS NOT NULL",
         tx.find(user_id), kind, rule_id,
@@ -193,13 +193,13 @@ def delete_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> N
 
 
 def has_changed(tx: Transaction, user_id: UserID, since: int, upto: int) -> bool:
-    """Whether the user's rules were changed last at since < position ≤ upto."""
+    """Returns whether the last change of the user's rules is in since < position ≤ upto."""
     row = tx.one("SELECT position FROM push_rule_changes WHERE user_nid = ?", tx.find(user_id))
     return row is not None and since < row[0] <= upto
 
 
 def forget_push_rules(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """What the user made of the rules."""
+    """Deletes the user's own rules and changes."""
     tx.run("DELETE FROM push_rules WHERE user_nid = ?", tx.find(user_id))
     tx.run("DELETE FROM push_rule_changes WHERE user_nid = ?", tx.find(user_id))
     return False
@@ -211,13 +211,13 @@ def _top_priority(tx: Transaction, user_nid: int, kind: Kind) -> int:
 
 
 def _make_place(tx: Transaction, user_nid: int, kind: Kind, neighbour: str, step: Literal[-1, 1]) -> int:
-    """A free priority right above (-1) or below (+1) that of `neighbour`; what is further away moves on."""
+    """Returns a free priority just above (-1) or below (+1) that of `neighbour`, moving others if necessary."""
     row = tx.one(
         "SELECT priority FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ? AND priority IS NOT NULL",
         user_nid, kind, neighbour,
     )  # fmt: skip
     if row is None:
-        raise MatrixError(400, "M_UNKNOWN", f"There is no rule {neighbour!r} of your own of this kind to be next to.")
+        raise MatrixError(400, "M_UNKNOWN", f"You have no rule {neighbour!r} of this kind to place the rule next to.")
     tx.run(
         "UPDATE push_rules SET priority = priority + ? WHERE user_nid = ? AND kind = ? AND (priority - ?) * ? > 0",
         step, user_nid, kind, row[0], step,
@@ -230,7 +230,7 @@ def _store(
 ) -> None:
     encoded = to_json(content)
     if len(encoded) > limits.users.PUSH_RULE_BYTES_MAX:
-        raise MatrixError(413, "M_TOO_LARGE", f"A push rule is at most {limits.users.PUSH_RULE_BYTES_MAX} bytes.")
+        raise MatrixError(413, "M_TOO_LARGE", f"A push rule is limited to {limits.users.PUSH_RULE_BYTES_MAX} bytes.")
     tx.run(
         "INSERT INTO push_rules (user_nid, kind, rule_id, priority, content) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (user_nid, kind, rule_id) DO UPDATE SET priority = excluded.priority, content = excluded.content",

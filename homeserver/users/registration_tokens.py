@@ -1,4 +1,4 @@
-"""Registration tokens: registering by invitation only. Made and withdrawn on the command line.
+"""Registration tokens: registration by invitation only. The command line creates and revokes them.
 
 Spec: client-server-api/#token-authenticated-registration
 """
@@ -41,7 +41,7 @@ _TOKEN = re.compile(r"[0-9A-Za-z._~-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class RegistrationToken:
-    """A token. uses_allowed None: any number of accounts; expires_ms None: for ever."""
+    """A token. uses_allowed None: any number of accounts; expires_ms None: never expires."""
 
     token: str
     uses_allowed: int | None
@@ -50,7 +50,7 @@ class RegistrationToken:
     created_ms: int
 
     def body(self) -> JsonObject:
-        """The token as administrators' tools know it. Nothing is ever pending: the account itself is what counts."""
+        """Returns the token in the form of the admin API. Uses are never pending: only finished accounts count."""
         return {
             "token": self.token,
             "uses_allowed": self.uses_allowed,
@@ -75,7 +75,7 @@ TOKEN_STAGE = Stage(STAGE, _check, _load)
 
 
 def use_token_of(tx: Transaction, authentication: Authentication) -> None:
-    """Counts the account that is made now, if a token was used. Raises M_FORBIDDEN if that ended meanwhile."""
+    """Counts the account being created if a token was used. Raises M_FORBIDDEN if the token has ended meanwhile."""
     token: Any = authentication.results.get(STAGE)
     if token is not None:
         if not is_valid_token(tx, token):
@@ -89,24 +89,24 @@ def use_token_of(tx: Transaction, authentication: Authentication) -> None:
 def create_token(
     tx: Transaction, token: str | None = None, uses_allowed: int | None = None, expires_ms: int | None = None
 ) -> RegistrationToken:
-    """A new token, of random text where none is given. Raises M_INVALID_PARAM: bad text, bad numbers, or it exists."""
+    """Stores and returns a new token, with random text unless given. Raises M_INVALID_PARAM if invalid or existing."""
     token = secrets.token_urlsafe(12) if token is None else token
     if _TOKEN.fullmatch(token) is None or len(token) > limits.REGISTRATION_TOKEN_CHARACTERS_MAX:
-        raise invalid_param("A registration token is 1 to 64 of the characters 0-9, A-Z, a-z and - . _ ~")
+        raise invalid_param("A registration token must have 1 to 64 of the characters 0-9, A-Z, a-z and - . _ ~")
     if uses_allowed is not None and uses_allowed < 1:
-        raise invalid_param("A token must be good for one use at least.")
+        raise invalid_param("A token must allow at least one use.")
     added = tx.run(
         "INSERT INTO registration_tokens (token, uses_allowed, uses, expires_ms, created_ms) VALUES (?, ?, 0, ?, ?)"
         " ON CONFLICT (token) DO NOTHING",
         token, uses_allowed, expires_ms, tx.now_ms,
     )  # fmt: skip
     if not added:
-        raise invalid_param("There is such a token already.")
+        raise invalid_param("This token already exists.")
     return RegistrationToken(token, uses_allowed, 0, expires_ms, tx.now_ms)
 
 
 def list_tokens(tx: Transaction) -> list[RegistrationToken]:
-    """Every token, also those that are used up, the oldest first."""
+    """Returns all tokens, used-up ones included, oldest first."""
     rows = tx.all(
         "SELECT token, uses_allowed, uses, expires_ms, created_ms FROM registration_tokens ORDER BY created_ms, token"
     )
@@ -114,12 +114,12 @@ def list_tokens(tx: Transaction) -> list[RegistrationToken]:
 
 
 def delete_token(tx: Transaction, token: str) -> bool:
-    """Withdraws a token; False if there is none."""
+    """Deletes a token. Returns False if there is none."""
     return bool(tx.run("DELETE FROM registration_tokens WHERE token = ?", token))
 
 
 def is_valid_token(tx: Transaction, token: str) -> bool:
-    """Whether an account can be made with it now."""
+    """Returns whether an account can be created with the token now."""
     if _TOKEN.fullmatch(token) is None:
         return False
     row = tx.one(

@@ -1,7 +1,13 @@
-"""User-interactive authentication: stages that a request asks for before it is done, kept together by a session.
+"""User-interactive authentication: stages that a request must pass before it is carried out.
 
-Sessions are rows of the database: any node may answer the next request, a restart in the middle of a registration loses
-nothing, and their number has a bound. A session is good for one operation of one user, once.
+Theory of operation. A request without `auth` gets a 401 that lists the flows, each a sequence of stages, and a new
+session. The client repeats the request with `auth`, which names the session and answers one stage. A completed stage is
+stored in the session; when all stages of a flow are complete, the request is carried out. The write that does so also
+deletes the session (`finish_authentication`), so a session can be used only once, for one operation of one user. A
+failed stage leaves the session as it was, and the client may try again.
+
+Sessions are rows of the database, so any node may answer the next request, and a restart in the middle of a
+registration loses nothing. Their number and age are limited.
 Spec: client-server-api/#user-interactive-authentication-api
 """
 
@@ -24,7 +30,7 @@ from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.passwords import verify_password
 
-# number: 1, 2, … in the order of creation, so that the oldest can be dropped. completed: JSON object, stage → result.
+# number: 1, 2, … in order of creation, so that the oldest can be dropped. completed: JSON object, stage → result.
 SCHEMA = Schema(
     "user_interactive",
     (
@@ -55,11 +61,11 @@ def _load_nothing(tx: Transaction, auth: JsonObject) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One type of authentication, as one operation offers it.
+    """One type of authentication, as offered by one operation.
 
-    load(tx, auth) reads what is needed, in the request's one read; what it raises ends the request. check(hs, auth,
-    loaded) answers the result to keep with the session (JSON); it raises a 401 or 403 where the client may try again.
-    `params` are told to the client.
+    load(tx, auth) reads the data it needs, in the request's only read; an exception ends the request. check(hs, auth,
+    loaded) returns the result to store in the session (JSON); it raises 401 or 403 if the client may try again.
+    `params` are sent to the client.
     """
 
     type: str
@@ -72,7 +78,7 @@ Flow = tuple[Stage, ...]
 
 
 class AuthenticationRequired(MatrixError):
-    """The 401 that describes the flows. It has an errcode only where a stage failed."""
+    """The 401 that lists the flows. It has an errcode only after a failed stage."""
 
     def body(self) -> JsonObject:
         if self.errcode:
@@ -82,9 +88,9 @@ class AuthenticationRequired(MatrixError):
 
 @dataclass(frozen=True, slots=True)
 class Authentication:
-    """That all stages of a flow are complete. Give it to `finish_authentication` in the write that does the work.
+    """Proof that all stages of a flow are complete. Pass it to `finish_authentication` in the write that does the work.
 
-    results: of each stage. session: None where the client authenticated in its first request.
+    results: by stage. session: None if the client authenticated in its first request.
     """
 
     session: str | None = None
@@ -93,7 +99,7 @@ class Authentication:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A request that must be authenticated, with all that was read for it."""
+    """A request that needs authentication, with all the data read for it."""
 
     operation: str
     user_id: UserID | None
@@ -113,10 +119,10 @@ async def require_stages(
     flows: Sequence[Flow],
     user_id: UserID | None = None,
 ) -> Authentication:
-    """Answers once the stages of one of `flows` are complete; else raises the 401 that tells the client what to do.
+    """Returns once the stages of one of `flows` are complete. Otherwise raises the 401 that guides the client.
 
-    auth: the `auth` of the request's body. operation: names what is to be done and to what: a session begun for another
-    operation or user is refused. One read, and one write where stages remain.
+    auth: the `auth` of the request's body. operation: names the operation and its target; a session for another
+    operation or user is refused. Needs one read, and one write if stages remain.
     """
     attempt = await hs.database.read(begin, operation, auth, flows, user_id)
     return await proceed(hs, attempt)
@@ -129,7 +135,7 @@ def begin(
     flows: Sequence[Flow],
     user_id: UserID | None = None,
 ) -> Attempt:
-    """The reading half of `require_stages`, for operations that read more. Raises M_BAD_JSON for a bad `auth`."""
+    """Does the reading half of `require_stages`, for operations that read more. Raises M_BAD_JSON for a bad `auth`."""
     if auth is None:
         return Attempt(operation, user_id, flows, None)
     session, kind = auth.get("session"), auth.get("type")
@@ -142,11 +148,11 @@ def begin(
     if session is not None:
         found = _find_session(tx, session)
         if found is None:
-            session, error = None, MatrixError(401, "M_UNKNOWN", "This session is not known, or too old: begin again.")
+            session, error = None, MatrixError(401, "M_UNKNOWN", "This session is unknown or too old. Start again.")
         else:
             of_operation, of_user_nid, completed = found
             if of_operation != operation or of_user_nid != (tx.find(user_id) if user_id else 0):
-                raise forbidden("This session was begun for something else.")
+                raise forbidden("This session was started for another request.")
     stage = None
     if kind is not None and kind not in completed:  # "Completed stages cannot be retried"
         stage = _next_stage(flows, completed, kind)
@@ -158,7 +164,7 @@ def begin(
 
 
 async def proceed(hs: Resources, attempt: Attempt) -> Authentication:
-    """The other half of `require_stages`: checks the stage that was tried; raises the 401 unless a flow is complete."""
+    """Does the other half of `require_stages`: checks the given stage; raises the 401 unless a flow is complete."""
     completed = dict(attempt.completed)
     error = attempt.error
     if attempt.stage is not None:
@@ -177,14 +183,14 @@ async def proceed(hs: Resources, attempt: Attempt) -> Authentication:
 
 
 def finish_authentication(tx: Transaction, authentication: Authentication) -> None:
-    """Uses the session up. Raises M_FORBIDDEN where another request was faster."""
+    """Deletes the session. Raises M_FORBIDDEN if another request has already used it."""
     session = authentication.session
     if session is not None and not tx.run("DELETE FROM user_interactive_sessions WHERE session = ?", session):
-        raise forbidden("This session has been used already.")
+        raise forbidden("This session has already been used.")
 
 
 def complete_stage(tx: Transaction, session: str, stage: str, result: Any) -> bool:
-    """Completes a stage from outside, as fallback pages and links in e-mails do. False if there is no such session."""
+    """Completes a stage on behalf of fallback pages and e-mail links. Returns False if there is no such session."""
     found = _find_session(tx, session)
     if found is None:
         return False
@@ -194,7 +200,7 @@ def complete_stage(tx: Transaction, session: str, stage: str, result: Any) -> bo
 
 
 def _next_stage(flows: Sequence[Flow], completed: Mapping[str, Any], kind: str) -> Stage | None:
-    """The stage of that type, if it stands in a flow behind completed stages only: "must be completed in order"."""
+    """Returns the stage of that type if only completed stages precede it in a flow: "must be completed in order"."""
     for flow in flows:
         for stage in flow:
             if stage.type == kind:
@@ -227,7 +233,7 @@ def _unauthorized(
 
 
 def read_text(auth: JsonObject, key: str) -> str:
-    """A string of `auth`. Raises M_MISSING_PARAM or M_BAD_JSON."""
+    """Returns a string in `auth`. Raises M_MISSING_PARAM or M_BAD_JSON."""
     value = auth.get(key)
     if value is None:
         raise missing_param(f"The {key} is missing in auth.")
@@ -244,7 +250,7 @@ DUMMY = Stage("m.login.dummy", _accept)
 
 
 def password_stage(user_id: UserID) -> Stage:
-    """`m.login.password`, to be answered by the user who asks."""
+    """Returns the stage `m.login.password`, which the requester must answer."""
 
     def load(tx: Transaction, auth: JsonObject) -> str | None:
         read_text(auth, "password")
@@ -252,7 +258,7 @@ def password_stage(user_id: UserID) -> Stage:
         if not isinstance(identifier, dict | None):
             raise bad_json("The identifier must be an object.")
         if accounts.read_identifier(tx.server.name, identifier, auth.get("user")) != user_id:
-            raise forbidden("Only the user who asks can authenticate this request.")
+            raise forbidden("Only the user who sent this request can authenticate it.")
         user = accounts.get_user(tx, user_id)
         return None if user is None else user.password_hash
 
@@ -268,7 +274,7 @@ def password_stage(user_id: UserID) -> Stage:
 
 
 def _find_session(tx: Transaction, session: str) -> tuple[str, int, dict[str, Any]] | None:
-    """Its operation, user (0 for none) and completed stages; None where there is none, or it is too old."""
+    """Returns operation, user (0 for none) and completed stages; None if the session is unknown or too old."""
     row = tx.one(
         "SELECT operation, user_nid, completed FROM user_interactive_sessions WHERE session = ? AND created_ms > ?"
         " AND created_ms <= ?",
@@ -278,12 +284,12 @@ def _find_session(tx: Transaction, session: str) -> tuple[str, int, dict[str, An
 
 
 def forget_sessions(tx: Transaction, user_id: UserID) -> None:
-    """Ends what the user has begun to authenticate."""
+    """Deletes the user's sessions."""
     tx.run("DELETE FROM user_interactive_sessions WHERE user_nid = ?", tx.find(user_id))
 
 
 def _store_session(tx: Transaction, session: str, attempt: Attempt, completed: Mapping[str, Any]) -> None:
-    """Stores a new session, or what is complete of a known one. Too old ones and too many go."""
+    """Stores a new session, or the completed stages of a known one. Deletes sessions that are too old or too many."""
     text = orjson.dumps(completed).decode()
     if attempt.session is not None:
         tx.run("UPDATE user_interactive_sessions SET completed = ? WHERE session = ?", text, session)

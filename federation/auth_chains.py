@@ -1,7 +1,17 @@
-"""Walks over the graph that `auth_events` span: the auth difference and the conflicted state subgraph.
+"""Searches the graph of `auth_events` for the auth difference and the conflicted state subgraph.
 
-Spec: rooms/v12/#definitions. Auth chains are tens of thousands of events long, so nothing here recurses, and with a
-`rank` nothing is loaded below the point where the states agree.
+Spec: rooms/v12/#definitions
+
+Theory of operation. Both searches start from the events of the conflicting states and follow `auth_events` down towards
+the create event. Auth chains can be tens of thousands of events long, so nothing here recurses.
+
+`rank` gives each event a number greater than those of all its auth events; the order of storing is such a number. The
+auth difference visits events from the highest rank down. When an event is visited, all events that cite it have been
+visited, so the set of states whose chains contain it is complete. The walk stops once every event in the queue belongs
+to all states, because everything below them does too. Without a rank, ranks are computed by walking the whole chains.
+
+An event that the caller does not have is noted in `KnownEvents.absent`, and the walk goes on where it can, so that one
+`Missing` lists as many absent events as possible. The caller fetches them and starts again.
 """
 
 from __future__ import annotations
@@ -15,26 +25,26 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID
 
 StateMap = Mapping[StateKey, EventID]
-"""A state of a room: which event stands under each (type, state_key)."""
+"""A state of a room: the ID of the event for each (type, state_key)."""
 
 Rank = Mapping[EventID, int]
-"""A number for each event that is greater than those of all its auth events, e.g. the order of storing. What has
-no number is taken to be missing."""
+"""A number for each event that is greater than those of all its auth events, e.g. the order of storing. An event
+without a number counts as missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """The answer cannot be given before these events are there. More may be missing; ask again."""
+    """The result depends on these events, which the caller does not have. More may be missing; call again with them."""
 
     event_ids: frozenset[EventID]
 
 
 class Absent(Exception):
-    """Inside the protocol: events that are needed now are absent. Callers of the public functions see Missing."""
+    """Raised inside this package when a needed event is absent. The public functions return Missing instead."""
 
 
 class KnownEvents:
-    """The events that the caller has; remembers which were asked for in vain. Asks for no event twice."""
+    """The events that the caller has. Looks up each event once, and remembers the absent ones."""
 
     __slots__ = ("_events", "_loaded", "absent")
 
@@ -44,7 +54,7 @@ class KnownEvents:
         self.absent: set[EventID] = set()
 
     def find(self, event_id: EventID) -> Event | None:
-        """The event; None, and remembered as absent, if the caller has it not."""
+        """Returns the event. If the caller does not have it, returns None and notes it as absent."""
         event = self._loaded.get(event_id)
         if event is None and event_id not in self.absent:
             event = self._events.get(event_id)
@@ -55,36 +65,36 @@ class KnownEvents:
         return event
 
     def need(self, event_id: EventID) -> Event:
-        """The event. Raises Absent."""
+        """Returns the event. Raises Absent."""
         event = self.find(event_id)
         if event is None:
             raise Absent
         return event
 
     def need_all(self, event_ids: Iterable[EventID]) -> list[Event]:
-        """The events, in the same order. Raises Absent after all were asked for."""
+        """Returns the events in the same order. Looks all of them up before it raises Absent."""
         found = [event for event in map(self.find, event_ids) if event is not None]
         self.check()
         return found
 
     def check(self) -> None:
-        """Raises Absent if anything was asked for in vain."""
+        """Raises Absent if any event that was looked up is absent."""
         if self.absent:
             raise Absent
 
     def missing(self) -> Missing:
-        """What was asked for in vain."""
+        """Returns the absent events that were looked up so far."""
         return Missing(frozenset(self.absent))
 
 
 def auth_difference(
     states: Collection[StateMap], events: Mapping[EventID, Event], *, rank: Rank | None = None
 ) -> frozenset[EventID] | Missing:
-    """∪ Cᵢ − ∩ Cᵢ, where Cᵢ are the events of a state and their auth chains.
+    """Returns ∪ Cᵢ − ∩ Cᵢ, where Cᵢ are the events of a state and their auth chains.
 
-    The spec leaves the events of the state themselves out of Cᵢ, Synapse does not. It matters for an event that stands
-    in all states while not all of them build upon it: by the spec's words it is in the difference, though nobody
-    disagrees about it. Servers of one room have to come to the same state, so we count as nearly all of them do, and
+    The spec leaves the events of the state themselves out of Cᵢ; Synapse includes them. This matters for an event that
+    is in all states but in the auth chains of only some: by the spec's words it is in the difference, although
+    all states agree on it. Servers of one room have to reach the same state, so we count as nearly all of them do.
     tests/differential shows where the other reading leads elsewhere.
     """
     known = KnownEvents(events)
@@ -97,9 +107,10 @@ def auth_difference(
 def find_difference(
     states: Collection[Collection[EventID]], unconflicted: StateMap, known: KnownEvents, rank: Rank | None
 ) -> set[EventID]:
-    """The auth difference of states that have all of `unconflicted` beside the given events. Raises Absent.
+    """Returns the auth difference of states that contain `unconflicted` as well as the given events. Raises Absent.
 
-    May have some of the given events too many, which are in the full conflicted set anyway.
+    The result may include some of the given events that are not in the difference. They are harmless: the full
+    conflicted set contains the given events anyway.
     """
     everywhere = (1 << len(states)) - 1
     reached: dict[EventID, int] = {}
@@ -107,8 +118,8 @@ def find_difference(
         for event_id in state:
             reached[event_id] = reached.get(event_id, 0) | 1 << number
     given = frozenset(reached)
-    # The chains of unconflicted events are in all states: they but take away from the difference, and only from what
-    # the others bring into it. That is seldom anything, and there may be very many of them.
+    # The chains of unconflicted events are in all states, so they can only remove events that the others add to the
+    # difference. There are seldom any to remove, and the unconflicted events may be very many.
     difference = _walk_down(dict(reached), everywhere, unconflicted, known, rank)
     if difference <= given or not unconflicted:
         return difference
@@ -119,7 +130,10 @@ def find_difference(
 def _walk_down(
     reached: dict[EventID, int], everywhere: int, unconflicted: StateMap, known: KnownEvents, rank: Rank | None
 ) -> set[EventID]:
-    """`reached`: for each event, as bits, the states that it is known to be in the chain of; all others follow."""
+    """Returns the events that are not in the chains of all states.
+
+    `reached` maps each starting event to a bit set: the states whose chains are known to contain it.
+    """
     if rank is None:
         rank = _compute_ranks(reached, known)
         known.check()
@@ -128,8 +142,8 @@ def _walk_down(
     unsettled = sum(states != everywhere for states in reached.values())
     difference = set()
     done = set()
-    # From the greatest rank down, all that cite an event come before it. Once only events that all states have are
-    # left, so is all that lies below them.
+    # Events are visited from the greatest rank down, so every event that cites this one came earlier. Once all events
+    # left in the queue belong to all states, so does everything below them.
     while unsettled and queue:
         _, event_id = heappop(queue)
         done.add(event_id)
@@ -143,7 +157,7 @@ def _walk_down(
                 difference.add(event_id)
         for auth_id in () if event is None else event.auth_events:
             if auth_id in done:
-                continue  # only where events cite one another in a loop
+                continue  # this happens only if events cite one another in a loop
             before = reached.get(auth_id)
             reached[auth_id] = after = states | (before or 0)
             if before is None:
@@ -164,7 +178,7 @@ def _rank_of(event_id: EventID, known: KnownEvents, rank: Rank) -> int:
 
 
 def _compute_ranks(roots: Iterable[EventID], known: KnownEvents) -> dict[EventID, int]:
-    """How many events long the longest way down is, for all events below the roots."""
+    """Returns, for each event below the roots, the length of the longest path down from it."""
     ranks: dict[EventID, int] = {}
     entered: set[EventID] = set()
     stack: list[tuple[EventID, Iterator[EventID]]] = []
@@ -191,8 +205,8 @@ def _cited_by(event_id: EventID, known: KnownEvents) -> Iterator[EventID]:
 
 
 def find_conflicted_subgraph(conflicted: Collection[EventID], known: KnownEvents, rank: Rank | None) -> set[EventID]:
-    """The *conflicted state subgraph*: the events on all ways from one conflicted event to another. Raises Absent."""
-    # No way to a conflicted event leads through one whose rank is not above the least of theirs.
+    """Returns the *conflicted state subgraph*: the events on any path between conflicted events. Raises Absent."""
+    # Paths only descend in rank, so none reaches a conflicted event from below the lowest-ranked one.
     floor = None if rank is None else min((_rank_of(event_id, known, rank) for event_id in conflicted), default=0)
     citing: dict[EventID, list[EventID]] = {}
     seen = set(conflicted)
@@ -207,7 +221,7 @@ def find_conflicted_subgraph(conflicted: Collection[EventID], known: KnownEvents
             if rank is None or floor is None or _rank_of(auth_id, known, rank) > floor:
                 stack.append(auth_id)
     known.check()
-    # All of `citing` is below a conflicted event; what is above one too lies between two.
+    # All keys of `citing` lie below a conflicted event. Those that also lie above one are between two.
     between = set(conflicted)
     stack = list(conflicted)
     while stack:

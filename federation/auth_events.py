@@ -20,16 +20,16 @@ JOIN_RULES_KEY: StateKey = ("m.room.join_rules", "")
 
 
 def member_key(user_id: str) -> StateKey:
-    """Where the state keeps a user's membership."""
+    """Returns the state key of a user's membership."""
     return ("m.room.member", user_id)
 
 
 def select_auth_keys(
     event_type: str, sender: str, state_key: str | None, content: Mapping[str, Any], version: RoomVersion
 ) -> list[StateKey]:
-    """The keys of the state whose events, where there are any, belong into `auth_events`; without duplicates.
+    """Returns the state keys whose events, if present, belong in `auth_events`. There are no duplicates.
 
-    Nothing in `content` is trusted: a value of the wrong type selects nothing.
+    `content` is not trusted: a value of the wrong type selects nothing.
     """
     # The auth_events for the m.room.create event in a room is empty
     if event_type == "m.room.create":
@@ -66,7 +66,7 @@ def _member_keys(state_key: str, content: Mapping[str, Any], version: RoomVersio
 
 
 def third_party_invite_token(content: Mapping[str, Any]) -> str | None:
-    """`third_party_invite.signed.token` of an m.room.member content."""
+    """Returns `third_party_invite.signed.token` of the content of an m.room.member event, or None."""
     third_party_invite = content.get("third_party_invite")
     signed = third_party_invite.get("signed") if isinstance(third_party_invite, dict) else None
     token = signed.get("token") if isinstance(signed, dict) else None
@@ -74,5 +74,5 @@ def third_party_invite_token(content: Mapping[str, Any]) -> str | None:
 
 
 def select_auth_keys_of(event: Event) -> list[StateKey]:
-    """The keys that the event's own auth events may have."""
+    """Returns the keys that the event's auth events may have."""
     return select_auth_keys(event.type, event.sender, event.state_key, event.content, event.version)

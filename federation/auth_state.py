@@ -1,4 +1,4 @@
-"""What the authorisation rules ask of a room's state, and their answer where they refuse."""
+"""The part of a room's state that the authorisation rules read, and their answer when they refuse an event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class AuthState:
-    """A state of a room, as far as the rules look into it. Its events may hold anything: they were not all checked."""
+    """A state of a room as the authorisation rules see it. Its events may contain anything: not all were checked."""
 
     version: RoomVersion
     create: Event
@@ -28,23 +28,23 @@ class AuthState:
     power_levels: PowerLevels
 
     def membership_of(self, user_id: str) -> str:
-        """The user's current membership state; "leave" for who never was in the room."""
+        """Returns the user's current membership, "leave" if the user was never in the room."""
         member = self.state.get(member_key(user_id))
         return "leave" if member is None else member.membership or "leave"
 
     @property
     def join_rule(self) -> str | None:
-        """The room's `join_rule`, by default "invite"; None if it is not even a string."""
+        """The room's `join_rule`; "invite" if it is not set, None if it is not a string."""
         join_rules = self.state.get(JOIN_RULES_KEY)
         rule = "invite" if join_rules is None else join_rules.content.get("join_rule", "invite")
         return rule if isinstance(rule, str) else None
 
 
 def read_auth_state(version: RoomVersion, create: Event, state: Mapping[StateKey, Event]) -> AuthState:
-    """The state as the rules of the room version see it."""
+    """Returns the state as the rules of the room version see it."""
     return AuthState(version, create, state, read_power_levels(create, state.get(POWER_LEVELS_KEY), version))
 
 
 def domain_of(identifier: str) -> str:
-    """All after the first ":", the empty string where there is none. Never fails, unlike `server_name_of`."""
+    """Returns everything after the first ":", or an empty string. Unlike `server_name_of` it never fails."""
     return identifier.partition(":")[2]

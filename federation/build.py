@@ -1,4 +1,4 @@
-"""Building events: from a draft to a hashed, signed event. Spec: server-server-api/#signing-events"""
+"""Builds events: from a draft to a hashed, signed event. Spec: server-server-api/#signing-events"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.signing import SigningKey, encode_base64, with_signature
 
 SIGNATURE_BYTES_MAX = 512
-"""What another server's signature adds to an event: its name, the ID of its key and 86 characters."""
+"""The bytes that another server's signature adds to an event: its name, its key ID and 86 characters."""
 
 Reference = tuple[EventID, str | None]
 """An event ID and, in room versions 1 and 2, that event's reference hash in unpadded base64."""
@@ -32,22 +32,22 @@ Reference = tuple[EventID, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a sender says, before the room gives it a place. Its content becomes the event's: do not change it after."""
+    """An event before it gets its place in the room. The event takes over the content: do not change it afterwards."""
 
     room_id: RoomID | None
-    """None: an m.room.create event of a version where the room ID is made of it."""
+    """None only for an m.room.create event of a room version whose room IDs are derived from that event."""
     sender: UserID
     type: str
     content: dict[str, Any]
     state_key: str | None = None
     redacts: EventID | None = None
-    """Put where the room version keeps it."""
+    """The event that an m.room.redaction redacts. It is stored where the room version keeps it."""
     origin_server_ts: int = 0
     """Milliseconds."""
 
 
 def reference_to(event: Event) -> Reference:
-    """How `prev_events` of a later event refer to it."""
+    """Returns the entry for `prev_events` of a later event."""
     if not event.version.references_with_hashes:
         return (event.event_id, None)
     return (event.event_id, encode_base64(reference_hash(event.pdu, event.version)))
@@ -64,10 +64,10 @@ def build_event(
     key: SigningKey,
     event_id_opaque: str = "",
 ) -> Event:
-    """The hashed and signed event. Raises InvalidEvent, before anything is signed.
+    """Returns the hashed and signed event. Raises InvalidEvent, before anything is signed.
 
-    `depth` beyond the version's limit becomes the limit. `event_id_opaque` is the localpart of the event ID in room
-    versions 1 and 2, unique on this server; others ignore it.
+    A `depth` above the version's limit is lowered to the limit. In room versions 1 and 2 `event_id_opaque` is the
+    localpart of the event ID and must be unique on this server; other versions ignore it.
     """
     pdu = build_proto_event(draft, version, prev_events=prev_events, auth_events=auth_events, depth=depth)
     if not version.event_id_is_reference_hash:
@@ -77,8 +77,8 @@ def build_event(
     try:
         check_fields(pdu, version)
         check_references(pdu, version)
-        # Only the content can hold anything but strings and small integers, and what is signed is also what the
-        # reference hash is taken of: so one walk and three encodings are enough.
+        # Only the content can contain anything but strings and small integers, and the signature covers the same
+        # bytes as the reference hash. So one walk and three encodings are enough.
         encode = canonical_json.encode_regular
         if not canonical_json.check({"content": pdu["content"]}, strict=version.canonical_json_strict):
             encode = _encode_lenient
@@ -96,9 +96,10 @@ def build_event(
 def build_proto_event(
     draft: Draft, version: RoomVersion, *, prev_events: Sequence[Reference], auth_events: Sequence[Event], depth: int
 ) -> dict[str, Any]:
-    """The event without hashes, signatures and event ID: the `event` of make_join, make_leave and make_knock.
+    """Returns the event without hashes, signatures and event ID: the `event` of make_join, make_leave and make_knock.
 
-    InvalidEvent for a create event that names a room where its version has the room ID made of it; checks nothing else.
+    Raises InvalidEvent if a create event has a room ID although its room version derives the room ID from it. Checks
+    nothing else.
     """
     content = draft.content
     pdu: dict[str, Any] = {
@@ -111,7 +112,7 @@ def build_proto_event(
     }
     if draft.room_id is not None:
         if version.room_id_is_create_event_id and draft.type == "m.room.create":
-            raise InvalidEvent("The create event of this room version has no room_id.")
+            raise InvalidEvent("The create event of this room version must have no room_id.")
         pdu["room_id"] = draft.room_id
     if draft.state_key is not None:
         pdu["state_key"] = draft.state_key
@@ -125,9 +126,9 @@ def build_proto_event(
 
 
 def sign_event(pdu: dict[str, Any], version: RoomVersion, server_name: ServerName, key: SigningKey) -> dict[str, Any]:
-    """A new PDU with its content hash and our signature, in place of any it had. Raises InvalidEvent.
+    """Returns a new PDU with its content hash and our signature, which replace existing ones. Raises InvalidEvent.
 
-    Checks no more than that it can be encoded: parse what comes out.
+    It only checks that the PDU can be encoded: parse the result.
     """
     hashed = {name: value for name, value in pdu.items() if name not in ("signatures", "hashes")}
     try:
@@ -138,7 +139,7 @@ def sign_event(pdu: dict[str, Any], version: RoomVersion, server_name: ServerNam
 
 
 def countersign(event: Event, server_name: ServerName, key: SigningKey) -> Event:
-    """The same event with our signature beside those it has, e.g. on an invite. Its hashes stay as they are."""
+    """Returns the same event with our signature added, e.g. on an invite. Its hashes stay unchanged."""
     return trusted_event(_add_signature(event.pdu, event.version, server_name, key), event.version, event.event_id)
 
 

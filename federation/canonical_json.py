@@ -10,27 +10,27 @@ from typing import Any
 import orjson
 
 DEPTH_MAX = 100
-"""Deepest nesting of an event and of every body of a client: objects and arrays, the outermost counted as 1.
+"""The deepest nesting of an event or a client's request body: objects and arrays, the outermost counted as 1.
 
-One bound for events from wherever they come, so that everything that carries one can be encoded and read.
+All events have the same bound, whatever their source, so that everything that carries an event can be encoded and read.
 """
 
 WRAPPED_DEPTH_MAX = 128
-"""Deepest nesting of what carries events: transactions, answers, invites. The deepest wrapping in use is /sync's, 8
-levels; readers written in Rust stop at 128."""
+"""The deepest nesting of objects that carry events: transactions, answers, invites. The deepest wrapping in use is that
+of /sync, with 8 levels. JSON readers written in Rust stop at 128."""
 
 PARTS_DEPTH_MAX = 1000
-"""Nesting that is read where each part is judged alone afterwards (`decode_parts`). Parsers end at about this depth."""
+"""The nesting that is read if each part is checked alone afterwards (`decode_parts`). Parsers stop at about this."""
 
 INT_MAX = 2**53 - 1
 """Integers lie within ±INT_MAX, which an IEEE double holds exactly."""
 
 LENIENT_INT_MAX = 10**308
-"""Where large integers are allowed they still lie within the range of a double, or readers in use fail on them."""
+"""Even where large integers are allowed they must fit the range of a double: common JSON readers fail on others."""
 
 
 _INT_CHARACTERS_MAX = 310
-"""Of an integer within ±LENIENT_INT_MAX, with its sign."""
+"""The longest integer within ±LENIENT_INT_MAX, including its sign."""
 
 
 class NotCanonical(ValueError):
@@ -38,13 +38,13 @@ class NotCanonical(ValueError):
 
 
 class UnfitNumber(NotCanonical):
-    """The text is JSON, with a number that no server can pass on. Spec: rooms/v6/#canonical-json"""
+    """The text is JSON, but one of its numbers cannot be passed on by any server. Spec: rooms/v6/#canonical-json"""
 
 
 def encode(value: object, *, strict: bool = True, depth_max: int = DEPTH_MAX) -> bytes:
-    """The canonical JSON. `strict=False` (room versions below 6) admits floats and large integers.
+    """Returns the canonical JSON. `strict=False` (room versions below 6) allows floats and large integers.
 
-    Raises NotCanonical, and nothing else, for any value.
+    Raises NotCanonical, and nothing else, for any value without canonical JSON.
     """
     if check(value, strict=strict, depth_max=depth_max):
         try:
@@ -56,10 +56,10 @@ def encode(value: object, *, strict: bool = True, depth_max: int = DEPTH_MAX) ->
 
 
 def check(value: object, *, strict: bool = True, depth_max: int = DEPTH_MAX) -> bool:
-    """Whether the value is regular: every number of it an integer within ±INT_MAX. If `strict`, it has to be.
+    """Returns whether the value is regular: all its numbers are integers within ±INT_MAX. `strict` requires that.
 
-    Raises NotCanonical for what has no JSON, except for keys that are no strings and for lone surrogates, which are
-    left for the encoder to find.
+    Raises NotCanonical for values without JSON. Keys that are not strings and lone surrogates are left for the encoder
+    to find.
     """
     regular = True
     depth = 0
@@ -84,7 +84,7 @@ def check(value: object, *, strict: bool = True, depth_max: int = DEPTH_MAX) -> 
 
 
 def encode_regular(value: object) -> bytes:
-    """The canonical JSON of a value that `check` called regular: spares the second walk where one was taken."""
+    """Returns the canonical JSON of a value that `check` found regular, without checking it again."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:
@@ -92,18 +92,19 @@ def encode_regular(value: object) -> bytes:
 
 
 def decode(data: bytes, *, strict: bool = False, depth_max: int = DEPTH_MAX) -> Any:
-    """The value that UTF-8 JSON text stands for.
+    """Returns the value of UTF-8 JSON text.
 
-    Refuses (NotCanonical) duplicate keys, nesting deeper than `depth_max`, NaN, lone surrogates, trailing data, and
-    with `strict` floats and integers beyond ±INT_MAX. Numbers beyond the range of a double are UnfitNumber.
+    Raises NotCanonical for duplicate keys, nesting deeper than `depth_max`, NaN, lone surrogates and trailing data, and
+    with `strict` for floats and integers beyond ±INT_MAX. Raises UnfitNumber for numbers beyond the range of a double.
     """
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         _find_unfit_number(data)
         raise NotCanonical(f"Not JSON: {error}.") from None
-    # orjson keeps the last of duplicate keys, and makes floats of integers beyond 64 bits. Most senders write compact
-    # JSON, which is what orjson writes too: then both are ruled out. All else is read by the slower parser.
+    # orjson keeps the last of several equal keys, and turns integers beyond 64 bits into floats. Most senders write
+    # compact JSON, exactly as orjson does. If the text is the same again, neither has happened. Otherwise the slower
+    # parser reads it.
     if check(value, strict=strict, depth_max=depth_max) and orjson.dumps(value) == data:
         return value
     try:
@@ -115,11 +116,11 @@ def decode(data: bytes, *, strict: bool = False, depth_max: int = DEPTH_MAX) -> 
 
 
 def decode_parts(data: bytes) -> Any:
-    """The value of JSON text whose parts come from many: a transaction, a list of events. Each is to be judged alone.
+    """Returns the value of JSON text with parts by several authors, such as a transaction or a list of events.
 
-    Refuses (NotCanonical) only what cannot be read at all. A part that `decode` would refuse, for its depth, numbers,
-    lone surrogates or duplicate keys, is one that `check` and `encode` refuse; whoever takes a part has to call one of
-    them, as `event.parse_event` does.
+    Raises NotCanonical only if the text cannot be read at all. Each part must then be checked alone with `check` or
+    `encode`, as `event.parse_event` does: these refuse the parts that `decode` would refuse for their depth, numbers,
+    lone surrogates or duplicate keys.
     """
     try:
         return decode(data, depth_max=WRAPPED_DEPTH_MAX)
@@ -137,11 +138,11 @@ def decode_parts(data: bytes) -> Any:
 
 
 class _Repeating(dict[str, Any]):
-    """An object with duplicate keys. Not a plain dict, so `check` refuses it."""
+    """An object with duplicate keys. It is not a plain dict, so `check` refuses it."""
 
 
 class _Refused(str):
-    """A number that no server can pass on. Not a plain string, so `check` refuses it."""
+    """A number that no server can pass on. It is not a plain string, so `check` refuses it."""
 
     __slots__ = ()
 
@@ -152,7 +153,7 @@ def _marking_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _find_unfit_number(data: bytes) -> None:
-    """Raises UnfitNumber if that is what keeps the text from being read."""
+    """Raises UnfitNumber if such a number is the reason why the text cannot be read."""
     with suppress(json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         json.loads(data.decode(), parse_int=_check_range, parse_float=_check_range)
 
@@ -179,7 +180,7 @@ def _check_irregular(item: Any, strict: bool) -> None:
 
 
 def _encode_irregular(value: object) -> bytes:
-    """Floats as Python writes them, like the servers that signed such events; integers with all their digits."""
+    """Encodes floats as Python writes them, like the servers that signed such events, and integers with all digits."""
     _check_keys(value)
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
@@ -188,7 +189,10 @@ def _encode_irregular(value: object) -> bytes:
 
 
 def _check_keys(value: object) -> None:
-    """Python's encoder would make strings of other keys. Only for values that `check` found bounded in depth."""
+    """Raises NotCanonical for keys that are not strings, which Python's encoder would convert.
+
+    Only for values that `check` has found to be bounded in depth.
+    """
     containers: list[Any] = [(value,)]
     while containers:
         container = containers.pop()

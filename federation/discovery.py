@@ -1,15 +1,19 @@
 """Server discovery: from a server name to addresses, a TLS name and a Host header.
 
-Spec: server-server-api/#server-discovery. `Discovery` holds the whole procedure and does no I/O: ask `next_step()`, do
-what it says, feed the result in, ask again.
+Spec: server-server-api/#server-discovery
 
-    step                  feed with
-    FetchWellKnown        feed_well_known(delegated name or None)
-    LookupSRV             feed_srv(records)
-    LookupAddress         feed_addresses(ip addresses)
+Theory of operation. `Discovery` is a state machine that does no I/O. Its state is the step to be done next: take it
+from `next_step()`, do it, feed the result in, and repeat until the step is Found or Failed.
+
+    step                  feed with                                 may be followed by
+    FetchWellKnown        feed_well_known(delegated name or None)   any step but FetchWellKnown
+    LookupSRV             feed_srv(records)                         LookupSRV, LookupAddress, Found, Failed
+    LookupAddress         feed_addresses(ip addresses)              LookupAddress, Found, Failed
     Found | Failed        the end
 
-`WellKnownCache` decides how long the answers of `.well-known` hold.
+A failed lookup is fed in as an empty result and leads to the next step of the spec, so a name server that is down looks
+like a name without records. `FetchWellKnown` happens at most once: a delegated name is never delegated again.
+`WellKnownCache` decides how long a result of `.well-known` is used.
 """
 
 from __future__ import annotations
@@ -34,10 +38,11 @@ WELL_KNOWN_TIMEOUT_S = 10.0
 WELL_KNOWN_DEFAULT_S = 24 * 3600
 WELL_KNOWN_MAX_S = 48 * 3600
 WELL_KNOWN_MIN_S = 300
-"""Shorter lifetimes, `no-store` too, would have us ask before every new connection."""
+"""With shorter lifetimes, `no-store` included, we would have to fetch it before every new connection."""
 WELL_KNOWN_FAILURE_MAX_S = 3600
 WELL_KNOWN_FAILURE_MIN_S = 225
-"""The first failure is believed for so long; each further one for twice the time before: 225 · 2^4 s is an hour."""
+"""After one failure we wait this long before fetching again, and twice as long after each further one. 225 · 2^4 s is
+an hour."""
 WELL_KNOWN_CACHE_MAX = 20_000
 
 SRV_TARGETS_MAX = 8
@@ -58,7 +63,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class SrvRecord:
-    """One SRV record; `target` without its final dot, "" if it was only that."""
+    """One SRV record. `target` has no final dot; it is "" for the target "."."""
 
     priority: int
     weight: int
@@ -68,7 +73,7 @@ class SrvRecord:
 
 @dataclass(frozen=True, slots=True)
 class FetchWellKnown:
-    """GET https://`hostname`/.well-known/matrix/server, redirects followed."""
+    """GET https://`hostname`/.well-known/matrix/server, following redirects."""
 
     hostname: str
 
@@ -82,7 +87,7 @@ class LookupSRV:
 
 @dataclass(frozen=True, slots=True)
 class LookupAddress:
-    """Look up the AAAA and A records of `hostname`, CNAMEs followed."""
+    """Look up the AAAA and A records of `hostname`, following CNAMEs."""
 
     hostname: str
 
@@ -101,7 +106,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The server name leads nowhere; `reason` is a sentence."""
+    """No server can be reached by this name; `reason` is a sentence."""
 
     reason: str
 
@@ -110,7 +115,7 @@ Step = FetchWellKnown | LookupSRV | LookupAddress | Found | Failed
 
 
 class Discovery:
-    """The resolution of one server name. `below(n)` draws an integer from range(n), to weigh SRV targets."""
+    """The resolution of one server name. `below(n)` draws an integer from range(n), for choosing among SRV targets."""
 
     __slots__ = ("_addresses", "_below", "_delegated", "_host", "_name", "_step", "_targets")
 
@@ -122,11 +127,11 @@ class Discovery:
         self._step = self._begin(server_name)
 
     def next_step(self) -> Step:
-        """What to do now; the same answer until its result is fed in."""
+        """Returns what to do now. It stays the same until the result is fed in."""
         return self._step
 
     def feed_well_known(self, delegated: ServerName | None) -> None:
-        """The valid `m.server` of the response, None for any error."""
+        """Takes the valid `m.server` of the response, or None after any error."""
         assert isinstance(self._step, FetchWellKnown)
         if delegated is None:
             # 4. If the `/.well-known` request resulted in an error response, a server is found by resolving an SRV
@@ -137,11 +142,11 @@ class Discovery:
             self._step = self._begin(delegated)
 
     def feed_srv(self, records: Sequence[SrvRecord]) -> None:
-        """The records, empty if there are none or the lookup failed."""
+        """Takes the records; none if there are none or the lookup failed."""
         assert isinstance(self._step, LookupSRV)
         if len(records) == 1 and records[0].target == "":
             # RFC 2782: "A Target of "." means that the service is decidedly not available at this domain."
-            self._step = Failed(f"{self._host} says by SRV that it offers no federation.")
+            self._step = Failed(f"The SRV record of {self._host} says that it offers no federation.")
         elif records:
             ordered = order_srv(records, self._below)
             self._targets = [(each.target, each.port) for each in ordered if each.target and each.port]
@@ -157,16 +162,17 @@ class Discovery:
             self._step = self._next_target()
 
     def feed_addresses(self, addresses: Iterable[str]) -> None:
-        """The IP addresses in the order to be tried, empty if there are none or the lookup failed."""
+        """Takes the IP addresses in the order to try them; none if there are none or the lookup failed."""
         assert isinstance(self._step, LookupAddress)
         _, port = self._targets.pop(0)
         self._addresses.extend(Address(ip, port) for ip in addresses)
         self._step = self._next_target()
 
     def _begin(self, name: ServerName) -> Step:
-        """Steps 1 to 3 for the server name, 3.1 to 3.3 for a delegated one: they differ only in `.well-known`.
+        """Does steps 1 to 3 for the server name, or 3.1 to 3.3 for a delegated name.
 
-        In every case the Host header is the name as it stands and the certificate is for its host.
+        They differ only in `.well-known`. The Host header is always the unchanged name, and the certificate must be
+        valid for its host.
         """
         self._name = name
         self._host, port = split_server_name(name)
@@ -205,13 +211,13 @@ class Discovery:
 
 
 def split_server_name(name: ServerName) -> tuple[str, int | None]:
-    """The host (IPv6 literals with their brackets) and the port, if there is one."""
+    """Returns the host (IPv6 literals with their brackets) and the port, or None if there is no port."""
     match = _PORT.fullmatch(name)
     return (name, None) if match is None else (match[1], int(match[2]))
 
 
 def ip_literal(host: str) -> str | None:
-    """The IP address, without brackets, if the host is one."""
+    """Returns the IP address without brackets if the host is one, otherwise None."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
         return str(ipaddress.ip_address(bare))
@@ -220,10 +226,10 @@ def ip_literal(host: str) -> str | None:
 
 
 def order_srv(records: Iterable[SrvRecord], below: Callable[[int], int]) -> list[SrvRecord]:
-    """The records in the order to be tried: by priority, and drawn by weight within one (RFC 2782)."""
+    """Returns the records in the order to try them: by priority, and drawn by weight within a priority (RFC 2782)."""
     ordered = []
     # "Arrange all SRV RRs (that have not been ordered yet) in any order, except that all those with weight 0 are placed
-    # at the beginning of the list." Sorted entirely, so that the draw alone decides.
+    # at the beginning of the list." We sort the rest too, so that only the draw decides.
     waiting = sorted(records, key=lambda each: (each.priority, each.weight, each.target, each.port))
     while waiting:
         group = [each for each in waiting if each.priority == waiting[0].priority]
@@ -243,11 +249,11 @@ class _Entry:
     expires_s: float
     failures: int
     stale_until_s: float
-    """Until when `delegated` may stand in for a response that could not be had."""
+    """Until when `delegated` may be used in place of a response that we could not get."""
 
 
 class WellKnownCache:
-    """What `.well-known` said, by hostname, with its lifetime. Times are seconds of any one clock."""
+    """The results of `.well-known` by hostname, each with its lifetime. Times are seconds of any one clock."""
 
     __slots__ = ("_entries", "_max_entries")
 
@@ -256,7 +262,7 @@ class WellKnownCache:
         self._max_entries = max_entries
 
     def find(self, hostname: str, now_s: float) -> tuple[ServerName | None] | None:
-        """`(delegated,)` if an answer is still believed (None in it after an error), None if it must be fetched."""
+        """Returns `(delegated,)` while a result is valid (None in it after an error), None if it must be fetched."""
         entry = self._entries.get(hostname)
         if entry is None or now_s >= entry.expires_s:
             return None
@@ -268,8 +274,8 @@ class WellKnownCache:
     ) -> ServerName | None:
         """Remembers a response (status, headers with lower-case names, body), or None if there was none.
 
-        What it delegates to; None for an error. Where no answer comes at all (or a 5xx), an expired delegation holds on
-        until it is 48 hours old, as RFC 9111 §4.2.4 lets a disconnected cache do.
+        Returns the delegated name, or None after an error. Without any answer, or after a 5xx, an expired delegation
+        stays in use until it is 48 hours old, as RFC 9111 §4.2.4 allows a disconnected cache.
         """
         delegated = None if response is None else parse_well_known(response[0], response[2])
         asked_s = None if response is None else lifetime_s(response[1])
@@ -295,7 +301,7 @@ class WellKnownCache:
 
 
 def parse_well_known(status: int, body: bytes) -> ServerName | None:
-    """The delegated server name; None if the response is invalid (bad JSON, missing properties, non-200)."""
+    """Returns the delegated server name, or None if the response is invalid (bad JSON, no `m.server`, not 200)."""
     if status != 200 or len(body) > WELL_KNOWN_BYTES_MAX:
         return None
     try:
@@ -306,7 +312,7 @@ def parse_well_known(status: int, body: bytes) -> ServerName | None:
 
 
 def lifetime_s(headers: Mapping[str, str]) -> int | None:
-    """How long a response may be kept by its headers; None if they do not say. Spec: RFC 9111 §4.2.1"""
+    """Returns how long the headers allow a response to be kept; None if they do not say. Spec: RFC 9111 §4.2.1"""
     cache_control = headers.get("cache-control", "")
     if _NO_STORE.search(cache_control) is not None:
         return 0
@@ -317,7 +323,7 @@ def lifetime_s(headers: Mapping[str, str]) -> int | None:
     if "expires" not in headers:
         return None
     try:
-        # Both by the sender's clock: "its expiration time … minus its Date". An invalid Expires means "expired".
+        # Both are by the sender's clock: "its expiration time … minus its Date". An invalid Expires means "expired".
         lasts = parsedate_to_datetime(headers["expires"]) - parsedate_to_datetime(headers.get("date", ""))
     except (ValueError, TypeError, OverflowError):
         return 0 if "date" in headers else None

@@ -1,4 +1,4 @@
-"""EDUs: what servers tell one another and nobody keeps. Spec: server-server-api/#edus
+"""EDUs: short-lived messages between servers that nobody stores. Spec: server-server-api/#edus
 
 EDUs are parsed one at a time, so that a malformed one does not spoil the others. First call `parse_edu`, then convert
 the content to the Struct for its type. `parse_receipts` and `parse_presence` yield the parts of contents with many.
@@ -27,13 +27,13 @@ from homeserver.federation.identifiers import (
 
 NaturalInt = Annotated[int, Meta(ge=0, le=INT_MAX)]
 DeviceID = Annotated[str, Meta(max_length=255)]
-"""The spec sets no limit; clients choose these or servers generate a few letters, and an index must hold them."""
+"""The spec sets no limit. Clients choose device IDs, or servers generate a few letters. They must fit in an index."""
 
 ShortText = Annotated[str, Meta(max_length=4096)]
 
 
 class InvalidEdu(ValueError):
-    """The EDU, or the content of an EDU type that we know, is malformed; the message says where."""
+    """The EDU, or the content of a known EDU type, is malformed; the message says where."""
 
 
 class _Edu(Struct, frozen=True):
@@ -42,7 +42,7 @@ class _Edu(Struct, frozen=True):
 
 
 class TypingContent(Struct, frozen=True, kw_only=True):
-    """`m.typing`: one user began or ceased to type in a room. Spec: server-server-api/#typing-notifications"""
+    """`m.typing`: a user started or stopped typing in a room. Spec: server-server-api/#typing-notifications"""
 
     room_id: RoomID
     user_id: UserID
@@ -77,7 +77,7 @@ class _UserReceipt(Struct, frozen=True):
 
 
 class PresenceUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One user's presence. `last_active_ago` (ms) is required by the spec, yet absent for users never seen active."""
+    """One user's presence. The spec requires `last_active_ago` (ms), but it is absent for users never seen active."""
 
     user_id: UserID
     presence: Literal["offline", "unavailable", "online"]
@@ -107,8 +107,8 @@ class DeviceListUpdateContent(Struct, frozen=True, kw_only=True, omit_defaults=T
 class DirectToDeviceContent(Struct, frozen=True, kw_only=True):
     """`m.direct_to_device`: a message to devices, `messages[user_id][device_id or "*"]`.
 
-    Spec: server-server-api/#send-to-device-messaging. It limits `message_id` to 32 code points; servers exist that
-    send longer ones, and to drop those would lose encryption keys.
+    Spec: server-server-api/#send-to-device-messaging. The spec limits `message_id` to 32 code points, but some servers
+    send longer ones, and dropping their messages would lose encryption keys.
     """
 
     sender: UserID

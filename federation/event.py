@@ -22,7 +22,7 @@ from homeserver.federation.identifiers import (
 from homeserver.federation.room_versions import RoomVersion
 
 PDU_BYTES_MAX = 65536
-"""Of canonical JSON, signatures included. Spec: client-server-api/#size-limits"""
+"""The limit for its canonical JSON, signatures included. Spec: client-server-api/#size-limits"""
 PREV_EVENTS_MAX = 20
 AUTH_EVENTS_MAX = 10
 
@@ -30,7 +30,7 @@ INT64_MAX = 2**63 - 1
 
 
 class InvalidEvent(ValueError):
-    """Not a valid event of the room version; the message says why in one sentence."""
+    """The PDU is not a valid event of the room version; the message says why in one sentence."""
 
 
 class NotCanonicalEvent(InvalidEvent):
@@ -38,7 +38,7 @@ class NotCanonicalEvent(InvalidEvent):
 
 
 class Event:
-    """An event of a room. Shared between threads and caches: nothing of it is ever changed, least of all its PDU."""
+    """An event of a room. Threads and caches share it: never change it, and above all never change its PDU."""
 
     __slots__ = (
         "auth_events",
@@ -58,7 +58,7 @@ class Event:
 
     version: RoomVersion
     pdu: dict[str, Any]
-    """Exactly what is hashed, signed and sent."""
+    """The object that is hashed, signed and sent."""
     event_id: EventID
     room_id: RoomID
     type: str
@@ -71,10 +71,10 @@ class Event:
     origin_server_ts: int
     """Milliseconds, as the sender's server claims."""
     redacts: EventID | None
-    """What an m.room.redaction redacts, wherever its version keeps it."""
+    """The event that an m.room.redaction redacts, wherever the room version keeps it."""
 
     def __init__(self, pdu: dict[str, Any], version: RoomVersion, event_id: EventID) -> None:
-        """Of a PDU known to be well-formed; `parse_event` for all others."""
+        """Takes a PDU that is known to be well-formed; use `parse_event` for all others."""
         self.version = version
         self.pdu = pdu
         self.event_id = event_id
@@ -107,14 +107,14 @@ class Event:
 
     @property
     def key(self) -> tuple[str, str]:
-        """(type, state_key) of a state event. Raises ValueError for any other."""
+        """The (type, state_key) of a state event. Raises ValueError for any other event."""
         if self.state_key is None:
             raise ValueError("Only a state event has a key.")
         return (self.type, self.state_key)
 
     @property
     def membership(self) -> str | None:
-        """The membership that an m.room.member event gives to its state key; None where there is none."""
+        """The membership that an m.room.member event sets; None for any other event or a value that is no string."""
         if self.type != "m.room.member":
             return None
         membership = self.content.get("membership")
@@ -125,17 +125,17 @@ class Event:
 
 
 def trusted_event(pdu: dict[str, Any], version: RoomVersion, event_id: EventID) -> Event:
-    """The event of a PDU that was checked before, e.g. a stored one. Takes the PDU over."""
+    """Returns the event of a PDU that was checked before, e.g. a stored one. Takes ownership of the PDU."""
     return Event(pdu, version, event_id)
 
 
 def parse_event(pdu: object, version: RoomVersion) -> Event:
-    """The event of a PDU from anywhere. Checks shape and size, not hashes or signatures. Raises InvalidEvent.
+    """Returns the event of an untrusted PDU. Checks shape and size, not hashes or signatures. Raises InvalidEvent.
 
-    Takes the PDU over, but without `unsigned`, which nobody signed.
+    Takes ownership of the PDU, except for `unsigned`: no signature covers it, so it is left out.
     """
     if type(pdu) is not dict:
-        raise InvalidEvent("A PDU must be an object, without duplicate keys.")
+        raise InvalidEvent("A PDU must be an object without duplicate keys.")
     if "unsigned" in pdu:
         if not isinstance(pdu["unsigned"], dict):
             raise InvalidEvent("unsigned must be an object.")
@@ -166,7 +166,7 @@ def check_fields(pdu: dict[str, Any], version: RoomVersion) -> None:
     if not (version.room_id_is_create_event_id and event_type == "m.room.create"):
         room_id = parse_room_id(pdu.get("room_id"))
         if version.room_id_is_create_event_id == (":" in room_id):
-            raise InvalidEvent("The room_id is not of the room version's format.")
+            raise InvalidEvent("The room_id does not have the format of the room version.")
     if not isinstance(pdu.get("content"), dict):
         raise InvalidEvent("content must be an object.")
     depth = pdu.get("depth")
@@ -174,7 +174,7 @@ def check_fields(pdu: dict[str, Any], version: RoomVersion) -> None:
         raise InvalidEvent(f"depth must be an integer from 0 to {version.depth_max}.")
     origin_server_ts = pdu.get("origin_server_ts")
     if type(origin_server_ts) is not int or not -INT64_MAX <= origin_server_ts <= INT64_MAX:
-        raise InvalidEvent("origin_server_ts must be an integer of 64 bits.")
+        raise InvalidEvent("origin_server_ts must be a 64-bit integer.")
     if event_type == "m.room.redaction" and not version.redacts_in_content and "redacts" in pdu:
         parse_event_id(pdu["redacts"])
 

@@ -16,19 +16,22 @@ _NOT_HASHED = ("unsigned", "signatures", "hashes")
 
 
 def content_hash(pdu: Mapping[str, Any], version: RoomVersion) -> str:
-    """The hash of all but `unsigned`, `signatures` and `hashes`: unpadded base64 of SHA-256. May raise NotCanonical."""
+    """Returns the hash of everything but `unsigned`, `signatures` and `hashes`, as unpadded base64 of SHA-256.
+
+    May raise NotCanonical.
+    """
     hashed = {key: value for key, value in pdu.items() if key not in _NOT_HASHED}
     digest = sha256(canonical_json.encode(hashed, strict=version.canonical_json_strict)).digest()
     return b64encode(digest)[:43].decode()
 
 
 def reference_hash(pdu: Mapping[str, Any], version: RoomVersion) -> bytes:
-    """The SHA-256 of the redacted event without its signatures: 32 bytes. May raise NotCanonical."""
+    """Returns the SHA-256 of the redacted event without its signatures: 32 bytes. May raise NotCanonical."""
     return sha256(canonical_json.encode(signed_part(pdu, version), strict=version.canonical_json_strict)).digest()
 
 
 def signed_part(pdu: Mapping[str, Any], version: RoomVersion) -> dict[str, Any]:
-    """What an event's signatures and its reference hash cover: the redacted event without signatures and unsigned."""
+    """Returns the part that signatures and reference hash cover: the redacted event without signatures and unsigned."""
     redacted = redact(pdu, version)
     redacted.pop("signatures", None)
     redacted.pop("unsigned", None)
@@ -36,13 +39,16 @@ def signed_part(pdu: Mapping[str, Any], version: RoomVersion) -> dict[str, Any]:
 
 
 def event_id_of(pdu: Mapping[str, Any], version: RoomVersion) -> EventID:
-    """The event ID: from the reference hash, or in room versions 1 and 2 what the PDU says. May raise NotCanonical."""
+    """Returns the event ID: from the reference hash, or from the PDU in room versions 1 and 2.
+
+    May raise NotCanonical.
+    """
     if not version.event_id_is_reference_hash:
         return EventID(pdu["event_id"])
     return event_id_from_hash(reference_hash(pdu, version), version)
 
 
 def event_id_from_hash(digest: bytes, version: RoomVersion) -> EventID:
-    """The event ID that a reference hash gives, in the base64 alphabet of the version."""
+    """Returns the event ID for a reference hash, in the base64 alphabet of the version."""
     encode = urlsafe_b64encode if version.event_id_urlsafe else b64encode
     return EventID("$" + encode(digest)[:43].decode())

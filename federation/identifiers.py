@@ -13,11 +13,11 @@ EventID = NewType("EventID", str)
 RoomAlias = NewType("RoomAlias", str)
 
 ID_BYTES_MAX = 255
-"""No identifier is longer, its sigil and domain included."""
+"""The longest identifier, including its sigil and domain."""
 
 
 class InvalidIdentifier(ValueError):
-    """Not an identifier of the wanted kind; the message says why in one sentence."""
+    """The value is not an identifier of the expected kind; the message says why in one sentence."""
 
 
 _DNS_NAME = re.compile(r"([A-Za-z0-9.-]{1,255})(?::([0-9]{1,5}))?", re.ASCII)
@@ -29,7 +29,7 @@ _PORT_MAX = 65535
 
 
 def parse_server_name(value: object) -> ServerName:
-    """The server name: a DNS name, an IPv4 literal or an IPv6 literal in brackets, with or without a port."""
+    """Returns the server name: a DNS name, an IPv4 literal or a bracketed IPv6 literal, with or without a port."""
     if not isinstance(value, str):
         raise InvalidIdentifier("A server name must be a string.")
     match = _DNS_NAME.fullmatch(value)
@@ -40,7 +40,7 @@ def parse_server_name(value: object) -> ServerName:
     else:
         match = _IPV6_NAME.fullmatch(value)
         if match is None:
-            raise InvalidIdentifier("Not a server name.")
+            raise InvalidIdentifier("The value is not a server name.")
         host, port = match.groups()
         try:
             ipaddress.IPv6Address(host)
@@ -54,19 +54,19 @@ def parse_server_name(value: object) -> ServerName:
 
 
 def parse_user_id(value: object) -> UserID:
-    """The user ID, historical localparts included (any code point but ":" and NUL, also none at all)."""
+    """Returns the user ID. Historical localparts are allowed: any code points but ":" and NUL, even none at all."""
     _parse_with_domain(value, "@", "user ID")
     return UserID(value)  # type: ignore[arg-type]
 
 
 def parse_room_alias(value: object) -> RoomAlias:
-    """The room alias, "#localpart:domain"."""
+    """Returns the room alias, "#localpart:domain"."""
     _parse_with_domain(value, "#", "room alias")
     return RoomAlias(value)  # type: ignore[arg-type]
 
 
 def parse_room_id(value: object) -> RoomID:
-    """The room ID of any room version: "!opaque:domain", or "!" and the hash of the create event (12 and later)."""
+    """Returns the room ID of any room version: "!opaque:domain", or from version 12 "!" and the create event's hash."""
     text = _parse_sigil(value, "!", "room ID")
     if ":" in text:
         _parse_with_domain(value, "!", "room ID")
@@ -76,7 +76,7 @@ def parse_room_id(value: object) -> RoomID:
 
 
 def parse_event_id(value: object) -> EventID:
-    """The event ID of any room version. Opaque: "$" and at least one code point."""
+    """Returns the event ID of any room version. It is opaque: "$" and at least one code point."""
     text = _parse_sigil(value, "$", "event ID")
     if len(text) < 2 or "\0" in text:
         raise InvalidIdentifier("An event ID must have an opaque part without NUL.")
@@ -84,12 +84,12 @@ def parse_event_id(value: object) -> EventID:
 
 
 def is_valid_localpart(localpart: str) -> bool:
-    """Whether a new user may be called so (the current grammar, not the historical one)."""
+    """Returns whether a new user may have this localpart. This is the current grammar, not the historical one."""
     return _NEW_LOCALPART.fullmatch(localpart) is not None
 
 
 def server_name_of(identifier: str) -> ServerName:
-    """The domain of an identifier: all after the first ":". The identifier's own grammar is not checked again."""
+    """Returns the domain of an identifier: everything after the first ":". Does not check the identifier's grammar."""
     _, colon, domain = identifier.partition(":")
     if not colon or not domain:
         raise InvalidIdentifier("The identifier has no domain.")
@@ -97,7 +97,7 @@ def server_name_of(identifier: str) -> ServerName:
 
 
 def localpart_of(identifier: str) -> str:
-    """What lies between the sigil and the first ":"."""
+    """Returns the part between the sigil and the first ":"."""
     return identifier[1:].partition(":")[0]
 
 
@@ -121,7 +121,7 @@ def _parse_with_domain(value: object, sigil: str, kind: str) -> None:
 
 
 def fits(value: str) -> bool:
-    """Whether the text is at most 255 bytes of UTF-8; False also for lone surrogates, which have no UTF-8."""
+    """Returns whether the text is at most 255 bytes of UTF-8. A lone surrogate has no UTF-8 and does not fit."""
     if value.isascii():
         return len(value) <= ID_BYTES_MAX
     try:

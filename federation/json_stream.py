@@ -1,11 +1,15 @@
-"""Large JSON answers, taken apart while they come: the elements of their arrays one at a time.
+"""Splits large JSON responses while they arrive, and hands out the elements of their arrays one at a time.
 
-Theory of operation. An answer such as that to `/state` is one object with a few members, of which one or two are
+Theory of operation. A response such as that to `/state` is one object with a few members. One or two of these are
 arrays with up to a hundred thousand elements. `Splitter` is fed the bytes as they arrive and finds where each element
-begins and ends, counting brackets and stepping over strings by regular expressions. It decodes nothing: an element is
-handed out as the bytes that it is made of, and whether these are JSON is for `canonical_json.decode` to say.
+begins and ends: it counts brackets and steps over strings with regular expressions. It decodes nothing. An element is
+handed out as its bytes, and `canonical_json.decode` decides later whether they are JSON.
 
-Memory: the chunk that was fed last, and the beginning of one element or member. What is larger than its limit is
+States: `_At` says what must come next in the object. `_depth`, `_in_string` and `_looked` hold the position inside a
+value of which only the beginning has arrived. Anything that no state allows raises NotCanonical, and the splitter
+cannot be used any more.
+
+Memory: the chunk that was fed last, and the beginning of one element or member. A value larger than its limit is
 stepped over and not kept. Time: a few steps for each element and for each run of brackets, none for each byte.
 
     splitter = Splitter({"pdus", "auth_chain"})
@@ -24,36 +28,39 @@ from typing import Any
 from homeserver.federation.canonical_json import NotCanonical, decode
 
 MEMBERS_MAX = 200
-"""Members of the outermost object; those that the specification names are a dozen."""
+"""The limit for members of the outermost object. The spec names about a dozen."""
 
 DEPTH_MAX = 5_000
-"""Nesting at which the whole text is refused. What is too deep for an event, but not that deep, is handed out."""
+"""The nesting at which the whole text is refused. Less deep elements are handed out, even if too deep for an event."""
 
 _KEY_BYTES_MAX = 256
 _SCALAR_BYTES_MAX = 1_024
-"""Longer than every number that has canonical JSON."""
+"""Longer than any number that has canonical JSON."""
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _WRAPPER = re.compile(rb"\[[ \t\r\n]*+\d{1,3}[ \t\r\n]*+,")
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+# Possessive quantifiers only follow a single character or class. After a group, several releases of Python 3.11 match
+# what a failed iteration had begun (Debian 12 has one of them). Atomic groups do not have that fault.
+_STRING_TEXT = rb'[^"\\]*+(?>(?:\\.[^"\\]*+)*)'
+_STRING = re.compile(rb'"%b"' % _STRING_TEXT, re.DOTALL)
+_STRING_REST = re.compile(_STRING_TEXT, re.DOTALL)
 _SCALAR = re.compile(rb"[-+.0-9A-Za-z]++")
 _OPENING = re.compile(rb"[\[{]++")
 _CLOSING = re.compile(rb"[\]}]++")
 
 
 def _nested(levels: int) -> bytes:
-    """A pattern for a string, or for brackets nested at most so deep; nothing in it is ever tried in a second way."""
-    string = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+    """Returns a pattern for a string, or for brackets nested at most this deep. Matching it never backtracks."""
+    string = rb'"%b"' % _STRING_TEXT
     pattern = string
     for _ in range(levels):
-        pattern = rb'(?:%b|[\[{](?:[^"\[\]{}]++|%b)*+[\]}])' % (string, pattern)
+        pattern = rb'(?:%b|[\[{](?>(?:[^"\[\]{}]++|%b)*)[\]}])' % (string, pattern)
     return pattern
 
 
-# What lies between the brackets of a value, with all that is closed again within this piece of the text.
-_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|%b)*+' % _nested(3), re.DOTALL)
-# A whole element with the comma after it, as nearly all are: one step instead of twenty.
+# The inside of a value, including everything that opens and closes within this piece of the text.
+_INSIDE = re.compile(rb'(?>(?:[^"\[\]{}]++|%b)*)' % _nested(3), re.DOTALL)
+# A whole element with the comma after it. Nearly all elements match, and take one step instead of twenty.
 _USUAL = re.compile(rb"(%b)[ \t\r\n]*+,[ \t\r\n]*+" % _nested(5), re.DOTALL)
 
 
@@ -72,10 +79,10 @@ class _At(Enum):
 
 
 class Splitter:
-    """Takes one JSON object apart, or an array of a status and an object, as version 1 of some endpoints answers.
+    """Splits one JSON object, or an array of a status and an object, which version 1 of some endpoints returns.
 
-    arrays: the members whose elements are handed out. members: those that `close` returns; all others are stepped over.
-    element_bytes_max: of one element or member; of a larger one None is handed out, and nothing kept.
+    arrays: the members whose elements are handed out. members: those that `close` returns; all others are skipped.
+    element_bytes_max: the limit for one element or member; for a larger element None is handed out.
     """
 
     def __init__(
@@ -91,16 +98,16 @@ class Splitter:
         self._at = _At.START
         self._is_wrapped = False
         self._buffer = bytearray()
-        # Of the value that is being read: up to where it was looked at, and what is open there.
+        # Within the value that is being read: how far it was looked at, and what is open at that point.
         self._looked = 0
         self._depth = 0
         self._in_string = False
         self._is_skipped = False
 
     def feed(self, data: bytes) -> Iterator[tuple[str, bytes | None]]:
-        """The elements that are complete now, as (name of the array, bytes). Raises NotCanonical.
+        """Yields the elements that are complete now, as (name of the array, bytes). Raises NotCanonical.
 
-        The next bytes may be fed once the iterator has come to its end.
+        Exhaust the iterator before feeding more.
         """
         self._buffer += data
         position = 0
@@ -130,17 +137,17 @@ class Splitter:
             self._looked = 0
 
     def close(self) -> dict[str, Any]:
-        """The members that were asked for. Raises NotCanonical if the text has not come to its end."""
+        """Returns the wanted members. Raises NotCanonical if the text is incomplete."""
         if self._at is not _At.END or self._buffer.strip():
             raise NotCanonical("Not JSON: the text ends too early.")
         return self.members()
 
     def members(self) -> dict[str, Any]:
-        """The members that have come so far. Raises NotCanonical."""
+        """Returns the wanted members that have arrived so far. Raises NotCanonical."""
         return {name: decode(value) for name, value in self._members.items()}
 
     def _punctuation(self, position: int) -> int | None:
-        """Reads what stands between values: the new position, None if more bytes are needed."""
+        """Reads the text between values. Returns the new position, or None if more bytes are needed."""
         byte = bytes(self._buffer[position : position + 1])
         match self._at:
             case _At.START:
@@ -200,7 +207,10 @@ class Splitter:
         return match.end()
 
     def _step(self, position: int) -> tuple[int | None, bytes | None]:
-        """Reads on in a value: its end and, of an element, its bytes, b"" if it is too large; None: more is needed."""
+        """Reads on in a value. Returns its end, and the bytes if it is an element.
+
+        The bytes are b"" if the element is too large. The end is None if more bytes are needed.
+        """
         byte = self._buffer[position : position + 1]
         if not self._looked and not self._depth and not self._in_string:
             if self._at is _At.MEMBER and byte == b"[" and self._name in self._arrays:
@@ -223,7 +233,7 @@ class Splitter:
         return end, value if is_element else None
 
     def _find_end(self, position: int) -> int | None:
-        """Where the value that begins at the position ends; None: not yet, `_looked` says how far it was looked at."""
+        """Returns the end of the value that begins at the position; None if it has not arrived, then sets `_looked`."""
         buffer, at = self._buffer, position + self._looked
         while True:
             if self._in_string:

@@ -22,12 +22,12 @@ them would make some hundred thousand, each 50 µs of CPU."""
 
 
 def check_membership(event: Event, auth: AuthState) -> Rejection | None:
-    """Whether the rules allow the m.room.member event; None if they do. That it is signed is for `pdu_checks`."""
+    """Returns None if the rules allow the m.room.member event. `pdu_checks` has checked its signatures."""
     # If there is no state_key property, or no membership property in content, reject.
     if event.state_key is None or "membership" not in event.content:
-        return Rejection("An m.room.member event has a state_key and a membership.")
-    # The spec says of the event that its state_key is a user ID, and no rule what follows if it is none. Other servers
-    # reject it; such a member could not be told of anything.
+        return Rejection("An m.room.member event must have a state_key and a membership.")
+    # The spec says that the state_key is a user ID, but no rule says what happens if it is not. Other servers reject
+    # such an event, and nothing could ever be sent to such a member.
     if not is_user_id(event.state_key):
         return Rejection("The state_key of an m.room.member event must be a user ID.")
     # v8-: If content has a join_authorised_via_users_server key: If the event is not validly signed by the homeserver
@@ -105,12 +105,12 @@ def _check_invite(event: Event, target: str, auth: AuthState) -> Rejection | Non
         return Rejection("The sender is not in the room.")
     # If target user's current membership state is join or ban, reject.
     if auth.membership_of(target) in ("join", "ban"):
-        return Rejection("The invited user is in the room, or banned.")
+        return Rejection("The invited user is already in the room, or banned.")
     # If the sender's power level is greater than or equal to the invite level, allow.
     if auth.power_levels.user_level(event.sender) >= auth.power_levels.invite_level:
         return None
     # Otherwise, reject.
-    return Rejection("The sender has not the power level to invite.")
+    return Rejection("The sender lacks the power level to invite.")
 
 
 def _check_third_party_invite(event: Event, target: str, auth: AuthState) -> Rejection | None:
@@ -121,26 +121,26 @@ def _check_third_party_invite(event: Event, target: str, auth: AuthState) -> Rej
     third_party_invite = event.content["third_party_invite"]
     signed = third_party_invite.get("signed") if isinstance(third_party_invite, dict) else None
     if not isinstance(signed, dict):
-        return Rejection("The third_party_invite has nothing signed.")
+        return Rejection("The third_party_invite must have a signed object.")
     # If signed does not have mxid and token properties, reject.
     mxid, token = signed.get("mxid"), signed.get("token")
     if not isinstance(mxid, str) or not isinstance(token, str):
-        return Rejection("What is signed must have mxid and token.")
+        return Rejection("The signed object of a third_party_invite must have mxid and token.")
     # If mxid does not match state_key, reject.
     if mxid != target:
-        return Rejection("What is signed is about another user.")
+        return Rejection("The third-party invite was signed for another user.")
     # If there is no m.room.third_party_invite event in the current room state with state_key matching token, reject.
     invite = auth.state.get(("m.room.third_party_invite", token))
     if invite is None:
-        return Rejection("There is no such third-party invite.")
+        return Rejection("The room has no such third-party invite.")
     # If sender does not match sender of the m.room.third_party_invite, reject.
     if event.sender != invite.sender:
-        return Rejection("The third-party invite is another user's.")
+        return Rejection("The third-party invite was sent by another user.")
     # If any signature in signed matches any public key in the m.room.third_party_invite event, allow.
     if _is_signed_by_any(signed, invite.content):
         return None
     # Otherwise, reject.
-    return Rejection("What is signed is not signed by a key of the third-party invite.")
+    return Rejection("No key of the third-party invite has signed its signed object.")
 
 
 def _is_signed_by_any(signed: Mapping[str, Any], invite: Mapping[str, Any]) -> bool:
@@ -164,7 +164,7 @@ def _public_keys(invite: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _signatures(signed: Mapping[str, Any]) -> list[str]:
-    # Sorted, so that with too many of them every server looks at the same ones.
+    # Sorted, so that every server checks the same signatures if there are too many.
     signatures = signed.get("signatures")
     by_server = sorted(signatures.items()) if isinstance(signatures, dict) else ()
     return [
@@ -182,7 +182,7 @@ def _check_leave(event: Event, target: str, auth: AuthState) -> Rejection | None
     # or knock).
     if event.sender == target:
         leavable = ("invite", "join", "knock") if event.version.leave_from_knock else ("invite", "join")
-        return None if target_membership in leavable else Rejection("The sender is not in the room, nor invited.")
+        return None if target_membership in leavable else Rejection("The sender is neither in the room nor invited.")
     # If the sender's current membership state is not join, reject.
     if auth.membership_of(event.sender) != "join":
         return Rejection("The sender is not in the room.")
@@ -191,13 +191,13 @@ def _check_leave(event: Event, target: str, auth: AuthState) -> Rejection | None
     # If the target user's current membership state is ban, and the sender's power level is less than the ban level,
     # reject.
     if target_membership == "ban" and sender_level < levels.ban_level:
-        return Rejection("The sender has not the power level to unban.")
+        return Rejection("The sender lacks the power level to unban.")
     # If the sender's power level is greater than or equal to the kick level, and the target user's power level is less
     # than the sender's power level, allow.
     if sender_level >= levels.kick_level and levels.user_level(target) < sender_level:
         return None
     # Otherwise, reject.
-    return Rejection("The sender has not the power level to kick that user.")
+    return Rejection("The sender lacks the power level to kick that user.")
 
 
 def _check_ban(event: Event, target: str, auth: AuthState) -> Rejection | None:
@@ -211,18 +211,18 @@ def _check_ban(event: Event, target: str, auth: AuthState) -> Rejection | None:
     if sender_level >= levels.ban_level and levels.user_level(target) < sender_level:
         return None
     # Otherwise, reject.
-    return Rejection("The sender has not the power level to ban that user.")
+    return Rejection("The sender lacks the power level to ban that user.")
 
 
 def _check_knock(event: Event, target: str, auth: AuthState) -> Rejection | None:
     # If the join_rule is anything other than knock (v10-: or knock_restricted), reject.
     knockable = ("knock", "knock_restricted") if event.version.knock_restricted else ("knock",)
     if auth.join_rule not in knockable:
-        return Rejection("The join rule does not let anybody knock.")
+        return Rejection("The join rule does not allow knocking.")
     # If sender does not match state_key, reject.
     if event.sender != target:
         return Rejection("Nobody can knock for another user.")
     # If the sender's current membership is not ban, invite, or join, allow. Otherwise, reject.
     if auth.membership_of(event.sender) in ("ban", "invite", "join"):
-        return Rejection("The sender is in the room, invited, or banned.")
+        return Rejection("The sender is already in the room, invited, or banned.")
     return None

@@ -1,14 +1,16 @@
-"""What to do with a PDU that another server sent. Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu
+"""The checks on a PDU from another server. Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu
+
+Theory of operation. A PDU goes through six checks in this order; each has its own consequence if it fails:
 
 1. `event.parse_event`: is it a valid event of its room version? Otherwise it is dropped.
-2. `check_signatures`, with the keys that `signing_keys_of` names: does it pass signature checks? Otherwise dropped.
-3. `check_hash`: does it pass hash checks? Otherwise it is redacted before being processed further.
+2. `check_signatures`, with the keys that `signing_keys_of` lists: is it properly signed? Otherwise it is dropped.
+3. `check_hash`: is its content hash right? Otherwise its redacted copy is processed instead.
 4. `auth_rules.check_auth_events`, and `auth_rules.check` with its auth events as the state: otherwise it is rejected.
 5. `auth_rules.check` with the state before the event (see `state_resolution.resolve`): otherwise it is rejected.
 6. `auth_rules.check` with the current state of the room: otherwise it is soft failed.
 
-A rejected event may be cited, but the state after it is the state before, and nobody is shown it. A soft failed one is
-handled as usual, except that clients are not shown it and that no event of ours cites it.
+A rejected event may be cited by others, but it does not change the state and is never shown to clients. A soft failed
+event changes the state as usual, but it is not shown to clients and none of our events cites it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ Keys = Mapping[ServerName, Mapping[str, VerifyKey]]
 
 
 def required_signatures(event: Event) -> frozenset[ServerName]:
-    """The servers that have to have signed the event. Spec: …/#validating-hashes-and-signatures-on-received-events"""
+    """Returns the servers that must have signed the event.
+
+    Spec: server-server-api/#validating-hashes-and-signatures-on-received-events
+    """
     servers = set()
     # unless the event is a 3rd party invite, only the signature(s) from the originating server (the server the sender
     # belongs to) are required
@@ -42,7 +47,7 @@ def required_signatures(event: Event) -> frozenset[ServerName]:
     if event.version.event_id_domain_must_sign:
         servers.add(ServerName(domain_of(event.event_id)))
     # v8-: If content has a join_authorised_via_users_server key: If the event is not validly signed by the homeserver
-    # of the user ID denoted by the key, reject. (A value that is no user ID is rejected by `membership_rules`.)
+    # of the user ID denoted by the key, reject. (`membership_rules` rejects a value that is not a user ID.)
     if event.version.join_authorised_signature_checked and event.type == "m.room.member":
         authorised_via = event.content.get("join_authorised_via_users_server")
         if isinstance(authorised_via, str) and is_user_id(authorised_via):
@@ -51,12 +56,12 @@ def required_signatures(event: Event) -> frozenset[ServerName]:
 
 
 def is_third_party_invite(event: Event) -> bool:
-    """Whether the event is an invite whose sender has signed the m.room.third_party_invite instead."""
+    """Returns whether the event is an invite whose sender signed the m.room.third_party_invite event instead of it."""
     return event.membership == "invite" and isinstance(event.content.get("third_party_invite"), dict)
 
 
 def signing_keys_of(event: Event) -> frozenset[tuple[ServerName, str]]:
-    """The keys, by server and key ID, with which the event says that the required servers signed it."""
+    """Returns the keys, as (server, key ID), with which the required servers signed the event as it claims."""
     return frozenset(
         (server, key_id)
         for server in required_signatures(event)
@@ -66,7 +71,7 @@ def signing_keys_of(event: Event) -> frozenset[tuple[ServerName, str]]:
 
 
 def check_signatures(event: Event, keys: Keys) -> Rejection | None:
-    """Whether all the required servers have signed the event; None if so. `keys` may hold too many or too few."""
+    """Returns None if all required servers have signed the event. `keys` may contain too many keys or too few."""
     try:
         covered = canonical_json.encode(
             signed_part(event.pdu, event.version), strict=event.version.canonical_json_strict
@@ -91,7 +96,7 @@ def check_signatures(event: Event, keys: Keys) -> Rejection | None:
 
 
 def check_hash(event: Event) -> Event:
-    """The event, or its redacted copy if its content hash is wrong: then we were given but a redacted version of it."""
+    """Returns the event, or its redacted copy if its content hash is wrong: then we only have a redacted version."""
     hashes = event.pdu.get("hashes")
     claimed = hashes.get("sha256") if isinstance(hashes, dict) else None
     try:
@@ -103,14 +108,14 @@ def check_hash(event: Event) -> Event:
 
 
 def state_of(events: Iterable[Event]) -> dict[StateKey, Event]:
-    """The state events among the events by key: an event's auth events as the state that step 4 checks it against."""
+    """Returns the state events by key. From an event's auth events this makes the state for step 4."""
     return {event.key: event for event in events if event.is_state}
 
 
 def _is_valid_at(key: VerifyKey, event: Event) -> bool:
     # v5-: servers MUST enforce the valid_until_ts property from a key request is at least as large as the
-    # origin_server_ts for the event being validated. (In v1-v4, keys that expired count on: their rooms are full of
-    # events signed so.)
+    # origin_server_ts for the event being validated. (In v1-v4 expired keys still count: rooms of these versions are
+    # full of events signed with them.)
     return not event.version.signing_key_validity_enforced or key.is_valid_at(event.origin_server_ts)
 
 

@@ -18,7 +18,7 @@ from homeserver.federation.room_versions import RoomVersion
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One level that a new m.room.power_levels event changes: None is a level that was, or will be, not there."""
+    """A level that a new m.room.power_levels event changes. None stands for a level that is absent before or after."""
 
     key: str
     current: int | None
@@ -29,7 +29,7 @@ class _Change:
 
 
 def check_power_levels(event: Event, auth: AuthState, sender_level: int) -> Rejection | None:
-    """Whether the rules allow the m.room.power_levels event, whose sender has `sender_level`; None if they do."""
+    """Returns None if the rules allow the m.room.power_levels event, whose sender has `sender_level`."""
     rejection = _check_shape(event.content, auth)
     if rejection is not None:
         return rejection
@@ -59,7 +59,7 @@ def _check_shape(content: Mapping[str, Any], auth: AuthState) -> Rejection | Non
     # (v1-v9: or a string that is an integer), reject.
     users = content["users"]
     if not _are_levels(users, version) or not all(is_user_id(user_id) for user_id in users):
-        return Rejection("users must be an object of integers by user ID.")
+        return Rejection("users must be an object with user IDs as keys and integers as values.")
     # v12-: If the users property in content contains the sender of the m.room.create event or any of the
     # additional_creators array (if present) from the content of the m.room.create event, reject.
     if version.creators_privileged and not room_creators(auth.create).isdisjoint(users):
@@ -75,17 +75,17 @@ def _check_changes(event: Event, previous: Mapping[str, Any], sender_level: int)
     content, version = event.content, event.version
     # v6-: or notifications
     entries = ("events", "notifications") if version.notifications_power_levels_checked else ("events",)
-    # v1-v9 do not say what holds of a level that is none. No change brings one in.
+    # v1-v9 do not define the meaning of a level that is not an integer. A change must not add one.
     for name in (*LEVEL_DEFAULTS, *entries):
         if not _is_readable(name, content, version) and content[name] != previous.get(name):
-            return Rejection(f"{name} holds what is no power level.")
+            return Rejection(f"{name} contains a value that is not a power level.")
     # For the properties users_default, events_default, state_default, ban, redact, kick, invite check if they were
     # added, changed or removed. For each found alteration:
     for change in _changes(LEVEL_DEFAULTS, previous, content, version):
         # If the current value is higher than the sender's current power level, reject.
         # If the new value is higher than the sender's current power level, reject.
         if change.exceeds(sender_level):
-            return Rejection(f"The sender has not the power level to change {change.key}.")
+            return Rejection(f"The sender lacks the power level to change {change.key}.")
     # For each entry being changed in, or removed from, the events (v6-: or notifications) properties: If the current
     # value is greater than the sender's current power level, reject.
     # For each entry being added to, or changed in, the events (v6-: or notifications) properties: If the new value is
@@ -93,16 +93,16 @@ def _check_changes(event: Event, previous: Mapping[str, Any], sender_level: int)
     for name in entries:
         for change in _entry_changes(name, previous, content, version):
             if change.exceeds(sender_level):
-                return Rejection(f"The sender has not the power level to change {name}.")
+                return Rejection(f"The sender lacks the power level to change {name}.")
     for change in _entry_changes("users", previous, content, version):
         # For each entry being changed in, or removed from, the users property, other than the sender's own entry: If
         # the current value is greater than or equal to the sender's current power level, reject.
         if change.key != event.sender and change.current is not None and change.current >= sender_level:
-            return Rejection(f"The sender has not the power level to change that of {change.key}.")
+            return Rejection(f"The sender lacks the power level to change that of {change.key}.")
         # For each entry being added to, or changed in, the users property: If the new value is greater than the
         # sender's current power level, reject.
         if change.new is not None and change.new > sender_level:
-            return Rejection(f"The sender has not the power level to give {change.key} that much.")
+            return Rejection(f"The sender lacks the power level to raise {change.key} that high.")
     # Otherwise, allow.
     return None
 

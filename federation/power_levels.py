@@ -24,18 +24,18 @@ LEVEL_DEFAULTS: Mapping[str, int] = {
     "kick": 50,
     "invite": 0,
 }
-"""The properties of m.room.power_levels that hold one level, with what holds where they are absent."""
+"""The properties of m.room.power_levels that hold one level, with their defaults."""
 
 _CREATOR_LEVEL_WITHOUT_EVENT = 100
 _NOTIFICATION_LEVEL_DEFAULT = 50
 _STRING_LEVEL = re.compile(r"[^\S\x1c-\x1f]*([+-]?)([0-9]+)[^\S\x1c-\x1f]*")
-"""With any whitespace around it; U+001C to U+001F, which Python's patterns count to that, are none to other servers."""
+"""An integer with optional whitespace. Python's patterns count U+001C to U+001F as whitespace; other servers do not."""
 _DOUBLE_DIGITS_MAX = 309
-"""An integer with more digits is no IEEE double; Python would refuse to read one of 4300."""
+"""An integer with more digits is not a double. Python refuses to read one with more than 4300 digits."""
 
 
 def parse_level(value: object, version: RoomVersion) -> int | None:
-    """The power level that a JSON value stands for in the room version; None where it stands for none.
+    """Returns the power level that a JSON value stands for in the room version, or None if it is not a level.
 
     Spec: rooms/v1/#mroompower_levels-events-accept-values-as-strings and …-as-floats
     """
@@ -62,7 +62,7 @@ def _is_double(level: int) -> bool:
 
 
 def room_creator(create: Event) -> str | None:
-    """The user whose first join the authorisation rules let through; None if the content names none."""
+    """Returns the user who is allowed to join first, or None if the content names none."""
     if create.version.create_content_has_creator:
         creator = create.content.get("creator")
         return creator if isinstance(creator, str) else None
@@ -70,7 +70,7 @@ def room_creator(create: Event) -> str | None:
 
 
 def room_creators(create: Event) -> frozenset[str]:
-    """The creator, and with `additional_creators` (room version 12) all of them."""
+    """Returns the creator and, from room version 12 on, the `additional_creators`."""
     creator = room_creator(create)
     creators = set() if creator is None else {creator}
     if create.version.additional_creators:
@@ -81,12 +81,12 @@ def room_creators(create: Event) -> frozenset[str]:
 
 
 def are_user_ids(value: object) -> bool:
-    """Whether the value is an array of valid user IDs, as `additional_creators` has to be."""
+    """Returns whether the value is an array of valid user IDs, as `additional_creators` must be."""
     return isinstance(value, list) and all(is_user_id(item) for item in value)
 
 
 def is_user_id(value: object) -> bool:
-    """Whether the value is a valid user ID, historical ones included."""
+    """Returns whether the value is a valid user ID, historical ones included."""
     try:
         parse_user_id(value)
     except InvalidIdentifier:
@@ -96,9 +96,10 @@ def is_user_id(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PowerLevels:
-    """The power levels of a room at one moment. Read when asked, so cheap to make.
+    """The power levels of a room at one moment. Cheap to create: a level is read when it is asked for.
 
-    What is no level counts as absent. Without an m.room.power_levels event (`content` None) the creators have 100.
+    A value that is not a level counts as absent. Without an m.room.power_levels event (`content` None) the creators
+    have level 100.
     """
 
     version: RoomVersion
@@ -106,7 +107,7 @@ class PowerLevels:
     content: Mapping[str, Any] | None
 
     def user_level(self, user_id: str) -> int:
-        """The power level of a user, in the room or not."""
+        """Returns the power level of a user, whether or not they are in the room."""
         if self.version.creators_privileged and user_id in self.creators:
             return CREATOR_LEVEL
         if self.content is None:
@@ -115,35 +116,35 @@ class PowerLevels:
         return self._level("users_default") if level is None else level
 
     def event_level(self, event_type: str, is_state: bool) -> int:
-        """The *required power level* to send events of a type."""
+        """Returns the *required power level* for sending events of a type."""
         level = self._entry("events", event_type)
         if level is not None:
             return level
         return self._level("state_default" if is_state else "events_default")
 
     def notification_level(self, key: str) -> int:
-        """What a sender needs to notify in a way, e.g. "room" for @room."""
+        """Returns the level required for a kind of notification, e.g. "room" for @room."""
         level = self._entry("notifications", key)
         return _NOTIFICATION_LEVEL_DEFAULT if level is None else level
 
     @property
     def ban_level(self) -> int:
-        """To ban, and to unban together with `kick_level`."""
+        """The level required to ban, and together with `kick_level` to unban."""
         return self._level("ban")
 
     @property
     def kick_level(self) -> int:
-        """To kick."""
+        """The level required to kick."""
         return self._level("kick")
 
     @property
     def redact_level(self) -> int:
-        """To redact events of others."""
+        """The level required to redact events of others."""
         return self._level("redact")
 
     @property
     def invite_level(self) -> int:
-        """To invite."""
+        """The level required to invite."""
         return self._level("invite")
 
     def _level(self, name: str) -> int:
@@ -158,7 +159,7 @@ class PowerLevels:
 
 
 def read_power_levels(create: Event | None, power_levels: Event | None, version: RoomVersion) -> PowerLevels:
-    """The power levels that the room's m.room.create and m.room.power_levels events make."""
+    """Returns the power levels set by the room's m.room.create and m.room.power_levels events."""
     return PowerLevels(
         version,
         frozenset() if create is None else room_creators(create),

@@ -1,4 +1,4 @@
-"""Redaction: what of an event its room version protects. Spec: rooms/v12/#redactions and the other versions'"""
+"""Redaction: the parts of an event that its room version protects. Spec: rooms/v12/#redactions and earlier versions"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from homeserver.federation.room_versions import RoomVersion
 
 
 def redact(pdu: Mapping[str, Any], version: RoomVersion) -> dict[str, Any]:
-    """The PDU with only what the version protects; a new dict that shares values with the old one. Idempotent."""
+    """Returns a new PDU with only the parts that the version protects. It shares values with the old PDU."""
     top_level = version.redaction_top_level_keys
     redacted = {key: value for key, value in pdu.items() if key in top_level}
     redacted["content"] = _redact_content(pdu.get("type"), pdu.get("content"), version)
@@ -27,6 +27,6 @@ def _redact_content(event_type: object, content: object, version: RoomVersion) -
     redacted = {key: value for key, value in content.items() if key in kept}
     for key, inner in version.redaction_nested_content_keys.get(event_type, {}).items():
         value = content.get(key)
-        if isinstance(value, dict):  # stays even if nothing inside of it survives, which an event ID may depend on
+        if isinstance(value, dict):  # kept even if empty afterwards, because the event ID may depend on it
             redacted[key] = {name: value[name] for name in inner if name in value}
     return redacted

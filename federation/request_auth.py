@@ -1,7 +1,7 @@
 """Request authentication: the `X-Matrix` scheme. Spec: server-server-api/#request-authentication
 
-Both ends build the same object from a request (`signed_object`); its signature travels in the Authorization header.
-`uri` is the request target as sent: path and query string, without scheme and host.
+Sender and receiver build the same object from a request (`signed_object`). Its signature travels in the Authorization
+header. `uri` is the request target as sent: path and query string, without scheme and host.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class InvalidAuthorization(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class XMatrix:
-    """The credentials of a request. `destination` is None for senders of before v1.3."""
+    """The credentials of a request. `destination` is None if the sender implements a spec version before v1.3."""
 
     origin: ServerName
     destination: ServerName | None
@@ -62,7 +62,7 @@ class XMatrix:
 def signed_object(
     method: str, uri: str, origin: ServerName, destination: ServerName, content: Any | None
 ) -> dict[str, Any]:
-    """What is signed of a request. `content` is the decoded body, None if it has no body."""
+    """Returns the object to sign for a request. `content` is the decoded body, None if there is no body."""
     signed = {"method": method, "uri": uri, "origin": origin, "destination": destination}
     if content is not None:
         signed["content"] = content
@@ -70,7 +70,7 @@ def signed_object(
 
 
 def signed_bytes(method: str, uri: str, origin: ServerName, destination: ServerName, body: bytes | None) -> bytes:
-    """The canonical JSON of `signed_object`, given that of the content; None if there is no body."""
+    """Returns the canonical JSON of `signed_object`. `body` is the content's canonical JSON, None if there is none."""
     signed = canonical_json.encode(signed_object(method, uri, origin, destination, None))
     return signed if body is None else b'{"content":' + body + b"," + signed[1:]
 
@@ -78,34 +78,34 @@ def signed_bytes(method: str, uri: str, origin: ServerName, destination: ServerN
 def build_authorization(
     method: str, uri: str, origin: ServerName, destination: ServerName, key: SigningKey, content: Any | None
 ) -> str:
-    """The Authorization header's value. Raises NotCanonical if the content cannot be signed."""
+    """Returns the Authorization header's value. Raises NotCanonical if the content cannot be signed."""
     return authorize_body(method, uri, origin, destination, key, None if content is None else encode_content(content))
 
 
 def encode_content(content: Any) -> bytes:
-    """The canonical JSON of the content of a request. Raises NotCanonical."""
+    """Returns the canonical JSON of the content of a request. Raises NotCanonical."""
     return canonical_json.encode(content, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
 
 
 def authorize_body(
     method: str, uri: str, origin: ServerName, destination: ServerName, key: SigningKey, body: bytes | None
 ) -> str:
-    """As `build_authorization`, for a body that is canonical JSON already."""
+    """Does the same as `build_authorization` for a body that is already canonical JSON."""
     signature = encode_base64(key.sign(signed_bytes(method, uri, origin, destination, body)))
     # "For compatibility with older servers": one space, lower-case names, no backslashes, no whitespace around commas.
     return f'{SCHEME} origin="{origin}",destination="{destination}",key="{key.key_id}",sig="{signature}"'
 
 
 def is_x_matrix(header: str) -> bool:
-    """Whether an Authorization header uses this scheme, well-formed or not."""
+    """Returns whether an Authorization header uses this scheme, well-formed or not."""
     match = _SCHEME.match(header)
     return match is not None and match[1].lower() == SCHEME.lower()
 
 
 def parse_authorization(header: str) -> XMatrix:
-    """The credentials in an Authorization header. Raises InvalidAuthorization; unknown parameters are ignored."""
+    """Returns the credentials in an Authorization header. Raises InvalidAuthorization. Ignores unknown parameters."""
     params = _parse_params(header)
-    # The spec's list of parameters says `signature`, its examples and every server `sig`.
+    # The spec's list of parameters has `signature`, but its examples and all servers use `sig`.
     signature = params.get("sig") or params.get("signature")
     origin, destination, key_id = params.get("origin"), params.get("destination"), params.get("key")
     if not origin or not key_id or not signature:
@@ -124,11 +124,11 @@ def parse_authorization(header: str) -> XMatrix:
 def verify_text(
     credentials: XMatrix, method: str, uri: str, destination: ServerName, text: bytes | None, verify_key_base64: str
 ) -> bool:
-    """Whether the origin signed this request to `destination` (our name) with this key; never raises.
+    """Returns whether the origin signed this request to `destination` (our name) with this key. Never raises.
 
-    text: the content as canonical JSON, None if there is none. Most servers send canonical JSON, so the body as it came
-    is tried first: nothing has to be decoded for that.
-    False also if the credentials name another destination: the receiving server must then answer 401.
+    text: the content as canonical JSON, None if there is none. Most servers send canonical JSON, so try the received
+    body first: it then need not be decoded.
+    Also returns False if the credentials name another destination: the receiving server must then answer 401.
     """
     if credentials.destination is not None and credentials.destination != destination:
         return False
@@ -145,7 +145,7 @@ def verify(
     content: Any | None,
     verify_key_base64: str,
 ) -> bool:
-    """As `verify_text`, for the decoded content, which need not have come as canonical JSON."""
+    """Does the same as `verify_text` for decoded content, which may have been sent in any form of JSON."""
     text = None
     if content is not None:
         try:

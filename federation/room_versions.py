@@ -1,4 +1,4 @@
-"""The room versions as rows of a table: each is the last one with what it changed. Spec: rooms/"""
+"""The room versions as rows of a table. Each row lists its changes from the version before. Spec: rooms/"""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ DEPTH_MAX_CANONICAL = 2**53 - 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoomVersion:
-    """What a room version does. Flags are named for the behaviour that they switch on; compared by identity."""
+    """The behaviour of a room version. Flags are named for the behaviour that they enable; compared by identity."""
 
     id: str
     stable: bool
 
     # Event format
     event_id_is_reference_hash: bool
-    """Else the event ID is "$opaque:domain", chosen by the sender's server and sent as the PDU's `event_id`."""
+    """If False, the sender's server chooses the event ID, "$opaque:domain", and sends it as the PDU's `event_id`."""
     event_id_urlsafe: bool
     """The reference hash is written in URL-safe base64."""
     references_with_hashes: bool
@@ -38,7 +38,7 @@ class RoomVersion:
     signing_key_validity_enforced: bool
     """A signature counts only while its key's `valid_until_ts` lies after the event's `origin_server_ts`."""
     event_id_domain_must_sign: bool
-    """The domain of the event ID has to sign, beside the domain of the sender."""
+    """The domain of the event ID must sign as well as the domain of the sender."""
 
     # State resolution
     state_resolution: Literal["v1", "v2", "v2.1"]
@@ -50,9 +50,9 @@ class RoomVersion:
     # Redaction
     redaction_top_level_keys: frozenset[str]
     redaction_content_keys: Mapping[str, frozenset[str] | None]
-    """By event type, the keys of content that survive; None: all of them. Other types lose their whole content."""
+    """By event type, the content keys that survive; None: all of them. Other types lose their whole content."""
     redaction_nested_content_keys: Mapping[str, Mapping[str, frozenset[str]]]
-    """By event type and key of content, the keys inside of it that survive."""
+    """By event type and content key, the keys inside its value that survive."""
 
     # Authorisation rules
     redaction_checked_by_auth_rules: bool
@@ -248,7 +248,7 @@ _V12 = replace(
 ROOM_VERSIONS: Mapping[str, RoomVersion] = MappingProxyType(
     {version.id: version for version in (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9, _V10, _V11, _V12)}
 )
-"""By the name that `room_version` in the content of m.room.create gives; "1" where it gives none."""
+"""The room versions by their `room_version` in the content of m.room.create; it defaults to "1"."""
 
 DEFAULT_ROOM_VERSION = "12"
-"""Of new rooms."""
+"""The version of new rooms."""

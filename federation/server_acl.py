@@ -1,7 +1,7 @@
 """Server ACLs: which servers may take part in a room. Spec: client-server-api/#mroomserver_acl
 
-The content was written by whoever may send state to the room, so nothing in it is trusted to have the right type, and
-matching takes time proportional to the pattern and the name, never more.
+Anyone who may send state to the room wrote the content, so no value in it can be trusted to have the right type.
+Matching takes time proportional to the lengths of the pattern and the name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _IPV4_SHAPE = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class _Globs:
-    """Patterns in lower case, sorted by what matching them costs."""
+    """Patterns in lower case, grouped by how expensive they are to match."""
 
     literals: frozenset[str]
     suffixes: tuple[str, ...]
-    """Of patterns like `*.example.org`: what follows the `*`."""
+    """The part after the `*`, for patterns like `*.example.org`."""
     others: tuple[str, ...]
 
     def match(self, host: str) -> bool:
@@ -33,14 +33,14 @@ class _Globs:
 
 @dataclass(frozen=True, slots=True)
 class ServerAcl:
-    """A compiled `m.room.server_acl`; immutable, so it can be kept under the event's ID."""
+    """A compiled `m.room.server_acl`. It is immutable, so it can be cached by event ID."""
 
     allow_ip_literals: bool
     allow: _Globs
     deny: _Globs
 
     def is_allowed(self, server_name: str) -> bool:
-        """Whether the server may take part. Its port is not considered, nor is case."""
+        """Returns whether the server may take part. Ignores the port, and case."""
         host = _PORT.sub("", server_name).lower()
         # 2. If the server name is an IP address (v4 or v6) literal, and `allow_ip_literals` is present and `false`,
         #    deny.
@@ -54,7 +54,7 @@ class ServerAcl:
 
 
 def compile_acl(acl_content: object) -> ServerAcl:
-    """The ACL of an `m.room.server_acl` event's content. What has a wrong type counts as absent; never raises."""
+    """Returns the ACL for the content of an `m.room.server_acl` event. Never raises: ignores values of a wrong type."""
     content: Mapping[object, object] = acl_content if isinstance(acl_content, dict) else {}
     return ServerAcl(
         # "Defaults to `true` if missing or otherwise not a boolean."
@@ -65,16 +65,16 @@ def compile_acl(acl_content: object) -> ServerAcl:
 
 
 def is_allowed(server_name: str, acl_content: object | None) -> bool:
-    """Whether a server may take part in a room. `acl_content` is None if the room has no `m.room.server_acl`."""
+    """Returns whether a server may take part. `acl_content` is None if the room has no `m.room.server_acl`."""
     # 1. If there is no `m.room.server_acl` event in the room state, allow.
     return acl_content is None or compile_acl(acl_content).is_allowed(server_name)
 
 
 def glob_matches(pattern: str, text: str) -> bool:
-    """Whether the whole text matches: `*` is any run of characters, `?` exactly one. Case counts.
+    """Returns whether the whole text matches: `*` is any run of characters, `?` exactly one. Case matters.
 
-    Spec: appendices/#glob-style-matching. Each piece between two `*` is put at the first place where it fits, which
-    needs no backtracking.
+    Spec: appendices/#glob-style-matching. Each piece between two `*` is placed at the first position where it matches,
+    so no backtracking is needed.
     """
     first, *middle = pattern.split("*")
     if not middle:

@@ -1,7 +1,7 @@
-"""Server keys: publishing them, reading those of others, and vouching for them.
+"""Server keys: publishing ours, reading those of other servers, and vouching for them as a notary.
 
-Spec: server-server-api/#retrieving-server-keys. What a server says about its keys is signed by itself; a notary adds
-its own signature to the same object.
+Spec: server-server-api/#retrieving-server-keys. A server signs the statement about its own keys; a notary adds its
+signature to the same object.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from homeserver.federation.identifiers import ServerName
 from homeserver.federation.signing import SigningKey, decode_base64, sign_json, verify_json
 
 VALIDITY_MS_MAX = 7 * 24 * 60 * 60 * 1000
-"""A key is believed for no longer than this since it was fetched, whatever its server says: so a stolen one dies."""
+"""A key is trusted for at most this long after it was fetched, whatever its server says, so that stolen keys expire."""
 
 VERIFY_KEYS_MAX = 100
 OLD_VERIFY_KEYS_MAX = 1000
@@ -32,31 +32,31 @@ Milliseconds = Annotated[int, Meta(ge=0, le=INT_MAX)]
 
 
 class InvalidKeys(ValueError):
-    """The object is no statement of a server about its keys that could be believed; the message says why."""
+    """The object is not a trustworthy statement of a server about its keys; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyKey:
-    """A public key, and until when what it signed counts. `expired_ts` is set if its server no longer uses it."""
+    """A public key, and until when its signatures count. `expired_ts` is set if its server no longer uses it."""
 
     key_base64: str
     valid_until_ts: int
     expired_ts: int | None = None
 
     def is_valid_at(self, signed_ts: int) -> bool:
-        """Whether a signature made at `signed_ts` counts. Room versions 1 to 4 do not ask."""
+        """Returns whether a signature made at `signed_ts` counts. Room versions 1 to 4 ignore this."""
         return signed_ts <= (self.valid_until_ts if self.expired_ts is None else self.expired_ts)
 
     def may_sign_requests(self, now_ms: int) -> bool:
-        """Whether requests signed with it are believed now: `old_verify_keys` are "only valid for signing events"."""
+        """Returns whether the key may sign requests now: `old_verify_keys` are "only valid for signing events"."""
         return self.expired_ts is None and now_ms <= self.valid_until_ts
 
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """A server's own statement about its ed25519 keys by key ID. `response` is the signed object that it came in.
+    """A server's own statement about its ed25519 keys, by key ID. `response` is the signed object it came in.
 
-    valid_until_ts: as the server says, but no more than 7 days after it was fetched.
+    valid_until_ts: as the server says, but at most 7 days after it was fetched.
     """
 
     server_name: ServerName
@@ -66,14 +66,14 @@ class ServerKeys:
     response: dict[str, Any] = field(repr=False)
 
     def find(self, key_id: str) -> VerifyKey | None:
-        """The key, current or old."""
+        """Returns the current or old key with this ID, or None."""
         return self.verify_keys.get(key_id) or self.old_verify_keys.get(key_id)
 
 
 def build_key_response(
     server_name: ServerName, key: SigningKey, old_keys: Mapping[str, VerifyKey], valid_until_ts: int
 ) -> dict[str, Any]:
-    """The signed answer to `GET /_matrix/key/v2/server`. `old_keys` by key ID; each has an `expired_ts`."""
+    """Returns the signed answer to `GET /_matrix/key/v2/server`. Each of `old_keys`, by key ID, has an `expired_ts`."""
     response = {
         "server_name": server_name,
         "verify_keys": {key.key_id: {"key": key.verify_key_base64}},
@@ -102,10 +102,11 @@ class _Response(Struct, frozen=True):
 
 
 def parse_key_response(response: object, server_name: ServerName, fetched_ms: int) -> ServerKeys:
-    """What the server has said of its keys at `fetched_ms`. InvalidKeys unless one of its current keys has signed it.
+    """Returns the server's statement, fetched at `fetched_ms`. Raises InvalidKeys unless one of its current keys signed
+    it.
 
-    Keys of unknown algorithms and malformed ones are left out. That `valid_until_ts` may have passed is no error: a
-    notary serves such statements so that old events can still be checked.
+    Leaves out malformed keys and keys of unknown algorithms. A `valid_until_ts` in the past is not an error: notaries
+    serve such statements so that old events can still be checked.
     """
     try:
         parsed = msgspec.convert(response, _Response)
@@ -113,12 +114,12 @@ def parse_key_response(response: object, server_name: ServerName, fetched_ms: in
         raise InvalidKeys(str(error)) from None
     assert isinstance(response, dict)  # or it would not have been converted
     if parsed.server_name != server_name:
-        raise InvalidKeys("The keys are another server's.")
+        raise InvalidKeys("The keys belong to another server.")
     # Servers MUST use the lesser of this field and 7 days into the future when determining if a key is valid.
     valid_until_ts = min(parsed.valid_until_ts, fetched_ms + VALIDITY_MS_MAX)
     verify_keys = {key_id: VerifyKey(key.key, valid_until_ts) for key_id, key in _read_keys(parsed.verify_keys, _Key)}
     if not any(verify_json(response, server_name, key_id, key.key_base64) for key_id, key in verify_keys.items()):
-        raise InvalidKeys("The keys are not signed by any of themselves.")
+        raise InvalidKeys("None of the keys has signed the statement.")
     old_verify_keys = {
         key_id: VerifyKey(key.key, min(key.expired_ts, valid_until_ts), key.expired_ts)
         for key_id, key in _read_keys(parsed.old_verify_keys, _OldKey)
@@ -128,21 +129,22 @@ def parse_key_response(response: object, server_name: ServerName, fetched_ms: in
 
 
 def add_notary_signature(response: dict[str, Any], notary: ServerName, key: SigningKey) -> dict[str, Any]:
-    """The same statement, also signed by a notary."""
+    """Returns the same statement, also signed by a notary."""
     return sign_json(response, notary, key)
 
 
 def build_notary_response(responses: Iterable[dict[str, Any]], notary: ServerName, key: SigningKey) -> dict[str, Any]:
-    """The answer to `/_matrix/key/v2/query`: the statements of several servers, each signed by the notary too."""
+    """Returns the answer to `/_matrix/key/v2/query`: statements of several servers, each also signed by the notary."""
     return {"server_keys": [add_notary_signature(response, notary, key) for response in responses]}
 
 
 def parse_notary_response(
     body: object, notary: ServerName, notary_keys: Mapping[str, VerifyKey], fetched_ms: int
 ) -> list[ServerKeys]:
-    """The statements in a notary's answer that both their server and the notary have signed; others are left out.
+    """Returns the statements in a notary's answer that both their server and the notary have signed.
 
-    Raises InvalidKeys if the answer as a whole is malformed. The notary may name servers that were not asked for.
+    Leaves out the others. Raises InvalidKeys if the answer as a whole is malformed. The notary may include servers that
+    we did not ask for.
     """
     if not isinstance(body, dict) or not isinstance(body.get("server_keys"), list):
         raise InvalidKeys("Expected an object with a list of `server_keys`.")
@@ -160,9 +162,9 @@ def parse_notary_response(
 
 
 def merge_keys(statements: Iterable[ServerKeys]) -> dict[ServerName, dict[str, VerifyKey]]:
-    """All keys by server and key ID. For each key the statement with the latest `valid_until_ts` counts.
+    """Returns all keys by server and key ID. For each key the statement with the latest `valid_until_ts` counts.
 
-    Notaries may hold several statements of one server, from before and after it changed its keys.
+    A notary may hold several statements of one server, from before and after it changed its keys.
     """
     merged: dict[ServerName, dict[str, VerifyKey]] = {}
     for statement in sorted(statements, key=lambda each: each.valid_until_ts):

@@ -25,16 +25,16 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
 
 
 class InvalidSigningKey(ValueError):
-    """Not the text of a signing key; the message says why, and never repeats the secret."""
+    """The text is not a signing key; the message says why, and never repeats the secret."""
 
 
 def encode_base64(data: bytes) -> str:
-    """Unpadded base64 in the standard alphabet."""
+    """Returns unpadded base64 in the standard alphabet."""
     return b64encode(data).rstrip(b"=").decode()
 
 
 def decode_base64(text: object) -> bytes:
-    """The bytes of base64 in the standard or the URL-safe alphabet, padded or not. Raises ValueError."""
+    """Decodes base64 in the standard or the URL-safe alphabet, padded or not. Raises ValueError."""
     if not isinstance(text, str):
         raise ValueError("Base64 must be a string.")
     standard = text.replace("-", "+").replace("_", "/")
@@ -42,13 +42,13 @@ def decode_base64(text: object) -> bytes:
         raise ValueError("Not base64.")
     bare = standard.rstrip("=")
     if len(bare) % 4 == 1:
-        raise ValueError("Base64 never has this length.")
+        raise ValueError("Base64 cannot have this length.")
     return binascii.a2b_base64(bare + "==")
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """An Ed25519 key of a server. The seed is the secret: it appears in no repr."""
+    """An Ed25519 key of a server. The seed is secret and appears in no repr."""
 
     version: str
     seed: bytes = field(repr=False)
@@ -59,52 +59,52 @@ class SigningKey:
 
     def __post_init__(self) -> None:
         if _KEY_VERSION.fullmatch(self.version) is None:
-            raise InvalidSigningKey("A key's version is made of letters, digits and underscores.")
+            raise InvalidSigningKey("A key version must consist of letters, digits and underscores.")
         if len(self.seed) != _SEED_BYTES:
-            raise InvalidSigningKey(f"The seed of a signing key has {_SEED_BYTES} bytes.")
+            raise InvalidSigningKey(f"The seed of a signing key must have {_SEED_BYTES} bytes.")
         verify_key, secret = crypto_sign_seed_keypair(self.seed)
         object.__setattr__(self, "key_id", f"{ALGORITHM}:{self.version}")
         object.__setattr__(self, "verify_key_base64", encode_base64(verify_key))
         object.__setattr__(self, "_secret", secret)
 
     def sign(self, message: bytes) -> bytes:
-        """The signature: 64 bytes, always the same for the same message."""
+        """Returns the signature: 64 bytes, always the same for the same message."""
         return crypto_sign(message, self._secret)[:_SIGNATURE_BYTES]
 
 
 def parse_signing_key(text: str) -> SigningKey:
-    """The key of a `signing.key` file: "ed25519 <version> <unpadded base64 seed>". Raises InvalidSigningKey."""
+    """Returns the key in a signing.key file: "ed25519 <version> <unpadded base64 seed>". Raises InvalidSigningKey."""
     words = text.split()
     if len(words) != 3 or words[0] != ALGORITHM:
-        raise InvalidSigningKey('A signing key is written "ed25519 <version> <seed>".')
+        raise InvalidSigningKey("A signing key must be written as 'ed25519 <version> <seed>'.")
     try:
         seed = decode_base64(words[2])
     except ValueError:
-        raise InvalidSigningKey("The seed of a signing key is base64.") from None
+        raise InvalidSigningKey("The seed of a signing key must be base64.") from None
     return SigningKey(words[1], seed)
 
 
 def format_signing_key(key: SigningKey) -> str:
-    """The text of a `signing.key` file, which `parse_signing_key` reads. Holds the secret."""
+    """Returns the text of a signing.key file, which parse_signing_key reads. It contains the secret."""
     return f"{ALGORITHM} {key.version} {encode_base64(key.seed)}\n"
 
 
 def signed_bytes(obj: Mapping[str, Any]) -> bytes:
-    """What a signature of the object covers: its canonical JSON without `signatures` and `unsigned`.
+    """Returns the bytes that a signature covers: canonical JSON without  and .
 
-    Lenient, since events of room versions below 6 may hold floats and large integers. Raises NotCanonical.
+    Lenient, since events of room versions below 6 may contain floats and large integers. Raises NotCanonical.
     """
     covered = {key: value for key, value in obj.items() if key != "signatures" and key != "unsigned"}
     return canonical_json.encode(covered, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX)
 
 
 def sign_json(obj: Mapping[str, Any], signing_name: str, key: SigningKey) -> dict[str, Any]:
-    """A new object, with the signature added to those it has. Raises NotCanonical."""
+    """Returns a copy of the object with one more signature. Raises NotCanonical."""
     return with_signature(obj, signing_name, key.key_id, encode_base64(key.sign(signed_bytes(obj))))
 
 
 def with_signature(obj: Mapping[str, Any], signing_name: str, key_id: str, signature: str) -> dict[str, Any]:
-    """A new object with one signature more; `signatures` that is no object of objects is replaced."""
+    """Returns a copy of the object with this signature added. Replaces  that are not objects of objects."""
     signatures = obj.get("signatures")
     signatures = dict(signatures) if isinstance(signatures, dict) else {}
     by_name = signatures.get(signing_name)
@@ -113,7 +113,7 @@ def with_signature(obj: Mapping[str, Any], signing_name: str, key_id: str, signa
 
 
 def verify_json(obj: object, signing_name: str, key_id: str, verify_key_base64: str) -> bool:
-    """Whether the object carries a valid signature of that name and key. False for whatever is malformed."""
+    """Returns whether the object has a valid signature of that name and key. False if anything is malformed."""
     if not isinstance(obj, dict):
         return False
     signatures = obj.get("signatures")
@@ -129,12 +129,12 @@ def verify_json(obj: object, signing_name: str, key_id: str, verify_key_base64: 
 
 
 def verify_bytes(message: bytes, signature_base64: object, verify_key_base64: object) -> bool:
-    """Whether the signature of the message is valid. False for whatever is malformed."""
+    """Returns whether the signature of the message is valid. False if anything is malformed."""
     return verify_parts((message,), signature_base64, verify_key_base64)
 
 
 def verify_parts(parts: Iterable[bytes], signature_base64: object, verify_key_base64: object) -> bool:
-    """As `verify_bytes`, of a message in parts: one that is large is copied once less."""
+    """Does the same as  for a message in parts, which saves copying a large one."""
     try:
         signature = decode_base64(signature_base64)
         verify_key = decode_base64(verify_key_base64)

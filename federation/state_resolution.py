@@ -1,7 +1,17 @@
-"""State resolution: the one state that several states of a room come to. Spec: rooms/v2/#state-resolution, rooms/v12/…
+"""State resolution: computes the one state that follows from several states of a room.
 
-Versions 2 and 2.1 of the algorithm are here, under the numbers of its steps; version 1 is in `state_resolution_v1`. The
-result depends on nothing but the states: neither on their order, nor on what else the caller's `events` hold.
+Spec: rooms/v2/#state-resolution, rooms/v12/…
+
+Theory of operation. The states are split into the unconflicted part, on which all agree, and the conflicted rest. The
+full conflicted set is the conflicted events, the auth difference (`auth_chains`), and from v12 on the conflicted state
+subgraph. Its power events are applied first, in reverse topological power order, each only if the authorisation rules
+allow it in the state built so far. The remaining events follow in mainline order, and the unconflicted part has the
+last word.
+
+`_Resolution` has the methods of versions 2 and 2.1 under the numbers of the spec's steps; version 1 is in
+`state_resolution_v1`. Invariant: the result depends only on the states, not on their order, nor on which other events
+the caller has. So results can be cached by the states, and every server gets the same one. If an event that the result
+depends on is absent, the result is Missing, which names it; the caller fetches it and starts again.
 """
 
 from __future__ import annotations
@@ -39,10 +49,10 @@ def resolve(
     rejected: Container[EventID] = frozenset(),
     rank: Rank | None = None,
 ) -> dict[StateKey, EventID] | Missing:
-    """The resolution of the states of a room. Missing, if `events` lacks any that it depends on.
+    """Returns the resolved state of a room, or Missing if `events` lacks events that it depends on.
 
-    `events` may load them when asked; it is asked for each at most once. `rejected` are the IDs of those events in it
-    that were not accepted. With `rank` only as much of the auth chains is read as differs, without it all of them.
+    `events` may load events on demand; each is looked up at most once. `rejected` holds the IDs of the events that were
+    not accepted. With `rank` only the differing parts of the auth chains are read, without it all of them.
     """
     unconflicted, conflicted = split_states(states)
     resolved = resolve_conflicts(version, unconflicted, conflicted, events, rejected=rejected, rank=rank)
@@ -52,7 +62,7 @@ def resolve(
 
 
 def split_states(states: Sequence[StateMap]) -> tuple[dict[StateKey, EventID], list[dict[StateKey, EventID]]]:
-    """The *unconflicted state map*, and what each state has beside it."""
+    """Returns the *unconflicted state map*, and for each state the rest of it."""
     if not states:
         return {}, []
     same = set(states[0].items())
@@ -73,10 +83,10 @@ def resolve_conflicts(
     rejected: Container[EventID] = frozenset(),
     rank: Rank | None = None,
 ) -> dict[StateKey, EventID] | Missing:
-    """What stands under the keys that are not unconflicted: `resolve` for who knows already where the states differ.
+    """Returns the resolved events of the conflicted keys, for callers that already know where the states differ.
 
-    `unconflicted` may look keys up when asked; all its values are asked for only if the auth difference may depend on
-    them. `conflicted` has one map for each state, with all of it that is not unconflicted.
+    `unconflicted` may look keys up on demand; it is iterated only if the auth difference may depend on it.
+    `conflicted` has one map for each state: the part of it that is not unconflicted.
     """
     if not any(conflicted):
         return {}
@@ -105,14 +115,12 @@ class _Resolution:
         #    into a list using the reverse topological power ordering.
         power_events = self.sort_power_events(full_conflicted)
         # 2. Apply the iterative auth checks algorithm, starting from the unconflicted state map (v12-: from an empty
-        # state
-        #    map), to the list of events from the previous step to get a partially resolved state.
+        #    state map), to the list of events from the previous step to get a partially resolved state.
         initial: StateMap = {} if self.version.iterative_auth_starts_empty else self.unconflicted
         changed: dict[StateKey, EventID] = {}
         self.apply_allowed(power_events, initial, changed)
         # 3. Take all remaining events that weren't picked in step 1 and order them by the mainline ordering based on
-        # the
-        #    power level in the partially resolved state obtained in step 2.
+        #    the power level in the partially resolved state obtained in step 2.
         picked = {event.event_id for event in power_events}
         remaining = [event for event_id, event in full_conflicted.items() if event_id not in picked]
         power_level = changed.get(POWER_LEVELS_KEY) or initial.get(POWER_LEVELS_KEY)
@@ -121,12 +129,11 @@ class _Resolution:
         #    previous step.
         self.apply_allowed(remaining, initial, changed)
         # 5. Update the result by replacing any event with the event with the same key from the unconflicted state map,
-        # if
-        #    such an event exists, to get the final resolved state.
+        #    if such an event exists, to get the final resolved state.
         return {key: event_id for key, event_id in changed.items() if self.unconflicted.get(key) is None}
 
     def find_full_conflicted_set(self, conflicted: Sequence[StateMap]) -> dict[EventID, Event]:
-        """The *full conflicted set*, without what are no state events."""
+        """Returns the *full conflicted set*, without events that are not state events."""
         conflicted_set = {event_id for state in conflicted for event_id in state.values()}
         full = set(conflicted_set)
         # v12-: the conflicted state subgraph
@@ -138,9 +145,9 @@ class _Resolution:
         return {event.event_id: event for event in found if event.is_state}
 
     def sort_power_events(self, full_conflicted: Mapping[EventID, Event]) -> list[Event]:
-        """X in the *reverse topological power ordering*."""
-        # Chains are followed within the full conflicted set, as other servers do. From v12 on the conflicted state
-        # subgraph sees to it that no way leaves the set and comes back.
+        """Returns X in the *reverse topological power ordering*."""
+        # Chains are followed within the full conflicted set only, as other servers do. From v12 on the conflicted state
+        # subgraph makes sure that no chain leaves the set and comes back.
         graph: dict[EventID, list[EventID]] = {}
         stack = [event_id for event_id, event in full_conflicted.items() if is_power_event(event)]
         while stack:
@@ -156,19 +163,21 @@ class _Resolution:
         return [full_conflicted[event_id] for event_id in _sort_topologically(graph, order)]
 
     def sender_level(self, event: Event) -> int:
-        """The power level of the event's sender, when looking at its auth events."""
+        """Returns the power level of the event's sender according to its auth events."""
         cited = {each.key: each for each in self.known.need_all(event.auth_events) if each.is_state}
         create = self.find_create(event) or cited.get(CREATE_KEY)
         return read_power_levels(create, cited.get(POWER_LEVELS_KEY), self.version).user_level(event.sender)
 
     def find_create(self, event: Event) -> Event | None:
-        """v12-: The create event, which no event cites. Before, None."""
+        """v12-: Returns the create event, which no event cites. In earlier versions returns None."""
         if not self.version.room_id_is_create_event_id or event.type == "m.room.create":
             return None
         return self.known.need(create_event_id_of(event.room_id))
 
     def apply_allowed(self, ordered: Iterable[Event], initial: StateMap, changed: dict[StateKey, EventID]) -> None:
-        """The *iterative auth checks algorithm*. The state is what `changed` has, else `initial`; `changed` grows."""
+        """Runs the *iterative auth checks algorithm*. A key's event is in `changed`, else in `initial`. Adds to
+        `changed`.
+        """
         for event in ordered:
             seen = {}
             lacking = []
@@ -189,7 +198,7 @@ class _Resolution:
                 changed[event.key] = event.event_id
 
     def sort_by_mainline(self, events: Iterable[Event], power_level: EventID | None) -> list[Event]:
-        """The *mainline ordering based on* a power level event; without one, all events are in the same position."""
+        """Sorts by the *mainline ordering based on* a power level event; without one all have the same position."""
         mainline = _Mainline(self.known, power_level)
         order = {}
         for event in events:
@@ -201,7 +210,7 @@ class _Resolution:
 
 
 class _Mainline:
-    """The *mainline of P*, walked only as far as positions are asked for."""
+    """The *mainline of P*, walked only as far as needed."""
 
     __slots__ = ("_end", "_known", "_positions")
 
@@ -209,10 +218,10 @@ class _Mainline:
         self._known = known
         self._positions: dict[EventID, int] = {} if power_level is None else {power_level: 0}
         self._end = power_level
-        """The last event of the mainline that was walked to; None when there are no more."""
+        """The last event of the mainline visited so far; None when the mainline has ended."""
 
     def position_of(self, event: Event) -> int | None:
-        """The *mainline position* of an event; None for ∞."""
+        """Returns the *mainline position* of an event; None for ∞."""
         if not self._positions:
             return None
         seen = {event.event_id}
@@ -243,10 +252,10 @@ class _Mainline:
 
 
 def is_power_event(event: Event) -> bool:
-    """Whether it is a *power event*: one that might remove someone's ability to do something in the room.
+    """Returns whether it is a *power event*: one that might remove someone's ability to do something in the room.
 
-    As in other servers, only the m.room.power_levels and m.room.join_rules events that the rules look at count, those
-    with an empty state_key.
+    As in other servers, an m.room.power_levels or m.room.join_rules event counts only if its state_key is empty, since
+    the rules read no other.
     """
     if event.type in ("m.room.power_levels", "m.room.join_rules"):
         return event.state_key == ""
@@ -256,7 +265,7 @@ def is_power_event(event: Event) -> bool:
 def _sort_topologically(
     graph: Mapping[EventID, Collection[EventID]], order: Mapping[EventID, tuple[int, int, EventID]]
 ) -> list[EventID]:
-    """Kahn's algorithm: what an event cites comes before it, else the smallest of `order`. Leaves out loops."""
+    """Kahn's algorithm: cited events come first, and among the ready ones the smallest of `order`. Leaves out loops."""
     waiting = {event_id: len(cited) for event_id, cited in graph.items()}
     citing: dict[EventID, list[EventID]] = {}
     for event_id, cited in graph.items():

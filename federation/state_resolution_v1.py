@@ -12,26 +12,29 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID
 
 _PASSES = ("m.room.power_levels", "m.room.join_rules", "m.room.member")
-"""The types whose conflicts are resolved before all others', in this order."""
+"""The types whose conflicts are resolved before all others, in this order."""
 
 
 def resolve_conflicts_v1(
     unconflicted: StateMap, differing: Sequence[StateMap], known: KnownEvents
 ) -> dict[StateKey, EventID]:
-    """What stands under the keys in which the states differ. `unconflicted` is what they share. Raises Absent."""
+    """Returns the resolved events of the keys in which the states differ. `unconflicted` is common to all states.
+
+    Raises Absent.
+    """
     candidates: dict[StateKey, set[EventID]] = {}
     for state in differing:
         for key, event_id in state.items():
             candidates.setdefault(key, set()).add(event_id)
     known.need_all(event_id for event_ids in candidates.values() for event_id in event_ids)
     # A conflict occurs between states where those states have different event_ids for the same (event_type, state_key):
-    # what only some of them have is none.
+    # a key that only some states have is not a conflict.
     resolved = {key: next(iter(event_ids)) for key, event_ids in candidates.items() if len(event_ids) == 1}
     conflicts = {key: _sort(known.need_all(event_ids)) for key, event_ids in candidates.items() if len(event_ids) > 1}
     # First we resolve conflicts between m.room.power_levels events. Repeat the above process for conflicts between
     # m.room.join_rules events. Repeat the above process for conflicts between m.room.member events.
     for event_type in _PASSES:
-        # One member's conflict does not see how another's came out, or the result would depend on which is first.
+        # Each member's conflict is resolved without the outcomes of the others, so that their order does not matter.
         resolved |= {
             key: _resolve_auth_conflict(events, unconflicted, resolved, known)
             for key, events in conflicts.items()

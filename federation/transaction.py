@@ -1,10 +1,10 @@
 """Transactions: how PDUs and EDUs travel. Spec: server-server-api/#transactions
 
-A malformed transaction is an error, since its sender would think it delivered. A malformed PDU or EDU in a good
-transaction is dropped alone: PDUs are parsed one by one by `federation.event`, which knows their room's version.
+A malformed transaction is an error, because otherwise its sender would consider it delivered. A malformed PDU or EDU in
+a good transaction is dropped alone: PDUs are parsed one by one by `federation.event`, which knows their room's version.
 
-Decoded as a whole, a large transaction takes up to thirty times its size, and holds up everything else meanwhile. So it
-is only taken apart (`decode_transaction`), and each part decoded when its turn comes (`decode_part`).
+Decoding a large transaction as a whole takes up to thirty times its size, and blocks everything else meanwhile. So
+`decode_transaction` only splits it, and `decode_part` decodes each part when its turn comes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from homeserver.federation.json_stream import Splitter
 PDUS_MAX = 50
 EDUS_MAX = 100
 PART_BYTES_MAX = 256 * 1024
-"""Of one PDU or EDU in a large transaction: an event of 64 KiB, with escapes and `unsigned`."""
+"""The limit for one PDU or EDU in a large transaction: an event of 64 KiB with escapes and `unsigned` fits."""
 _WHOLE_BYTES_MAX = 128 * 1024
 _SLICE_BYTES = 64 * 1024
 
@@ -34,7 +34,7 @@ class InvalidTransaction(ValueError):
 
 
 class Transaction(Struct, frozen=True, kw_only=True):
-    """The body of a transaction. `pdus` and `edus` are as they came; those that are bytes are for `decode_part`."""
+    """The body of a transaction. `pdus` and `edus` are as received; pass those that are bytes to `decode_part`."""
 
     origin: ServerName
     origin_server_ts: NaturalInt
@@ -46,7 +46,7 @@ class Transaction(Struct, frozen=True, kw_only=True):
 
 
 class _Parts(Struct, forbid_unknown_fields=True):
-    """The text of each part, in the order of canonical JSON."""
+    """The undecoded text of each part, in the order of canonical JSON."""
 
     edus: msgspec.Raw = msgspec.Raw()
     origin: msgspec.Raw = msgspec.Raw()
@@ -55,10 +55,10 @@ class _Parts(Struct, forbid_unknown_fields=True):
 
 
 def sort_parts(text: bytes) -> bytes | None:
-    """The text of a transaction with its parts in the order of canonical JSON, which some servers do not keep.
+    """Returns a transaction's text with its parts in the order of canonical JSON, which some servers do not keep.
 
-    It costs little, however large the transaction is, since the parts themselves are not decoded. None if `text` is
-    something else.
+    Returns None if `text` is not a transaction. This is cheap for large transactions too, because the parts themselves
+    are not decoded.
     """
     try:
         parts = msgspec.json.decode(text, type=_Parts)
@@ -69,7 +69,7 @@ def sort_parts(text: bytes) -> bytes | None:
 
 
 def parse_transaction(body: object) -> Transaction:
-    """The transaction in a decoded request body. Raises InvalidTransaction."""
+    """Returns the transaction in a decoded request body. Raises InvalidTransaction."""
     try:
         return msgspec.convert(body, Transaction)
     except msgspec.ValidationError as error:
@@ -77,7 +77,7 @@ def parse_transaction(body: object) -> Transaction:
 
 
 def decode_transaction(text: bytes) -> Any:
-    """The body of a transaction. The PDUs and EDUs of a large one are not decoded, but bytes. Raises NotCanonical."""
+    """Returns the body of a transaction. PDUs and EDUs of a large one stay undecoded bytes. Raises NotCanonical."""
     if len(text) <= _WHOLE_BYTES_MAX:
         return canonical_json.decode_parts(text)
     most = {"pdus": PDUS_MAX, "edus": EDUS_MAX}
@@ -87,12 +87,12 @@ def decode_transaction(text: bytes) -> Any:
         for name, part in splitter.feed(text[at : at + _SLICE_BYTES]):
             parts[name].append(part)
             if len(parts[name]) > most[name]:
-                return {**parts, **splitter.members()}  # which is refused: the rest does not matter
+                return {**parts, **splitter.members()}  # this will be refused, so the rest does not matter
     return {**parts, **splitter.close()}
 
 
 def decode_part(part: object) -> object:
-    """The value of a PDU or EDU of a transaction; None if it has none."""
+    """Returns the value of a PDU or EDU of a transaction, None if it cannot be decoded."""
     if not isinstance(part, bytes):
         return part
     try:
@@ -106,7 +106,7 @@ class _Pdu(Struct):
 
 
 def find_room(pdu: object) -> object:
-    """The `room_id` of a PDU of a transaction, without decoding the rest of it; None if it has none."""
+    """Returns the `room_id` of a PDU of a transaction without decoding the rest; None if it has none."""
     if isinstance(pdu, dict):
         return pdu.get("room_id")
     try:
@@ -118,9 +118,9 @@ def find_room(pdu: object) -> object:
 def encode_transaction(
     origin: ServerName, origin_server_ts: int, pdus: Sequence[bytes], edus: Sequence[bytes] = ()
 ) -> bytes:
-    """The canonical JSON of the body to send, made of the canonical JSON of its parts.
+    """Returns the canonical JSON of the body to send, built from the canonical JSON of its parts.
 
-    Raises InvalidTransaction if it has more PDUs or EDUs than a transaction may have.
+    Raises InvalidTransaction if there are more PDUs or EDUs than a transaction may have.
     """
     if len(pdus) > PDUS_MAX or len(edus) > EDUS_MAX:
         raise InvalidTransaction(f"A transaction holds at most {PDUS_MAX} PDUs and {EDUS_MAX} EDUs.")

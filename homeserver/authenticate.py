@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from homeserver import limits
@@ -159,15 +160,26 @@ async def find_requester(
         raise MatrixError(401, "M_MISSING_TOKEN", "This request needs an access token.")
     if len(token) > limits.ACCESS_TOKEN_CHARACTERS_MAX:
         raise unknown_token()
+    position = hs.stream.position
     requester = await _requester_of(hs, token)
     if requester is None and find_appservice is not None:
         requester = await find_appservice(hs, token, request)
     if requester is None:
         raise unknown_token()
     check_may_call(requester, operation)
+    request.confirm = partial(_confirm, hs, requester, position)
     if requester.device_id:
         note_seen(hs, requester.user_id, requester.device_id, request)
     return requester
+
+
+async def _confirm(hs: Resources, requester: Requester, position: int) -> None:
+    """Called when the body has been read, which may have taken minutes. position: of the stream before the token was.
+
+    Raises MatrixError 401 if the device was logged out or the account locked or deactivated meanwhile.
+    """
+    if hs.stream.has_news((tokens_key(requester.user_id),), position):
+        await hs.database.read(check_device, requester)
 
 
 def check_admin(requester: Requester) -> None:
@@ -348,14 +360,31 @@ def check_token(tx: Transaction, requester: Requester) -> None:
         return
     found = get_requester(tx, requester.token_id)
     if found is None:
-        other = tx.one(
-            "SELECT 1 FROM access_tokens WHERE user_nid = ? AND device_id = ? LIMIT 1",
-            tx.find(requester.user_id),
-            requester.device_id,
-        )
-        raise unknown_token(soft_logout=other is not None)
+        raise unknown_token(soft_logout=_is_logged_in(tx, requester))
     if found.requester.is_locked and not requester.is_locked:
         raise user_locked()
+
+
+def check_device(tx: Transaction, requester: Requester) -> None:
+    """Raises MatrixError 401 if the device was logged out, or the account locked, since the request began.
+
+    A token that was replaced meanwhile is good enough: a long upload may outlive it.
+    """
+    if not requester.token_id:
+        return
+    if not _is_logged_in(tx, requester):
+        raise unknown_token()
+    if get_account_flags(tx, requester.user_id).is_locked and not requester.is_locked:
+        raise user_locked()
+
+
+def _is_logged_in(tx: Transaction, requester: Requester) -> bool:
+    row = tx.one(
+        "SELECT 1 FROM access_tokens WHERE user_nid = ? AND device_id = ? LIMIT 1",
+        tx.find(requester.user_id),
+        requester.device_id,
+    )
+    return row is not None
 
 
 def refresh_tokens(tx: Transaction, refresh_token: str) -> IssuedTokens:

@@ -1,8 +1,8 @@
-"""The wire: how one server's requests reach another. Spec: server-server-api/#api-standards
+"""The wire: carries requests from one server to another. Spec: server-server-api/#api-standards
 
-`Wire` is the interface. `federation.wire.internet.InternetWire` speaks HTTPS to the world; tests join several servers
-in one process with another implementation. Requests arrive here complete: signing them (`federation.request_auth`)
-and backing off from servers that fail are the caller's.
+`Wire` is the interface. `federation.wire.internet.InternetWire` speaks HTTPS to the internet; tests connect several
+servers in one process with another implementation. Requests arrive here complete: the caller signs them
+(`federation.request_auth`) and backs off from servers that fail.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ WireFailure = Literal["discovery", "dns", "refused", "connect", "tls", "timeout"
 
 
 class WireError(Exception):
-    """No usable HTTP response was had. An HTTP error status is a response, not a `WireError`.
+    """There was no usable HTTP response. An HTTP error status is a response, not a `WireError`.
 
     `reason` is one of: "discovery" (the server name leads nowhere), "dns", "refused" (an address or URL that we may not
-    talk to), "connect", "tls", "timeout", "protocol" (what came is not HTTP, or ended early), "too_large".
+    connect to), "connect", "tls", "timeout", "protocol" (the response is not HTTP, or ended early), "too_large".
     """
 
     def __init__(self, message: str, reason: WireFailure = "connect") -> None:
@@ -40,7 +40,7 @@ class WireResponse:
 
 @dataclass(frozen=True, slots=True)
 class WireStream:
-    """A response whose body is still to come. `chunks` can be read once, inside the context manager that gave it."""
+    """A response whose body is still to come. `chunks` can be read once, inside the context manager that yielded it."""
 
     status: int
     headers: Mapping[str, str]
@@ -64,7 +64,7 @@ class Wire(Protocol):
         timeout_s: float,
         max_bytes: int,
     ) -> WireResponse:
-        """The response to one request, redirects not followed. `timeout_s` is for all of it, discovery included."""
+        """Returns the response to one request. Does not follow redirects. `timeout_s` includes discovery."""
         ...
 
     def stream(
@@ -78,14 +78,14 @@ class Wire(Protocol):
         timeout_s: float,
         max_bytes: int,
     ) -> AbstractAsyncContextManager[WireStream]:
-        """As `request`, but the body comes in chunks. `timeout_s` is for the head, and then for each chunk.
+        """Does the same as `request`, with the body in chunks. `timeout_s` applies to the head, then to each chunk.
 
-        A body that comes very slowly all the time is given up too.
+        A body that arrives very slowly throughout is given up as well.
         """
         ...
 
     def stream_url(
         self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
     ) -> AbstractAsyncContextManager[WireStream]:
-        """A GET of an https URL that a server named (the `Location` of its media); redirects are followed."""
+        """Sends a GET to an https URL from a server (the `Location` of its media). Follows redirects."""
         ...

@@ -1,6 +1,6 @@
-"""An HTTP client for URLs: `.well-known`, media elsewhere, push gateways, application services.
+"""An HTTP client for URLs: `.well-known`, redirected media, push gateways, application services.
 
-The same connections, guard and limits as between servers, but a URL says where to go.
+It uses the same connections, guard and limits as requests between servers, but a URL says where to connect.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from homeserver.federation.wire.pool import Pool, PoolLimits
 
 REDIRECTS_MAX = 5
 STREAM_PAUSES_MAX = 4
-"""How many times `timeout_s` all pauses of a body may take together, beside what STREAM_BYTES_PER_S allows."""
+"""How many times `timeout_s` all pauses of a body may take together, beyond what STREAM_BYTES_PER_S allows."""
 STREAM_BYTES_PER_S = 32 * 1024
-"""A body that comes more slowly holds a place that others wait for; the slowest lines at home are faster."""
+"""A slower body occupies a place that others wait for. Even the slowest home connections are faster than this."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PRIVATE_HEADERS = frozenset({"authorization", "cookie"})
 _DEFAULT_PORTS = {"https": 443, "http": 80}
@@ -38,14 +38,14 @@ class Origin:
 
     @property
     def host_header(self) -> str:
-        """The host, with the port where it is not the scheme's own."""
+        """The host, with the port unless it is the scheme's default."""
         return self.host if self.port == _DEFAULT_PORTS[self.scheme] else f"{self.host}:{self.port}"
 
 
 class HttpClient:
-    """Requests to URLs. Every method raises WireError and nothing else of its own.
+    """Sends requests to URLs. Every method raises WireError and nothing else of its own.
 
-    `schemes` are those allowed, also after a redirect. `timeout_s` and `max_bytes` are as for `Wire`.
+    `schemes` are the allowed ones; redirects must use them too. `timeout_s` and `max_bytes` are as for `Wire`.
     """
 
     __slots__ = ("_dialer", "_pool")
@@ -66,7 +66,7 @@ class HttpClient:
         redirects_max: int = 0,
         schemes: tuple[str, ...] = ("https",),
     ) -> WireResponse:
-        """The response. Redirects are followed for GET only; one more than `redirects_max` is an error."""
+        """Returns the response. Follows redirects for GET only; more than `redirects_max` of them are an error."""
         with trio.move_on_after(timeout_s):
             origin, connection, head = await self._follow(method, url, headers, body, redirects_max, schemes)
             try:
@@ -86,7 +86,7 @@ class HttpClient:
         redirects_max: int = REDIRECTS_MAX,
         schemes: tuple[str, ...] = ("https",),
     ) -> AsyncIterator[WireStream]:
-        """A GET whose body comes in chunks, redirects followed."""
+        """Sends a GET and yields the response with its body in chunks. Follows redirects."""
         begun = None
         with trio.move_on_after(timeout_s):
             begun = await self._follow("GET", url, headers, None, redirects_max, schemes)
@@ -116,7 +116,7 @@ class HttpClient:
             connection, head = await self._pool.begin(origin, Request(method, target, headers, body))
             if method != "GET" or head.status not in _REDIRECTS or "location" not in head.headers or not redirects_max:
                 return origin, connection, head
-            # Its body is not read, so the connection is closed: a redirect is too rare to care.
+            # The redirect's body is not read, so its connection cannot be kept. Redirects are too rare to matter.
             await self._pool.end(origin, connection)
             url = _join_url(url, head.headers["location"])
             if parse_url(url, schemes)[0] != origin:
@@ -131,9 +131,9 @@ class HttpClient:
 
 
 class _Chunks:
-    """A response's body as an async iterator; each chunk may take `timeout_s`, all may be `max_bytes` long.
+    """A response's body as an async iterator. Limits: `timeout_s` for each chunk, `max_bytes` for all of them.
 
-    Who sends a byte at a time does not get `timeout_s` for each for ever.
+    The pauses are limited as a whole too, so a server that sends a byte at a time cannot go on forever.
     """
 
     __slots__ = ("_connection", "_ended", "_left_bytes", "_left_s", "_max_bytes", "_timeout_s")
@@ -156,7 +156,7 @@ class _Chunks:
         with trio.move_on_after(max(0, min(self._timeout_s, self._left_s))):
             chunk = await self._connection.read_chunk()
         if chunk is None:
-            raise WireError(f"nothing came for {self._timeout_s:g} s, or too little in all this time", "timeout")
+            raise WireError(f"the body stalled for {self._timeout_s:g} s, or arrived too slowly", "timeout")
         self._left_s += len(chunk) / STREAM_BYTES_PER_S - (trio.current_time() - began_s)
         if not chunk:
             self._ended = True
@@ -168,13 +168,13 @@ class _Chunks:
 
 
 def as_stream(connection: Connection, head: Head, timeout_s: float, max_bytes: int) -> WireStream:
-    """The response on a connection whose head has been read. Raises WireError if it announces too long a body."""
+    """Returns the response on a connection whose head was read. Raises WireError if the announced body is too long."""
     check_announced_length(head, max_bytes)
     return WireStream(head.status, head.headers, _Chunks(connection, timeout_s, max_bytes))
 
 
 def timed_out(what: str, timeout_s: float) -> WireError:
-    """The error when all of a request took too long."""
+    """Returns the error for a whole request that took too long."""
     return WireError(f"{what} did not answer within {timeout_s:g} s", "timeout")
 
 
@@ -186,7 +186,7 @@ def _join_url(base: str, location: str) -> str:
 
 
 def parse_url(url: str, schemes: tuple[str, ...]) -> tuple[Origin, str]:
-    """Where to connect, and the request target. Raises WireError for what no request could or should be made of."""
+    """Returns where to connect, and the request target. Raises WireError for a URL that cannot or must not be used."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -197,7 +197,7 @@ def parse_url(url: str, schemes: tuple[str, ...]) -> tuple[Origin, str]:
     if parts.scheme not in schemes or parts.scheme not in _DEFAULT_PORTS:
         raise WireError(f"a URL must begin with {' or '.join(schemes)}", "refused")
     if not host or parts.username is not None or parts.password is not None or port == 0:
-        raise WireError("a URL must name a host, no user and no port 0", "refused")
+        raise WireError("a URL must have a host, and neither a user nor port 0", "refused")
     target = quote(parts.path or "/", safe=_URL_SAFE)
     if parts.query:
         target += "?" + quote(parts.query, safe=_URL_SAFE)

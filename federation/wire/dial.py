@@ -1,4 +1,4 @@
-"""Dialling: from addresses to an encrypted stream. The guard stands here, between looking up and connecting."""
+"""Dialling: from addresses to an encrypted stream. The guard checks addresses after lookup and before connecting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from homeserver.federation.wire.dns import Resolver, SystemResolver
 from homeserver.federation.wire.guard import refusal
 
 STAGGER_S = 0.25
-"""How long one address may take before the next is tried beside it (RFC 8305 §5)."""
+"""How long one address may take before the next one is tried in parallel (RFC 8305 §5)."""
 
 CONNECT_TIMEOUT_S = 10.0
 TLS_TIMEOUT_S = 10.0
@@ -26,7 +26,7 @@ ConnectTCP = Callable[[Address], Awaitable[trio.abc.Stream]]
 class Dialer:
     """Opens streams to the first address that answers, by the rules of one section of the configuration.
 
-    `ca_file` is a PEM bundle trusted in addition to the system's, "" for none; OSError if it cannot be read.
+    `ca_file` is a PEM bundle trusted in addition to the system's, "" for none; raises OSError if it cannot be read.
     """
 
     __slots__ = ("_allow_private_addresses", "_connect_tcp", "_tls", "resolver")
@@ -46,7 +46,7 @@ class Dialer:
         self.resolver: Resolver = resolver if resolver is not None else SystemResolver()
 
     async def find_addresses(self, host: str, port: int) -> list[Address]:
-        """The addresses of a host name or IP literal. Raises WireError if there are none."""
+        """Returns the addresses of a host name or IP literal. Raises WireError if there are none."""
         ip = ip_literal(host)
         found = [ip] if ip is not None else await self.resolver.find_addresses(host)
         if not found:
@@ -54,7 +54,10 @@ class Dialer:
         return [Address(each, port) for each in found]
 
     async def open_stream(self, addresses: Sequence[Address], tls_name: str | None) -> trio.abc.Stream:
-        """A stream to one of the addresses, encrypted and authenticated unless `tls_name` is None. Raises WireError."""
+        """Returns a stream to one of the addresses. Raises WireError.
+
+        The stream is encrypted and authenticated unless `tls_name` is None.
+        """
         stream = await self._connect(self._guard(addresses))
         if tls_name is None:
             return stream
@@ -64,7 +67,7 @@ class Dialer:
                 await encrypted.do_handshake()
                 return encrypted
             raise WireError(f"the TLS handshake with {tls_name} took too long", "timeout")
-        except (ssl.SSLError, ValueError, trio.BrokenResourceError) as error:  # ValueError: no possible host name
+        except (ssl.SSLError, ValueError, trio.BrokenResourceError) as error:  # ValueError: not a valid host name
             await trio.aclose_forcefully(stream)
             raise WireError(f"{tls_name}: {error.__cause__ or error}", "tls") from error
         except BaseException:
@@ -92,7 +95,7 @@ class Dialer:
         raise WireError(f"no answer from {', '.join(address.ip for address in addresses)}", "timeout")
 
     async def _race(self, addresses: Sequence[Address]) -> trio.abc.Stream:
-        """Tries one address after the other, the next as soon as the last has failed or has taken STAGGER_S."""
+        """Tries the addresses in order: each as soon as the one before has failed or has taken STAGGER_S."""
         won: list[trio.abc.Stream] = []
         failures: list[str] = []
 
@@ -126,7 +129,7 @@ class Dialer:
 
 
 async def open_tcp(address: Address) -> trio.abc.Stream:
-    """A TCP connection to exactly this address: nothing is looked up any more. Raises OSError."""
+    """Returns a TCP connection to exactly this address, without any lookup. Raises OSError."""
     family = socket.AF_INET6 if ":" in address.ip else socket.AF_INET
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -138,7 +141,10 @@ async def open_tcp(address: Address) -> trio.abc.Stream:
 
 
 def make_tls_context(ca_file: str, verify_tls: bool) -> ssl.SSLContext:
-    """TLS 1.2 or later; the system's authorities and those of `ca_file`, or nothing verified at all."""
+    """Returns a context for TLS 1.2 or later that trusts the system's authorities and those of `ca_file`.
+
+    With `verify_tls` False it verifies nothing.
+    """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

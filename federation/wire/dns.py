@@ -1,7 +1,7 @@
-"""Names to addresses, and SRV records.
+"""Looks up addresses and SRV records.
 
-Addresses come from the system's resolver, so that /etc/hosts and whatever else its administrator set up hold for us
-too; it knows no SRV records, so those come from dnspython, asking the system's name servers.
+Addresses come from the system's resolver, so that /etc/hosts and the administrator's other settings apply. It does not
+support SRV records, so those come from dnspython, which asks the system's name servers.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SRV_RECORDS_MAX = 64
 
 
 class Resolver(Protocol):
-    """Looks names up. Nothing found and any failure are both an empty list."""
+    """Looks names up. An empty list stands for no records and for any failure."""
 
     async def find_addresses(self, hostname: str) -> list[str]:
-        """The IP addresses of a host, CNAMEs followed, in the order to be tried."""
+        """Returns the IP addresses of a host in the order to try them. Follows CNAMEs."""
         ...
 
     async def find_srv(self, name: str) -> list[SrvRecord]:
-        """The SRV records of a name, in no order."""
+        """Returns the SRV records of a name, in no particular order."""
         ...
 
 
 class SystemResolver:
-    """The resolver of this machine. `open_resolver` makes the one for SRV records, at first use."""
+    """The resolver of this machine. `open_resolver` creates the one for SRV records at first use."""
 
     __slots__ = ("_open_resolver", "_srv")
 
@@ -67,14 +67,14 @@ class SystemResolver:
 
     def _resolver(self) -> dns.asyncresolver.Resolver:
         if self._srv is None:
-            # It reads /etc/resolv.conf, and raises if there is none.
+            # dnspython reads /etc/resolv.conf, and raises if the file does not exist.
             self._srv = self._open_resolver()
             self._srv.cache = dns.resolver.LRUCache(1000)
         return self._srv
 
 
 def interleave(addresses: list[str]) -> list[str]:
-    """The addresses, the two families in turn, so that a family that does not work costs one attempt (RFC 8305 §4)."""
+    """Returns the addresses with both families alternating, so that a broken family costs one attempt (RFC 8305 §4)."""
     unique = list(dict.fromkeys(addresses))
     if not unique:
         return []

@@ -1,11 +1,11 @@
 """The guard: which addresses we may connect to on behalf of others.
 
-A server name, a redirect and a media location come from strangers, and must not lead to machines that only we can reach
-(server-side request forgery). The guard looks at resolved addresses, and the connection goes to the address that was
-looked at, so a name that resolves differently a moment later gains nothing.
+Server names, redirects and media locations come from strangers. They must not lead to machines that only we can reach
+(server-side request forgery). The guard checks resolved addresses, and the connection goes to the address that was
+checked, so a name that resolves differently a moment later gains nothing.
 
-Networks are from the IANA special-purpose address registries (RFC 6890 and its updates), written out so that they do
-not depend on the Python version.
+The networks come from the IANA special-purpose address registries (RFC 6890 and its updates). They are written out so
+that they do not depend on the Python version.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _IPV4_REFUSED = tuple(
     )
 )
 
-# Of IPv6 only what is allocated as global unicast is reached: loopback, unspecified, unique local (fc00::/7),
+# In IPv6 only the range allocated as global unicast is allowed: loopback, unspecified, unique local (fc00::/7),
 # link-local (fe80::/10), site-local and multicast lie outside it.
 _IPV6_GLOBAL = IPv6Network("2000::/3")
 _IPV6_REFUSED = tuple(
@@ -46,7 +46,7 @@ _IPV6_REFUSED = tuple(
     )
 )
 
-# Networks whose addresses hold an IPv4 address that the packet ends up at, and how far that lies from the right.
+# Networks whose addresses contain the IPv4 address that packets end up at, and how many bits from the right it lies.
 _IPV6_EMBEDDING = (
     (IPv6Network("::ffff:0:0/96"), 0),  # IPv4-mapped
     (IPv6Network("::ffff:0:0:0/96"), 0),  # IPv4-translated (SIIT)
@@ -56,7 +56,7 @@ _IPV6_EMBEDDING = (
 
 
 def refusal(ip: str) -> str | None:
-    """Why we may not connect to the address, in a word or two; None if we may."""
+    """Returns why we may not connect to the address, in a word or two; None if we may."""
     try:
         address = ip_address(ip)
     except ValueError:

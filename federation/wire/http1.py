@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection: a request out, a response in, over any trio stream. Spec: RFC 9112, by h11"""
+"""HTTP/1.1 on one connection: sends a request and reads a response, over any trio stream. Spec: RFC 9112, by h11"""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import trio
 from homeserver.federation.wire import WireError
 
 HEAD_BYTES_MAX = 64 * 1024
-"""Status line and headers of a response."""
+"""The limit for the status line and headers of a response."""
 
 INFORMATIONAL_MAX = 10
-"""Responses such as 102 Processing before the one that counts."""
+"""The limit for responses such as 102 Processing before the final one."""
 
 OVERHEAD_BYTES_MAX = 256 * 1024
-"""What may come beside the body, unless the body is larger: heads, and the sizes and extensions of chunks."""
+"""The limit for everything but the body: heads, chunk sizes and chunk extensions. A larger body raises it."""
 
 _RECEIVE_BYTES = 16 * 1024  # one TLS record
-_CHUNKS_AT_ONCE = 64  # read before other tasks get their turn, however small they are
+_CHUNKS_AT_ONCE = 64  # chunks read before other tasks get their turn, however small they are
 
 
 class ConnectionEnded(Exception):
-    """The connection ended before a single byte of the response came. Whether the request arrived is not known."""
+    """The connection ended before the first byte of the response. The request may or may not have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it goes out; `target` is path and query. Host and Content-Length are added when it is sent."""
+    """A request to send; `target` is path and query. Host and Content-Length are added when it is sent."""
 
     method: str
     target: str
@@ -46,7 +46,7 @@ class Head:
 
 
 class Connection:
-    """A stream to one server, used for one exchange after the other: `start`, then `read_chunk` until b""."""
+    """A connection to one server, used for one exchange after another: `start`, then `read_chunk` until b""."""
 
     __slots__ = (
         "_answered", "_h11", "_host_header", "_overhead_bytes", "_pending", "_stream",
@@ -65,7 +65,7 @@ class Connection:
         self.exchanges = 0
 
     async def start(self, request: Request) -> Head:
-        """Sends the request and reads the head of the response. Raises WireError, or ConnectionEnded."""
+        """Sends the request and reads the head of the response. Raises WireError or ConnectionEnded."""
         if self.exchanges:
             self._h11.start_next_cycle()
         self.exchanges += 1
@@ -76,7 +76,7 @@ class Connection:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # A server may answer (413, say) and close before it has read all; what it said is still to be read.
+            # A server may answer (413, say) and close before it has read everything; read its answer all the same.
             self._h11.send_failed()
         for _ in range(INFORMATIONAL_MAX + 1):
             event = await self._next_event()
@@ -87,7 +87,7 @@ class Connection:
         raise WireError("the response does not begin", "protocol")
 
     async def read_chunk(self) -> bytes:
-        """The next piece of the body, b"" after its end. Raises WireError if it ends early."""
+        """Returns the next piece of the body, b"" after its end. Raises WireError if the body ends early."""
         event = await self._next_event()
         chunk = bytearray()
         for _ in range(_CHUNKS_AT_ONCE):
@@ -106,9 +106,9 @@ class Connection:
         return bytes(chunk)
 
     async def read_body(self, head: Head, max_bytes: int) -> bytes:
-        """The whole body. Raises WireError if it ends early or is longer than `max_bytes`."""
+        """Returns the whole body. Raises WireError if it ends early or is longer than `max_bytes`."""
         check_announced_length(head, max_bytes)
-        body = bytearray()  # a list of chunks of a byte each would take forty times as much
+        body = bytearray()  # a list of one-byte chunks would take forty times as much memory
         while chunk := await self.read_chunk():
             body += chunk
             if len(body) > max_bytes:
@@ -117,19 +117,19 @@ class Connection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the last exchange ended so that another may follow."""
-        # Trailing data would be an answer to nothing, or the end of the connection.
+        """Returns whether another exchange may follow the last one."""
+        # Trailing data would be a response without a request, or the end of the connection.
         done = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
         return done and self._h11.trailing_data == (b"", False)
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing has arrived while idle. The end of the connection would have, and nothing else should."""
+        """Returns whether nothing has arrived while idle. Only the end of the connection is expected to."""
         transport = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
         return not (isinstance(transport, trio.SocketStream) and transport.socket.is_readable())
 
     async def aclose(self) -> None:
-        """Closes at once, without any farewell."""
+        """Closes the connection at once, without a TLS close notification."""
         await trio.aclose_forcefully(self._stream)
 
     def _encode(self, request: Request) -> bytes:
@@ -156,7 +156,7 @@ class Connection:
                     raise ConnectionEnded
                 self._overhead_bytes += len(data)
                 if self._overhead_bytes > 0:
-                    raise WireError("more comes beside the body than in it", "protocol")
+                    raise WireError("the response has too much besides its body", "protocol")
                 self._feed(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if not self._answered:
@@ -164,7 +164,7 @@ class Connection:
             raise WireError("the response ended early", "protocol") from error
 
     def _buffered_event(self) -> h11.Event | type[h11.PAUSED] | None:
-        """What comes next of what has arrived already, None if that is nothing whole."""
+        """Returns the next event from the bytes that have arrived, None if they hold no complete one."""
         if self._pending is not None:
             event, self._pending = self._pending, None
             return event
@@ -182,14 +182,14 @@ class Connection:
 
 
 def check_announced_length(head: Head, max_bytes: int) -> None:
-    """Raises WireError if the server says beforehand that the body is longer than `max_bytes`."""
+    """Raises WireError if the server announces a body longer than `max_bytes`."""
     length = head.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise too_large(max_bytes)
 
 
 def too_large(max_bytes: int) -> WireError:
-    """The error for a body longer than `max_bytes`."""
+    """Returns the error for a body longer than `max_bytes`."""
     return WireError(f"the response is larger than {max_bytes} bytes", "too_large")
 
 

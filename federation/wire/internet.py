@@ -1,7 +1,8 @@
-"""The wire to the world: discovery, DNS, TLS, HTTP/1.1. Spec: server-server-api/#server-discovery
+"""The wire to the internet: discovery, DNS, TLS, HTTP/1.1. Spec: server-server-api/#server-discovery
 
-One connection pool keyed by server name. Discovery runs only where no connection is kept open, so a pooled request
-costs its own bytes and nothing else; a connection's age is limited, so that delegation cannot outlive it for long.
+There is one connection pool keyed by server name. Discovery runs only when no open connection is left in the pool, so a
+request on a pooled connection costs nothing extra. Connections have a maximum age, so that a changed delegation takes
+effect soon.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ _GIVEN_UP_AFTER_S = 3.0
 
 
 class InternetWire:
-    """A `Wire` over HTTPS. Made once per server; `aclose` it at the end.
+    """A `Wire` over HTTPS. Create one per server, and `aclose` it at the end.
 
-    `ca_file` is a PEM bundle trusted in addition to the system's, "" for none; OSError if it cannot be read.
-    `resolver`, `connect_tcp` and `below` (an integer from range(n)) are the machine's own unless given.
+    `ca_file` is a PEM bundle trusted in addition to the system's, "" for none; raises OSError if it cannot be read.
+    `resolver`, `connect_tcp` and `below` (an integer from range(n)) default to those of the machine.
     """
 
     __slots__ = ("_below", "_client", "_dialer", "_pool", "_well_known", "_well_known_locks")
@@ -118,7 +119,7 @@ class InternetWire:
             yield response
 
     async def discover(self, destination: ServerName) -> Found:
-        """Where requests to a server go, by discovery from the start. Raises WireError if its name leads nowhere."""
+        """Returns where to send requests for a server, without the pool. Raises WireError if its name leads nowhere."""
         discovery = Discovery(destination, self._below)
         while True:
             step = discovery.next_step()
@@ -134,7 +135,7 @@ class InternetWire:
                 discovery.feed_addresses(await self._dialer.resolver.find_addresses(step.hostname))
 
     async def aclose(self) -> None:
-        """Closes the connections that are kept open. Requests under way keep theirs and close them."""
+        """Closes the idle connections. Requests in progress close theirs when they end."""
         await self._pool.aclose()
         await self._client.aclose()
 
@@ -144,7 +145,7 @@ class InternetWire:
         return Connection(stream, found.host_header, trio.current_time())
 
     async def _find_well_known(self, hostname: str) -> ServerName | None:
-        """What `.well-known` delegates to, asked for by one task at a time."""
+        """Returns the name that `.well-known` delegates to. Only one task at a time fetches it."""
         cached = self._well_known.find(hostname, trio.current_time())
         if cached is not None:
             return cached[0]
@@ -173,8 +174,8 @@ class InternetWire:
         except WireError:
             response = None
         except trio.Cancelled:
-            # The request that this is for has run out of time. A web server that swallows packets would do that to
-            # every request to come, so having waited for long counts as an answer.
+            # The request that needs this has run out of time. A web server that swallows packets would do the same to
+            # every later request, so a long wait without an answer counts as a failure.
             if trio.current_time() - began_s >= _GIVEN_UP_AFTER_S:
                 self._well_known.store(hostname, None, trio.current_time())
             raise

@@ -19,13 +19,13 @@ _NOT_REPEATABLE = frozenset({"POST", "PATCH"})
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """`busy_*` bound connections with an exchange under way, `idle_*` those that wait for the next one."""
+    """`busy_*` limit connections with an exchange in progress, `idle_*` those waiting for the next one."""
 
     busy_per_host_max: int = 16
     busy_max: int = 512
     idle_max: int = 256
-    idle_s: float = 50.0  # common servers close theirs after 60 to 75 s; to be first avoids the race
-    age_s: float = 600.0  # after which the server's address is looked up anew
+    idle_s: float = 50.0  # common servers close idle connections after 60 to 75 s; closing first avoids a race
+    age_s: float = 600.0  # after this the server's address is looked up anew
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class _Host:
 
 
 class Pool(Generic[Key]):
-    """Connections by key. `open_connection(key)` makes a new one, and raises WireError if it cannot."""
+    """Connections by key. `open_connection(key)` opens a new one; it raises WireError if it cannot."""
 
     __slots__ = ("_busy", "_hosts", "_idle", "_limits", "_open_connection")
 
@@ -47,13 +47,13 @@ class Pool(Generic[Key]):
         self._limits = limits if limits is not None else PoolLimits()
         self._busy = trio.Semaphore(self._limits.busy_max)
         self._hosts: dict[Key, _Host] = {}
-        self._idle: OrderedDict[Connection, Key] = OrderedDict()  # the one idle for longest first
+        self._idle: OrderedDict[Connection, Key] = OrderedDict()  # longest idle first
 
     async def begin(self, key: Key, request: Request) -> tuple[Connection, Head]:
-        """Sends a request and reads the response's head; give the connection back by `end`. Raises WireError.
+        """Sends a request and reads the response's head. Return the connection with `end`. Raises WireError.
 
-        A server may close a kept connection at the moment we use it. Then the request is sent once more on a new one,
-        if it is safe to repeat.
+        A server may close an idle connection at the moment we use it. Then the request is sent once more on a new
+        connection if it is safe to repeat.
         """
         connection = await self._acquire(key, fresh=False)
         try:
@@ -94,7 +94,7 @@ class Pool(Generic[Key]):
             await each.aclose()
 
     async def aclose(self) -> None:
-        """Closes the idle connections; busy ones are closed by those who use them."""
+        """Closes the idle connections. Their users close the busy ones."""
         while self._idle:
             connection, key = self._idle.popitem()
             self._hosts[key].idle.remove(connection)
@@ -102,7 +102,7 @@ class Pool(Generic[Key]):
             await connection.aclose()
 
     def statistics(self) -> tuple[int, int]:
-        """How many connections are busy and how many are idle."""
+        """Returns how many connections are busy and how many are idle."""
         return self._limits.busy_max - self._busy.value, len(self._idle)
 
     async def _acquire(self, key: Key, *, fresh: bool) -> Connection:
@@ -112,7 +112,7 @@ class Pool(Generic[Key]):
         host.users += 1
         held: list[trio.Semaphore] = []
         try:
-            # Of its host first: who waits for a slow host must not keep others from theirs.
+            # The host's own first: waiting for a slow host must not block connections to others.
             for semaphore in (host.busy, self._busy):
                 await _take(semaphore)
                 held.append(semaphore)
@@ -135,7 +135,7 @@ class Pool(Generic[Key]):
         return None
 
     def _take_unwanted(self, now_s: float) -> list[Connection]:
-        """Takes out what is idle beyond the limits, of all hosts."""
+        """Removes and returns the idle connections beyond the limits, of all hosts."""
         unwanted = []
         while self._idle:
             oldest, key = next(iter(self._idle.items()))
@@ -161,7 +161,7 @@ class Pool(Generic[Key]):
 
 
 async def _take(semaphore: trio.Semaphore) -> None:
-    """Acquires without a trip through the scheduler when it is free."""
+    """Acquires the semaphore, without a trip through the scheduler when it is free."""
     try:
         semaphore.acquire_nowait()
     except trio.WouldBlock:

@@ -42,6 +42,10 @@ class Response:
     stream: AsyncIterator[bytes] | None = None
 
 
+async def _nothing() -> None:
+    pass
+
+
 class Request:
     """One request, as the transport received it. `path` is still percent-encoded; header names are lower case."""
 
@@ -61,6 +65,7 @@ class Request:
         self.request_id = ""  # in every log entry about this request
         self.content: Any = None  # the JSON that the body held, once it has been read
         self.asker = ""  # the user, server or address that is known to ask
+        self.confirm: Callable[[], Awaitable[None]] = _nothing  # raises if the asker may no longer ask
         self.wait_gone = wait_gone  # returns when the client has closed the connection
         self._client_ip = client_ip
         self._headers = headers or []
@@ -94,7 +99,7 @@ class Request:
         return values
 
     async def stream(self, max_bytes: int) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises M_TOO_LARGE once it is longer than `max_bytes`."""
+        """The body as it arrives. Raises M_TOO_LARGE once it is longer than `max_bytes`, at its end as `confirm`."""
         self._check_length(max_bytes)
         seen = 0
         while self._receive is not None and (chunk := await self._receive()) is not None:
@@ -103,11 +108,13 @@ class Request:
                 raise too_large(max_bytes)
             if chunk:
                 yield chunk
+        await self.confirm()
 
     async def body(self, max_bytes: int, hold: Hold | None = None) -> bytes:
         """The whole body, for which memory is taken from `hold`.
 
-        Raises M_TOO_LARGE if it is longer than `max_bytes`, 408 if it comes too slowly, 429 if there is no memory.
+        Raises M_TOO_LARGE if it is longer than `max_bytes`, 408 if it comes too slowly, 429 if there is no memory,
+        and as `confirm`, because the asker may have been logged out meanwhile.
         """
         self._check_length(max_bytes)
         chunks: list[bytes] = []
@@ -123,6 +130,7 @@ class Request:
                 chunks.append(chunk)
                 if trio.current_time() > deadline:
                     raise MatrixError(408, "M_UNKNOWN", "The body of the request came too slowly.")
+        await self.confirm()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @property

@@ -48,6 +48,19 @@ def test_every_element_comes_out_as_it_went_in(
     assert members == {name: value for name, value in answer.items() if name == "event"}
 
 
+@pytest.mark.parametrize("levels", range(1, 13))
+@pytest.mark.parametrize("opening, closing", [(b"[", b"]"), (b'{"a":', b"}"), (b'["x",{"a":1,"b":', b"}]")])
+def test_nested_elements_may_be_cut_anywhere(levels: int, opening: bytes, closing: bytes) -> None:
+    """Some versions of Python have faults in their regular expressions here."""
+    element = opening * levels + b'"some \\" [ text"' + closing * levels
+    text = b'{"state":[%b,{"body":"%b"}]}' % (element, b"x" * 20)
+    for cut in range(len(text)):
+        splitter = Splitter(WANTED)
+        found = [element for part in (text[:cut], text[cut:]) for _, element in splitter.feed(part)]
+        assert found == [element, b'{"body":"%b"}' % (b"x" * 20)]
+        splitter.close()
+
+
 @given(st.lists(VALUE), st.integers(1, 30), st.data())
 def test_text_that_ends_early_is_refused(state: list[Any], size: int, data: st.DataObject) -> None:
     text = json.dumps({"state": state}).encode()

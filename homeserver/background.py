@@ -43,7 +43,7 @@ def start_background(hs: Resources, features: Iterable[Feature]) -> None:
             if follower.is_on(hs.config):
                 hs.nursery.start_soon(keep_running, hs, partial(_follow, follower), f"tail {follower.name}")
         for worklist in feature.worklists:
-            hs.nursery.start_soon(keep_running, hs, partial(_work_off, worklist), worklist.name)
+            hs.nursery.start_soon(keep_running, hs, partial(_run_worklist, worklist), worklist.name)
 
 
 async def _follow(follower: Follower, hs: Resources) -> None:
@@ -51,8 +51,8 @@ async def _follow(follower: Follower, hs: Resources) -> None:
     await tail.run(partial(follower.follow, hs), from_now=follower.from_now)
 
 
-async def _work_off(worklist: Worklist, hs: Resources) -> None:
-    """Does what is listed, and what comes to be listed. One node of several does at a time."""
+async def _run_worklist(worklist: Worklist, hs: Resources) -> None:
+    """Does the work that is listed, and waits for more. Of several nodes one does at a time."""
     lane = Lane(worklist.name, hs.database, hs.metrics)
 
     async def finish(items: Sequence[Any]) -> None:

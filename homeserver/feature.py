@@ -214,7 +214,8 @@ class Follower:
     """A tail: follows the change stream, see `homeserver.database.tail`.
 
     follow(hs, since, upto) is called for everything committed, in order, in spans since < position ≤ upto. A span may
-    be repeated. name: under which its position is stored. from_now: a follower that never ran begins with what comes
+    be repeated. Every commit wakes it, so it should find out by one cheap read that there is nothing to do; rare work
+    belongs on a worklist. name: under which its position is stored. from_now: a follower that never ran begins with what comes
     next, not with the first change. is_on: whether it runs under a configuration.
     """
 

@@ -98,7 +98,7 @@ def _notify(tx: Transaction, key: str) -> None:
     tx.next_position(key)
 
 
-async def test_a_worklist_is_worked_off_whenever_its_key_is_notified(homeservers: Open) -> None:
+async def test_a_worklist_is_done_whenever_its_key_is_notified(homeservers: Open) -> None:
     due, done = ["left by a crash", "poison"], []
 
     async def finish(hs: Resources, item: str) -> None:

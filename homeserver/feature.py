@@ -215,8 +215,8 @@ class Follower:
 
     follow(hs, since, upto) is called for everything committed, in order, in spans since < position ≤ upto. A span may
     be repeated. Every commit wakes it, so it should find out by one cheap read that there is nothing to do; rare work
-    belongs on a worklist. name: under which its position is stored. from_now: a follower that never ran begins with what comes
-    next, not with the first change. is_on: whether it runs under a configuration.
+    belongs on a worklist. name: under which its position is stored. from_now: a follower that never ran begins with
+    what comes next, not with the first change. is_on: whether it runs under a configuration.
     """
 
     name: str

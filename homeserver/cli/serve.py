@@ -26,6 +26,9 @@ def add_commands(commands: Any) -> None:
 
 def run_serve(args: argparse.Namespace) -> int:
     """Exits 0 after a signal to stop, once the requests under way are answered; a second signal does not wait."""
+    if sys.platform != "win32":
+        # By default SIGHUP ends a process. A reload may follow right on a start or a stop, while nobody listens for it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = read_config(args)
     if not config.listeners:
         raise CommandError(f"{args.config}: there is no [[listeners]] section, so nobody can reach the server")

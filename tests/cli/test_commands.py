@@ -68,6 +68,22 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
+def test_a_reload_while_the_server_starts_does_not_end_it(tmp_path: Path) -> None:
+    """`systemctl reload` right after `systemctl restart`, before the server listens for signals."""
+    program = """
+import os, signal, sys
+from homeserver.cli import main
+code = main(["serve", "--config", sys.argv[1]])
+os.kill(os.getpid(), signal.SIGHUP)
+print("alive", code)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "missing.toml")],
+        capture_output=True, text=True, timeout=SECONDS_MAX, env=environment(), check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (0, "alive 1\n")
+
+
 def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.returncode == 0

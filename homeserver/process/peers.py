@@ -3,8 +3,8 @@
 None of it needs to outlive the process. Whatever does is in the tables of `homeserver/remote/`.
 
 Theory of operation: back-off and shares
-- After a failed request a server is in back-off until `BackOff.retry_after_ms`. Each further failure doubles the time.
-  Any sign of life (`note_contact`) ends the back-off.
+- After a failed request a server is in back-off until `BackOff.retry_after_ms`, see `back_off.py`. Any sign of life
+  (`note_contact`) ends the back-off.
 - Background requests are not sent to a server in back-off. A request that a person waits for is tried anyway, once
   every EARLY_ATTEMPT_MS. If it fails, the back-off does not get longer.
 - Every outgoing request has a `Cause`. Requests caused by other servers, and by strangers who have not proved who they
@@ -14,7 +14,6 @@ Theory of operation: back-off and shares
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -26,6 +25,7 @@ import trio
 from homeserver import limits
 from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.federation.server_keys import VerifyKey
+from homeserver.process.back_off import BackOff, after_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +34,6 @@ class KnownKeys:
 
     current: Mapping[str, VerifyKey]
     every: Mapping[str, VerifyKey]
-
-
-@dataclass(frozen=True, slots=True)
-class BackOff:
-    """The back-off state of a server that does not answer.
-
-    failures: how many in a row. since_ms: when the first one happened. retry_after_ms: when background requests may be
-    sent again. tried_ms: when the last request of any kind was sent.
-    """
-
-    failures: int
-    since_ms: int
-    retry_after_ms: int
-    tried_ms: int = 0
-
-    def is_over(self, now_ms: int) -> bool:
-        """Returns whether the back-off has ended. It never lasts longer than its delay, even if the clock changed."""
-        delay_ms_max = 2 * min(limits.RETRY_MS << min(self.failures, 20), limits.RETRY_MS_MAX)
-        return not now_ms < self.retry_after_ms <= now_ms + delay_ms_max
 
 
 Kind = Literal["person", "action", "delivery", "peer", "stranger"]
@@ -233,14 +214,7 @@ class Peers:
 
     def note_failure(self, own: ServerName, server: ServerName, now_ms: int) -> BackOff:
         """Notes that the server did not answer. A failure during its back-off does not extend it."""
-        before = self._back_offs.get(server)
-        if before is None:
-            after = BackOff(1, now_ms, now_ms + retry_delay_ms(own, server, 0), now_ms)
-        elif before.is_over(now_ms):
-            retry_after_ms = now_ms + retry_delay_ms(own, server, before.failures)
-            after = BackOff(before.failures + 1, before.since_ms, retry_after_ms, now_ms)
-        else:
-            after = replace(before, tried_ms=now_ms)
+        after = after_failure(self._back_offs.get(server), own, server, now_ms)
         self.set_back_off(server, after)
         return after
 
@@ -286,10 +260,3 @@ class Peers:
         self._news = trio.Event()
         heard, self._heard = self._heard, set()
         return heard
-
-
-def retry_delay_ms(own: ServerName, server: ServerName, failures: int) -> int:
-    """Returns the length of a back-off after `failures` earlier ones. It doubles, and differs between server pairs."""
-    delay_ms = min(limits.RETRY_MS << min(failures, 20), limits.RETRY_MS_MAX)
-    jitter = zlib.crc32(f"{own} {server} {failures}".encode()) % 1000  # so that not all servers come back at once
-    return delay_ms * (800 + jitter * 400 // 1000) // 1000

@@ -20,8 +20,8 @@ from homeserver.feature import Edu, OutgoingEdu
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.federation.transaction import PDUS_MAX
+from homeserver.process.back_off import BackOff
 from homeserver.process.outages import is_outage
-from homeserver.process.peers import BackOff
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import joined_servers, list_rooms_of_server
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events
@@ -258,8 +258,8 @@ def _head(tx: Transaction, heads: dict[RoomID, Head | None], room_id: RoomID) ->
 # Storage: destinations that have not got everything
 
 
-def list_destinations(tx: Transaction) -> tuple[dict[ServerName, tuple[int, BackOff]], Failed]:
-    """The destinations that lag: up to which position each has everything, and its back-off state.
+def list_destinations(tx: Transaction) -> tuple[dict[ServerName, tuple[int, BackOff | None]], Failed]:
+    """The destinations that lag: up to which position each has everything, and its back-off if it is in one.
 
     And the numbers of those whose name cannot be read.
     """
@@ -267,12 +267,13 @@ def list_destinations(tx: Transaction) -> tuple[dict[ServerName, tuple[int, Back
         "SELECT server_nid, acked_position, failures, since_ms, retry_after_ms FROM destinations"
     )
     names, failed = try_each(tx, [row[0] for row in rows], lambda nids: tx.names(nids).items())
-    by_nid = {row[0]: (row[1], BackOff(*row[2:])) for row in rows}
+    by_nid = {row[0]: (row[1], BackOff(*row[2:]) if row[2] else None) for row in rows}
     return {ServerName(name): by_nid[nid] for nid, name in names}, failed
 
 
-def store_destination(tx: Transaction, server: ServerName, acked_position: int, back_off: BackOff) -> None:
-    """Notes that the destination has got everything up to a position, and no more."""
+def store_destination(tx: Transaction, server: ServerName, acked_position: int, back_off: BackOff | None) -> None:
+    """Stores that the destination has everything up to a position, and no more."""
+    back_off = back_off or BackOff(0, tx.now_ms, tx.now_ms)
     tx.run(
         "INSERT INTO destinations (server_nid, acked_position, failures, since_ms, retry_after_ms)"
         " VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_nid) DO UPDATE SET acked_position = excluded.acked_position,"

@@ -1,18 +1,22 @@
 """The sender: what our users do reaches the other servers of their rooms. Spec: server-server-api/#transactions
 
-A tail of the stream. What it finds is handed to destinations in memory, and it is stored how far everything has been
-delivered, so that after a crash the rest is found again. A destination that fails gets a row, which says up to where it
-has everything: from then on it is left out, until it is tried again and reads what it lacks from the database. Hence
-there is no queue, a message costs no row for each destination, and an idle destination costs nothing.
+Theory of operation
+- The sender is a tail of the stream. It hands what it finds to the destinations concerned, in memory, and stores up to
+  where everybody has everything, so that the rest is found again after a crash.
+- A `Delivery` (`homeserver/process/delivery.py`) decides what a destination is sent, and when. It exists as long as the
+  destination lacks something. This file performs what it asks for: requests, reads and writes. Hence there is no queue
+  on disk, a message costs no row for each destination, and an idle destination costs nothing.
+- One task works for each destination. It ends when the destination has everything, or is to be left alone; `_retry`
+  begins another one when the back-off is over. No more than CATCH_UPS_AT_ONCE_MAX destinations catch up at once.
+- Deliveries and all other requests to a server share its back-off (`homeserver/process/peers.py`): a delivery spares a
+  server that others have found away, and tries again soon once the server has shown itself in any way.
 
 One bad item stops neither the others nor another destination:
 - An event or EDU that cannot be read or encoded is parked where it is found (see `homeserver/database/lane.py`).
 - A damaged page of the database costs the events that need it. What can be read of other rooms, and for other
-  destinations, is sent; a destination whose own row cannot be stored is caught up from memory.
-- A transaction that its destination refuses, or fails of, is sent again in halves. A single item that is refused is
-  dropped. One that the destination fails of (500) is tried again and again; after POISON_SECONDS it is dropped if the
-  destination takes the next one.
-- What fails unexpectedly in the work for one destination puts that destination into back-off. Only a failure of the
+  destinations, is sent. A destination whose own row cannot be stored is caught up nevertheless.
+- What a destination refuses or fails of is the machine's concern.
+- An unexpected failure in the work for one destination puts that destination into back-off. Only a failure of the
   storage ends the sender as a whole, which begins again after a pause.
 """
 
@@ -20,24 +24,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from typing import Literal, TypeVarTuple
+from typing import TypeVarTuple, Unpack
 
 import trio
 
 from homeserver import limits
+from homeserver.database import Transaction
 from homeserver.database.lane import Lane
 from homeserver.database.tail import find_position, store_position
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, encode_transaction
-from homeserver.moments import passed
+from homeserver.process.delivery import Delivery, Forget, Now, Outcome, Read, Rest, Send, State, Store, Wait
 from homeserver.process.outages import is_outage
-from homeserver.process.peers import DELIVERY, BackOff
+from homeserver.process.peers import DELIVERY
 from homeserver.remote.destinations import (
-    Batch,
     Edus,
     Failed,
     Item,
@@ -56,32 +58,11 @@ TAIL = "federation"
 TRANSACTIONS_COUNTER = "homeserver_federation_transactions_sent_total"
 DROPPED_COUNTER = "homeserver_federation_items_dropped_total"
 
-Outcome = Literal["taken", "refused", "failed", "unreachable"]
 Ts = TypeVarTuple("Ts")
 
 # A peer that answers so does not take what is in this very transaction, and will not take it next time. Other answers
 # say more about the peer, or a proxy before it, than about the transaction.
 _REFUSALS = frozenset({400, 413, 422})
-
-
-@dataclass(slots=True)
-class _Lag:
-    """A destination that has not got everything. `acked`: up to where it has; `is_active`: it is catching up now.
-
-    When it is tried next is a matter of its back-off (`homeserver.process.peers`); `tried_ms`: when it was tried last.
-    """
-
-    acked: int
-    tried_ms: int = 0
-    is_active: bool = False
-
-
-@dataclass(slots=True)
-class _Outbox:
-    """What waits for a destination that gets everything as it comes. `overflowed_at`: from there on it was left out."""
-
-    items: deque[Item] = field(default_factory=deque)
-    overflowed_at: int | None = None
 
 
 async def send(hs: Resources, edus: Edus) -> None:
@@ -105,14 +86,10 @@ class Sender:
     def __init__(self, hs: Resources, edus: Edus) -> None:
         self._hs = hs
         self._edus = edus
-        self._outboxes: dict[ServerName, _Outbox] = {}
-        self._lags: dict[ServerName, _Lag] = {}
-        # Destinations whose lag is not stored yet: up to where they have everything.
-        self._unstored: dict[ServerName, int] = {}
-        # Since when (trio's time) destinations have answered with an error of their own.
-        self._failing: dict[ServerName, float] = {}
+        # Of the destinations that lack something.
+        self._deliveries: dict[ServerName, Delivery[Item]] = {}
         self._position = 0
-        self._delivered = trio.Event()
+        self._progress = trio.Event()
         self._due = trio.Event()
         self._lane = Lane("federation", hs.database, hs.metrics)
         self._catch_ups = trio.CapacityLimiter(limits.CATCH_UPS_AT_ONCE_MAX)
@@ -129,15 +106,15 @@ class Sender:
                 extra={"destination": nid, "reason": str(error)},
             )
         for server, (acked, back_off) in destinations.items():
-            self._lags[server] = _Lag(acked)
-            if back_off.failures:
+            self._deliveries[server] = Delivery.resume(hs.server_name, server, _count_first, acked, back_off)
+            if back_off is not None:
                 hs.peers.set_back_off(server, back_off)
             hs.peers.await_contact(server)
         hs.metrics.describe(DROPPED_COUNTER, "Events and EDUs that their destination does not take.")
         hs.metrics.describe(TRANSACTIONS_COUNTER, "Transactions to other servers, and what became of them.")
         hs.metrics.gauge(
             "homeserver_federation_destinations_lagging",
-            lambda: len(self._lags),
+            lambda: sum(delivery.is_lagging for delivery in self._deliveries.values()),
             "Servers that have not got everything.",
         )
         async with trio.open_nursery() as self._nursery:
@@ -145,6 +122,11 @@ class Sender:
             self._nursery.start_soon(self._hear)
             self._nursery.start_soon(self._retry)
             await self._follow()
+
+    def _now(self) -> Now:
+        return Now(self._hs.now_ms(), trio.current_time())
+
+    # Following the stream
 
     async def _follow(self) -> None:
         async with self._hs.stream.subscribe_all() as subscription:
@@ -159,201 +141,136 @@ class Sender:
                     for server, items in found.items():
                         self._hand_over(server, items)
                     self._position = upto
-                    self._delivered.set()
+                    self._progress.set()
 
     async def _park(self, failed: Failed) -> None:
         for position, error in failed:
             await self._lane.park(str(position), error)
 
     def _hand_over(self, server: ServerName, items: Sequence[Item]) -> None:
-        if server in self._lags:
-            return  # it will read them when its turn comes
-        outbox = self._outboxes.get(server)
-        if outbox is None:
-            outbox = self._outboxes[server] = _Outbox()
-            self._nursery.start_soon(self._guarded, server, self._deliver, server, outbox)
-        if outbox.overflowed_at is None and len(outbox.items) + len(items) > limits.OUTBOX_MAX:
-            outbox.overflowed_at = items[0].position
-        if outbox.overflowed_at is None:
-            outbox.items.extend(items)
-
-    async def _deliver(self, server: ServerName, outbox: _Outbox) -> None:
-        """Sends what waits until nothing does; then the destination costs nothing."""
-        while outbox.items:
-            sending = _first_batch(outbox.items)
-            done = await self._send(server, sending)
-            for _ in range(done):
-                outbox.items.popleft()
-            self._delivered.set()
-            if done < len(sending):
-                self._lag_behind(server, outbox.items[0].position - 1)
-                return
-        if outbox.overflowed_at is not None:
-            self._lag_behind(server, outbox.overflowed_at - 1, after_failure=False)
+        delivery = self._deliveries.get(server)
+        if delivery is not None:
+            delivery.hand_over(items)
             return
-        del self._outboxes[server]
-
-    def _lag_behind(self, server: ServerName, acked: int, *, after_failure: bool = True) -> None:
-        """From now on the destination reads for itself what it lacks. No await in here: nothing may come between."""
-        if after_failure:
-            self._hs.peers.await_contact(server)
-        del self._outboxes[server]
-        self._unstored[server] = acked
-        self._lags[server] = _Lag(acked, self._hs.now_ms() if after_failure else 0)
-        self._nursery.start_soon(self._guarded, server, self._store_lag, server)
-        self._due.set()
-
-    async def _store_lag(self, server: ServerName) -> None:
-        lag = self._lags.get(server)
-        if lag is not None:
-            await self._store(server, lag)
-
-    async def _store(self, server: ServerName, lag: _Lag) -> None:
-        now_ms = self._hs.now_ms()
-        back_off = self._hs.peers.find_back_off(server) or BackOff(0, now_ms, now_ms)
-        await self._hs.database.write(store_destination, server, lag.acked, back_off)
-        self._note_stored(server)
-
-    def _note_stored(self, server: ServerName) -> None:
-        self._unstored.pop(server, None)
-        self._delivered.set()
-
-    def _due_ms(self, server: ServerName, lag: _Lag) -> int:
-        """When the destination is to be tried: after its back-off, or soon after it has shown itself."""
-        back_off = self._hs.peers.find_back_off(server)
-        if back_off is not None:
-            return 0 if back_off.is_over(self._hs.now_ms()) else back_off.retry_after_ms
-        return lag.tried_ms + limits.EARLY_RETRY_MS if passed(lag.tried_ms, self._hs.now_ms()) else 0
-
-    # Storing how far everything has been delivered
+        delivery = self._deliveries[server] = Delivery(self._hs.server_name, server, _count_first)
+        delivery.hand_over(items)
+        self._nursery.start_soon(self._work, server, delivery)
 
     async def _store_positions(self) -> None:
+        """Stores up to where everybody has everything, except for those whose row says otherwise."""
         stored = self._position
         while True:
-            await self._delivered.wait()
-            self._delivered = trio.Event()
-            waiting = [outbox.items[0].position - 1 for outbox in self._outboxes.values() if outbox.items]
-            delivered = min([self._position, *waiting, *self._unstored.values()])
+            await self._progress.wait()
+            self._progress = trio.Event()
+            held = (delivery.holds for delivery in self._deliveries.values())
+            delivered = min([self._position, *(position for position in held if position is not None)])
             if delivered > stored:
                 await self._hs.database.write(store_position, TAIL, delivered)
                 stored = delivered
                 await trio.sleep(limits.SENT_INTERVAL_S)
 
-    # Catching up
+    # Waiting until destinations may be tried again
 
     async def _hear(self) -> None:
-        """Destinations that show themselves are tried at once."""
+        """Destinations that show themselves are tried soon."""
         while True:
-            heard = await self._hs.peers.wait_heard()
-            if any(server in self._lags for server in heard):
-                self._due.set()
+            for server in await self._hs.peers.wait_heard():
+                delivery = self._deliveries.get(server)
+                if delivery is not None:
+                    delivery.heard()
+                    self._due.set()
 
     async def _retry(self) -> None:
         while True:
             self._due = trio.Event()
-            now_ms = self._hs.now_ms()
-            next_ms = math.inf
-            for server, lag in self._lags.items():
-                if lag.is_active:
+            now, next_s = self._now(), math.inf
+            for server, delivery in self._deliveries.items():
+                if delivery.state is not State.WAITING:
                     continue
-                due_ms = self._due_ms(server, lag)
-                if due_ms <= now_ms:
-                    lag.is_active = True
-                    self._nursery.start_soon(self._guarded, server, self._catch_up, server, lag)
+                delivery.spare(self._hs.peers.find_back_off(server))
+                wait_s = delivery.wake(now)
+                if wait_s:
+                    next_s = min(next_s, wait_s)
                 else:
-                    next_ms = min(next_ms, due_ms)
-            with trio.move_on_after((next_ms - now_ms) / 1000):
+                    self._nursery.start_soon(self._catch_up, server, delivery)
+            with trio.move_on_after(next_s):
                 await self._due.wait()
 
-    async def _catch_up(self, server: ServerName, lag: _Lag) -> None:
-        """Sends what the destination lacks, until it lacks nothing or fails again."""
+    async def _catch_up(self, server: ServerName, delivery: Delivery[Item]) -> None:
         async with self._catch_ups:
-            while True:
-                upto = self._position
-                batch = await self._hs.database.read(
-                    list_due, self._hs.server_name, self._edus, server, lag.acked, upto
-                )
-                await self._park(batch.failed)
-                unsent = await self._send_batch(server, batch)
-                if unsent is not None:
-                    lag.acked = max(lag.acked, unsent.position - 1)
-                    break
-                lag.acked = batch.upto
-                if lag.acked == self._position:
-                    del self._lags[server]  # what comes from now on is handed over again
-                    await self._hs.database.write(delete_destination, server)
-                    self._note_stored(server)
-                    return
-                if batch.items:
-                    await self._store(server, lag)
-        self._hs.peers.await_contact(server)
-        await self._store(server, lag)
-        self._wait_for_turn(lag)
+            await self._work(server, delivery)
 
-    def _wait_for_turn(self, lag: _Lag) -> None:
-        lag.tried_ms = self._hs.now_ms()
-        lag.is_active = False
-        self._due.set()
+    # Doing what a delivery asks for
 
-    async def _guarded(self, server: ServerName, fn: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
-        """Does the work for one destination. If it fails, that is the end of this attempt only."""
+    async def _work(self, server: ServerName, delivery: Delivery[Item]) -> None:
+        """Works for one destination until it has everything, or is to be left alone."""
         try:
-            await fn(*args)
+            await self._perform(server, delivery)
         except Exception as error:
             if is_outage(error):
                 raise
             _log.exception("sending to a server is interrupted", extra={"destination": server})
             note_unreachable(self._hs, server)
-            outbox, lag = self._outboxes.get(server), self._lags.get(server)
-            if outbox is not None:
-                self._lag_behind(server, outbox.items[0].position - 1 if outbox.items else self._position)
-            elif lag is not None:
-                self._wait_for_turn(lag)
+            delivery.broke(self._now())
+            self._leave_alone(server, delivery)
+        if delivery.state is State.WAITING:
+            self._due.set()
 
-    async def _send_batch(self, server: ServerName, batch: Batch) -> Item | None:
-        """Sends a batch in as many transactions as it takes; answers the first item that was not delivered."""
-        rest = batch.items
-        while rest:
-            sending = _first_batch(rest)
-            done = await self._send(server, sending)
-            if done < len(sending):
-                return sending[done]
-            rest = rest[done:]
-        return None
+    async def _perform(self, server: ServerName, delivery: Delivery[Item]) -> None:
+        hs = self._hs
+        while True:
+            ask = delivery.next()
+            match ask:
+                case Send(items):
+                    await self._send(server, delivery, items)
+                    self._progress.set()
+                case Read(since) if since == self._position:
+                    delivery.up_to_date()
+                case Read(since):
+                    batch = await hs.database.read(list_due, hs.server_name, self._edus, server, since, self._position)
+                    await self._park(batch.failed)
+                    delivery.found(batch.items, batch.upto)
+                case Store(acked, back_off):
+                    is_durable = await self._write(server, store_destination, server, acked, back_off)
+                    delivery.stored(is_durable=is_durable)
+                    self._progress.set()
+                case Forget():
+                    await self._write(server, delete_destination, server)
+                    delivery.forgotten()
+                case Wait():
+                    return
+                case Rest():
+                    del self._deliveries[server]
+                    return
 
-    async def _send(self, server: ServerName, items: Sequence[Item]) -> int:
-        """Sends the items, in one transaction if all goes well. Answers how many of the first of them are dealt with:
-        delivered, or dropped because the destination will never take them.
-        """
+    async def _write(self, server: ServerName, fn: Callable[[Transaction, Unpack[Ts]], None], *args: *Ts) -> bool:
+        """Writes the row of a destination; returns False if just that is not possible: delivery does not need it."""
+        try:
+            await self._hs.database.write(fn, *args)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            _log.exception("how far a server has got cannot be stored", extra={"destination": server})
+            return False
+        return True
+
+    async def _send(self, server: ServerName, delivery: Delivery[Item], items: Sequence[Item]) -> None:
         outcome = await self._transact(server, items)
-        if outcome == "taken":
-            return len(items)
-        if outcome == "unreachable":
-            return 0
-        if len(items) == 1:
-            if outcome == "refused":
-                self._drop(server, items[0], outcome)
-                return 1
-            return 0
-        if outcome == "failed" and self._is_stuck(server) and await self._transact(server, items[1:2]) == "taken":
-            self._drop(server, items[0], outcome)
-            return 2 + (await self._send(server, items[2:]) if len(items) > 2 else 0)
-        half = len(items) // 2
-        done = await self._send(server, items[:half])
-        return done + (await self._send(server, items[half:]) if done == half else 0)
+        self._hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", outcome),))
+        dropped = delivery.answered(outcome, self._now())
+        if dropped is not None:
+            self._hs.metrics.count(DROPPED_COUNTER, (("outcome", outcome),))
+            about = {"destination": server, "item": dropped.name, "outcome": outcome}
+            _log.warning("item not delivered: its destination does not take it", extra=about)
+        if delivery.state is State.WAITING:
+            self._leave_alone(server, delivery)
 
-    def _is_stuck(self, server: ServerName) -> bool:
-        """Whether the destination has failed for so long that its first item may be what it fails of."""
-        since = self._failing.get(server)
-        return since is not None and trio.current_time() - since >= limits.POISON_SECONDS
-
-    def _drop(self, server: ServerName, item: Item, outcome: Outcome) -> None:
-        self._hs.metrics.count(DROPPED_COUNTER, (("outcome", outcome),))
-        about = {"destination": server, "item": item.name, "outcome": outcome}
-        _log.warning("item not delivered: its destination does not take it", extra=about)
+    def _leave_alone(self, server: ServerName, delivery: Delivery[Item]) -> None:
+        delivery.spare(self._hs.peers.find_back_off(server))
+        self._hs.peers.await_contact(server)
 
     async def _transact(self, server: ServerName, items: Sequence[Item]) -> Outcome:
-        """One transaction, and what became of it."""
+        """Sends one transaction, and returns what became of it."""
         hs = self._hs
         body = encode_transaction(
             hs.server_name,
@@ -368,40 +285,31 @@ class Sender:
             )
         except Unreachable as error:
             _log.info("transaction not delivered", extra={"destination": server, "reason": str(error)})
-            return self._note(server, "unreachable")
+            return "unreachable"
         if answer.status == 200 or answer.status in _REFUSALS:
             hs.peers.note_contact(server)
         else:
             note_unreachable(hs, server)  # it is there, but does not take what it is sent
         if answer.status == 200:
-            return self._note(server, "taken")
+            return "taken"
         about = {"destination": server, "status": answer.status, "errcode": answer.errcode}
         _log.warning("transaction refused", extra=about)
         if answer.status in _REFUSALS:
-            return self._note(server, "refused")
-        return self._note(server, "failed" if answer.status == 500 else "unreachable")
-
-    def _note(self, server: ServerName, outcome: Outcome) -> Outcome:
-        if outcome == "failed":
-            self._failing.setdefault(server, trio.current_time())
-        elif outcome != "unreachable":
-            self._failing.pop(server, None)
-        self._hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", outcome),))
-        return outcome
+            return "refused"
+        return "failed" if answer.status == 500 else "unreachable"
 
 
-def _first_batch(items: Iterable[Item]) -> list[Item]:
-    """The first of the items, as many as fit into one transaction."""
-    batch: list[Item] = []
-    pdus = edus = size_bytes = 0
+def _count_first(items: Iterable[Item]) -> int:
+    """How many of the first items fit into one transaction."""
+    count = pdus = edus = size_bytes = 0
     for item in items:
         pdus += not item.is_edu
         edus += item.is_edu
         size_bytes += len(item.data)
-        if batch and (pdus > PDUS_MAX or edus > EDUS_MAX or size_bytes > limits.TRANSACTION_BYTES):
+        if count and (pdus > PDUS_MAX or edus > EDUS_MAX or size_bytes > limits.TRANSACTION_BYTES):
             break
-        batch.append(item)
-    return batch
+        count += 1
+    return count
 
 
 def _txn_id(generation: str, items: Sequence[Item]) -> str:

@@ -22,7 +22,7 @@ from homeserver.encoding import to_json
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
 from homeserver.moments import is_ahead
-from homeserver.process.peers import retry_delay_ms
+from homeserver.process.back_off import retry_delay_ms
 from homeserver.rooms.membership import get_membership
 
 # Of the stream: for the task that waits until the next stored leave is due.

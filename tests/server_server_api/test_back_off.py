@@ -15,7 +15,8 @@ import trio.testing
 
 from homeserver import limits
 from homeserver.federation.identifiers import ServerName
-from homeserver.process.peers import BackOff, Cause, Peers, Shares, peer, stranger
+from homeserver.process.back_off import BackOff
+from homeserver.process.peers import Cause, Peers, Shares, peer, stranger
 from tests.support.federation import Federation, create_room, join, send_text, wait_text
 from tests.support.homeservers import Client
 from tests.support.stranger import Stranger

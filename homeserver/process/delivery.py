@@ -1,0 +1,499 @@
+"""Delivery: the state machine of what one destination is sent, in order and at least once.
+
+Rule 1: everything that decides what is sent, sent again, put off or dropped is in this file.
+Rule 2: this file does not know what a destination is. A server, a push gateway and an application service are each a
+name, items with ascending positions, and one of four outcomes for each transaction. It does no input or output, and
+asks nobody for time or chance: a driver performs what it asks for, and tells it what came of that.
+
+Theory of operation
+===================
+
+Everything to be sent lies in a table, at a position of one stream. A driver follows the stream and hands over what is
+new. A destination that takes what it is handed needs neither a queue nor a row. One that fails, or is too slow, *lags*:
+a row says up to which position it has everything (`acked`), and it is sent what it lacks from the table later on.
+
+    delivery = Delivery(own, destination, take)      or Delivery.resume(...), for each row that was stored
+    delivery.hand_over(items)                        then perform what `next()` asks for, one thing after another:
+
+    Send(items)     send one transaction, then `answered(outcome, now)`, which may return an item that was dropped
+    Read(since)     read what lies after `since`, then `found(items, upto)`; if nothing does, `up_to_date()`
+    Store(…)        store the row, then `stored()`
+    Forget()        delete the row, then `forgotten()`
+    Wait()          stop, and begin again once `wake(now)` returns 0
+    Rest()          stop: the destination has everything, and the machine may be thrown away
+
+If performing fails unexpectedly, the driver calls `broke(now)`, and begins again once `wake(now)` returns 0.
+The position that is stored for all destinations together must not pass what any of them `holds`.
+
+There are two machines, each a table below. The first is that of the destination, `TRANSITIONS`:
+
+    IDLE          it has everything
+    SENDING       it is sent what waits in memory; what is new joins the end
+    FULL          the same, but too much waits: what is new is left to the table from `left_out_at` on
+    WAITING       it lags, and is left alone until its back-off is over
+    READING       it lags; what it lacks next is to be read
+    CATCHING_UP   it lags, and is sent what was read
+
+The second is that of the transaction under way, `VERDICTS`, which says what follows from its outcome. "taken": it has
+arrived. "refused": the destination does not take this, and never will. "failed": the destination has an error of its
+own, which may be due to what it was sent. "unreachable": nothing is known about what it was sent.
+
+    SEVERAL   the first items, as many as fit. If refused or failed, halves are sent, and so on down to a single one,
+              so that the good items before a bad one arrive.
+    SINGLE    one item. If refused, it is dropped. If failed, the destination may be ill: it is left alone for a while.
+    STUCK     several, and for POISON_SECONDS nothing but failures. Perhaps the first item is poison.
+    PROBE     one item from further back (the 2nd, 3rd, 5th, 9th …, after the next pause the 3rd, 4th, 6th …): does the
+              destination take any?
+    CONFIRM   one item from before a probe that was taken. If the destination still fails of it, it is dropped.
+
+What holds, whatever the outcomes are (`tests/process/test_delivery.py` tries):
+
+- Every item is sent until it is taken or dropped. `acked` never passes one that is neither, and never goes back.
+- Items are sent in order, except for a probe, which may overtake those before it.
+- An item is dropped only if it was sent alone, and was refused, or failed right after another item was taken. Hence a
+  destination that fails of as many items in a row as fit into one transaction stays where it is.
+- Within an outage, the back-off does not shrink (`homeserver/process/back_off.py`).
+- A row exists, or `holds` is not passed, as long as something is not delivered: after a crash it is found again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import islice
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
+
+from homeserver import limits
+from homeserver.process.back_off import BackOff, after_failure
+
+
+class Positioned(Protocol):
+    """What can be delivered."""
+
+    @property
+    def position(self) -> int:
+        """Its place in the stream. Several items may share one."""
+
+
+T = TypeVar("T", bound=Positioned)
+
+
+class Now(NamedTuple):
+    """The time. wall_ms: by the wall clock, for what is stored; steady_s: by one that never jumps, for all else."""
+
+    wall_ms: int
+    steady_s: float
+
+
+class Unexpected(RuntimeError):
+    """The driver told the machine something that cannot happen in its state."""
+
+
+# What the machine asks for
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Generic[T]):
+    """Send these items in one transaction."""
+
+    items: Sequence[T]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read what the destination lacks from after this position, as much as is convenient."""
+
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Store that the destination lacks what lies after `acked`, and its back-off if it is in one."""
+
+    acked: int
+    back_off: BackOff | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Delete what was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing is to be done until it is time to try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Nothing is to be done until something new is handed over."""
+
+
+FORGET, WAIT, REST = Forget(), Wait(), Rest()
+Ask = Send[T] | Read | Store | Forget | Wait | Rest
+
+
+# The machine of the destination
+
+
+class State(Enum):
+    """See the head of this file."""
+
+    IDLE = auto()
+    SENDING = auto()
+    FULL = auto()
+    WAITING = auto()
+    READING = auto()
+    CATCHING_UP = auto()
+
+
+class Input(Enum):
+    """What happens to a destination.
+
+    HANDED_OVER, OVERFLOWED: there is something new; it fits in memory or does not. EMPTIED: the last item that waited
+    is dealt with. STOPPED: the destination has failed, or the work for it has. DUE: it may be tried again. FOUND,
+    FOUND_NOTHING, UP_TO_DATE: what reading has shown; the last means that there is nothing left to read.
+    """
+
+    HANDED_OVER = auto()
+    OVERFLOWED = auto()
+    EMPTIED = auto()
+    STOPPED = auto()
+    DUE = auto()
+    FOUND = auto()
+    FOUND_NOTHING = auto()
+    UP_TO_DATE = auto()
+
+
+# What is handed over to a destination that lags is left to the table: HANDED_OVER never occurs there.
+TRANSITIONS: Mapping[State, Mapping[Input, State]] = {
+    State.IDLE: {
+        Input.HANDED_OVER: State.SENDING,
+        Input.OVERFLOWED: State.WAITING,
+        Input.STOPPED: State.WAITING,
+    },
+    State.SENDING: {
+        Input.HANDED_OVER: State.SENDING,
+        Input.OVERFLOWED: State.FULL,
+        Input.EMPTIED: State.IDLE,
+        Input.STOPPED: State.WAITING,
+    },
+    State.FULL: {
+        Input.EMPTIED: State.WAITING,
+        Input.STOPPED: State.WAITING,
+    },
+    State.WAITING: {
+        Input.DUE: State.READING,
+        Input.STOPPED: State.WAITING,
+    },
+    State.READING: {
+        Input.FOUND: State.CATCHING_UP,
+        Input.FOUND_NOTHING: State.READING,
+        Input.UP_TO_DATE: State.IDLE,
+        Input.STOPPED: State.WAITING,
+    },
+    State.CATCHING_UP: {
+        Input.EMPTIED: State.READING,
+        Input.STOPPED: State.WAITING,
+    },
+}
+LAGGING = frozenset({State.WAITING, State.READING, State.CATCHING_UP})
+_SENDING = frozenset({State.SENDING, State.FULL, State.CATCHING_UP})
+
+
+# The machine of the transaction
+
+
+class Attempt(Enum):
+    """See the head of this file."""
+
+    SEVERAL = auto()
+    SINGLE = auto()
+    STUCK = auto()
+    PROBE = auto()
+    CONFIRM = auto()
+
+
+class Verdict(Enum):
+    """What follows from the outcome of a transaction.
+
+    DONE: its items are delivered. DROP: its only item is left out. HALVE: its halves are sent. PROBE: an item from
+    further back is sent, or if there is none, STOP. CONFIRM: the probe is delivered; those before it are sent alone.
+    STOP: the destination is left alone.
+    """
+
+    DONE = auto()
+    DROP = auto()
+    HALVE = auto()
+    PROBE = auto()
+    CONFIRM = auto()
+    STOP = auto()
+
+
+Outcome = Literal["taken", "refused", "failed", "unreachable"]
+
+VERDICTS: Mapping[Attempt, Mapping[Outcome, Verdict]] = {
+    Attempt.SEVERAL: {
+        "taken": Verdict.DONE,
+        "refused": Verdict.HALVE,
+        "failed": Verdict.HALVE,
+        "unreachable": Verdict.STOP,
+    },
+    Attempt.SINGLE: {
+        "taken": Verdict.DONE,
+        "refused": Verdict.DROP,
+        "failed": Verdict.STOP,
+        "unreachable": Verdict.STOP,
+    },
+    Attempt.STUCK: {
+        "taken": Verdict.DONE,
+        "refused": Verdict.HALVE,
+        "failed": Verdict.PROBE,
+        "unreachable": Verdict.STOP,
+    },
+    Attempt.PROBE: {
+        "taken": Verdict.CONFIRM,
+        "refused": Verdict.PROBE,
+        "failed": Verdict.PROBE,
+        "unreachable": Verdict.STOP,
+    },
+    Attempt.CONFIRM: {
+        "taken": Verdict.DONE,
+        "refused": Verdict.DROP,
+        "failed": Verdict.DROP,
+        "unreachable": Verdict.STOP,
+    },
+}
+
+
+class Delivery(Generic[T]):
+    """The delivery to one destination.
+
+    own: the name by which this server asks it. take(items): how many of the first items make a transaction, at least 1.
+    """
+
+    __slots__ = (
+        "_confirming", "_failing_since_s", "_found_upto", "_is_stale", "_is_stored", "_left_out_at", "_own", "_probe",
+        "_probed", "_queue", "_sizes", "_take", "_tried_s", "acked", "back_off", "destination", "state",
+    )  # fmt: skip
+
+    def __init__(self, own: str, destination: str, take: Callable[[Iterable[T]], int]) -> None:
+        self._own = own
+        self.destination = destination
+        self.state = State.IDLE
+        self.acked = 0
+        self.back_off: BackOff | None = None
+        self._take = take
+        # What waits in memory. Its first items are divided into transactions, whose sizes these are, the next one last.
+        self._queue: deque[T] = deque()
+        self._sizes: list[int] = []
+        # Of the next transaction: the item to be probed instead; how many single items are to be confirmed.
+        self._probe = self._confirming = 0
+        # How many retries have probed in vain.
+        self._probed = 0
+        # While FULL: the first position that was left out. While CATCHING_UP: up to where was read.
+        self._left_out_at = self._found_upto = 0
+        # Whether there is a row; whether it has to be stored, or stored again.
+        self._is_stored = self._is_stale = False
+        self._tried_s = -math.inf
+        self._failing_since_s: float | None = None
+
+    @classmethod
+    def resume(
+        cls, own: str, destination: str, take: Callable[[Iterable[T]], int], acked: int, back_off: BackOff | None
+    ) -> Delivery[T]:
+        """Returns the delivery to a destination that lagged when the process ended, as `Store` had it stored."""
+        delivery = cls(own, destination, take)
+        delivery.state, delivery.acked, delivery.back_off = State.WAITING, acked, back_off
+        delivery._is_stored = True
+        return delivery
+
+    @property
+    def is_lagging(self) -> bool:
+        """Whether the destination lacks something that is to be read from the table."""
+        return self.state in LAGGING
+
+    @property
+    def holds(self) -> int | None:
+        """Up to where the destination has everything, if nothing but this object knows; None otherwise."""
+        return None if self.state is State.IDLE or (self.is_lagging and self._is_stored) else self.acked
+
+    def next(self) -> Ask[T]:
+        """Returns what is to be done now. Asking again without having done it returns the same."""
+        if self.is_lagging and self._is_stale:
+            return Store(self.acked, self.back_off)
+        if self._is_stored and not self.is_lagging:
+            return FORGET
+        if self.state in _SENDING:
+            return Send(self._sending())
+        if self.state is State.READING:
+            return Read(self.acked)
+        return WAIT if self.state is State.WAITING else REST
+
+    # What the driver tells
+
+    def hand_over(self, items: Sequence[T]) -> None:
+        """There is something new, of higher positions than everything before."""
+        if self.is_lagging or self.state is State.FULL:
+            return  # it is read when its turn comes
+        if self.state is State.IDLE:
+            self.acked = max(self.acked, items[0].position - 1)
+        if len(self._queue) + len(items) > limits.OUTBOX_MAX:
+            self._left_out_at = items[0].position
+            self._fire(Input.OVERFLOWED)
+        else:
+            self._queue.extend(items)
+            self._fire(Input.HANDED_OVER)
+
+    def answered(self, outcome: Outcome, now: Now) -> T | None:
+        """What was asked to be sent had this outcome. Returns the item that is dropped because of it, if any."""
+        if not self._sizes:
+            raise Unexpected(f"answered in state {self.state.name}")
+        self._note(outcome, now)
+        verdict = VERDICTS[self._attempt(now)][outcome]
+        if verdict is Verdict.PROBE:
+            verdict = self._probe_further()
+        if verdict is Verdict.STOP:
+            self._stop(now)
+        elif verdict is Verdict.HALVE:
+            size = self._sizes.pop()
+            self._sizes += [size - size // 2, size // 2]
+        elif verdict is Verdict.CONFIRM:
+            self._begin_to_confirm()
+        elif verdict in (Verdict.DONE, Verdict.DROP):
+            first = self._queue[0]
+            self._pop()
+            return first if verdict is Verdict.DROP else None
+        return None
+
+    def found(self, items: Iterable[T], upto: int) -> None:
+        """What was asked to be read: all items up to `upto` that the destination lacks and should still get."""
+        self._queue.extend(items)
+        self._fire(Input.FOUND if self._queue else Input.FOUND_NOTHING)
+        self._found_upto = upto
+        self.acked = max(self.acked, self._queue[0].position - 1 if self._queue else upto)
+
+    def up_to_date(self) -> None:
+        """There is nothing after `acked`: from now on the destination is handed over what is new."""
+        self._fire(Input.UP_TO_DATE)
+        self._is_stale = False
+        self._tried_s = -math.inf
+
+    def stored(self, *, is_durable: bool = True) -> None:
+        """What was asked to be stored is durable, or cannot be: then `holds` goes on standing for it."""
+        self._is_stored, self._is_stale = self._is_stored or is_durable, False
+
+    def forgotten(self) -> None:
+        """The row is gone, or cannot be deleted: then the destination is sent something twice after a restart."""
+        self._is_stored = False
+
+    def broke(self, now: Now) -> None:
+        """The driver could not do what it was asked, for a reason that nobody knows. It counts as an outage."""
+        self._note("unreachable", now)
+        self._stop(now)
+
+    def heard(self) -> None:
+        """The destination has shown itself by other means: it is tried soon."""
+        self.back_off = None
+
+    def spare(self, back_off: BackOff | None) -> None:
+        """Others who ask the destination have found it away: it is left alone at least for as long as they do."""
+        if back_off is not None and (self.back_off is None or self.back_off.retry_after_ms < back_off.retry_after_ms):
+            self.back_off = back_off
+
+    def wake(self, now: Now) -> float:
+        """Returns for how many seconds the destination is still to be left alone; if 0, `next` has something to do."""
+        if self.back_off is None:  # it has shown itself, but is not to be pestered
+            wait_s = max(0.0, self._tried_s + limits.EARLY_RETRY_MS / 1000 - now.steady_s)
+        elif self.back_off.is_over(now.wall_ms):
+            wait_s = 0.0
+        else:
+            wait_s = (self.back_off.retry_after_ms - now.wall_ms) / 1000
+        if not wait_s:
+            self._fire(Input.DUE)
+        return wait_s
+
+    # What follows from it
+
+    def _fire(self, happened: Input) -> None:
+        after = TRANSITIONS[self.state].get(happened)
+        if after is None:
+            raise Unexpected(f"{happened.name} in state {self.state.name}")
+        if after in LAGGING and self.state not in LAGGING:
+            self._is_stale = True
+        if happened is Input.OVERFLOWED and after is State.WAITING:
+            self.acked = self._left_out_at - 1
+        self.state = after
+
+    def _sending(self) -> list[T]:
+        """The items of the next transaction."""
+        if not self._sizes:
+            self._sizes = [self._take(self._queue)]
+        if self._probe:
+            return [self._queue[self._probe]]
+        return list(islice(self._queue, self._sizes[-1]))
+
+    def _attempt(self, now: Now) -> Attempt:
+        """What kind of transaction was the last one."""
+        if self._probe:
+            return Attempt.PROBE
+        if self._confirming:
+            return Attempt.CONFIRM
+        if self._sizes[-1] == 1:
+            return Attempt.SINGLE
+        since_s = self._failing_since_s
+        is_stuck = since_s is not None and now.steady_s - since_s >= limits.POISON_SECONDS
+        return Attempt.STUCK if is_stuck else Attempt.SEVERAL
+
+    def _probe_further(self) -> Verdict:
+        """Chooses the next item to be probed. Each retry begins one item later, until all have had their turn."""
+        self._probe = 2 * (self._probe - self._probed) + self._probed if self._probe else 1 + self._probed
+        if self._probe < self._sizes[-1]:
+            return Verdict.PROBE
+        self._probed = self._probed + 1 if self._probed + 2 < self._sizes[-1] else 0
+        return Verdict.STOP
+
+    def _begin_to_confirm(self) -> None:
+        """The probe is delivered. Those before it are sent one by one, then those after it."""
+        del self._queue[self._probe]
+        after = self._sizes.pop() - self._probe - 1
+        self._sizes += [after] if after else []
+        self._sizes += [1] * self._probe
+        self._confirming, self._probe = self._probe, 0
+
+    def _pop(self) -> None:
+        """The transaction is dealt with."""
+        last = self._queue[0]
+        for _ in range(self._sizes.pop()):
+            last = self._queue.popleft()
+        self._confirming = max(0, self._confirming - 1)
+        if self._queue:
+            self.acked = max(self.acked, self._queue[0].position - 1)
+            return
+        if self.state is State.CATCHING_UP:
+            self.acked = max(self.acked, self._found_upto)
+            self._is_stale = True
+        else:
+            self.acked = max(self.acked, self._left_out_at - 1 if self.state is State.FULL else last.position)
+        self._fire(Input.EMPTIED)
+
+    def _note(self, outcome: Outcome, now: Now) -> None:
+        if outcome in ("taken", "refused"):
+            self.back_off = self._failing_since_s = None
+            self._probed = self._probed if outcome == "refused" else 0
+            return
+        self.back_off = after_failure(self.back_off, self._own, self.destination, now.wall_ms)
+        if outcome == "failed" and self._failing_since_s is None:
+            self._failing_since_s = now.steady_s
+
+    def _stop(self, now: Now) -> None:
+        """The destination lags, and reads again what has waited in memory."""
+        self._fire(Input.STOPPED)
+        self._is_stale = True
+        self._tried_s = now.steady_s
+        self._queue.clear()
+        self._sizes.clear()
+        self._probe = self._confirming = 0

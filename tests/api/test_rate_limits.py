@@ -53,6 +53,12 @@ def test_every_limit_limits_something() -> None:
     assert [name for name in rate_limits_of(all_features()) if used[name] < 2] == []
 
 
+def test_limits_that_are_taken_by_name_are_declared() -> None:
+    source = "".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py"))
+    taken = re.findall(r'(?:limit_requester\([\w.]+, \w+, |rate_limits\.(?:take|require|charge)\()"(\w+)"', source)
+    assert {"initial_sync", "signatures"} <= set(taken) <= rate_limits_of(all_features()).keys()
+
+
 def test_an_unknown_limit_is_found_at_the_start() -> None:
     unknown = Routes()
 

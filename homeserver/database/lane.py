@@ -23,7 +23,7 @@ from typing import TypeVar
 import trio
 
 from homeserver import limits
-from homeserver.database import Database, Transaction
+from homeserver.database import Database, DatabaseDamaged, Transaction
 from homeserver.process.metrics import Metrics
 from homeserver.process.outages import is_outage
 
@@ -84,7 +84,11 @@ class Lane:
             self._parked.popitem(last=False)
         self._metrics.count(PARKED_COUNTER, (("lane", self.name),))
         about = {"lane": self.name, "item": item}
-        _log.error("an item failed repeatedly and is left out from now on", exc_info=error, extra=about)
+        if isinstance(error, DatabaseDamaged):  # a read that met it may have gone on around it, and told nobody
+            self._database.outages.damaged(str(error))
+            _log.error("an item cannot be read and is left out from now on", extra={**about, "reason": str(error)})
+        else:
+            _log.error("an item failed repeatedly and is left out from now on", exc_info=error, extra=about)
 
     async def _try_again(self, part: Sequence[T], fn: Callable[[Sequence[T]], Awaitable[object]], item: str) -> None:
         for attempt in range(1, limits.LANE_TRIES):

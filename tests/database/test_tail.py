@@ -10,7 +10,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from homeserver.database import Database, DatabaseError, DatabaseUnavailable, Transaction
+from homeserver.database import Database, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Transaction
 from homeserver.database.lane import PARKED_COUNTER, Lane, try_each
 from homeserver.database.tail import Tail, find_position, store_position
 from homeserver.process.metrics import Metrics
@@ -246,7 +246,9 @@ def test_positions_that_cannot_be_followed_are_left_out(caplog: pytest.LogCaptur
             assert "ValueError: a bad item among ['item 3']" in [reason for _, _, reason, _ in parked]
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    assert [record.message.partition(":")[0] for record in caplog.records] == ["item parked"] * 3
+    assert [record.message for record in caplog.records] == [
+        "an item failed repeatedly and is left out from now on"
+    ] * 3
 
 
 @pytest.mark.parametrize("failures", [1, 2])
@@ -285,6 +287,18 @@ def test_a_parked_item_is_not_tried_again() -> None:
             tried.clear()
             await lane.work(["good", "bad"], work)
             assert tried == ["good"]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_an_item_that_cannot_be_read_is_reported_as_damage() -> None:
+    """The health check tells of it, although the transaction that met it went on around it."""
+
+    async def main() -> None:
+        async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
+            assert not database.outages.reasons
+            await Lane("l", database, Metrics()).park("a", DatabaseDamaged("The row of a is damaged."))
+            assert database.outages.reasons == {"damage": "The row of a is damaged."}
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 

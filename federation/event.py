@@ -114,7 +114,7 @@ class Event:
 
     @property
     def membership(self) -> str | None:
-        """The membership that an m.room.member event sets; None for any other event or a value that is no string."""
+        """The membership that an m.room.member event sets; None for other events or a value that is not a string."""
         if self.type != "m.room.member":
             return None
         membership = self.content.get("membership")

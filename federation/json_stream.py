@@ -98,7 +98,7 @@ class Splitter:
         self._at = _At.START
         self._is_wrapped = False
         self._buffer = bytearray()
-        # Within the value that is being read: how far it was looked at, and what is open at that point.
+        # Within the value that is being read: how far it was read, and what is open at that point.
         self._looked = 0
         self._depth = 0
         self._in_string = False

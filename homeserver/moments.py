@@ -1,7 +1,7 @@
-"""Moments: wall time that was stored, read by a clock that may have been wrong when it was, or is wrong now.
+"""Moments: stored wall time, which may have been written or may now be read by a wrong clock.
 
-A machine's clock goes forward and back: a flat battery, a wrong time server, a restored snapshot. What is decided by a
-stored moment is decided here, so that, once the clock is right again, nothing takes longer than its usual span:
+A machine's clock may jump forward and back: a flat battery, a wrong time server, a restored snapshot. All decisions
+about stored moments are made here, so that nothing takes longer than its usual span once the clock is right again:
 - `is_recent`: something happened less than a span ago. A moment in the future was noted by a wrong clock, and is not.
 - `is_ahead`: a deadline is still to come. One further ahead than deadlines are ever set was set by a wrong clock, and
   has passed.
@@ -15,20 +15,20 @@ from homeserver.limits import CLOCK_SKEW_MS
 
 
 def is_recent(moment_ms: int, now_ms: int, span_ms: int) -> bool:
-    """Whether the moment is less than `span_ms` ago. Clocks of several nodes may differ a little."""
+    """Returns whether the moment is less than `span_ms` ago. Clocks of several nodes may differ a little."""
     return -CLOCK_SKEW_MS <= now_ms - moment_ms < span_ms
 
 
 def is_ahead(deadline_ms: int, now_ms: int, span_ms_max: int) -> bool:
-    """Whether a deadline, which is set no more than `span_ms_max` ahead, is still to come."""
+    """Returns whether a deadline, which is set at most `span_ms_max` ahead, is still in the future."""
     return now_ms < deadline_ms <= latest(now_ms, span_ms_max)
 
 
 def latest(now_ms: int, span_ms_max: int) -> int:
-    """The latest deadline that a right clock can have set up to now."""
+    """Returns the latest deadline that a correct clock can have set up to now."""
     return now_ms + span_ms_max + CLOCK_SKEW_MS
 
 
 def passed(moment_ms: int, now_ms: int) -> int:
-    """A moment of the past; 0, as if it had never been, for one in the future."""
+    """Returns a moment in the past unchanged. For one in the future returns 0, as if it had never happened."""
     return moment_ms if moment_ms <= now_ms + CLOCK_SKEW_MS else 0

@@ -72,7 +72,7 @@ class QueryPlan:
     identifiers: Identifiers
 
     def decode(self, values: Mapping[str, list[str]]) -> Any:
-        """Returns the Struct for the query. Of a repeated value only lists use more than one. Raises MatrixError."""
+        """Returns the Struct for the query. Ignores repeated values, except in lists. Raises MatrixError."""
         lists = self.lists
         flat = {name: given if name in lists else given[0] for name, given in values.items()}
         return _convert(flat, self.kind, self.identifiers, invalid_param, strict=False)

@@ -14,7 +14,7 @@ from homeserver.errors import bad_json
 
 FILTER_LIST_MAX = 1000  # entries of one list of a filter: each is tried on each event
 TIMELINE_LIMIT_DEFAULT = 10
-TIMELINE_LIMIT_MAX = 1000  # a longer timeline is to be had from /messages
+TIMELINE_LIMIT_MAX = 1000  # a client gets more of the timeline from /messages
 
 # "A server may include more fields than were requested": what the schema of an event requires.
 ALWAYS_SELECTED = ("event_id", "type", "state_key", "sender", "origin_server_ts")
@@ -23,7 +23,7 @@ _Names = list[str] | None
 
 
 class EventFilter(msgspec.Struct, frozen=True):
-    """Types may contain "*"; `None` lets everything pass."""
+    """A filter for events. Types may contain "*"; `None` accepts everything."""
 
     limit: int | None = None
     types: _Names = None
@@ -38,7 +38,7 @@ class EventFilter(msgspec.Struct, frozen=True):
 
 
 class RoomEventFilter(EventFilter, frozen=True):
-    """As EventFilter, and by what only events of rooms have."""
+    """An EventFilter with further conditions that apply only to events of rooms."""
 
     rooms: _Names = None
     not_rooms: list[str] = []
@@ -49,7 +49,7 @@ class RoomEventFilter(EventFilter, frozen=True):
 
 
 class RoomFilter(msgspec.Struct, frozen=True):
-    """For each part of a room's answer."""
+    """The filters for each part of a room's answer."""
 
     rooms: _Names = None
     not_rooms: list[str] = []
@@ -61,7 +61,7 @@ class RoomFilter(msgspec.Struct, frozen=True):
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """A whole filter, as POST /filter takes it."""
+    """A complete filter, as sent to POST /filter."""
 
     event_fields: _Names = None
     event_format: Literal["client", "federation"] = "client"
@@ -74,7 +74,7 @@ EVERYTHING = Filter()
 
 
 def parse_filter(value: Any) -> Filter:
-    """The filter of decoded JSON. MatrixError 400 M_BAD_JSON."""
+    """Returns the filter for decoded JSON. Raises MatrixError 400 M_BAD_JSON."""
     try:
         return msgspec.convert(value, Filter)
     except msgspec.ValidationError as error:
@@ -82,7 +82,7 @@ def parse_filter(value: Any) -> Filter:
 
 
 def parse_room_event_filter(text: str | None) -> RoomEventFilter:
-    """The `filter` parameter of /messages and /context: JSON in a string. MatrixError 400."""
+    """Returns the `filter` parameter of /messages and /context, which is JSON in a string. Raises MatrixError 400."""
     if not text:
         return RoomEventFilter()
     try:
@@ -92,12 +92,12 @@ def parse_room_event_filter(text: str | None) -> RoomEventFilter:
 
 
 def timeline_limit(wanted: int | None) -> int:
-    """How many events a timeline may have."""
+    """Returns the largest number of events for a timeline."""
     return TIMELINE_LIMIT_DEFAULT if wanted is None else max(0, min(wanted, TIMELINE_LIMIT_MAX))
 
 
 def wants(filter_: EventFilter, event_type: str, sender: str | None) -> bool:
-    """Whether an event of that type and sender (None: it has none) passes."""
+    """Returns whether the filter accepts an event of that type and sender (None: it has no sender)."""
     if filter_.types is not None and not _matches(filter_.types, event_type):
         return False
     if filter_.not_types and _matches(filter_.not_types, event_type):
@@ -110,14 +110,14 @@ def wants(filter_: EventFilter, event_type: str, sender: str | None) -> bool:
 
 
 def wants_room(filter_: RoomEventFilter | RoomFilter, room_id: str) -> bool:
-    """Whether anything of that room passes."""
+    """Returns whether the filter accepts events of that room."""
     return (filter_.rooms is None or room_id in filter_.rooms) and room_id not in filter_.not_rooms
 
 
 def select_fields(event: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """The event with only the wanted fields, and those that every event has to have.
+    """Returns the event with only the wanted fields and those that every event must have.
 
-    They are dotted paths, where "\\." stands for a dot in a key.
+    `fields` are dotted paths, in which "\\." stands for a dot in a key.
     """
     if fields is None:
         return event

@@ -15,80 +15,80 @@ class Share(NamedTuple):
     total: int
 
 
-# The pool has 512 connections. What people wait for has no limit of its own: these leave it 64 at the least, and more
-# than half in practice. A tenth of the pool for one peer: a busy peer whose events lead to many dead servers.
+# The pool has 512 connections. Requests that people wait for have no limit of their own: at least 64 are left for them,
+# in practice more than half. One peer gets a tenth of the pool, enough if its events lead to many dead servers.
 CONNECTION_SHARES: Mapping[str, Share] = {
     "delivery": Share(256, 256),  # one for each destination; dead ones hold theirs for ten seconds
     "peer": Share(50, 128),
     "stranger": Share(16, 64),  # a household of servers that start at the same time
 }
-# What waits for the share of one address: more would be answered after its sender has given up.
+# Requests that wait for one address's share. More would be answered only after the sender has given up.
 STRANGERS_WAITING_MAX = 16
-# During a back-off, one request of such a cause is tried each time that this has passed: it costs one connection.
-# Anyone can make us ask a server for its keys, so that is done more seldom.
+# During a back-off, one request with such a cause is tried at this interval. It costs one connection. Strangers can
+# make us ask any server for its keys, so theirs are tried less often.
 EARLY_ATTEMPT_MS: Mapping[str, int] = {"person": 3_000, "stranger": 10_000}
 
 
 class Hedge(NamedTuple):
-    """After how long the next server is asked beside one that has not answered, and when all are given up."""
+    """When the next server is asked in parallel to one that has not answered, and when all are given up."""
 
     stagger_s: float
     timeout_s: float
 
 
-# A person who pages back sees an empty page meanwhile. In the background a busy server gets the time that it needs.
+# Someone scrolling back sees an empty page meanwhile. Background requests give a busy server the time it needs.
 HEDGES: Mapping[str, Hedge] = {"person": Hedge(3.0, 20.0), "peer": Hedge(20.0, 120.0)}
 
 # Answers
 
-# Of larger answers, each element: an event of 64 KiB, with escapes and `unsigned`.
+# The size of each element of a large answer: an event of 64 KiB, with escapes and `unsigned`.
 ANSWER_ELEMENT_BYTES_MAX = 256 * 1024
-# Values in one element, or in an answer that is decoded as a whole: some 100 bytes each. `bodies.count_nodes` counts
-# them by characters, also those in texts: an event of 64 KiB, with what it is wrapped in, cannot have more.
+# Values in one element, or in an answer that is decoded as a whole: about 100 bytes each. `bodies.count_nodes` counts
+# characters, also those within strings. An event of 64 KiB, including its wrapping, cannot have more.
 ANSWER_NODES_MAX = 70_000
-# Elements that are not what they should be. If there are more of them than good ones, the rest is not read.
+# Invalid elements. If there are more of them than good ones, the rest is not read.
 ANSWER_JUNK_MAX = 1_000
 ANSWER_JUNK_BYTES_MAX = 8 << 20
-# A server that says nothing for so long in the middle of an answer has gone away.
+# A server that is silent for this long in the middle of an answer is gone.
 ANSWER_IDLE_S = 30.0
-# Of a list of events, what is read at a time: decoded it is up to thirty times as large. 100 events have 100 KB.
+# How much of a list of events is read at a time. Decoded it is up to thirty times as large. 100 events have 100 KB.
 LISTED_EVENTS_BYTES_MAX = 2 << 20
-# Events in a state or an auth chain of a peer, at 500 bytes of memory each. The largest rooms have some 200,000.
+# Events in a state or an auth chain from a peer, at 500 bytes of memory each. The largest rooms have about 200,000.
 STATE_EVENTS_MAX = 300_000
-# Keys that these are signed with: the largest rooms have users of some 20,000 servers.
+# The keys that these are signed with. The largest rooms have users of about 20,000 servers.
 STATE_KEYS_MAX = 50_000
-# How long we wait for them: many of these servers are gone.
+# How long we wait for these keys. Many of the servers no longer exist.
 KEYS_TIMEOUT_S = 60.0
-# Outliers whose signatures are checked in one go on a thread: some 50 ms, which is how late it can be cancelled.
+# Outliers whose signatures are checked together on a thread: about 50 ms, which delays cancelling by as much.
 OUTLIERS_CHECKED_AT_ONCE = 200
-# Of the unknown events that an event follows on, how many are asked about where its own state is not told.
+# How many of an event's unknown prev_events we request if we did not get its own state.
 GAP_PREV_EVENTS_ASKED_MAX = 2
-# Rooms whose past is fetched at once: each may take a state into memory.
+# Rooms whose history is fetched in parallel. Each may load a state into memory.
 BACKFILLS_AT_ONCE_MAX = 10
-# How long a page of history waits for what other servers have; fetching goes on, for when it is asked for again.
+# How long a page of history waits for other servers. Fetching continues, for the next request of the page.
 BACKFILL_WAIT_S = 20.0
 
 # PDUs that were sent to us
 
-# Values in the PDUs of a large transaction that are decoded at once, in the measure of ANSWER_NODES_MAX: 50 usual
-# events have 5,000, one of the densest 44,000.
+# Values in the PDUs of a large transaction that are decoded at once, counted as for ANSWER_NODES_MAX. 50 usual events
+# have 5,000, one of the densest 44,000.
 PDUS_NODES_AT_ONCE = 100_000
-# A longer PDU or EDU is decoded on a thread: the densest of this size takes a millisecond.
+# A longer PDU or EDU is decoded on a thread. The densest of this size takes a millisecond.
 PART_BYTES_INLINE_MAX = 8 * 1024
 
 # Events that wait for what they lack
 
-# How long a transaction waits for its gaps to be closed: an answer that tells of them is worth that, and no more, since
-# whatever else its origin has to say waits too.
+# How long a transaction waits until its gaps are closed. It is worth waiting so that the answer can report on them, but
+# not longer, because everything else from its origin waits too.
 GAP_WAIT_S = 1.5
-# Events that wait for what they lack, of one room and of all, at 64 KiB each: the newest lead back to the others.
+# Events waiting for missing ancestors, per room and in total, at 64 KiB each. The newest lead back to the others.
 PARKED_PER_ROOM_MAX = 100
 PARKED_MAX = 5_000
-# When they are tried again, doubling, and for how long: a server that is away for a day has lost its place anyway.
+# When they are tried again, doubling, and for how long. A server that is away for a day has to catch up anyway.
 PARKED_RETRY_MS = 30_000
 PARKED_RETRY_MS_MAX = 60 * 60 * 1000
 PARKED_MS_MAX = 24 * 60 * 60 * 1000
 # How often we sweep for those that are due.
 PARKED_SWEEP_S = 30.0
-# Servers whose return rooms wait for.
+# Servers whose return some room waits for.
 SERVERS_EXPECTED_MAX = 1_000

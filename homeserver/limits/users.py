@@ -1,33 +1,33 @@
-"""The limits of what is kept of a user, each with its reason. Units are in the names."""
+"""The limits of data stored for a user, each with its reason. Units are in the names."""
 
 from __future__ import annotations
 
 # Account data, filters
 
-# Account data of one user: secret storage and each room have some types; clients have no reason for more.
+# Types of account data per user. Secret storage and each room need a few; clients have no reason for more.
 ACCOUNT_DATA_TYPES_MAX = 20_000
-# All of it is in each first sync, in memory some times over. Real accounts have some 100 KiB.
+# All of it is in each first sync, several times in memory. Real accounts have about 100 KiB.
 ACCOUNT_DATA_BYTES_MAX = 16 << 20
-# It is part of a path and of an index, as other types are.
+# It is part of a path and of an index, like other types.
 ACCOUNT_DATA_TYPE_BYTES_MAX = 255
 
 # Spec: client-server-api/#room-tagging
 TAG_BYTES_MAX = 255
 
-# They are all in one event that is sent whole at each change.
+# All tags are in one event, which is sent as a whole at each change.
 TAGS_PER_ROOM_MAX = 200
-# "order", and what a client adds of its own.
+# The "order", and properties that clients add.
 TAG_CONTENT_BYTES_MAX = 1_024
 
-# A filter is read for every sync; the largest that clients send are a few KiB of room ids.
+# A filter is read for every sync. The largest that clients send have a few KiB of room IDs.
 FILTER_BYTES_MAX = 64 * 1024
 
-# A client stores the same one or two again and again, which costs no row. The oldest go first.
+# Clients store the same few again and again, which takes no row. The oldest are dropped first.
 FILTERS_PER_USER_MAX = 200
 
 # Push rules
 
-# One for each room or person that somebody does not want to hear of, and some keywords. All are told at each change.
+# One for each muted room or person, and some keywords. All are sent at each change.
 PUSH_RULES_MAX = 1_000
 PUSH_RULE_BYTES_MAX = 4 * 1024
 
@@ -36,15 +36,15 @@ PUSH_RULE_ID_BYTES_MAX = 255
 
 # Receipts
 
-# Threads of a room in which one user's receipts are kept: everyone in the room is told of them in each first sync.
+# Threads per room with receipts of one user. All members of the room get them in each first sync.
 RECEIPT_THREADS_MAX = 100
 
 # Lazy loading
 
-# Rooms of devices of which it is remembered who was told: 60 MB where each has as many members as are remembered, and
-# mostly a tenth of that. What is forgotten is told again.
+# Rooms per device for which we remember which members the device knows: 60 MB if each has the maximum number, and
+# usually a tenth of that. Forgotten members are sent again.
 LAZY_ROOMS_REMEMBERED_MAX = 10_000
-# Those who have spoken last: a client shows some screens of a timeline.
+# The most recent senders. A client shows a few screens of a timeline.
 LAZY_MEMBERS_PER_ROOM_MAX = 50
 
 # Profiles, presence
@@ -53,26 +53,26 @@ LAZY_MEMBERS_PER_ROOM_MAX = 50
 PROFILE_BYTES_MAX = 64 * 1024
 PROFILE_KEY_BYTES_MAX = 255
 
-# It is in the member event of each room, and on the screen of everyone there.
+# It is in the member event of each room, and everyone there sees it.
 DISPLAYNAME_CHARACTERS_MAX = 256
 AVATAR_URL_CHARACTERS_MAX = 1_000
 
-# Each is a member event with its signature, about a millisecond: others wait for the writer no longer than that.
+# Each is a member event with its signature, about a millisecond, for which other writes wait.
 PROFILE_ROOMS_PER_WRITE = 20
 
 # It is sent to everyone who shares a room at each change of presence.
 STATUS_MESSAGE_BYTES_MAX = 2_048
 
-# Presence that has not changed is written again this often, so that a crash of the server loses no more.
+# How often unchanged presence is written again. A crash of the server loses no more than this.
 PRESENCE_WRITE_INTERVAL_MS = 60 * 1000
 
 # How often we sweep for silent users: a fraction of presence.online_timeout_s.
 PRESENCE_SWEEP_INTERVAL_S = 15
 
-# Someone whose last activity is not longer ago is "currently active" (spec: client-server-api/#last-active-ago).
+# A user whose last activity is at most this long ago is "currently active" (client-server-api/#last-active-ago).
 CURRENTLY_ACTIVE_MS = 60 * 1000
 
-# Presence that does not change is told to other servers again, because Synapse takes a silent server's users for
-# offline after 30 minutes; we wait for twice as long.
+# Unchanged presence is sent to other servers again, because Synapse considers a silent server's users offline after
+# 30 minutes. We wait for twice as long.
 PRESENCE_REPEAT_MS = 25 * 60 * 1000
 PRESENCE_REMOTE_TIMEOUT_MS = 60 * 60 * 1000

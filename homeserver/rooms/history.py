@@ -1,11 +1,11 @@
-"""Reading a room's timeline for a user: what `/sync`, `/messages` and `/context` have in common.
+"""Reads a room's timeline for a user, on behalf of `/sync`, `/messages` and `/context`.
 
 Theory of operation. `read_page` reads from one point of the timeline towards another, in batches, and keeps the events
 that the user may see and that the filter wants. It stops at the first of:
 
 - the limit: one event more than the limit was found, so there certainly are more;
-- the cap on work: a filter that lets little pass may look at SCAN_FACTOR times as many events as were asked for. There
-  may be more, unless the types of what is left (cheap to read) show that the filter lets none of it pass;
+- the cap on work: with a selective filter at most SCAN_FACTOR times the requested number of events are read. There may
+  be more, unless the types of the remaining events (cheap to read) show that the filter rejects all of them;
 - a gap, when reading backwards: other servers have events between this point and the next older event that we have. The
   page ends there, so that a client that goes on from `end` makes us fetch them;
 - the point `to`: there are no more.
@@ -27,13 +27,13 @@ from homeserver.rooms.storage import StoredEvent
 from homeserver.rooms.timeline import find_types, list_backwards, list_forwards
 from homeserver.rooms.visibility import filter_visible
 
-SCAN_FACTOR = 10  # a filter that lets little pass may cost this many times the events that are asked for
-TYPES_SCANNED_MAX = 2_000  # events whose types alone are looked at, some milliseconds of work
+SCAN_FACTOR = 10  # with a selective filter this many times the requested events may be read
+TYPES_SCANNED_MAX = 2_000  # events of which only the types are read: some milliseconds of work
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A user who reads a room. `ignored`: users of whom only state events are shown."""
+    """A user who reads a room. `ignored`: users whose events are hidden, except state events."""
 
     user_id: str
     room_id: RoomID
@@ -41,12 +41,12 @@ class Reader:
     ignored: frozenset[str] = frozenset()
 
     def is_shown(self, event: StoredEvent) -> bool:
-        """Whether an event that the user may see is shown: the filter wants it, and its sender is not ignored."""
+        """Returns whether to show a visible event: the filter accepts it, and its sender is not ignored."""
         return (event.is_state or event.sender not in self.ignored) and wants_event(self.filter, event)
 
 
 class Page(NamedTuple):
-    """Events in the order of reading. `start`: the point before the first event looked at; `end`: where to read on.
+    """Events in the order of reading. `start`: the point before the first event read; `end`: where to continue.
 
     more: whether there are more events beyond `end`, or may be. at_gap: the page ends where other servers have more.
     """
@@ -59,7 +59,7 @@ class Page(NamedTuple):
 
 
 def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, *, forwards: bool = False) -> Page:
-    """At most `limit` events between two points of the timeline: `to` < `point`, or `point` < `to` if `forwards`."""
+    """Reads at most `limit` events between two points of the timeline: `to` < `point`, or vice versa if `forwards`."""
     filter_, room_id = reader.filter, reader.room_id
     if filter_.types == [] or not wants_room(filter_, room_id):
         return Page([], point, point, more=False)
@@ -100,20 +100,20 @@ def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, 
 
 
 def wants_event(filter_: RoomEventFilter, event: StoredEvent) -> bool:
-    """Whether the filter lets an event of a room pass."""
+    """Returns whether the filter accepts an event of a room."""
     if not (wants_room(filter_, event.room_id) and wants(filter_, event.type, event.sender)):
         return False
     return filter_.contains_url is None or ("url" in event.content) == filter_.contains_url
 
 
 def point_beside(event: StoredEvent, *, is_after: bool) -> int:
-    """The point of the timeline just after or just before an event."""
+    """Returns the point of the timeline just after or just before an event."""
     assert event.ordering is not None
     return event.ordering if is_after else event.ordering - 1
 
 
 def _is_hidden(tx: Transaction, filter_: RoomEventFilter, room_id: RoomID, since_point: int, upto_point: int) -> bool:
-    """Whether the filter certainly lets nothing pass of what lies between two points."""
+    """Returns whether the filter certainly rejects all events between two points."""
     if filter_.types is None and not filter_.not_types:
         return False
     types = find_types(tx, room_id, since_point, upto_point, TYPES_SCANNED_MAX)

@@ -105,7 +105,7 @@ async def two_servers(
 
 
 def run(test: Callable[[], Awaitable[T]], *, instruments: Sequence[Instrument] = ()) -> T:
-    """As `trio.run`, under a clock that jumps to the next deadline whenever there is nothing to do.
+    """Does the same as `trio.run`, under a clock that jumps to the next deadline whenever nothing is left to do.
 
     `await trio.sleep(3600)` takes no time. The servers' time of day follows.
     """

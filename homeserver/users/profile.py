@@ -1,6 +1,6 @@
-"""Profiles: what users say of themselves, as it is stored. Spec: client-server-api/#profiles
+"""Stored profiles: names, pictures and other fields that users publish. Spec: client-server-api/#profiles
 
-`member_profile` is for whoever makes member events. That rooms are still to be told of a change is stored with it.
+Code that builds member events uses `member_profile`. A change is stored together with the note that rooms must be told.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 
-# profile_updates: users whose rooms have not all been told of their profile yet.
+# profile_updates: users whose rooms do not all have their new profile yet.
 SCHEMA = Schema(
     "profile",
     (
@@ -33,11 +33,11 @@ SCHEMA = Schema(
 )
 
 MEMBER_FIELDS = ("displayname", "avatar_url")
-"""Those that member events repeat."""
+"""The fields that are copied to member events."""
 
 
 def member_profile(tx: Transaction, user_id: UserID) -> JsonObject:
-    """What a member event of the user repeats: displayname and avatar_url, those that are set."""
+    """Returns the fields for a member event of the user: displayname and avatar_url, as far as they are set."""
     rows = tx.all(
         "SELECT field, value FROM profiles WHERE user_nid = ? AND field IN ('displayname', 'avatar_url')",
         tx.find(user_id),
@@ -46,7 +46,7 @@ def member_profile(tx: Transaction, user_id: UserID) -> JsonObject:
 
 
 def find_profile(tx: Transaction, user_id: UserID, field: str | None = None) -> JsonObject:
-    """The profile of a user of this server, or just one field of it; empty if it is not set, or nobody's."""
+    """Returns the profile of a local user, or just one field of it; empty if it is not set or there is no such user."""
     nid = tx.find(user_id)
     if field is None:
         rows = tx.all("SELECT field, value FROM profiles WHERE user_nid = ? ORDER BY field", nid)
@@ -56,7 +56,7 @@ def find_profile(tx: Transaction, user_id: UserID, field: str | None = None) -> 
 
 
 def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | None) -> bool:
-    """Sets a field to JSON, or removes it. False where nothing changes. Raises M_PROFILE_TOO_LARGE."""
+    """Sets a field to JSON, or removes it. Returns False if nothing changes. Raises M_PROFILE_TOO_LARGE."""
     nid = tx.intern(user_id)
     row = tx.one("SELECT value FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
     if (None if row is None else bytes(row[0])) == value:
@@ -79,22 +79,22 @@ def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | Non
 
 
 def forget_profile(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """The whole profile, which nobody can ask for any more. Rooms keep what they were told."""
+    """Deletes the whole profile, which nobody can request any more. Rooms keep their member events."""
     tx.run("DELETE FROM profiles WHERE user_nid = ?", tx.find(user_id))
     end_update(tx, user_id)
     return False
 
 
 def begin_update(tx: Transaction, user_id: UserID) -> None:
-    """Notes that the user's rooms are to be told of the profile."""
+    """Notes that the user's rooms must get new member events."""
     tx.run("INSERT INTO profile_updates (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
 
 
 def end_update(tx: Transaction, user_id: UserID) -> None:
-    """Notes that all rooms have been told."""
+    """Notes that all of the user's rooms have the new member events."""
     tx.run("DELETE FROM profile_updates WHERE user_nid = ?", tx.find(user_id))
 
 
 def list_unfinished(tx: Transaction) -> list[UserID]:
-    """Whose rooms have not all been told."""
+    """Returns the users whose rooms do not all have the new member events yet."""
     return [UserID(name) for name in tx.names(tx.values("SELECT user_nid FROM profile_updates")).values()]

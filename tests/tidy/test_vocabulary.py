@@ -1,0 +1,371 @@
+"""How the code speaks: plain English in comments and docstrings, and one vocabulary for functions that run SQL."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+
+import pytest
+
+from tests.tidy.source import PACKAGES, ROOT, Source, python_files, source_of
+
+# Folders and files whose prose has not been revised yet. This list only shrinks: remove an entry once it is clean.
+NOT_YET_PLAIN = (
+    "homeserver/api/routes.py",
+    "homeserver/asyncio_adapter.py",
+    "homeserver/asyncio_bridge.py",
+    "homeserver/authenticate.py",
+    "homeserver/blobs.py",
+    "homeserver/calls.py",
+    "homeserver/cli/",
+    "homeserver/client.py",
+    "homeserver/feature.py",
+    "homeserver/features/",
+    "homeserver/pages/",
+    "homeserver/remote/",
+    "homeserver/server.py",
+    "homeserver/sync/",
+)
+
+# Turns of phrase that nobody uses outside of this project, each with what to write instead.
+BANNED = {
+    r"\b(?:for|to|by|from|with|but|than) who(?:ever)?\b": 'name the person or program: "for the requester"',
+    r"(?:^|[.:;] )(?:Who|Whom|Whose) (?!is\b|may\b|can\b)[^?.]*[.]": 'name the person: "A user who …"',
+    r"\b(?:of|in|to|by) whom it\b": "name the person or server",
+    r"\bwhat (?:it|they) names?\b": '"the events that it cites"',
+    r"(?:^|[.:;] )(?:Those|That) of (?:the|a|an|which|whom)\b": "repeat the noun",
+    r"\bwhere there (?:is|are|was|were) none\b": '"if there is none"',
+    r"\bso that none\b": '"so that no …"',
+    r"\bnor (?:is|are|was|has|have|does|do|did|can|may)\b": "begin a new sentence",
+    r"\blest\b": '"so that … not"',
+    r"\bwhatever (?:came|comes) when\b": "say which",
+    r"\b(?:is|are|was) (?:not )?looked (?:for|at)\b": '"we search for …", "… is checked"',
+    r"\b(?:has|have|had) not (?:the|a|an)\b": '"lacks the …", "does not have a …"',
+    r"\b(?:has|have) it not\b": '"does not have it"',
+    r"(?<!here )\b(?:is|are) no (?!longer\b|more\b|less\b|different\b)": '"is not a …"',
+    r"\bfor (?:the|a) \w+(?:'s)? to (?:know|see|say)\b": '"the caller must make sure that …"',
+    r"\b(?:to be had|may heap|heap up)\b": '"available", "accumulate"',
+    r"\b[Tt]hat many (?:\w+ )?(?:nobody|no one)\b": '"too many … in one request"',
+    r"\bmend(?:s|ed|ing)?\b": '"fix", "repair"',
+    r"\bwho asks\b": '"the requester"',
+    r"\b(?:None|True|False|Error \d*|MatrixError \d+(?: M_\w+)?) where\b": '"if" or "unless"',
+    r"(?:^|[.:;] )(?:MatrixError \d|[A-Z]\w+(?:Error|Damaged|Unavailable) (?:if|unless|where)\b)": '"Raises …"',
+    r"(?:^|[.:;] )Of (?!course\b)": "begin with the subject",
+    r"\b(?:is|are|was|were|be) told (?:of|so|anew|what)\b": '"gets", "is notified of", "sees"',
+    r"\bfor so long\b": '"for this long"',
+    r"; answers (?:the|its|a|which|what|whether|how)\b": '"Returns …"',
+    r"\bseldom(?:er)?\b(?! any\b)": '"rarely"',
+}
+
+# How a function's docstring begins: with a verb in the third person, or with the noun that names the value.
+BAD_BEGINNING = re.compile(r"(?:What|Who|Whom|Whose|Those|That|As `|Whether|How (?:many|long|far)|Where|Why|Which)\b")
+
+# The first word of the name of every function whose own body runs SQL.
+READING_VERBS = {
+    "find": "returns the row's value, or None",
+    "get": "returns it, or raises if it is not there",
+    "list": "returns all that there are",
+    "count": "returns a number",
+    "is": "returns a bool",
+    "has": "returns a bool",
+    "check": "returns nothing, or raises MatrixError",
+}
+WRITING_VERBS = {
+    "store": "inserts or replaces",
+    "insert": "inserts; the row must be new",
+    "replace": "updates; the row must be there",
+    "create": "inserts what a person asked for; raises if it is there already",
+    "delete": "deletes",
+    "forget": "deletes what is kept of a user or a room, or a part of it",
+    "note": "records something that happened",
+    "set": "updates one column",
+}
+# Names that say more than a verb of storage could: steps of a protocol or of a state machine, and handlers.
+# This list only shrinks.
+OTHER_NAMES = frozenset(
+    {
+        "_count",
+        "_deactivate",
+        "_free_place",
+        "_given_state",
+        "_list_due",
+        "_load",
+        "_make_place",
+        "_make_room",
+        "_nodes",
+        "_park",
+        "_positions_to_send",
+        "_postpone",
+        "_refresh",
+        "_rooms_changed",
+        "_rooms_with_typists",
+        "_rows_to_send",
+        "_server_of_inviter",
+        "_take_children",
+        "_top_priority",
+        "_touch",
+        "_typists",
+        "_withhold",
+        "apply",
+        "apply_pending",
+        "apply_redaction",
+        "begin_update",
+        "change_rule",
+        "complete_stage",
+        "deactivate_user",
+        "end_update",
+        "erase_sender",
+        "event_ids_at",
+        "evict_remote",
+        "exists",
+        "finish_authentication",
+        "hide_room",
+        "issue_tokens",
+        "joined_at",
+        "joined_servers",
+        "leave_outside",
+        "measure_pending",
+        "member_profile",
+        "place_in_timeline",
+        "put_off",
+        "read_identity",
+        "refresh_tokens",
+        "release_blob",
+        "rename_device",
+        "revoke_replaced_tokens",
+        "show_device",
+        "state_with",
+        "sweep",
+        "undo_join",
+        "use_token_of",
+        "without_withheld",
+    }
+)
+
+# Functions that may return None although they are called get_…: this list only shrinks.
+GET_OR_NONE = frozenset(
+    {
+        "get_blob_key",
+        "get_image",
+        "get_media",
+        "get_membership",
+        "get_pending",
+        "get_requester",
+        "get_room_membership",
+        "get_stored",
+        "get_thumbnail",
+        "get_uploader",
+        "get_user",
+    }
+)
+
+# Files whose logic is an algorithm, a protocol or a state machine. Each begins with its theory of operation.
+THEORY = (
+    "federation/auth_chains.py",
+    "federation/auth_rules.py",
+    "federation/discovery.py",
+    "federation/json_stream.py",
+    "federation/pdu_checks.py",
+    "federation/state_resolution.py",
+    "homeserver/api/bodies.py",
+    "homeserver/database/database.py",
+    "homeserver/database/generations.py",
+    "homeserver/database/lane.py",
+    "homeserver/database/postgres.py",
+    "homeserver/database/sqlite.py",
+    "homeserver/database/stream.py",
+    "homeserver/http/connection.py",
+    "homeserver/http/http1.py",
+    "homeserver/http/http2.py",
+    "homeserver/process/budgets.py",
+    "homeserver/process/outages.py",
+    "homeserver/process/peers.py",
+    "homeserver/remote/gaps.py",
+    "homeserver/remote/identity.py",
+    "homeserver/remote/leaves.py",
+    "homeserver/rooms/append.py",
+    "homeserver/rooms/history.py",
+    "homeserver/rooms/receive.py",
+    "homeserver/rooms/resolve.py",
+    "homeserver/rooms/state_tree.py",
+    "homeserver/sync/engine.py",
+    "homeserver/users/presence.py",
+    "homeserver/users/user_interactive.py",
+)
+# The same kind of file, without its theory. This list only shrinks.
+THEORY_MISSING = frozenset(
+    {
+        "homeserver/authenticate.py",
+        "homeserver/remote/destinations.py",
+        "homeserver/remote/fetching.py",
+        "homeserver/remote/inbound.py",
+        "homeserver/remote/inviting.py",
+        "homeserver/remote/joining.py",
+        "homeserver/remote/keys.py",
+        "homeserver/remote/outbound.py",
+    }
+)
+
+
+def paragraphs(source: Source) -> Iterator[tuple[int, str]]:
+    """Line and text of every docstring and every block of comments, on one line each."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, " ".join(node.value.value.split())
+    block: list[str] = []
+    begin = last = 0
+    for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        is_whole_line = token.line.strip() == token.string
+        if block and (not is_whole_line or token.start[0] != last + 1):
+            yield begin, " ".join(block)
+            block = []
+        if not block:
+            begin = token.start[0]
+        block.append(token.string.lstrip("# "))
+        last = token.start[0]
+    if block:
+        yield begin, " ".join(block)
+
+
+def is_plain(source: Source) -> bool:
+    """Returns whether the file's prose must be plain English already."""
+    return not source.name.startswith(NOT_YET_PLAIN)
+
+
+PLAIN = [source for source in python_files(*PACKAGES) if is_plain(source)]
+
+
+def complaints_about(text: str) -> list[str]:
+    """Returns what a reviewer would say about a paragraph. Quotations and code in it are not read."""
+    prose = re.sub(r"\"[^\"]*\"|`[^`]*`", "…", text)
+    return [
+        f"{match.group()!r}: write {instead}"
+        for pattern, instead in BANNED.items()
+        for match in re.finditer(pattern, prose)
+    ]
+
+
+def complaints(source: Source) -> list[str]:
+    """Returns what a reviewer would say about the prose of a file."""
+    return [
+        f"{source.name}:{line}: {complaint}"
+        for line, text in paragraphs(source)
+        for complaint in complaints_about(text)
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "for who is suspended, unless they take back what they have said themselves",
+        "The aliases that the event has already. MatrixError 403 who may not.",
+        "may heap up such events on one another for ever",
+        "How often it is looked for who has gone silent",
+        "The event is no invite.",
+        "That many devices nobody has.",
+        "The membership; None where there is none.",
+        "Of a larger one None is handed out.",
+        "Neither the port nor is case considered.",
+    ],
+)
+def test_the_dialect_is_found(text: str) -> None:
+    assert complaints_about(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Raises 403 if the requester is suspended, unless they are redacting their own event.",
+        "Returns the event's current aliases. Raises MatrixError 403 if the user may not change them.",
+        "plus the target's server, if the event kicks or bans",
+        "a banned server could chain these indefinitely",
+        "How often we sweep for silent users",
+        "Too many devices in one request. There is no session for users who have logged out.",
+        "Returns the back-off state, None if there is none. It is no longer needed.",
+        "Says who may read the room, and which of the users that are online see it.",
+    ],
+)
+def test_good_english_is_left_alone(text: str) -> None:
+    assert complaints_about(text) == []
+
+
+def test_prose_is_plain_english() -> None:
+    found = [complaint for source in PLAIN for complaint in complaints(source)]
+    assert not found, "\n".join(found)
+
+
+def test_docstrings_of_functions_say_what_the_function_does() -> None:
+    found = [
+        f"{source.name}:{node.lineno} {node.name}: {docstring.splitlines()[0]}"
+        for source in PLAIN
+        for node in ast.walk(source.tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and not any(ast.unparse(each).endswith("property") for each in node.decorator_list)
+        and (docstring := ast.get_docstring(node))
+        and BAD_BEGINNING.match(docstring)
+    ]
+    assert not found, "\n".join(found)
+
+
+def sql_functions(source: Source) -> Iterator[tuple[ast.FunctionDef, bool]]:
+    """The functions of a module that run SQL on the transaction they are given, and whether they write."""
+    for node in source.tree.body:
+        if isinstance(node, ast.FunctionDef) and node.args.args and node.args.args[0].arg == "tx":
+            called = {
+                call.func.attr
+                for call in ast.walk(node)
+                if isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Attribute)
+                and isinstance(call.func.value, ast.Name)
+                and call.func.value.id == "tx"
+            }
+            if called & {"one", "all", "values", "all_in", "run", "many"}:
+                yield node, bool(called & {"run", "many"})
+
+
+SQL_FUNCTIONS = [
+    (source, node, writes) for source in python_files("homeserver") for node, writes in sql_functions(source)
+]
+
+
+def test_functions_that_run_sql_share_a_few_verbs() -> None:
+    found = []
+    for source, node, writes in SQL_FUNCTIONS:
+        verb = node.name.lstrip("_").partition("_")[0]
+        allowed = WRITING_VERBS if writes else {**READING_VERBS, **WRITING_VERBS}
+        if verb not in allowed and node.name not in OTHER_NAMES:
+            found.append(f"{source.name}:{node.lineno} {node.name} {'writes' if writes else 'reads'}")
+    assert not found, "\n".join(found)
+
+
+def test_get_raises_and_find_may_answer_none() -> None:
+    found = {
+        node.name
+        for _, node, _ in SQL_FUNCTIONS
+        if node.name.lstrip("_").startswith("get_") and node.returns is not None and "None" in ast.unparse(node.returns)
+    }
+    assert found <= GET_OR_NONE, "A get_… raises if there is nothing; call it find_… if it may return None"
+
+
+def test_what_is_not_yet_plain_exists() -> None:
+    names = {source.name for source in python_files(*PACKAGES)}
+    assert [each for each in NOT_YET_PLAIN if not any(name.startswith(each) for name in names)] == []
+
+
+def has_theory(name: str) -> bool:
+    """Returns whether a file's docstring has its theory of operation."""
+    return "theory of operation" in (ast.get_docstring(source_of(ROOT / name).tree) or "").lower()
+
+
+@pytest.mark.parametrize("name", THEORY)
+def test_algorithms_begin_with_their_theory_of_operation(name: str) -> None:
+    assert has_theory(name)
+
+
+def test_a_file_that_has_its_theory_is_no_longer_listed_as_missing_it() -> None:
+    assert {name for name in THEORY_MISSING if has_theory(name)} == set()

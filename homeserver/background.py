@@ -52,7 +52,7 @@ async def _follow(follower: Follower, hs: Resources) -> None:
 
 
 async def _run_worklist(worklist: Worklist, hs: Resources) -> None:
-    """Does the work that is listed, and waits for more. Of several nodes one does at a time."""
+    """Does the listed work, and waits for more. Only one node at a time does it."""
     lane = Lane(worklist.name, hs.database, hs.metrics)
 
     async def finish(items: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a server may do with a room of ours. Spec: server-server-api/#server-access-control-lists-acls"""
+"""What another server may do in a room of ours. Spec: server-server-api/#server-access-control-lists-acls"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ACLS_CACHED_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class RoomAccess:
-    """A room as a PDU of `origin` meets it. `is_resident`: this server is in the room; `has_origin`: the origin is."""
+    """A room as seen by a PDU from `origin`. `is_resident`: this server is in the room; `has_origin`: `origin` is."""
 
     version: RoomVersion
     is_resident: bool
@@ -31,7 +31,7 @@ class RoomAccess:
 
 
 def find_access(tx: Transaction, own: ServerName, room_id: RoomID, origin: ServerName) -> RoomAccess | None:
-    """None for a room of which this server has never heard."""
+    """Returns the access to a room, None if this server has never heard of the room."""
     version = find_room_version(tx, room_id)
     head = find_head(tx, room_id)
     if version is None or head is None:
@@ -45,13 +45,13 @@ def find_access(tx: Transaction, own: ServerName, room_id: RoomID, origin: Serve
 
 
 def is_allowed(tx: Transaction, head: Head, server: ServerName) -> bool:
-    """Whether the room's server ACL, if it has one, lets the server take part."""
+    """Returns whether the room's server ACL, if it has one, allows the server to take part."""
     position = state_position(tx, head.state_root, "m.room.server_acl")
     if position is None:
         return True
     event = load_auth_events(tx, (position,))[position]
     cache = tx.cache("server_acls", ACLS_CACHED_MAX)
-    acl: ServerAcl | None = cache.get(event)  # itself, not its position: once redacted it is another
+    acl: ServerAcl | None = cache.get(event)  # by the event, not its position: it changes when it is redacted
     if acl is None:
         acl = compile_acl(event.content)
         if not tx.is_write:
@@ -60,12 +60,12 @@ def is_allowed(tx: Transaction, head: Head, server: ServerName) -> bool:
 
 
 def is_resident(tx: Transaction, own: ServerName, room_id: RoomID) -> bool:
-    """Whether this server is in the room, and so gets its events."""
+    """Returns whether this server is in the room, and so gets its events."""
     return is_server_joined(tx, room_id, own)
 
 
 def resident_head(tx: Transaction, own: ServerName, room_id: RoomID, origin: ServerName) -> Head:
-    """The head of a room that this server is in. MatrixError 404 where it is not, 403 by the server ACL."""
+    """Returns the head of a room that this server is in. Raises MatrixError 404 if it is not, 403 by the server ACL."""
     head = find_head(tx, room_id)
     if head is None or not is_resident(tx, own, room_id):
         raise not_found("This server is not in that room.")
@@ -77,9 +77,10 @@ def resident_head(tx: Transaction, own: ServerName, room_id: RoomID, origin: Ser
 def check_may_read(
     tx: Transaction, own: ServerName, room_id: RoomID, origin: ServerName, event_ids: Collection[EventID]
 ) -> None:
-    """MatrixError 404 or 403 unless the origin may ask about these events of a room that this server is in.
+    """Raises MatrixError 404 or 403 unless the origin may ask about these events. This server must be in the room.
 
-    It may while it is in the room; later about what it was there for, or it could not even learn that it was put out.
+    A server that is in the room may ask about all events. One that has left may ask about those from its time in the
+    room; otherwise it could not even learn that it was removed.
     """
     resident_head(tx, own, room_id, origin)
     if is_server_joined(tx, room_id, origin):
@@ -92,9 +93,9 @@ def check_may_read(
 
 
 async def choose_servers(hs: Resources, room_id: RoomID, first: ServerName | None) -> list[ServerName]:
-    """Some other servers of the room to ask for something, one after another: `first` if it is one, then the largest.
+    """Returns some other servers of the room to ask one after another: `first` if it is one, then the largest.
 
-    Those in back-off come last.
+    Servers in back-off come last.
     """
     listed = await hs.database.read(list_largest_servers, room_id, limits.SERVERS_CONSIDERED_MAX)
     if first is not None and await hs.database.read(is_server_joined, room_id, first):

@@ -1,10 +1,10 @@
-"""Answers of other servers that have many elements, taken in while they come.
+"""Reads large answers of other servers while they arrive.
 
-The answers to `/state`, `/send_join` and the like may have hundreds of megabytes, and a hostile server may answer
-anything. So such an answer is never held as a whole: it is read in small slices, each element is given to a function
-that takes or refuses it, and reading ends when the function has enough, when most of what comes is junk, or when the
-time is over. Everything happens on the event loop, in slices of a millisecond or so, so that other tasks run in between
-and the whole can be cancelled at any moment.
+The answers to `/state`, `/send_join` and the like may have hundreds of megabytes, and a hostile server may send
+anything. So such an answer is never held as a whole: it is read in small slices, and each element is passed to a
+function that takes or refuses it. Reading ends when the function has enough, when most of the elements are junk, or
+when the time is up. Everything happens on the event loop, in slices of about a millisecond, so that other tasks run in
+between and reading can be cancelled at any moment.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ERROR_BYTES_MAX = 64 * 1024
 
 Verdict = Literal["taken", "junk", "full"]
 Take = Callable[[bytes], Verdict]
-"""Is given the bytes of one element. "junk": it is of no use; "full": nothing that follows is wanted."""
+"""Gets the bytes of one element. Returns "junk" if it is useless, "full" if no further elements are wanted."""
 
 
 async def ask_many(
@@ -56,10 +56,10 @@ async def ask_many(
     timeout_s: float,
     max_bytes: int,
 ) -> Answer:
-    """As `send_signed`, for an answer with large arrays. The content of a 200 has only those of its other `members`.
+    """Does the same as `send_signed` for an answer with large arrays. Only `members` of its other content are kept.
 
-    take: for each array that is wanted, what takes its elements. timeout_s: for all of the answer. Raises Unreachable,
-    also if the answer is no JSON or mostly junk; what was taken until then should be forgotten.
+    take: for each wanted array the function for its elements. timeout_s: for the whole answer. Raises Unreachable, also
+    if the answer is not JSON or is mostly junk; the caller should then forget the elements taken so far.
     """
     body, headers = sign_request(hs, destination, method, uri, content)
     try:
@@ -74,7 +74,7 @@ async def ask_many(
                 return answer
             raise WireError(f"the answer was not complete after {timeout_s:g} s", "timeout")
     except NotCanonical as error:
-        raise Unreachable(f"{destination} did not answer as it should: {error}") from error
+        raise Unreachable(f"{destination} sent a malformed answer: {error}") from error
 
 
 async def _read(response: WireStream, take: Mapping[str, Take], members: Collection[str], hold: Hold) -> Answer:
@@ -102,7 +102,7 @@ async def _read(response: WireStream, take: Mapping[str, Take], members: Collect
 
 @dataclass(slots=True)
 class _Tally:
-    """What has come, and what of it was of use."""
+    """How much has been read, and how much of it was useful."""
 
     read_bytes: int = 0
     taken_bytes: int = 0
@@ -121,11 +121,11 @@ class _Tally:
         junk_bytes = self.read_bytes - self.taken_bytes
         too_many = self.junk > limits.peers.ANSWER_JUNK_MAX and self.junk > self.taken
         if too_many or (junk_bytes > limits.peers.ANSWER_JUNK_BYTES_MAX and junk_bytes > self.taken_bytes):
-            raise NotCanonical("Most of it is of no use.")
+            raise NotCanonical("Most of the answer is useless.")
 
 
 async def _next_chunk(response: WireStream) -> bytes:
-    """The next piece of the body, b"" after its end."""
+    """Returns the next piece of the body, b"" after its end."""
     with trio.move_on_after(limits.peers.ANSWER_IDLE_S):
         return await anext(response.chunks, b"")
     raise WireError(f"nothing came for {limits.peers.ANSWER_IDLE_S:g} s", "timeout")

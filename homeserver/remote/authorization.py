@@ -1,11 +1,11 @@
-"""Who sends a request: the X-Matrix header, and the signature that it holds.
+"""Identifies the server that sends a request, by the X-Matrix header and its signature.
 
 Spec: server-server-api/#request-authentication
 
-Everything that can be checked without the body is: a request that fails here is refused with its body unread. The
-signature is checked on the bytes of the body as they came, since most servers send canonical JSON. Otherwise the body
-has to be decoded before it is certain who has sent it, so only as much as costs little; a large transaction is tried
-with nothing but its parts in order. What wrong signatures cost is charged to the address that they come from.
+Everything that does not need the body is checked first, and a request that fails is refused with its body unread. The
+signature is checked on the bytes of the body as received, because most servers send canonical JSON. Otherwise the body
+must be decoded before its sender is certain, so this is done only if it is cheap; a large transaction is only tried
+with its parts put in order. The cost of wrong signatures is charged to the address that sent them.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from homeserver.resources import Resources
 
 
 async def identify_origin(hs: Resources, request: Request) -> Claim:
-    """Who the request claims to come from, before its body is read.
+    """Returns the server that the request claims to come from, before its body is read.
 
-    Raises 401 M_UNAUTHORIZED if it cannot be true, and 429 for an address that makes too many claims.
+    Raises 401 M_UNAUTHORIZED if the claim cannot be true, and 429 if the address makes too many claims.
     """
     header = request.headers.get("authorization")
     if header is None:
-        raise _unauthorized("This request has to be signed.")
+        raise _unauthorized("This request must be signed.")
     try:
         credentials = parse_authorization(header)
     except InvalidAuthorization as error:
         raise _unauthorized(str(error)) from None
     if credentials.destination is not None and credentials.destination != hs.server_name:
-        raise _unauthorized(f"This server is {hs.server_name}, not the destination that was signed.")
+        raise _unauthorized(f"This server is {hs.server_name}, not the destination in the Authorization header.")
     origin = credentials.origin
     if origin == hs.server_name:
         raise _unauthorized("This server sends no requests to itself.")
     hs.rate_limits.require("signatures", address_key(request.client_ip), hs.now_ms())
     key = await find_request_key(hs, origin, credentials.key_id, request.client_ip)
     if key is None:
-        raise _unauthorized(f"{origin} has no such key, or its keys cannot be had.")
+        raise _unauthorized(f"{origin} has no such key, or its keys are unavailable.")
     return Claim(credentials, key.key_base64)
 
 
@@ -62,9 +62,9 @@ class Claim:
         return self.credentials.origin
 
     async def check(self, hs: Resources, request: Request, body: Body | None) -> None:
-        """Raises 401 M_UNAUTHORIZED if the signature is wrong, 429 after too many wrong ones of an address."""
+        """Raises 401 M_UNAUTHORIZED if the signature is wrong, 429 after too many wrong ones from the address."""
         address = address_key(request.client_ip)
-        # Again: many may have come in at the same time.
+        # Checked again, because many requests may have arrived at the same time.
         hs.rate_limits.require("signatures", address, hs.now_ms())
         if not await self._is_signed(hs, request, body):
             units = 1 + (len(body.text) // limits.http.SIGNATURE_UNIT_BYTES if body is not None else 0)
@@ -86,7 +86,7 @@ class Claim:
         return verify_text(self.credentials, request.method, request.uri, hs.server_name, text, self.key_base64)
 
     def _covers_otherwise(self, hs: Resources, request: Request, body: Body) -> bool:
-        """Whether it is the signature of a body that came as other than canonical JSON."""
+        """Returns whether the signature fits a body that was not sent as canonical JSON."""
         if len(body.text) > limits.http.UNVERIFIED_BODY_BYTES_MAX:
             return False
         text = _canonical(body) if body.nodes <= limits.http.UNVERIFIED_JSON_NODES_MAX else sort_parts(body.text)

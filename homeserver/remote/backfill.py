@@ -1,4 +1,4 @@
-"""History that this server does not have, fetched when someone pages back to where it ends.
+"""Backfill: fetches history that this server lacks when a reader reaches a gap.
 
 Spec: server-server-api/#backfilling-and-retrieving-missing-events
 """
@@ -32,16 +32,16 @@ from homeserver.rooms.storage import find_positions, get_event, get_room_version
 
 
 async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
-    """Fetches up to `limit` events that lie before a point of the timeline at which it has a gap.
+    """Fetches up to `limit` events before a point of the timeline where it has a gap.
 
-    Whatever goes wrong, there is only less history then: nothing is raised.
+    Never raises. If anything goes wrong, the reader merely gets less history.
     """
     key = ("backfill", room_id, point)
     with trio.move_on_after(limits.peers.BACKFILL_WAIT_S):
         try:
             await hs.flights.join(hs.nursery, key, _fill, hs, room_id, point, limit)
         except MatrixError:
-            return  # too much is under way, or the server closes
+            return  # too many fetches are running, or the server is closing
 
 
 async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
@@ -50,7 +50,7 @@ async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
         missing = await hs.database.read(list_missing, room_id, point, limits.GAP_STATES_MAX)
         if not missing:
             return
-        # The server whose user wrote just after the gap had what came before.
+        # The server whose user wrote just after the gap had the events before it.
         servers = await choose_servers(hs, room_id, server_name_of(missing[0][1].sender))
         version = await hs.database.read(get_room_version, room_id)
         wanted = [event_id for event_id, _ in missing]
@@ -65,7 +65,7 @@ async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Events of the past that a server has told, oldest first."""
+    """Events of the past as given by a server, oldest first."""
 
     server: ServerName
     events: list[Event]
@@ -79,7 +79,7 @@ async def _ask(
     start: Sequence[EventID],
     limit: int,
 ) -> _Page | None:
-    """A page of the past, None if the server has none."""
+    """Returns a page of the past, None if the server has none."""
     limit = min(max(limit, 1), limits.BACKFILL_EVENTS_MAX)
     query = [*(("v", event_id) for event_id in start), ("limit", str(limit))]
     uri = path_to("v1", "backfill", room_id, query=query)
@@ -91,10 +91,10 @@ async def _ask(
 
 
 async def _take_in(hs: Resources, server: ServerName, servers: Sequence[ServerName], events: Sequence[Event]) -> bool:
-    """Stores the events in their place in the past; whether there was any that is new.
+    """Stores the events in their place in the past. Returns whether any of them was new.
 
-    The state before those whose ancestors are not known is asked for; the others' follows from it. An event whose state
-    nobody tells is left out, and the page begins after it.
+    For events with unknown ancestors the state before them is fetched; for the others it follows. If no server gives
+    the state of an event, the event is left out and the page begins after it.
     """
     asked = [server, *(other for other in servers if other != server)]
     within: set[EventID] = set()
@@ -123,7 +123,7 @@ async def _take_in(hs: Resources, server: ServerName, servers: Sequence[ServerNa
 
 
 def _place(tx: Transaction, events: Sequence[Event], states: Mapping[EventID, list[EventID]]) -> int:
-    """How many of the events were new, oldest first. They get the orderings just below what follows on them."""
+    """Stores the events, given oldest first, just below those that follow them. Returns how many were new."""
     places = find_places(tx, events[0].room_id, events)
     count = 0
     for event in events:
@@ -134,7 +134,7 @@ def _place(tx: Transaction, events: Sequence[Event], states: Mapping[EventID, li
 
 
 async def fetch_event(hs: Resources, room_id: RoomID, event_id: EventID) -> Event:
-    """An event of the room that this server may not have, from its other servers. MatrixError 404 if nobody has it."""
+    """Returns an event of the room, from other servers if necessary. Raises MatrixError 404 if nobody has it."""
     stored = await hs.database.read(get_event, event_id)
     if stored is not None and stored.room_id == room_id:
         return stored
@@ -144,4 +144,4 @@ async def fetch_event(hs: Resources, room_id: RoomID, event_id: EventID) -> Even
         if event is not None:
             await store(hs, [event], server, PERSON)
             return event
-    raise not_found("No server that can be asked knows that event.")
+    raise not_found("No server of the room has that event.")

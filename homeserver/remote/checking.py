@@ -1,6 +1,6 @@
-"""The first three checks of a PDU that a peer sent: its format, its signatures, its hash.
+"""The first three checks of a PDU from another server: its format, its signatures, its hash.
 
-The others need the room: see `homeserver/rooms/receive.py`.
+The other checks need the room: see `homeserver/rooms/receive.py`.
 Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu
 """
 
@@ -23,28 +23,28 @@ from homeserver.resources import Resources
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-INLINE_MAX = 8  # so many take less than a thread hop and what it costs
+INLINE_MAX = 8  # up to this many events cost less than a thread hop
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A PDU that is as if it had never come. `event_id` if it is known; `errcode`: for a server that sent it alone."""
+    """A PDU that is ignored. `event_id`: None if unknown. `errcode`: for a server that sent only this PDU."""
 
     event_id: EventID | None
     reason: str
     errcode: str = "M_INVALID_PARAM"
 
     def error(self) -> MatrixError:
-        """What to answer a server that sent nothing but this PDU."""
+        """Returns the error for a server that sent only this PDU."""
         return MatrixError(400, self.errcode, self.reason)
 
 
 async def parse_pdus(
     hs: Resources, pdus: Sequence[object], version: RoomVersion, room_id: RoomID, *, is_dense: bool = False
 ) -> list[Event | Dropped]:
-    """The events of the PDUs, in order; nothing is known of their signatures yet.
+    """Returns the events of the PDUs, in order. Their signatures are not checked yet.
 
-    is_dense: even a few of them have too many values to be looked at on the event loop.
+    is_dense: even a few of them have too many values for the event loop.
     """
     return await _run(hs, is_dense or len(pdus) > INLINE_MAX, _parse, pdus, version, room_id)
 
@@ -58,9 +58,9 @@ async def check_signed(
     *,
     is_dense: bool = False,
 ) -> list[Event | Dropped]:
-    """The parsed events; redacted if the content hash is wrong, dropped if they are not signed with a known key.
+    """Returns the events: redacted if the content hash is wrong, dropped if they are not signed with a known key.
 
-    Keys that are missing are fetched, but only of the servers in `askable`, unless that is None.
+    Missing keys are fetched, but only from servers in `askable` unless that is None.
     """
     wanted: dict[tuple[ServerName, str], int] = {}
     for event in parsed:
@@ -76,9 +76,9 @@ async def check_signed(
 async def list_keyless(
     hs: Resources, events: Sequence[Event], version: RoomVersion, askable: Collection[ServerName] | None = None
 ) -> list[Event]:
-    """Those of the parsed events that cannot be checked before a key was fetched from one of the `askable` servers.
+    """Returns the events that cannot be checked before a key is fetched from one of the `askable` servers.
 
-    Not those whose servers have just said that they have no such key.
+    Leaves out events whose servers have just answered without that key.
     """
     found: list[Event] = []
     now_ms = hs.now_ms()
@@ -102,28 +102,28 @@ async def check_pdu(
     cause: Cause,
     askable: Collection[ServerName] | None = None,
 ) -> Event | Dropped:
-    """The event of one PDU: `parse_pdus` and `check_signed`."""
+    """Returns the event of one PDU after `parse_pdus` and `check_signed`."""
     return (await check_signed(hs, await parse_pdus(hs, [pdu], version, room_id), version, cause, askable))[0]
 
 
 async def check_good_pdus(
     hs: Resources, pdus: Sequence[object], version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> list[Event]:
-    """The events of those PDUs that pass, each once."""
+    """Returns the events of the PDUs that pass all checks, each once."""
     return await keep_signed(hs, await parse_pdus(hs, pdus, version, room_id), version, cause)
 
 
 async def keep_signed(
     hs: Resources, parsed: Sequence[Event | Dropped], version: RoomVersion, cause: Cause
 ) -> list[Event]:
-    """Those of the parsed events that are signed as they should be, each once."""
+    """Returns the events that are correctly signed, each once."""
     unique = {event.event_id: event for event in parsed if isinstance(event, Event)}
     checked = await check_signed(hs, list(unique.values()), version, cause)
     return [each for each in checked if isinstance(each, Event)]
 
 
 def check_with_keys(events: Sequence[Event], keys: Mapping[ServerName, Mapping[str, VerifyKey]]) -> list[Event]:
-    """Those of the parsed events that are signed with one of the keys; redacted if the content hash is wrong."""
+    """Returns the events that are signed with one of the keys; redacted if the content hash is wrong."""
     return [each for each in _check(events, keys) if isinstance(each, Event)]
 
 
@@ -136,21 +136,21 @@ def _parse(pdus: Sequence[object], version: RoomVersion, room_id: RoomID) -> lis
 
 
 def parse_pdu(pdu: object, version: RoomVersion, room_id: RoomID) -> Event | Dropped:
-    """The event of a PDU; nothing is known of its signatures yet."""
+    """Returns the event of a PDU. Its signatures are not checked yet."""
     try:
         event = parse_event(pdu, version)
     except InvalidEvent as error:
         return dropped(error)
     if event.room_id != room_id:
-        return Dropped(event.event_id, "The event is of another room.")
-    # One event that no table can hold must not keep those from being stored that come with it.
+        return Dropped(event.event_id, "The event is from another room.")
+    # An event that no table can store must not prevent the others in its batch from being stored.
     if "\0" in event.type or "\0" in (event.state_key or ""):
         return Dropped(event.event_id, "The type or the state key of the event has a NUL character.")
     return event
 
 
 def dropped(error: InvalidEvent) -> Dropped:
-    """A PDU that is not an event. Spec: rooms/v6/#canonical-json, which asks for M_BAD_JSON."""
+    """Returns the result for a PDU that is not an event. Spec: rooms/v6/#canonical-json, which asks for M_BAD_JSON."""
     return Dropped(None, str(error), "M_BAD_JSON" if isinstance(error, NotCanonicalEvent) else "M_INVALID_PARAM")
 
 

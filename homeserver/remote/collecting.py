@@ -1,8 +1,8 @@
-"""The events of one large answer, from when they come until they are stored.
+"""Holds the events of one large answer from their arrival until they are stored.
 
-Their text lies in a temporary file; in memory there is an index, of about 500 bytes for each event: its ID, what it
-cites, where its text is. So the events of a room with a hundred thousand members take 50 MB on their way into the
-database, not a gigabyte.
+Their text is in a temporary file. Memory only has an index of about 500 bytes for each event: its ID, its references,
+and the position of its text. So the events of a room with a hundred thousand members take 50 MB on their way into the
+database, instead of a gigabyte.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from homeserver.remote.keys import WantedKey
 
 T = TypeVar("T", bound=str)
 
-_STEPS_AT_ONCE = 1_000  # of walks over the index, each some microseconds
+_STEPS_AT_ONCE = 1_000  # of a walk over the index; each takes some microseconds
 
 
 class Collected:
-    """Well-formed events of one room, each once, by index. Nothing is known of their signatures.
+    """Well-formed events of one room, each once, by index. Their signatures are not checked.
 
-    state: the IDs of those that were taken as a state, by type and state key. Use it as a context manager. What
-    `failure` makes of an OSError is raised when the disk takes no more.
+    state: the IDs of the events that were added as a state, by type and state key. Use it as a context manager. If the
+    disk is full, the error that `failure` makes from the OSError is raised.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Collected:
         self.close()
 
     def close(self) -> None:
-        """Gives the temporary file back."""
-        with suppress(OSError):  # what is in its buffer and does not fit on the disk is not needed any more
+        """Deletes the temporary file."""
+        with suppress(OSError):  # buffered data that no longer fits on the disk is not needed any more
             self._file.close()
 
     @contextmanager
@@ -84,11 +84,11 @@ class Collected:
         return event_id in self._indices
 
     def take(self, text: bytes) -> Verdict:
-        """Takes the text of a PDU."""
+        """Adds the text of a PDU."""
         return self._take(text, is_state=False)
 
     def take_state(self, text: bytes) -> Verdict:
-        """Takes the text of a PDU that belongs to the state."""
+        """Adds the text of a PDU that belongs to the state."""
         return self._take(text, is_state=True)
 
     def _take(self, text: bytes, *, is_state: bool) -> Verdict:
@@ -116,7 +116,7 @@ class Collected:
         return "taken"
 
     def _shared(self, text: T) -> T:
-        """The same string for equal ones: a few events are cited by all others."""
+        """Returns one shared string for equal ones: most events cite the same few events."""
         return cast("T", self._names.setdefault(text, text))
 
     def _want_keys(self, event: Event) -> None:
@@ -126,27 +126,27 @@ class Collected:
                 self._keys[named] = max(signed_ts, self._keys.get(named, 0))
 
     def wanted_keys(self) -> list[WantedKey]:
-        """The keys that the events are signed with."""
+        """Returns the keys that the events are signed with."""
         return [WantedKey(server, key_id, signed_ts) for (server, key_id), signed_ts in self._keys.items()]
 
     def find(self, event_id: EventID | None) -> Event | None:
-        """One of the events."""
+        """Returns one of the events, or None."""
         with self._storing():
             self._file.flush()
         index = None if event_id is None else self._indices.get(event_id)
         return None if index is None or event_id is None else next(self.read([(index, event_id)]))
 
     def ids(self) -> list[EventID]:
-        """The IDs of all events, by index."""
+        """Returns the IDs of all events, by index."""
         return list(self._indices)
 
     async def in_order(self) -> array[int]:
-        """The indices so that each event comes after its auth events, the create event first.
+        """Returns the indices in an order in which each event comes after its auth events, the create event first.
 
-        Events in a loop, which no honest server makes, are left out.
+        Leaves out events in a loop, which no honest server creates.
         """
         with self._storing():
-            self._file.flush()  # so that whoever reads, on a thread, writes nothing
+            self._file.flush()  # so that reading on a thread writes nothing
         unmet = array("I", bytes(4 * len(self)))
         citing: dict[int, array[int]] = {}
         for steps, (index, cited) in enumerate(enumerate(self._auth_events)):
@@ -159,7 +159,7 @@ class Collected:
                 await trio.lowlevel.checkpoint()
         ready = deque(index for index, count in enumerate(unmet) if not count)
         if self._create is not None:
-            # From room version 12 on no event names the create event, upon which all stand.
+            # From room version 12 on no event cites the create event, although all depend on it.
             ready.remove(self._create)
             ready.appendleft(self._create)
         ordered = array("I")
@@ -175,7 +175,7 @@ class Collected:
         return ordered
 
     def read(self, events: Iterable[tuple[int, EventID]]) -> Iterator[Event]:
-        """The events of these indices and IDs, read back."""
+        """Yields the events with these indices and IDs, read back from the file."""
         for index, event_id in events:
             self._file.seek(self._offsets[index])
             pdu = canonical_json.decode(self._file.read(self._offsets[index + 1] - self._offsets[index]))

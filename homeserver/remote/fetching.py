@@ -1,4 +1,15 @@
-"""Fetching events that are missing, and states and auth chains. What comes is checked before anyone sees it.
+"""Fetches missing events, states and auth chains from other servers. Everything is checked before it is used.
+
+Theory of operation. Nothing that a server sends is trusted: signatures and hashes are checked (`checking`), events of
+other rooms are dropped, and answers are limited in size and number. Servers are asked one after another until one gives
+what is needed; for a state the next one is also asked if one is slow (`hedging`). A server that does not answer is not
+an error here: the result is empty, and the caller decides what to do without the events.
+
+- Single events and gaps (`fetch_event`, `fetch_missing`) are returned. The caller receives them like pushed ones.
+- Auth chains and states (`fetch_auth_events`, `fetch_state_before`) may be larger than memory. They are collected in a
+  file, stored as outliers in small writes, auth events first, and referred to by their IDs.
+- A state is first requested as IDs, because most of its events are usually stored already. Missing events are fetched
+  one by one if they are few, otherwise as a whole state. A state with too many unverifiable events is refused.
 
 Spec: server-server-api/#backfilling-and-retrieving-missing-events, #retrieving-events
 """
@@ -44,9 +55,9 @@ async def ask_events(
     limit: int,
     cause: Cause,
 ) -> list[Event]:
-    """The first events of an array in a server's answer that are signed as they should be; [] if it does not answer.
+    """Returns the first correctly signed events of an array in a server's answer; [] if it does not answer.
 
-    Beyond `limit` events, or LISTED_EVENTS_BYTES_MAX, the answer is not read.
+    Stops reading after `limit` events, or LISTED_EVENTS_BYTES_MAX.
     """
     parsed: list[Event] = []
     left_bytes = limits.peers.LISTED_EVENTS_BYTES_MAX
@@ -79,7 +90,7 @@ async def ask_events(
 async def fetch_event(
     hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> Event | None:
-    """One event, None if the server does not give it."""
+    """Returns one event, None if the server does not give it."""
     uri = path_to("v1", "event", event_id)
     events = await ask_events(
         hs, server, "GET", uri, array="pdus", version=version, room_id=room_id, limit=1, cause=cause
@@ -96,7 +107,7 @@ async def fetch_missing(
     limit: int,
     cause: Cause,
 ) -> list[Event]:
-    """Ancestors of the event that are neither among the `known` nor less deep than `min_depth`, oldest first."""
+    """Returns ancestors of the event that are not in `known` and at least `min_depth` deep, oldest first."""
     body = {"earliest_events": list(known), "latest_events": [event.event_id], "limit": limit, "min_depth": min_depth}
     uri = path_to("v1", "get_missing_events", event.room_id)
     events = await ask_events(
@@ -109,7 +120,7 @@ async def fetch_missing(
 async def fetch_auth_events(
     hs: Resources, servers: Sequence[ServerName], event: Event, missing: Collection[EventID], cause: Cause
 ) -> bool:
-    """Fetches and stores auth events of the event, and theirs. Whether none of the `missing` is missing any more."""
+    """Fetches and stores auth events of the event, and theirs. Returns whether all of `missing` are stored now."""
     wanted = frozenset(missing)
     for server in servers:
         with Collected(hs.config.data_path(""), event.version, event.room_id, hs.blobs.failure) as collected:
@@ -128,7 +139,7 @@ async def fetch_auth_events(
 async def _collect(
     hs: Resources, server: ServerName, uri: str, take: Mapping[str, Take], cause: Cause, max_bytes: int
 ) -> Answer | None:
-    """A GET of large arrays; None if the server does not answer with them."""
+    """Sends a GET whose answer has large arrays. Returns None if the server does not answer with them."""
     try:
         answer = await ask_many(
             hs, server, "GET", uri, cause=cause, take=take, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=max_bytes
@@ -141,7 +152,7 @@ async def _collect(
 async def fetch_events(
     hs: Resources, server: ServerName, event_ids: Iterable[EventID], version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> list[Event]:
-    """Single events, several at a time; those that the server does not give are absent."""
+    """Returns single events, fetched several at a time. Events that the server does not give are left out."""
     found: list[Event] = []
     limiter = trio.CapacityLimiter(limits.EVENT_FETCHES_AT_ONCE)
 
@@ -160,9 +171,10 @@ async def fetch_events(
 async def fetch_state_before(
     hs: Resources, servers: Sequence[ServerName], event: Event, cause: Cause
 ) -> list[EventID] | None:
-    """The IDs of the state before the event as one of the servers tells it, all of them stored. None if nobody does.
+    """Returns the IDs of the state before the event as given by one of the servers. None if no server gives it.
 
-    Each is asked for the state before the event, then for the state after an event that it follows on.
+    All events of the state are stored. Each server is asked for the state before the event, then for the state after
+    one of its prev_events.
     """
     follows = await _unplaced(hs, event.prev_events)
     attempts: list[Attempt[list[EventID]]] = []
@@ -175,7 +187,7 @@ async def fetch_state_before(
 
 
 async def _unplaced(hs: Resources, event_ids: Sequence[EventID]) -> list[EventID]:
-    """The first of the events that have no place in the graph, and whose state is therefore not known."""
+    """Returns the first events that have no place in the graph, so that their state is unknown."""
     placed = await hs.database.read(list_placed, event_ids)
     return [event_id for event_id in event_ids if event_id not in placed][: limits.peers.GAP_PREV_EVENTS_ASKED_MAX]
 
@@ -183,7 +195,7 @@ async def _unplaced(hs: Resources, event_ids: Sequence[EventID]) -> list[EventID
 async def _fetch_state_after(
     hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> list[EventID] | None:
-    """The IDs of the state after an event that need not be known, all of them stored."""
+    """Returns the IDs of the state after an event, which need not be known. All events of the state are stored."""
     event = await fetch_event(hs, server, event_id, version, room_id, cause)
     if event is None:
         return None
@@ -197,7 +209,7 @@ async def _fetch_state_after(
 async def _fetch_state_at(
     hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> list[EventID] | None:
-    """The IDs of the state before an event that need not be known, all of them stored."""
+    """Returns the IDs of the state before an event, which need not be known. All events of the state are stored."""
     state_ids: list[EventID] = []
     chain_ids: list[EventID] = []
     uri = path_to("v1", "state_ids", room_id, query={"event_id": event_id})
@@ -210,7 +222,7 @@ async def _fetch_state_at(
     if missing:
         await _fetch_state_events(hs, server, event_id, version, room_id, missing, cause)
     unstored = await _unstored(hs, state_ids)
-    if len(unstored) * 10 > len(state_ids):  # of old events a few have signatures that nobody can check any more
+    if len(unstored) * 10 > len(state_ids):  # a few old events have signatures that cannot be verified any more
         return None
     return [each for each in state_ids if each not in unstored]
 
@@ -325,7 +337,7 @@ async def _store_in_parts(hs: Resources, events: Collection[Event]) -> frozenset
     lacking: set[EventID] = set()
     for start in range(0, len(ordered), limits.OUTLIERS_PER_WRITE):
         lacking |= await hs.database.write(store_outliers, ordered[start : start + limits.OUTLIERS_PER_WRITE])
-    # What one part lacks because another part lacks something is not to be asked for.
+    # Events that are only missing because another part of the answer lacks them need not be fetched.
     return frozenset(lacking - {event.event_id for event in ordered})
 
 

@@ -1,4 +1,4 @@
-"""Asking several servers for the same thing, without waiting for the slow ones."""
+"""Asks several servers for the same thing without waiting for slow ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Attempt = Callable[[], Awaitable[T | None]]
 
 
 async def first_answer(attempts: Sequence[Attempt[T]], stagger_s: float, timeout_s: float) -> T | None:
-    """The first answer that is not None; the other attempts are cancelled.
+    """Returns the first result that is not None, and cancels the other attempts.
 
-    An attempt begins when the one before it has failed, or has taken `stagger_s`. All of it takes at most `timeout_s`.
+    Each attempt starts when the one before it has failed or has taken `stagger_s`. All of them together take at most
+    `timeout_s`.
     """
     found: list[T] = []
 

@@ -1,4 +1,13 @@
-"""Invites across servers: asking the invited user's server to sign, and signing for servers that invite our users.
+"""Invites between servers: getting the signature of the invited user's server, and signing invites for our users.
+
+Theory of operation. To invite a user of another server, we build the event at its place in the room without storing it,
+and send it to that server. It checks and signs the event. We verify its signature, use nothing else of its answer, and
+append the event if it is still allowed. A lock per room and user is held meanwhile: other servers that ask about this
+membership, such as the invited user's server with a quick join, wait for it (`wait_for_invite`).
+
+In the other direction we check and sign an invite for one of our users. If this server is in the room, the event will
+arrive like any other one. Otherwise it is stored as an out-of-band invite (`outside`) with the stripped state that the
+inviter sent.
 
 Spec: server-server-api/#inviting-to-a-room
 """
@@ -56,7 +65,7 @@ _TAKES_AN_INVITE: dict[str, Any] = {
 async def invite_user(hs: Resources, draft: Draft) -> Event:
     """Invites a user of another server: appends the draft, an m.room.member, once that server has signed it.
 
-    Until then whoever asks about the user's membership over federation waits: see `wait_for_invite`.
+    Until then, requests for the user's membership over federation wait: see `wait_for_invite`.
     Raises MatrixError: 403 not allowed here or there, 400 M_UNSUPPORTED_ROOM_VERSION, 502 the server does not answer.
     """
     assert draft.room_id is not None and draft.state_key is not None
@@ -65,10 +74,10 @@ async def invite_user(hs: Resources, draft: Draft) -> Event:
 
 
 async def invite_users(hs: Resources, drafts: Sequence[Draft], seconds: float) -> None:
-    """Invites users of other servers, those of different servers side by side. Failures are logged, not raised.
+    """Invites users of other servers, different servers in parallel. Failures are logged, not raised.
 
-    Returns when all have been answered, and no later than after `seconds`; the others go on. A server that does not
-    answer is asked once, however many of its users are invited.
+    Returns when all servers have answered, but after `seconds` at the latest; the others continue. A server that does
+    not answer is asked only once, however many of its users are invited.
     """
     by_server: dict[ServerName, list[Draft]] = defaultdict(list)
     for draft in drafts:
@@ -111,9 +120,9 @@ async def _invite_user(hs: Resources, draft: Draft, destination: ServerName) -> 
 
 
 def _check_size(event: Event) -> None:
-    """Raises MatrixError 413 if the event would be too large with the signature of the other server."""
+    """Raises MatrixError 413 if the event would be too large with the other server's signature."""
     if len(canonical_json.encode(event.pdu, strict=False)) > PDU_BYTES_MAX - SIGNATURE_BYTES_MAX:
-        raise MatrixError(413, "M_TOO_LARGE", "The invitation is too large: another server has to sign it as well.")
+        raise MatrixError(413, "M_TOO_LARGE", "The invitation is too large: another server must sign it as well.")
 
 
 async def _ask_to_sign(hs: Resources, destination: ServerName, event: Event, state: Sequence[JsonObject]) -> Answer:
@@ -140,7 +149,7 @@ def _refusal(answer: Answer, destination: ServerName) -> MatrixError:
 
 
 async def _with_their_signature(hs: Resources, destination: ServerName, event: Event, content: object) -> Event:
-    """Our event with their signature, which is all that is used of their answer, and not before it was checked."""
+    """Returns our event with their verified signature. Nothing else of their answer is used."""
     pdu = content.get("event") if isinstance(content, dict) else None
     signatures = pdu.get("signatures") if isinstance(pdu, dict) else None
     theirs = signatures.get(destination) if isinstance(signatures, dict) else None
@@ -148,7 +157,7 @@ async def _with_their_signature(hs: Resources, destination: ServerName, event: E
     wanted = [WantedKey(destination, key_id, event.origin_server_ts) for key_id in given]
     covered, signed = signed_part(event.pdu, event.version), event.pdu
     known = (await find_keys(hs, wanted, ACTION)).get(destination, {})
-    for key_id in given.keys() & known.keys():  # the server has more keys than it has signed with, maybe
+    for key_id in given.keys() & known.keys():  # the server may have more keys than it signed with
         with_theirs = with_signature(covered, destination, key_id, given[key_id])
         if verify_json(with_theirs, destination, key_id, known[key_id].key_base64):
             signed = with_signature(signed, destination, key_id, given[key_id])
@@ -157,13 +166,13 @@ async def _with_their_signature(hs: Resources, destination: ServerName, event: E
     try:
         return parse_event(signed, event.version)
     except InvalidEvent as error:
-        raise MatrixError(502, "M_UNKNOWN", f"{destination} did not sign as it should: {error}") from error
+        raise MatrixError(502, "M_UNKNOWN", f"{destination} did not sign correctly: {error}") from error
 
 
 def _append(tx: Transaction, event: Event) -> Event:
     outcome = receive_event(tx, event)
     if isinstance(outcome, Missing) or outcome.status != Status.TIMELINE:
-        raise forbidden("The room has changed meanwhile, and you may not invite any more.")
+        raise forbidden("The room has changed in the meantime, and you may not invite users any more.")
     return event
 
 
@@ -211,24 +220,24 @@ async def _receive_invite(
     pdu: Mapping[str, Any],
     version: RoomVersion,
 ) -> Event:
-    """The invite with our signature. MatrixError 400 M_INVALID_PARAM, 403, 404: see the spec of PUT /v2/invite."""
+    """Returns the invite with our signature. MatrixError 400 M_INVALID_PARAM, 403, 404: see spec of PUT /v2/invite."""
     checked = await check_pdu(hs, dict(pdu), version, room_id, peer(origin), {origin})
     if isinstance(checked, Dropped):
         raise checked.error()
     event = checked
     if event.event_id != event_id:
-        raise invalid_param("The event has another ID than the path says.")
+        raise invalid_param("The event does not have the ID in the path.")
     if event.type != "m.room.member" or event.membership != "invite":
         raise invalid_param("The event is not an invite.")
     if server_name_of(event.sender) != origin:
         raise invalid_param("The inviter is not a user of your server.")
     if event.state_key is None or event.state_key.partition(":")[2] != hs.server_name:
-        raise invalid_param("The invited user is not of this server.")
+        raise invalid_param("The invited user does not belong to this server.")
     await hs.database.read(_check_invite, hs.server_name, event, origin)
     try:
         return parse_event(countersign(event, hs.server_name, hs.signing_key).pdu, version)
     except InvalidEvent as error:
-        raise MatrixError(413, "M_TOO_LARGE", f"There is no room for our signature: {error}") from None
+        raise MatrixError(413, "M_TOO_LARGE", f"The event has no room for our signature: {error}") from None
 
 
 def _check_invite(tx: Transaction, own: ServerName, event: Event, origin: ServerName) -> None:
@@ -241,13 +250,13 @@ def _check_invite(tx: Transaction, own: ServerName, event: Event, origin: Server
     if not is_allowed(tx, head, origin):
         raise forbidden("The room's server ACL does not allow your server.")
     if head.version is not event.version:
-        raise invalid_param("The room is of another version.")
+        raise invalid_param("The room has another version.")
     if get_membership(tx, event.room_id, event.state_key) in ("join", "ban"):
-        raise forbidden("The user is in the room already, or banned from it.")
+        raise forbidden("The user is already in the room, or banned from it.")
 
 
 async def _read_room_state(hs: Resources, event: Event, state: object) -> list[JsonObject]:
-    """The stripped state. From room version 12 on it has to be whole PDUs of the room, its create event among them."""
+    """Returns the stripped state. From room version 12 on it must be whole PDUs, including the create event."""
     stripped = read_stripped(state)
     if not event.version.room_id_is_create_event_id:
         return stripped
@@ -257,14 +266,14 @@ async def _read_room_state(hs: Resources, event: Event, state: object) -> list[J
         raise invalid_param(f"invite_room_state has more than {limits.STRIPPED_EVENTS_MAX} events.")
     events = await check_good_pdus(hs, state, event.version, event.room_id, peer(server_name_of(event.sender)))
     if len(events) != len(state):
-        raise invalid_param("invite_room_state has something that is no signed event of the room.")
+        raise invalid_param("invite_room_state contains something that is not a signed event of the room.")
     if not any(each.type == "m.room.create" for each in events):
         raise invalid_param("invite_room_state has no m.room.create.")
     return stripped
 
 
 def _store_if_outside(tx: Transaction, own: ServerName, event: Event, stripped: list[JsonObject]) -> None:
-    """Tells the user, unless this server is in the room: then the invite comes to it like every other event.
+    """Stores the invite for the user, unless this server is in the room: then it arrives like every other event.
 
     Raises MatrixError 403 if the user has too many pending invites.
     """

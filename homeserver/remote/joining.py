@@ -1,6 +1,21 @@
-"""Entering a room that this server is not in: the handshakes with a server that is. `leaves` uses them to leave one.
+"""Entering a room that this server is not in, by a handshake with a server that is. `leaves` uses it to leave a room.
 
-What a peer proposes is a template: of it only the place in the graph is used, and the event is our own.
+Theory of operation. A handshake has two steps, and each may fail:
+
+1. `make`: a resident server proposes a template. We use only its place in the graph (prev_events, auth_events, depth),
+   and build and sign an event of our own. Templates are requested from one candidate after another; a slow one does
+   not block the next. The first template to arrive is used.
+2. `send`: the resident server adds our event to the room. Its answer to a join is the state of the room, which may not
+   fit into memory, so it is collected in a file (`collecting`).
+
+A refusal by one server may not be final, because another may be able to decide (_WORTH_ANOTHER). If all fail, the user
+sees the most informative refusal. `_enter` checks the collected state, stores it, and adopts the room with our join as
+its only extremity (`rooms.receive.adopt_room`).
+
+A resident server may accept a join that we then cannot complete, be it because of a crash. Other servers would go on
+believing that our user is in the room. So a join is noted before it is sent (`pending_leaves`), and is undone there
+unless the room is entered.
+
 Spec: server-server-api/#joining-rooms, #knocking-rooms, #leaving-rooms-rejecting-invites
 """
 
@@ -50,13 +65,13 @@ _log = logging.getLogger("homeserver.federation")
 
 Handshake = Literal["join", "leave", "knock"]
 
-# Another server may decide otherwise, or be able to decide at all. Every other refusal is final enough to be told.
+# After one of these another server may decide differently, or may be able to decide. All other refusals are final.
 _WORTH_ANOTHER = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN", "M_NOT_FOUND", "M_UNKNOWN"})
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Our event as a resident server took it, and what it answered; `state`: the events of its answer to a join."""
+    """Our event as accepted by a resident server, and its answer. `state`: the events in its answer to a join."""
 
     server: ServerName
     event: Event
@@ -67,10 +82,10 @@ class Accepted:
 async def join_room(
     hs: Resources, user_id: UserID, room_id: RoomID, via: Sequence[ServerName], content: Mapping[str, Any]
 ) -> RoomID:
-    """Joins by way of one of the servers `via`, which are tried in turn. MatrixError: what the last of them said."""
+    """Joins through one of the servers `via`, which are tried in turn. Raises MatrixError with the best refusal."""
     async with hs.peers.locks.hold(("join", room_id)):
         if not await hs.database.read(is_outside, hs.server_name, room_id):
-            # Another user of ours has come in meanwhile; a restricted room may still take more than we can give.
+            # Another local user has joined meanwhile. A restricted room may still require more than we can provide.
             draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "join"}, state_key=user_id)
             try:
                 await hs.database.write(_append, draft)
@@ -91,7 +106,7 @@ async def join_room(
 async def _join_as_invited(
     hs: Resources, user_id: UserID, room_id: RoomID, candidates: Sequence[ServerName], content: Mapping[str, Any]
 ) -> Accepted:
-    """Our join as a resident took it. A refusal of an invited user is not taken as final at once."""
+    """Returns our accepted join. If the user was invited, a refusal is not considered final at once."""
     for pause_s in limits.INVITED_JOIN_PAUSES_S:
         try:
             return await _shake_hands(hs, "join", user_id, room_id, candidates, content)
@@ -107,7 +122,7 @@ async def _join_as_invited(
 async def knock_room(
     hs: Resources, user_id: UserID, room_id: RoomID, via: Sequence[ServerName], content: Mapping[str, Any]
 ) -> RoomID:
-    """Knocks by way of one of the servers `via`. MatrixError: what the last of them said."""
+    """Knocks through one of the servers `via`. Raises MatrixError with the best refusal."""
     async with hs.peers.locks.hold(("join", room_id)):
         if not await hs.database.read(is_outside, hs.server_name, room_id):
             draft = Draft(room_id, user_id, "m.room.member", {**content, "membership": "knock"}, state_key=user_id)
@@ -128,15 +143,15 @@ def _append(tx: Transaction, draft: Draft) -> EventID:
 async def list_candidates(
     hs: Resources, user_id: UserID, room_id: RoomID, via: Iterable[ServerName]
 ) -> list[ServerName]:
-    """The servers to ask: those named, the inviter's, that of the room ID. Raises MatrixError 404 if there is none."""
+    """Returns the servers to ask: `via`, the inviter's, that of the room ID. Raises MatrixError 404 without any."""
     found = [*via, *await hs.database.read(list_outside_servers, room_id, user_id)]
     try:
         found.append(server_name_of(room_id))
     except InvalidIdentifier:
-        pass  # room ids name no server from room version 12 on
+        pass  # from room version 12 on, room IDs contain no server
     others = [server for server in dict.fromkeys(found) if server != hs.server_name]
     if not others:
-        raise not_found("No server is known that is in that room.")
+        raise not_found("This server does not know any server in that room.")
     return others[: limits.JOIN_SERVERS_MAX]
 
 
@@ -148,10 +163,10 @@ async def _shake_hands(
     candidates: Sequence[ServerName],
     content: Mapping[str, Any],
 ) -> Accepted:
-    """Our event as the first server takes it that does.
+    """Returns our event as accepted by the first server that accepts it.
 
-    The servers are asked for a template one after another; one that is slow to answer is not waited for alone, but
-    whichever answers first is taken, and given the event before any other is.
+    The servers are asked for a template one after another. If one is slow, the next is asked as well. The first one to
+    answer gets the event, before any other does.
     """
     failure: MatrixError | None = None
     accepted: Accepted | None = None
@@ -182,7 +197,7 @@ async def _shake_hands(
                     _give_join(hs, server, made) if handshake == "join" else send(hs, handshake, server, made)
                 )
             except MatrixError as error:
-                # What a resident has said about the room is worth more than that another is not in it, or away.
+                # A resident's refusal is worth more than the answer that another server is unreachable or not there.
                 if failure is None or failure.errcode in _WORTH_ANOTHER:
                     failure = error
         nursery.cancel_scope.cancel()
@@ -200,7 +215,7 @@ async def make(
     room_id: RoomID,
     content: Mapping[str, Any],
 ) -> Event:
-    """Our event, signed, at the place that the server's template names. Raises MatrixError: its refusal, or 502."""
+    """Returns our signed event, placed as in the server's template. Raises MatrixError: its refusal, or 502."""
     versions = [] if handshake == "leave" else [("ver", version) for version in ROOM_VERSIONS]
     uri = path_to("v1", f"make_{handshake}", room_id, user_id, query=versions)
     try:
@@ -214,7 +229,7 @@ async def make(
     if version is None:
         raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know the version of that room.")
     if not isinstance(template, dict) or not _is_as_expected(template, handshake, user_id, room_id):
-        raise MatrixError(502, "M_UNKNOWN", f"{server} proposed another event than was asked for.")
+        raise MatrixError(502, "M_UNKNOWN", f"{server} proposed a different event than requested.")
     own_content = {**content, "membership": handshake}
     vouching = template["content"].get("join_authorised_via_users_server")
     if handshake == "join" and version.restricted_join and isinstance(vouching, str):
@@ -234,7 +249,10 @@ def _refusal(answer: Answer, server: ServerName) -> MatrixError:
 
 
 def _is_as_expected(template: Mapping[str, Any], membership: str, user_id: UserID, room_id: RoomID) -> bool:
-    """What the joining server MUST check. Spec: server-server-api/#get_matrixfederationv1make_joinroomiduserid"""
+    """Returns whether the template passes the checks that a joining server MUST make.
+
+    Spec: server-server-api/#get_matrixfederationv1makejoinroomiduserid
+    """
     content = template.get("content")
     return (
         template.get("type") == "m.room.member"
@@ -249,7 +267,7 @@ def _is_as_expected(template: Mapping[str, Any], membership: str, user_id: UserI
 def _build(
     hs: Resources, server: ServerName, version: RoomVersion, template: Mapping[str, Any], content: dict[str, Any]
 ) -> Event:
-    """Our own event, with nothing of the template but where it follows."""
+    """Returns our own event, which has only its place in the graph from the template."""
     pdu: dict[str, Any] = {
         "type": "m.room.member",
         "room_id": template["room_id"],
@@ -267,11 +285,11 @@ def _build(
         check_references(pdu, version)
         return parse_event(sign_event(pdu, version, hs.server_name, hs.signing_key), version)
     except (InvalidEvent, InvalidIdentifier) as error:
-        raise MatrixError(502, "M_UNKNOWN", f"{server} proposed an event that cannot be: {error}") from error
+        raise MatrixError(502, "M_UNKNOWN", f"{server} proposed an invalid event: {error}") from error
 
 
 async def send(hs: Resources, handshake: Handshake, server: ServerName, event: Event) -> Accepted:
-    """Has the server take our event into the room. Raises MatrixError: its refusal, or 502."""
+    """Lets the server add our event to the room. Raises MatrixError: its refusal, or 502."""
     place = (f"send_{handshake}", event.room_id, event.event_id)
     if handshake == "knock":
         uri = path_to("v1", *place)
@@ -290,7 +308,7 @@ async def send(hs: Resources, handshake: Handshake, server: ServerName, event: E
 
 
 async def _send_join(hs: Resources, server: ServerName, event: Event, place: tuple[str, ...]) -> Accepted:
-    """The events of the answer are collected, since there may be more of them than fit into memory."""
+    """Collects the events of the answer, because there may be more of them than fit into memory."""
     for version in ("v2", "v1"):
         collected = Collected(hs.config.data_path(""), event.version, event.room_id, hs.blobs.failure)
         is_kept = False
@@ -318,24 +336,24 @@ async def _send_join(hs: Resources, server: ServerName, event: Event, place: tup
 def _content_of(answer: Answer, server: ServerName) -> JsonObject:
     if answer.status != 200 or not isinstance(answer.content, dict):
         if answer.errcode in ("M_MISSING_PARAM", "M_INVALID_PARAM"):
-            raise MatrixError(502, "M_UNKNOWN", f"{server} does not take our event.")
+            raise MatrixError(502, "M_UNKNOWN", f"{server} did not accept our event.")
         raise answer.error(server)
     return answer.content
 
 
 async def _give_join(hs: Resources, server: ServerName, join: Event) -> Accepted:
-    """Has the server take our join. It is noted first: unless we complete it, it has to be undone there."""
+    """Lets the server add our join. It is noted first, because it must be undone there unless we complete it."""
     await hs.database.write(_note_join, hs.server_name, server, join)
     try:
         return await send(hs, "join", server, join)
     except MatrixError as error:
-        if error.status < 500:  # otherwise the server may have taken it all the same
+        if error.status < 500:  # otherwise the server may have accepted it anyway
             await hs.database.write(forget_join, join)
         raise
 
 
 def _note_join(tx: Transaction, own: ServerName, server: ServerName, join: Event) -> None:
-    if is_outside(tx, own, join.room_id):  # otherwise the join comes back to us, as every event of the room does
+    if is_outside(tx, own, join.room_id):  # otherwise we get the join back, like every event of the room
         note_join(tx, server, join)
 
 
@@ -343,7 +361,7 @@ def _note_join(tx: Transaction, own: ServerName, server: ServerName, join: Event
 
 
 async def _enter(hs: Resources, accepted: Accepted) -> None:
-    """Takes over the room as the resident server has told it."""
+    """Takes over the room in the state given by the resident server."""
     assert accepted.state is not None  # it is the answer to a join
     with accepted.state as collected:
         await _take_over(hs, accepted, collected)
@@ -355,9 +373,11 @@ async def _take_over(hs: Resources, accepted: Accepted, collected: Collected) ->
     if not await hs.database.read(is_outside, hs.server_name, room_id):
         reason = (await receive_events(hs, [join], server, limits.GAP_SECONDS_MAX))[0]
         if reason is None:
-            raise MatrixError(502, "M_UNKNOWN", "The room cannot be entered with what the other server has told of it.")
+            raise MatrixError(
+                502, "M_UNKNOWN", "The other server's answer does not allow this server to enter the room."
+            )
         if reason:
-            raise forbidden(f"The room does not allow that: {reason}")
+            raise forbidden(f"The room does not allow this: {reason}")
         return
     create_key = ("m.room.create", "")
     _check_create(collected.find(collected.state.get(create_key)), version)
@@ -372,7 +392,7 @@ async def _take_over(hs: Resources, accepted: Accepted, collected: Collected) ->
 
 
 async def _countersigned(hs: Resources, accepted: Accepted) -> Event:
-    """Our join, with the signature that the server has added where it had to vouch for us."""
+    """Returns our join, with the signature that the server adds if it had to authorise the join."""
     given = accepted.answer.get("event")
     event = accepted.event
     if isinstance(given, dict):
@@ -381,7 +401,7 @@ async def _countersigned(hs: Resources, accepted: Accepted) -> Event:
             return checked
     checked = await check_pdu(hs, event.pdu, event.version, event.room_id, ACTION)
     if isinstance(checked, Dropped):
-        raise MatrixError(502, "M_UNKNOWN", f"{accepted.server} did not sign our join as it should: {checked.reason}")
+        raise MatrixError(502, "M_UNKNOWN", f"{accepted.server} did not sign our join correctly: {checked.reason}")
     return event
 
 
@@ -389,7 +409,7 @@ def _check_create(create: Event | None, version: RoomVersion) -> None:
     if create is None:
         raise MatrixError(502, "M_UNKNOWN", "The room's m.room.create is missing, or its signature cannot be checked.")
     if create.content.get("room_version", "1") != version.id:
-        raise MatrixError(502, "M_UNKNOWN", "The state that was given is not of a room of that version.")
+        raise MatrixError(502, "M_UNKNOWN", "The other server's state belongs to a room of another version.")
 
 
 def _adopt(tx: Transaction, join: Event, create_id: EventID | None, state_ids: Sequence[EventID]) -> Received | Missing:
@@ -403,6 +423,6 @@ def _adopt(tx: Transaction, join: Event, create_id: EventID | None, state_ids: S
 
 def _check(outcome: Received | Missing) -> None:
     if isinstance(outcome, Missing):
-        raise MatrixError(502, "M_UNKNOWN", "The room cannot be entered with what the other server has told of it.")
+        raise MatrixError(502, "M_UNKNOWN", "The other server's answer does not allow this server to enter the room.")
     if outcome.status == Status.REJECTED:
         raise forbidden(f"The room does not allow that: {outcome.reason}")

@@ -1,4 +1,14 @@
-"""The keys by which other servers sign: asked of themselves or of trusted notaries, and kept.
+"""The signing keys of other servers: fetched from them or from trusted notaries, and stored.
+
+Theory of operation. A key is looked for in memory (`hs.peers`), then in the table `server_keys`, and then fetched. It
+suffices if it is known and valid at the time of the signature. To fetch keys, the server itself is asked, then the
+trusted notaries one after another until the keys suffice. If the keys of many servers are wanted (NOTARY_FROM), the
+notaries are asked first. Only statements signed by the server, and by the notary if one sent it, are stored. A server
+that answered without the wanted key is not asked again for KEY_RETRY_MS (`note_keyless`). Concurrent requests for the
+keys of one server share one fetch.
+
+Anyone can name any server in a request and so make us fetch its keys. These fetches have the cause "stranger" and are
+rate-limited by address, so they cannot use up the connections of others.
 
 Spec: server-server-api/#retrieving-server-keys
 """
@@ -39,11 +49,11 @@ from homeserver.remote.identity import list_old_keys
 from homeserver.remote.requests import Unreachable, fetch, hold_answer, is_sparse, note_status
 from homeserver.resources import Resources
 
-NOTARY_FROM = 4  # servers whose keys are wanted at once: from so many on, one question to a notary is cheaper
+NOTARY_FROM = 4  # from this many servers on, one request to a notary is cheaper than asking each server
 
 
 class WantedKey(NamedTuple):
-    """A key that something is signed with. `signed_ts`: it should be valid until then; 0 if that does not matter."""
+    """A key that something was signed with. `signed_ts`: it must be valid until then; 0 if that does not matter."""
 
     server: ServerName
     key_id: str
@@ -53,7 +63,7 @@ class WantedKey(NamedTuple):
 async def find_keys(
     hs: Resources, wanted: Collection[WantedKey], cause: Cause, askable: Collection[ServerName] | None = None
 ) -> dict[ServerName, Mapping[str, VerifyKey]]:
-    """All known keys of the named servers, after those of which a key is missing were asked, if they are `askable`."""
+    """Returns all known keys of the wanted servers. Fetches missing ones first, from `askable` servers only."""
     by_server: dict[ServerName, list[WantedKey]] = defaultdict(list)
     for each in wanted:
         by_server[each.server].append(each)
@@ -68,16 +78,16 @@ async def find_keys(
 
 
 async def lacks_keys(hs: Resources, wanted: Collection[WantedKey]) -> bool:
-    """Whether a key has to be fetched."""
+    """Returns whether a key would have to be fetched."""
     known = await _known(hs, {each.server for each in wanted})
     return any(not _suffices(hs, known.get(each.server), [each]) for each in wanted)
 
 
 async def find_request_key(hs: Resources, server: ServerName, key_id: str, client_ip: str) -> VerifyKey | None:
-    """The key with which the server may sign requests now, None if there is none.
+    """Returns the key with which the server may currently sign requests, None if there is none.
 
-    client_ip: the address of the one who claims to be that server. Raises MatrixError 429 if that address makes us ask
-    too many servers for their keys.
+    client_ip: the address of the client that claims to be the server. Raises MatrixError 429 if that address makes us
+    ask too many servers for their keys.
     """
     now_ms = hs.now_ms()
     key = await _known_request_key(hs, server, key_id, now_ms)
@@ -89,7 +99,7 @@ async def find_request_key(hs: Resources, server: ServerName, key_id: str, clien
 
 
 def take_stranger(hs: Resources, client_ip: str, cost: int) -> Cause:
-    """The cause of `cost` questions that an address makes us ask. Raises MatrixError 429 if that is too many."""
+    """Returns the cause of `cost` requests triggered by an address. Raises MatrixError 429 if these are too many."""
     address = address_key(client_ip)
     hs.rate_limits.take("keys", address, hs.now_ms(), cost=cost)
     cause = stranger(address)
@@ -108,7 +118,7 @@ async def _known_request_key(hs: Resources, server: ServerName, key_id: str, now
 
 
 async def _known(hs: Resources, servers: Iterable[ServerName]) -> dict[ServerName, KnownKeys]:
-    """The keys that are remembered or stored."""
+    """Returns the keys in memory or in the table."""
     found: dict[ServerName, KnownKeys] = {}
     unread: list[ServerName] = []
     for server in servers:
@@ -128,7 +138,7 @@ async def _known(hs: Resources, servers: Iterable[ServerName]) -> dict[ServerNam
 
 
 def _remember(hs: Resources, server: ServerName, statements: list[ServerKeys]) -> KnownKeys:
-    """`statements`: the one that was had last comes first."""
+    """Caches and returns a server's keys. `statements`: the most recently fetched one comes first."""
     known = KnownKeys(statements[0].verify_keys, merge_keys(statements)[server])
     hs.peers.remember_keys(server, known)
     return known
@@ -153,7 +163,7 @@ def _suffices(hs: Resources, known: KnownKeys | None, needs: Iterable[WantedKey]
 async def _refresh(
     hs: Resources, servers: Iterable[ServerName], needs: Mapping[ServerName, Collection[WantedKey]], cause: Cause
 ) -> None:
-    """Asks for the keys of those servers that may be asked again, notaries first where they are many."""
+    """Fetches the keys of those servers that may be asked again. If they are many, notaries are asked first."""
     now_ms = hs.now_ms()
     due = [server for server in servers if server != hs.server_name and not hs.peers.is_keyless(server, now_ms)]
     notaries = [ServerName(name) for name in hs.config.federation.trusted_key_servers if name != hs.server_name]
@@ -165,12 +175,12 @@ async def _refresh(
     waiting = iter(due)
 
     async def refresh() -> None:
-        for server in waiting:  # one iterator for all of the tasks: each takes what is next
-            key = ("keys", server, cause.kind)  # no person waits behind what strangers have started
+        for server in waiting:  # all tasks share this iterator: each takes the next server
+            key = ("keys", server, cause.kind)  # so that no person waits for a fetch started by strangers
             try:
                 await hs.flights.join(hs.nursery, key, _ask_anyone, hs, server, needs[server], notaries, cause)
             except MatrixError:
-                return  # too much is under way, or the server closes: there are no keys then
+                return  # too many fetches are running, or the server is closing: then there are no keys
 
     async with trio.open_nursery() as nursery:
         for _ in range(min(len(due), limits.KEY_FETCHES_AT_ONCE_MAX)):
@@ -197,7 +207,7 @@ async def _ask_anyone(
 
 
 async def _ask_itself(hs: Resources, server: ServerName, cause: Cause) -> bool:
-    """Asks the server for its keys, and stores them; whether it has answered, well or not."""
+    """Asks the server for its keys and stores them. Returns whether it answered, correctly or not."""
     try:
         with hold_answer(hs, server, cause) as hold:
             response = await fetch(
@@ -225,7 +235,7 @@ async def _ask_notary(
     needs: Mapping[ServerName, Collection[WantedKey]],
     cause: Cause,
 ) -> None:
-    """Asks a trusted notary for the keys of servers, and stores what it and they have signed."""
+    """Asks a trusted notary for the keys of servers, and stores the statements signed by both."""
     known = (await _known(hs, [notary])).get(notary)
     if known is None:
         await _ask_itself(hs, notary, cause)
@@ -250,7 +260,7 @@ async def _ask_notary_about(
     question: Mapping[ServerName, Mapping[str, Mapping[str, int]]],
     cause: Cause,
 ) -> bool:
-    """Puts one question to a notary, and stores the answer; whether there was one."""
+    """Sends one request to a notary, and stores the answer. Returns whether there was one."""
     found: list[ServerKeys] = []
 
     def take(text: bytes) -> Verdict:
@@ -290,7 +300,7 @@ async def _reread(hs: Resources, servers: Collection[ServerName]) -> None:
 
 
 async def _own_keys(hs: Resources) -> KnownKeys:
-    """Our keys, as others know them."""
+    """Returns our own keys, as other servers know them."""
     known = hs.peers.find_keys(hs.server_name)
     if known is None:
         old_keys = await hs.database.read(list_old_keys)
@@ -301,7 +311,7 @@ async def _own_keys(hs: Resources) -> KnownKeys:
 
 
 async def own_statement(hs: Resources) -> dict[str, object]:
-    """What we say about our keys, signed, valid for a day."""
+    """Returns our signed statement about our own keys, valid for a day."""
     known = await _own_keys(hs)
     old_keys = {key_id: key for key_id, key in known.every.items() if key_id not in known.current}
     valid_until_ts = hs.now_ms() + limits.OWN_KEYS_VALID_MS
@@ -312,7 +322,7 @@ async def own_statement(hs: Resources) -> dict[str, object]:
 
 
 def list_statements(tx: Transaction, servers: Collection[ServerName]) -> dict[ServerName, list[ServerKeys]]:
-    """What is stored of what each server has said about its keys, the newest first; servers without any are absent."""
+    """Returns the stored statements of each server, newest first. Servers without any are left out."""
     nids = {nid: server for server in servers if (nid := tx.find(server)) is not None}
     rows = tx.all_in(
         "SELECT server_nid, fetched_ms, valid_until_ts, response FROM server_keys WHERE server_nid IN (?*)", list(nids)
@@ -325,10 +335,10 @@ def list_statements(tx: Transaction, servers: Collection[ServerName]) -> dict[Se
 
 
 def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
-    """Keeps what servers have said: of statements with the same keys the one that is valid for longest."""
+    """Stores statements of servers. Of several with the same keys, the one that is valid longest is kept."""
     for statement in statements:
         nid = tx.intern(statement.server_name)
-        # What was fetched by a clock that was ahead must neither be valid for longer nor pass for the newest.
+        # A statement fetched while the clock was ahead must not stay valid for longer, or count as the newest.
         tx.run(
             "UPDATE server_keys SET fetched_ms = 0, valid_until_ts = 0 WHERE server_nid = ? AND fetched_ms > ?",
             nid, latest(tx.now_ms, 0),

@@ -1,4 +1,4 @@
-"""Taking in events of peers: what is missing for it is fetched, then an event is received in one write.
+"""Receives events of other servers: fetches what they depend on, then stores each in one write.
 
 Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu, #backfilling-and-retrieving-missing-events
 """
@@ -21,12 +21,12 @@ from homeserver.rooms.receive import Missing, Received, receive_event
 from homeserver.rooms.storage import list_placed, to_events
 from homeserver.rooms.timeline import START, list_forwards
 
-ROUNDS_MAX = 6  # of "fetch what it lacks, try again" for one event: its auth events, its ancestors, their state
+ROUNDS_MAX = 6  # of "fetch what is missing, try again" per event: its auth events, its ancestors, their state
 
 
 @dataclass(slots=True)
 class Gap:
-    """What may still be spent on the gaps before some events of one room that one server has sent.
+    """The remaining effort for closing the gaps before some events that one server sent for a room.
 
     servers: those to ask, one after another. states: how many more states may be fetched.
     """
@@ -44,9 +44,9 @@ def receive(
     ordering: int | None = None,
     pass_on: bool = False,
 ) -> Received | Missing:
-    """As `receive_event`. pass_on: the event came to us alone, and we send it to the room's other servers.
+    """Does the same as `receive_event`. pass_on: only we got the event, so we send it to the room's other servers.
 
-    An event of our own users that comes from elsewhere is not sent again.
+    An event of our own users that comes back from another server is not sent again.
     """
     outcome = receive_event(tx, event, state=state, ordering=ordering)
     is_own = server_name_of(event.sender) == tx.server.name
@@ -56,19 +56,19 @@ def receive(
 
 
 def note_relay(tx: Transaction, position: int, *, is_ours: bool) -> None:
-    """Notes that we send an event though it is a peer's, or do not though it is ours: others do."""
+    """Notes an exception from the rule who sends an event: we send another server's, or do not send our own."""
     tx.run(
         "INSERT INTO relays (position, is_ours) VALUES (?, ?) ON CONFLICT (position) DO NOTHING", position, int(is_ours)
     )
 
 
 async def receive_behind_gap(hs: Resources, event: Event, gap: Gap) -> Received | None:
-    """Fetches what lies between a checked event and what we know, and receives both. None if that cannot be had now."""
+    """Fetches the events between a checked event and what we have, and receives all. None if that is impossible now."""
     return await _receive(hs, event, gap, may_walk=True)
 
 
 async def _receive(hs: Resources, event: Event, gap: Gap, *, may_walk: bool) -> Received | None:
-    """Receives the event, once what it lacks was fetched. `may_walk`: also its ancestors, which themselves may not."""
+    """Receives the event after fetching what it needs. `may_walk`: ancestors are received too, one level deep."""
     state: list[EventID] | None = None
     for _ in range(ROUNDS_MAX):
         outcome = await hs.database.write(_receive_with, event, state)
@@ -97,7 +97,7 @@ def _receive_with(tx: Transaction, event: Event, state: list[EventID] | None) ->
 
 
 async def _receive_ancestors(hs: Resources, event: Event, gap: Gap) -> None:
-    """Fetches and receives what lies between the event and what we know, but nothing from before we came."""
+    """Fetches and receives the events between this one and what we have, but none from before we joined."""
     place = await hs.database.read(_find_place, event)
     if event.depth <= place.first_depth:
         return
@@ -114,7 +114,7 @@ async def _receive_ancestors(hs: Resources, event: Event, gap: Gap) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an event would come: events before it that we have, and how deep our history reaches."""
+    """The place of an event: the events before it that we have, and the depth at which our history begins."""
 
     known: list[EventID]
     first_depth: int
@@ -129,9 +129,9 @@ def _find_place(tx: Transaction, event: Event) -> _Place:
 
 
 def _between(tx: Transaction, event: Event, fetched: Sequence[Event], first_depth: int) -> list[Event]:
-    """Those of the fetched events that lead from the event back to what we have, in their order.
+    """Returns the fetched events that connect the event with what we have, in order.
 
-    What is older than our history is left to whoever pages back: as news it would be told in the wrong place.
+    Events older than our history are left to backfill. As new events they would appear in the wrong place.
     """
     placed = set(list_placed(tx, [each.event_id for each in fetched]))
     unknown = [each for each in fetched if each.event_id not in placed and each.depth >= first_depth]

@@ -30,7 +30,7 @@ class BackOff:
     tried_ms: int = 0
 
     def is_over(self, now_ms: int) -> bool:
-        """Whether it may be asked again. A back-off lasts no longer than its delay, whatever the clock did."""
+        """Returns whether the back-off has ended. It never lasts longer than its delay, even if the clock changed."""
         delay_ms_max = 2 * min(limits.RETRY_MS << min(self.failures, 20), limits.RETRY_MS_MAX)
         return not now_ms < self.retry_after_ms <= now_ms + delay_ms_max
 

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 
 from homeserver import limits
 from homeserver.process import delivery as module
-from homeserver.process.back_off import BackOff, after_failure, retry_delay_ms
+from homeserver.process.back_off import BackOff
 from homeserver.process.delivery import (
     LAGGING,
     TRANSITIONS,
@@ -237,6 +237,23 @@ def test_driver_that_breaks_counts_as_an_outage_and_is_asked_to_store_again() ->
     assert isinstance(delivery.next(), Store)
 
 
+def test_destination_whose_row_cannot_be_stored_is_caught_up_nevertheless() -> None:
+    delivery = new()
+    delivery.hand_over(parcels(3))
+    answer(delivery, "unreachable")
+    assert isinstance(delivery.next(), Store)
+    delivery.stored(is_durable=False)
+    assert (delivery.next(), delivery.holds) == (Wait(), 2)
+    assert delivery.wake(at(3)) == 0
+    assert delivery.next() == Read(2)
+    delivery.found(parcels(3), 3)
+    answer(delivery, "taken", 3)
+    delivery.stored(is_durable=False)
+    assert (delivery.next(), delivery.holds) == (Read(3), 3)
+    delivery.up_to_date()
+    assert (delivery.next(), delivery.holds) == (Rest(), None)
+
+
 # Poison
 
 
@@ -304,33 +321,6 @@ def test_destination_that_recovers_during_a_probe_loses_nothing() -> None:
     asked, dropped = _answers(delivery, ["failed", "taken", "taken", "taken"], limits.POISON_SECONDS)
     assert asked == [[1, 2, 3], [2], [1], [3]]
     assert dropped == []
-
-
-# Back-off
-
-
-@given(st.lists(st.integers(0, 10_000_000), min_size=2, max_size=40), st.text(max_size=8))
-def test_back_off_never_shrinks_within_an_outage(pauses_ms: list[int], destination: str) -> None:
-    back_off, now_ms = None, 0
-    before_ms = delay_before_ms = 0
-    for pause_ms in pauses_ms:
-        now_ms += pause_ms
-        is_new = back_off is None or back_off.is_over(now_ms)
-        back_off = after_failure(back_off, "a.example", destination, now_ms)
-        assert back_off.retry_after_ms >= before_ms
-        if is_new:
-            assert back_off.retry_after_ms - now_ms >= delay_before_ms
-            delay_before_ms = back_off.retry_after_ms - now_ms
-        before_ms = back_off.retry_after_ms
-        assert back_off.since_ms == pauses_ms[0]
-
-
-@given(st.text(max_size=20))
-def test_delays_are_bounded(destination: str) -> None:
-    delays_ms = [retry_delay_ms("a.example", destination, failures) for failures in range(40)]
-    assert delays_ms == sorted(delays_ms)
-    assert delays_ms[0] < 3_000
-    assert delays_ms[-1] <= 1.2 * limits.RETRY_MS_MAX
 
 
 # Whatever happens

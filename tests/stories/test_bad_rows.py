@@ -55,5 +55,5 @@ async def test_typing_ends_beside_a_bad_row(federation: Federation, caplog: pyte
         await trio.sleep(limits.LANE_TRIES * 5)
         ephemeral = (await sync(alice, since))["rooms"]["join"][room_id]["ephemeral"]["events"]
         assert ephemeral == [{"type": "m.typing", "content": {"user_ids": []}}]
-    parked = [record for record in caplog.records if record.message.startswith("item parked")]
+    parked = [record for record in caplog.records if record.message.startswith("an item cannot be read")]
     assert len(parked) == 1

@@ -28,7 +28,7 @@ The position that is stored for all destinations together must not pass what any
 There are two machines, each a table below. The first is that of the destination, `TRANSITIONS`:
 
     IDLE          it has everything
-    SENDING       it is sent what waits in memory; what is new joins the end
+    SENDING       it is sent what waits in memory; what is new joins the end, and replaces what is out of date
     FULL          the same, but too much waits: what is new is left to the table from `left_out_at` on
     WAITING       it lags, and is left alone until its back-off is over
     READING       it lags; what it lacks next is to be read
@@ -48,7 +48,8 @@ own, which may be due to what it was sent. "unreachable": nothing is known about
 
 What holds, whatever the outcomes are (`tests/process/test_delivery.py` tries):
 
-- Every item is sent until it is taken or dropped. `acked` never passes one that is neither, and never goes back.
+- Every item is sent until it is taken or dropped, or until a newer one replaces it while it waits for its turn
+  (`homeserver/process/coalescing.py`). `acked` never passes one that still has to be sent, and never goes back.
 - Items are sent in order, except for a probe, which may overtake those before it.
 - An item is dropped only if it was sent alone, and was refused, or failed right after another item was taken. Hence a
   destination that fails of as many items in a row as fit into one transaction stays where it is.
@@ -64,19 +65,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
-from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from homeserver import limits
 from homeserver.process.back_off import BackOff, after_failure
-
-
-class Positioned(Protocol):
-    """What can be delivered."""
-
-    @property
-    def position(self) -> int:
-        """Its place in the stream. Several items may share one."""
-
+from homeserver.process.coalescing import Positioned, without_replaced
 
 T = TypeVar("T", bound=Positioned)
 
@@ -341,11 +334,13 @@ class Delivery(Generic[T]):
             return  # it is read when its turn comes
         if self.state is State.IDLE:
             self.acked = max(self.acked, items[0].position - 1)
-        if len(self._queue) + len(items) > limits.OUTBOX_MAX:
+        under_way = sum(self._sizes)
+        waiting = without_replaced(islice(self._queue, under_way, None), items)
+        if under_way + len(waiting) + len(items) > limits.OUTBOX_MAX:
             self._left_out_at = items[0].position
             self._fire(Input.OVERFLOWED)
         else:
-            self._queue.extend(items)
+            self._queue = deque((*islice(self._queue, under_way), *waiting, *items))
             self._fire(Input.HANDED_OVER)
 
     def answered(self, outcome: Outcome, now: Now) -> T | None:

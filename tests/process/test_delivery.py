@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -41,6 +41,7 @@ OUTCOMES: tuple[Outcome, ...] = ("taken", "refused", "failed", "unreachable")
 class Parcel:
     position: int
     number: int = 0
+    subjects: frozenset[Hashable] = frozenset()
 
 
 def take(items: Iterable[Parcel]) -> int:

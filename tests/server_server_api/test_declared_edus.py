@@ -82,7 +82,9 @@ class Expressions:
             edus={
                 SHOUT: Edu(Shout, self.hear, user=user, room=room, source=self.source, short_lived=True),
                 MOODS: Edu(parse_moods, self.hear, user=user, room=room),
-                LASTING: Edu(Shout, self.hear, user=user, room=room, source=self.source),
+                LASTING: Edu(
+                    Shout, self.hear, user=user, room=room, source=self.source, coalesce_by=lambda shout: shout.user_id
+                ),
             },
         )
 
@@ -212,6 +214,25 @@ async def test_a_server_that_was_away_gets_no_short_lived_edus(federation: Feder
 
     await until(has_caught_up)
     assert (SHOUT, "absent") not in got
+
+
+async def test_an_edu_that_waits_for_a_slow_server_is_replaced_by_a_newer_one(federation: Federation) -> None:
+    expressions = Expressions()
+    a, _, mallory, room = await _with_mallory(federation, expressions.feature())
+    got: list[list[str]] = []
+
+    async def take_slowly(body: Any) -> Any:
+        got.append([edu["content"]["text"] for edu in body.get("edus", ()) if edu["edu_type"] == LASTING])
+        await trio.sleep(10)
+        return {"pdus": {}}
+
+    mallory.take = take_slowly
+    for user, text in (("alice", "1"), ("alice", "2"), ("bob", "3"), ("alice", "4"), ("alice", "5")):
+        content = {"room_id": room.room_id, "user_id": f"@{user}:a.example", "text": text}
+        await a.write(expressions.say, content)
+        await trio.sleep(1)
+    await trio.sleep(60)
+    assert [texts for texts in got if texts] == [["1"], ["3", "5"]]
 
 
 IDENTIFIERS = st.sampled_from(

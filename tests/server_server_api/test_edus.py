@@ -93,6 +93,46 @@ async def test_so_many_receipts_are_not_looked_at(federation: Federation) -> Non
     assert room.user_id in (await _ephemeral(alice, room_id))["m.receipt"][event_id]["m.read"]
 
 
+async def test_of_what_waits_for_a_slow_server_the_latest_is_sent(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    carol = Stranger(federation.network, ServerName("carol.example"))
+    room_id = await create_room(alice, preset="public_chat")
+    await carol.join("a.example", room_id, "carol")
+    first, last = await send_text(alice, room_id, "first"), await send_text(alice, room_id, "last")
+    await trio.sleep(60)
+    got: dict[str, list[Any]] = {"m.typing": [], "m.receipt": [], "m.presence": []}
+
+    async def take_slowly(body: Any) -> Any:
+        for edu in body.get("edus", ()):
+            got[edu["edu_type"]].append(edu["content"])
+        await trio.sleep(20)
+        return {"pdus": {}}
+
+    carol.take = take_slowly
+    await send_text(alice, room_id, "this is on its way meanwhile")
+    await trio.sleep(1)
+    for number in range(5):
+        typing = {"typing": number % 2 == 0, "timeout": 30000}
+        await alice.ok("PUT", f"rooms/{quote(room_id)}/typing/{quote(alice.user_id)}", json=typing)
+        await alice.ok("PUT", f"presence/{quote(alice.user_id)}/status",
+                       json={"presence": "online", "status_msg": f"status {number}"})  # fmt: skip
+        await trio.sleep(1)
+    for event_id in (first, last):
+        await alice.ok("POST", f"rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", json={})
+        await trio.sleep(1)
+    in_main = {"thread_id": "main"}
+    await alice.ok("POST", f"rooms/{quote(room_id)}/receipt/m.read/{quote(last)}", json=in_main)
+    await trio.sleep(25)
+    assert [each["typing"] for each in got["m.typing"]] == [True]
+    assert [each["push"][0]["status_msg"] for each in got["m.presence"]] == ["status 4"]
+    receipts = [each[room_id]["m.read"][alice.user_id] for each in got["m.receipt"]]
+    assert [(each["event_ids"], each["data"].get("thread_id")) for each in receipts] == [
+        ([last], None),
+        ([last], "main"),
+    ]
+
+
 async def test_presence_is_seen_on_the_other_server(federation: Federation) -> None:
     alice, bob, room_id = await _two(federation)
     path = f"presence/{quote(bob.user_id)}/status"

@@ -1,4 +1,4 @@
-"""Other servers: what they ask of us, and what we ask of them. `feature_of` makes the feature that serves it.
+"""Other servers: the requests they send to us, and those we send to them. `feature_of` creates the feature for both.
 
 Spec: server-server-api
 """
@@ -21,7 +21,7 @@ __all__ = ["feature_of", "identify_origin", "open_identity"]
 
 
 def feature_of(features: Sequence[Feature]) -> Feature:
-    """The feature that takes part in federation for all of `features`: their EDUs and their queries."""
+    """Returns the feature that takes part in federation for all of `features`, with their EDUs and queries."""
     edus = combine("EDUs", (feature.edus for feature in features))
 
     async def send(hs: Resources) -> None:
@@ -41,10 +41,10 @@ def feature_of(features: Sequence[Feature]) -> Feature:
             ]
         ),
         limits={
-            "federation_state": Bucket(50, 2),  # per origin: the state of a room, of a large one 100 MB in memory
-            "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may keep 64 KiB for ever
-            "signatures": Bucket(200, 1),  # wrong ones from an address, by 64 KiB: a check costs 5 ms per MiB
-            "keys": Bucket(200, 2),  # servers that an address makes us ask for their keys: anyone may, about anyone
+            "federation_state": Bucket(50, 2),  # per origin: the state of a room, for a large one 100 MB in memory
+            "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may take 64 KiB forever
+            "signatures": Bucket(200, 1),  # wrong ones from one address, by 64 KiB: a check costs 5 ms per MiB
+            "keys": Bucket(200, 2),  # servers that one address makes us ask for keys: anyone may, about any server
         },
         background=(send, leaves.deliver_later, gaps.retry_parked),
     )

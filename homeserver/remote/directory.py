@@ -27,20 +27,20 @@ from homeserver.resources import Resources
 
 
 async def resolve_alias(hs: Resources, alias: RoomAlias) -> tuple[RoomID, list[ServerName]]:
-    """The room of an alias of another server, and servers in it. MatrixError 404: no such alias; 502: no answer."""
+    """Returns the room of a remote alias, and servers in it. Raises MatrixError 404 or 502."""
     destination = server_name_of(alias)
     answer = await ask(hs, destination, "GET", path_to("v1", "query", "directory", query={"room_alias": alias}))
     try:
         room_id = parse_room_id(answer.get("room_id"))
     except InvalidIdentifier as error:
-        raise MatrixError(502, "M_UNKNOWN", f"{destination} names no room for {alias}.") from error
+        raise MatrixError(502, "M_UNKNOWN", f"{destination} gave no room ID for {alias}.") from error
     listed = answer.get("servers")
     servers = [server for name in (listed if isinstance(listed, list) else ()) if (server := _server(name)) is not None]
     return room_id, list(dict.fromkeys([*servers[: limits.VIA_SERVERS_MAX - 1], destination]))
 
 
 async def public_rooms(hs: Resources, server: ServerName, body: dict[str, Any]) -> dict[str, Any]:
-    """A page of the other server's room directory. `body`: as of POST /publicRooms, where None stands for absent."""
+    """Returns a page of another server's room directory. `body`: as for POST /publicRooms; None means absent."""
     question = {key: value for key, value in body.items() if value is not None}
     rooms: list[dict[str, Any]] = []
     left_bytes = limits.PUBLIC_ROOMS_BYTES_MAX

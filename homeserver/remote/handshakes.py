@@ -1,4 +1,4 @@
-"""The resident's part of joining, leaving and knocking: a template first, then the event that was made of it.
+"""The resident's side of joining, leaving and knocking: it gives a template, then accepts the finished event.
 
 Spec: server-server-api/#joining-rooms, #restricted-rooms, #knocking-rooms, #leaving-rooms-rejecting-invites
 """
@@ -50,19 +50,19 @@ class VersionsQuery(msgspec.Struct, frozen=True):
     ver: tuple[str, ...] = ("1",)
 
 
-# Invitations that are on their way
+# Invitations that are being signed
 
 
 def invite_key(room_id: RoomID, user_id: str) -> tuple[str, RoomID, str]:
-    """The lock that is held while an invitation of ours is out to be signed by the server of the invited user."""
+    """Returns the key of the lock that is held while the invited user's server signs an invitation of ours."""
     return ("invite", room_id, user_id)
 
 
 async def wait_for_invite(hs: Resources, room_id: RoomID, user_id: UserID) -> None:
-    """Waits for a short time while an invitation of the user is out to be signed.
+    """Waits for a short time while an invitation of the user is being signed by their server.
 
-    The user's server shows it to the user before it answers us, and we can only place it in the room after that: what
-    the user does in that moment has to find it there.
+    That server shows the invitation to the user before it answers us, and we can only add it to the room after that. A
+    user who reacts at once must find it there.
     """
     key = invite_key(room_id, user_id)
     if hs.peers.locks.is_held(key):
@@ -105,7 +105,7 @@ def _make(
     versions: tuple[str, ...] | None,
 ) -> JsonObject:
     if server_name_of(user_id) != origin:
-        raise forbidden("That user is of another server than yours.")
+        raise forbidden("That user does not belong to your server.")
     head = resident_head(tx, tx.server.name, room_id, origin)
     if versions is not None and head.version.id not in versions:
         error = f"The room is of version {head.version.id}."
@@ -168,7 +168,7 @@ async def _send_join(
 
 
 def _state_for(tx: Transaction, position: int) -> tuple[list[JsonObject], list[JsonObject]]:
-    """The state before the event, and the auth chain of that state and of the event."""
+    """Returns the state before the event, and the auth chain of that state and of the event."""
     event = list_stored(tx, (position,))[position]
     assert event.state_before is not None
     state = list(state_tree.items(tx, event.state_before).values())
@@ -178,7 +178,7 @@ def _state_for(tx: Transaction, position: int) -> tuple[list[JsonObject], list[J
 async def _accept(
     hs: Resources, origin: ServerName, room_id: RoomID, event_id: EventID, body: dict[str, Any], membership: str
 ) -> tuple[Event, Received]:
-    """Takes the event into the room, and passes it on to the others. MatrixError 400 for a wrong one, 403, 404."""
+    """Adds the event to the room, and passes it on to the others. Raises MatrixError 400 for a wrong one, 403, 404."""
     version = await hs.database.read(_version_of, hs.server_name, room_id, origin)
     checked = await check_pdu(hs, _with_own_signature(hs, body, version), version, room_id, peer(origin), {origin})
     if isinstance(checked, Dropped):
@@ -199,17 +199,19 @@ def _version_of(tx: Transaction, own: ServerName, room_id: RoomID, origin: Serve
 
 def _check_is_own_membership(event: Event, event_id: EventID, origin: ServerName, membership: str) -> None:
     if event.event_id != event_id:
-        raise invalid_param("The event has another ID than the path says.")
+        raise invalid_param("The event does not have the ID in the path.")
     if event.type != "m.room.member" or event.membership != membership:
         raise invalid_param(f"The event is not a {membership} event.")
     if server_name_of(event.sender) != origin or event.state_key != event.sender:
-        raise invalid_param("The event is not of a user of your server about themselves.")
+        raise invalid_param(
+            "The event must be about the sender's own membership, and the sender a user of your server."
+        )
 
 
 def _with_own_signature(hs: Resources, body: dict[str, Any], version: RoomVersion) -> dict[str, Any]:
-    """A join that names one of our users as the one who vouches for it, with our signature; others as they are.
+    """Returns the body, with our signature if it is a join authorised by one of our users.
 
-    Whether the user may join is decided when it is taken in: what is refused then goes nowhere.
+    Whether the user may join is decided when the event is received. If it is refused, the signature goes nowhere.
     """
     if not version.restricted_join or _vouching_server(body.get("content")) != hs.server_name:
         return body
@@ -220,7 +222,7 @@ def _with_own_signature(hs: Resources, body: dict[str, Any], version: RoomVersio
 
 
 def _vouching_server(content: object) -> ServerName | None:
-    """The server of the user who vouches for a join of a restricted room."""
+    """Returns the server of the user who authorises a join of a restricted room, or None."""
     user_id = content.get("join_authorised_via_users_server") if isinstance(content, dict) else None
     try:
         return None if user_id is None else server_name_of(parse_user_id(user_id))
@@ -234,14 +236,14 @@ def _take_in(tx: Transaction, origin: ServerName, event: Event) -> Received:
         authorised_via(tx, head, UserID(event.sender), tx.server.name)
     outcome = receive(tx, event, pass_on=True)
     if isinstance(outcome, Missing):
-        raise invalid_param("The event does not follow on the room as this server knows it.")
+        raise invalid_param("The prev_events of the event are unknown to this server.")
     if outcome.status != Status.TIMELINE:
-        raise forbidden(outcome.reason or "The room does not allow that.")
+        raise forbidden(outcome.reason or "The room does not allow this.")
     return outcome
 
 
 def list_stripped_pdus(tx: Transaction, room_id: RoomID, inviter: UserID | None = None) -> list[JsonObject]:
-    """What of its state a room tells those outside of it, as whole PDUs, with the inviter's member event if given.
+    """Returns the state that a room shows to users outside, as whole PDUs, with the inviter's member event if given.
 
     Spec: client-server-api/#stripped-state, MSC4319
     """

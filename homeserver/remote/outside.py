@@ -1,6 +1,6 @@
-"""Invites to rooms that this server is not in, and knocks upon them: memberships without a room behind them.
+"""Out-of-band memberships: invites to rooms that this server is not in, and knocks on such rooms.
 
-What the inviter or the room has told of it is all that is known; nothing of it counts once this server is in the room.
+All we know about the room is what the inviter or the room has sent. It stops counting once this server is in the room.
 Spec: server-server-api/#inviting-to-a-room, #knocking-rooms, #leaving-rooms-rejecting-invites
 """
 
@@ -34,18 +34,18 @@ from homeserver.users.blocking import check_pending
 
 
 def is_outside(tx: Transaction, own: ServerName, room_id: RoomID) -> bool:
-    """Whether this server is not in the room."""
+    """Returns whether this server is outside the room."""
     return not is_server_joined(tx, room_id, own)
 
 
 def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> None:
-    """Makes a fully signed invite or knock the membership of its user, and wakes the user's syncs."""
+    """Stores a fully signed invite or knock as the membership of its user, and wakes the user's syncs."""
     assert event.state_key is not None and event.membership is not None
     user_id = UserID(event.state_key)
     insert_room(tx, event.room_id, event.version)
     room_nid = tx.intern(event.room_id)
     replaced = _find_outside(tx, event.room_id, user_id)
-    # What the user has rejected before must not be held against this one.
+    # Earlier rejections by the user must not affect this invite.
     delete_leaves(tx, event.room_id, user_id)
     tx.run(
         "INSERT INTO outside_memberships (room_nid, user_nid, sender_nid, pdu) VALUES (?, ?, ?, ?)"
@@ -64,7 +64,7 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
 
 
 def _is_of_inviter(stripped: JsonObject, invite: Event) -> bool:
-    """Whether it is the member event of the one who invites. Others would let a server put words into their mouths."""
+    """Returns whether it is the inviter's member event. Others could show words that their user never said."""
     return (
         invite.sender != invite.state_key
         and stripped["state_key"] == stripped["sender"] == invite.sender
@@ -76,7 +76,7 @@ def check_room_for_invite(tx: Transaction, invite: Event, stripped: list[JsonObj
     """Raises MatrixError 403 if the invited user has too many pending invites, in all or from the inviter's server."""
     user_id = UserID(invite.state_key or "")
     if get_membership(tx, invite.room_id, user_id) == "invite":
-        return  # it replaces one
+        return  # it replaces an existing invite
     check_pending(tx, user_id, len(to_json(stripped)))
     nids = tx.values("SELECT sender_nid FROM outside_memberships WHERE user_nid = ?", tx.find(user_id))
     names, origin = tx.names(nids), server_name_of(invite.sender)
@@ -92,10 +92,10 @@ def leave_outside(
     event: Event | None = None,
     content: Mapping[str, Any] | None = None,
 ) -> None:
-    """Ends an invite or knock: to its user it is as if the room had been left.
+    """Ends an invite or knock. For its user this looks as if they had left the room.
 
-    `event` says so. If there is none, because no server of the room gave us one, the user is told by an event with
-    `content` that this server makes up: a client that knows nothing but the invite needs one to see who has left.
+    `event` is the member event that ends it. If no server of the room gave us one, the user gets an event with
+    `content` that this server makes up: a client that knows only the invite needs an event to see who has left.
     """
     if not is_outside(tx, own, room_id) or get_membership(tx, room_id, user_id) not in ("invite", "knock"):
         return
@@ -107,7 +107,7 @@ def leave_outside(
 
 
 def _rejection(tx: Transaction, user_id: UserID, content: Mapping[str, Any]) -> JsonObject:
-    """The member event of a user who has left a room that this server is not in; no server but this one knows it."""
+    """Returns a member event for a user who left a room that this server is not in. No other server knows it."""
     return {
         "type": "m.room.member",
         "sender": user_id,
@@ -119,7 +119,7 @@ def _rejection(tx: Transaction, user_id: UserID, content: Mapping[str, Any]) -> 
 
 
 def _as_told(event: Event) -> JsonObject:
-    """A state event as a sync tells it."""
+    """Returns a state event in the form of a sync."""
     return {
         "type": event.type,
         "sender": event.sender,
@@ -131,16 +131,16 @@ def _as_told(event: Event) -> JsonObject:
 
 
 def forget_outside(tx: Transaction, room_id: RoomID) -> None:
-    """This server is in the room now: what was said about it outside counts no more."""
+    """Deletes the room's out-of-band memberships. This server is in the room now, so they no longer count."""
     tx.run("DELETE FROM outside_memberships WHERE room_nid = ?", tx.find(room_id))
     delete_leaves(tx, room_id)
 
 
 def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:
-    """An event, checked as far as possible, of a room that this server is not in; "" or why it is of no use.
+    """Processes an event, checked as far as possible, of a room that this server is not in. Returns "" or the problem.
 
-    Only that a user of ours is not invited any more, or has knocked in vain, means anything. An invite is taken back by
-    the server that has invited. The event names what it ends: it may come late, after another invite or knock.
+    Only events that withdraw an invite or refuse a knock of our users have an effect. An invite can be withdrawn by the
+    inviter's server. The event must cite what it ends, because it may arrive after another invite or knock.
     """
     user_id = event.state_key
     if event.membership not in ("leave", "ban") or user_id is None:
@@ -150,24 +150,24 @@ def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:
         return "This server is not in that room."
     inviter = _server_of_inviter(tx, event.room_id, user_id)
     if membership.membership == "invite" and server_name_of(event.sender) != inviter:
-        return "Only the server that has invited can take it back."
+        return "Only the inviter's server can withdraw an invite."
     held = _find_outside(tx, event.room_id, user_id)
     if held is not None and not _names(event, held):
-        return "That is not about the invite or knock that holds now."
+        return "The event does not cite the current invite or knock."
     leave_outside(tx, own, event.room_id, UserID(user_id), event)
     return ""
 
 
 def _names(event: Event, held: JsonObject) -> bool:
-    """Whether the event refers to this invite or knock as what allows it."""
+    """Returns whether the event cites this invite or knock as an auth event."""
     try:
         return parse_event(held, event.version).event_id in event.auth_events
-    except InvalidEvent:  # it came with another room version: what an inviter says of the version is hearsay
+    except InvalidEvent:  # it came with another room version: an inviter's word on the version is hearsay
         return False
 
 
 def _find_outside(tx: Transaction, room_id: RoomID, user_id: str) -> JsonObject | None:
-    """The PDU of the invite or knock of a user. It may have come with another room version than the room has now."""
+    """Returns the PDU of a user's invite or knock, or None. The room version may have been different then."""
     row = tx.one(
         "SELECT pdu FROM outside_memberships WHERE room_nid = ? AND user_nid = ?",
         tx.find(room_id),
@@ -186,7 +186,7 @@ def _server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> Server
 
 
 def list_outside_servers(tx: Transaction, room_id: RoomID, user_id: UserID) -> list[ServerName]:
-    """The servers through which the user was invited or has knocked."""
+    """Returns the servers through which the user was invited or has knocked."""
     found = [_server_of_inviter(tx, room_id, user_id)]
     membership = get_room_membership(tx, room_id, user_id)
     for event in (membership.stripped or ()) if membership is not None else ():
@@ -198,7 +198,7 @@ def list_outside_servers(tx: Transaction, room_id: RoomID, user_id: UserID) -> l
 
 
 def read_stripped(events: object) -> list[JsonObject]:
-    """Stripped state out of what a peer sent, whole PDUs or stripped events; without what is malformed or too much."""
+    """Returns stripped state from a peer's whole PDUs or stripped events. Leaves out malformed and excess events."""
     found: list[JsonObject] = []
     size_bytes = 0
     for event in (events if isinstance(events, list) else ())[: limits.STRIPPED_EVENTS_MAX]:

@@ -13,7 +13,7 @@ PROFILE_BYTES_MAX = 256 * 1024
 
 
 async def fetch_profile(hs: Resources, user_id: UserID, field: str | None = None) -> dict[str, Any]:
-    """The profile, or the one field of it, as the user's server tells it. MatrixError 404, or 502 for no answer."""
+    """Returns a remote user's profile, or one field of it. Raises MatrixError 404, or 502 if there is no answer."""
     query = {"user_id": user_id} if field is None else {"user_id": user_id, "field": field}
     uri = path_to("v1", "query", "profile", query=query)
     try:

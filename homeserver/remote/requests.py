@@ -1,7 +1,7 @@
-"""Requests to other servers, signed. Spec: server-server-api/#request-authentication
+"""Signed requests to other servers. Spec: server-server-api/#request-authentication
 
-What a peer answers is a value, whatever its status; that it does not answer is `Unreachable`. `ask` is for callers who
-want a 200 and pass everything else on to a client.
+A peer's answer is returned as a value, whatever its status. `Unreachable` is raised if there is no answer. `ask` is for
+callers that need a 200 and pass every other answer on to a client.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from homeserver.resources import Resources
 
 _log = logging.getLogger("homeserver.federation")
 
-ERROR_CHARACTERS_MAX = 1_000  # of a peer's words that are repeated to a client
-# Errors that a peer may answer and that a client understands; with any other it is told that the peer has failed.
+ERROR_CHARACTERS_MAX = 1_000  # how much of a peer's error message is passed on to a client
+# Errors of a peer that a client understands and gets. For any other the client is told that the peer has failed.
 _PASSED_STATUSES = frozenset({400, 403, 404})
 _NOBODY_THERE = frozenset({502, 503, 504})
 
 
 class Unreachable(Exception):
-    """The destination gave no usable answer: it cannot be reached, is left alone after failures, or spoke no JSON."""
+    """The destination gave no usable answer: it is unreachable, in back-off, or did not send JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a peer answered: decoded JSON, of any shape."""
+    """A peer's answer: decoded JSON, of any shape."""
 
     status: int
     content: Any
 
     @property
     def errcode(self) -> str:
-        """The errcode of an error, "" where there is none."""
+        """The errcode of an error, "" if there is none."""
         errcode = self.content.get("errcode") if isinstance(self.content, dict) else None
         return errcode if isinstance(errcode, str) else ""
 
     @property
     def is_unknown_endpoint(self) -> bool:
-        """Whether the peer does not know the endpoint, and an older one may serve."""
+        """Whether the peer does not know the endpoint, so that an older one may work."""
         return is_unknown_endpoint(self.status, self.errcode)
 
     def error(self, destination: ServerName) -> MatrixError:
-        """What to tell the client on whose behalf the peer was asked."""
+        """Returns the error for the client on whose behalf the peer was asked."""
         if self.status == 200 or self.status not in _PASSED_STATUSES or not self.errcode.startswith("M_"):
-            return MatrixError(502, "M_UNKNOWN", f"{destination} did not answer as it should ({self.status}).")
+            return MatrixError(502, "M_UNKNOWN", f"{destination} gave an unusable answer (status {self.status}).")
         text = self.content.get("error")
         return MatrixError(
             self.status, self.errcode[:100], text[:ERROR_CHARACTERS_MAX] if isinstance(text, str) else destination
@@ -68,15 +68,15 @@ class Answer:
 
 
 def is_unknown_endpoint(status: int, errcode: str) -> bool:
-    """Whether an answer means that the server is older than the endpoint.
+    """Returns whether an answer means that the server is older than the endpoint.
 
-    Spec: server-server-api/#unsupported-endpoints. Servers of before v1.6 answer 400, or 404 without JSON.
+    Spec: server-server-api/#unsupported-endpoints. Servers before v1.6 answer 400, or 404 without JSON.
     """
     return (status in (400, 404, 405) and errcode == "M_UNRECOGNIZED") or (status in (404, 405) and not errcode)
 
 
 def path_to(*segments: str, query: Mapping[str, str] | Sequence[tuple[str, str]] = ()) -> str:
-    """A path below `/_matrix/federation`, as it is sent and signed."""
+    """Returns a path below `/_matrix/federation`, as it is sent and signed."""
     path = "/".join(["/_matrix/federation", *(quote(segment, safe="") for segment in segments)])
     return f"{path}?{urlencode(query)}" if query else path
 
@@ -84,14 +84,14 @@ def path_to(*segments: str, query: Mapping[str, str] | Sequence[tuple[str, str]]
 def authorization_headers(
     hs: Resources, destination: ServerName, method: str, uri: str, body: bytes | None = None
 ) -> dict[str, str]:
-    """The headers that sign a request, for callers that use `hs.wire` themselves. `body` is canonical JSON."""
+    """Returns the headers that sign a request, for callers that use `hs.wire` directly. `body` is canonical JSON."""
     return {"authorization": authorize_body(method, uri, hs.server_name, destination, hs.signing_key, body)}
 
 
 def sign_request(
     hs: Resources, destination: ServerName, method: str, uri: str, content: Any | None
 ) -> tuple[bytes | None, dict[str, str]]:
-    """The body and the headers of a signed request. Raises Unreachable if this server asks nobody, or NotCanonical."""
+    """Returns body and headers of a signed request. Raises Unreachable without federation, or NotCanonical."""
     if not hs.config.federation.enabled:
         raise Unreachable("This server does not take part in federation.")
     body = content if content is None or isinstance(content, bytes) else encode_content(content)
@@ -103,31 +103,31 @@ def sign_request(
 
 @asynccontextmanager
 async def reaching(hs: Resources, destination: ServerName, cause: Cause) -> AsyncIterator[None]:
-    """Guards one request to a server: the only way to `hs.wire`.
+    """Guards one request to a server. Every use of `hs.wire` goes through it.
 
     Waits for the share of the cause. Raises Unreachable if the server is in back-off, and for every WireError of the
-    request, after which the server is in back-off. What the WireError says is for the log only: it names addresses, and
-    must not tell users what names in our network stand for.
+    request, which puts the server into back-off. The text of a WireError is only logged: it contains addresses, and
+    must not tell users what names in our network resolve to.
     """
     async with hs.peers.shares.take(cause):
         if not hs.peers.admit(destination, hs.now_ms(), cause):
-            raise Unreachable(f"{destination} has not answered lately.")
+            raise Unreachable(f"{destination} has not answered recently.")
         try:
             yield
         except WireError as error:
             if error.reason != "too_large":
                 note_unreachable(hs, destination)
             _log.info("server not reached", extra={"destination": destination, "reason": str(error)})
-            raise Unreachable(f"{destination} cannot be reached, or does not answer as it should.") from error
+            raise Unreachable(f"{destination} is unreachable, or its answer is unusable.") from error
 
 
 def note_unreachable(hs: Resources, destination: ServerName) -> None:
-    """Notes that a server did not answer: nothing is asked of it in the background for a while."""
+    """Notes that a server did not answer: it gets no background requests for a while."""
     hs.peers.note_failure(hs.server_name, destination, hs.now_ms())
 
 
 def note_status(hs: Resources, destination: ServerName, status: int, errcode: str = "") -> None:
-    """Notes that a server has answered, unless it was a gateway whose server is away."""
+    """Notes that a server has answered, unless the answer came from a gateway whose server is down."""
     if status in _NOBODY_THERE and not errcode:
         note_unreachable(hs, destination)
     elif status != 500:
@@ -145,9 +145,10 @@ async def send_signed(
     timeout_s: float = limits.FEDERATION_TIMEOUT_S,
     max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
 ) -> Answer:
-    """The answer of a peer. Raises Unreachable.
+    """Returns the answer of a peer. Raises Unreachable.
 
-    content: what has canonical JSON, of an old room version at worst, or that JSON itself. Raises NotCanonical.
+    content: a value that has canonical JSON, at least by the rules of old room versions, or that JSON itself. Raises
+    NotCanonical.
     """
     body, headers = sign_request(hs, destination, method, uri, content)
     with hold_answer(hs, destination, cause) as hold:
@@ -157,13 +158,13 @@ async def send_signed(
         )  # fmt: skip
         hold.become(_count_bytes(response.body))
         answer = await _read_answer(hs, destination, response)
-    if cause.kind != "delivery":  # the sender judges the answers to its transactions itself
+    if cause.kind != "delivery":  # the sender treats the answers to its transactions itself
         note_status(hs, destination, answer.status, answer.errcode)
     return answer
 
 
 def hold_answer(hs: Resources, destination: ServerName, cause: Cause) -> AbstractContextManager[Hold]:
-    """Memory for an answer, of the budget that all bodies of peers share."""
+    """Returns a hold for an answer, in the budget that all bodies of peers share."""
     share = "person" if cause.kind in ("person", "action") else "background"
     return hs.budgets.peers.hold(destination, share)
 
@@ -181,7 +182,7 @@ async def fetch(
     timeout_s: float,
     max_bytes: int,
 ) -> WireResponse:
-    """The whole response to one request, for which memory is taken from `hold`. Raises Unreachable."""
+    """Returns the whole response to one request, taking its memory from `hold`. Raises Unreachable."""
     async with reaching(hs, destination, cause):
         with trio.move_on_after(timeout_s):
             async with hs.wire.stream(
@@ -200,9 +201,9 @@ async def _read_whole(response: WireStream, hold: Hold) -> bytes:
 
 
 async def take_for_answer(hold: Hold, seen: int, amount: int) -> None:
-    """Takes so much more for an answer of which `seen` bytes have come; a small one takes nothing.
+    """Takes `amount` more bytes for an answer of which `seen` bytes have arrived. A small answer takes nothing.
 
-    Raises Unreachable.
+    Raises Unreachable if there is not enough memory.
     """
     if seen <= limits.http.SMALL_BODY_BYTES:
         return
@@ -213,7 +214,7 @@ async def take_for_answer(hold: Hold, seen: int, amount: int) -> None:
 
 
 def _count_bytes(body: bytes) -> int:
-    """What an answer takes while it is decoded: its text, or the objects of its values."""
+    """Returns the memory for decoding an answer: its text, or the objects of its values."""
     if len(body) <= limits.http.SMALL_BODY_BYTES:
         return 0
     return max(len(body), min(count_nodes(body), limits.peers.ANSWER_NODES_MAX) * limits.http.JSON_NODE_BYTES)
@@ -230,7 +231,7 @@ async def _read_answer(hs: Resources, destination: ServerName, response: WireRes
     except NotCanonical as error:
         if response.status != 200:
             return Answer(response.status, None)
-        raise Unreachable(f"{destination} did not answer with JSON: {error}") from error
+        raise Unreachable(f"{destination} did not answer with valid JSON: {error}") from error
 
 
 def _decode(data: bytes) -> Any:
@@ -238,7 +239,7 @@ def _decode(data: bytes) -> Any:
 
 
 def is_sparse(data: bytes) -> bool:
-    """Whether JSON text has so few values that decoding it takes little memory: each takes some hundred bytes."""
+    """Returns whether JSON text has so few values that decoding takes little memory: each takes a few hundred bytes."""
     return len(data) < limits.peers.ANSWER_NODES_MAX or count_nodes(data) <= limits.peers.ANSWER_NODES_MAX
 
 
@@ -253,7 +254,7 @@ async def ask(
     timeout_s: float = limits.FEDERATION_TIMEOUT_S,
     max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
 ) -> dict[str, Any]:
-    """The JSON object of a 200. Raises MatrixError: the peer's refusal, or 502 M_UNKNOWN if it did not answer well."""
+    """Returns the JSON object of a 200. Raises MatrixError: the peer's refusal, or 502 for an unusable answer."""
     try:
         answer = await send_signed(
             hs, destination, method, uri, content,

@@ -108,7 +108,8 @@ class Environment:
     def _install(self, *arguments: str, total: int) -> None:
         """Runs the installer and tells how far it is. Everything it says goes to a log in the environment."""
         if self.uv:
-            command = ["uv", "pip", "install", "--python", str(self.python), "--no-progress", *arguments]
+            options = ("--no-progress", "--compile-bytecode")  # pip compiles without being asked
+            command = ["uv", "pip", "install", "--python", str(self.python), *options, *arguments]
         else:
             options = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
             command = [str(self.python), "-m", "pip", "install", *options, *arguments]

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from homeserver import __version__
-from tests.cli.test_commands import log_in, run, said, serving, write_config
+from tests.cli.programs import log_in, run, run_program, said, serving, write_config
 
 PASSWORD = "a pass word"
 
@@ -147,7 +147,7 @@ def test_the_key_is_shown_and_replaced_while_no_server_runs(tmp_path: Path) -> N
     with serving(config):
         assert "in use by another server process" in said(run("keys", "new", "--config", config))
     (tmp_path / "data" / "signing.key").unlink()
-    lost = said(run("serve", "--config", config))
+    lost = said(run_program("serve", "--config", config))
     assert "signing.key" in lost and "homeserver keys new" in lost
     made = ran(config, "keys", "new")
     keys = ran(config, "keys", "show")
@@ -158,7 +158,7 @@ def test_the_key_is_shown_and_replaced_while_no_server_runs(tmp_path: Path) -> N
 
 
 def test_the_version() -> None:
-    assert run("--version").stdout == f"homeserver {__version__}\n"
+    assert run_program("--version").stdout == f"homeserver {__version__}\n"
 
 
 def test_nobody_else_reads_what_the_server_stores(tmp_path: Path) -> None:

@@ -1,71 +1,20 @@
-"""The command line, as a person or a service manager uses it: real processes, exit codes, one sentence for an error."""
+"""The command line, as a person or a service manager uses it: exit codes, results, one sentence for an error."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from homeserver import __version__
 from homeserver.cli.serve import without_password
-
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS_MAX = 60
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-
-
-def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "homeserver", *arguments],
-        input=stdin, capture_output=True, text=True, timeout=SECONDS_MAX, env=environment(), check=False,
-    )  # fmt: skip
-
-
-def write_config(folder: Path, more: str = "", bind: str = "127.0.0.1:0") -> str:
-    path = folder / "homeserver.toml"
-    path.write_text(
-        f'server_name = "test.example"\n{more}\n[[listeners]]\nbind = "{bind}"\n[passwords]\nhash_cost = "minimal"\n'
-    )
-    return str(path)
-
-
-@contextmanager
-def serving(config: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server, and its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "homeserver", "serve", "--config", config, "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None and process.stderr is not None
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-        yield process, json.loads(line)["url"]
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def said(result: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence on standard error of a command that failed."""
-    assert result.returncode == 1, (result.returncode, result.stdout, result.stderr)
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert result.stdout == ""
-    return lines[0]
+from tests.cli.programs import SECONDS_MAX, environment, log_in, run, run_program, said, serving, write_config
 
 
 def test_a_reload_while_the_server_starts_does_not_end_it(tmp_path: Path) -> None:
@@ -85,12 +34,12 @@ print("alive", code)
 
 
 def test_help_names_every_command() -> None:
-    result = run("--help")
+    result = run_program("--help")
     assert result.returncode == 0
     for command in ("serve", "config", "user", "demo"):
         assert command in result.stdout
-    assert run().returncode == 2
-    assert run("serve", "--nonsense").returncode == 2
+    assert run_program().returncode == 2
+    assert run_program("serve", "--nonsense").returncode == 2
 
 
 def test_config_check(tmp_path: Path) -> None:
@@ -119,11 +68,12 @@ def test_config_check_says_what_is_wrong(tmp_path: Path, more: str, sentence: st
 
 
 def test_serve_refuses_with_a_sentence(tmp_path: Path) -> None:
-    assert "cannot read" in said(run("serve", "--config", str(tmp_path / "none.toml")))
+    assert "cannot read" in said(run_program("serve", "--config", str(tmp_path / "none.toml")))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         config = write_config(tmp_path, bind=bind)
-        assert f"cannot listen on {bind}: another program listens there" in said(run("serve", "--config", config))
+        sentence = said(run_program("serve", "--config", config))
+        assert f"cannot listen on {bind}: another program listens there" in sentence
 
 
 def test_a_server_stops_at_a_signal_with_success(tmp_path: Path) -> None:
@@ -163,18 +113,13 @@ def test_the_password_of_a_database_is_not_logged() -> None:
 def test_one_database_is_served_once(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with serving(config):
-        assert said(run("serve", "--config", config))
-
-
-def log_in(url: str, user: str, password: str) -> Any:
-    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": user}, "password": password}
-    return httpx.post(f"{url}/_matrix/client/v3/login", json=body)
+        assert said(run_program("serve", "--config", config))
 
 
 def test_user_add(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     arguments = ("user", "add", "--config", config, "alice", "--password-stdin", "--admin", "--json")
-    result = run(*arguments, stdin="a pass word\n")
+    result = run_program(*arguments, stdin="a pass word\n")
     assert json.loads(result.stdout) == {"user_id": "@alice:test.example", "admin": True}
     added = run("user", "add", "--config", config, "@bob:test.example", "--password-stdin", stdin="now of bob")
     assert added.stdout == "@bob:test.example can log in now.\n"

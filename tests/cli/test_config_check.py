@@ -13,7 +13,7 @@ import trio
 from homeserver.cli.findings import find_all
 from homeserver.config import load_config
 from homeserver.server import Homeserver
-from tests.cli.test_commands import run, said
+from tests.cli.programs import run, run_program, said
 
 GOOD = """
 server_name = "localhost"
@@ -189,4 +189,4 @@ async def test_an_object_store_without_credentials_is_found(tmp_path: Path, monk
     ],
 )
 def test_serve_refuses_what_cannot_be_served(tmp_path: Path, words: str, text: str) -> None:
-    assert words in said(run("serve", "--config", write(tmp_path, text)))
+    assert words in said(run_program("serve", "--config", write(tmp_path, text)))

@@ -141,7 +141,7 @@ async def test_two_servers_cannot_open_one_file(sqlite_url: str) -> None:
     [
         ("sqlite:/nonexistent/folder/x.db", "folder /nonexistent/folder for the database does not exist"),
         ("sqlite:/", "cannot be opened: Is a directory"),
-        ("mysql://x", "begins with"),
+        ("mysql://x", "must begin with"),
         ("postgresql:///x?host=/nonexistent&connect_timeout=1", "cannot be reached"),
     ],
 )

@@ -2,7 +2,8 @@
 #: make demo      two organisations on this machine, and a conversation between them (ARGS=--exit ends after it)
 #: make serve     one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
 #: make test      everything that must hold: lint, types, import contracts, tests, coverage of federation/
-#:                (ARGS="PATH …" runs only the tests in these files or folders)
+#:                (ARGS="PATH …" runs only the tests in these files or folders;
+#:                --hypothesis-profile=deep among them tries ten times as many examples)
 #: make venv      only the set-up: .venv with the versions of requirements.lock, and the command homeserver in it
 #: make lint      ruff (rules and format), mypy and the import contracts
 #: make interop   a real Synapse as the other organisation; if Node is there, Element's library as the client
@@ -23,6 +24,8 @@ BIN := .venv/bin
 CONFIG ?= $(firstword $(wildcard homeserver.toml) sample_config.toml)
 ARGS ?=
 export INSTALLER
+# Tests start hundreds of processes: without bytecode each would compile every module that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv venv-test test demo serve interop bench lint lock check-lock clean
 
@@ -35,7 +38,8 @@ venv venv-test:
 
 ifeq ($(strip $(ARGS)),)
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/federation
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/federation --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=95
 else
 test: venv-test
 	$(BIN)/python -m pytest $(ARGS)

@@ -13,8 +13,11 @@ from tests.support.engine import drop_databases
 
 __all__ = ["database_url", "postgres_cluster", "postgres_url", "sqlite_url"]
 
-# Other processes on the machine must not decide whether a property holds.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Other processes on the machine must not decide whether a property holds. `--hypothesis-profile=deep` looks at many
+# more examples, and at others in each run.
+_SHARED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", max_examples=40, **_SHARED)
+settings.register_profile("deep", max_examples=400, **_SHARED)
 settings.load_profile("default")
 
 PASSED_PER_DOT = 25

@@ -17,6 +17,7 @@ from homeserver.database.schema import CORE_SCHEMA
 from homeserver.database.sqlite import open_sqlite
 from homeserver.errors import MatrixError
 from tests.support.database import opened
+from tests.support.examples import share_of_examples
 
 
 class _Refused(Exception):
@@ -36,7 +37,7 @@ batches = st.lists(st.lists(st.tuples(values, st.booleans()), min_size=1, max_si
 
 
 @given(batches, st.integers(1, 8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=share_of_examples(2))
 def test_no_rollback_leaves_a_wrong_number(batches: list[list[tuple[list[str], bool]]], cached: int) -> None:
     """After any sequence of batches with failing writes, each number still stands for its one string."""
     opened_database = open_sqlite(":memory:", [CORE_SCHEMA], inline=True, exclusive=False)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from homeserver.database.stream import Stream
 from homeserver.limits import STREAM_KEYS_REMEMBERED_MAX
+from tests.support.examples import share_of_examples
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -136,7 +137,7 @@ changes = st.lists(st.tuples(st.lists(keys, max_size=2), st.integers(0, 3)), min
 @given(
     changes, st.lists(st.lists(keys, min_size=1, max_size=2), min_size=1, max_size=4), st.random_module(), st.randoms()
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=share_of_examples(2))
 def test_no_change_is_slept_through(
     changes: list[tuple[list[str], int]],
     readers: list[list[str]],

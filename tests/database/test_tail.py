@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver.database import Database, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Transaction
@@ -136,7 +136,6 @@ async def test_a_quiet_tail_stores_its_position_in_time(database_url: str) -> No
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 4), st.random_module())
-@settings(max_examples=40, deadline=None)
 def test_at_least_once_in_order_whatever_crashes(crashes: list[int], span_max: int, random: object) -> None:
     """Each run crashes at some span; all together have told of every change, none of an older one after a newer."""
 

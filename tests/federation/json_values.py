@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from homeserver.federation.canonical_json import INT_MAX
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.signing import SigningKey
+from tests.support.examples import is_default_profile
 
-PROPERTY = settings(derandomize=True, deadline=None, max_examples=150)
+PROPERTY = settings(derandomize=is_default_profile())
 KEY = SigningKey("a_key", bytes(range(32)))
 SERVER = "example.org"
 

@@ -17,8 +17,9 @@ from homeserver.federation.state_resolution import Missing, resolve
 from tests.federation.json_values import PROPERTY, lenient_values
 from tests.federation.json_values import versions as any_version
 from tests.federation.rooms_for_tests import ALICE, ALL, BOB, CAROL, new_room
+from tests.support.examples import share_of_examples
 
-FEW = settings(PROPERTY, max_examples=40)
+FEW = settings(PROPERTY, max_examples=share_of_examples(0.4))
 
 TYPES = [
     "m.room.create",

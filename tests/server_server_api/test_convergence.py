@@ -30,6 +30,7 @@ from homeserver.rooms.storage import Status, list_stored
 from homeserver.rooms.timeline import END, list_backwards
 from homeserver.testing import FakeNetwork
 from tests.support.engine import memory_url
+from tests.support.examples import share_of_examples
 from tests.support.federation import create_room, join, running_homeserver, until
 from tests.support.homeservers import Client, Server, config_for_tests
 
@@ -190,7 +191,7 @@ def run(version: str, steps: Sequence[Any], *, with_timelines: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["10", "12"])
-@settings(max_examples=10)
+@settings(max_examples=share_of_examples(0.2))
 @given(steps=st.lists(st.one_of(talk, network), min_size=5, max_size=25), random=st.random_module())
 def test_same_state_and_timelines_after_any_partition(version: str, steps: list[Any], random: Any) -> None:
     run(version, steps, with_timelines=True)
@@ -198,7 +199,7 @@ def test_same_state_and_timelines_after_any_partition(version: str, steps: list[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["10", "12"])
-@settings(max_examples=12)
+@settings(max_examples=share_of_examples(0.25))
 @given(steps=st.lists(st.one_of(talk, quarrel, quarrel, network), min_size=5, max_size=30), random=st.random_module())
 def test_same_state_after_any_quarrel(version: str, steps: list[Any], random: Any) -> None:
     run(version, steps, with_timelines=False)

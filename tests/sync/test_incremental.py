@@ -19,6 +19,7 @@ from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import load_events
 from homeserver.users.account_data import SCHEMA as ACCOUNT_DATA
 from tests.federation.rooms_for_tests import BOB, CAROL, Room
+from tests.support.examples import share_of_examples
 from tests.support.rooms import ANNA, BERT, CARL, Rooms, opened_rooms
 from tests.sync.clients import SyncClient
 
@@ -191,7 +192,7 @@ async def run(script: list[tuple[Any, ...]]) -> None:
 
 
 @seed(20)
-@settings(max_examples=40)
+@settings(max_examples=share_of_examples(0.4))
 @given(steps)
 def test_incremental_is_fresh(script: list[tuple[Any, ...]]) -> None:
     trio.run(run, script)

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import httpx
 
@@ -34,12 +33,14 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Exit code and output of a command, run in this process."""
     stdout, stderr = io.StringIO(), io.StringIO()
     mask = os.umask(0o022)  # a command narrows it
+    real_stdin, sys.stdin = sys.stdin, io.StringIO(stdin)
     try:
-        with redirect_stdout(stdout), redirect_stderr(stderr), patch.object(sys, "stdin", io.StringIO(stdin)):
+        with redirect_stdout(stdout), redirect_stderr(stderr):
             code = main(arguments)
     except SystemExit as ended:  # argparse has answered
         code = ended.code if isinstance(ended.code, int) else 1
     finally:
+        sys.stdin = real_stdin
         os.umask(mask)
     return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 

@@ -150,3 +150,12 @@ def test_reading_never_fails(version: RoomVersion, content: dict[str, Any]) -> N
     levels = read_power_levels(create, hostile, version)
     numbers = (levels.user_level(BOB), levels.event_level("users", True), levels.ban_level)
     assert all(type(number) is int for number in numbers)
+
+
+def test_power_levels_around_which_is_what_is_no_whitespace() -> None:
+    """The separators U+001C to U+001F are whitespace to `str.strip`, but to no one who reads an integer."""
+    version = ROOM_VERSIONS["9"]
+    assert parse_level("\t 50\v\f\r\n", version) == 50
+    assert parse_level("\u00a050\u2003", version) == 50
+    assert parse_level("\x1c50", version) is None
+    assert parse_level("50\x1f", version) is None

@@ -127,3 +127,12 @@ def test_redaction_is_idempotent_and_changes_nothing_in_place(data: st.DataObjec
     assert pdu == before_redaction
     assert redact(once, version) == once
     assert set(once) <= set(pdu) and set(once["content"]) <= set(pdu["content"])
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+def test_redacted_third_party_invite_stays_an_object(version: str) -> None:
+    """An event ID depends on it: of a `third_party_invite` without `signed`, the empty object survives."""
+    pdu = {"type": "m.room.member", "content": {"membership": "invite", "third_party_invite": {"display_name": "x"}}}
+    assert redact(pdu, ROOM_VERSIONS[version])["content"] == {"membership": "invite", "third_party_invite": {}}
+    pdu = {"type": "m.room.member", "content": {"membership": "invite", "third_party_invite": "x"}}
+    assert redact(pdu, ROOM_VERSIONS[version])["content"] == {"membership": "invite"}

@@ -131,7 +131,7 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
         changed = _rooms_changed(tx, since) if since else _rooms_with_typists(tx)
         for room_id in room_ids:
             section = ctx.rooms[room_id]
-            if room_id in changed or (section.members_changed and _has_typist_left(tx, room_id)):
+            if tx.find(room_id) in changed or (section.members_changed and _has_typist_left(tx, room_id)):
                 users = list_typing(tx, room_id)
                 if users or since:
                     section.ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
@@ -194,14 +194,12 @@ def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
     return sorted(user_id for user_id, since in _typists(tx, room_id) if _has_stayed(tx, room_id, user_id, since))
 
 
-def _rooms_changed(tx: Transaction, since: int) -> set[RoomID]:
-    nids = tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ?", since)
-    return {RoomID(name) for name in tx.names(nids).values()}
+def _rooms_changed(tx: Transaction, since: int) -> set[int]:
+    return set(tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ?", since))
 
 
-def _rooms_with_typists(tx: Transaction) -> set[RoomID]:
-    nids = tx.values("SELECT DISTINCT room_nid FROM typing WHERE expires_ms > ?", tx.now_ms)
-    return {RoomID(name) for name in tx.names(nids).values()}
+def _rooms_with_typists(tx: Transaction) -> set[int]:
+    return set(tx.values("SELECT DISTINCT room_nid FROM typing WHERE expires_ms > ?", tx.now_ms))
 
 
 def _has_typist_left(tx: Transaction, room_id: RoomID) -> bool:

@@ -49,18 +49,18 @@ class RoomSection:
     members_changed: bool = False
     ephemeral: list[JsonObject] = field(default_factory=list)
     account_data: list[JsonObject] = field(default_factory=list)
-    summary: JsonObject = field(default_factory=dict)
-    unread_notifications: JsonObject = field(default_factory=dict)
-    unread_thread_notifications: JsonObject = field(default_factory=dict)
+    summary: JsonObject | None = None
+    unread_notifications: JsonObject | None = None
+    unread_thread_notifications: JsonObject | None = None
 
 
 @dataclass(slots=True)
 class SyncContext:
     """A `/sync` being answered, in one read: the user, the span of the stream, and what features have added so far.
 
-    The span is since < position ≤ upto, and each joined room in `rooms` has a `since` of its own. `since` is 0 on an
-    initial sync. `filter` is the request's: the engine applies it to account data, ephemeral events and presence, so a
-    feature needs it only to leave out work.
+    The span is since < position ≤ upto; `since` is 0 on an initial sync. Each room in `rooms` has a `since` of its
+    own, and `rooms_by_since` groups the rooms by it: 0 for those new to the client. `filter` is the request's. The
+    engine applies it to account data, ephemeral events and presence, so a feature needs it only to leave out work.
 
     Features add two kinds of things, in two functions:
 
@@ -89,13 +89,11 @@ class SyncContext:
     extra: JsonObject = field(default_factory=dict)
     rooms_told: frozenset[RoomID] = frozenset()
     always: JsonObject = field(default_factory=dict)
+    rooms_by_since: dict[int, list[RoomID]] = field(init=False, default_factory=dict)
 
-    def rooms_by_since(self) -> dict[int, list[RoomID]]:
-        """Returns the joined rooms grouped by their `since`: of a `/sync`, those new to the client and all others."""
-        groups: dict[int, list[RoomID]] = {}
+    def __post_init__(self) -> None:
         for room_id, section in self.rooms.items():
-            groups.setdefault(section.since, []).append(room_id)
-        return groups
+            self.rooms_by_since.setdefault(section.since, []).append(room_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def sync_account_data(tx: Transaction, context: SyncContext) -> None:
     """What changed, and for newly joined rooms all there is."""
     changes = list_changes(tx, context.user_id, context.since, context.upto)
     context.account_data += [_event(tx, type_nid, content) for room_nid, type_nid, content in changes if room_nid == 0]
-    for since, room_ids in context.rooms_by_since().items():
+    for since, room_ids in context.rooms_by_since.items():
         nids = {tx.find(room_id): room_id for room_id in room_ids}
         if since == context.since:
             rows = changes

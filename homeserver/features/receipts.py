@@ -200,7 +200,7 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
         return
     nids: dict[int, RoomID] = {}
     rows: list[Row] = []
-    for since, room_ids in ctx.rooms_by_since().items():
+    for since, room_ids in ctx.rooms_by_since.items():
         of_rooms = {nid: room_id for room_id in room_ids if (nid := tx.find(room_id)) is not None}
         nids |= of_rooms
         if since and ctx.upto - since <= SPAN_BY_POSITION_MAX:

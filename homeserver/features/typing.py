@@ -127,11 +127,11 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
     """Adds the users who are typing, to each room where somebody began or ended to."""
     if not wants(ctx.filter.room.ephemeral, "m.typing", None):
         return
-    for since, room_ids in ctx.rooms_by_since().items():
+    for since, room_ids in ctx.rooms_by_since.items():
         changed = _rooms_changed(tx, since) if since else _rooms_with_typists(tx)
         for room_id in room_ids:
             section = ctx.rooms[room_id]
-            if tx.find(room_id) in changed or (section.members_changed and _has_typist_left(tx, room_id)):
+            if (changed and tx.find(room_id) in changed) or (section.members_changed and _has_typist_left(tx, room_id)):
                 users = list_typing(tx, room_id)
                 if users or since:
                     section.ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})

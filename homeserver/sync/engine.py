@@ -347,6 +347,8 @@ def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str
     """The news of an answer, without what is empty."""
     filter_ = request.filter
     for room_id, section in context.rooms.items():
+        if room_id not in rooms.join and not (section.ephemeral or section.account_data or section.summary):
+            continue
         ephemeral = _wanted(filter_.room.ephemeral, room_id, section.ephemeral)
         account_data = _wanted(filter_.room.account_data, room_id, section.account_data)
         if room_id not in rooms.join and not (ephemeral or account_data or section.summary):

@@ -187,7 +187,7 @@ async def test_each_room_has_a_since_of_its_own(place: Place) -> None:
     known = parse_sync_token(first["next_batch"]).position
     assert context.since == known
     assert {room_id: each.since for room_id, each in context.rooms.items()} == {place.room_id: known, theirs: 0}
-    assert context.rooms_by_since() == {known: [place.room_id], 0: [theirs]}
+    assert context.rooms_by_since == {known: [place.room_id], 0: [theirs]}
     assert [room_id for room_id, each in context.rooms.items() if each.members_changed] == [place.room_id]
     await place.sync(answer["next_batch"], full_state=True)
-    assert set(place.parcels.contexts[-1].rooms_by_since()) == {parse_sync_token(answer["next_batch"]).position}
+    assert set(place.parcels.contexts[-1].rooms_by_since) == {parse_sync_token(answer["next_batch"]).position}

@@ -101,13 +101,11 @@ def _store(tx: Transaction, leave: Leave, retry_after_ms: int) -> None:
     )  # fmt: skip
 
 
-_COLUMNS = "room_nid, user_nid, content, servers, since_ms, failures, joins, retry_after_ms"
-
-
 def find_leave(tx: Transaction, room_id: RoomID, user_id: UserID) -> Leave | None:
     """The leave that is stored for the user and the room."""
     row = tx.one(
-        f"SELECT {_COLUMNS} FROM pending_leaves WHERE room_nid = ? AND user_nid = ?",
+        "SELECT room_nid, user_nid, content, servers, since_ms, failures, joins FROM pending_leaves"
+        " WHERE room_nid = ? AND user_nid = ?",
         tx.find(room_id), tx.find(user_id),
     )  # fmt: skip
     return None if row is None else _read(tx, row)
@@ -117,7 +115,10 @@ def list_due(tx: Transaction) -> tuple[list[Leave], float, int]:
     """The leaves that are due, in how many milliseconds the next one is, and the position of the stream."""
     due: list[Leave] = []
     next_ms: float = math.inf
-    for row in tx.all(f"SELECT {_COLUMNS} FROM pending_leaves"):
+    rows = tx.all(
+        "SELECT room_nid, user_nid, content, servers, since_ms, failures, joins, retry_after_ms FROM pending_leaves"
+    )
+    for row in rows:
         failures, retry_after_ms = row[5], row[7]
         pause_ms_max = min(2 * limits.RETRY_MS << failures, 2 * limits.LEAVE_RETRY_MS_MAX)
         if is_ahead(retry_after_ms, tx.now_ms, pause_ms_max):

@@ -129,7 +129,7 @@ def list_due(tx: Transaction) -> tuple[list[Leave], float, int]:
 
 
 def _read(tx: Transaction, row: Sequence[Any]) -> Leave:
-    room_nid, user_nid, content, servers, since_ms, failures, joins, _ = row
+    room_nid, user_nid, content, servers, since_ms, failures, joins = row[:7]
     return Leave(
         RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), orjson.loads(content), orjson.loads(servers), since_ms,
         failures, orjson.loads(joins) if joins is not None else (),

@@ -19,6 +19,7 @@ import trio
 
 from homeserver.database import Transaction
 from homeserver.database.lane import Lane
+from homeserver.database.parked import RETRY_KEY
 from homeserver.database.tail import Tail
 from homeserver.feature import Feature, Follower, Worklist, combine
 from homeserver.limits import BACKGROUND_PAUSE_S
@@ -63,9 +64,8 @@ async def _run_worklist(worklist: Worklist, hs: Resources) -> None:
         async with hs.database.hold(worklist.name):
             items, position = await hs.database.read(_list_due, worklist)
             await lane.work(items, finish)
-        if not worklist.wake_key:
-            return
-        await hs.stream.wait((worklist.wake_key,), position, math.inf)
+        keys = (worklist.wake_key, RETRY_KEY) if worklist.wake_key else (RETRY_KEY,)
+        await hs.stream.wait(keys, position, math.inf)
 
 
 def _list_due(tx: Transaction, worklist: Worklist) -> tuple[Sequence[Any], int]:

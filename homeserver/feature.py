@@ -229,7 +229,7 @@ class Worklist:
 
     list_due(tx) returns the items that are left. finish(hs, item) does the work of one and deletes its row; it may be
     repeated. wake_key: the stream key that a write notifies when it notes an item. Without one the list is read at the
-    start only, for what a crash has left.
+    start only, for what a crash has left, and when parked items are to be retried.
     """
 
     name: str

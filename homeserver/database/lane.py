@@ -5,9 +5,11 @@ Theory of operation
   down to single items. So all other items are done as if the bad one did not exist. The function must be repeatable,
   which it has to be after a crash anyway.
 - An item that fails on its own is tried again after a pause, LANE_TRIES times in all. Then it is parked: counted in
-  `homeserver_parked_items_total`, logged with its traceback, and noted in the table `parked_items` so that it can be
-  found later. The lane goes on. This process does not try the item again. After a restart it gets another chance,
-  because the program may have been fixed.
+  `homeserver_parked_items_total`, logged with its traceback, and noted in the table `parked_items`. The lane goes on
+  without it. After a restart it gets another chance, because the program may have been fixed.
+- An administrator may have parked items tried again (`homeserver parked retry`). The lane checks for that whenever it
+  works, as long as it has anything in the table. A tail never meets an item twice, so it asks for them with
+  `list_retried`. An item that succeeds is removed from the table. One that fails is parked again.
 - Code that only reads, and cannot wait inside a transaction, uses `try_each`: it tries once and returns the failures.
 - If the storage fails, no item is to blame. The exception is raised at once and nothing is parked. The caller starts
   the work again later.
@@ -24,6 +26,7 @@ import trio
 
 from homeserver import limits
 from homeserver.database import Database, DatabaseDamaged, Transaction
+from homeserver.database.parked import delete_parked, list_parked_of, store_parked
 from homeserver.process.metrics import Metrics
 from homeserver.process.outages import is_outage
 
@@ -38,13 +41,14 @@ PARKED_COUNTER = "homeserver_parked_items_total"
 class Lane:
     """One kind of work on items, as done by this process. Used on the trio thread only."""
 
-    __slots__ = ("_database", "_metrics", "_parked", "name")
+    __slots__ = ("_database", "_left_out", "_metrics", "_noted", "name")
 
     def __init__(self, name: str, database: Database, metrics: Metrics) -> None:
         self.name = name
         self._database = database
         self._metrics = metrics
-        self._parked: OrderedDict[str, None] = OrderedDict()
+        self._left_out: OrderedDict[str, None] = OrderedDict()
+        self._noted: set[str] | None = None  # this lane's items in the table; None: not read yet
         metrics.describe(PARKED_COUNTER, "Items that were given up after repeated failures, by lane.")
 
     async def work(
@@ -54,7 +58,7 @@ class Lane:
 
         Raises only if the storage fails.
         """
-        waiting = [self.without_parked(items, name_of)]
+        waiting = [await self.without_parked(items, name_of)]
         while waiting:
             part = waiting.pop()
             if not part:
@@ -67,40 +71,72 @@ class Lane:
                 if len(part) > 1:
                     half = len(part) // 2
                     waiting += [part[half:], part[:half]]
-                else:
-                    await self._try_again(part, fn, str(name_of(part[0])))
+                    continue
+                if not await self._try_again(part, fn, str(name_of(part[0]))):
+                    continue
+            await self.forget([str(name_of(item)) for item in part] if self._noted else ())
 
-    def without_parked(self, items: Sequence[T], name_of: Callable[[T], object] = str) -> list[T]:
-        """Returns the items that are not parked."""
-        return [item for item in items if str(name_of(item)) not in self._parked]
+    async def without_parked(self, items: Sequence[T], name_of: Callable[[T], object] = str) -> list[T]:
+        """The items that are still tried, or that are to be tried again."""
+        if items:
+            await self._read_noted()
+        return [item for item in items if str(name_of(item)) not in self._left_out]
+
+    async def list_retried(self) -> list[str]:
+        """The names of the parked items that are to be tried again."""
+        return [item for item, is_due in (await self._read_noted()).items() if is_due]
 
     async def park(self, item: str, error: Exception) -> None:
-        """Notes that an item is left out from now on. Raises if this cannot be stored: then the storage has failed."""
-        if item in self._parked:
+        """Notes that an item is left out from now on. Raises if that cannot be stored: then the storage is to blame."""
+        if item in self._left_out:
             return
         await self._database.write(store_parked, self.name, item, f"{type(error).__name__}: {error}")
-        self._parked[item] = None
-        while len(self._parked) > limits.PARKED_ITEMS_MAX:
-            self._parked.popitem(last=False)
+        if self._noted is not None:
+            self._noted.add(item)
+        self._left_out[item] = None
+        while len(self._left_out) > limits.PARKED_ITEMS_MAX:
+            self._left_out.popitem(last=False)
         self._metrics.count(PARKED_COUNTER, (("lane", self.name),))
         about = {"lane": self.name, "item": item}
+        advice = "see `homeserver parked list`"
         if isinstance(error, DatabaseDamaged):  # a read that met it may have gone on around it, and told nobody
             self._database.outages.damaged(str(error))
-            _log.error("an item cannot be read and is left out from now on", extra={**about, "reason": str(error)})
+            about["reason"] = str(error)
+            _log.error("an item cannot be read and is left out from now on; %s", advice, extra=about)
         else:
-            _log.error("an item failed repeatedly and is left out from now on", exc_info=error, extra=about)
+            _log.error("an item failed repeatedly and is left out from now on; %s", advice, exc_info=error, extra=about)
 
-    async def _try_again(self, part: Sequence[T], fn: Callable[[Sequence[T]], Awaitable[object]], item: str) -> None:
+    async def forget(self, items: Iterable[str]) -> None:
+        """These items have succeeded: those that were parked once leave the table."""
+        done = [item for item in items if item in (self._noted or ())]
+        if done:
+            await self._database.write(delete_parked, self.name, done)
+            self._noted = (self._noted or set()).difference(done)
+
+    async def _read_noted(self) -> dict[str, bool]:
+        """The items in the table, and whether they are to be tried again. Reads nothing if there are none."""
+        if self._noted is not None and not self._noted:
+            return {}
+        found = await self._database.read(list_parked_of, self.name)
+        self._noted = set(found)
+        for item, is_due in found.items():
+            if is_due:
+                self._left_out.pop(item, None)
+        return found
+
+    async def _try_again(self, part: Sequence[T], fn: Callable[[Sequence[T]], Awaitable[object]], item: str) -> bool:
+        """Whether the item succeeds after all. If it does not, it is parked."""
         for attempt in range(1, limits.LANE_TRIES):
             await trio.sleep(limits.LANE_PAUSE_S * attempt)
             try:
                 await fn(part)
-                return
+                return True
             except Exception as error:
                 if is_outage(error):
                     raise
                 if attempt == limits.LANE_TRIES - 1:
                     await self.park(item, error)
+        return False
 
 
 def try_each(
@@ -128,18 +164,3 @@ def try_each(
 
 def _list(fn: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T]) -> list[R]:
     return list(fn(items))
-
-
-# Storage
-
-
-def store_parked(tx: Transaction, lane: str, item: str, reason: str) -> None:
-    """Stores a parked item. Keeps the newest PARKED_ITEMS_MAX items of each lane."""
-    tx.run(
-        "INSERT INTO parked_items (lane, item, reason, parked_ms) VALUES (?, ?, ?, ?) ON CONFLICT (lane, item)"
-        " DO UPDATE SET reason = excluded.reason, parked_ms = excluded.parked_ms",
-        lane, item, reason.replace("\0", "")[: limits.PARKED_REASON_CHARACTERS_MAX], tx.now_ms,
-    )  # fmt: skip
-    rows = tx.all("SELECT item FROM parked_items WHERE lane = ? ORDER BY parked_ms DESC, item", lane)
-    for (old,) in rows[limits.PARKED_ITEMS_MAX :]:
-        tx.run("DELETE FROM parked_items WHERE lane = ? AND item = ?", lane, old)

@@ -78,5 +78,12 @@ CORE_SCHEMA = Schema(
             """,
         ),
         Step("write probes", "CREATE TABLE write_probes (id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL);"),
+        Step(
+            "parked retries",
+            """
+            -- 1: an administrator wants the item to be tried again.
+            ALTER TABLE parked_items ADD COLUMN is_due INTEGER NOT NULL DEFAULT 0;
+            """,
+        ),
     ),
 )

@@ -1,6 +1,7 @@
 """Tail: follows the change stream from a stored position: at least once, across restarts, on one node at a time.
 
-If a position cannot be processed, it is parked and the tail goes on with the next: see `lane`.
+If a position cannot be processed, it is parked and the tail goes on with the next: see `lane`. If it is tried again
+later, it comes after newer positions.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ class Tail:
                 position = self._since
                 with trio.move_on_at(last_stored + self._store_seconds if self._since > self._stored else math.inf):
                     position = await subscription.wait(self._since)
+                for retried in await self._lane.list_retried():
+                    await self._lane.work([int(retried)], follow)
                 while self._since < position:
                     upto = min(position, self._since + self._span_max)
                     await self._lane.work(range(self._since + 1, upto + 1), follow)

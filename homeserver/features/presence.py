@@ -19,6 +19,7 @@ from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
 from homeserver.database.lane import Lane
+from homeserver.database.parked import RETRY_KEY
 from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import BeforeSync, Edu, Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext, SyncStart
 from homeserver.federation.edus import PresenceUpdate, parse_presence
@@ -96,7 +97,7 @@ async def follow_time(hs: Resources) -> None:
         await lane.work(await hs.database.read(list_due), sweep_some)
         somebody_is_there, position = await hs.database.read(is_anybody_there)
         if not somebody_is_there:
-            await hs.stream.wait((WAKE_KEY,), position, math.inf)
+            await hs.stream.wait((WAKE_KEY, RETRY_KEY), position, math.inf)
         await trio.sleep(interval_s)
 
 

@@ -17,6 +17,7 @@ from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.database.lane import Lane
+from homeserver.database.parked import RETRY_KEY
 from homeserver.errors import forbidden
 from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import TypingContent
@@ -83,10 +84,10 @@ async def follow_time(hs: Resources) -> None:
 
     while True:
         listed, wait_ms, position = await hs.database.read(_list_due)
-        due = lane.without_parked(listed)
+        due = await lane.without_parked(listed)
         await lane.work(due, end)
         if not due:
-            await hs.stream.wait((WAKE_KEY,), position, trio.current_time() + wait_ms / 1000)
+            await hs.stream.wait((WAKE_KEY, RETRY_KEY), position, trio.current_time() + wait_ms / 1000)
 
 
 _Typing = tuple[int, int, bool]

@@ -238,6 +238,37 @@ def _list_parked(
     return find_room_version(tx, room_id), listed
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingEvent:
+    """A parked event, for an administrator."""
+
+    event_id: EventID
+    room_id: RoomID
+    origin: ServerName
+    received_ms: int
+    attempts: int
+
+
+def list_waiting(tx: Transaction) -> list[WaitingEvent]:
+    """Every parked event, the newest first."""
+    rows = tx.all(
+        "SELECT event_id, room_nid, origin_nid, received_ms, attempts FROM parked_events"
+        " ORDER BY received_ms DESC, event_id"
+    )
+    names = tx.names({nid for row in rows for nid in row[1:3]})
+    return [WaitingEvent(row[0], RoomID(names[row[1]]), ServerName(names[row[2]]), *row[3:]) for row in rows]
+
+
+def set_waiting_due(tx: Transaction, event_id: str | None = None) -> int:
+    """Has parked events, or one of them, tried again with the next sweep. Returns how many there are."""
+    return tx.run("UPDATE parked_events SET retry_ms = 0 WHERE event_id = COALESCE(?, event_id)", event_id)
+
+
+def delete_waiting(tx: Transaction, event_id: str | None = None) -> int:
+    """Forgets parked events, or one of them. Returns how many there were."""
+    return tx.run("DELETE FROM parked_events WHERE event_id = COALESCE(?, event_id)", event_id)
+
+
 def _is_any_parked(tx: Transaction) -> bool:
     return tx.one("SELECT 1 FROM parked_events LIMIT 1") is not None
 

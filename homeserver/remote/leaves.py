@@ -26,6 +26,7 @@ import trio
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.database.lane import Lane
+from homeserver.database.parked import RETRY_KEY
 from homeserver.errors import MatrixError
 from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
@@ -104,12 +105,12 @@ async def deliver_later(hs: Resources) -> None:
         async with hs.database.hold("leaves"):
             while True:
                 due, next_ms, position = await hs.database.read(list_due)
-                due = lane.without_parked(due, _name_of)
+                due = await lane.without_parked(due, _name_of)
                 async with trio.open_nursery() as nursery:
                     for leave in due:
                         nursery.start_soon(deliver, leave)
                 if not due:
-                    await hs.stream.wait((WAKE_KEY,), position, trio.current_time() + next_ms / 1000)
+                    await hs.stream.wait((WAKE_KEY, RETRY_KEY), position, trio.current_time() + next_ms / 1000)
 
 
 def _name_of(leave: Leave) -> str:

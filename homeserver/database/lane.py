@@ -125,7 +125,7 @@ class Lane:
         return found
 
     async def _try_again(self, part: Sequence[T], fn: Callable[[Sequence[T]], Awaitable[object]], item: str) -> bool:
-        """Whether the item succeeds after all. If it does not, it is parked."""
+        """Returns True if the item succeeds after all. Parks it otherwise."""
         for attempt in range(1, limits.LANE_TRIES):
             await trio.sleep(limits.LANE_PAUSE_S * attempt)
             try:

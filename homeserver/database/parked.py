@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from homeserver import limits
 from homeserver.database.transaction import Transaction
 
-# Of the stream: for lanes that wait until there is something to do. An item of theirs is to be tried again.
+# The stream key that wakes lanes which wait for work: one of their items is to be tried again.
 RETRY_KEY = "parked"
 
 

@@ -126,16 +126,17 @@ async def test_a_lane_reads_nothing_while_it_has_parked_nothing(
     assert asked == 0
 
 
-async def test_of_each_lane_the_newest_are_kept(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "PARKED_ITEMS_MAX", 2)
+async def test_of_each_lane_the_newest_are_kept(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
-        for lane, item in (("l", "1"), ("m", "1"), ("l", "2"), ("l", "3")):
-            await database.write(store_parked, lane, item, "no")
-            await trio.sleep(0.002)
-        assert await parked(database) == [("l", "3", False), ("l", "2", False), ("m", "1", False)]
-        assert await database.write(set_parked_due, "l", None) == 2
-        assert await database.write(set_parked_due, "l", "3") == 1
-        assert await database.write(delete_parked_items) == 3
+        names = [f"{number:04}" for number in range(limits.PARKED_ITEMS_MAX + 2)]
+        await database.write(store_parked, "m", "1", "no")
+        for name in names:
+            await database.write(store_parked, "l", name, "no")
+        kept = await parked(database)
+        assert len(kept) == limits.PARKED_ITEMS_MAX + 1
+        assert ("m", "1", False) in kept
+        assert await database.write(set_parked_due, "l", None) == limits.PARKED_ITEMS_MAX
+        assert await database.write(delete_parked_items) == limits.PARKED_ITEMS_MAX + 1
 
 
 async def test_a_tail_goes_back_to_a_position_that_is_tried_again(

@@ -27,7 +27,7 @@ class ParkedItem:
 
 
 def store_parked(tx: Transaction, lane: str, item: str, reason: str) -> None:
-    """Notes a parked item. Of each lane the newest PARKED_ITEMS_MAX are kept."""
+    """Notes a parked item. Keeps the newest PARKED_ITEMS_MAX items of each lane."""
     tx.run(
         "INSERT INTO parked_items (lane, item, reason, parked_ms, is_due) VALUES (?, ?, ?, ?, 0)"
         " ON CONFLICT (lane, item) DO UPDATE SET reason = excluded.reason, parked_ms = excluded.parked_ms, is_due = 0",

@@ -64,6 +64,8 @@ async def _run_worklist(worklist: Worklist, hs: Resources) -> None:
         async with hs.database.hold(worklist.name):
             items, position = await hs.database.read(_list_due, worklist)
             await lane.work(items, finish)
+            listed = {str(item) for item in items}
+            await lane.forget(item for item in await lane.list_retried() if item not in listed)  # done meanwhile
         keys = (worklist.wake_key, RETRY_KEY) if worklist.wake_key else (RETRY_KEY,)
         await hs.stream.wait(keys, position, math.inf)
 

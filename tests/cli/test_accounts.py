@@ -115,7 +115,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert "come-in" in run("token", "list", "--config", config).stdout
     assert ran(config, "token", "revoke", "come-in") == {"token": "come-in", "revoked": True}
     assert "there is no registration token" in said(run("token", "revoke", "come-in", "--config", config))
-    assert "such a token already" in said(run("token", "create", "--token", made["token"], "--config", config))
+    assert "This token already exists" in said(run("token", "create", "--token", made["token"], "--config", config))
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_positions_that_cannot_be_followed_are_left_out(caplog: pytest.LogCaptur
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert [record.message for record in caplog.records] == [
-        "an item failed repeatedly and is left out from now on"
+        "an item failed repeatedly and is left out from now on; see `homeserver parked list`"
     ] * 3
 
 

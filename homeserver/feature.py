@@ -151,7 +151,6 @@ class Edu(Generic[P]):
     coalesce_by: what a part is the latest news of. An EDU that waits for a slow destination is dropped if a newer one
     of its type has news of all that it is about.
     short_lived: of no use to a server that was away, so left out when it catches up.
-    durable: every single one must arrive, because the receiver cannot ask for what it lacks.
     """
 
     content: type[P] | Callable[[JsonObject], Iterable[P]]
@@ -162,7 +161,6 @@ class Edu(Generic[P]):
     source: EduSource | None = None
     coalesce_by: Callable[[P], Hashable] | None = None
     short_lived: bool = False
-    durable: bool = False
 
     def parse(self, content: JsonObject) -> Iterator[P]:
         """Yields the parts of a content, whoever sent it. Raises InvalidEdu if it is malformed."""

@@ -19,12 +19,14 @@ from homeserver.users import (
     registration_tokens,
     user_interactive,
 )
+from homeserver.users.encryption import device_lists
 
 SCHEMAS: tuple[Schema, ...] = (
     accounts.SCHEMA,
     registration_tokens.SCHEMA,
     user_interactive.SCHEMA,
     devices.SCHEMA,
+    device_lists.SCHEMA,
     profile.SCHEMA,
     account_data.SCHEMA,
     filters.SCHEMA,

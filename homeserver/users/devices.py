@@ -1,6 +1,6 @@
 """Devices: the clients on which a user is logged in. Spec: client-server-api/#device-management
 
-Each change of a device has a position in the stream: device lists and keys follow `list_device_changes`.
+Each change of a device is noted for `encryption/device_lists.py` in the same write.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.process.token_cache import Seen
+from homeserver.users.encryption.device_lists import note_device_created, note_device_list_changed
 
-# device_changes has the last change of each device that ever existed: 0 deleted, 1 new, 2 renamed.
 SCHEMA = Schema(
     "devices",
     (
@@ -43,10 +43,9 @@ SCHEMA = Schema(
             CREATE INDEX device_changes_position ON device_changes (position);
             """,
         ),
+        Step("002_without_changes", "DROP TABLE device_changes;"),
     ),
 )
-
-DELETED, CREATED, RENAMED = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +70,6 @@ class Device:
         if self.last_seen_ip:
             body["last_seen_ip"] = self.last_seen_ip
         return body
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceChange:
-    """The last change of a device: DELETED, CREATED or RENAMED."""
-
-    position: int
-    user_id: UserID
-    device_id: str
-    change: int
 
 
 # --- logging in ---
@@ -140,7 +129,7 @@ def create_device(tx: Transaction, user_id: UserID, device_id: str, display_name
         "INSERT INTO devices (user_nid, device_id, display_name, created_ms) VALUES (?, ?, ?, ?)",
         nid, device_id, display_name, tx.now_ms,
     )  # fmt: skip
-    _store_change(tx, user_id, device_id, CREATED)
+    note_device_created(tx, user_id, device_id)
 
 
 def find_device(tx: Transaction, user_id: UserID, device_id: str) -> Device | None:
@@ -169,7 +158,7 @@ def rename_device(tx: Transaction, user_id: UserID, device_id: str, display_name
         "UPDATE devices SET display_name = ? WHERE user_nid = ? AND device_id = ?",
         display_name, tx.find(user_id), device_id,
     )  # fmt: skip
-    _store_change(tx, user_id, device_id, RENAMED)
+    note_device_list_changed(tx, user_id, [device_id])
 
 
 def delete_devices_of_user(
@@ -181,29 +170,19 @@ def delete_devices_of_user(
 ) -> None:
     """Logs out and removes devices: all of the user's if no IDs are given. Ignores unknown IDs."""
     known = tx.values("SELECT device_id FROM devices WHERE user_nid = ?", tx.find(user_id))
-    wanted = None if device_ids is None else set(device_ids)
-    for device_id in known:
-        if device_id != except_device_id and (wanted is None or device_id in wanted):
-            authenticate.delete_tokens_of_device(tx, user_id, device_id)
-            tx.run("DELETE FROM devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id)
-            _store_change(tx, user_id, device_id, DELETED)
+    wanted = set(known if device_ids is None else device_ids) - {except_device_id}
+    ended = [device_id for device_id in known if device_id in wanted]
+    for device_id in ended:
+        authenticate.delete_tokens_of_device(tx, user_id, device_id)
+        tx.run("DELETE FROM devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id)
+    if ended:
+        note_device_list_changed(tx, user_id, ended)
 
 
 def forget_devices(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes all devices and their tokens. Their deletion stays recorded for other servers' device lists."""
     delete_devices_of_user(tx, user_id)
     return False
-
-
-def list_device_changes(tx: Transaction, since: int, upto: int) -> list[DeviceChange]:
-    """Returns devices of local users whose last change is in since < position ≤ upto, in that order."""
-    rows = tx.all(
-        "SELECT position, user_nid, device_id, change FROM device_changes WHERE position > ? AND position <= ?"
-        " ORDER BY position",
-        since, upto,
-    )  # fmt: skip
-    names = tx.names({row[1] for row in rows})
-    return [DeviceChange(position, UserID(names[nid]), device_id, change) for position, nid, device_id, change in rows]
 
 
 def store_seen(tx: Transaction, seen: dict[tuple[str, str], Seen]) -> None:
@@ -215,11 +194,3 @@ def store_seen(tx: Transaction, seen: dict[tuple[str, str], Seen]) -> None:
             for (user_id, device_id), each in seen.items()
         ],
     )
-
-
-def _store_change(tx: Transaction, user_id: UserID, device_id: str, change: int) -> None:
-    tx.run(
-        "INSERT INTO device_changes (user_nid, device_id, position, change) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (user_nid, device_id) DO UPDATE SET position = excluded.position, change = excluded.change",
-        tx.intern(user_id), device_id, tx.next_position(user_id), change,
-    )  # fmt: skip

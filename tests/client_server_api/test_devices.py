@@ -11,6 +11,7 @@ from homeserver.database import Transaction
 from homeserver.features.devices import DeviceBody, delete_device, update_device
 from homeserver.federation.identifiers import UserID
 from homeserver.users import accounts, devices
+from homeserver.users.encryption.device_lists import list_device_list_updates
 from tests.support.homeservers import CLIENT_IP, PASSWORD, Client, Server, now_ms
 
 
@@ -139,18 +140,16 @@ async def test_refuses_wrong_types(homeserver: Server, body: dict, errcode: str)
     assert len((await alice.ok("GET", "devices"))["devices"]) == 2
 
 
-async def test_changes_have_positions(homeserver: Server) -> None:
+async def test_each_change_is_noted_for_other_servers(homeserver: Server) -> None:
     alice = await homeserver.register("alice", device_id="A")
     since = homeserver.hs.stream.position
     await homeserver.log_in("alice", device_id="B")
     await alice.ok("PUT", "devices/A", json={"display_name": "a"})
     body = {"devices": ["B"], "auth": alice.password_auth()}
     await alice.ok("POST", "delete_devices", json=body)
-    changes = await homeserver.read(devices.list_device_changes, since, homeserver.hs.stream.position)
-    assert [(each.user_id, each.device_id, each.change) for each in changes] == [
-        (alice.user_id, "A", devices.RENAMED),
-        (alice.user_id, "B", devices.DELETED),
-    ]
+    updates = await homeserver.read(list_device_list_updates, since, homeserver.hs.stream.position)
+    assert [(each.user_id, each.device_id) for each in updates] == [(alice.user_id, name) for name in ("B", "A", "B")]
+    assert [each.previous for each in updates[1:]] == [each.position for each in updates[:-1]]
 
 
 async def test_an_application_service_makes_and_deletes_devices(homeserver: Server) -> None:

@@ -34,7 +34,7 @@ from homeserver.remote.outside import is_outside
 from homeserver.resources import ForgetUser, Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.erasure import erase_sender
-from homeserver.rooms.membership import get_membership, list_memberships
+from homeserver.rooms.membership import find_membership, list_memberships
 from homeserver.users import accounts
 from homeserver.users.devices import delete_devices_of_user
 from homeserver.users.passwords import check_new_password, hash_password
@@ -250,7 +250,7 @@ async def _leave_all_rooms(hs: Resources, user_id: UserID) -> None:
 
 def _leave_some_rooms(tx: Transaction, user_id: UserID, room_ids: Sequence[RoomID]) -> None:
     for room_id in room_ids:
-        if get_membership(tx, room_id, user_id) not in _OPEN:
+        if find_membership(tx, room_id, user_id) not in _OPEN:
             continue
         draft = Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id)
         try:

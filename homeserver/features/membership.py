@@ -39,13 +39,13 @@ from homeserver.rooms.guests import check_guests_may_join
 from homeserver.rooms.heads import find_head, get_head
 from homeserver.rooms.membership import (
     check_joined,
-    get_membership,
-    get_room_membership,
-    hide_room,
+    find_membership,
+    find_room_membership,
     is_deserted,
     is_server_joined,
-    joined_servers,
     list_joined_rooms,
+    list_joined_servers,
+    set_forgotten,
 )
 from homeserver.rooms.restricted import authorised_via
 from homeserver.users.blocking import check_takes_invites
@@ -195,7 +195,7 @@ async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[
 def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content: JsonObject) -> MatrixError | None:
     """Joins, if this server is in the room and may decide; else answers what to say if no other server can."""
     user_id = requester.user_id
-    if get_membership(tx, room_id, user_id) == "join":
+    if find_membership(tx, room_id, user_id) == "join":
         return None
     if requester.is_guest:
         check_guests_may_join(tx, room_id)
@@ -217,7 +217,7 @@ def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content:
 def _servers_to_ask(tx: Transaction, room_id: RoomID, user_id: UserID, via: list[ServerName]) -> list[ServerName]:
     """Those that the client named, the inviter's, that of the room id, and those that are known to be in the room."""
     servers = list(via)
-    membership = get_room_membership(tx, room_id, user_id)
+    membership = find_room_membership(tx, room_id, user_id)
     for event in (membership.stripped or ()) if membership is not None else ():
         sender = event.get("sender")
         if event.get("type") == "m.room.member" and event.get("state_key") == user_id and isinstance(sender, str):
@@ -226,7 +226,7 @@ def _servers_to_ask(tx: Transaction, room_id: RoomID, user_id: UserID, via: list
         servers.append(server_name_of(room_id))
     head = find_head(tx, room_id)
     if head is not None and head.extremities:
-        servers += sorted(joined_servers(tx, head))
+        servers += sorted(list_joined_servers(tx, head))
     return list(dict.fromkeys(servers))[: limits.VIA_SERVERS_MAX]
 
 
@@ -238,7 +238,7 @@ def _invite_local(tx: Transaction, room_id: RoomID, sender: UserID, target: User
 
 def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID) -> None:
     check_joined(tx, room_id, sender)
-    membership = get_membership(tx, room_id, target)
+    membership = find_membership(tx, room_id, target)
     if membership == "join":
         raise forbidden(f"{target} is in the room already.")
     if membership == "ban":
@@ -247,7 +247,7 @@ def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: 
 
 def _leave(tx: Transaction, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:
     """Leaves, takes back a knock or rejects an invitation. False where this server is not in the room and must ask."""
-    membership = get_membership(tx, room_id, user_id)
+    membership = find_membership(tx, room_id, user_id)
     if membership is None and find_head(tx, room_id) is None:
         raise not_found("This server does not know that room.")
     if membership in (None, "ban"):
@@ -261,14 +261,14 @@ def _leave(tx: Transaction, room_id: RoomID, user_id: UserID, content: JsonObjec
 
 
 def _kick(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
-    if get_membership(tx, room_id, target) not in ("join", "invite", "knock"):
+    if find_membership(tx, room_id, target) not in ("join", "invite", "knock"):
         check_joined(tx, room_id, sender)
         raise forbidden(f"{target} is not in the room.")
     _change_other(tx, room_id, sender, target, content)
 
 
 def _unban(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
-    if get_membership(tx, room_id, target) != "ban":
+    if find_membership(tx, room_id, target) != "ban":
         check_joined(tx, room_id, sender)
         raise MatrixError(403, "M_BAD_STATE", f"{target} is not banned from the room.")
     _change_other(tx, room_id, sender, target, content)
@@ -284,12 +284,12 @@ def _change(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, co
 
 
 def _forget(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
-    membership = get_membership(tx, room_id, user_id)
+    membership = find_membership(tx, room_id, user_id)
     if membership is None:
         raise not_found("You were never in that room.")
     if membership not in ("leave", "ban"):
         raise MatrixError(400, "M_UNKNOWN", "You have to leave the room before you can forget it.")
-    hide_room(tx, room_id, user_id)
+    set_forgotten(tx, room_id, user_id)
 
 
 def _content(membership: str, reason: str | None) -> JsonObject:

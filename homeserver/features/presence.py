@@ -27,8 +27,8 @@ from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import (
-    joined_servers,
     list_joined_rooms,
+    list_joined_servers,
     list_members,
     list_newcomers,
     list_sharing,
@@ -158,7 +158,7 @@ def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[Outgo
         servers: set[ServerName] = set()
         for room_id in rooms[presence.user_id]:
             head = find_head(tx, room_id)
-            servers |= joined_servers(tx, head) if head is not None else set()
+            servers |= list_joined_servers(tx, head) if head is not None else set()
         servers.discard(ServerName(presence.user_id.partition(":")[2]))
         if servers:
             # The spec requires last_active_ago, also of one who was never active.

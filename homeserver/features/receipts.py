@@ -21,7 +21,7 @@ from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContex
 from homeserver.federation.edus import Receipt, parse_receipts
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id
 from homeserver.resources import Resources
-from homeserver.rooms.membership import check_joined, get_membership, list_memberships
+from homeserver.rooms.membership import check_joined, find_membership, list_memberships
 from homeserver.rooms.storage import StoredEvent, get_stored
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.presence import note_activity
@@ -178,7 +178,7 @@ async def receive_receipts(hs: Resources, origin: ServerName, receipts: Sequence
 def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
     for receipt in receipts:
         room_id, user_id, event_id = receipt.room_id, receipt.user_id, receipt.event_id
-        if get_membership(tx, room_id, user_id) != "join":
+        if find_membership(tx, room_id, user_id) != "join":
             continue
         thread_id = receipt.thread_id or ""
         event = get_stored(tx, event_id)

@@ -41,7 +41,7 @@ from homeserver.rooms.aliases import (
 )
 from homeserver.rooms.append import append_local
 from homeserver.rooms.heads import Head, find_head, get_head, state_content
-from homeserver.rooms.membership import check_joined, count_members, get_membership, joined_servers
+from homeserver.rooms.membership import check_joined, count_members, find_membership, list_joined_servers
 from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.visibility import history_visibility, is_world_readable
@@ -175,7 +175,7 @@ def _look_up(tx: Transaction, alias: RoomAlias) -> JsonObject:
     if found is None:
         raise not_found(f"There is no room called {alias}.")
     head = find_head(tx, found[0])
-    servers = joined_servers(tx, head) if head is not None else ()
+    servers = list_joined_servers(tx, head) if head is not None else ()
     return {"room_id": found[0], "servers": sorted(servers)[: limits.ALIAS_SERVERS_MAX]}
 
 
@@ -223,7 +223,7 @@ def _remove_from_canonical(tx: Transaction, head: Head, alias: RoomAlias, user_i
 
 
 def _list_readable_aliases(tx: Transaction, room_id: RoomID, user_id: UserID) -> list[RoomAlias]:
-    if get_membership(tx, room_id, user_id) != "join" and not is_world_readable(tx, room_id):
+    if find_membership(tx, room_id, user_id) != "join" and not is_world_readable(tx, room_id):
         raise forbidden("You are not in that room.")
     return list_aliases(tx, room_id)
 

@@ -22,7 +22,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.history import Page, Reader, point_beside, read_page, wants_event
-from homeserver.rooms.membership import get_room_membership, is_server_joined
+from homeserver.rooms.membership import find_room_membership, is_server_joined
 from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
 from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_stored, without_withheld
@@ -225,7 +225,7 @@ def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_i
     unseen = not_found("There is no such event, or none that you may see.")
     if event is None or event.room_id != room_id or event.status != Status.TIMELINE:
         raise unseen
-    membership = get_room_membership(tx, room_id, requester.user_id)
+    membership = find_room_membership(tx, room_id, requester.user_id)
     if membership is not None and membership.forgotten and not is_world_readable(tx, room_id):
         raise unseen
     visible = filter_visible(tx, requester.user_id, room_id, [event])

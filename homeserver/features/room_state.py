@@ -30,7 +30,7 @@ from homeserver.rooms.append import append_local
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.guests import check_guests_may_join
 from homeserver.rooms.heads import get_head
-from homeserver.rooms.membership import check_joined, get_membership
+from homeserver.rooms.membership import check_joined, find_membership
 from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt, entries_of
 from homeserver.rooms.restricted import authorised_via
@@ -121,7 +121,7 @@ def set_state(tx: Transaction, requester: Requester, draft: Draft) -> EventID:
     assert room_id is not None and state_key is not None
     if draft.type == "m.room.member":
         draft = _check_member(tx, requester, room_id, draft)
-    if get_membership(tx, room_id, draft.sender) == "join":
+    if find_membership(tx, room_id, draft.sender) == "join":
         head = get_head(tx, room_id)
         current = find_in_state(tx, StateAt(head.state_root), draft.type, state_key)
         if current is not None and current.sender == draft.sender and current.content == draft.content:
@@ -139,7 +139,7 @@ def _check_member(tx: Transaction, requester: Requester, room_id: RoomID, draft:
         check_takes_invites(tx, UserID(target))
     if membership != "join" or target != draft.sender:
         return draft
-    if requester.is_guest and get_membership(tx, room_id, target) != "join":
+    if requester.is_guest and find_membership(tx, room_id, target) != "join":
         check_guests_may_join(tx, room_id)
     inviter = authorised_via(tx, get_head(tx, room_id), UserID(target), tx.server.name)
     if inviter is None:

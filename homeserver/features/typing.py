@@ -24,7 +24,7 @@ from homeserver.federation.edus import TypingContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.moments import is_ahead, latest
 from homeserver.resources import Resources
-from homeserver.rooms.membership import check_joined, get_membership, joined_at
+from homeserver.rooms.membership import check_joined, find_join_position, find_membership
 from homeserver.users.presence import note_activity
 
 SCHEMA = Schema(
@@ -119,7 +119,7 @@ async def receive_typing(hs: Resources, origin: ServerName, contents: Sequence[T
 
 def _set_remote(tx: Transaction, contents: Sequence[TypingContent]) -> None:
     for each in contents:
-        if get_membership(tx, each.room_id, each.user_id) == "join":
+        if find_membership(tx, each.room_id, each.user_id) == "join":
             expires_ms = tx.now_ms + limits.TYPING_TIMEOUT_MS_DEFAULT if each.typing else 0
             store_typing(tx, each.room_id, each.user_id, expires_ms, is_local=False)
 
@@ -208,7 +208,7 @@ def _has_typist_left(tx: Transaction, room_id: RoomID) -> bool:
 
 
 def _has_stayed(tx: Transaction, room_id: RoomID, user_id: UserID, since: int) -> bool:
-    entered = joined_at(tx, room_id, user_id)
+    entered = find_join_position(tx, room_id, user_id)
     return entered is not None and entered < since
 
 

@@ -23,7 +23,7 @@ from homeserver.federation.transaction import PDUS_MAX
 from homeserver.process.back_off import BackOff
 from homeserver.process.outages import is_outage
 from homeserver.rooms.heads import Head, find_head
-from homeserver.rooms.membership import joined_servers, list_rooms_of_server
+from homeserver.rooms.membership import list_joined_servers, list_rooms_of_server
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events
 from homeserver.rooms.timeline import list_newest_from
 from homeserver.rooms.visibility import membership_in, servers_in
@@ -215,7 +215,7 @@ def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head
     if head is None or (not head.extremities and head.members_position <= row.position):
         servers = servers_in(tx, row.state_before)
     elif head.members_position <= row.position:
-        servers = joined_servers(tx, head)
+        servers = list_joined_servers(tx, head)
     else:
         servers = servers_in(tx, row.state_before)
     if row.type == "m.room.member" and row.state_key is not None and row.content.get("membership") in ("leave", "ban"):
@@ -245,7 +245,7 @@ def _edu_destinations(
     servers = frozenset(outgoing.destinations)
     head = None if outgoing.room_id is None else _head(tx, heads, outgoing.room_id)
     if head is not None:
-        servers |= joined_servers(tx, head)
+        servers |= list_joined_servers(tx, head)
     return servers - {own}
 
 

@@ -45,7 +45,7 @@ from homeserver.remote.requests import Answer, Unreachable, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import build_unplaced
 from homeserver.rooms.heads import find_head
-from homeserver.rooms.membership import get_membership
+from homeserver.rooms.membership import find_membership
 from homeserver.rooms.receive import Missing, receive_event
 from homeserver.rooms.storage import Status
 from homeserver.users.accounts import exists
@@ -251,7 +251,7 @@ def _check_invite(tx: Transaction, own: ServerName, event: Event, origin: Server
         raise forbidden("The room's server ACL does not allow your server.")
     if head.version is not event.version:
         raise invalid_param("The room has another version.")
-    if get_membership(tx, event.room_id, event.state_key) in ("join", "ban"):
+    if find_membership(tx, event.room_id, event.state_key) in ("join", "ban"):
         raise forbidden("The user is already in the room, or banned from it.")
 
 

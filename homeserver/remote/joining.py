@@ -56,7 +56,7 @@ from homeserver.remote.receiving import note_relay
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.membership import get_membership
+from homeserver.rooms.membership import find_membership
 from homeserver.rooms.receive import Missing, Received, adopt_room
 from homeserver.rooms.storage import Status, find_positions
 from homeserver.users.blocking import check_pending
@@ -113,7 +113,7 @@ async def _join_as_invited(
         except MatrixError as error:
             if error.errcode != "M_FORBIDDEN":
                 raise
-            if await hs.database.read(get_membership, room_id, user_id) != "invite":
+            if await hs.database.read(find_membership, room_id, user_id) != "invite":
                 raise
         await trio.sleep(pause_s)
     return await _shake_hands(hs, "join", user_id, room_id, candidates, content)

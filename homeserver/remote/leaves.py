@@ -36,7 +36,7 @@ from homeserver.remote.outside import is_outside, leave_outside
 from homeserver.remote.pending_leaves import WAKE_KEY, Leave, delete_leave, is_stored, list_due, put_off, store_leave
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.membership import get_membership, list_largest_servers
+from homeserver.rooms.membership import find_membership, list_largest_servers
 
 _log = logging.getLogger("homeserver.federation")
 
@@ -58,7 +58,7 @@ def _leave_here(tx: Transaction, room_id: RoomID, user_id: UserID, content: Mapp
 
 
 def _leave(tx: Transaction, own: ServerName, leave: Leave, event: Event | None, tell_later: bool) -> None:
-    if get_membership(tx, leave.room_id, leave.user_id) not in ("invite", "knock"):
+    if find_membership(tx, leave.room_id, leave.user_id) not in ("invite", "knock"):
         return  # the user has left or entered the room by another device meanwhile
     leave_outside(tx, own, leave.room_id, leave.user_id, event, leave.content)
     if tell_later:

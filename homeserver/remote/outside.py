@@ -29,7 +29,7 @@ from homeserver.federation.identifiers import (
 )
 from homeserver.remote.pending_leaves import delete_leaves
 from homeserver.rooms.heads import insert_room
-from homeserver.rooms.membership import get_membership, get_room_membership, is_server_joined, store_membership
+from homeserver.rooms.membership import find_membership, find_room_membership, is_server_joined, store_membership
 from homeserver.users.blocking import check_pending
 
 
@@ -75,7 +75,7 @@ def _is_of_inviter(stripped: JsonObject, invite: Event) -> bool:
 def check_room_for_invite(tx: Transaction, invite: Event, stripped: list[JsonObject]) -> None:
     """Raises MatrixError 403 if the invited user has too many pending invites, in all or from the inviter's server."""
     user_id = UserID(invite.state_key or "")
-    if get_membership(tx, invite.room_id, user_id) == "invite":
+    if find_membership(tx, invite.room_id, user_id) == "invite":
         return  # it replaces an existing invite
     check_pending(tx, user_id, len(to_json(stripped)))
     nids = tx.values("SELECT sender_nid FROM outside_memberships WHERE user_nid = ?", tx.find(user_id))
@@ -97,7 +97,7 @@ def leave_outside(
     `event` is the member event that ends it. If no server of the room gave us one, the user gets an event with
     `content` that this server makes up: a client that knows only the invite needs an event to see who has left.
     """
-    if not is_outside(tx, own, room_id) or get_membership(tx, room_id, user_id) not in ("invite", "knock"):
+    if not is_outside(tx, own, room_id) or find_membership(tx, room_id, user_id) not in ("invite", "knock"):
         return
     room_nid = tx.intern(room_id)
     tx.run("DELETE FROM outside_memberships WHERE room_nid = ? AND user_nid = ?", room_nid, tx.find(user_id))
@@ -145,7 +145,7 @@ def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:
     user_id = event.state_key
     if event.membership not in ("leave", "ban") or user_id is None:
         return "This server is not in that room."
-    membership = get_room_membership(tx, event.room_id, user_id)
+    membership = find_room_membership(tx, event.room_id, user_id)
     if membership is None or membership.membership not in ("invite", "knock"):
         return "This server is not in that room."
     inviter = _server_of_inviter(tx, event.room_id, user_id)
@@ -188,7 +188,7 @@ def _server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> Server
 def list_outside_servers(tx: Transaction, room_id: RoomID, user_id: UserID) -> list[ServerName]:
     """Returns the servers through which the user was invited or has knocked."""
     found = [_server_of_inviter(tx, room_id, user_id)]
-    membership = get_room_membership(tx, room_id, user_id)
+    membership = find_room_membership(tx, room_id, user_id)
     for event in (membership.stripped or ()) if membership is not None else ():
         try:
             found.append(server_name_of(parse_user_id(event.get("sender"))))

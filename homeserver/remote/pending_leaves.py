@@ -23,7 +23,7 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
 from homeserver.moments import is_ahead
 from homeserver.process.back_off import retry_delay_ms
-from homeserver.rooms.membership import get_membership
+from homeserver.rooms.membership import find_membership
 
 # Of the stream: for the task that waits until the next stored leave is due.
 WAKE_KEY = "leaves"
@@ -143,7 +143,7 @@ def is_stored(tx: Transaction, leave: Leave) -> bool:
         tx.find(leave.room_id), tx.find(leave.user_id),
     )  # fmt: skip
     is_same = row is not None and row[0] == leave.since_ms
-    return is_same and get_membership(tx, leave.room_id, leave.user_id) != "join"
+    return is_same and find_membership(tx, leave.room_id, leave.user_id) != "join"
 
 
 def delete_leave(tx: Transaction, leave: Leave) -> None:

@@ -11,7 +11,7 @@ from homeserver.database import Transaction
 from homeserver.errors import forbidden
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import find_head
-from homeserver.rooms.membership import get_room_membership
+from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.resolve import StateAt, position_in, state_after
 from homeserver.rooms.storage import StoredEvent, list_stored
 from homeserver.rooms.timeline import END
@@ -32,7 +32,7 @@ def read_access(tx: Transaction, room_id: RoomID, user_id: str) -> Readable:
     Former members may read the room as it was when they left. Raises MatrixError 403 for everyone else, whether the
     room exists or not.
     """
-    membership = get_room_membership(tx, room_id, user_id)
+    membership = find_room_membership(tx, room_id, user_id)
     head = find_head(tx, room_id)
     if head is not None and head.create_position:
         if membership is not None and membership.membership == "join":

@@ -98,7 +98,7 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
     tx.wakes.update([row.user_id for row in rows])
 
 
-def measure_pending(tx: Transaction, user_id: str) -> tuple[int, int]:
+def count_pending(tx: Transaction, user_id: str) -> tuple[int, int]:
     """Returns how many invites and knocks of the user are pending, and how many bytes of stripped state they have."""
     row = tx.one(
         "SELECT count(*), COALESCE(SUM(LENGTH(stripped)), 0) FROM memberships WHERE user_nid = ?"
@@ -139,14 +139,14 @@ def replace_stripped(tx: Transaction, room_nid: int, user_id: UserID, stripped: 
     )
 
 
-def hide_room(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
-    """Hides a room that the user has left."""
+def set_forgotten(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+    """Marks a room that the user has left as forgotten."""
     tx.run(
         "UPDATE memberships SET forgotten = 1 WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), tx.find(room_id)
     )
 
 
-def get_membership(tx: Transaction, room_id: str, user_id: str) -> Membership | None:
+def find_membership(tx: Transaction, room_id: str, user_id: str) -> Membership | None:
     """Returns the user's membership, None if there never was one."""
     row = tx.one(
         "SELECT membership FROM memberships WHERE user_nid = ? AND room_nid = ?", tx.find(user_id), tx.find(room_id)
@@ -154,8 +154,8 @@ def get_membership(tx: Transaction, room_id: str, user_id: str) -> Membership | 
     return None if row is None else row[0]
 
 
-def get_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMembership | None:
-    """Does the same as `get_membership`, with positions and stripped state."""
+def find_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMembership | None:
+    """Does the same as `find_membership`, with positions and stripped state."""
     row = tx.one(
         "SELECT m.room_nid, m.membership, m.event_position, m.changed_position, m.forgotten, r.last_position,"
         " r.members_position, m.stripped FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
@@ -166,7 +166,7 @@ def get_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMemb
     return None if row is None else _room_membership(tx, row)
 
 
-def joined_at(tx: Transaction, room_id: str, user_id: str) -> int | None:
+def find_join_position(tx: Transaction, room_id: str, user_id: str) -> int | None:
     """Returns the position at which the user last joined the room, None if they are not in it."""
     row = tx.one(
         "SELECT entered_position FROM memberships WHERE user_nid = ? AND room_nid = ? AND membership = 'join'",
@@ -189,7 +189,7 @@ def has_come_or_gone(tx: Transaction, room_id: str, since: int) -> bool:
 
 def check_joined(tx: Transaction, room_id: str, user_id: str) -> None:
     """Raises MatrixError 403 M_FORBIDDEN unless the user is in the room."""
-    if get_membership(tx, room_id, user_id) != "join":
+    if find_membership(tx, room_id, user_id) != "join":
         raise forbidden("You are not in that room.")
 
 
@@ -271,7 +271,7 @@ def is_server_joined(tx: Transaction, room_id: str, server_name: str) -> bool:
 def is_deserted(tx: Transaction, room_id: str) -> bool:
     """Returns whether everyone has left a room whose history this server has. No other server has more of it."""
     head = find_head(tx, room_id)
-    return head is not None and bool(head.extremities) and not joined_servers(tx, head)
+    return head is not None and bool(head.extremities) and not list_joined_servers(tx, head)
 
 
 def list_rooms_of_server(tx: Transaction, server_name: str, since: int) -> list[int]:
@@ -321,7 +321,7 @@ def list_heroes(tx: Transaction, room_id: str, user_id: str) -> list[UserID]:
     return [UserID(names[nid]) for nid in nids]
 
 
-def joined_servers(tx: Transaction, head: Head) -> frozenset[ServerName]:
+def list_joined_servers(tx: Transaction, head: Head) -> frozenset[ServerName]:
     """Returns the servers with a user in the room. Cached until a membership changes."""
     cache = tx.cache("joined_servers", SERVERS_CACHED_MAX)
     version = (head.room_nid, head.members_position)

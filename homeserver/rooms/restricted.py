@@ -6,7 +6,7 @@ from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.rooms.heads import Head, state_content
-from homeserver.rooms.membership import get_membership, is_server_joined, list_joined_from
+from homeserver.rooms.membership import find_membership, is_server_joined, list_joined_from
 from homeserver.rooms.power import power_levels
 
 CONDITIONS_MAX = 200  # per m.room.join_rules event: each costs a lookup
@@ -22,7 +22,7 @@ def authorised_via(tx: Transaction, head: Head, user_id: UserID, server_name: Se
     allowed_rules = ("restricted", "knock_restricted") if head.version.knock_restricted else ("restricted",)
     if not head.version.restricted_join or rules.get("join_rule") not in allowed_rules:
         return None
-    if get_membership(tx, head.room_id, user_id) in ("join", "invite"):
+    if find_membership(tx, head.room_id, user_id) in ("join", "invite"):
         return None
     _check_conditions(tx, rules.get("allow"), user_id, server_name)
     inviter = find_inviter(tx, head, server_name)
@@ -41,7 +41,7 @@ def _check_conditions(tx: Transaction, allow: object, user_id: UserID, server_na
             continue
         if not is_server_joined(tx, RoomID(room_id), server_name):
             unknown = True
-        elif get_membership(tx, room_id, user_id) == "join":
+        elif find_membership(tx, room_id, user_id) == "join":
             return
     if unknown:
         raise MatrixError(400, "M_UNABLE_TO_AUTHORISE_JOIN", "This server cannot tell whether you may join that room.")

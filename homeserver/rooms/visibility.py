@@ -12,7 +12,7 @@ from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.rooms import state_tree
 from homeserver.rooms.erasure import find_erased, redacted_copy
 from homeserver.rooms.heads import find_head, state_content, state_position
-from homeserver.rooms.membership import get_membership, get_room_membership
+from homeserver.rooms.membership import find_membership, find_room_membership
 from homeserver.rooms.resolve import StateAt, head_at, position_in
 from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, load_auth_events, without_withheld
 from homeserver.rooms.timeline import END, START, after_position
@@ -130,14 +130,14 @@ def list_arrivals(tx: Transaction, since: int, upto: int) -> list[tuple[UserID, 
         if row.state_before is not None
         and row.state_key is not None
         and row.content.get("membership") == "join"
-        and get_membership(tx, row.room_id, row.state_key) == "join"
+        and find_membership(tx, row.room_id, row.state_key) == "join"
         and membership_in(tx, row.state_before, row.state_key) != "join"
     ]
 
 
 def last_joined_point(tx: Transaction, room_id: RoomID, user_id: str) -> int:
     """Returns the last point of the timeline before a moment at which the user was in the room."""
-    current = get_room_membership(tx, room_id, user_id)
+    current = find_room_membership(tx, room_id, user_id)
     if current is not None and current.membership == "join":
         return END
     left = None if current is None or current.forgotten else find_leave(tx, room_id, user_id)

@@ -9,7 +9,7 @@ from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.identifiers import UserID
-from homeserver.rooms.membership import measure_pending
+from homeserver.rooms.membership import count_pending
 from homeserver.users.account_data import find_account_data
 from homeserver.users.accounts import get_user
 
@@ -49,6 +49,6 @@ def check_pending(tx: Transaction, user_id: UserID, new_bytes: int = 0) -> None:
 
     new_bytes: the size of the new one's stripped state.
     """
-    count, size_bytes = measure_pending(tx, user_id)
+    count, size_bytes = count_pending(tx, user_id)
     if count >= limits.PENDING_MAX or size_bytes + new_bytes > limits.PENDING_BYTES_MAX:
         raise forbidden(f"{user_id} has too many pending invites and knocks. They can accept or reject some.")

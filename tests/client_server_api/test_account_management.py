@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from homeserver.rooms.membership import get_membership
+from homeserver.rooms.membership import find_membership
 from homeserver.users import accounts
 from tests.support.homeservers import PASSWORD, Server
 from tests.support.people import (
@@ -83,7 +83,7 @@ async def test_deactivation_ends_everything(homeserver: Server) -> None:
     assert await homeserver.anonymous.refused("POST", "login", json=body) == (403, "M_USER_DEACTIVATED")
     assert await homeserver.anonymous.refused("POST", "register", json={"username": "alice"}) == (400, "M_USER_IN_USE")
     assert await bob.refused("GET", f"profile/{alice.user_id}") == (404, "M_NOT_FOUND")
-    assert await homeserver.read(get_membership, room_id, alice.user_id) == "leave"
+    assert await homeserver.read(find_membership, room_id, alice.user_id) == "leave"
     account = await homeserver.read(accounts.get_user, alice.user_id)
     assert (account.is_deactivated, account.erased) == (True, False)
 

@@ -18,7 +18,7 @@ from homeserver.federation.signing import verify_json
 from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms.append import append_create, append_local, build_template, build_unplaced
 from homeserver.rooms.heads import get_head
-from homeserver.rooms.membership import get_room_membership
+from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.storage import get_event
 from tests.federation.rooms_for_tests import ALICE, new_room
 from tests.support.rooms import ANNA, BERT, CARL, KEY, OURS, START_MS, Rooms
@@ -227,7 +227,7 @@ async def test_memberships_follow_the_state(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     for sender, membership in ((ANNA, "invite"), (BERT, "join"), (ANNA, "leave"), (ANNA, "ban"), (ANNA, "leave")):
         event = await rooms.member(room_id, sender, membership, BERT)
-        current = await rooms.read(get_room_membership, room_id, BERT)
+        current = await rooms.read(find_room_membership, room_id, BERT)
         position = (await rooms.stored(event.event_id)).position
         assert current.membership == membership
         assert current.event_position == current.changed_position == position
@@ -240,7 +240,7 @@ async def test_who_is_invited_is_told_of_the_room(rooms: Rooms) -> None:
     await rooms.append(room_id, ANNA, "m.room.name", {"name": "Bees"}, "")
     await rooms.append(room_id, ANNA, "org.example.secret", {"a": 1}, "")
     invite = await rooms.member(room_id, ANNA, "invite", BERT)
-    current = await rooms.read(get_room_membership, room_id, BERT)
+    current = await rooms.read(find_room_membership, room_id, BERT)
     told = {event["type"]: event for event in current.stripped}
     assert set(told) == {"m.room.create", "m.room.name", "m.room.join_rules", "m.room.member"}
     assert told["m.room.name"] == {

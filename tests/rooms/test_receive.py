@@ -16,7 +16,7 @@ from homeserver.federation.event import Event
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.federation.state_resolution import resolve
 from homeserver.rooms.heads import get_head
-from homeserver.rooms.membership import get_membership
+from homeserver.rooms.membership import find_membership
 from homeserver.rooms.receive import Missing, Received, list_missing, store_outliers
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
@@ -208,7 +208,7 @@ async def test_outliers_of_a_room_whose_create_event_claims_a_great_depth(rooms:
     others = [event for event in room.events.values() if event is not create]
     assert await rooms.write(store_outliers, others) >= frozenset({create.event_id})
     await rooms.adopt(room)
-    assert await rooms.read(get_membership, room.room_id, ALICE) == "join"
+    assert await rooms.read(find_membership, room.room_id, ALICE) == "join"
 
 
 def join_of_depth(room: Room, depth: int) -> Event:
@@ -257,7 +257,7 @@ async def test_branches_that_contradict_one_another(rooms: Rooms, version: str, 
     state = await rooms.state(room.room_id)
     assert state in (expected, ban.state_map())
     assert state["m.room.member", BOB] == ban_events[0].event_id or order == (1, 0)
-    membership = await rooms.read(get_membership, room.room_id, BOB)
+    membership = await rooms.read(find_membership, room.room_id, BOB)
     assert membership == ("ban" if state["m.room.member", BOB] == ban_events[0].event_id else "join")
 
 
@@ -300,10 +300,10 @@ async def test_a_member_whom_state_resolution_takes_away(rooms: Rooms) -> None:
     branch.clock = room.clock + 60_000
     joins = branch.member("@dora:delta.test", "join")
     await accepted(rooms, joins)
-    assert await rooms.read(get_membership, room.room_id, "@dora:delta.test") == "join"
+    assert await rooms.read(find_membership, room.room_id, "@dora:delta.test") == "join"
     await accepted(rooms, closed)
     assert ("m.room.member", "@dora:delta.test") not in await rooms.state(room.room_id)
-    assert await rooms.read(get_membership, room.room_id, "@dora:delta.test") == "leave"
+    assert await rooms.read(find_membership, room.room_id, "@dora:delta.test") == "leave"
 
 
 # Rejected and soft-failed
@@ -400,8 +400,8 @@ async def test_a_room_that_we_join(rooms: Rooms, version: str) -> None:
     join = await rooms.adopt(room)
     assert await rooms.state(room.room_id) == room.state_map()
     assert await rooms.timeline(room.room_id) == [join.event_id]
-    assert await rooms.read(get_membership, room.room_id, BOB) == "leave"
-    assert await rooms.read(get_membership, room.room_id, ANNA) == "join"
+    assert await rooms.read(find_membership, room.room_id, BOB) == "leave"
+    assert await rooms.read(find_membership, room.room_id, ANNA) == "join"
     assert await rooms.read(list_missing, room.room_id, END, 1)
     ours = await rooms.append(room.room_id, ANNA)
     assert ours.prev_events == (join.event_id,)
@@ -451,13 +451,13 @@ async def test_coming_back_after_having_left(rooms: Rooms) -> None:
     room = await joined(rooms)
     await accepted(rooms, said(room, BOB, "before"))
     room.append(await rooms.member(room.room_id, ANNA, "leave"))
-    assert await rooms.read(get_membership, room.room_id, ANNA) == "leave"
+    assert await rooms.read(find_membership, room.room_id, ANNA) == "leave"
     room.member(BOB, "leave")
     room.send(ALICE, "m.room.topic", {"topic": "while you were out"}, "")
     join = await rooms.adopt(room)
     assert await rooms.extremities(room.room_id) == {join.event_id}
     assert await rooms.state(room.room_id) == room.state_map()
-    assert await rooms.read(get_membership, room.room_id, BOB) == "leave"
+    assert await rooms.read(find_membership, room.room_id, BOB) == "leave"
     assert await rooms.read(list_missing, room.room_id, END, 1)
     await accepted(rooms, said(room, ALICE, "welcome back"))
 
@@ -474,9 +474,9 @@ async def test_local_users_who_are_invited_meanwhile(rooms: Rooms) -> None:
     room = await joined(rooms)
     invite = room.member(ALICE, "invite", BERT)
     await accepted(rooms, invite)
-    assert await rooms.read(get_membership, room.room_id, BERT) == "invite"
+    assert await rooms.read(find_membership, room.room_id, BERT) == "invite"
     branch = room.fork()
     await accepted(rooms, room.member(ALICE, "leave", BERT))
     # What follows on the other branch does not bring the invitation back.
     await accepted(rooms, said(branch, CAROL))
-    assert await rooms.read(get_membership, room.room_id, BERT) == "leave"
+    assert await rooms.read(find_membership, room.room_id, BERT) == "leave"

@@ -13,7 +13,7 @@ from homeserver.errors import MatrixError
 from homeserver.federation.event import Event
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.heads import get_head, state_content
-from homeserver.rooms.membership import get_room_membership
+from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.receive import Received, store_outliers
 from homeserver.rooms.storage import Status, get_event
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, new_room
@@ -68,7 +68,7 @@ async def test_state_keeps_what_the_room_needs(rooms: Rooms) -> None:
     redaction = await redact(rooms, room_id, ANNA, join)
     await assert_gone(rooms, join, redaction)
     assert (await rooms.stored(join.event_id)).content == {"membership": "join"}
-    assert (await rooms.read(get_room_membership, room_id, BERT)).membership == "join"
+    assert (await rooms.read(find_room_membership, room_id, BERT)).membership == "join"
     await rooms.append(room_id, BERT)
 
 
@@ -89,7 +89,7 @@ async def test_what_invited_users_were_told_is_redacted_too(rooms: Rooms) -> Non
     name = await rooms.append(room_id, ANNA, "m.room.name", {"name": SECRET}, "")
     await rooms.member(room_id, ANNA, "invite", BERT)
     await redact(rooms, room_id, ANNA, name)
-    stripped = (await rooms.read(get_room_membership, room_id, BERT)).stripped
+    stripped = (await rooms.read(find_room_membership, room_id, BERT)).stripped
     assert SECRET not in str(stripped)
     assert [event["content"] for event in stripped if event["type"] == "m.room.name"] == [{}]
 

@@ -22,7 +22,7 @@ from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
 from homeserver.rooms.timeline import Tokens
-from homeserver.users.accounts import get_user, no_account
+from homeserver.users.accounts import find_user, no_account
 
 SYNC_TIMEOUT_MS = 30_000
 PAGE_LIMIT = 100
@@ -313,7 +313,7 @@ def _open(tx: Transaction, user_id: UserID, device_id: str, generation: str) -> 
 
 
 def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> Requester:
-    user = get_user(tx, user_id)
+    user = find_user(tx, user_id)
     if user is None:
         raise no_account(user_id)
     if user.is_deactivated:

@@ -40,7 +40,7 @@ from homeserver.users.devices import delete_devices_of_user
 from homeserver.users.passwords import check_new_password, hash_password
 from homeserver.users.user_interactive import (
     Authentication,
-    finish_authentication,
+    delete_session,
     forget_sessions,
     password_stage,
     require_stages,
@@ -83,7 +83,7 @@ def _change_password(
     logout_devices: bool,
     authentication: Authentication,
 ) -> None:
-    finish_authentication(tx, authentication)
+    delete_session(tx, authentication)
     accounts.store_password_hash(tx, requester.user_id, password_hash)
     if logout_devices:
         authenticate.delete_tokens_of_user(tx, requester.user_id, except_device_id=requester.device_id)
@@ -103,7 +103,7 @@ async def set_password(hs: Resources, user_id: UserID, password: str | None, *, 
 
 
 def _set_password(tx: Transaction, user_id: UserID, password_hash: str | None, logout_devices: bool) -> None:
-    if not accounts.exists(tx, user_id):
+    if not accounts.is_active(tx, user_id):
         raise accounts.no_account(user_id)
     accounts.store_password_hash(tx, user_id, password_hash)
     if logout_devices:
@@ -141,10 +141,10 @@ async def deactivate(
 def _deactivate(
     tx: Transaction, forgetters: Sequence[ForgetUser], user_id: UserID, erase: bool, authentication: Authentication
 ) -> None:
-    finish_authentication(tx, authentication)
-    if accounts.get_user(tx, user_id) is None:
+    delete_session(tx, authentication)
+    if accounts.find_user(tx, user_id) is None:
         raise accounts.no_account(user_id)
-    accounts.deactivate_user(tx, user_id, erase=erase)
+    accounts.set_deactivated(tx, user_id, erase=erase)
     tx.next_position(WAKE_KEY)
     tx.run("INSERT INTO departures (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
     if erase:
@@ -221,7 +221,7 @@ async def finish_departure(hs: Resources, user_id: UserID) -> None:
 
 def _forget_more(tx: Transaction, forgetters: Sequence[ForgetUser], user_id: UserID) -> bool:
     """Forgets some more of the user; answers whether there is still more. The departure ends with the last of it."""
-    user = accounts.get_user(tx, user_id)
+    user = accounts.find_user(tx, user_id)
     erase = user is not None and user.erased
     is_more = False
     for forget_user in forgetters:

@@ -24,12 +24,12 @@ from homeserver.users.devices import (
     find_device,
     forget_devices,
     list_devices,
-    rename_device,
+    set_display_name,
     store_seen,
 )
 from homeserver.users.user_interactive import (
     Authentication,
-    finish_authentication,
+    delete_session,
     password_stage,
     require_stages,
 )
@@ -87,7 +87,7 @@ def _update_device(
         create_device(tx, user_id, device_id, display_name)
         return True
     if display_name is not None and display_name != device.display_name:
-        rename_device(tx, user_id, device_id, display_name)
+        set_display_name(tx, user_id, device_id, display_name)
     return False
 
 
@@ -133,7 +133,7 @@ async def _delete_with_authentication(
 
 
 def _delete_devices(tx: Transaction, user_id: UserID, device_ids: list[str], authentication: Authentication) -> None:
-    finish_authentication(tx, authentication)
+    delete_session(tx, authentication)
     delete_devices_of_user(tx, user_id, device_ids)
 
 

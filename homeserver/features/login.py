@@ -85,7 +85,7 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
     if identifier is None and body.user is None and body.address is not None:
         identifier = {"type": "m.id.thirdparty", "medium": body.medium, "address": body.address}
     user_id = accounts.read_identifier(hs.server_name, identifier, body.user)
-    user = await hs.database.read(accounts.get_user, user_id)
+    user = await hs.database.read(accounts.find_user, user_id)
     password_hash = None if user is None else user.password_hash
     verdict = await verify_password(hs, user_id, password_hash, body.password, address=address)
     if user is not None and user.is_deactivated:
@@ -96,7 +96,7 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
 
 
 def _store_login(tx: Transaction, user_id: UserID, body: LoginBody, new_hash: str | None) -> JsonObject:
-    if not accounts.exists(tx, user_id):  # while the password was checked
+    if not accounts.is_active(tx, user_id):  # while the password was checked
         raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
     if new_hash is not None:
         accounts.store_password_hash(tx, user_id, new_hash)

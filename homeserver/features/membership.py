@@ -49,7 +49,7 @@ from homeserver.rooms.membership import (
 )
 from homeserver.rooms.restricted import authorised_via
 from homeserver.users.blocking import check_takes_invites
-from homeserver.users.profile import member_profile
+from homeserver.users.profile import get_member_profile
 
 routes = Routes()
 
@@ -109,7 +109,7 @@ async def knock_room(
 ) -> JsonObject:
     room_id, via = await _resolve(hs, room_id_or_alias, query.servers())
     content = _content("knock", body.reason if body else None)
-    content |= await hs.database.read(member_profile, requester.user_id)
+    content |= await hs.database.read(get_member_profile, requester.user_id)
     if await hs.database.read(is_server_joined, room_id, hs.server_name):
         await hs.database.write(_change, room_id, requester.user_id, requester.user_id, content)
         return {"room_id": room_id}
@@ -184,7 +184,7 @@ async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[
     refusal = await hs.database.write(_join_local, requester, room_id, content)
     if refusal is None:
         return room_id
-    content |= await hs.database.read(member_profile, user_id)
+    content |= await hs.database.read(get_member_profile, user_id)
     servers = await hs.database.read(_servers_to_ask, room_id, user_id, via)
     others = [name for name in servers if name != hs.server_name]
     if not others:
@@ -210,7 +210,7 @@ def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content:
         return forbidden(error.error)  # another server of the room may be able to tell, or to invite
     if inviter is not None:
         content = {**content, "join_authorised_via_users_server": inviter}
-    _change(tx, room_id, user_id, user_id, {**content, **member_profile(tx, user_id)})
+    _change(tx, room_id, user_id, user_id, {**content, **get_member_profile(tx, user_id)})
     return None
 
 
@@ -233,7 +233,7 @@ def _servers_to_ask(tx: Transaction, room_id: RoomID, user_id: UserID, via: list
 def _invite_local(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
     _check_may_invite(tx, room_id, sender, target)
     check_takes_invites(tx, target)
-    _change(tx, room_id, sender, target, {**content, **member_profile(tx, target)})
+    _change(tx, room_id, sender, target, {**content, **get_member_profile(tx, target)})
 
 
 def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID) -> None:

@@ -45,10 +45,10 @@ from homeserver.users.presence import (
     list_presence_changes,
     list_presences,
     list_present,
+    note_device,
+    note_silence,
     set_status,
-    show_device,
     store_presence,
-    sweep,
 )
 
 routes = Routes()
@@ -91,7 +91,7 @@ async def follow_time(hs: Resources) -> None:
     lane = Lane("presence", hs.database, hs.metrics)
 
     async def sweep_some(user_nids: Sequence[int]) -> None:
-        await hs.database.write(sweep, user_nids)
+        await hs.database.write(note_silence, user_nids)
 
     while True:
         await lane.work(await hs.database.read(list_due), sweep_some)
@@ -115,7 +115,7 @@ def _is_shown_anew(tx: Transaction, start: SyncStart) -> bool:
 
 
 def _show(tx: Transaction, start: SyncStart) -> None:
-    show_device(tx, start.user_id, start.device_id, start.set_presence)
+    note_device(tx, start.user_id, start.device_id, start.set_presence)
 
 
 def sync_presence(tx: Transaction, context: SyncContext) -> None:

@@ -30,12 +30,12 @@ from homeserver.rooms.membership import list_joined_rooms
 from homeserver.users import accounts
 from homeserver.users.profile import (
     MEMBER_FIELDS,
-    begin_update,
-    end_update,
+    delete_unfinished,
     find_profile,
     forget_profile,
+    get_member_profile,
     list_unfinished,
-    member_profile,
+    note_unfinished,
     store_field,
 )
 
@@ -71,7 +71,7 @@ async def _look_up(hs: Resources, user_id: UserID, field: str | None) -> JsonObj
 
 
 def _read_profile(tx: Transaction, user_id: UserID, field: str | None) -> JsonObject:
-    if not accounts.exists(tx, user_id):
+    if not accounts.is_active(tx, user_id):
         raise not_found("There is no such user.")
     return find_profile(tx, user_id, field)
 
@@ -129,13 +129,13 @@ async def change_profile(hs: Resources, user_id: UserID, field: str, value: byte
 def _change(tx: Transaction, user_id: UserID, field: str, value: bytes | None) -> RoomID | None:
     if not store_field(tx, user_id, field, value) or field not in MEMBER_FIELDS:
         return None
-    begin_update(tx, user_id)
+    note_unfinished(tx, user_id)
     return tell_rooms(tx, user_id, RoomID(""))
 
 
 def tell_rooms(tx: Transaction, user_id: UserID, after: RoomID) -> RoomID | None:
     """Brings the member events of some rooms behind `after` up to date; answers the last of them, None at the end."""
-    profile = member_profile(tx, user_id)
+    profile = get_member_profile(tx, user_id)
     rooms = sorted(room_id for room_id in list_joined_rooms(tx, user_id) if room_id > after)
     for room_id in rooms[: limits.users.PROFILE_ROOMS_PER_WRITE]:
         head = find_head(tx, room_id)
@@ -149,7 +149,7 @@ def tell_rooms(tx: Transaction, user_id: UserID, after: RoomID) -> RoomID | None
             _log.info("member event refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
     if len(rooms) > limits.users.PROFILE_ROOMS_PER_WRITE:
         return rooms[limits.users.PROFILE_ROOMS_PER_WRITE - 1]
-    end_update(tx, user_id)
+    delete_unfinished(tx, user_id)
     return None
 
 

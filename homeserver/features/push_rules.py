@@ -21,12 +21,12 @@ from homeserver.federation.identifiers import InvalidIdentifier, parse_room_id, 
 from homeserver.resources import Resources
 from homeserver.users.push_rules import (
     Kind,
-    change_rule,
     delete_rule,
     find_ruleset,
     forget_push_rules,
     get_rule,
     has_changed,
+    set_rule_fields,
     store_rule,
 )
 
@@ -102,7 +102,7 @@ class EnabledBody(msgspec.Struct, frozen=True):
 async def set_push_rule_enabled(
     hs: Resources, requester: Requester, kind: Kind, rule_id: str, body: EnabledBody
 ) -> Empty:
-    await hs.database.write(change_rule, requester.user_id, kind, rule_id, {"enabled": body.enabled})
+    await hs.database.write(set_rule_fields, requester.user_id, kind, rule_id, {"enabled": body.enabled})
     return Empty()
 
 
@@ -120,7 +120,7 @@ async def set_push_rule_actions(
     hs: Resources, requester: Requester, kind: Kind, rule_id: str, body: ActionsBody
 ) -> Empty:
     actions = _known_actions(body.actions)
-    await hs.database.write(change_rule, requester.user_id, kind, rule_id, {"actions": actions})
+    await hs.database.write(set_rule_fields, requester.user_id, kind, rule_id, {"actions": actions})
     return Empty()
 
 

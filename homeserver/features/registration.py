@@ -25,13 +25,13 @@ from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.passwords import check_new_password, hash_password, verify_password
-from homeserver.users.registration_tokens import TOKEN_STAGE, is_valid_token, use_token_of
+from homeserver.users.registration_tokens import TOKEN_STAGE, is_valid_token, note_token_used
 from homeserver.users.user_interactive import (
     DUMMY,
     Attempt,
     Authentication,
     begin,
-    finish_authentication,
+    delete_session,
     proceed,
 )
 
@@ -63,7 +63,7 @@ class AvailableQuery(msgspec.Struct, frozen=True):
 @routes.get("/_matrix/client/v3/register/available", rate_limit="login")
 async def check_username_availability(hs: Resources, query: AvailableQuery) -> JsonObject:
     user_id = accounts.user_id_of(hs.server_name, query.username)
-    if await hs.database.read(accounts.get_user, user_id) is not None:
+    if await hs.database.read(accounts.find_user, user_id) is not None:
         raise accounts.user_in_use()
     return {"available": True}
 
@@ -149,7 +149,7 @@ def _find_made(tx: Transaction, body: RegisterBody) -> _Made | None:
         "SELECT user_nid, device_id FROM registrations WHERE session = ? AND created_ms > ? AND created_ms <= ?",
         session, tx.now_ms - limits.USER_INTERACTIVE_LIFETIME_MS, latest(tx.now_ms, 0),
     )  # fmt: skip
-    user = None if row is None else accounts.get_user(tx, UserID(tx.name(row[0])))
+    user = None if row is None else accounts.find_user(tx, UserID(tx.name(row[0])))
     return None if row is None or user is None else _Made(user, row[1])
 
 
@@ -172,7 +172,7 @@ def _read_registration(tx: Transaction, user_id: UserID, body: RegisterBody) -> 
     guest = body.guest_access_token is not None
     if guest:
         _check_guest(tx, user_id, body.guest_access_token or "")
-    elif accounts.get_user(tx, user_id) is not None:
+    elif accounts.find_user(tx, user_id) is not None:
         raise accounts.user_in_use()
     stage = TOKEN_STAGE if tx.server.config.registration.require_token else DUMMY
     return begin(tx, "register", body.auth, [(stage,)]), guest
@@ -193,8 +193,8 @@ def _store_registration(
     authentication: Authentication,
     guest: bool,
 ) -> JsonObject:
-    finish_authentication(tx, authentication)
-    use_token_of(tx, authentication)
+    delete_session(tx, authentication)
+    note_token_used(tx, authentication)
     if guest:
         _check_guest(tx, user_id, body.guest_access_token or "")
         flags = authenticate.get_account_flags(tx, user_id)

@@ -29,7 +29,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local
 from homeserver.users.blocking import find_refusal
-from homeserver.users.profile import member_profile
+from homeserver.users.profile import get_member_profile
 
 routes = Routes()
 
@@ -115,7 +115,7 @@ def _create(
             if refusal := find_refusal(tx, user_id):
                 refusals.append(refusal)
             else:
-                profile = member_profile(tx, user_id)
+                profile = get_member_profile(tx, user_id)
                 append_local(tx, _invite(create.room_id, creator, user_id, profile, body.is_direct))
     except MatrixError as error:
         if error.errcode != "M_FORBIDDEN":
@@ -170,7 +170,7 @@ def _initial_events(
     alias: RoomAlias | None,
 ) -> Iterator[tuple[str, str, JsonObject]]:
     """Type, state key and content of what follows on m.room.create, in the order that the spec gives."""
-    yield "m.room.member", creator, {"membership": "join", **member_profile(tx, creator)}
+    yield "m.room.member", creator, {"membership": "join", **get_member_profile(tx, creator)}
     yield "m.room.power_levels", "", power_levels_content(body, creator, version, create)
     if alias is not None:
         yield "m.room.canonical_alias", "", {"alias": alias}

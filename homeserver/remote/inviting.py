@@ -48,7 +48,7 @@ from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import find_membership
 from homeserver.rooms.receive import Missing, receive_event
 from homeserver.rooms.storage import Status
-from homeserver.users.accounts import exists
+from homeserver.users.accounts import is_active
 
 _log = logging.getLogger("homeserver.federation")
 
@@ -242,7 +242,7 @@ async def _receive_invite(
 
 def _check_invite(tx: Transaction, own: ServerName, event: Event, origin: ServerName) -> None:
     assert event.state_key is not None
-    if not exists(tx, UserID(event.state_key)):
+    if not is_active(tx, UserID(event.state_key)):
         raise not_found("There is no such user.")
     head = find_head(tx, event.room_id)
     if head is None or is_outside(tx, own, event.room_id):

@@ -70,7 +70,7 @@ def store_account_data(
         "SELECT LENGTH(content) FROM account_data WHERE user_nid = ? AND room_nid = ? AND type_nid = ?",
         user_nid, room_nid, type_nid,
     )  # fmt: skip
-    _count(tx, user_nid, 0 if old else 1, len(data) - (old[0] if old else 0))
+    _store_totals(tx, user_nid, 0 if old else 1, len(data) - (old[0] if old else 0))
     tx.run(
         "INSERT INTO account_data (user_nid, room_nid, type_nid, content, position) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (user_nid, room_nid, type_nid) DO UPDATE SET content = excluded.content,"
@@ -79,7 +79,7 @@ def store_account_data(
     )  # fmt: skip
 
 
-def _count(tx: Transaction, user_nid: int, new_types: int, new_bytes: int) -> None:
+def _store_totals(tx: Transaction, user_nid: int, new_types: int, new_bytes: int) -> None:
     """Updates the stored totals of a user. Reductions are allowed even if the totals are too large."""
     types, size_bytes = tx.one("SELECT types, bytes FROM account_data_sizes WHERE user_nid = ?", user_nid) or (0, 0)
     types, size_bytes = types + new_types, size_bytes + new_bytes

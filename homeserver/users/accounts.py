@@ -142,7 +142,7 @@ async def create_account(
     account is not changed.
     """
     user_id = user_id_of(hs.server_name, username)
-    if exist_ok and await hs.database.read(get_user, user_id) is not None:
+    if exist_ok and await hs.database.read(find_user, user_id) is not None:
         return user_id
     password_hash = None
     if password is not None:
@@ -189,7 +189,7 @@ def no_account(user_id: UserID) -> MatrixError:
     return not_found(f"There is no account {user_id} on this server.")
 
 
-def get_user(tx: Transaction, user_id: UserID) -> User | None:
+def find_user(tx: Transaction, user_id: UserID) -> User | None:
     """Returns the account, even a deactivated one; None if there never was one."""
     nid = tx.find(user_id)
     if nid is None:
@@ -202,8 +202,8 @@ def get_user(tx: Transaction, user_id: UserID) -> User | None:
     return User(user_id, row[0], row[1], row[2], row[3], bool(row[4]))
 
 
-def exists(tx: Transaction, user_id: UserID) -> bool:
-    """Returns whether the account exists and is not deactivated."""
+def is_active(tx: Transaction, user_id: UserID) -> bool:
+    """Returns whether there is such an account, not deactivated."""
     nid = tx.find(user_id)
     return nid is not None and bool(
         tx.one("SELECT 1 FROM users WHERE user_nid = ? AND deactivated_ms IS NULL", nid)
@@ -234,7 +234,7 @@ def store_admin(tx: Transaction, user_id: UserID, is_admin: bool) -> None:
     authenticate.store_account_flags(tx, user_id, replace(flags, is_admin=is_admin))
 
 
-def deactivate_user(tx: Transaction, user_id: UserID, *, erase: bool) -> None:
+def set_deactivated(tx: Transaction, user_id: UserID, *, erase: bool) -> None:
     """Ends the account: no password, no tokens, no flags. The name stays taken. Repeatable only to add erasure."""
     position = tx.next_position(user_id)
     tx.run(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from homeserver.authenticate import AccountFlags, get_account_flags
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import UserID
-from homeserver.users.accounts import User, get_user, list_users
+from homeserver.users.accounts import User, find_user, list_users
 from homeserver.users.profile import find_profile
 
 
@@ -28,7 +28,7 @@ class AccountView:
 
 def find_account(tx: Transaction, user_id: UserID) -> AccountView | None:
     """Returns the account, even a deactivated one; None if there never was one."""
-    user = get_user(tx, user_id)
+    user = find_user(tx, user_id)
     return None if user is None else _view(tx, user)
 
 

@@ -11,7 +11,7 @@ from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.identifiers import UserID
 from homeserver.rooms.membership import count_pending
 from homeserver.users.account_data import find_account_data
-from homeserver.users.accounts import get_user
+from homeserver.users.accounts import find_user
 
 
 def ignored_users(tx: Transaction, user_id: UserID) -> frozenset[str]:
@@ -29,7 +29,7 @@ def blocks_invites(tx: Transaction, user_id: UserID) -> bool:
 
 def find_refusal(tx: Transaction, user_id: UserID) -> MatrixError | None:
     """Returns why nobody may invite this local user, or None: the account is deactivated, or blocks invitations."""
-    user = get_user(tx, user_id)
+    user = find_user(tx, user_id)
     if user is not None and user.is_deactivated:
         return forbidden(f"The account of {user_id} has been deactivated.")
     if blocks_invites(tx, user_id):

@@ -152,8 +152,8 @@ def list_devices(tx: Transaction, user_id: UserID) -> list[Device]:
     return [Device(user_id, *row) for row in rows]
 
 
-def rename_device(tx: Transaction, user_id: UserID, device_id: str, display_name: str) -> None:
-    """Gives a device another name."""
+def set_display_name(tx: Transaction, user_id: UserID, device_id: str, display_name: str) -> None:
+    """Replaces the name of a device."""
     tx.run(
         "UPDATE devices SET display_name = ? WHERE user_nid = ? AND device_id = ?",
         display_name, tx.find(user_id), device_id,

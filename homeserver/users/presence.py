@@ -95,7 +95,7 @@ def _timeout_ms(tx: Transaction) -> int:
 
 
 def is_news_of_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> bool:
-    """Returns whether `show_device` would write anything new, or refresh an old write."""
+    """Returns whether `note_device` would write anything new, or refresh an old write."""
     row = tx.one(
         "SELECT state, seen_ms FROM presence_devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id
     )
@@ -105,7 +105,7 @@ def is_news_of_device(tx: Transaction, user_id: UserID, device_id: str, state: P
     return bool(row[0] != state or not is_recent(row[1], tx.now_ms, interval_ms))
 
 
-def show_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> None:
+def note_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> None:
     """Notes that a device is in use. Coming online counts as being active; staying online does not."""
     was = tx.one(
         "SELECT 1 FROM presence_devices WHERE user_nid = ? AND state = 'online' AND seen_ms > ? AND seen_ms <= ?"
@@ -115,14 +115,14 @@ def show_device(tx: Transaction, user_id: UserID, device_id: str, state: Presenc
     _store_device(tx, user_id, device_id, state)
     old = find_presence(tx, user_id) or Presence(user_id, True)
     active_ms = tx.now_ms if state == "online" and was is None else old.last_active_ms
-    _refresh(tx, old, replace(old, last_active_ms=active_ms))
+    _store_current(tx, old, replace(old, last_active_ms=active_ms))
 
 
 def set_status(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState, status_msg: str | None) -> None:
     """Stores the state that a user sets for the current device, and their status message."""
     _store_device(tx, user_id, device_id, state)
     old = find_presence(tx, user_id) or Presence(user_id, True)
-    _refresh(tx, old, replace(old, status_msg=status_msg, last_active_ms=tx.now_ms))
+    _store_current(tx, old, replace(old, status_msg=status_msg, last_active_ms=tx.now_ms))
 
 
 def note_activity(tx: Transaction, user_id: UserID) -> None:
@@ -138,11 +138,11 @@ def note_activity(tx: Transaction, user_id: UserID) -> None:
     if old is not None and is_recent(old.last_active_ms, active_ms, _NOTED_FOR_MS):
         active_ms = old.last_active_ms
     elif old is not None:
-        _refresh(tx, old, replace(old, last_active_ms=active_ms))
+        _store_current(tx, old, replace(old, last_active_ms=active_ms))
     tx.after_commit(noted.put, user_id, active_ms)
 
 
-def _refresh(tx: Transaction, old: Presence, new: Presence) -> None:
+def _store_current(tx: Transaction, old: Presence, new: Presence) -> None:
     """Stores the current presence of a local user, computed from the devices and `new.last_active_ms`."""
     now_ms, timeout_ms = tx.now_ms, _timeout_ms(tx)
     nid = tx.intern(old.user_id)
@@ -202,7 +202,7 @@ def is_anybody_there(tx: Transaction) -> tuple[bool, int]:
 
 
 def list_due(tx: Transaction) -> list[int]:
-    """Returns the numbers of some of the users that `sweep` must check."""
+    """Returns the numbers of some of the users that `note_silence` must check."""
     return tx.values(
         "SELECT user_nid FROM presence WHERE due_ms <= ? OR due_ms > ? ORDER BY due_ms LIMIT 200", *_due(tx)
     )
@@ -214,14 +214,14 @@ def _due(tx: Transaction) -> tuple[int, int]:
     return tx.now_ms, latest(tx.now_ms, span_ms_max)
 
 
-def sweep(tx: Transaction, user_nids: Sequence[int]) -> None:
-    """Makes the users idle or offline whose time has come."""
+def note_silence(tx: Transaction, user_nids: Sequence[int]) -> None:
+    """Makes those of the users idle or offline who have been silent for long enough."""
     before, behind = _due(tx)
     for old in _presences(tx, tx.all_in(_SELECT_OF_USERS, user_nids)):
         if old.due_ms is None or before < old.due_ms <= behind:
             continue
         if old.is_local:
-            _refresh(tx, old, old)
+            _store_current(tx, old, old)
         else:
             store_presence(tx, old, replace(old, state="offline", currently_active=False, due_ms=None))
 

@@ -1,6 +1,7 @@
 """Stored profiles: names, pictures and other fields that users publish. Spec: client-server-api/#profiles
 
-Code that builds member events uses `member_profile`. A change is stored together with the note that rooms must be told.
+Code that builds member events uses `get_member_profile`. A change is stored together with a note that rooms
+must get it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MEMBER_FIELDS = ("displayname", "avatar_url")
 """The fields that are copied to member events."""
 
 
-def member_profile(tx: Transaction, user_id: UserID) -> JsonObject:
+def get_member_profile(tx: Transaction, user_id: UserID) -> JsonObject:
     """Returns the fields for a member event of the user: displayname and avatar_url, as far as they are set."""
     rows = tx.all(
         "SELECT field, value FROM profiles WHERE user_nid = ? AND field IN ('displayname', 'avatar_url')",
@@ -81,17 +82,17 @@ def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | Non
 def forget_profile(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes the whole profile, which nobody can request any more. Rooms keep their member events."""
     tx.run("DELETE FROM profiles WHERE user_nid = ?", tx.find(user_id))
-    end_update(tx, user_id)
+    delete_unfinished(tx, user_id)
     return False
 
 
-def begin_update(tx: Transaction, user_id: UserID) -> None:
-    """Notes that the user's rooms must get new member events."""
+def note_unfinished(tx: Transaction, user_id: UserID) -> None:
+    """Notes that not all of the user's rooms have the new member events."""
     tx.run("INSERT INTO profile_updates (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
 
 
-def end_update(tx: Transaction, user_id: UserID) -> None:
-    """Notes that all of the user's rooms have the new member events."""
+def delete_unfinished(tx: Transaction, user_id: UserID) -> None:
+    """Deletes that note: all of the user's rooms have the new member events, or the account has ended."""
     tx.run("DELETE FROM profile_updates WHERE user_nid = ?", tx.find(user_id))
 
 

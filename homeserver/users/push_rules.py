@@ -160,7 +160,7 @@ def store_rule(
         (count,) = tx.one("SELECT COUNT(*) FROM push_rules WHERE user_nid = ?", user_nid) or (0,)
         if count >= limits.users.PUSH_RULES_MAX:
             raise invalid_param(f"A user may have at most {limits.users.PUSH_RULES_MAX} push rules.")
-    priority = known[0] if known else _top_priority(tx, user_nid, kind)
+    priority = known[0] if known else _get_top_priority(tx, user_nid, kind)
     if before is not None:
         priority = _make_place(tx, user_nid, kind, before, -1)
     elif after is not None:
@@ -169,7 +169,7 @@ def store_rule(
     _store(tx, user_id, kind, rule_id, priority, {"enabled": enabled, **content})
 
 
-def change_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, changes: JsonObject) -> None:
+def set_rule_fields(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, changes: JsonObject) -> None:
     """Changes a part of a rule, either one of the user's own or a server-default one. Raises M_NOT_FOUND."""
     row = tx.one(
         "SELECT priority, content FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ?",
@@ -205,24 +205,34 @@ def forget_push_rules(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     return False
 
 
-def _top_priority(tx: Transaction, user_nid: int, kind: Kind) -> int:
+def _get_top_priority(tx: Transaction, user_nid: int, kind: Kind) -> int:
     (least,) = tx.one("SELECT MIN(priority) FROM push_rules WHERE user_nid = ? AND kind = ?", user_nid, kind) or (None,)
     return (least or 0) - 1
 
 
 def _make_place(tx: Transaction, user_nid: int, kind: Kind, neighbour: str, step: Literal[-1, 1]) -> int:
     """Returns a free priority just above (-1) or below (+1) that of `neighbour`, moving others if necessary."""
+    taken = _get_priority(tx, user_nid, kind, neighbour)
+    _set_priorities_beyond(tx, user_nid, kind, taken, step)
+    return taken + step
+
+
+def _get_priority(tx: Transaction, user_nid: int, kind: Kind, rule_id: str) -> int:
     row = tx.one(
         "SELECT priority FROM push_rules WHERE user_nid = ? AND kind = ? AND rule_id = ? AND priority IS NOT NULL",
-        user_nid, kind, neighbour,
+        user_nid, kind, rule_id,
     )  # fmt: skip
     if row is None:
-        raise MatrixError(400, "M_UNKNOWN", f"You have no rule {neighbour!r} of this kind to place the rule next to.")
+        raise MatrixError(400, "M_UNKNOWN", f"You have no rule {rule_id!r} of this kind to place the rule next to.")
+    return int(row[0])
+
+
+def _set_priorities_beyond(tx: Transaction, user_nid: int, kind: Kind, priority: int, step: Literal[-1, 1]) -> None:
+    """Moves the rules above (-1) or below (+1) a priority by one, away from it."""
     tx.run(
         "UPDATE push_rules SET priority = priority + ? WHERE user_nid = ? AND kind = ? AND (priority - ?) * ? > 0",
-        step, user_nid, kind, row[0], step,
+        step, user_nid, kind, priority, step,
     )  # fmt: skip
-    return int(row[0]) + step
 
 
 def _store(

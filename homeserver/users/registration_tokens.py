@@ -74,7 +74,7 @@ TOKEN_STAGE = Stage(STAGE, _check, _load)
 """The stage of `/register`; its result is the token."""
 
 
-def use_token_of(tx: Transaction, authentication: Authentication) -> None:
+def note_token_used(tx: Transaction, authentication: Authentication) -> None:
     """Counts the account being created if a token was used. Raises M_FORBIDDEN if the token has ended meanwhile."""
     token: Any = authentication.results.get(STAGE)
     if token is not None:

@@ -3,8 +3,8 @@
 Theory of operation. A request without `auth` gets a 401 that lists the flows, each a sequence of stages, and a new
 session. The client repeats the request with `auth`, which names the session and answers one stage. A completed stage is
 stored in the session; when all stages of a flow are complete, the request is carried out. The write that does so also
-deletes the session (`finish_authentication`), so a session can be used only once, for one operation of one user. A
-failed stage leaves the session as it was, and the client may try again.
+deletes the session (`delete_session`), so a session can be used only once, for one operation of one user. A failed
+stage leaves the session as it was, and the client may try again.
 
 Sessions are rows of the database, so any node may answer the next request, and a restart in the middle of a
 registration loses nothing. Their number and age are limited.
@@ -88,7 +88,7 @@ class AuthenticationRequired(MatrixError):
 
 @dataclass(frozen=True, slots=True)
 class Authentication:
-    """Proof that all stages of a flow are complete. Pass it to `finish_authentication` in the write that does the work.
+    """Proof that all stages of a flow are complete. Pass it to `delete_session` in the write that does the work.
 
     results: by stage. session: None if the client authenticated in its first request.
     """
@@ -182,21 +182,11 @@ async def proceed(hs: Resources, attempt: Attempt) -> Authentication:
     raise _unauthorized(attempt.flows, session, completed, error)
 
 
-def finish_authentication(tx: Transaction, authentication: Authentication) -> None:
+def delete_session(tx: Transaction, authentication: Authentication) -> None:
     """Deletes the session. Raises M_FORBIDDEN if another request has already used it."""
     session = authentication.session
     if session is not None and not tx.run("DELETE FROM user_interactive_sessions WHERE session = ?", session):
         raise forbidden("This session has already been used.")
-
-
-def complete_stage(tx: Transaction, session: str, stage: str, result: Any) -> bool:
-    """Completes a stage on behalf of fallback pages and e-mail links. Returns False if there is no such session."""
-    found = _find_session(tx, session)
-    if found is None:
-        return False
-    completed = orjson.dumps({**found[2], stage: result}).decode()
-    tx.run("UPDATE user_interactive_sessions SET completed = ? WHERE session = ?", completed, session)
-    return True
 
 
 def _next_stage(flows: Sequence[Flow], completed: Mapping[str, Any], kind: str) -> Stage | None:
@@ -259,7 +249,7 @@ def password_stage(user_id: UserID) -> Stage:
             raise bad_json("The identifier must be an object.")
         if accounts.read_identifier(tx.server.name, identifier, auth.get("user")) != user_id:
             raise forbidden("Only the user who sent this request can authenticate it.")
-        user = accounts.get_user(tx, user_id)
+        user = accounts.find_user(tx, user_id)
         return None if user is None else user.password_hash
 
     async def check(hs: Resources, auth: JsonObject, loaded: str | None) -> bool:

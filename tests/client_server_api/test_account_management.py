@@ -84,7 +84,7 @@ async def test_deactivation_ends_everything(homeserver: Server) -> None:
     assert await homeserver.anonymous.refused("POST", "register", json={"username": "alice"}) == (400, "M_USER_IN_USE")
     assert await bob.refused("GET", f"profile/{alice.user_id}") == (404, "M_NOT_FOUND")
     assert await homeserver.read(find_membership, room_id, alice.user_id) == "leave"
-    account = await homeserver.read(accounts.get_user, alice.user_id)
+    account = await homeserver.read(accounts.find_user, alice.user_id)
     assert (account.is_deactivated, account.erased) == (True, False)
 
 
@@ -101,7 +101,7 @@ async def test_erasing_forgets_what_the_user_kept(homeserver: Server) -> None:
             "filters": "SELECT COUNT(*) FROM filters",
         }[table]
         assert await homeserver.read(lambda tx, sql=statement: tx.one(sql)) == (0,)
-    assert (await homeserver.read(accounts.get_user, alice.user_id)).erased
+    assert (await homeserver.read(accounts.find_user, alice.user_id)).erased
 
 
 async def test_who_comes_after_the_erasure_sees_redacted_copies(server: Server) -> None:

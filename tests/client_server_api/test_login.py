@@ -118,7 +118,7 @@ async def test_a_hash_of_other_parameters_is_replaced(homeservers: Homeservers) 
     cheap = HASHERS["minimal"].hash(PASSWORD)
     await server.write(accounts.create_user, "@alice:test.example", cheap)
     await server.log_in("alice")
-    user = await server.read(accounts.get_user, "@alice:test.example")
+    user = await server.read(accounts.find_user, "@alice:test.example")
     assert user.password_hash != cheap
     assert "m=19456,t=2,p=1" in user.password_hash
     await server.log_in("alice")

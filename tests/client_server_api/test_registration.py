@@ -55,7 +55,7 @@ async def test_an_account_is_not_made_without_a_password(homeserver: Server) -> 
     session = (await homeserver.anonymous.post("register", json={})).json()["session"]
     body = {"username": "alice", "auth": {**DUMMY, "session": session}}
     assert await homeserver.anonymous.refused("POST", "register", json=body) == (400, "M_MISSING_PARAM")
-    assert await homeserver.read(accounts.get_user, "@alice:test.example") is None
+    assert await homeserver.read(accounts.find_user, "@alice:test.example") is None
     await homeserver.anonymous.ok("POST", "register", json={**body, "password": PASSWORD})
 
 
@@ -100,7 +100,7 @@ async def test_inhibit_login(homeserver: Server) -> None:
         "POST", "register", json={"username": "alice", "password": PASSWORD, "auth": DUMMY, "inhibit_login": True}
     )
     assert answer == {"user_id": "@alice:test.example"}
-    assert await homeserver.read(accounts.exists, "@alice:test.example")
+    assert await homeserver.read(accounts.is_active, "@alice:test.example")
 
 
 async def test_refresh_token(homeserver: Server) -> None:
@@ -165,7 +165,7 @@ async def test_refuses_wrong_types_and_stores_nothing(homeserver: Server, body: 
     full = {"username": "alice", "password": PASSWORD, "auth": DUMMY, **body}
     status, code = await homeserver.anonymous.refused("POST", "register", json=full)
     assert (status, code) == (400, errcode)
-    assert await homeserver.read(accounts.get_user, "@alice:test.example") is None
+    assert await homeserver.read(accounts.find_user, "@alice:test.example") is None
 
 
 @pytest.mark.parametrize(("content", "errcode"), [(b"", "M_NOT_JSON"), (b"{", "M_NOT_JSON"), (b"[]", "M_BAD_JSON")])
@@ -236,5 +236,5 @@ async def test_an_application_service_registers_users(homeserver: Server) -> Non
     request = Request("POST", "/_matrix/client/v3/register")
     answer = await registration.register(homeserver.hs, requester, registration.RegisterQuery(), wanted, request)
     assert answer == {"user_id": "@bridged_bob:test.example"}
-    user = await homeserver.read(accounts.get_user, answer["user_id"])
+    user = await homeserver.read(accounts.find_user, answer["user_id"])
     assert (user.appservice, user.password_hash) == ("bridge", None)

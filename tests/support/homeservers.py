@@ -70,7 +70,7 @@ from homeserver.server import Homeserver
 from homeserver.testing import config_for_tests as in_memory_config
 from homeserver.testing import now_ms
 from homeserver.users.filters import find_filter
-from homeserver.users.profile import member_profile
+from homeserver.users.profile import get_member_profile
 from tests.support.contract import check_response
 from tests.support.engine import file_url, memory_url
 
@@ -228,7 +228,7 @@ def _make_room(tx: Transaction, creator: UserID, members: Sequence[UserID]) -> R
 
 
 def _join(tx: Transaction, user_id: UserID, room_id: RoomID) -> None:
-    content = {"membership": "join", **member_profile(tx, user_id)}
+    content = {"membership": "join", **get_member_profile(tx, user_id)}
     append_local(tx, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
 
 

@@ -27,7 +27,7 @@ READ = {
     "presence.due_ms": "homeserver/users/presence.py::_due",
     "presence.last_active_ms": "homeserver/users/presence.py::_presences",
     "presence.told_ms": "homeserver/users/presence.py::_presences",
-    "presence_devices.seen_ms": "homeserver/users/presence.py::_refresh",
+    "presence_devices.seen_ms": "homeserver/users/presence.py::_store_current",
     "registrations.created_ms": "homeserver/features/registration.py::_find_made",
     "server_keys.fetched_ms": "homeserver/remote/keys.py::list_statements",
     "server_keys.valid_until_ts": "homeserver/remote/keys.py::store_statements",

@@ -170,7 +170,7 @@ def _parse_int(text: str) -> int | _Refused:
 def _check_irregular(item: Any, strict: bool) -> None:
     kind = type(item)
     if kind is not int and kind is not float:
-        raise NotCanonical(f"A value of type {kind.__name__} has no JSON.")
+        raise NotCanonical(f"A value of type {kind.__name__} cannot be written as JSON.")
     if strict:
         raise NotCanonical("Numbers must be integers within ±(2^53-1).")
     if kind is float and not isfinite(item):

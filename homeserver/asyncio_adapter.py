@@ -1,10 +1,10 @@
-"""A homeserver for asyncio programs: trio runs in a thread of its own, and calls are carried across.
+"""A homeserver for asyncio programs: trio runs in a thread of its own, and calls are passed to it and back.
 
     async with AsyncioHomeserver(config) as hs:
         alice = await hs.log_in("alice")
         await alice.send(room_id, "hello")
 
-Methods are those of `Homeserver` and `Client`, and do the same: their docstrings hold here too.
+The methods are those of `Homeserver` and `Client`; their docstrings apply here too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class AsyncioClient:
-    """A `Client` whose methods are awaited in asyncio. Made by `AsyncioHomeserver.register` and `log_in`."""
+    """A `Client` whose methods are awaited in asyncio. Created by `AsyncioHomeserver.register` and `log_in`."""
 
     def __init__(self, bridge: Bridge, client: Client) -> None:
         self._bridge = bridge
@@ -44,13 +44,13 @@ class AsyncioClient:
 
     @property
     def device_id(self) -> str:
-        """The device that the client acts as."""
+        """The ID of the device that the client acts as."""
         return self._client.device_id
 
     async def call(
         self, operation: str, *path: str | int, body: Body = None, query: Query = None, headers: Headers = None
     ) -> Any:
-        """The answer of any operation, by its name in the spec in snake_case. See `Client.call`."""
+        """Calls any operation by its name in the spec, in snake_case. See `Client.call`."""
         body = _carried(body)
         return await self._run(partial(self._client.call, operation, *path, body=body, query=query, headers=headers))
 
@@ -58,7 +58,7 @@ class AsyncioClient:
     async def stream(
         self, operation: str, *path: str | int, body: Body = None, query: Query = None, headers: Headers = None
     ) -> AsyncIterator[Answer]:
-        """As `call`, for an answer that is read piece by piece. See `Client.stream`."""
+        """Like `call`, for reading the answer in chunks. See `Client.stream`."""
         loop = asyncio.get_running_loop()
         head: asyncio.Future[tuple[int, Mapping[str, str]]] = loop.create_future()
         chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1)
@@ -90,56 +90,56 @@ class AsyncioClient:
         content_type: str = "application/octet-stream",
         filename: str | None = None,
     ) -> str:
-        """Stores a file, and returns its `mxc://` URI for messages and avatars. `data` may come in chunks."""
+        """Stores a file and returns its `mxc://` URI, for use in messages and avatars. `data` may come in chunks."""
         carried = _carried(data)
         return await self._run(partial(self._client.upload, carried, content_type, filename))
 
     async def download(self, mxc_uri: str) -> File:
-        """The file of an `mxc://` URI, of this server or any other."""
+        """Returns the file of an `mxc://` URI, of this or any other server."""
         return await self._run(partial(self._client.download, mxc_uri))
 
     async def create_room(self, **options: Any) -> RoomID:
-        """A new room; `options` are the fields of POST /createRoom: name, topic, preset, invite …"""
+        """Creates a room and returns its ID. `options` are the fields of POST /createRoom, such as name and invite."""
         return await self._run(partial(self._client.create_room, **options))
 
     async def invite(self, room_id: str, user_id: str) -> None:
-        """Invites a user of this server or of any other."""
+        """Invites a user of this or any other server."""
         await self._run(partial(self._client.invite, room_id, user_id))
 
     async def join(self, room_id_or_alias: str, *, via: tuple[str, ...] = ()) -> RoomID:
-        """Joins a room of this server or, through the servers `via`, of any other."""
+        """Joins a room of this server, or a room of another one through the servers in `via`. Returns the room ID."""
         return await self._run(partial(self._client.join, room_id_or_alias, via=via))
 
     async def leave(self, room_id: str) -> None:
-        """Leaves a room, or refuses the invitation to it."""
+        """Leaves a room, or declines the invite to it."""
         await self._run(partial(self._client.leave, room_id))
 
     async def send(
         self, room_id: str, message: str | Mapping[str, Any], *, event_type: str = "m.room.message"
     ) -> EventID:
-        """Sends a text, or the content of an event of any type. The event is durable when this answers."""
+        """Sends a text message, or an event of any type with that content. The event is durable when this returns."""
         return await self._run(partial(self._client.send, room_id, message, event_type=event_type))
 
     async def set_state(
         self, room_id: str, event_type: str, content: Mapping[str, Any], *, state_key: str = ""
     ) -> EventID:
-        """Sets a piece of the room's state: its topic, a user's power level, …"""
+        """Sets part of the room's state: its topic, a user's power level, … Returns the ID of the state event."""
         return await self._run(partial(self._client.set_state, room_id, event_type, content, state_key=state_key))
 
     async def messages(self, room_id: str, *, limit: int = 10) -> list[RoomEvent]:
-        """The newest events of a room, newest first."""
+        """Returns the newest events of a room, newest first."""
         return await self._run(partial(self._client.messages, room_id, limit=limit))
 
     async def read(self, room_id: str, event_id: str) -> None:
-        """Tells the room that the user has read it up to an event."""
+        """Sends a read receipt for an event."""
         await self._run(partial(self._client.read, room_id, event_id))
 
     async def sync(self, *, timeout_ms: int = 0) -> dict[str, Any]:
-        """What has changed since the last call; the first time, everything."""
+        """Returns the answer of /sync: the changes since the last call, or everything on the first call."""
         return await self._run(partial(self._client.sync, timeout_ms=timeout_ms))
 
     def events(self) -> AsyncIterator[RoomEvent]:
-        """Waiting invitations, then every event since this client was opened. See `Client.events`."""
+        """Yields the pending invites, then every event since this client was opened. See `Client.events`."""
         return _Events(self._bridge, self._client.events())
 
     async def _run(self, fn: Callable[[], Awaitable[T]]) -> T:
@@ -147,7 +147,7 @@ class AsyncioClient:
 
 
 class _Events:
-    """An iterator of trio, stepped from asyncio."""
+    """Steps an iterator of trio from asyncio."""
 
     def __init__(self, bridge: Bridge, events: AsyncIterator[RoomEvent]) -> None:
         self._bridge = bridge
@@ -164,9 +164,9 @@ class _Events:
 
 
 class AsyncioHomeserver:
-    """A `Homeserver` to be entered in asyncio. Cancelling a call in asyncio cancels it in trio.
+    """A `Homeserver` for `async with` in asyncio. Cancelling a call in asyncio cancels it in trio.
 
-    If the server fails by itself, calls raise ClosedError and leaving `async with` raises the cause.
+    If the server fails, pending calls raise ClosedError, and leaving `async with` raises the cause.
     """
 
     def __init__(
@@ -177,12 +177,12 @@ class AsyncioHomeserver:
         now_ms: Callable[[], int] = wall_clock_ms,
         inline_database: bool = False,
     ) -> None:
-        """As of `Homeserver`."""
+        """Takes the arguments of `Homeserver`."""
         self._server = Homeserver(config, wire=wire, now_ms=now_ms, inline_database=inline_database)
         self._bridge = Bridge()
 
     async def __aenter__(self) -> Self:
-        """Opens the server in its thread. Raises ConfigError or DatabaseError with a sentence why it cannot."""
+        """Opens the server in its thread. Raises ConfigError or DatabaseError with a sentence about what is wrong."""
         await self._bridge.open(self._server)
         return self
 
@@ -193,31 +193,31 @@ class AsyncioHomeserver:
 
     @property
     def config(self) -> Config:
-        """What it was made with."""
+        """The configuration that the server was created with."""
         return self._server.config
 
     @property
     def server_name(self) -> str:
-        """The domain of its users and of its signatures."""
+        """The domain of the server's users and signatures."""
         return self._server.server_name
 
     @property
     def app(self) -> AsgiApp:
         """The server as an ASGI application for servers and frameworks on asyncio, such as uvicorn and FastAPI.
 
-        It can be mounted before the server is open; requests need it open.
+        It can be mounted before the server is open, but can serve requests only while it is open.
         """
         return self._answer
 
     async def register(
         self, localpart: str, password: str | None = None, *, admin: bool = False, exist_ok: bool = False
     ) -> AsyncioClient:
-        """Makes a new account and logs it in; see `Homeserver.register`."""
+        """Creates an account and logs it in; see `Homeserver.register`."""
         register = partial(self._server.register, localpart, password, admin=admin, exist_ok=exist_ok)
         return AsyncioClient(self._bridge, await self._bridge.run(register))
 
     async def log_in(self, user: str, device_id: str = "EMBEDDED") -> AsyncioClient:
-        """A client for an account of this server; see `Homeserver.log_in`."""
+        """Returns a client for an account of this server; see `Homeserver.log_in`."""
         return AsyncioClient(self._bridge, await self._bridge.run(partial(self._server.log_in, user, device_id)))
 
     async def set_password(self, user: str, password: str | None, *, logout_devices: bool = True) -> None:
@@ -225,17 +225,17 @@ class AsyncioHomeserver:
         await self._bridge.run(partial(self._server.set_password, user, password, logout_devices=logout_devices))
 
     async def deactivate(self, user: str, *, erase: bool = False) -> None:
-        """Ends an account for good; see `Homeserver.deactivate`."""
+        """Deactivates an account for good; see `Homeserver.deactivate`."""
         await self._bridge.run(partial(self._server.deactivate, user, erase=erase))
 
     async def run(self, fn: Callable[[Homeserver], Awaitable[T]]) -> T:
-        """What fn(homeserver) answers: a function for trio, awaited in the server's thread."""
+        """Awaits fn(homeserver), a function for trio, in the server's thread and returns its result."""
         return await self._bridge.run(lambda: fn(self._server))
 
     async def serve(self, *, started: asyncio.Future[list[Bound]] | None = None) -> None:
-        """Answers on the configured listeners until `stop` is called. Raises ConfigError if one cannot listen.
+        """Serves the configured listeners until `stop` is called. Raises ConfigError if one cannot listen.
 
-        started: gets where the listeners listen once they do, or the exception if they cannot.
+        started: receives the addresses of the listeners once they listen, or the exception if they cannot.
         """
         status = _Started(asyncio.get_running_loop(), started)
         try:
@@ -243,19 +243,19 @@ class AsyncioHomeserver:
         except BaseException as error:
             if started is not None and not started.done():
                 started.set_exception(error)
-                started.exception()  # it is raised here too: nobody has to look
+                started.exception()  # mark it as retrieved, because it is raised here too
             raise
 
     def stop(self) -> None:
-        """Ends `serve`: requests under way are answered, nothing new is accepted."""
+        """Ends `serve`: pending requests are answered, new ones are not accepted."""
         self._bridge.run_sync_soon(self._server.stop)
 
     def renew_certificates(self) -> None:
-        """Reads the certificates of the listeners again at once, if their files have changed."""
+        """Reloads the listeners' certificates now, if their files have changed."""
         self._bridge.run_sync_soon(self._server.renew_certificates)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application: trio answers, and `receive` and `send` are carried back to asyncio."""
+        """The ASGI application: trio computes the response, and `receive` and `send` run in asyncio."""
         if scope["type"] == "lifespan":
             await lifespan(receive, send)
             return
@@ -267,7 +267,7 @@ class AsyncioHomeserver:
 
         async def send_in_trio(message: Message) -> None:
             held.append(message)
-            if message["type"] == "http.response.start":  # goes with the body that follows, in one hop
+            if message["type"] == "http.response.start":  # sent together with the body that follows, to save a hop
                 return
             messages = held.copy()
             held.clear()
@@ -277,14 +277,14 @@ class AsyncioHomeserver:
 
 
 class _Started:
-    """trio's `task_status`, which settles an asyncio future."""
+    """A `task_status` of trio that settles an asyncio future."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[Bound]] | None) -> None:
         self._loop = loop
         self._future = future
 
     def started(self, value: list[Bound] | None = None) -> None:
-        """The listeners listen."""
+        """Settles the future with the addresses of the listeners."""
         if self._future is not None:
             self._loop.call_soon_threadsafe(self._tell, self._future, value or [])
 
@@ -303,7 +303,7 @@ async def _send_all(send: Send, messages: list[MutableMapping[str, Any]]) -> Non
 
 
 async def _first(wanted: Awaitable[T], worker: asyncio.Task[None]) -> T:
-    """What is awaited, unless the task that it comes from fails before."""
+    """Awaits `wanted`, which `worker` produces. Raises the worker's exception if it fails first."""
     waiting = asyncio.ensure_future(wanted)
     try:
         await asyncio.wait([waiting, worker], return_when=asyncio.FIRST_COMPLETED)
@@ -315,7 +315,7 @@ async def _first(wanted: Awaitable[T], worker: asyncio.Task[None]) -> T:
 
 
 def _carried(body: Any) -> Any:
-    """The body, as trio can read it: an iterator of asyncio is stepped there."""
+    """Wraps an asyncio iterator so that trio can read the body; returns any other body unchanged."""
     if isinstance(body, AsyncIterable):
         return FromAsyncio(asyncio.get_running_loop(), aiter(body))
     return body

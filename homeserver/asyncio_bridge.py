@@ -1,11 +1,12 @@
-"""Bridge: a trio run in a thread of its own, and the ways across between it and asyncio.
+"""Bridge: runs trio in a thread of its own and carries calls between it and asyncio.
 
-Theory of operation. `open` starts a thread in which trio opens the server and then waits. `run` hands a function to
-that thread, where a task of its own awaits it; its value or exception settles a future on the caller's loop.
-`in_asyncio` is the way back, for what the function needs of the program: the next chunk of an upload, an ASGI `send`.
+Theory of operation. `open` starts a thread in which trio opens the server and then waits. `run` passes a function to
+that thread and starts a task there that awaits it; the result or exception settles a future on the caller's loop.
+`in_asyncio` goes the other way, when the function needs something from the program: the next chunk of an upload, or an
+ASGI `send`.
 
-Cancellation goes both ways. A caller that is cancelled cancels its task in trio, and returns once that has ended, so
-nothing of a call outlives it. When the server closes, or fails, every call that still waits ends with ClosedError.
+Cancellation works in both directions. A cancelled caller cancels its task in trio and waits until that task has ended,
+so nothing of a call outlives it. When the server closes or fails, every pending call ends with ClosedError.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 
 class Bridge:
-    """The way to one server. All methods are called in asyncio."""
+    """The connection to one server. All methods are called from asyncio."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -41,7 +42,7 @@ class Bridge:
         self._is_closing = False
 
     async def open(self, server: AbstractAsyncContextManager[object]) -> None:
-        """Starts the thread, and returns when the server is open in it. Raises what opening the server raises."""
+        """Starts the thread, and returns once the server is open. Raises what opening the server raises."""
         if self._loop is not None:
             raise RuntimeError("A homeserver is opened once. Make a new AsyncioHomeserver to open it again.")
         self._loop = asyncio.get_running_loop()
@@ -51,36 +52,36 @@ class Bridge:
         self._thread.start()
         try:
             await opened
-        except BaseException:  # it failed to open, or nobody waits for it any more
+        except BaseException:  # it failed to open, or the caller was cancelled
             self._request_close()
             with suppress(BaseException):
                 await self._wait_ended()
             raise
 
     async def close(self) -> None:
-        """Ends every call, closes the server and waits for the thread. Raises what the server failed of meanwhile."""
+        """Ends every call, closes the server and waits for the thread. Raises what the server failed with."""
         self._request_close()
         await self._wait_ended()
 
     async def run(self, fn: Callable[[], Awaitable[T]]) -> T:
-        """What fn() answers or raises in trio's thread."""
+        """Awaits fn() in trio's thread. Returns its result or raises its exception."""
         token = self._token
         if token is None:
-            raise RuntimeError("The homeserver is not open. Use it inside of `async with AsyncioHomeserver(…) as hs:`.")
+            raise RuntimeError("The homeserver is not open. Use it inside `async with AsyncioHomeserver(…) as hs:`.")
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         scope = trio.CancelScope()
 
         async def task() -> None:
             value: Any = None
-            error: BaseException | None = ClosedError()  # unless it ends by itself
+            error: BaseException | None = ClosedError()  # the result if the task is cancelled
             try:
                 with scope:
                     try:
                         value, error = await fn(), None
                     except trio.Cancelled:
                         raise
-                    except BaseException as raised:  # it belongs to the caller, in the other thread
+                    except BaseException as raised:  # the caller in the other thread gets it
                         error = raised
             finally:
                 _settle(result, value, error)
@@ -106,9 +107,9 @@ class Bridge:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(scope.cancel)
             while not result.done():
-                with suppress(asyncio.CancelledError):  # it has been cancelled already, and ends soon
+                with suppress(asyncio.CancelledError):  # already cancelled, so it ends soon
                     await asyncio.wait([result])
-            result.exception()  # nobody asks for it any more
+            result.exception()  # mark the exception as retrieved; no caller waits for it any more
             raise
 
     def run_sync_soon(self, fn: Callable[[], object]) -> None:
@@ -128,7 +129,7 @@ class Bridge:
         self.run_sync_soon(close)
 
     async def _wait_ended(self) -> None:
-        """Until the thread has done its work. A cancellation waits for that: the server must not be left half open."""
+        """Waits until the thread has ended, even if cancelled meanwhile: the server must not be left half open."""
         assert self._ended is not None and self._thread is not None
         cancelled: asyncio.CancelledError | None = None
         while not self._ended.done():
@@ -136,7 +137,7 @@ class Bridge:
                 await asyncio.wait([self._ended])
             except asyncio.CancelledError as error:
                 cancelled = error
-        self._thread.join()  # to have told of its end was the last thing that it did
+        self._thread.join()  # returns at once: settling `_ended` was the thread's last action
         self._ended.result()
         if cancelled is not None:
             raise cancelled
@@ -146,10 +147,10 @@ class Bridge:
         failure: BaseException | None = None
         try:
             trio.run(self._main, server, opened)
-        except BaseException as error:  # it belongs to the program that opened the server
+        except BaseException as error:  # the program that opened the server gets it
             failure = error
         self._failure = failure
-        for result in tuple(self._results):  # none, unless trio itself has failed
+        for result in tuple(self._results):  # empty, unless trio itself has failed
             _settle(result, None, ClosedError())
         _settle(opened, None, failure or ClosedError())
         _settle(self._ended, None, failure)
@@ -171,7 +172,7 @@ class Bridge:
 
 
 def _settle(future: asyncio.Future[T], value: Any, error: BaseException | None) -> None:
-    """Gives a future of another thread's loop its result, unless it has one or the loop is gone."""
+    """Settles a future of another thread's loop, unless it is done already or the loop is closed."""
 
     def settle() -> None:
         if future.done():
@@ -181,12 +182,12 @@ def _settle(future: asyncio.Future[T], value: Any, error: BaseException | None) 
         else:
             future.set_exception(error)
 
-    with suppress(RuntimeError):  # the loop is closed: nobody waits
+    with suppress(RuntimeError):  # the loop is closed, so nothing waits for the future
         future.get_loop().call_soon_threadsafe(settle)
 
 
 async def in_asyncio(loop: asyncio.AbstractEventLoop, fn: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Called in trio: what fn() answers or raises on the asyncio loop. ClosedError if it is cancelled there."""
+    """Awaits fn() on the asyncio loop; called from trio. Raises ClosedError if it is cancelled there."""
     token = trio.lowlevel.current_trio_token()
     done = trio.Event()
 
@@ -208,7 +209,7 @@ async def in_asyncio(loop: asyncio.AbstractEventLoop, fn: Callable[[], Coroutine
 
 
 class FromAsyncio(Generic[T]):
-    """Used in trio: the items of an asynchronous iterator that belongs to asyncio."""
+    """Wraps an asynchronous iterator of asyncio for use in trio."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, items: AsyncIterator[T]) -> None:
         self._loop = loop

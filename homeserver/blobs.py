@@ -1,7 +1,8 @@
-"""Blobs: media and archive segments, by key. A local folder by default; S3, Google or Azure storage by URL.
+"""Blobs: media and archive segments, stored by key, in a local folder or in S3, Google or Azure storage.
 
-obstore does the work, but for writing and reading blobs of a local folder: it does not wait for the disk, and streaming
-8 MiB through it costs 32 ms of CPU where reading the file costs 0.4.
+Object stores are accessed through obstore, which also lists and deletes local blobs. Local blobs are written and read
+here instead, because obstore does not fsync, and streaming 8 MiB through it costs 32 ms of CPU where reading the file
+costs 0.4 ms.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from homeserver.limits import (
 )
 from homeserver.process.outages import BLOBS, WRITE_PROVEN_SECONDS, Outages, check_room
 
-# Nothing that a file system or a URL treats in a special way, no hidden file, nothing that climbs out of the folder.
+# No characters that are special in file systems or URLs, no hidden files, and no way out of the folder.
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})*", re.ASCII)
 _INCOMING = ".incoming"
 _PROBE = "probe"
@@ -42,65 +43,70 @@ T = TypeVar("T")
 
 
 class BlobError(StorageError):
-    """The storage cannot be reached, or refuses. The same call may work later."""
+    """The storage cannot be reached or refuses the operation. A retry may succeed later."""
 
 
 class BlobDamaged(BlobError, StorageDamaged):
-    """The blob cannot be read back, or is not as long as it was. That does not pass."""
+    """The blob is unreadable or has the wrong length. A retry does not help."""
 
 
 class Blobs:
-    """Keys are like `media/ab/cdef`: parts of letters, digits, `.`, `_` and `-`. ValueError for any other key.
+    """Stores blobs by keys such as `media/ab/cdef`, whose parts consist of letters, digits, `.`, `_` and `-`.
 
-    All methods: BlobError if the storage fails. A blob is replaced or removed whole; who is reading it reads on.
+    All methods raise ValueError for any other key, and BlobError if the storage fails. A blob is replaced or removed as
+    a whole; a reader that has opened it keeps reading the old content.
     """
 
     def __init__(self, url: str, *, inline: bool = False, outages: Outages | None = None) -> None:
-        """url: "file:PATH", "s3://bucket/prefix", "gs://…", "az://…", "memory:". Nothing is opened before it is used.
+        """Opens nothing yet: the storage is opened when it is first used.
 
-        Credentials and endpoints of object stores come from their usual environment variables (AWS_… and the like).
-        inline: works on the trio thread itself (tests under a virtual clock). outages: what is told of failures.
+        url: "file:PATH", "s3://bucket/prefix", "gs://…", "az://…" or "memory:". Object stores read their credentials
+        and endpoints from the usual environment variables (AWS_… and so on).
+        inline: run on the trio thread itself, for tests with a virtual clock.
+        outages: is notified of failures and damage.
         """
         self._url = url
         self._outages = outages or Outages()
         self._outages.add_probe(BLOBS, self._probe)
-        self._proven_at = -math.inf  # when it was last proven that blobs can be stored
+        self._proven_at = -math.inf  # when a write last succeeded
         self._inline = inline
         self._folder = Path(url.removeprefix("file:")).absolute() if url.startswith("file:") else None
         if self._folder is not None and url.startswith("file://"):
             self._folder = Path(url.removeprefix("file://"))
         self._opened: Any = None
-        self._is_made = False  # whether the local folder was seen to be there
+        self._is_made = False  # whether the local folder is known to exist
         self._limiter = trio.CapacityLimiter(BLOB_THREADS_MAX)
 
     async def prepare(self) -> None:
-        """Makes the local folder, if blobs are kept in one. Raises BlobError if nothing can be stored in it.
+        """Creates the local folder, if blobs are stored in one. Raises BlobError if it is not writable.
 
-        That is not an outage: a server whose folder cannot be used does not start.
+        This is not reported as an outage: a server with an unusable folder does not start.
         """
         if self._folder is not None:
             await self._run(self._prepare_folder, self._folder)
 
     async def prove_writable(self) -> None:
-        """Raises BlobError if the local folder takes no more. An object store is not asked: each request costs."""
+        """Raises BlobError if the local folder is full or not writable. Object stores are not probed: each request
+        costs money.
+        """
         if self._folder is not None and trio.current_time() - self._proven_at > WRITE_PROVEN_SECONDS:
             await self._probe()
 
     def failure(self, error: Exception) -> BlobError:
-        """Reports that something on the way to the storage failed by `error`; returns the exception to raise."""
+        """Reports a failure on the way to the storage, and returns the exception to raise."""
         self._outages.failed(BLOBS, str(error))
-        return BlobError(f"The storage of blobs fails: {error}")
+        return BlobError(f"The blob storage failed: {error}")
 
     async def put(self, key: str, data: bytes | Path) -> None:
-        """Stores `data`, or the content of the file at that path, under `key`; durable when this returns.
+        """Stores `data`, or the content of the file at that path, under `key`. The blob is durable when this returns.
 
-        The file may be deleted afterwards, but must not be written to: a local folder shares it.
+        The caller may delete the file afterwards but must not write to it: a local folder may hard-link it.
         """
         _check_key(key)
         await self._call(self._put_in_folder if self._folder is not None else self._put_in_store, key, data)
 
     async def get(self, key: str, *, expected_bytes: int | None = None) -> bytes:
-        """The whole blob. KeyError if there is none, BlobDamaged if it is not `expected_bytes` long."""
+        """Returns the whole blob. Raises KeyError if there is none, BlobDamaged if it is not `expected_bytes` long."""
         data = await self._call(self._get, _check_key(key))
         self._check_size(key, len(data), expected_bytes)
         return data
@@ -108,9 +114,9 @@ class Blobs:
     async def stream(
         self, key: str, start: int = 0, end: int | None = None, *, expected_bytes: int | None = None
     ) -> AsyncIterator[bytes]:
-        """The bytes start ≤ i < end, in chunks. KeyError if there is no such blob.
+        """Yields the bytes start ≤ i < end in chunks. Raises KeyError if there is no such blob.
 
-        BlobDamaged before the first chunk if the whole blob is not `expected_bytes` long.
+        Raises BlobDamaged before the first chunk if the whole blob is not `expected_bytes` long.
         """
         if start < 0 or (end is not None and end < start):
             raise ValueError(f"no such range: {start} to {end}")
@@ -121,15 +127,15 @@ class Blobs:
             return
         chunks = await self._call(self._open, key, start, end)
         while (chunk := await self._call(_next_chunk, chunks)) is not None:
-            for offset in range(0, len(chunk), BLOB_CHUNK_BYTES):  # some stores give everything at once
+            for offset in range(0, len(chunk), BLOB_CHUNK_BYTES):  # some stores return everything at once
                 yield chunk[offset : offset + BLOB_CHUNK_BYTES]
 
     async def size_bytes(self, key: str) -> int:
-        """How long the blob is. KeyError if there is none."""
+        """Returns the length of the blob in bytes. Raises KeyError if there is none."""
         return await self._call(self._size_bytes, _check_key(key))
 
     async def exists(self, key: str) -> bool:
-        """Whether there is such a blob."""
+        """Returns whether the blob exists."""
         try:
             await self.size_bytes(key)
         except KeyError:
@@ -137,19 +143,19 @@ class Blobs:
         return True
 
     async def delete(self, key: str) -> None:
-        """Removes the blob; nothing happens if there is none."""
+        """Removes the blob, if it exists."""
         await self._call(self._delete, _check_key(key))
 
     async def list(self, folder: str = "") -> AsyncIterator[tuple[str, int]]:
-        """Every (key, size in bytes) below `folder` ("media/ab"; "" is everything), in no order."""
+        """Yields (key, size in bytes) of every blob below `folder` ("media/ab"; "" for all), in no particular order."""
         pages = await self._call(self._list, _check_key(folder) if folder else None)
         while (page := await self._call(next, pages, None)) is not None:
             for entry in page:
-                if _KEY.fullmatch(entry["path"]):  # else it is none of ours, or is still being written
+                if _KEY.fullmatch(entry["path"]):  # skip foreign files and unfinished uploads
                     yield entry["path"], entry["size"]
 
     async def _call(self, fn: Callable[..., T], *args: Any) -> T:
-        """What `fn` returns, run as `_run` does. Its failures are reported as outages or damage."""
+        """Runs `fn` as `_run` does, and reports its failures as outages or damage."""
         try:
             return await self._run(fn, *args)
         except BlobDamaged as error:
@@ -160,7 +166,7 @@ class Blobs:
             raise
 
     async def _run(self, fn: Callable[..., T], *args: Any) -> T:
-        """What `fn` returns, in a thread unless the storage is inline. Raises BlobError."""
+        """Runs `fn` in a thread, unless the storage is inline, and returns its result. Raises BlobError."""
         if self._inline:
             await trio.lowlevel.checkpoint()
             return self._translate_errors(fn, *args)
@@ -180,7 +186,7 @@ class Blobs:
             await self.delete(_PROBE)
         self._proven_at = trio.current_time()
 
-    # In a thread
+    # Everything below runs in a thread.
 
     def _translate_errors(self, fn: Callable[..., T], *args: Any) -> T:
         try:
@@ -191,17 +197,17 @@ class Blobs:
             raise KeyError(args[0] if args else "") from None
         except OSError as error:
             kind = BlobDamaged if error.errno == errno.EIO and fn in (self._get, _next_chunk) else BlobError
-            raise kind(f"The storage of blobs fails: {error}") from error
+            raise kind(f"The blob storage failed: {error}") from error
         except Exception as error:
-            # obstore's errors can be named only after its import, and most derive from Exception directly
+            # We can name obstore's exceptions only after importing it, and most derive from Exception directly.
             if type(error).__module__.startswith("obstore"):
-                raise BlobError(f"The storage of blobs fails: {str(error).splitlines()[0]}") from error
+                raise BlobError(f"The blob storage failed: {str(error).splitlines()[0]}") from error
             raise
 
     @property
     def _store(self) -> Any:
         if self._opened is None:
-            # Imported here: 6 MB that a server without media need not hold.
+            # Imported late: it takes 6 MB, which a server without media does not need.
             from obstore.store import LocalStore, MemoryStore, from_url
 
             if self._folder is not None:
@@ -229,7 +235,7 @@ class Blobs:
         self._store.put(key, data)
 
     def _put_in_folder(self, key: str, data: bytes | Path) -> None:
-        """obstore does not wait for the disk, so that the folder is written here: aside, to the disk, then in place."""
+        """Writes the blob to a temporary file, syncs it to the disk and renames it. obstore would not sync."""
         assert self._folder is not None
         target = self._folder / key
         incoming = self._folder / _INCOMING
@@ -273,7 +279,7 @@ class Blobs:
 
 
 def _client_options(url: str) -> Any:
-    """How long a request may take, and what the environment says of the connection, which obstore else forgets."""
+    """Returns the timeout and connection options, read from the environment because obstore ignores these variables."""
     provider = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}.get(url.partition(":")[0], "")
     given = {name: os.environ.get(f"{provider}_{name.upper()}") for name in _CLIENT_OPTIONS}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -313,7 +319,7 @@ def _read_file(file: RawIOBase, start: int, end: int) -> Iterator[bytes]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes the folder and those above it, durably."""
+    """Creates the folder and its parents, durably."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -325,7 +331,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except FileNotFoundError:
         raise ValueError(f"there is no file {source}") from None
-    except OSError:  # another file system, or one without links
+    except OSError:  # different file systems, or one without hard links
         shutil.copyfile(source, target)
 
 

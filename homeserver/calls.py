@@ -1,11 +1,12 @@
-"""Calls: the operations of a server, called by name in the same process. The counterpart of `homeserver.http.asgi`.
+"""Calls: invokes a server's operations by name in the same process. The counterpart of `homeserver.http.asgi`.
 
-A call goes through the same decoding as a request: path arguments are checked, and a body is JSON of the same kind and
-size, so a program in the process can store nothing that an HTTP client could not. What differs is who vouches for the
-user: here it is the program. Rate limits do not apply to it.
+A call is decoded like a request: path arguments are validated, and a body is JSON within the same limits, so a program
+in the process cannot store anything that an HTTP client could not. The difference is authentication: the program itself
+vouches for the user. Rate limits do not apply to it.
 
-Two kinds of mistake are told apart. What the server refuses is a MatrixError, as over HTTP. A call that does not fit
-the operation (too few path arguments, an unknown query parameter) is a TypeError, like any wrong call in Python.
+Two kinds of mistake are kept apart. If the server refuses a call, it raises the same MatrixError as over HTTP. If a
+call does not fit the operation (too few path arguments, an unknown query parameter), it raises TypeError, like any
+wrong call in Python.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _JSON_HEADERS = {"content-type": "application/json"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a call: the head, and the body in chunks. Header names are lower case."""
+    """The answer to a call: its head, and its body in chunks. Header names are lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -48,21 +49,21 @@ class Answer:
 
 @dataclass(slots=True)
 class Calls:
-    """The operations of a server that is open. `close` ends the calls under way, and refuses those that follow."""
+    """The operations of an open server."""
 
     dispatch: Dispatch
     is_closed: bool = False
     _scopes: set[trio.CancelScope] = field(default_factory=set)
 
     def close(self) -> None:
-        """Calls that wait end with a ClosedError."""
+        """Refuses new calls. Waiting calls end with ClosedError."""
         self.is_closed = True
         for scope in self._scopes:
             scope.cancel()
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """For the time of a call. Raises ClosedError if the server closes meanwhile, or is closed already."""
+        """Context manager around a call. Raises ClosedError if the server is closed, or closes during the call."""
         if self.is_closed:
             raise ClosedError
         with trio.CancelScope() as scope:
@@ -81,7 +82,10 @@ class Calls:
     async def call(
         self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers
     ) -> Any:
-        """What an operation answers: a dict or list for JSON, bytes for a file. Raises MatrixError and TypeError."""
+        """Calls an operation. Returns a dict or list if it answers JSON, bytes if it answers a file.
+
+        Raises MatrixError if the server refuses the call, TypeError if the arguments do not fit the operation.
+        """
         response = await self._run(name, path, requester, body, query, headers)
         if response.stream is not None:
             async with aclosing(response.stream) as chunks:  # type: ignore[type-var]
@@ -94,7 +98,7 @@ class Calls:
     async def stream(
         self, name: str, path: Sequence[Any], requester: Requester, body: Body, query: Query, headers: Headers
     ) -> AsyncIterator[Answer]:
-        """As `call`, for an answer that is read piece by piece."""
+        """Like `call`, for reading the answer in chunks."""
         response = await self._run(name, path, requester, body, query, headers)
         head, chunks = response.headers, response.stream
         if chunks is None and isinstance(response.body, bytes | memoryview):
@@ -135,12 +139,12 @@ class Calls:
         return response if response.body is not None or response.stream is not None else replace(response, body={})
 
     def check_fields(self, name: str, body: Mapping[str, Any]) -> None:
-        """Raises TypeError if the body has a field that the operation does not know, which it would pass over."""
+        """Raises TypeError if the body has a field that the operation does not know and would ignore."""
         plan = self._find(name).plan.body
         assert plan is not None
         known = [each.encode_name for each in msgspec.structs.fields(plan.kind)]
         for field_name in body:
-            if field_name not in known and "." not in field_name:  # those of extensions have a dot
+            if field_name not in known and "." not in field_name:  # fields of extensions have a dot
                 raise TypeError(f"{name} has no field {field_name!r}.{_suggest(field_name, known)}")
 
     def _find(self, name: str) -> Operation:
@@ -148,7 +152,7 @@ class Calls:
             raise TypeError(f"The name of an operation must be a str, not {type(name).__name__}.")
         operation = self.dispatch.by_name.get(name)
         if operation is None:
-            raise not_found(f"There is no operation {name}.{_suggest(name, self.dispatch.by_name)}")
+            raise not_found(f"There is no operation called {name}.{_suggest(name, self.dispatch.by_name)}")
         if operation.plan.origin:
             raise TypeError(f"{name} is called by other servers, not by users.")
         return operation
@@ -160,7 +164,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _path_arguments(operation: Operation, given: Sequence[Any]) -> list[Any]:
-    """The values of the path's parameters. Raises TypeError for a wrong number or type, M_INVALID_PARAM for a value."""
+    """Returns the decoded path arguments. Raises TypeError for a wrong number or type, M_INVALID_PARAM otherwise."""
     wanted = operation.plan.path
     if len(given) != len(wanted):
         takes = " and ".join(name for name, _ in wanted) or "no path arguments"
@@ -177,7 +181,7 @@ def _path_arguments(operation: Operation, given: Sequence[Any]) -> list[Any]:
 
 
 def _query_string(operation: Operation, query: Query) -> str:
-    """The query as it would stand in a URL. Raises TypeError for a parameter that the operation does not have."""
+    """Returns the query as it would appear in a URL. Raises TypeError for an unknown parameter."""
     if not query:
         return ""
     if not isinstance(query, Mapping):
@@ -201,13 +205,13 @@ def _query_value(operation: Operation, name: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str | int):
         return str(value)
-    if isinstance(value, Mapping):  # a filter, say
+    if isinstance(value, Mapping):  # for example a filter
         return _encode(value).decode()
     raise TypeError(f"{operation.name}: the query parameter {name} cannot be a {type(value).__name__}.")
 
 
 def _json_body(operation: Operation, body: Body) -> Any:
-    """The JSON value of a body, read as it would be from a request. None if there is none and none is needed."""
+    """Returns the body's JSON value, decoded like that of a request. None if an optional body is missing."""
     plan = operation.plan.body
     assert plan is not None
     if body is None:
@@ -235,11 +239,11 @@ def _encode(value: Mapping[str, Any]) -> bytes:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"a {type(value).__name__} has no JSON")
+    raise TypeError(f"a {type(value).__name__} has no JSON form")
 
 
 def _receiver(body: bytes | AsyncIterable[bytes]) -> Callable[[], Awaitable[bytes | None]]:
-    """The body as `Request` receives it: a chunk at each call, then None."""
+    """Returns a function that supplies the body as `Request` expects it: a chunk at each call, then None."""
     if isinstance(body, bytes | bytearray | memoryview):
         chunks = _chunks(bytes(body))
     elif isinstance(body, AsyncIterable):

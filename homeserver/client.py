@@ -1,7 +1,7 @@
 """Client: a user of this server in the same process, for programs that embed it.
 
-It calls the operations that HTTP clients call, by their names; there is no second door. Rooms, users and events are
-named by their ids; contents are plain dicts.
+It calls the same operations as HTTP clients do, by name. Rooms, users and events are referred to by their IDs; contents
+are plain dicts.
 """
 
 from __future__ import annotations
@@ -31,42 +31,42 @@ INVITATIONS_ONLY = '{"room":{"timeline":{"limit":0},"state":{"types":[]}},"prese
 
 @dataclass(frozen=True, slots=True)
 class RoomEvent:
-    """An event as `events` gives it: the event as clients get it, and the room that it is in."""
+    """An event from `Client.events` or `Client.messages`, in the format of the client-server API, and its room."""
 
     room_id: RoomID
     event: dict[str, Any]
 
     @property
     def type(self) -> str:
-        """Such as "m.room.message"."""
+        """The event type, such as "m.room.message"."""
         return str(self.event["type"])
 
     @property
     def sender(self) -> UserID:
-        """The user who sent it."""
+        """The user who sent the event."""
         return UserID(self.event["sender"])
 
     @property
     def event_id(self) -> EventID:
-        """Its id; "" of an invitation from a server that does not tell."""
+        """The event ID; "" for an invite whose sender's server did not include it."""
         return EventID(self.event.get("event_id", ""))
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the sender put into it."""
+        """The content of the event."""
         content: dict[str, Any] = self.event["content"]
         return content
 
     @property
     def body(self) -> str:
-        """The text of a message; "" of any other event."""
+        """The text of a message; "" for any other event."""
         body = self.content.get("body")
         return body if isinstance(body, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file as `download` gives it. filename is None if the uploader named none."""
+    """A downloaded file. filename is None if the uploader did not give one."""
 
     content: bytes
     content_type: str
@@ -74,9 +74,9 @@ class File:
 
 
 class Client:
-    """One device of one user. Made by `Homeserver.register` and `Homeserver.log_in`.
+    """One device of one user. Created by `Homeserver.register` and `Homeserver.log_in`.
 
-    Every method raises MatrixError if the server refuses, and ClosedError once the server is closed.
+    Every method raises MatrixError if the server refuses the call, and ClosedError once the server is closed.
     """
 
     def __init__(self, hs: Resources, calls: Calls, opened: _Opened) -> None:
@@ -88,7 +88,7 @@ class Client:
 
     @classmethod
     async def open(cls, hs: Resources, calls: Calls, user_id: UserID, device_id: str) -> Client:
-        """A client of an account. Raises MatrixError: 404 if there is none, 403 M_USER_DEACTIVATED."""
+        """Returns a client for an account. Raises MatrixError 404, or 403 M_USER_DEACTIVATED."""
         return cls(hs, calls, await hs.database.read(_open, user_id, device_id, hs.database.generation))
 
     @property
@@ -98,17 +98,19 @@ class Client:
 
     @property
     def device_id(self) -> str:
-        """The device that the client acts as."""
+        """The ID of the device that the client acts as."""
         return self._opened.requester.device_id
 
     async def call(
         self, operation: str, *path: str | int, body: Body = None, query: Query = None, headers: Headers = None
     ) -> Any:
-        """The answer of any operation, by its name in the spec in snake_case; `path` holds its path parameters.
+        """Calls any operation by its name in the spec, in snake_case, and returns its answer.
 
-        body: a mapping for operations that take JSON, bytes or an async iterable of bytes for files. The answer is a
-        dict or a list where the operation answers JSON, and bytes where it answers a file. Raises MatrixError as the
-        server answers it, and TypeError if the arguments do not fit the operation.
+        path: the operation's path parameters, in order.
+        body: a mapping for operations that take JSON; bytes or an async iterable of bytes for files.
+
+        Returns a dict or a list if the operation answers JSON, bytes if it answers a file. Raises MatrixError if the
+        server refuses the call, TypeError if the arguments do not fit the operation.
         """
         with self._calls.open():
             return await self._calls.call(operation, path, await self._requester(), body, query, headers)
@@ -117,7 +119,7 @@ class Client:
     async def stream(
         self, operation: str, *path: str | int, body: Body = None, query: Query = None, headers: Headers = None
     ) -> AsyncIterator[Answer]:
-        """As `call`, for large files: `async with client.stream(…) as answer`, whose `chunks` are read as they come."""
+        """Like `call`, for large files: `async with client.stream(…) as answer`, then iterate over `answer.chunks`."""
         with self._calls.open():
             requester = await self._requester()
             async with self._calls.stream(operation, path, requester, body, query, headers) as answer:
@@ -129,7 +131,7 @@ class Client:
         content_type: str = "application/octet-stream",
         filename: str | None = None,
     ) -> str:
-        """Stores a file, and returns its `mxc://` URI for messages and avatars. `data` may come in chunks."""
+        """Stores a file and returns its `mxc://` URI, for use in messages and avatars. `data` may come in chunks."""
         if not isinstance(data, bytes | bytearray | memoryview | AsyncIterable):
             raise TypeError(f"upload takes bytes or an async iterable of bytes, not {type(data).__name__}.")
         query = {"filename": filename} if filename else None
@@ -137,7 +139,7 @@ class Client:
         return str(answer["content_uri"])
 
     async def download(self, mxc_uri: str) -> File:
-        """The file of an `mxc://` URI, of this server or any other."""
+        """Returns the file of an `mxc://` URI, of this or any other server."""
         if not isinstance(mxc_uri, str):
             raise TypeError(f"download takes an mxc:// URI, not {type(mxc_uri).__name__}.")
         server_name, slash, media_id = mxc_uri.removeprefix("mxc://").partition("/")
@@ -148,26 +150,28 @@ class Client:
             return File(content, answer.headers["content-type"], _filename(answer.headers))
 
     async def create_room(self, **options: Any) -> RoomID:
-        """A new room; `options` are the fields of POST /createRoom: name, topic, preset, invite …"""
+        """Creates a room and returns its ID. `options` are the fields of POST /createRoom: name, topic, preset, invite,
+        …
+        """
         self._calls.check_fields("create_room", options)
         return RoomID((await self.call("create_room", body=options))["room_id"])
 
     async def invite(self, room_id: str, user_id: str) -> None:
-        """Invites a user of this server or of any other."""
+        """Invites a user of this or any other server."""
         await self.call("invite_user", room_id, body={"user_id": user_id})
 
     async def join(self, room_id_or_alias: str, *, via: tuple[str, ...] = ()) -> RoomID:
-        """Joins a room of this server or, through the servers `via`, of any other."""
+        """Joins a room of this server, or a room of another one through the servers in `via`. Returns the room ID."""
         return RoomID((await self.call("join_room", room_id_or_alias, body={}, query={"via": via}))["room_id"])
 
     async def leave(self, room_id: str) -> None:
-        """Leaves a room, or refuses the invitation to it."""
+        """Leaves a room, or declines the invite to it."""
         await self.call("leave_room", room_id, body={})
 
     async def send(
         self, room_id: str, message: str | Mapping[str, Any], *, event_type: str = "m.room.message"
     ) -> EventID:
-        """Sends a text, or the content of an event of any type. The event is durable when this answers."""
+        """Sends a text message, or an event of any type with that content. The event is durable when this returns."""
         if not isinstance(message, str | Mapping):
             raise TypeError(f"send takes a str or a mapping, not {type(message).__name__}.")
         content = {"msgtype": "m.text", "body": message} if isinstance(message, str) else dict(message)
@@ -177,21 +181,21 @@ class Client:
     async def set_state(
         self, room_id: str, event_type: str, content: Mapping[str, Any], *, state_key: str = ""
     ) -> EventID:
-        """Sets a piece of the room's state: its topic, a user's power level, …"""
+        """Sets part of the room's state: its topic, a user's power level, … Returns the ID of the state event."""
         answer = await self.call("set_room_state_with_key", room_id, event_type, state_key, body=content)
         return EventID(answer["event_id"])
 
     async def messages(self, room_id: str, *, limit: int = 10) -> list[RoomEvent]:
-        """The newest events of a room, newest first."""
+        """Returns the newest events of a room, newest first."""
         answer = await self.call("get_room_events", room_id, query={"dir": "b", "limit": limit})
         return [RoomEvent(RoomID(room_id), event) for event in answer["chunk"]]
 
     async def read(self, room_id: str, event_id: str) -> None:
-        """Tells the room that the user has read it up to an event."""
+        """Sends a read receipt for an event."""
         await self.call("post_receipt", room_id, "m.read", event_id, body={})
 
     async def sync(self, *, timeout_ms: int = 0) -> dict[str, Any]:
-        """What has changed since the last call; the first time, everything."""
+        """Returns the answer of /sync: the changes since the last call, or everything on the first call."""
         query: dict[str, Any] = {"timeout": timeout_ms}
         if self._since is not None:
             query["since"] = self._since
@@ -200,15 +204,15 @@ class Client:
         return answer
 
     def events(self) -> AsyncIterator[RoomEvent]:
-        """The invitations that wait for the user, then every event since this client was opened.
+        """Yields the user's pending invites, then every event since this client was opened.
 
-        Each room's events come in their order, from the user's own join on. An invitation is the user's member event.
-        Ends when the server closes.
+        The events of a room come in order, from the user's own join on. An invite is the user's member event. The
+        iterator ends when the server closes.
         """
         return _Events(self, self._opened)
 
     async def _requester(self) -> Requester:
-        """The requester as the account is now: it may have been locked or deactivated since the client was opened."""
+        """Returns the requester as of now: the account may have been locked or deactivated since `open`."""
         hs, cache = self._hs, self._hs.token_cache
         found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms(), hs.stream.has_news)
         if found is None:
@@ -220,13 +224,13 @@ class Client:
 
 
 class _Events:
-    """What `Client.events` iterates over. It may be left at any time, and a wait that is cancelled loses nothing."""
+    """The iterator of `Client.events`. It can be abandoned at any time, and a cancelled wait loses nothing."""
 
     def __init__(self, client: Client, opened: _Opened) -> None:
         self._client = client
         self._since = opened.token
         self._joined: set[str] = set(opened.joined)
-        self._invited: frozenset[str] | None = None  # by the invitations that were waiting, once these have been read
+        self._invited: frozenset[str] | None = None  # the rooms of the pending invites, once these have been read
         self._waiting: deque[RoomEvent] = deque()
 
     def __aiter__(self) -> Self:
@@ -241,7 +245,7 @@ class _Events:
         return self._waiting.popleft()
 
     async def _fetch(self) -> None:
-        """Reads what comes next, and moves on once all of it has been read."""
+        """Reads the next events, and advances only after reading all of them."""
         if self._invited is None:
             answer = await self._client.call("sync_events", query={"filter": INVITATIONS_ONLY})
             self._waiting.extend(self._invitations(answer))
@@ -258,7 +262,7 @@ class _Events:
         self._waiting.extend(events)
 
     async def _news(self, room_id: RoomID, timeline: dict[str, Any] | None, since: str) -> list[RoomEvent]:
-        """The room's events since a sync, oldest first. If the user has just joined it: from the join on."""
+        """Returns the room's events since a sync, oldest first; if the user has just joined, from the join on."""
         if timeline is None:
             return []
         events: list[dict[str, Any]] = timeline["events"]
@@ -291,7 +295,7 @@ def _rooms(answer: Mapping[str, Any], membership: str) -> dict[str, Any]:
 
 
 def _filename(headers: Mapping[str, str]) -> str | None:
-    """The name in a Content-Disposition header."""
+    """Returns the file name in the Content-Disposition header, None if it has none."""
     message = Message()
     message["content-disposition"] = headers.get("content-disposition", "")
     return message.get_filename()
@@ -299,7 +303,7 @@ def _filename(headers: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """The requester that a client acts as, and what there was when it was opened: the sync token, the joined rooms."""
+    """The requester that a client acts as, and its state when it was opened: the sync token and the joined rooms."""
 
     requester: Requester
     token: str

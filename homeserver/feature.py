@@ -41,8 +41,8 @@ PresenceState = Literal["online", "unavailable", "offline"]
 class RoomSection:
     """What features add to one joined room of a `/sync` answer, see `SyncContext`.
 
-    since: the position up to which the client knows the room; 0 if it has to be told everything about it.
-    members_changed: whether a room that the client knows has members who joined, left or changed since.
+    since: the position up to which the client knows the room; 0 if it knows nothing about it.
+    members_changed: whether members have joined, left or changed since, in a room that the client knows.
     """
 
     since: int
@@ -56,25 +56,25 @@ class RoomSection:
 
 @dataclass(slots=True)
 class SyncContext:
-    """A `/sync` being answered, in one read: the user, the span of the stream, and what features have added so far.
+    """A `/sync` answer under construction, in one read: the user, the span of the stream, and what features have added.
 
-    The span is since < position ≤ upto; `since` is 0 on an initial sync. Each room in `rooms` has a `since` of its
-    own, and `rooms_by_since` groups the rooms by it: 0 for those new to the client. `filter` is the request's. The
-    engine applies it to account data, ephemeral events and presence, so a feature needs it only to leave out work.
+    The span is since < position ≤ upto; `since` is 0 on an initial sync. Each room in `rooms` has a `since` of its own,
+    and `rooms_by_since` groups the rooms by it: 0 for those new to the client. `filter` is the request's. The engine
+    applies it to account data, ephemeral events and presence, so a feature needs it only to avoid work.
 
     Features add two kinds of things, in two functions:
 
-    - `Feature.sync` adds news, which ends the wait of a client that long-polls: `account_data`, `presence`,
-      `to_device`, `extra` (any other top-level part, such as `device_lists`), and of each room `ephemeral`,
-      `account_data` and `summary`.
-    - `Feature.sync_always` adds what every answer tells, but no answer is sent for: `always` (top-level parts, such as
-      the number of one-time keys), and of each room `unread_notifications` and `unread_thread_notifications`. It is
-      called after all news is known. `rooms_told` are the rooms that the answer has by then; the counts of other rooms
-      may be added too.
+    - `Feature.sync` adds news, which ends the wait of a long-polling client: `account_data`, `presence`, `to_device`,
+      `extra` (any other top-level part, such as `device_lists`), and in each room `ephemeral`, `account_data` and
+      `summary`.
+    - `Feature.sync_always` adds what every answer includes but what alone does not cause an answer: `always` (top-level
+      parts, such as the number of one-time keys), and in each room `unread_notifications` and
+      `unread_thread_notifications`. It is called after all news is known. `rooms_told` are the rooms that the answer
+      has by then; the counts of other rooms may be added too.
 
-    Whatever features add has to follow from what is committed up to `upto`, and each change of it has to wake the user
-    or the room, that is, `tx.next_position(user_id)` or `tx.next_position(room_id)`: a quiet sync is answered without
-    asking again. `always` depends on the user and the device only.
+    Everything that features add must follow from what is committed up to `upto`, and each change to it must wake the
+    user or the room, by `tx.next_position(user_id)` or `tx.next_position(room_id)`: a quiet sync is answered without
+    calling the features again. `always` may depend on the user and the device only.
     """
 
     user_id: UserID
@@ -98,7 +98,7 @@ class SyncContext:
 
 @dataclass(frozen=True, slots=True)
 class SyncStart:
-    """A device begins a sync: it has received everything up to the position `since` (0: nothing is known of that)."""
+    """The start of a device's sync. The device has received everything up to `since`; 0 on an initial sync."""
 
     user_id: UserID
     device_id: str
@@ -108,13 +108,13 @@ class SyncStart:
 
 @dataclass(frozen=True, slots=True)
 class BeforeSync:
-    """What a feature writes when a sync begins, before the answer is read: an acknowledgement, a sign of life.
+    """What a feature writes when a sync starts, before the answer is read, such as an acknowledgement.
 
-    is_due(tx, start): whether there is anything to write. It is asked in the read that answers the sync, so that a sync
-    that changes nothing costs no write, and once more in the write.
-    write(tx, start): called if it is due, in one write of all features.
+    is_due(tx, start): returns whether there is anything to write. It is called in the read that answers the sync, so
+    that a sync without changes costs no write, and once more in the write.
+    write(tx, start): called if the write is due, in one transaction for all features.
 
-    While the database takes no writes, syncs are answered without: `Feature.sync` must not rely on the write.
+    While the database takes no writes, syncs are answered without this one: `Feature.sync` must not rely on it.
     """
 
     is_due: Callable[[Transaction, SyncStart], bool]
@@ -123,7 +123,7 @@ class BeforeSync:
 
 @dataclass(frozen=True, slots=True)
 class OutgoingEdu:
-    """The content of an EDU to send, to the servers in `room_id` and to those in `destinations`."""
+    """The content of an EDU to send to the servers in `room_id` and to those in `destinations`."""
 
     content: JsonObject
     room_id: RoomID | None = None
@@ -163,7 +163,7 @@ class Edu(Generic[P]):
     short_lived: bool = False
 
     def parse(self, content: JsonObject) -> Iterator[P]:
-        """Yields the parts of a content, whoever sent it. Raises InvalidEdu if it is malformed."""
+        """Yields the parts of a content, no matter who sent it. Raises InvalidEdu if it is malformed."""
         try:
             if isinstance(self.content, type):
                 yield msgspec.convert(content, self.content)
@@ -173,14 +173,14 @@ class Edu(Generic[P]):
             raise InvalidEdu(str(error)) from None
 
     def parts_from(self, origin: ServerName, content: JsonObject) -> list[P]:
-        """Returns the parts that speak for users of the origin, the first EDU_PARTS_MAX. Raises InvalidEdu.
+        """Returns the parts that speak for users of the origin, at most EDU_PARTS_MAX. Raises InvalidEdu.
 
-        Whether the origin may speak in their rooms is for the caller to find out.
+        The caller must check whether the origin may speak in their rooms.
         """
         return list(islice((part for part in self.parse(content) if self._is_from(origin, part)), EDU_PARTS_MAX))
 
     def subjects(self, content: JsonObject) -> frozenset[Hashable]:
-        """Returns what a content is the latest news of, by `coalesce_by`; nothing if it replaces no other."""
+        """Returns what a content is the latest news of, by `coalesce_by`; empty if it does not replace others."""
         if self.coalesce_by is None:
             return frozenset()
         return frozenset(map(self.coalesce_by, self.parse(content)))
@@ -209,10 +209,12 @@ Capability = Callable[[Config, Requester], JsonObject]
 class Follower:
     """A tail: follows the change stream, see `homeserver.database.tail`.
 
-    follow(hs, since, upto) is called for everything committed, in order, in spans since < position ≤ upto. A span may
-    be repeated. Every commit wakes it, so it should find out by one cheap read that there is nothing to do; rare work
-    belongs on a worklist. name: under which its position is stored. from_now: a follower that never ran begins with
-    what comes next, not with the first change. is_on: whether it runs under a configuration.
+    follow(hs, since, upto): called for everything committed, in order, in spans since < position ≤ upto. A span may be
+    repeated. Every commit wakes it, so one cheap read should tell that there is nothing to do; rare work belongs on a
+    worklist.
+    name: the name under which its position is stored.
+    from_now: whether a follower that has never run begins with the next change instead of the first one.
+    is_on: whether it runs under a configuration.
     """
 
     name: str
@@ -223,11 +225,12 @@ class Follower:
 
 @dataclass(frozen=True, slots=True)
 class Worklist:
-    """Work that a write notes in rows of its own, and that is done afterwards, also after a restart.
+    """Work that a write records in rows of its own, and that is done afterwards, after a restart if necessary.
 
-    list_due(tx) returns the items that are left. finish(hs, item) does the work of one and deletes its row; it may be
-    repeated. wake_key: the stream key that a write notifies when it notes an item. Without one the list is read at the
-    start only, for what a crash has left, and when parked items are to be retried.
+    list_due(tx): returns the remaining items.
+    finish(hs, item): does the work of one item and deletes its row. It may be repeated.
+    wake_key: the stream key that a write wakes when it records an item. Without one, the list is read only at startup,
+    for items that a crash has left, and when parked items are retried.
     """
 
     name: str
@@ -238,15 +241,16 @@ class Worklist:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A part of the specification: its tables, its routes, and where it takes part in sync and federation.
+    """A part of the specification: its tables, its routes, and its parts of sync and federation.
 
-    edus: by type, the EDUs that this feature sends and receives. EDUs of a type that no feature declares are ignored.
+    edus: the EDUs that this feature sends and receives, by type. EDUs of undeclared types are ignored.
     before_sync, sync, sync_always: this feature's part in `/sync`, see `BeforeSync` and `SyncContext`.
-    queries: `/_matrix/federation/v1/query/{type}` handlers.
-    limits: the classes of rate limits that only this feature's operations name. capabilities: entries of
-    `/capabilities`, for a configuration and a requester. unstable_features: entries of `/versions`.
-    tails, worklists, background: what runs while the server is open; background is what waits for time.
-    forget_user: what becomes of this feature's tables and caches when an account ends, see `ForgetUser`.
+    queries: handlers of `/_matrix/federation/v1/query/{type}`, by type.
+    limits: the rate limit classes that only this feature's operations use.
+    capabilities: entries of `/capabilities`, computed from the configuration and the requester.
+    unstable_features: entries of `/versions`.
+    tails, worklists, background: what runs while the server is open. Background tasks are those that wait for time.
+    forget_user: deletes what this feature's tables and caches hold of a user whose account ends, see `ForgetUser`.
     """
 
     name: str
@@ -268,7 +272,7 @@ class Feature:
 
 
 def combine(what: str, tables: Iterable[Mapping[str, T]]) -> dict[str, T]:
-    """One table of all. Raises ValueError if two tables have an entry of the same name; `what` says what they hold."""
+    """Merges the tables. Raises ValueError if two of them have an entry of the same name; `what` names the entries."""
     combined: dict[str, T] = {}
     for table in tables:
         if twice := combined.keys() & table.keys():
@@ -278,7 +282,7 @@ def combine(what: str, tables: Iterable[Mapping[str, T]]) -> dict[str, T]:
 
 
 def rate_limits_of(features: Iterable[Feature]) -> dict[str, Bucket]:
-    """The rate limits of the core and of the features. Raises ValueError if an operation names one that is unknown."""
+    """Returns the rate limits of the core and the features. Raises ValueError if an operation uses an unknown one."""
     features = tuple(features)
     buckets = combine("rate limits", (RATE_LIMITS, *(feature.limits for feature in features)))
     for feature in features:

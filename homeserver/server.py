@@ -51,16 +51,17 @@ _log = logging.getLogger(__name__)
 
 
 def wall_clock_ms() -> int:
-    """Milliseconds since 1970: the time of day, as the machine knows it."""
+    """Returns milliseconds since 1970 by the machine's clock."""
     return time.time_ns() // 1_000_000
 
 
 class Homeserver:
-    """One homeserver, from `async with` to its end. Any number of them live in one process.
+    """One homeserver, from `async with` to its end. Any number of them can live in one process.
 
-    wire, now_ms, inline_database: the three sources of surprise, real unless given: other servers, the time of day,
-    threads. features: the parts of the specification that it serves, all of them unless given. beside: for
-    administration while a server may be running on the same database: it does no work of its own.
+    wire, now_ms, inline_database: the three sources of nondeterminism (other servers, the time of day and threads).
+    They are real unless replaced.
+    features: the parts of the specification to serve; all of them by default.
+    beside: for administrative connections while a server may be running on the same database. No background work runs.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Homeserver:
         self._has_served = False
 
     async def __aenter__(self) -> Self:
-        """Opens what the server needs. Raises ConfigError or DatabaseError with a sentence why it cannot."""
+        """Opens what the server needs. Raises ConfigError or DatabaseError with a sentence about what is wrong."""
         if self._was_opened:
             raise RuntimeError("A homeserver is opened once. Make a new Homeserver to open it again.")
         self._was_opened = True
@@ -107,9 +108,9 @@ class Homeserver:
         if self._calls is not None:
             self._calls.close()
         try:
-            # The body's own exception goes its way unwrapped: to the nursery of the server it means nothing.
+            # The body's own exception propagates unwrapped: it is not an error of the server's nursery.
             await self._stack.__aexit__(None, None, None)
-        except BaseExceptionGroup as group:  # the nursery's wrapping of what failed in the background
+        except BaseExceptionGroup as group:  # how the nursery wraps a failure in the background
             raise single_error(group) from None
         finally:
             self._resources = self._app = self._calls = None
@@ -121,22 +122,22 @@ class Homeserver:
 
     @property
     def resources(self) -> Resources:
-        """What handlers get as `hs`, for programs that extend the server."""
+        """The `hs` that handlers receive, for programs that extend the server."""
         return self._opened(self._resources)
 
     @property
     def server_name(self) -> str:
-        """The domain of its users and of its signatures."""
+        """The domain of the server's users and signatures."""
         return self.config.server_name
 
     async def serve(self, *, task_status: trio.TaskStatus[list[Bound]] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answers on the configured listeners until `stop` is called. Raises ConfigError if one cannot listen.
+        """Serves the configured listeners until `stop` is called. Raises ConfigError if one cannot listen.
 
-        `bound = await nursery.start(hs.serve)` returns where they listen. A server serves once.
+        `bound = await nursery.start(hs.serve)` returns the addresses that it listens on. A server can serve only once.
         """
         app = self.app
         if self._has_served:
-            raise RuntimeError("This homeserver serves already, or has been stopped. Open a new one to serve again.")
+            raise RuntimeError("This homeserver is already serving or has been stopped. Open a new one to serve again.")
         self._has_served = True
         try:
             await serve(app, self.config.listeners, stop=self._stop, renewal=self._renewal, task_status=task_status)
@@ -144,20 +145,20 @@ class Homeserver:
             raise single_error(group) from None
 
     def stop(self) -> None:
-        """Ends `serve`: requests under way are answered, nothing new is accepted."""
+        """Ends `serve`: pending requests are answered, new ones are not accepted."""
         self._stop.set()
 
     def renew_certificates(self) -> None:
-        """Reads the certificates of the listeners again at once, if their files have changed."""
+        """Reloads the listeners' certificates now, if their files have changed."""
         self._renewal.unpark_all()
 
     async def register(
         self, localpart: str, password: str | None = None, *, admin: bool = False, exist_ok: bool = False
     ) -> Client:
-        """Makes a new account and logs it in. Without a password nobody else can log in.
+        """Creates an account and logs it in. An account without a password can be used in this process only.
 
-        Raises MatrixError if the name is taken; with `exist_ok` the account that has it is logged in, and is left as
-        it is: neither its password nor its rights change.
+        Raises MatrixError if the name is taken. With `exist_ok` it logs in the existing account instead, without
+        changing its password or its rights.
         """
         hs = self.resources
         _check_text(localpart=localpart, password="" if password is None else password)
@@ -165,36 +166,36 @@ class Homeserver:
         return await self.log_in(user_id)
 
     async def log_in(self, user: str, device_id: str = "EMBEDDED") -> Client:
-        """A client for an account of this server, in this process. `user` is "alice" or "@alice:example.org".
+        """Returns a client for an account of this server, in this process. `user` is "alice" or "@alice:example.org".
 
-        Raises MatrixError if there is no such account, or if it has been deactivated.
+        Raises MatrixError if there is no such account, or if it is deactivated.
         """
         hs = self.resources
         _check_text(user=user, device_id=device_id)
         return await Client.open(hs, self._opened(self._calls), find_local(hs, user), device_id)
 
     async def set_password(self, user: str, password: str | None, *, logout_devices: bool = True) -> None:
-        """Replaces a password, and logs the user out everywhere. None: nobody can log in with a password any more."""
+        """Replaces a password and, by default, logs the user out everywhere. None disables login by password."""
         hs = self.resources
         _check_text(user=user, password="" if password is None else password)
         await account.set_password(hs, find_local(hs, user), password, logout_devices=logout_devices)
 
     async def deactivate(self, user: str, *, erase: bool = False) -> None:
-        """Ends an account for good: it leaves its rooms, nobody can log in, its name stays taken.
+        """Deactivates an account for good: it leaves its rooms, can no longer log in, and its name stays taken.
 
-        erase: what is kept of the user is forgotten too.
+        erase: also redact the user's messages for people who join their rooms later, see docs/erasure.md.
         """
         hs = self.resources
         _check_text(user=user)
         await account.deactivate(hs, find_local(hs, user), erase=erase)
 
     def _opened(self, part: T | None) -> T:
-        """A part of the server. Raises RuntimeError if the server is not open yet, ClosedError if it is closed."""
+        """Returns a part of the server. Raises RuntimeError if the server is not open yet, ClosedError afterwards."""
         if part is not None:
             return part
         if self._was_opened:
             raise ClosedError
-        raise RuntimeError("The homeserver is not open. Use it inside of `async with Homeserver(config) as hs:`.")
+        raise RuntimeError("The homeserver is not open. Use it inside `async with Homeserver(config) as hs:`.")
 
     async def _open(self) -> None:
         config = self.config
@@ -257,9 +258,9 @@ async def open_data(
     now_ms: Callable[[], int] = wall_clock_ms,
     features: Sequence[Feature] = FEATURES,
 ) -> Database:
-    """The server's database, with the tables of the features, in a data folder that is made if there is none.
+    """Opens the server's database with the tables of the features. Creates the data folder if it does not exist.
 
-    exclusive: as in `open_database`. Raises ConfigError or DatabaseError.
+    exclusive: see `open_database`. Raises ConfigError or DatabaseError.
     """
     _make_data_dir(config.data_path(""))
     return await open_database(
@@ -274,25 +275,25 @@ def _check_text(**given: object) -> None:
 
 
 def all_features(features: Sequence[Feature] = FEATURES) -> list[Feature]:
-    """The features, and the four that serve what these declare."""
+    """Returns the features, and the four that are generated from their declarations."""
     served = [*features, sync.feature_of(features, find_filter), remote.feature_of(features)]
     return [*served, versions.feature_of(served), capabilities.feature_of(served)]
 
 
 def all_schemas(features: Sequence[Feature] = FEATURES) -> list[Schema]:
-    """The tables of everything that stores something."""
+    """Returns the tables of the core and of all features."""
     schemas = [feature.schema for feature in features if feature.schema is not None]
     return [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *schemas, REMOTE_SCHEMA]
 
 
 def database_url(config: Config) -> str:
-    """The URL of the database, with the path of a file made absolute."""
+    """Returns the URL of the database, with an absolute path if it is a file."""
     kind, _, path = config.database.url.partition(":")
     return config.database.url if kind != "sqlite" or path == ":memory:" else f"sqlite:{config.data_path(path)}"
 
 
 def blobs_url(config: Config) -> str:
-    """The URL of the store of media, with the path of a folder made absolute."""
+    """Returns the URL of the blob storage, with an absolute path if it is a folder."""
     kind, _, path = config.blobs.url.partition(":")
     return config.blobs.url if kind != "file" else f"file:{config.data_path(path)}"
 
@@ -301,12 +302,12 @@ def _make_data_dir(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"data_dir: the folder {path} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"data_dir: cannot create the folder {path}: {error.strerror}") from error
 
 
 async def _open_blobs(config: Config, outages: Outages, *, inline: bool, beside: bool) -> Blobs:
     blobs = Blobs(blobs_url(config), inline=inline, outages=outages)
-    if not beside:  # a folder that is made by whoever administers may not be the server's
+    if not beside:  # a folder created by an administrator's process might not be accessible to the server's user
         try:
             await blobs.prepare()
         except BlobError as error:
@@ -319,6 +320,6 @@ def _open_internet(config: Config) -> InternetWire:
     try:
         return InternetWire(federation.ca_file, federation.verify_tls, federation.allow_private_addresses)
     except ssl.SSLError as error:
-        raise ConfigError(f"federation.ca_file: {federation.ca_file} holds no PEM certificate") from error
+        raise ConfigError(f"federation.ca_file: {federation.ca_file} contains no PEM certificate") from error
     except OSError as error:
         raise ConfigError(f"federation.ca_file: cannot read {federation.ca_file}: {error.strerror}") from error

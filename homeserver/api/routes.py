@@ -1,8 +1,8 @@
 """Routes: operations as typed functions. A handler's signature is its contract, compiled once when it is registered.
 
-Parameters have their meaning by name: `hs` (first), `requester`, `origin`, `body`, `query`, `request`; every other one
-is a path parameter. `arguments` reads them, `homeserver.http.asgi` serves them; nothing here knows a framework.
-Spec: client-server-api/#api-standards
+Some parameters have a meaning by their name: `hs` (first), `requester`, `origin`, `body`, `query`, `request`. Every
+other parameter is a path parameter. `arguments` reads them and `homeserver.http.asgi` serves them; nothing here depends
+on a web framework. Spec: client-server-api/#api-standards
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
 
 class Empty(msgspec.Struct, frozen=True):
-    """The answer `{}`."""
+    """The response `{}`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer that is more than a JSON object with status 200.
+    """A response that is more than a JSON object with status 200. Header names are lower case.
 
-    body: bytes are sent as they are, with the content type in `headers`; anything else is encoded as JSON.
-    stream: chunks sent as they come, instead of a body. Header names are lower case.
+    body: bytes are sent unchanged, with the content type in `headers`; anything else is encoded as JSON.
+    stream: the chunks to send as they become available, instead of a body.
     """
 
     status: int = 200
@@ -62,10 +62,11 @@ class Request:
         self.method = method
         self.path = path
         self.query_string = query_string
-        self.request_id = ""  # in every log entry about this request
-        self.content: Any = None  # the JSON that the body held, once it has been read
-        self.asker = ""  # the user, server or address that is known to ask
-        self.confirm: Callable[[], Awaitable[None]] = _nothing  # raises if the asker may no longer ask
+        self.request_id = ""  # part of every log entry about this request
+        self.content: Any = None  # the decoded JSON body, once it has been read
+        self.asker = ""  # the user ID, server name or IP address of the requester
+        # raises MatrixError if the requester has lost the right to make this request
+        self.confirm: Callable[[], Awaitable[None]] = _nothing
         self.wait_gone = wait_gone  # returns when the client has closed the connection
         self._client_ip = client_ip
         self._headers = headers or []
@@ -73,12 +74,12 @@ class Request:
 
     @property
     def uri(self) -> str:
-        """Path and query, as they were sent and signed."""
+        """The path and the query exactly as they were sent, because signatures cover them."""
         return f"{self.path}?{self.query_string}" if self.query_string else self.path
 
     @cached_property
     def client_ip(self) -> str:
-        """The address of the client; "" where there is none, as on a unix socket without a proxy."""
+        """The client's IP address; "" if it has none, as on a Unix socket without a proxy."""
         return self._client_ip()
 
     @cached_property
@@ -87,7 +88,7 @@ class Request:
 
     @cached_property
     def query(self) -> dict[str, list[str]]:
-        """All values of each query parameter, in order. Raises MatrixError where they are not UTF-8."""
+        """All values of each query parameter, in order. Raises MatrixError if they are too many or not valid UTF-8."""
         values: dict[str, list[str]] = {}
         try:
             for name, value in parse_qsl(
@@ -99,7 +100,10 @@ class Request:
         return values
 
     async def stream(self, max_bytes: int) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises M_TOO_LARGE once it is longer than `max_bytes`, at its end as `confirm`."""
+        """Yields the body as it arrives. Raises M_TOO_LARGE once it exceeds `max_bytes`.
+
+        At the end of the body it calls `confirm`, because the requester may have been logged out meanwhile.
+        """
         self._check_length(max_bytes)
         seen = 0
         while self._receive is not None and (chunk := await self._receive()) is not None:
@@ -111,10 +115,10 @@ class Request:
         await self.confirm()
 
     async def body(self, max_bytes: int, hold: Hold | None = None) -> bytes:
-        """The whole body, for which memory is taken from `hold`.
+        """Returns the whole body, and reserves memory for it from `hold`.
 
-        Raises M_TOO_LARGE if it is longer than `max_bytes`, 408 if it comes too slowly, 429 if there is no memory,
-        and as `confirm`, because the asker may have been logged out meanwhile.
+        Raises M_TOO_LARGE if the body is longer than `max_bytes`, 408 if it arrives too slowly and 429 if there is no
+        memory for it. Calls `confirm` at the end, because the requester may have been logged out meanwhile.
         """
         self._check_length(max_bytes)
         chunks: list[bytes] = []
@@ -129,13 +133,13 @@ class Request:
                     await hold.take(len(chunk))
                 chunks.append(chunk)
                 if trio.current_time() > deadline:
-                    raise MatrixError(408, "M_UNKNOWN", "The body of the request came too slowly.")
+                    raise MatrixError(408, "M_UNKNOWN", "The request body arrived too slowly.")
         await self.confirm()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @property
     def has_small_body(self) -> bool:
-        """Whether the body was announced to be so short that no memory has to be reserved for it."""
+        """Whether the announced length is so small that no memory has to be reserved for the body."""
         for name, value in self._headers:
             if name == b"content-length":
                 return value.isdigit() and int(value[:20]) <= limits.http.SMALL_BODY_BYTES
@@ -148,13 +152,13 @@ class Request:
 
 
 def too_large(max_bytes: int) -> MatrixError:
-    """413 M_TOO_LARGE."""
-    return MatrixError(413, "M_TOO_LARGE", f"The body of this request may hold {max_bytes} bytes at most.")
+    """Returns a MatrixError 413 M_TOO_LARGE."""
+    return MatrixError(413, "M_TOO_LARGE", f"The body of this request may be at most {max_bytes} bytes long.")
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A handler and where it answers. `group` is the part of a listener's `serve` that it belongs to."""
+    """A handler and the method and path that it serves. `group` is what listeners name in `serve` to offer it."""
 
     method: str
     path: str
@@ -173,7 +177,7 @@ class Operation:
 
 
 class Routes:
-    """A table of operations. Filled when a module is imported and only read after that."""
+    """A table of operations. It is filled when a module is imported, and only read after that."""
 
     def __init__(self) -> None:
         self._operations: list[Operation] = []
@@ -218,15 +222,15 @@ class Routes:
         decode: Callable[[bytes], Any] = decode_json,
         max_json_nodes: int = 0,
     ) -> Callable[[Handler], Handler]:
-        """Registers a handler. Several may be stacked on one function.
+        """Registers a handler. Several routes may be stacked on one function.
 
-        rate_limit: a class of `limits.RATE_LIMITS` or of the feature's own, or "" for none. max_body_bytes,
-        max_json_nodes: 0 for the usual limit of the group; requests without a token or signature have lower ones.
-        allow_guest, allow_suspended, allow_locked: whether the account of a guest may use it, and one that is suspended
-        or locked. Suspended accounts may read, so None stands for GET; see client-server-api/#account-suspension.
-        waits: the handler may wait for long, and is cancelled when the client goes away or the server stops.
-        decode: reads the JSON of the body; `decode_parts` if each of its parts is to be
-        judged alone.
+        rate_limit: a class of `limits.RATE_LIMITS` or of the feature's `limits`; "" for none.
+        max_body_bytes, max_json_nodes: 0 for the group's usual limit. Unauthenticated requests have lower limits.
+        allow_guest, allow_suspended, allow_locked: whether guests, suspended or locked accounts may use the operation.
+        Suspended accounts may read, so `allow_suspended` defaults to True for GET only.
+        Spec: client-server-api/#account-suspension
+        waits: the handler may wait a long time. It is cancelled when the client disconnects or the server stops.
+        decode: decodes the JSON body. Use `decode_parts` if a malformed part must not invalidate the others.
         """
         group = group or guess_group(path)
 
@@ -269,5 +273,5 @@ _GROUPS = (
 
 
 def guess_group(path: str) -> str:
-    """The `serve` group of a path: what no other claims is the clients'."""
+    """Returns the `serve` group of a path. Paths without a prefix in `_GROUPS` belong to "client"."""
     return next((group for prefix, group in _GROUPS if path.startswith(prefix)), "client")

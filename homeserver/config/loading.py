@@ -74,7 +74,7 @@ def check_files(config: Config) -> Iterator[str]:
             elif path:
                 Path(path).open("rb").close()
         except ssl.SSLError:
-            yield f"{key}: {path} holds no PEM certificate"
+            yield f"{key}: {path} contains no PEM certificate"
         except OSError as error:
             yield f"{key}: cannot read {path}: {error.strerror}"
 

@@ -1,6 +1,6 @@
-"""Pages for people who open the server's address in a browser. A Quart application beside the protocol.
+"""Pages for people who open the server's address in a browser: a Quart application next to the Matrix API.
 
-Quart is imported when the first page is asked for: a server that only speaks Matrix never loads it.
+Quart is imported when the first page is requested, so a server that only speaks Matrix never loads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from homeserver.config import Config
 
-# A page here loads nothing from anywhere and cannot be framed; the form-free markup needs only its own style.
+# These pages load nothing from elsewhere and cannot be framed; the markup needs only its own style.
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
@@ -20,7 +20,7 @@ SECURITY_HEADERS = {
 
 
 def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
-    """The ASGI application for everything that is no path of the protocol."""
+    """Returns the ASGI application for every path outside the Matrix API."""
     from quart import render_template  # late on purpose, see above
     from quart_trio import QuartTrio
 
@@ -44,7 +44,7 @@ def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
 
 
 def welcome(config: Config) -> dict[str, Any]:
-    """What the first page tells: names, addresses, and who may have an account."""
+    """Returns the variables of the first page: names, addresses, and how to get an account."""
     registration = config.registration
     if registration.enabled and registration.require_token:
         accounts = "New accounts need a registration token. Ask the people who run this server for one."

@@ -1,4 +1,4 @@
-"""/sync: one engine, and the doors to it. `feature_of` makes the feature that serves what all others add to it."""
+"""/sync: one engine and its HTTP operation. `feature_of` makes the feature that serves the sections of all others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from homeserver.sync.sections import Sections
 SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
 
 FILTERS_CACHED_MAX = 10_000
-FILTER_CACHED_BYTES_MAX = 4_096  # parsed they take some times that; who stores larger ones has them read each time
+# a parsed filter takes several times as much memory; larger ones are parsed for each request
+FILTER_CACHED_BYTES_MAX = 4_096
 
 GetFilter = Callable[[Transaction, UserID, str], "dict[str, Any] | None"]
 
@@ -42,7 +43,7 @@ class SyncQuery(msgspec.Struct, frozen=True):
 
 
 def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
-    """The feature that answers /sync with the sections of `features`. get_filter: the stored filters."""
+    """Returns the feature that answers /sync with the sections of `features`. get_filter: reads a stored filter."""
     engine = Engine(Sections.of(features))
     filters = Cache(FILTERS_CACHED_MAX)
     routes = Routes()
@@ -69,22 +70,23 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
         spec="client-server-api/#syncing",
         routes=routes,
         limits={
-            "sync": Bucket(200, 50),  # each answer leads to the next request at once, a broken client spins here
-            "initial_sync": Bucket(20, 0.2),  # all rooms of the user with their state: seconds of work
+            # each answer leads to the next request at once, so a broken client would spin here
+            "sync": Bucket(200, 50),
+            "initial_sync": Bucket(20, 0.2),  # all of the user's rooms with their state: seconds of work
         },
     )
 
 
 async def _read_since(hs: Resources, token: Token) -> int | None:
-    """The position of a token; None if it is of another history than this database's, see `rooms.timeline`."""
+    """Returns the position of a token; None if it belongs to another history, see `rooms.timeline`."""
     if token.generation == hs.database.generation and token.position <= hs.stream.position:
         return token.number
-    # Also, the stream hears of a commit a moment after a reader may have seen it, and told it to a client.
+    # The token may also be ahead of the stream: the stream learns of a commit a moment after readers can see it.
     return await hs.database.read(find_since, token)
 
 
 async def _read_filter(hs: Resources, known: Cache, get_filter: GetFilter, requester: Requester, text: str) -> Filter:
-    """The filter that the client names or gives. `known`: stored ones, which never change, by user and id."""
+    """Returns the filter that the client gives in full or by its ID. known: caches stored filters (immutable)."""
     if not text:
         return EVERYTHING
     if text.startswith("{"):

@@ -1,17 +1,17 @@
-"""The sync engine: what has changed for a user since a position, and waiting until something has.
+"""The sync engine: computes what has changed for a user since a position, and waits until something has.
 
 Theory of operation. A sync goes through these steps; the first two share one read.
 
 1. Features say whether they have something to write first (`before_sync`), which is rare. If so, all of it is written
-   in one write, and the answer is read after that.
-2. The answer is read on one snapshot: the rooms, then what features add as news, then what they always tell.
-3. If there is news, or everything was asked for, the client gets the answer.
-4. Otherwise the engine waits until one of the answer's keys (the user, the rooms) has news, and reads again. What is
-   always told never ends the wait; the client gets it when something else does, or at the timeout.
+   in one transaction, and the answer is read after that.
+2. The answer is read from one snapshot: the rooms, then the news of the features, then what every answer includes.
+3. If there is news, or the client asked for everything, it gets the answer.
+4. Otherwise the engine waits until one of the answer's keys (the user, the rooms) has news, and reads again. The
+   parts that every answer includes never end the wait; the client gets them with the next news, or at the timeout.
 
-A quiet sync skips step 2. The engine remembers the keys of each user, and the always-told parts of each device, with
-the position at which they were read. If none of the keys has news since, nothing can have changed: every change that a
-sync may tell wakes one of them.
+A quiet sync skips step 2. The engine remembers the keys of each user, and the parts for every answer of each device,
+with the position at which they were read. If none of the keys has had news since, nothing can have changed: every
+change that affects a sync wakes one of them.
 
 Spec: client-server-api/#syncing
 """
@@ -45,10 +45,11 @@ USERS_REMEMBERED_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """A `/sync` request, decoded. `since` is None on an initial sync; `timeout_ms` is how long to wait for news.
+    """A decoded `/sync` request. `since` is None on an initial sync; `timeout_ms` is how long to wait for news.
 
-    is_anew: the client has synced before, but what it knows is of another history. It is told everything, with every
-    timeline `limited`, so that it keeps no events as if the new ones followed on them, and of the rooms that were left.
+    is_anew: the client has synced before, but against another history (the database was restored). The answer contains
+    everything, including the rooms that the user has left. Every timeline is `limited`, so that the client discards its
+    events instead of appending the new ones to them.
     """
 
     requester: Requester
@@ -70,20 +71,20 @@ class SyncRequest:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything is asked for, so that the answer is news by itself."""
+        """Whether the client asks for everything, so that it gets an answer without waiting for news."""
         return self.since is None or self.full_state
 
     @property
     def start(self) -> SyncStart:
-        """The beginning of this sync, as features are told of it."""
+        """The start of this sync, as features receive it."""
         return SyncStart(*self.device, self.since or 0, self.set_presence)
 
 
 @dataclass(frozen=True, slots=True)
 class SyncAnswer:
-    """What to answer, the position it goes up to, whether it has news, and the keys to wait for if it has none.
+    """An answer, the position that it covers, whether it has news, and the keys to wait for if it has none.
 
-    body: without `next_batch` and without `always`, the top-level parts that every answer tells.
+    body: the answer without `next_batch` and without `always`, the top-level parts that every answer includes.
     """
 
     body: dict[str, Any]
@@ -95,16 +96,17 @@ class SyncAnswer:
 
 
 class Engine:
-    """Answers syncs. Remembers what each user waits for: a client that has everything is answered without reading."""
+    """Answers syncs. It remembers the keys of each user, so a client that is up to date costs no read."""
 
     def __init__(self, sections: Sections) -> None:
         self._sections = sections
         self._told = ToldMembers()
-        self._keys = Cache(USERS_REMEMBERED_MAX)  # user id → (keys, the position at which they held)
-        self._always = Cache(USERS_REMEMBERED_MAX)  # user and device id → the same of what is always told
+        self._keys = Cache(USERS_REMEMBERED_MAX)  # user ID → (keys, the position at which they were read)
+        # (user ID, device ID) → (the parts for every answer, the position at which they were read)
+        self._always = Cache(USERS_REMEMBERED_MAX)
 
     async def sync(self, hs: Resources, request: SyncRequest) -> dict[str, Any]:
-        """Returns the answer: at once if there is news (or all is asked for), else when there is, or at the timeout."""
+        """Returns the answer: at once with news or if all was asked for, else with the next news or at the timeout."""
         deadline = trio.current_time() + request.timeout_ms / 1000
         answer = await self._first_answer(hs, request)
         while not (answer.has_news or request.is_whole) and trio.current_time() < deadline:
@@ -115,7 +117,7 @@ class Engine:
         return {"next_batch": Tokens(answer.upto, hs.database.generation).stream(), **answer.body, **answer.always}
 
     async def _first_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
-        """Lets features write what is due, then answers. If nothing is due, both are found out in the same read."""
+        """Lets features write what is due, then answers. If nothing is due, one read does both."""
         quiet = self._quiet_answer(hs, request)
         if quiet is None:
             answer = await self._read(hs, request, _compute_unless_due)
@@ -137,7 +139,7 @@ class Engine:
         try:
             answer = await hs.database.read(compute_, *known, around_damage)
         except DatabaseDamaged:
-            # One room that cannot be read must not keep a user from all the others. Each room on its own costs more.
+            # One unreadable room must not keep the user from all the others. Reading each room on its own costs more.
             around_damage = True
             answer = await hs.database.read(compute_, *known, around_damage)
         if answer is not None:
@@ -148,7 +150,7 @@ class Engine:
         return answer
 
     def _quiet_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer | None:
-        """Returns the answer to a user none of whose keys has news since; None if there may be some."""
+        """Returns the answer without a read, if none of the user's keys has had news since; otherwise None."""
         if request.since is None or request.full_state:
             return None
         known = self._keys.get(request.user_id)
@@ -158,10 +160,11 @@ class Engine:
         if known is None or always is None:
             return None
         keys, position = known
-        # The keys hold as long as the user's own key has no news: every change of a membership is told to its user.
+        # The keys are valid as long as the user's own key has no news: every membership change wakes its user.
         if hs.stream.has_news((request.user_id,), position) or hs.stream.has_news(keys, min(request.since, always[1])):
             return None
-        upto = max(hs.stream.position, request.since)  # never back: the client may know of a commit before the stream
+        # never backwards: a client may know of a commit before the stream does
+        upto = max(hs.stream.position, request.since)
         return SyncAnswer({}, always[0], upto, False, keys, _members_of(request, self._told))
 
 
@@ -177,7 +180,7 @@ def _compute_unless_due(
     told: ToldMembers,
     around_damage: bool = False,
 ) -> SyncAnswer | None:
-    """As `compute`; None if a feature has something to write first. Around damage nothing is written first."""
+    """Like `compute`, but returns None if a feature has something to write first. Around damage, nothing is written."""
     if not around_damage and is_due(tx, sections.before, request.start):
         return None
     return compute(tx, sections, request, generation, told, around_damage)
@@ -191,7 +194,7 @@ def _compute_again(
     told: ToldMembers,
     around_damage: bool = False,
 ) -> SyncAnswer:
-    """As `compute`, for a request that has waited. Raises MatrixError 401 if its token was revoked meanwhile."""
+    """Like `compute`, for a request that has waited. Raises MatrixError 401 if its token was revoked meanwhile."""
     check_token(tx, request.requester)
     return compute(tx, sections, request, generation, told, around_damage)
 
@@ -208,9 +211,10 @@ def compute(
     told: ToldMembers,
     around_damage: bool = False,
 ) -> SyncAnswer:
-    """One answer, as of now, with tokens of that generation of the stream. told: to whom which members were told.
+    """Computes an answer as of now, with tokens of that generation of the stream.
 
-    around_damage: of a room that cannot be read it tells only that there is something.
+    told: the member events that each device has received.
+    around_damage: unreadable parts are left out, and an unreadable room is reduced to a gap.
     """
     upto = tx.position
     since = request.since or 0
@@ -258,7 +262,7 @@ def _section(membership: RoomMembership, since: int) -> RoomSection:
 
 
 class _Rooms:
-    """The rooms of an answer, by membership, as they are found."""
+    """Collects the rooms of an answer by membership."""
 
     def __init__(self, tx: Transaction, viewer: Viewer, since: int | None, *, is_anew: bool) -> None:
         self._tx = tx
@@ -273,7 +277,7 @@ class _Rooms:
         self.leave: dict[str, dict[str, Any]] = {}
 
     def add(self, membership: RoomMembership) -> None:
-        """Adds the room where there is news of it."""
+        """Adds the room if it has news."""
         since, room_id = self._since, membership.room_id
         is_changed = since is None or membership.changed_position > since
         if membership.membership == "join":
@@ -289,7 +293,7 @@ class _Rooms:
                 self.leave[room_id] = left_room(self._tx, self._viewer, membership, 0)
 
     def add_if_readable(self, membership: RoomMembership) -> None:
-        """As `add`. A damaged room that the user is in is shown as a gap: who pages back into it gets an error."""
+        """Like `add`, but shows a damaged room of the user as a gap. A client that paginates into it gets an error."""
         try:
             self._tx.attempt(self.add, membership)
         except DatabaseDamaged:
@@ -298,7 +302,7 @@ class _Rooms:
                 self.join[membership.room_id] = {"timeline": {"events": [], "limited": True, "prev_batch": token}}
 
     def add_invites(self) -> None:
-        """Adds the invitations that the user wants to hear of."""
+        """Adds the invites, except those that the user blocks."""
         if not self._invites or blocks_invites(self._tx, self._viewer.user_id):
             return
         for membership in self._invites:
@@ -307,9 +311,9 @@ class _Rooms:
                 self.invite[membership.room_id] = self._outside_entry("invite_state", membership)
 
     def _outside_entry(self, name: str, membership: RoomMembership) -> dict[str, Any]:
-        """A room that the user is invited to or knocks upon: its stripped state, and the user's own event whole.
+        """Returns the entry of an invite or knock: the stripped state of the room, and the user's full event.
 
-        Clients of today look for that event in the stripped state, those to come in `state`. Spec: MSC4319
+        Current clients look for that event in the stripped state, future ones in `state`. Spec: MSC4319
         """
         events = list(membership.stripped or ())
         entry: dict[str, Any] = {name: {"events": events}}
@@ -344,7 +348,7 @@ def _inviter(stripped: list[JsonObject], user_id: UserID) -> str | None:
 
 
 def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str, Any]:
-    """The news of an answer, without what is empty."""
+    """Returns the news of an answer, without empty parts."""
     filter_ = request.filter
     for room_id, section in context.rooms.items():
         if room_id not in rooms.join and not (section.ephemeral or section.account_data or section.summary):
@@ -377,7 +381,7 @@ def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str
 
 
 def _add_counts(body: dict[str, Any], rooms: _Rooms, context: SyncContext) -> None:
-    """Adds the counts of rooms to an answer, which may not have these rooms yet."""
+    """Adds the rooms' notification counts to an answer, which may not contain these rooms yet."""
     for room_id, section in context.rooms.items():
         counts = {
             "unread_notifications": section.unread_notifications,

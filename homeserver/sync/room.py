@@ -1,6 +1,6 @@
-"""One room of a `/sync` answer: its timeline, its state and its summary. Spec: client-server-api/#syncing
+"""One room of a `/sync` answer: its timeline, state and summary. Spec: client-server-api/#syncing
 
-The state that a client ends up with, its `state` and then its `timeline` applied, is the state of the room's head.
+Invariant: a client that applies the answer's `state` and then its `timeline` has the state of the room's head.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from homeserver.sync.lazy_members import DeviceMembers
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who looks, and how. `tokens`: makes those of the answer. `members`: what the device knows by lazy loading.
+    """The user and device that an answer is for, and the options of the request.
 
-    ignored: users of whom only state events are shown.
+    tokens: creates the tokens of the answer.
+    members: the member events that the device knows by lazy loading.
+    ignored: the users whose events, except state events, are hidden.
     """
 
     user_id: UserID
@@ -52,14 +54,14 @@ class Viewer:
 
     @property
     def wants_members(self) -> bool:
-        """Whether the filter lets pass any member event, so that it is news who has come or gone."""
+        """Whether the filter lets any member event through, so that joins and leaves are news."""
         parts = (self.filter.room.state, self.filter.room.timeline)
         return self.loads_lazily or any(wants(part, "m.room.member", None) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Events oldest first; `limited`: there are more between them and what the client has; `start`: a point before."""
+    """Events, oldest first. limited: the client lacks events before them. start: the point before the first one."""
 
     events: list[StoredEvent]
     limited: bool
@@ -69,9 +71,9 @@ class Timeline:
 def joined_room(
     tx: Transaction, viewer: Viewer, membership: RoomMembership, head: StateAt, since: int, *, whole: bool
 ) -> dict[str, Any]:
-    """The timeline, state and summary of a room that the user is in; {} if there is no news.
+    """Returns the timeline, state and summary of a room that the user is in; {} if there is no news.
 
-    whole: as to a client that knows nothing of the room; else what came after the stream position `since`.
+    whole: the client knows nothing of the room. Otherwise the answer covers what came after stream position `since`.
     """
     room_id = membership.room_id
     since_point = after_position(since)
@@ -91,7 +93,7 @@ def joined_room(
 def _is_summary_news(
     tx: Transaction, viewer: Viewer, membership: RoomMembership, before: StateAt | None, head: StateAt, since: int
 ) -> bool:
-    """Whether the summary is another one since a stream position, and the user wants to hear of members."""
+    """Returns whether the summary has changed since a stream position, if the user wants to hear of members."""
     if not viewer.wants_members:
         return False
     if membership.members_position > since and has_come_or_gone(tx, membership.room_id, since):
@@ -100,7 +102,7 @@ def _is_summary_news(
 
 
 def _is_named(tx: Transaction, state: StateAt) -> bool:
-    """Whether the room has a name or an alias to be called by: then nobody needs its heroes."""
+    """Returns whether the room has a name or an alias, so that clients do not need heroes to name it."""
     for event_type, field in (("m.room.name", "name"), ("m.room.canonical_alias", "alias")):
         type_nid, key_nid = tx.find(event_type), tx.find("")
         if type_nid is not None and key_nid is not None:
@@ -113,10 +115,10 @@ def _is_named(tx: Transaction, state: StateAt) -> bool:
 
 
 def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since: int) -> dict[str, Any]:
-    """A room that the user has left or was put out of, up to that event.
+    """Returns a room that the user has left or was removed from, up to that event.
 
-    If they were not in the room since the stream position `since`, or have forgotten it, they are told only what became
-    of themselves: devices that did not forget the room have to learn that it was left.
+    If the user was not in the room at stream position `since`, or has forgotten it, the answer contains only the user's
+    own member event: devices that did not forget the room have to learn that it was left.
     """
     room_id = membership.room_id
     since_point = after_position(since) if since else START
@@ -136,7 +138,7 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
 
 
 def _own_membership(tx: Transaction, membership: RoomMembership, since_point: int) -> Timeline:
-    """The event that made the user's membership what it is, if this server has it."""
+    """Returns a timeline of the event behind the user's current membership, or an empty one if this server lacks it."""
     event = find_stored(tx, membership.event_position)
     if event is None or event.ordering is None or event.ordering <= since_point:
         return Timeline([], False, since_point)
@@ -144,7 +146,7 @@ def _own_membership(tx: Transaction, membership: RoomMembership, since_point: in
 
 
 def _told_outside(viewer: Viewer, membership: RoomMembership) -> list[JsonObject]:
-    """The event by which an invite or knock ended while this server was not in the room, if the user wants it."""
+    """Returns the event that ended an out-of-band invite or knock, unless the filter excludes it."""
     filter_ = viewer.filter.room.timeline
     if not wants_room(filter_, membership.room_id):
         return []
@@ -156,15 +158,15 @@ def _told_outside(viewer: Viewer, membership: RoomMembership) -> list[JsonObject
 
 
 def was_joined(tx: Transaction, room_id: RoomID, user_id: str, since: int) -> bool:
-    """Whether the user was in the room at a stream position."""
+    """Returns whether the user was in the room at a stream position."""
     state = head_at(tx, room_id, after_position(since))
     return state is not None and _membership_at(tx, state, user_id) == "join"
 
 
 def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point: int, upto_point: int) -> Timeline:
-    """The newest events between two points that the user may see and wants, as many as the filter allows.
+    """Returns the newest events between two points that the user may see and wants, as many as the filter allows.
 
-    Before a gap, where other servers have events that we do not, the timeline ends: a client that pages back from there
+    The timeline stops at a gap, where other servers have events that we lack: a client that paginates back from there
     makes us fetch them.
     """
     filter_ = viewer.filter.room.timeline
@@ -173,7 +175,7 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
     if page.at_gap:
         start = page.end
     elif page.events:
-        # Not `page.end`: another filter may want what lies between.
+        # Not `page.end`: another filter may want the events between.
         start = point_beside(page.events[-1], is_after=False)
     else:
         start = upto_point if page.more or since_point == START else since_point
@@ -189,10 +191,10 @@ def _state(
     timeline: Timeline,
     heroes: Sequence[UserID],
 ) -> tuple[Timeline, list[StoredEvent]]:
-    """The state events by which a client with the state `before` (None: nothing) that gets the timeline has `head`.
+    """Returns the timeline, and the state events that take a client from the state `before` (None: nothing) to `head`.
 
-    With lazy loading, without the members who neither speak nor are heroes nor are new. Also answers the timeline,
-    which may have to be shorter for that.
+    With lazy loading, members who have not sent an event in the timeline and are neither heroes nor new are left out.
+    The timeline may have to be shortened, see `_without_overruled`.
     """
     if not viewer.use_state_after:
         timeline = _without_overruled(tx, head, timeline)
@@ -222,10 +224,10 @@ def _state(
 
 
 def _without_overruled(tx: Transaction, head: StateAt, timeline: Timeline) -> Timeline:
-    """The timeline from after the last event that would leave a client with another state than `head`.
+    """Returns the timeline after the last event that would leave a client with another state than `head`.
 
-    State resolution may have decided against a state event that is in the timeline. A client that does not ask for
-    `state_after` takes the last one for what holds, and can be told of it only as of history.
+    State resolution may have rejected a state event in the timeline. A client that does not use `state_after` takes the
+    last event of a timeline as the current state, so it may see such an event only when it paginates back.
     """
     last = {_key(tx, event): event for event in timeline.events if event.state_key is not None}
     overruled = [event for key, event in last.items() if position_in(tx, head, key) != event.position]
@@ -240,7 +242,7 @@ def _without_overruled(tx: Transaction, head: StateAt, timeline: Timeline) -> Ti
 def _rewind(
     tx: Transaction, positions: dict[Key, int], shown: Collection[Key], before: StateAt | None, first: StoredEvent
 ) -> None:
-    """What the timeline itself changes is told as it was before the timeline."""
+    """Replaces the state that the timeline itself changes by what it was before the timeline."""
     assert first.state_before is not None
     for key in shown:
         positions.pop(key, None)
@@ -252,7 +254,7 @@ def _rewind(
 def _wanted_members(
     tx: Transaction, viewer: Viewer, timeline: Timeline, heroes: Sequence[UserID], *, whole: bool
 ) -> set[int] | None:
-    """With lazy loading, whose member events the client needs (state key nids); None for everyone's."""
+    """Returns the state key nids of the members that the client needs, with lazy loading; None for all members."""
     if not viewer.loads_lazily:
         return None
     users: set[str] = {event.sender for event in timeline.events} | set(heroes)
@@ -269,7 +271,7 @@ def _unknown_members(
     head: StateAt,
     shown: Mapping[Key, StoredEvent],
 ) -> dict[Key, int]:
-    """Those of the member events that the device was not told before, unless it wants them all the same."""
+    """Returns the positions of the member events that the device lacks, or of all if it wants redundant ones."""
     member_nid = tx.find("m.room.member")
     found: dict[Key, int] = {}
     if member_nid is not None:

@@ -1,4 +1,4 @@
-"""What all features contribute to syncs, and how it is asked for. `homeserver.feature.SyncContext` has the contract."""
+"""What features contribute to syncs, and how the engine calls them. The contract is in `homeserver.feature`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homeserver.feature import BeforeSync, Feature, SyncContext, SyncSection, Sy
 
 @dataclass(frozen=True, slots=True)
 class Sections:
-    """The parts of the features in `/sync`, each in the order of the features."""
+    """The features' parts of `/sync`, each in the order of the features."""
 
     before: tuple[BeforeSync, ...] = ()
     news: tuple[SyncSection, ...] = ()
@@ -30,21 +30,21 @@ class Sections:
 
 
 def is_due(tx: Transaction, before: Iterable[BeforeSync], start: SyncStart) -> bool:
-    """Whether any feature has something to write before a sync is answered."""
+    """Returns whether any feature has something to write before a sync is answered."""
     return any(each.is_due(tx, start) for each in before)
 
 
 def write_before(tx: Transaction, before: Iterable[BeforeSync], start: SyncStart) -> None:
-    """Writes what is due before a sync is answered, of all features together."""
+    """Writes what all features have to write before a sync is answered."""
     for each in before:
-        if each.is_due(tx, start):  # another sync of the device may have written it since it was found due
+        if each.is_due(tx, start):  # another sync of the device may have written it meanwhile
             each.write(tx, start)
 
 
 def add_sections(
     tx: Transaction, sections: Iterable[SyncSection], context: SyncContext, *, around_damage: bool
 ) -> None:
-    """Calls each of `sections`. around_damage: leaves out what cannot be read, instead of raising DatabaseDamaged."""
+    """Calls each of `sections`. around_damage: skips unreadable sections instead of raising DatabaseDamaged."""
     for section in sections:
         if around_damage:
             with contextlib.suppress(DatabaseDamaged):

@@ -63,7 +63,7 @@ def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
         ("error", "cannot listen on 192.0.2.1:0", GOOD.replace("127.0.0.1:0", "192.0.2.1:0")),
         ("error", "cannot read tls_cert", GOOD.replace(':0"', ':0"\ntls_cert = "no.pem"\ntls_key = "no.pem"')),
         ("error", "shared_secret_file: cannot read", GOOD + '[registration]\nshared_secret_file = "none"'),
-        ("error", "homeserver.toml holds no PEM certificate", GOOD + '[federation]\nca_file = "homeserver.toml"'),
+        ("error", "homeserver.toml contains no PEM certificate", GOOD + '[federation]\nca_file = "homeserver.toml"'),
         ("error", "/a/b does not exist: make it", GOOD + '[database]\nurl = "sqlite:a/b/c.db"'),
         ("error", "federation.ca_file: cannot read", GOOD + '[federation]\nca_file = "none"'),
         (
@@ -184,7 +184,7 @@ async def test_an_object_store_without_credentials_is_found(tmp_path: Path, monk
         ("there is no [[listeners]] section", "listeners = []\n" + GOOD[: GOOD.index("[[")]),
         ("registration.shared_secret_file: cannot read", GOOD + '[registration]\nshared_secret_file = "none"'),
         ("data_dir", 'data_dir = "homeserver.toml/data"\n' + GOOD),
-        ("homeserver.toml holds no PEM certificate", GOOD + '[federation]\nca_file = "homeserver.toml"'),
+        ("homeserver.toml contains no PEM certificate", GOOD + '[federation]\nca_file = "homeserver.toml"'),
         ("/a/b for the database does not exist", GOOD + '[database]\nurl = "sqlite:a/b/c.db"'),
     ],
 )

@@ -191,7 +191,7 @@ async def _exhaust(client: AsyncioClient) -> None:
 def test_use_before_it_is_open_is_refused_with_a_sentence(tmp_path: Path) -> None:
     async def program() -> None:
         hs = AsyncioHomeserver(Config(server_name="example.org", data_dir=str(tmp_path)))
-        with pytest.raises(RuntimeError, match="inside of `async with AsyncioHomeserver"):
+        with pytest.raises(RuntimeError, match="inside `async with AsyncioHomeserver"):
             await hs.register("alice")
 
     asyncio.run(program())

@@ -139,7 +139,7 @@ def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
     findings = [*_find_in_paths(config, path)]
     known, is_served = None, False
     try:
-        seen = peek(database_url(config), all_schemas(), identity.read_identity)
+        seen = peek(database_url(config), all_schemas(), identity.get_identity)
         known, is_served = seen.result, seen.is_served
     except DatabaseError as error:
         findings.append(Finding("error", f"database.url: {str(error).rstrip('.')}"))

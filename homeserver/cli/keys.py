@@ -26,9 +26,9 @@ def run_show(args: argparse.Namespace) -> int:
     """The public halves of the key and of those before it; never a secret."""
 
     async def show(config: Any, database: Any) -> None:
-        from homeserver.remote.identity import list_old_keys, read_identity
+        from homeserver.remote.identity import get_identity, list_old_keys
 
-        known = await database.read(read_identity)
+        known = await database.read(get_identity)
         old = await database.read(list_old_keys)
         current = {} if known.key is None else {known.key[0]: known.key[1]}
         lines = [f"{key_id} {key}" for key_id, key in current.items()]

@@ -139,7 +139,7 @@ class Database:
             except DatabaseUnavailable as error:
                 self.outages.failed(DATABASE_WRITES, str(error))
                 raise
-        await self.write(_touch)
+        await self.write(_store_probe)
         self._proven_at = trio.current_time()
 
     async def _probe_reads(self) -> None:
@@ -323,7 +323,7 @@ class Database:
             self._background_ended.set()
 
 
-def _touch(tx: Transaction) -> None:
+def _store_probe(tx: Transaction) -> None:
     """Writes a row that nobody reads. It reaches the disk because it changes: SQLite does not write unchanged pages."""
     tx.run(
         "INSERT INTO write_probes (id, at_ms) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at_ms = excluded.at_ms",

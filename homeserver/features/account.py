@@ -33,7 +33,7 @@ from homeserver.remote.leaves import leave_room
 from homeserver.remote.outside import is_outside
 from homeserver.resources import ForgetUser, Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.erasure import erase_sender
+from homeserver.rooms.erasure import note_erased
 from homeserver.rooms.membership import find_membership, list_memberships
 from homeserver.users import accounts
 from homeserver.users.devices import delete_devices_of_user
@@ -146,11 +146,16 @@ def _deactivate(
         raise accounts.no_account(user_id)
     accounts.set_deactivated(tx, user_id, erase=erase)
     tx.next_position(WAKE_KEY)
-    tx.run("INSERT INTO departures (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
+    _note_departure(tx, user_id)
     if erase:
-        erase_sender(tx, user_id)
+        note_erased(tx, user_id)
     for forget_user in forgetters:
         forget_user(tx, user_id, erase)
+
+
+def _note_departure(tx: Transaction, user_id: UserID) -> None:
+    """Notes that the user has to leave their rooms."""
+    tx.run("INSERT INTO departures (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", tx.intern(user_id))
 
 
 class ResetPasswordBody(msgspec.Struct, frozen=True):

@@ -254,7 +254,7 @@ def store_receipt(
 ) -> None:
     """Replaces the user's receipt of that type and thread. A private one is news to its user only."""
     if thread_id not in ("", "main"):
-        _make_room(tx, room_id, user_id, receipt_type, thread_id)
+        _delete_oldest_receipts(tx, room_id, user_id, receipt_type, thread_id)
     wake = user_id if receipt_type == "m.read.private" else room_id
     tx.run(
         "INSERT INTO receipts (room_nid, user_nid, receipt_type, thread_id, event_id, ordering, ts_ms, position,"
@@ -274,8 +274,10 @@ def store_receipt(
     )
 
 
-def _make_room(tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: str, thread_id: str) -> None:
-    """Forgets the user's oldest receipts in threads of the room if there are too many for another one."""
+def _delete_oldest_receipts(
+    tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: str, thread_id: str
+) -> None:
+    """Deletes the user's oldest receipts in threads of the room if there are too many for another one."""
     threads = tx.values(
         "SELECT thread_id FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ?"
         " AND thread_id NOT IN ('', 'main') AND thread_id <> ? ORDER BY position DESC",

@@ -129,7 +129,7 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
     if not wants(ctx.filter.room.ephemeral, "m.typing", None):
         return
     for since, room_ids in ctx.rooms_by_since.items():
-        changed = _rooms_changed(tx, since) if since else _rooms_with_typists(tx)
+        changed = _list_rooms_changed(tx, since) if since else _list_rooms_with_typists(tx)
         for room_id in room_ids:
             section = ctx.rooms[room_id]
             if (changed and tx.find(room_id) in changed) or (section.members_changed and _has_typist_left(tx, room_id)):
@@ -192,19 +192,19 @@ def forget_typing(tx: Transaction, user_id: UserID, erase: bool) -> bool:
 
 def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
     """Who types in the room just now, in order. Whoever has left since they began does not, even if they are back."""
-    return sorted(user_id for user_id, since in _typists(tx, room_id) if _has_stayed(tx, room_id, user_id, since))
+    return sorted(user_id for user_id, since in _list_typists(tx, room_id) if _has_stayed(tx, room_id, user_id, since))
 
 
-def _rooms_changed(tx: Transaction, since: int) -> set[int]:
+def _list_rooms_changed(tx: Transaction, since: int) -> set[int]:
     return set(tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ?", since))
 
 
-def _rooms_with_typists(tx: Transaction) -> set[int]:
+def _list_rooms_with_typists(tx: Transaction) -> set[int]:
     return set(tx.values("SELECT DISTINCT room_nid FROM typing WHERE expires_ms > ?", tx.now_ms))
 
 
 def _has_typist_left(tx: Transaction, room_id: RoomID) -> bool:
-    return not all(_has_stayed(tx, room_id, user_id, since) for user_id, since in _typists(tx, room_id))
+    return not all(_has_stayed(tx, room_id, user_id, since) for user_id, since in _list_typists(tx, room_id))
 
 
 def _has_stayed(tx: Transaction, room_id: RoomID, user_id: UserID, since: int) -> bool:
@@ -212,7 +212,7 @@ def _has_stayed(tx: Transaction, room_id: RoomID, user_id: UserID, since: int) -
     return entered is not None and entered < since
 
 
-def _typists(tx: Transaction, room_id: RoomID) -> list[tuple[UserID, int]]:
+def _list_typists(tx: Transaction, room_id: RoomID) -> list[tuple[UserID, int]]:
     """The users whose notification has not run out, and the position of it."""
     rows = tx.all(
         "SELECT user_nid, position FROM typing WHERE room_nid = ? AND expires_ms > ? AND expires_ms <= ?",

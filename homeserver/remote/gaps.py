@@ -99,7 +99,7 @@ async def retry_parked(hs: Resources) -> None:
         heard = await hs.peers.wait_rooms(limits.peers.PARKED_SWEEP_S if is_any_parked else math.inf)
         now_ms = hs.now_ms()
         if await hs.database.read(_is_any_due, now_ms) or heard:
-            for room_id in await hs.database.write(_list_due, heard, now_ms):
+            for room_id in await hs.database.write(_begin_sweep, heard, now_ms):
                 start_aside(hs, close_gaps, hs, room_id, 0)
 
 
@@ -117,7 +117,7 @@ def _receive_or_park(tx: Transaction, events: Sequence[Event], origin: ServerNam
         if isinstance(outcome, Missing) and not (outcome.prev_events or outcome.auth_events):
             outcomes.append("What comes before this event cannot be had.")
         elif isinstance(outcome, Missing):
-            _park(tx, event, origin)
+            _store_parked(tx, event, origin)
             outcomes.append(None)
         else:
             outcomes.append(_reason(outcome))
@@ -156,7 +156,7 @@ async def _work_lane(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
                         gaps[parked.origin] = Gap(servers, peer(parked.origin))
                     reason = await _try(hs, room_id, version, parked, gaps[parked.origin])
                 if reason is None:
-                    await hs.database.write(_postpone, room_id, parked, hs.now_ms())
+                    await hs.database.write(_set_retry, room_id, parked, hs.now_ms())
                 else:
                     done[parked.event_id] = reason
                     await hs.database.write(_forget, room_id, parked.event_id)
@@ -193,10 +193,10 @@ async def _try(hs: Resources, room_id: RoomID, version: RoomVersion, parked: Par
 
 def _park_all(tx: Transaction, events: Sequence[Event], origin: ServerName) -> None:
     for event in events:
-        _park(tx, event, origin)
+        _store_parked(tx, event, origin)
 
 
-def _park(tx: Transaction, event: Event, origin: ServerName) -> None:
+def _store_parked(tx: Transaction, event: Event, origin: ServerName) -> None:
     room_nid = tx.intern(event.room_id)
     tx.run(
         "INSERT INTO parked_events (room_nid, event_id, origin_nid, depth, received_ms, attempts, retry_ms, pdu)"
@@ -284,17 +284,29 @@ def _due(now_ms: int) -> tuple[int, int]:
     return now_ms, latest(now_ms, limits.peers.PARKED_RETRY_MS_MAX)
 
 
-def _list_due(tx: Transaction, heard: Collection[RoomID], now_ms: int) -> list[RoomID]:
-    """Rooms with parked events to be tried again, such as those `heard`. Events that are too old are forgotten."""
+def _begin_sweep(tx: Transaction, heard: Collection[RoomID], now_ms: int) -> list[RoomID]:
+    """Returns rooms with parked events to be tried again, such as those `heard`. Deletes events that are too old."""
     for room_id in heard:
-        tx.run("UPDATE parked_events SET retry_ms = 0 WHERE room_nid = ?", tx.find(room_id))
+        _set_due(tx, room_id)
+    _delete_old(tx, now_ms)
+    return _list_due(tx, now_ms)
+
+
+def _set_due(tx: Transaction, room_id: RoomID) -> None:
+    tx.run("UPDATE parked_events SET retry_ms = 0 WHERE room_nid = ?", tx.find(room_id))
+
+
+def _delete_old(tx: Transaction, now_ms: int) -> None:
     tx.run("DELETE FROM parked_events WHERE received_ms < ?", now_ms - limits.peers.PARKED_MS_MAX)
+
+
+def _list_due(tx: Transaction, now_ms: int) -> list[RoomID]:
     sql = "SELECT DISTINCT room_nid FROM parked_events WHERE retry_ms <= ? OR retry_ms > ? LIMIT 50"
     nids = tx.values(sql, *_due(now_ms))
     return [RoomID(name) for name in tx.names(nids).values()]
 
 
-def _postpone(tx: Transaction, room_id: RoomID, parked: Parked, now_ms: int) -> None:
+def _set_retry(tx: Transaction, room_id: RoomID, parked: Parked, now_ms: int) -> None:
     delay_ms = min(limits.peers.PARKED_RETRY_MS << min(parked.attempts, 20), limits.peers.PARKED_RETRY_MS_MAX)
     tx.run(
         "UPDATE parked_events SET attempts = attempts + 1, retry_ms = ? WHERE room_nid = ? AND event_id = ?",

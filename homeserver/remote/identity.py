@@ -55,7 +55,7 @@ async def open_identity(config: Config, database: Database) -> SigningKey:
     Raises ConfigError if the database belongs to another name or key, or if the key is missing or damaged.
     """
     path = config.data_path(config.federation.signing_key_file)
-    known = await database.read(read_identity)
+    known = await database.read(get_identity)
     check_name(known, config.server_name)
     key = read_key(path)
     is_made = key is None and may_make_key(known)
@@ -80,7 +80,7 @@ async def replace_key(config: Config, database: Database) -> tuple[SigningKey, P
     ConfigError.
     """
     path = config.data_path(config.federation.signing_key_file)
-    check_name(await database.read(read_identity), config.server_name)
+    check_name(await database.read(get_identity), config.server_name)
     key = _new_key()
     unfinished = _write_aside(path, key)
     try:
@@ -200,7 +200,7 @@ def _sync_folder(path: Path) -> None:
 # Storage
 
 
-def read_identity(tx: Transaction) -> Identity:
+def get_identity(tx: Transaction) -> Identity:
     """What the database knows. If it was made before names were stored, the name is that of its users."""
     row = tx.one("SELECT server_name FROM identity WHERE id = 1")
     users = list_users(tx, limit=1)
@@ -215,7 +215,7 @@ def read_identity(tx: Transaction) -> Identity:
 
 def _claim(tx: Transaction, server_name: str, key: SigningKey, path: Path) -> None:
     """Stores name and key unless another node was faster. Raises ConfigError if that one has others."""
-    known = read_identity(tx)
+    known = get_identity(tx)
     check_name(known, server_name)
     check_key(known, key, path)
     _store_identity(tx, server_name, key)

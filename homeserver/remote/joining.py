@@ -51,7 +51,7 @@ from homeserver.remote.outside import (
     read_stripped,
     store_outside,
 )
-from homeserver.remote.pending_leaves import forget_join, note_join, undo_join
+from homeserver.remote.pending_leaves import forget_join, note_failed_join, note_join
 from homeserver.remote.receiving import note_relay
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
 from homeserver.resources import Resources
@@ -98,7 +98,7 @@ async def join_room(
             accepted = await _join_as_invited(hs, user_id, room_id, candidates, content)
             await _enter(hs, accepted)
         except (MatrixError, StorageError):
-            await hs.database.note(undo_join, room_id, user_id)
+            await hs.database.note(note_failed_join, room_id, user_id)
             raise
     return room_id
 

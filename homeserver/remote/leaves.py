@@ -32,8 +32,16 @@ from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.remote.joining import list_candidates, make, send
-from homeserver.remote.outside import is_outside, leave_outside
-from homeserver.remote.pending_leaves import WAKE_KEY, Leave, delete_leave, is_stored, list_due, put_off, store_leave
+from homeserver.remote.outside import is_outside, store_outside_leave
+from homeserver.remote.pending_leaves import (
+    WAKE_KEY,
+    Leave,
+    delete_leave,
+    is_stored,
+    list_due,
+    note_failed_leave,
+    store_leave,
+)
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.membership import find_membership, list_largest_servers
@@ -60,7 +68,7 @@ def _leave_here(tx: Transaction, room_id: RoomID, user_id: UserID, content: Mapp
 def _leave(tx: Transaction, own: ServerName, leave: Leave, event: Event | None, tell_later: bool) -> None:
     if find_membership(tx, leave.room_id, leave.user_id) not in ("invite", "knock"):
         return  # the user has left or entered the room by another device meanwhile
-    leave_outside(tx, own, leave.room_id, leave.user_id, event, leave.content)
+    store_outside_leave(tx, own, leave.room_id, leave.user_id, event, leave.content)
     if tell_later:
         store_leave(tx, leave)
 
@@ -122,10 +130,12 @@ async def _deliver(hs: Resources, leave: Leave) -> None:
     if is_settled or hs.now_ms() - leave.since_ms >= limits.LEAVE_KEPT_MS:
         await hs.database.write(_settle, hs.server_name, leave, event)
     else:
-        await hs.database.write(put_off, hs.server_name, leave)
+        await hs.database.write(note_failed_leave, hs.server_name, leave)
 
 
 def _settle(tx: Transaction, own: ServerName, leave: Leave, event: Event | None) -> None:
     if event is not None and is_stored(tx, leave):
-        leave_outside(tx, own, leave.room_id, leave.user_id, event)  # the invite by which the user joined is used up
+        store_outside_leave(
+            tx, own, leave.room_id, leave.user_id, event
+        )  # the invite by which the user joined is used up
     delete_leave(tx, leave)

@@ -84,7 +84,7 @@ def check_room_for_invite(tx: Transaction, invite: Event, stripped: list[JsonObj
         raise forbidden(f"{user_id} has too many pending invites from {origin}. They can accept or reject some.")
 
 
-def leave_outside(
+def store_outside_leave(
     tx: Transaction,
     own: ServerName,
     room_id: RoomID,
@@ -148,13 +148,13 @@ def receive_outside(tx: Transaction, own: ServerName, event: Event) -> str:
     membership = find_room_membership(tx, event.room_id, user_id)
     if membership is None or membership.membership not in ("invite", "knock"):
         return "This server is not in that room."
-    inviter = _server_of_inviter(tx, event.room_id, user_id)
+    inviter = _find_server_of_inviter(tx, event.room_id, user_id)
     if membership.membership == "invite" and server_name_of(event.sender) != inviter:
         return "Only the inviter's server can withdraw an invite."
     held = _find_outside(tx, event.room_id, user_id)
     if held is not None and not _names(event, held):
         return "The event does not cite the current invite or knock."
-    leave_outside(tx, own, event.room_id, UserID(user_id), event)
+    store_outside_leave(tx, own, event.room_id, UserID(user_id), event)
     return ""
 
 
@@ -176,7 +176,7 @@ def _find_outside(tx: Transaction, room_id: RoomID, user_id: str) -> JsonObject 
     return None if row is None else orjson.loads(bytes(row[0]))
 
 
-def _server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> ServerName | None:
+def _find_server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> ServerName | None:
     row = tx.one(
         "SELECT sender_nid FROM outside_memberships WHERE room_nid = ? AND user_nid = ?",
         tx.find(room_id),
@@ -187,7 +187,7 @@ def _server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> Server
 
 def list_outside_servers(tx: Transaction, room_id: RoomID, user_id: UserID) -> list[ServerName]:
     """Returns the servers through which the user was invited or has knocked."""
-    found = [_server_of_inviter(tx, room_id, user_id)]
+    found = [_find_server_of_inviter(tx, room_id, user_id)]
     membership = find_room_membership(tx, room_id, user_id)
     for event in (membership.stripped or ()) if membership is not None else ():
         try:

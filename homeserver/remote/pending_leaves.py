@@ -79,8 +79,8 @@ def forget_join(tx: Transaction, join: Event) -> None:
     tx.run("UPDATE pending_leaves SET joins = ? WHERE room_nid = ? AND user_nid = ?", joins, room_nid, user_nid)
 
 
-def undo_join(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
-    """The join has failed. If it may stand with another server, that server is told soon."""
+def note_failed_join(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
+    """Notes that the join has failed. If another server may have accepted it, that server gets a leave soon."""
     changed = tx.run(
         "UPDATE pending_leaves SET failures = 0, retry_after_ms = ? WHERE room_nid = ? AND user_nid = ?"
         " AND joins IS NOT NULL",
@@ -162,8 +162,8 @@ def delete_leaves(tx: Transaction, room_id: RoomID, user_id: UserID | None = Non
         tx.run("DELETE FROM pending_leaves WHERE room_nid = ? AND user_nid = ?", tx.find(room_id), tx.find(user_id))
 
 
-def put_off(tx: Transaction, own: ServerName, leave: Leave) -> None:
-    """Nobody could be told. The next attempt comes after a pause that grows."""
+def note_failed_leave(tx: Transaction, own: ServerName, leave: Leave) -> None:
+    """Notes that no server could be reached. The next attempt comes after a growing delay."""
     delay_ms = min(retry_delay_ms(own, leave.servers[0], leave.failures), limits.LEAVE_RETRY_MS_MAX)
     tx.run(
         "UPDATE pending_leaves SET failures = ?, retry_after_ms = ? WHERE room_nid = ? AND user_nid = ?"

@@ -16,7 +16,7 @@ from homeserver.federation.redaction import redact
 from homeserver.rooms.storage import StoredEvent, get_room_version
 
 
-def erase_sender(tx: Transaction, user_id: UserID) -> None:
+def note_erased(tx: Transaction, user_id: UserID) -> None:
     """Notes that the user is erased from now on."""
     tx.run(
         "INSERT INTO erased_senders (sender_nid, position) VALUES (?, ?) ON CONFLICT (sender_nid) DO NOTHING",

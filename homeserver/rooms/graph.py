@@ -54,10 +54,10 @@ def walk_back(
     """Returns at most `limit` events before `start`, deepest first. Stops at the events in `known`. No outliers."""
     room_nid = tx.find(room_id)
     ignored = set(find_positions(tx, known).values())
-    first = [node for node in _nodes(tx, find_positions(tx, start).values()).values() if node.room_nid == room_nid]
+    first = [node for node in _list_nodes(tx, find_positions(tx, start).values()).values() if node.room_nid == room_nid]
     if not with_start:
         ignored.update(node.position for node in first)
-        first = list(_nodes(tx, {position for node in first for position in node.prev_events} - ignored).values())
+        first = list(_list_nodes(tx, {position for node in first for position in node.prev_events} - ignored).values())
     queue = [(-node.depth, -node.position, node) for node in first if node.position not in ignored]
     heapify(queue)
     seen = ignored | {node.position for node in first}
@@ -69,7 +69,7 @@ def walk_back(
         found.append(node.position)
         before = [position for position in node.prev_events if position not in seen]
         seen.update(before)
-        for earlier in _nodes(tx, before).values():
+        for earlier in _list_nodes(tx, before).values():
             heappush(queue, (-earlier.depth, -earlier.position, earlier))
     return found
 
@@ -124,14 +124,14 @@ def _auth_events(tx: Transaction, positions: Collection[int]) -> dict[int, tuple
             unread.append(position)
         else:
             found[position] = cited
-    for position, node in _nodes(tx, unread).items():
+    for position, node in _list_nodes(tx, unread).items():
         found[position] = node.auth_events
         if not tx.is_write:
             cache.put(position, node.auth_events)
     return found
 
 
-def _nodes(tx: Transaction, positions: Collection[int]) -> dict[int, Node]:
+def _list_nodes(tx: Transaction, positions: Collection[int]) -> dict[int, Node]:
     rows = tx.all_in(
         "SELECT position, room_nid, status, state_before, envelope FROM events WHERE position IN (?*)", list(positions)
     )

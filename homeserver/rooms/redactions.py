@@ -11,7 +11,7 @@ from homeserver.database import Transaction
 from homeserver.errors import forbidden
 from homeserver.federation.auth_rules import may_apply_redaction
 from homeserver.federation.event import Event, trusted_event
-from homeserver.federation.identifiers import InvalidIdentifier, UserID, parse_event_id, server_name_of
+from homeserver.federation.identifiers import EventID, InvalidIdentifier, UserID, parse_event_id, server_name_of
 from homeserver.federation.power_levels import read_power_levels
 from homeserver.federation.redaction import redact
 from homeserver.rooms.advance import STRIPPED_KEYS, stripped_state
@@ -65,26 +65,20 @@ def apply_redaction(tx: Transaction, redaction: Event, position: int, root: byte
     try:
         redacts = parse_event_id(redaction.redacts)
     except InvalidIdentifier:  # it refers to no event, and may be too long for an index
-        _withhold(tx, position)
+        _note_withheld(tx, position)
         return
     target = get_stored(tx, redacts)
     if target is None:
-        tx.run(
-            "INSERT INTO pending_redactions (event_id, redaction) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            event_key(redacts),
-            position,
-        )
+        _note_pending(tx, redacts, position)
     if target is None or not _apply(tx, target, redaction, position, root):
-        _withhold(tx, position)
+        _note_withheld(tx, position)
 
 
 def apply_pending(tx: Transaction, event: Event) -> None:
     """Applies earlier redactions to an event that was just stored. Clients see the valid ones."""
-    key = event_key(event.event_id)
-    waiting = tx.values("SELECT redaction FROM pending_redactions WHERE event_id = ? ORDER BY redaction", key)
-    if not waiting:
-        return
-    tx.run("DELETE FROM pending_redactions WHERE event_id = ?", key)
+    waiting = _list_pending(tx, event.event_id)
+    if waiting:
+        _delete_pending(tx, event.event_id)
     for position in waiting:
         stored = list_stored(tx, (position,))[position]
         (redaction,) = to_events(tx, [stored])
@@ -92,10 +86,32 @@ def apply_pending(tx: Transaction, event: Event) -> None:
         if target is None or stored.state_before is None:
             continue
         if _apply(tx, target, redaction, position, stored.state_before):
-            tx.run("DELETE FROM withheld_redactions WHERE position = ?", position)
+            _delete_withheld(tx, position)
 
 
-def _withhold(tx: Transaction, position: int) -> None:
+def _list_pending(tx: Transaction, event_id: EventID) -> list[int]:
+    return tx.values(
+        "SELECT redaction FROM pending_redactions WHERE event_id = ? ORDER BY redaction", event_key(event_id)
+    )
+
+
+def _note_pending(tx: Transaction, event_id: EventID, redaction: int) -> None:
+    tx.run(
+        "INSERT INTO pending_redactions (event_id, redaction) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        event_key(event_id),
+        redaction,
+    )
+
+
+def _delete_pending(tx: Transaction, event_id: EventID) -> None:
+    tx.run("DELETE FROM pending_redactions WHERE event_id = ?", event_key(event_id))
+
+
+def _delete_withheld(tx: Transaction, position: int) -> None:
+    tx.run("DELETE FROM withheld_redactions WHERE position = ?", position)
+
+
+def _note_withheld(tx: Transaction, position: int) -> None:
     tx.run("INSERT INTO withheld_redactions (position) VALUES (?) ON CONFLICT DO NOTHING", position)
 
 

@@ -77,7 +77,7 @@ def _slot(key: Key, depth: int) -> int:
     return (_mix(key) >> (FANOUT_BITS * depth)) & (FANOUT - 1)
 
 
-def _load(tx: Transaction, node_id: bytes) -> _Node:
+def _get_node(tx: Transaction, node_id: bytes) -> _Node:
     """Returns the node, from the cache (nodes never change) or the table."""
     cache = tx.cache("state_nodes", NODE_CACHE_MAX)
     node = cache.get(node_id)
@@ -107,7 +107,7 @@ def get(tx: Transaction, root: Root, key: Key) -> int | None:
     known = tx.cache("state_nodes", NODE_CACHE_MAX).get
     node = known(root)
     if node is None:
-        node = _load(tx, root)
+        node = _get_node(tx, root)
     mixed = -1
     while isinstance(node, tuple):
         mixed = _mix(key) if mixed < 0 else mixed >> FANOUT_BITS
@@ -116,14 +116,14 @@ def get(tx: Transaction, root: Root, key: Key) -> int | None:
             return None
         node = known(child)
         if node is None:
-            node = _load(tx, child)
+            node = _get_node(tx, child)
     position: int | None = node.get(key)
     return position
 
 
 def children(tx: Transaction, node_id: bytes) -> list[bytes]:
     """Returns the IDs of the nodes just below a node; none below a leaf."""
-    node = _load(tx, node_id)
+    node = _get_node(tx, node_id)
     return [child for child in node if child] if isinstance(node, tuple) else []
 
 
@@ -132,7 +132,7 @@ def items(tx: Transaction, root: Root) -> dict[Key, int]:
     found: dict[Key, int] = {}
     waiting = [root]
     while waiting:
-        node = _load(tx, waiting.pop())
+        node = _get_node(tx, waiting.pop())
         if isinstance(node, tuple):
             waiting.extend(child for child in node if child)
         else:
@@ -149,8 +149,8 @@ def changed(tx: Transaction, old: Root, new: Root) -> dict[Key, tuple[int | None
         old_id, new_id = waiting.pop()
         if old_id == new_id:
             continue
-        old_node = _load(tx, old_id) if old_id else _LeafMap()
-        new_node = _load(tx, new_id) if new_id else _LeafMap()
+        old_node = _get_node(tx, old_id) if old_id else _LeafMap()
+        new_node = _get_node(tx, new_id) if new_id else _LeafMap()
         if isinstance(old_node, tuple) and isinstance(new_node, tuple):
             waiting.extend(zip(old_node, new_node, strict=True))
         else:
@@ -170,9 +170,13 @@ def apply(tx: Transaction, root: Root, changes: Mapping[Key, int | None]) -> Roo
     written: dict[bytes, bytes] = {}
     new_root = _apply(tx, root, list(changes.items()), 0, written) or _write(_encode_leaf({}), written)
     if written:
-        rows = list(written.items())
-        tx.many("INSERT INTO state_nodes (node_id, content) VALUES (?, ?) ON CONFLICT (node_id) DO NOTHING", rows)
+        _store_nodes(tx, written)
     return new_root
+
+
+def _store_nodes(tx: Transaction, nodes: Mapping[bytes, bytes]) -> None:
+    rows = list(nodes.items())
+    tx.many("INSERT INTO state_nodes (node_id, content) VALUES (?, ?) ON CONFLICT (node_id) DO NOTHING", rows)
 
 
 def build(tx: Transaction, entries: Mapping[Key, int]) -> Root:
@@ -184,7 +188,7 @@ def _apply(
     tx: Transaction, node_id: bytes, changes: list[tuple[Key, int | None]], depth: int, written: dict[bytes, bytes]
 ) -> bytes:
     """Returns the ID of the changed node, b"" if it became empty."""
-    node = _load(tx, node_id) if node_id else _LeafMap()
+    node = _get_node(tx, node_id) if node_id else _LeafMap()
     if not isinstance(node, tuple):
         entries = dict(node)
         for key, position in changes:
@@ -208,7 +212,7 @@ def _few_entries(tx: Transaction, below: Iterable[bytes], written: dict[bytes, b
     found: dict[Key, int] = {}
     for child in below:
         if child:
-            node = _parse(written[child]) if child in written else _load(tx, child)
+            node = _parse(written[child]) if child in written else _get_node(tx, child)
             if isinstance(node, tuple) or len(found) + len(node) > LEAF_MAX:
                 return None
             found.update(node)

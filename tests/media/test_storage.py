@@ -39,12 +39,12 @@ async def test_files(database_url: str) -> None:
     async with opened(database_url, storage.SCHEMA) as database:
         first = blob(b"first")
         await upload(database, "one", first)
-        found = await database.read(storage.get_media, HERE, "one")
+        found = await database.read(storage.find_media, HERE, "one")
         assert found is not None
         assert (found.blob, found.description, found.is_remote, found.is_public) == (first, PICTURE, False, False)
-        assert await database.read(storage.get_media, THERE, "one") is None
-        assert await database.read(storage.get_media, HERE, "ONE") is None
-        assert await database.read(storage.get_blob_key, first.sha256) == first.key
+        assert await database.read(storage.find_media, THERE, "one") is None
+        assert await database.read(storage.find_media, HERE, "ONE") is None
+        assert await database.read(storage.find_blob_key, first.sha256) == first.key
         await upload(database, "two", first, BOB, is_public=True)
         assert await database.write(storage.delete_media, HERE, "one")
         assert await database.read(storage.list_deletions, 10) == []
@@ -64,15 +64,15 @@ async def test_created_uris(database_url: str) -> None:
         later_ms = await database.read(lambda tx: tx.now_ms) + 60_000
         await database.write(storage.store_pending, "one", ALICE, later_ms)
         await database.write(storage.store_pending, "two", ALICE, 1)
-        assert isinstance(await database.read(storage.get_local, HERE, "one"), Pending)
-        assert await database.read(storage.get_local, HERE, "two") is None
+        assert isinstance(await database.read(storage.find_local, HERE, "one"), Pending)
+        assert await database.read(storage.find_local, HERE, "two") is None
         for who, media_id, errcode in (
             (BOB, "one", "M_FORBIDDEN"), (ALICE, "two", "M_NOT_FOUND"), (ALICE, "three", "M_NOT_FOUND"),
         ):  # fmt: skip
             with pytest.raises(MatrixError, match=errcode):
                 await upload(database, media_id, blob(b"x"), who, is_pending=True)
         await upload(database, "one", blob(b"x"), is_pending=True)
-        assert isinstance(await database.read(storage.get_local, HERE, "one"), Media)
+        assert isinstance(await database.read(storage.find_local, HERE, "one"), Media)
         with pytest.raises(MatrixError, match="M_CANNOT_OVERWRITE_MEDIA"):
             await upload(database, "one", blob(b"x"), is_pending=True)
         assert await database.write(storage.delete_expired_pending) == 1
@@ -92,22 +92,22 @@ async def test_remote_files(database_url: str) -> None:
         assert await database.read(storage.list_deletions, 10) == [late.key]
         assert await database.read(storage.get_remote_bytes) == 500
         await database.write(storage.store_used, answer.media_nid)
-        assert await database.write(storage.evict_remote, 150, 100) == 200
-        kept = [number for number in range(5) if await database.read(storage.get_media, THERE, f"m{number}")]
+        assert await database.write(storage.delete_oldest_remote, 150, 100) == 200
+        kept = [number for number in range(5) if await database.read(storage.find_media, THERE, f"m{number}")]
         assert kept == [0, 3, 4]
 
 
 async def test_thumbnails(database_url: str) -> None:
     async with opened(database_url, storage.SCHEMA) as database:
         await upload(database, "one", blob(b"picture"))
-        media = await database.read(storage.get_media, HERE, "one")
+        media = await database.read(storage.find_media, HERE, "one")
         assert media is not None
         nid, size = media.media_nid, Size("crop", 96, 96, False)
-        assert await database.read(thumbnail_storage.get_image, nid) is None
+        assert await database.read(thumbnail_storage.find_image, nid) is None
         image = Image("image/png", 800, 600, True)
         small = Thumbnail("image/jpeg", blob(b"small").key, 5, b"small")
         assert await database.write(thumbnail_storage.store_thumbnail, nid, image, size, small) == small
-        assert await database.read(thumbnail_storage.get_thumbnail, nid, size) == small
+        assert await database.read(thumbnail_storage.find_thumbnail, nid, size) == small
         large = Thumbnail("image/webp", blob(b"large").key, 100_000)
         moving = Size("scale", 800, 600, True)
         await database.write(thumbnail_storage.store_thumbnail, nid, image, moving, large)
@@ -115,16 +115,16 @@ async def test_thumbnails(database_url: str) -> None:
         assert await database.write(thumbnail_storage.store_thumbnail, nid, image, moving, slower) == large
         assert await database.read(storage.list_deletions, 10) == [slower.blob_key]
         assert await database.read(thumbnail_storage.count_thumbnails, nid) == 2
-        found = await database.read(thumbnail_storage.get_image, nid)
+        found = await database.read(thumbnail_storage.find_image, nid)
         assert found is not None and (found.width, found.is_animated, found.failure) == (800, True, "")
         await database.write(thumbnail_storage.store_image, nid, Image(failure="too_large"))
-        found = await database.read(thumbnail_storage.get_image, nid)
+        found = await database.read(thumbnail_storage.find_image, nid)
         assert found is not None and found.failure == "too_large" and found.checked_ms > 0
         orphan = blob(b"orphan").key
         keys = [media.blob.key, large.blob_key, orphan]
         assert await database.read(storage.list_unused, keys) == [orphan]
         await database.write(storage.delete_media, HERE, "one")
-        assert await database.read(thumbnail_storage.get_thumbnail, nid, size) is None
+        assert await database.read(thumbnail_storage.find_thumbnail, nid, size) is None
         with pytest.raises(MatrixError, match="M_NOT_FOUND"):
             await database.write(thumbnail_storage.store_thumbnail, nid, image, size, small)
 

@@ -139,4 +139,4 @@ async def test_a_thumbnail_of_what_was_deleted_meanwhile(server: Server, alice: 
     path = f"{V1}/thumbnail/{place}?width=96&height=96"
     assert await alice.refused("GET", path) == (404, "M_NOT_FOUND")
     assert await blob_keys(server) == []
-    assert await server.read(thumbnail_storage.get_thumbnail, 1, Size("scale", 320, 240, False)) is None
+    assert await server.read(thumbnail_storage.find_thumbnail, 1, Size("scale", 320, 240, False)) is None

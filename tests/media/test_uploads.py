@@ -73,7 +73,7 @@ async def test_a_blob_that_is_deleted_while_it_would_be_shared(server: Server, a
 
     async def read(fn: object, *args: object) -> object:
         answer = await inner(fn, *args)  # type: ignore[arg-type]
-        if fn is storage.get_blob_key:
+        if fn is storage.find_blob_key:
             await media.delete(server.hs, f"mxc://{first}")
         return answer
 

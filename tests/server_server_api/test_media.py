@@ -321,7 +321,7 @@ async def test_answers_that_are_no_media(world: World, answer: Answer, status: i
     world.network.join("odd.example", app_that(lambda path, query: answer))
     assert await world.alice.refused("GET", f"{V1}/download/odd.example/abc") == (status, errcode)
     assert await blob_keys(world.alpha) == []
-    assert await world.alpha.read(storage.get_media, ServerName("odd.example"), "abc") is None
+    assert await world.alpha.read(storage.find_media, ServerName("odd.example"), "abc") is None
 
 
 async def test_an_old_server_without_the_media(world: World) -> None:

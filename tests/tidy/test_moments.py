@@ -20,7 +20,7 @@ READ = {
     "access_tokens.expires_ms": "homeserver/authenticate.py::_requester_of",
     "destinations.retry_after_ms": "homeserver/process/back_off.py::is_over",
     "media.used_ms": "homeserver/features/media/downloads.py::note_used",
-    "media_images.checked_ms": "homeserver/features/media/thumbnails.py::find_thumbnail",
+    "media_images.checked_ms": "homeserver/features/media/thumbnails.py::get_thumbnail",
     "media_pending.expires_ms": "homeserver/features/media/storage.py::_pending_between",
     "parked_events.retry_ms": "homeserver/remote/gaps.py::_due",
     "pending_leaves.retry_after_ms": "homeserver/remote/pending_leaves.py::list_due",

@@ -89,40 +89,17 @@ WRITING_VERBS = {
 # This list only shrinks.
 OTHER_NAMES = frozenset(
     {
-        "_deactivate",
         "_free_place",
         "_given_state",
-        "_list_due",
-        "_load",
-        "_make_room",
-        "_nodes",
-        "_park",
         "_positions_to_send",
-        "_postpone",
-        "_rooms_changed",
-        "_rooms_with_typists",
         "_rows_to_send",
-        "_server_of_inviter",
         "_take_children",
-        "_touch",
-        "_typists",
-        "_withhold",
-        "apply",
-        "apply_pending",
-        "apply_redaction",
-        "erase_sender",
         "event_ids_at",
-        "evict_remote",
         "issue_tokens",
-        "leave_outside",
         "place_in_timeline",
-        "put_off",
-        "read_identity",
         "refresh_tokens",
-        "release_blob",
         "revoke_replaced_tokens",
         "state_with",
-        "undo_join",
         "without_withheld",
     }
 )
@@ -130,14 +107,8 @@ OTHER_NAMES = frozenset(
 # Functions that may return None although they are called get_…: this list only shrinks.
 GET_OR_NONE = frozenset(
     {
-        "get_blob_key",
-        "get_image",
-        "get_media",
-        "get_pending",
         "get_requester",
         "get_stored",
-        "get_thumbnail",
-        "get_uploader",
     }
 )
 

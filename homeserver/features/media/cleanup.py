@@ -47,7 +47,7 @@ async def clean_up(hs: Resources) -> None:
     await hs.database.write(storage.delete_expired_pending)
     excess_bytes = await hs.database.read(storage.get_remote_bytes) - hs.config.blobs.remote_bytes_max
     while excess_bytes > 0:
-        excess_bytes -= await hs.database.write(storage.evict_remote, excess_bytes, MEDIA_CLEANUP_ROWS)
+        excess_bytes -= await hs.database.write(storage.delete_oldest_remote, excess_bytes, MEDIA_CLEANUP_ROWS)
     await find_orphans(hs)
     await delete_released(hs)
     await hs.workers.run(_delete_temporary_files, temporary_folder(hs))

@@ -58,7 +58,7 @@ async def get_content_authed(
     hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: DownloadQuery, request: Request
 ) -> Response:
     """The content of a URI."""
-    media = await find_media(hs, server_name, media_id, query.timeout_ms)
+    media = await get_media(hs, server_name, media_id, query.timeout_ms)
     return await _serve(hs, request, media, media.description.filename, CACHE_PRIVATE)
 
 
@@ -75,7 +75,7 @@ async def get_content_override_name_authed(
     request: Request,
 ) -> Response:
     """The content of a URI, named as the requester wants."""
-    media = await find_media(hs, server_name, media_id, query.timeout_ms)
+    media = await get_media(hs, server_name, media_id, query.timeout_ms)
     return await _serve(hs, request, media, file_name, CACHE_PRIVATE)
 
 
@@ -84,7 +84,7 @@ async def get_content(
     hs: Resources, server_name: ServerName, media_id: str, query: DeprecatedDownloadQuery, request: Request
 ) -> Response:
     """The content of a URI that was stored as public."""
-    media = await find_public_media(hs, server_name, media_id)
+    media = await get_public_media(hs, server_name, media_id)
     return await _serve(hs, request, media, media.description.filename, CACHE_PUBLIC)
 
 
@@ -98,7 +98,7 @@ async def get_content_override_name(
     request: Request,
 ) -> Response:
     """The content of a URI that was stored as public, named as the requester wants."""
-    media = await find_public_media(hs, server_name, media_id)
+    media = await get_public_media(hs, server_name, media_id)
     return await _serve(hs, request, media, file_name, CACHE_PUBLIC)
 
 
@@ -116,27 +116,27 @@ async def _serve(hs: Resources, request: Request, media: Media, filename: str | 
     )
 
 
-async def find_media(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
+async def get_media(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
     """The file of a URI, fetched from its server if need be; waits for one that is still to be uploaded.
 
     Raises M_NOT_FOUND, M_NOT_YET_UPLOADED, and as `fetch_remote`.
     """
     check_media_id(media_id)
     if server_name == hs.server_name:
-        return await find_local_media(hs, media_id, timeout_ms)
-    media = await hs.database.read(storage.get_media, server_name, media_id)
+        return await get_local_media(hs, media_id, timeout_ms)
+    media = await hs.database.read(storage.find_media, server_name, media_id)
     if media is None:
         return await fetch_remote(hs, server_name, media_id, min(timeout_ms, MEDIA_WAIT_MS_MAX))
     note_used(hs, media)
     return media
 
 
-async def find_local_media(hs: Resources, media_id: str, timeout_ms: int) -> Media:
+async def get_local_media(hs: Resources, media_id: str, timeout_ms: int) -> Media:
     """The file of a URI of this server; waits for one that is still to be uploaded. M_NOT_FOUND, M_NOT_YET_UPLOADED."""
     check_media_id(media_id)
     deadline = trio.current_time() + min(timeout_ms, MEDIA_WAIT_MS_MAX) / 1000
     while True:
-        found = await hs.database.read(storage.get_local, hs.server_name, media_id)
+        found = await hs.database.read(storage.find_local, hs.server_name, media_id)
         if isinstance(found, Media):
             return found
         if found is None:
@@ -146,13 +146,13 @@ async def find_local_media(hs: Resources, media_id: str, timeout_ms: int) -> Med
         await hs.stream.wait((storage.wake_key(media_id),), found.position, deadline)
 
 
-async def find_public_media(hs: Resources, server_name: ServerName, media_id: str) -> Media:
+async def get_public_media(hs: Resources, server_name: ServerName, media_id: str) -> Media:
     """The file of a URI if the deprecated endpoints may serve it, else M_NOT_FOUND.
 
     They are frozen: what is uploaded, or fetched from another server, is served with a token only.
     """
     check_media_id(media_id)
-    media = await hs.database.read(storage.get_media, server_name, media_id)
+    media = await hs.database.read(storage.find_media, server_name, media_id)
     if media is None or not media.is_public:
         raise not_found("There is no such media, or it can be had with an access token only.")
     return media
@@ -183,9 +183,9 @@ def parse_mxc(uri: str) -> tuple[ServerName, str]:
 
 
 async def download(hs: Resources, mxc: str, *, timeout_ms: int = 20_000) -> tuple[str, bytes]:
-    """Content type and content of an `mxc://` URI, fetched from its server if need be. Raises as `find_media`."""
+    """Content type and content of an `mxc://` URI, fetched from its server if need be. Raises as `get_media`."""
     server_name, media_id = parse_mxc(mxc)
-    media = await find_media(hs, server_name, media_id, timeout_ms)
+    media = await get_media(hs, server_name, media_id, timeout_ms)
     try:
         return media.description.content_type, await hs.blobs.get(media.blob.key, expected_bytes=media.blob.size_bytes)
     except KeyError:

@@ -8,11 +8,11 @@ from contextlib import aclosing
 from homeserver.api.routes import Response
 from homeserver.errors import not_found
 from homeserver.features.media.content_headers import content_disposition
-from homeserver.features.media.downloads import DownloadQuery, find_local_media
+from homeserver.features.media.downloads import DownloadQuery, get_local_media
 from homeserver.features.media.multipart import Envelope, new_envelope
 from homeserver.features.media.operations import routes
 from homeserver.features.media.serving import open_stream
-from homeserver.features.media.thumbnails import ThumbnailQuery, find_thumbnail, read_size, thumbnail_disposition
+from homeserver.features.media.thumbnails import ThumbnailQuery, get_thumbnail, read_size, thumbnail_disposition
 from homeserver.federation.identifiers import ServerName
 from homeserver.limits import MEDIA_CHUNK_BYTES
 from homeserver.resources import Resources
@@ -21,7 +21,7 @@ from homeserver.resources import Resources
 @routes.get("/_matrix/federation/v1/media/download/{media_id}", rate_limit="federation")
 async def get_content(hs: Resources, origin: ServerName, media_id: str, query: DownloadQuery) -> Response:
     """The content of a URI of this server, as the second of two parts."""
-    media = await find_local_media(hs, media_id, query.timeout_ms)
+    media = await get_local_media(hs, media_id, query.timeout_ms)
     content_type = media.description.content_type
     envelope = new_envelope(content_type, content_disposition(content_type, media.description.filename))
     return await _answer(hs, envelope, media.blob.key, media.blob.size_bytes)
@@ -31,7 +31,7 @@ async def get_content(hs: Resources, origin: ServerName, media_id: str, query: D
 async def get_content_thumbnail(hs: Resources, origin: ServerName, media_id: str, query: ThumbnailQuery) -> Response:
     """A thumbnail of a URI of this server, as the second of two parts."""
     size = read_size(query)
-    thumbnail = await find_thumbnail(hs, hs.server_name, media_id, size, query.timeout_ms)
+    thumbnail = await get_thumbnail(hs, hs.server_name, media_id, size, query.timeout_ms)
     envelope = new_envelope(thumbnail.content_type, thumbnail_disposition(thumbnail.content_type))
     return await _answer(hs, envelope, thumbnail.blob_key, thumbnail.size_bytes, thumbnail.content)
 

@@ -141,7 +141,7 @@ async def keep(hs: Resources, received: Received, store: Callable[[Transaction, 
     whole_key: str | None = None  # a blob with this content, seen to be whole
     lost_key: str | None = None  # one that was lost
     if isinstance(received.data, Path):  # otherwise storing it in vain costs less than asking first
-        shared_key = await hs.database.read(storage.get_blob_key, received.sha256)
+        shared_key = await hs.database.read(storage.find_blob_key, received.sha256)
         if shared_key is not None and await _is_whole(hs, shared_key, received.size_bytes):
             try:
                 return await hs.database.write(_share, Blob(shared_key, received.sha256, received.size_bytes), store)
@@ -184,7 +184,7 @@ async def _is_whole(hs: Resources, blob_key: str, size_bytes: int) -> bool:
 def _share_or_store(
     tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T], whole_key: str | None, lost_key: str | None
 ) -> T:
-    shared_key = storage.get_blob_key(tx, blob.sha256)
+    shared_key = storage.find_blob_key(tx, blob.sha256)
     if shared_key is None:
         return store(tx, blob)
     if shared_key == lost_key:
@@ -192,7 +192,7 @@ def _share_or_store(
         return store(tx, blob)
     if shared_key != whole_key:
         raise _NotChecked(shared_key)
-    storage.release_blob(tx, blob.key)
+    storage.note_released(tx, blob.key)
     return store(tx, replace(blob, key=shared_key))
 
 

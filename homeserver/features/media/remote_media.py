@@ -58,7 +58,7 @@ async def fetch_remote(hs: Resources, server_name: ServerName, media_id: str, ti
 
 async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
     async with hs.flights.limiter("remote media", MEDIA_FETCHES_AT_ONCE_MAX):
-        already = await hs.database.read(storage.get_media, server_name, media_id)
+        already = await hs.database.read(storage.find_media, server_name, media_id)
         if already is not None:  # another flight for it landed while this one was being called
             return already
         if not hs.peers.admit(server_name, hs.now_ms(), PERSON):

@@ -132,7 +132,7 @@ class BlobGone(Exception):
 # --- reading ---
 
 
-def get_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media | None:
+def find_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media | None:
     """The file of a URI, None if this server does not hold its content."""
     row = tx.one(
         "SELECT media_nid, blob_key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms"
@@ -147,12 +147,12 @@ def get_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media 
     return Media(nid, blob, Description(content_type, filename), uploader_nid is None, bool(is_public), used_ms)
 
 
-def get_local(tx: Transaction, server_name: ServerName, media_id: str) -> Media | Pending | None:
+def find_local(tx: Transaction, server_name: ServerName, media_id: str) -> Media | Pending | None:
     """The file of a URI of this server, or that its content is still to come."""
-    return get_media(tx, server_name, media_id) or get_pending(tx, media_id)
+    return find_media(tx, server_name, media_id) or find_pending(tx, media_id)
 
 
-def get_pending(tx: Transaction, media_id: str) -> Pending | None:
+def find_pending(tx: Transaction, media_id: str) -> Pending | None:
     """A URI of this server that waits for its content and has not expired."""
     row = tx.one(
         "SELECT uploader_nid, expires_ms FROM media_pending WHERE media_id = ? AND expires_ms > ? AND expires_ms <= ?",
@@ -162,14 +162,14 @@ def get_pending(tx: Transaction, media_id: str) -> Pending | None:
     return None if row is None else Pending(UserID(tx.name(row[0])), row[1], tx.position)
 
 
-def get_uploader(tx: Transaction, server_name: ServerName, media_id: str) -> UserID | None:
+def find_uploader(tx: Transaction, server_name: ServerName, media_id: str) -> UserID | None:
     """Who uploaded the file of a URI of this server."""
     nid = tx.find(server_name)
     row = tx.one("SELECT uploader_nid FROM media WHERE server_nid = ? AND media_id = ?", nid, media_id)
     return None if row is None or row[0] is None else UserID(tx.name(row[0]))
 
 
-def get_blob_key(tx: Transaction, sha256: bytes) -> str | None:
+def find_blob_key(tx: Transaction, sha256: bytes) -> str | None:
     """The key of a blob with this content."""
     row = tx.one("SELECT blob_key FROM media WHERE sha256 = ? LIMIT 1", sha256)
     return None if row is None else row[0]
@@ -218,8 +218,8 @@ def check_may_upload(
 
 def check_pending(tx: Transaction, server_name: ServerName, uploader: UserID, media_id: str) -> None:
     """Raises M_NOT_FOUND, M_FORBIDDEN or M_CANNOT_OVERWRITE_MEDIA unless the user may now give the ID its content."""
-    pending = get_pending(tx, media_id)
-    owner = pending.uploader if pending is not None else get_uploader(tx, server_name, media_id)
+    pending = find_pending(tx, media_id)
+    owner = pending.uploader if pending is not None else find_uploader(tx, server_name, media_id)
     if owner is None:
         raise not_found("This media ID was not created, or has expired.")
     if owner != uploader:
@@ -265,13 +265,13 @@ def store_remote(
     tx: Transaction, blob: Blob, server_name: ServerName, media_id: str, description: Description
 ) -> Media:
     """Remembers another server's file. Another node may have been faster: then its row stays, and is answered."""
-    found = get_media(tx, server_name, media_id)
+    found = find_media(tx, server_name, media_id)
     if found is None:
         _insert_media(tx, blob, server_name, media_id, description, None, False)
-        found = get_media(tx, server_name, media_id)
+        found = find_media(tx, server_name, media_id)
         assert found is not None
     elif found.blob.key != blob.key:
-        release_blob(tx, blob.key)
+        note_released(tx, blob.key)
     return found
 
 
@@ -310,7 +310,7 @@ def check_shared(tx: Transaction, blob_key: str) -> None:
 def replace_blob(tx: Transaction, lost_key: str, blob: Blob) -> None:
     """Points every file whose blob was lost to another blob with the same content."""
     tx.run("UPDATE media SET blob_key = ? WHERE sha256 = ? AND blob_key = ?", blob.key, blob.sha256, lost_key)
-    release_blob(tx, lost_key)  # something may be left of it
+    note_released(tx, lost_key)  # something may be left of it
 
 
 def store_used(tx: Transaction, media_nid: int) -> None:
@@ -346,11 +346,11 @@ def _delete_row(tx: Transaction, media_nid: int, blob_key: str, uploader_nid: in
             uploader_nid,
         )
     for key in (blob_key, *keys):
-        release_blob(tx, key)
+        note_released(tx, key)
 
 
-def release_blob(tx: Transaction, blob_key: str) -> None:
-    """Lists the blob for deletion unless a row names it."""
+def note_released(tx: Transaction, blob_key: str) -> None:
+    """Lists the blob for deletion unless a row still names it."""
     if not is_blob_used(tx, blob_key):
         tx.run("INSERT INTO media_deletions (blob_key) VALUES (?) ON CONFLICT (blob_key) DO NOTHING", blob_key)
 
@@ -381,8 +381,8 @@ def get_remote_bytes(tx: Transaction) -> int:
     return int(row[0])
 
 
-def evict_remote(tx: Transaction, excess_bytes: int, count: int) -> int:
-    """Forgets the remote files longest unused, at most `count`, until `excess_bytes` are free; answers how many are."""
+def delete_oldest_remote(tx: Transaction, excess_bytes: int, count: int) -> int:
+    """Deletes the remote files longest unused, at most `count`, until `excess_bytes` are free. Returns what is free."""
     oldest = tx.all(
         "SELECT media_nid, blob_key, size_bytes FROM media WHERE uploader_nid IS NULL ORDER BY used_ms LIMIT ?", count
     )
@@ -420,7 +420,7 @@ def list_unused(tx: Transaction, blob_keys: Collection[str]) -> list[str]:
 def store_orphans(tx: Transaction, blob_keys: Collection[str]) -> None:
     """Lists for deletion those of the blobs that no row names."""
     for key in blob_keys:
-        release_blob(tx, key)
+        note_released(tx, key)
 
 
 def store_sweep(tx: Transaction, next_shard: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from homeserver.database import Transaction
 from homeserver.errors import not_found
-from homeserver.features.media.storage import release_blob
+from homeserver.features.media.storage import note_released
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Thumbnail:
     content: bytes | None = None
 
 
-def get_image(tx: Transaction, media_nid: int) -> Image | None:
+def find_image(tx: Transaction, media_nid: int) -> Image | None:
     """What is known of the file as an image; None: it has not been looked at."""
     row = tx.one(
         "SELECT content_type, width, height, is_animated, failure, checked_ms FROM media_images WHERE media_nid = ?",
@@ -53,7 +53,7 @@ def get_image(tx: Transaction, media_nid: int) -> Image | None:
     return None if row is None else Image(row[0], row[1], row[2], bool(row[3]), row[4], row[5])
 
 
-def get_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | None:
+def find_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | None:
     """The stored thumbnail of exactly this size."""
     row = tx.one(
         "SELECT content_type, blob_key, size_bytes, content FROM media_thumbnails"
@@ -101,9 +101,9 @@ def store_thumbnail(tx: Transaction, media_nid: int, image: Image, size: Size, t
     if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
         raise not_found("This media has been deleted.")
     store_image(tx, media_nid, image)
-    found = get_thumbnail(tx, media_nid, size)
+    found = find_thumbnail(tx, media_nid, size)
     if found is not None:
-        release_blob(tx, thumbnail.blob_key)
+        note_released(tx, thumbnail.blob_key)
         return found
     tx.run(
         "INSERT INTO media_thumbnails (media_nid, method, width, height, animated, content_type, blob_key, size_bytes,"

@@ -18,8 +18,8 @@ from homeserver.features.media.content_headers import bare_type
 from homeserver.features.media.downloads import (
     TimeoutMs,
     check_media_id,
-    find_media,
-    find_public_media,
+    get_media,
+    get_public_media,
     note_used,
 )
 from homeserver.features.media.operations import routes
@@ -107,7 +107,7 @@ async def get_content_thumbnail_authed(
 ) -> Response:
     """A thumbnail of an image."""
     size = read_size(query)
-    thumbnail = await find_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
+    thumbnail = await get_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
     return await _serve(hs, request, thumbnail, CACHE_PRIVATE)
 
 
@@ -117,8 +117,8 @@ async def get_content_thumbnail(
 ) -> Response:
     """A thumbnail of an image that was stored as public."""
     size = read_size(query)
-    await find_public_media(hs, server_name, media_id)
-    thumbnail = await find_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
+    await get_public_media(hs, server_name, media_id)
+    thumbnail = await get_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
     return await _serve(hs, request, thumbnail, CACHE_PUBLIC)
 
 
@@ -158,14 +158,14 @@ def read_size(query: ThumbnailQuery) -> Size:
     return Size("scale", *SCALE_SIZES[-1], query.animated)
 
 
-async def find_thumbnail(
+async def get_thumbnail(
     hs: Resources, server_name: ServerName, media_id: str, size: Size, timeout_ms: int
 ) -> Thumbnail:
-    """The thumbnail, made if need be. Raises 400 M_UNKNOWN for what is no image, M_TOO_LARGE, and as `find_media`."""
+    """The thumbnail, made if need be. Raises 400 M_UNKNOWN for what is no image, M_TOO_LARGE, and as `get_media`."""
     check_media_id(media_id)
     media, image, thumbnail, size = await hs.database.read(look_up, server_name, media_id, size)
     if media is None:
-        media = await find_media(hs, server_name, media_id, timeout_ms)
+        media = await get_media(hs, server_name, media_id, timeout_ms)
         _, image, thumbnail, size = await hs.database.read(look_up, server_name, media_id, size)
     else:
         note_used(hs, media)
@@ -182,24 +182,24 @@ def look_up(
     tx: Transaction, server_name: ServerName, media_id: str, size: Size
 ) -> tuple[Media | None, Image | None, Thumbnail | None, Size]:
     """The file, what is known of it as an image, its thumbnail; and the size to make, which may be another one."""
-    media = storage.get_media(tx, server_name, media_id)
+    media = storage.find_media(tx, server_name, media_id)
     if media is None:
         return None, None, None, size
-    image = thumbnail_storage.get_image(tx, media.media_nid)
+    image = thumbnail_storage.find_image(tx, media.media_nid)
     if image is None or image.failure:
         return media, image, None, size
     if not image.is_animated and size.animated:
         size = replace(size, animated=False)
     if _is_own_thumbnail(image, size):
         return media, image, _original(media, image), size
-    thumbnail = thumbnail_storage.get_thumbnail(tx, media.media_nid, size)
+    thumbnail = thumbnail_storage.find_thumbnail(tx, media.media_nid, size)
     if thumbnail is None and thumbnail_storage.count_thumbnails(tx, media.media_nid) >= THUMBNAILS_PER_MEDIA_MAX:
         # Someone has asked for many aspect ratios: from now on a size of the fixed set that is large enough.
         box = next(box for box in SCALE_SIZES if size.width <= box[0] and size.height <= box[1])
         size = Size("scale", *box, size.animated)
         if _is_own_thumbnail(image, size):
             return media, image, _original(media, image), size
-        thumbnail = thumbnail_storage.get_thumbnail(tx, media.media_nid, size)
+        thumbnail = thumbnail_storage.find_thumbnail(tx, media.media_nid, size)
     return media, image, thumbnail, size
 
 

@@ -28,9 +28,10 @@ JSON_NODES_MAX: Mapping[str, int] = {
 }
 # A request to us as a notary has a thousand values, a registration a dozen.
 ANONYMOUS_JSON_NODES_MAX = 4_000
-# Before its signature is checked, a body is decoded only if it is not canonical, and only up to this many values. A
-# longer body that is not canonical is refused. 50 PDUs of 64 KiB are shorter.
-UNVERIFIED_JSON_NODES_MAX = 100_000
+# Before its signature is checked, a body is decoded only if it is not canonical, and only up to this many values: a
+# full transaction of ordinary events has 6,000. Larger ones only have their parts put in order. A longer body that is
+# not canonical is refused; 50 PDUs of 64 KiB are shorter.
+UNVERIFIED_JSON_NODES_MAX = 20_000
 UNVERIFIED_BODY_BYTES_MAX = 4 << 20
 # Bodies with more values are processed one at a time.
 HEAVY_JSON_NODES = 300_000

@@ -7,15 +7,16 @@ damage. Without it, the value fails somewhere else and looks like a bug.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from types import UnionType
-from typing import get_args
+from typing import TypeVar, get_args
 
 from homeserver.database.schema import DatabaseDamaged
 from homeserver.database.session import Row
 
 RowTypes = frozenset[tuple[type, ...]]
+Kind = TypeVar("Kind")
 
 
 def row_types(*columns: type | UnionType) -> RowTypes:
@@ -27,7 +28,22 @@ def check_rows(rows: Iterable[Row], types: RowTypes, what: str) -> None:
     """Raises DatabaseDamaged, naming the first column's value, unless each row has one of `types`. what: for people."""
     for row in rows:
         if tuple(map(type, row)) not in types:
-            raise DatabaseDamaged(f"The {what} {row[0]!r:.100} is damaged: {_describe(row)}.")
+            raise _damage(row, what)
+
+
+def kinds_of(rows: Iterable[Row], kinds: Mapping[tuple[type, ...], Kind], what: str) -> list[Kind]:
+    """Returns the kind of each row, which its types decide. Raises DatabaseDamaged like `check_rows`."""
+    found: list[Kind] = []
+    for row in rows:
+        kind = kinds.get(tuple(map(type, row)))
+        if kind is None:
+            raise _damage(row, what)
+        found.append(kind)
+    return found
+
+
+def _damage(row: Row, what: str) -> DatabaseDamaged:
+    return DatabaseDamaged(f"The {what} {row[0]!r:.100} is damaged: {_describe(row)}.")
 
 
 def _describe(row: Row) -> str:

@@ -25,7 +25,7 @@ from homeserver.rooms.history import Page, Reader, point_beside, read_page, want
 from homeserver.rooms.membership import find_room_membership, is_server_joined
 from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
-from homeserver.rooms.storage import Status, StoredEvent, get_stored, list_stored, without_withheld
+from homeserver.rooms.storage import StoredEvent, TimelineEvent, get_stored, list_stored, without_withheld
 from homeserver.rooms.timeline import (
     END,
     START,
@@ -161,7 +161,7 @@ def _meets_gap(tx: Transaction, wanted: _Wanted, point: int, page: Page) -> bool
     return is_server_joined(tx, wanted.room_id, server_name_of(wanted.requester.user_id))
 
 
-def _senders(tx: Transaction, state: StateAt, events: list[StoredEvent]) -> list[JsonObject]:
+def _senders(tx: Transaction, state: StateAt, events: Sequence[StoredEvent]) -> list[JsonObject]:
     """The member events of the senders, for clients that load members lazily."""
     keys = [("m.room.member", sender) for sender in dict.fromkeys(event.sender for event in events)]
     members = list_stored(tx, set(positions_in(tx, state, keys).values())).values()
@@ -220,10 +220,10 @@ def _event_by_timestamp(tx: Transaction, requester: Requester, room_id: RoomID, 
     raise not_found("There is no event of that time, or none that you may see.")
 
 
-def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> StoredEvent:
+def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> TimelineEvent:
     event = get_stored(tx, event_id)
     unseen = not_found("There is no such event, or none that you may see.")
-    if event is None or event.room_id != room_id or event.status != Status.TIMELINE:
+    if not isinstance(event, TimelineEvent) or event.room_id != room_id:
         raise unseen
     membership = find_room_membership(tx, room_id, requester.user_id)
     if membership is not None and membership.forgotten and not is_world_readable(tx, room_id):

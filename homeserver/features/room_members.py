@@ -58,7 +58,6 @@ def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query:
 def _state_at_the_start(tx: Transaction, room_id: RoomID) -> StateAt:
     """The state before the first event of the timeline: empty, or what the room was when this server came."""
     first = list_forwards(tx, room_id, START, 1)[0]
-    assert first.state_before is not None
     return StateAt(first.state_before)
 
 

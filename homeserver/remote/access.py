@@ -14,7 +14,7 @@ from homeserver.federation.server_acl import ServerAcl, compile_acl
 from homeserver.resources import Resources
 from homeserver.rooms.heads import Head, find_head, state_position
 from homeserver.rooms.membership import is_server_joined, list_largest_servers
-from homeserver.rooms.storage import find_positions, find_room_version, list_stored, load_auth_events
+from homeserver.rooms.storage import PlacedEvent, find_positions, find_room_version, list_stored, load_auth_events
 from homeserver.rooms.visibility import servers_in
 
 ACLS_CACHED_MAX = 1_000
@@ -86,9 +86,9 @@ def check_may_read(
     if is_server_joined(tx, room_id, origin):
         return
     positions = find_positions(tx, event_ids)
-    states = [stored.state_before for stored in list_stored(tx, positions.values()).values()]
-    was_there = all(state is not None and origin in servers_in(tx, state) for state in states)
-    if not states or len(positions) < len(set(event_ids)) or not was_there:
+    stored = list_stored(tx, positions.values()).values()
+    was_there = all(isinstance(row, PlacedEvent) and origin in servers_in(tx, row.state_before) for row in stored)
+    if not stored or len(positions) < len(set(event_ids)) or not was_there:
         raise forbidden("Your server is not in that room.")
 
 

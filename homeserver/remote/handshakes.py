@@ -39,7 +39,7 @@ from homeserver.rooms.graph import auth_chain
 from homeserver.rooms.heads import get_head, state_position
 from homeserver.rooms.receive import Missing, Received, resolve_beforehand
 from homeserver.rooms.restricted import authorised_via
-from homeserver.rooms.storage import Status, list_stored
+from homeserver.rooms.storage import Status, list_in_timeline
 
 routes = Routes()
 _TAKES_A_PDU: dict[str, Any] = {"rate_limit": "federation", "max_body_bytes": limits.PDU_BODY_BYTES_MAX}
@@ -169,8 +169,7 @@ async def _send_join(
 
 def _state_for(tx: Transaction, position: int) -> tuple[list[JsonObject], list[JsonObject]]:
     """Returns the state before the event, and the auth chain of that state and of the event."""
-    event = list_stored(tx, (position,))[position]
-    assert event.state_before is not None
+    event = list_in_timeline(tx, (position,))[position]
     state = list(state_tree.items(tx, event.state_before).values())
     return whole_pdus(tx, state), whole_pdus(tx, auth_chain(tx, [*state, position]))
 

@@ -26,7 +26,7 @@ from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_st
 from homeserver.resources import Resources
 from homeserver.rooms import state_tree
 from homeserver.rooms.graph import auth_chain, walk_back
-from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored, list_stored, to_events
+from homeserver.rooms.storage import PlacedEvent, StoredEvent, event_ids_at, get_stored, list_stored, to_events
 from homeserver.rooms.timeline import Timestamp, list_by_timestamp
 from homeserver.rooms.visibility import server_may_see
 
@@ -192,7 +192,7 @@ def _state_positions(
     """The state before the event."""
     check_may_read(tx, own, room_id, origin, [event_id])
     stored = _event_of(tx, room_id, event_id)
-    if stored.state_before is None:
+    if not isinstance(stored, PlacedEvent):
         raise not_found("This server does not know the state at that event.")
     return list(state_tree.items(tx, stored.state_before).values())
 

@@ -13,6 +13,7 @@ from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.resolve import StateAt, position_in, state_after
+from homeserver.rooms.state_tree import find_key
 from homeserver.rooms.storage import StoredEvent, list_stored
 from homeserver.rooms.timeline import END
 from homeserver.rooms.visibility import find_leave, is_world_readable
@@ -41,7 +42,7 @@ def read_access(tx: Transaction, room_id: RoomID, user_id: str) -> Readable:
             return Readable(StateAt(head.state_root), END)
         if membership is not None and not membership.forgotten:
             left = find_leave(tx, room_id, user_id)
-            if left is not None and left.state_before is not None and left.ordering is not None:
+            if left is not None:
                 return Readable(state_after(tx, left), left.ordering)
     raise forbidden("You are not in that room.")
 
@@ -53,8 +54,6 @@ def readable_state(tx: Transaction, room_id: RoomID, user_id: str) -> StateAt:
 
 def find_in_state(tx: Transaction, state: StateAt, event_type: str, state_key: str) -> StoredEvent | None:
     """Returns one event of a state, None if the state has none."""
-    type_nid, key_nid = tx.find(event_type), tx.find(state_key)
-    if type_nid is None or key_nid is None:
-        return None
-    position = position_in(tx, state, (type_nid, key_nid))
+    key = find_key(tx, event_type, state_key)
+    position = None if key is None else position_in(tx, state, key)
     return None if position is None else list_stored(tx, (position,))[position]

@@ -13,7 +13,7 @@ from homeserver.rooms.client_event import own_member_event, stripped_event
 from homeserver.rooms.heads import Head, StateKey, replace_head, state_position, store_resolved_head
 from homeserver.rooms.membership import MembershipRow, store_memberships
 from homeserver.rooms.resolve import StateAt, resolve_states, state_after, store_state
-from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored
+from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_in_timeline, list_stored
 
 # The state shown to invited users. Spec: client-server-api/#stripped-state
 STRIPPED_KEYS: tuple[StateKey, ...] = tuple(
@@ -57,10 +57,9 @@ def advance_beside(
     extremities = [pair for pair in zip(head.extremities, head.extremity_ids, strict=True) if pair[0] not in followed]
     if not is_past or not extremities:
         extremities.append((position, event.event_id))
-    rows = list_stored(tx, {position, *(each for each, _ in extremities)})
+    rows = list_in_timeline(tx, {position, *(each for each, _ in extremities)})
     is_alone = len(extremities) == 1 and extremities[0][0] == position
     row = rows[position]
-    assert row.ordering is not None
     root = store_state(tx, resolve_states(tx, head.version, [state_after(tx, rows[each]) for each, _ in extremities]))
     if not is_alone and (event.state_key is not None or root != row.state_before):
         store_resolved_head(tx, head.room_nid, row.ordering, root)
@@ -83,7 +82,7 @@ def advance_past(tx: Transaction, head: Head, followed: Collection[int]) -> None
     extremities = [pair for pair in zip(head.extremities, head.extremity_ids, strict=True) if pair[0] not in followed]
     if not extremities or len(extremities) == len(head.extremities):
         return
-    rows = list_stored(tx, {position for position, _ in extremities})
+    rows = list_in_timeline(tx, {position for position, _ in extremities})
     state = resolve_states(tx, head.version, [state_after(tx, rows[position]) for position, _ in extremities])
     _replace_state(tx, head, store_state(tx, state), extremities, head.depth)
 

@@ -30,9 +30,8 @@ from homeserver.rooms.advance import advance_beside, advance_onto
 from homeserver.rooms.heads import (
     Head,
     StateKey,
-    find_head,
     get_head,
-    insert_room,
+    open_room,
     set_create_position,
 )
 from homeserver.rooms.redactions import apply_redaction, check_may_redact
@@ -42,6 +41,7 @@ from homeserver.rooms.storage import (
     Status,
     find_position,
     insert_event,
+    list_in_timeline,
     list_stored,
     load_auth_events,
     load_events,
@@ -65,9 +65,7 @@ def append_create(tx: Transaction, draft: Draft, version: RoomVersion) -> Event:
     rejection = check(event, {})
     if rejection is not None:
         raise forbidden(rejection.reason)
-    insert_room(tx, event.room_id, version)
-    head = find_head(tx, event.room_id)
-    assert head is not None
+    head = open_room(tx, event.room_id, version)
     position = tx.next_position(event.room_id)
     insert_event(
         tx,
@@ -154,7 +152,7 @@ def _find_place(tx: Transaction, draft: Draft) -> _Place:
     if len(prev_positions) > PREV_EVENTS_MAX:
         # An event has at most this many prev_events. The state before it is resolved from these; the rest stay loose.
         prev_positions = prev_positions[-PREV_EVENTS_MAX:]
-        rows = list_stored(tx, prev_positions)
+        rows = list_in_timeline(tx, prev_positions)
         before = resolve_states(tx, head.version, [state_after(tx, row) for row in rows.values()])
     references = _references(tx, head, prev_positions)
     return _Place(head, before, prev_positions, references, _find_auth(tx, head, before, draft))

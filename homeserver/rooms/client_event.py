@@ -11,7 +11,15 @@ from homeserver.database import Transaction
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.envelope import unpack
 from homeserver.rooms.heads import state_position
-from homeserver.rooms.storage import Status, StoredEvent, get_room_version, list_stored, txn_id_of_client
+from homeserver.rooms.storage import (
+    PlacedEvent,
+    Status,
+    StoredEvent,
+    TimelineEvent,
+    get_room_version,
+    list_stored,
+    txn_id_of_client,
+)
 from homeserver.rooms.visibility import Memberships, filter_visible
 
 
@@ -31,7 +39,7 @@ def client_events(
     answer: list[dict[str, Any]] = []
     for event in events:
         unsigned: dict[str, Any] = {"age": now_ms - event.origin_server_ts}
-        if event.state_before is not None:
+        if isinstance(event, PlacedEvent):
             is_own = event.state_key == user_id and event.type == "m.room.member"
             unsigned["membership"] = event.content.get("membership") if is_own else memberships.at(event.state_before)
         if event.txn_id is not None and event.sender == user_id and event.device_id == device_id:
@@ -61,7 +69,7 @@ def _visible_by_position(tx: Transaction, user_id: str, events: Collection[Store
         event.position: event
         for room_id, of_room in by_room.items()
         for event in (
-            *filter_visible(tx, user_id, room_id, of_room),
+            *filter_visible(tx, user_id, room_id, [each for each in of_room if isinstance(each, TimelineEvent)]),
             *(each for each in of_room if each.status == Status.OUTLIER),
         )
     }
@@ -131,7 +139,7 @@ def _replaced(tx: Transaction, events: Sequence[StoredEvent]) -> dict[int, Store
     """Returns, by the position of a state event, the event that it replaced."""
     positions: dict[int, int] = {}
     for event in events:
-        if event.state_key is not None and event.state_before is not None:
+        if event.state_key is not None and isinstance(event, PlacedEvent):
             before = state_position(tx, event.state_before, event.type, event.state_key)
             if before is not None and before != event.position:
                 positions[event.position] = before

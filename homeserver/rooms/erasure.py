@@ -13,7 +13,7 @@ from homeserver.database import Transaction
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import UserID
 from homeserver.federation.redaction import redact
-from homeserver.rooms.storage import StoredEvent, get_room_version
+from homeserver.rooms.storage import SomeEvent, get_room_version
 
 
 def note_erased(tx: Transaction, user_id: UserID) -> None:
@@ -31,7 +31,7 @@ def find_erased(tx: Transaction, senders: Iterable[str]) -> dict[str, int]:
     return {nids[nid]: position for nid, position in rows}
 
 
-def redacted_copy(tx: Transaction, event: StoredEvent) -> StoredEvent:
+def redacted_copy(tx: Transaction, event: SomeEvent) -> SomeEvent:
     """Returns the event with the content that a redaction would leave."""
     kept = redact({"type": event.type, "content": event.content}, get_room_version(tx, event.room_id))["content"]
     return msgspec.structs.replace(event, content_json=canonical_json.encode(kept, strict=False))

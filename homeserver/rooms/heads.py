@@ -89,6 +89,15 @@ def get_head(tx: Transaction, room_id: str) -> Head:
     return head
 
 
+def open_room(tx: Transaction, room_id: RoomID, version: RoomVersion) -> Head:
+    """Adds the room unless it is known, and returns its head. Its create event may still be missing."""
+    insert_room(tx, room_id, version)
+    head = find_head(tx, room_id)
+    if head is None:
+        raise DatabaseDamaged(f"The room {room_id} was just stored, and is missing.")
+    return head
+
+
 def insert_room(tx: Transaction, room_id: RoomID, version: RoomVersion) -> None:
     """Adds a room without a head that this server has heard of. Its version is hearsay until the create event comes."""
     tx.run(
@@ -151,8 +160,8 @@ def find_resolved_head(tx: Transaction, room_nid: int | None, point: int) -> tup
 
 def state_position(tx: Transaction, root: bytes, event_type: str, state_key: str = "") -> int | None:
     """Returns the position of one event of a state, None if the state has none."""
-    type_nid, key_nid = tx.find(event_type), tx.find(state_key)
-    return None if type_nid is None or key_nid is None else state_tree.get(tx, root, (type_nid, key_nid))
+    key = state_tree.find_key(tx, event_type, state_key)
+    return None if key is None else state_tree.get(tx, root, key)
 
 
 def state_events(tx: Transaction, root: bytes, keys: Collection[StateKey]) -> dict[StateKey, Event]:

@@ -23,7 +23,7 @@ from homeserver.api.filters import RoomEventFilter, wants, wants_room
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.receive import find_newest_gap
-from homeserver.rooms.storage import StoredEvent
+from homeserver.rooms.storage import StoredEvent, TimelineEvent
 from homeserver.rooms.timeline import find_types, list_backwards, list_forwards
 from homeserver.rooms.visibility import filter_visible
 
@@ -51,7 +51,7 @@ class Page(NamedTuple):
     more: whether there are more events beyond `end`, or may be. at_gap: the page ends where other servers have more.
     """
 
-    events: list[StoredEvent]
+    events: list[TimelineEvent]
     start: int
     end: int
     more: bool
@@ -66,7 +66,7 @@ def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, 
     gap = None if forwards else find_newest_gap(tx, room_id, to, point)
     if gap is not None:
         to = gap - 1
-    found: list[StoredEvent] = []
+    found: list[TimelineEvent] = []
     start, end, scanned = point, point, 0
     while True:
         list_events = list_forwards if forwards else list_backwards
@@ -106,9 +106,8 @@ def wants_event(filter_: RoomEventFilter, event: StoredEvent) -> bool:
     return filter_.contains_url is None or ("url" in event.content) == filter_.contains_url
 
 
-def point_beside(event: StoredEvent, *, is_after: bool) -> int:
+def point_beside(event: TimelineEvent, *, is_after: bool) -> int:
     """Returns the point of the timeline just after or just before an event."""
-    assert event.ordering is not None
     return event.ordering if is_after else event.ordering - 1
 
 

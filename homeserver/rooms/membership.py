@@ -100,13 +100,12 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
 
 def count_pending(tx: Transaction, user_id: str) -> tuple[int, int]:
     """Returns how many invites and knocks of the user are pending, and how many bytes of stripped state they have."""
-    row = tx.one(
+    ((count, size),) = tx.all(
         "SELECT count(*), COALESCE(SUM(LENGTH(stripped)), 0) FROM memberships WHERE user_nid = ?"
         " AND membership IN ('invite', 'knock')",
         tx.find(user_id),
     )
-    assert row is not None
-    return int(row[0]), int(row[1])
+    return int(count), int(size)
 
 
 def list_outsiders(tx: Transaction, room_nid: int) -> list[UserID]:
@@ -295,9 +294,10 @@ def list_rooms_of_server(tx: Transaction, server_name: str, since: int) -> list[
 
 def count_members(tx: Transaction, room_id: str, membership: Membership) -> int:
     """Returns how many users have that membership."""
-    row = tx.one("SELECT count(*) FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership)
-    assert row is not None
-    return int(row[0])
+    (count,) = tx.values(
+        "SELECT count(*) FROM memberships WHERE room_nid = ? AND membership = ?", tx.find(room_id), membership
+    )
+    return int(count)
 
 
 def list_heroes(tx: Transaction, room_id: str, user_id: str) -> list[UserID]:

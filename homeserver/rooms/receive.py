@@ -30,17 +30,19 @@ from homeserver.rooms import state_tree
 from homeserver.rooms.advance import advance_beside, advance_past, leave_head
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.graph import in_order
-from homeserver.rooms.heads import Head, find_head, insert_room, set_create_position, state_events
+from homeserver.rooms.heads import Head, find_head, insert_room, open_room, set_create_position, state_events
 from homeserver.rooms.redactions import apply_pending, apply_redaction
 from homeserver.rooms.resolve import StateAt, resolve_states, state_after, store_state
 from homeserver.rooms.storage import (
     ORDERING_SHIFT,
+    PlacedEvent,
     Status,
     StoredEvent,
     event_ids_at,
     find_positions,
     get_stored,
     insert_event,
+    list_in_timeline,
     list_stored,
     load_auth_events,
     place_in_timeline,
@@ -80,7 +82,7 @@ def receive_event(
     in the timeline for an event of the past. Without it the event is new and goes to the end.
     """
     stored = get_stored(tx, event.event_id)
-    if stored is not None and stored.state_before is not None:
+    if isinstance(stored, PlacedEvent):
         return Received(stored.position, Status(stored.status), is_new=False)
     head = find_head(tx, event.room_id)
     if head is None or not head.create_position:
@@ -136,7 +138,7 @@ def _state_before(tx: Transaction, head: Head, event: Event, given: Collection[E
     stored = list_stored(tx, positions.values())
     if any(row.room_id != event.room_id for row in stored.values()):
         return Missing()  # it cites another room, so no state can be computed
-    placed = [row for row in stored.values() if row.state_before is not None]
+    placed = [row for row in stored.values() if isinstance(row, PlacedEvent)]
     states = [state_after(tx, row) for row in placed]
     if given is not None:
         given_state = _given_state(tx, head, given)
@@ -251,8 +253,8 @@ def _look_behind(tx: Transaction, event: Event) -> _Past:
         positions = find_positions(tx, waiting)
         rows = list_stored(tx, set(positions.values()) - found)
         missing.update(waiting - positions.keys())
-        missing.update(row.event_id for row in rows.values() if row.state_before is None)
-        placed = {position: row for position, row in rows.items() if row.state_before is not None}
+        missing.update(row.event_id for row in rows.values() if not isinstance(row, PlacedEvent))
+        placed = {position: row for position, row in rows.items() if isinstance(row, PlacedEvent)}
         found.update(placed)
         through = [row for row in placed.values() if row.status != Status.TIMELINE]
         waiting = {prev_id for each in to_events(tx, through) for prev_id in each.prev_events}
@@ -332,9 +334,7 @@ def adopt_room(
     create_id, state_ids: stored events (`store_outliers`). Raises MatrixError 403 if that state does not allow the
     join, 502 if it is not a state of that room. In both cases nothing changes.
     """
-    insert_room(tx, join.room_id, join.version)
-    head = find_head(tx, join.room_id)
-    assert head is not None
+    head = open_room(tx, join.room_id, join.version)
     stored = None if create_id is None else get_stored(tx, create_id)
     if stored is None or stored.status == Status.REJECTED or stored.room_id != join.room_id:
         raise MatrixError(502, "M_UNKNOWN", "The other server's state has no m.room.create event of that room.")
@@ -359,7 +359,7 @@ def find_places(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> di
     """
     room_nid = tx.find(room_id)
     rows = list_stored(tx, find_positions(tx, [event.event_id for event in events]).values())
-    placed = {row.event_id: row.ordering for row in rows.values() if row.state_before is not None}
+    placed = {row.event_id: row.ordering for row in rows.values() if isinstance(row, PlacedEvent)}
     places: dict[EventID, int] = {}
     bounds: dict[EventID, int] = {}  # the earliest of the events that follow an event
     taken: set[int] = set()
@@ -371,7 +371,7 @@ def find_places(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> di
                 room_nid,
                 event_key(event.event_id),
             )
-            after = [row.ordering for row in list_stored(tx, children).values() if row.ordering is not None]
+            after = [row.ordering for row in list_in_timeline(tx, children).values()]
             if event.event_id in bounds:
                 after.append(bounds[event.event_id])
             if after:
@@ -390,14 +390,13 @@ def _free_place(tx: Transaction, room_nid: int | None, place: int, taken: Collec
             place -= 1
         if tx.one("SELECT 1 FROM events WHERE room_nid = ? AND ordering = ?", room_nid, place) is None:
             return place
-        row = tx.one(
+        (beyond,) = tx.values(
             "SELECT MAX(e.ordering) FROM events e WHERE e.room_nid = ? AND e.ordering <= ? AND NOT EXISTS"
             " (SELECT 1 FROM events before WHERE before.room_nid = e.room_nid AND before.ordering = e.ordering - 1)",
             room_nid,
             place,
         )
-        assert row is not None
-        place = row[0] - 1
+        place = beyond - 1
 
 
 def find_newest_gap(tx: Transaction, room_id: RoomID, since: int, upto: int) -> int | None:

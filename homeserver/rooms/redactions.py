@@ -19,6 +19,7 @@ from homeserver.rooms.envelope import event_key
 from homeserver.rooms.heads import StateKey, find_head, state_events
 from homeserver.rooms.membership import list_outsiders, list_told_of, replace_stripped
 from homeserver.rooms.storage import (
+    PlacedEvent,
     StoredEvent,
     forget_auth_event,
     get_stored,
@@ -83,7 +84,7 @@ def apply_pending(tx: Transaction, event: Event) -> None:
         stored = list_stored(tx, (position,))[position]
         (redaction,) = to_events(tx, [stored])
         target = get_stored(tx, event.event_id)
-        if target is None or stored.state_before is None:
+        if target is None or not isinstance(stored, PlacedEvent):
             continue
         if _apply(tx, target, redaction, position, stored.state_before):
             _delete_withheld(tx, position)

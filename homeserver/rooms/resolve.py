@@ -20,10 +20,10 @@ from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.state_resolution import Missing, resolve_conflicts
 from homeserver.rooms import state_tree
 from homeserver.rooms.heads import StateKey, find_resolved_head
-from homeserver.rooms.state_tree import Key
+from homeserver.rooms.state_tree import Key, find_key, get_key
 from homeserver.rooms.storage import (
+    PlacedEvent,
     Status,
-    StoredEvent,
     event_ids_at,
     find_status,
     load_auth_events,
@@ -43,21 +43,18 @@ class StateAt:
     changes: tuple[tuple[Key, int | None], ...] = ()
 
 
-def state_after(tx: Transaction, event: StoredEvent) -> StateAt:
-    """Returns the state after a stored event whose state before it is known. A rejected event changes nothing."""
-    assert event.state_before is not None
-    if event.state_key is None or event.status in (Status.REJECTED, Status.OUTLIER):
+def state_after(tx: Transaction, event: PlacedEvent) -> StateAt:
+    """Returns the state after an event. A rejected event changes nothing."""
+    if event.state_key is None or event.status == Status.REJECTED:
         return StateAt(event.state_before)
-    type_nid, key_nid = tx.find(event.type), tx.find(event.state_key)
-    assert type_nid is not None and key_nid is not None
-    return StateAt(event.state_before, (((type_nid, key_nid), event.position),))
+    return StateAt(event.state_before, ((get_key(tx, event.type, event.state_key), event.position),))
 
 
 def head_at(tx: Transaction, room_id: RoomID, point: int) -> StateAt | None:
     """Returns the room's state as seen by a reader of the timeline up to a point; None before the first event."""
     events = list_backwards(tx, room_id, point, 1)
     resolved = find_resolved_head(tx, tx.find(room_id), point)
-    if resolved is not None and (not events or (events[0].ordering or 0) <= resolved[0]):
+    if resolved is not None and (not events or events[0].ordering <= resolved[0]):
         return StateAt(resolved[1])
     return state_after(tx, events[0]) if events else None
 
@@ -97,12 +94,11 @@ def position_in(tx: Transaction, state: StateAt, key: Key) -> int | None:
 def positions_in(tx: Transaction, state: StateAt, keys: Collection[StateKey]) -> dict[StateKey, int]:
     """Returns the positions of the existing state events among `keys`."""
     found: dict[StateKey, int] = {}
-    for key in keys:
-        type_nid, key_nid = tx.find(key[0]), tx.find(key[1])
-        if type_nid is not None and key_nid is not None:
-            position = position_in(tx, state, (type_nid, key_nid))
-            if position is not None:
-                found[key] = position
+    for state_key in keys:
+        key = find_key(tx, *state_key)
+        position = None if key is None else position_in(tx, state, key)
+        if position is not None:
+            found[state_key] = position
     return found
 
 
@@ -143,10 +139,8 @@ def _resolve(tx: Transaction, version: RoomVersion, states: list[StateAt]) -> St
     if isinstance(answer, Missing):
         raise DatabaseDamaged(f"Auth events are missing: {sorted(answer.event_ids)[:3]}.")
     changes: dict[Key, int | None] = {**dict(first.changes), **dict.fromkeys(differing)}
-    for (event_type, state_key), event_id in answer.items():
-        type_nid, key_nid = tx.find(event_type), tx.find(state_key)
-        assert type_nid is not None and key_nid is not None, "a stored event's type and state key are interned"
-        changes[type_nid, key_nid] = stored.get(event_id).position
+    for state_key, event_id in answer.items():
+        changes[get_key(tx, *state_key)] = stored.get(event_id).position
     return StateAt(first.root, tuple(sorted(changes.items())))
 
 
@@ -231,10 +225,8 @@ class _Unconflicted(Mapping[StateKey, EventID]):
         self._differing = frozenset(differing)
 
     def __getitem__(self, key: StateKey) -> EventID:
-        type_nid, key_nid = self._tx.find(key[0]), self._tx.find(key[1])
-        if type_nid is None or key_nid is None or (type_nid, key_nid) in self._differing:
-            raise KeyError(key)
-        position = position_in(self._tx, self._state, (type_nid, key_nid))
+        number = find_key(self._tx, *key)
+        position = None if number is None or number in self._differing else position_in(self._tx, self._state, number)
         if position is None:
             raise KeyError(key)
         return event_ids_at(self._tx, (position,))[position]

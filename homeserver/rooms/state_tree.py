@@ -54,6 +54,20 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Leaf | _Branch).decode
 
 
+def find_key(tx: Transaction, event_type: str, state_key: str) -> Key | None:
+    """Returns the key of a type and a state key; None if one of them was never stored, so that no state has it."""
+    type_nid, key_nid = tx.find(event_type), tx.find(state_key)
+    return None if type_nid is None or key_nid is None else (type_nid, key_nid)
+
+
+def get_key(tx: Transaction, event_type: str, state_key: str) -> Key:
+    """Returns the key of a stored state event. Raises DatabaseDamaged if its type or state key is not stored."""
+    key = find_key(tx, event_type, state_key)
+    if key is None:
+        raise DatabaseDamaged(f"The type {event_type} or the state key {state_key!r} of a stored event is missing.")
+    return key
+
+
 def _node_id(content: bytes) -> bytes:
     return blake2b(content, digest_size=16).digest()
 

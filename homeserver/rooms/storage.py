@@ -1,21 +1,24 @@
 """Stores events as rows, and reads them in the form that the caller needs.
 
-`StoredEvent` is a row with its content: enough for clients, timelines and filters. `load_events` returns the whole
-signed `Event`, for federation, auth rules and state resolution. Only `homeserver/rooms/` touches these tables.
+`StoredEvent` is a row with its content: enough for clients, timelines and filters. Its class says where the event is: a
+`PlacedEvent` in the room's graph, a `TimelineEvent` also in its timeline, and any other in neither. `load_events`
+returns the whole signed `Event`, for federation, auth rules and state resolution. Only `homeserver/rooms/` touches
+these tables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
 
 from homeserver.database import DatabaseDamaged, Row, Transaction
 from homeserver.database.compression import compress, decompress_json
-from homeserver.database.row_types import check_rows, row_types
+from homeserver.database.row_types import kinds_of, row_types
 from homeserver.federation import canonical_json
 from homeserver.federation.event import Event, trusted_event
 from homeserver.federation.identifiers import EventID, RoomID, UserID
@@ -27,12 +30,6 @@ from homeserver.rooms.envelope import event_id_of_key, event_key
 AUTH_EVENTS_CACHED_MAX = 5_000
 ROOM_VERSIONS_CACHED_MAX = 20_000
 _TXN_SEPARATOR = "\x1f"
-# position, event_id, room, ordering, type, state_key, sender, origin_server_ts, status, redacted_by, state_before,
-# device_id, txn_id, envelope, content
-_EVENT_ROW = row_types(
-    int, bytes, int, int | None, int, int | None, int, int, int, int | None, bytes | None,
-    str | None, str | None, bytes, bytes,
-)  # fmt: skip
 ORDERING_SHIFT = 20  # leaves room for 2**20 backfilled events between two positions
 
 
@@ -46,7 +43,11 @@ class Status(IntEnum):
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
-    """A row of `events`. `ordering` sorts a room's timeline; it is None outside of the timeline."""
+    """A row of `events`. If it is neither a PlacedEvent nor a TimelineEvent, it is an outlier: its prev_events may not
+    be stored, so the state before it is unknown.
+
+    ordering: sorts the room's timeline. state_before: the root of the state before the event.
+    """
 
     position: int
     event_id: EventID
@@ -73,6 +74,41 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
         """The content, parsed on each access: most rows are passed on to clients unread."""
         content: dict[str, Any] = orjson.loads(self.content_json)
         return content
+
+
+class PlacedEvent(StoredEvent, frozen=True, gc=False):
+    """An event with a place in the room's graph. It may be rejected or soft-failed, and so not in the timeline."""
+
+    state_before: bytes
+
+
+class TimelineEvent(PlacedEvent, frozen=True, gc=False):
+    """An event of the room's timeline. Its status is TIMELINE."""
+
+    ordering: int
+
+
+Place = TypeVar("Place", bound=StoredEvent)
+SomeEvent = TypeVar("SomeEvent", bound=StoredEvent)
+
+
+def _kinds(kind: type[Place], ordering: type | None, state_before: type | None) -> dict[tuple[type, ...], type[Place]]:
+    """Returns which rows are events of this kind. The other columns of a row may have the same types for all kinds."""
+    columns = (
+        # position, event_id, room, ordering, type, state_key, sender, origin_server_ts, status, redacted_by,
+        # state_before, device_id, txn_id, envelope, content
+        int, bytes, int, ordering or NoneType, int, int | None, int, int, int, int | None,
+        state_before or NoneType, str | None, str | None, bytes, bytes,
+    )  # fmt: skip
+    return dict.fromkeys(row_types(*columns), kind)
+
+
+_TIMELINE_ROWS = _kinds(TimelineEvent, int, bytes)
+_ROWS: Mapping[tuple[type, ...], type[StoredEvent]] = {
+    **_kinds(StoredEvent, None, None),
+    **_kinds(PlacedEvent, None, bytes),
+    **_TIMELINE_ROWS,
+}
 
 
 def insert_event(
@@ -167,7 +203,7 @@ def find_positions(tx: Transaction, event_ids: Collection[str]) -> dict[EventID,
     return {keys[bytes(key)]: position for key, position in rows}
 
 
-def without_withheld(tx: Transaction, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+def without_withheld(tx: Transaction, events: Sequence[SomeEvent]) -> Sequence[SomeEvent]:
     """Returns the events without redactions that have no effect, because clients would apply these anyway."""
     redactions = [event.position for event in events if event.type == "m.room.redaction"]
     if not redactions:
@@ -206,17 +242,28 @@ def find_stored(tx: Transaction, position: int) -> StoredEvent | None:
 def list_placed(tx: Transaction, event_ids: Collection[EventID]) -> list[EventID]:
     """Returns the events that have their place in the graph, so that the state before them is known."""
     positions = find_positions(tx, event_ids)
-    return [row.event_id for row in list_stored(tx, positions.values()).values() if row.state_before is not None]
+    return [row.event_id for row in list_stored(tx, positions.values()).values() if isinstance(row, PlacedEvent)]
 
 
 def list_stored(tx: Transaction, positions: Collection[int]) -> dict[int, StoredEvent]:
     """Returns the events at these positions. Raises DatabaseDamaged if one is missing."""
+    return _list_at(tx, positions, _ROWS)
+
+
+def list_in_timeline(tx: Transaction, positions: Collection[int]) -> dict[int, TimelineEvent]:
+    """Returns the events at these positions. Raises DatabaseDamaged if one is missing or not in a timeline."""
+    return _list_at(tx, positions, _TIMELINE_ROWS)
+
+
+def _list_at(
+    tx: Transaction, positions: Collection[int], kinds: Mapping[tuple[type, ...], type[Place]]
+) -> dict[int, Place]:
     rows = tx.all_in(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position IN (?*)",
         list(positions),
     )
-    found = {event.position: event for event in stored_events(tx, rows)}
+    found = {event.position: event for event in _to_stored(tx, rows, kinds)}
     if len(found) < len(positions) and (missing := {*positions} - found.keys()):
         raise DatabaseDamaged(f"The event at position {min(missing)} is missing.")
     return found
@@ -224,13 +271,22 @@ def list_stored(tx: Transaction, positions: Collection[int]) -> dict[int, Stored
 
 def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
     """Converts rows with all columns of `events`, in order. Raises DatabaseDamaged if a value has a wrong type."""
-    check_rows(rows, _EVENT_ROW, "event at position")
+    return _to_stored(tx, rows, _ROWS)
+
+
+def timeline_events(tx: Transaction, rows: Sequence[Row]) -> list[TimelineEvent]:
+    """Does the same for rows of timelines. Raises DatabaseDamaged also if one is not in a timeline."""
+    return _to_stored(tx, rows, _TIMELINE_ROWS)
+
+
+def _to_stored(tx: Transaction, rows: Sequence[Row], kinds: Mapping[tuple[type, ...], type[Place]]) -> list[Place]:
+    of_rows = kinds_of(rows, kinds, "event at position")
     nids: set[int] = set()
     for row in rows:
         nids.update((row[2], row[4], row[6]) if row[5] is None else (row[2], row[4], row[6], row[5]))
     names = tx.names(nids)
     return [
-        StoredEvent(
+        kind(
             position,
             event_id_of_key(bytes(key)),
             RoomID(names[room_nid]),
@@ -247,10 +303,10 @@ def stored_events(tx: Transaction, rows: Sequence[Row]) -> list[StoredEvent]:
             bytes(packed),
             decompress_json(content, EVENT_CONTENT_BYTES_MAX),
         )
-        for (
+        for kind, (
             position, key, room_nid, ordering, type_nid, state_key_nid, sender_nid, ts, status, redacted_by,
             state_before, device_id, txn_id, packed, content,
-        ) in rows
+        ) in zip(of_rows, rows, strict=True)
     ]  # fmt: skip
 
 

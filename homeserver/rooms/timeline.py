@@ -27,7 +27,7 @@ from homeserver.database.generations import find_reach
 from homeserver.errors import invalid_param
 from homeserver.federation.canonical_json import INT_MAX
 from homeserver.federation.identifiers import RoomID, ServerName
-from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, list_stored, stored_events
+from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, list_in_timeline, timeline_events
 
 _TOKEN = re.compile(r"(?:s([0-9]{1,19})|t(-?[0-9]{1,19})(?:_([0-9]{1,19}))?)(?:_([A-Za-z0-9_-]{1,32}))?", re.ASCII)
 START = -(1 << 62)  # before every event
@@ -111,7 +111,9 @@ def after_position(position: int) -> int:
     return min(position << ORDERING_SHIFT, END)
 
 
-def list_backwards(tx: Transaction, room_id: RoomID, point: int, limit: int, down_to: int = START) -> list[StoredEvent]:
+def list_backwards(
+    tx: Transaction, room_id: RoomID, point: int, limit: int, down_to: int = START
+) -> list[TimelineEvent]:
     """Returns at most `limit` events with down_to < ordering ≤ point, newest first."""
     rows = tx.all(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
@@ -123,10 +125,10 @@ def list_backwards(tx: Transaction, room_id: RoomID, point: int, limit: int, dow
         down_to,
         limit,
     )
-    return stored_events(tx, rows)
+    return timeline_events(tx, rows)
 
 
-def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_to: int = END) -> list[StoredEvent]:
+def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_to: int = END) -> list[TimelineEvent]:
     """Returns at most `limit` events with point < ordering ≤ up_to, oldest first."""
     rows = tx.all(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
@@ -138,7 +140,7 @@ def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_t
         up_to,
         limit,
     )
-    return stored_events(tx, rows)
+    return timeline_events(tx, rows)
 
 
 def find_types(tx: Transaction, room_id: RoomID, point: int, up_to: int, limit: int) -> set[str] | None:
@@ -174,7 +176,7 @@ def list_newest_from(
 
 def list_by_timestamp(
     tx: Transaction, room_id: RoomID, ts: int, direction: Literal["f", "b"], limit: int
-) -> list[StoredEvent]:
+) -> list[TimelineEvent]:
     """Returns at most `limit` events whose `origin_server_ts` is ≥ `ts` ("f") or ≤ `ts` ("b"), nearest first."""
     if direction == "f":
         positions = tx.values(
@@ -192,5 +194,5 @@ def list_by_timestamp(
             ts,
             limit,
         )
-    stored = list_stored(tx, positions)
+    stored = list_in_timeline(tx, positions)
     return [stored[position] for position in positions]

@@ -14,7 +14,15 @@ from homeserver.rooms.erasure import find_erased, redacted_copy
 from homeserver.rooms.heads import find_head, state_content, state_position
 from homeserver.rooms.membership import find_membership, find_room_membership
 from homeserver.rooms.resolve import StateAt, head_at, position_in
-from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, load_auth_events, without_withheld
+from homeserver.rooms.storage import (
+    PlacedEvent,
+    StoredEvent,
+    TimelineEvent,
+    list_positions,
+    list_stored,
+    load_auth_events,
+    without_withheld,
+)
 from homeserver.rooms.timeline import END, START, after_position
 
 SERVERS_IN_CACHED_MAX = 500
@@ -36,7 +44,9 @@ def is_world_readable(tx: Transaction, room_id: RoomID) -> bool:
     return head is not None and history_visibility(tx, head.state_root) == "world_readable"
 
 
-def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Sequence[StoredEvent]) -> list[StoredEvent]:
+def filter_visible(
+    tx: Transaction, user_id: str, room_id: RoomID, events: Sequence[TimelineEvent]
+) -> list[TimelineEvent]:
     """Returns the room's events that the user may see, in order, without redactions that have no effect.
 
     Events of erased users are redacted for users who joined later.
@@ -45,10 +55,8 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
     last_joined: int | None = None
     memberships = Memberships(tx, user_id)
     known: dict[bytes, tuple[str, str]] = {}
-    visible: list[StoredEvent] = []
+    visible: list[TimelineEvent] = []
     for event in events:
-        if event.state_before is None or event.ordering is None:
-            continue
         seen = known.get(event.state_before)
         if seen is None:
             seen = known[event.state_before] = (
@@ -75,8 +83,8 @@ def filter_visible(tx: Transaction, user_id: str, room_id: RoomID, events: Seque
 
 
 def _without_erased(
-    tx: Transaction, room_id: RoomID, events: list[StoredEvent], memberships: Memberships
-) -> list[StoredEvent]:
+    tx: Transaction, room_id: RoomID, events: list[TimelineEvent], memberships: Memberships
+) -> list[TimelineEvent]:
     erased = find_erased(tx, {event.sender for event in events})
     if not erased:
         return events
@@ -84,7 +92,7 @@ def _without_erased(
     strangers = {sender for sender, state in states.items() if state is None or memberships.of(state) != "join"}
     return [
         redacted_copy(tx, event)
-        if event.sender in strangers and event.state_before is not None and memberships.at(event.state_before) != "join"
+        if event.sender in strangers and memberships.at(event.state_before) != "join"
         else event
         for event in events
     ]
@@ -95,9 +103,8 @@ class Memberships:
 
     def __init__(self, tx: Transaction, user_id: str) -> None:
         self._tx = tx
-        type_nid, user_nid = tx.find("m.room.member"), tx.find(user_id)
-        self._key = None if type_nid is None or user_nid is None else (type_nid, user_nid)
-        self._said_by: dict[int | None, str] = {None: "leave"}
+        self._key = state_tree.find_key(tx, "m.room.member", user_id)
+        self._said_by: dict[int, str] = {}
 
     def at(self, root: bytes) -> str:
         """Returns the membership in a state; "leave" if there is none."""
@@ -108,11 +115,12 @@ class Memberships:
         return self._said_at(None if self._key is None else position_in(self._tx, state, self._key))
 
     def _said_at(self, position: int | None) -> str:
+        if position is None:
+            return "leave"
         membership = self._said_by.get(position)
-        if membership is None and position is not None:
+        if membership is None:
             said = load_auth_events(self._tx, (position,))[position].content.get("membership")
             membership = self._said_by[position] = said if isinstance(said, str) else "leave"
-        assert membership is not None
         return membership
 
 
@@ -127,7 +135,7 @@ def list_arrivals(tx: Transaction, since: int, upto: int) -> list[tuple[UserID, 
     return [
         (UserID(row.state_key), row.room_id)
         for row in rows
-        if row.state_before is not None
+        if isinstance(row, PlacedEvent)
         and row.state_key is not None
         and row.content.get("membership") == "join"
         and find_membership(tx, row.room_id, row.state_key) == "join"
@@ -141,19 +149,19 @@ def last_joined_point(tx: Transaction, room_id: RoomID, user_id: str) -> int:
     if current is not None and current.membership == "join":
         return END
     left = None if current is None or current.forgotten else find_leave(tx, room_id, user_id)
-    return START if left is None or left.ordering is None else left.ordering
+    return START if left is None else left.ordering
 
 
-def find_leave(tx: Transaction, room_id: RoomID, user_id: str) -> StoredEvent | None:
+def find_leave(tx: Transaction, room_id: RoomID, user_id: str) -> TimelineEvent | None:
     """Returns the event that ended the stay of a user who is not in the room now; None if they were never in it."""
     head = find_head(tx, room_id)
     position = None if head is None else state_position(tx, head.state_root, "m.room.member", user_id)
     for _ in range(MEMBERSHIPS_WALKED_MAX):
         event = None if position is None else list_stored(tx, (position,)).get(position)
-        if event is None or event.state_before is None:
+        if not isinstance(event, PlacedEvent):
             return None
         if event.content.get("membership") == "join" or membership_in(tx, event.state_before, user_id) == "join":
-            return event
+            return event if isinstance(event, TimelineEvent) else None
         position = state_position(tx, event.state_before, "m.room.member", user_id)
     return None
 
@@ -164,7 +172,7 @@ def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent)
     Spec: server-server-api/#backfilling-and-retrieving-missing-events. A server may see what one of its users may see:
     everything unless the visibility is "invited" or "joined".
     """
-    if event.state_before is None or _is_erased_for(tx, server_name, event):
+    if not isinstance(event, PlacedEvent) or _is_erased_for(tx, server_name, event):
         return False
     visibility = history_visibility(tx, event.state_before)
     if visibility in ("world_readable", "shared") or domain_of(event.sender) == server_name:
@@ -175,10 +183,10 @@ def server_may_see(tx: Transaction, server_name: ServerName, event: StoredEvent)
     return server_name in servers.joined or (visibility == "invited" and server_name in servers.invited)
 
 
-def _is_erased_for(tx: Transaction, server_name: ServerName, event: StoredEvent) -> bool:
+def _is_erased_for(tx: Transaction, server_name: ServerName, event: PlacedEvent) -> bool:
     """Returns whether the sender is erased and the server was in the room neither at the event nor at the erasure."""
     position = find_erased(tx, (event.sender,)).get(event.sender)
-    if position is None or event.state_before is None:
+    if position is None:
         return False
     then = head_at(tx, event.room_id, after_position(position))
     roots = [event.state_before, *(() if then is None else (then.root,))]

@@ -5,7 +5,7 @@ Invariant: a client that applies the answer's `state` and then its `timeline` ha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ from homeserver.api.filters import (
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
+from homeserver.rooms.access import find_in_state
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.history import Reader, point_beside, read_page, wants_event
 from homeserver.rooms.membership import RoomMembership, count_members, has_come_or_gone, list_heroes
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
-from homeserver.rooms.state_tree import Key
-from homeserver.rooms.storage import StoredEvent, find_stored, list_stored, without_withheld
+from homeserver.rooms.state_tree import Key, get_key
+from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored, list_stored, without_withheld
 from homeserver.rooms.timeline import END, START, Tokens, after_position
 from homeserver.rooms.visibility import find_leave
 from homeserver.sync.lazy_members import DeviceMembers
@@ -63,7 +64,7 @@ class Viewer:
 class Timeline:
     """Events, oldest first. limited: the client lacks events before them. start: the point before the first one."""
 
-    events: list[StoredEvent]
+    events: list[TimelineEvent]
     limited: bool
     start: int
 
@@ -104,13 +105,10 @@ def _is_summary_news(
 def _is_named(tx: Transaction, state: StateAt) -> bool:
     """Returns whether the room has a name or an alias, so that clients do not need heroes to name it."""
     for event_type, field in (("m.room.name", "name"), ("m.room.canonical_alias", "alias")):
-        type_nid, key_nid = tx.find(event_type), tx.find("")
-        if type_nid is not None and key_nid is not None:
-            position = position_in(tx, state, (type_nid, key_nid))
-            event = None if position is None else list_stored(tx, (position,)).get(position)
-            value = None if event is None else event.content.get(field)
-            if isinstance(value, str) and value:
-                return True
+        event = find_in_state(tx, state, event_type, "")
+        value = None if event is None else event.content.get(field)
+        if isinstance(value, str) and value:
+            return True
     return False
 
 
@@ -123,7 +121,7 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
     room_id = membership.room_id
     since_point = after_position(since) if since else START
     left = None if membership.forgotten else find_leave(tx, room_id, viewer.user_id)
-    if left is None or left.ordering is None or left.ordering <= since_point:
+    if left is None or left.ordering <= since_point:
         answer = _sections(tx, viewer, room_id, _own_membership(tx, membership, since_point), [])
         answer["timeline"]["events"] += _told_outside(viewer, membership)
         return answer
@@ -140,7 +138,7 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
 def _own_membership(tx: Transaction, membership: RoomMembership, since_point: int) -> Timeline:
     """Returns a timeline of the event behind the user's current membership, or an empty one if this server lacks it."""
     event = find_stored(tx, membership.event_position)
-    if event is None or event.ordering is None or event.ordering <= since_point:
+    if not isinstance(event, TimelineEvent) or event.ordering <= since_point:
         return Timeline([], False, since_point)
     return Timeline([event], False, event.ordering - 1)
 
@@ -204,7 +202,7 @@ def _state(
     else:
         changes = changes_between(tx, before, head)
         positions = {key: after for key, (_, after) in changes.items() if after is not None}
-    shown = {_key(tx, event): event for event in timeline.events if event.state_key is not None}
+    shown = _by_key(tx, timeline)
     if not viewer.use_state_after and timeline.events:
         _rewind(tx, positions, shown, before, timeline.events[0])
     if members is not None and before is None:
@@ -229,21 +227,17 @@ def _without_overruled(tx: Transaction, head: StateAt, timeline: Timeline) -> Ti
     State resolution may have rejected a state event in the timeline. A client that does not use `state_after` takes the
     last event of a timeline as the current state, so it may see such an event only when it paginates back.
     """
-    last = {_key(tx, event): event for event in timeline.events if event.state_key is not None}
-    overruled = [event for key, event in last.items() if position_in(tx, head, key) != event.position]
+    overruled = [event for key, event in _by_key(tx, timeline).items() if position_in(tx, head, key) != event.position]
     if not overruled:
         return timeline
     cut = max(timeline.events.index(event) for event in overruled)
-    ordering = timeline.events[cut].ordering
-    assert ordering is not None
-    return Timeline(timeline.events[cut + 1 :], True, ordering)
+    return Timeline(timeline.events[cut + 1 :], True, timeline.events[cut].ordering)
 
 
 def _rewind(
-    tx: Transaction, positions: dict[Key, int], shown: Collection[Key], before: StateAt | None, first: StoredEvent
+    tx: Transaction, positions: dict[Key, int], shown: Collection[Key], before: StateAt | None, first: TimelineEvent
 ) -> None:
     """Replaces the state that the timeline itself changes by what it was before the timeline."""
-    assert first.state_before is not None
     for key in shown:
         positions.pop(key, None)
         at_start = position_in(tx, StateAt(first.state_before), key)
@@ -269,7 +263,7 @@ def _unknown_members(
     room_id: RoomID,
     members: Collection[int],
     head: StateAt,
-    shown: Mapping[Key, StoredEvent],
+    shown: Collection[Key],
 ) -> dict[Key, int]:
     """Returns the positions of the member events that the device lacks, or of all if it wants redundant ones."""
     member_nid = tx.find("m.room.member")
@@ -319,17 +313,11 @@ def _summary(tx: Transaction, room_id: RoomID, heroes: Sequence[UserID]) -> dict
 
 
 def _membership_at(tx: Transaction, state: StateAt, user_id: str) -> str | None:
-    type_nid, key_nid = tx.find("m.room.member"), tx.find(user_id)
-    if type_nid is None or key_nid is None:
-        return None
-    position = position_in(tx, state, (type_nid, key_nid))
-    event = None if position is None else list_stored(tx, (position,)).get(position)
+    event = find_in_state(tx, state, "m.room.member", user_id)
     membership = event.content.get("membership") if event is not None else None
     return membership if isinstance(membership, str) else None
 
 
-def _key(tx: Transaction, event: StoredEvent) -> Key:
-    assert event.state_key is not None
-    type_nid, key_nid = tx.find(event.type), tx.find(event.state_key)
-    assert type_nid is not None and key_nid is not None
-    return (type_nid, key_nid)
+def _by_key(tx: Transaction, timeline: Timeline) -> dict[Key, TimelineEvent]:
+    """Returns the last state event of each key in the timeline."""
+    return {get_key(tx, event.type, event.state_key): event for event in timeline.events if event.state_key is not None}

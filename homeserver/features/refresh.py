@@ -18,7 +18,7 @@ class RefreshBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/refresh")  # hourly for each device, of hundreds behind one address
 async def refresh(hs: Resources, body: RefreshBody) -> JsonObject:
-    tokens = await hs.database.write(authenticate.refresh_tokens, body.refresh_token)
+    tokens = await hs.database.write(authenticate.replace_tokens, body.refresh_token)
     return tokens.body()
 
 

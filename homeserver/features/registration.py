@@ -180,7 +180,7 @@ def _read_registration(tx: Transaction, user_id: UserID, body: RegisterBody) -> 
 
 def _check_guest(tx: Transaction, user_id: UserID, access_token: str) -> None:
     """Raises M_FORBIDDEN unless the token is of the guest `user_id`."""
-    found = authenticate.get_requester(tx, authenticate.hash_token(access_token))
+    found = authenticate.find_token(tx, authenticate.hash_token(access_token))
     if found is None or not found.requester.is_guest or found.requester.user_id != user_id:
         raise forbidden("The guest_access_token is not of a guest of that name.")
 

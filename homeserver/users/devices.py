@@ -109,7 +109,7 @@ def log_in(
         device_id = device_id or new_device_id()
         name = display_name[: limits.DEVICE_NAME_CHARACTERS_MAX] if display_name else None
         create_device(tx, user_id, device_id, name)
-    tokens = authenticate.issue_tokens(tx, user_id, device_id, refreshable=refreshable)
+    tokens = authenticate.create_tokens(tx, user_id, device_id, refreshable=refreshable)
     return {"user_id": user_id, "device_id": device_id, **tokens.body()}
 
 

@@ -16,12 +16,12 @@ from homeserver.authenticate import (
     AccountFlags,
     IssuedTokens,
     Requester,
+    create_tokens,
     delete_tokens_of_device,
     delete_tokens_of_user,
     get_account_flags,
     hash_token,
-    issue_tokens,
-    refresh_tokens,
+    replace_tokens,
     store_account_flags,
 )
 from homeserver.errors import MatrixError
@@ -76,7 +76,7 @@ async def version_of(hs: Resources, origin: ServerName) -> dict[str, Any]:
 
 
 async def issue(server: Server, user_id: UserID = ALICE, device_id: str = "DEV", **options: Any) -> IssuedTokens:
-    tokens: IssuedTokens = await server.write(issue_tokens, user_id, device_id, **options)
+    tokens: IssuedTokens = await server.write(create_tokens, user_id, device_id, **options)
     return tokens
 
 
@@ -179,13 +179,13 @@ async def test_all_tokens_of_a_user_end_but_those_of_one_device(start_server: St
         await server.write(delete_tokens_of_user, ALICE, except_device_id="DEV")
         assert [await works(server, each.access_token) for each in (kept, ended, other)] == [True, False, True]
         with pytest.raises(MatrixError, match="M_UNKNOWN_TOKEN"):
-            await server.write(refresh_tokens, ended.refresh_token)
+            await server.write(replace_tokens, ended.refresh_token)
         await server.write(delete_tokens_of_user, ALICE)
         assert not await works(server, kept.access_token)
 
 
 async def refresh(server: Server, tokens: IssuedTokens) -> IssuedTokens:
-    new: IssuedTokens = await server.write(refresh_tokens, tokens.refresh_token)
+    new: IssuedTokens = await server.write(replace_tokens, tokens.refresh_token)
     return new
 
 

@@ -14,7 +14,6 @@ from tests.tidy.source import PACKAGES, ROOT, Source, python_files, source_of
 
 # Folders and files whose prose has not been revised yet. This list only shrinks: remove an entry once it is clean.
 NOT_YET_PLAIN = (
-    "homeserver/authenticate.py",
     "homeserver/cli/",
     "homeserver/features/",
     "homeserver/process/delivery.py",
@@ -95,10 +94,7 @@ OTHER_NAMES = frozenset(
         "_rows_to_send",
         "_take_children",
         "event_ids_at",
-        "issue_tokens",
         "place_in_timeline",
-        "refresh_tokens",
-        "revoke_replaced_tokens",
         "state_with",
         "without_withheld",
     }
@@ -107,7 +103,6 @@ OTHER_NAMES = frozenset(
 # Functions that may return None although they are called get_…: this list only shrinks.
 GET_OR_NONE = frozenset(
     {
-        "get_requester",
         "get_stored",
     }
 )
@@ -121,6 +116,8 @@ THEORY = (
     "federation/pdu_checks.py",
     "federation/state_resolution.py",
     "homeserver/api/bodies.py",
+    "homeserver/authenticate/identify.py",
+    "homeserver/authenticate/refresh.py",
     "homeserver/database/database.py",
     "homeserver/database/generations.py",
     "homeserver/database/lane.py",
@@ -153,7 +150,6 @@ THEORY = (
 # The same kind of file, without its theory. This list only shrinks.
 THEORY_MISSING = frozenset(
     {
-        "homeserver/authenticate.py",
         "homeserver/remote/destinations.py",
         "homeserver/remote/inbound.py",
     }

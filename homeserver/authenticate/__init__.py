@@ -1,0 +1,69 @@
+"""Who asks, and may they? An access token becomes a `Requester`.
+
+Before an operation, `find_requester` identifies the requester and checks that their account may call it. Inside it,
+`check_admin`, `check_not_suspended` and `limit_requester` check more. A long request calls `check_token` in a later
+read to see that it is still allowed. `create_tokens` and `replace_tokens` issue tokens, `delete_tokens_of_…` revoke
+them, and `store_account_flags` locks or suspends an account. These take effect with the commit; on other nodes within
+`limits.TOKEN_CACHE_AGE_MS_MAX`.
+"""
+
+from __future__ import annotations
+
+from homeserver.authenticate.flags import AccountFlags, delete_account_flags, get_account_flags, store_account_flags
+from homeserver.authenticate.identify import (
+    FindAppservice,
+    IdentifyOrigin,
+    OriginClaim,
+    check_token,
+    find_requester,
+    note_seen,
+    refuse_origin,
+)
+from homeserver.authenticate.refresh import replace_tokens
+from homeserver.authenticate.requester import (
+    Requester,
+    check_admin,
+    check_may_call,
+    check_not_suspended,
+    limit_requester,
+)
+from homeserver.authenticate.schema import SCHEMA
+from homeserver.authenticate.tokens import (
+    IssuedTokens,
+    TokenLookup,
+    create_tokens,
+    delete_token,
+    delete_tokens_of_device,
+    delete_tokens_of_user,
+    find_token,
+    hash_token,
+)
+
+__all__ = [
+    "SCHEMA",
+    "AccountFlags",
+    "FindAppservice",
+    "IdentifyOrigin",
+    "IssuedTokens",
+    "OriginClaim",
+    "Requester",
+    "TokenLookup",
+    "check_admin",
+    "check_may_call",
+    "check_not_suspended",
+    "check_token",
+    "create_tokens",
+    "delete_account_flags",
+    "delete_token",
+    "delete_tokens_of_device",
+    "delete_tokens_of_user",
+    "find_requester",
+    "find_token",
+    "get_account_flags",
+    "hash_token",
+    "limit_requester",
+    "note_seen",
+    "refuse_origin",
+    "replace_tokens",
+    "store_account_flags",
+]

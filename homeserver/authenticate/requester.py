@@ -1,0 +1,71 @@
+"""The requester of an operation, and what they may do. Spec: client-server-api/#account-locking, #account-suspension"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.api.routes import Operation
+from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import UserID
+from homeserver.resources import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """The user who makes a request. `token_id` is the hash of the access token, b"" if there is none.
+
+    appservice: the ID of the application service that makes the request for the user. It may name no device: "".
+    """
+
+    user_id: UserID
+    device_id: str
+    is_guest: bool = False
+    is_admin: bool = False
+    token_id: bytes = b""
+    appservice: str | None = None
+    is_suspended: bool = False
+    is_locked: bool = False
+
+
+def check_may_call(requester: Requester, operation: Operation) -> None:
+    """Raises MatrixError if the account is locked, suspended or a guest's and the operation is not for such accounts.
+
+    Suspended accounts and guests may call every operation that needs no access token.
+    """
+    if requester.is_locked and not operation.allow_locked:
+        raise user_locked()
+    if operation.plan.requester_optional:
+        return
+    if requester.is_guest and not operation.allow_guest:
+        raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not do this.")
+    if not operation.allow_suspended:
+        check_not_suspended(requester)
+
+
+def check_not_suspended(requester: Requester) -> None:
+    """Raises M_USER_SUSPENDED if the requester is suspended. Spec: client-server-api/#account-suspension
+
+    For operations with `allow_suspended` that suspended accounts may use for some purposes only.
+    """
+    if requester.is_suspended:
+        raise MatrixError(403, "M_USER_SUSPENDED", "Your account is suspended: you cannot do that at the moment.")
+
+
+def check_admin(requester: Requester) -> None:
+    """Raises M_FORBIDDEN unless the requester is an administrator of this server."""
+    if not requester.is_admin:
+        raise MatrixError(403, "M_FORBIDDEN", "Only administrators of this server may do this.")
+
+
+def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: float = 1) -> None:
+    """Takes from the requester's bucket of a class of rate limits. Raises M_LIMIT_EXCEEDED.
+
+    Does nothing for requests without a user's token, from application services and from embedding programs.
+    """
+    if requester.appservice is None and requester.token_id:
+        hs.rate_limits.take(rate_class, requester.user_id, hs.now_ms(), cost)
+
+
+def user_locked() -> MatrixError:
+    """Returns 401 M_USER_LOCKED as a soft logout, so the client keeps its keys: the account may be unlocked again."""
+    return MatrixError(401, "M_USER_LOCKED", "This account has been locked.", soft_logout=True)

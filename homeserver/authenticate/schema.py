@@ -1,0 +1,40 @@
+"""The tables of access tokens, refresh tokens and account flags. Owned by `homeserver/authenticate/`."""
+
+from __future__ import annotations
+
+from homeserver.database import Schema, Step
+
+SCHEMA = Schema(
+    "authenticate",
+    (
+        Step(
+            "tokens",
+            """
+            CREATE TABLE access_tokens (
+                token_hash BLOB PRIMARY KEY,
+                user_nid INTEGER NOT NULL,
+                device_id TEXT NOT NULL,
+                created_ms INTEGER NOT NULL,
+                expires_ms INTEGER,
+                refreshed_by BLOB
+            );
+            CREATE INDEX access_tokens_device ON access_tokens (user_nid, device_id);
+            CREATE TABLE refresh_tokens (
+                token_hash BLOB PRIMARY KEY,
+                user_nid INTEGER NOT NULL,
+                device_id TEXT NOT NULL,
+                created_ms INTEGER NOT NULL,
+                refreshed_by BLOB
+            );
+            CREATE INDEX refresh_tokens_device ON refresh_tokens (user_nid, device_id);
+            CREATE TABLE account_flags (
+                user_nid INTEGER PRIMARY KEY,
+                is_admin INTEGER NOT NULL,
+                is_guest INTEGER NOT NULL,
+                is_locked INTEGER NOT NULL,
+                is_suspended INTEGER NOT NULL
+            );
+            """,
+        ),
+    ),
+)

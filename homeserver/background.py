@@ -21,6 +21,7 @@ from homeserver.database import Transaction
 from homeserver.database.lane import Lane
 from homeserver.database.parked import RETRY_KEY
 from homeserver.database.tail import Tail
+from homeserver.errors import StorageDamaged
 from homeserver.feature import Feature, Follower, Worklist, combine
 from homeserver.limits import BACKGROUND_PAUSE_S
 from homeserver.process.outages import OUTAGE_PROBE_SECONDS, is_outage
@@ -75,11 +76,14 @@ def _list_due(tx: Transaction, worklist: Worklist) -> tuple[Sequence[Any], int]:
 
 
 async def keep_running(hs: Resources, fn: Callable[[Resources], Awaitable[None]], name: str = "") -> None:
-    """fn(hs), and again after a pause if it fails. After an outage of the storage it resumes at once.
+    """Runs fn(hs), and again after a pause if it fails. After an outage of the storage it resumes at once.
+
+    Damaged data that it needs is logged when it is first met: it will most likely be damaged after the pause too.
 
     name: of the work, in the log; that of fn unless given.
     """
     name = name or _name_of(fn)
+    damage = ""
     while True:
         try:
             with _cancellation_first(name):
@@ -90,7 +94,11 @@ async def keep_running(hs: Resources, fn: Callable[[Resources], Awaitable[None]]
                 await trio.sleep(OUTAGE_PROBE_SECONDS)
                 await hs.outages.wait_over()
                 continue
-            _log_failure(name, error)
+            if not isinstance(error, StorageDamaged):
+                _log_failure(name, error)
+            elif damage != str(error):
+                damage = str(error)
+                _log.error("work in the background is held up by damaged data", extra={"work": name, "damage": damage})
         await trio.sleep(BACKGROUND_PAUSE_S)
 
 

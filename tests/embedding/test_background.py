@@ -11,7 +11,7 @@ import trio.testing
 from homeserver import Homeserver, limits
 from homeserver.background import keep_running, start_aside, start_background
 from homeserver.config import DatabaseSection
-from homeserver.database import DatabaseUnavailable, Transaction
+from homeserver.database import DatabaseDamaged, DatabaseUnavailable, Transaction
 from homeserver.feature import Feature, Follower, Worklist
 from homeserver.resources import Resources
 from tests.embedding.conftest import Open
@@ -32,6 +32,21 @@ async def test_what_fails_begins_again_after_a_pause(homeservers: Open, caplog: 
         await keep_running(server.resources, work)
     assert began == [start + pause * limits.BACKGROUND_PAUSE_S for pause in range(3)]
     assert [record.message for record in caplog.records] == ["work in the background failed"] * 2
+
+
+async def test_damaged_data_in_its_way_is_logged_once(homeservers: Open, caplog: pytest.LogCaptureFixture) -> None:
+    damages = ["page 3", "page 3", "page 3", "page 5"]
+
+    async def work(hs: Resources) -> None:
+        if damages:
+            raise DatabaseDamaged(damages.pop(0))
+
+    async with homeservers("a.example") as server:
+        await keep_running(server.resources, work, "departures")
+    logged = [(record.message, record.__dict__["damage"], record.exc_info) for record in caplog.records]
+    assert logged == [
+        ("work in the background is held up by damaged data", damage, None) for damage in ("page 3", "page 5")
+    ]
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("gone"), OSError("out of reach")])

@@ -11,6 +11,7 @@ from homeserver.features import (
     account_data,
     administration,
     contact_information,
+    device_lists,
     devices,
     encryption_keys,
     filters,
@@ -56,6 +57,7 @@ FEATURES: tuple[Feature, ...] = (
     account.FEATURE,
     contact_information.FEATURE,
     encryption_keys.FEATURE,
+    device_lists.FEATURE,
     # The user: what others see, and what is kept for the user's own devices
     profile.FEATURE,
     presence.FEATURE,

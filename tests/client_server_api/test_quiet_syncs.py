@@ -148,6 +148,7 @@ async def test_a_new_name_of_a_member_is_no_news_of_the_summary(server: Server) 
 async def test_what_the_filter_hides_brings_no_room_up_and_wakes_nobody(server: Server, what: str) -> None:
     room_id, (alice, bob, *_) = await a_room_of_four(server)
     erin = await server.register("erin")
+    await server.make_room(alice, erin)  # else the join would be news of device lists
     (message,) = await say(alice, room_id, "here")
     since = (await sync(alice, filter=OWN_STATE_ONLY))["next_batch"]
 

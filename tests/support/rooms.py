@@ -29,7 +29,7 @@ from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Missing, Received, adopt_room, receive_event, store_outliers
 from homeserver.rooms.schema import SCHEMA
-from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored
+from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored, load_events
 from homeserver.rooms.timeline import END, list_backwards
 from tests.federation.rooms_for_tests import Room
 from tests.support.consistency import check_consistency
@@ -150,6 +150,18 @@ class Rooms:
         """The event ids of the timeline, oldest first."""
         events = await self.read(list_backwards, room_id, END, 10_000)
         return [event.event_id for event in reversed(events)]
+
+
+def room_of_peer(tx: Transaction, room_id: RoomID) -> Room:
+    """The room as a peer knows it that has received everything."""
+    head = get_head(tx, room_id)
+    positions = set(state_tree.items(tx, head.state_root).values())
+    events = load_events(tx, {*positions, *head.extremities})
+    state = {event.key: events[position] for position, event in events.items() if position in positions}
+    last = [events[position] for position in head.extremities]
+    by_id = {event.event_id: event for event in events.values()}
+    clock = max(event.origin_server_ts for event in events.values()) + 1
+    return Room(head.version, ANNA, state, by_id, last, clock, room_id, [1000 * len(by_id)])
 
 
 def named_state(tx: Transaction, root: bytes) -> dict[tuple[str, str], EventID]:

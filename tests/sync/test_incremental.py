@@ -9,18 +9,14 @@ import trio
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID
-from homeserver.rooms import state_tree
-from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Received
-from homeserver.rooms.storage import load_events
 from homeserver.users.account_data import SCHEMA as ACCOUNT_DATA
 from tests.federation.rooms_for_tests import BOB, CAROL, Room
 from tests.support.examples import share_of_examples
-from tests.support.rooms import ANNA, BERT, CARL, Rooms, opened_rooms
+from tests.support.rooms import ANNA, BERT, CARL, Rooms, opened_rooms, room_of_peer
 from tests.sync.clients import SyncClient
 
 OURS = [ANNA, BERT, CARL]
@@ -83,7 +79,7 @@ class World:
 
     async def _branch(self, room_id: RoomID, a: int, b: int, c: int) -> None:
         """A peer has seen what there is, and goes on from here without us."""
-        self.branches.append(await self.rooms.read(_room_of_peer, room_id))
+        self.branches.append(await self.rooms.read(room_of_peer, room_id))
         self.undelivered.append([])
 
     async def _build(self, room_id: RoomID, a: int, b: int, c: int) -> None:
@@ -120,18 +116,6 @@ class World:
         await client.sync()
 
 
-def _room_of_peer(tx: Transaction, room_id: RoomID) -> Room:
-    """The room as a peer knows it that has received everything."""
-    head = get_head(tx, room_id)
-    positions = set(state_tree.items(tx, head.state_root).values())
-    events = load_events(tx, {*positions, *head.extremities})
-    state = {event.key: events[position] for position, event in events.items() if position in positions}
-    last = [events[position] for position in head.extremities]
-    by_id = {event.event_id: event for event in events.values()}
-    clock = max(event.origin_server_ts for event in events.values()) + 1
-    return Room(head.version, ANNA, state, by_id, last, clock, room_id, [1000 * len(by_id)])
-
-
 async def make_world(rooms: Rooms) -> World:
     room_ids = [await rooms.create(ANNA, BERT), await rooms.create(ANNA, BERT, version="10")]
     for room_id in room_ids:
@@ -140,7 +124,7 @@ async def make_world(rooms: Rooms) -> World:
             levels["users"] = {ANNA: 100, **levels["users"]}
         await rooms.append(room_id, ANNA, "m.room.power_levels", levels, "")
         for user_id in THEIRS:
-            branch = await rooms.read(_room_of_peer, room_id)
+            branch = await rooms.read(room_of_peer, room_id)
             await rooms.receive_all([branch.member(user_id, "join")])
     clients = [
         SyncClient(rooms, user_id, use_state_after=use_state_after)

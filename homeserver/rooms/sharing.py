@@ -60,7 +60,7 @@ _SELECT_SHARING_SINCE = """
 
 
 def _list_changed_rooms(tx: Transaction, user_nid: int, since: int) -> list[tuple[int, str, int]]:
-    """The rooms in which the user's or, while the user is in them, anybody's membership has changed."""
+    """Returns the rooms in which the user's own membership has changed or, while the user is in them, anybody's."""
     return tx.all(
         "SELECT m.room_nid, m.membership, m.entered_position FROM memberships m"
         " JOIN rooms r ON r.room_nid = m.room_nid WHERE m.user_nid = ? AND r.members_position > ?"
@@ -72,7 +72,7 @@ def _list_changed_rooms(tx: Transaction, user_nid: int, since: int) -> list[tupl
 
 
 def _joined_at(tx: Transaction, room_id: RoomID, since: int, user_nids: Collection[int]) -> set[int]:
-    """Those of the users who were in the room at a position of the stream."""
+    """Returns which of the users were in the room at a position of the stream."""
     state = head_at(tx, room_id, after_position(since)) if since and user_nids else None
     if state is None:
         return set()

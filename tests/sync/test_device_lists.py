@@ -50,6 +50,7 @@ class DeviceListClient:
         changed, left, self.since = await rooms.read(read)
         assert not changed & left
         for user_id in changed:
+            assert user_id == self.user_id or self.known.get(user_id) != versions[user_id], "told for nothing"
             self.known[user_id] = versions[user_id]
         for user_id in left:
             self.known.pop(user_id, None)

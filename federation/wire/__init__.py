@@ -30,6 +30,19 @@ class WireError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class WireRequest:
+    """A request to send. `path` begins with "/" and includes the query string.
+
+    Host and Content-Length are added when it is sent.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WireResponse:
     """A whole response. Header names are lower case; repeated headers are joined by ", "."""
 
@@ -50,42 +63,19 @@ class WireStream:
 class Wire(Protocol):
     """Carries HTTP requests to other servers. Every method raises `WireError` and nothing else of its own.
 
-    `path` begins with "/" and includes the query string. `max_bytes` limits the response body.
+    `max_bytes` limits the response body.
     """
 
-    async def request(
-        self,
-        destination: ServerName,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout_s: float,
-        max_bytes: int,
-    ) -> WireResponse:
-        """Returns the response to one request. Does not follow redirects. `timeout_s` includes discovery."""
-        ...
-
     def stream(
-        self,
-        destination: ServerName,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        timeout_s: float,
-        max_bytes: int,
+        self, destination: ServerName, request: WireRequest, *, timeout_s: float, max_bytes: int
     ) -> AbstractAsyncContextManager[WireStream]:
-        """Does the same as `request`, with the body in chunks. `timeout_s` applies to the head, then to each chunk.
+        """Yields the response to a request. Does not follow redirects.
 
-        A body that arrives very slowly throughout is given up as well.
+        `timeout_s` applies to the head, including discovery, then to each chunk. A body that arrives very slowly
+        throughout is given up as well.
         """
         ...
 
-    def stream_url(
-        self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
-    ) -> AbstractAsyncContextManager[WireStream]:
+    def stream_url(self, url: str, *, timeout_s: float, max_bytes: int) -> AbstractAsyncContextManager[WireStream]:
         """Sends a GET to an https URL from a server (the `Location` of its media). Follows redirects."""
         ...

@@ -12,9 +12,9 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import trio
 
-from homeserver.federation.wire import WireError, WireResponse, WireStream
+from homeserver.federation.wire import WireError, WireRequest, WireResponse, WireStream
 from homeserver.federation.wire.dial import Dialer
-from homeserver.federation.wire.http1 import Connection, Head, Request, check_announced_length, too_large
+from homeserver.federation.wire.http1 import Connection, Head, check_announced_length, too_large
 from homeserver.federation.wire.pool import Pool, PoolLimits
 
 REDIRECTS_MAX = 5
@@ -113,7 +113,7 @@ class HttpClient:
     ) -> tuple[Origin, Connection, Head]:
         for _ in range(redirects_max + 1):
             origin, target = parse_url(url, schemes)
-            connection, head = await self._pool.begin(origin, Request(method, target, headers, body))
+            connection, head = await self._pool.begin(origin, WireRequest(method, target, headers, body))
             if method != "GET" or head.status not in _REDIRECTS or "location" not in head.headers or not redirects_max:
                 return origin, connection, head
             # The redirect's body is not read, so its connection cannot be kept. Redirects are too rare to matter.

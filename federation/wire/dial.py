@@ -70,7 +70,7 @@ class Dialer:
         except (ssl.SSLError, ValueError, trio.BrokenResourceError) as error:  # ValueError: not a valid host name
             await trio.aclose_forcefully(stream)
             raise WireError(f"{tls_name}: {error.__cause__ or error}", "tls") from error
-        except BaseException:
+        except BaseException:  # cancelled, or too slow: nobody else knows the stream
             await trio.aclose_forcefully(stream)
             raise
 
@@ -119,7 +119,7 @@ class Dialer:
                     nursery.start_soon(attempt, address, over)
                     with trio.move_on_after(STAGGER_S):
                         await over.wait()
-        except BaseException:
+        except BaseException:  # cancelled after an attempt succeeded: nobody else knows the stream
             for stream in won:
                 await trio.aclose_forcefully(stream)
             raise
@@ -135,7 +135,7 @@ async def open_tcp(address: Address) -> trio.abc.Stream:
     try:
         await sock.connect((address.ip, address.port))
         return trio.SocketStream(sock)
-    except BaseException:
+    except BaseException:  # cancelled, e.g. because another address was faster: nobody else knows the socket
         sock.close()
         raise
 

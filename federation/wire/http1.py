@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import h11
 import trio
 
-from homeserver.federation.wire import WireError
+from homeserver.federation.wire import WireError, WireRequest
 
 HEAD_BYTES_MAX = 64 * 1024
 """The limit for the status line and headers of a response."""
@@ -25,16 +25,6 @@ _CHUNKS_AT_ONCE = 64  # chunks read before other tasks get their turn, however s
 
 class ConnectionEnded(Exception):
     """The connection ended before the first byte of the response. The request may or may not have arrived."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request to send; `target` is path and query. Host and Content-Length are added when it is sent."""
-
-    method: str
-    target: str
-    headers: Mapping[str, str]
-    body: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ class Connection:
         self.idle_since_s = opened_s
         self.exchanges = 0
 
-    async def start(self, request: Request) -> Head:
+    async def start(self, request: WireRequest) -> Head:
         """Sends the request and reads the head of the response. Raises WireError or ConnectionEnded."""
         if self.exchanges:
             self._h11.start_next_cycle()
@@ -132,12 +122,12 @@ class Connection:
         """Closes the connection at once, without a TLS close notification."""
         await trio.aclose_forcefully(self._stream)
 
-    def _encode(self, request: Request) -> bytes:
+    def _encode(self, request: WireRequest) -> bytes:
         headers = [("Host", self._host_header), *request.headers.items()]
         if request.body is not None:
             headers.append(("Content-Length", str(len(request.body))))
         try:
-            head = self._h11.send(h11.Request(method=request.method, target=request.target, headers=headers))
+            head = self._h11.send(h11.Request(method=request.method, target=request.path, headers=headers))
             body = self._h11.send(h11.Data(data=request.body)) if request.body else b""
             end = self._h11.send(h11.EndOfMessage())
         except (h11.LocalProtocolError, UnicodeEncodeError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
@@ -26,11 +27,11 @@ from homeserver.federation.discovery import (
     WellKnownCache,
 )
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.wire import WireError, WireResponse, WireStream
+from homeserver.federation.wire import WireError, WireRequest, WireStream
 from homeserver.federation.wire.client import HttpClient, as_stream, timed_out
 from homeserver.federation.wire.dial import ConnectTCP, Dialer
 from homeserver.federation.wire.dns import Resolver
-from homeserver.federation.wire.http1 import Connection, Request
+from homeserver.federation.wire.http1 import Connection
 from homeserver.federation.wire.pool import Pool, PoolLimits
 
 USER_AGENT = "homeserver"
@@ -64,42 +65,14 @@ class InternetWire:
         self._well_known = WellKnownCache()
         self._well_known_locks: dict[str, trio.Lock] = {}
 
-    async def request(
-        self,
-        destination: ServerName,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        timeout_s: float,
-        max_bytes: int,
-    ) -> WireResponse:
-        """See `Wire`."""
-        with trio.move_on_after(timeout_s):
-            connection, head = await self._pool.begin(destination, _request(method, path, headers, body))
-            try:
-                return WireResponse(head.status, head.headers, await connection.read_body(head, max_bytes))
-            finally:
-                await self._pool.end(destination, connection)
-        raise timed_out(destination, timeout_s)
-
     @asynccontextmanager
     async def stream(
-        self,
-        destination: ServerName,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        timeout_s: float,
-        max_bytes: int,
+        self, destination: ServerName, request: WireRequest, *, timeout_s: float, max_bytes: int
     ) -> AsyncIterator[WireStream]:
         """See `Wire`."""
         begun = None
         with trio.move_on_after(timeout_s):
-            begun = await self._pool.begin(destination, _request(method, path, headers, body))
+            begun = await self._pool.begin(destination, replace(request, headers=_with_user_agent(request.headers)))
         if begun is None:
             raise timed_out(destination, timeout_s)
         connection, head = begun
@@ -109,13 +82,10 @@ class InternetWire:
             await self._pool.end(destination, connection)
 
     @asynccontextmanager
-    async def stream_url(
-        self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
-    ) -> AsyncIterator[WireStream]:
+    async def stream_url(self, url: str, *, timeout_s: float, max_bytes: int) -> AsyncIterator[WireStream]:
         """See `Wire`."""
-        async with self._client.stream(
-            url, headers=_with_user_agent(headers), timeout_s=timeout_s, max_bytes=max_bytes
-        ) as response:
+        headers = _with_user_agent({})
+        async with self._client.stream(url, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes) as response:
             yield response
 
     async def discover(self, destination: ServerName) -> Found:
@@ -180,10 +150,6 @@ class InternetWire:
                 self._well_known.store(hostname, None, trio.current_time())
             raise
         return self._well_known.store(hostname, response, trio.current_time())
-
-
-def _request(method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Request:
-    return Request(method, path, _with_user_agent(headers), body)
 
 
 def _with_user_agent(headers: Mapping[str, str]) -> Mapping[str, str]:

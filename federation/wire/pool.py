@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 import trio
 
-from homeserver.federation.wire import WireError
-from homeserver.federation.wire.http1 import Connection, ConnectionEnded, Head, Request
+from homeserver.federation.wire import WireError, WireRequest
+from homeserver.federation.wire.http1 import Connection, ConnectionEnded, Head
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -49,7 +49,7 @@ class Pool(Generic[Key]):
         self._hosts: dict[Key, _Host] = {}
         self._idle: OrderedDict[Connection, Key] = OrderedDict()  # longest idle first
 
-    async def begin(self, key: Key, request: Request) -> tuple[Connection, Head]:
+    async def begin(self, key: Key, request: WireRequest) -> tuple[Connection, Head]:
         """Sends a request and reads the response's head. Return the connection with `end`. Raises WireError.
 
         A server may close an idle connection at the moment we use it. Then the request is sent once more on a new
@@ -63,7 +63,7 @@ class Pool(Generic[Key]):
             await self.end(key, connection)
             if not reused or request.method in _NOT_REPEATABLE:
                 raise WireError("the connection ended without a response", "protocol") from error
-        except BaseException:
+        except BaseException:  # cancelled as well: the places that the connection holds must be given back
             await self.end(key, connection)
             raise
         connection = await self._acquire(key, fresh=True)
@@ -72,7 +72,7 @@ class Pool(Generic[Key]):
         except ConnectionEnded as error:
             await self.end(key, connection)
             raise WireError("the connection ended without a response", "protocol") from error
-        except BaseException:
+        except BaseException:  # as above
             await self.end(key, connection)
             raise
 
@@ -118,7 +118,7 @@ class Pool(Generic[Key]):
                 held.append(semaphore)
             connection = None if fresh else await self._take_idle(host)
             return connection if connection is not None else await self._open_connection(key)
-        except BaseException:
+        except BaseException:  # cancelled while it waited or connected: nobody else will give the places back
             for semaphore in held:
                 semaphore.release()
             self._leave(key, host)

@@ -61,13 +61,11 @@ async def ask_many(
     take: for each wanted array the function for its elements. timeout_s: for the whole answer. Raises Unreachable, also
     if the answer is not JSON or is mostly junk; the caller should then forget the elements taken so far.
     """
-    body, headers = sign_request(hs, destination, method, uri, content)
+    request = sign_request(hs, destination, method, uri, content)
     try:
         async with reaching(hs, destination, cause):
             with trio.move_on_after(timeout_s):
-                async with hs.wire.stream(
-                    destination, method, uri, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
-                ) as response:
+                async with hs.wire.stream(destination, request, timeout_s=timeout_s, max_bytes=max_bytes) as response:
                     with hold_answer(hs, destination, cause) as hold:
                         answer = await _read(response, take, members, hold)
                 note_status(hs, destination, answer.status, answer.errcode)

@@ -41,6 +41,7 @@ from homeserver.federation.server_keys import (
     parse_key_response,
     parse_notary_response,
 )
+from homeserver.federation.wire import WireRequest
 from homeserver.moments import latest, passed
 from homeserver.process.peers import Cause, KnownKeys, stranger
 from homeserver.process.rate_limits import address_key, limit_exceeded
@@ -211,7 +212,7 @@ async def _ask_itself(hs: Resources, server: ServerName, cause: Cause) -> bool:
     try:
         with hold_answer(hs, server, cause) as hold:
             response = await fetch(
-                hs, server, "GET", "/_matrix/key/v2/server", headers={}, body=None, cause=cause, hold=hold,
+                hs, server, WireRequest("GET", "/_matrix/key/v2/server", {}), cause=cause, hold=hold,
                 timeout_s=limits.KEY_FETCH_TIMEOUT_S, max_bytes=limits.KEY_RESPONSE_BYTES_MAX,
             )  # fmt: skip
     except Unreachable:

@@ -22,7 +22,7 @@ from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import authorize_body, encode_content
-from homeserver.federation.wire import WireError, WireResponse, WireStream
+from homeserver.federation.wire import WireError, WireRequest, WireResponse, WireStream
 from homeserver.process.budgets import Hold
 from homeserver.process.peers import PERSON, Cause
 from homeserver.resources import Resources
@@ -88,17 +88,15 @@ def authorization_headers(
     return {"authorization": authorize_body(method, uri, hs.server_name, destination, hs.signing_key, body)}
 
 
-def sign_request(
-    hs: Resources, destination: ServerName, method: str, uri: str, content: Any | None
-) -> tuple[bytes | None, dict[str, str]]:
-    """Returns body and headers of a signed request. Raises Unreachable without federation, or NotCanonical."""
+def sign_request(hs: Resources, destination: ServerName, method: str, uri: str, content: Any | None) -> WireRequest:
+    """Returns a signed request. Raises Unreachable without federation, or NotCanonical."""
     if not hs.config.federation.enabled:
         raise Unreachable("This server does not take part in federation.")
     body = content if content is None or isinstance(content, bytes) else encode_content(content)
     headers = authorization_headers(hs, destination, method, uri, body)
     if body is not None:
         headers["content-type"] = "application/json"
-    return body, headers
+    return WireRequest(method, uri, headers, body)
 
 
 @asynccontextmanager
@@ -150,12 +148,11 @@ async def send_signed(
     content: a value that has canonical JSON, at least by the rules of old room versions, or that JSON itself. Raises
     NotCanonical.
     """
-    body, headers = sign_request(hs, destination, method, uri, content)
+    request = sign_request(hs, destination, method, uri, content)
     with hold_answer(hs, destination, cause) as hold:
         response = await fetch(
-            hs, destination, method, uri, headers=headers, body=body,
-            cause=cause, hold=hold, timeout_s=timeout_s, max_bytes=max_bytes,
-        )  # fmt: skip
+            hs, destination, request, cause=cause, hold=hold, timeout_s=timeout_s, max_bytes=max_bytes
+        )
         hold.become(_count_bytes(response.body))
         answer = await _read_answer(hs, destination, response)
     if cause.kind != "delivery":  # the sender treats the answers to its transactions itself
@@ -172,11 +169,8 @@ def hold_answer(hs: Resources, destination: ServerName, cause: Cause) -> Abstrac
 async def fetch(
     hs: Resources,
     destination: ServerName,
-    method: str,
-    uri: str,
+    request: WireRequest,
     *,
-    headers: Mapping[str, str],
-    body: bytes | None,
     cause: Cause,
     hold: Hold,
     timeout_s: float,
@@ -185,9 +179,7 @@ async def fetch(
     """Returns the whole response to one request, taking its memory from `hold`. Raises Unreachable."""
     async with reaching(hs, destination, cause):
         with trio.move_on_after(timeout_s):
-            async with hs.wire.stream(
-                destination, method, uri, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
-            ) as response:
+            async with hs.wire.stream(destination, request, timeout_s=timeout_s, max_bytes=max_bytes) as response:
                 return WireResponse(response.status, response.headers, await _read_whole(response, hold))
         raise WireError(f"the answer was not complete after {timeout_s:g} s", "timeout")
 

@@ -11,9 +11,8 @@ All randomness comes from `seed`, and time is trio's: under a virtual clock a pa
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import AsyncIterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ import trio
 
 from homeserver.background import single_error
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.wire import WireError, WireResponse, WireStream
+from homeserver.federation.wire import WireError, WireRequest, WireStream
 from homeserver.http.asgi import AsgiApp, Message
 
 
@@ -111,41 +110,13 @@ class FakeWire:
         self._network = network
         self._server_name = server_name
 
-    async def request(
-        self,
-        destination: ServerName,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        timeout_s: float,
-        max_bytes: int,
-    ) -> WireResponse:
-        """See `Wire`."""
-        with trio.move_on_after(timeout_s):
-            async with self.stream(
-                destination, method, path, headers=headers, body=body, timeout_s=math.inf, max_bytes=max_bytes
-            ) as response:
-                chunks = [chunk async for chunk in response.chunks]
-                return WireResponse(response.status, response.headers, b"".join(chunks))
-        raise WireError(f"{destination} did not answer within {timeout_s:g} s", "timeout")
-
     @asynccontextmanager
     async def stream(
-        self,
-        destination: ServerName,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        timeout_s: float,
-        max_bytes: int,
+        self, destination: ServerName, request: WireRequest, *, timeout_s: float, max_bytes: int
     ) -> AsyncIterator[WireStream]:
         """See `Wire`."""
         network, origin = self._network, self._server_name
-        exchange = _Exchange(network, origin, destination, method, path, timeout_s, max_bytes)
+        exchange = _Exchange(network, origin, destination, timeout_s, max_bytes)
         lost = network.draw_loss()
         try:
             with trio.move_on_after(timeout_s) as travelling:
@@ -155,9 +126,9 @@ class FakeWire:
             app = network.app_for(origin, destination)
             if lost == "request":
                 raise WireError(f"the request to {destination} was lost", "connect")
-            scope = _scope(method, path, headers, body, destination, network.address_of(origin))
+            scope = _scope(request, destination, network.address_of(origin))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(exchange.serve, app, scope, body or b"")
+                nursery.start_soon(exchange.serve, app, scope, request.body or b"")
                 if lost == "response":
                     exchange.hang_up()
                     await exchange.served.wait()
@@ -168,20 +139,17 @@ class FakeWire:
         except BaseExceptionGroup as group:
             raise single_error(group)  # noqa: B904  the group is only trio's wrapping
         finally:
-            network.exchanges.append(Exchange(origin, destination, method, path, exchange.status))
+            network.exchanges.append(Exchange(origin, destination, request.method, request.path, exchange.status))
 
     @asynccontextmanager
-    async def stream_url(
-        self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
-    ) -> AsyncIterator[WireStream]:
+    async def stream_url(self, url: str, *, timeout_s: float, max_bytes: int) -> AsyncIterator[WireStream]:
         """See `Wire`. Does not follow redirects: servers in a fake network send none."""
         parts = urlsplit(url)
         if parts.scheme != "https":
             raise WireError("a URL must begin with https", "refused")
         path = parts.path + (f"?{parts.query}" if parts.query else "")
-        async with self.stream(
-            ServerName(parts.netloc), "GET", path, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes
-        ) as response:
+        request = WireRequest("GET", path, {})
+        async with self.stream(ServerName(parts.netloc), request, timeout_s=timeout_s, max_bytes=max_bytes) as response:
             yield response
 
 
@@ -193,8 +161,6 @@ class _Exchange:
         network: FakeNetwork,
         origin: str,
         destination: str,
-        method: str,
-        path: str,
         timeout_s: float,
         max_bytes: int,
     ) -> None:
@@ -284,19 +250,17 @@ class _Exchange:
             raise WireError(f"the connection to {self._destination} broke", "protocol")
 
 
-def _scope(
-    method: str, path: str, headers: Mapping[str, str], body: bytes | None, destination: str, client_ip: str
-) -> dict[str, Any]:
-    raw_path, _, query = path.partition("?")
+def _scope(request: WireRequest, destination: str, client_ip: str) -> dict[str, Any]:
+    raw_path, _, query = request.path.partition("?")
     sent = [(b"host", destination.encode("ascii"))]
-    sent += [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-    if body is not None:
-        sent.append((b"content-length", str(len(body)).encode("ascii")))
+    sent += [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in request.headers.items()]
+    if request.body is not None:
+        sent.append((b"content-length", str(len(request.body)).encode("ascii")))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
-        "method": method,
+        "method": request.method,
         "scheme": "https",
         "path": unquote(raw_path),
         "raw_path": raw_path.encode("ascii"),

@@ -9,10 +9,12 @@ import trio
 import trio.testing
 
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.wire import Wire, WireError, WireResponse
+from homeserver.federation.wire import Wire, WireError, WireRequest, WireResponse
 from homeserver.testing import Exchange, FakeNetwork
+from tests.support.wires import send
 
 Scope = dict[str, Any]
+MEDIA = WireRequest("GET", "/media", {})
 
 
 class Echo:
@@ -54,8 +56,8 @@ class Counting(Echo):
 
 
 async def ask(wire: Wire, destination: str = "beta.test", **options: Any) -> WireResponse:
-    arguments = {"headers": {"X-Test": "t"}, "body": b"body", "timeout_s": 10, "max_bytes": 1000} | options
-    return await wire.request(ServerName(destination), "PUT", "/_matrix/a%2Fb?c=d", **arguments)
+    request = WireRequest("PUT", "/_matrix/a%2Fb?c=d", {"X-Test": "t"}, options.pop("body", b"body"))
+    return await send(wire, destination, request, **options)
 
 
 async def reason_of(wire: Wire, destination: str = "beta.test", **options: Any) -> str:
@@ -164,15 +166,15 @@ async def test_streams(autojump_clock: trio.testing.MockClock) -> None:
     network, counting = FakeNetwork(latency_s=1), Counting(pause_s=1)
     network.join("beta.test", counting)
     wire = network.wire_for("alpha.test")
-    options: dict[str, Any] = {"headers": {}, "timeout_s": 10, "max_bytes": 1000}
-    async with wire.stream(ServerName("beta.test"), "GET", "/media", **options) as response:
+    options: dict[str, Any] = {"timeout_s": 10, "max_bytes": 1000}
+    async with wire.stream(ServerName("beta.test"), MEDIA, **options) as response:
         assert b"".join([chunk async for chunk in response.chunks]) == b"0123456789" * 10
     assert (counting.finished, counting.last_message) == (1, {"type": "http.disconnect"})
-    async with wire.stream(ServerName("beta.test"), "GET", "/media", **options) as response:
+    async with wire.stream(ServerName("beta.test"), MEDIA, **options) as response:
         assert await anext(response.chunks) == b"0"
     assert counting.finished == 2, "the app runs to its end, though nobody listens"
     with pytest.raises(WireError) as caught:
-        async with wire.stream(ServerName("beta.test"), "GET", "/media", **options | {"timeout_s": 0.5}):
+        async with wire.stream(ServerName("beta.test"), MEDIA, **options | {"timeout_s": 0.5}):
             raise AssertionError("the request is still on its way")
     assert caught.value.reason == "timeout"
 
@@ -182,7 +184,7 @@ async def test_who_gives_up_cancels_the_app(autojump_clock: trio.testing.MockClo
     network.join("beta.test", counting)
     wire = network.wire_for("alpha.test")
     with pytest.raises(KeyError):
-        async with wire.stream(ServerName("beta.test"), "GET", "/media", headers={}, timeout_s=10, max_bytes=1000):
+        async with wire.stream(ServerName("beta.test"), MEDIA, timeout_s=10, max_bytes=1000):
             raise KeyError
     assert counting.finished == 0
 
@@ -191,11 +193,11 @@ async def test_urls_lead_to_the_server_of_that_name() -> None:
     network, echo = FakeNetwork(), Echo()
     network.join("cdn.test", echo)
     wire = network.wire_for("alpha.test")
-    async with wire.stream_url("https://cdn.test/a?b", headers={}, timeout_s=1, max_bytes=9) as response:
+    async with wire.stream_url("https://cdn.test/a?b", timeout_s=1, max_bytes=9) as response:
         assert b"".join([chunk async for chunk in response.chunks]) == b"GET "
     assert (echo.scopes[0]["path"], echo.scopes[0]["query_string"]) == ("/a", b"b")
     with pytest.raises(WireError) as caught:
-        async with wire.stream_url("http://cdn.test/a", headers={}, timeout_s=1, max_bytes=9):
+        async with wire.stream_url("http://cdn.test/a", timeout_s=1, max_bytes=9):
             raise AssertionError("only https is fetched")
     assert caught.value.reason == "refused"
 

@@ -8,12 +8,12 @@ import pytest
 import trio
 import trio.testing
 
-from homeserver.federation.wire import WireError
-from homeserver.federation.wire.http1 import Connection, ConnectionEnded, Head, Request
+from homeserver.federation.wire import WireError, WireRequest
+from homeserver.federation.wire.http1 import Connection, ConnectionEnded, Head
 from tests.federation.wire_server import Received, Reply, Site, always
 
-GET = Request("GET", "/path?query", {"X-A": "b"}, None)
-PUT = Request("PUT", "/path", {"Content-Type": "application/json"}, b'{"a":1}')
+GET = WireRequest("GET", "/path?query", {"X-A": "b"}, None)
+PUT = WireRequest("PUT", "/path", {"Content-Type": "application/json"}, b'{"a":1}')
 
 
 def connect(nursery: trio.Nursery, site: Site) -> Connection:
@@ -22,7 +22,7 @@ def connect(nursery: trio.Nursery, site: Site) -> Connection:
     return Connection(ours, "example.org:8448", 0.0)
 
 
-async def exchange(reply: Reply, request: Request = GET, max_bytes: int = 1000) -> tuple[Head, bytes, bool]:
+async def exchange(reply: Reply, request: WireRequest = GET, max_bytes: int = 1000) -> tuple[Head, bytes, bool]:
     """Head, body, and whether the connection can be used again."""
     outcome: tuple[Head, bytes, bool] | Exception
     async with trio.open_nursery() as nursery:
@@ -78,7 +78,7 @@ async def test_an_empty_body_is_announced() -> None:
     async with trio.open_nursery() as nursery:
         site = Site(always(Reply()))
         connection = connect(nursery, site)
-        await connection.start(Request("PUT", "/", {}, b""))
+        await connection.start(WireRequest("PUT", "/", {}, b""))
         assert site.received[0].headers["content-length"] == "0"
         await connection.aclose()
 
@@ -156,7 +156,7 @@ async def test_what_is_not_a_whole_response(raw: bytes) -> None:
 async def test_a_switch_of_protocols_is_no_response() -> None:
     raw = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     assert await refuses(lambda: raw_exchange(raw)) == "protocol"
-    upgrading = Request("GET", "/", {"Connection": "upgrade", "Upgrade": "websocket"}, None)
+    upgrading = WireRequest("GET", "/", {"Connection": "upgrade", "Upgrade": "websocket"}, None)
     assert await refuses(lambda: exchange(Reply(raw=raw), upgrading)) == "protocol"
 
 
@@ -168,17 +168,17 @@ async def test_a_connection_that_ends_without_a_byte_is_told_apart() -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        Request("GET", "/a b", {}, None),
-        Request("GET", "/\r\nX: y", {}, None),
-        Request("GET", "/\u2603", {}, None),
-        Request("G T", "/", {}, None),
-        Request("GET", "/", {"X": "a\r\nY: b"}, None),
-        Request("GET", "/", {"X Y": "a"}, None),
-        Request("GET", "/", {"X": "\u2603"}, None),
-        Request("GET", "/", {"Host": "other.org"}, None),
+        WireRequest("GET", "/a b", {}, None),
+        WireRequest("GET", "/\r\nX: y", {}, None),
+        WireRequest("GET", "/\u2603", {}, None),
+        WireRequest("G T", "/", {}, None),
+        WireRequest("GET", "/", {"X": "a\r\nY: b"}, None),
+        WireRequest("GET", "/", {"X Y": "a"}, None),
+        WireRequest("GET", "/", {"X": "\u2603"}, None),
+        WireRequest("GET", "/", {"Host": "other.org"}, None),
     ],
 )
-async def test_what_cannot_be_sent_is_not(request_: Request) -> None:
+async def test_what_cannot_be_sent_is_not(request_: WireRequest) -> None:
     assert await refuses(lambda: exchange(Reply(), request_)) == "protocol"
 
 

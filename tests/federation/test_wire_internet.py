@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,9 +15,10 @@ import trustme
 
 from homeserver.federation.discovery import Address, SrvRecord
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.wire import Wire, WireError, WireResponse
+from homeserver.federation.wire import WireError, WireRequest, WireResponse
 from homeserver.federation.wire.internet import InternetWire
 from tests.federation.wire_server import Received, Reply, Site, World, always, headers_of
+from tests.support.wires import send
 
 WEB_IP, MATRIX_IP = "9.9.9.1", "9.9.9.2"
 OK = always(Reply(200, [("Content-Type", "application/json")], b"{}"))
@@ -35,11 +37,11 @@ class Setting:
     def serve(self, ip: str, port: int, certified: str, *hostnames: str, handler=OK) -> Site:
         return self.world.add(ip, port, Site(handler, self.ca.issue_cert(certified)), *hostnames)
 
-    async def get(self, destination: str, path: str = "/_matrix/x", **options: object) -> WireResponse:
-        arguments = {"headers": {}, "body": None, "timeout_s": 30, "max_bytes": 1000} | options
-        return await self.wire.request(ServerName(destination), "GET", path, **arguments)  # type: ignore[arg-type]
+    async def get(self, destination: str, path: str = "/_matrix/x", **options: Any) -> WireResponse:
+        request = WireRequest("GET", path, options.pop("headers", {}))
+        return await send(self.wire, destination, request, **options)
 
-    async def reason_of(self, destination: str, **options: object) -> str:
+    async def reason_of(self, destination: str, **options: Any) -> str:
         with pytest.raises(WireError) as caught:
             await self.get(destination, **options)
         return caught.value.reason
@@ -241,9 +243,8 @@ async def test_a_connection_is_kept_for_the_next_request(tmp_path: Path) -> None
 async def test_bodies_are_sent(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(MATRIX_IP, 8448, MATRIX_IP)
-        wire: Wire = at.wire
         body = b"x" * 200_000
-        await wire.request(ServerName(MATRIX_IP), "PUT", "/send/1", headers={}, body=body, timeout_s=30, max_bytes=10)
+        await send(at.wire, MATRIX_IP, WireRequest("PUT", "/send/1", {}, body))
         assert (site.received[0].method, site.received[0].body) == ("PUT", body)
 
 
@@ -282,16 +283,13 @@ async def test_failures_have_reasons(tmp_path: Path, autojump_clock: trio.testin
 async def test_media_comes_in_chunks(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(MATRIX_IP, 8448, MATRIX_IP, handler=always(Reply(chunks=[b"a", b"b"], pause_s=2)))
+        media = WireRequest("GET", "/media", {})
         for _ in range(2):
-            async with at.wire.stream(
-                ServerName(MATRIX_IP), "GET", "/media", headers={}, timeout_s=3, max_bytes=10
-            ) as response:
+            async with at.wire.stream(ServerName(MATRIX_IP), media, timeout_s=3, max_bytes=10) as response:
                 assert (response.status, [chunk async for chunk in response.chunks]) == (200, [b"a", b"b"])
         assert site.connections == 1
         with pytest.raises(WireError) as caught:
-            async with at.wire.stream(
-                ServerName(MATRIX_IP), "GET", "/media", headers={}, timeout_s=1, max_bytes=10
-            ) as response:
+            async with at.wire.stream(ServerName(MATRIX_IP), media, timeout_s=1, max_bytes=10):
                 raise AssertionError("no head can have come")
         assert caught.value.reason == "timeout"
 
@@ -299,11 +297,11 @@ async def test_media_comes_in_chunks(tmp_path: Path, autojump_clock: trio.testin
 async def test_media_may_lie_elsewhere(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(WEB_IP, 443, "cdn.org", "cdn.org", handler=always(Reply(body=b"picture")))
-        async with at.wire.stream_url("https://cdn.org/a?b", headers={"X": "y"}, timeout_s=3, max_bytes=10) as response:
+        async with at.wire.stream_url("https://cdn.org/a?b", timeout_s=3, max_bytes=10) as response:
             assert b"".join([chunk async for chunk in response.chunks]) == b"picture"
-        assert (site.received[0].target, site.received[0].headers["x"]) == ("/a?b", "y")
+        assert (site.received[0].target, site.received[0].headers["user-agent"]) == ("/a?b", "homeserver")
         with pytest.raises(WireError) as caught:
-            async with at.wire.stream_url("https://127.0.0.1/", headers={}, timeout_s=3, max_bytes=10):
+            async with at.wire.stream_url("https://127.0.0.1/", timeout_s=3, max_bytes=10):
                 raise AssertionError("the guard has slept")
         assert caught.value.reason == "refused"
 
@@ -319,9 +317,8 @@ async def test_over_real_sockets(tmp_path: Path) -> None:
     site = Site(always(Reply(body=b"x" * 100_000)), ca.issue_cert("127.0.0.1"))
 
     async def put() -> None:
-        answer = await wire.request(
-            destination, "PUT", "/_matrix/x", headers={}, body=b"y" * 100_000, timeout_s=10, max_bytes=100_000
-        )
+        request = WireRequest("PUT", "/_matrix/x", {}, b"y" * 100_000)
+        answer = await send(wire, destination, request, timeout_s=10, max_bytes=100_000)
         assert (answer.status, answer.body) == (200, b"x" * 100_000)
 
     async with trio.open_nursery() as server:

@@ -8,13 +8,13 @@ import pytest
 import trio
 import trio.testing
 
-from homeserver.federation.wire import WireError
-from homeserver.federation.wire.http1 import Connection, Request
+from homeserver.federation.wire import WireError, WireRequest
+from homeserver.federation.wire.http1 import Connection
 from homeserver.federation.wire.pool import Pool, PoolLimits
 from tests.federation.wire_server import Received, Reply, Site, always
 
-GET = Request("GET", "/", {}, None)
-POST = Request("POST", "/", {}, b"{}")
+GET = WireRequest("GET", "/", {}, None)
+POST = WireRequest("POST", "/", {}, b"{}")
 
 
 class Hosts:
@@ -35,7 +35,7 @@ class Hosts:
         self.nursery.start_soon(self.sites[name].serve, theirs)
         return Connection(ours, name, trio.current_time())
 
-    async def get(self, name: str, request: Request = GET) -> bytes:
+    async def get(self, name: str, request: WireRequest = GET) -> bytes:
         connection, head = await self.pool.begin(name, request)
         self.busy_most = max(self.busy_most, self.pool.statistics()[0])
         try:

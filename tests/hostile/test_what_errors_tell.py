@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.wire import WireError
+from homeserver.federation.wire import WireError, WireRequest
 from tests.support.homeservers import config_for_tests, running
 
 TOLD = "10.1.2.3 port 8448: connection refused by intranet.internal"
@@ -18,11 +18,8 @@ TOLD = "10.1.2.3 port 8448: connection refused by intranet.internal"
 class Intranet:
     """A network in which every name stands for an internal address, where nothing listens."""
 
-    async def request(self, destination: ServerName, method: str, path: str, **_: Any) -> Any:
-        raise WireError(TOLD, "connect")
-
     @asynccontextmanager
-    async def stream(self, destination: ServerName, method: str, path: str, **_: Any) -> Any:
+    async def stream(self, destination: ServerName, request: WireRequest, **_: Any) -> Any:
         raise WireError(TOLD, "connect")
         yield
 

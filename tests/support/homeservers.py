@@ -58,7 +58,7 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver.federation.signing import SigningKey
-from homeserver.federation.wire import Wire, WireError
+from homeserver.federation.wire import Wire, WireError, WireRequest
 from homeserver.http.asgi import App
 from homeserver.http.dispatch import Dispatch
 from homeserver.process.rate_limits import RateLimits
@@ -307,14 +307,11 @@ class Homeservers:
 class NoWire:
     """A network on which no other server can be reached."""
 
-    async def request(self, destination: ServerName, method: str, path: str, **_: Any) -> Any:
-        raise WireError("connect", f"{destination} cannot be reached.")
-
-    def stream(self, destination: ServerName, method: str, path: str, **_: Any) -> Any:
-        raise WireError("connect", f"{destination} cannot be reached.")
+    def stream(self, destination: ServerName, request: WireRequest, **_: Any) -> Any:
+        raise WireError(f"{destination} cannot be reached.")
 
     def stream_url(self, url: str, **_: Any) -> Any:
-        raise WireError("connect", f"{url} cannot be reached.")
+        raise WireError(f"{url} cannot be reached.")
 
 
 def run_under_virtual_clock(

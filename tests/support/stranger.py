@@ -21,8 +21,10 @@ from homeserver.federation.request_auth import authorize_body
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.server_keys import build_key_response
 from homeserver.federation.signing import SigningKey
+from homeserver.federation.wire import WireRequest
 from homeserver.testing import FakeNetwork
 from tests.support.homeservers import now_ms
+from tests.support.wires import send
 
 Answer = Any | Callable[[str, Any], Any]
 """JSON to answer with 200, a (status, JSON) pair, or a function of the request's URI and content that gives either."""
@@ -99,9 +101,8 @@ class Stranger:
         if headers is None:
             signed = authorize_body(method, uri, self.name, ServerName(destination), self.key, body)
             headers = {"authorization": signed}
-        response = await self.network.wire_for(self.name).request(
-            ServerName(destination), method, uri, headers=headers, body=body, timeout_s=60, max_bytes=1 << 28
-        )
+        request = WireRequest(method, uri, headers, body)
+        response = await send(self.network.wire_for(self.name), destination, request, timeout_s=60, max_bytes=1 << 28)
         return response.status, json.loads(response.body)
 
     async def get(self, destination: str, uri: str) -> tuple[int, Any]:

@@ -20,7 +20,7 @@ from homeserver.features.media.multipart import InvalidMultipart, MultipartReade
 from homeserver.features.media.receiving import keep, limited, receive
 from homeserver.features.media.storage import Blob, Description, Media
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.wire import WireError, WireStream
+from homeserver.federation.wire import WireError, WireRequest, WireStream
 from homeserver.limits import (
     MEDIA_FETCH_TIMEOUT_S,
     MEDIA_FETCHES_AT_ONCE_MAX,
@@ -85,9 +85,7 @@ async def _fetch_signed(hs: Resources, server_name: ServerName, media_id: str, t
     try:
         async with hs.wire.stream(
             server_name,
-            "GET",
-            path,
-            headers=authorization_headers(hs, server_name, "GET", path),
+            WireRequest("GET", path, authorization_headers(hs, server_name, "GET", path)),
             timeout_s=MEDIA_FETCH_TIMEOUT_S + timeout_ms / 1000,
             max_bytes=hs.config.blobs.upload_bytes_max + overhead,
         ) as answer:
@@ -115,9 +113,7 @@ async def _fetch_unsigned(hs: Resources, server_name: ServerName, media_id: str,
     )
     async with hs.wire.stream(
         server_name,
-        "GET",
-        path,
-        headers={},
+        WireRequest("GET", path, {}),
         timeout_s=MEDIA_FETCH_TIMEOUT_S + timeout_ms / 1000,
         max_bytes=hs.config.blobs.upload_bytes_max,
     ) as answer:
@@ -132,7 +128,7 @@ async def _fetch_unsigned(hs: Resources, server_name: ServerName, media_id: str,
 async def _fetch_location(hs: Resources, server_name: ServerName, media_id: str, location: str) -> Media:
     """The content behind a URL that the other server named. The wire refuses URLs that lead into private networks."""
     async with hs.wire.stream_url(
-        location, headers={}, timeout_s=MEDIA_FETCH_TIMEOUT_S, max_bytes=hs.config.blobs.upload_bytes_max
+        location, timeout_s=MEDIA_FETCH_TIMEOUT_S, max_bytes=hs.config.blobs.upload_bytes_max
     ) as answer:
         if answer.status != 200:
             raise _bad_gateway(f"The place that {server_name} named for its media answers {answer.status}.")

@@ -240,7 +240,7 @@ class AsyncioHomeserver:
         status = _Started(asyncio.get_running_loop(), started)
         try:
             await self._bridge.run(partial(self._server.serve, task_status=status))
-        except BaseException as error:
+        except BaseException as error:  # the caller that waits for `started` would wait forever
             if started is not None and not started.done():
                 started.set_exception(error)
                 started.exception()  # mark it as retrieved, because it is raised here too

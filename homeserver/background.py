@@ -89,7 +89,7 @@ async def keep_running(hs: Resources, fn: Callable[[Resources], Awaitable[None]]
             with _cancellation_first(name):
                 await fn(hs)
             return
-        except Exception as error:
+        except Exception as error:  # whatever it is, it must not end the server: the work is tried again
             if is_outage(error):
                 await trio.sleep(OUTAGE_PROBE_SECONDS)
                 await hs.outages.wait_over()
@@ -123,7 +123,7 @@ async def _run_aside(fn: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None
     try:
         with _cancellation_first(_name_of(fn)):
             await fn(*args)
-    except Exception as error:
+    except Exception as error:  # nobody waits for the result, and the server's nursery must not end with it
         if not is_outage(error):
             _log_failure(_name_of(fn), error)
 

@@ -96,7 +96,7 @@ class Homeserver:
         self._was_opened = True
         try:
             await self._open()
-        except BaseException:
+        except BaseException:  # cancelled as well: what is open already has to be closed
             await self._stack.aclose()  # no cancel scope around it: the stack may hold a nursery, which must end first
             raise
         return self

@@ -49,7 +49,7 @@ def run_read(session: Session, cache: StringCache, request: Request) -> None:
     try:
         try:
             request.result = outcome.Value(_read(session, cache, request))
-        except Exception:
+        except Exception:  # drivers do not say reliably that the connection is gone, so ask the session
             if not session.recover():
                 raise
             request.result = outcome.Value(_read(session, cache, request))  # on a new connection
@@ -78,7 +78,7 @@ def run_batch(session: Session, cache: StringCache, requests: list[Request], tak
             failure: BaseException = error
             try:
                 lost = session.recover()
-            except Exception as no_connection:
+            except Exception as no_connection:  # whatever it is, the callers get it
                 lost, failure = False, no_connection
             if lost and batch.committing:
                 failure = DatabaseUnavailable(

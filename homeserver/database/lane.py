@@ -65,7 +65,7 @@ class Lane:
                 continue
             try:
                 await fn(part)
-            except Exception as error:
+            except Exception as error:  # whatever is wrong with one item, the others must get their turn
                 if is_outage(error):
                     raise
                 if len(part) > 1:
@@ -131,7 +131,7 @@ class Lane:
             try:
                 await fn(part)
                 return True
-            except Exception as error:
+            except Exception as error:  # the item itself is bad: park it, whatever is wrong with it
                 if is_outage(error):
                     raise
                 if attempt == limits.LANE_TRIES - 1:
@@ -151,7 +151,7 @@ def try_each(
         return [], []
     try:
         return tx.attempt(_list, fn, items), []
-    except Exception as error:
+    except Exception as error:  # the caller gets it with its item
         if is_outage(error):
             raise
         if len(items) == 1:

@@ -261,7 +261,7 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
         for _ in range(0 if inline else _READERS):
             readers.append(PostgresSession(connect_again, node, reach))
             closing.append(readers[-1].close)
-    except BaseException as error:
+    except BaseException as error:  # nobody else knows these connections
         for close in closing:
             close()
         if isinstance(error, psycopg.Error):

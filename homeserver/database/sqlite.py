@@ -303,7 +303,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         (position,) = writer.execute("SELECT position FROM stream_position WHERE id = 1").fetchone()
         for _ in range(0 if inline else _READERS):
             connections.append(connect(path, reads_only=True))
-    except BaseException as error:
+    except BaseException as error:  # nobody else knows these connections, nor the lock
         for connection in connections:
             connection.close()
         if lock is not None:
@@ -364,7 +364,7 @@ def _make_tables(connection: sqlite3.Connection, schemas: tuple[Schema, ...]) ->
         for statement in statements if is_new else ():
             connection.execute(statement)
         connection.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # interrupted as well: the connection is used again
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise

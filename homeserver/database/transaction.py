@@ -129,7 +129,7 @@ class Transaction:
         self._session.savepoint()
         try:
             result = fn(*args)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the read can continue only from the savepoint
             self._session.rollback_to_savepoint()
             raise self._session.explain(error) from None
         self._session.release()

@@ -123,7 +123,7 @@ def open_doors(listeners: Sequence[Listener]) -> list[_Door]:
                 address = _address(listener, sock)
                 file = _find_file(address[5:]) if sock.family == socket.AF_UNIX else None
                 doors.append(_Door(listener, sock, tls, address, _modified(listener), file))
-    except BaseException:
+    except BaseException:  # nobody else knows these sockets
         for door in doors:
             door.close()
         raise

@@ -81,7 +81,7 @@ def make_thumbnail(data: bytes, method: str, width: int, height: int, animated: 
         return _make_of(mended, method, (width, height), animated, whole=False)
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(TOO_LARGE) from None
-    except Exception as error:
+    except Exception as error:  # as above
         raise ValueError(str(error) if str(error) == TOO_LARGE else UNSUPPORTED) from None
 
 

@@ -21,9 +21,9 @@ from homeserver.remote import backfill
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_event, client_events
+from homeserver.rooms.gaps import find_newest_gap
 from homeserver.rooms.history import Page, Reader, point_beside, read_page, wants_event
 from homeserver.rooms.membership import find_room_membership, is_server_joined
-from homeserver.rooms.receive import find_newest_gap
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
 from homeserver.rooms.storage import StoredEvent, TimelineEvent, get_stored, list_stored, without_withheld
 from homeserver.rooms.timeline import (

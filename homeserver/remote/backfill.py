@@ -25,9 +25,10 @@ from homeserver.remote.hedging import first_answer
 from homeserver.remote.receiving import receive
 from homeserver.remote.requests import path_to
 from homeserver.resources import Resources
+from homeserver.rooms.gaps import find_places, list_missing
 from homeserver.rooms.graph import in_order, leading_to
 from homeserver.rooms.heads import get_head
-from homeserver.rooms.receive import Received, find_places, list_missing
+from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import find_positions, get_event, get_room_version, list_placed
 
 

@@ -1,6 +1,6 @@
 """The first three checks of a PDU from another server: its format, its signatures, its hash.
 
-The other checks need the room: see `homeserver/rooms/receive.py`.
+The other checks need the room: see `homeserver/rooms/authorization.py`.
 Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu
 """
 

@@ -38,7 +38,8 @@ from homeserver.remote.keys import find_keys
 from homeserver.remote.requests import Answer, Unreachable, path_to
 from homeserver.resources import Resources
 from homeserver.rooms.graph import in_order
-from homeserver.rooms.receive import state_with, store_outliers
+from homeserver.rooms.outliers import store_outliers
+from homeserver.rooms.state_before import list_state_after
 from homeserver.rooms.storage import find_positions, list_placed
 
 
@@ -203,7 +204,7 @@ async def _fetch_state_after(
     if state_ids is None:
         return None
     await store(hs, [event], server, cause)
-    return await hs.database.read(state_with, state_ids, event)
+    return await hs.database.read(list_state_after, state_ids, event)
 
 
 async def _fetch_state_at(

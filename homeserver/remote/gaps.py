@@ -41,7 +41,9 @@ from homeserver.remote.access import choose_servers, is_resident
 from homeserver.remote.checking import check_signed, list_keyless, parse_pdu
 from homeserver.remote.receiving import Gap, receive, receive_behind_gap
 from homeserver.resources import Resources
-from homeserver.rooms.receive import Missing, Received, resolve_beforehand
+from homeserver.rooms.graph import Missing
+from homeserver.rooms.receive import Received
+from homeserver.rooms.state_before import resolve_beforehand
 from homeserver.rooms.storage import Status, find_room_version
 
 _log = logging.getLogger("homeserver.federation")

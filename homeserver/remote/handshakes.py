@@ -35,10 +35,11 @@ from homeserver.remote.serving import whole_pdus
 from homeserver.resources import Resources
 from homeserver.rooms import state_tree
 from homeserver.rooms.append import STRIPPED_KEYS, build_template
-from homeserver.rooms.graph import auth_chain
+from homeserver.rooms.graph import Missing, auth_chain
 from homeserver.rooms.heads import get_head, state_position
-from homeserver.rooms.receive import Missing, Received, resolve_beforehand
+from homeserver.rooms.receive import Received
 from homeserver.rooms.restricted import authorised_via
+from homeserver.rooms.state_before import resolve_beforehand
 from homeserver.rooms.storage import Status, list_in_timeline
 
 routes = Routes()

@@ -44,9 +44,10 @@ from homeserver.remote.outside import check_room_for_invite, is_outside, read_st
 from homeserver.remote.requests import Answer, Unreachable, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import build_unplaced
+from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import find_membership
-from homeserver.rooms.receive import Missing, receive_event
+from homeserver.rooms.receive import receive_event
 from homeserver.rooms.storage import Status
 from homeserver.users.accounts import is_active
 

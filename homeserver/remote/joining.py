@@ -56,8 +56,9 @@ from homeserver.remote.receiving import note_relay
 from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
+from homeserver.rooms.graph import Missing
 from homeserver.rooms.membership import find_membership
-from homeserver.rooms.receive import Missing, Received, adopt_room
+from homeserver.rooms.receive import Received, adopt_room
 from homeserver.rooms.storage import Status, find_positions
 from homeserver.users.blocking import check_pending
 

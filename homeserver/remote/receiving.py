@@ -15,9 +15,9 @@ from homeserver.federation.identifiers import EventID, ServerName, server_name_o
 from homeserver.process.peers import Cause
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
 from homeserver.resources import Resources
-from homeserver.rooms.graph import leading_to
+from homeserver.rooms.graph import Missing, leading_to
 from homeserver.rooms.heads import find_head
-from homeserver.rooms.receive import Missing, Received, receive_event
+from homeserver.rooms.receive import Received, receive_event
 from homeserver.rooms.storage import list_placed, to_events
 from homeserver.rooms.timeline import START, list_forwards
 

@@ -30,6 +30,17 @@ class Node:
     auth_events: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Events that must be stored first: ancestors whose state is needed, and auth events.
+
+    Empty if no event would help: the event has no prev_events, or only some from another room.
+    """
+
+    prev_events: frozenset[EventID] = frozenset()
+    auth_events: frozenset[EventID] = frozenset()
+
+
 def auth_chain(tx: Transaction, positions: Iterable[int]) -> set[int]:
     """Returns the whole auth chains of the events, without the events themselves unless one is in another's chain."""
     chain: set[int] = set()

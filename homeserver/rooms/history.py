@@ -22,7 +22,7 @@ from typing import NamedTuple
 from homeserver.api.filters import RoomEventFilter, wants, wants_room
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.identifiers import RoomID
-from homeserver.rooms.receive import find_newest_gap
+from homeserver.rooms.gaps import find_newest_gap
 from homeserver.rooms.storage import StoredEvent, TimelineEvent
 from homeserver.rooms.timeline import find_types, list_backwards, list_forwards
 from homeserver.rooms.visibility import filter_visible

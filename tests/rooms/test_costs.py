@@ -8,7 +8,8 @@ import pytest
 
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
-from homeserver.rooms.receive import BEHIND_EVENTS_MAX, Received, receive_event
+from homeserver.rooms.gaps import BEHIND_EVENTS_MAX
+from homeserver.rooms.receive import Received, receive_event
 from homeserver.rooms.timeline import list_by_timestamp
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL
 from tests.rooms.test_receive import accepted, joined, said

@@ -8,7 +8,8 @@ from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID
 from homeserver.federation.room_versions import ROOM_VERSIONS
-from homeserver.rooms.receive import Received, find_places, list_missing
+from homeserver.rooms.gaps import find_places, list_missing
+from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
 from tests.federation.rooms_for_tests import ALICE, BOB, Room, new_room

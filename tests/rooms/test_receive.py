@@ -15,9 +15,12 @@ from homeserver.federation.build import Draft, build_event, reference_to
 from homeserver.federation.event import Event
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.federation.state_resolution import resolve
+from homeserver.rooms.gaps import list_missing
+from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import find_membership
-from homeserver.rooms.receive import Missing, Received, list_missing, store_outliers
+from homeserver.rooms.outliers import store_outliers
+from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, alice_is_admin, key_of, new_room

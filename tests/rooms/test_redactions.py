@@ -14,7 +14,8 @@ from homeserver.federation.event import Event
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.membership import find_room_membership
-from homeserver.rooms.receive import Received, store_outliers
+from homeserver.rooms.outliers import store_outliers
+from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import Status, get_event
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, new_room
 from tests.support.rooms import ANNA, BERT, CARL, Rooms

@@ -88,14 +88,10 @@ WRITING_VERBS = {
 # This list only shrinks.
 OTHER_NAMES = frozenset(
     {
-        "_free_place",
-        "_given_state",
         "_positions_to_send",
         "_rows_to_send",
-        "_take_children",
         "event_ids_at",
         "place_in_timeline",
-        "state_with",
         "without_withheld",
     }
 )
@@ -139,9 +135,11 @@ THEORY = (
     "homeserver/remote/leaves.py",
     "homeserver/remote/outbound.py",
     "homeserver/rooms/append.py",
+    "homeserver/rooms/gaps.py",
     "homeserver/rooms/history.py",
     "homeserver/rooms/receive.py",
     "homeserver/rooms/resolve.py",
+    "homeserver/rooms/state_before.py",
     "homeserver/rooms/state_tree.py",
     "homeserver/sync/engine.py",
     "homeserver/users/presence.py",

@@ -28,9 +28,9 @@ from homeserver.rooms.storage import PlacedEvent, Status, event_ids_at, find_pos
 
 
 def find_state_before(
-    tx: Transaction, head: Head, event: Event, given: Collection[EventID] | None
+    tx: Transaction, head: Head, event: Event, given: Collection[EventID] | None = None
 ) -> StateAt | Missing:
-    """Returns the state before the event, resolved from those after its prev_events and the given one, if any."""
+    """Returns the state before the event. given: that state according to a resident server, as stored events."""
     if event.type == "m.room.create" and event.event_id == _create_event_id(tx, head):
         return StateAt(state_tree.EMPTY_ROOT)
     positions = find_positions(tx, event.prev_events)
@@ -44,7 +44,6 @@ def find_state_before(
     states = [state_after(tx, row) for row in placed]
     if given is not None:
         given_state = find_given_state(tx, head, given)
-        # Our own knowledge is resolved with it, so that no other server can talk us out of it.
         if isinstance(given_state, Missing):
             return given_state
         return resolve_states(tx, head.version, [given_state, *states])
@@ -58,7 +57,7 @@ def resolve_beforehand(tx: Transaction, event: Event) -> None:
     """Resolves the states that `receive_event` will need, so that the write finds them cached. Changes nothing."""
     head = find_head(tx, event.room_id)
     if head is not None and head.create_position:
-        find_state_before(tx, head, event, None)
+        find_state_before(tx, head, event)
 
 
 def _create_event_id(tx: Transaction, head: Head) -> EventID:

@@ -123,14 +123,31 @@ class BeforeSync:
 
 @dataclass(frozen=True, slots=True)
 class OutgoingEdu:
-    """The content of an EDU to send to the servers in `room_id` and to those in `destinations`."""
+    """The content of an EDU to send to the servers in `room_id` and to those in `destinations`.
+
+    position: the position of the change, for durable EDUs. It says up to where a destination has everything.
+    """
 
     content: JsonObject
     room_id: RoomID | None = None
     destinations: tuple[ServerName, ...] = ()
+    position: int | None = None
 
 
 EduSource = Callable[[Transaction, int, int], Iterable[OutgoingEdu]]
+
+
+@dataclass(frozen=True, slots=True)
+class EduQueue:
+    """Rows that a durable type of EDU keeps for each destination, until the destination has acknowledged them.
+
+    list_first(tx, server, since, upto, limit): the first `limit` EDUs for one server with since < position ≤ upto, in
+    order. No two of them may have the same position. It must cost no more than what it finds.
+    acknowledge(tx, server, upto): the server has everything up to this position, so its rows are deleted.
+    """
+
+    list_first: Callable[[Transaction, ServerName, int, int, int], Iterable[OutgoingEdu]]
+    acknowledge: Callable[[Transaction, ServerName, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +168,10 @@ class Edu(Generic[P]):
     coalesce_by: what a part is the latest news of. An EDU that waits for a slow destination is dropped if a newer one
     of its type has news of all that it is about.
     short_lived: of no use to a server that was away, so left out when it catches up.
+    durable: reaches its destination however long that is away, before the events of the same position and of all later
+    ones: keys before what they decrypt. Nothing replaces it, so it can be neither short-lived nor coalesced.
+    queue: where a durable type keeps what destinations lack, if it has rows for each of them. Without one, `source` is
+    asked for what a destination has missed.
     """
 
     content: type[P] | Callable[[JsonObject], Iterable[P]]
@@ -161,6 +182,14 @@ class Edu(Generic[P]):
     source: EduSource | None = None
     coalesce_by: Callable[[P], Hashable] | None = None
     short_lived: bool = False
+    durable: bool = False
+    queue: EduQueue | None = None
+
+    def __post_init__(self) -> None:
+        if self.durable and (self.short_lived or self.coalesce_by is not None):
+            raise ValueError("A durable EDU must arrive, so it can be neither short-lived nor replaced by a newer one.")
+        if self.queue is not None and not self.durable:
+            raise ValueError("Only a durable EDU has a queue: all others are read from what they tell about.")
 
     def parse(self, content: JsonObject) -> Iterator[P]:
         """Yields the parts of a content, no matter who sent it. Raises InvalidEdu if it is malformed."""

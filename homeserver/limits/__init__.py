@@ -379,6 +379,8 @@ CATCH_UPS_AT_ONCE_MAX = 50
 # Our events in one room that a destination has missed. If there are more, it gets the newest and requests the rest.
 # More than OUTBOX_MAX, so that a slightly slow destination does not miss any.
 CATCH_UP_ROOM_EVENTS_MAX = 1000
+# Durable EDUs that one step of catching up reads, at 64 KiB each: as much memory as a transaction of events.
+CATCH_UP_DURABLE_EDUS = 50
 # Positions examined in one step of catching up.
 CATCH_UP_SPAN = 100_000
 # The pause after an unexpected failure of the whole sender, whose cause may be temporary.

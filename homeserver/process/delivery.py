@@ -1,6 +1,6 @@
 """Delivery: the state machine of what one destination is sent, in order and at least once.
 
-Rule 1: everything that decides what is sent, sent again, put off or dropped is in this file.
+Rule 1: everything that decides what is sent, sent again, put off or dropped is in this file and its tables.
 Rule 2: this file does not know what a destination is. A server, a push gateway and an application service are each a
 name, items with ascending positions, and one of four outcomes for each transaction. It does no input or output, and
 asks nobody for time or chance: a driver performs what it asks for, and tells it what came of that.
@@ -25,26 +25,9 @@ a row says up to which position it has everything (`acked`), and it is sent what
 If performing fails unexpectedly, the driver calls `broke(now)`, and begins again once `wake(now)` returns 0.
 The position that is stored for all destinations together must not pass what any of them `holds`.
 
-There are two machines, each a table below. The first is that of the destination, `TRANSITIONS`:
-
-    IDLE          it has everything
-    SENDING       it is sent what waits in memory; what is new joins the end, and replaces what is out of date
-    FULL          the same, but too much waits: what is new is left to the table from `left_out_at` on
-    WAITING       it lags, and is left alone until its back-off is over
-    READING       it lags; what it lacks next is to be read
-    CATCHING_UP   it lags, and is sent what was read
-
-The second is that of the transaction under way, `VERDICTS`, which says what follows from its outcome. "taken": it has
-arrived. "refused": the destination does not take this, and never will. "failed": the destination has an error of its
-own, which may be due to what it was sent. "unreachable": nothing is known about what it was sent.
-
-    SEVERAL   the first items, as many as fit. If refused or failed, halves are sent, and so on down to a single one,
-              so that the good items before a bad one arrive.
-    SINGLE    one item. If refused, it is dropped. If failed, the destination may be ill: it is left alone for a while.
-    STUCK     several, and for POISON_SECONDS nothing but failures. Perhaps the first item is poison.
-    PROBE     one item from further back (the 2nd, 3rd, 5th, 9th …, after the next pause the 3rd, 4th, 6th …): does the
-              destination take any?
-    CONFIRM   one item from before a probe that was taken. If the destination still fails of it, it is dropped.
+The destination and the transaction under way are two machines. Their states, and what leads from one to the next, are
+the tables of `homeserver/process/delivery_states.py`. What is delivered in two lanes has a machine for each, and
+`homeserver/process/lanes.py` decides which of them is served.
 
 What holds, whatever the outcomes are (`tests/process/test_delivery.py` tries):
 
@@ -61,15 +44,25 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from itertools import islice
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from homeserver import limits
 from homeserver.process.back_off import BackOff, after_failure
 from homeserver.process.coalescing import Positioned, without_replaced
+from homeserver.process.delivery_states import (
+    LAGGING,
+    SENDING,
+    TRANSITIONS,
+    VERDICTS,
+    Attempt,
+    Input,
+    Outcome,
+    State,
+    Verdict,
+)
 
 T = TypeVar("T", bound=Positioned)
 
@@ -127,139 +120,6 @@ class Rest:
 
 FORGET, WAIT, REST = Forget(), Wait(), Rest()
 Ask = Send[T] | Read | Store | Forget | Wait | Rest
-
-
-# The machine of the destination
-
-
-class State(Enum):
-    """See the head of this file."""
-
-    IDLE = auto()
-    SENDING = auto()
-    FULL = auto()
-    WAITING = auto()
-    READING = auto()
-    CATCHING_UP = auto()
-
-
-class Input(Enum):
-    """What happens to a destination.
-
-    HANDED_OVER, OVERFLOWED: there is something new; it fits in memory or does not. EMPTIED: the last item that waited
-    is dealt with. STOPPED: the destination has failed, or the work for it has. DUE: it may be tried again. FOUND,
-    FOUND_NOTHING, UP_TO_DATE: what reading has shown; the last means that there is nothing left to read.
-    """
-
-    HANDED_OVER = auto()
-    OVERFLOWED = auto()
-    EMPTIED = auto()
-    STOPPED = auto()
-    DUE = auto()
-    FOUND = auto()
-    FOUND_NOTHING = auto()
-    UP_TO_DATE = auto()
-
-
-# What is handed over to a destination that lags is left to the table: HANDED_OVER never occurs there.
-TRANSITIONS: Mapping[State, Mapping[Input, State]] = {
-    State.IDLE: {
-        Input.HANDED_OVER: State.SENDING,
-        Input.OVERFLOWED: State.WAITING,
-        Input.STOPPED: State.WAITING,
-    },
-    State.SENDING: {
-        Input.HANDED_OVER: State.SENDING,
-        Input.OVERFLOWED: State.FULL,
-        Input.EMPTIED: State.IDLE,
-        Input.STOPPED: State.WAITING,
-    },
-    State.FULL: {
-        Input.EMPTIED: State.WAITING,
-        Input.STOPPED: State.WAITING,
-    },
-    State.WAITING: {
-        Input.DUE: State.READING,
-        Input.STOPPED: State.WAITING,
-    },
-    State.READING: {
-        Input.FOUND: State.CATCHING_UP,
-        Input.FOUND_NOTHING: State.READING,
-        Input.UP_TO_DATE: State.IDLE,
-        Input.STOPPED: State.WAITING,
-    },
-    State.CATCHING_UP: {
-        Input.EMPTIED: State.READING,
-        Input.STOPPED: State.WAITING,
-    },
-}
-LAGGING = frozenset({State.WAITING, State.READING, State.CATCHING_UP})
-_SENDING = frozenset({State.SENDING, State.FULL, State.CATCHING_UP})
-
-
-# The machine of the transaction
-
-
-class Attempt(Enum):
-    """See the head of this file."""
-
-    SEVERAL = auto()
-    SINGLE = auto()
-    STUCK = auto()
-    PROBE = auto()
-    CONFIRM = auto()
-
-
-class Verdict(Enum):
-    """What follows from the outcome of a transaction.
-
-    DONE: its items are delivered. DROP: its only item is left out. HALVE: its halves are sent. PROBE: an item from
-    further back is sent, or if there is none, STOP. CONFIRM: the probe is delivered; those before it are sent alone.
-    STOP: the destination is left alone.
-    """
-
-    DONE = auto()
-    DROP = auto()
-    HALVE = auto()
-    PROBE = auto()
-    CONFIRM = auto()
-    STOP = auto()
-
-
-Outcome = Literal["taken", "refused", "failed", "unreachable"]
-
-VERDICTS: Mapping[Attempt, Mapping[Outcome, Verdict]] = {
-    Attempt.SEVERAL: {
-        "taken": Verdict.DONE,
-        "refused": Verdict.HALVE,
-        "failed": Verdict.HALVE,
-        "unreachable": Verdict.STOP,
-    },
-    Attempt.SINGLE: {
-        "taken": Verdict.DONE,
-        "refused": Verdict.DROP,
-        "failed": Verdict.STOP,
-        "unreachable": Verdict.STOP,
-    },
-    Attempt.STUCK: {
-        "taken": Verdict.DONE,
-        "refused": Verdict.HALVE,
-        "failed": Verdict.PROBE,
-        "unreachable": Verdict.STOP,
-    },
-    Attempt.PROBE: {
-        "taken": Verdict.CONFIRM,
-        "refused": Verdict.PROBE,
-        "failed": Verdict.PROBE,
-        "unreachable": Verdict.STOP,
-    },
-    Attempt.CONFIRM: {
-        "taken": Verdict.DONE,
-        "refused": Verdict.DROP,
-        "failed": Verdict.DROP,
-        "unreachable": Verdict.STOP,
-    },
-}
 
 
 class Delivery(Generic[T]):
@@ -320,7 +180,7 @@ class Delivery(Generic[T]):
             return Store(self.acked, self.back_off)
         if self._is_stored and not self.is_lagging:
             return FORGET
-        if self.state in _SENDING:
+        if self.state in SENDING:
             return Send(self._sending())
         if self.state is State.READING:
             return Read(self.acked)
@@ -399,14 +259,22 @@ class Delivery(Generic[T]):
         if back_off is not None and (self.back_off is None or self.back_off.retry_after_ms < back_off.retry_after_ms):
             self.back_off = back_off
 
-    def wake(self, now: Now) -> float:
-        """Returns for how many seconds the destination is still to be left alone; if 0, `next` has something to do."""
+    def put_off(self) -> None:
+        """Nothing may be sent to the destination now, for a reason that is not in this delivery."""
+        if self.state not in (State.IDLE, State.WAITING):
+            self._halt()
+
+    def due_in(self, now: Now) -> float:
+        """Returns for how many seconds the destination is still to be left alone."""
         if self.back_off is None:  # it has shown itself, but is not to be pestered
-            wait_s = max(0.0, self._tried_s + limits.EARLY_RETRY_MS / 1000 - now.steady_s)
-        elif self.back_off.is_over(now.wall_ms):
-            wait_s = 0.0
-        else:
-            wait_s = (self.back_off.retry_after_ms - now.wall_ms) / 1000
+            return max(0.0, self._tried_s + limits.EARLY_RETRY_MS / 1000 - now.steady_s)
+        if self.back_off.is_over(now.wall_ms):
+            return 0.0
+        return (self.back_off.retry_after_ms - now.wall_ms) / 1000
+
+    def wake(self, now: Now) -> float:
+        """Returns the same as `due_in`; if it is 0, `next` has something to do."""
+        wait_s = self.due_in(now)
         if not wait_s:
             self._fire(Input.DUE)
         return wait_s
@@ -485,10 +353,13 @@ class Delivery(Generic[T]):
             self._failing_since_s = now.steady_s
 
     def _stop(self, now: Now) -> None:
+        self._halt()
+        self._tried_s = now.steady_s
+
+    def _halt(self) -> None:
         """The destination lags, and reads again what has waited in memory."""
         self._fire(Input.STOPPED)
         self._is_stale = True
-        self._tried_s = now.steady_s
         self._queue.clear()
         self._sizes.clear()
         self._probe = self._confirming = 0

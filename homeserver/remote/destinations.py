@@ -1,16 +1,26 @@
-"""What is to be sent to whom: the events and EDUs of a span of the stream, by destination.
+"""What is to be sent to which server: the events and EDUs of a span of the stream, by destination and lane.
 
-Spec: server-server-api/#pdus, #edus. Everything here is read from tables, so it can be asked again at any time. Events
+Spec: server-server-api/#pdus, #edus. Everything here is read from tables, so it can be read again at any time. Events
 and EDUs are encoded here, once for all destinations.
 
-Usually a span is read as a whole. If that fails, because something in it is damaged or cannot be encoded, it is read
-again position by position: what can be read is sent, and the other positions are answered with the reason.
+Theory of operation
+- `collect` reads a span of the stream for all destinations at once. `list_due` reads what one destination has missed.
+- A destination has two lanes (`homeserver/process/lanes.py`). Durable EDUs go in the durable lane, each at its own
+  position. Events and all other EDUs go in the ordinary one: events at their positions, EDUs at the end of the span.
+- What is missed in the ordinary lane is bounded: the newest events of each room, no short-lived EDUs, the EDUs of as
+  many positions as were looked at. In the durable lane nothing is left out. A type with an `EduQueue` is asked for the
+  first rows of the destination; any other one for span after span until there is enough for a transaction. Neither
+  looks at rooms or their history.
+- Usually a span is read as a whole. If that fails, because something in it is damaged or cannot be encoded, it is read
+  again position by position. What can be read is sent, and the other positions are returned with the reason.
+- `destinations_behind` has a row for each lane of a destination that lags. What an `EduQueue` keeps is deleted by
+  `note_acknowledged`, at the latest in the write that stores the position up to which the destination has everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from homeserver import limits
@@ -39,6 +49,7 @@ class Item:
     """One PDU or EDU to be sent, as canonical JSON. What is shared by many destinations is there once.
 
     name: what it is called in the log. subjects: what an EDU is the latest news of, see `Edu.coalesce_by`.
+    is_durable: whether it goes in the durable lane.
     """
 
     position: int
@@ -46,6 +57,7 @@ class Item:
     data: bytes
     is_edu: bool = False
     subjects: frozenset[Hashable] = frozenset()
+    is_durable: bool = False
 
 
 Failed = list[tuple[int, Exception]]
@@ -53,8 +65,16 @@ Failed = list[tuple[int, Exception]]
 
 
 @dataclass(frozen=True, slots=True)
+class News:
+    """What is new for one destination, in each of its lanes, in order."""
+
+    durable: list[Item] = field(default_factory=list)
+    ordinary: list[Item] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """What a destination lacks up to a position, in order: the PDUs of one transaction at most, then EDUs."""
+    """What a destination lacks in one lane up to a position, in order: about as much as one transaction holds."""
 
     upto: int
     items: list[Item]
@@ -75,7 +95,7 @@ def _together(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], 
 
 def collect(
     tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int
-) -> tuple[dict[ServerName, list[Item]], Failed]:
+) -> tuple[dict[ServerName, News], Failed]:
     """What the changes of since < position ≤ upto mean for each destination, in order; and what cannot be sent."""
     try:
         return tx.attempt(_collect, tx, own, edus, since, upto, _together)
@@ -87,7 +107,7 @@ def collect(
 
 def _collect_each(
     tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int
-) -> tuple[dict[ServerName, list[Item]], Failed]:
+) -> tuple[dict[ServerName, News], Failed]:
     """As `collect`, where something in the span cannot be read."""
 
     def each(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], /) -> tuple[list[R], Failed]:
@@ -98,8 +118,8 @@ def _collect_each(
 
 def _collect(
     tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int, each: _Each
-) -> tuple[dict[ServerName, list[Item]], Failed]:
-    found: dict[ServerName, list[Item]] = {}
+) -> tuple[dict[ServerName, News], Failed]:
+    found: dict[ServerName, News] = {}
     heads: dict[RoomID, Head | None] = {}
 
     def pdus(span: Sequence[int]) -> list[tuple[Item, frozenset[ServerName]]]:
@@ -115,13 +135,17 @@ def _collect(
     edu_items, failed_edus = _edu_items(tx, edus, since, upto, destinations_of, each)
     for item, servers in (*items, *edu_items):
         for server in servers:
-            found.setdefault(server, []).append(item)
+            news = found.setdefault(server, News())
+            (news.durable if item.is_durable else news.ordinary).append(item)
     return found, failed + failed_edus
 
 
 def list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
-    """What `server` lacks that was reached last at `since`, up to a position ≤ `upto`; of busy rooms the newest."""
-    lasting = {edu_type: edu for edu_type, edu in edus.items() if not edu.short_lived}
+    """Returns what `server` lacks in the ordinary lane after `since`, up to a position ≤ `upto`.
+
+    Only the newest events of busy rooms are listed.
+    """
+    lasting = {edu_type: edu for edu_type, edu in edus.items() if not (edu.short_lived or edu.durable)}
     try:
         return tx.attempt(_list_due, tx, own, lasting, server, since, upto)
     except Exception as error:
@@ -130,7 +154,63 @@ def list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, s
     # Not even the rooms of the server may be readable, so look at everything there is, a little at a time.
     upto = min(upto, since + limits.TAIL_SPAN_MAX)
     found, failed = _collect_each(tx, own, lasting, since, upto)
-    return Batch(upto, found.get(server, []), failed)
+    return Batch(upto, found.get(server, News()).ordinary, failed)
+
+
+def list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
+    """Returns what `server` lacks in the durable lane after `since`, up to a position ≤ `upto`."""
+    durable = {edu_type: edu for edu_type, edu in edus.items() if edu.durable}
+    try:
+        return tx.attempt(_list_due_durable, tx, own, durable, server, since, upto)
+    except Exception as error:
+        if is_outage(error):
+            raise
+    upto = min(upto, since + limits.TAIL_SPAN_MAX)
+
+    def each(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], /) -> tuple[list[R], Failed]:
+        return try_each(tx, items, fn)
+
+    items, failed = _edu_items(tx, durable, since, upto, _only_to(tx, own, server), each)
+    return Batch(upto, [item for item, _ in items], failed)
+
+
+def _list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
+    upto = min(upto, since + limits.CATCH_UP_SPAN) if any(edu.queue is None for edu in edus.values()) else upto
+    items: list[Item] = []
+    for edu_type, edu in edus.items():
+        if edu.queue is not None:
+            of_type = [
+                _edu_item(upto, edu_type, edu, outgoing)
+                for outgoing in edu.queue.list_first(tx, server, since, upto, limits.CATCH_UP_DURABLE_EDUS)
+            ]
+            if len(of_type) == limits.CATCH_UP_DURABLE_EDUS:
+                upto = of_type[-1].position
+        else:
+            of_type, upto = _first_of_source(tx, {edu_type: edu}, _only_to(tx, own, server), since, upto)
+        items += of_type
+    return Batch(upto, sorted((item for item in items if item.position <= upto), key=_position), [])
+
+
+def _first_of_source(
+    tx: Transaction, edus: Edus, destinations_of: Callable[[OutgoingEdu], frozenset[ServerName]], since: int, upto: int
+) -> tuple[list[Item], int]:
+    """The first EDUs, span by span until there are enough; and up to which position these are all."""
+    items: list[Item] = []
+    while since < upto and len(items) < limits.CATCH_UP_DURABLE_EDUS:
+        end = min(upto, since + limits.TAIL_SPAN_MAX)
+        found, _ = _edu_items(tx, edus, since, end, destinations_of, _together)
+        items += [item for item, _ in found]
+        since = end
+    return items, since
+
+
+def _only_to(tx: Transaction, own: ServerName, server: ServerName) -> Callable[[OutgoingEdu], frozenset[ServerName]]:
+    heads: dict[RoomID, Head | None] = {}
+    return lambda outgoing: _edu_destinations(tx, own, outgoing, heads) & {server}
+
+
+def _position(item: Item) -> int:
+    return item.position
 
 
 def _list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
@@ -140,15 +220,11 @@ def _list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, 
         positions = positions[:PDUS_MAX]
         upto = positions[-1]
     heads: dict[RoomID, Head | None] = {}
-
-    def destinations_of(outgoing: OutgoingEdu) -> frozenset[ServerName]:
-        return _edu_destinations(tx, own, outgoing, heads) & {server}
-
     rows = _rows_to_send(tx, own, positions)
     items = _pdu_items(
         tx, [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
     )
-    edu_items, _ = _edu_items(tx, edus, since, upto, destinations_of, _together)
+    edu_items, _ = _edu_items(tx, edus, since, upto, _only_to(tx, own, server), _together)
     return Batch(upto, items + [item for item, _ in edu_items], [])
 
 
@@ -167,7 +243,7 @@ def _edu_items(
     destinations_of: Callable[[OutgoingEdu], frozenset[ServerName]],
     each: _Each,
 ) -> tuple[list[tuple[Item, frozenset[ServerName]]], Failed]:
-    """The EDUs of a span and where they go, without those that go nowhere."""
+    """The EDUs of a span by position, and where they go, without those that go nowhere."""
     items: list[tuple[Item, frozenset[ServerName]]] = []
     failed: Failed = []
     for edu_type, edu in edus.items():
@@ -185,15 +261,16 @@ def _edu_items(
         of_source, failed_of_source = each(range(since + 1, upto + 1), encoded)
         items += of_source
         failed += failed_of_source
-    return items, failed
+    return sorted(items, key=lambda found: found[0].position), failed
 
 
-def _edu_item(position: int, edu_type: str, edu: Edu[Any], outgoing: OutgoingEdu) -> Item:
+def _edu_item(upto: int, edu_type: str, edu: Edu[Any], outgoing: OutgoingEdu) -> Item:
+    position = upto if outgoing.position is None or not edu.durable else outgoing.position
     encoded = canonical_json.encode(
         {"edu_type": edu_type, "content": outgoing.content}, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX
     )
     subjects = frozenset((edu_type, subject) for subject in edu.subjects(outgoing.content))
-    return Item(position, edu_type, encoded, is_edu=True, subjects=subjects)
+    return Item(position, edu_type, encoded, is_edu=True, subjects=subjects, is_durable=edu.durable)
 
 
 def _rows_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[StoredEvent]:
@@ -255,37 +332,57 @@ def _head(tx: Transaction, heads: dict[RoomID, Head | None], room_id: RoomID) ->
     return heads[room_id]
 
 
-# Storage: destinations that have not got everything
+# Storage: lanes of destinations that lag
 
 
-def list_destinations(tx: Transaction) -> tuple[dict[ServerName, tuple[int, BackOff | None]], Failed]:
-    """The destinations that lag: up to which position each has everything, and its back-off if it is in one.
+def list_destinations(tx: Transaction) -> tuple[dict[ServerName, dict[bool, tuple[int, BackOff | None]]], Failed]:
+    """Returns the destinations that lag, and the numbers of those whose name cannot be read.
 
-    And the numbers of those whose name cannot be read.
+    By lane (whether it is the durable one): up to which position the destination has everything in it, and the back-off
+    if it is in one.
     """
     rows: list[tuple[Any, ...]] = tx.all(
-        "SELECT server_nid, acked_position, failures, since_ms, retry_after_ms FROM destinations"
+        "SELECT server_nid, is_durable, acked_position, failures, since_ms, retry_after_ms FROM destinations_behind"
     )
-    names, failed = try_each(tx, [row[0] for row in rows], lambda nids: tx.names(nids).items())
-    by_nid = {row[0]: (row[1], BackOff(*row[2:]) if row[2] else None) for row in rows}
-    return {ServerName(name): by_nid[nid] for nid, name in names}, failed
+    names, failed = try_each(tx, sorted({row[0] for row in rows}), lambda nids: tx.names(nids).items())
+    servers = {nid: ServerName(name) for nid, name in names}
+    found: dict[ServerName, dict[bool, tuple[int, BackOff | None]]] = {}
+    for nid, is_durable, acked, *back_off in rows:
+        if nid in servers:
+            lanes = found.setdefault(servers[nid], {})
+            lanes[bool(is_durable)] = (acked, BackOff(*back_off) if back_off[0] else None)
+    return found, failed
 
 
-def store_destination(tx: Transaction, server: ServerName, acked_position: int, back_off: BackOff | None) -> None:
-    """Stores that the destination has everything up to a position, and no more."""
+def store_destination(
+    tx: Transaction, edus: Edus, server: ServerName, is_durable: bool, acked_position: int, back_off: BackOff | None
+) -> None:
+    """Stores that the destination has everything up to a position in that lane, and no more."""
     back_off = back_off or BackOff(0, tx.now_ms, tx.now_ms)
     tx.run(
-        "INSERT INTO destinations (server_nid, acked_position, failures, since_ms, retry_after_ms)"
-        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_nid) DO UPDATE SET acked_position = excluded.acked_position,"
-        " failures = excluded.failures, since_ms = excluded.since_ms, retry_after_ms = excluded.retry_after_ms",
+        "INSERT INTO destinations_behind (server_nid, is_durable, acked_position, failures, since_ms, retry_after_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (server_nid, is_durable) DO UPDATE SET"
+        " acked_position = excluded.acked_position, failures = excluded.failures, since_ms = excluded.since_ms,"
+        " retry_after_ms = excluded.retry_after_ms",
         tx.intern(server),
+        int(is_durable),
         acked_position,
         back_off.failures,
         back_off.since_ms,
         back_off.retry_after_ms,
     )
+    if is_durable:
+        note_acknowledged(tx, edus, {server: acked_position})
 
 
-def delete_destination(tx: Transaction, server: ServerName) -> None:
-    """Notes that the destination has got everything."""
-    tx.run("DELETE FROM destinations WHERE server_nid = ?", tx.find(server))
+def delete_destination(tx: Transaction, server: ServerName, is_durable: bool) -> None:
+    """Notes that the destination has everything in that lane."""
+    tx.run("DELETE FROM destinations_behind WHERE server_nid = ? AND is_durable = ?", tx.find(server), int(is_durable))
+
+
+def note_acknowledged(tx: Transaction, edus: Edus, acked: Mapping[ServerName, int]) -> None:
+    """Deletes what was kept for these destinations, up to the position that each has acknowledged."""
+    for edu in edus.values():
+        if edu.queue is not None:
+            for server, upto in acked.items():
+                edu.queue.acknowledge(tx, server, upto)

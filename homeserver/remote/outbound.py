@@ -3,11 +3,16 @@
 Theory of operation
 - The sender is a tail of the stream. It hands what it finds to the destinations concerned, in memory, and stores up to
   where everybody has everything, so that the rest is found again after a crash.
-- A `Delivery` (`homeserver/process/delivery.py`) decides what a destination is sent, and when. It exists as long as the
-  destination lacks something. This file performs what it asks for: requests, reads and writes. Hence there is no queue
-  on disk, a message costs no row for each destination, and an idle destination costs nothing.
-- One task works for each destination. It ends when the destination has everything, or is to be left alone; `_retry`
-  begins another one when the back-off is over. No more than CATCH_UPS_AT_ONCE_MAX destinations catch up at once.
+- Two deliveries (`homeserver/process/delivery.py`) decide what a destination is sent, and when: one in the durable
+  lane, of EDUs that must arrive, and one in the ordinary lane, of events and all other EDUs. `Lanes`
+  (`homeserver/process/lanes.py`) decides which of them is served. All exist as long as the destination lacks something.
+- This file performs what they ask for: requests, reads and writes. Hence an event has no queue on disk and costs no row
+  for each destination, and an idle destination costs nothing.
+- One task works for each destination, for both lanes. It ends when the destination has everything, or is to be left
+  alone; `_retry` begins another one when the back-off is over. No more than CATCH_UPS_AT_ONCE_MAX destinations catch up
+  at once.
+- What the features keep for a destination in an `EduQueue` is deleted once the destination has acknowledged it: with
+  the row of a destination that lags, with the common position otherwise.
 - Deliveries and all other requests to a server share its back-off (`homeserver/process/peers.py`): a delivery spares a
   server that others have found away, and tries again soon once the server has shown itself in any way.
 
@@ -15,7 +20,7 @@ One bad item stops neither the others nor another destination:
 - An event or EDU that cannot be read or encoded is parked where it is found (see `homeserver/database/lane.py`).
 - A damaged page of the database costs the events that need it. What can be read of other rooms, and for other
   destinations, is sent. A destination whose own row cannot be stored is caught up nevertheless.
-- What a destination refuses or fails of is the machine's concern.
+- What a destination refuses or fails of is the machine's concern, and never stops the other lane.
 - An unexpected failure in the work for one destination puts that destination into back-off. Only a failure of the
   storage ends the sender as a whole, which begins again after a pause.
 """
@@ -36,17 +41,23 @@ from homeserver.database.lane import Lane
 from homeserver.database.tail import find_position, store_position
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.transaction import EDUS_MAX, PDUS_MAX, encode_transaction
-from homeserver.process.delivery import Delivery, Forget, Now, Outcome, Read, Rest, Send, State, Store, Wait
+from homeserver.process.back_off import BackOff
+from homeserver.process.delivery import Delivery, Forget, Now, Read, Rest, Send, Store, Wait
+from homeserver.process.delivery_states import Outcome, State
+from homeserver.process.lanes import Lanes
 from homeserver.process.outages import is_outage
 from homeserver.process.peers import DELIVERY
 from homeserver.remote.destinations import (
     Edus,
     Failed,
     Item,
+    News,
     collect,
     delete_destination,
     list_destinations,
     list_due,
+    list_due_durable,
+    note_acknowledged,
     store_destination,
 )
 from homeserver.remote.requests import Unreachable, note_unreachable, path_to, send_signed
@@ -87,7 +98,9 @@ class Sender:
         self._hs = hs
         self._edus = edus
         # Of the destinations that lack something.
-        self._deliveries: dict[ServerName, Delivery[Item]] = {}
+        self._destinations: dict[ServerName, Lanes[Item]] = {}
+        self._busy: set[ServerName] = set()  # those that a task works for
+        self._acknowledged: dict[ServerName, int] = {}  # what durable EDUs keep for these may be deleted up to there
         self._position = 0
         self._progress = trio.Event()
         self._due = trio.Event()
@@ -105,16 +118,17 @@ class Sender:
                 "a server that lacks something is left out: its name cannot be read",
                 extra={"destination": nid, "reason": str(error)},
             )
-        for server, (acked, back_off) in destinations.items():
-            self._deliveries[server] = Delivery.resume(hs.server_name, server, _count_first, acked, back_off)
-            if back_off is not None:
-                hs.peers.set_back_off(server, back_off)
+        for server, rows in destinations.items():
+            self._destinations[server] = Lanes(*(self._resume(server, rows.get(lane)) for lane in (True, False)))
+            for _, back_off in rows.values():
+                if back_off is not None:
+                    hs.peers.set_back_off(server, back_off)
             hs.peers.await_contact(server)
         hs.metrics.describe(DROPPED_COUNTER, "Events and EDUs that their destination does not take.")
         hs.metrics.describe(TRANSACTIONS_COUNTER, "Transactions to other servers, and what became of them.")
         hs.metrics.gauge(
             "homeserver_federation_destinations_lagging",
-            lambda: sum(delivery.is_lagging for delivery in self._deliveries.values()),
+            lambda: sum(lanes.is_lagging for lanes in self._destinations.values()),
             "Servers that have not got everything.",
         )
         async with trio.open_nursery() as self._nursery:
@@ -122,6 +136,12 @@ class Sender:
             self._nursery.start_soon(self._hear)
             self._nursery.start_soon(self._retry)
             await self._follow()
+
+    def _resume(self, server: ServerName, row: tuple[int, BackOff | None] | None) -> Delivery[Item]:
+        """A lane of a destination, as its row says."""
+        if row is None:
+            return Delivery(self._hs.server_name, server, _count_first)
+        return Delivery.resume(self._hs.server_name, server, _count_first, *row)
 
     def _now(self) -> Now:
         return Now(self._hs.now_ms(), trio.current_time())
@@ -138,8 +158,8 @@ class Sender:
                         collect, self._hs.server_name, self._edus, self._position, upto
                     )
                     await self._park(failed)
-                    for server, items in found.items():
-                        self._hand_over(server, items)
+                    for server, news in found.items():
+                        self._hand_over(server, news)
                     self._position = upto
                     self._progress.set()
 
@@ -147,24 +167,27 @@ class Sender:
         for position, error in failed:
             await self._lane.park(str(position), error)
 
-    def _hand_over(self, server: ServerName, items: Sequence[Item]) -> None:
-        delivery = self._deliveries.get(server)
-        if delivery is not None:
-            delivery.hand_over(items)
-            return
-        delivery = self._deliveries[server] = Delivery(self._hs.server_name, server, _count_first)
-        delivery.hand_over(items)
-        self._nursery.start_soon(self._work, server, delivery)
+    def _hand_over(self, server: ServerName, news: News) -> None:
+        lanes = self._destinations.get(server)
+        if lanes is None:
+            lanes = self._destinations[server] = Lanes(self._resume(server, None), self._resume(server, None))
+        lanes.hand_over(news.durable, news.ordinary)
+        if server not in self._busy and not isinstance(lanes.next()[1], Wait):
+            self._busy.add(server)
+            self._nursery.start_soon(self._work, server, lanes)
 
     async def _store_positions(self) -> None:
-        """Stores up to where everybody has everything, except for those whose row says otherwise."""
+        """Stores up to where everybody has everything, except for those whose rows say otherwise."""
         stored = self._position
         while True:
             await self._progress.wait()
             self._progress = trio.Event()
-            held = (delivery.holds for delivery in self._deliveries.values())
-            delivered = min([self._position, *(position for position in held if position is not None)])
-            if delivered > stored:
+            held = (position for lanes in self._destinations.values() for position in lanes.holds)
+            delivered = min([self._position, *held])
+            acknowledged, self._acknowledged = self._acknowledged, {}
+            if delivered > stored or acknowledged:
+                if acknowledged:  # before the position, beyond which nobody would think of it again
+                    await self._write(None, note_acknowledged, self._edus, acknowledged)
                 await self._hs.database.write(store_position, TAIL, delivered)
                 stored = delivered
                 await trio.sleep(limits.SENT_INTERVAL_S)
@@ -175,75 +198,83 @@ class Sender:
         """Destinations that show themselves are tried soon."""
         while True:
             for server in await self._hs.peers.wait_heard():
-                delivery = self._deliveries.get(server)
-                if delivery is not None:
-                    delivery.heard()
+                lanes = self._destinations.get(server)
+                if lanes is not None:
+                    lanes.heard()
                     self._due.set()
 
     async def _retry(self) -> None:
         while True:
             self._due = trio.Event()
             now, next_s = self._now(), math.inf
-            for server, delivery in self._deliveries.items():
-                if delivery.state is not State.WAITING:
-                    continue
-                delivery.spare(self._hs.peers.find_back_off(server))
-                wait_s = delivery.wake(now)
-                if wait_s:
-                    next_s = min(next_s, wait_s)
-                else:
-                    self._nursery.start_soon(self._catch_up, server, delivery)
+            for server, lanes in self._destinations.items():
+                lanes.spare(self._hs.peers.find_back_off(server))
+                wait_s = lanes.wake(now)
+                next_s = min(next_s, wait_s or math.inf)
+                if not wait_s and server not in self._busy:
+                    self._busy.add(server)
+                    self._nursery.start_soon(self._catch_up, server, lanes)
             with trio.move_on_after(next_s):
                 await self._due.wait()
 
-    async def _catch_up(self, server: ServerName, delivery: Delivery[Item]) -> None:
+    async def _catch_up(self, server: ServerName, lanes: Lanes[Item]) -> None:
         async with self._catch_ups:
-            await self._work(server, delivery)
+            await self._work(server, lanes)
 
-    # Doing what a delivery asks for
+    # Doing what the lanes ask for
 
-    async def _work(self, server: ServerName, delivery: Delivery[Item]) -> None:
+    async def _work(self, server: ServerName, lanes: Lanes[Item]) -> None:
         """Works for one destination until it has everything, or is to be left alone."""
-        try:
-            await self._perform(server, delivery)
-        except Exception as error:
-            if is_outage(error):
-                raise
-            _log.exception("sending to a server is interrupted", extra={"destination": server})
-            note_unreachable(self._hs, server)
-            delivery.broke(self._now())
-            self._leave_alone(server, delivery)
-        if delivery.state is State.WAITING:
+        is_done = False
+        while not is_done:
+            try:
+                is_done = await self._perform(server, lanes)
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                _log.exception("sending to a server is interrupted", extra={"destination": server})
+                note_unreachable(self._hs, server)
+                lanes.broke(self._now())
+                self._leave_alone(server, lanes)
+        self._busy.discard(server)
+        if server in self._destinations:
             self._due.set()
 
-    async def _perform(self, server: ServerName, delivery: Delivery[Item]) -> None:
+    async def _perform(self, server: ServerName, lanes: Lanes[Item]) -> bool:
+        """Does one thing. Returns whether nothing more is to be done now."""
         hs = self._hs
-        while True:
-            ask = delivery.next()
-            match ask:
-                case Send(items):
-                    await self._send(server, delivery, items)
-                    self._progress.set()
-                case Read(since) if since == self._position:
-                    delivery.up_to_date()
-                case Read(since):
-                    batch = await hs.database.read(list_due, hs.server_name, self._edus, server, since, self._position)
-                    await self._park(batch.failed)
-                    delivery.found(batch.items, batch.upto)
-                case Store(acked, back_off):
-                    is_durable = await self._write(server, store_destination, server, acked, back_off)
-                    delivery.stored(is_durable=is_durable)
-                    self._progress.set()
-                case Forget():
-                    await self._write(server, delete_destination, server)
-                    delivery.forgotten()
-                case Wait():
-                    return
-                case Rest():
-                    del self._deliveries[server]
-                    return
+        delivery, ask = lanes.next()
+        is_durable = delivery is lanes.durable
+        match ask:
+            case Send(items):
+                await self._send(server, lanes, delivery, items)
+                self._progress.set()
+            case Read(since) if since == self._position:
+                delivery.up_to_date()
+            case Read(since):
+                read = list_due_durable if is_durable else list_due
+                batch = await hs.database.read(read, hs.server_name, self._edus, server, since, self._position)
+                await self._park(batch.failed)
+                delivery.found(batch.items, batch.upto)
+            case Store(acked, back_off):
+                is_stored = await self._write(
+                    server, store_destination, self._edus, server, is_durable, acked, back_off
+                )
+                delivery.stored(is_durable=is_stored)
+                self._progress.set()
+            case Forget():
+                await self._write(server, delete_destination, server, is_durable)
+                delivery.forgotten()
+            case Wait():
+                return True
+            case Rest():
+                del self._destinations[server]
+                return True
+        return False
 
-    async def _write(self, server: ServerName, fn: Callable[[Transaction, Unpack[Ts]], None], *args: *Ts) -> bool:
+    async def _write(
+        self, server: ServerName | None, fn: Callable[[Transaction, Unpack[Ts]], None], *args: *Ts
+    ) -> bool:
         """Writes the row of a destination; returns False if just that is not possible: delivery does not need it."""
         try:
             await self._hs.database.write(fn, *args)
@@ -254,19 +285,23 @@ class Sender:
             return False
         return True
 
-    async def _send(self, server: ServerName, delivery: Delivery[Item], items: Sequence[Item]) -> None:
+    async def _send(
+        self, server: ServerName, lanes: Lanes[Item], delivery: Delivery[Item], items: Sequence[Item]
+    ) -> None:
         outcome = await self._transact(server, items)
         self._hs.metrics.count(TRANSACTIONS_COUNTER, (("outcome", outcome),))
-        dropped = delivery.answered(outcome, self._now())
+        dropped = lanes.answered(delivery, outcome, self._now())
         if dropped is not None:
             self._hs.metrics.count(DROPPED_COUNTER, (("outcome", outcome),))
             about = {"destination": server, "item": dropped.name, "outcome": outcome}
             _log.warning("item not delivered: its destination does not take it", extra=about)
+        if delivery is lanes.durable and delivery.acked >= items[0].position:
+            self._acknowledged[server] = delivery.acked
         if delivery.state is State.WAITING:
-            self._leave_alone(server, delivery)
+            self._leave_alone(server, lanes)
 
-    def _leave_alone(self, server: ServerName, delivery: Delivery[Item]) -> None:
-        delivery.spare(self._hs.peers.find_back_off(server))
+    def _leave_alone(self, server: ServerName, lanes: Lanes[Item]) -> None:
+        lanes.spare(self._hs.peers.find_back_off(server))
         self._hs.peers.await_contact(server)
 
     async def _transact(self, server: ServerName, items: Sequence[Item]) -> Outcome:

@@ -107,5 +107,25 @@ SCHEMA = Schema(
             ALTER TABLE pending_leaves ADD COLUMN joins BLOB;
             """,
         ),
+        Step(
+            "006_lanes",
+            """
+            -- The lanes of destinations that lag, and only those. In this lane everything up to acked_position has been
+            -- delivered, or was not for them.
+            CREATE TABLE destinations_behind (
+                server_nid INTEGER NOT NULL,
+                is_durable INTEGER NOT NULL,
+                acked_position INTEGER NOT NULL,
+                failures INTEGER NOT NULL,
+                since_ms INTEGER NOT NULL,
+                retry_after_ms INTEGER NOT NULL,
+                PRIMARY KEY (server_nid, is_durable)
+            );
+            INSERT INTO destinations_behind
+                (server_nid, is_durable, acked_position, failures, since_ms, retry_after_ms)
+                SELECT server_nid, 0, acked_position, failures, since_ms, retry_after_ms FROM destinations;
+            DROP TABLE destinations;
+            """,
+        ),
     ),
 )

@@ -11,26 +11,18 @@ import pytest
 from hypothesis import assume, given
 
 from homeserver import limits
-from homeserver.process import delivery as module
+from homeserver.process import delivery_states
 from homeserver.process.back_off import BackOff
-from homeserver.process.delivery import (
+from homeserver.process.delivery import Delivery, Forget, Now, Read, Rest, Send, Store, Unexpected, Wait
+from homeserver.process.delivery_states import (
     LAGGING,
     TRANSITIONS,
     VERDICTS,
     Attempt,
-    Delivery,
-    Forget,
     Input,
-    Now,
     Outcome,
-    Read,
-    Rest,
-    Send,
     State,
-    Store,
-    Unexpected,
     Verdict,
-    Wait,
 )
 
 PER_TRANSACTION = 6
@@ -90,7 +82,7 @@ def test_every_state_and_input_is_used_and_explained() -> None:
     reached = {after for row in TRANSITIONS.values() for after in row.values()}
     assert reached == set(State)
     assert {happened for row in TRANSITIONS.values() for happened in row} == set(Input)
-    page = module.__doc__ or ""
+    page = delivery_states.__doc__ or ""
     assert all(f"\n    {name.name} " in page for name in (*State, *Attempt))
     assert all(name.name in (Input.__doc__ or "") for name in Input)
     assert all(name.name in (Verdict.__doc__ or "") for name in Verdict)

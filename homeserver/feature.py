@@ -27,7 +27,8 @@ from homeserver.federation.identifiers import (
     parse_room_id,
     parse_user_id,
 )
-from homeserver.limits import EDU_PARTS_MAX, RATE_LIMITS, Bucket
+from homeserver.limits import RATE_LIMITS, Bucket
+from homeserver.limits.peers import EDU_PARTS_MAX
 from homeserver.resources import ForgetUser, Resources
 
 P = TypeVar("P")

@@ -208,7 +208,7 @@ async def finish_departure(hs: Resources, user_id: UserID) -> None:
     """Finishes what a deactivation has begun: rooms, then what was too much for one write."""
     _forget_in_this_process(hs, user_id)
     await _leave_rooms_here(hs, user_id)
-    limiter = trio.CapacityLimiter(limits.LEAVES_AT_ONCE_MAX)
+    limiter = trio.CapacityLimiter(limits.peers.LEAVES_AT_ONCE_MAX)
 
     async def leave(room_id: RoomID) -> None:
         async with limiter:

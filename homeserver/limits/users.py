@@ -76,3 +76,9 @@ CURRENTLY_ACTIVE_MS = 60 * 1000
 # 30 minutes. We wait for twice as long.
 PRESENCE_REPEAT_MS = 25 * 60 * 1000
 PRESENCE_REMOTE_TIMEOUT_MS = 60 * 60 * 1000
+
+# Invitations
+
+# Pending invites and knocks of one user. All of them are in each first sync, and nobody answers hundreds.
+PENDING_MAX = 500
+PENDING_BYTES_MAX = 8 << 20

@@ -31,7 +31,7 @@ class BackOff:
 
     def is_over(self, now_ms: int) -> bool:
         """Returns whether the back-off has ended. It never lasts longer than its delay, even if the clock changed."""
-        delay_ms_max = 2 * min(limits.RETRY_MS << min(self.failures, 20), limits.RETRY_MS_MAX)
+        delay_ms_max = 2 * min(limits.peers.RETRY_MS << min(self.failures, 20), limits.peers.RETRY_MS_MAX)
         return not now_ms < self.retry_after_ms <= now_ms + delay_ms_max
 
 
@@ -47,6 +47,6 @@ def after_failure(before: BackOff | None, own: str, destination: str, now_ms: in
 
 def retry_delay_ms(own: str, destination: str, failures: int) -> int:
     """Returns the delay after `failures` earlier failures: doubling, and different between each two servers."""
-    delay_ms = min(limits.RETRY_MS << min(failures, 20), limits.RETRY_MS_MAX)
+    delay_ms = min(limits.peers.RETRY_MS << min(failures, 20), limits.peers.RETRY_MS_MAX)
     jitter = zlib.crc32(f"{own} {destination} {delay_ms}".encode()) % 1000
     return delay_ms * (800 + jitter * 400 // 1000) // 1000

@@ -196,7 +196,7 @@ class Delivery(Generic[T]):
             self.acked = max(self.acked, items[0].position - 1)
         under_way = sum(self._sizes)
         waiting = without_replaced(islice(self._queue, under_way, None), items)
-        if under_way + len(waiting) + len(items) > limits.OUTBOX_MAX:
+        if under_way + len(waiting) + len(items) > limits.peers.OUTBOX_MAX:
             self._left_out_at = items[0].position
             self._fire(Input.OVERFLOWED)
         else:
@@ -267,7 +267,7 @@ class Delivery(Generic[T]):
     def due_in(self, now: Now) -> float:
         """Returns for how many seconds the destination is still to be left alone."""
         if self.back_off is None:  # it has shown itself, but is not to be pestered
-            return max(0.0, self._tried_s + limits.EARLY_RETRY_MS / 1000 - now.steady_s)
+            return max(0.0, self._tried_s + limits.peers.EARLY_RETRY_MS / 1000 - now.steady_s)
         if self.back_off.is_over(now.wall_ms):
             return 0.0
         return (self.back_off.retry_after_ms - now.wall_ms) / 1000
@@ -308,7 +308,7 @@ class Delivery(Generic[T]):
         if self._sizes[-1] == 1:
             return Attempt.SINGLE
         since_s = self._failing_since_s
-        is_stuck = since_s is not None and now.steady_s - since_s >= limits.POISON_SECONDS
+        is_stuck = since_s is not None and now.steady_s - since_s >= limits.peers.POISON_SECONDS
         return Attempt.STUCK if is_stuck else Attempt.SEVERAL
 
     def _probe_further(self) -> Verdict:

@@ -164,20 +164,20 @@ class Peers:
         """Remembers a server's keys. The least recently used ones are forgotten."""
         self._keys[server] = known
         self._keys.move_to_end(server)
-        while len(self._keys) > limits.KEYS_CACHED_SERVERS_MAX:
+        while len(self._keys) > limits.peers.KEYS_CACHED_SERVERS_MAX:
             self._keys.popitem(last=False)
 
     def note_keyless(self, server: ServerName, now_ms: int) -> None:
         """Notes that the server answered but lacked a key that we wanted."""
         self._keyless.pop(server, None)
         self._keyless[server] = now_ms
-        while len(self._keyless) > limits.BACK_OFFS_MAX:
+        while len(self._keyless) > limits.peers.BACK_OFFS_MAX:
             self._keyless.popitem(last=False)
 
     def is_keyless(self, server: ServerName, now_ms: int) -> bool:
         """Returns whether the server was asked for keys so recently that asking again would be useless."""
         at_ms = self._keyless.get(server)
-        return at_ms is not None and 0 <= now_ms - at_ms < limits.KEY_RETRY_MS
+        return at_ms is not None and 0 <= now_ms - at_ms < limits.peers.KEY_RETRY_MS
 
     # Back-off
 
@@ -193,7 +193,7 @@ class Peers:
         """Sets the back-off state of a server. The oldest ones are forgotten when there are too many."""
         self._back_offs.pop(server, None)
         self._back_offs[server] = back_off
-        while len(self._back_offs) > limits.BACK_OFFS_MAX:
+        while len(self._back_offs) > limits.peers.BACK_OFFS_MAX:
             self._back_offs.popitem(last=False)
 
     def is_backing_off(self, server: ServerName, now_ms: int) -> bool:

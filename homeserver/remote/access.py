@@ -97,10 +97,10 @@ async def choose_servers(hs: Resources, room_id: RoomID, first: ServerName | Non
 
     Servers in back-off come last.
     """
-    listed = await hs.database.read(list_largest_servers, room_id, limits.SERVERS_CONSIDERED_MAX)
+    listed = await hs.database.read(list_largest_servers, room_id, limits.peers.SERVERS_CONSIDERED_MAX)
     if first is not None and await hs.database.read(is_server_joined, room_id, first):
         listed.insert(0, first)
     now_ms = hs.now_ms()
     others = [server for server in dict.fromkeys(listed) if server != hs.server_name]
     others.sort(key=lambda server: hs.peers.is_backing_off(server, now_ms))
-    return others[: limits.SERVERS_ASKED_MAX]
+    return others[: limits.peers.SERVERS_ASKED_MAX]

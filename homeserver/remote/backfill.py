@@ -48,7 +48,7 @@ async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
 async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
     at_once = hs.flights.limiter("backfill", limits.peers.BACKFILLS_AT_ONCE_MAX)
     async with hs.peers.locks.hold(("backfill", room_id)), at_once:
-        missing = await hs.database.read(list_missing, room_id, point, limits.GAP_STATES_MAX)
+        missing = await hs.database.read(list_missing, room_id, point, limits.peers.GAP_STATES_MAX)
         if not missing:
             return
         # The server whose user wrote just after the gap had the events before it.
@@ -81,7 +81,7 @@ async def _ask(
     limit: int,
 ) -> _Page | None:
     """Returns a page of the past, None if the server has none."""
-    limit = min(max(limit, 1), limits.BACKFILL_EVENTS_MAX)
+    limit = min(max(limit, 1), limits.peers.BACKFILL_EVENTS_MAX)
     query = [*(("v", event_id) for event_id in start), ("limit", str(limit))]
     uri = path_to("v1", "backfill", room_id, query=query)
     events = await fetching.ask_events(
@@ -106,7 +106,7 @@ async def _take_in(hs: Resources, server: ServerName, servers: Sequence[ServerNa
         if event.event_id not in known and not (event.prev_events and known.issuperset(event.prev_events)):
             if event.type == "m.room.create":
                 states[event.event_id] = []
-            elif questions == limits.GAP_STATES_MAX:
+            elif questions == limits.peers.GAP_STATES_MAX:
                 continue
             else:
                 questions += 1

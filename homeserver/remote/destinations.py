@@ -175,15 +175,15 @@ def list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: Serve
 
 
 def _list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
-    upto = min(upto, since + limits.CATCH_UP_SPAN) if any(edu.queue is None for edu in edus.values()) else upto
+    upto = min(upto, since + limits.peers.CATCH_UP_SPAN) if any(edu.queue is None for edu in edus.values()) else upto
     items: list[Item] = []
     for edu_type, edu in edus.items():
         if edu.queue is not None:
             of_type = [
                 _edu_item(upto, edu_type, edu, outgoing)
-                for outgoing in edu.queue.list_first(tx, server, since, upto, limits.CATCH_UP_DURABLE_EDUS)
+                for outgoing in edu.queue.list_first(tx, server, since, upto, limits.peers.CATCH_UP_DURABLE_EDUS)
             ]
-            if len(of_type) == limits.CATCH_UP_DURABLE_EDUS:
+            if len(of_type) == limits.peers.CATCH_UP_DURABLE_EDUS:
                 upto = of_type[-1].position
         else:
             of_type, upto = _first_of_source(tx, {edu_type: edu}, _only_to(tx, own, server), since, upto)
@@ -196,7 +196,7 @@ def _first_of_source(
 ) -> tuple[list[Item], int]:
     """The first EDUs, span by span until there are enough; and up to which position these are all."""
     items: list[Item] = []
-    while since < upto and len(items) < limits.CATCH_UP_DURABLE_EDUS:
+    while since < upto and len(items) < limits.peers.CATCH_UP_DURABLE_EDUS:
         end = min(upto, since + limits.TAIL_SPAN_MAX)
         found, _ = _edu_items(tx, edus, since, end, destinations_of, _together)
         items += [item for item, _ in found]
@@ -214,7 +214,7 @@ def _position(item: Item) -> int:
 
 
 def _list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
-    upto = min(upto, since + limits.CATCH_UP_SPAN)
+    upto = min(upto, since + limits.peers.CATCH_UP_SPAN)
     positions = sorted(_positions_to_send(tx, own, server, since, upto))
     if len(positions) > PDUS_MAX:
         positions = positions[:PDUS_MAX]
@@ -312,7 +312,7 @@ def _positions_to_send(tx: Transaction, own: ServerName, server: ServerName, sin
         tx.values("SELECT position FROM relays WHERE position > ? AND position <= ? AND is_ours = 1", since, upto)
     )
     for room_nid in list_rooms_of_server(tx, server, since):
-        positions.update(list_newest_from(tx, room_nid, own, since, upto, limits.CATCH_UP_ROOM_EVENTS_MAX))
+        positions.update(list_newest_from(tx, room_nid, own, since, upto, limits.peers.CATCH_UP_ROOM_EVENTS_MAX))
     return positions
 
 

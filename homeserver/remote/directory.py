@@ -65,7 +65,7 @@ async def public_rooms(hs: Resources, server: ServerName, body: dict[str, Any]) 
             cause=PERSON,
             take={"chunk": take},
             members={"next_batch", "prev_batch", "total_room_count_estimate"},
-            timeout_s=limits.FEDERATION_TIMEOUT_S,
+            timeout_s=limits.peers.FEDERATION_TIMEOUT_S,
             max_bytes=limits.PUBLIC_ROOMS_BYTES_MAX,
         )  # fmt: skip
     except Unreachable as error:

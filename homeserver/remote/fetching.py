@@ -81,7 +81,7 @@ async def ask_events(
         answer = await ask_many(
             hs, server, method, uri, content,
             cause=cause, take={array: take},
-            timeout_s=limits.FEDERATION_TIMEOUT_S, max_bytes=limits.BACKFILL_BYTES_MAX,
+            timeout_s=limits.peers.FEDERATION_TIMEOUT_S, max_bytes=limits.peers.BACKFILL_BYTES_MAX,
         )  # fmt: skip
     except Unreachable:
         return []
@@ -126,10 +126,10 @@ async def fetch_auth_events(
     for server in servers:
         with Collected(hs.config.data_path(""), event.version, event.room_id, hs.blobs.failure) as collected:
             uri = path_to("v1", "event_auth", event.room_id, event.event_id)
-            await _collect(hs, server, uri, {"auth_chain": collected.take}, cause, limits.STATE_IDS_BYTES_MAX)
+            await _collect(hs, server, uri, {"auth_chain": collected.take}, cause, limits.peers.STATE_IDS_BYTES_MAX)
             await store_collected(hs, collected, server, cause)
         wanted = await _unstored(hs, wanted)
-        if wanted and len(wanted) <= limits.STATE_EVENTS_SINGLY_MAX:
+        if wanted and len(wanted) <= limits.peers.STATE_EVENTS_SINGLY_MAX:
             await store(hs, await fetch_events(hs, server, wanted, event.version, event.room_id, cause), server, cause)
             wanted = await _unstored(hs, wanted)
         if not wanted:
@@ -143,7 +143,7 @@ async def _collect(
     """Sends a GET whose answer has large arrays. Returns None if the server does not answer with them."""
     try:
         answer = await ask_many(
-            hs, server, "GET", uri, cause=cause, take=take, timeout_s=limits.STATE_TIMEOUT_S, max_bytes=max_bytes
+            hs, server, "GET", uri, cause=cause, take=take, timeout_s=limits.peers.STATE_TIMEOUT_S, max_bytes=max_bytes
         )
     except Unreachable:
         return None
@@ -155,7 +155,7 @@ async def fetch_events(
 ) -> list[Event]:
     """Returns single events, fetched several at a time. Events that the server does not give are left out."""
     found: list[Event] = []
-    limiter = trio.CapacityLimiter(limits.EVENT_FETCHES_AT_ONCE)
+    limiter = trio.CapacityLimiter(limits.peers.EVENT_FETCHES_AT_ONCE)
 
     async def fetch(event_id: EventID) -> None:
         async with limiter:
@@ -215,7 +215,7 @@ async def _fetch_state_at(
     chain_ids: list[EventID] = []
     uri = path_to("v1", "state_ids", room_id, query={"event_id": event_id})
     take = {"pdu_ids": _taking_ids(state_ids), "auth_chain_ids": _taking_ids(chain_ids)}
-    answer = await _collect(hs, server, uri, take, cause, limits.STATE_IDS_BYTES_MAX)
+    answer = await _collect(hs, server, uri, take, cause, limits.peers.STATE_IDS_BYTES_MAX)
     if answer is None or not state_ids:
         return None
     missing = await _unstored(hs, [*state_ids, *chain_ids])
@@ -250,13 +250,13 @@ async def _fetch_state_events(
     missing: Collection[EventID],
     cause: Cause,
 ) -> None:
-    if len(missing) <= limits.STATE_EVENTS_SINGLY_MAX:
+    if len(missing) <= limits.peers.STATE_EVENTS_SINGLY_MAX:
         await store(hs, await fetch_events(hs, server, missing, version, room_id, cause), server, cause)
         return
     uri = path_to("v1", "state", room_id, query={"event_id": event_id})
     with Collected(hs.config.data_path(""), version, room_id, hs.blobs.failure) as collected:
         take = {"pdus": collected.take_state, "auth_chain": collected.take}
-        if await _collect(hs, server, uri, take, cause, limits.STATE_BYTES_MAX) is not None:
+        if await _collect(hs, server, uri, take, cause, limits.peers.STATE_BYTES_MAX) is not None:
             await store_collected(hs, collected, server, cause)
 
 
@@ -273,9 +273,9 @@ async def store_collected(hs: Resources, collected: Collected, server: ServerNam
     del wanted
     ordered = await collected.in_order()
     lacking: frozenset[EventID] = frozenset()
-    for _ in range(limits.SERVERS_ASKED_MAX):
+    for _ in range(limits.peers.SERVERS_ASKED_MAX):
         lacking = await _store_ordered(hs, collected, ordered, keys)
-        if not lacking or len(lacking) > limits.STATE_EVENTS_SINGLY_MAX:
+        if not lacking or len(lacking) > limits.peers.STATE_EVENTS_SINGLY_MAX:
             break
         found = await fetch_events(hs, server, lacking, collected.version, collected.room_id, cause)
         if not found:
@@ -289,8 +289,10 @@ async def _store_ordered(hs: Resources, collected: Collected, ordered: Sequence[
     lacking: set[EventID] = set()
 
     async def store_part(events: Sequence[Event]) -> None:
-        for start in range(0, len(events), limits.OUTLIERS_PER_WRITE):
-            lacking.update(await hs.database.write(store_outliers, events[start : start + limits.OUTLIERS_PER_WRITE]))
+        for start in range(0, len(events), limits.peers.OUTLIERS_PER_WRITE):
+            lacking.update(
+                await hs.database.write(store_outliers, events[start : start + limits.peers.OUTLIERS_PER_WRITE])
+            )
 
     # While one part is written, the next is checked on a thread.
     signed: list[Event] = []
@@ -318,8 +320,8 @@ async def store(hs: Resources, events: Collection[Event], server: ServerName, ca
     Many short writes rather than one long one: the writer serves others in between.
     """
     lacking = await _store_in_parts(hs, events)
-    for _ in range(limits.SERVERS_ASKED_MAX):
-        if not lacking or len(lacking) > limits.STATE_EVENTS_SINGLY_MAX:
+    for _ in range(limits.peers.SERVERS_ASKED_MAX):
+        if not lacking or len(lacking) > limits.peers.STATE_EVENTS_SINGLY_MAX:
             break
         sample = next(iter(events))
         found = await fetch_events(hs, server, lacking, sample.version, sample.room_id, cause)
@@ -336,8 +338,8 @@ async def _store_in_parts(hs: Resources, events: Collection[Event]) -> frozenset
     # From room version 12 on no event names the create event, upon which all stand.
     ordered = sorted(in_order(unstored, by_auth=True), key=lambda event: event.type != "m.room.create")
     lacking: set[EventID] = set()
-    for start in range(0, len(ordered), limits.OUTLIERS_PER_WRITE):
-        lacking |= await hs.database.write(store_outliers, ordered[start : start + limits.OUTLIERS_PER_WRITE])
+    for start in range(0, len(ordered), limits.peers.OUTLIERS_PER_WRITE):
+        lacking |= await hs.database.write(store_outliers, ordered[start : start + limits.peers.OUTLIERS_PER_WRITE])
     # Events that are only missing because another part of the answer lacks them need not be fetched.
     return frozenset(lacking - {event.event_id for event in ordered})
 

@@ -65,8 +65,8 @@ async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerN
     origin: the server to ask first for what is missing, if it is in the room. wait_s: how long to wait for that.
     """
     outcomes: list[str | None] = []
-    for start in range(0, len(events), limits.EVENTS_PER_WRITE):
-        part = events[start : start + limits.EVENTS_PER_WRITE]
+    for start in range(0, len(events), limits.peers.EVENTS_PER_WRITE):
+        part = events[start : start + limits.peers.EVENTS_PER_WRITE]
         await hs.database.read(_resolve_all, part)
         outcomes += await hs.database.write(_receive_or_park, part, origin)
     if None in outcomes:
@@ -139,7 +139,7 @@ async def _work_lane(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
     tried: set[EventID] = set()
     gaps: dict[ServerName, Gap] = {}
     async with hs.peers.locks.hold(("gap", room_id)):
-        deadline = trio.current_time() + limits.GAP_SECONDS_MAX
+        deadline = trio.current_time() + limits.peers.GAP_SECONDS_MAX
         while trio.current_time() < deadline:
             version, waiting = await hs.database.read(_list_parked, hs.server_name, room_id, hs.now_ms())
             waiting = [each for each in waiting if each.event_id not in tried]

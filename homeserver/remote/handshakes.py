@@ -43,7 +43,7 @@ from homeserver.rooms.state_before import resolve_beforehand
 from homeserver.rooms.storage import Status, list_in_timeline
 
 routes = Routes()
-_TAKES_A_PDU: dict[str, Any] = {"rate_limit": "federation", "max_body_bytes": limits.PDU_BODY_BYTES_MAX}
+_TAKES_A_PDU: dict[str, Any] = {"rate_limit": "federation", "max_body_bytes": limits.peers.PDU_BODY_BYTES_MAX}
 _GIVES_STATE = {**_TAKES_A_PDU, "rate_limit": "federation_state"}
 
 
@@ -67,7 +67,7 @@ async def wait_for_invite(hs: Resources, room_id: RoomID, user_id: UserID) -> No
     """
     key = invite_key(room_id, user_id)
     if hs.peers.locks.is_held(key):
-        with trio.move_on_after(limits.INVITE_PLACING_SECONDS_MAX):
+        with trio.move_on_after(limits.peers.INVITE_PLACING_SECONDS_MAX):
             async with hs.peers.locks.hold(key):
                 pass
 

@@ -56,8 +56,8 @@ def transaction_routes(edus: Mapping[str, Edu[Any]]) -> Routes:
     @routes.put(
         "/_matrix/federation/v1/send/{txn_id}",
         rate_limit="federation",
-        max_body_bytes=limits.TRANSACTION_BODY_BYTES_MAX,
-        max_json_nodes=limits.TRANSACTION_JSON_NODES_MAX,
+        max_body_bytes=limits.peers.TRANSACTION_BODY_BYTES_MAX,
+        max_json_nodes=limits.peers.TRANSACTION_JSON_NODES_MAX,
         decode=decode_parts,
     )
     async def send_transaction(hs: Resources, origin: ServerName, txn_id: str, body: dict) -> Response:
@@ -79,7 +79,7 @@ def transaction_routes(edus: Mapping[str, Edu[Any]]) -> Routes:
 async def _work_off(
     hs: Resources, edus: Mapping[str, Edu[Any]], origin: ServerName, txn_id: str, transaction: ReceivedTransaction
 ) -> bytes:
-    if hs.peers.locks.waiting(("origin", origin)) >= limits.TRANSACTIONS_WAITING_MAX:
+    if hs.peers.locks.waiting(("origin", origin)) >= limits.peers.TRANSACTIONS_WAITING_MAX:
         raise limit_exceeded(1000)
     async with hs.peers.locks.hold(("origin", origin)):
         answer = await hs.database.read(find_answer, origin, txn_id)
@@ -205,7 +205,7 @@ async def _receive_room(
         if hs.peers.locks.is_held(("join", room_id)):
             # We have been let in, and are taking over the room: what comes meanwhile waits, or it would be lost. Not so
             # the origin, which may have more to tell, about other rooms: entering one takes minutes.
-            if hs.peers.locks.waiting(("join", room_id)) < limits.JOIN_WAITING_MAX:
+            if hs.peers.locks.waiting(("join", room_id)) < limits.peers.JOIN_WAITING_MAX:
                 start_aside(hs, _receive_after_join, hs, origin, room_id, pdus)
             return {}
         # Nobody is entering it any more: somebody may have come in since the access was read.
@@ -353,7 +353,7 @@ def store_answer(tx: Transaction, origin: ServerName, txn_id: str, answer: bytes
         nid, txn_id, max(tx.now_ms, newest_ms + 1), answer,
     )  # fmt: skip
     rows = tx.values("SELECT txn_id FROM transactions WHERE origin_nid = ? ORDER BY received_ms DESC, txn_id", nid)
-    for old in rows[limits.TRANSACTIONS_KEPT :]:
+    for old in rows[limits.peers.TRANSACTIONS_KEPT :]:
         if old == txn_id:
             continue
         tx.run("DELETE FROM transactions WHERE origin_nid = ? AND txn_id = ?", nid, old)

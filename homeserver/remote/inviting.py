@@ -56,7 +56,7 @@ _log = logging.getLogger("homeserver.federation")
 routes = Routes()
 _TAKES_AN_INVITE: dict[str, Any] = {
     "rate_limit": "federation_invite",
-    "max_body_bytes": limits.INVITE_BODY_BYTES_MAX,
+    "max_body_bytes": limits.peers.INVITE_BODY_BYTES_MAX,
     "decode": decode_wrapped,
 }
 
@@ -263,8 +263,8 @@ async def _read_room_state(hs: Resources, event: Event, state: object) -> list[J
         return stripped
     if not isinstance(state, list):
         raise missing_param("invite_room_state is required.")
-    if len(state) > limits.STRIPPED_EVENTS_MAX:
-        raise invalid_param(f"invite_room_state has more than {limits.STRIPPED_EVENTS_MAX} events.")
+    if len(state) > limits.peers.STRIPPED_EVENTS_MAX:
+        raise invalid_param(f"invite_room_state has more than {limits.peers.STRIPPED_EVENTS_MAX} events.")
     events = await check_good_pdus(hs, state, event.version, event.room_id, peer(server_name_of(event.sender)))
     if len(events) != len(state):
         raise invalid_param("invite_room_state contains something that is not a signed event of the room.")

@@ -108,7 +108,7 @@ async def _join_as_invited(
     hs: Resources, user_id: UserID, room_id: RoomID, candidates: Sequence[ServerName], content: Mapping[str, Any]
 ) -> Accepted:
     """Returns our accepted join. If the user was invited, a refusal is not considered final at once."""
-    for pause_s in limits.INVITED_JOIN_PAUSES_S:
+    for pause_s in limits.peers.INVITED_JOIN_PAUSES_S:
         try:
             return await _shake_hands(hs, "join", user_id, room_id, candidates, content)
         except MatrixError as error:
@@ -153,7 +153,7 @@ async def list_candidates(
     others = [server for server in dict.fromkeys(found) if server != hs.server_name]
     if not others:
         raise not_found("This server does not know any server in that room.")
-    return others[: limits.JOIN_SERVERS_MAX]
+    return others[: limits.peers.JOIN_SERVERS_MAX]
 
 
 async def _shake_hands(
@@ -186,7 +186,7 @@ async def _shake_hands(
                 nursery.start_soon(ask_for_template, candidates[asked])
                 asked += 1
             made: Event | MatrixError | None = None
-            with trio.move_on_after(limits.JOIN_NEXT_SERVER_SECONDS if asked < len(candidates) else math.inf):
+            with trio.move_on_after(limits.peers.JOIN_NEXT_SERVER_SECONDS if asked < len(candidates) else math.inf):
                 server, made = await templates.receive()
             if made is None:
                 continue
@@ -319,8 +319,8 @@ async def _send_join(hs: Resources, server: ServerName, event: Event, place: tup
                 cause=ACTION,
                 take={"state": collected.take_state, "auth_chain": collected.take},
                 members={"event"},
-                timeout_s=limits.JOIN_TIMEOUT_S,
-                max_bytes=limits.STATE_BYTES_MAX,
+                timeout_s=limits.peers.JOIN_TIMEOUT_S,
+                max_bytes=limits.peers.STATE_BYTES_MAX,
             )  # fmt: skip
             if not answer.is_unknown_endpoint:
                 accepted = Accepted(server, event, _content_of(answer, server), collected)
@@ -372,7 +372,7 @@ async def _take_over(hs: Resources, accepted: Accepted, collected: Collected) ->
     server, version, room_id = accepted.server, accepted.event.version, accepted.event.room_id
     join = await _countersigned(hs, accepted)
     if not await hs.database.read(is_outside, hs.server_name, room_id):
-        reason = (await receive_events(hs, [join], server, limits.GAP_SECONDS_MAX))[0]
+        reason = (await receive_events(hs, [join], server, limits.peers.GAP_SECONDS_MAX))[0]
         if reason is None:
             raise MatrixError(
                 502, "M_UNKNOWN", "The other server's answer does not allow this server to enter the room."

@@ -148,7 +148,7 @@ def _remember(hs: Resources, server: ServerName, statements: list[ServerKeys]) -
 def _suffices(hs: Resources, known: KnownKeys | None, needs: Iterable[WantedKey]) -> bool:
     if known is None:
         return False
-    latest_ts = hs.now_ms() + limits.KEY_FUTURE_MS
+    latest_ts = hs.now_ms() + limits.peers.KEY_FUTURE_MS
     for need in needs:
         key = known.every.get(need.key_id)
         if key is None:
@@ -184,7 +184,7 @@ async def _refresh(
                 return  # too many fetches are running, or the server is closing: then there are no keys
 
     async with trio.open_nursery() as nursery:
-        for _ in range(min(len(due), limits.KEY_FETCHES_AT_ONCE_MAX)):
+        for _ in range(min(len(due), limits.peers.KEY_FETCHES_AT_ONCE_MAX)):
             nursery.start_soon(refresh)
 
 
@@ -213,7 +213,7 @@ async def _ask_itself(hs: Resources, server: ServerName, cause: Cause) -> bool:
         with hold_answer(hs, server, cause) as hold:
             response = await fetch(
                 hs, server, WireRequest("GET", "/_matrix/key/v2/server", {}), cause=cause, hold=hold,
-                timeout_s=limits.KEY_FETCH_TIMEOUT_S, max_bytes=limits.KEY_RESPONSE_BYTES_MAX,
+                timeout_s=limits.peers.KEY_FETCH_TIMEOUT_S, max_bytes=limits.peers.KEY_RESPONSE_BYTES_MAX,
             )  # fmt: skip
     except Unreachable:
         return False
@@ -244,8 +244,8 @@ async def _ask_notary(
     if known is None:
         return
     listed = list(servers)
-    for start in range(0, len(listed), limits.NOTARY_SERVERS_MAX):
-        chunk = listed[start : start + limits.NOTARY_SERVERS_MAX]
+    for start in range(0, len(listed), limits.peers.NOTARY_SERVERS_MAX):
+        chunk = listed[start : start + limits.peers.NOTARY_SERVERS_MAX]
         question = {
             server: {need.key_id: {"minimum_valid_until_ts": need.signed_ts or hs.now_ms()} for need in needs[server]}
             for server in chunk
@@ -280,8 +280,8 @@ async def _ask_notary_about(
             hs, notary, "POST", "/_matrix/key/v2/query", {"server_keys": question},
             cause=cause,
             take={"server_keys": take},
-            timeout_s=3 * limits.KEY_FETCH_TIMEOUT_S,
-            max_bytes=limits.NOTARY_RESPONSE_BYTES_MAX,
+            timeout_s=3 * limits.peers.KEY_FETCH_TIMEOUT_S,
+            max_bytes=limits.peers.NOTARY_RESPONSE_BYTES_MAX,
         )  # fmt: skip
     except Unreachable:
         return False
@@ -315,7 +315,7 @@ async def own_statement(hs: Resources) -> dict[str, object]:
     """Returns our signed statement about our own keys, valid for a day."""
     known = await _own_keys(hs)
     old_keys = {key_id: key for key_id, key in known.every.items() if key_id not in known.current}
-    valid_until_ts = hs.now_ms() + limits.OWN_KEYS_VALID_MS
+    valid_until_ts = hs.now_ms() + limits.peers.OWN_KEYS_VALID_MS
     return build_key_response(hs.server_name, hs.signing_key, old_keys, valid_until_ts)
 
 
@@ -362,5 +362,5 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
         hashes = tx.values(
             "SELECT keys_hash FROM server_keys WHERE server_nid = ? ORDER BY valid_until_ts DESC, keys_hash", nid
         )
-        for keys_hash in hashes[limits.KEY_STATEMENTS_PER_SERVER_MAX :]:
+        for keys_hash in hashes[limits.peers.KEY_STATEMENTS_PER_SERVER_MAX :]:
             tx.run("DELETE FROM server_keys WHERE server_nid = ? AND keys_hash = ?", nid, keys_hash)

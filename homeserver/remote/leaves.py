@@ -56,7 +56,7 @@ async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: M
         return
     leave = Leave(room_id, user_id, content, await _servers_to_tell(hs, room_id, user_id), hs.now_ms())
     event, is_settled = None, not leave.servers
-    with trio.move_on_after(limits.LEAVE_SECONDS):
+    with trio.move_on_after(limits.peers.LEAVE_SECONDS):
         event, is_settled = await _tell(hs, leave)
     await hs.database.write(_leave, hs.server_name, leave, event, not is_settled)
 
@@ -75,7 +75,7 @@ def _leave(tx: Transaction, own: ServerName, leave: Leave, event: Event | None, 
 
 async def _servers_to_tell(hs: Resources, room_id: RoomID, user_id: UserID) -> list[ServerName]:
     try:
-        residents = await hs.database.read(list_largest_servers, room_id, limits.JOIN_SERVERS_MAX)
+        residents = await hs.database.read(list_largest_servers, room_id, limits.peers.JOIN_SERVERS_MAX)
         return await list_candidates(hs, user_id, room_id, residents)
     except MatrixError:
         return []  # no server is known that still holds the invite
@@ -103,7 +103,7 @@ async def _tell(hs: Resources, leave: Leave, *, was_stored: bool = False) -> tup
 async def deliver_later(hs: Resources) -> None:
     """Tells other servers of stored leaves, for ever. One node of several does."""
     lane = Lane("leaves", hs.database, hs.metrics)
-    limiter = trio.CapacityLimiter(limits.LEAVES_AT_ONCE_MAX)
+    limiter = trio.CapacityLimiter(limits.peers.LEAVES_AT_ONCE_MAX)
 
     async def deliver(leave: Leave) -> None:
         async with limiter:
@@ -127,7 +127,7 @@ def _name_of(leave: Leave) -> str:
 
 async def _deliver(hs: Resources, leave: Leave) -> None:
     event, is_settled = await _tell(hs, leave, was_stored=True)
-    if is_settled or hs.now_ms() - leave.since_ms >= limits.LEAVE_KEPT_MS:
+    if is_settled or hs.now_ms() - leave.since_ms >= limits.peers.LEAVE_KEPT_MS:
         await hs.database.write(_settle, hs.server_name, leave, event)
     else:
         await hs.database.write(note_failed_leave, hs.server_name, leave)

@@ -86,7 +86,7 @@ async def send(hs: Resources, edus: Edus) -> None:
                 if is_outage(error):
                     raise  # it is logged once for all, and whoever runs this waits until it is over
                 _log.exception("sending to other servers is interrupted")
-                await trio.sleep(limits.SENDER_PAUSE_S)
+                await trio.sleep(limits.peers.SENDER_PAUSE_S)
 
 
 class Sender:
@@ -105,7 +105,7 @@ class Sender:
         self._progress = trio.Event()
         self._due = trio.Event()
         self._lane = Lane("federation", hs.database, hs.metrics)
-        self._catch_ups = trio.CapacityLimiter(limits.CATCH_UPS_AT_ONCE_MAX)
+        self._catch_ups = trio.CapacityLimiter(limits.peers.CATCH_UPS_AT_ONCE_MAX)
 
     async def run(self) -> None:
         """Sends, for ever."""
@@ -190,7 +190,7 @@ class Sender:
                     await self._write(None, note_acknowledged, self._edus, acknowledged)
                 await self._hs.database.write(store_position, TAIL, delivered)
                 stored = delivered
-                await trio.sleep(limits.SENT_INTERVAL_S)
+                await trio.sleep(limits.peers.SENT_INTERVAL_S)
 
     # Waiting until destinations may be tried again
 
@@ -316,7 +316,7 @@ class Sender:
         uri = path_to("v1", "send", _txn_id(hs.database.generation, items))
         try:
             answer = await send_signed(
-                hs, server, "PUT", uri, body, cause=DELIVERY, timeout_s=limits.TRANSACTION_TIMEOUT_S
+                hs, server, "PUT", uri, body, cause=DELIVERY, timeout_s=limits.peers.TRANSACTION_TIMEOUT_S
             )
         except Unreachable as error:
             _log.info("transaction not delivered", extra={"destination": server, "reason": str(error)})
@@ -341,7 +341,7 @@ def _count_first(items: Iterable[Item]) -> int:
         pdus += not item.is_edu
         edus += item.is_edu
         size_bytes += len(item.data)
-        if count and (pdus > PDUS_MAX or edus > EDUS_MAX or size_bytes > limits.TRANSACTION_BYTES):
+        if count and (pdus > PDUS_MAX or edus > EDUS_MAX or size_bytes > limits.peers.TRANSACTION_BYTES):
             break
         count += 1
     return count

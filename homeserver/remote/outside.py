@@ -80,7 +80,7 @@ def check_room_for_invite(tx: Transaction, invite: Event, stripped: list[JsonObj
     check_pending(tx, user_id, len(to_json(stripped)))
     nids = tx.values("SELECT sender_nid FROM outside_memberships WHERE user_nid = ?", tx.find(user_id))
     names, origin = tx.names(nids), server_name_of(invite.sender)
-    if sum(server_name_of(names[nid]) == origin for nid in nids) >= limits.INVITES_PENDING_PER_SERVER_MAX:
+    if sum(server_name_of(names[nid]) == origin for nid in nids) >= limits.peers.INVITES_PENDING_PER_SERVER_MAX:
         raise forbidden(f"{user_id} has too many pending invites from {origin}. They can accept or reject some.")
 
 
@@ -201,7 +201,7 @@ def read_stripped(events: object) -> list[JsonObject]:
     """Returns stripped state from a peer's whole PDUs or stripped events. Leaves out malformed and excess events."""
     found: list[JsonObject] = []
     size_bytes = 0
-    for event in (events if isinstance(events, list) else ())[: limits.STRIPPED_EVENTS_MAX]:
+    for event in (events if isinstance(events, list) else ())[: limits.peers.STRIPPED_EVENTS_MAX]:
         if not isinstance(event, dict):
             continue
         event_type, state_key, content = event.get("type"), event.get("state_key"), event.get("content")
@@ -213,7 +213,7 @@ def read_stripped(events: object) -> list[JsonObject]:
             continue
         stripped = {"type": event_type, "sender": sender, "state_key": state_key, "content": content}
         cost = len(to_json(stripped))
-        if size_bytes + cost <= limits.STRIPPED_BYTES_MAX:
+        if size_bytes + cost <= limits.peers.STRIPPED_BYTES_MAX:
             size_bytes += cost
             found.append(stripped)
     return found

@@ -50,7 +50,7 @@ class Leave:
 
 def store_leave(tx: Transaction, leave: Leave) -> None:
     """Stores a leave to be told soon. It replaces the one that is stored for the user and the room."""
-    _store(tx, leave, tx.now_ms + limits.RETRY_MS)
+    _store(tx, leave, tx.now_ms + limits.peers.RETRY_MS)
     tx.next_position(WAKE_KEY)
 
 
@@ -60,10 +60,10 @@ def note_join(tx: Transaction, server: ServerName, join: Event) -> None:
     room_id, user_id = join.room_id, UserID(join.state_key)
     held = find_leave(tx, room_id, user_id)
     servers, joins = (held.servers, held.joins) if held is not None and held.joins else ((), ())
-    servers = list(dict.fromkeys([server, *servers]))[: limits.JOIN_SERVERS_MAX]
-    joins = [join.event_id, *joins][: limits.JOINS_UNDONE_MAX]
+    servers = list(dict.fromkeys([server, *servers]))[: limits.peers.JOIN_SERVERS_MAX]
+    joins = [join.event_id, *joins][: limits.peers.JOINS_UNDONE_MAX]
     undoing = Leave(room_id, user_id, {}, servers, tx.now_ms, _JOINING_FAILURES, joins)
-    _store(tx, undoing, tx.now_ms + limits.LEAVE_RETRY_MS_MAX)
+    _store(tx, undoing, tx.now_ms + limits.peers.LEAVE_RETRY_MS_MAX)
 
 
 def forget_join(tx: Transaction, join: Event) -> None:
@@ -84,7 +84,7 @@ def note_failed_join(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
     changed = tx.run(
         "UPDATE pending_leaves SET failures = 0, retry_after_ms = ? WHERE room_nid = ? AND user_nid = ?"
         " AND joins IS NOT NULL",
-        tx.now_ms + limits.RETRY_MS, tx.find(room_id), tx.find(user_id),
+        tx.now_ms + limits.peers.RETRY_MS, tx.find(room_id), tx.find(user_id),
     )  # fmt: skip
     if changed:
         tx.next_position(WAKE_KEY)
@@ -120,7 +120,7 @@ def list_due(tx: Transaction) -> tuple[list[Leave], float, int]:
     )
     for row in rows:
         failures, retry_after_ms = row[5], row[7]
-        pause_ms_max = min(2 * limits.RETRY_MS << failures, 2 * limits.LEAVE_RETRY_MS_MAX)
+        pause_ms_max = min(2 * limits.peers.RETRY_MS << failures, 2 * limits.peers.LEAVE_RETRY_MS_MAX)
         if is_ahead(retry_after_ms, tx.now_ms, pause_ms_max):
             next_ms = min(next_ms, retry_after_ms - tx.now_ms, pause_ms_max)
         else:
@@ -164,7 +164,7 @@ def delete_leaves(tx: Transaction, room_id: RoomID, user_id: UserID | None = Non
 
 def note_failed_leave(tx: Transaction, own: ServerName, leave: Leave) -> None:
     """Notes that no server could be reached. The next attempt comes after a growing delay."""
-    delay_ms = min(retry_delay_ms(own, leave.servers[0], leave.failures), limits.LEAVE_RETRY_MS_MAX)
+    delay_ms = min(retry_delay_ms(own, leave.servers[0], leave.failures), limits.peers.LEAVE_RETRY_MS_MAX)
     tx.run(
         "UPDATE pending_leaves SET failures = ?, retry_after_ms = ? WHERE room_nid = ? AND user_nid = ?"
         " AND since_ms = ?",

@@ -33,7 +33,7 @@ class Gap:
 
     servers: Sequence[ServerName]
     cause: Cause
-    states: int = limits.GAP_STATES_MAX
+    states: int = limits.peers.GAP_STATES_MAX
 
 
 def receive(
@@ -103,7 +103,7 @@ async def _receive_ancestors(hs: Resources, event: Event, gap: Gap) -> None:
         return
     for server in gap.servers:
         fetched = await fetch_missing(
-            hs, server, event, place.known, place.first_depth, limits.GAP_EVENTS_MAX, gap.cause
+            hs, server, event, place.known, place.first_depth, limits.peers.GAP_EVENTS_MAX, gap.cause
         )
         ancestors = await hs.database.read(_between, event, fetched, place.first_depth)
         for ancestor in ancestors:

@@ -140,8 +140,8 @@ async def send_signed(
     content: Any | None = None,
     *,
     cause: Cause = PERSON,
-    timeout_s: float = limits.FEDERATION_TIMEOUT_S,
-    max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
+    timeout_s: float = limits.peers.FEDERATION_TIMEOUT_S,
+    max_bytes: int = limits.peers.FEDERATION_RESPONSE_BYTES_MAX,
 ) -> Answer:
     """Returns the answer of a peer. Raises Unreachable.
 
@@ -243,8 +243,8 @@ async def ask(
     content: Any | None = None,
     *,
     cause: Cause = PERSON,
-    timeout_s: float = limits.FEDERATION_TIMEOUT_S,
-    max_bytes: int = limits.FEDERATION_RESPONSE_BYTES_MAX,
+    timeout_s: float = limits.peers.FEDERATION_TIMEOUT_S,
+    max_bytes: int = limits.peers.FEDERATION_RESPONSE_BYTES_MAX,
 ) -> dict[str, Any]:
     """Returns the JSON object of a 200. Raises MatrixError: the peer's refusal, or 502 for an unusable answer."""
     try:

@@ -44,7 +44,7 @@ class KeyCriteria(msgspec.Struct, frozen=True):
 class KeyQueryBody(msgspec.Struct, frozen=True):
     """Which keys of which servers. Spec: server-server-api/#post_matrixkeyv2query"""
 
-    server_keys: Annotated[dict[str, dict[str, KeyCriteria]], Meta(max_length=limits.NOTARY_SERVERS_MAX)]
+    server_keys: Annotated[dict[str, dict[str, KeyCriteria]], Meta(max_length=limits.peers.NOTARY_SERVERS_MAX)]
 
 
 class EventQuery(msgspec.Struct, frozen=True):
@@ -88,7 +88,7 @@ async def perspectives_key_query(
     return await _vouch(hs, request, {server_name: {"": KeyCriteria(query.minimum_valid_until_ts)}})
 
 
-@routes.post("/_matrix/key/v2/query", rate_limit="federation", max_body_bytes=limits.QUESTION_BODY_BYTES_MAX)
+@routes.post("/_matrix/key/v2/query", rate_limit="federation", max_body_bytes=limits.peers.QUESTION_BODY_BYTES_MAX)
 async def bulk_perspectives_key_query(hs: Resources, body: KeyQueryBody, request: Request) -> JsonObject:
     wanted: dict[ServerName, dict[str, KeyCriteria]] = {}
     for name, keys in body.server_keys.items():
@@ -201,8 +201,8 @@ def _state_positions(
 async def backfill_room(hs: Resources, origin: ServerName, room_id: RoomID, query: BackfillQuery) -> JsonObject:
     if not query.v:
         raise missing_param("v is required.")
-    limit = min(query.limit, limits.BACKFILL_EVENTS_MAX)
-    start = query.v[: limits.BACKFILL_EVENTS_MAX]
+    limit = min(query.limit, limits.peers.BACKFILL_EVENTS_MAX)
+    start = query.v[: limits.peers.BACKFILL_EVENTS_MAX]
     pdus = await hs.database.read(_backfill, hs.server_name, room_id, start, limit, origin)
     return _transaction(hs, pdus)
 
@@ -217,7 +217,7 @@ def _backfill(
 @routes.post(
     "/_matrix/federation/v1/get_missing_events/{room_id}",
     rate_limit="federation",
-    max_body_bytes=limits.QUESTION_BODY_BYTES_MAX,
+    max_body_bytes=limits.peers.QUESTION_BODY_BYTES_MAX,
 )
 async def get_missing_previous_events(
     hs: Resources, origin: ServerName, room_id: RoomID, body: MissingEventsBody
@@ -230,7 +230,7 @@ def _missing_events(
 ) -> list[JsonObject]:
     check_may_read(tx, own, room_id, origin, body.latest_events)
     positions = walk_back(
-        tx, room_id, body.latest_events, min(body.limit, limits.MISSING_EVENTS_MAX),
+        tx, room_id, body.latest_events, min(body.limit, limits.peers.MISSING_EVENTS_MAX),
         known=body.earliest_events, min_depth=body.min_depth, with_start=False,
     )  # fmt: skip
     return _pdus_at(tx, positions[::-1], origin)

@@ -50,5 +50,5 @@ def check_pending(tx: Transaction, user_id: UserID, new_bytes: int = 0) -> None:
     new_bytes: the size of the new one's stripped state.
     """
     count, size_bytes = count_pending(tx, user_id)
-    if count >= limits.PENDING_MAX or size_bytes + new_bytes > limits.PENDING_BYTES_MAX:
+    if count >= limits.users.PENDING_MAX or size_bytes + new_bytes > limits.users.PENDING_BYTES_MAX:
         raise forbidden(f"{user_id} has too many pending invites and knocks. They can accept or reject some.")

@@ -152,8 +152,8 @@ async def test_a_user_may_send_many_values_and_pays_for_them(start_server: Start
 def test_every_limit_of_values_can_be_paid_for() -> None:
     assert limits.http.JSON_NODES_MAX["client"] <= limits.RATE_LIMITS["json"].burst
     assert limits.http.JSON_NODES_MAX["federation"] <= limits.RATE_LIMITS["federation_json"].burst
-    assert limits.RATE_LIMITS["federation_json"].burst >= limits.TRANSACTION_JSON_NODES_MAX
-    assert limits.TRANSACTION_BODY_BYTES_MAX <= limits.http.PEER_BODIES_BYTES_EACH
+    assert limits.RATE_LIMITS["federation_json"].burst >= limits.peers.TRANSACTION_JSON_NODES_MAX
+    assert limits.peers.TRANSACTION_BODY_BYTES_MAX <= limits.http.PEER_BODIES_BYTES_EACH
     assert limits.http.BODY_BYTES_MAX["client"] <= limits.http.CLIENT_BODIES_BYTES_EACH
 
 

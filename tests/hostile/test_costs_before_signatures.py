@@ -134,7 +134,7 @@ async def test_more_values_than_any_honest_transaction_has_are_refused(
     federation: Federation, stranger: Stranger
 ) -> None:
     server = await federation.start(HERE)
-    content = transaction([], pdus=[[]] * (limits.TRANSACTION_JSON_NODES_MAX // 2 + 10))
+    content = transaction([], pdus=[[]] * (limits.peers.TRANSACTION_JSON_NODES_MAX // 2 + 10))
     answer = await put(server, signed(stranger, content), encode(content))
     assert (answer.status_code, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
 

@@ -30,4 +30,4 @@ def test_delays_are_bounded(destination: str) -> None:
     delays_ms = [retry_delay_ms("a.example", destination, failures) for failures in range(40)]
     assert delays_ms == sorted(delays_ms)
     assert delays_ms[0] < 3_000
-    assert delays_ms[-1] <= 1.2 * limits.RETRY_MS_MAX
+    assert delays_ms[-1] <= 1.2 * limits.peers.RETRY_MS_MAX

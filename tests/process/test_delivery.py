@@ -180,7 +180,7 @@ def test_span_that_holds_nothing_for_the_destination_is_passed_without_a_row() -
 
 def test_too_much_for_memory_is_left_to_the_table() -> None:
     delivery = new()
-    delivery.hand_over(parcels(*range(1, limits.OUTBOX_MAX + 1)))
+    delivery.hand_over(parcels(*range(1, limits.peers.OUTBOX_MAX + 1)))
     delivery.hand_over(parcels(900, 901))
     delivery.hand_over(parcels(902))
     assert delivery.state is State.FULL
@@ -194,7 +194,7 @@ def test_too_much_for_memory_is_left_to_the_table() -> None:
 
 def test_more_than_memory_holds_at_once_is_left_to_the_table_at_once() -> None:
     delivery = new()
-    delivery.hand_over(parcels(*range(5, limits.OUTBOX_MAX + 6)))
+    delivery.hand_over(parcels(*range(5, limits.peers.OUTBOX_MAX + 6)))
     assert delivery.next() == Store(4, None)
 
 
@@ -206,8 +206,8 @@ def test_destination_that_shows_itself_is_tried_soon_but_not_at_once() -> None:
     answer(delivery, "unreachable", 0)
     delivery.spare(BackOff(12, 0, 3_000_000))
     delivery.heard()
-    assert delivery.wake(at(1)) == limits.EARLY_RETRY_MS / 1000 - 1
-    assert delivery.wake(at(limits.EARLY_RETRY_MS / 1000)) == 0
+    assert delivery.wake(at(1)) == limits.peers.EARLY_RETRY_MS / 1000 - 1
+    assert delivery.wake(at(limits.peers.EARLY_RETRY_MS / 1000)) == 0
 
 
 def test_destination_is_spared_as_long_as_others_spare_it() -> None:
@@ -282,14 +282,14 @@ def _stuck(*positions: int) -> Delivery[Parcel]:
     while delivery.state is not State.WAITING:
         answer(delivery, "failed", 0)
     delivery.stored()
-    assert delivery.wake(at(limits.POISON_SECONDS)) == 0
+    assert delivery.wake(at(limits.peers.POISON_SECONDS)) == 0
     delivery.found(parcels(*positions), positions[-1])
     return delivery
 
 
 def test_poison_is_dropped_after_a_while_if_another_item_gets_through() -> None:
     delivery = _stuck(1, 2, 3, 4)
-    asked, dropped = _answers(delivery, ["failed", "taken", "failed", "taken"], limits.POISON_SECONDS)
+    asked, dropped = _answers(delivery, ["failed", "taken", "failed", "taken"], limits.peers.POISON_SECONDS)
     assert asked == [[1, 2, 3, 4], [2], [1], [3, 4]]
     assert (dropped, delivery.state, delivery.acked) == ([1], State.READING, 4)
 
@@ -297,21 +297,21 @@ def test_poison_is_dropped_after_a_while_if_another_item_gets_through() -> None:
 def test_several_poisonous_items_in_a_row_are_dropped_one_by_one() -> None:
     delivery = _stuck(1, 2, 3, 4, 5, 6)
     outcomes: list[Outcome] = ["failed", "failed", "failed", "taken", "failed", "failed", "taken", "failed", "taken"]
-    asked, dropped = _answers(delivery, outcomes, limits.POISON_SECONDS)
+    asked, dropped = _answers(delivery, outcomes, limits.peers.POISON_SECONDS)
     assert asked == [[1, 2, 3, 4, 5, 6], [2], [3], [5], [1], [2], [3], [4], [6]]
     assert dropped == [1, 2, 4]
 
 
 def test_destination_that_fails_of_everything_loses_nothing() -> None:
     delivery = _stuck(1, 2, 3, 4)
-    asked, dropped = _answers(delivery, ["failed", "failed", "failed"], limits.POISON_SECONDS)
+    asked, dropped = _answers(delivery, ["failed", "failed", "failed"], limits.peers.POISON_SECONDS)
     assert asked == [[1, 2, 3, 4], [2], [3]]
     assert (dropped, delivery.state, delivery.acked) == ([], State.WAITING, 0)
 
 
 def test_destination_that_recovers_during_a_probe_loses_nothing() -> None:
     delivery = _stuck(1, 2, 3)
-    asked, dropped = _answers(delivery, ["failed", "taken", "taken", "taken"], limits.POISON_SECONDS)
+    asked, dropped = _answers(delivery, ["failed", "taken", "taken", "taken"], limits.peers.POISON_SECONDS)
     assert asked == [[1, 2, 3], [2], [1], [3]]
     assert dropped == []
 
@@ -420,7 +420,7 @@ class World:
 
 EVENTS = st.one_of(
     st.tuples(st.just("new"), st.integers(1, 9)),
-    st.tuples(st.just("new"), st.just(limits.OUTBOX_MAX // 3)),
+    st.tuples(st.just("new"), st.just(limits.peers.OUTBOX_MAX // 3)),
     st.tuples(st.just("pass"), st.sampled_from([1, 60, 2_000, 10_000])),
     st.tuples(st.sampled_from(["hear", "crash", "break"]), st.none()),
     st.tuples(st.sampled_from(OUTCOMES), st.none()),

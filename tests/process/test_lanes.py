@@ -148,7 +148,7 @@ def test_an_item_of_one_lane_that_the_destination_fails_of_does_not_stop_the_oth
 
 def test_keys_that_memory_has_no_room_for_still_go_before_events() -> None:
     lanes = new()
-    lanes.hand_over(keys(*range(1, limits.OUTBOX_MAX + 2)), events(limits.OUTBOX_MAX + 2))
+    lanes.hand_over(keys(*range(1, limits.peers.OUTBOX_MAX + 2)), events(limits.peers.OUTBOX_MAX + 2))
     assert store(lanes) == {True, False}
     assert lanes.next()[1] == Wait()
     assert lanes.wake(at(0)) == 0
@@ -230,7 +230,7 @@ class World:
 
 HAPPENINGS = st.one_of(
     st.lists(st.booleans(), min_size=1, max_size=9),
-    st.just([False] * (limits.OUTBOX_MAX // 2)),
+    st.just([False] * (limits.peers.OUTBOX_MAX // 2)),
     st.sampled_from([1, 60, 2_000, 10_000]),
     st.sampled_from(["crash", "hear", "break", "taken", "refused", "failed", "unreachable"]),
     st.sampled_from(["taken", "unreachable"]),

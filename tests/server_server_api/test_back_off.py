@@ -34,7 +34,7 @@ def test_back_off_doubles_with_each_failure_after_it() -> None:
         now_ms = back_off.retry_after_ms
     assert lasts_ms[0] < 3_000
     assert all(1.2 * before < after for before, after in itertools.pairwise(lasts_ms[:9]))
-    assert max(lasts_ms) <= 1.2 * limits.RETRY_MS_MAX
+    assert max(lasts_ms) <= 1.2 * limits.peers.RETRY_MS_MAX
 
 
 def test_failure_during_the_back_off_does_not_make_it_longer() -> None:

@@ -19,7 +19,7 @@ from homeserver.feature import Edu, Feature, OutgoingEdu
 from homeserver.features import FEATURES
 from homeserver.federation.edus import InvalidEdu
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
-from homeserver.limits import EDU_PARTS_MAX
+from homeserver.limits.peers import EDU_PARTS_MAX
 from homeserver.resources import Resources
 from tests.support.federation import Federation, create_room, send_state, until
 from tests.support.homeservers import Client, Server

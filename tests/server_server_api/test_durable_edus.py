@@ -223,7 +223,7 @@ async def test_durable_edus_are_neither_short_lived_nor_replaced() -> None:
 
 async def test_more_keys_than_a_step_reads_are_all_sent(world: World, federation: Federation) -> None:
     federation.network.cut("a.example", MALLORY)
-    count = 2 * limits.CATCH_UP_DURABLE_EDUS + 3
+    count = 2 * limits.peers.CATCH_UP_DURABLE_EDUS + 3
     for number in range(count):
         await world.send_key(number)
     await trio.sleep(600)

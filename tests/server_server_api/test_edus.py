@@ -8,7 +8,7 @@ from urllib.parse import quote
 import trio
 
 from homeserver.federation.identifiers import ServerName
-from homeserver.limits import EDU_PARTS_MAX
+from homeserver.limits.peers import EDU_PARTS_MAX
 from tests.support.federation import Federation, create_room, join, send_text, sync, until, wait_text
 from tests.support.homeservers import Client
 from tests.support.stranger import Stranger

@@ -177,7 +177,7 @@ async def test_one_server_cannot_flood_a_user_with_invites(federation: Federatio
         assert status == 200 or answer["errcode"] == "M_FORBIDDEN"
         return status
 
-    most = limits.INVITES_PENDING_PER_SERVER_MAX
+    most = limits.peers.INVITES_PENDING_PER_SERVER_MAX
     assert {await invited_by(mallory, number) for number in range(most)} == {200}
     assert await invited_by(mallory, most) == 403
     assert await invited_by(mallory, 0) == 200  # it replaces one
@@ -186,7 +186,7 @@ async def test_one_server_cannot_flood_a_user_with_invites(federation: Federatio
     assert await invited_by(mallory, most) == 200
 
 
-@pytest.mark.parametrize(("count", "size"), [(limits.PENDING_MAX, 10), (130, limits.STRIPPED_BYTES_MAX)])
+@pytest.mark.parametrize(("count", "size"), [(limits.users.PENDING_MAX, 10), (130, limits.peers.STRIPPED_BYTES_MAX)])
 async def test_what_is_pending_is_bounded_in_number_and_in_bytes(federation: Federation, count: int, size: int) -> None:
     a = await federation.start("a.example")
     alice, bert = await a.register("alice"), await a.register("bert")

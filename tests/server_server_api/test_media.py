@@ -166,7 +166,7 @@ async def test_a_server_that_was_down_is_asked_again(world: World, autojump_cloc
     asked = len(world.paths())
     assert await world.alice.refused("GET", f"{V1}/download/{place}") == (502, "M_UNKNOWN")
     assert len(world.paths()) == asked  # it is left alone for a while
-    await trio.sleep(2 * limits.RETRY_MS / 1000)
+    await trio.sleep(2 * limits.peers.RETRY_MS / 1000)
     assert (await world.alice.get(f"{V1}/download/{place}")).content == b"x"
 
 

@@ -71,7 +71,7 @@ async def test_after_a_long_outage_the_newest_arrives_and_the_rest_is_fetched(fe
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.cut("a.example", "b.example")
-    await a.write(_say, alice.user_id, room_id, map(str, range(limits.CATCH_UP_ROOM_EVENTS_MAX + 20)))
+    await a.write(_say, alice.user_id, room_id, map(str, range(limits.peers.CATCH_UP_ROOM_EVENTS_MAX + 20)))
     await send_text(alice, room_id, "enough")
     await send_state(alice, room_id, "m.room.topic", {"topic": "still the same"})
     await trio.sleep(24 * 3600)
@@ -91,7 +91,7 @@ async def test_what_others_have_said_meanwhile_does_not_keep_back_what_is_ours(f
     federation.network.leave("b.example")
     await send_text(alice, room_id, "can you hear me?")
     for part in ("first", "second"):  # neither leaves a gap, which could not be closed now
-        await b.write(_say, bob.user_id, room_id, [part] * (limits.CATCH_UP_ROOM_EVENTS_MAX * 2 // 3))
+        await b.write(_say, bob.user_id, room_id, [part] * (limits.peers.CATCH_UP_ROOM_EVENTS_MAX * 2 // 3))
         await send_text(bob, room_id, f"end of the {part} part")
         await wait_text(alice, room_id, f"end of the {part} part")
     federation.network.join("b.example", checked(b.app))

@@ -78,7 +78,7 @@ def parse_filter(value: Any) -> Filter:
     try:
         return msgspec.convert(value, Filter)
     except msgspec.ValidationError as error:
-        raise bad_json(f"That is not a filter: {error}") from None
+        raise bad_json(f"The filter is not valid: {error}") from None
 
 
 def parse_room_event_filter(text: str | None) -> RoomEventFilter:
@@ -88,7 +88,7 @@ def parse_room_event_filter(text: str | None) -> RoomEventFilter:
     try:
         return msgspec.convert(orjson.loads(text), RoomEventFilter)
     except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
-        raise bad_json(f"That is not a filter: {error}") from None
+        raise bad_json(f"The filter is not valid: {error}") from None
 
 
 def timeline_limit(wanted: int | None) -> int:

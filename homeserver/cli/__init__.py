@@ -1,7 +1,7 @@
-"""The command line: `homeserver serve`, `config check`, `user add` … One file for each group of commands.
+"""The command line: `homeserver serve`, `config check`, `user add`, … with one file for each group of commands.
 
-A group's file has `add_commands(commands)`, which describes its arguments and names the function that runs them. Only
-that function imports the server: `homeserver --help` answers at once.
+A group's file has `add_commands(commands)`, which declares its arguments and the functions that run them. Only these
+functions import the server, so that `homeserver --help` is quick.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ GROUPS = (serve, config, user, token, keys, parked, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; the exit code is 0 only where it did what was asked."""
-    os.umask(os.umask(0o077) | 0o077)  # what the server stores is nobody else's to read
+    """Runs a command. The exit code is 0 only if the command has succeeded."""
+    os.umask(os.umask(0o077) | 0o077)  # files that the server stores are not readable by other users
     parser = make_parser()
     args = parser.parse_args(arguments)
     if not hasattr(args, "run"):
@@ -33,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever reads our output has heard enough, as `head` does
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Returns the parser of all commands."""
     parser = argparse.ArgumentParser(prog="homeserver", description="A Matrix homeserver.")
     parser.add_argument("--version", action="version", version=f"homeserver {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")

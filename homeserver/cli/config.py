@@ -1,4 +1,4 @@
-"""`homeserver config check`: whether a configuration can be served here and now, and what is unwise about it."""
+"""`homeserver config check`: whether a configuration can be served here and now, and which settings are unwise."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from homeserver.cli.output import add_shared_arguments, fail, read_config, run_t
 
 
 def add_commands(commands: Any) -> None:
-    """`config check`."""
-    group = commands.add_parser("config", help="look at a configuration")
+    """Adds `config check`."""
+    group = commands.add_parser("config", help="check a configuration")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
-        help="say whether a configuration is good, and what is wrong with it",
-        description="Reads the configuration and looks at what it names: files, folders, the database, the signing key,"
-        " ports, the store of media. Changes nothing. Exits 1 if there is an error, 0 if there are only warnings.",
+        help="check whether a configuration is valid, and say what is wrong with it",
+        description="Checks the configuration and what it refers to: files, folders, the database, the signing key,"
+        " ports, the media storage. Changes nothing. Exits 1 if there is an error, 0 if there are only warnings.",
     )
     add_shared_arguments(check, run_check)
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Errors are what would stop the server or cut it off; warnings are what is unwise."""
+    """Prints errors, which would stop the server or make it unreachable, and warnings about unwise settings."""
     config = read_config(args)
 
     async def check() -> int:
@@ -35,7 +35,7 @@ def run_check(args: argparse.Namespace) -> int:
             error = {"error": f"{args.config}: {errors[0].text}"} if errors else {}
             tell(args, "", ok=not errors, server_name=config.server_name, findings=listed, **error)
             return 1 if errors else 0
-        for each in errors:  # first things first: warnings are shown when these are mended
+        for each in errors:  # warnings are shown only after the errors have been fixed
             fail(args, f"{args.config}: {each.text}")
         if errors:
             return 1
@@ -44,7 +44,7 @@ def run_check(args: argparse.Namespace) -> int:
         if findings:
             tell(args, f"{args.config} can be served as {config.server_name}, with the warnings above.")
         else:
-            tell(args, f"{args.config} is good: it serves {config.server_name}.")
+            tell(args, f"{args.config} is valid; it serves {config.server_name}.")
         return 0
 
     return run_trio(check)

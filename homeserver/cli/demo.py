@@ -1,7 +1,7 @@
-"""`homeserver demo`: two organisations on this machine, a server for each, and a conversation between their people.
+"""`homeserver demo`: two organisations on this machine, each with a server, and a conversation between their users.
 
-Everything is real: sockets, TLS under a certificate authority made for the occasion, federation, HTTP clients.
-Nothing is kept.
+Everything is real: sockets, TLS with a certificate authority made for the demo, federation, HTTP clients. Nothing is
+kept afterwards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIALOGUE = (
 
 @dataclass(frozen=True, slots=True)
 class Organisation:
-    """One of the two: its server's name, and where clients and other servers reach it."""
+    """One of the two organisations: its server's name, and the addresses for clients and for other servers."""
 
     name: str
     server_name: str
@@ -42,7 +42,7 @@ class Organisation:
 
 
 def add_commands(commands: Any) -> None:
-    """`demo`."""
+    """Adds `demo`."""
     demo = commands.add_parser("demo", help="two servers on this machine, and a conversation between them")
     demo.add_argument("--exit", action="store_true", help="end after the conversation instead of at Ctrl-C")
     add_json_argument(demo)
@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """Exits 0 once the conversation has gone through and, without --exit, Ctrl-C was pressed."""
+    """Runs the demo. Exits 0 once the conversation is complete and, without --exit, Ctrl-C was pressed."""
 
     async def main() -> int:
         with tempfile.TemporaryDirectory(prefix="homeserver-demo-") as folder:
@@ -90,13 +90,13 @@ async def _demo(args: argparse.Namespace, folder: Path) -> None:
             if not args.exit:
                 _tell_credentials(args, people)
                 await anext(signals)
-                tell(args, "\nBoth servers stop; nothing of them is kept.", stopped=True)
+                tell(args, "\nBoth servers stop. Nothing is kept.", stopped=True)
             for server in servers:
                 server.stop()
 
 
 async def _run(homeserver: Any, config: Any, *, task_status: Any) -> None:
-    """One server from its start to its stop; started once it listens."""
+    """Runs one server until it is stopped. Reports `started` once it listens."""
     import trio
 
     async with homeserver(config) as server, trio.open_nursery() as nursery:
@@ -105,7 +105,7 @@ async def _run(homeserver: Any, config: Any, *, task_status: Any) -> None:
 
 
 class Stage:
-    """Tells what happens as it happens."""
+    """Prints what happens as it happens."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
@@ -118,7 +118,7 @@ class Stage:
 
 
 async def _converse(stage: Stage, organisations: list[Organisation]) -> list[Any]:
-    """The main job, step by step. Ends with everyone having seen everything."""
+    """Plays the conversation step by step. Returns when every client has received everything."""
     import trio
 
     from homeserver.cli.demo_people import Person, picture
@@ -137,7 +137,7 @@ async def _converse(stage: Stage, organisations: list[Organisation]) -> list[Any
     async with trio.open_nursery() as nursery:
         for person in everyone.values():
             nursery.start_soon(person.listen)
-        stage.scene("Romeo makes a room and invites across the two organisations (until the invited see it)")
+        stage.scene("Romeo creates a room and invites people of both organisations (time until they see the invite)")
         room_id = await romeo.create_room("The balcony")
         stage.step(f"room {room_id}", romeo.took_ms)
         for person in (mercutio, juliet):
@@ -148,13 +148,13 @@ async def _converse(stage: Stage, organisations: list[Organisation]) -> list[Any
             stage.step(f"{person.name} joins", person.took_ms)
         for person in everyone.values():
             await person.wait_members(room_id, len(everyone))
-        stage.scene("They talk (until the last of the others has it)")
+        stage.scene("They talk (time until everyone else has received the message)")
         for name, text in DIALOGUE:
             event_id, sent_at = await everyone[name].send_text(room_id, text)
             others = [person for person in everyone.values() if person.name != name]
             waited_ms = max([await person.wait_event(event_id, sent_at) for person in others])
             stage.step(f"{name:>8}: {text}", waited_ms)
-        stage.scene("Juliet sends a picture, and reads what was said")
+        stage.scene("Juliet sends a picture and reads the messages")
         event_id, sent_at, mxc = await juliet.send_picture(room_id, picture(640, 480))
         await romeo.wait_event(event_id, sent_at)
         size = await romeo.download(mxc)
@@ -164,7 +164,7 @@ async def _converse(stage: Stage, organisations: list[Organisation]) -> list[Any
         waited_ms = await juliet.wait_receipt(romeo.user_id, event_id, started)
         stage.step("juliet sees that romeo has read it", waited_ms)
         nursery.cancel_scope.cancel()
-    stage.scene("All of it arrived, on both servers.")
+    stage.scene("Everything has arrived on both servers.")
     return list(everyone.values())
 
 
@@ -178,7 +178,11 @@ def _tell_credentials(args: argparse.Namespace, people: list[Any]) -> None:
             user_id=person.user_id,
             password=PASSWORD,
         )
-    tell(args, "\nWhere a client would encrypt a new room, switch that off. Ctrl-C ends both.", ends="SIGINT")
+    tell(
+        args,
+        "\nIf your client encrypts new rooms by default, switch that off. Ctrl-C stops both servers.",
+        ends="SIGINT",
+    )
 
 
 def _config(organisation: Organisation, folder: Path) -> Any:
@@ -204,7 +208,7 @@ def _config(organisation: Organisation, folder: Path) -> Any:
 
 
 def _make_certificates(folder: Path, organisations: list[Organisation]) -> None:
-    """A certificate authority for these two servers, and a certificate of it for each."""
+    """Makes a certificate authority for these two servers and a certificate for each."""
     import trustme
 
     authority = trustme.CA(organization_name="homeserver demo")
@@ -218,7 +222,7 @@ def _make_certificates(folder: Path, organisations: list[Organisation]) -> None:
 
 
 def _free_ports(wanted: tuple[int, ...]) -> list[int]:
-    """The wanted ports of the loopback interface, each replaced by any free one if it is taken."""
+    """Returns the given ports of the loopback interface, each replaced by any free one if it is taken."""
     sockets: list[socket.socket] = []
     try:
         for port in wanted:

@@ -1,4 +1,4 @@
-"""The people of the demo: small Matrix clients over real sockets, who note when they hear of what."""
+"""The people of the demo: small Matrix clients over real sockets, which record when they receive something."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Person:
-    """One user with one client. `took_ms` is how long their last request took."""
+    """One user with one client. `took_ms` is the duration of the last request."""
 
     def __init__(self, name: str, base_url: str) -> None:
         self.name = name
@@ -28,7 +28,7 @@ class Person:
         self.took_ms = 0.0
         self._token = ""
         self._http = HttpClient(Dialer("", True, True))
-        self._seen: dict[str, float] = {}  # event id, "invite <room>", "receipt <user> <event>" → when
+        self._seen: dict[str, float] = {}  # event ID, "invite <room>" or "receipt <user> <event>" → time of arrival
         self._members: dict[str, set[str]] = {}
         self._news = trio.Event()
 
@@ -56,11 +56,11 @@ class Person:
         await self._request("POST", f"/v3/join/{quote(room_id)}", {})
 
     async def send_text(self, room_id: str, text: str) -> tuple[str, float]:
-        """The event's id, and when sending it began."""
+        """Returns the event ID and the time at which the request was sent."""
         return await self._send(room_id, {"msgtype": "m.text", "body": text})
 
     async def send_picture(self, room_id: str, png: bytes) -> tuple[str, float, str]:
-        """The event's id, when sending it began, and where the picture is."""
+        """Uploads and sends a picture. Returns the event ID, the time at which it was sent, and the `mxc://` URI."""
         path = f"/_matrix/media/v3/upload?{urlencode({'filename': 'balcony.png'})}"
         mxc = orjson.loads(await self._raw("POST", path, png, "image/png"))["content_uri"]
         info = {"mimetype": "image/png", "size": len(png)}
@@ -70,22 +70,22 @@ class Person:
         return event_id, started, mxc
 
     async def download(self, mxc: str) -> int:
-        """The size of the file in bytes."""
+        """Returns the size of the file in bytes."""
         return len(await self._raw("GET", f"/_matrix/client/v1/media/download/{mxc.removeprefix('mxc://')}"))
 
     async def read(self, room_id: str, event_id: str) -> None:
         await self._request("POST", f"/v3/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
 
     async def wait_invited(self, room_id: str, since: float) -> float:
-        """Milliseconds from `since` until this client's sync had the invitation."""
+        """Returns the milliseconds from `since` until this client's sync contained the invite."""
         return await self._wait(f"invite {room_id}", since)
 
     async def wait_event(self, event_id: str, since: float) -> float:
-        """Milliseconds from `since` until this client's sync had the event."""
+        """Returns the milliseconds from `since` until this client's sync contained the event."""
         return await self._wait(event_id, since)
 
     async def wait_receipt(self, user_id: str, event_id: str, since: float) -> float:
-        """Milliseconds from `since` until this client's sync had the user's receipt for the event."""
+        """Returns the milliseconds from `since` until this client's sync contained the user's receipt for the event."""
         return await self._wait(f"receipt {user_id} {event_id}", since)
 
     async def wait_members(self, room_id: str, count: int) -> None:
@@ -159,7 +159,7 @@ class Person:
 
 
 def picture(width: int, height: int) -> bytes:
-    """A PNG of a night sky over a balcony: dark above, warm below."""
+    """Returns a PNG of a night sky over a balcony: dark at the top, warm at the bottom."""
     rows = bytearray()
     for y in range(height):
         shade = y / height

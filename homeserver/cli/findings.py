@@ -1,7 +1,7 @@
-"""What is wrong or unwise about a configuration, and about the machine that is to serve it.
+"""Finds errors and unwise settings in a configuration and on the machine that will serve it.
 
-An error is what would stop `serve`, or leave a server that others cannot reach. A warning is what an administrator may
-mean, but should know. `serve` logs the findings that are made from the configuration alone.
+An error would stop `serve`, or leave the server unreachable. A warning may be intended, but the administrator should
+know of it. `serve` logs the findings that need the configuration only.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from homeserver.server import all_schemas, blobs_url, database_url
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One sentence: what it is about, what is wrong with it, what to do."""
+    """One sentence: which setting, what is wrong with it, and what to do."""
 
     level: Literal["error", "warning"]
     text: str
 
 
 async def find_all(config: Config) -> list[Finding]:
-    """Everything that can be found out without changing anything. Takes some seconds if something does not answer."""
+    """Returns all findings, without changing anything. Takes some seconds if something does not respond."""
     findings = [*find_in_config(config), *(Finding("error", text) for text in check_files(config))]
     findings += (Finding("warning", f"{key} has no effect yet") for key in config.list_without_effect())
     findings += _find_in_folder(config)
@@ -45,7 +45,7 @@ async def find_all(config: Config) -> list[Finding]:
 
 
 def find_in_config(config: Config) -> Iterator[Finding]:
-    """What the configuration alone shows."""
+    """Yields the findings that need the configuration only."""
     if not config.listeners:
         yield Finding("error", "there is no [[listeners]] section, so nobody can reach the server")
     yield from _find_in_addresses(config)
@@ -65,20 +65,20 @@ def find_in_config(config: Config) -> Iterator[Finding]:
             names = " and ".join(sorted(exposed))
             yield Finding(
                 "warning",
-                f"listener {listener.bind} serves {names} to everyone who reaches it: give them a listener on loopback",
+                f"listener {listener.bind} serves {names} to everyone who reaches it: move them to a loopback listener",
             )
     if config.registration.enabled and not config.registration.require_token:
         yield Finding(
             "warning",
-            "registration.enabled lets everyone make accounts, which spammers look for: set registration.require_token"
-            " to true and give out tokens (`homeserver token create`)",
+            "registration.enabled lets anyone create accounts, which attracts spammers: set registration.require_token"
+            " to true and hand out tokens (`homeserver token create`)",
         )
     if not _is_local(config):
         yield from _find_test_settings(config)
 
 
 def _find_in_addresses(config: Config) -> Iterator[Finding]:
-    """Where clients and servers are sent."""
+    """Checks the addresses that clients and servers are sent to."""
     if _is_local(config):
         return
     base_url = config.public.base_url
@@ -86,7 +86,7 @@ def _find_in_addresses(config: Config) -> Iterator[Finding]:
     if not base_url:
         yield Finding(
             "warning",
-            f"public.base_url is not set, so clients are sent to {config.base_url}: set it if they reach the server"
+            f"public.base_url is not set, so clients are sent to {config.base_url}: set it if clients reach the server"
             " under another address",
         )
     elif is_loopback(host):
@@ -96,17 +96,23 @@ def _find_in_addresses(config: Config) -> Iterator[Finding]:
             f" under which clients reach {config.server_name}",
         )
     elif base_url.startswith("http:"):
-        yield Finding("warning", f"public.base_url is {base_url}: without https passwords travel in the clear")
+        yield Finding("warning", f"public.base_url is {base_url}: without https, passwords are sent in clear text")
     address = config.federation_address
     if config.federation.enabled and is_loopback(urlsplit(f"//{address}").hostname or "") and not is_loopback(host):
-        yield Finding("error", f"public.federation_address is {address}, which every server takes for its own machine")
+        yield Finding(
+            "error",
+            f"public.federation_address is {address}, which every other server takes for itself: set a public address",
+        )
 
 
 def _find_test_settings(config: Config) -> Iterator[Finding]:
-    """What is meant for test machines, on a real domain."""
+    """Warns of settings for test machines, if the domain is real."""
     for is_set, text in (
-        (not config.rate_limits.enabled, "rate_limits.enabled is false, so passwords can be guessed without end"),
-        (config.passwords.hash_cost == "minimal", "passwords.hash_cost is minimal: a stolen database tells passwords"),
+        (not config.rate_limits.enabled, "rate_limits.enabled is false, so passwords can be guessed without limit"),
+        (
+            config.passwords.hash_cost == "minimal",
+            "passwords.hash_cost is minimal: passwords in a stolen database are easy to crack",
+        ),
         (not config.federation.verify_tls, "federation.verify_tls is false, so anyone can pose as another server"),
         (
             config.federation.allow_private_addresses,
@@ -118,7 +124,7 @@ def _find_test_settings(config: Config) -> Iterator[Finding]:
 
 
 def _find_in_folder(config: Config) -> Iterator[Finding]:
-    """Whether files can be written where the data are to lie."""
+    """Checks that the data folders are writable."""
     folders = {"data_dir": config.data_path("")}
     if blobs_url(config).startswith("file:"):
         folders["blobs.url"] = Path(blobs_url(config).removeprefix("file:"))
@@ -129,12 +135,12 @@ def _find_in_folder(config: Config) -> Iterator[Finding]:
             with tempfile.TemporaryFile(dir=nearest):
                 pass
         except OSError as error:
-            yield Finding("error", f"{key}: nothing can be written to {nearest}: {error.strerror}")
+            yield Finding("error", f"{key}: cannot write to {nearest}: {error.strerror}")
             return
 
 
 def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
-    """What is wrong with database and signing key; whether a server has the database open."""
+    """Checks the database and the signing key. Also returns whether a server has the database open."""
     path = config.data_path(config.federation.signing_key_file)
     findings = [*_find_in_paths(config, path)]
     known, is_served = None, False
@@ -155,11 +161,13 @@ def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
 
 
 def _find_in_paths(config: Config, key: Path) -> Iterator[Finding]:
-    """Whether the folder of the database is there, if it is not one that is made, and who can read the signing key."""
+    """Checks that the database's folder exists, unless we would create it, and who can read the signing key."""
     folder = Path(database_url(config).removeprefix("sqlite:")).parent
     if database_url(config).startswith("sqlite:") and folder not in (config.data_path(""), Path(".")):
         if not os.path.exists(folder):
-            yield Finding("error", f"database.url: the folder {folder} does not exist: make it, or name another one")
+            yield Finding(
+                "error", f"database.url: the folder {folder} does not exist: create it, or configure another one"
+            )
     if os.path.exists(key) and key.stat().st_mode & 0o007:
         yield Finding("warning", f"every user of this machine can read the signing key: `chmod 600 {key}`")
 
@@ -169,15 +177,15 @@ def _find_in_listeners(config: Config, *, is_served: bool) -> Iterator[Finding]:
         try:
             try_listener(listener)
         except ConfigError as error:
-            is_taken = "another program listens there" in str(error)
+            is_taken = "another program is listening there" in str(error)
             if is_served and is_taken:
-                yield Finding("warning", f"{listener.bind} is in use, it seems by the server that runs already")
+                yield Finding("warning", f"{listener.bind} is in use, probably by a running server")
             else:
                 yield Finding("error", str(error))
 
 
 async def _find_in_store(config: Config) -> list[Finding]:
-    """Whether an object store answers, with the credentials that there are."""
+    """Checks that an object store responds with the present credentials."""
     url = config.blobs.url
     if url.startswith(("file:", "memory:")):
         return []
@@ -195,10 +203,10 @@ async def _find_in_store(config: Config) -> list[Finding]:
 
 
 def is_loopback_bind(host: str) -> bool:
-    """Whether only this machine reaches a listener there. 0.0.0.0 and :: are every address."""
+    """Returns whether only this machine can reach a listener with that host. 0.0.0.0 and :: mean every address."""
     return is_loopback(host) and host not in ("0.0.0.0", "::")
 
 
 def _is_local(config: Config) -> bool:
-    """Whether the server is for this machine alone, by its name."""
+    """Returns whether the server is for this machine only, judged by its name."""
     return is_loopback(urlsplit(f"//{config.server_name}").hostname or "")

@@ -1,4 +1,4 @@
-"""`homeserver keys …`: the key that the server signs with."""
+"""`homeserver keys …`: the key that signs events and requests."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from homeserver.cli.output import add_shared_arguments, read_config, run_trio, t
 
 
 def add_commands(commands: Any) -> None:
-    """`keys show` and `keys new`."""
-    group = commands.add_parser("keys", help="look at or replace the signing key")
+    """Adds `keys show` and `keys new`."""
+    group = commands.add_parser("keys", help="show or replace the signing key")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     add_shared_arguments(actions.add_parser("show", help="show the public keys"), run_show)
     new = actions.add_parser(
         "new",
-        help="replace the signing key, if it was lost or stolen",
+        help="replace the signing key after it was lost or stolen",
         description="Replaces the signing key. Stop the server first, on every node; give the new file to all nodes.",
     )
     add_shared_arguments(new, run_new)
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """The public halves of the key and of those before it; never a secret."""
+    """Prints the public parts of the current and the former keys; never a secret."""
 
     async def show(config: Any, database: Any) -> None:
         from homeserver.remote.identity import get_identity, list_old_keys
@@ -32,10 +32,10 @@ def run_show(args: argparse.Namespace) -> int:
         old = await database.read(list_old_keys)
         current = {} if known.key is None else {known.key[0]: known.key[1]}
         lines = [f"{key_id} {key}" for key_id, key in current.items()]
-        lines += [f"{key_id} {key.key_base64} (not used any more)" for key_id, key in old.items()]
+        lines += [f"{key_id} {key.key_base64} (no longer used)" for key_id, key in old.items()]
         tell(
             args,
-            "\n".join(lines or ["There is no signing key yet: the first start makes one."]),
+            "\n".join(lines or ["There is no signing key yet: it is created when the server first starts."]),
             verify_keys={key_id: {"key": key} for key_id, key in current.items()},
             old_verify_keys={
                 key_id: {"key": key.key_base64, "expired_ts": key.valid_until_ts} for key_id, key in old.items()
@@ -46,7 +46,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_new(args: argparse.Namespace) -> int:
-    """Refused while a server runs on an SQLite database; nodes on PostgreSQL have to be stopped by hand."""
+    """Replaces the key. Refuses while a server runs on an SQLite database; stop nodes on PostgreSQL by hand."""
 
     async def make(config: Any, database: Any) -> None:
         from homeserver.remote.identity import replace_key
@@ -54,14 +54,14 @@ def run_new(args: argparse.Namespace) -> int:
         key, put_aside = await replace_key(config, database)
         path = config.data_path(config.federation.signing_key_file)
         kept = "" if put_aside is None else f" The old one is kept in {put_aside}."
-        tell(args, f"{config.server_name} signs with {key.key_id} from now on, kept in {path}.{kept} Back it up.",
+        tell(args, f"{config.server_name} now signs with {key.key_id}, stored in {path}.{kept} Back it up.",
              key_id=key.key_id, file=str(path), old_file=None if put_aside is None else str(put_aside))  # fmt: skip
 
     return _run(args, make, exclusive=True)
 
 
 def _run(args: argparse.Namespace, act: Callable[[Any, Any], Awaitable[None]], *, exclusive: bool) -> int:
-    """Acts on the database alone: a server cannot be opened without its key."""
+    """Opens the database alone, because a server cannot be opened without its key."""
     config = read_config(args)
 
     async def main() -> int:

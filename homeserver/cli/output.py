@@ -1,4 +1,4 @@
-"""What every command shares: --config and --json, one sentence for an error, one result for people or for machines."""
+"""Shared by all commands: --config and --json, errors of one sentence, and results for people or programs."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 
 class CommandError(Exception):
-    """Why a command could not do what was asked: one sentence for whoever typed it."""
+    """A command failed. The message is one sentence for the person who typed it."""
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
-    """--config, --json, and the function that runs the command."""
+    """Adds --config and --json, and sets the function that runs the command."""
     parser.add_argument("--config", metavar="FILE", default="homeserver.toml", help="the configuration (%(default)s)")
     add_json_argument(parser)
     parser.set_defaults(run=run)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    """--json, which every command has."""
-    parser.add_argument("--json", action="store_true", help="answer in JSON, for programs")
+    """Adds --json, which every command has."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def tell(args: argparse.Namespace, sentence: str, **fields: Any) -> None:
-    """The result: the sentence for people, or with --json the fields as one line."""
+    """Prints a result: the sentence for people, or with --json the fields on one line."""
     print(json.dumps(fields) if args.json else sentence, flush=True)
 
 
 def fail(args: argparse.Namespace, sentence: str) -> None:
-    """The error: on standard error, and with --json as an object on standard output."""
+    """Prints an error on standard error, and with --json also as an object on standard output."""
     if getattr(args, "json", False):
         print(json.dumps({"error": sentence}), flush=True)
     else:
@@ -39,9 +39,9 @@ def fail(args: argparse.Namespace, sentence: str) -> None:
 
 
 def run_trio(main: Callable[[], Awaitable[int]]) -> int:
-    """trio.run, where an error meant for people comes out of the groups that nurseries wrap it in.
+    """Runs `trio.run`, and unwraps errors that are meant for people from the exception groups of nurseries.
 
-    Raises CommandError for a ConfigError, DatabaseError or MatrixError; anything else as it is.
+    Raises CommandError for a ConfigError, DatabaseError or MatrixError; any other exception propagates unchanged.
     """
     import trio
 
@@ -64,7 +64,7 @@ def run_trio(main: Callable[[], Awaitable[int]]) -> int:
 
 
 def tell_table(args: argparse.Namespace, heads: Sequence[str], rows: Sequence[Sequence[str]], **fields: Any) -> None:
-    """The result as a table for people, or with --json the fields as one line."""
+    """Prints a table for people, or with --json the fields on one line."""
     if args.json:
         tell(args, "", **fields)
         return
@@ -75,7 +75,7 @@ def tell_table(args: argparse.Namespace, heads: Sequence[str], rows: Sequence[Se
 
 
 def run_beside(config: Any, act: Callable[[Any], Awaitable[None]]) -> int:
-    """Acts on the data of a server that may be running, which honours at once what is done. Raises CommandError."""
+    """Works on the data of a server that may be running and will notice the changes at once. Raises CommandError."""
 
     async def main() -> int:
         from homeserver.server import Homeserver
@@ -88,7 +88,7 @@ def run_beside(config: Any, act: Callable[[Any], Awaitable[None]]) -> int:
 
 
 def read_config(args: argparse.Namespace) -> Any:
-    """The Config in the file of --config. Raises CommandError."""
+    """Reads the configuration file given by --config. Raises CommandError."""
     from homeserver.config import ConfigError, load_config
 
     try:

@@ -1,4 +1,4 @@
-"""`homeserver parked …`: what the server left out because it failed again and again, or waits for something missing."""
+"""`homeserver parked …`: work that was set aside because it kept failing or lacks something."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell, tell_table
 
-# The events of other servers that wait for what comes before them. They have a table of their own.
+# The lane of events from other servers whose previous events are missing. They have a table of their own.
 _EVENTS = "gaps"
 _REASON_CHARACTERS_MAX = 100
 
 
 def add_commands(commands: Any) -> None:
-    """`parked list`, `retry` and `clear`."""
-    group = commands.add_parser("parked", help="look after work that was left out because it failed")
+    """Adds `parked list`, `retry` and `clear`."""
+    group = commands.add_parser("parked", help="manage work that was set aside because it failed")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    add_shared_arguments(actions.add_parser("list", help="list what was left out, and why"), run_list)
-    retry = actions.add_parser("retry", help="have it tried again, by a running server at once")
-    clear = actions.add_parser("clear", help="forget it for good")
+    add_shared_arguments(actions.add_parser("list", help="list what was set aside, and why"), run_list)
+    retry = actions.add_parser("retry", help="retry it; a running server does so within a minute")
+    clear = actions.add_parser("clear", help="delete it for good")
     for action, run in ((retry, run_retry), (clear, run_clear)):
-        action.add_argument("lane", metavar="LANE", nargs="?", help="only what this lane left out, see `list`")
+        action.add_argument("lane", metavar="LANE", nargs="?", help="only the items of this lane, see `list`")
         action.add_argument("item", metavar="ITEM", nargs="?", help="only this item")
         add_shared_arguments(action, run)
     clear.add_argument("--all", action="store_true", help="everything, of every lane")
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Every parked item, lane by lane."""
+    """Prints every parked item, lane by lane."""
 
     async def show(server: Any) -> None:
         from homeserver.database.parked import list_parked
@@ -45,7 +45,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_retry(args: argparse.Namespace) -> int:
-    """Marks the items, for a running server or for the next start."""
+    """Marks the items for a retry, by a running server or at the next start."""
     if args.lane == "federation":
         raise CommandError("what could not be sent is not sent again; other servers ask for it once they miss it")
 
@@ -59,9 +59,9 @@ def run_retry(args: argparse.Namespace) -> int:
 
 
 def run_clear(args: argparse.Namespace) -> int:
-    """Forgets the items. What has not been done then never will be."""
+    """Deletes the items. Their work will never be done."""
     if args.lane is None and not args.all:
-        raise CommandError("say which lane is to be cleared, or --all; `homeserver parked list` shows what there is")
+        raise CommandError("say which lane to clear, or --all; `homeserver parked list` shows them")
 
     def act(tx: Any) -> int:
         from homeserver.database.parked import delete_parked_items
@@ -76,14 +76,14 @@ def _change(args: argparse.Namespace, act: Callable[[Any], int], sentence: str) 
     async def change(server: Any) -> None:
         count = await server.resources.database.write(act)
         if not count:
-            raise CommandError("nothing of that kind is parked; `homeserver parked list` shows what is")
+            raise CommandError("no such item is parked; `homeserver parked list` shows all")
         tell(args, sentence.format("1 item" if count == 1 else f"{count} items"), items=count)
 
     return run_beside(read_config(args), change)
 
 
 def _count(args: argparse.Namespace, tx: Any, on_items: Any, on_events: Any) -> int:
-    """How many items and events were changed."""
+    """Returns the number of changed items and events."""
     count: int = on_items(tx, args.lane, args.item)
     if args.lane in (None, _EVENTS):
         count += on_events(tx, args.item)
@@ -104,7 +104,7 @@ def _event_fields(each: Any) -> dict[str, Any]:
 
 
 def _why(each: dict[str, Any]) -> str:
-    """The reason in one line, cut where it is long."""
+    """Returns the reason on one line, shortened if it is long."""
     reason: str = " ".join(each["reason"].split())
     waits = "to be tried again; " if each["retry"] and each["lane"] != _EVENTS else ""
     return f"{waits}{reason}"[:_REASON_CHARACTERS_MAX]

@@ -1,6 +1,6 @@
-"""`homeserver serve`: the server in the foreground, until SIGTERM or SIGINT.
+"""`homeserver serve`: runs the server in the foreground until SIGTERM or SIGINT.
 
-SIGHUP reads certificates and `[log]` again.
+SIGHUP reloads the certificates and `[log]`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ _log = logging.getLogger(__name__)
 
 
 def add_commands(commands: Any) -> None:
-    """`serve`."""
+    """Adds `serve`."""
     serve = commands.add_parser("serve", help="run the server in the foreground")
     add_shared_arguments(serve, run_serve)
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Exits 0 after a signal to stop, once the requests under way are answered; a second signal does not wait."""
+    """Runs the server. Exits 0 after a stop signal, once pending requests are answered; a second signal skips that."""
     if sys.platform != "win32":
-        # By default SIGHUP ends a process. A reload may follow right on a start or a stop, while nobody listens for it.
+        # By default SIGHUP ends a process. One may arrive right after the start or during a stop, when nothing handles
+        # it.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = read_config(args)
     if not config.listeners:
@@ -55,7 +56,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def _log_start(config: Any, bound: list[Any]) -> None:
-    """What runs, on what, where, and what is unwise about it: the first thing to know when something is wrong."""
+    """Logs versions, addresses and unwise settings: the first things to know when something is wrong."""
     from homeserver.cli.findings import find_in_config
     from homeserver.server import database_url
 
@@ -70,11 +71,11 @@ def _log_start(config: Any, bound: list[Any]) -> None:
         },
     )
     for finding in find_in_config(config):
-        _log.warning("the configuration is unwise", extra={"what": finding.text})
+        _log.warning("a setting is unwise", extra={"what": finding.text})
 
 
 def without_password(url: str) -> str:
-    """A database URL that may be shown."""
+    """Returns a database URL without its password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else url
 
@@ -97,21 +98,21 @@ async def _follow_signals(args: argparse.Namespace, signals: Any, server: Any, n
 
 
 def _read_again(args: argparse.Namespace, server: Any) -> None:
-    """What changes without a restart: certificates, and how much is logged. All else stays as it was at the start."""
+    """Reloads what can change without a restart: the certificates and `[log]`."""
     from homeserver.log import set_up_logging
 
     server.renew_certificates()
     try:
         config = read_config(args)
     except CommandError as error:
-        _log.warning("the configuration was not read again", extra={"reason": str(error)})
+        _log.warning("the configuration was not reloaded", extra={"reason": str(error)})
         return
     set_up_logging(config.log)
-    _log.info("certificates and [log] were read again", extra={"level": config.log.level})
+    _log.info("certificates and [log] were reloaded", extra={"level": config.log.level})
 
 
 def raise_file_limit() -> None:
-    """As many open files as the system lets us have: each connection is one."""
+    """Raises the limit of open files as far as the system allows, because each connection needs one."""
     if sys.platform != "win32":
         import resource
 

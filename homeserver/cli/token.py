@@ -1,4 +1,4 @@
-"""`homeserver token …`: registration tokens, for servers where an account takes one (`registration.require_token`)."""
+"""`homeserver token …`: registration tokens, for servers that require one (`registration.require_token`)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _UNITS_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
 
 def add_commands(commands: Any) -> None:
-    """`token create`, `list` and `revoke`."""
+    """Adds `token create`, `list` and `revoke`."""
     group = commands.add_parser("token", help="manage registration tokens")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="make a token, and print it")
+    create = actions.add_parser("create", help="create a token and print it")
     create.add_argument("--token", metavar="TEXT", help="the token itself; a random one if it is not given")
-    create.add_argument("--uses", metavar="N", type=_count, help="how many accounts it is good for (any number)")
+    create.add_argument("--uses", metavar="N", type=_count, help="how many accounts it is valid for (any number)")
     create.add_argument("--expires", metavar="TIME", type=_duration_ms, help="30m, 12h, 7d or 4w from now (never)")
     add_shared_arguments(create, run_create)
     add_shared_arguments(actions.add_parser("list", help="list the tokens"), run_list)
-    revoke = actions.add_parser("revoke", help="withdraw a token; accounts made with it stay")
+    revoke = actions.add_parser("revoke", help="revoke a token; accounts created with it remain")
     revoke.add_argument("token", metavar="TOKEN")
     add_shared_arguments(revoke, run_revoke)
 
 
 def run_create(args: argparse.Namespace) -> int:
-    """Prints the token alone, so that it can be piped on."""
+    """Prints the token alone, so that it can be piped to another program."""
     config = read_config(args)
     expires_ms = None if args.expires is None else time.time_ns() // 1_000_000 + args.expires
 
@@ -43,7 +43,7 @@ def run_create(args: argparse.Namespace) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Every token, spent and expired ones included."""
+    """Prints every token, including used-up and expired ones."""
 
     async def show(server: Any) -> None:
         from homeserver.users.registration_tokens import list_tokens
@@ -56,7 +56,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_revoke(args: argparse.Namespace) -> int:
-    """Nobody can register with the token from now on."""
+    """Deletes a token, so that no account can be registered with it any more."""
 
     async def revoke(server: Any) -> None:
         from homeserver.users.registration_tokens import delete_token
@@ -77,7 +77,7 @@ def _count(text: str) -> int:
 def _duration_ms(text: str) -> int:
     match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text, re.ASCII)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 30m, 12h, 7d or 4w")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 30m, 12h, 7d or 4w")
     return int(match[1]) * _UNITS_MS[match[2]]
 
 

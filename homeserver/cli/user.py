@@ -1,4 +1,4 @@
-"""`homeserver user …`: accounts, whether or not the server runs. A running server honours each command at once."""
+"""`homeserver user …`: manages accounts, whether or not the server is running. A running server notices at once."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from homeserver.cli.output import CommandError, add_shared_arguments, read_confi
 
 
 def add_commands(commands: Any) -> None:
-    """`user add`, `list`, `show`, `passwd`, `deactivate` and `admin`."""
+    """Adds `user add`, `list`, `show`, `passwd`, `deactivate` and `admin`."""
     group = commands.add_parser("user", help="manage accounts")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     add = _action(actions, "add", run_add, "make an account")
     add.add_argument("--admin", action="store_true", help="the account may administer the server")
     _add_password_argument(add)
-    everyone = actions.add_parser("list", help="list the accounts, deactivated ones included")
+    everyone = actions.add_parser("list", help="list all accounts, including deactivated ones")
     add_shared_arguments(everyone, run_list)
     _action(actions, "show", run_show, "show an account and its devices")
-    passwd = _action(actions, "passwd", run_passwd, "set a new password, and log the user out everywhere")
-    passwd.add_argument("--keep-devices", action="store_true", help="leave the user logged in")
+    passwd = _action(actions, "passwd", run_passwd, "set a new password and log the user out everywhere")
+    passwd.add_argument("--keep-devices", action="store_true", help="keep the user logged in")
     _add_password_argument(passwd)
-    deactivate = _action(actions, "deactivate", run_deactivate, "end an account for good; its name stays taken")
-    deactivate.add_argument("--erase", action="store_true", help="forget what is kept of the user as well")
-    admin = _action(actions, "admin", run_admin, "let a user administer the server")
-    admin.add_argument("--revoke", action="store_true", help="no longer let the user do so")
+    deactivate = _action(actions, "deactivate", run_deactivate, "deactivate an account for good; its name stays taken")
+    deactivate.add_argument("--erase", action="store_true", help="erase the user's data as well")
+    admin = _action(actions, "admin", run_admin, "make a user an administrator of the server")
+    admin.add_argument("--revoke", action="store_true", help="revoke the right instead")
 
 
 def _action(actions: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
@@ -42,7 +42,7 @@ def _add_password_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def run_add(args: argparse.Namespace) -> int:
-    """Asks for the password and stores the account."""
+    """Asks for the password and creates the account."""
     localpart, config = _localpart(args), read_config(args)
     password = read_password(from_stdin=args.password_stdin)
 
@@ -56,7 +56,7 @@ def run_add(args: argparse.Namespace) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Every account, in the order of names."""
+    """Prints all accounts, sorted by name."""
 
     async def show(server: Any) -> None:
         from homeserver.users.administration import list_accounts
@@ -73,7 +73,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """One account with its devices."""
+    """Prints one account with its devices."""
 
     async def show(server: Any) -> None:
         from homeserver.users.devices import list_devices
@@ -100,14 +100,14 @@ def run_passwd(args: argparse.Namespace) -> int:
     async def change(server: Any) -> None:
         account = await _find(server, args)
         await server.set_password(localpart, password, logout_devices=not args.keep_devices)
-        kept = " and is logged out everywhere" if not args.keep_devices else ""
+        kept = " and was logged out everywhere" if not args.keep_devices else ""
         tell(args, f"{account.user_id} has a new password{kept}.", user_id=account.user_id)
 
     return run_beside(config, change)
 
 
 def run_deactivate(args: argparse.Namespace) -> int:
-    """Ends an account; rooms that take longer than the command are left by the server."""
+    """Deactivates an account. If leaving its rooms takes too long for the command, the server finishes it."""
     localpart = _localpart(args)
 
     async def deactivate(server: Any) -> None:
@@ -119,7 +119,7 @@ def run_deactivate(args: argparse.Namespace) -> int:
 
 
 def run_admin(args: argparse.Namespace) -> int:
-    """Gives or takes the right to administer the server."""
+    """Grants or revokes the right to administer the server."""
 
     async def change(server: Any) -> None:
         from homeserver.users.accounts import store_admin
@@ -135,14 +135,14 @@ def run_admin(args: argparse.Namespace) -> int:
 
 
 def read_password(*, from_stdin: bool) -> str:
-    """The password: a line of standard input, or typed twice. Raises CommandError."""
+    """Reads the password from one line of standard input, or asks for it twice. Raises CommandError."""
     if from_stdin:
         password = sys.stdin.readline().rstrip("\r\n")
     elif not sys.stdin.isatty():
-        raise CommandError("there is no terminal to ask for the password; give --password-stdin")
+        raise CommandError("there is no terminal to ask for the password; use --password-stdin")
     else:
         password = getpass.getpass("Password: ")
-        if getpass.getpass("Once more: ") != password:
+        if getpass.getpass("Repeat it: ") != password:
             raise CommandError("the two passwords differ")
     if not password:
         raise CommandError("the password is empty")
@@ -150,7 +150,7 @@ def read_password(*, from_stdin: bool) -> str:
 
 
 def _localpart(args: argparse.Namespace) -> str:
-    """The name before the colon. Raises CommandError for a user of another server."""
+    """Returns the localpart. Raises CommandError for a user of another server."""
     localpart, colon, server_name = str(args.name).removeprefix("@").partition(":")
     config = read_config(args)
     if colon and server_name != config.server_name:
@@ -159,7 +159,7 @@ def _localpart(args: argparse.Namespace) -> str:
 
 
 async def _find(server: Any, args: argparse.Namespace) -> Any:
-    """The account that the command names. Raises CommandError if there is none."""
+    """Returns the account that the command names. Raises CommandError if there is none."""
     from homeserver.users.accounts import find_local
     from homeserver.users.administration import find_account
 
@@ -171,7 +171,7 @@ async def _find(server: Any, args: argparse.Namespace) -> Any:
 
 
 def _kind(account: Any) -> str:
-    """What kind of account it is, in a word or two."""
+    """Describes the kind of account in a word or two."""
     flags = account.flags
     words = [
         word
@@ -185,7 +185,7 @@ def _kind(account: Any) -> str:
 
 
 def _fields(account: Any) -> dict[str, Any]:
-    """The account for programs."""
+    """Returns the account as fields for programs."""
     return {
         "user_id": account.user_id,
         "displayname": account.displayname,

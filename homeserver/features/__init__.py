@@ -1,6 +1,6 @@
 """The features, in the spec's words. FEATURES is the table of contents of the server.
 
-Four more serve what all of these declare: `versions`, `capabilities`, `homeserver.sync` and `homeserver.remote`.
+Four more features are generated from these: `versions`, `capabilities`, `homeserver.sync` and `homeserver.remote`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from homeserver.features import (
 )
 
 FEATURES: tuple[Feature, ...] = (
-    # The server: where it is
+    # The server: where to find it
     well_known.FEATURE,
-    # Accounts: getting one, getting in and out, ending it
+    # Accounts: creating one, logging in and out, ending it
     registration.FEATURE,
     shared_secret_registration.FEATURE,
     login.FEATURE,
@@ -58,7 +58,7 @@ FEATURES: tuple[Feature, ...] = (
     contact_information.FEATURE,
     encryption_keys.FEATURE,
     device_lists.FEATURE,
-    # The user: what others see, and what is kept for the user's own devices
+    # The user: what others see, and what is stored for the user's own devices
     profile.FEATURE,
     presence.FEATURE,
     account_data.FEATURE,
@@ -66,14 +66,14 @@ FEATURES: tuple[Feature, ...] = (
     filters.FEATURE,
     push_rules.FEATURE,
     pushers.FEATURE,
-    # Rooms: making them, finding them, and who is in them
+    # Rooms: creating them, finding them, and their members
     room_creation.FEATURE,
     room_directory.FEATURE,
     third_party_networks.FEATURE,
     membership.FEATURE,
     room_members.FEATURE,
     guest_access.FEATURE,
-    # In a room: what is said, what holds, what was, who has read it, and who is writing
+    # In a room: messages, state, history, receipts and typing
     sending.FEATURE,
     room_state.FEATURE,
     room_history.FEATURE,

@@ -1,12 +1,15 @@
-"""Account management: a new password, and the end of an account. Spec: client-server-api/#account-management
+"""Account management: changing the password and deactivating the account.
+
+Spec: client-server-api/#account-management
 
 Theory of operation of a deactivation
-- One write ends the account: password, tokens, and what each feature keeps of its user (`Feature.forget_user`). It also
-  stores a row in `departures`, so that the rest is done whatever happens.
-- The request waits until the user is out of the rooms of this server, a bounded number of rooms in each write.
-- The worklist of departures does the rest, after a restart too: it rejects invites and takes back knocks of other
-  servers, which are told later if they are away (homeserver/remote/leaves.py), and forgets what was too much for one
-  write. Then the row goes.
+
+- One write ends the account: its password, its tokens, and what each feature stores of the user
+  (`Feature.forget_user`). It also stores a row in `departures`, so that the rest happens even after a crash.
+- The request waits until the user has left the rooms of this server, a bounded number of rooms in each write.
+- The worklist of departures does the rest, also after a restart: it rejects invites and retracts knocks at other
+  servers, which hear of it later if they are down (homeserver/remote/leaves.py), and deletes what was too much for
+  one write. Then it deletes the row.
 - Every step may be repeated.
 
 docs/erasure.md says what remains, and why.
@@ -55,7 +58,7 @@ SCHEMA = Schema(
 
 routes = Routes()
 
-# Of the stream: for the worklist that finishes deactivations.
+# The stream key of the worklist that finishes deactivations.
 WAKE_KEY = "departures"
 _OPEN = ("join", "invite", "knock")
 
@@ -91,9 +94,9 @@ def _change_password(
 
 
 async def set_password(hs: Resources, user_id: UserID, password: str | None, *, logout_devices: bool) -> None:
-    """Replaces a password without asking for the old one: for administrators and embedding programs.
+    """Replaces a password without asking for the old one, for administrators and embedding programs.
 
-    None: nobody can log in with a password any more. Raises M_NOT_FOUND if there is no such account.
+    None disables login by password. Raises M_NOT_FOUND if there is no such account.
     """
     password_hash = None
     if password is not None:
@@ -128,9 +131,9 @@ async def deactivate_account(hs: Resources, requester: Requester, body: Deactiva
 async def deactivate(
     hs: Resources, user_id: UserID, *, erase: bool, authentication: Authentication | None = None
 ) -> None:
-    """Ends an account and takes its user out of the rooms of this server; with `erase` forgets the user as well.
+    """Ends an account and removes its user from the rooms of this server; with `erase`, erases the user as well.
 
-    Invites and knocks that only other servers know of are ended soon after. Raises M_NOT_FOUND if there is no such
+    Invites from other servers are rejected and knocks retracted soon after. Raises M_NOT_FOUND if there is no such
     account.
     """
     await hs.database.write(_deactivate, hs.forgetters, user_id, erase, authentication or Authentication())
@@ -165,7 +168,7 @@ class ResetPasswordBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_synapse/admin/v1/reset_password/{user_id}")
 async def reset_password(hs: Resources, requester: Requester, user_id: UserID, body: ResetPasswordBody) -> JsonObject:
-    """Of the admin API, see `homeserver.features.administration`."""
+    """Part of the admin API, see `homeserver.features.administration`."""
     authenticate.check_admin(requester)
     await set_password(hs, user_id, body.new_password, logout_devices=body.logout_devices)
     return {}
@@ -179,33 +182,33 @@ class AdminDeactivateBody(msgspec.Struct, frozen=True):
 async def deactivate_for_admin(
     hs: Resources, requester: Requester, user_id: UserID, body: AdminDeactivateBody
 ) -> JsonObject:
-    """Of the admin API, see `homeserver.features.administration`."""
+    """Part of the admin API, see `homeserver.features.administration`."""
     authenticate.check_admin(requester)
     await deactivate(hs, user_id, erase=body.erase)
     return {"id_server_unbind_result": "success"}
 
 
 def forget_account(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """What is kept of the account itself, but for the row that keeps its name taken."""
+    """Deletes what is stored of the account itself, except the row that keeps its name taken."""
     authenticate.delete_account_flags(tx, user_id)
     forget_sessions(tx, user_id)
     return False
 
 
 def _forget_in_this_process(hs: Resources, user_id: UserID) -> None:
-    """Drops what is remembered of the user's requests. Other nodes forget it as they forget everything of that kind."""
+    """Drops the user's entries from this process's caches. On other nodes they expire as usual."""
     hs.token_cache.forget_user(user_id)
     hs.token_cache.forget_seen(user_id)
     hs.rate_limits.forget(user_id)
 
 
 def list_departures(tx: Transaction) -> list[UserID]:
-    """The users whose deactivation has begun, and is not finished."""
+    """Returns the users whose deactivation has begun but is not finished."""
     return [UserID(name) for name in tx.names(tx.values("SELECT user_nid FROM departures")).values()]
 
 
 async def finish_departure(hs: Resources, user_id: UserID) -> None:
-    """Finishes what a deactivation has begun: rooms, then what was too much for one write."""
+    """Finishes a deactivation: leaves the remaining rooms, then deletes what was too much for one write."""
     _forget_in_this_process(hs, user_id)
     await _leave_rooms_here(hs, user_id)
     limiter = trio.CapacityLimiter(limits.peers.LEAVES_AT_ONCE_MAX)
@@ -225,7 +228,7 @@ async def finish_departure(hs: Resources, user_id: UserID) -> None:
 
 
 def _forget_more(tx: Transaction, forgetters: Sequence[ForgetUser], user_id: UserID) -> bool:
-    """Forgets some more of the user; answers whether there is still more. The departure ends with the last of it."""
+    """Deletes more of the user's data. Returns whether some is left. The departure ends with the last of it."""
     user = accounts.find_user(tx, user_id)
     erase = user is not None and user.erased
     is_more = False
@@ -237,7 +240,7 @@ def _forget_more(tx: Transaction, forgetters: Sequence[ForgetUser], user_id: Use
 
 
 async def _leave_rooms_here(hs: Resources, user_id: UserID) -> None:
-    """The request and the background do it together: whoever comes second waits for the first."""
+    """Leaves the rooms of this server. The request and the worklist share one run: the later one joins it."""
     await hs.flights.join(hs.nursery, ("departure", user_id), _leave_all_rooms, hs, user_id)
 
 
@@ -248,7 +251,7 @@ async def _leave_all_rooms(hs: Resources, user_id: UserID) -> None:
         try:
             await hs.database.write(_leave_some_rooms, user_id, some)
         except DatabaseDamaged:
-            for room_id in some:  # one that cannot be read must not keep the user in the others
+            for room_id in some:  # an unreadable room must not keep the user in the others
                 with contextlib.suppress(DatabaseDamaged):
                     await hs.database.write(_leave_some_rooms, user_id, [room_id])
 
@@ -260,17 +263,17 @@ def _leave_some_rooms(tx: Transaction, user_id: UserID, room_ids: Sequence[RoomI
         draft = Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id)
         try:
             append_local(tx, draft)
-        except MatrixError as error:  # one room that refuses must not keep the user in the others
+        except MatrixError as error:  # a room that refuses must not keep the user in the others
             _log.info("leave refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
 
 
 def _list_rooms_here(tx: Transaction, user_id: UserID) -> list[RoomID]:
-    """The rooms of this server that the user is in, invited to, or knocking at."""
+    """Returns the rooms of this server that the user is in, invited to, or knocking on."""
     return [room_id for room_id in _list_open(tx, user_id) if not is_outside(tx, tx.server.name, room_id)]
 
 
 def _list_rooms_elsewhere(tx: Transaction, user_id: UserID) -> list[RoomID]:
-    """The rooms of other servers that the user is invited to or knocks at."""
+    """Returns the rooms of other servers that the user is invited to or knocking on."""
     return [room_id for room_id in _list_open(tx, user_id) if is_outside(tx, tx.server.name, room_id)]
 
 

@@ -1,4 +1,4 @@
-"""Account data: what clients keep for their user, for all rooms or for one. Spec: client-server-api/#client-config"""
+"""Account data: what clients store for their user, globally or for a room. Spec: client-server-api/#client-config"""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def get_account_data_per_room(
 def _check_may_set(requester: Requester, user_id: UserID, data_type: str) -> None:
     check_own(requester, user_id)
     if data_type in MANAGED_TYPES:
-        raise MatrixError(405, "M_BAD_JSON", f"{data_type} is managed by the server; it cannot be set here.")
+        raise MatrixError(405, "M_BAD_JSON", f"{data_type} is managed by the server; it cannot be set as account data.")
 
 
 def _found(content: JsonObject | None) -> JsonObject:
@@ -74,7 +74,7 @@ def _found(content: JsonObject | None) -> JsonObject:
 
 
 def sync_account_data(tx: Transaction, context: SyncContext) -> None:
-    """What changed, and for newly joined rooms all there is."""
+    """Adds the changes, and for newly joined rooms all account data."""
     changes = list_changes(tx, context.user_id, context.since, context.upto)
     context.account_data += [_event(tx, type_nid, content) for room_nid, type_nid, content in changes if room_nid == 0]
     for since, room_ids in context.rooms_by_since.items():

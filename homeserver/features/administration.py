@@ -1,7 +1,7 @@
-"""The admin API for registration tokens, and for looking at accounts. For administrators of the server alone.
+"""The admin API for registration tokens and for listing accounts, for administrators of the server.
 
-Not of the specification; the shapes are those that tools for Synapse's admin API expect. Passwords are reset and
-accounts deactivated by `homeserver.features.account`.
+It is not part of the specification; the formats are those that tools for Synapse's admin API expect.
+`homeserver.features.account` resets passwords and deactivates accounts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def delete_registration_token(hs: Resources, requester: Requester, token: 
 
 
 class UsersQuery(msgspec.Struct, frozen=True):
-    """from: the user id that the last page ended with."""
+    """from: the user ID at the end of the previous page."""
 
     start: str = msgspec.field(name="from", default="")
     limit: int = 100
@@ -98,7 +98,7 @@ def _find(tx: Transaction, user_id: UserID) -> JsonObject:
 
 
 def _body(account: AccountView) -> JsonObject:
-    """As tools know an account."""
+    """Returns an account in the format that tools expect."""
     return {
         "name": account.user_id,
         "displayname": account.displayname,

@@ -1,4 +1,4 @@
-"""What this server and this user may do, as features declare it. Spec: client-server-api/#capabilities-negotiation"""
+"""Capabilities of the server and the user, declared by features. Spec: client-server-api/#capabilities-negotiation"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from homeserver.resources import Resources
 
 
 def feature_of(features: Sequence[Feature]) -> Feature:
-    """The feature that tells the capabilities of `features`. Raises ValueError if two declare the same one."""
+    """Returns the feature that serves the capabilities of `features`. Raises ValueError if two declare the same one."""
     capabilities = combine("capabilities", (feature.capabilities for feature in features))
     routes = Routes()
 

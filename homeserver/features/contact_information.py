@@ -1,4 +1,4 @@
-"""E-mail addresses and phone numbers of an account: none, and none can be added, as the capability m.3pid_changes says.
+"""Email addresses and phone numbers of an account. None can be added, as the capability m.3pid_changes says.
 
 Spec: client-server-api/#adding-account-administrative-contact-information
 """

@@ -1,4 +1,4 @@
-"""Devices: what a user is logged in on, to see, to rename and to end. Spec: client-server-api/#device-management"""
+"""Devices: listing, renaming and deleting a user's sessions. Spec: client-server-api/#device-management"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def get_device(hs: Resources, requester: Requester, device_id: str) -> Jso
 
 
 def _with_last_seen(hs: Resources, device: Device) -> Device:
-    """The device with what is not stored yet about when it was last seen."""
+    """Returns the device, updated with a last-seen time that is not stored yet."""
     seen = hs.token_cache.last_seen(device.user_id, device.device_id)
     if seen is None:
         return device
@@ -65,10 +65,10 @@ class DeviceBody(msgspec.Struct, frozen=True):
 
 @routes.put("/_matrix/client/v3/devices/{device_id}", allow_guest=True, allow_suspended=True)
 async def update_device(hs: Resources, requester: Requester, device_id: str, body: DeviceBody) -> Response:
-    """200 for a device that there is; 201 where an application service makes one."""
+    """Returns 200 for an existing device; 201 if an application service creates one."""
     if body.display_name is not None and len(body.display_name) > limits.DEVICE_NAME_CHARACTERS_MAX:
         raise MatrixError(
-            400, "M_TOO_LARGE", f"The name of a device is at most {limits.DEVICE_NAME_CHARACTERS_MAX} characters."
+            400, "M_TOO_LARGE", f"A device name may be at most {limits.DEVICE_NAME_CHARACTERS_MAX} characters long."
         )
     may_create = requester.appservice is not None
     created = await hs.database.write(_update_device, requester.user_id, device_id, body.display_name, may_create)
@@ -78,7 +78,7 @@ async def update_device(hs: Resources, requester: Requester, device_id: str, bod
 def _update_device(
     tx: Transaction, user_id: UserID, device_id: str, display_name: str | None, may_create: bool
 ) -> bool:
-    """True where the device had to be made."""
+    """Renames the device, or creates it for an application service. Returns True if it was created."""
     device = find_device(tx, user_id, device_id)
     if device is None:
         if not may_create:
@@ -118,7 +118,7 @@ async def delete_devices(hs: Resources, requester: Requester, body: DeleteDevice
 async def _delete_with_authentication(
     hs: Resources, requester: Requester, device_ids: list[str], auth: JsonObject | None
 ) -> None:
-    """Deletes devices of the requester. An application service need not authenticate any further."""
+    """Deletes devices of the requester. Application services need no further authentication."""
     device_ids = sorted(set(device_ids))
     authentication = Authentication()
     if requester.appservice is None:
@@ -142,7 +142,7 @@ def _no_device() -> MatrixError:
 
 
 async def follow_last_seen(hs: Resources) -> None:
-    """Stores from time to time when each device was last seen: one write for all of them."""
+    """Stores regularly when each device was last seen, in one write for all of them."""
     while True:
         await trio.sleep(limits.DEVICE_SEEN_INTERVAL_S)
         seen = hs.token_cache.take_seen()

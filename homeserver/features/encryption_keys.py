@@ -1,7 +1,9 @@
-"""Keys of end-to-end encryption: this server keeps none, and says so to the clients that ask.
+"""Keys for end-to-end encryption. This server stores none, and tells so the clients that query them.
 
-Clients ask at login whether their user has keys, and some (Element) do not go on without an answer: there are none.
-Then they talk without encryption. Uploading keys is not answered, so that no client believes that others find them.
+At login, clients query whether their user has keys, and some (Element) do not continue without an answer. The answer is
+always that there are none, and the clients then work without encryption. Key uploads are not offered, so that no client
+assumes that others can find its keys.
+
 Spec: client-server-api/#key-management-api, #server-side-key-backups
 """
 
@@ -20,7 +22,7 @@ routes = Routes()
 
 
 class QueryBody(msgspec.Struct, frozen=True):
-    """`device_keys`: user id → device ids, none for all. `timeout` is for servers that ask others."""
+    """`device_keys`: user ID → device IDs, empty for all. `timeout` is for servers that query others."""
 
     device_keys: dict[str, list[str]]
     timeout: int = 0
@@ -35,12 +37,12 @@ def _parse_user_id(user_id: str) -> UserID:
     try:
         return parse_user_id(user_id)
     except InvalidIdentifier as error:
-        raise invalid_param(f"Keys are of users: {error}") from error
+        raise invalid_param(f"device_keys must have user IDs as its keys: {error}") from error
 
 
 @routes.get("/_matrix/client/v3/room_keys/version")
 async def get_room_keys_version_current(hs: Resources, requester: Requester) -> JsonObject:
-    raise not_found("There is no backup of keys.")
+    raise not_found("There is no key backup.")
 
 
 FEATURE = Feature(name="encryption_keys", spec="client-server-api/#key-management-api", routes=routes)

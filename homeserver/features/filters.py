@@ -1,7 +1,4 @@
-"""Filters that clients have stored. What they mean is the business of `homeserver.api.filters`.
-
-Spec: client-server-api/#filtering
-"""
+"""Filters stored by clients. `homeserver.api.filters` interprets them. Spec: client-server-api/#filtering"""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ async def define_filter(hs: Resources, requester: Requester, user_id: UserID, bo
     check_filter(body)
     content = to_json(body, sort_keys=True)
     if len(content) > limits.users.FILTER_BYTES_MAX:
-        raise MatrixError(413, "M_TOO_LARGE", f"A filter is at most {limits.users.FILTER_BYTES_MAX} bytes.")
+        raise MatrixError(413, "M_TOO_LARGE", f"A filter may be at most {limits.users.FILTER_BYTES_MAX} bytes long.")
     return {"filter_id": await hs.database.write(store_filter, user_id, content)}
 
 
@@ -40,11 +37,11 @@ async def get_filter(hs: Resources, requester: Requester, user_id: UserID, filte
 
 def _check_own(requester: Requester, user_id: UserID) -> None:
     if requester.user_id != user_id:
-        raise forbidden("Filters are for their user only.")
+        raise forbidden("You can only access your own filters.")
 
 
 def check_filter(content: JsonObject) -> Filter:
-    """The filter; raises M_BAD_JSON for wrong types and for what is no user id or room id."""
+    """Returns the filter. Raises M_BAD_JSON for wrong types and for invalid user or room IDs."""
     parsed = parse_filter(content)
     room = parsed.room
     of_events = (room.timeline, room.state, room.ephemeral, room.account_data)
@@ -56,7 +53,7 @@ def check_filter(content: JsonObject) -> Filter:
             for user_id in (*(with_senders.senders or ()), *with_senders.not_senders):
                 parse_user_id(user_id)
     except InvalidIdentifier as error:
-        raise bad_json(f"That is not a filter: {error}") from error
+        raise bad_json(f"The filter is not valid: {error}") from error
     return parsed
 
 

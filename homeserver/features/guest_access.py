@@ -1,6 +1,6 @@
-"""Guests have to leave a room that lets them in no longer. Spec: client-server-api/#guest-access
+"""Removes guests from rooms that no longer admit them. Spec: client-server-api/#guest-access
 
-Whether they get in at all is asked where users join: `homeserver.rooms.guests`.
+`homeserver.rooms.guests` decides whether guests may join in the first place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 async def take_guests_out(hs: Resources, since: int, upto: int) -> None:
-    """Takes guests of this server out of rooms, whichever server has closed them."""
+    """Removes this server's guests from rooms that were closed to guests, by this server or another."""
     for room_id in await hs.database.read(list_closed_to_guests, since, upto):
         while await hs.database.write(_take_some_out, room_id):
             pass
@@ -35,14 +35,14 @@ def _has_guests(config: Config) -> bool:
 
 
 def _take_some_out(tx: Transaction, room_id: RoomID) -> bool:
-    """Whether there are guests left in the room, to be taken out by another write."""
+    """Removes some guests. Returns whether there are more in the room, for another write."""
     users = list_joined_from(tx, room_id, tx.server.name)
     guests = [user_id for user_id in users if get_account_flags(tx, user_id).is_guest]
     for user_id in guests[: limits.users.PROFILE_ROOMS_PER_WRITE]:
         try:
             append_local(tx, Draft(room_id, user_id, "m.room.member", {"membership": "leave"}, state_key=user_id))
         except MatrixError as error:
-            _log.warning("guest not taken out", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
+            _log.warning("guest not removed", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
             return False
     return len(guests) > limits.users.PROFILE_ROOMS_PER_WRITE
 

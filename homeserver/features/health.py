@@ -1,4 +1,4 @@
-"""Health and metrics, for those who run the server: no part of the Matrix specification."""
+"""Health and metrics, for operators of the server. Not part of the Matrix specification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homeserver.resources import Resources
 
 routes = Routes()
 
-# Whoever can reach the listener reads these, so they tell nothing of paths, hosts or contents: the log does.
+# Anyone who can reach the listener can read these, so they reveal no paths, hosts or contents; the log does.
 _REASONS = {
     DATABASE_WRITES: "Nothing can be written to the database.",
     DATABASE_READS: "The database cannot be read.",
@@ -24,11 +24,11 @@ _REASONS = {
 
 @routes.get("/_homeserver/health/ready", rate_limit="")
 async def get_ready(hs: Resources) -> Response:
-    """200 while the server takes requests; 503 with a reason while it cannot do all of its work.
+    """Returns 200 while the server takes requests; 503 with a reason while it cannot do all of its work.
 
-    That is: once it has been told to stop, while storage takes no writes, and after damaged data was met. Whether
-    storage takes writes is tried, unless a write has just shown it. Sockets are bound together before the first of them
-    accepts, so who gets an answer knows that all of them listen.
+    It cannot when it has been told to stop, while the storage takes no writes, and after it has found damaged data.
+    Storage is probed with a write, unless a recent write has succeeded. All sockets are bound before the first one
+    accepts, so an answer means that all of them listen.
     """
     if not hs.is_ready:
         return _not_ready("The server has been told to stop.")
@@ -37,7 +37,7 @@ async def get_ready(hs: Resources) -> Response:
             await hs.database.prove_writable()
             await hs.blobs.prove_writable()
         except (DatabaseError, BlobError):
-            pass  # it is among the reasons by now
+            pass  # the failure is among the reasons now
     reasons = hs.outages.reasons
     if reasons:
         return _not_ready(" ".join(_REASONS[part] for part in reasons))
@@ -52,13 +52,13 @@ def _not_ready(reason: str) -> Response:
 
 @routes.get("/_homeserver/health/live", rate_limit="")
 async def get_live(hs: Resources) -> JsonObject:
-    """200 as long as the process can answer at all."""
+    """Returns 200 as long as the process can respond at all."""
     return {"live": True}
 
 
 @routes.get("/_homeserver/metrics", rate_limit="")
 async def get_metrics(hs: Resources) -> Response:
-    """Counters and gauges as Prometheus text."""
+    """Returns counters and gauges in Prometheus text format."""
     return Response(200, hs.metrics.text().encode(), {"content-type": "text/plain; version=0.0.4; charset=utf-8"})
 
 

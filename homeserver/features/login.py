@@ -1,4 +1,4 @@
-"""Logging in, with a password. Spec: client-server-api/#login"""
+"""Login with a password. Spec: client-server-api/#login"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def get_login_flows(hs: Resources) -> JsonObject:
 
 
 class LoginBody(msgspec.Struct, frozen=True):
-    """`user`, `medium` and `address` are the older form of an identifier."""
+    """`user`, `medium` and `address` are the old form of an identifier."""
 
     type: str
     identifier: JsonObject | None = None
@@ -48,7 +48,7 @@ class LoginBody(msgspec.Struct, frozen=True):
 @routes.post("/_matrix/client/v3/login", rate_limit="login")
 async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
     if body.type != "m.login.password":
-        raise MatrixError(400, "M_UNKNOWN", "This type of login is not offered.")
+        raise MatrixError(400, "M_UNKNOWN", "This login type is not supported.")
     check_device_id(body.device_id)
     hs.metrics.describe(LOGINS_COUNTER, "Attempts to log in with a password.")
     try:
@@ -66,9 +66,9 @@ async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
 
 
 def _log_failure(body: LoginBody, request: Request, error: MatrixError) -> None:
-    """One line that programs such as fail2ban follow: docs/administration.md has its form.
+    """Logs a line that programs such as fail2ban follow: docs/administration.md has its format.
 
-    The address comes first, so that nothing that the name holds can be taken for it.
+    The address comes first, so that nothing in the user's name can be mistaken for it.
     """
     name = (body.identifier or {}).get("user", body.user)
     shown = name[: limits.LOGGED_NAME_CHARACTERS_MAX] if isinstance(name, str) else ""
@@ -78,7 +78,7 @@ def _log_failure(body: LoginBody, request: Request, error: MatrixError) -> None:
 
 
 async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple[UserID, str | None]:
-    """Who logs in, and a new hash to store if the old one is of other parameters."""
+    """Checks the password. Returns the user, and a new hash to store if the old one has outdated parameters."""
     if body.password is None:
         raise missing_param("The password is missing.")
     identifier = body.identifier
@@ -96,7 +96,7 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
 
 
 def _store_login(tx: Transaction, user_id: UserID, body: LoginBody, new_hash: str | None) -> JsonObject:
-    if not accounts.is_active(tx, user_id):  # while the password was checked
+    if not accounts.is_active(tx, user_id):  # deactivated while the password was checked
         raise MatrixError(403, "M_USER_DEACTIVATED", "This account has been deactivated.")
     if new_hash is not None:
         accounts.store_password_hash(tx, user_id, new_hash)

@@ -1,4 +1,4 @@
-"""Logging out: the end of a device, or of all devices of a user. Spec: client-server-api/#post_matrixclientv3logout"""
+"""Logout of one device or of all devices of a user. Spec: client-server-api/#post_matrixclientv3logout"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Room membership: join, invite, leave, kick, ban, knock, forget. Spec: client-server-api/#room-membership
 
-Where this server is in the room, a change is one append. Where it is not, `homeserver.remote` asks a server that is.
+If this server is in the room, a change is one appended event. Otherwise `homeserver.remote` asks a server that is.
 """
 
 from __future__ import annotations
@@ -64,20 +64,20 @@ class ReasonBody(msgspec.Struct, frozen=True):
 
 
 class TargetBody(msgspec.Struct, frozen=True):
-    """Whom to invite, kick, ban or unban."""
+    """The user to invite, kick, ban or unban."""
 
     user_id: UserID
     reason: str | None = None
 
 
 class ViaQuery(msgspec.Struct, frozen=True):
-    """`server_name` is what `via` was called before v1.12."""
+    """`server_name` is the name of `via` before v1.12."""
 
     via: list[str] = []
     server_name: list[str] = []
 
     def servers(self) -> list[ServerName]:
-        """The servers through which to join. MatrixError 400 M_INVALID_PARAM."""
+        """Returns the servers through which to join. Raises M_INVALID_PARAM."""
         try:
             names = [parse_server_name(name) for name in (*self.via, *self.server_name)]
         except InvalidIdentifier as error:
@@ -162,7 +162,7 @@ async def forget_room(hs: Resources, requester: Requester, room_id: RoomID) -> E
 
 
 async def _resolve(hs: Resources, name: str, via: list[ServerName]) -> tuple[RoomID, list[ServerName]]:
-    """The room that an id or an alias stands for, and the servers to reach it through."""
+    """Returns the room ID for a room ID or alias, and the servers through which to reach the room."""
     try:
         if not name.startswith("#"):
             return parse_room_id(name), via
@@ -193,21 +193,21 @@ async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[
 
 
 def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content: JsonObject) -> MatrixError | None:
-    """Joins, if this server is in the room and may decide; else answers what to say if no other server can."""
+    """Joins, if this server is in the room and may decide. Otherwise returns the error if no other server can help."""
     user_id = requester.user_id
     if find_membership(tx, room_id, user_id) == "join":
         return None
     if requester.is_guest:
         check_guests_may_join(tx, room_id)
     if not is_server_joined(tx, room_id, tx.server.name):
-        return not_found("This server does not know that room, nor any server that does.")
+        return not_found("This server does not know that room, and no other server to join it through.")
     head = get_head(tx, room_id)
     try:
         inviter = authorised_via(tx, head, user_id, tx.server.name)
     except MatrixError as error:
         if error.errcode == "M_FORBIDDEN":
             raise
-        return forbidden(error.error)  # another server of the room may be able to tell, or to invite
+        return forbidden(error.error)  # another server in the room may be able to decide, or to invite
     if inviter is not None:
         content = {**content, "join_authorised_via_users_server": inviter}
     _change(tx, room_id, user_id, user_id, {**content, **get_member_profile(tx, user_id)})
@@ -215,7 +215,7 @@ def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content:
 
 
 def _servers_to_ask(tx: Transaction, room_id: RoomID, user_id: UserID, via: list[ServerName]) -> list[ServerName]:
-    """Those that the client named, the inviter's, that of the room id, and those that are known to be in the room."""
+    """Returns the servers given by the client, the inviter's, the room ID's, and those known to be in the room."""
     servers = list(via)
     membership = find_room_membership(tx, room_id, user_id)
     for event in (membership.stripped or ()) if membership is not None else ():
@@ -240,13 +240,13 @@ def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: 
     check_joined(tx, room_id, sender)
     membership = find_membership(tx, room_id, target)
     if membership == "join":
-        raise forbidden(f"{target} is in the room already.")
+        raise forbidden(f"{target} is already in the room.")
     if membership == "ban":
         raise forbidden(f"{target} is banned from the room.")
 
 
 def _leave(tx: Transaction, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:
-    """Leaves, takes back a knock or rejects an invitation. False where this server is not in the room and must ask."""
+    """Leaves, retracts a knock or rejects an invite. Returns False if this server is not in the room and must ask."""
     membership = find_membership(tx, room_id, user_id)
     if membership is None and find_head(tx, room_id) is None:
         raise not_found("This server does not know that room.")

@@ -1,4 +1,4 @@
-"""Presence: who is online, as clients and other servers are told. How it changes: `homeserver.users.presence`.
+"""Presence in the client-server and server-server APIs. `homeserver.users.presence` keeps the states.
 
 Spec: client-server-api/#presence, server-server-api/#presence
 """
@@ -67,10 +67,10 @@ async def get_presence(hs: Resources, requester: Requester, user_id: UserID) -> 
 @routes.put("/_matrix/client/v3/presence/{user_id}/status", allow_guest=True)
 async def set_presence(hs: Resources, requester: Requester, user_id: UserID, body: PresenceBody) -> Empty:
     if requester.user_id != user_id:
-        raise forbidden("Nobody sets the presence of another user.")
+        raise forbidden("You cannot set another user's presence.")
     if len((body.status_msg or "").encode("utf-8", "surrogatepass")) > limits.users.STATUS_MESSAGE_BYTES_MAX:
         most = limits.users.STATUS_MESSAGE_BYTES_MAX
-        raise MatrixError(400, "M_TOO_LARGE", f"A status message is {most} bytes at most.")
+        raise MatrixError(400, "M_TOO_LARGE", f"A status message may be at most {most} bytes long.")
     if hs.config.presence.enabled:
         await hs.database.write(set_status, user_id, requester.device_id, body.presence, body.status_msg)
     return Empty()
@@ -84,7 +84,7 @@ def _read_presence(tx: Transaction, requester: Requester, user_id: UserID) -> Js
 
 
 async def follow_time(hs: Resources) -> None:
-    """Sees to it that users become idle and offline when their time has come."""
+    """Makes users idle and offline when it is time."""
     if not hs.config.presence.enabled:
         return
     interval_s = min(limits.users.PRESENCE_SWEEP_INTERVAL_S, hs.config.presence.online_timeout_s / 3)
@@ -105,9 +105,9 @@ async def follow_time(hs: Resources) -> None:
 
 
 def _is_shown_anew(tx: Transaction, start: SyncStart) -> bool:
-    """Whether a device shows itself by a sync, in another state than before or for the first time in a while.
+    """Returns whether a sync shows the device in another state than before, or for the first time in a while.
 
-    With "offline" a sync says nothing: what the user or another device has set stays.
+    A sync with "offline" says nothing about presence: the state set by the user or another device stays.
     """
     if start.set_presence == "offline" or not tx.server.config.presence.enabled:
         return False
@@ -119,7 +119,7 @@ def _show(tx: Transaction, start: SyncStart) -> None:
 
 
 def sync_presence(tx: Transaction, context: SyncContext) -> None:
-    """The user's own presence and that of users who share a room: at first who is there, then what changes."""
+    """Adds the presence of the user and of users who share a room: first of all who are present, then the changes."""
     if not wants(context.filter.presence, "m.presence", None):
         return
     news = list_presence_changes(tx, context.since, context.upto) if context.since > 0 else list_present(tx)
@@ -131,7 +131,7 @@ def sync_presence(tx: Transaction, context: SyncContext) -> None:
 
 
 def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:
-    """Who is there in rooms that the user has just joined, and who has come into the others."""
+    """Returns the presence of members of newly joined rooms, and of new members of the other rooms."""
     members: set[UserID] = set()
     for room_id, section in context.rooms.items():
         if section.since == 0:
@@ -142,9 +142,9 @@ def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> l
 
 
 def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
-    """An m.presence for each user of this server who changed, to the servers in the user's rooms.
+    """Yields an m.presence for each local user whose presence has changed, to the servers in the user's rooms.
 
-    And for each who has come into a room, to the servers in that one.
+    Also yields one for each user who has joined a room, to the servers in that room.
     """
     rooms: dict[UserID, list[RoomID]] = defaultdict(list)
     for user_id, room_id in list_arrivals(tx, since, upto):
@@ -161,13 +161,13 @@ def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[Outgo
             servers |= list_joined_servers(tx, head) if head is not None else set()
         servers.discard(ServerName(presence.user_id.partition(":")[2]))
         if servers:
-            # The spec requires last_active_ago, also of one who was never active.
+            # The spec requires last_active_ago, even of a user who was never active.
             update = {"user_id": presence.user_id, "last_active_ago": 0, **presence.body(tx.now_ms)}
             yield OutgoingEdu({"push": [update]}, destinations=tuple(sorted(servers)))
 
 
 async def receive_presence(hs: Resources, origin: ServerName, updates: Sequence[PresenceUpdate]) -> None:
-    """Stores the presence of users of another server, if they share a room with ours."""
+    """Stores the presence of users of another server who share a room with ours."""
     if hs.config.presence.enabled:
         await hs.database.write(_store_remote, updates)
 

@@ -1,7 +1,7 @@
-"""Profiles: display name, avatar, time zone and fields of the user's own. Spec: client-server-api/#profiles
+"""Profiles: display name, avatar, time zone and custom fields. Spec: client-server-api/#profiles
 
-A new display name or avatar becomes a new member event in every room of the user, a bounded number of rooms at a time.
-What remains to be done is stored with the change itself, so that a crash in between leaves no room behind.
+A new display name or avatar is sent as a new member event to each of the user's rooms, a bounded number of rooms per
+write. The change itself stores that rooms remain to be updated, so that a crash does not leave some behind.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ async def get_user_profile(hs: Resources, user_id: UserID) -> JsonObject:
 @routes.get("/_matrix/client/v3/profile/{user_id}/{key_name}")
 async def get_profile_field(hs: Resources, user_id: UserID, key_name: str) -> JsonObject:
     profile = await _look_up(hs, user_id, key_name)
-    is_unset = not accounts.is_local(hs, user_id) and profile.get(key_name) is None  # servers may say null for "none"
+    is_unset = not accounts.is_local(hs, user_id) and profile.get(key_name) is None  # servers may send null for "none"
     if is_unset or key_name not in profile:
         raise not_found("The user's profile has no such field.")
     return {key_name: profile[key_name]}
 
 
 async def _look_up(hs: Resources, user_id: UserID, field: str | None) -> JsonObject:
-    """The profile, or one field of it if there is such a field. Raises M_NOT_FOUND where there is no such user."""
+    """Returns the profile, or one field of it if the field is set. Raises M_NOT_FOUND if there is no such user."""
     if not accounts.is_local(hs, user_id):
         return await fetch_profile(hs, user_id, field)
     return await hs.database.read(_read_profile, user_id, field)
@@ -80,7 +80,7 @@ def _read_profile(tx: Transaction, user_id: UserID, field: str | None) -> JsonOb
 async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str, body: dict) -> Empty:
     _check_may_change(requester, user_id, key_name)
     if key_name not in body:
-        raise missing_param(f"The body has no {key_name}.")
+        raise missing_param(f"The body does not contain {key_name}.")
     value = _checked_value(key_name, body[key_name])
     await change_profile(hs, user_id, key_name, value)
     return Empty()
@@ -95,32 +95,32 @@ async def delete_profile_field(hs: Resources, requester: Requester, user_id: Use
 
 def _check_may_change(requester: Requester, user_id: UserID, field: str) -> None:
     if requester.user_id != user_id:
-        raise forbidden("Nobody changes the profile of another user.")
+        raise forbidden("You cannot change another user's profile.")
     if requester.is_guest and field != "displayname":
-        raise forbidden("A guest can change the display name only.")
+        raise forbidden("Guests can only change their display name.")
     if len(field.encode()) > limits.users.PROFILE_KEY_BYTES_MAX:
         most = limits.users.PROFILE_KEY_BYTES_MAX
-        raise MatrixError(400, "M_KEY_TOO_LARGE", f"The name of a profile field is at most {most} bytes.")
+        raise MatrixError(400, "M_KEY_TOO_LARGE", f"The name of a profile field may be at most {most} bytes long.")
     if field not in _SPECIFIED and _FIELD.fullmatch(field) is None:
-        raise invalid_param("There is no such profile field; one of your own is called like org.example.field.")
+        raise invalid_param("There is no such profile field; custom fields have names like org.example.field.")
 
 
 def _checked_value(field: str, value: Any) -> bytes | None:
-    """The value as JSON, None where the field is to be removed: an empty display name or avatar is none."""
+    """Returns the value as JSON, None to remove the field: an empty display name or avatar unsets it."""
     if field in _SPECIFIED:
         if not isinstance(value, str):
             raise bad_json(f"{field} must be a string.")
         if value == "":
             return None
     if field == "displayname" and len(value) > limits.users.DISPLAYNAME_CHARACTERS_MAX:
-        raise invalid_param(f"A display name is at most {limits.users.DISPLAYNAME_CHARACTERS_MAX} characters.")
+        raise invalid_param(f"A display name may be at most {limits.users.DISPLAYNAME_CHARACTERS_MAX} characters long.")
     if field == "avatar_url" and (len(value) > limits.users.AVATAR_URL_CHARACTERS_MAX or _MXC.fullmatch(value) is None):
-        raise invalid_param("avatar_url must be an mxc URI.")
+        raise invalid_param("avatar_url must be an mxc:// URI.")
     return to_json(value)
 
 
 async def change_profile(hs: Resources, user_id: UserID, field: str, value: bytes | None) -> None:
-    """Sets a field to JSON, or removes it, and tells the user's rooms. Raises M_PROFILE_TOO_LARGE."""
+    """Sets a field to a JSON value, or removes it, and updates the user's rooms. Raises M_PROFILE_TOO_LARGE."""
     done = await hs.database.write(_change, user_id, field, value)
     while done is not None:
         done = await hs.database.write(tell_rooms, user_id, done)
@@ -134,7 +134,7 @@ def _change(tx: Transaction, user_id: UserID, field: str, value: bytes | None) -
 
 
 def tell_rooms(tx: Transaction, user_id: UserID, after: RoomID) -> RoomID | None:
-    """Brings the member events of some rooms behind `after` up to date; answers the last of them, None at the end."""
+    """Updates the user's member events in some rooms after `after`. Returns the last of them, None at the end."""
     profile = get_member_profile(tx, user_id)
     rooms = sorted(room_id for room_id in list_joined_rooms(tx, user_id) if room_id > after)
     for room_id in rooms[: limits.users.PROFILE_ROOMS_PER_WRITE]:
@@ -145,7 +145,7 @@ def tell_rooms(tx: Transaction, user_id: UserID, after: RoomID) -> RoomID | None
         content = {"membership": "join", **profile}
         try:
             append_local(tx, Draft(room_id, user_id, "m.room.member", content, state_key=user_id))
-        except MatrixError as error:  # one room that refuses must not keep the others from the news
+        except MatrixError as error:  # a room that refuses must not keep the others from being updated
             _log.info("member event refused", extra={"room_id": room_id, "user_id": user_id, "reason": error.error})
     if len(rooms) > limits.users.PROFILE_ROOMS_PER_WRITE:
         return rooms[limits.users.PROFILE_ROOMS_PER_WRITE - 1]
@@ -154,7 +154,7 @@ def tell_rooms(tx: Transaction, user_id: UserID, after: RoomID) -> RoomID | None
 
 
 async def finish_update(hs: Resources, user_id: UserID) -> None:
-    """After a start: tells the user's rooms that were not told before the end."""
+    """Updates the rooms that an earlier run of the server has left, after a start."""
     done: RoomID | None = RoomID("")
     while done is not None:
         done = await hs.database.write(tell_rooms, user_id, done)
@@ -165,7 +165,7 @@ def _profile_fields(config: Config, requester: Requester) -> JsonObject:
 
 
 async def answer_profile_query(hs: Resources, origin: ServerName, query: Mapping[str, str]) -> JsonObject:
-    """What another server is told. Spec: server-server-api/#get_matrixfederationv1queryprofile"""
+    """Answers another server's query. Spec: server-server-api/#get_matrixfederationv1queryprofile"""
     if "user_id" not in query:
         raise missing_param("user_id is required.")
     try:
@@ -182,7 +182,7 @@ FEATURE = Feature(
     spec="client-server-api/#profiles",
     routes=routes,
     queries={"profile": answer_profile_query},
-    limits={"profile": Bucket(20, 0.5)},  # a new name is an event in every room of the user
+    limits={"profile": Bucket(20, 0.5)},  # a new name is an event in each of the user's rooms
     capabilities={
         "m.profile_fields": _profile_fields,
         "m.set_displayname": lambda config, requester: {"enabled": True},

@@ -1,6 +1,6 @@
-"""Push rules: of which events a user is told, and how. Spec: client-server-api/#push-rules-api
+"""Push rules: which events notify a user, and how. Spec: client-server-api/#push-rules-api
 
-Kept and shown to the user's clients; clients evaluate them for what they show.
+The server stores them and shows them to the user's clients, which evaluate them for their notifications.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ async def get_push_rule(hs: Resources, requester: Requester, kind: Kind, rule_id
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Rules of the user's own that a rule is to be next to."""
+    """The user's own rules that a rule is to be placed next to."""
 
     before: str | None = None
     after: str | None = None
 
 
 class RuleBody(msgspec.Struct, frozen=True):
-    """`conditions` are of override and underride rules, `pattern` of content rules."""
+    """`conditions` belong to override and underride rules, `pattern` to content rules."""
 
     actions: list[str | JsonObject]
     conditions: list[JsonObject] | None = None
@@ -124,14 +124,14 @@ async def set_push_rule_actions(
     return Empty()
 
 
-# --- what a rule may be ---
+# --- validation of rules ---
 
 
 CanonicalInteger = Annotated[int, msgspec.Meta(gt=-(2**53), lt=2**53)]
 
 
 class Condition(msgspec.Struct, frozen=True, rename={"is_": "is"}):
-    """The fields of a condition. What kind it may be, and what else it may hold, later versions decide."""
+    """The known fields of a condition. Later spec versions may add kinds and fields, so unknown ones are accepted."""
 
     kind: str
     key: str | msgspec.UnsetType = msgspec.UNSET
@@ -154,29 +154,29 @@ def _check_condition(condition: JsonObject) -> None:
     try:
         parsed = msgspec.convert(condition, Condition)
     except msgspec.ValidationError as error:
-        raise bad_json(f"That is not a condition: {error}.") from error
+        raise bad_json(f"The condition is not valid: {error}.") from error
     missing = [name for name in REQUIRED_FIELDS.get(parsed.kind, ()) if name not in condition]
     if missing:
         raise missing_param(f"A condition {parsed.kind} needs {' and '.join(missing)}.")
     if parsed.kind == "room_member_count" and not re.fullmatch(r"(==|<=|>=|<|>)?[0-9]+", condition["is"]):
-        raise invalid_param("A room_member_count is a number, with one of == < > <= >= before it or nothing.")
+        raise invalid_param("A room_member_count is a number, optionally preceded by one of == < > <= >=.")
 
 
 def _check_rule_id(kind: Kind, rule_id: str) -> None:
-    """Raises M_INVALID_PARAM for what a user may not call a rule of this kind."""
+    """Raises M_INVALID_PARAM if a user may not give a rule of this kind that ID."""
     if rule_id.startswith("."):
-        raise invalid_param("What begins with a dot is a server-default rule.")
+        raise invalid_param("A rule ID may not begin with a dot, which marks server-default rules.")
     if "/" in rule_id or "\\" in rule_id:
-        raise invalid_param("The id of a rule holds no slash and no backslash.")
+        raise invalid_param("A rule ID may not contain a slash or backslash.")
     if len(rule_id.encode()) > limits.users.PUSH_RULE_ID_BYTES_MAX:
-        raise invalid_param(f"The id of a rule is at most {limits.users.PUSH_RULE_ID_BYTES_MAX} bytes.")
+        raise invalid_param(f"A rule ID may be at most {limits.users.PUSH_RULE_ID_BYTES_MAX} bytes long.")
     try:
         if kind == "room":
             parse_room_id(rule_id)
         elif kind == "sender":
             parse_user_id(rule_id)
     except InvalidIdentifier as error:
-        raise invalid_param(f"The id of a {kind} rule is that of the {kind}: {error}") from error
+        raise invalid_param(f"The ID of a {kind} rule must be a {kind} ID: {error}") from error
 
 
 def _known_actions(actions: list[Any]) -> list[Any]:
@@ -187,7 +187,7 @@ def _known_actions(actions: list[Any]) -> list[Any]:
 
 
 def sync_push_rules(tx: Transaction, context: SyncContext) -> None:
-    """All rules, at first and whenever one has changed. Spec: client-server-api/#push-rules-events"""
+    """Adds all rules, initially and whenever one has changed. Spec: client-server-api/#push-rules-events"""
     if context.since == 0 or has_changed(tx, context.user_id, context.since, context.upto):
         content = {"global": find_ruleset(tx, context.user_id)}
         context.account_data.append({"type": "m.push_rules", "content": content})

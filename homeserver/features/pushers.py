@@ -1,4 +1,4 @@
-"""Pushers, through which a client asks for push notifications: none yet. Spec: client-server-api/#push-notifications"""
+"""Pushers, which clients set to get push notifications. Not supported. Spec: client-server-api/#push-notifications"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ routes = Routes()
 
 
 class PusherBody(msgspec.Struct, frozen=True):
-    """What names a pusher. With `kind` null it is to be deleted."""
+    """The fields that identify a pusher. If `kind` is null, it is to be deleted."""
 
     app_id: str
     pushkey: str

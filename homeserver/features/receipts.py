@@ -1,7 +1,7 @@
 """Receipts: how far each user has read. Spec: client-server-api/#receipts, #fully-read-markers
 
-A user has one receipt per room, type and thread: the newest in the order of the timeline. One row replaces another, so
-that reading costs nothing per message.
+A user has one receipt per room, type and thread: the newest one by timeline order. It replaces the previous row, so
+that storage does not grow with each message read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from homeserver.rooms.storage import StoredEvent, get_stored
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.presence import note_activity
 
-# thread_id "": unthreaded. ordering: of the event that was read, NULL while it is not known here.
+# thread_id "": unthreaded. ordering: that of the event, NULL while this server lacks the event.
 SCHEMA = Schema(
     "receipts",
     (
@@ -53,10 +53,10 @@ SCHEMA = Schema(
 
 routes = Routes()
 
-# Over a longer span of the stream the receipts of all rooms are more than those of the user's.
+# Over a longer span of the stream, the receipts of all rooms outnumber those of the user's rooms.
 SPAN_BY_POSITION_MAX = 1_000
 
-# From an event by its relations to one that is in a thread. Spec: client-server-api/#threaded-read-receipts
+# How many relations to follow from an event to one in a thread. Spec: client-server-api/#threaded-read-receipts
 THREAD_HOPS_MAX = 3
 
 ReceiptType = Literal["m.read", "m.read.private", "m.fully_read"]
@@ -110,7 +110,7 @@ async def set_read_marker(hs: Resources, requester: Requester, room_id: RoomID, 
 
 def _check_thread(receipt_type: str, thread_id: str) -> None:
     if receipt_type == "m.fully_read":
-        raise invalid_param("m.fully_read is of the whole room: it takes no thread_id.")
+        raise invalid_param("m.fully_read applies to the whole room and takes no thread_id.")
     if thread_id == "main":
         return
     try:
@@ -126,7 +126,7 @@ def _read_up_to(tx: Transaction, room_id: RoomID, user_id: UserID, markers: Mark
         if event is None or event.room_id != room_id:
             raise not_found("There is no such event in that room.")
         if thread_id == event_id:
-            continue  # a thread's root is in the main timeline: this says nothing of the thread
+            continue  # a thread's root is in the main timeline, so it says nothing about the thread
         if thread_id not in ("", "main") and _thread_of(tx, event) != thread_id:
             raise invalid_param("The event is not in that thread.")
         if receipt_type == "m.fully_read":
@@ -140,7 +140,7 @@ def _read_up_to(tx: Transaction, room_id: RoomID, user_id: UserID, markers: Mark
 
 
 def _thread_of(tx: Transaction, event: StoredEvent) -> str | None:
-    """The root of the thread that an event is in, None if it is in the main timeline.
+    """Returns the root of the thread that an event is in, None if it is in the main timeline.
 
     Spec: client-server-api/#threaded-read-receipts
     """
@@ -162,7 +162,7 @@ def _thread_of(tx: Transaction, event: StoredEvent) -> str | None:
 
 
 def _is_marker_ahead(tx: Transaction, room_id: RoomID, user_id: UserID, ordering: int | None) -> bool:
-    """Whether a fully read marker at `ordering` is newer than what the user has."""
+    """Returns whether a fully read marker at `ordering` is newer than the user's current one."""
     old = find_account_data(tx, user_id, room_id, "m.fully_read")
     event = None if old is None else get_stored(tx, EventID(old["event_id"]))
     if event is None or event.ordering is None:
@@ -187,7 +187,7 @@ def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
         if thread_id not in ("", "main"):
             if event is None or thread_id == event_id:
                 continue
-            # Anyone can invent threads, and each would be told to everyone in the room.
+            # Anyone can make up threads, and each would be sent to everyone in the room.
             thread_id = _thread_of(tx, event) or "main"
         ordering = None if event is None else event.ordering
         if ordering is None or _is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
@@ -195,7 +195,7 @@ def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
 
 
 def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
-    """One m.receipt event for each room and thread with new receipts; private ones for their own user only."""
+    """Adds an m.receipt event for each room with new receipts; private ones are for their own user only."""
     if not wants(ctx.filter.room.ephemeral, "m.receipt", None):
         return
     nids: dict[int, RoomID] = {}
@@ -221,7 +221,7 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
 
 
 def list_receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
-    """The public receipts of local users, an EDU for each room and thread."""
+    """Yields an EDU with the public receipts of local users for each room and thread."""
     rows = tx.all(
         "SELECT room_nid, user_nid, thread_id, event_id, ts_ms FROM receipts WHERE position > ? AND position <= ?"
         " AND is_local = 1 AND receipt_type = 'm.read'",
@@ -252,7 +252,7 @@ def store_receipt(
     *,
     is_local: bool,
 ) -> None:
-    """Replaces the user's receipt of that type and thread. A private one is news to its user only."""
+    """Replaces the user's receipt of that type and thread. A private one wakes only its user."""
     if thread_id not in ("", "main"):
         _delete_oldest_receipts(tx, room_id, user_id, receipt_type, thread_id)
     wake = user_id if receipt_type == "m.read.private" else room_id
@@ -277,7 +277,7 @@ def store_receipt(
 def _delete_oldest_receipts(
     tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: str, thread_id: str
 ) -> None:
-    """Deletes the user's oldest receipts in threads of the room if there are too many for another one."""
+    """Deletes the user's oldest threaded receipts in the room if there are too many for another one."""
     threads = tx.values(
         "SELECT thread_id FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ?"
         " AND thread_id NOT IN ('', 'main') AND thread_id <> ? ORDER BY position DESC",
@@ -299,7 +299,7 @@ def _delete_oldest_receipts(
 def _is_ahead(
     tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: str, thread_id: str, ordering: int | None
 ) -> bool:
-    """Whether a receipt at `ordering` is newer than what the user has."""
+    """Returns whether a receipt at `ordering` is newer than the user's current one."""
     row = tx.one(
         "SELECT ordering FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ? AND thread_id = ?",
         tx.find(room_id),
@@ -329,7 +329,7 @@ def _list_of_rooms(tx: Transaction, room_nids: Collection[int], since: int) -> l
 
 
 def forget_receipts(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """How far the user has read, in each room that the user has ever been in."""
+    """Deletes all receipts of the user."""
     nid = tx.find(user_id)
     room_nids = [tx.find(each.room_id) for each in list_memberships(tx, user_id)]
     tx.many("DELETE FROM receipts WHERE room_nid = ? AND user_nid = ?", [(room_nid, nid) for room_nid in room_nids])

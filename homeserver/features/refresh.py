@@ -1,4 +1,4 @@
-"""New tokens for a refresh token. Spec: client-server-api/#refreshing-access-tokens"""
+"""Refreshing access tokens. Spec: client-server-api/#refreshing-access-tokens"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RefreshBody(msgspec.Struct, frozen=True):
     refresh_token: str
 
 
-@routes.post("/_matrix/client/v3/refresh")  # hourly for each device, of hundreds behind one address
+@routes.post("/_matrix/client/v3/refresh")  # hourly for each device, with hundreds of devices behind one address
 async def refresh(hs: Resources, body: RefreshBody) -> JsonObject:
     tokens = await hs.database.write(authenticate.replace_tokens, body.refresh_token)
     return tokens.body()

@@ -1,8 +1,8 @@
-"""Registration: new accounts, of users and of guests. Spec: client-server-api/#account-registration
+"""Registration of users and guests. Spec: client-server-api/#account-registration
 
-An account of a user has a password from the start: nobody could log in to one without. A client whose answer was lost
-sends its request again. The session of its authentication tells that it is the same client, and the answer is the same
-account and device, with new tokens.
+A user's account has a password from the start: nobody could log in to one without. A client that did not receive the
+response repeats its request. The session of its user-interactive authentication identifies it, and the response names
+the same account and device, with new tokens.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class RegisterQuery(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The account and the device, if it was logged in, that a registration has made."""
+    """The account that a registration has created, and the device if it was logged in."""
 
     user: accounts.User
     device_id: str | None
 
 
 class RegisterBody(msgspec.Struct, frozen=True):
-    """`type` is of application services only; `guest_access_token` of guests who become users (#guest-access)."""
+    """`type` is for application services only; `guest_access_token` is for guests who become users (#guest-access)."""
 
     auth: JsonObject | None = None
     type: str | None = None
@@ -134,14 +134,14 @@ async def _register_user(hs: Resources, body: RegisterBody) -> JsonObject:
         return await hs.database.write(_answer, made.user.user_id, again)
     attempt, guest = await hs.database.read(_read_registration, user_id, body)
     authentication = await proceed(hs, attempt)
-    if body.password is None:  # said only now: clients ask for the flows without one
+    if body.password is None:  # checked only now: clients request the flows without a password
         raise missing_param("The password is missing.")
     password_hash = await hash_password(hs, body.password)
     return await hs.database.write(_store_registration, user_id, password_hash, body, authentication, guest)
 
 
 def _find_made(tx: Transaction, body: RegisterBody) -> _Made | None:
-    """What was made in the session of the request, if the request has been answered before."""
+    """Returns what was created in the request's session, if the request has been answered before."""
     session = None if body.auth is None else body.auth.get("session")
     if not isinstance(session, str):
         return None
@@ -154,7 +154,7 @@ def _find_made(tx: Transaction, body: RegisterBody) -> _Made | None:
 
 
 async def _is_same(hs: Resources, made: _Made, body: RegisterBody) -> bool:
-    """Whether it is the request that has made the account: the same name and the same password."""
+    """Returns whether this request repeats the one that created the account: same name and same password."""
     user_id = made.user.user_id
     if body.password is None or (body.username or "").lower() not in ("", localpart_of(user_id)):
         return False
@@ -168,7 +168,7 @@ def _wanted_user_id(hs: Resources, body: RegisterBody) -> UserID:
 
 
 def _read_registration(tx: Transaction, user_id: UserID, body: RegisterBody) -> tuple[Attempt, bool]:
-    """The attempt to authenticate, and whether a guest becomes a user. Raises M_USER_IN_USE."""
+    """Returns the authentication attempt, and whether a guest becomes a user. Raises M_USER_IN_USE."""
     guest = body.guest_access_token is not None
     if guest:
         _check_guest(tx, user_id, body.guest_access_token or "")
@@ -179,10 +179,10 @@ def _read_registration(tx: Transaction, user_id: UserID, body: RegisterBody) -> 
 
 
 def _check_guest(tx: Transaction, user_id: UserID, access_token: str) -> None:
-    """Raises M_FORBIDDEN unless the token is of the guest `user_id`."""
+    """Raises M_FORBIDDEN unless the token belongs to the guest `user_id`."""
     found = authenticate.find_token(tx, authenticate.hash_token(access_token))
     if found is None or not found.requester.is_guest or found.requester.user_id != user_id:
-        raise forbidden("The guest_access_token is not of a guest of that name.")
+        raise forbidden("The guest_access_token does not belong to a guest of that name.")
 
 
 def _store_registration(
@@ -223,7 +223,7 @@ def _answer(tx: Transaction, user_id: UserID, body: RegisterBody) -> JsonObject:
 
 async def _register_guest(hs: Resources, body: RegisterBody) -> JsonObject:
     if not hs.config.registration.guests:
-        raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "This homeserver has no guests.")
+        raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "This homeserver does not allow guests.")
     # "all parameters … with the exception of `initial_device_display_name` MUST BE ignored"
     ignoring = RegisterBody(initial_device_display_name=body.initial_device_display_name)
     return await hs.database.write(_store_guest, accounts.generate_user_id(hs.server_name), ignoring)
@@ -237,9 +237,9 @@ def _store_guest(tx: Transaction, user_id: UserID, body: RegisterBody) -> JsonOb
 async def _register_for_appservice(hs: Resources, requester: Requester | None, body: RegisterBody) -> JsonObject:
     """Spec: application-service-api/#server-admin-style-permissions"""
     if requester is None or requester.appservice is None:
-        raise forbidden("Only an application service registers users without authentication.")
+        raise forbidden("Only application services can register users without authentication.")
     if body.username is None:
-        raise invalid_param("An application service must say which user it registers.")
+        raise invalid_param("An application service must give the username to register.")
     check_device_id(body.device_id)
     user_id = accounts.user_id_of(hs.server_name, body.username)
     return await hs.database.write(_store_of_appservice, user_id, requester.appservice, body)
@@ -251,7 +251,7 @@ def _store_of_appservice(tx: Transaction, user_id: UserID, appservice: str, body
 
 
 def forget_registration(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Forgets how the account was made."""
+    """Deletes the records of registrations that created the account."""
     tx.run("DELETE FROM registrations WHERE user_nid = ?", tx.find(user_id))
     return False
 
@@ -261,6 +261,6 @@ FEATURE = Feature(
     spec="client-server-api/#account-registration",
     schema=SCHEMA,
     routes=routes,
-    limits={"registration": Bucket(5, 0.1)},  # accounts are for ever
+    limits={"registration": Bucket(5, 0.1)},  # accounts exist for ever
     forget_user=forget_registration,
 )

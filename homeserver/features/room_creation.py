@@ -1,7 +1,7 @@
-"""Creating rooms: one request, one transaction. Spec: client-server-api/#creation
+"""Room creation: one request, one transaction. Spec: client-server-api/#creation
 
-A request that fails leaves nothing behind, and one that has made the room succeeds: invitations to users of other
-servers go out once the room exists, side by side, and what becomes of them is no part of the answer.
+A failed request leaves nothing behind. Once the room exists, the request succeeds: invites to users of other servers
+are sent afterwards, concurrently, and their outcome does not change the response.
 """
 
 from __future__ import annotations
@@ -72,18 +72,22 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
     if version is None:
         raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know that room version.")
     if body.invite_3pid:
-        raise MatrixError(400, "M_SERVER_NOT_TRUSTED", "This server uses no identity server to invite by address.")
+        raise MatrixError(
+            400, "M_SERVER_NOT_TRUSTED", "This server does not support invites by email address or phone number."
+        )
     if len(body.invite) > limits.CREATE_ROOM_INVITES_MAX or len(body.initial_state) > limits.CREATE_ROOM_STATE_MAX:
-        raise invalid_param("That is too much for one room creation: invite or set the rest afterwards.")
+        raise invalid_param(
+            "This is too much for one request: invite the other users or send the other state afterwards."
+        )
     if requester.user_id in body.invite:
-        raise forbidden("You will be in the room already.")
+        raise forbidden("You cannot invite yourself: as the creator you are in the room.")
     invited = list(dict.fromkeys(body.invite))
     limit_requester(hs, requester, "invite", min(len(invited), limits.RATE_LIMITS["invite"].burst))
     ours = [user_id for user_id in invited if server_name_of(user_id) == hs.server_name]
     room_id = await hs.database.write(_create, requester.user_id, body, version, ours, len(invited))
     others = [user_id for user_id in invited if server_name_of(user_id) != hs.server_name]
     drafts = [_invite(room_id, requester.user_id, user_id, {}, body.is_direct) for user_id in others]
-    # The room exists: from here on nothing is an error, or the client would try again and have two rooms.
+    # The room exists, so from here on nothing may fail: the client would retry and get a second room.
     await invite_users(hs, drafts, limits.CREATE_ROOM_INVITES_SECONDS)
     return {"room_id": room_id}
 
@@ -96,10 +100,10 @@ def _create(
     ours: Sequence[UserID],
     invited_count: int,
 ) -> RoomID:
-    """Makes the room with everything that the request implies, except the invitations to users of other servers.
+    """Creates the room with everything that the request implies, except invites to users of other servers.
 
-    ours: the users of this server to be invited. If only they are invited and none of them can be, there is no room:
-    raises MatrixError.
+    ours: the users of this server to invite. If only such users are invited and none of the invites is possible, no
+    room is created and the MatrixError is raised.
     """
     alias = None if body.room_alias_name is None else _parse_alias_name(tx.server.name, body.room_alias_name)
     opaque_id = None
@@ -120,7 +124,7 @@ def _create(
     except MatrixError as error:
         if error.errcode != "M_FORBIDDEN":
             raise
-        raise MatrixError(400, "M_INVALID_ROOM_STATE", f"The room cannot begin like that: {error.error}") from None
+        raise MatrixError(400, "M_INVALID_ROOM_STATE", f"The room cannot be created like this: {error.error}") from None
     if refusals and len(refusals) == invited_count:
         raise refusals[0]
     if alias is not None:
@@ -143,7 +147,7 @@ def _parse_alias_name(server_name: ServerName, localpart: str) -> RoomAlias:
 
 
 def creation_content(body: CreateRoomBody, creator: UserID, version: RoomVersion) -> JsonObject:
-    """The content of m.room.create. Of what the client gave, creator and room_version are replaced."""
+    """Returns the content of m.room.create. The client's values for creator and room_version are replaced."""
     content = {key: value for key, value in body.creation_content.items() if key not in ("creator", "room_version")}
     content["room_version"] = version.id
     if version.create_content_has_creator:
@@ -169,7 +173,7 @@ def _initial_events(
     create: Event,
     alias: RoomAlias | None,
 ) -> Iterator[tuple[str, str, JsonObject]]:
-    """Type, state key and content of what follows on m.room.create, in the order that the spec gives."""
+    """Returns type, state key and content of the events after m.room.create, in the order that the spec prescribes."""
     yield "m.room.member", creator, {"membership": "join", **get_member_profile(tx, creator)}
     yield "m.room.power_levels", "", power_levels_content(body, creator, version, create)
     if alias is not None:
@@ -186,9 +190,9 @@ def _initial_events(
             yield event_type, "", content
     for state in body.initial_state:
         if state.type in ("m.room.create", "m.room.member"):
-            raise invalid_param(f"initial_state may not have {state.type}.")
+            raise invalid_param(f"initial_state may not contain {state.type}.")
         if state.type == "m.room.canonical_alias" and set(read_canonical_aliases(state.content)) - {alias}:
-            raise MatrixError(400, "M_BAD_ALIAS", "No alias leads to the new room but room_alias_name.")
+            raise MatrixError(400, "M_BAD_ALIAS", "The only alias of the new room is that of room_alias_name.")
         yield state.type, state.state_key, state.content
     if body.name is not None:
         yield "m.room.name", "", {"name": body.name}
@@ -198,7 +202,7 @@ def _initial_events(
 
 
 def power_levels_content(body: CreateRoomBody, creator: UserID, version: RoomVersion, create: Event) -> JsonObject:
-    """The content of the first m.room.power_levels: the creator's level, and the override on top."""
+    """Returns the content of the first m.room.power_levels: the creator's level, then the client's override."""
     users: dict[str, int] = {}
     if not version.creators_privileged:
         users[creator] = 100
@@ -227,7 +231,7 @@ def power_levels_content(body: CreateRoomBody, creator: UserID, version: RoomVer
     content.update(body.power_level_content_override)
     creators = {creator, *create.content.get("additional_creators", ())}
     if version.creators_privileged and isinstance(content["users"], dict) and creators & content["users"].keys():
-        raise forbidden("The creators of a room have all power: they cannot be given a level.")
+        raise forbidden("The creators of this room have unlimited power: they cannot be given a power level.")
     return content
 
 

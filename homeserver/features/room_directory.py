@@ -91,7 +91,7 @@ async def get_room_id_by_alias(hs: Resources, room_alias: RoomAlias) -> JsonObje
 @routes.put("/_matrix/client/v3/directory/room/{room_alias}", rate_limit="directory")
 async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAlias, body: AliasBody) -> Empty:
     if server_name_of(room_alias) != hs.server_name:
-        raise invalid_param(f"This server gives names that end with :{hs.server_name} only.")
+        raise invalid_param(f"This server can only create aliases that end with :{hs.server_name}.")
     if room_alias.startswith("#:"):
         raise invalid_param("The local part of an alias must not be empty.")
     await hs.database.write(_add_alias, room_alias, body.room_id, requester.user_id)
@@ -125,7 +125,7 @@ async def set_room_visibility_on_directory(
 @routes.get("/_matrix/client/v3/publicRooms", rate_limit="directory")
 async def get_public_rooms(hs: Resources, requester: Requester | None, query: PublicRoomsQuery) -> JsonObject:
     if hs.config.directory.require_login and requester is None:
-        raise MatrixError(401, "M_MISSING_TOKEN", "You have to log in to see the rooms of this server.")
+        raise MatrixError(401, "M_MISSING_TOKEN", "You must log in to see the rooms of this server.")
     body = PublicRoomsBody(limit=query.limit, since=query.since)
     return await _public_rooms(hs, query.server, body)
 
@@ -149,7 +149,7 @@ async def query_public_rooms_over_federation(hs: Resources, origin: ServerName, 
 
 async def _public_rooms_for_server(hs: Resources, body: PublicRoomsBody) -> JsonObject:
     if not hs.config.directory.over_federation:
-        raise forbidden("This server does not show its rooms to other servers.")
+        raise forbidden("This server does not show its room directory to other servers.")
     return await _public_rooms(hs, None, body)
 
 
@@ -182,7 +182,7 @@ def _look_up(tx: Transaction, alias: RoomAlias) -> JsonObject:
 def _add_alias(tx: Transaction, alias: RoomAlias, room_id: RoomID, user_id: UserID) -> None:
     check_joined(tx, room_id, user_id)
     if find_alias(tx, alias) is not None:
-        raise MatrixError(409, "M_UNKNOWN", f"There is a room called {alias} already.")
+        raise MatrixError(409, "M_UNKNOWN", f"The alias {alias} is already taken.")
     store_alias(tx, alias, room_id, user_id)
 
 
@@ -194,7 +194,7 @@ def _remove_alias(tx: Transaction, alias: RoomAlias, requester: Requester) -> No
     head = find_head(tx, room_id)
     if creator != requester.user_id and not requester.is_admin:
         if head is None:
-            raise forbidden("Only who has given the room that name may take it away.")
+            raise forbidden("Only the user who created this alias can delete it.")
         check_may_send_state(tx, head, requester.user_id, "m.room.canonical_alias")
     delete_alias(tx, alias)
     if head is not None:
@@ -202,7 +202,7 @@ def _remove_alias(tx: Transaction, alias: RoomAlias, requester: Requester) -> No
 
 
 def _remove_from_canonical(tx: Transaction, head: Head, alias: RoomAlias, user_id: UserID) -> None:
-    """Takes the name out of m.room.canonical_alias too, where the user may."""
+    """Removes the alias from m.room.canonical_alias too, if the user may do that."""
     event = find_in_state(tx, StateAt(head.state_root), "m.room.canonical_alias", "")
     if event is None:
         return
@@ -242,7 +242,7 @@ def _list_room(tx: Transaction, room_id: RoomID, requester: Requester, is_public
 
 
 def _list_public(tx: Transaction, body: PublicRoomsBody) -> JsonObject:
-    """A page of the directory, the largest rooms first."""
+    """Returns a page of the directory, largest rooms first."""
     known = tx.cache("directory", limits.DIRECTORY_ENTRIES_CACHED_MAX)
     found = [known.get(room) or known.put(room, _entry(tx, room.room_id)) for room in list_published(tx)]
     entries = [entry for entry in found if entry["num_joined_members"] and _matches(entry, body.filter)]
@@ -276,7 +276,7 @@ def _matches(entry: JsonObject, filter_: PublicRoomsFilter) -> bool:
 
 
 def _entry(tx: Transaction, room_id: RoomID) -> JsonObject:
-    """A room as the directory shows it. Spec: PublishedRoomsChunk"""
+    """Returns a room as an entry of the directory. Spec: PublishedRoomsChunk"""
     head = get_head(tx, room_id)
 
     def text(event_type: str, key: str) -> Any:
@@ -308,7 +308,7 @@ def _alias_or_none(text: str | None) -> RoomAlias | None:
 
 
 def forget_aliases(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Who has made an alias, if the user wants to be erased. The alias is the room's."""
+    """Deletes who has created an alias, if the user is erased. The alias belongs to the room."""
     if erase:
         forget_creator(tx, user_id)
     return False
@@ -319,7 +319,7 @@ FEATURE = Feature(
     spec="client-server-api/#room-aliases",
     schema=SCHEMA,
     routes=routes,
-    limits={"directory": Bucket(50, 5)},  # may ask another server
+    limits={"directory": Bucket(50, 5)},  # may query another server
     queries={"directory": answer_directory_query},
     forget_user=forget_aliases,
 )

@@ -1,4 +1,4 @@
-"""The history of a room: in pages, around an event, at a time. Spec: client-server-api/#getting-events-for-a-room"""
+"""The history of a room: in pages, around an event, by time. Spec: client-server-api/#getting-events-for-a-room"""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def get_room_events(hs: Resources, requester: Requester, room_id: RoomID, 
     )
     page = await hs.database.read(_page, wanted)
     if isinstance(page, int):  # the page ends at a gap that other servers can fill
-        with contextlib.suppress(DatabaseUnavailable):  # what is here can be read; the page ends at the gap
+        with contextlib.suppress(DatabaseUnavailable):  # serve what is here, up to the gap
             await backfill.fill(hs, room_id, page, wanted.limit)
         page = await hs.database.read(_page, wanted, True)
         assert not isinstance(page, int)
@@ -106,9 +106,9 @@ async def get_event_by_timestamp(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A page of history that a user has asked for: at most `limit` events from `start` on, not beyond `stop`.
+    """A requested page of history: at most `limit` events from `start` on, and none beyond `stop`.
 
-    generation: of the stream, for the tokens of the answer.
+    generation: the stream's generation, for the tokens of the response.
     """
 
     requester: Requester
@@ -121,7 +121,7 @@ class _Wanted:
     generation: str
 
     def points(self, tx: Transaction) -> tuple[int, int]:
-        """Where the page begins, and beyond which point it does not go."""
+        """Returns the point where the page starts, and the point beyond which it does not go."""
         first, last = (START, END) if self.forwards else (END, START)
         return (
             first if self.start is None else find_point(tx, self.start, forwards=self.forwards),
@@ -155,14 +155,14 @@ def _page(tx: Transaction, wanted: _Wanted, filled: bool = False) -> JsonObject 
 
 
 def _meets_gap(tx: Transaction, wanted: _Wanted, point: int, page: Page) -> bool:
-    """Whether other servers, if this one is in the room, may have events at the page's end or before its start."""
+    """Returns whether this server is in the room and others may have events at the page's end or before its start."""
     if not (page.at_gap or find_newest_gap(tx, wanted.room_id, point, point + 1) is not None):
         return False
     return is_server_joined(tx, wanted.room_id, server_name_of(wanted.requester.user_id))
 
 
 def _senders(tx: Transaction, state: StateAt, events: Sequence[StoredEvent]) -> list[JsonObject]:
-    """The member events of the senders, for clients that load members lazily."""
+    """Returns the member events of the senders, for clients that lazy-load members."""
     keys = [("m.room.member", sender) for sender in dict.fromkeys(event.sender for event in events)]
     members = list_stored(tx, set(positions_in(tx, state, keys).values())).values()
     return [client_event(tx, member, {"age": tx.now_ms - member.origin_server_ts}) for member in members]
@@ -211,13 +211,13 @@ def _event(tx: Transaction, requester: Requester, room_id: RoomID, event_id: Eve
 
 
 def _event_by_timestamp(tx: Transaction, requester: Requester, room_id: RoomID, query: TimestampQuery) -> JsonObject:
-    """The event nearest to a time that the user may see, of those that this server has."""
+    """Returns the event nearest to a time that the user may see, among those that this server has."""
     read_access(tx, room_id, requester.user_id)
-    for limit in (1, limits.MESSAGES_LIMIT_MAX):  # the nearest is mostly one that they may see
+    for limit in (1, limits.MESSAGES_LIMIT_MAX):  # usually the user may see the nearest one
         nearest = list_by_timestamp(tx, room_id, query.ts, query.direction, limit)
         for event in filter_visible(tx, requester.user_id, room_id, nearest):
             return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
-    raise not_found("There is no event of that time, or none that you may see.")
+    raise not_found("There is no event near that time, or none that you may see.")
 
 
 def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> TimelineEvent:

@@ -1,4 +1,4 @@
-"""Who is in a room. Spec: client-server-api/#get_matrixclientv3roomsroomidmembers"""
+"""Members of a room. Spec: client-server-api/#get_matrixclientv3roomsroomidmembers"""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query:
     if at is not None and (point := find_point(tx, at, forwards=False)) < readable.upto:
         newest = list_backwards(tx, room_id, point, 1)
         if newest and not filter_visible(tx, requester.user_id, room_id, newest):
-            raise forbidden("You may not see what the room was at that point.")
+            raise forbidden("You may not see the room's state at that point.")
         state = head_at(tx, room_id, point) or _state_at_the_start(tx, room_id)
     events = [event for event in _member_events(tx, state) if _wanted(query, event.content.get("membership"))]
     return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
 
 
 def _state_at_the_start(tx: Transaction, room_id: RoomID) -> StateAt:
-    """The state before the first event of the timeline: empty, or what the room was when this server came."""
+    """Returns the state before the first event of the timeline: empty, or the room's state when this server joined."""
     first = list_forwards(tx, room_id, START, 1)[0]
     return StateAt(first.state_before)
 
@@ -64,7 +64,7 @@ def _state_at_the_start(tx: Transaction, room_id: RoomID) -> StateAt:
 def _wanted(query: MembersQuery, membership: object) -> bool:
     if query.membership is None and query.not_membership is None:
         return True
-    # Given both, either is enough: the spec's wording of the two together.
+    # Given both, either suffices: the spec's wording of the two together.
     return membership == query.membership or (query.not_membership is not None and membership != query.not_membership)
 
 

@@ -1,4 +1,4 @@
-"""The state of a room: read it, and send state events. Spec: client-server-api/#getting-events-for-a-room"""
+"""The state of a room: reading it, and sending state events. Spec: client-server-api/#getting-events-for-a-room"""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ async def get_room_state_by_type(
 async def set_room_state_with_key(
     hs: Resources, requester: Requester, room_id: RoomID, event_type: str, state_key: str, body: dict
 ) -> JsonObject:
-    if event_type == "m.room.member":  # who vouches for a join has to sign it: that is not the client's to say
+    # the user who authorises a join must be a local one that we choose, not the client
+    if event_type == "m.room.member":
         body = {key: value for key, value in body.items() if key != "join_authorised_via_users_server"}
     draft = Draft(room_id, requester.user_id, event_type, body, state_key=state_key)
     is_own_leave = event_type == "m.room.member" and body.get("membership") == "leave" and state_key == draft.sender
@@ -116,7 +117,7 @@ def _get_state(
 
 
 def set_state(tx: Transaction, requester: Requester, draft: Draft) -> EventID:
-    """Appends the state event; where the state has the very same already, answers that event."""
+    """Appends the state event. If the current state event is identical, returns its ID instead."""
     room_id, state_key = draft.room_id, draft.state_key
     assert room_id is not None and state_key is not None
     if draft.type == "m.room.member":
@@ -132,7 +133,7 @@ def set_state(tx: Transaction, requester: Requester, draft: Draft) -> EventID:
 
 
 def _check_member(tx: Transaction, requester: Requester, room_id: RoomID, draft: Draft) -> Draft:
-    """What holds for the endpoints of membership holds here too: the draft as it may be."""
+    """Applies the rules of the membership endpoints here too. Returns the draft, completed if necessary."""
     membership = draft.content.get("membership")
     target = draft.state_key or ""
     if membership == "invite" and target.partition(":")[2] == tx.server.name:
@@ -157,12 +158,12 @@ def _is_remote_invite(hs: Resources, draft: Draft) -> bool:
 
 
 async def _check_canonical_alias(hs: Resources, requester: Requester, room_id: RoomID, content: dict[str, Any]) -> None:
-    """Every alias that the event adds must lead to the room. Spec: client-server-api/#mroomcanonical_alias"""
+    """Raises unless every alias that the event adds leads to the room. Spec: client-server-api/#mroomcanonical_alias"""
     names = read_canonical_aliases(content)
     old = await hs.database.read(_read_aliases, room_id, requester.user_id)
     for name in names:
         if name not in old and await _resolve(hs, name) != room_id:
-            raise MatrixError(400, "M_BAD_ALIAS", f"{name} does not lead to this room.")
+            raise MatrixError(400, "M_BAD_ALIAS", f"{name} does not point to this room.")
 
 
 async def _resolve(hs: Resources, alias: RoomAlias) -> RoomID | None:

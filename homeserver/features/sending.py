@@ -50,9 +50,9 @@ async def redact_event(
 
 
 def send(tx: Transaction, requester: Requester, draft: Draft, txn_id: str, stored_txn_id: str) -> EventID:
-    """Appends the event, or answers the one that this device has sent under the transaction id before."""
+    """Appends the event, or returns the one that this device has sent with the same transaction ID."""
     if len(txn_id.encode()) > limits.TXN_ID_BYTES_MAX:
-        raise invalid_param(f"A transaction ID is at most {limits.TXN_ID_BYTES_MAX} bytes.")
+        raise invalid_param(f"A transaction ID may be at most {limits.TXN_ID_BYTES_MAX} bytes long.")
     assert draft.room_id is not None
     device_id = requester.device_id
     sent = find_txn(tx, requester.user_id, device_id, draft.room_id, draft.type, stored_txn_id)
@@ -76,7 +76,7 @@ def _check_may_speak(tx: Transaction, requester: Requester, draft: Draft) -> Non
 
 
 def _with_redacts(draft: Draft) -> Draft:
-    """A redaction whose content says what it redacts, with that where the room version keeps it."""
+    """Returns a redaction with `redacts` where the room version keeps it, in the event or in its content."""
     if "redacts" not in draft.content:
         return draft
     try:

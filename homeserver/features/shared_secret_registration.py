@@ -1,11 +1,11 @@
-"""Registration with a shared secret, as scripts and test suites ask for it: accounts, of administrators too.
+"""Registration with a shared secret, for scripts and test suites: creates accounts, including administrators.
 
-Not of the specification; the protocol is that of Synapse's `/_synapse/admin/v1/register`, which tools rely on. GET
-gives a nonce; POST brings it back with an HMAC-SHA1, keyed with the secret, over nonce, username, password and "admin"
-or "notadmin" (and the user type, if there is one), NUL between them.
+It is not part of the specification; the protocol is that of Synapse's `/_synapse/admin/v1/register`, on which tools
+rely. GET returns a nonce. POST sends it back with an HMAC-SHA1, keyed with the secret, over nonce, username, password
+and "admin" or "notadmin" (and the user type, if there is one), separated by NUL.
 
-Nonces are not stored: each says until when it is good and is signed with the secret. Using one twice gains nothing,
-for the HMAC covers the name of the account, which can be made only once.
+Nonces are not stored: each contains its expiry time and a signature. Using one twice gains nothing, because the HMAC
+covers the name of the account, which can be created only once.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class SharedSecretBody(msgspec.Struct, frozen=True):
 async def register_with_shared_secret(hs: Resources, body: SharedSecretBody) -> JsonObject:
     secret = _shared_secret(hs)
     if not _is_good_nonce(secret, body.nonce, hs.now_ms()):
-        raise MatrixError(400, "M_UNKNOWN", "The nonce is not known, or too old.")
+        raise MatrixError(400, "M_UNKNOWN", "The nonce is unknown or has expired.")
     if "\0" in body.username or "\0" in body.password:
-        raise invalid_param("Neither the username nor the password may hold a NUL.")
+        raise invalid_param("The username and password may not contain NUL.")
     if not hmac.compare_digest(_mac(secret, body).encode(), body.mac.lower().encode("utf-8", "surrogatepass")):
-        raise forbidden("The HMAC is not right.")
+        raise forbidden("The HMAC is not correct.")
     user_id = accounts.user_id_of(hs.server_name, body.username)
     check_new_password(hs, body.password)
     check_device_id(body.device_id)
@@ -80,7 +80,7 @@ def _store(tx: Transaction, user_id: UserID, password_hash: str, body: SharedSec
 
 
 def _shared_secret(hs: Resources) -> bytes:
-    """The secret that the operator shares with his tools. Raises M_UNRECOGNIZED where there is none."""
+    """Returns the secret that the operator shares with their tools. Raises M_UNRECOGNIZED if there is none."""
     path = hs.config.registration.shared_secret_file
     if not path:
         raise MatrixError(404, "M_UNRECOGNIZED", "Registration with a shared secret is not enabled on this homeserver.")

@@ -28,14 +28,14 @@ async def set_room_tag(
 ) -> Empty:
     check_own(requester, user_id)
     if not 0 < len(tag.encode()) <= limits.users.TAG_BYTES_MAX:
-        raise invalid_param(f"The name of a tag is 1 to {limits.users.TAG_BYTES_MAX} bytes.")
+        raise invalid_param(f"The name of a tag must be 1 to {limits.users.TAG_BYTES_MAX} bytes long.")
     order = body.get("order", 0)
     if isinstance(order, bool) or not isinstance(order, int | float):
         raise bad_json("The order of a tag must be a number.")
     if not 0 <= order <= 1:
-        raise invalid_param("The order of a tag lies between 0 and 1.")
+        raise invalid_param("The order of a tag must be between 0 and 1.")
     if len(to_json(body)) > limits.users.TAG_CONTENT_BYTES_MAX:
-        raise invalid_param(f"What belongs to a tag is {limits.users.TAG_CONTENT_BYTES_MAX} bytes at most.")
+        raise invalid_param(f"The content of a tag may be at most {limits.users.TAG_CONTENT_BYTES_MAX} bytes long.")
     await hs.database.write(_store_tag, user_id, room_id, tag, body)
     return Empty()
 
@@ -51,16 +51,16 @@ async def delete_room_tag(hs: Resources, requester: Requester, user_id: UserID, 
 
 
 def list_tags(tx: Transaction, user_id: UserID, room_id: RoomID) -> JsonObject:
-    """The user's tags of the room and what belongs to each."""
+    """Returns the user's tags of the room and their contents."""
     content = find_account_data(tx, user_id, room_id, "m.tag") or {}
-    tags = content.get("tags")  # clients can also write m.tag as account data, and anything into it
+    tags = content.get("tags")  # clients can also write m.tag as account data, with any content
     return tags if isinstance(tags, dict) else {}
 
 
 def _store_tag(tx: Transaction, user_id: UserID, room_id: RoomID, tag: str, content: JsonObject) -> None:
     tags = {**list_tags(tx, user_id, room_id), tag: content}
     if len(tags) > limits.users.TAGS_PER_ROOM_MAX:
-        raise invalid_param(f"A room may have {limits.users.TAGS_PER_ROOM_MAX} tags.")
+        raise invalid_param(f"A room may have at most {limits.users.TAGS_PER_ROOM_MAX} tags.")
     store_account_data(tx, user_id, room_id, "m.tag", {"tags": tags})
 
 

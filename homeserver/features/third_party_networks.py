@@ -1,4 +1,7 @@
-"""Third-party networks that rooms and users may be bridged to: none. Spec: client-server-api/#third-party-networks"""
+"""Third-party networks that rooms and users may be bridged to. Not supported.
+
+Spec: client-server-api/#third-party-networks
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Typing notifications: who is writing just now. Spec: client-server-api/#typing-notifications
+"""Typing notifications. Spec: client-server-api/#typing-notifications
 
-A row per user and room. One task ends what has run out; what has ended long ago is swept away by the next to come.
+There is one row per user and room. A background task ends expired notifications; long expired rows are deleted by the
+next write in the room.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SCHEMA = Schema(
 
 routes = Routes()
 
-# The key of the stream, beside the room, that the task waits for which ends typing notifications.
+# The stream key that wakes the task which ends typing notifications; writes wake it as well as the room.
 WAKE_KEY = "typing"
 
 
@@ -76,7 +77,7 @@ def _set_local(tx: Transaction, room_id: RoomID, user_id: UserID, timeout_ms: in
 
 
 async def follow_time(hs: Resources) -> None:
-    """Tells rooms when a notification has run out without being renewed."""
+    """Notifies rooms when a typing notification has expired without being renewed."""
     lane = Lane("typing", hs.database, hs.metrics)
 
     async def end(due: Sequence[_Typing]) -> None:
@@ -91,11 +92,11 @@ async def follow_time(hs: Resources) -> None:
 
 
 _Typing = tuple[int, int, bool]
-"""Room, user, and whether it is a user of this server."""
+"""Room nid, user nid, and whether the user is local."""
 
 
 def _list_due(tx: Transaction) -> tuple[list[_Typing], float, int]:
-    """What has run out; in how many milliseconds the next does; and the position of the stream."""
+    """Returns the expired notifications, the milliseconds until the next one expires, and the stream position."""
     last_ms = latest(tx.now_ms, limits.TYPING_TIMEOUT_MS_MAX)
     due = tx.all(
         "SELECT room_nid, user_nid, is_local FROM typing WHERE expires_ms > 0 AND expires_ms <= ? OR expires_ms > ?",
@@ -113,7 +114,7 @@ def _end(tx: Transaction, due: Sequence[_Typing]) -> None:
 
 
 async def receive_typing(hs: Resources, origin: ServerName, contents: Sequence[TypingContent]) -> None:
-    """Stores that users of another server have begun or ceased to type."""
+    """Stores that users of another server have started or stopped typing."""
     await hs.database.write(_set_remote, contents)
 
 
@@ -125,7 +126,7 @@ def _set_remote(tx: Transaction, contents: Sequence[TypingContent]) -> None:
 
 
 def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
-    """Adds the users who are typing, to each room where somebody began or ended to."""
+    """Adds the typing users to each room in which someone has started or stopped typing."""
     if not wants(ctx.filter.room.ephemeral, "m.typing", None):
         return
     for since, room_ids in ctx.rooms_by_since.items():
@@ -139,7 +140,7 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
 
 
 def list_typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
-    """An m.typing EDU for each local user who has begun or ceased to type."""
+    """Yields an m.typing EDU for each local user who has started or stopped typing."""
     rows = tx.all(
         "SELECT room_nid, user_nid, expires_ms FROM typing WHERE position > ? AND position <= ? AND is_local = 1",
         since,
@@ -161,7 +162,7 @@ def _is_typing(tx: Transaction, expires_ms: int) -> bool:
 
 
 def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: int, *, is_local: bool) -> None:
-    """Notes until when the user types (0: not any more), and tells the room; other servers need each renewal."""
+    """Stores how long the user types (0: not any more), and wakes the room. Other servers need each renewal."""
     tx.run(
         "DELETE FROM typing WHERE room_nid = ? AND expires_ms < ? AND user_nid <> ?",
         tx.find(room_id),
@@ -181,7 +182,7 @@ def store_typing(tx: Transaction, room_id: RoomID, user_id: UserID, expires_ms: 
 
 
 def forget_typing(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Where the user types, which the rooms are told has ended: by a row of nobody's in the place of the user's."""
+    """Deletes the user's typing notifications. In their place, a row without a user makes the rooms notice the end."""
     nid = tx.find(user_id)
     for room_nid, expires_ms in tx.all("SELECT room_nid, expires_ms FROM typing WHERE user_nid = ?", nid):
         if expires_ms:
@@ -191,7 +192,7 @@ def forget_typing(tx: Transaction, user_id: UserID, erase: bool) -> bool:
 
 
 def list_typing(tx: Transaction, room_id: RoomID) -> list[UserID]:
-    """Who types in the room just now, in order. Whoever has left since they began does not, even if they are back."""
+    """Returns the users typing in the room, sorted. A user who has left since is excluded, even after rejoining."""
     return sorted(user_id for user_id, since in _list_typists(tx, room_id) if _has_stayed(tx, room_id, user_id, since))
 
 
@@ -213,7 +214,7 @@ def _has_stayed(tx: Transaction, room_id: RoomID, user_id: UserID, since: int) -
 
 
 def _list_typists(tx: Transaction, room_id: RoomID) -> list[tuple[UserID, int]]:
-    """The users whose notification has not run out, and the position of it."""
+    """Returns the users whose notification has not expired, each with its position."""
     rows = tx.all(
         "SELECT user_nid, position FROM typing WHERE room_nid = ? AND expires_ms > ? AND expires_ms <= ?",
         tx.find(room_id),

@@ -1,4 +1,4 @@
-"""The versions of the specification that this server speaks. Spec: client-server-api/#api-versions"""
+"""The supported versions of the specification. Spec: client-server-api/#api-versions"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VERSIONS = tuple(f"v1.{minor}" for minor in range(1, 20))
 
 
 def feature_of(features: Sequence[Feature]) -> Feature:
-    """The feature that tells the versions, and the unstable features of `features`.
+    """Returns the feature that serves the versions, and the unstable features of `features`.
 
     Raises ValueError if two declare the same unstable feature.
     """

@@ -1,4 +1,4 @@
-"""Voice over IP: what a client needs for calls besides the room. Spec: client-server-api/#voice-over-ip"""
+"""Voice over IP: TURN servers for calls. Not supported. Spec: client-server-api/#voice-over-ip"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ routes = Routes()
 
 @routes.get("/_matrix/client/v3/voip/turnServer", allow_guest=True)
 async def get_turn_server(hs: Resources, requester: Requester) -> JsonObject:
-    return {}  # there is none: clients try to reach each other directly
+    return {}  # without one, clients try to reach each other directly
 
 
 FEATURE = Feature(name="voice_over_ip", spec="client-server-api/#voice-over-ip", routes=routes)

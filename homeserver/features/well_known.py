@@ -1,4 +1,4 @@
-"""Discovery documents, where `public.serve_well_known` is on: base URL for clients, host and port for servers.
+"""Discovery documents, if `public.serve_well_known` is on: base URL for clients, host and port for servers.
 
 Spec: client-server-api/#well-known-uris, server-server-api/#getwell-knownmatrixserver
 """
@@ -10,7 +10,7 @@ from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 
-# So that clients of the Element family do not make rooms encrypted, in which nobody could read anything here.
+# Keeps Element clients from creating encrypted rooms, in which nobody could read anything on this server.
 WITHOUT_ENCRYPTION: JsonObject = {"io.element.e2ee": {"default": False, "force_disable": True}}
 
 routes = Routes()

@@ -1,4 +1,4 @@
-"""Whose access token it is. Spec: client-server-api/#get_matrixclientv3accountwhoami"""
+"""Returns the owner of an access token. Spec: client-server-api/#get_matrixclientv3accountwhoami"""
 
 from __future__ import annotations
 

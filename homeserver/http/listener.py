@@ -196,7 +196,7 @@ def _bind(listener: Listener) -> list[socket.socket]:
     except OSError as error:
         for sock in sockets:
             sock.close()
-        what = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        what = "another program is listening there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise ConfigError(f"cannot listen on {listener.bind}: {what}") from error
     return sockets
 

@@ -51,7 +51,7 @@ def welcome(config: Config) -> dict[str, Any]:
     elif registration.enabled:
         accounts = "Registration is open: choose “Create account” in your client."
     else:
-        accounts = "Accounts are made by the people who run this server. Ask them for one."
+        accounts = "Accounts are created by the people who run this server. Ask them for one."
     by_name = config.public.serve_well_known and urlsplit(config.base_url).hostname == config.server_name
     return {
         "server_name": config.server_name,

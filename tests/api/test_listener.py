@@ -79,7 +79,7 @@ async def test_a_dead_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Pa
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     async with serving(Listener(bind=f"unix:{path}")):
-        with pytest.raises(ConfigError, match="another program listens there"):
+        with pytest.raises(ConfigError, match="another program is listening there"):
             await serve(make_app()[0], [Listener(bind=f"unix:{path}")], stop=trio.Event())
 
 
@@ -95,7 +95,7 @@ async def test_a_server_that_ends_leaves_the_socket_of_its_successor(tmp_path: P
 async def test_nothing_is_left_behind_where_one_of_the_addresses_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listeners = [Listener(bind=f"unix:{tmp_path}/h.sock"), Listener(bind=f"127.0.0.1:{taken.getsockname()[1]}")]
-        with pytest.raises(ConfigError, match="another program listens there"):
+        with pytest.raises(ConfigError, match="another program is listening there"):
             await serve(make_app()[0], listeners, stop=trio.Event())
     assert list(tmp_path.iterdir()) == []
 
@@ -197,7 +197,7 @@ async def test_what_cannot_listen_says_so(change: dict[str, str], said: str) -> 
 
 async def test_a_taken_port_says_so(tmp_path: Path) -> None:
     async with serving() as server:
-        with pytest.raises(ConfigError, match="another program listens there"):
+        with pytest.raises(ConfigError, match="another program is listening there"):
             await serve(make_app()[0], [Listener(bind=server.bound[0].address)], stop=trio.Event())
     (tmp_path / "c.pem").write_text("x")
     with pytest.raises(ConfigError, match="are not a PEM certificate and key"):

@@ -73,7 +73,7 @@ def test_serve_refuses_with_a_sentence(tmp_path: Path) -> None:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         config = write_config(tmp_path, bind=bind)
         sentence = said(run_program("serve", "--config", config))
-        assert f"cannot listen on {bind}: another program listens there" in sentence
+        assert f"cannot listen on {bind}: another program is listening there" in sentence
 
 
 def test_a_server_stops_at_a_signal_with_success(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_hangup_reads_the_level_of_the_log_again_and_ends_nothing(tmp_path: Pa
         assert f"data={tmp_path / 'data'} listeners={url}" in started
         while "passwords.hash_cost" not in process.stderr.readline():
             pass
-        for text, words in (("[log", "was not read again"), ('[log]\nlevel = "debug"\n', "level=debug")):
+        for text, words in (("[log", "was not reloaded"), ('[log]\nlevel = "debug"\n', "level=debug")):
             Path(config).write_text(f'server_name = "test.example"\n{text}\n')
             process.send_signal(signal.SIGHUP)
             assert words in process.stderr.readline()

@@ -39,7 +39,7 @@ async def findings(folder: Path, text: str) -> dict[str, str]:
 
 def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
     config = write(tmp_path, GOOD)
-    assert run("config", "check", "--config", config).stdout == f"{config} is good: it serves localhost.\n"
+    assert run("config", "check", "--config", config).stdout == f"{config} is valid; it serves localhost.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["homeserver.toml"]
 
 
@@ -64,15 +64,15 @@ def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
         ("error", "cannot read tls_cert", GOOD.replace(':0"', ':0"\ntls_cert = "no.pem"\ntls_key = "no.pem"')),
         ("error", "shared_secret_file: cannot read", GOOD + '[registration]\nshared_secret_file = "none"'),
         ("error", "homeserver.toml contains no PEM certificate", GOOD + '[federation]\nca_file = "homeserver.toml"'),
-        ("error", "/a/b does not exist: make it", GOOD + '[database]\nurl = "sqlite:a/b/c.db"'),
+        ("error", "/a/b does not exist: create it", GOOD + '[database]\nurl = "sqlite:a/b/c.db"'),
         ("error", "federation.ca_file: cannot read", GOOD + '[federation]\nca_file = "none"'),
         (
             "error",
             "database.url: The database cannot be reached",
             GOOD + '[database]\nurl = "postgresql://u@127.0.0.1:1/x"',
         ),
-        ("error", "data_dir: nothing can be written", 'data_dir = "homeserver.toml/data"\n' + GOOD),
-        ("error", "data_dir: nothing can be written", f'data_dir = "{"é" * 200}"\n' + GOOD),
+        ("error", "data_dir: cannot write", 'data_dir = "homeserver.toml/data"\n' + GOOD),
+        ("error", "data_dir: cannot write", f'data_dir = "{"é" * 200}"\n' + GOOD),
         (
             "error",
             "federation.signing_key_file: cannot read",
@@ -85,7 +85,7 @@ def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
         ),
         ("warning", "public.base_url is not set", REAL),
         ("warning", "without https", REAL + '[public]\nbase_url = "http://m.example.org"'),
-        ("warning", "registration.enabled lets everyone", GOOD + "[registration]\nenabled = true"),
+        ("warning", "registration.enabled lets anyone", GOOD + "[registration]\nenabled = true"),
         ("warning", 'no listener serves "client"', GOOD.replace(':0"', ':0"\nserve = ["federation"]')),
         ("warning", "serves admin and metrics to everyone", GOOD.replace("127.0.0.1:0", "0.0.0.0:0")),
         ("warning", "rate_limits.enabled is false", REAL + "[rate_limits]\nenabled = false"),
@@ -109,7 +109,7 @@ async def test_a_taken_port_is_found(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         found = await findings(tmp_path, GOOD.replace("127.0.0.1:0", bind))
-        assert found == {f"cannot listen on {bind}: another program listens there": "error"}
+        assert found == {f"cannot listen on {bind}: another program is listening there": "error"}
 
 
 async def test_the_port_of_the_server_that_runs_is_no_error(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_the_port_of_the_server_that_runs_is_no_error(tmp_path: Path) -> N
         await nursery.start(server.serve)
         found = await findings(tmp_path, text)
         server.stop()
-    assert found == {f"{bind} is in use, it seems by the server that runs already": "warning"}
+    assert found == {f"{bind} is in use, probably by a running server": "warning"}
 
 
 async def test_what_stands_in_the_way_of_a_unix_socket_is_found(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ async def test_what_stands_in_the_way_of_a_unix_socket_is_found(tmp_path: Path) 
     assert await findings(tmp_path, text) == {}
     path.write_text("precious")
     (sentence,) = await findings(tmp_path, text)
-    assert sentence == f"cannot listen on unix:{path}: another program listens there"
+    assert sentence == f"cannot listen on unix:{path}: another program is listening there"
     assert path.read_text() == "precious"
     path.unlink()
     with socket.socket(socket.AF_UNIX) as dead:

@@ -53,7 +53,7 @@ def test_the_demo_plays_its_dialogue_between_two_servers_and_ends() -> None:
     for name, text in DIALOGUE:  # in this order
         at = next(number for number in range(at, len(lines)) if f"{name}: {text}" in lines[number]) + 1
     assert any("romeo has the picture" in line for line in lines[at:])
-    assert lines[-1] == "All of it arrived, on both servers."
+    assert lines[-1] == "Everything has arrived on both servers."
     assert result.stderr == ""
 
 
@@ -81,7 +81,7 @@ def test_a_good_configuration_is_called_good(server: Homeserver) -> None:
     result = run("config", "check", "--config", server.config)
     assert (result.returncode, result.stderr) == (0, "")
     warning, last = result.stdout.splitlines()
-    assert "registration.enabled lets everyone make accounts" in warning
+    assert "registration.enabled lets anyone create accounts" in warning
     assert last == f"{server.config} can be served as {server.server_name}, with the warnings above."
     result = run("config", "check", "--json", "--config", server.config)
     findings = [{"level": "warning", "text": warning.removeprefix("warning: ")}]

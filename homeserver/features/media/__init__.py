@@ -18,7 +18,7 @@ __all__ = ["FEATURE", "delete", "download", "upload"]
 
 
 async def delete(hs: Resources, mxc: str) -> bool:
-    """Removes a file and its thumbnails from this server; False: there is none. M_NOT_FOUND for what is no mxc URI."""
+    """Deletes a file and its thumbnails. Returns False if there is none. Raises M_NOT_FOUND if it is not an mxc URI."""
     server_name, media_id = parse_mxc(mxc)
     deleted = await hs.database.write(storage.delete_media, ServerName(server_name), media_id)
     await cleanup.delete_released(hs)
@@ -32,7 +32,7 @@ FEATURE = Feature(
     routes=routes,
     limits={
         "media": Bucket(100, 20),  # a timeline full of thumbnails
-        "upload": Bucket(30, 2),  # fills the disk
+        "upload": Bucket(30, 2),  # uploads fill the disk
     },
     background=(cleanup.clean_up_forever,),
     forget_user=cleanup.forget_media,

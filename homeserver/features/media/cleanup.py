@@ -1,7 +1,7 @@
-"""Clean-up: what nobody needs any longer goes, in small steps that may end anywhere and are taken up again.
+"""Clean-up: deletes what is no longer needed, in small steps that can be interrupted anywhere and resumed.
 
-Created URIs that got no content in time; remote files beyond the limit, longest unused first; blobs whose last row is
-gone; blobs that never got a row, because a crash came between the two; temporary files of a crash.
+It deletes created URIs that got no content in time; remote files beyond the limit, least recently used first; blobs
+whose last row is gone; blobs that never got a row, because a crash came in between; temporary files left by a crash.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from homeserver.resources import Resources
 _log = logging.getLogger(__name__)
 
 SHARDS = 16
-"""One in each round, so that all of a store has been listed after 16 hours, a little at a time."""
+"""One shard per hourly round, so that the whole store has been listed after 16 hours, a little at a time."""
 
 
-# Rows that one write changes when a user is erased: some milliseconds.
+# How many rows one write changes when a user is erased: some milliseconds.
 _FORGOTTEN_PER_WRITE = 500
 
 
 async def clean_up_forever(hs: Resources) -> None:
-    """Runs while the server does."""
+    """Runs as long as the server does."""
     while True:
         await clean_up(hs)
         await trio.sleep(MEDIA_CLEANUP_INTERVAL_S)
 
 
 async def clean_up(hs: Resources) -> None:
-    """One round of all of it."""
+    """Runs one round of everything."""
     await hs.database.write(storage.delete_expired_pending)
     excess_bytes = await hs.database.read(storage.get_remote_bytes) - hs.config.blobs.remote_bytes_max
     while excess_bytes > 0:
@@ -54,7 +54,7 @@ async def clean_up(hs: Resources) -> None:
 
 
 async def find_orphans(hs: Resources) -> None:
-    """Looks at the next shard of the store for blobs that are old enough to have a row and have none."""
+    """Lists the next shard of the store, and releases the blobs that are old enough to have a row but have none."""
     shard = await hs.database.read(storage.get_sweep)
     created_before_ms = hs.now_ms() - MEDIA_ORPHAN_AGE_MS
     batch: list[str] = []
@@ -76,14 +76,14 @@ async def _release_orphans(hs: Resources, blob_keys: list[str]) -> None:
 
 
 async def delete_released(hs: Resources) -> None:
-    """Deletes the blobs that no row names any longer. Their keys are forgotten after that, so a crash repeats it."""
+    """Deletes the blobs that no row refers to any more. Their keys are deleted afterwards, so a crash repeats it."""
     while keys := await hs.database.read(storage.list_deletions, MEDIA_CLEANUP_ROWS):
         deleted = []
         for key in keys:
             try:
                 await hs.blobs.delete(key)
                 deleted.append(key)
-            except BlobError as error:  # it stays on the list; one that cannot be deleted must not keep the others
+            except BlobError as error:  # it stays on the list; an undeletable blob must not block the others
                 _log.warning("blob not deleted", extra={"blob": key, "reason": str(error)})
         await hs.database.write(storage.delete_deletions, deleted)
         if len(deleted) < len(keys):
@@ -91,7 +91,7 @@ async def delete_released(hs: Resources) -> None:
 
 
 def _delete_temporary_files(folder: Path) -> None:
-    """Those of uploads that a crash has ended. Files have their time from the machine's clock, not from `now_ms`."""
+    """Deletes temporary files of uploads cut off by a crash. File times follow the machine's clock, not `now_ms`."""
     written_before_s = time.time() - MEDIA_ORPHAN_AGE_MS / 1000
     for path in folder.glob("upload-*"):
         with suppress(FileNotFoundError):
@@ -100,9 +100,9 @@ def _delete_temporary_files(folder: Path) -> None:
 
 
 def forget_media(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """URIs without content, and with `erase` whose the others are and what their files were called; some at a time.
+    """Deletes URIs without content; with `erase` also the uploader and name of files, some at a time.
 
-    The content stays: it belongs to what was said in rooms.
+    The content stays: it belongs to the messages in rooms.
     """
     nid = tx.find(user_id)
     tx.run("DELETE FROM media_pending WHERE uploader_nid = ?", nid)

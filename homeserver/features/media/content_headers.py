@@ -1,4 +1,4 @@
-"""The headers that media is served with: what type it is, what it is called, what a browser may do with it.
+"""The headers that media is served with: its type, its name, and what a browser may do with it.
 
 Spec: client-server-api/#content-repository, #serving-inline-content; Content-Disposition is RFC 6266 with RFC 8187.
 """
@@ -43,7 +43,7 @@ INLINE_TYPES = frozenset(
         "audio/x-flac",
     }
 )
-"""What a browser shows without running any of it; everything else is `attachment`. Spec: #serving-inline-content"""
+"""Types that browsers display without running any of it; all others are `attachment`. Spec: #serving-inline-content"""
 
 SAFETY_HEADERS = {
     # The policy that the spec recommends, word for word.
@@ -66,7 +66,7 @@ _EXTENDED_VALUE = re.compile(r"(utf-8|iso-8859-1)'[A-Za-z0-9-]*'([A-Za-z0-9!#$&+
 
 
 def clean_content_type(value: str | None) -> str:
-    """The content type that is stored: the given one if it is well formed and short, else application/octet-stream."""
+    """Returns the content type to store: the given one if well-formed and short, else application/octet-stream."""
     if value is None or len(value) > MEDIA_CONTENT_TYPE_CHARACTERS_MAX:
         return OCTET_STREAM
     value = value.strip(" \t")
@@ -74,12 +74,12 @@ def clean_content_type(value: str | None) -> str:
 
 
 def bare_type(content_type: str) -> str:
-    """The type without its parameters, in lower case: `text/plain`."""
+    """Returns the type without its parameters, in lower case: `text/plain`."""
     return content_type.partition(";")[0].strip().lower()
 
 
 def content_disposition(content_type: str, filename: str | None) -> str:
-    """`inline` where the spec's list allows it, else `attachment`; with the file's name if it has one."""
+    """Returns `inline` if the spec's list allows it, else `attachment`; plus the file name if there is one."""
     kind = "inline" if bare_type(content_type) in INLINE_TYPES else "attachment"
     return f"{kind}; {_filename_parameter(filename)}" if filename else kind
 
@@ -88,14 +88,14 @@ def _filename_parameter(filename: str) -> str:
     if _PLAIN_FILENAME.fullmatch(filename):
         return f"filename={filename}"
     if _QUOTABLE_FILENAME.fullmatch(filename) and "%" not in filename:
-        # Some clients decode percent signs inside quotes, so a name with one takes the extended form.
+        # Some clients decode percent signs inside quotes, so a name with one uses the extended form.
         escaped = filename.replace("\\", "\\\\").replace('"', '\\"')
         return f'filename="{escaped}"'
     return f"filename*=utf-8''{quote(filename, safe='')}"
 
 
 def read_filename(disposition: str | None) -> str | None:
-    """The file name in a Content-Disposition header, `filename*` before `filename`. None where none is usable."""
+    """Returns the file name in a Content-Disposition header, `filename*` before `filename`. None if none is usable."""
     if disposition is None:
         return None
     plain: str | None = None
@@ -112,7 +112,7 @@ def read_filename(disposition: str | None) -> str | None:
 
 
 def _parameters(header: str) -> Iterator[tuple[str, str]]:
-    """The parameters after the first word: (lower-case name, unquoted value). Ends at what is malformed."""
+    """Yields the parameters after the first word: (lower-case name, unquoted value). Stops at malformed ones."""
     at = len(header) - len(header.lstrip(" \t"))
     first = re.compile(_TOKEN, re.ASCII).match(header, at)
     at = first.end() if first else at
@@ -123,7 +123,7 @@ def _parameters(header: str) -> Iterator[tuple[str, str]]:
 
 
 def _as_utf8(value: str) -> str:
-    """Header values arrive as latin-1; some servers put raw UTF-8 into a quoted file name."""
+    """Decodes UTF-8. Header values arrive as latin-1, but some servers put raw UTF-8 into a quoted file name."""
     try:
         return value.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -131,7 +131,7 @@ def _as_utf8(value: str) -> str:
 
 
 def clean_filename(value: str) -> str | None:
-    """The name as it may be stored; None for one that is empty, too long, or that no database can hold."""
+    """Returns the name to store; None if it is empty, too long, or has characters that databases cannot store."""
     try:
         size = len(value.encode("utf-8"))
     except UnicodeEncodeError:
@@ -140,7 +140,7 @@ def clean_filename(value: str) -> str | None:
 
 
 def header_parameter(header: str, name: str) -> str | None:
-    """One parameter of a header such as Content-Type, unquoted; None if it has none."""
+    """Returns one parameter of a header such as Content-Type, unquoted; None if it is missing."""
     bare, semicolon, rest = header.partition(";")
     if not semicolon:
         return None

@@ -1,6 +1,6 @@
 """Downloads. Spec: client-server-api/#content-repo-client-behaviour
 
-The deprecated endpoints, which ask for no token, are frozen: they serve only what was stored as public.
+The deprecated endpoints, which need no token, are frozen: they serve only files that were stored as public.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DeprecatedDownloadQuery(DownloadQuery, frozen=True):
 
 @routes.get("/_matrix/client/v1/media/config")
 async def get_config_authed(hs: Resources, requester: Requester) -> dict[str, Any]:
-    """How large an upload may be."""
+    """Returns the size limit of uploads."""
     return {"m.upload.size": hs.config.blobs.upload_bytes_max}
 
 
@@ -57,7 +57,7 @@ async def get_config(hs: Resources, requester: Requester) -> dict[str, Any]:
 async def get_content_authed(
     hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: DownloadQuery, request: Request
 ) -> Response:
-    """The content of a URI."""
+    """Serves the content of a URI."""
     media = await get_media(hs, server_name, media_id, query.timeout_ms)
     return await _serve(hs, request, media, media.description.filename, CACHE_PRIVATE)
 
@@ -74,7 +74,7 @@ async def get_content_override_name_authed(
     query: DownloadQuery,
     request: Request,
 ) -> Response:
-    """The content of a URI, named as the requester wants."""
+    """Serves the content of a URI under the requester's file name."""
     media = await get_media(hs, server_name, media_id, query.timeout_ms)
     return await _serve(hs, request, media, file_name, CACHE_PRIVATE)
 
@@ -83,7 +83,7 @@ async def get_content_override_name_authed(
 async def get_content(
     hs: Resources, server_name: ServerName, media_id: str, query: DeprecatedDownloadQuery, request: Request
 ) -> Response:
-    """The content of a URI that was stored as public."""
+    """Serves the content of a URI that was stored as public."""
     media = await get_public_media(hs, server_name, media_id)
     return await _serve(hs, request, media, media.description.filename, CACHE_PUBLIC)
 
@@ -97,7 +97,7 @@ async def get_content_override_name(
     query: DeprecatedDownloadQuery,
     request: Request,
 ) -> Response:
-    """The content of a URI that was stored as public, named as the requester wants."""
+    """Serves the content of a URI that was stored as public, under the requester's file name."""
     media = await get_public_media(hs, server_name, media_id)
     return await _serve(hs, request, media, file_name, CACHE_PUBLIC)
 
@@ -117,9 +117,9 @@ async def _serve(hs: Resources, request: Request, media: Media, filename: str | 
 
 
 async def get_media(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
-    """The file of a URI, fetched from its server if need be; waits for one that is still to be uploaded.
+    """Returns the file of a URI. Fetches it from its server, or waits for its upload, if necessary.
 
-    Raises M_NOT_FOUND, M_NOT_YET_UPLOADED, and as `fetch_remote`.
+    Raises M_NOT_FOUND, M_NOT_YET_UPLOADED, and what `fetch_remote` raises.
     """
     check_media_id(media_id)
     if server_name == hs.server_name:
@@ -132,7 +132,7 @@ async def get_media(hs: Resources, server_name: ServerName, media_id: str, timeo
 
 
 async def get_local_media(hs: Resources, media_id: str, timeout_ms: int) -> Media:
-    """The file of a URI of this server; waits for one that is still to be uploaded. M_NOT_FOUND, M_NOT_YET_UPLOADED."""
+    """Returns the file of a URI of this server, and waits for its upload. Raises M_NOT_FOUND, M_NOT_YET_UPLOADED."""
     check_media_id(media_id)
     deadline = trio.current_time() + min(timeout_ms, MEDIA_WAIT_MS_MAX) / 1000
     while True:
@@ -147,31 +147,31 @@ async def get_local_media(hs: Resources, media_id: str, timeout_ms: int) -> Medi
 
 
 async def get_public_media(hs: Resources, server_name: ServerName, media_id: str) -> Media:
-    """The file of a URI if the deprecated endpoints may serve it, else M_NOT_FOUND.
+    """Returns the file of a URI if the deprecated endpoints may serve it. Raises M_NOT_FOUND otherwise.
 
-    They are frozen: what is uploaded, or fetched from another server, is served with a token only.
+    They are frozen: files that are uploaded, or fetched from another server, are served with a token only.
     """
     check_media_id(media_id)
     media = await hs.database.read(storage.find_media, server_name, media_id)
     if media is None or not media.is_public:
-        raise not_found("There is no such media, or it can be had with an access token only.")
+        raise not_found("There is no such media, or it needs an access token.")
     return media
 
 
 def check_media_id(media_id: str) -> None:
-    """Raises M_NOT_FOUND for what cannot be a media ID."""
+    """Raises M_NOT_FOUND if it cannot be a media ID."""
     if _MEDIA_ID.fullmatch(media_id) is None or len(media_id) > MEDIA_ID_CHARACTERS_MAX:
         raise not_found("There is no such media: its ID is not valid.")
 
 
 def note_used(hs: Resources, media: Media) -> None:
-    """Remembers, a while after the answer, that a remote file is still wanted."""
+    """Stores, a while after the response, that a remote file is still in use."""
     if media.is_remote and not is_recent(media.used_ms, hs.now_ms(), MEDIA_USED_INTERVAL_MS):
         start_aside(hs, hs.database.note, storage.store_used, media.media_nid)
 
 
 def parse_mxc(uri: str) -> tuple[ServerName, str]:
-    """The server name and media ID of an `mxc://` URI. Raises M_NOT_FOUND for what is none."""
+    """Returns the server name and media ID of an `mxc://` URI. Raises M_NOT_FOUND if it is malformed."""
     server_name, slash, media_id = uri.removeprefix("mxc://").partition("/")
     if not uri.startswith("mxc://") or not slash:
         raise not_found("This is not an mxc:// URI.")
@@ -183,7 +183,7 @@ def parse_mxc(uri: str) -> tuple[ServerName, str]:
 
 
 async def download(hs: Resources, mxc: str, *, timeout_ms: int = 20_000) -> tuple[str, bytes]:
-    """Content type and content of an `mxc://` URI, fetched from its server if need be. Raises as `get_media`."""
+    """Returns content type and content of an `mxc://` URI, fetched if necessary. Raises what `get_media` raises."""
     server_name, media_id = parse_mxc(mxc)
     media = await get_media(hs, server_name, media_id, timeout_ms)
     try:

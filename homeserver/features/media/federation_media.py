@@ -1,4 +1,4 @@
-"""What other servers fetch from this one. Spec: server-server-api/#content-repository"""
+"""Serves media to other servers. Spec: server-server-api/#content-repository"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from homeserver.resources import Resources
 
 @routes.get("/_matrix/federation/v1/media/download/{media_id}", rate_limit="federation")
 async def get_content(hs: Resources, origin: ServerName, media_id: str, query: DownloadQuery) -> Response:
-    """The content of a URI of this server, as the second of two parts."""
+    """Serves the content of a URI of this server, as the second of two parts."""
     media = await get_local_media(hs, media_id, query.timeout_ms)
     content_type = media.description.content_type
     envelope = new_envelope(content_type, content_disposition(content_type, media.description.filename))
@@ -29,7 +29,7 @@ async def get_content(hs: Resources, origin: ServerName, media_id: str, query: D
 
 @routes.get("/_matrix/federation/v1/media/thumbnail/{media_id}", rate_limit="federation")
 async def get_content_thumbnail(hs: Resources, origin: ServerName, media_id: str, query: ThumbnailQuery) -> Response:
-    """A thumbnail of a URI of this server, as the second of two parts."""
+    """Serves a thumbnail of a URI of this server, as the second of two parts."""
     size = read_size(query)
     thumbnail = await get_thumbnail(hs, hs.server_name, media_id, size, query.timeout_ms)
     envelope = new_envelope(thumbnail.content_type, thumbnail_disposition(thumbnail.content_type))

@@ -1,7 +1,7 @@
-"""The multipart/mixed body of a federation media answer, written and read as a stream.
+"""The multipart/mixed body of a federation media response, written and read as a stream.
 
-Exactly two parts: a JSON object, then the media or a `Location`.
-Spec: server-server-api/#content-repository, RFC 2046 §5.1.1
+Exactly two parts: a JSON object, then the media or a `Location`. Spec: server-server-api/#content-repository, RFC 2046
+§5.1.1
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _PREAMBLE_BYTES_MAX = 1024
 
 
 class InvalidMultipart(ValueError):
-    """Not the two parts that the spec asks for; the message says what is wrong."""
+    """The body does not have the two parts that the spec requires. The message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What stands before and after the media in the body that this server answers with."""
+    """The bytes before and after the media in a response of this server."""
 
     content_type: str
     head: bytes
@@ -33,7 +33,7 @@ class Envelope:
 
 
 def new_envelope(media_type: str, disposition: str) -> Envelope:
-    """The envelope of one answer. Its boundary is random, so that no media can hold it."""
+    """Returns the envelope of one response. Its boundary is random, so the media cannot contain it."""
     boundary = secrets.token_hex(24)
     head = (
         f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n"
@@ -44,20 +44,21 @@ def new_envelope(media_type: str, disposition: str) -> Envelope:
 
 
 def read_boundary(content_type: str) -> bytes:
-    """The boundary that a Content-Type header names. Raises InvalidMultipart."""
+    """Returns the boundary in a Content-Type header. Raises InvalidMultipart."""
     if bare_type(content_type) != "multipart/mixed":
-        raise InvalidMultipart("the answer is not multipart/mixed")
+        raise InvalidMultipart("the response is not multipart/mixed")
     boundary = header_parameter(content_type, "boundary")
     if boundary is None or _BOUNDARY.fullmatch(boundary) is None:
-        raise InvalidMultipart("the answer names no valid boundary")
+        raise InvalidMultipart("the response has no valid boundary")
     return boundary.encode("ascii")
 
 
 @dataclass(slots=True)
 class MultipartReader:
-    """Reads the two parts from chunks cut anywhere. Memory is bounded by the limits and the size of a chunk.
+    """Reads the two parts from chunks of any size. Memory is bounded by the limits and the size of a chunk.
 
-    First `await read_headers()`, which answers the header fields of the media part (lower-case names); then `media()`.
+    First call `await read_headers()`, which returns the header fields of the media part (lower-case names); then
+    iterate over `media()`.
     """
 
     chunks: AsyncIterator[bytes]
@@ -65,21 +66,21 @@ class MultipartReader:
     _buffer: bytearray = field(default_factory=bytearray)
 
     async def read_headers(self) -> Mapping[str, str]:
-        """Skips the preamble and the JSON part; answers the media part's headers. Raises InvalidMultipart."""
+        """Skips the preamble and the JSON part, and returns the media part's headers. Raises InvalidMultipart."""
         opening = b"--" + self.boundary
-        self._buffer[:0] = b"\r\n"  # the first delimiter may stand at the very beginning
+        self._buffer[:0] = b"\r\n"  # the first delimiter may be at the very beginning
         await self._skip_past(b"\r\n" + opening, _PREAMBLE_BYTES_MAX)
         await self._end_of_delimiter()
         metadata_headers = await self._headers()
         if bare_type(metadata_headers.get("content-type", "text/plain")) != "application/json":
             raise InvalidMultipart("the first part is not application/json")
-        self._buffer[:0] = b"\r\n"  # a part without content may have its delimiter right after the empty line
+        self._buffer[:0] = b"\r\n"  # an empty part may have its delimiter right after the empty line
         await self._skip_past(b"\r\n" + opening, MEDIA_MULTIPART_METADATA_BYTES_MAX)
         await self._end_of_delimiter()
         return await self._headers()
 
     async def media(self) -> AsyncIterator[bytes]:
-        """The content of the media part. Raises InvalidMultipart where the body ends before the closing delimiter."""
+        """Yields the content of the media part. Raises InvalidMultipart if the closing delimiter is missing."""
         delimiter = b"\r\n--" + self.boundary
         keep = len(delimiter) - 1
         self._buffer[:0] = b"\r\n"  # as above
@@ -96,10 +97,10 @@ class MultipartReader:
         del self._buffer[: at + len(delimiter)]
         await self._at_least(2)
         if self._buffer[:2] != b"--":
-            raise InvalidMultipart("there are more than two parts, or the media holds the boundary")
+            raise InvalidMultipart("there are more than two parts, or the media contains the boundary")
 
     async def _headers(self) -> Mapping[str, str]:
-        """The header fields of a part, up to and including the empty line."""
+        """Returns the header fields of a part, and consumes them with the empty line."""
         while self._buffer[:2] != b"\r\n" and (at := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > MEDIA_MULTIPART_HEADERS_BYTES_MAX:
                 raise InvalidMultipart("the headers of a part are too long")
@@ -121,7 +122,7 @@ class MultipartReader:
         return fields
 
     async def _end_of_delimiter(self) -> None:
-        """After a delimiter that another part must follow: white space and the end of the line."""
+        """Consumes the rest of a delimiter line that another part must follow: white space and the line end."""
         while True:
             stripped = self._buffer.lstrip(b" \t")
             if len(stripped) >= 2:
@@ -140,7 +141,7 @@ class MultipartReader:
                 raise InvalidMultipart("a delimiter is missing")
             await self._more()
         if at > bytes_max:
-            raise InvalidMultipart("what comes before the media is too long")
+            raise InvalidMultipart("the part before the media is too long")
         del self._buffer[: at + len(mark)]
 
     async def _at_least(self, count: int) -> None:
@@ -151,4 +152,4 @@ class MultipartReader:
         try:
             self._buffer += await anext(self.chunks)
         except StopAsyncIteration:
-            raise InvalidMultipart("the answer ends too early") from None
+            raise InvalidMultipart("the response ends too early") from None

@@ -1,4 +1,4 @@
-"""The table that the modules of this folder register their operations in."""
+"""The table in which the modules of this folder register their operations."""
 
 from __future__ import annotations
 

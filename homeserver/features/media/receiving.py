@@ -1,6 +1,7 @@
-"""Receiving: content of unknown length becomes a durable blob, and only then a row.
+"""Receiving: content of unknown length becomes a durable blob first, and a row after that.
 
-At most a chunk of it is in memory; what is longer goes through a temporary file in `data_dir`, hashed on the way.
+At most one chunk of it is in memory; longer content goes through a temporary file in `data_dir`, and is hashed on the
+way.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _BLOB_KEY = re.compile(r"media/[0-9a-f]/[0-9a-f]{64}-([0-9a-f]{1,16})-[0-9a-f]{8
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Content that has arrived whole. `data`: itself, or the temporary file that holds it."""
+    """Content that has arrived completely. `data`: the content itself, or the temporary file that has it."""
 
     sha256: bytes
     size_bytes: int
@@ -44,13 +45,13 @@ class Received:
 
 
 def temporary_folder(hs: Resources) -> Path:
-    """Where uploads wait until they are whole. Nothing in it outlives the request that wrote it, but for a crash."""
+    """Returns the folder of unfinished uploads. Only a crash lets its files outlive their requests."""
     return hs.config.data_path("uploads")
 
 
 @asynccontextmanager
 async def receive(hs: Resources, chunks: AsyncIterator[bytes]) -> AsyncIterator[Received]:
-    """Takes all of `chunks`; whatever these raise is raised. The temporary file is gone after the `with` block."""
+    """Receives all of `chunks`, and raises what they raise. The temporary file is deleted after the `with` block."""
     spool = _Spool(temporary_folder(hs))
     waiting: list[bytes] = []
     waiting_bytes = 0
@@ -81,7 +82,7 @@ async def _run(hs: Resources, write: Callable[[list[bytes]], None], parts: list[
 
 
 class _Spool:
-    """The temporary file of one upload; its methods run in a worker thread, one after the other."""
+    """The temporary file of one upload. Its methods run in a worker thread, one after the other."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -116,31 +117,31 @@ class _Spool:
 
 
 def new_blob_key(sha256: bytes, now_ms: int) -> str:
-    """A key that was never used: the content's hash, when it was made, and a few random characters."""
+    """Returns a new key: the content's hash, the creation time, and a few random characters."""
     digest = sha256.hex()
     return f"{shard_folder(sha256[0] >> 4)}/{digest}-{now_ms:x}-{secrets.token_hex(4)}"
 
 
 def shard_folder(shard: int) -> str:
-    """Blobs are in 16 folders: none has too many entries, and each can be searched by itself."""
+    """Returns one of 16 folders, so that no folder has too many entries and each can be listed by itself."""
     return f"media/{shard:x}"
 
 
 def blob_created_ms(blob_key: str) -> int | None:
-    """When the key was made; None for a key that is not of `new_blob_key`."""
+    """Returns the creation time in the key; None if the key was not made by `new_blob_key`."""
     match = _BLOB_KEY.fullmatch(blob_key)
     return None if match is None else int(match[1], 16)
 
 
 async def keep(hs: Resources, received: Received, store: Callable[[Transaction, Blob], T]) -> T:
-    """Makes the content durable, then runs `store` in one write. Returns what it returns, raises what it raises.
+    """Makes the content durable, then runs `store` in one write. Returns its result, raises its exceptions.
 
-    Content that is stored already is shared, so nothing is stored twice. If its blob turns out to be lost or cut off,
-    this content takes its place, for every file that shared it.
+    If the same content is stored already, its blob is shared. If that blob turns out to be lost or truncated, this
+    content replaces it for every file that shared it.
     """
-    whole_key: str | None = None  # a blob with this content, seen to be whole
-    lost_key: str | None = None  # one that was lost
-    if isinstance(received.data, Path):  # otherwise storing it in vain costs less than asking first
+    whole_key: str | None = None  # a complete blob with this content
+    lost_key: str | None = None  # a lost or truncated one
+    if isinstance(received.data, Path):  # small content is cheaper to store in vain than to look up first
         shared_key = await hs.database.read(storage.find_blob_key, received.sha256)
         if shared_key is not None and await _is_whole(hs, shared_key, received.size_bytes):
             try:
@@ -157,13 +158,13 @@ async def keep(hs: Resources, received: Received, store: Callable[[Transaction, 
             except _NotChecked as found:
                 is_whole = await _is_whole(hs, found.blob_key, blob.size_bytes)
                 whole_key, lost_key = (found.blob_key, None) if is_whole else (None, found.blob_key)
-    except MatrixError:  # the write was refused, so nobody knows the key; after anything else the clean-up decides
+    except MatrixError:  # the write was refused, so no row has the key; after any other error the clean-up decides
         await hs.blobs.delete(blob.key)
         raise
 
 
 class _NotChecked(Exception):
-    """A blob with the same content is stored already. Nobody has checked yet that it is still whole."""
+    """A blob with the same content is stored already, but has not been checked for completeness."""
 
     def __init__(self, blob_key: str) -> None:
         super().__init__(blob_key)
@@ -171,7 +172,7 @@ class _NotChecked(Exception):
 
 
 async def _is_whole(hs: Resources, blob_key: str, size_bytes: int) -> bool:
-    """Whether the stored blob is there in its full length: one stat."""
+    """Returns whether the stored blob exists in its full length, which costs one stat."""
     try:
         stored_bytes = await hs.blobs.size_bytes(blob_key)
     except KeyError:
@@ -202,7 +203,7 @@ def _share(tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T])
 
 
 async def limited(chunks: AsyncIterator[bytes], bytes_max: int, error: MatrixError) -> AsyncGenerator[bytes]:
-    """The chunks; raises `error` once they are longer than `bytes_max`."""
+    """Yields the chunks. Raises `error` once they are longer than `bytes_max`."""
     size_bytes = 0
     async for chunk in chunks:
         size_bytes += len(chunk)
@@ -212,6 +213,6 @@ async def limited(chunks: AsyncIterator[bytes], bytes_max: int, error: MatrixErr
 
 
 async def whole(data: bytes) -> AsyncIterator[bytes]:
-    """Content that is all there, as chunks."""
+    """Yields content that is in memory as chunks."""
     if data:
         yield data

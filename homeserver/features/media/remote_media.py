@@ -1,4 +1,4 @@
-"""Fetching media from the server that its URI names; what arrives is kept like an upload.
+"""Fetches media from the server named in its URI, and stores it like an upload.
 
 Spec: server-server-api/#content-repository
 """
@@ -37,7 +37,7 @@ _ERROR_BYTES_MAX = 64 * 1024
 
 
 class _UnknownEndpoint(Exception):
-    """The other server is older than the endpoint: 404 M_UNRECOGNIZED."""
+    """The other server is too old for the endpoint: 404 M_UNRECOGNIZED."""
 
 
 class _ErrorBody(msgspec.Struct):
@@ -45,10 +45,10 @@ class _ErrorBody(msgspec.Struct):
 
 
 async def fetch_remote(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
-    """Fetches a file and keeps it; everyone who asks for it meanwhile waits for the same fetch.
+    """Fetches a file and stores it. Concurrent requests for the file share one fetch.
 
-    timeout_ms: how long the other server may wait for its upload. Raises M_NOT_FOUND, M_NOT_YET_UPLOADED,
-    502 M_TOO_LARGE, and 502 M_UNKNOWN where the server cannot be reached or does not answer as it should.
+    timeout_ms: how long the other server may wait for the upload. Raises M_NOT_FOUND, M_NOT_YET_UPLOADED, 502
+    M_TOO_LARGE, and 502 M_UNKNOWN if the server cannot be reached or its response is invalid.
     """
     if not hs.config.federation.enabled:
         raise not_found("There is no such media.")
@@ -59,7 +59,7 @@ async def fetch_remote(hs: Resources, server_name: ServerName, media_id: str, ti
 async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
     async with hs.flights.limiter("remote media", MEDIA_FETCHES_AT_ONCE_MAX):
         already = await hs.database.read(storage.find_media, server_name, media_id)
-        if already is not None:  # another flight for it landed while this one was being called
+        if already is not None:  # another fetch of it ended while this one was being started
             return already
         if not hs.peers.admit(server_name, hs.now_ms(), PERSON):
             raise _bad_gateway(f"{server_name} has not answered lately.")
@@ -71,11 +71,11 @@ async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_
         except WireError as error:
             if error.reason == "too_large":
                 raise _too_large() from error
-            # What it says names addresses, which users need not know.
+            # The error contains addresses, which are not for users.
             _log.info("media not fetched", extra={"destination": server_name, "reason": str(error)})
             raise _bad_gateway(f"The media could not be fetched from {server_name}.") from error
         except InvalidMultipart as error:
-            raise _bad_gateway(f"{server_name} did not answer as it should: {error}.") from error
+            raise _bad_gateway(f"{server_name} sent an invalid response: {error}.") from error
 
 
 async def _fetch_signed(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
@@ -106,7 +106,9 @@ async def _fetch_signed(hs: Resources, server_name: ServerName, media_id: str, t
 
 
 async def _fetch_unsigned(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
-    """By the endpoint of before v1.11. "When falling back, servers MUST be sure to set `allow_remote` to `false`"."""
+    """Uses the endpoint of before v1.11. "When falling back, servers MUST be sure to set `allow_remote` to
+    `false`".
+    """
     path = (
         f"/_matrix/media/v3/download/{quote(server_name, safe='')}/{quote(media_id, safe='')}"
         f"?allow_remote=false&timeout_ms={timeout_ms}"
@@ -126,12 +128,12 @@ async def _fetch_unsigned(hs: Resources, server_name: ServerName, media_id: str,
 
 
 async def _fetch_location(hs: Resources, server_name: ServerName, media_id: str, location: str) -> Media:
-    """The content behind a URL that the other server named. The wire refuses URLs that lead into private networks."""
+    """Fetches the content behind a URL given by the other server. The wire refuses URLs into private networks."""
     async with hs.wire.stream_url(
         location, timeout_s=MEDIA_FETCH_TIMEOUT_S, max_bytes=hs.config.blobs.upload_bytes_max
     ) as answer:
         if answer.status != 200:
-            raise _bad_gateway(f"The place that {server_name} named for its media answers {answer.status}.")
+            raise _bad_gateway(f"The media location that {server_name} gave answered {answer.status}.")
         return await _keep(hs, server_name, media_id, answer.headers, answer.chunks)
 
 
@@ -151,7 +153,7 @@ async def _keep(
 
 
 async def _raise_for(server_name: ServerName, answer: WireStream, *, may_be_unknown: bool) -> None:
-    """Raises the MatrixError that an answer other than 200 means for our client."""
+    """Raises the MatrixError for our client that corresponds to a response other than 200."""
     errcode = await _read_errcode(answer)
     if may_be_unknown and is_unknown_endpoint(answer.status, errcode):
         raise _UnknownEndpoint
@@ -161,7 +163,7 @@ async def _raise_for(server_name: ServerName, answer: WireStream, *, may_be_unkn
         raise MatrixError(504, "M_NOT_YET_UPLOADED", "This media has not been uploaded yet.")
     if errcode == "M_TOO_LARGE":
         raise _too_large()
-    raise _bad_gateway(f"{server_name} answers {answer.status} {errcode} for this media.")
+    raise _bad_gateway(f"{server_name} answered {answer.status} {errcode} for this media.")
 
 
 async def _read_errcode(answer: WireStream) -> str:
@@ -177,7 +179,7 @@ async def _read_errcode(answer: WireStream) -> str:
 
 
 def _too_large() -> MatrixError:
-    return MatrixError(502, "M_TOO_LARGE", "This media is larger than what this server fetches from others.")
+    return MatrixError(502, "M_TOO_LARGE", "This media is larger than this server's limit for remote media.")
 
 
 def _bad_gateway(error: str) -> MatrixError:

@@ -1,4 +1,4 @@
-"""Serving: a stored blob as an HTTP answer, whole or in part. Conditions and ranges: RFC 9110 §13, §14."""
+"""Serving: a stored blob as an HTTP response, whole or in part. Conditions and ranges: RFC 9110 §13, §14."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homeserver.federation.signing import encode_base64
 from homeserver.limits import MEDIA_CHUNK_BYTES
 from homeserver.resources import Resources
 
-# A URI's content never changes. With a token a shared cache must not keep it; without one anyone may.
+# A URI's content never changes. If a token is required, shared caches must not keep it; otherwise anyone may.
 CACHE_PRIVATE = "private, max-age=31536000, immutable"
 CACHE_PUBLIC = "public, max-age=31536000, immutable"
 
@@ -32,9 +32,9 @@ async def serve(
     cache_control: str = CACHE_PRIVATE,
     content: bytes | None = None,
 ) -> Response:
-    """The answer with a blob as its body. `tag`: the content's hash. Raises M_NOT_FOUND where the blob is lost.
+    """Returns the response with a blob as its body. `tag`: the content's hash. Raises M_NOT_FOUND if the blob is lost.
 
-    content: the blob's content, where it is at hand.
+    content: the blob's content, if it is in memory.
     """
     etag = f'"{encode_base64(tag)}"'
     headers = {
@@ -56,7 +56,7 @@ async def serve(
         if part is not None:
             start, end = part
             if start >= end:
-                body = {"errcode": "M_INVALID_PARAM", "error": "The range lies outside of the content."}
+                body = {"errcode": "M_INVALID_PARAM", "error": "The range is outside the content."}
                 return Response(416, body, {**SAFETY_HEADERS, "content-range": f"bytes */{size_bytes}"})
             status = 206
             headers["content-range"] = f"bytes {start}-{end - 1}/{size_bytes}"
@@ -75,9 +75,9 @@ async def serve(
 
 
 def read_range(value: str, size_bytes: int) -> tuple[int, int] | None:
-    """The bytes start ≤ i < end that a Range header asks for; start ≥ end where there are none such.
+    """Returns the range start ≤ i < end of a Range header; start ≥ end if it cannot be satisfied.
 
-    None where the header is to be ignored: not one range of bytes.
+    None if the header is to be ignored because it is not a single range of bytes.
     """
     match = _RANGE.fullmatch(value.strip())
     if match is None:
@@ -101,7 +101,7 @@ def _matches(header: str | None, etag: str) -> bool:
 async def open_stream(
     hs: Resources, blob_key: str, size_bytes: int, start: int = 0, end: int | None = None
 ) -> AsyncIterator[bytes]:
-    """The chunks of a blob of that size. Raises before the first chunk: KeyError or BlobError."""
+    """Returns the chunks of a blob of that size. Raises KeyError or BlobError before the first chunk."""
     chunks = hs.blobs.stream(blob_key, start, end, expected_bytes=size_bytes)
     first = await anext(chunks, b"")
     return _chain(first, chunks)

@@ -1,7 +1,8 @@
-"""The tables of the content repository: what each `mxc://` URI stands for, and which blob holds it.
+"""The tables of the content repository: the file of each `mxc://` URI, and the blob that stores it.
 
-A blob's key is never used twice and never overwritten, so whoever finds a key in a row may read it without a lock, and
-deleting one can never meet another who is just storing it. Rows with the same content hash share a blob.
+A blob's key is never reused or overwritten. So a reader that has found a key in a row needs no lock, and deleting a
+blob never collides with storing one. Rows with the same content hash share a blob.
+
 Spec: client-server-api/#content-repository
 """
 
@@ -98,7 +99,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What an uploader or another server says of the content. `filename` None: it has none."""
+    """What an uploader or another server says about the content. `filename` is None if it has none."""
 
     content_type: str
     filename: str | None
@@ -118,7 +119,7 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A URI that was created and has no content yet. `position`: of the stream, when this was read."""
+    """A URI that was created and has no content yet. `position`: the stream position of this read."""
 
     uploader: UserID
     expires_ms: int
@@ -133,7 +134,7 @@ class BlobGone(Exception):
 
 
 def find_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media | None:
-    """The file of a URI, None if this server does not hold its content."""
+    """Returns the file of a URI, None if this server does not have its content."""
     row = tx.one(
         "SELECT media_nid, blob_key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms"
         " FROM media WHERE server_nid = ? AND media_id = ?",
@@ -148,12 +149,12 @@ def find_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media
 
 
 def find_local(tx: Transaction, server_name: ServerName, media_id: str) -> Media | Pending | None:
-    """The file of a URI of this server, or that its content is still to come."""
+    """Returns the file of a URI of this server, or the Pending if its content has not been uploaded yet."""
     return find_media(tx, server_name, media_id) or find_pending(tx, media_id)
 
 
 def find_pending(tx: Transaction, media_id: str) -> Pending | None:
-    """A URI of this server that waits for its content and has not expired."""
+    """Returns a URI of this server that waits for its content and has not expired."""
     row = tx.one(
         "SELECT uploader_nid, expires_ms FROM media_pending WHERE media_id = ? AND expires_ms > ? AND expires_ms <= ?",
         media_id,
@@ -163,14 +164,14 @@ def find_pending(tx: Transaction, media_id: str) -> Pending | None:
 
 
 def find_uploader(tx: Transaction, server_name: ServerName, media_id: str) -> UserID | None:
-    """Who uploaded the file of a URI of this server."""
+    """Returns the uploader of a file of this server."""
     nid = tx.find(server_name)
     row = tx.one("SELECT uploader_nid FROM media WHERE server_nid = ? AND media_id = ?", nid, media_id)
     return None if row is None or row[0] is None else UserID(tx.name(row[0]))
 
 
 def find_blob_key(tx: Transaction, sha256: bytes) -> str | None:
-    """The key of a blob with this content."""
+    """Returns the key of a blob with this content."""
     row = tx.one("SELECT blob_key FROM media WHERE sha256 = ? LIMIT 1", sha256)
     return None if row is None else row[0]
 
@@ -179,7 +180,7 @@ def find_blob_key(tx: Transaction, sha256: bytes) -> str | None:
 
 
 def store_pending(tx: Transaction, media_id: str, uploader: UserID, expires_ms: int) -> None:
-    """Creates a URI without content. Raises M_LIMIT_EXCEEDED where the user has too many of them."""
+    """Creates a URI without content. Raises M_LIMIT_EXCEEDED if the user has too many of them."""
     uploader_nid = tx.intern(uploader)
     row = tx.one(
         "SELECT COUNT(*), MIN(expires_ms) FROM media_pending WHERE uploader_nid = ? AND expires_ms > ?"
@@ -207,7 +208,7 @@ def check_may_upload(
     media_id: str | None,
     size_bytes: int,
 ) -> None:
-    """Raises M_FORBIDDEN for a user who has used up their space; for a created `media_id` as `check_pending`."""
+    """Raises M_FORBIDDEN if the user's space is used up; for a created `media_id` also what `check_pending` raises."""
     if media_id is not None:
         check_pending(tx, server_name, uploader, media_id)
     row = tx.one("SELECT files, size_bytes FROM media_usage WHERE uploader_nid = ?", tx.find(uploader))
@@ -217,11 +218,11 @@ def check_may_upload(
 
 
 def check_pending(tx: Transaction, server_name: ServerName, uploader: UserID, media_id: str) -> None:
-    """Raises M_NOT_FOUND, M_FORBIDDEN or M_CANNOT_OVERWRITE_MEDIA unless the user may now give the ID its content."""
+    """Raises M_NOT_FOUND, M_FORBIDDEN or M_CANNOT_OVERWRITE_MEDIA unless the user may now upload the ID's content."""
     pending = find_pending(tx, media_id)
     owner = pending.uploader if pending is not None else find_uploader(tx, server_name, media_id)
     if owner is None:
-        raise not_found("This media ID was not created, or has expired.")
+        raise not_found("This media ID was never created or has expired.")
     if owner != uploader:
         raise forbidden("This media ID belongs to another user.")
     if pending is None:
@@ -240,7 +241,7 @@ def store_upload(
     is_pending: bool,
     is_public: bool,
 ) -> None:
-    """Makes a blob the content of a URI of this server, and wakes who waits for it. Raises as `check_may_upload`."""
+    """Makes a blob the content of a URI of this server, and wakes waiters. Raises what `check_may_upload` raises."""
     check_may_upload(tx, server_name, quotas, uploader, media_id if is_pending else None, blob.size_bytes)
     uploader_nid = tx.intern(uploader)
     _insert_media(tx, blob, server_name, media_id, description, uploader_nid, is_public)
@@ -257,14 +258,14 @@ def store_upload(
 
 
 def wake_key(media_id: str) -> str:
-    """The stream key that is woken when a created URI gets its content."""
+    """Returns the stream key that is woken when a created URI gets its content."""
     return f"media/{media_id}"
 
 
 def store_remote(
     tx: Transaction, blob: Blob, server_name: ServerName, media_id: str, description: Description
 ) -> Media:
-    """Remembers another server's file. Another node may have been faster: then its row stays, and is answered."""
+    """Stores another server's file. If another node was faster, its row stays and is returned."""
     found = find_media(tx, server_name, media_id)
     if found is None:
         _insert_media(tx, blob, server_name, media_id, description, None, False)
@@ -302,7 +303,7 @@ def _insert_media(
 
 
 def check_shared(tx: Transaction, blob_key: str) -> None:
-    """Raises BlobGone unless a row names the blob, so that in this transaction another may."""
+    """Raises BlobGone unless a row refers to the blob, so that another row may refer to it in this transaction."""
     if not is_blob_used(tx, blob_key):
         raise BlobGone
 
@@ -310,11 +311,11 @@ def check_shared(tx: Transaction, blob_key: str) -> None:
 def replace_blob(tx: Transaction, lost_key: str, blob: Blob) -> None:
     """Points every file whose blob was lost to another blob with the same content."""
     tx.run("UPDATE media SET blob_key = ? WHERE sha256 = ? AND blob_key = ?", blob.key, blob.sha256, lost_key)
-    note_released(tx, lost_key)  # something may be left of it
+    note_released(tx, lost_key)  # part of it may be left
 
 
 def store_used(tx: Transaction, media_nid: int) -> None:
-    """Remembers that the file was used now."""
+    """Stores that the file was used now."""
     tx.run("UPDATE media SET used_ms = ? WHERE media_nid = ?", tx.now_ms, media_nid)
 
 
@@ -322,7 +323,7 @@ def store_used(tx: Transaction, media_nid: int) -> None:
 
 
 def delete_media(tx: Transaction, server_name: ServerName, media_id: str) -> bool:
-    """Forgets a file and its thumbnails; lists for deletion the blobs that nothing else names. False: there is none."""
+    """Deletes a file and its thumbnails, and releases their blobs. Returns False if there is no such file."""
     row = tx.one(
         "SELECT media_nid, blob_key, uploader_nid, size_bytes FROM media WHERE server_nid = ? AND media_id = ?",
         tx.find(server_name),
@@ -350,14 +351,14 @@ def _delete_row(tx: Transaction, media_nid: int, blob_key: str, uploader_nid: in
 
 
 def note_released(tx: Transaction, blob_key: str) -> None:
-    """Lists the blob for deletion unless a row still names it."""
+    """Lists the blob for deletion unless a row refers to it."""
     if not is_blob_used(tx, blob_key):
         tx.run("INSERT INTO media_deletions (blob_key) VALUES (?) ON CONFLICT (blob_key) DO NOTHING", blob_key)
 
 
 def is_blob_used(tx: Transaction, blob_key: str) -> bool:
-    """Whether a file or a thumbnail names the blob."""
-    sha256 = bytes.fromhex(blob_key.rpartition("/")[2][:64])  # by which files have an index
+    """Returns whether a file or a thumbnail refers to the blob."""
+    sha256 = bytes.fromhex(blob_key.rpartition("/")[2][:64])  # files have an index by their hash
     return (
         tx.one("SELECT 1 FROM media WHERE sha256 = ? AND blob_key = ? LIMIT 1", sha256, blob_key) is not None
         or tx.one("SELECT 1 FROM media_thumbnails WHERE blob_key = ? LIMIT 1", blob_key) is not None
@@ -365,24 +366,24 @@ def is_blob_used(tx: Transaction, blob_key: str) -> bool:
 
 
 def delete_expired_pending(tx: Transaction) -> int:
-    """Forgets created URIs that did not get their content in time; answers how many."""
+    """Deletes created URIs that got no content in time. Returns how many."""
     return tx.run("DELETE FROM media_pending WHERE expires_ms <= ? OR expires_ms > ?", *_pending_between(tx))
 
 
 def _pending_between(tx: Transaction) -> tuple[int, int]:
-    """Between which moments a URI without content expires that has not expired yet."""
+    """Returns the expiry times of URIs that have not expired yet: after the first, up to the second."""
     return tx.now_ms, latest(tx.now_ms, MEDIA_PENDING_LIFETIME_MS)
 
 
 def get_remote_bytes(tx: Transaction) -> int:
-    """How much other servers' files take up."""
+    """Returns the bytes in use by other servers' files."""
     row = tx.one("SELECT COALESCE(SUM(size_bytes), 0) FROM media WHERE uploader_nid IS NULL")
     assert row is not None
     return int(row[0])
 
 
 def delete_oldest_remote(tx: Transaction, excess_bytes: int, count: int) -> int:
-    """Deletes the remote files longest unused, at most `count`, until `excess_bytes` are free. Returns what is free."""
+    """Deletes up to `count` least recently used remote files until `excess_bytes` are freed. Returns freed bytes."""
     oldest = tx.all(
         "SELECT media_nid, blob_key, size_bytes FROM media WHERE uploader_nid IS NULL ORDER BY used_ms LIMIT ?", count
     )
@@ -396,33 +397,33 @@ def delete_oldest_remote(tx: Transaction, excess_bytes: int, count: int) -> int:
 
 
 def list_deletions(tx: Transaction, count: int) -> list[str]:
-    """Keys of blobs that are to be deleted."""
+    """Returns keys of blobs that are to be deleted."""
     return tx.values("SELECT blob_key FROM media_deletions ORDER BY blob_key LIMIT ?", count)
 
 
 def delete_deletions(tx: Transaction, blob_keys: Collection[str]) -> None:
-    """These blobs are gone."""
+    """Removes deleted blobs from the list."""
     tx.many("DELETE FROM media_deletions WHERE blob_key = ?", [(key,) for key in blob_keys])
 
 
 def get_sweep(tx: Transaction) -> int:
-    """Which of the 256 shards of keys the search for orphans is to look at next."""
+    """Returns the shard of keys in which to search for orphans next."""
     row = tx.one("SELECT next_shard FROM media_sweep WHERE id = 1")
     assert row is not None
     return row[0]
 
 
 def list_unused(tx: Transaction, blob_keys: Collection[str]) -> list[str]:
-    """Those of the blobs that neither a file nor a thumbnail names."""
+    """Returns those of the blobs that no file and no thumbnail refers to."""
     return [key for key in blob_keys if not is_blob_used(tx, key)]
 
 
 def store_orphans(tx: Transaction, blob_keys: Collection[str]) -> None:
-    """Lists for deletion those of the blobs that no row names."""
+    """Lists those of the blobs for deletion that no row refers to."""
     for key in blob_keys:
         note_released(tx, key)
 
 
 def store_sweep(tx: Transaction, next_shard: int) -> None:
-    """Remembers how far the search for orphans has come."""
+    """Stores the shard in which to search for orphans next."""
     tx.run("UPDATE media_sweep SET next_shard = ? WHERE id = 1", next_shard)

@@ -1,8 +1,8 @@
-"""The colours of a thumbnail: pixels of every kind that the decoders give become grey, RGB or RGBA.
+"""The colours of a thumbnail: converts every pixel format of the decoders to grey, RGB or RGBA.
 
 Runs in the separate process of `homeserver.process.workers`, and imports nothing of the server. Pillow's plain
-conversions have traps: from 16 bits they cut off what is above 255, and they look for the transparent value of a PNG
-among pixels that they have scaled meanwhile.
+conversions have pitfalls: from 16 bits they clip everything above 255, and they look for the transparent value of a PNG
+among pixels that they have already scaled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageCms, ImageMath
 
-# A profile that is larger than this is applied; a smaller one stays with the thumbnail, which keeps more colours.
+# A larger profile is applied; a smaller one stays in the thumbnail, which preserves more colours.
 ICC_BYTES_MAX = 16 * 1024
 _SIXTEEN_BITS = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _BITS = re.compile(r"(?:1|[A-Z]+;(\d+)B?)")
@@ -21,7 +21,7 @@ _SPACES = {"RGB": b"RGB ", "RGBA": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}
 
 
 def fix_transparency(image: Image.Image) -> None:
-    """Makes the transparent value of a PNG one of the pixels as they are decoded. To be called before decoding."""
+    """Converts the transparent value of a PNG to the scale of decoded pixels. Call it before decoding."""
     transparent: Any = image.info.get("transparency")
     if image.format != "PNG" or image.mode == "P" or transparent is None or isinstance(transparent, bytes):
         return
@@ -37,9 +37,9 @@ def fix_transparency(image: Image.Image) -> None:
 
 
 def scalable(image: Image.Image) -> Image.Image:
-    """The image in a mode that can be scaled: L, I (16 bits of grey), RGB, CMYK, or RGBa.
+    """Returns the image in a mode that can be scaled: L, I (16 bits of grey), RGB, CMYK, or RGBa.
 
-    RGBa: colours are multiplied by their opacity, so that what is transparent does not bleed.
+    RGBa: colours are multiplied by their opacity, so that transparent areas do not bleed.
     """
     transparent = image.info.get("transparency")
     if image.mode in _SIXTEEN_BITS:
@@ -69,9 +69,9 @@ def _to_8_bits(wide: Image.Image) -> Image.Image:
 
 
 def finished(small: Image.Image, icc_profile: object) -> tuple[Image.Image, bytes | None]:
-    """The scaled image as L, RGB or RGBA, and the colour profile to store with it.
+    """Returns the scaled image as L, RGB or RGBA, and the colour profile to store with it.
 
-    A profile that cannot be stored with it is applied: one of a CMYK image, of another kind of image, a large one.
+    A profile that cannot be stored with it is applied: of a CMYK image, of another kind of image, or a large one.
     """
     if small.mode == "I":
         small = _to_8_bits(small)
@@ -90,6 +90,6 @@ def _apply(small: Image.Image, profile: bytes) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         applied = ImageCms.profileToProfile(small, source, ImageCms.createProfile("sRGB"), outputMode=mode)
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile must not cost the thumbnail
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile must not prevent the thumbnail
         return small
     return applied or small

@@ -1,7 +1,7 @@
-"""Making a thumbnail: in a separate process (`homeserver.process.workers`), since the file may be hostile.
+"""Makes a thumbnail in a separate process (`homeserver.process.workers`), because the file may be hostile.
 
-Imports nothing of the server but its limits, so that the process starts quickly and has little that could be abused.
-Spec: client-server-api/#thumbnails
+It imports nothing of the server but its limits, so that the process starts quickly and offers little to exploit. Spec:
+client-server-api/#thumbnails
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageFile
 
-# The plugins of the formats that are read, imported by name: Pillow would otherwise import all that it has.
+# The plugins of the supported formats, imported by name: Pillow would otherwise import all of its plugins.
 from PIL import AvifImagePlugin, GifImagePlugin, JpegImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
 from homeserver.features.media.thumbnail_colours import finished, fix_transparency, scalable
@@ -30,7 +30,7 @@ from homeserver.limits import (
 CONTENT_TYPES = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",  # a JPEG followed by others, as telephones make it; read as the first one
+    "MPO": "image/jpeg",  # a JPEG followed by others, as phones make it; the first one is read
     "GIF": "image/gif",
     "WEBP": "image/webp",
     "AVIF": "image/avif",
@@ -38,13 +38,13 @@ CONTENT_TYPES = {
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF")
 _ANIMATED_FORMATS = frozenset({"PNG", "GIF", "WEBP", "AVIF"})
 
-_PIXEL_BYTES_MIN = 32  # a scan header and some of what follows it
+_PIXEL_BYTES_MIN = 32  # a scan header and some data
 
 TOO_LARGE = "too_large"
 UNSUPPORTED = "unsupported"
 
 _ORIENTATION = 0x0112
-# How a stored image must be turned to be seen upright, by its EXIF orientation. Spec of EXIF 2.32, table "Orientation"
+# How to turn an image upright, by its EXIF orientation. EXIF 2.32, table "Orientation"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,25 +54,25 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_REDUCING_GAP = 2.0  # shrinks by whole factors first, to twice the size: as good to the eye, several times as fast
+_REDUCING_GAP = 2.0  # first shrinks by whole factors to twice the size: looks as good, several times as fast
 _JPEG_QUALITY = 82
 _WEBP_QUALITY = 75
-_PLAYS_MAX = 65_535  # of a WebP
+_PLAYS_MAX = 65_535  # the limit of WebP
 
 Box = tuple[float, float, float, float]
 
 
 def make_thumbnail(data: bytes, method: str, width: int, height: int, animated: bool) -> list[Any]:
-    """[thumbnail or None, its content type, [content type of the image, its width, height, whether it is animated]].
+    """Returns [thumbnail or None, its type, [content type of the image, its width, height, whether it is animated]].
 
-    None: the image already fits, it is its own thumbnail. Raises ValueError with TOO_LARGE or UNSUPPORTED.
+    None: the image already fits, so it is its own thumbnail. Raises ValueError with TOO_LARGE or UNSUPPORTED.
     """
     try:
         return _make_of(data, method, (width, height), animated, whole=True)
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(TOO_LARGE) from None
     except Exception as error:
-        # Decoders raise whatever they stumble over (OSError, SyntaxError, struct.error, zlib.error, IndexError …).
+        # Decoders raise all kinds of exceptions (OSError, SyntaxError, struct.error, zlib.error, IndexError, …).
         if str(error) == TOO_LARGE:
             raise ValueError(TOO_LARGE) from None
     if not (mended := _mend_cut_off(data)):
@@ -91,17 +91,16 @@ def _make_of(data: bytes, method: str, box: tuple[int, int], animated: bool, *, 
 
 
 def _mend_cut_off(data: bytes) -> bytes:
-    """What to read instead of a PNG, JPEG or WebP without its end, of which browsers show what there is; empty if it is
-    none, or has little more than headers.
+    """Returns a readable form of a truncated PNG, JPEG or WebP; empty if it is none, or has little more than headers.
 
-    Whatever else is wrong with a file is no accident, and remains an error.
+    Browsers show what there is of a truncated image. Any other defect is not an accident, and remains an error.
     """
     for start, pixels, end in ((b"\x89PNG\r\n\x1a\n", b"IDAT", b"IEND"), (b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9")):
         if data.startswith(start):
             is_cut_off = end not in data[-64:] and 0 <= data.find(pixels) < len(data) - _PIXEL_BYTES_MIN
             return data if is_cut_off else b""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        # Its decoder reads nothing of a file that is shorter than it says, but copes with one that ends in zeros.
+        # The decoder rejects a file that is shorter than its header says, but accepts one that ends in zeros.
         missing = int.from_bytes(data[4:8], "little") + 8 - len(data)
         return data + bytes(missing) if 0 < missing <= len(data) else b""
     return b""
@@ -109,9 +108,9 @@ def _mend_cut_off(data: bytes) -> bytes:
 
 @contextmanager
 def _pillow_settings(whole: bool) -> Iterator[None]:
-    """Pillow's settings belong to the process. In tests that is the program's own, so they are put back.
+    """Sets Pillow's settings, which are global, and restores them: in tests, the process is the tests' own.
 
-    whole: a file that ends too early is an error.
+    whole: a truncated file is an error.
     """
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     with warnings.catch_warnings():
@@ -127,7 +126,7 @@ def _make(image: Image.Image, method: str, box: tuple[int, int], animated: bool)
     _check_size(image)
     content_type = CONTENT_TYPES[image.format or ""]
     is_animated = image.format in _ANIMATED_FORMATS and bool(getattr(image, "is_animated", False))
-    fix_transparency(image)  # before anything is decoded, as looking for the orientation does
+    fix_transparency(image)  # before decoding, which reading the orientation may trigger
     orientation = 1 if is_animated else _read_orientation(image)
     turned = orientation >= 5
     seen = (image.height, image.width) if turned else (image.width, image.height)
@@ -152,7 +151,7 @@ def _make(image: Image.Image, method: str, box: tuple[int, int], animated: bool)
 
 
 def _check_size(image: Image.Image) -> None:
-    """By the dimensions that the file declares, before anything is decoded."""
+    """Checks the dimensions that the file declares, before anything is decoded."""
     width, height = image.size
     pixels_max = THUMBNAIL_JPEG_PIXELS_MAX if image.format in ("JPEG", "MPO") else THUMBNAIL_PIXELS_MAX
     if width * height > pixels_max or max(width, height) > THUMBNAIL_SIDE_MAX:
@@ -162,13 +161,13 @@ def _check_size(image: Image.Image) -> None:
 def _read_orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF data must not cost the thumbnail
+    except Exception:  # broken EXIF data must not prevent the thumbnail
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _place(source: tuple[int, int], method: str, box: tuple[int, int]) -> tuple[Box, tuple[int, int]]:
-    """Which part of the source is shown, and in which size. Never larger than the source has pixels for."""
+    """Returns the part of the source to show, and its size in the thumbnail. Never enlarges."""
     width, height = source
     if method == "scale":
         factor = min(1.0, box[0] / width, box[1] / height)
@@ -184,10 +183,10 @@ def _place(source: tuple[int, int], method: str, box: tuple[int, int]) -> tuple[
 
 
 def _shrink(image: Image.Image, part: Box, size: tuple[int, int]) -> Image.Image:
-    """The part in the size, in a mode of `scalable`."""
+    """Returns the part, scaled to the size, in a mode of `scalable`."""
     before = image.size
     if image.format in ("JPEG", "MPO"):
-        # Decoding only the low frequencies: an eighth of the work for the smallest thumbnails.
+        # Decoding only the low frequencies takes an eighth of the time for the smallest thumbnails.
         factor = size[0] / (part[2] - part[0])
         image.draft(None, (round(before[0] * factor * _REDUCING_GAP), round(before[1] * factor * _REDUCING_GAP)))
         across, down = image.size[0] / before[0], image.size[1] / before[1]
@@ -200,7 +199,7 @@ def _shrink(image: Image.Image, part: Box, size: tuple[int, int]) -> Image.Image
 
 
 def _encode(image: Image.Image, icc_profile: bytes | None) -> tuple[bytes, str]:
-    """JPEG, or PNG for what is partly transparent; with the colour profile, and no other metadata."""
+    """Encodes as JPEG, or as PNG if partly transparent; with the colour profile and no other metadata."""
     options: dict[str, Any] = {} if icc_profile is None else {"icc_profile": icc_profile}
     result = io.BytesIO()
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
@@ -214,22 +213,22 @@ def _encode(image: Image.Image, icc_profile: bytes | None) -> tuple[bytes, str]:
 
 
 def _without_metadata(image: Image.Image) -> Image.Image:
-    """The same pixels: what else Pillow has read (comments, EXIF with places) would be written again."""
+    """Copies the pixels, because Pillow would write all other metadata again: comments, EXIF with locations."""
     clean = Image.new(image.mode, image.size)
     clean.paste(image)
     return clean
 
 
 def _shrink_frames(image: Image.Image, part: Box, size: tuple[int, int]) -> tuple[list[Image.Image], list[int]] | None:
-    """Every frame of an animation with its duration in milliseconds; None where it is too long to be worth it."""
+    """Returns every frame of an animation with its duration in milliseconds; None if it is too long to be worth it."""
     frames: list[Image.Image] = []
     durations: list[int] = []
     source = image.size
     pixels = 0
-    if getattr(image, "default_image", False):  # shown where animations are not: it is no part of this one
+    if getattr(image, "default_image", False):  # shown by viewers without animation; not part of the animation
         image.seek(1)
     while True:
-        if image.size != source:  # a later frame must not enlarge what was checked
+        if image.size != source:  # a later frame must not exceed the checked size
             raise ValueError(UNSUPPORTED)
         pixels += source[0] * source[1]
         if (
@@ -252,13 +251,13 @@ def _shrink_frames(image: Image.Image, part: Box, size: tuple[int, int]) -> tupl
 
 
 def _plays(image: Image.Image) -> int:
-    """How often an animation is shown, 0 for ever. To be asked at its first frame."""
+    """Returns how often an animation plays, 0 for ever. Call it at the first frame."""
     loop = image.info.get("loop")
     if image.format != "GIF":
         return min(loop, _PLAYS_MAX) if isinstance(loop, int) and loop > 0 else 0
     if loop is None:
         return 1
-    # GIF counts repetitions, the others count times.
+    # GIF counts repetitions, the other formats count plays.
     return min(loop + 1, _PLAYS_MAX) if isinstance(loop, int) and loop > 0 else 0
 
 
@@ -268,7 +267,7 @@ def _duration_ms(image: Image.Image) -> int:
         milliseconds = int(duration)
     except (TypeError, ValueError, OverflowError):
         return 100
-    # What browsers do with frames that claim to be shown for no time.
+    # As browsers treat frames with a duration near zero.
     return min(milliseconds, 60_000) if milliseconds > 10 else 100
 
 

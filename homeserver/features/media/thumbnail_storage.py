@@ -1,4 +1,4 @@
-"""The tables of thumbnails: what is known of files as images, and which thumbnails of them are stored.
+"""The tables of thumbnails: which files are images, and which thumbnails of them are stored.
 
 Spec: client-server-api/#thumbnails
 """
@@ -14,7 +14,7 @@ from homeserver.features.media.storage import note_released
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A thumbnail that was asked for, its measures already snapped to the sizes that are made."""
+    """A requested thumbnail, with its dimensions already snapped to the available sizes."""
 
     method: str
     width: int
@@ -24,7 +24,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What is known of a file as an image, orientation applied. failure: "" or why there is no thumbnail of it."""
+    """What is known of a file as an image, orientation applied. failure: "", or why it has no thumbnail."""
 
     content_type: str = ""
     width: int = 0
@@ -36,7 +36,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A stored thumbnail, or the original in its place. A small one has its `content` here, and no blob has its key."""
+    """A stored thumbnail, or the original in its place. A small one has its `content` here and no blob."""
 
     content_type: str
     blob_key: str
@@ -45,7 +45,7 @@ class Thumbnail:
 
 
 def find_image(tx: Transaction, media_nid: int) -> Image | None:
-    """What is known of the file as an image; None: it has not been looked at."""
+    """Returns what is known of the file as an image; None if it has not been decoded yet."""
     row = tx.one(
         "SELECT content_type, width, height, is_animated, failure, checked_ms FROM media_images WHERE media_nid = ?",
         media_nid,
@@ -54,7 +54,7 @@ def find_image(tx: Transaction, media_nid: int) -> Image | None:
 
 
 def find_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | None:
-    """The stored thumbnail of exactly this size."""
+    """Returns the stored thumbnail of exactly this size."""
     row = tx.one(
         "SELECT content_type, blob_key, size_bytes, content FROM media_thumbnails"
         " WHERE media_nid = ? AND method = ? AND width = ? AND height = ? AND animated = ?",
@@ -68,14 +68,14 @@ def find_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | N
 
 
 def count_thumbnails(tx: Transaction, media_nid: int) -> int:
-    """How many thumbnails of the file are stored."""
+    """Returns how many thumbnails of the file are stored."""
     row = tx.one("SELECT COUNT(*) FROM media_thumbnails WHERE media_nid = ?", media_nid)
     assert row is not None
     return row[0]
 
 
 def store_image(tx: Transaction, media_nid: int, image: Image) -> None:
-    """Remembers what a file is as an image, if the file is still there."""
+    """Stores what is known of a file as an image, if the file still exists."""
     if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
         return
     tx.run(
@@ -94,9 +94,9 @@ def store_image(tx: Transaction, media_nid: int, image: Image) -> None:
 
 
 def store_thumbnail(tx: Transaction, media_nid: int, image: Image, size: Size, thumbnail: Thumbnail) -> Thumbnail:
-    """Remembers a thumbnail whose blob is durable; answers the one to serve, another node's if that was faster.
+    """Stores a thumbnail whose blob is durable. Returns the one to serve, another node's if that was faster.
 
-    Raises M_NOT_FOUND where the file has been deleted meanwhile.
+    Raises M_NOT_FOUND if the file has been deleted meanwhile.
     """
     if tx.one("SELECT 1 FROM media WHERE media_nid = ?", media_nid) is None:
         raise not_found("This media has been deleted.")

@@ -1,4 +1,4 @@
-"""Thumbnails: made when first asked for, in a fixed set of sizes, and kept. Spec: client-server-api/#thumbnails"""
+"""Thumbnails: made on first request, in a fixed set of sizes, and stored. Spec: client-server-api/#thumbnails"""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from homeserver.moments import is_recent
 from homeserver.process.workers import WorkerFailed
 from homeserver.resources import Resources
 
-# The spec's sizes, one more for screens with many pixels, and without a bound: the image itself, as a still if need be.
+# The spec's sizes, one more for high-resolution screens, and an unbounded one: the image itself, as a still if needed.
 SCALE_SIZES = ((320, 240), (640, 480), (800, 600), (1600, 1200), (THUMBNAIL_SIDE_MAX, THUMBNAIL_SIDE_MAX))
 CROP_SIDES = (32, 96, 320, 640, 800, 1600)
 
-# What a client may claim of an image that there are thumbnails of; the decoder looks for itself.
+# Content types for which thumbnails are made; the decoder finds out the real format.
 SOURCE_TYPES = frozenset(
     {
         "image/png",
@@ -81,7 +81,7 @@ class _About(msgspec.Struct, array_like=True, frozen=True):
 
 
 class _Made(msgspec.Struct, array_like=True, frozen=True):
-    """What the separate process answers: it has read a hostile file, so it is believed no more than the file."""
+    """The result of the separate process. It has read a hostile file, so it is trusted as little as the file."""
 
     content: bytes | None
     content_type: ImageType
@@ -105,7 +105,7 @@ class DeprecatedThumbnailQuery(ThumbnailQuery, frozen=True):
 async def get_content_thumbnail_authed(
     hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: ThumbnailQuery, request: Request
 ) -> Response:
-    """A thumbnail of an image."""
+    """Serves a thumbnail of an image."""
     size = read_size(query)
     thumbnail = await get_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
     return await _serve(hs, request, thumbnail, CACHE_PRIVATE)
@@ -115,7 +115,7 @@ async def get_content_thumbnail_authed(
 async def get_content_thumbnail(
     hs: Resources, server_name: ServerName, media_id: str, query: DeprecatedThumbnailQuery, request: Request
 ) -> Response:
-    """A thumbnail of an image that was stored as public."""
+    """Serves a thumbnail of an image that was stored as public."""
     size = read_size(query)
     await get_public_media(hs, server_name, media_id)
     thumbnail = await get_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
@@ -142,15 +142,15 @@ def thumbnail_disposition(content_type: str) -> str:
 
 
 def read_size(query: ThumbnailQuery) -> Size:
-    """The smallest size that is made and not smaller than asked for. Raises M_INVALID_PARAM."""
+    """Returns the smallest available size that is not smaller than requested. Raises M_INVALID_PARAM."""
     width, height = query.width, query.height
     if width <= 0 or height <= 0:
-        raise invalid_param("width and height must be more than 0.")
+        raise invalid_param("width and height must be greater than 0.")
     if query.method == "crop":
         longer = max(width, height)
         for side in CROP_SIDES:
             if longer <= side:
-                # The aspect ratio that was asked for, rounded up so that neither side is too small.
+                # The requested aspect ratio, rounded up so that neither side is too small.
                 return Size("crop", -(-width * side // longer), -(-height * side // longer), query.animated)
     for box_width, box_height in SCALE_SIZES:
         if width <= box_width and height <= box_height:
@@ -161,7 +161,7 @@ def read_size(query: ThumbnailQuery) -> Size:
 async def get_thumbnail(
     hs: Resources, server_name: ServerName, media_id: str, size: Size, timeout_ms: int
 ) -> Thumbnail:
-    """The thumbnail, made if need be. Raises 400 M_UNKNOWN for what is no image, M_TOO_LARGE, and as `get_media`."""
+    """Returns the thumbnail, and makes it if necessary. Raises M_UNKNOWN, M_TOO_LARGE, and what `get_media` raises."""
     check_media_id(media_id)
     media, image, thumbnail, size = await hs.database.read(look_up, server_name, media_id, size)
     if media is None:
@@ -181,7 +181,7 @@ async def get_thumbnail(
 def look_up(
     tx: Transaction, server_name: ServerName, media_id: str, size: Size
 ) -> tuple[Media | None, Image | None, Thumbnail | None, Size]:
-    """The file, what is known of it as an image, its thumbnail; and the size to make, which may be another one."""
+    """Returns the file, its Image, its thumbnail, and the size to make, which may differ from the requested one."""
     media = storage.find_media(tx, server_name, media_id)
     if media is None:
         return None, None, None, size
@@ -194,7 +194,7 @@ def look_up(
         return media, image, _original(media, image), size
     thumbnail = thumbnail_storage.find_thumbnail(tx, media.media_nid, size)
     if thumbnail is None and thumbnail_storage.count_thumbnails(tx, media.media_nid) >= THUMBNAILS_PER_MEDIA_MAX:
-        # Someone has asked for many aspect ratios: from now on a size of the fixed set that is large enough.
+        # Too many aspect ratios were requested: from now on use a size of the fixed set that is large enough.
         box = next(box for box in SCALE_SIZES if size.width <= box[0] and size.height <= box[1])
         size = Size("scale", *box, size.animated)
         if _is_own_thumbnail(image, size):
@@ -204,7 +204,7 @@ def look_up(
 
 
 def _is_own_thumbnail(image: Image, size: Size) -> bool:
-    """Whether the image itself is to be answered: it is not larger than asked for, and moves only where it may."""
+    """Returns whether to serve the image itself: it is not larger than requested, and not animated unless allowed."""
     return image.width <= size.width and image.height <= size.height and (size.animated or not image.is_animated)
 
 
@@ -213,7 +213,7 @@ def _original(media: Media, image: Image) -> Thumbnail:
 
 
 async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
-    """Makes a thumbnail in the separate process and keeps it."""
+    """Makes a thumbnail in the separate process and stores it."""
     async with hs.flights.limiter("thumbnails", THUMBNAILS_AT_ONCE_MAX):
         if media.blob.size_bytes > THUMBNAIL_SOURCE_BYTES_MAX:
             raise await _fail(hs, media, "too_large")
@@ -226,11 +226,11 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
                 _MAKER, data, size.method, size.width, size.height, size.animated, timeout_s=THUMBNAIL_TIMEOUT_S
             )
             made = msgspec.convert(answer, _Made)
-        except msgspec.ValidationError as error:  # a ValueError too; the process is no longer what it was
+        except msgspec.ValidationError as error:  # also a ValueError; the process is no longer trustworthy
             raise await _fail(hs, media, "unsupported") from error
         except ValueError as error:
             raise await _fail(hs, media, "too_large" if str(error) == "too_large" else "unsupported") from error
-        except WorkerFailed as error:  # out of memory or time: either way it is too large for us
+        except WorkerFailed as error:  # out of memory or time: in either case too large for us
             raise await _fail(hs, media, "too_large") from error
         del data, answer
     image = Image(made.about.content_type, made.about.width, made.about.height, made.about.is_animated)
@@ -245,7 +245,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
         if not small:
             await hs.blobs.put(key, made.content)
         return await hs.database.write(thumbnail_storage.store_thumbnail, media.media_nid, image, size, thumbnail)
-    except (DatabaseUnavailable, BlobError):  # it is shown all the same, and made again the next time
+    except (DatabaseUnavailable, BlobError):  # serve it anyway, and make it again next time
         return replace(thumbnail, content=made.content)
     except MatrixError:  # the file was deleted meanwhile
         await hs.blobs.delete(key)
@@ -253,7 +253,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
 
 
 async def _fail(hs: Resources, media: Media, failure: str) -> MatrixError:
-    """Remembers why there is no thumbnail, so that a hostile file costs its time once; answers the error to raise."""
+    """Stores why there is no thumbnail, so that a hostile file costs its time once. Returns the error to raise."""
     await hs.database.note(thumbnail_storage.store_image, media.media_nid, Image(failure=failure))
     return _failure_error(failure, media)
 

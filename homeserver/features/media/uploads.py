@@ -1,4 +1,4 @@
-"""Uploads, at once or to a URI that was created before. Spec: client-server-api/#post_matrixmediav3upload"""
+"""Uploads, in one step or to a URI that was created before. Spec: client-server-api/#post_matrixmediav3upload"""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def _upload(
     description = describe(request.headers.get("content-type"), query.filename)
     declared = request.headers.get("content-length", "")
     expected_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
-    if is_pending or expected_bytes > MEDIA_CHUNK_BYTES:  # else it is cheaper to receive it than to ask first
+    if is_pending or expected_bytes > MEDIA_CHUNK_BYTES:  # for less, receiving the body costs less than checking first
         pending_id = media_id if is_pending else None
         await hs.database.read(
             storage.check_may_upload,
@@ -93,22 +93,22 @@ async def _store(
 
 
 def describe(content_type: str | None, filename: str | None) -> Description:
-    """What the uploader says of the content, fit to be stored. Raises M_INVALID_PARAM for an impossible file name."""
+    """Returns the uploader's description of the content, cleaned. Raises M_INVALID_PARAM for a bad file name."""
     if not filename:
         return Description(clean_content_type(content_type), None)
     usable = clean_filename(filename)
     if usable is None:
-        raise invalid_param("The file name is too long, or holds a character that cannot be.")
+        raise invalid_param("The file name is too long or contains an invalid character.")
     return Description(clean_content_type(content_type), usable)
 
 
 def new_media_id() -> str:
-    """A media ID that nobody can guess."""
+    """Returns a media ID that nobody can guess."""
     return secrets.token_urlsafe(18)
 
 
 def mxc_uri(server_name: ServerName, media_id: str) -> str:
-    """The URI of a file."""
+    """Returns the URI of a file."""
     return f"mxc://{server_name}/{media_id}"
 
 
@@ -121,9 +121,9 @@ async def upload(
     *,
     is_public: bool = False,
 ) -> str:
-    """Stores a file for a user; answers its `mxc://` URI. M_TOO_LARGE, M_FORBIDDEN (no space left), M_INVALID_PARAM.
+    """Stores a file for a user. Returns its `mxc://` URI. Raises M_TOO_LARGE, M_FORBIDDEN (no space), M_INVALID_PARAM.
 
-    is_public: it is served by the deprecated endpoints without a token too, as the icons of identity providers must be.
+    is_public: the deprecated endpoints serve it too, without a token, as icons of identity providers require.
     """
     media_id = new_media_id()
     bytes_max = hs.config.blobs.upload_bytes_max

@@ -90,7 +90,7 @@ def format_signing_key(key: SigningKey) -> str:
 
 
 def signed_bytes(obj: Mapping[str, Any]) -> bytes:
-    """Returns the bytes that a signature covers: canonical JSON without  and .
+    """Returns the bytes that a signature covers: canonical JSON without `signatures` and `unsigned`.
 
     Lenient, since events of room versions below 6 may contain floats and large integers. Raises NotCanonical.
     """
@@ -104,7 +104,7 @@ def sign_json(obj: Mapping[str, Any], signing_name: str, key: SigningKey) -> dic
 
 
 def with_signature(obj: Mapping[str, Any], signing_name: str, key_id: str, signature: str) -> dict[str, Any]:
-    """Returns a copy of the object with this signature added. Replaces  that are not objects of objects."""
+    """Returns a copy of the object with this signature added. Replaces `signatures` that are not objects of objects."""
     signatures = obj.get("signatures")
     signatures = dict(signatures) if isinstance(signatures, dict) else {}
     by_name = signatures.get(signing_name)
@@ -134,7 +134,7 @@ def verify_bytes(message: bytes, signature_base64: object, verify_key_base64: ob
 
 
 def verify_parts(parts: Iterable[bytes], signature_base64: object, verify_key_base64: object) -> bool:
-    """Does the same as  for a message in parts, which saves copying a large one."""
+    """Does the same as `verify_bytes` for a message in parts, which saves copying a large one."""
     try:
         signature = decode_base64(signature_base64)
         verify_key = decode_base64(verify_key_base64)

@@ -167,6 +167,27 @@ class Transaction:
                 self._cache.add({value: nid})  # neither from this write nor from its batch, hence committed
         return nid
 
+    def find_all(self, values: Iterable[str]) -> dict[str, int]:
+        """Returns the numbers of those of `values` that were ever stored."""
+        found: dict[str, int] = {}
+        missing: list[str] = []
+        for value in values:
+            nid = self._cache.nids.get(value)
+            if nid is None:
+                nid = self.interned.get(value)
+            if nid is None:
+                nid = self._batch_interned.get(value)
+            if nid is None:
+                missing.append(check_string(value))
+            else:
+                found[value] = nid
+        if missing:
+            rows = self.all_in("SELECT value, nid FROM strings WHERE value IN (?*)", missing)
+            committed = {value: int(nid) for value, nid in rows}
+            self._cache.add(committed)  # neither from this write nor from its batch, hence committed
+            found |= committed
+        return found
+
     def name(self, nid: int) -> str:
         """Returns the string with the number `nid`. Raises DatabaseDamaged if there is none: none is ever deleted."""
         value = self._cache.names.get(nid)

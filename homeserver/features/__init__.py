@@ -17,6 +17,7 @@ from homeserver.features import (
     filters,
     guest_access,
     health,
+    key_backup,
     login,
     logout,
     media,
@@ -58,6 +59,7 @@ FEATURES: tuple[Feature, ...] = (
     contact_information.FEATURE,
     encryption_keys.FEATURE,
     device_lists.FEATURE,
+    key_backup.FEATURE,
     # The user: what others see, and what is stored for the user's own devices
     profile.FEATURE,
     presence.FEATURE,

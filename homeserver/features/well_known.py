@@ -10,16 +10,13 @@ from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.resources import Resources
 
-# Keeps Element clients from creating encrypted rooms, in which nobody could read anything on this server.
-WITHOUT_ENCRYPTION: JsonObject = {"io.element.e2ee": {"default": False, "force_disable": True}}
-
 routes = Routes()
 
 
 @routes.get("/.well-known/matrix/client", rate_limit="")
 async def get_wellknown(hs: Resources) -> JsonObject:
     _check_served(hs)
-    return {**hs.config.client_discovery(), **WITHOUT_ENCRYPTION}
+    return hs.config.client_discovery()
 
 
 @routes.get("/.well-known/matrix/server", rate_limit="")

@@ -19,7 +19,7 @@ from homeserver.users import (
     registration_tokens,
     user_interactive,
 )
-from homeserver.users.encryption import device_lists
+from homeserver.users.encryption import cross_signing, device_keys, device_lists, one_time_keys
 
 SCHEMAS: tuple[Schema, ...] = (
     accounts.SCHEMA,
@@ -27,6 +27,9 @@ SCHEMAS: tuple[Schema, ...] = (
     user_interactive.SCHEMA,
     devices.SCHEMA,
     device_lists.SCHEMA,
+    device_keys.SCHEMA,
+    one_time_keys.SCHEMA,
+    cross_signing.SCHEMA,
     profile.SCHEMA,
     account_data.SCHEMA,
     filters.SCHEMA,

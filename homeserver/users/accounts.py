@@ -8,7 +8,7 @@ Spec: client-server-api/#account-registration
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -208,6 +208,13 @@ def is_active(tx: Transaction, user_id: UserID) -> bool:
     return nid is not None and bool(
         tx.one("SELECT 1 FROM users WHERE user_nid = ? AND deactivated_ms IS NULL", nid)
     )  # fmt: skip
+
+
+def list_active(tx: Transaction, user_ids: Collection[UserID]) -> set[UserID]:
+    """Returns those of the users that have an account here which is not deactivated."""
+    by_nid = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}
+    rows = tx.all_in("SELECT user_nid FROM users WHERE user_nid IN (?*) AND deactivated_ms IS NULL", by_nid)
+    return {by_nid[row[0]] for row in rows}
 
 
 def list_users(tx: Transaction, after: str = "", limit: int = 1000) -> list[User]:

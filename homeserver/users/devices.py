@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from homeserver import authenticate, limits
@@ -15,7 +16,10 @@ from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.process.token_cache import Seen
+from homeserver.users.encryption.cross_signing import has_cross_signing_key
+from homeserver.users.encryption.device_keys import delete_device_keys
 from homeserver.users.encryption.device_lists import note_device_created, note_device_list_changed
+from homeserver.users.encryption.one_time_keys import delete_one_time_keys
 
 SCHEMA = Schema(
     "devices",
@@ -117,8 +121,13 @@ def log_in(
 
 
 def create_device(tx: Transaction, user_id: UserID, device_id: str, display_name: str | None) -> None:
-    """Stores a new device. Raises M_USER_LIMIT_EXCEEDED if the user has too many."""
+    """Stores a new device.
+
+    Raises M_USER_LIMIT_EXCEEDED if the user has too many, M_INVALID_PARAM if the ID is that of a cross-signing key.
+    """
     nid = tx.intern(user_id)
+    if has_cross_signing_key(tx, user_id, device_id):
+        raise invalid_param("The device_id is the ID of one of the user's cross-signing keys.")
     (count,) = tx.one("SELECT COUNT(*) FROM devices WHERE user_nid = ?", nid) or (0,)
     if count >= limits.DEVICES_PER_USER_MAX:
         raise MatrixError(
@@ -152,6 +161,18 @@ def list_devices(tx: Transaction, user_id: UserID) -> list[Device]:
     return [Device(user_id, *row) for row in rows]
 
 
+def list_device_names(tx: Transaction, user_ids: Collection[UserID]) -> dict[UserID, dict[str, str]]:
+    """Returns the names of these users' devices by device ID. Devices and users without a name are left out."""
+    by_nid = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}
+    found: dict[UserID, dict[str, str]] = {}
+    for nid, device_id, name in tx.all_in(
+        "SELECT user_nid, device_id, display_name FROM devices WHERE user_nid IN (?*) AND display_name IS NOT NULL",
+        by_nid,
+    ):
+        found.setdefault(by_nid[nid], {})[device_id] = name
+    return found
+
+
 def set_display_name(tx: Transaction, user_id: UserID, device_id: str, display_name: str) -> None:
     """Replaces the name of a device."""
     tx.run(
@@ -175,6 +196,8 @@ def delete_devices_of_user(
     for device_id in ended:
         authenticate.delete_tokens_of_device(tx, user_id, device_id)
         tx.run("DELETE FROM devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id)
+        delete_device_keys(tx, user_id, device_id)
+        delete_one_time_keys(tx, user_id, device_id)
     if ended:
         note_device_list_changed(tx, user_id, ended)
 

@@ -32,9 +32,8 @@ async def test_well_known(homeservers: Homeservers, base_url: str, server: str) 
     assert (await running.anonymous.get("/.well-known/matrix/client")).headers["access-control-allow-origin"] == "*"
 
 
-async def test_clients_are_told_not_to_make_encrypted_rooms(homeserver: Server) -> None:
-    answer = await homeserver.anonymous.ok("GET", "/.well-known/matrix/client")
-    assert answer["io.element.e2ee"] == {"default": False, "force_disable": True}
+async def test_clients_may_make_encrypted_rooms(homeserver: Server) -> None:
+    assert "io.element.e2ee" not in await homeserver.anonymous.ok("GET", "/.well-known/matrix/client")
 
 
 async def test_well_known_is_not_served_where_it_is_off(homeservers: Homeservers) -> None:

@@ -8,6 +8,7 @@ import trio
 from homeserver.config import Registration
 from homeserver.federation.identifiers import UserID
 from tests.support.homeservers import Client, Homeservers, Server
+from tests.support.keys import Device
 from tests.support.people import act, create, join, membership, path_of, public_room, redact, set_state
 
 FORBIDDEN = (403, "M_GUEST_ACCESS_FORBIDDEN")
@@ -69,3 +70,14 @@ async def test_who_has_become_a_user_stays(open_to_guests: Server) -> None:
     await trio.sleep(1)
     assert await membership(alice, room_id, guest.user_id) == "join"
     await act(alice, room_id, "kick", guest)
+
+
+async def test_guests_have_keys_of_their_own(open_to_guests: Server) -> None:
+    guest = await new_guest(open_to_guests)
+    device = Device(guest.user_id, guest.device_id)
+    body = {"device_keys": device.keys(), "one_time_keys": device.one_time_keys(1)}
+    await guest.ok("POST", "keys/upload", json=body)
+    answer = await guest.ok("POST", "keys/query", json={"device_keys": {guest.user_id: []}})
+    assert answer["device_keys"] == {guest.user_id: {guest.device_id: device.keys()}}
+    body = {"one_time_keys": {guest.user_id: {guest.device_id: "signed_curve25519"}}}
+    assert (await guest.ok("POST", "keys/claim", json=body))["one_time_keys"].keys() == {guest.user_id}

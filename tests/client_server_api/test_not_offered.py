@@ -1,14 +1,10 @@
 """What clients ask every server for, of a server that has nothing of the kind: they go on without it.
 
-Spec: client-server-api/#third-party-networks, #adding-account-administrative-contact-information, #key-management-api,
+Spec: client-server-api/#third-party-networks, #adding-account-administrative-contact-information,
 #server-side-key-backups, #push-notifications, #voice-over-ip
 """
 
 from __future__ import annotations
-
-from typing import Any
-
-import pytest
 
 from tests.support.homeservers import Server
 
@@ -47,33 +43,12 @@ async def test_there_is_no_turn_server(homeserver: Server) -> None:
     assert (response.status_code, response.json()) == (200, {})
 
 
-async def test_nobody_has_keys(homeserver: Server) -> None:
-    """A client that asks for its own user's keys at login has to be answered; the upload is not."""
+async def test_there_is_no_key_backup(homeserver: Server) -> None:
+    """A client asks at login, and has to be answered."""
     alice = await homeserver.register("alice")
-    body = {"device_keys": {alice.user_id: [], "@bob:elsewhere.example": ["DEVICE"]}, "timeout": 10_000}
-    nothing: dict[str, Any] = {alice.user_id: {}, "@bob:elsewhere.example": {}}
-    assert await alice.ok("POST", "keys/query", json=body) == {"device_keys": nothing}
-    assert await alice.refused("POST", "keys/upload", json={}) == (404, "M_UNRECOGNIZED")
     assert await alice.refused("GET", "room_keys/version") == (404, "M_NOT_FOUND")
-
-
-@pytest.mark.parametrize(
-    ("body", "errcode"),
-    [
-        ({}, "M_MISSING_PARAM"),
-        ({"device_keys": []}, "M_BAD_JSON"),
-        ({"device_keys": {"@a:b": "D"}}, "M_BAD_JSON"),
-        ({"device_keys": {"@a:b": [1]}}, "M_BAD_JSON"),
-        ({"device_keys": {"alice": []}}, "M_INVALID_PARAM"),
-        ({"device_keys": {}, "timeout": "now"}, "M_BAD_JSON"),
-    ],
-)
-async def test_refuses_what_is_no_query_of_keys(homeserver: Server, body: Any, errcode: str) -> None:
-    alice = await homeserver.register("alice")
-    assert await alice.refused("POST", "keys/query", json=body) == (400, errcode)
 
 
 async def test_none_of_it_is_for_strangers(homeserver: Server) -> None:
     for path in ("thirdparty/protocols", "account/3pid", "room_keys/version", "pushers", "voip/turnServer"):
         assert await homeserver.anonymous.refused("GET", path) == (401, "M_MISSING_TOKEN")
-    assert await homeserver.anonymous.refused("POST", "keys/query", json={}) == (401, "M_MISSING_TOKEN")

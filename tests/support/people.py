@@ -89,6 +89,10 @@ async def leave(client: Client, room_id: str, **body: Any) -> None:
     await act(client, room_id, "leave", **body)
 
 
+ALWAYS_TOLD = frozenset({"device_one_time_keys_count", "device_unused_fallback_key_types"})
+"""The parts of /sync that every answer has, also one without news."""
+
+
 async def sync(client: Client, since: str | None = None, *, filter: Json | None = None, **query: Any) -> Json:
     """The answer of /sync. `filter` is sent as JSON."""
     params = {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items()}

@@ -118,7 +118,7 @@ def _acknowledge(tx: Transaction, start: SyncStart) -> None:
 
 def _sync_always(tx: Transaction, context: SyncContext) -> None:
     stamps = tx.values("SELECT number FROM stamps WHERE user_nid = ?", tx.find(context.user_id))
-    context.always["device_one_time_keys_count"] = {"stamps": sum(stamps)}
+    context.always["org.example.stamps"] = sum(stamps)
     for room_id, section in context.rooms.items():
         row = tx.one("SELECT number, position FROM notches WHERE room_nid = ?", tx.find(room_id)) or (0, 0)
         if room_id in context.rooms_told or row[1] > section.since:

@@ -15,7 +15,7 @@ from homeserver.features import FEATURES
 from homeserver.rooms.timeline import parse_sync_token
 from homeserver.testing import config_for_tests
 from tests.support.homeservers import Client, NoWire, Server, run_under_virtual_clock, running
-from tests.support.people import join, public_room, room_in, send, sync
+from tests.support.people import ALWAYS_TOLD, join, public_room, room_in, send, sync
 from tests.sync.parcels import Parcels, count_parcels, cut_notches, send_parcel, set_stamps
 
 pytestmark = pytest.mark.trio(run=run_under_virtual_clock)
@@ -65,7 +65,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 def stamps(answer: dict[str, Any]) -> int:
-    return answer["device_one_time_keys_count"]["stamps"]
+    return answer["org.example.stamps"]
 
 
 def parcels(answer: dict[str, Any]) -> int:
@@ -98,7 +98,7 @@ async def test_what_is_always_told_ends_no_wait_and_is_told_as_it_is_then(place:
     assert seconds >= WAIT_S
     assert (stamps(answer), notches(answer, place.room_id)) == (7, 2)
     quiet = await place.sync(answer["next_batch"])
-    assert quiet.keys() == {"next_batch", "device_one_time_keys_count"}
+    assert quiet.keys() == {"next_batch", "org.example.stamps"} | ALWAYS_TOLD
     assert stamps(quiet) == 7
 
 

@@ -127,6 +127,8 @@ FOR_SUSPENDED_BY_SPEC = """
 POST account/deactivate
 POST delete_devices
 DELETE devices/{}
+POST keys/device_signing/upload
+POST keys/signatures/upload
 POST logout
 POST logout/all
 PUT rooms/{}/redact/{}/{}
@@ -140,7 +142,9 @@ PUT rooms/{}/state/{}/{}
 FOR_SUSPENDED_TOO = """
 POST account/password
 PUT devices/{}
+POST keys/claim
 POST keys/query
+POST keys/upload
 POST publicRooms
 POST pushers/set
 DELETE pushrules/global/{}/{}

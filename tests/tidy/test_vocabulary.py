@@ -144,6 +144,8 @@ THEORY = (
     "homeserver/rooms/state_before.py",
     "homeserver/rooms/state_tree.py",
     "homeserver/sync/engine.py",
+    "homeserver/users/encryption/cross_signing.py",
+    "homeserver/users/encryption/one_time_keys.py",
     "homeserver/users/presence.py",
     "homeserver/users/user_interactive.py",
 )

@@ -1,0 +1,45 @@
+"""Keys of end-to-end encryption: devices upload theirs, and find and claim those of others.
+
+`uploads` stores a device's keys, `queries` finds the keys of users of any server, and `claims` takes one-time keys.
+`cross_signing` stores the keys with which users sign their devices and one another, `federation` answers other servers.
+What is stored, and the rules for it, are in `homeserver/users/encryption/`.
+
+Spec: client-server-api/#key-management-api, server-server-api/#end-to-end-encryption
+"""
+
+from __future__ import annotations
+
+from homeserver.api.routes import Routes
+from homeserver.database import Transaction
+from homeserver.feature import Feature, SyncContext
+from homeserver.features.encryption_keys import claims, cross_signing, federation, queries, uploads
+from homeserver.federation.identifiers import UserID
+from homeserver.users.encryption.cross_signing import forget_cross_signing
+from homeserver.users.encryption.one_time_keys import count_keys
+
+routes = Routes()
+for part in (uploads, queries, claims, cross_signing, federation):
+    routes.include(part.routes)
+
+
+def tell_key_counts(tx: Transaction, context: SyncContext) -> None:
+    """Tells the device how many of its one-time keys are left, and which of its fallback keys are unused."""
+    if context.device_id:
+        counts = count_keys(tx, context.user_id, context.device_id)
+        context.always["device_one_time_keys_count"] = counts.one_time
+        context.always["device_unused_fallback_key_types"] = counts.unused_fallback
+
+
+def forget_user(tx: Transaction, user_id: UserID, erase: bool) -> bool:
+    """Deletes the user's cross-signing keys and signatures. The keys of devices go with the devices."""
+    forget_cross_signing(tx, user_id)
+    return False
+
+
+FEATURE = Feature(
+    name="encryption_keys",
+    spec="client-server-api/#key-management-api",
+    routes=routes,
+    sync_always=tell_key_counts,
+    forget_user=forget_user,
+)

@@ -1,0 +1,44 @@
+"""The limits of end-to-end encryption keys, each with its reason. Units are in the names.
+
+Their bytes come from users and from other servers, and are shown to everyone who shares a room with the owner.
+"""
+
+from __future__ import annotations
+
+# A device's keys have 700 bytes, with the longest identifiers 3 KiB. Keys that resist quantum computers have several.
+DEVICE_KEYS_BYTES_MAX = 16 * 1024
+# A cross-signing key has 400 bytes, and a signature of each device of its owner, at 150 bytes each.
+CROSS_SIGNING_KEY_BYTES_MAX = 64 * 1024
+# A signed Curve25519 key has 250 bytes, with the longest identifiers 900.
+ONE_TIME_KEY_BYTES_MAX = 2 * 1024
+# Clients keep 50 on the server, libolm at most 100. With all algorithms together, so a device takes at most a megabyte.
+ONE_TIME_KEYS_PER_DEVICE_MAX = 500
+# One for each algorithm. There is one algorithm today.
+FALLBACK_KEYS_PER_DEVICE_MAX = 10
+# Issued keys that are remembered for each device, at 80 bytes, so that they are not stored again if a client repeats an
+# upload whose answer was lost. That happens within seconds; twice the keys that a device can have is plenty.
+ISSUED_KEYS_REMEMBERED_MAX = 1_000
+
+# Users in one query of keys. A bot may ask for everybody in a large room at once; that takes about a second.
+KEY_QUERY_USERS_MAX = 10_000
+# Devices whose keys are claimed by one request, at 30 µs each.
+KEY_CLAIM_DEVICES_MAX = 10_000
+# … and in one write, for which others wait.
+KEY_CLAIMS_PER_WRITE = 200
+
+# Signed keys in one upload of signatures. A new user-signing key signs everybody again whom its owner has verified.
+SIGNED_KEYS_MAX = 1_000
+# … and in one write, at 100 µs each, for which others wait.
+SIGNED_KEYS_PER_WRITE = 50
+
+# How long a query or a claim waits for other servers. Spec: "10 seconds is the recommended default". Proxies and
+# clients give up after a minute.
+REMOTE_KEYS_TIMEOUT_MS = 10_000
+REMOTE_KEYS_TIMEOUT_MS_MAX = 30_000
+# Users of one server in one question to it, so that an honest answer stays within the next limit. More are asked for in
+# parallel.
+REMOTE_KEYS_USERS_MAX = 200
+# Their devices may have 8,000 ordinary keys together.
+REMOTE_KEYS_ANSWER_BYTES_MAX = 8 << 20
+# Signatures in an answer or an upload that are checked on the event loop: 80 µs each. More are checked on a thread.
+SIGNATURES_INLINE_MAX = 10

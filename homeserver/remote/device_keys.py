@@ -1,0 +1,191 @@
+"""Keys of users of other servers, for encryption: asking for them, and claiming one-time keys.
+
+All servers of a request are asked in parallel, and those that have not answered by its deadline are reported as
+failures, so a silent server delays nobody by more than that. Nothing that a server says is believed about anybody but
+the users that it was asked for, and a key is passed on only if it has the right IDs and is signed by its owner.
+
+Spec: server-server-api/#end-to-end-encryption
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from homeserver import limits
+from homeserver.errors import MatrixError
+from homeserver.federation.identifiers import ServerName, UserID, server_name_of
+from homeserver.federation.signed_keys import (
+    CrossSigningKey,
+    InvalidKey,
+    check_signed_by,
+    parse_cross_signing_key,
+    parse_device_keys,
+    parse_one_time_key,
+    signatures_by,
+    with_signatures,
+)
+from homeserver.remote.requests import ask, path_to
+from homeserver.resources import Resources
+from homeserver.users.encryption.one_time_keys import Claim
+from homeserver.users.encryption.shown_keys import ShownKeys, Wanted
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+@dataclass(slots=True)
+class Asked(Generic[A]):
+    """The answers of several servers, and why some gave none."""
+
+    answers: list[A] = field(default_factory=list)
+    failures: dict[ServerName, MatrixError] = field(default_factory=dict)
+
+
+async def query_keys(hs: Resources, wanted: Wanted, timeout_s: float) -> Asked[ShownKeys]:
+    """Returns the keys of users of other servers. Users that their server does not know are left out."""
+    by_server: dict[ServerName, dict[UserID, Sequence[str]]] = {}
+    for user_id, device_ids in wanted.items():
+        by_server.setdefault(server_name_of(user_id), {})[user_id] = list(device_ids)
+    questions = [(server, part) for server, users in by_server.items() for part in _parts(users)]
+    return await _ask_all(questions, _query_server, hs, timeout_s)
+
+
+async def claim_keys(hs: Resources, claims: Sequence[Claim], timeout_s: float) -> Asked[dict[UserID, Any]]:
+    """Claims one-time keys of users of other servers. Returns them by user and device. Devices without are left out."""
+    by_server: dict[ServerName, list[Claim]] = {}
+    for claim in claims:
+        by_server.setdefault(server_name_of(claim.user_id), []).append(claim)
+    return await _ask_all(list(by_server.items()), _claim_from_server, hs, timeout_s)
+
+
+async def find_master_key(hs: Resources, user_id: UserID) -> CrossSigningKey | None:
+    """Returns the master key of a user of another server, None if there is none. Raises MatrixError 502."""
+    timeout_s = limits.encryption.REMOTE_KEYS_TIMEOUT_MS / 1000
+    shown = await _query_server(hs, server_name_of(user_id), {user_id: []}, timeout_s)
+    key = shown.master_keys.get(user_id)
+    return None if key is None else parse_cross_signing_key(key, user_id, "master")
+
+
+async def _ask_all(
+    questions: Sequence[tuple[ServerName, Q]],
+    ask_server: Callable[[Resources, ServerName, Q, float], Awaitable[A]],
+    hs: Resources,
+    timeout_s: float,
+) -> Asked[A]:
+    asked: Asked[A] = Asked()
+    pending = {server for server, _ in questions}
+
+    async def run(server: ServerName, question: Q) -> None:
+        try:
+            asked.answers.append(await ask_server(hs, server, question, timeout_s))
+        except MatrixError as error:
+            asked.failures[server] = error
+        else:
+            left[server] -= 1
+            if not left[server]:
+                pending.discard(server)
+
+    left: dict[ServerName, int] = {}
+    with trio.move_on_after(timeout_s):
+        async with trio.open_nursery() as nursery:
+            for server, question in questions:
+                left[server] = left.get(server, 0) + 1
+                nursery.start_soon(run, server, question)
+    for server in pending - asked.failures.keys():
+        asked.failures[server] = MatrixError(504, "M_UNKNOWN", f"{server} did not answer in time.")
+    return asked
+
+
+def _parts(users: Mapping[UserID, Sequence[str]]) -> Iterator[dict[UserID, Sequence[str]]]:
+    listed = list(users.items())
+    for start in range(0, len(listed), limits.encryption.REMOTE_KEYS_USERS_MAX):
+        yield dict(listed[start : start + limits.encryption.REMOTE_KEYS_USERS_MAX])
+
+
+async def _query_server(
+    hs: Resources, server: ServerName, wanted: Mapping[UserID, Sequence[str]], timeout_s: float
+) -> ShownKeys:
+    """Returns the keys of users of one server. Raises MatrixError if it does not answer."""
+    answer = await ask(
+        hs, server, "POST", path_to("v1", "user", "keys", "query"), {"device_keys": wanted},
+        timeout_s=timeout_s, max_bytes=limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX,
+    )  # fmt: skip
+    if len(wanted) > limits.encryption.SIGNATURES_INLINE_MAX:
+        return await hs.workers.run(check_keys, answer, wanted)
+    return check_keys(answer, wanted)
+
+
+def check_keys(answer: Mapping[str, Any], wanted: Mapping[UserID, Sequence[str]]) -> ShownKeys:
+    """Returns what is good of a server's answer to a query: keys of the wanted users and devices, signed by them."""
+    shown = ShownKeys()
+    device_keys = _object(answer.get("device_keys"))
+    master_keys = _object(answer.get("master_keys"))
+    self_signing_keys = _object(answer.get("self_signing_keys"))
+    for user_id, device_ids in wanted.items():
+        if isinstance(device_keys.get(user_id), dict):
+            shown.device_keys[user_id] = _check_devices(device_keys[user_id], user_id, set(device_ids))
+        try:
+            master = parse_cross_signing_key(master_keys.get(user_id), user_id, "master")
+            shown.master_keys[user_id] = _with_own_signatures(master.content, user_id)
+            self_signing = parse_cross_signing_key(self_signing_keys.get(user_id), user_id, "self_signing")
+            check_signed_by(self_signing, user_id, master)
+            shown.self_signing_keys[user_id] = _with_own_signatures(self_signing.content, user_id)
+        except InvalidKey:
+            continue  # the user has no such key, or one that nobody could use
+    return shown
+
+
+def _check_devices(devices: Mapping[str, Any], user_id: UserID, wanted: set[str]) -> dict[str, Any]:
+    checked: dict[str, Any] = {}
+    for device_id, keys in devices.items():
+        if wanted and device_id not in wanted:
+            continue
+        if len(checked) >= limits.DEVICES_PER_USER_MAX:
+            break
+        try:
+            content = _with_own_signatures(parse_device_keys(keys, user_id, device_id).content, user_id)
+        except InvalidKey:
+            continue
+        name = _object(keys.get("unsigned")).get("device_display_name")
+        if isinstance(name, str):
+            content["unsigned"] = {"device_display_name": name[: limits.DEVICE_NAME_CHARACTERS_MAX]}
+        checked[device_id] = content
+    return checked
+
+
+def _with_own_signatures(content: Mapping[str, Any], user_id: UserID) -> dict[str, Any]:
+    """Returns a key with the signatures of its owner's keys. Those of others tell who has verified whom."""
+    return with_signatures(content, {user_id: signatures_by(content, user_id)})
+
+
+async def _claim_from_server(
+    hs: Resources, server: ServerName, claims: Sequence[Claim], timeout_s: float
+) -> dict[UserID, Any]:
+    wanted: dict[UserID, dict[str, str]] = {}
+    for claim in claims:
+        wanted.setdefault(claim.user_id, {})[claim.device_id] = claim.algorithm
+    answer = await ask(
+        hs, server, "POST", path_to("v1", "user", "keys", "claim"), {"one_time_keys": wanted},
+        timeout_s=timeout_s, max_bytes=limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX,
+    )  # fmt: skip
+    given = _object(answer.get("one_time_keys"))
+    claimed: dict[UserID, Any] = {}
+    for claim in claims:
+        keys = _object(_object(given.get(claim.user_id)).get(claim.device_id))
+        for name, key in keys.items():
+            try:
+                is_wanted = parse_one_time_key(name, key).algorithm == claim.algorithm
+            except InvalidKey:
+                continue
+            if is_wanted:
+                claimed.setdefault(claim.user_id, {})[claim.device_id] = {name: key}
+                break
+    return claimed
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

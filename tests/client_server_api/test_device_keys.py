@@ -1,0 +1,349 @@
+"""Devices publish their keys, and others find and claim them. Spec: client-server-api/#key-management-api"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from homeserver import limits
+from tests.support.homeservers import Client, Server
+from tests.support.keys import MEGOLM, SIGNED, Device
+
+
+async def device_of(client: Client, *, one_time: int = 0, **more: Any) -> Device:
+    """The client's device, whose keys have been uploaded."""
+    device = Device(client.user_id, client.device_id)
+    body = {"device_keys": device.keys(), "one_time_keys": device.one_time_keys(one_time), **more}
+    await client.ok("POST", "keys/upload", json=body)
+    return device
+
+
+async def query(client: Client, **users: Any) -> dict[str, Any]:
+    """What the client is shown of all devices of local users."""
+    wanted = {f"@{name}:{client.server.name}": devices for name, devices in users.items()}
+    answer: dict[str, Any] = await client.ok("POST", "keys/query", json={"device_keys": wanted})
+    return answer
+
+
+async def claim(client: Client, device: Device, algorithm: str = SIGNED) -> dict[str, Any]:
+    """The key that the client gets of a device, by its name; nothing if there is none."""
+    body = {"one_time_keys": {device.user_id: {device.device_id: algorithm}}, "timeout": 10_000}
+    answer = await client.ok("POST", "keys/claim", json=body)
+    assert answer["failures"] == {}
+    key: dict[str, Any] = answer["one_time_keys"].get(device.user_id, {}).get(device.device_id, {})
+    return key
+
+
+async def sync(client: Client, since: str = "") -> dict[str, Any]:
+    answer: dict[str, Any] = await client.ok("GET", "sync?timeout=0" + (f"&since={since}" if since else ""))
+    return answer
+
+
+# --- identity keys ---
+
+
+async def test_others_find_the_keys_of_a_device_with_its_name(homeserver: Server) -> None:
+    alice = await homeserver.register("alice", initial_device_display_name="Alice's phone")
+    bob = await homeserver.register("bob")
+    device = await device_of(alice)
+    answer = await query(bob, alice=[])
+    shown = answer["device_keys"][alice.user_id][alice.device_id]
+    assert shown == {**device.keys(), "unsigned": {"device_display_name": "Alice's phone"}}
+    assert answer["failures"] == {}
+
+
+async def test_a_query_is_for_all_devices_or_for_some(homeserver: Server) -> None:
+    alice = await homeserver.register("alice", device_id="PHONE")
+    laptop = await homeserver.log_in("alice", device_id="LAPTOP")
+    await homeserver.log_in("alice", device_id="NO_KEYS")
+    for client in (alice, laptop):
+        await device_of(client)
+    assert (await query(alice, alice=[]))["device_keys"][alice.user_id].keys() == {"PHONE", "LAPTOP"}
+    for wanted, found in ((["PHONE"], {"PHONE"}), (["NO_KEYS"], set()), (["LAPTOP", "NONE"], {"LAPTOP"})):
+        assert (await query(alice, alice=wanted))["device_keys"][alice.user_id].keys() == found
+
+
+async def test_a_user_without_keys_is_listed_and_an_unknown_one_is_not(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    assert (await query(alice, alice=[], nobody=[]))["device_keys"] == {alice.user_id: {}}
+
+
+async def test_what_a_device_says_outside_of_its_signature_is_not_passed_on(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = Device(alice.user_id, alice.device_id)
+    keys = {**device.keys(), "unsigned": {"device_display_name": "Bob's phone"}}
+    keys["signatures"]["@bob:test.example"] = {"ed25519:X": "c2lnbmF0dXJl"}
+    await alice.ok("POST", "keys/upload", json={"device_keys": keys})
+    assert (await query(alice, alice=[]))["device_keys"][alice.user_id][alice.device_id] == device.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "errcode"),
+    [
+        ({"user_id": "@bob:test.example"}, "M_INVALID_PARAM"),
+        ({"device_id": "OTHER"}, "M_INVALID_PARAM"),
+        ({"algorithms": "m.olm"}, "M_INVALID_PARAM"),
+        ({"algorithms": [7]}, "M_INVALID_PARAM"),
+        ({"keys": {}}, "M_INVALID_PARAM"),
+        ({"keys": {"ed25519:DEVICE": "short"}}, "M_INVALID_PARAM"),
+        ({"keys": {"ed25519:DEVICE": 7}}, "M_INVALID_PARAM"),
+        ({"signatures": None}, "M_INVALID_PARAM"),
+        ({"signatures": {"@alice:test.example": {"ed25519:DEVICE": 7}}}, "M_INVALID_PARAM"),
+        ({"signatures": {}}, "M_INVALID_SIGNATURE"),
+        ({"signatures": {"@alice:test.example": {"ed25519:DEVICE": "A" * 86}}}, "M_INVALID_SIGNATURE"),
+        ({"algorithms": [MEGOLM]}, "M_INVALID_SIGNATURE"),
+        ({"more": "x" * limits.encryption.DEVICE_KEYS_BYTES_MAX}, "M_INVALID_SIGNATURE"),
+    ],
+)
+async def test_keys_that_are_not_those_of_the_device_are_refused(
+    homeserver: Server, change: dict[str, Any], errcode: str
+) -> None:
+    alice = await homeserver.register("alice", device_id="DEVICE")
+    device = Device(alice.user_id, alice.device_id)
+    body = {"device_keys": {**device.keys(), **change}, "one_time_keys": device.one_time_keys(1)}
+    assert await alice.refused("POST", "keys/upload", json=body) == (400, errcode)
+    assert (await query(alice, alice=[]))["device_keys"] == {alice.user_id: {}}
+    assert await claim(alice, device) == {}
+
+
+async def test_device_keys_are_not_large(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    keys = Device(alice.user_id, alice.device_id).keys(more="x" * limits.encryption.DEVICE_KEYS_BYTES_MAX)
+    assert await alice.refused("POST", "keys/upload", json={"device_keys": keys}) == (400, "M_TOO_LARGE")
+
+
+async def test_a_device_that_is_deleted_takes_its_keys_with_it(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    other = await homeserver.log_in("alice", device_id="OTHER")
+    device = await device_of(other, one_time=2, fallback_keys=Device(other.user_id, "OTHER").fallback_key("F"))
+    await alice.ok("DELETE", "devices/OTHER", json={"auth": alice.password_auth()})
+    assert (await query(alice, alice=[]))["device_keys"] == {alice.user_id: {}}
+    assert await claim(alice, device) == {}
+    again = await homeserver.log_in("alice", device_id="OTHER")
+    assert (await sync(again))["device_one_time_keys_count"] == {SIGNED: 0}
+
+
+# --- one-time keys ---
+
+
+async def test_an_upload_says_how_many_one_time_keys_there_are(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    assert await alice.ok("POST", "keys/upload", json={}) == {"one_time_key_counts": {SIGNED: 0}}
+    device = await device_of(alice, one_time=3)
+    keys = {**device.one_time_keys(2), "curve25519:A": device.keys()["keys"][f"curve25519:{alice.device_id}"]}
+    counts = await alice.ok("POST", "keys/upload", json={"one_time_keys": keys})
+    assert counts == {"one_time_key_counts": {SIGNED: 5, "curve25519": 1}}
+
+
+async def test_each_one_time_key_is_issued_once_in_the_order_of_uploads(homeserver: Server) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    device = await device_of(alice)
+    batches = [device.one_time_keys(3), device.one_time_keys(2)][::-1]  # names do not decide
+    for batch in batches:
+        await alice.ok("POST", "keys/upload", json={"one_time_keys": batch})
+    claimed: list[dict[str, Any]] = [await claim(bob, device) for _ in range(5)]
+    assert [len(each) for each in claimed] == [1] * 5
+    names = [next(iter(each)) for each in claimed]
+    assert (set(names[:2]), set(names[2:])) == (set(batches[0]), set(batches[1]))
+    assert {name: key for each in claimed for name, key in each.items()} == batches[0] | batches[1]
+    assert await claim(bob, device) == {}
+
+
+async def test_a_key_of_another_algorithm_is_not_issued(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = await device_of(alice, one_time=1)
+    assert await claim(alice, device, "curve25519") == {}
+    assert await claim(alice, device) != {}
+
+
+async def test_a_repeated_upload_is_accepted_and_adds_nothing(homeserver: Server) -> None:
+    """The answer to the first one may have been lost."""
+    alice = await homeserver.register("alice")
+    device = await device_of(alice)
+    keys = device.one_time_keys(3)
+    for _ in range(2):
+        counts = await alice.ok("POST", "keys/upload", json={"one_time_keys": keys})
+        assert counts == {"one_time_key_counts": {SIGNED: 3}}
+
+
+async def test_a_key_that_was_issued_does_not_come_back_with_a_repeated_upload(homeserver: Server) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    device = await device_of(alice)
+    keys = device.one_time_keys(2)
+    await alice.ok("POST", "keys/upload", json={"one_time_keys": keys})
+    first = await claim(bob, device)
+    counts = await alice.ok("POST", "keys/upload", json={"one_time_keys": keys})
+    assert counts == {"one_time_key_counts": {SIGNED: 1}}
+    assert first | await claim(bob, device) == keys
+    assert await claim(bob, device) == {}
+
+
+async def test_another_key_under_the_same_id_is_refused(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = await device_of(alice)
+    await alice.ok("POST", "keys/upload", json={"one_time_keys": {f"{SIGNED}:A": device.one_time_key("A")}})
+    body = {"one_time_keys": {f"{SIGNED}:B": device.one_time_key("B"), f"{SIGNED}:A": device.one_time_key("C")}}
+    assert await alice.refused("POST", "keys/upload", json=body) == (400, "M_INVALID_PARAM")
+    assert await claim(alice, device) == {f"{SIGNED}:A": device.one_time_key("A")}
+    assert await claim(alice, device) == {}
+
+
+async def test_one_key_has_one_id(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = await device_of(alice)
+    key = device.one_time_key("A")
+    body = {"one_time_keys": {f"{SIGNED}:A": key, f"{SIGNED}:B": key}}
+    assert await alice.refused("POST", "keys/upload", json=body) == (400, "M_INVALID_PARAM")
+
+
+async def test_keys_of_a_former_identity_of_a_device_are_gone(homeserver: Server) -> None:
+    """Nobody could start a conversation with them: they are signed by a key that the device has no more."""
+    alice = await homeserver.register("alice")
+    await device_of(alice, one_time=2)
+    renewed = Device(alice.user_id, alice.device_id, "renewed")
+    keys = renewed.one_time_keys(1)
+    counts = await alice.ok("POST", "keys/upload", json={"device_keys": renewed.keys(), "one_time_keys": keys})
+    assert counts == {"one_time_key_counts": {SIGNED: 1}}
+    assert await claim(alice, renewed) == keys
+
+
+@pytest.mark.parametrize("kind", ["one_time_keys", "fallback_keys"])
+@pytest.mark.parametrize(
+    ("name", "key", "errcode"),
+    [
+        (f"{SIGNED}:A", {"key": "A" * 43, "signatures": {}}, "M_INVALID_SIGNATURE"),
+        (f"{SIGNED}:A", {"key": "A" * 43}, "M_INVALID_PARAM"),
+        (f"{SIGNED}:A", {"key": 7, "signatures": {}}, "M_INVALID_PARAM"),
+        (f"{SIGNED}:A", {"key": "A" * 43, "signatures": []}, "M_INVALID_PARAM"),
+        (f"{SIGNED}:A", {"key": "short", "signatures": {}}, "M_INVALID_PARAM"),
+        (f"{SIGNED}:A", {"key": "A" * 43, "signatures": {}, "fallback": "yes"}, "M_INVALID_PARAM"),
+        (f"{SIGNED}:A", "A" * 43, "M_INVALID_PARAM"),
+        ("curve25519:A", "not a key", "M_INVALID_PARAM"),
+        ("curve25519:", "A" * 43, "M_INVALID_PARAM"),
+        (":A", "A" * 43, "M_INVALID_PARAM"),
+        ("curve25519", "A" * 43, "M_INVALID_PARAM"),
+        ("curve25519:" + "x" * 256, "A" * 43, "M_INVALID_PARAM"),
+        ("curve25519:\0", "A" * 43, "M_INVALID_PARAM"),
+        ("x" * 256 + ":A", "A" * 43, "M_INVALID_PARAM"),
+        ("org.example.new:A", "x" * limits.encryption.ONE_TIME_KEY_BYTES_MAX, "M_TOO_LARGE"),
+        ("curve25519:A", None, "M_INVALID_PARAM"),
+    ],
+)
+async def test_nonsense_is_not_stored_as_a_key(
+    homeserver: Server, kind: str, name: str, key: Any, errcode: str
+) -> None:
+    alice = await homeserver.register("alice")
+    device = await device_of(alice)
+    body = {kind: {**device.fallback_key("GOOD"), name: key}}
+    assert await alice.refused("POST", "keys/upload", json=body) == (400, errcode)
+    assert await claim(alice, device) == {}
+
+
+async def test_the_number_of_keys_of_a_device_is_bounded(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = await device_of(alice)
+    most = limits.encryption.ONE_TIME_KEYS_PER_DEVICE_MAX
+    for number, answer in ((most + 1, 400), (most, 200), (1, 400)):
+        body = {"one_time_keys": device.one_time_keys(number)}
+        assert (await alice.post("keys/upload", json=body)).status_code == answer
+    fallback = {f"org.example.{number}:A": "key" for number in range(limits.encryption.FALLBACK_KEYS_PER_DEVICE_MAX)}
+    await alice.ok("POST", "keys/upload", json={"fallback_keys": fallback})
+    body = {"fallback_keys": device.fallback_key("F")}
+    assert await alice.refused("POST", "keys/upload", json=body) == (400, "M_INVALID_PARAM")
+
+
+# --- fallback keys ---
+
+
+async def test_a_fallback_key_is_issued_when_there_is_no_one_time_key(homeserver: Server) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    fallback = Device(alice.user_id, alice.device_id).fallback_key("F")
+    device = await device_of(alice, one_time=1, fallback_keys=fallback)
+    assert await claim(bob, device) != fallback
+    assert (await sync(alice))["device_unused_fallback_key_types"] == [SIGNED]
+    for _ in range(2):
+        assert await claim(bob, device) == fallback
+        assert (await sync(alice))["device_unused_fallback_key_types"] == []
+
+
+async def test_a_new_fallback_key_replaces_the_one_that_was_used(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = Device(alice.user_id, alice.device_id)
+    await device_of(alice, fallback_keys=device.fallback_key("OLD"))
+    await claim(alice, device)
+    for name, unused in (("OLD", []), ("NEW", [SIGNED])):  # a repeated upload is no new key
+        await alice.ok("POST", "keys/upload", json={"fallback_keys": device.fallback_key(name)})
+        assert (await sync(alice))["device_unused_fallback_key_types"] == unused
+    assert await claim(alice, device) == device.fallback_key("NEW")
+
+
+async def test_there_is_one_fallback_key_of_an_algorithm(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = await device_of(alice)
+    body = {"fallback_keys": device.fallback_key("A") | device.fallback_key("B")}
+    assert await alice.refused("POST", "keys/upload", json=body) == (400, "M_INVALID_PARAM")
+
+
+# --- what the device is told ---
+
+
+async def test_every_sync_tells_a_device_what_it_has_left(homeserver: Server) -> None:
+    """Element uploads keys only once it is told that there are none."""
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    answer = await sync(alice)
+    assert (answer["device_one_time_keys_count"], answer["device_unused_fallback_key_types"]) == ({SIGNED: 0}, [])
+    device = await device_of(alice, one_time=5)
+    for left in (5, 4, 3):
+        answer = await sync(alice, answer["next_batch"])
+        assert answer["device_one_time_keys_count"] == {SIGNED: left}
+        assert (await sync(alice, answer["next_batch"]))["device_one_time_keys_count"] == {SIGNED: left}
+        await claim(bob, device)
+
+
+async def test_devices_of_a_user_have_keys_of_their_own(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    await device_of(alice, one_time=5)
+    other = await homeserver.log_in("alice")
+    assert (await sync(other))["device_one_time_keys_count"] == {SIGNED: 0}
+
+
+# --- requests ---
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "errcode"),
+    [
+        ("upload", {"device_keys": []}, "M_BAD_JSON"),
+        ("upload", {"one_time_keys": "A"}, "M_BAD_JSON"),
+        ("query", {}, "M_MISSING_PARAM"),
+        ("query", {"device_keys": []}, "M_BAD_JSON"),
+        ("query", {"device_keys": {"@a:b": "D"}}, "M_BAD_JSON"),
+        ("query", {"device_keys": {"@a:b": [1]}}, "M_BAD_JSON"),
+        ("query", {"device_keys": {"alice": []}}, "M_INVALID_PARAM"),
+        ("query", {"device_keys": {}, "timeout": "now"}, "M_BAD_JSON"),
+        ("claim", {}, "M_MISSING_PARAM"),
+        ("claim", {"one_time_keys": {"@a:b": []}}, "M_BAD_JSON"),
+        ("claim", {"one_time_keys": {"@a:b": {"D": 7}}}, "M_BAD_JSON"),
+        ("claim", {"one_time_keys": {"alice": {"D": SIGNED}}}, "M_INVALID_PARAM"),
+    ],
+)
+async def test_requests_of_the_wrong_shape_are_refused(
+    homeserver: Server, path: str, body: dict[str, Any], errcode: str
+) -> None:
+    alice = await homeserver.register("alice")
+    assert await alice.refused("POST", f"keys/{path}", json=body) == (400, errcode)
+
+
+async def test_requests_for_too_many_are_refused(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    users: dict[str, Any] = {f"@{n}:test.example": [] for n in range(limits.encryption.KEY_QUERY_USERS_MAX + 1)}
+    assert await alice.refused("POST", "keys/query", json={"device_keys": users}) == (400, "M_INVALID_PARAM")
+    devices = {f"D{number}": SIGNED for number in range(limits.encryption.KEY_CLAIM_DEVICES_MAX + 1)}
+    body = {"one_time_keys": {alice.user_id: devices}}
+    assert await alice.refused("POST", "keys/claim", json=body) == (400, "M_INVALID_PARAM")
+
+
+async def test_keys_are_not_for_strangers(homeserver: Server) -> None:
+    for path in ("upload", "query", "claim", "device_signing/upload", "signatures/upload"):
+        assert await homeserver.anonymous.refused("POST", f"keys/{path}", json={}) == (401, "M_MISSING_TOKEN")

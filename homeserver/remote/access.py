@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from homeserver import limits
@@ -42,6 +42,13 @@ def find_access(tx: Transaction, own: ServerName, room_id: RoomID, origin: Serve
         is_allowed=is_allowed(tx, head, origin),
         has_origin=is_server_joined(tx, room_id, origin),
     )
+
+
+def find_accesses(
+    tx: Transaction, own: ServerName, rooms: Sequence[RoomID], origin: ServerName
+) -> dict[RoomID, RoomAccess | None]:
+    """Returns the access to each of the rooms; see `find_access`."""
+    return {room_id: find_access(tx, own, room_id, origin) for room_id in rooms}
 
 
 def is_allowed(tx: Transaction, head: Head, server: ServerName) -> bool:

@@ -1,20 +1,19 @@
 """The shape of a configuration: which keys exist, in which section, and which values they may have.
 
 The shape is derived from the annotations of the sections, so that a message can say what would have been right: the
-closest key, the section a key belongs to, or the possible values.
+closest key, the section a key belongs to, or the possible values. This runs on the parsed file, before any section is
+created, because only here is it known how the operator has written a key. What programs pass is checked by the sections
+themselves (`values.py`), in the words of Python.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-import msgspec
-
 from homeserver.config.listeners import Listener
 from homeserver.config.sections import Config
-from homeserver.config.values import ConfigError, Section, check_text, list_choices
+from homeserver.config.values import ConfigError, Section, check_text, fields_of, list_choices, suggest
 
 
 def check_table(kind: type[Section], table: dict[str, Any], section: str = "") -> None:
@@ -72,8 +71,7 @@ def _unknown_key(kind: type[Section], key: str, section: str) -> str:
         return f"{said}; it belongs at the top of the file, above the first section"
     if homes:
         return f"{said}; it belongs in {' or '.join(homes)}"
-    near = difflib.get_close_matches(key, _kinds(kind), n=1)
-    return f"{said}; did you mean {near[0]!r}?" if near else said
+    return said + suggest(key, _kinds(kind))
 
 
 def _sections() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -87,7 +85,7 @@ def _sections() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _kinds(kind: type[Section]) -> dict[str, Any]:
-    return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    return {field.encode_name: field.type for field in fields_of(kind)}
 
 
 def _shown(value: object) -> str:

@@ -31,7 +31,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         """Checks the types of all fields. Sections add their own checks after this one."""
-        for each in _fields(type(self)):
+        for each in fields_of(type(self)):
             where = each.encode_name if type(self).__name__ == "Config" else f"{type(self).__name__}.{each.encode_name}"
             given = getattr(self, each.name)
             value = _read(each.type, given, where)
@@ -40,7 +40,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 @cache
-def _fields(kind: type[Section]) -> tuple[msgspec.structs.FieldInfo, ...]:
+def fields_of(kind: type[Section]) -> tuple[msgspec.structs.FieldInfo, ...]:
     """Returns the fields of a section. Cached, because reading them from the annotations takes a while."""
     return msgspec.structs.fields(kind)
 
@@ -70,12 +70,17 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _section(kind: type[Section], given: Mapping[str, Any], where: str) -> Section:
-    names = {each.encode_name: each.name for each in _fields(kind)}
+    names = {each.encode_name: each.name for each in fields_of(kind)}
     for key in given:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            raise ConfigError(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ConfigError(f"{where}: unknown key {key!r}{suggest(str(key), names)}")
     return kind(**{names[key]: value for key, value in given.items()})
+
+
+def suggest(key: str, names: Iterable[str]) -> str:
+    """Returns the end of a sentence about an unknown key: the closest of the names, or "" if none is close."""
+    near = difflib.get_close_matches(key, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_text(key: str, value: str) -> None:

@@ -14,8 +14,6 @@ import httpx
 import pytest
 import trio
 import trustme
-from trio.abc import Clock, Instrument
-from trio.testing import MockClock
 
 from homeserver.api.routes import Routes
 from homeserver.authenticate import SCHEMA
@@ -29,8 +27,8 @@ from homeserver.http.asgi import App
 from homeserver.http.dispatch import Dispatch
 from homeserver.process.workers import Workers
 from homeserver.resources import Resources
-
-START_MS = 1_700_000_000_000
+from homeserver.testing import now_ms
+from tests.support.homeservers import run_under_virtual_clock
 
 
 @dataclass(slots=True)
@@ -55,18 +53,6 @@ StartServer = Callable[..., AbstractAsyncContextManager[Server]]
 
 def _call(fn: Callable[..., Any], options: dict[str, Any], tx: Any, *args: Any) -> Any:
     return fn(tx, *args, **options)
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970, by the virtual clock."""
-    return START_MS + round(trio.current_time() * 1000)
-
-
-def run_under_virtual_clock(
-    test: Callable[[], Any], clock: Clock | None = None, instruments: Sequence[Instrument] = ()
-) -> Any:
-    """As trio.run; the time jumps to the next deadline whenever there is nothing to do."""
-    return trio.run(test, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserI
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.signing import SigningKey, decode_base64, encode_base64, verify_json
 from tests.federation.json_values import KEY, PROPERTY, nested, strict_objects, texts, versions
+from tests.federation.spec_events import MINIMAL, REDACTABLE
 
 SERVER = ServerName("example.org")
 ALICE = UserID("@alice:example.org")
@@ -54,37 +55,12 @@ def is_signed(event: Event, server_name: str = SERVER, key: SigningKey = KEY) ->
 
 
 def test_events_of_the_specification_are_signed_as_it_says() -> None:
-    minimal = {
-        "room_id": "!x:domain",
-        "sender": "@a:domain",
-        "origin": "domain",
-        "origin_server_ts": 1000000,
-        "signatures": {},
-        "hashes": {},
-        "type": "X",
-        "content": {},
-        "prev_events": [],
-        "auth_events": [],
-        "depth": 3,
-        "unsigned": {"age_ts": 1000000},
-    }
-    redactable = {
-        "content": {"body": "Here is the message content"},
-        "event_id": "$0:domain",
-        "origin": "domain",
-        "origin_server_ts": 1000000,
-        "type": "m.room.message",
-        "room_id": "!r:domain",
-        "sender": "@u:domain",
-        "signatures": {},
-        "unsigned": {"age_ts": 1000000},
-    }
     signatures = [
         "KxwGjPSDEtvnFgU00fwFz+l6d2pJM6XBIaMEn81SXPTRl16AqLAYqfIReFGZlHi5KLjAWbOoMszkwsQma+lYAg",
         "Wm+VzmOUOz08Ds+0NTWb1d4CZrVsJSikkeRxh6aCcUwu6pNC78FunoD7KNWzqFn241eYHYMGCA5McEiVPdhzBA",
     ]
     hashes = ["5jM4wQpv6lnBo7CLIghJuHdW+s2CMBJPUOGOC89ncos", "onLKD1bGljeBWQhWZ1kaP9SorVmRQNdN5aM2JYU2n/g"]
-    for event, signature, sha256 in zip((minimal, redactable), signatures, hashes, strict=True):
+    for event, signature, sha256 in zip((MINIMAL, REDACTABLE), signatures, hashes, strict=True):
         before = deepcopy(event)
         signed = sign_event(event, ROOM_VERSIONS["1"], ServerName("domain"), SPEC_KEY)
         expected = {**event, "hashes": {"sha256": sha256}, "signatures": {"domain": {"ed25519:1": signature}}}

@@ -17,32 +17,7 @@ from homeserver.federation.hashing import content_hash, event_id_of, reference_h
 from homeserver.federation.redaction import redact
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from tests.federation.json_values import PROPERTY, pdu_of, pdus, versions
-
-MINIMAL = {
-    "room_id": "!x:domain",
-    "sender": "@a:domain",
-    "origin": "domain",
-    "origin_server_ts": 1000000,
-    "signatures": {},
-    "hashes": {},
-    "type": "X",
-    "content": {},
-    "prev_events": [],
-    "auth_events": [],
-    "depth": 3,
-    "unsigned": {"age_ts": 1000000},
-}
-REDACTABLE = {
-    "content": {"body": "Here is the message content"},
-    "event_id": "$0:domain",
-    "origin": "domain",
-    "origin_server_ts": 1000000,
-    "type": "m.room.message",
-    "room_id": "!r:domain",
-    "sender": "@u:domain",
-    "signatures": {},
-    "unsigned": {"age_ts": 1000000},
-}
+from tests.federation.spec_events import MINIMAL, REDACTABLE
 
 
 @pytest.mark.parametrize("version", ROOM_VERSIONS.values())

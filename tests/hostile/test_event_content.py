@@ -50,8 +50,7 @@ async def test_numbers_that_are_not_canonical_are_refused_in_rooms_of_today(
 async def test_rooms_of_old_hold_any_number_and_every_answer_with_them_works(
     federation: Federation, version: str
 ) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     content = {"numbers": list(IRREGULAR)}
     status, answer = await send(alice, room_id, content, "org.example.numbers")
@@ -83,8 +82,7 @@ async def test_rooms_of_old_hold_any_number_and_every_answer_with_them_works(
 
 @pytest.mark.parametrize("version", ["1", "5", "6", "12"])
 async def test_unkind_content_is_kept_as_it_is(federation: Federation, version: str) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(bob, room_id, "a.example")
     for event_type in ("m.room.message", "m.reaction", "m.room.encrypted"):
@@ -179,8 +177,7 @@ async def test_state_that_would_break_the_room_is_refused(
 async def test_a_room_with_senseless_state_still_answers_everything(
     federation: Federation, event_type: str, content: dict[str, Any]
 ) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     carol = await a.register("carol")
     room_id = await create_room(alice, preset="public_chat", visibility="public")
     place = quote(room_id)

@@ -71,8 +71,7 @@ async def assert_well(room_id: str, here: Client, there: Client) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("version", ["1", "3", "5", "6", "10", "11", "12"])
 async def test_every_field_may_be_wrong(federation: Federation, version: str) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(bob, room_id, "a.example")
     mallory = Stranger(federation.network, MALLORY)

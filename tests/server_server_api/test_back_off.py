@@ -69,8 +69,7 @@ def test_back_off_does_not_outlast_a_clock_that_is_put_right() -> None:
 
 
 async def test_server_that_is_back_answers_people_at_once(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     await create_room(bob, preset="public_chat", room_alias_name="lobby")
     await federation.kill("b.example")
     alias = quote("#lobby:b.example")
@@ -89,8 +88,7 @@ async def test_server_that_is_back_answers_people_at_once(federation: Federation
 
 
 async def test_answered_question_brings_what_was_waiting_for_the_server(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.cut("a.example", "b.example")

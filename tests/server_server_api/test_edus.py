@@ -20,8 +20,7 @@ async def _ephemeral(client: Client, room_id: str) -> dict[str, Any]:
 
 
 async def _two(federation: Federation) -> tuple[Client, Client, str]:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     return alice, bob, room_id
@@ -146,8 +145,7 @@ async def test_presence_is_seen_on_the_other_server(federation: Federation) -> N
 
 
 async def test_presence_of_who_joins_is_seen_on_the_other_server(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     since = (await sync(alice))["next_batch"]
     await sync(bob)

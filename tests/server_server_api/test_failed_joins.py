@@ -30,11 +30,6 @@ from tests.support.homeservers import Client, Server
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-async def _two(federation: Federation) -> tuple[Server, Server, Client, Client]:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    return a, b, await a.register("alice"), await b.register("bob")
-
-
 def _on_send_join(server: Server, answer: Callable[[App, Any, Any, Any], Awaitable[None]]) -> App:
     """The server, where `answer` deals with a send_join."""
     inner = checked(server.app)
@@ -92,7 +87,7 @@ def _is(client: Client, room_id: str, user_id: str, membership: str) -> Callable
 
 @pytest.mark.parametrize("answer", [_answer_nonsense, _answer_nothing])
 async def test_a_join_that_cannot_be_completed_is_undone(federation: Federation, answer: Any) -> None:
-    a, _, alice, bob = await _two(federation)
+    a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     federation.network.join("a.example", _on_send_join(a, answer))
     assert await bob.refused("POST", _join_path(room_id), json={}) == (502, "M_UNKNOWN")
@@ -105,7 +100,7 @@ async def test_a_join_that_cannot_be_completed_is_undone(federation: Federation,
 
 
 async def test_it_is_undone_although_the_resident_is_away_and_the_server_restarts(federation: Federation) -> None:
-    a, _, alice, bob = await _two(federation)
+    a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     federation.network.join("a.example", _on_send_join(a, _answer_nonsense))
     assert (await bob.refused("POST", _join_path(room_id), json={}))[0] == 502
@@ -120,7 +115,7 @@ async def test_it_is_undone_although_the_resident_is_away_and_the_server_restart
 
 
 async def test_a_join_is_undone_if_the_server_dies_in_the_midst_of_it(federation: Federation) -> None:
-    a, _, alice, bob = await _two(federation)
+    a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     federation.network.join("a.example", _on_send_join(a, _answer_nothing))
     async with trio.open_nursery() as nursery:
@@ -134,7 +129,7 @@ async def test_a_join_is_undone_if_the_server_dies_in_the_midst_of_it(federation
 
 
 async def test_who_joins_again_in_time_stays(federation: Federation) -> None:
-    a, _, alice, bob = await _two(federation)
+    a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     federation.network.join("a.example", _on_send_join(a, _answer_nonsense))
@@ -148,7 +143,7 @@ async def test_who_joins_again_in_time_stays(federation: Federation) -> None:
 
 
 async def test_the_invitation_that_was_used_up_is_no_longer_shown(federation: Federation) -> None:
-    a, _, alice, bob = await _two(federation)
+    a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     federation.network.join("a.example", _on_send_join(a, _answer_nonsense))
@@ -162,7 +157,7 @@ async def test_the_invitation_that_was_used_up_is_no_longer_shown(federation: Fe
 
 @pytest.mark.parametrize("answer", [_refuse, _fail])
 async def test_a_join_that_was_not_taken_costs_no_invitation(federation: Federation, answer: Any) -> None:
-    a, _, alice, bob = await _two(federation)
+    a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     federation.network.join("a.example", _on_send_join(a, answer))

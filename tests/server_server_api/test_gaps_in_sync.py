@@ -47,8 +47,7 @@ async def page_back(client: Client, room_id: str, point: str, to: str, size: int
 
 
 async def test_a_gap_that_an_outage_left_makes_the_timeline_limited(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     await send_text(alice, room_id, "before")
@@ -65,8 +64,7 @@ async def test_a_gap_that_an_outage_left_makes_the_timeline_limited(federation: 
 
 @pytest.mark.parametrize("page_size", [30, 1000])
 async def test_a_gap_that_an_outage_left_where_both_sides_went_on(federation: Federation, page_size: int) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     sinces = {client.user_id: (await sync(client))["next_batch"] for client in (alice, bob)}
@@ -100,8 +98,7 @@ async def until_heard(client: Client, room_id: str, event_id: str) -> None:
 
 
 async def test_a_short_outage_leaves_no_gap(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     since = (await sync(bob))["next_batch"]

@@ -41,8 +41,7 @@ async def all_texts(client: Client, room_id: str, page: int) -> list[str]:
 
 @pytest.mark.parametrize("version", ["1", "6", "11", "12"])
 async def test_pages_back_to_the_creation_of_the_room(federation: Federation, version: str) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     for number in range(25):
         await send_text(alice, room_id, f"message {number}")
@@ -83,8 +82,7 @@ async def test_a_server_that_comes_after_an_erasure_gets_redacted_copies(federat
 
 
 async def test_history_is_not_news(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     for number in range(30):
         await send_text(alice, room_id, f"message {number}")
@@ -96,8 +94,7 @@ async def test_history_is_not_news(federation: Federation) -> None:
 
 
 async def test_history_of_when_one_was_not_invited_stays_hidden(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await send_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "invited"})
     await send_text(alice, room_id, "secret")
@@ -134,8 +131,7 @@ async def test_servers_are_told_of_hidden_events_without_their_content(federatio
 
 
 async def test_gap_left_by_an_outage_is_filled_when_someone_pages_back(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     await send_text(alice, room_id, "before")
@@ -224,8 +220,7 @@ async def test_only_what_leads_back_from_the_gap_is_history(federation: Federati
 
 async def _long_past(federation: Federation) -> tuple[Server, Client, str, list[str]]:
     """A room of another server with a past of topics and messages in turn, whose IDs are given; bob has just come."""
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     past = []
     for number in range(10):

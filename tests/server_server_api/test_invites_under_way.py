@@ -117,8 +117,7 @@ async def test_invited_user_who_is_refused_at_first_is_let_in(federation: Federa
 
 
 async def test_user_who_is_not_invited_is_refused_at_once(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="private_chat")
     start = trio.current_time()
     assert (await bob.request("POST", f"join/{quote(room_id)}?via=a.example", json={})).status_code == 403
@@ -143,8 +142,7 @@ class Silent:
 
 
 async def test_room_is_made_whatever_becomes_of_its_invitations(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     silent = Silent(federation, 20)
     invited = [f"@{who}:{name}" for name in silent.names for who in ("x", "y")]
     federation.network.leave("gone.example")
@@ -183,8 +181,7 @@ async def test_invitation_to_a_slow_server_still_arrives(federation: Federation)
 
 
 async def test_room_with_many_invited_servers_can_be_used(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     others = [Stranger(federation.network, ServerName(f"s{number}.example")) for number in range(60)]
     for other in others:
         other.take_invite = lambda uri, content, other=other: signing(other, content)
@@ -197,8 +194,7 @@ async def test_room_with_many_invited_servers_can_be_used(federation: Federation
 
 
 async def test_join_through_silent_servers_goes_on_to_the_next(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     silent = Silent(federation, 4)
     start = trio.current_time()

@@ -33,8 +33,7 @@ from tests.support.stranger import Stranger
 
 @pytest.mark.parametrize("version", ["1", "3", "6", "9", "10", "11", "12"])
 async def test_invited_user_is_told_of_the_room_and_joins(federation: Federation, version: str) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, name="Tea", room_version=version)
     await invite(alice, room_id, bob.user_id)
     answer = await sync(bob)
@@ -73,8 +72,7 @@ async def test_invite_reaches_a_server_that_is_in_the_room(federation: Federatio
 
 
 async def test_rejected_invite_is_told_to_the_inviter(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     before = await sync(bob)
@@ -106,8 +104,7 @@ async def test_rejection_is_told_to_who_is_left_when_all_users_of_our_server_are
 
 
 async def test_invite_can_be_rejected_when_the_inviter_is_gone(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     federation.network.leave("a.example")
@@ -211,8 +208,7 @@ async def test_what_is_pending_is_bounded_in_number_and_in_bytes(federation: Fed
 
 
 async def test_inviter_takes_the_invite_back(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     before = await sync(bob)
@@ -274,8 +270,7 @@ async def test_invite_of_someone_who_does_not_exist_is_refused(federation: Feder
 
 
 async def test_left_by_all_and_joined_again(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})

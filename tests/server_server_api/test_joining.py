@@ -32,8 +32,7 @@ CAROL = ServerName("carol.example")
 
 
 async def test_user_of_another_server_joins_and_both_talk(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", name="Tea")
     await send_text(alice, room_id, "before")
     await join(bob, room_id, "a.example")
@@ -46,8 +45,7 @@ async def test_user_of_another_server_joins_and_both_talk(federation: Federation
 
 
 async def test_first_sync_after_the_join_has_the_whole_state(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", name="Tea")
     since = (await sync(bob))["next_batch"]
     await join(bob, room_id, "a.example")
@@ -59,8 +57,7 @@ async def test_first_sync_after_the_join_has_the_whole_state(federation: Federat
 
 
 async def test_members_at_the_start_of_the_timeline_are_those_before_our_join(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     start = (await sync(bob))["rooms"]["join"][room_id]["timeline"]["prev_batch"]
@@ -117,8 +114,7 @@ async def test_all_residents_hear_of_a_join_through_one_of_them(federation: Fede
 
 
 async def test_refusals(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     private = await create_room(alice)
     path = "join/{}?via=a.example"
     assert await bob.refused("POST", path.format(quote(private)), json={}) == (403, "M_FORBIDDEN")
@@ -132,8 +128,7 @@ async def test_refusals(federation: Federation) -> None:
 
 
 async def test_member_of_an_unfederated_room_invites_nobody_from_outside(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, creation_content={"m.federate": False})
     await invite(alice, room_id, bob.user_id)  # the invite itself is of a user of the room's own server
     assert (await bob.refused("POST", f"join/{quote(room_id)}", json={}))[0] == 403
@@ -210,8 +205,7 @@ async def test_send_join_takes_nothing_but_the_join_of_the_sender(federation: Fe
 
 
 async def test_banned_user_is_not_let_in(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await alice.ok("POST", f"rooms/{quote(room_id)}/ban", json={"user_id": bob.user_id})
     path = f"join/{quote(room_id)}?via=a.example"
@@ -222,8 +216,7 @@ async def test_banned_user_is_not_let_in(federation: Federation) -> None:
 
 
 async def test_member_who_leaves_is_told_nothing_more(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})

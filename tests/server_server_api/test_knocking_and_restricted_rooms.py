@@ -51,8 +51,7 @@ async def _own_leave(client: Client, since: str, room_id: str) -> tuple[str, str
 
 
 async def test_knock_is_seen_and_accepted(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, name="Tea", initial_state=[rules("knock")])
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={"reason": "tea?"})
     answer = await sync(bob)
@@ -69,8 +68,7 @@ async def test_knock_is_seen_and_accepted(federation: Federation) -> None:
 
 
 async def test_knock_is_turned_away(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, initial_state=[rules("knock")])
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
     since = (await sync(bob))["next_batch"]
@@ -84,8 +82,7 @@ async def test_knock_is_turned_away(federation: Federation) -> None:
 
 
 async def test_knock_outlives_the_refusal_of_an_earlier_one_that_comes_late(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, initial_state=[rules("knock")])
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
     await trio.testing.wait_all_tasks_blocked()
@@ -113,8 +110,7 @@ def _transactions(federation: Federation) -> int:
 
 
 async def test_knock_is_taken_back(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, initial_state=[rules("knock")])
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
     since = (await sync(bob))["next_batch"]
@@ -124,8 +120,7 @@ async def test_knock_is_taken_back(federation: Federation) -> None:
 
 
 async def test_knock_where_nobody_may(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     path = f"knock/{quote(room_id)}?via=a.example"
     assert await bob.refused("POST", path, json={}) == (403, "M_FORBIDDEN")

@@ -5,7 +5,7 @@ What they cost is bounded by what is of use in them, never by what a server choo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,33 +19,13 @@ from homeserver.remote.requests import Answer, Unreachable
 from tests.support.federation import Federation, create_room, join, state_of
 from tests.support.homeservers import Server
 from tests.support.stranger import FakeRoom, Stranger
+from tests.support.streaming import Body, StreamingServer
 
 TELLER = ServerName("teller.example")
-Body = Callable[[], AsyncIterator[bytes]]
 
 
-class Teller:
-    """A server that answers every request with what it is told; `sent_bytes`: how much of it was read."""
-
-    def __init__(self, federation: Federation, body: Body, status: int = 200) -> None:
-        self.sent_bytes = 0
-        self._body, self._status = body, status
-        federation.network.join(TELLER, self._serve)
-
-    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._answer, send, nursery.cancel_scope)
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            nursery.cancel_scope.cancel()
-
-    async def _answer(self, send: Any, scope: trio.CancelScope) -> None:
-        await send({"type": "http.response.start", "status": self._status, "headers": []})
-        async for chunk in self._body():
-            self.sent_bytes += len(chunk)
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-        scope.cancel()
+def tell(federation: Federation, body: Body, status: int = 200) -> StreamingServer:
+    return StreamingServer(federation.network, TELLER, body, status)
 
 
 async def ask(server: Server, taken: list[bytes], *, enough: int = 1 << 30, max_bytes: int = 1 << 30) -> Answer:
@@ -81,7 +61,7 @@ def whole(text: bytes, size: int = 1000) -> Body:
 
 async def test_elements_are_taken_one_at_a_time(federation: Federation) -> None:
     a = await federation.start("a.example")
-    Teller(federation, whole(b'{"event":{"a":1},"pdus":[{"b":2},"x"],"other":[1,2]}', 5))
+    tell(federation, whole(b'{"event":{"a":1},"pdus":[{"b":2},"x"],"other":[1,2]}', 5))
     taken: list[bytes] = []
     answer = await ask(a, taken)
     assert (answer.status, answer.content, taken) == (200, {"event": {"a": 1}}, [b'{"b":2}', b'"x"'])
@@ -89,14 +69,14 @@ async def test_elements_are_taken_one_at_a_time(federation: Federation) -> None:
 
 async def test_error_is_an_answer(federation: Federation) -> None:
     a = await federation.start("a.example")
-    Teller(federation, whole(b'{"errcode":"M_FORBIDDEN","error":"No."}'), 403)
+    tell(federation, whole(b'{"errcode":"M_FORBIDDEN","error":"No."}'), 403)
     answer = await ask(a, [])
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
 
 
 async def test_no_more_is_read_than_is_wanted(federation: Federation) -> None:
     a = await federation.start("a.example")
-    teller = Teller(federation, endless(b'{"pdus":[{}', b",{}" * 300))
+    teller = tell(federation, endless(b'{"pdus":[{}', b",{}" * 300))
     taken: list[bytes] = []
     assert (await ask(a, taken, enough=1000)).status == 200
     assert len(taken) == 1000
@@ -109,7 +89,7 @@ async def test_no_more_is_read_than_is_wanted(federation: Federation) -> None:
 async def test_reading_ends_when_most_of_an_answer_is_junk(federation: Federation, junk: bytes) -> None:
     a = await federation.start("a.example")
     chunk = (b"," + junk) * (1 + 10_000 // len(junk))
-    teller = Teller(federation, endless(b'{"pdus":[0', chunk))
+    teller = tell(federation, endless(b'{"pdus":[0', chunk))
 
     def refuse(element: bytes) -> Verdict:
         return "junk"
@@ -125,7 +105,7 @@ async def test_reading_ends_when_most_of_an_answer_is_junk(federation: Federatio
 
 async def test_answer_is_not_read_beyond_its_limit(federation: Federation) -> None:
     a = await federation.start("a.example")
-    teller = Teller(federation, endless(b'{"pdus":[],"more":"', b"x" * 1000))
+    teller = tell(federation, endless(b'{"pdus":[],"more":"', b"x" * 1000))
     with pytest.raises(Unreachable):
         await ask(a, [], max_bytes=100_000)
     assert teller.sent_bytes < 110_000
@@ -134,7 +114,7 @@ async def test_answer_is_not_read_beyond_its_limit(federation: Federation) -> No
 @pytest.mark.parametrize("pause_s", [1, limits.peers.ANSWER_IDLE_S + 1, 10_000])
 async def test_slow_answer_is_given_up_and_its_server_left_alone(federation: Federation, pause_s: float) -> None:
     a = await federation.start("a.example")
-    Teller(federation, endless(b'{"pdus":[0', b",0", pause_s=pause_s))
+    tell(federation, endless(b'{"pdus":[0', b",0", pause_s=pause_s))
     began_s = trio.current_time()
     with pytest.raises(Unreachable):
         await ask(a, [])
@@ -145,7 +125,7 @@ async def test_slow_answer_is_given_up_and_its_server_left_alone(federation: Fed
 @pytest.mark.parametrize("text", [b"", b"<html>", b'{"pdus":[{}', b'{"pdus":[1}', b'{"event":[}'])
 async def test_answer_that_is_no_json_is_none(federation: Federation, text: bytes) -> None:
     a = await federation.start("a.example")
-    Teller(federation, whole(text))
+    tell(federation, whole(text))
     with pytest.raises(Unreachable):
         await ask(a, [])
 
@@ -181,8 +161,7 @@ async def test_large_room_is_joined_without_holding_its_state(federation: Federa
 
 
 async def test_directory_of_another_server_is_read_room_by_room(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     for number in range(3):
         await create_room(bob, name=f"Room {number}", visibility="public", preset="public_chat")
     page = await alice.ok("GET", "publicRooms?server=b.example&limit=2")

@@ -25,13 +25,8 @@ from tests.support.federation import (
     until,
     wait_text,
 )
-from tests.support.homeservers import Client, Server
+from tests.support.homeservers import Client
 from tests.support.storage import list_parked
-
-
-async def _two(federation: Federation) -> tuple[Server, Server, Client, Client]:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    return a, b, await a.register("alice"), await b.register("bob")
 
 
 async def _leave(client: Client, room_id: str) -> None:
@@ -50,7 +45,7 @@ def _has(client: Client, room_id: str, user_id: str, membership: str) -> Any:
 
 
 async def test_rejection_reaches_a_server_that_was_away(federation: Federation) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     federation.network.leave("a.example")
@@ -66,7 +61,7 @@ async def test_rejection_reaches_a_server_that_was_away(federation: Federation) 
 
 @pytest.mark.parametrize("away_s", [600, 24 * 3600])
 async def test_rejection_survives_a_restart_and_a_long_absence(federation: Federation, away_s: int) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     federation.network.leave("a.example")
@@ -80,7 +75,7 @@ async def test_rejection_survives_a_restart_and_a_long_absence(federation: Feder
 
 
 async def test_server_that_does_not_answer_is_not_waited_for(federation: Federation) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
 
@@ -97,7 +92,7 @@ async def test_server_that_does_not_answer_is_not_waited_for(federation: Federat
 
 
 async def test_new_invitation_is_not_hit_by_the_rejection_of_the_old(federation: Federation) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     for _ in range(3):
         await invite(alice, room_id, bob.user_id)
@@ -116,7 +111,7 @@ async def test_new_invitation_is_not_hit_by_the_rejection_of_the_old(federation:
 
 
 async def test_rejection_does_not_take_out_a_user_who_has_joined(federation: Federation) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await invite(alice, room_id, bob.user_id)
     federation.network.leave("a.example")
@@ -129,7 +124,7 @@ async def test_rejection_does_not_take_out_a_user_who_has_joined(federation: Fed
 
 
 async def test_knock_taken_back_reaches_a_server_that_was_away(federation: Federation) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="private_chat")
     await send_state(alice, room_id, "m.room.join_rules", {"join_rule": "knock"})
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
@@ -140,7 +135,7 @@ async def test_knock_taken_back_reaches_a_server_that_was_away(federation: Feder
 
 
 async def test_rejection_that_nobody_waits_for_any_more_ends(federation: Federation) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     federation.network.leave("a.example")
@@ -155,7 +150,7 @@ async def test_rejection_that_nobody_waits_for_any_more_ends(federation: Federat
 
 
 async def test_rejection_that_cannot_be_delivered_is_parked_and_nothing_waits_for_it(federation: Federation) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     bad_room, room_id = await create_room(alice), await create_room(alice)
     await invite(alice, bad_room, bob.user_id)
     await invite(alice, room_id, bob.user_id)
@@ -176,7 +171,7 @@ def _damage_leaves(tx: Transaction) -> None:
 
 
 async def test_one_silent_server_delays_no_other(federation: Federation) -> None:
-    a, b, alice, bob = await _two(federation)
+    a, b, alice, bob = await federation.start_two()
     c = await federation.start("c.example")
     carol = await c.register("carol")
     rooms = [await create_room(alice) for _ in range(30)]

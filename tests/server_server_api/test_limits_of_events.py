@@ -48,8 +48,7 @@ async def send(client: Client, room_id: str, content: dict[str, Any], txn_id: st
 
 @pytest.mark.parametrize("version", ["1", "5", "6", "10", "12"])
 async def test_what_is_accepted_from_a_client_is_delivered(federation: Federation, version: str) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(bob, room_id, "a.example")
     for depth in range(CONTENT_DEPTH_MAX - 6, CONTENT_DEPTH_MAX + 3):
@@ -182,8 +181,7 @@ async def test_numbers_that_canonical_json_does_not_know_are_refused_as_bad_json
 
 @pytest.mark.parametrize("version", ["1", "5"])
 async def test_numbers_that_old_room_versions_know_are_taken(federation: Federation, version: str) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(bob, room_id, "a.example")
     assert await send(alice, room_id, {"msgtype": "m.text", "body": "odd", "n": [1.5, 2**60, -(10**300)]}, "1") == 200
@@ -294,8 +292,7 @@ async def test_dense_events_are_delivered_joined_with_invited_with_and_synced(
 @pytest.mark.parametrize("version", ["1", "10", "12"])
 async def test_invitation_has_room_for_the_signature_of_the_other_server(federation: Federation, version: str) -> None:
     """One that is too large with it is refused before the other server has heard of it."""
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="private_chat", room_version=version)
     statuses = []
     for size in range(64_000, 65_600, 100):
@@ -313,8 +310,7 @@ async def test_invitation_has_room_for_the_signature_of_the_other_server(federat
 @pytest.mark.parametrize("version", ["1", "6", "12"])
 async def test_many_ends_of_the_graph_are_delivered(federation: Federation, version: str) -> None:
     """An event follows on no more than 20 others, however many ends a peer has made."""
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(bob, room_id, "a.example")
     mallory = Stranger(federation.network, MALLORY)
@@ -328,8 +324,7 @@ async def test_many_ends_of_the_graph_are_delivered(federation: Federation, vers
 
 
 async def test_edus_of_many_and_large_receipts_are_delivered(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     rooms = [await create_room(alice, preset="public_chat") for _ in range(30)]
     for room_id in rooms:
         await join(bob, room_id, "a.example")

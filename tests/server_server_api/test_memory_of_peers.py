@@ -5,9 +5,8 @@ Answers keep a part of it, and those that a person waits for another: a body may
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import httpx
 import pytest
@@ -23,6 +22,7 @@ from homeserver.remote.requests import Unreachable, send_signed
 from tests.support.federation import Federation, create_room, texts, until
 from tests.support.homeservers import Server
 from tests.support.stranger import Stranger
+from tests.support.streaming import StreamingServer
 
 HERE = ServerName("a.example")
 MIB = 1 << 20
@@ -43,21 +43,7 @@ class Teller:
         self.name = ServerName(name)
         self.go_on = trio.Event()
         self._size, self._before, self._after = size, before, after
-        federation.network.join(name, self._serve)
-
-    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._answer, send, nursery.cancel_scope)
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            nursery.cancel_scope.cancel()
-
-    async def _answer(self, send: Any, scope: trio.CancelScope) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        async for chunk in self._chunks():
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-        scope.cancel()
+        StreamingServer(federation.network, name, self._chunks)
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         yield self._before + b'"'
@@ -84,6 +70,17 @@ def fill(server: Server, stack: ExitStack) -> None:
     assert not budget.has_room("somebody", 1)
 
 
+async def ask_all(server: Server, tellers: Sequence[Teller], ask_one: Callable[[Teller], Awaitable[None]]) -> None:
+    """Asks all at once, and lets them end their answers while as much is held as may be."""
+    async with trio.open_nursery() as nursery:
+        for teller in tellers:
+            nursery.start_soon(ask_one, teller)
+        await trio.sleep(5)
+        assert MOST // 2 < server.hs.budgets.peers.held <= MOST
+        for teller in tellers:
+            teller.go_on.set()
+
+
 @pytest.mark.parametrize("cause", [PERSON, BACKGROUND])
 async def test_many_large_answers_at_once_stay_within_the_budget(federation: Federation, cause: Cause) -> None:
     server = await federation.start(HERE)
@@ -93,13 +90,7 @@ async def test_many_large_answers_at_once_stay_within_the_budget(federation: Fed
     async def ask_one(teller: Teller) -> None:
         statuses.append(await ask(server, teller, cause))
 
-    async with trio.open_nursery() as nursery:
-        for teller in tellers:
-            nursery.start_soon(ask_one, teller)
-        await trio.sleep(5)
-        assert MOST // 2 < server.hs.budgets.peers.held <= MOST
-        for teller in tellers:
-            teller.go_on.set()
+    await ask_all(server, tellers, ask_one)
     assert statuses == [200] * 100, "they have waited for one another, and one after another got room"
     assert server.hs.budgets.peers.held == 0
 
@@ -176,13 +167,7 @@ async def test_answers_taken_apart_while_they_come_have_room_for_one_element_eac
         except Unreachable:
             answers.append(0)
 
-    async with trio.open_nursery() as nursery:
-        for teller in tellers:
-            nursery.start_soon(ask_one, teller)
-        await trio.sleep(5)
-        assert MOST // 2 < server.hs.budgets.peers.held <= MOST
-        for teller in tellers:
-            teller.go_on.set()
+    await ask_all(server, tellers, ask_one)
     assert answers == [200] * 300
     assert server.hs.budgets.peers.held == 0
 

@@ -31,8 +31,7 @@ def _damage(tx: Transaction, event_id: str) -> None:
 
 
 async def _two(federation: Federation) -> tuple[Server, Server, Client, Client, str]:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     return a, b, alice, bob, room_id

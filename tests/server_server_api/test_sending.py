@@ -32,8 +32,7 @@ from tests.support.stranger import Stranger
 
 async def test_message_leaves_at_once(federation: Federation) -> None:
     federation.network.latency_s = 0.02
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     since = (await sync(bob))["next_batch"]
@@ -46,8 +45,7 @@ async def test_message_leaves_at_once(federation: Federation) -> None:
 
 
 async def test_what_was_sent_during_an_outage_arrives_in_order(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.cut("a.example", "b.example")
@@ -66,8 +64,7 @@ def _say(tx: Transaction, user_id: UserID, room_id: RoomID, texts: Iterable[str]
 
 
 async def test_after_a_long_outage_the_newest_arrives_and_the_rest_is_fetched(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.cut("a.example", "b.example")
@@ -84,8 +81,7 @@ async def test_after_a_long_outage_the_newest_arrives_and_the_rest_is_fetched(fe
 
 async def test_what_others_have_said_meanwhile_does_not_keep_back_what_is_ours(federation: Federation) -> None:
     """A server that cannot be reached still reaches us, and says more than an outage may bring of one room."""
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.leave("b.example")
@@ -99,8 +95,7 @@ async def test_what_others_have_said_meanwhile_does_not_keep_back_what_is_ours(f
 
 
 async def test_destination_that_shows_itself_is_tried_at_once(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.cut("a.example", "b.example")
@@ -114,8 +109,7 @@ async def test_destination_that_shows_itself_is_tried_at_once(federation: Federa
 
 
 async def test_restart_sends_what_was_not_sent(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.leave("b.example")
@@ -133,8 +127,7 @@ async def test_restart_sends_what_was_not_sent(federation: Federation) -> None:
 
 async def test_kill_between_commit_and_sending_loses_nothing(federation: Federation) -> None:
     federation.network.latency_s = 0.5
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     for number in range(5):
@@ -146,8 +139,7 @@ async def test_kill_between_commit_and_sending_loses_nothing(federation: Federat
 
 
 async def test_losses_of_requests_and_responses_change_nothing(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.loss = 0.4
@@ -165,8 +157,7 @@ async def test_losses_of_requests_and_responses_change_nothing(federation: Feder
 
 
 async def test_kicked_servers_learn_it_and_nothing_after(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     federation.network.cut("a.example", "b.example")
@@ -187,8 +178,7 @@ async def test_kicked_servers_learn_it_and_nothing_after(federation: Federation)
 
 
 async def test_idle_servers_exchange_nothing(federation: Federation) -> None:
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
     await send_text(alice, room_id, "good night")
@@ -267,8 +257,7 @@ async def test_destination_that_fails_gets_the_same_transaction_again_ever_more_
 
 async def test_events_that_come_while_we_take_over_the_room_are_not_lost(federation: Federation) -> None:
     federation.network.latency_s = 0.2
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
 
     async def talk() -> None:

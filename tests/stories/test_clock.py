@@ -24,7 +24,7 @@ from tests.support.federation import (
     texts,
     until,
 )
-from tests.support.homeservers import PASSWORD, Client, now_ms
+from tests.support.homeservers import PASSWORD, Client, Server, now_ms
 from tests.support.stranger import Joined, Stranger
 
 HOUR = 3600.0
@@ -52,6 +52,13 @@ async def _with_peer(federation: Federation, clock: Clock) -> tuple[Client, Stra
     room_id = await create_room(alice, preset="public_chat")
     mallory = Stranger(federation.network, MALLORY)
     return alice, mallory, await mallory.join("a.example", room_id, "mallory")
+
+
+async def _two_in_a_room(server: Server) -> tuple[Client, Client, str]:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id)
+    return alice, bob, room_id
 
 
 @by_offset
@@ -117,9 +124,7 @@ async def test_rate_limits_fill_up_as_usual(federation: Federation, offset: floa
 async def test_typing_ends(federation: Federation, offset: float) -> None:
     clock = Clock(offset)
     a = await federation.start("a.example", clock=clock)
-    alice, bob = await a.register("alice"), await a.register("bob")
-    room_id = await create_room(alice, preset="public_chat")
-    await join(bob, room_id)
+    alice, bob, room_id = await _two_in_a_room(a)
     body = {"typing": True, "timeout": 30_000}
     await alice.ok("PUT", f"rooms/{quote(room_id)}/typing/{quote(alice.user_id)}", json=body)
     clock.offset_s = 0
@@ -136,9 +141,7 @@ async def test_typing_ends(federation: Federation, offset: float) -> None:
 async def test_presence_ends_and_begins(federation: Federation, offset: float) -> None:
     clock = Clock(offset)
     a = await federation.start("a.example", clock=clock)
-    alice, bob = await a.register("alice"), await a.register("bob")
-    room_id = await create_room(alice, preset="public_chat")
-    await join(bob, room_id)
+    alice, bob, room_id = await _two_in_a_room(a)
     await sync(alice)
     clock.offset_s = 0
     await trio.sleep(2 * HOUR)

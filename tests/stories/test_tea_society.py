@@ -121,8 +121,7 @@ async def test_tea_society(federation: Federation) -> None:
 
 async def test_two_strangers_find_one_another(federation: Federation) -> None:
     """A direct chat between people who share no room yet, and whose servers have never met."""
-    a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob = await a.register("alice"), await b.register("bob")
+    a, b, alice, bob = await federation.start_two()
     await alice.ok("PUT", f"profile/{quote(alice.user_id)}/displayname", json={"displayname": "Alice"})
     profile = await bob.ok("GET", f"profile/{quote(alice.user_id)}")
     assert profile["displayname"] == "Alice"

@@ -1,8 +1,8 @@
 """Several whole homeservers in one process, joined by a fake network, and servers that are made of nothing but a key.
 
     async def test_something(federation):
-        a, b = await federation.start("a.example"), await federation.start("b.example")
-        alice, bob = await a.register("alice"), await b.register("bob")
+        a, b, alice, bob = await federation.start_two()
+        c = await federation.start("c.example")
 
 They are stopped and started again on their files; what they answer one another is held to the spec.
 """
@@ -54,6 +54,11 @@ class Federation:
         config = config_for_tests(name, self.folder, **sections)
         server: Server = await self.nursery.start(self._run, config, clock, features)
         return server
+
+    async def start_two(self) -> tuple[Server, Server, Client, Client]:
+        """a.example with the user alice, and b.example with bob."""
+        a, b = await self.start("a.example"), await self.start("b.example")
+        return a, b, await a.register("alice"), await b.register("bob")
 
     async def kill(self, name: str) -> None:
         """Ends the server on the spot, in the midst of whatever it does."""

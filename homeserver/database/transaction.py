@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
-from homeserver.database.cache import Cache
+from homeserver.database.cache import Cache, SizedCache
 from homeserver.database.interning import StringCache, check_string
 from homeserver.database.schema import DatabaseDamaged
 from homeserver.database.server_identity import ServerIdentity
@@ -141,6 +141,10 @@ class Transaction:
         Add only committed values, or values named by the hash of their content.
         """
         return self._cache.caches.named(name, limit)
+
+    def sized_cache(self, name: str, limit_bytes: int) -> SizedCache:
+        """Does the same as `cache`, for a cache that is limited by the bytes of its values."""
+        return self._cache.caches.sized(name, limit_bytes)
 
     def intern(self, value: str) -> int:
         """Returns the number of `value` in all tables, and assigns one if it has none. Raises MatrixError if `value`

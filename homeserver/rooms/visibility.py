@@ -105,10 +105,15 @@ class Memberships:
         self._tx = tx
         self._key = state_tree.find_key(tx, "m.room.member", user_id)
         self._said_by: dict[int, str] = {}
+        self._by_root: dict[bytes, str] = {}
 
     def at(self, root: bytes) -> str:
         """Returns the membership in a state; "leave" if there is none."""
-        return self._said_at(None if self._key is None else state_tree.get(self._tx, root, self._key))
+        membership = self._by_root.get(root)
+        if membership is None:
+            position = None if self._key is None else state_tree.get(self._tx, root, self._key)
+            membership = self._by_root[root] = self._said_at(position)
+        return membership
 
     def of(self, state: StateAt) -> str:
         """Does the same for a state that may not be stored."""

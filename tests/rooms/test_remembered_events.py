@@ -1,0 +1,59 @@
+"""What was made of an event's row is remembered, for as long as the row stays the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from homeserver.database import DatabaseDamaged, Transaction
+from homeserver.rooms.storage import EVENTS_REMEMBERED_BYTES_MAX, find_stored, get_stored
+from tests.rooms.test_redactions import redact
+from tests.support.rooms import ANNA, Rooms
+
+
+class Undone(Exception):
+    """Ends a write so that it changes nothing."""
+
+
+async def test_an_event_is_converted_once(rooms: Rooms) -> None:
+    room_id = await rooms.create()
+    event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
+    assert await rooms.read(get_stored, event.event_id) is await rooms.read(get_stored, event.event_id)
+
+
+async def test_a_redaction_changes_the_row(rooms: Rooms) -> None:
+    room_id = await rooms.create()
+    event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
+    assert (await rooms.read(get_stored, event.event_id)).content == {"body": "hello"}
+    await redact(rooms, room_id, ANNA, event)
+    assert (await rooms.read(get_stored, event.event_id)).content == {}
+
+
+async def test_damage_is_noticed_in_a_remembered_event(rooms: Rooms) -> None:
+    room_id = await rooms.create()
+    event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
+    position = (await rooms.read(get_stored, event.event_id)).position
+    (content,) = await rooms.read(lambda tx: tx.values("SELECT content FROM events WHERE position = ?", position))
+    await rooms.write(_set_content, position, b"\1damaged")
+    with pytest.raises(DatabaseDamaged):
+        await rooms.read(find_stored, position)
+    await rooms.write(_set_content, position, content)
+    assert (await rooms.read(get_stored, event.event_id)).content == {"body": "hello"}
+
+
+def _set_content(tx: Transaction, position: int, content: bytes) -> None:
+    tx.run("UPDATE events SET content = ? WHERE position = ?", content, position)
+
+
+async def test_what_a_write_has_read_is_not_remembered(rooms: Rooms) -> None:
+    room_id = await rooms.create()
+    event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
+
+    def read_and_undo(tx: Transaction) -> None:
+        assert get_stored(tx, event.event_id) is not None
+        raise Undone
+
+    with pytest.raises(Undone):
+        await rooms.write(read_and_undo)
+    (position,) = await rooms.read(lambda tx: tx.values("SELECT max(position) FROM events"))
+    remembered = await rooms.read(lambda tx: tx.sized_cache("stored_events", EVENTS_REMEMBERED_BYTES_MAX).get(position))
+    assert remembered is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.database import database_url, postgres_cluster, postgres_url, sqlite_url
 from tests.support.engine import drop_databases
+from tests.support.temporary import folder_on_disk, keep_in_memory
 
-__all__ = ["database_url", "postgres_cluster", "postgres_url", "sqlite_url"]
+__all__ = ["database_url", "folder_on_disk", "postgres_cluster", "postgres_url", "sqlite_url"]
 
 # Other processes on the machine must not decide whether a property holds. `--hypothesis-profile=deep` looks at many
 # more examples, and at others in each run.
@@ -45,6 +47,14 @@ class Progress:
         return "passed", "" if self.passed % PASSED_PER_DOT else ".", "PASSED"
 
 
+def pytest_collection_finish() -> None:
+    """Leaves what collecting has made out of every garbage collection to come: it stays until the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the output short."""
+    """Makes the output short, and commits fast."""
+    keep_in_memory()
     config.pluginmanager.register(Progress(), "progress")

@@ -54,7 +54,10 @@ class Router:
                     node.parameter_may_be_empty = node.parameter_may_be_empty or segment[1:-1] in MAY_BE_EMPTY
                     node = node.parameter
                 else:
-                    node = node.literals.setdefault(segment, _Node())
+                    child = node.literals.get(segment)
+                    if child is None:
+                        child = node.literals[segment] = _Node()
+                    node = child
             if operation.method in node.operations:
                 other = node.operations[operation.method].name
                 raise ValueError(f"{operation.name} and {other} both answer {operation.method} {operation.path}")

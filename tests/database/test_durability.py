@@ -42,6 +42,12 @@ trio.run(main, *sys.argv[1:])
 """
 
 
+@pytest.fixture
+def sqlite_url(folder_on_disk: Path) -> str:
+    """The URL of a new database on a disk, as in production."""
+    return f"sqlite:{folder_on_disk}/test.db"
+
+
 def write_until_killed(url: str, run: int, seconds: float) -> list[str]:
     """The names that were acknowledged before the process was killed."""
     process = subprocess.Popen(

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +22,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.launcher import Launcher
-from tests.end_to_end.programs import Homeserver, Place, wait_until
+from tests.end_to_end.programs import Homeserver, Place, make_place, wait_until
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
@@ -180,6 +181,12 @@ def _join(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def place(folder_on_disk: Path) -> Place:
+    """Where the servers live: on a disk, as in production."""
+    return make_place(folder_on_disk)
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-_MEMORY = "/dev/shm"
-
 # Nothing of a test is worth a wait for the disk.
 _FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 
@@ -115,9 +113,7 @@ def running_cluster(*, durable: bool = False) -> Iterator[Cluster]:
     binaries = find_binaries()
     if binaries is None:
         raise RuntimeError(missing_reason())
-    # In memory, where that is possible; and a short name, since a socket's path has 107 bytes at most.
-    parent = _MEMORY if not durable and os.access(_MEMORY, os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # a short name, since a socket's path has 107 bytes at most
     user = _find_user() if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     if user is not None:
         os.chown(folder, user.pw_uid, user.pw_gid)

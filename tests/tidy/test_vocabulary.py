@@ -7,6 +7,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -270,14 +271,15 @@ def sql_functions(source: Source) -> Iterator[tuple[ast.FunctionDef, bool]]:
                 yield node, bool(called & {"run", "many"})
 
 
-SQL_FUNCTIONS = [
-    (source, node, writes) for source in python_files("homeserver") for node, writes in sql_functions(source)
-]
+@cache
+def all_sql_functions() -> list[tuple[Source, ast.FunctionDef, bool]]:
+    """Those of the whole server, each with its module and whether it writes."""
+    return [(source, node, writes) for source in python_files("homeserver") for node, writes in sql_functions(source)]
 
 
 def test_functions_that_run_sql_share_a_few_verbs() -> None:
     found = []
-    for source, node, writes in SQL_FUNCTIONS:
+    for source, node, writes in all_sql_functions():
         verb = node.name.lstrip("_").partition("_")[0]
         allowed = WRITING_VERBS if writes else {**READING_VERBS, **WRITING_VERBS}
         if verb not in allowed and node.name not in OTHER_NAMES:
@@ -288,7 +290,7 @@ def test_functions_that_run_sql_share_a_few_verbs() -> None:
 def test_get_raises_and_find_may_answer_none() -> None:
     found = {
         node.name
-        for _, node, _ in SQL_FUNCTIONS
+        for _, node, _ in all_sql_functions()
         if node.name.lstrip("_").startswith("get_") and node.returns is not None and "None" in ast.unparse(node.returns)
     }
     assert found <= GET_OR_NONE, "A get_… raises if there is nothing; call it find_… if it may return None"

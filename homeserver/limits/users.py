@@ -25,6 +25,23 @@ FILTER_BYTES_MAX = 64 * 1024
 # Clients store the same few again and again, which takes no row. The oldest are dropped first.
 FILTERS_PER_USER_MAX = 200
 
+# Key backup
+
+# A user makes a new version when the key of the backup is lost. Clients show the newest only.
+KEY_BACKUP_VERSIONS_MAX = 100
+# All versions together, in session_data. The backup of a user with 100,000 sessions has about 80 MB.
+KEY_BACKUP_BYTES_MAX = 256 << 20
+# An encrypted session key has 700 bytes.
+KEY_BACKUP_SESSION_BYTES_MAX = 16 * 1024
+# It has a public key and signatures of the user's devices.
+KEY_BACKUP_AUTH_DATA_BYTES_MAX = 64 * 1024
+# A session ID has 43 characters.
+KEY_BACKUP_SESSION_ID_BYTES_MAX = 255
+# Keys in memory while a backup is answered, at most 8 MB, usually 400 KB.
+KEY_BACKUP_PAGE_KEYS = 500
+# About 20 ms, for which other writes wait.
+KEY_BACKUP_DELETED_PER_WRITE = 2_000
+
 # Push rules
 
 # One for each muted room or person, and some keywords. All are sent at each change.

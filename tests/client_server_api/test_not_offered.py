@@ -43,12 +43,6 @@ async def test_there_is_no_turn_server(homeserver: Server) -> None:
     assert (response.status_code, response.json()) == (200, {})
 
 
-async def test_there_is_no_key_backup(homeserver: Server) -> None:
-    """A client asks at login, and has to be answered."""
-    alice = await homeserver.register("alice")
-    assert await alice.refused("GET", "room_keys/version") == (404, "M_NOT_FOUND")
-
-
 async def test_none_of_it_is_for_strangers(homeserver: Server) -> None:
-    for path in ("thirdparty/protocols", "account/3pid", "room_keys/version", "pushers", "voip/turnServer"):
+    for path in ("thirdparty/protocols", "account/3pid", "pushers", "voip/turnServer"):
         assert await homeserver.anonymous.refused("GET", path) == (401, "M_MISSING_TOKEN")

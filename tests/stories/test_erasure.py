@@ -98,8 +98,19 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await alice.post("/_matrix/media/v3/upload?filename=holiday.png", content=b"x" * 100)
     await alice.post("/_matrix/media/v1/create")
     await alice.post("account/password", json={"new_password": "another long password"})  # begins a session
+    await back_up_keys(alice, room_id)
     await alice.get("sync?timeout=0")
     return alice
+
+
+async def back_up_keys(alice: Client, room_id: str) -> None:
+    """Two versions of a backup, of which one is gone already."""
+    algorithm = "m.megolm_backup.v1.curve25519-aes-sha2"
+    key = {"first_message_index": 0, "forwarded_count": 0, "is_verified": True, "session_data": {"a": SECRETS[3]}}
+    for version in "12":
+        await alice.ok("POST", "room_keys/version", json={"algorithm": algorithm, "auth_data": {"a": SECRETS[3]}})
+        await alice.ok("PUT", f"room_keys/keys/{quote(room_id)}/{SECRETS[3]}?version={version}", json=key)
+    await alice.ok("DELETE", "room_keys/version/1")
 
 
 async def test_nothing_remains_but_what_is_documented(federation: Federation) -> None:
@@ -120,7 +131,11 @@ async def test_nothing_remains_but_what_is_documented(federation: Federation) ->
     async def is_done() -> bool:
         return not await server.read(lambda tx: tx.all("SELECT user_nid FROM departures"))
 
+    async def backups_are_gone() -> bool:
+        return not await server.read(lambda tx: tx.all("SELECT store FROM key_backup_deletions"))
+
     await until(is_done)
+    await until(backups_are_gone)
     after = await server.read(find_traces, alice.user_id, tables)
     assert {column for column in after if not is_listed(column)} == set()
     presence = await server.read(find_presence, alice.user_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -12,6 +13,7 @@ from homeserver.federation.discovery import Address, ip_literal
 from homeserver.federation.wire import WireError
 from homeserver.federation.wire.dns import Resolver, SystemResolver
 from homeserver.federation.wire.guard import refusal
+from homeserver.federation.wire.racing import first_answer
 
 STAGGER_S = 0.25
 """How long one address may take before the next one is tried in parallel (RFC 8305 §5)."""
@@ -95,37 +97,30 @@ class Dialer:
         raise WireError(f"no answer from {', '.join(address.ip for address in addresses)}", "timeout")
 
     async def _race(self, addresses: Sequence[Address]) -> trio.abc.Stream:
-        """Tries the addresses in order: each as soon as the one before has failed or has taken STAGGER_S."""
-        won: list[trio.abc.Stream] = []
+        """Connects to the first address that answers, in their order unless one is slow (`racing`)."""
+        opened: list[trio.abc.Stream] = []
         failures: list[str] = []
 
-        async def attempt(address: Address, over: trio.Event) -> None:
+        async def connect(address: Address) -> trio.abc.Stream | None:
             try:
                 stream = await self._connect_tcp(address)
             except OSError as error:
                 failures.append(f"{address.ip} port {address.port}: {error}")
-                over.set()
-                return
-            if won:  # both connected before the scheduler could cancel the slower one
-                await trio.aclose_forcefully(stream)
-                return
-            won.append(stream)
-            nursery.cancel_scope.cancel()
+                return None
+            opened.append(stream)
+            return stream
 
+        won: trio.abc.Stream | None = None
         try:
-            async with trio.open_nursery() as nursery:
-                for address in addresses:
-                    over = trio.Event()
-                    nursery.start_soon(attempt, address, over)
-                    with trio.move_on_after(STAGGER_S):
-                        await over.wait()
-        except BaseException:  # cancelled after an attempt succeeded: nobody else knows the stream
-            for stream in won:
-                await trio.aclose_forcefully(stream)
-            raise
-        if not won:
+            won = await first_answer([partial(connect, address) for address in addresses], STAGGER_S)
+        finally:
+            with trio.CancelScope(shield=True):
+                for stream in opened:  # two may have connected before the slower one could be cancelled
+                    if stream is not won:
+                        await trio.aclose_forcefully(stream)
+        if won is None:
             raise WireError("; ".join(failures), "connect")
-        return won[0]
+        return won
 
 
 async def open_tcp(address: Address) -> trio.abc.Stream:

@@ -17,11 +17,11 @@ from homeserver.errors import MatrixError, not_found
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, server_name_of
 from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.wire.racing import first_answer
 from homeserver.process.peers import PERSON
 from homeserver.remote import fetching
 from homeserver.remote.access import choose_servers
 from homeserver.remote.fetching import fetch_auth_events, fetch_state_before, store
-from homeserver.remote.hedging import first_answer
 from homeserver.remote.receiving import receive
 from homeserver.remote.requests import path_to
 from homeserver.resources import Resources

@@ -2,7 +2,7 @@
 
 Theory of operation. Nothing that a server sends is trusted: signatures and hashes are checked (`checking`), events of
 other rooms are dropped, and answers are limited in size and number. Servers are asked one after another until one gives
-what is needed; for a state the next one is also asked if one is slow (`hedging`). A server that does not answer is not
+what is needed; for a state the next one is also asked if one is slow (`racing`). A server that does not answer is not
 an error here: the result is empty, and the caller decides what to do without the events.
 
 - Single events and gaps (`fetch_event`, `fetch_missing`) are returned. The caller receives them like pushed ones.
@@ -29,11 +29,11 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, parse_event_id
 from homeserver.federation.pdu_checks import Keys
 from homeserver.federation.room_versions import RoomVersion
+from homeserver.federation.wire.racing import Attempt, first_answer
 from homeserver.process.peers import Cause
 from homeserver.remote.answers import Take, Verdict, ask_many
 from homeserver.remote.checking import check_with_keys, keep_signed, parse_pdu
 from homeserver.remote.collecting import Collected
-from homeserver.remote.hedging import Attempt, first_answer
 from homeserver.remote.keys import find_keys
 from homeserver.remote.requests import Answer, Unreachable, path_to
 from homeserver.resources import Resources
@@ -178,7 +178,7 @@ async def fetch_state_before(
     one of its prev_events.
     """
     follows = await _unplaced(hs, event.prev_events)
-    attempts: list[Attempt[list[EventID]]] = []
+    attempts: list[Attempt[list[EventID] | None]] = []
     for server in servers:
         attempts.append(partial(_fetch_state_at, hs, server, event.event_id, event.version, event.room_id, cause))
         for event_id in follows:

@@ -41,7 +41,7 @@ from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import invite_key, list_stripped_pdus
 from homeserver.remote.keys import WantedKey, find_keys
 from homeserver.remote.outside import check_room_for_invite, is_outside, read_stripped, store_outside
-from homeserver.remote.requests import Answer, Unreachable, path_to, send_signed
+from homeserver.remote.requests import Answer, Unreachable, put_event
 from homeserver.resources import Resources
 from homeserver.rooms.append import build_unplaced
 from homeserver.rooms.graph import Missing
@@ -128,25 +128,16 @@ def _check_size(event: Event) -> None:
 
 async def _ask_to_sign(hs: Resources, destination: ServerName, event: Event, state: Sequence[JsonObject]) -> Answer:
     body = {"event": event.pdu, "room_version": event.version.id, "invite_room_state": list(state)}
-    answer = await send_signed(
-        hs, destination, "PUT", path_to("v2", "invite", event.room_id, event.event_id), body, cause=ACTION
-    )
-    if answer.is_unknown_endpoint and event.version.references_with_hashes:
-        content = {**event.pdu, "unsigned": {"invite_room_state": list(state)}}
-        answer = await send_signed(
-            hs, destination, "PUT", path_to("v1", "invite", event.room_id, event.event_id), content, cause=ACTION
-        )
-        if answer.status == 200 and isinstance(answer.content, list) and len(answer.content) == 2:
-            return Answer(200, answer.content[1])
-    return answer
+    # By /v1 the peer could not learn the room version, and must assume one of the first two.
+    has_old_version = event.version.references_with_hashes
+    v1 = {**event.pdu, "unsigned": {"invite_room_state": list(state)}} if has_old_version else None
+    return await put_event(hs, destination, ("invite", event.room_id, event.event_id), body, v1, cause=ACTION)
 
 
 def _refusal(answer: Answer, destination: ServerName) -> MatrixError:
     if answer.errcode == "M_INCOMPATIBLE_ROOM_VERSION":
         return MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", f"{destination} does not know the version of that room.")
-    if answer.errcode in ("M_MISSING_PARAM", "M_INVALID_PARAM"):
-        return MatrixError(502, "M_UNKNOWN", f"{destination} does not understand the invitation.")
-    return answer.error(destination)
+    return answer.error_for_event(destination)
 
 
 async def _with_their_signature(hs: Resources, destination: ServerName, event: Event, content: object) -> Event:

@@ -22,10 +22,10 @@ Spec: server-server-api/#joining-rooms, #knocking-rooms, #leaving-rooms-rejectin
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import trio
@@ -38,6 +38,7 @@ from homeserver.federation.build import Draft, sign_event
 from homeserver.federation.event import Event, InvalidEvent, check_references, parse_event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, ServerName, UserID, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.wire.racing import race
 from homeserver.process.peers import ACTION
 from homeserver.remote.answers import ask_many
 from homeserver.remote.checking import Dropped, check_pdu
@@ -53,7 +54,7 @@ from homeserver.remote.outside import (
 )
 from homeserver.remote.pending_leaves import forget_join, note_failed_join, note_join
 from homeserver.remote.receiving import note_relay
-from homeserver.remote.requests import Answer, Unreachable, ask, path_to, send_signed
+from homeserver.remote.requests import Answer, Unreachable, ask, path_to, put_event, send_signed
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.graph import Missing
@@ -166,44 +167,34 @@ async def _shake_hands(
 ) -> Accepted:
     """Returns our event as accepted by the first server that accepts it.
 
-    The servers are asked for a template one after another. If one is slow, the next is asked as well. The first one to
-    answer gets the event, before any other does.
+    The servers are asked for a template one after another, if one is slow the next one as well (`race`). The first one
+    to answer gets the event, before any other does.
     """
-    failure: MatrixError | None = None
-    accepted: Accepted | None = None
-    give, templates = trio.open_memory_channel[tuple[ServerName, Event | MatrixError]](len(candidates))
+    # No server has answered yet: the first refusal replaces this.
+    failure = not_found("This server does not know any server in that room.")
 
-    async def ask_for_template(server: ServerName) -> None:
+    async def ask_for_template(server: ServerName) -> tuple[ServerName, Event | MatrixError]:
         try:
-            give.send_nowait((server, await make(hs, handshake, server, user_id, room_id, content)))
+            return server, await make(hs, handshake, server, user_id, room_id, content)
         except MatrixError as error:
-            give.send_nowait((server, error))
+            return server, error
 
-    async with trio.open_nursery() as nursery:
-        asked = answered = 0
-        while accepted is None and answered < len(candidates):
-            if asked < len(candidates):
-                nursery.start_soon(ask_for_template, candidates[asked])
-                asked += 1
-            made: Event | MatrixError | None = None
-            with trio.move_on_after(limits.peers.JOIN_NEXT_SERVER_SECONDS if asked < len(candidates) else math.inf):
-                server, made = await templates.receive()
-            if made is None:
-                continue
-            answered += 1
-            try:
-                if isinstance(made, MatrixError):
-                    raise made
-                accepted = await (
-                    _give_join(hs, server, made) if handshake == "join" else send(hs, handshake, server, made)
-                )
-            except MatrixError as error:
-                # A resident's refusal is worth more than the answer that another server is unreachable or not there.
-                if failure is None or failure.errcode in _WORTH_ANOTHER:
-                    failure = error
-        nursery.cancel_scope.cancel()
+    async def give_event(answer: tuple[ServerName, Event | MatrixError]) -> Accepted | None:
+        nonlocal failure
+        server, made = answer
+        try:
+            if isinstance(made, MatrixError):
+                raise made
+            return await (_give_join(hs, server, made) if handshake == "join" else send(hs, handshake, server, made))
+        except MatrixError as error:
+            # A resident's refusal is worth more than the answer that another server is unreachable or not there.
+            if failure.errcode in _WORTH_ANOTHER:
+                failure = error
+            return None
+
+    attempts = [partial(ask_for_template, server) for server in candidates]
+    accepted = await race(attempts, limits.peers.JOIN_NEXT_SERVER_SECONDS, give_event)
     if accepted is None:
-        assert failure is not None
         raise failure
     return accepted
 
@@ -298,11 +289,7 @@ async def send(hs: Resources, handshake: Handshake, server: ServerName, event: E
     if handshake == "join":
         return await _send_join(hs, server, event, place)
     try:
-        answer = await send_signed(hs, server, "PUT", path_to("v2", *place), event.pdu, cause=ACTION)
-        if answer.is_unknown_endpoint:
-            answer = await send_signed(hs, server, "PUT", path_to("v1", *place), event.pdu, cause=ACTION)
-            if answer.status == 200 and isinstance(answer.content, list) and len(answer.content) == 2:
-                answer = Answer(200, answer.content[1])
+        answer = await put_event(hs, server, place, event.pdu, event.pdu, cause=ACTION)
     except Unreachable as error:
         raise MatrixError(502, "M_UNKNOWN", str(error)) from error
     return Accepted(server, event, _content_of(answer, server))
@@ -336,9 +323,7 @@ async def _send_join(hs: Resources, server: ServerName, event: Event, place: tup
 
 def _content_of(answer: Answer, server: ServerName) -> JsonObject:
     if answer.status != 200 or not isinstance(answer.content, dict):
-        if answer.errcode in ("M_MISSING_PARAM", "M_INVALID_PARAM"):
-            raise MatrixError(502, "M_UNKNOWN", f"{server} did not accept our event.")
-        raise answer.error(server)
+        raise answer.error_for_event(server)
     return answer.content
 
 

@@ -66,6 +66,12 @@ class Answer:
             self.status, self.errcode[:100], text[:ERROR_CHARACTERS_MAX] if isinstance(text, str) else destination
         )
 
+    def error_for_event(self, destination: ServerName) -> MatrixError:
+        """Does the same as `error` if we sent an event of our own: then a malformed request is not the client's."""
+        if self.errcode in ("M_MISSING_PARAM", "M_INVALID_PARAM"):
+            return MatrixError(502, "M_UNKNOWN", f"{destination} did not accept our event.")
+        return self.error(destination)
+
 
 def is_unknown_endpoint(status: int, errcode: str) -> bool:
     """Returns whether an answer means that the server is older than the endpoint.
@@ -157,6 +163,23 @@ async def send_signed(
         answer = await _read_answer(hs, destination, response)
     if cause.kind != "delivery":  # the sender treats the answers to its transactions itself
         note_status(hs, destination, answer.status, answer.errcode)
+    return answer
+
+
+async def put_event(
+    hs: Resources, destination: ServerName, place: Sequence[str], v2: Any, v1: Any | None, *, cause: Cause
+) -> Answer:
+    """Gives an event of ours to a peer by `PUT /v2/…`, or by /v1 if the peer only knows that. Raises Unreachable.
+
+    place: the segments of the path after the version. v2, v1: the bodies; v1 is None if only a newer peer can take the
+    event. An answer of /v1 is returned without the list around it.
+    """
+    answer = await send_signed(hs, destination, "PUT", path_to("v2", *place), v2, cause=cause)
+    if not answer.is_unknown_endpoint or v1 is None:
+        return answer
+    answer = await send_signed(hs, destination, "PUT", path_to("v1", *place), v1, cause=cause)
+    if answer.status == 200 and isinstance(answer.content, list) and len(answer.content) == 2:
+        return Answer(200, answer.content[1])
     return answer
 
 

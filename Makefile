@@ -1,20 +1,20 @@
 # `make help` prints the lines that begin with "#:".
-#: make demo      two organisations on this machine, and a conversation between them (ARGS=--exit ends after it)
-#: make serve     one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
-#: make test      everything that must hold: lint, types, import contracts, tests, coverage of federation/
+#: make demo      runs two organisations on this machine, and a conversation between them (ARGS=--exit ends after it)
+#: make serve     runs one server, with homeserver.toml or else sample_config.toml (CONFIG=FILE for another)
+#: make test      runs all checks: lint, types, import contracts, tests, coverage of federation/
 #:                (ARGS="PATH …" runs only the tests in these files or folders;
 #:                --hypothesis-profile=deep among them tries ten times as many examples)
-#: make venv      only the set-up: .venv with the versions of requirements.lock, and the command homeserver in it
-#: make lint      ruff (rules and format), mypy and the import contracts
-#: make interop   a real Synapse as the other organisation; if Node is there, Element's library as the client
-#: make bench     the measurements
-#: make lock      both lock files anew after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
+#: make venv      only sets up .venv with the packages of requirements.lock, and the command homeserver in it
+#: make lint      runs ruff (rules and format), mypy and the import contracts
+#: make interop   tests with a real Synapse as the other organisation and, if Node is installed, Element's library as the client
+#: make bench     runs the benchmarks
+#: make lock      updates both lock files after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
 #: make check-lock  installs the locks with the oldest pip that is supported, and with the newest
-#: make clean     removes .venv and everything else that was made here
+#: make clean     removes .venv and all other generated files
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-# The first Python that is new enough and complete; looked for only by the goals that need one.
+# The first Python that is new enough and complete. Only the goals that need one search for it.
 ifndef PYTHON
 PYTHON = $(eval PYTHON := $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && exit; done; \
@@ -24,7 +24,7 @@ BIN := .venv/bin
 CONFIG ?= $(firstword $(wildcard homeserver.toml) sample_config.toml)
 ARGS ?=
 export INSTALLER
-# Tests start hundreds of processes: without bytecode each would compile every module that it imports.
+# Tests start hundreds of processes. Without bytecode, each would compile every module that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv venv-test test demo serve interop bench lint lock check-lock clean
@@ -67,7 +67,7 @@ LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --genera
 	--no-annotate --no-header --no-emit-index-url --no-emit-find-links $(ARGS)
 
 lock:
-	@uv --version >/dev/null 2>&1 || { echo "make lock takes uv, which is not installed."; echo "Run: pipx install uv && make lock"; exit 1; } >&2
+	@uv --version >/dev/null 2>&1 || { echo "make lock needs uv, which is not installed."; echo "Run: pipx install uv && make lock"; exit 1; } >&2
 	$(LOCK) --extra build --output-file requirements.lock
 	$(LOCK) --extra build --extra test --constraints requirements.lock --output-file tests/requirements.lock
 

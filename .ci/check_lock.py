@@ -1,7 +1,7 @@
-"""`make check-lock`: installs tests/requirements.lock with the oldest pip and with the newest, and throws that away.
+"""`make check-lock`: installs tests/requirements.lock with the oldest and the newest pip in temporary folders.
 
-The oldest is what Debian 12 brings. It does not run on Python 3.12 and newer; there, the pip that Python brings counts
-as the oldest. It downloads everything, and both install from that.
+The oldest is that of Debian 12. It does not run on Python 3.12 and newer; there, the pip bundled with Python counts as
+the oldest. It downloads everything, and both install from these downloads.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Theory of operation. A lock file is complete: it lists every package, with hashe
 (`--no-deps`), because old versions of pip resolve extras anew and then miss hashes; `pip check` afterwards verifies
 that nothing is missing. uv installs if the machine has it (INSTALLER=pip prevents that), otherwise pip does.
 
-`.venv` has two levels: "run" holds requirements.lock, "test" holds tests/requirements.lock, a superset. The file
+`.venv` has two levels: "run" is requirements.lock, "test" is tests/requirements.lock, a superset. The file
 `made-from` in an environment records a fingerprint for each step that has succeeded, so no step is repeated. If the
 fingerprint of the first step is missing or differs, the environment is made from scratch: otherwise packages of an old
 lock would stay. After a failure in a later step, the next run resumes there.
@@ -35,13 +35,13 @@ RUN_LOCK = ROOT / "requirements.lock"
 TEST_LOCK = ROOT / "tests" / "requirements.lock"
 LOCK_OPTIONS = ("--no-deps", "--require-hashes")
 PIN = re.compile(r"^([\w.-]+)(?:\[[^]]*\])?==", re.MULTILINE)
-# Lines of pip and uv that tell of one more package.
+# Lines of pip and uv that announce another package.
 FETCHED = re.compile(r"^(?:Collecting|Downloading) ([\w.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A virtual environment to be made or completed. `again` is the command by which the person came here."""
+    """A virtual environment to be made or completed. `again` is the command to repeat after an error."""
 
     folder: Path
     again: str
@@ -66,12 +66,12 @@ class Environment:
         return record if isinstance(record, dict) else {}
 
     def make(self) -> None:
-        """Makes the environment, empty, in place of what is there. Raises SetupError if Python cannot."""
+        """Makes an empty environment, replacing any existing one. Raises SetupError if Python cannot."""
         version = ".".join(map(str, sys.version_info[:3]))
         print(f"Making {_short(self.folder)} with Python {version} …", flush=True)
         if not self.uv and importlib.util.find_spec("ensurepip") is None:
             raise SetupError(
-                f"{sys.executable} cannot make virtual environments. In Debian and Ubuntu that takes another package.",
+                f"{sys.executable} cannot create virtual environments. On Debian and Ubuntu, install another package.",
                 f"{sudo()}apt-get update && {sudo()}apt-get install -y {_venv_package()} && {self.again}",
             )
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -94,7 +94,7 @@ class Environment:
         done = subprocess.run(check, capture_output=True, text=True, check=False, env=_variables())
         if done.returncode:
             said = f"{done.stdout}{done.stderr}"
-            raise SetupError(f"{said}{_short(lock)} does not fit together; it has to be made anew.", "make lock")
+            raise SetupError(f"{said}{_short(lock)} is inconsistent and must be generated again.", "make lock")
 
     def install_checkout(self) -> None:
         """Installs the checkout itself, so that every edit takes effect at once."""
@@ -106,9 +106,9 @@ class Environment:
         return self.folder / "made-from"
 
     def _install(self, *arguments: str, total: int) -> None:
-        """Runs the installer and tells how far it is. Everything it says goes to a log in the environment."""
+        """Runs the installer and shows its progress. Its output goes to a log in the environment."""
         if self.uv:
-            options = ("--no-progress", "--compile-bytecode")  # pip compiles without being asked
+            options = ("--no-progress", "--compile-bytecode")  # pip compiles by default
             command = ["uv", "pip", "install", "--python", str(self.python), *options, *arguments]
         else:
             options = ("--disable-pip-version-check", "--no-input", "--progress-bar", "off")
@@ -127,7 +127,7 @@ class Environment:
 
 
 class Progress:
-    """Tells how far an installer is: one line that moves on a terminal, a line for every tenth package elsewhere."""
+    """Shows an installer's progress: one changing line on a terminal, otherwise a line for every tenth package."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -135,7 +135,7 @@ class Progress:
         self._moving = sys.stdout.isatty()
 
     def hear(self, line: str) -> None:
-        """Takes a line that the installer has written."""
+        """Takes a line of the installer's output."""
         if match := FETCHED.match(line):
             self._fetched += 1
             self._tell(f"{min(self._fetched, self._total)} of {self._total}: {match[1]}", self._fetched % 10 == 0)
@@ -147,7 +147,7 @@ class Progress:
             self._tell(line.strip().lower(), True)
 
     def end(self) -> None:
-        """The installer has ended."""
+        """Clears the line of progress at the end."""
         if self._moving:
             print(end="\r\033[K", flush=True)
 
@@ -174,8 +174,10 @@ def ensure_checkout(level: str, again: str) -> None:
 
 
 def ensure_environment(name: str, folder: Path, lock: Path, again: str) -> Path:
-    """Returns the Python of the environment in `folder`, which holds what `lock` lists, after making it if it is not
-    there. `name` is what it is for, `again` the command that the person has run. Ends the program if that fails."""
+    """Returns the Python of the environment in `folder` with the packages of `lock`, and makes it if necessary.
+
+    `name` says what it is for, `again` is the command to repeat after an error. Exits the program on failure.
+    """
     environment = Environment(folder, again, _has_uv())
     fingerprint = _fingerprint(lock)
     if environment.recorded().get("lock") == fingerprint and environment.python.exists():
@@ -191,31 +193,31 @@ def ensure_environment(name: str, folder: Path, lock: Path, again: str) -> Path:
 
 
 def _names(lock: Path) -> set[str]:
-    """The packages of a lock file. A few of them may be for other systems only."""
+    """Returns the packages of a lock file. A few of them may be for other systems only."""
     return set(PIN.findall(lock.read_text()))
 
 
 def _fingerprint(file: Path) -> str:
-    """Changes with the file, and with the Python that an environment is made with."""
+    """Returns a hash that changes with the file and with the Python of the environment."""
     return hashlib.sha256(file.read_bytes() + sys.version.encode() + sys.base_prefix.encode()).hexdigest()
 
 
 def _has_uv() -> bool:
     if os.environ.get("INSTALLER") == "pip" or shutil.which("uv") is None:
         return False
-    # The name may be a shim of a version manager, with nothing behind it.
+    # The name may be a shim of a version manager without an installed uv.
     return subprocess.run(["uv", "--version"], capture_output=True, check=False).returncode == 0
 
 
 def _variables() -> dict[str, str]:
-    """Ours, without what would lead an installer out of the environment, and without warnings that are not for us."""
+    """Returns our environment variables, without those that mislead installers, and with warnings off."""
     misleading = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     kept = {name: value for name, value in os.environ.items() if name not in misleading}
     return {**kept, "PIP_USER": "0", "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
 
 
 def _venv_package() -> str:
-    """Debian's package with the venv module of this Python."""
+    """Returns Debian's package with the venv module of this Python."""
     default = Path("/usr/bin/python3").resolve() == Path(sys.executable).resolve()
     return "python3-venv" if default else f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
 
@@ -225,10 +227,10 @@ def _short(path: Path) -> str:
 
 
 def main() -> int:
-    """The program: brings `.venv` to a level. The last line of an error is a command to run."""
+    """Brings `.venv` to a level. The last line of an error is a command to run."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("level", choices=("run", "test"))
-    parser.add_argument("--again", default="make demo", metavar="COMMAND", help="what an error tells to run again")
+    parser.add_argument("--again", default="make demo", metavar="COMMAND", help="the command to repeat after an error")
     arguments = parser.parse_args()
     try:
         ensure_checkout(arguments.level, arguments.again)

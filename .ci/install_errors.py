@@ -1,4 +1,4 @@
-"""What to do when an installer fails: its output, turned into a sentence and one command to run."""
+"""Turns the output of a failed installer into a sentence and one command to run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ TAIL_LINES = 12
 
 
 class SetupError(Exception):
-    """Says what is wrong; `command` is what to run about it, in one line."""
+    """Says what is wrong. `command` is one line to run."""
 
     def __init__(self, sentence: str, command: str) -> None:
         super().__init__(sentence)
         self.command = command
 
 
-# What the output contains, what that means, and what to run before trying again. The first match counts.
+# A pattern in the output, its meaning, and what to run before the next attempt. The first match counts.
 CAUSES = (
     (r"No space left on device", "The disk is full: about 1 GB is needed.", "df -h . /tmp"),
     (
         r"DO NOT MATCH THE HASHES|Hash mismatch",
-        "A downloaded file is not the one that the lock file names: a mirror or a cache has damaged or replaced it.",
+        "A downloaded file does not match the hash in the lock file: a mirror or a cache has damaged or replaced it.",
         "{purge}",
     ),
     (
@@ -33,17 +33,17 @@ CAUSES = (
     ),
     (
         r"Failed building wheel|Failed to build|No matching distribution|has no wheels with",
-        "A package is not available ready-made for this machine; building it takes a compiler and header files.",
+        "A package has no prebuilt wheel for this machine; building it needs a compiler and header files.",
         "{sudo}apt-get install -y build-essential python3-dev libffi-dev libjpeg-dev zlib1g-dev",
     ),
 )
 
 
 def explain(output: str, log: str, again: str, python: Path, *, uv: bool) -> SetupError:
-    """Turns the output of a failed installer into an error. `log` is where all of it is, `again` what was run."""
+    """Turns the output of a failed installer into an error. `log` is its full log, `again` the command that was run."""
     installer = "uv" if uv else "pip"
     tail = "".join(f"  {line}\n" for line in output.splitlines()[-TAIL_LINES:])
-    said = f"{tail}{installer} failed; all that it said is in {log}."
+    said = f"{tail}{installer} failed; its full output is in {log}."
     for pattern, meaning, before in CAUSES:
         if re.search(pattern, output):
             purge = "uv cache clean" if uv else f"{python} -m pip cache purge"
@@ -53,5 +53,5 @@ def explain(output: str, log: str, again: str, python: Path, *, uv: bool) -> Set
 
 
 def sudo() -> str:
-    """What stands before a command that only root may run."""
+    """Returns the prefix of a command that needs root."""
     return "" if os.geteuid() == 0 else "sudo "

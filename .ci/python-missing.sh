@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Says what to do on a machine without a Python that is new enough. The last line is a command to run; $1 is what was run.
+# Says what to do on a machine without a recent Python. The last line is a command to run; $1 is the command that was run.
 found=$(python3 -c 'import platform; print(platform.python_version())' 2>/dev/null || true)
 sudo=$([ "$(id -u)" = 0 ] || echo "sudo ")
 echo "Python 3.11 or newer with its venv module is needed${found:+; python3 here is $found}."

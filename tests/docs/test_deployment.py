@@ -108,7 +108,7 @@ def test_the_table_of_ports_and_the_probes_name_the_port_of_administration(confi
     (port,) = (parse_bind(each.bind).port for each in config.listeners if "admin" in each.serve)
     assert f"http://127.0.0.1:{port}/_homeserver/health/ready" in GUIDE
     assert f"http://127.0.0.1:{port}/_homeserver/metrics" in GUIDE
-    assert f"Never {port}:" in GUIDE
+    assert f"Never open {port}:" in GUIDE
 
 
 def test_the_metrics_that_the_guide_names_exist() -> None:

@@ -47,13 +47,13 @@ def test_a_python_without_its_venv_module_names_the_package_that_has_it(
     monkeypatch.setitem(sys.modules, "ensurepip", None)
     with pytest.raises(SetupError) as failure:
         environment.make()
-    assert "cannot make virtual environments" in str(failure.value)
+    assert "cannot create virtual environments" in str(failure.value)
     assert re.search(r"apt-get install -y python3[.\d]*-venv && make demo$", failure.value.command)
 
 
 CAUSES = {
     "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device": "disk is full",
-    "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.": "not the one that the lock file names",
+    "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.": "does not match the hash",
     "NewConnectionError: [Errno -3] Temporary failure in name resolution": "network",
     "error: Failed to fetch: `trio-0.35.0-py3-none-any.whl`\n  Caused by: dns error": "network",
     "ERROR: No matching distribution found for obstore==0.12.1": "compiler",

@@ -217,7 +217,7 @@ class Client:
         found: TokenLookup | None = cache.get(self._cache_key, hs.now_ms(), hs.stream.has_news)
         if found is None:
             position = hs.stream.position
-            requester = await hs.database.read(_find_requester, self.user_id, self.device_id)
+            requester = await hs.database.read(_get_requester, self.user_id, self.device_id)
             found = TokenLookup(requester, expires_ms=None, unused=False)
             cache.put(self._cache_key, self.user_id, found, now_ms=hs.now_ms(), position=position)
         return found.requester
@@ -311,12 +311,12 @@ class _Opened:
 
 
 def _open(tx: Transaction, user_id: UserID, device_id: str, generation: str) -> _Opened:
-    requester = _find_requester(tx, user_id, device_id)
+    requester = _get_requester(tx, user_id, device_id)
     token = Tokens(tx.position, generation).stream()
     return _Opened(requester, token, frozenset(list_joined_rooms(tx, user_id)))
 
 
-def _find_requester(tx: Transaction, user_id: UserID, device_id: str) -> Requester:
+def _get_requester(tx: Transaction, user_id: UserID, device_id: str) -> Requester:
     user = find_user(tx, user_id)
     if user is None:
         raise no_account(user_id)

@@ -19,7 +19,7 @@ from homeserver.users.account_data import (
     list_of_rooms,
     store_account_data,
 )
-from homeserver.users.push_rules import find_ruleset
+from homeserver.users.push_rules import get_ruleset
 
 # "event types that the server manages" (client-server-api/#client-config)
 MANAGED_TYPES = frozenset({"m.fully_read", "m.push_rules"})
@@ -38,7 +38,7 @@ async def set_account_data(hs: Resources, requester: Requester, user_id: UserID,
 async def get_account_data(hs: Resources, requester: Requester, user_id: UserID, data_type: str) -> JsonObject:
     check_own(requester, user_id)
     if data_type == "m.push_rules":
-        return {"global": await hs.database.read(find_ruleset, user_id)}
+        return {"global": await hs.database.read(get_ruleset, user_id)}
     return _found(await hs.database.read(find_account_data, user_id, None, data_type))
 
 

@@ -22,9 +22,9 @@ from homeserver.resources import Resources
 from homeserver.users.push_rules import (
     Kind,
     delete_rule,
-    find_ruleset,
     forget_push_rules,
     get_rule,
+    get_ruleset,
     has_changed,
     set_rule_fields,
     store_rule,
@@ -37,12 +37,12 @@ routes = Routes()
 
 @routes.get("/_matrix/client/v3/pushrules/", allow_guest=True)
 async def get_push_rules(hs: Resources, requester: Requester) -> JsonObject:
-    return {"global": await hs.database.read(find_ruleset, requester.user_id)}
+    return {"global": await hs.database.read(get_ruleset, requester.user_id)}
 
 
 @routes.get("/_matrix/client/v3/pushrules/global/")
 async def get_push_rules_global(hs: Resources, requester: Requester) -> dict[Kind, list[JsonObject]]:
-    return await hs.database.read(find_ruleset, requester.user_id)
+    return await hs.database.read(get_ruleset, requester.user_id)
 
 
 @routes.get("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}")
@@ -189,7 +189,7 @@ def _known_actions(actions: list[Any]) -> list[Any]:
 def sync_push_rules(tx: Transaction, context: SyncContext) -> None:
     """Adds all rules, initially and whenever one has changed. Spec: client-server-api/#push-rules-events"""
     if context.since == 0 or has_changed(tx, context.user_id, context.since, context.upto):
-        content = {"global": find_ruleset(tx, context.user_id)}
+        content = {"global": get_ruleset(tx, context.user_id)}
         context.account_data.append({"type": "m.push_rules", "content": content})
 
 

@@ -32,7 +32,7 @@ from homeserver.rooms.timeline import (
     Timestamp,
     Token,
     Tokens,
-    find_point,
+    get_point,
     list_by_timestamp,
     parse_token,
 )
@@ -124,8 +124,8 @@ class _Wanted:
         """Returns the point where the page starts, and the point beyond which it does not go."""
         first, last = (START, END) if self.forwards else (END, START)
         return (
-            first if self.start is None else find_point(tx, self.start, forwards=self.forwards),
-            last if self.stop is None else find_point(tx, self.stop, forwards=not self.forwards),
+            first if self.start is None else get_point(tx, self.start, forwards=self.forwards),
+            last if self.stop is None else get_point(tx, self.stop, forwards=not self.forwards),
         )
 
 

@@ -18,7 +18,7 @@ from homeserver.rooms.client_event import client_events
 from homeserver.rooms.membership import check_joined, list_joined_contents
 from homeserver.rooms.resolve import StateAt, entries_of, head_at
 from homeserver.rooms.storage import StoredEvent, list_stored
-from homeserver.rooms.timeline import START, find_point, list_backwards, list_forwards, parse_token
+from homeserver.rooms.timeline import START, get_point, list_backwards, list_forwards, parse_token
 from homeserver.rooms.visibility import filter_visible
 
 routes = Routes()
@@ -46,7 +46,7 @@ def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query:
     readable = read_access(tx, room_id, requester.user_id)
     state = readable.state
     at = None if query.at is None else parse_token(query.at)
-    if at is not None and (point := find_point(tx, at, forwards=False)) < readable.upto:
+    if at is not None and (point := get_point(tx, at, forwards=False)) < readable.upto:
         newest = list_backwards(tx, room_id, point, 1)
         if newest and not filter_visible(tx, requester.user_id, room_id, newest):
             raise forbidden("You may not see the room's state at that point.")

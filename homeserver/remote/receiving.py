@@ -98,7 +98,7 @@ def _receive_with(tx: Transaction, event: Event, state: list[EventID] | None) ->
 
 async def _receive_ancestors(hs: Resources, event: Event, gap: Gap) -> None:
     """Fetches and receives the events between this one and what we have, but none from before we joined."""
-    place = await hs.database.read(_find_place, event)
+    place = await hs.database.read(_get_place, event)
     if event.depth <= place.first_depth:
         return
     for server in gap.servers:
@@ -120,7 +120,7 @@ class _Place:
     first_depth: int
 
 
-def _find_place(tx: Transaction, event: Event) -> _Place:
+def _get_place(tx: Transaction, event: Event) -> _Place:
     head = find_head(tx, event.room_id)
     extremities = head.extremity_ids if head is not None else ()
     first = to_events(tx, list_forwards(tx, event.room_id, START, 1))

@@ -94,7 +94,7 @@ def append_local(
     `device_id` and `txn_id` are stored with the event; call `rooms.storage.find_txn` first to recognise a retry.
     as_admin: see `check_may_redact`.
     """
-    place = _find_place(tx, draft)
+    place = _get_place(tx, draft)
     head = place.head
     event = _build_at(tx, draft, place)
     check_may_redact(tx, event, place.auth.state, as_admin=as_admin)
@@ -142,7 +142,7 @@ class _Place:
     auth: _Auth
 
 
-def _find_place(tx: Transaction, draft: Draft) -> _Place:
+def _get_place(tx: Transaction, draft: Draft) -> _Place:
     assert draft.room_id is not None
     _check_names(tx, draft)
     head = get_head(tx, draft.room_id)
@@ -155,10 +155,10 @@ def _find_place(tx: Transaction, draft: Draft) -> _Place:
         rows = list_in_timeline(tx, prev_positions)
         before = resolve_states(tx, head.version, [state_after(tx, row) for row in rows.values()])
     references = _references(tx, head, prev_positions)
-    return _Place(head, before, prev_positions, references, _find_auth(tx, head, before, draft))
+    return _Place(head, before, prev_positions, references, _get_auth(tx, head, before, draft))
 
 
-def _find_auth(tx: Transaction, head: Head, before: StateAt, draft: Draft) -> _Auth:
+def _get_auth(tx: Transaction, head: Head, before: StateAt, draft: Draft) -> _Auth:
     """Returns the auth events. They depend only on state and sender, except for member events, and are cached."""
     cache = tx.cache("auth", AUTH_CACHED_MAX)
     known = None if draft.type == "m.room.member" else (before, draft.sender)
@@ -212,7 +212,7 @@ def _state_ts(tx: Transaction, key: StateKey, before: StateAt) -> int:
 
 def build_unplaced(tx: Transaction, draft: Draft) -> Event:
     """Returns the event that `append_local` would append, without appending it: another server must sign it first."""
-    return _build_at(tx, draft, _find_place(tx, draft))
+    return _build_at(tx, draft, _get_place(tx, draft))
 
 
 def build_template(tx: Transaction, draft: Draft) -> tuple[RoomVersion, dict[str, Any]]:
@@ -220,7 +220,7 @@ def build_template(tx: Transaction, draft: Draft) -> tuple[RoomVersion, dict[str
 
     Raises MatrixError 403 if the event is not allowed.
     """
-    place = _find_place(tx, draft)
+    place = _get_place(tx, draft)
     version = place.head.version
     pdu = build_proto_event(
         draft,

@@ -136,7 +136,7 @@ def find_places(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> di
             if event.event_id in bounds:
                 after.append(bounds[event.event_id])
             if after:
-                ordering = places[event.event_id] = _find_free_place(tx, room_nid, min(after) - 1, taken)
+                ordering = places[event.event_id] = _get_free_place(tx, room_nid, min(after) - 1, taken)
                 taken.add(ordering)
         if ordering is not None:
             for event_id in event.prev_events:
@@ -144,7 +144,7 @@ def find_places(tx: Transaction, room_id: RoomID, events: Sequence[Event]) -> di
     return places
 
 
-def _find_free_place(tx: Transaction, room_nid: int | None, place: int, taken: Collection[int]) -> int:
+def _get_free_place(tx: Transaction, room_nid: int | None, place: int, taken: Collection[int]) -> int:
     """Returns the highest free ordering up to `place`."""
     while True:
         while place in taken:

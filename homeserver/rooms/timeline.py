@@ -92,7 +92,7 @@ def find_since(tx: Transaction, token: Token) -> int | None:
     return None if reach is None or token.position > reach else token.number
 
 
-def find_point(tx: Transaction, token: Token, *, forwards: bool) -> int:
+def get_point(tx: Transaction, token: Token, *, forwards: bool) -> int:
     """Returns the ordering of a token. For another history: the nearest from which a reader misses nothing."""
     ordering = after_position(token.number) if token.is_of_stream else token.number
     reach = find_reach(tx, token.generation)

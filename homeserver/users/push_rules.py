@@ -107,7 +107,7 @@ def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
 # --- storage ---
 
 
-def find_ruleset(tx: Transaction, user_id: UserID) -> dict[Kind, list[JsonObject]]:
+def get_ruleset(tx: Transaction, user_id: UserID) -> dict[Kind, list[JsonObject]]:
     """Returns all rules of the user by kind, most important first."""
     own: dict[Kind, list[JsonObject]] = {kind: [] for kind in KINDS}
     changes: dict[tuple[Kind, str], JsonObject] = {}
@@ -130,7 +130,7 @@ def find_ruleset(tx: Transaction, user_id: UserID) -> dict[Kind, list[JsonObject
 
 def get_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> JsonObject:
     """Returns one rule of the user. Raises M_NOT_FOUND."""
-    for rule in find_ruleset(tx, user_id)[kind]:
+    for rule in get_ruleset(tx, user_id)[kind]:
         if rule["rule_id"] == rule_id:
             return rule
     raise _unknown_rule()

@@ -76,6 +76,10 @@ class SyncContext:
     Everything that features add must follow from what is committed up to `upto`, and each change to it must wake the
     user or the room, by `tx.next_position(user_id)` or `tx.next_position(room_id)`: a quiet sync is answered without
     calling the features again. `always` may depend on the user and the device only.
+
+    A feature whose news is a queue may tell only the first of it, and leave the rest to the next sync: what it tells is
+    in queue_since < position ≤ upto, and it lowers `queue_upto` to the last position that it has told. Only one feature
+    may do so.
     """
 
     user_id: UserID
@@ -84,6 +88,8 @@ class SyncContext:
     upto: int
     filter: Filter
     rooms: dict[RoomID, RoomSection]
+    queue_since: int
+    queue_upto: int
     account_data: list[JsonObject] = field(default_factory=list)
     presence: list[JsonObject] = field(default_factory=list)
     to_device: list[JsonObject] = field(default_factory=list)
@@ -99,11 +105,15 @@ class SyncContext:
 
 @dataclass(frozen=True, slots=True)
 class SyncStart:
-    """The start of a device's sync. The device has received everything up to `since`; 0 on an initial sync."""
+    """The start of a device's sync. The device has received everything up to `since`; 0 on an initial sync.
+
+    queue_since: up to where it has received its queue, of which answers may have had only the first: at most `since`.
+    """
 
     user_id: UserID
     device_id: str
     since: int
+    queue_since: int
     set_presence: PresenceState
 
 

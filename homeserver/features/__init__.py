@@ -38,6 +38,7 @@ from homeserver.features import (
     shared_secret_registration,
     tags,
     third_party_networks,
+    to_device,
     typing,
     voice_over_ip,
     well_known,
@@ -58,6 +59,7 @@ FEATURES: tuple[Feature, ...] = (
     account.FEATURE,
     contact_information.FEATURE,
     encryption_keys.FEATURE,
+    to_device.FEATURE,
     device_lists.FEATURE,
     key_backup.FEATURE,
     # The user: what others see, and what is stored for the user's own devices

@@ -76,6 +76,15 @@ PDUS_NODES_AT_ONCE = 100_000
 # A longer PDU or EDU is decoded on a thread. The densest of this size takes a millisecond.
 PART_BYTES_INLINE_MAX = 8 * 1024
 
+# To-device messages
+
+# EDUs that wait for a server that is away: the keys that people with 1,000 devices there use up in a month. A server
+# that is gone for good must not fill the disk.
+OUTBOX_EDUS_MAX = 50_000
+OUTBOX_BYTES_MAX = 128 << 20
+# Message IDs of one origin that are recognised. After a crash an origin sends the last few again, or its last outage.
+TO_DEVICE_IDS_KEPT = 2_000
+
 # Events that wait for what they lack
 
 # How long a transaction waits until its gaps are closed. It is worth waiting so that the answer can report on them, but

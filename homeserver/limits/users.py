@@ -51,6 +51,25 @@ PUSH_RULE_BYTES_MAX = 4 * 1024
 # As long as any other id.
 PUSH_RULE_ID_BYTES_MAX = 255
 
+# To-device messages
+
+# The content of one: as large as an event's. Keys have 1 KiB, a secret or a verification a few.
+TO_DEVICE_CONTENT_BYTES_MAX = 64 * 1024
+# Messages of one request or EDU. Clients send keys to 20 or 250 devices at a time.
+TO_DEVICE_MESSAGES_MAX = 1_000
+# What one request or EDU puts into inboxes, once "*" stands for all devices: other writes wait for 0.1 s at most.
+TO_DEVICE_POSTED_MAX = 5_000
+TO_DEVICE_POSTED_BYTES_MAX = 8 << 20
+# Messages of one answer. The spec recommends 100.
+TO_DEVICE_PER_ANSWER_MAX = 100
+TO_DEVICE_ANSWER_BYTES_MAX = 2 << 20
+# What waits for a device. A phone that was off for a month in busy rooms gets some thousand keys, at 1 KiB each; a
+# device that nobody uses any more must not fill the disk.
+INBOX_MESSAGES_MAX = 20_000
+INBOX_BYTES_MAX = 32 << 20
+# Requests that are recognised when a device repeats them. It has no more than a few under way.
+TO_DEVICE_REQUESTS_KEPT = 200
+
 # Receipts
 
 # Threads per room with receipts of one user. All members of the room get them in each first sync.

@@ -7,6 +7,7 @@ Clients hold such points as tokens. A token also names the generation of the str
 `homeserver.database.generations`):
 
     s<position>_<generation>                a point of the stream, hence of every timeline at once
+    s<position>.<queue>_<generation>        the same, but the device's to-device queue has been told only up to there
     t<ordering>_<position>_<generation>     a point of one timeline, made when the stream was at the position
 
 After a restore from a backup, clients present tokens from a history that this database does not have. Such a token is
@@ -29,7 +30,9 @@ from homeserver.federation.canonical_json import INT_MAX
 from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, list_in_timeline, timeline_events
 
-_TOKEN = re.compile(r"(?:s([0-9]{1,19})|t(-?[0-9]{1,19})(?:_([0-9]{1,19}))?)(?:_([A-Za-z0-9_-]{1,32}))?", re.ASCII)
+_TOKEN = re.compile(
+    r"(?:s([0-9]{1,19})(?:\.([0-9]{1,19}))?|t(-?[0-9]{1,19})(?:_([0-9]{1,19}))?)(?:_([A-Za-z0-9_-]{1,32}))?", re.ASCII
+)
 START = -(1 << 62)  # before every event
 END = 1 << 62  # after every event
 
@@ -42,13 +45,14 @@ class Token:
     """A point that a client was given. `number`: a position of the stream, or an ordering of a timeline.
 
     position: the stream position when the token was made. Tokens from before generations existed name none; those of a
-    timeline have no position either.
+    timeline have no position either. queue: up to where the device has been told its queue, see `SyncContext`.
     """
 
     is_of_stream: bool
     number: int
     position: int
     generation: str
+    queue: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,10 @@ class Tokens:
     position: int
     generation: str
 
-    def stream(self) -> str:
-        """Returns the token for that point of the stream."""
+    def stream(self, queue: int | None = None) -> str:
+        """Returns the token for that point of the stream. queue: up to where the device's queue was told."""
+        if queue is not None and queue < self.position:
+            return f"s{self.position}.{queue}_{self.generation}"
         return f"s{self.position}_{self.generation}"
 
     def timeline(self, ordering: int) -> str:
@@ -72,10 +78,11 @@ def parse_token(text: str) -> Token:
     match = _TOKEN.fullmatch(text)
     if match is None:
         raise invalid_param("This is not a token of this server.")
-    position, ordering, made, generation = match.groups()
+    position, queue, ordering, made, generation = match.groups()
     if position is not None:
-        return Token(True, int(position), int(position), generation or "")
-    return Token(False, max(START, min(int(ordering), END)), int(made or 0), generation or "")
+        number = int(position)
+        return Token(True, number, number, generation or "", min(number, int(queue or number)))
+    return Token(False, max(START, min(int(ordering), END)), int(made or 0), generation or "", 0)
 
 
 def parse_sync_token(text: str) -> Token:

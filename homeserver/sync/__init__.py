@@ -50,7 +50,8 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
 
     @routes.get("/_matrix/client/v3/sync", rate_limit="sync", waits=True, allow_guest=True)
     async def sync_events(hs: Resources, requester: Requester, query: SyncQuery) -> dict[str, Any]:
-        since = None if query.since is None else await _read_since(hs, parse_sync_token(query.since))
+        token = None if query.since is None else parse_sync_token(query.since)
+        since = None if token is None else await _read_since(hs, token)
         if since is None or query.full_state:
             limit_requester(hs, requester, "initial_sync")
         request = SyncRequest(
@@ -58,6 +59,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
             since=since,
             is_anew=since is None and query.since is not None,
             filter=await _read_filter(hs, filters, get_filter, requester, query.filter),
+            queue_since=0 if token is None or since is None else token.queue,
             timeout_ms=min(query.timeout, SYNC_TIMEOUT_MS_MAX),
             full_state=query.full_state,
             use_state_after=query.use_state_after,

@@ -57,6 +57,7 @@ class SyncRequest:
     filter: Filter
     is_anew: bool = False
     timeout_ms: int = 0
+    queue_since: int = 0
     full_state: bool = False
     use_state_after: bool = False
     set_presence: PresenceState = "online"
@@ -77,7 +78,7 @@ class SyncRequest:
     @property
     def start(self) -> SyncStart:
         """The start of this sync, as features receive it."""
-        return SyncStart(*self.device, self.since or 0, self.set_presence)
+        return SyncStart(*self.device, self.since or 0, self.queue_since, self.set_presence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class SyncAnswer:
     body: dict[str, Any]
     always: dict[str, Any]
     upto: int
+    queue_upto: int
     has_news: bool
     keys: frozenset[str]
     members: DeviceMembers
@@ -114,7 +116,11 @@ class Engine:
             if position <= answer.upto:
                 break
             answer = await self._read(hs, request, _compute_again)
-        return {"next_batch": Tokens(answer.upto, hs.database.generation).stream(), **answer.body, **answer.always}
+        return {
+            "next_batch": Tokens(answer.upto, hs.database.generation).stream(answer.queue_upto),
+            **answer.body,
+            **answer.always,
+        }
 
     async def _first_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
         """Lets features write what is due, then answers. If nothing is due, one read does both."""
@@ -151,7 +157,7 @@ class Engine:
 
     def _quiet_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer | None:
         """Returns the answer without a read, if none of the user's keys has had news since; otherwise None."""
-        if request.since is None or request.full_state:
+        if request.since is None or request.full_state or request.queue_since < request.since:
             return None
         known = self._keys.get(request.user_id)
         always: tuple[dict[str, Any], int] | None = ({}, request.since)
@@ -165,7 +171,7 @@ class Engine:
             return None
         # never backwards: a client may know of a commit before the stream does
         upto = max(hs.stream.position, request.since)
-        return SyncAnswer({}, always[0], upto, False, keys, _members_of(request, self._told))
+        return SyncAnswer({}, always[0], upto, upto, False, keys, _members_of(request, self._told))
 
 
 _Answer = TypeVar("_Answer", bound=SyncAnswer | None)
@@ -243,6 +249,8 @@ def compute(
         device_id=request.requester.device_id,
         since=since,
         upto=upto,
+        queue_since=request.queue_since,
+        queue_upto=upto,
         filter=request.filter,
         rooms={each.room_id: _section(each, 0 if each.room_id in rooms.newly_joined else since) for each in joined},
     )
@@ -254,7 +262,7 @@ def compute(
         add_sections(tx, sections.always, context, around_damage=around_damage)
         _add_counts(body, rooms, context)
     keys = {request.user_id, *(each.room_id for each in memberships if each.membership == "join")}
-    return SyncAnswer(body, context.always, upto, has_news, frozenset(keys), viewer.members)
+    return SyncAnswer(body, context.always, upto, context.queue_upto, has_news, frozenset(keys), viewer.members)
 
 
 def _section(membership: RoomMembership, since: int) -> RoomSection:

@@ -19,7 +19,7 @@ from homeserver.users import (
     registration_tokens,
     user_interactive,
 )
-from homeserver.users.encryption import cross_signing, device_keys, device_lists, one_time_keys
+from homeserver.users.encryption import cross_signing, device_keys, device_lists, inbox, one_time_keys, outbox
 
 SCHEMAS: tuple[Schema, ...] = (
     accounts.SCHEMA,
@@ -30,6 +30,8 @@ SCHEMAS: tuple[Schema, ...] = (
     device_keys.SCHEMA,
     one_time_keys.SCHEMA,
     cross_signing.SCHEMA,
+    inbox.SCHEMA,
+    outbox.SCHEMA,
     profile.SCHEMA,
     account_data.SCHEMA,
     filters.SCHEMA,

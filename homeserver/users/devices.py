@@ -19,6 +19,7 @@ from homeserver.process.token_cache import Seen
 from homeserver.users.encryption.cross_signing import has_cross_signing_key
 from homeserver.users.encryption.device_keys import delete_device_keys
 from homeserver.users.encryption.device_lists import note_device_created, note_device_list_changed
+from homeserver.users.encryption.inbox import forget_inbox
 from homeserver.users.encryption.one_time_keys import delete_one_time_keys
 
 SCHEMA = Schema(
@@ -198,6 +199,7 @@ def delete_devices_of_user(
         tx.run("DELETE FROM devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id)
         delete_device_keys(tx, user_id, device_id)
         delete_one_time_keys(tx, user_id, device_id)
+        forget_inbox(tx, user_id, device_id)
     if ended:
         note_device_list_changed(tx, user_id, ended)
 

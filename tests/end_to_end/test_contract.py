@@ -40,6 +40,7 @@ CLIENT_MODULES = {
         "getRoomVisibilityOnDirectory", "setRoomVisibilityOnDirectory",
     ),
     "sync": ("sync", "defineFilter", "getFilter"),
+    "encryption": ("sendToDevice",),
     "ephemeral": ("postReceipt", "setReadMarker", "setTyping", "getPresence", "setPresence"),
     "users' data": (
         "getUserProfile", "getProfileField", "setProfileField", "deleteProfileField", "setAccountData",

@@ -91,6 +91,9 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
         "pushrules/global/content/org.example.secret": {"pattern": "alice", "actions": ["notify"]},
     }.items():
         assert (await alice.put(path, json=body)).status_code == 200, path
+    secret = {"*": {"text": "org.example.secret"}}
+    recipients = {alice.user_id: secret, bob.user_id: secret, "@carl:gone.example": secret}
+    await alice.ok("PUT", "sendToDevice/org.example.secret/1", json={"messages": recipients})
     await alice.ok("POST", f"user/{own}/filter", json={"event_fields": ["org.example.secret"]})
     await alice.ok("POST", f"{room}/receipt/m.read/{quote(sent['event_id'])}", json={})
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "refresh_token": True}

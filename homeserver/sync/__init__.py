@@ -59,7 +59,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
             since=since,
             is_anew=since is None and query.since is not None,
             filter=await _read_filter(hs, filters, get_filter, requester, query.filter),
-            queue_since=0 if token is None or since is None else token.queue,
+            queue_since=None if token is None or since is None else token.queue,
             timeout_ms=min(query.timeout, SYNC_TIMEOUT_MS_MAX),
             full_state=query.full_state,
             use_state_after=query.use_state_after,

@@ -47,6 +47,8 @@ USERS_REMEMBERED_MAX = 10_000
 class SyncRequest:
     """A decoded `/sync` request. `since` is None on an initial sync; `timeout_ms` is how long to wait for news.
 
+    queue_since: up to where the client has received its queue, see `SyncContext`. None: up to `since`, like all else.
+
     is_anew: the client has synced before, but against another history (the database was restored). The answer contains
     everything, including the rooms that the user has left. Every timeline is `limited`, so that the client discards its
     events instead of appending the new ones to them.
@@ -57,7 +59,7 @@ class SyncRequest:
     filter: Filter
     is_anew: bool = False
     timeout_ms: int = 0
-    queue_since: int = 0
+    queue_since: int | None = None
     full_state: bool = False
     use_state_after: bool = False
     set_presence: PresenceState = "online"
@@ -76,9 +78,14 @@ class SyncRequest:
         return self.since is None or self.full_state
 
     @property
+    def queue_begin(self) -> int:
+        """Up to where the client has received its queue; 0 on an initial sync."""
+        return (self.since or 0) if self.queue_since is None else self.queue_since
+
+    @property
     def start(self) -> SyncStart:
         """The start of this sync, as features receive it."""
-        return SyncStart(*self.device, self.since or 0, self.queue_since, self.set_presence)
+        return SyncStart(*self.device, self.since or 0, self.queue_begin, self.set_presence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,7 @@ class Engine:
 
     def _quiet_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer | None:
         """Returns the answer without a read, if none of the user's keys has had news since; otherwise None."""
-        if request.since is None or request.full_state or request.queue_since < request.since:
+        if request.since is None or request.full_state or request.queue_begin < request.since:
             return None
         known = self._keys.get(request.user_id)
         always: tuple[dict[str, Any], int] | None = ({}, request.since)
@@ -249,7 +256,7 @@ def compute(
         device_id=request.requester.device_id,
         since=since,
         upto=upto,
-        queue_since=request.queue_since,
+        queue_since=request.queue_begin,
         queue_upto=upto,
         filter=request.filter,
         rooms={each.room_id: _section(each, 0 if each.room_id in rooms.newly_joined else since) for each in joined},

@@ -11,6 +11,9 @@ import trio
 from homeserver import limits
 from homeserver.config import RateLimitsSection, Registration
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
+from homeserver.users.devices import create_device
+from homeserver.users.encryption.inbox import insert_message
 from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.people import Json, sync
 
@@ -202,23 +205,30 @@ async def test_messages_end_with_their_device(homeserver: Server) -> None:
     assert told(await sync(again)) == []
 
 
+def fill(tx: Transaction, client: Client, count: int, size_bytes: int) -> int:
+    """Puts messages into an inbox; returns how many were dropped."""
+    contents = (to_json({"n": n, "text": "x" * size_bytes}) for n in range(count))
+    return sum(insert_message(tx, client.user_id, client.device_id, client.user_id, "a", each) for each in contents)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1 << 20])
 async def test_of_a_full_inbox_the_oldest_messages_are_dropped(
-    homeserver: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    homeserver: Server, caplog: pytest.LogCaptureFixture, size_bytes: int
 ) -> None:
-    monkeypatch.setattr(limits.users, "INBOX_MESSAGES_MAX", 5)
-    monkeypatch.setattr(limits.users, "INBOX_BYTES_MAX", 1_000)
     alice, phone, laptop = await people(homeserver)
-    for n in range(8):
-        await send(alice, phone, n=n)
-    assert told(await sync(phone)) == [3, 4, 5, 6, 7]
-    await send(alice, phone, n=8, text="x" * 900)
-    assert told(await sync(phone)) == [4, 5, 6, 7, 8]
-    await send(alice, phone, n=9, text="x" * 1_500)
-    assert told(await sync(phone)) == [9]
+    most = limits.users.INBOX_BYTES_MAX // size_bytes if size_bytes else limits.users.INBOX_MESSAGES_MAX
     await send(alice, laptop, n=0)
+    assert await homeserver.write(fill, phone, most + 3, size_bytes) == 3
+    await send(alice, phone, n="last")
+    answer = await sync(phone)
+    assert told(answer)[0] in (3, 4)  # the last one is small
+    while len(more := told(answer)) > 1:
+        last, answer = more[-1], await sync(phone, answer["next_batch"])
+    assert told(answer) == ["last"] or last == "last"
     assert told(await sync(laptop)) == [0]
-    assert 'homeserver_to_device_dropped_total{queue="inbox"}' in homeserver.hs.metrics.text()
-    assert any("a queue is full" in record.message for record in caplog.records)
+    if not size_bytes:
+        assert 'homeserver_to_device_dropped_total{queue="inbox"} 1' in homeserver.hs.metrics.text()
+        assert any("a queue is full" in record.message for record in caplog.records)
 
 
 @pytest.mark.parametrize(
@@ -263,19 +273,28 @@ async def test_bad_paths_are_refused(homeserver: Server, path: str) -> None:
     assert (status, errcode) == (400, "M_INVALID_PARAM")
 
 
-async def test_a_star_cannot_fill_the_disk_with_one_request(
-    homeserver: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits.users, "TO_DEVICE_POSTED_BYTES_MAX", 100_000)
+def add_devices(tx: Transaction, client: Client, count: int) -> None:
+    for number in range(count):
+        create_device(tx, client.user_id, f"D{number}", None)
+
+
+async def test_a_star_cannot_fill_the_disk_with_one_request(homeserver: Server) -> None:
     alice, phone, _ = await people(homeserver)
+    await homeserver.write(add_devices, phone, limits.users.TO_DEVICE_POSTED_BYTES_MAX // 60_000 + 1)
     body = {"messages": {phone.user_id: {"*": {"n": "x" * 60_000}}}}
     assert await alice.refused("PUT", "sendToDevice/a/1", json=body) == (413, "M_TOO_LARGE")
     assert await homeserver.read(count_rows) == 0
-    monkeypatch.setattr(limits.users, "TO_DEVICE_POSTED_MAX", 1)
-    assert await alice.refused("PUT", "sendToDevice/a/1", json={"messages": {phone.user_id: {"*": {}}}}) == (
-        413,
-        "M_TOO_LARGE",
-    )
+
+
+async def test_stars_of_many_users_cannot_make_one_request_endless(homeserver: Server) -> None:
+    alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
+    each = limits.DEVICES_PER_USER_MAX - 1
+    users = [bob, *[await homeserver.register(f"u{n}") for n in range(limits.users.TO_DEVICE_POSTED_MAX // each)]]
+    for user in users:
+        await homeserver.write(add_devices, user, each)
+    body = {"messages": {user.user_id: {"*": {}} for user in users}}
+    assert await alice.refused("PUT", "sendToDevice/a/1", json=body) == (413, "M_TOO_LARGE")
+    assert await homeserver.read(count_rows) == 0
 
 
 async def test_any_content_comes_back_as_it_was(homeserver: Server) -> None:

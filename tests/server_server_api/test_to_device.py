@@ -13,7 +13,10 @@ import trio
 from homeserver import limits
 from homeserver.config import FederationSection
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
+from homeserver.features.to_device import note_received
 from homeserver.federation.identifiers import ServerName
+from homeserver.users.encryption.outbox import insert_edu
 from tests.support.federation import Federation, create_room, join, send_text, sync, texts, until
 from tests.support.homeservers import Client, Server
 from tests.support.stranger import Stranger
@@ -98,7 +101,7 @@ async def test_messages_survive_a_long_outage_and_restarts_in_order(federation: 
     a, b, alice, bob = await two(federation)
     recipient = [(bob.client.user_id, bob.client.device_id)]
     federation.network.cut("a.example", "b.example")
-    count = 2 * limits.CATCH_UP_DURABLE_EDUS + 7
+    count = 2 * limits.peers.CATCH_UP_DURABLE_EDUS + 7
     for n in range(count):
         await send(alice, recipient, n=n)
         if n == count // 2:
@@ -167,19 +170,28 @@ async def test_large_messages_are_split_into_edus_that_servers_take(federation: 
     await bob.wait_for(1)
 
 
+def fill(tx: Transaction, server: str, size_bytes: int) -> int:
+    """Fills an outbox with messages to nobody; returns how many were dropped."""
+    count = limits.peers.OUTBOX_BYTES_MAX // size_bytes + 2
+    content = {"sender": "@x:a.example", "type": "a", "message_id": "x", "messages": {}, "text": "x" * size_bytes}
+    return sum(insert_edu(tx, ServerName(server), to_json(content)) for _ in range(count))
+
+
 async def test_a_server_that_is_gone_does_not_fill_the_disk(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    federation: Federation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(limits.peers, "OUTBOX_EDUS_MAX", 10)
     a, b, alice, bob = await two(federation)
     federation.network.cut("a.example", "b.example")
-    for n in range(25):
-        await send(alice, [(bob.client.user_id, bob.client.device_id)], n=n)
-    assert await a.read(count_outgoing) == 10
+    assert await a.write(fill, "b.example", (4 << 20) - 1_000) == 1
+    for n in range(5):
+        await send(alice, [(bob.client.user_id, bob.client.device_id)], n=n, text="x" * 60_000)
+    rows = await a.read(lambda tx: tx.all("SELECT LENGTH(content) FROM to_device_outbox"))
+    assert sum(row[0] for row in rows) <= limits.peers.OUTBOX_BYTES_MAX + (4 << 20)
+    await a.write(lambda tx: tx.run("DELETE FROM to_device_outbox WHERE LENGTH(content) > 1000000"))  # takes too long
     federation.network.heal()
-    await bob.wait_for(24)
-    assert bob.got == list(range(15, 25))
-    assert 'homeserver_to_device_dropped_total{queue="outbox"} 15' in a.hs.metrics.text()
+    await bob.wait_for(4)
+    assert bob.got == list(range(5))
+    assert 'homeserver_to_device_dropped_total{queue="outbox"} 1' in a.hs.metrics.text()
     assert any("a queue is full" in record.message for record in caplog.records)
 
 
@@ -208,14 +220,19 @@ async def test_a_message_that_comes_again_is_ignored(federation: Federation) -> 
     assert alice.got == [1, 2, 3]
 
 
-async def test_only_the_latest_message_ids_are_remembered(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits.peers, "TO_DEVICE_IDS_KEPT", 5)
+async def test_only_the_latest_message_ids_are_remembered(federation: Federation) -> None:
     a, alice, mallory = await with_mallory(federation)
-    edus = [edu(mallory.user("m"), alice.client, n, f"m{n}") for n in range(20)]
-    await mallory.send("a.example", "1", edus=edus)
-    assert len(await a.read(lambda tx: tx.all("SELECT 1 FROM to_device_received"))) == 5
+
+    def note(tx: Transaction) -> None:
+        for number in range(limits.peers.TO_DEVICE_IDS_KEPT + 3):
+            note_received(tx, MALLORY, f"m{number}")
+
+    await a.write(note)
+    assert len(await a.read(lambda tx: tx.all("SELECT 1 FROM to_device_received"))) == limits.peers.TO_DEVICE_IDS_KEPT
+    await mallory.send("a.example", "1", edus=[edu(mallory.user("m"), alice.client, 1, "m1")])
+    await mallory.send("a.example", "2", edus=[edu(mallory.user("m"), alice.client, 2, "m100")])
+    await alice.sync()
+    assert alice.got == [1]
 
 
 async def test_what_a_peer_may_not_send_is_ignored(federation: Federation) -> None:
@@ -244,14 +261,13 @@ async def test_what_a_peer_may_not_send_is_ignored(federation: Federation) -> No
     assert len(ids) == 1  # messages that nobody gets leave nothing behind
 
 
-async def test_a_peer_cannot_fill_the_disk(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits.users, "INBOX_BYTES_MAX", 500_000)
+async def test_a_peer_cannot_fill_the_disk(federation: Federation) -> None:
     a, alice, mallory = await with_mallory(federation)
-    for batch in range(5):
-        await mallory.send("a.example", f"{batch}", edus=[
-            edu(mallory.user("m"), alice.client, "x" * 50_000, f"{batch} {n}") for n in range(5)
-        ])  # fmt: skip
-    assert await a.read(count_inbox) <= 11
+    text = "x" * 200_000
+    for batch in range(10):
+        edus = [edu(mallory.user("m"), alice.client, text, f"{batch} {n}") for n in range(20)]
+        await mallory.send("a.example", f"{batch}", edus=edus)
+    assert await a.read(count_inbox) <= limits.users.INBOX_BYTES_MAX // len(text) + 1
     assert 'homeserver_to_device_dropped_total{queue="inbox"}' in a.hs.metrics.text()
 
 

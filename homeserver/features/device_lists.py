@@ -16,6 +16,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.membership import list_sharing
 from homeserver.rooms.sharing import list_sharing_changes
 from homeserver.rooms.timeline import find_since, parse_sync_token
+from homeserver.users.encryption.cross_signing import list_signed_users
 from homeserver.users.encryption.device_lists import list_changed_users
 
 routes = Routes()
@@ -57,7 +58,8 @@ def list_news(tx: Transaction, user_id: UserID, since: int, upto: int) -> tuple[
     """
     begun, ended = list_sharing_changes(tx, user_id, since)
     changed = set(list_changed_users(tx, since, upto))
-    return begun | list_sharing(tx, user_id, changed) | (changed & {user_id}), ended
+    signed = set(list_signed_users(tx, user_id, since, upto))  # only the user's own devices see these signatures
+    return begun | list_sharing(tx, user_id, changed) | (changed & {user_id}) | signed, ended
 
 
 FEATURE = Feature(

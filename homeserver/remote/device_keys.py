@@ -1,7 +1,8 @@
 """Keys of users of other servers, for encryption: asking for them, and claiming one-time keys.
 
-All servers of a request are asked in parallel, and those that have not answered by its deadline are reported as
-failures, so a silent server delays nobody by more than that. Nothing that a server says is believed about anybody but
+The servers of a request are asked in parallel, and those that have not answered by its deadline are reported as
+failures. A server that is silent for REMOTE_KEYS_PATIENCE_S no longer counts among those that are asked at the same
+time, so however many are silent, the others get their turn. Nothing that a server says is believed about anybody but
 the users that it was asked for, and a key is passed on only if it has the right IDs and is signed by its owner.
 
 Spec: server-server-api/#end-to-end-encryption
@@ -9,6 +10,7 @@ Spec: server-server-api/#end-to-end-encryption
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -64,40 +66,48 @@ async def claim_keys(hs: Resources, claims: Sequence[Claim], timeout_s: float) -
 
 async def find_master_key(hs: Resources, user_id: UserID) -> CrossSigningKey | None:
     """Returns the master key of a user of another server, None if there is none. Raises MatrixError 502."""
-    timeout_s = limits.encryption.REMOTE_KEYS_TIMEOUT_MS / 1000
-    shown = await _query_server(hs, server_name_of(user_id), {user_id: []}, timeout_s)
+    shown = await _query_server(hs, server_name_of(user_id), {user_id: []})
     key = shown.master_keys.get(user_id)
     return None if key is None else parse_cross_signing_key(key, user_id, "master")
 
 
 async def _ask_all(
     questions: Sequence[tuple[ServerName, Q]],
-    ask_server: Callable[[Resources, ServerName, Q, float], Awaitable[A]],
+    ask_server: Callable[[Resources, ServerName, Q], Awaitable[A]],
     hs: Resources,
     timeout_s: float,
 ) -> Asked[A]:
     asked: Asked[A] = Asked()
-    pending = {server for server, _ in questions}
+    turns = trio.Semaphore(limits.encryption.REMOTE_KEYS_SERVERS_AT_ONCE)
+    unanswered = Counter(server for server, _ in questions)
 
     async def run(server: ServerName, question: Q) -> None:
         try:
-            asked.answers.append(await ask_server(hs, server, question, timeout_s))
+            asked.answers.append(await ask_server(hs, server, question))
+            unanswered[server] -= 1
         except MatrixError as error:
             asked.failures[server] = error
-        else:
-            left[server] -= 1
-            if not left[server]:
-                pending.discard(server)
 
-    left: dict[ServerName, int] = {}
+    async def take_turn(server: ServerName, question: Q) -> None:
+        await turns.acquire()
+        async with trio.open_nursery() as turn:
+            turn.start_soon(_release_after, turns, limits.encryption.REMOTE_KEYS_PATIENCE_S, over := trio.Event())
+            await run(server, question)
+            over.set()
+
     with trio.move_on_after(timeout_s):
         async with trio.open_nursery() as nursery:
             for server, question in questions:
-                left[server] = left.get(server, 0) + 1
-                nursery.start_soon(run, server, question)
-    for server in pending - asked.failures.keys():
-        asked.failures[server] = MatrixError(504, "M_UNKNOWN", f"{server} did not answer in time.")
+                nursery.start_soon(take_turn, server, question)
+    for server in +unanswered:
+        asked.failures.setdefault(server, MatrixError(504, "M_UNKNOWN", f"{server} did not answer in time."))
     return asked
+
+
+async def _release_after(turns: trio.Semaphore, patience_s: float, over: trio.Event) -> None:
+    with trio.move_on_after(patience_s):
+        await over.wait()
+    turns.release()
 
 
 def _parts(users: Mapping[UserID, Sequence[str]]) -> Iterator[dict[UserID, Sequence[str]]]:
@@ -106,13 +116,12 @@ def _parts(users: Mapping[UserID, Sequence[str]]) -> Iterator[dict[UserID, Seque
         yield dict(listed[start : start + limits.encryption.REMOTE_KEYS_USERS_MAX])
 
 
-async def _query_server(
-    hs: Resources, server: ServerName, wanted: Mapping[UserID, Sequence[str]], timeout_s: float
-) -> ShownKeys:
+async def _query_server(hs: Resources, server: ServerName, wanted: Mapping[UserID, Sequence[str]]) -> ShownKeys:
     """Returns the keys of users of one server. Raises MatrixError if it does not answer."""
     answer = await ask(
         hs, server, "POST", path_to("v1", "user", "keys", "query"), {"device_keys": wanted},
-        timeout_s=timeout_s, max_bytes=limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX,
+        timeout_s=limits.encryption.REMOTE_KEYS_SILENCE_S,
+        max_bytes=limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX,
     )  # fmt: skip
     if len(wanted) > limits.encryption.SIGNATURES_INLINE_MAX:
         return await hs.workers.run(check_keys, answer, wanted)
@@ -162,15 +171,14 @@ def _with_own_signatures(content: Mapping[str, Any], user_id: UserID) -> dict[st
     return with_signatures(content, {user_id: signatures_by(content, user_id)})
 
 
-async def _claim_from_server(
-    hs: Resources, server: ServerName, claims: Sequence[Claim], timeout_s: float
-) -> dict[UserID, Any]:
+async def _claim_from_server(hs: Resources, server: ServerName, claims: Sequence[Claim]) -> dict[UserID, Any]:
     wanted: dict[UserID, dict[str, str]] = {}
     for claim in claims:
         wanted.setdefault(claim.user_id, {})[claim.device_id] = claim.algorithm
     answer = await ask(
         hs, server, "POST", path_to("v1", "user", "keys", "claim"), {"one_time_keys": wanted},
-        timeout_s=timeout_s, max_bytes=limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX,
+        timeout_s=limits.encryption.REMOTE_KEYS_SILENCE_S,
+        max_bytes=limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX,
     )  # fmt: skip
     given = _object(answer.get("one_time_keys"))
     claimed: dict[UserID, Any] = {}

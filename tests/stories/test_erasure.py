@@ -17,6 +17,7 @@ from homeserver.users.presence import find_presence
 from tests.support.engine import ENGINE, list_tables
 from tests.support.federation import Federation, join, until
 from tests.support.homeservers import Client, Server
+from tests.support.keys import CrossSigning, Device
 
 PAGE = (Path(__file__).parents[2] / "docs" / "erasure.md").read_text()
 KEPT = {match[1] for match in re.finditer(r"^\| `(\w+\.[\w*]+)` \|", PAGE, re.MULTILINE)}
@@ -98,6 +99,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await alice.ok("POST", f"{room}/receipt/m.read/{quote(sent['event_id'])}", json={})
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "refresh_token": True}
     await server.anonymous.ok("POST", "login", json={**login, "password": "correct horse battery staple"})
+    await leave_keys(alice, bob)
     await alice.post("/_matrix/media/v3/upload?filename=holiday.png", content=b"x" * 100)
     await alice.post("/_matrix/media/v1/create")
     await alice.post("account/password", json={"new_password": "another long password"})  # begins a session
@@ -114,6 +116,21 @@ async def back_up_keys(alice: Client, room_id: str) -> None:
         await alice.ok("POST", "room_keys/version", json={"algorithm": algorithm, "auth_data": {"a": SECRETS[3]}})
         await alice.ok("PUT", f"room_keys/keys/{quote(room_id)}/{SECRETS[3]}?version={version}", json=key)
     await alice.ok("DELETE", "room_keys/version/1")
+
+
+async def leave_keys(alice: Client, bob: Client) -> None:
+    """Keys of a device, one of them issued, cross-signing keys, and signatures on and by those of another user."""
+    device = Device(alice.user_id, alice.device_id)
+    body = {"device_keys": device.keys(), "one_time_keys": device.one_time_keys(2)}
+    await alice.ok("POST", "keys/upload", json={**body, "fallback_keys": device.fallback_key("F")})
+    claim = {"one_time_keys": {alice.user_id: {alice.device_id: "signed_curve25519"}}}
+    assert (await bob.ok("POST", "keys/claim", json=claim))["one_time_keys"]
+    people = [(client, CrossSigning(client.user_id)) for client in (alice, bob)]
+    for client, keys in people:
+        await client.ok("POST", "keys/device_signing/upload", json=keys.body())
+    for (client, keys), (other, others) in zip(people, reversed(people), strict=True):
+        signed = {other.user_id: {others.master.public: keys.by_user_signing(others.master_key())}}
+        assert await client.ok("POST", "keys/signatures/upload", json=signed) == {"failures": {}}
 
 
 async def test_nothing_remains_but_what_is_documented(federation: Federation) -> None:

@@ -32,7 +32,7 @@ def check_response(method: str, path: str, status: int, body: bytes, headers: An
     module = contract_check()
     if module is None:
         return
-    recorder = module.Recorder(api="client-server", strict=True)
+    recorder = module.Recorder(api="client-server", strict=True, ignore=_of_authentication)
     recorder.record(method, path, status, body, headers)
     recorder.check()
 
@@ -45,6 +45,11 @@ def check_federation_response(method: str, path: str, status: int, body: bytes) 
     recorder = module.Recorder(api="server-server", strict=True, ignore=_of_an_event)
     recorder.record(method, path, status, body)
     recorder.check()
+
+
+def _of_authentication(operation: Any, status: int, error: str) -> bool:
+    """The spec's data forgets that this operation uses user-interactive authentication, whose 401 has no errcode."""
+    return operation["operationId"] == "uploadCrossSigningKeys" and status == 401 and "missing or not a string" in error
 
 
 def _of_an_event(operation: Any, status: int, error: str) -> bool:

@@ -13,7 +13,9 @@ from homeserver.api.routes import Routes
 from homeserver.database import Transaction
 from homeserver.feature import Feature, SyncContext
 from homeserver.features.encryption_keys import claims, cross_signing, federation, queries, uploads
+from homeserver.features.encryption_keys.queries import FEDERATION_RATE_LIMIT, RATE_LIMIT
 from homeserver.federation.identifiers import UserID
+from homeserver.limits import Bucket
 from homeserver.users.encryption.cross_signing import forget_cross_signing
 from homeserver.users.encryption.one_time_keys import count_keys
 
@@ -40,6 +42,11 @@ FEATURE = Feature(
     name="encryption_keys",
     spec="client-server-api/#key-management-api",
     routes=routes,
+    limits={
+        # Per user: everybody in a large room, twice. Ten take a millisecond, or use up ten keys of others.
+        RATE_LIMIT: Bucket(20_000, 100),
+        FEDERATION_RATE_LIMIT: Bucket(50_000, 1_000),  # per origin: a large server has many users
+    },
     sync_always=tell_key_counts,
     forget_user=forget_user,
 )

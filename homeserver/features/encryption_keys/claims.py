@@ -10,10 +10,17 @@ import orjson
 
 from homeserver import limits
 from homeserver.api.routes import Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, limit_requester
 from homeserver.errors import invalid_param
 from homeserver.feature import JsonObject
-from homeserver.features.encryption_keys.queries import check_local, failures_body, parse_owner, read_timeout_s
+from homeserver.features.encryption_keys.queries import (
+    RATE_LIMIT,
+    check_local,
+    failures_body,
+    limit_origin,
+    parse_owner,
+    read_timeout_s,
+)
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.remote.device_keys import claim_keys as claim_remote_keys
 from homeserver.resources import Resources
@@ -39,6 +46,7 @@ class FederationClaimBody(msgspec.Struct, frozen=True):
 @routes.post("/_matrix/client/v3/keys/claim", allow_guest=True, allow_suspended=True)
 async def claim_keys(hs: Resources, requester: Requester, body: ClaimBody) -> JsonObject:
     claims = _parse_claims(body.one_time_keys)
+    limit_requester(hs, requester, RATE_LIMIT, len(claims))
     local = [claim for claim in claims if is_local(hs, claim.user_id)]
     remote = [claim for claim in claims if not is_local(hs, claim.user_id)]
     keys = await _issue(hs, local)
@@ -55,6 +63,7 @@ async def claim_keys(hs: Resources, requester: Requester, body: ClaimBody) -> Js
 async def claim_user_encryption_keys(hs: Resources, origin: ServerName, body: FederationClaimBody) -> JsonObject:
     claims = _parse_claims(body.one_time_keys)
     check_local(hs, {claim.user_id for claim in claims})
+    limit_origin(hs, origin, len(claims))
     return {"one_time_keys": await _issue(hs, claims)}
 
 

@@ -9,12 +9,12 @@ import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Empty, Routes
-from homeserver.authenticate import Requester, check_device
+from homeserver.authenticate import Requester, check_device, limit_requester
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import JsonObject
-from homeserver.features.encryption_keys.queries import parse_owner
+from homeserver.features.encryption_keys.queries import RATE_LIMIT, parse_owner
 from homeserver.federation.identifiers import UserID
 from homeserver.federation.signed_keys import CrossSigningKey, InvalidKey, InvalidKeySignature, Usage, check_signatures
 from homeserver.federation.signed_keys import parse_cross_signing_key as parse_key
@@ -111,6 +111,7 @@ def _store_keys(
 @routes.post("/_matrix/client/v3/keys/signatures/upload", allow_suspended=True)
 async def upload_cross_signing_signatures(hs: Resources, requester: Requester, body: dict) -> JsonObject:
     signed = _parse_signed(body)
+    limit_requester(hs, requester, RATE_LIMIT, len(signed))
     failures: dict[str, JsonObject] = {}
     masters: dict[UserID, CrossSigningKey | MatrixError | None] = {}
     for start in range(0, len(signed), limits.encryption.SIGNED_KEYS_PER_WRITE):

@@ -9,7 +9,7 @@ from homeserver.api.routes import Routes
 from homeserver.database import Transaction
 from homeserver.errors import not_found
 from homeserver.feature import JsonObject
-from homeserver.features.encryption_keys.queries import check_local, parse_users
+from homeserver.features.encryption_keys.queries import check_local, limit_origin, parse_users
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.resources import Resources
 from homeserver.users.accounts import find_user
@@ -32,6 +32,7 @@ class QueryBody(msgspec.Struct, frozen=True):
 async def query_user_encryption_keys(hs: Resources, origin: ServerName, body: QueryBody) -> JsonObject:
     wanted = parse_users(body.device_keys)
     check_local(hs, wanted)
+    limit_origin(hs, origin, len(wanted))
     shown = await hs.database.read(list_shown_keys, wanted, None)
     return {
         "device_keys": shown.device_keys,

@@ -8,7 +8,7 @@ import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, limit_requester
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, UserID, parse_user_id
@@ -17,6 +17,9 @@ from homeserver.resources import Resources
 from homeserver.users.accounts import is_local
 from homeserver.users.encryption.cross_signing import list_user_signatures
 from homeserver.users.encryption.shown_keys import list_shown_keys, sign_for
+
+RATE_LIMIT, FEDERATION_RATE_LIMIT = "encryption_keys", "federation_encryption_keys"
+"""What a request takes of these depends on how many users, devices or keys it is about."""
 
 routes = Routes()
 
@@ -31,6 +34,7 @@ class QueryBody(msgspec.Struct, frozen=True):
 @routes.post("/_matrix/client/v3/keys/query", allow_guest=True, allow_suspended=True)
 async def query_keys(hs: Resources, requester: Requester, body: QueryBody) -> JsonObject:
     wanted = parse_users(body.device_keys)
+    limit_requester(hs, requester, RATE_LIMIT, len(wanted))
     local = {user_id: device_ids for user_id, device_ids in wanted.items() if is_local(hs, user_id)}
     remote = {user_id: device_ids for user_id, device_ids in wanted.items() if user_id not in local}
     shown = await hs.database.read(list_shown_keys, local, requester.user_id)
@@ -70,9 +74,9 @@ def parse_owner(user_id: str) -> UserID:
 
 
 def read_timeout_s(timeout_ms: int | None) -> float:
-    """Returns how long to wait for other servers: what the client asks for, within limits."""
-    wished_ms = limits.encryption.REMOTE_KEYS_TIMEOUT_MS if timeout_ms is None else timeout_ms
-    return min(max(wished_ms, 0), limits.encryption.REMOTE_KEYS_TIMEOUT_MS_MAX) / 1000
+    """Returns how long to wait for other servers: the default, unless the client wants the answer sooner."""
+    most_ms = limits.encryption.REMOTE_KEYS_TIMEOUT_MS
+    return min(max(most_ms if timeout_ms is None else timeout_ms, 0), most_ms) / 1000
 
 
 def failures_body(failures: Mapping[ServerName, MatrixError]) -> JsonObject:
@@ -84,3 +88,8 @@ def check_local(hs: Resources, user_ids: Iterable[UserID]) -> None:
     """Raises M_INVALID_PARAM if another server asks us about users who do not belong to this server."""
     if not all(is_local(hs, user_id) for user_id in user_ids):
         raise invalid_param("A user does not belong to this server. Ask the user's own server.")
+
+
+def limit_origin(hs: Resources, origin: ServerName, cost: int) -> None:
+    """Takes from another server's bucket. Raises M_LIMIT_EXCEEDED."""
+    hs.rate_limits.take(FEDERATION_RATE_LIMIT, origin, hs.now_ms(), cost)

@@ -9,11 +9,12 @@ import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Routes
-from homeserver.authenticate import Requester, check_device
+from homeserver.authenticate import Requester, check_device, limit_requester
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param
 from homeserver.feature import JsonObject
 from homeserver.features.encryption_keys.cross_signing import refusal
+from homeserver.features.encryption_keys.queries import RATE_LIMIT
 from homeserver.federation.signed_keys import (
     DeviceKeys,
     InvalidKey,
@@ -51,10 +52,11 @@ class _Upload:
 async def upload_keys(hs: Resources, requester: Requester, body: UploadBody) -> JsonObject:
     if not requester.device_id:
         raise invalid_param("Keys belong to a device, and this request comes from none: name one in device_id.")
+    count = len(body.one_time_keys or {}) + len(body.fallback_keys or {})
+    limit_requester(hs, requester, RATE_LIMIT, count)
     stored = None
     if body.device_keys is None and (body.one_time_keys or body.fallback_keys):
         stored = await hs.database.read(find_signing_key, requester.user_id, requester.device_id)
-    count = len(body.one_time_keys or {}) + len(body.fallback_keys or {})
     try:
         if count > limits.encryption.SIGNATURES_INLINE_MAX:
             upload = await hs.workers.run(_parse, requester, body, stored)

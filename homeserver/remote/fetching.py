@@ -196,7 +196,7 @@ async def _unplaced(hs: Resources, event_ids: Sequence[EventID]) -> list[EventID
 async def _fetch_state_after(
     hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> list[EventID] | None:
-    """Returns the IDs of the state after an event, which need not be known. All events of the state are stored."""
+    """Returns the IDs of the state after an event, which need not be stored. All events of the state are."""
     event = await fetch_event(hs, server, event_id, version, room_id, cause)
     if event is None:
         return None
@@ -210,7 +210,7 @@ async def _fetch_state_after(
 async def _fetch_state_at(
     hs: Resources, server: ServerName, event_id: EventID, version: RoomVersion, room_id: RoomID, cause: Cause
 ) -> list[EventID] | None:
-    """Returns the IDs of the state before an event, which need not be known. All events of the state are stored."""
+    """Returns the IDs of the state before an event, which need not be stored. All events of the state are."""
     state_ids: list[EventID] = []
     chain_ids: list[EventID] = []
     uri = path_to("v1", "state_ids", room_id, query={"event_id": event_id})
@@ -261,10 +261,10 @@ async def _fetch_state_events(
 
 
 async def store_collected(hs: Resources, collected: Collected, server: ServerName, cause: Cause) -> frozenset[EventID]:
-    """Checks collected events and stores them as outliers, once `server` was asked for the few auth events they lack.
+    """Checks collected events and stores them as outliers. If they lack a few auth events, asks `server` for these.
 
-    Returns the IDs of what is still lacking. Many short writes rather than one long one: others get the writer in
-    between.
+    Returns the IDs of the events that are still missing. There are many short writes instead of a long one, so that
+    other writes get their turn.
     """
     wanted = collected.wanted_keys()
     with trio.move_on_after(limits.peers.KEYS_TIMEOUT_S):
@@ -306,7 +306,7 @@ async def _store_ordered(hs: Resources, collected: Collected, ordered: Sequence[
             if part:
                 signed = await hs.workers.run(_read_signed, collected, part, keys)
     await store_part(signed)
-    # What one part lacks because another part lacks something is not to be asked for.
+    # Events that are only missing because another part of the answer lacks them need not be fetched.
     return frozenset(event_id for event_id in lacking if event_id not in collected)
 
 
@@ -315,9 +315,10 @@ def _read_signed(collected: Collected, part: Sequence[tuple[int, EventID]], keys
 
 
 async def store(hs: Resources, events: Collection[Event], server: ServerName, cause: Cause) -> frozenset[EventID]:
-    """Stores checked events as outliers, once `server` was asked for the few auth events they lack; answers the rest.
+    """Stores checked events as outliers. If they lack a few auth events, asks `server` for these.
 
-    Many short writes rather than one long one: the writer serves others in between.
+    Returns the IDs of the events that are still missing. There are many short writes instead of a long one, so that
+    other writes get their turn.
     """
     lacking = await _store_in_parts(hs, events)
     for _ in range(limits.peers.SERVERS_ASKED_MAX):
@@ -335,7 +336,7 @@ async def store(hs: Resources, events: Collection[Event], server: ServerName, ca
 async def _store_in_parts(hs: Resources, events: Collection[Event]) -> frozenset[EventID]:
     stored = await hs.database.read(find_positions, [event.event_id for event in events])
     unstored = [event for event in events if event.event_id not in stored]
-    # From room version 12 on no event names the create event, upon which all stand.
+    # From room version 12 on no event cites the create event, although all depend on it.
     ordered = sorted(in_order(unstored, by_auth=True), key=lambda event: event.type != "m.room.create")
     lacking: set[EventID] = set()
     for start in range(0, len(ordered), limits.peers.OUTLIERS_PER_WRITE):

@@ -1,17 +1,18 @@
 """Events whose ancestors, auth events or keys are missing: they are parked, and each room closes its gaps by itself.
 
 Theory of operation
-- A server sends one transaction after another and waits for each answer. So an answer must not wait for what one of
-  the events lacks. Such an event is *parked*: stored as it came, in the write that finds that something is missing.
-  From then on it is ours to care for, and the transaction may be answered.
-- Each room has a *lane* (`_work_lane`, one flight for each room), which takes the parked events of the room by their
-  depth, fetches what they lack and receives them. A transaction waits GAP_WAIT_S for the lanes of its rooms, since
-  most gaps are closed within a second and the answer can then tell what became of the event.
-- An event that cannot be received yet stays parked. It is tried again after a while that doubles (`retry_parked`),
-  after another event of the room got through, and when a server that should have been asked shows itself. An event that
-  has been received, refused, or parked for PARKED_MS_MAX is forgotten.
-- Bounds: parked events of one room and of all rooms (the oldest are forgotten: newer ones lead back to them), the time
-  that a lane works at a stretch, and the connections that one origin may cause (`homeserver.process.peers`).
+- A server sends one transaction after another and waits for each answer. So an answer must not wait until missing
+  events have been fetched. An event that needs them is *parked*: stored as it arrived, in the write that finds the gap.
+  From then on this server is responsible for it, and the transaction may be answered.
+- Each room has a worker (`_close_gaps`, one flight for each room), which takes the parked events of the room by depth,
+  fetches the missing events or keys, and receives the parked ones. A transaction waits GAP_WAIT_S for the workers of
+  its rooms: most gaps are closed within a second, and then the answer can say whether the event was accepted.
+- An event that cannot be received yet stays parked. It is tried again after a delay that doubles (`retry_parked`),
+  after another event of the room was received, and when a server that was asked in vain can be reached again. An event
+  is deleted when it has been received or refused, or was parked for PARKED_MS_MAX.
+- Limits: the parked events of a room and of all rooms (the oldest are deleted, because newer ones lead back to them),
+  the time that a worker spends on a room at a stretch, and the connections that one origin may cause
+  (`homeserver.process.peers`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _log = logging.getLogger("homeserver.federation")
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """An event that waits for what it lacks."""
+    """An event that waits for missing events or keys."""
 
     event_id: EventID
     origin: ServerName
@@ -60,7 +61,7 @@ class Parked:
 
 
 async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerName, wait_s: float) -> list[str | None]:
-    """Receives checked events of one room, in order. For each "" or why it was refused; None if it is still parked.
+    """Receives checked events of one room in order. Returns for each "" or why it was refused; None if it is parked.
 
     origin: the server to ask first for what is missing, if it is in the room. wait_s: how long to wait for that.
     """
@@ -79,23 +80,26 @@ async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerN
 
 
 async def park_unchecked(hs: Resources, events: Sequence[Event], origin: ServerName) -> None:
-    """Parks events of one room whose keys have to be fetched first: see `close_gaps`."""
+    """Parks events of one room whose keys have to be fetched first. `close_gaps` fetches them."""
     await hs.database.write(_park_all, events, origin)
     hs.peers.note_parked()
 
 
 async def close_gaps(hs: Resources, room_id: RoomID, wait_s: float) -> dict[EventID, str]:
-    """Has the lane of a room work on its parked events, and waits for a while. What became of those that are done."""
+    """Starts the worker of a room unless it runs, and waits for it for `wait_s`.
+
+    Returns the result for each event that is no longer parked: "" or why it was refused.
+    """
     with trio.move_on_after(max(0, wait_s)):
         try:
-            return await hs.flights.join(hs.nursery, ("gap", room_id), _work_lane, hs, room_id)
-        except MatrixError:  # too much is under way, or the server closes: they stay parked
+            return await hs.flights.join(hs.nursery, ("gap", room_id), _close_gaps, hs, room_id)
+        except MatrixError:  # too many flights, or the server is closing: they stay parked
             return {}
     return {}
 
 
 async def retry_parked(hs: Resources) -> None:
-    """Tries parked events again, for ever, also those of before a restart."""
+    """Tries parked events again, also those from before a restart. Runs until it is cancelled."""
     while True:
         is_any_parked = await hs.database.read(_is_any_parked)
         heard = await hs.peers.wait_rooms(limits.peers.PARKED_SWEEP_S if is_any_parked else math.inf)
@@ -108,7 +112,7 @@ async def retry_parked(hs: Resources) -> None:
 def _resolve_all(tx: Transaction, events: Sequence[Event]) -> None:
     coming = {event.event_id for event in events}
     for event in events:
-        if coming.isdisjoint(event.prev_events):  # else the state before it is not known yet
+        if coming.isdisjoint(event.prev_events):  # otherwise the state before it is still unknown
             resolve_beforehand(tx, event)
 
 
@@ -117,7 +121,7 @@ def _receive_or_park(tx: Transaction, events: Sequence[Event], origin: ServerNam
     for event in events:
         outcome = receive(tx, event)
         if isinstance(outcome, Missing) and not (outcome.prev_events or outcome.auth_events):
-            outcomes.append("What comes before this event cannot be had.")
+            outcomes.append("The events before this event are not available.")
         elif isinstance(outcome, Missing):
             _store_parked(tx, event, origin)
             outcomes.append(None)
@@ -130,11 +134,11 @@ def _reason(outcome: Received) -> str:
     return outcome.reason if outcome.status == Status.REJECTED else ""
 
 
-# The lane of a room
+# The worker of a room
 
 
-async def _work_lane(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
-    """Works on the parked events of a room until each was tried; "" or why it was refused for those that are done."""
+async def _close_gaps(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
+    """Tries each parked event of a room. Returns, for each that is no longer parked, "" or why it was refused."""
     done: dict[EventID, str] = {}
     tried: set[EventID] = set()
     gaps: dict[ServerName, Gap] = {}
@@ -149,7 +153,7 @@ async def _work_lane(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
                 break
             for parked in waiting:
                 if trio.current_time() >= deadline:
-                    break  # the others stay due, and come before those that were tried
+                    break  # the others stay due, and come before the ones that were tried
                 tried.add(parked.event_id)
                 reason = None
                 with trio.move_on_at(deadline):
@@ -168,7 +172,7 @@ async def _work_lane(hs: Resources, room_id: RoomID) -> dict[EventID, str]:
 
 
 async def _try(hs: Resources, room_id: RoomID, version: RoomVersion, parked: Parked, gap: Gap) -> str | None:
-    """What became of a parked event: "" or why it was refused; None if it lacks something that cannot be had now."""
+    """Receives a parked event. Returns "" or why it was refused; None if something it needs is not available now."""
     try:
         event = parse_pdu(canonical_json.decode(parked.pdu), version, room_id)
         if not isinstance(event, Event):
@@ -182,8 +186,8 @@ async def _try(hs: Resources, room_id: RoomID, version: RoomVersion, parked: Par
         if is_outage(error):
             raise
         if isinstance(single_error(error), MatrixError):
-            return None  # e.g. the disk has no room for what was fetched
-        # An event that we cannot digest must not keep the others of its room, nor be tried for ever.
+            return None  # for example no disk space for the fetched events
+        # An event that this server fails on must not block the others of its room, or be tried forever.
         hs.metrics.count(PARKED_COUNTER, (("lane", "gaps"),))
         about = {"origin": parked.origin, "event_id": parked.event_id}
         _log.exception("parked event not received", extra=about)
@@ -242,7 +246,7 @@ def _list_parked(
 
 @dataclass(frozen=True, slots=True)
 class WaitingEvent:
-    """A parked event, for an administrator."""
+    """A parked event as shown to an administrator."""
 
     event_id: EventID
     room_id: RoomID
@@ -252,7 +256,7 @@ class WaitingEvent:
 
 
 def list_waiting(tx: Transaction) -> list[WaitingEvent]:
-    """Every parked event, the newest first."""
+    """Returns all parked events, newest first."""
     rows = tx.all(
         "SELECT event_id, room_nid, origin_nid, received_ms, attempts FROM parked_events"
         " ORDER BY received_ms DESC, event_id"
@@ -262,12 +266,12 @@ def list_waiting(tx: Transaction) -> list[WaitingEvent]:
 
 
 def set_waiting_due(tx: Transaction, event_id: str | None = None) -> int:
-    """Has parked events, or one of them, tried again with the next sweep. Returns how many there are."""
+    """Makes all parked events, or one of them, due for the next sweep. Returns how many there are."""
     return tx.run("UPDATE parked_events SET retry_ms = 0 WHERE event_id = COALESCE(?, event_id)", event_id)
 
 
 def delete_waiting(tx: Transaction, event_id: str | None = None) -> int:
-    """Forgets parked events, or one of them. Returns how many there were."""
+    """Deletes all parked events, or one of them. Returns how many there were."""
     return tx.run("DELETE FROM parked_events WHERE event_id = COALESCE(?, event_id)", event_id)
 
 
@@ -282,7 +286,7 @@ def _is_any_due(tx: Transaction, now_ms: int) -> bool:
 
 
 def _due(now_ms: int) -> tuple[int, int]:
-    """Events are due up to the first of these moments, and behind the second, which only a wrong clock has set."""
+    """Returns two times: events are due up to the first, and after the second, which only a wrong clock sets."""
     return now_ms, latest(now_ms, limits.peers.PARKED_RETRY_MS_MAX)
 
 
@@ -323,7 +327,7 @@ def _forget_room(tx: Transaction, room_id: RoomID) -> None:
 
 
 def _forget(tx: Transaction, room_id: RoomID, event_id: EventID) -> None:
-    """The event is done. Those of its room that were postponed may follow on it, so they are due again."""
+    """Deletes a parked event. Postponed events of its room may have waited for it, so they are due again."""
     nid = tx.find(room_id)
     tx.run("DELETE FROM parked_events WHERE room_nid = ? AND event_id = ?", nid, event_id)
     tx.run("UPDATE parked_events SET retry_ms = 0 WHERE room_nid = ? AND attempts > 0", nid)

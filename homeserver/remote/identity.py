@@ -1,23 +1,23 @@
 """The server's identity: its name, and the key that it signs with.
 
-Theory of operation. Every user, room and event carries the name, and other servers hold the key against what it has
-signed. Data of one name are useless under another, and a key that is silently made anew makes other servers refuse
-what this one says. So the database remembers the name and the public halves of the keys (never a secret), and a start
-is refused unless the configuration and the key file agree with them:
+Theory of operation. The name is part of every user, room and event, and other servers check signatures against the
+key. The data of a server are useless under another name, and if a new key replaced a lost one silently, other servers
+would refuse our requests and events. So the database has the name and the public halves of the keys (never a secret),
+and the server does not start unless the configuration and the key file agree with them:
 
     database          key file       start
-    new               missing        makes a key, and remembers both
-    new               a key          remembers both
-    has a key         the same key   goes on
+    new               missing        creates a key, stores both
+    new               a key          stores both
+    has a key         the same key   continues
     has a key         missing        refused: restore the file, or `homeserver keys new`
-    has a key         another key    refused, likewise
-    any               not a key      refused; the file is left as it is
+    has a key         another key    refused in the same way
+    any               not a key      refused; the file is not changed
 
-Nodes that share one database may start at the same moment. A key file appears whole or not at all, by a link that
-fails if there is one already: the losers read the winner's file. If they do not share the file, the first to write to
-the database wins, and the others take back what they have made and are refused.
+Nodes that share one database may start at the same moment. A key file is created by a link, so it appears whole, and
+the link fails if the file exists: then the node reads the file of the node that was faster. If the nodes do not share
+the file, the first one to write to the database wins; the others delete their new file and refuse to start.
 
-There is no switch that changes the name: an account, a room or a signature cannot be moved to another name.
+No setting changes the name, because accounts, rooms and signatures cannot be moved to another name.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from homeserver.federation.server_keys import VerifyKey
 from homeserver.federation.signing import SigningKey, format_signing_key, parse_signing_key
 from homeserver.users.accounts import list_users
 
-# A key has some 60 bytes; what is longer is none.
+# A key has about 60 bytes. A longer file is not a key.
 _KEY_BYTES_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the database knows: whose it is. Both are None in a new one.
+    """The server that the database belongs to. Name and key are None in a new one.
 
-    key: id and public half of the key that it signs with, both strings.
+    key: the ID and the public half of the current signing key.
     """
 
     server_name: str | None
@@ -50,7 +50,7 @@ class Identity:
 
 
 async def open_identity(config: Config, database: Database) -> SigningKey:
-    """The signing key of the server whose database this is. Makes one at the first start.
+    """Returns the signing key. Creates it at the first start.
 
     Raises ConfigError if the database belongs to another name or key, or if the key is missing or damaged.
     """
@@ -74,9 +74,9 @@ async def open_identity(config: Config, database: Database) -> SigningKey:
 
 
 async def replace_key(config: Config, database: Database) -> tuple[SigningKey, Path | None]:
-    """Makes a new signing key, and where the old one was put aside; None if there was none.
+    """Creates a new signing key. Returns it and the new path of the old key's file, None if there was none.
 
-    The old key is published as one that is valid for what was signed before now. No server may be running. Raises
+    The old key is published as valid for signatures made before now. The server must not be running. Raises
     ConfigError.
     """
     path = config.data_path(config.federation.signing_key_file)
@@ -85,7 +85,7 @@ async def replace_key(config: Config, database: Database) -> tuple[SigningKey, P
     unfinished = _write_aside(path, key)
     try:
         await database.write(_store_identity, config.server_name, key)
-        # From here on only the new key will do: whoever is interrupted runs the command again.
+        # From here on the server needs the new key. If the command is interrupted, it has to be run again.
         old = path.with_name(f"{path.name}.old-{key.version}") if path.exists() else None
         if old is not None:
             path.rename(old)
@@ -128,7 +128,7 @@ def check_key(known: Identity, key: SigningKey | None, path: Path) -> None:
 
 
 def may_make_key(known: Identity) -> bool:
-    """Whether a missing key is no loss: nothing has been signed yet."""
+    """Returns whether a new key may be created, because nothing has been signed yet."""
     return known.is_new and known.key is None
 
 
@@ -136,7 +136,7 @@ def may_make_key(known: Identity) -> bool:
 
 
 def read_key(path: Path) -> SigningKey | None:
-    """The key in the file, None if there is no file. Raises ConfigError, which never repeats what the file holds."""
+    """Returns the key in the file, None if there is no file. Raises ConfigError, which never quotes the file."""
     try:
         if not path.is_file() and path.exists():  # reading a pipe or a device might never end
             raise ConfigError(f"federation.signing_key_file: {path} is not a file")
@@ -154,7 +154,10 @@ def read_key(path: Path) -> SigningKey | None:
 
 
 def make_key(path: Path) -> tuple[SigningKey, bool]:
-    """A new key in a new file, and True; or the key of whoever was faster, and False. Raises ConfigError."""
+    """Creates a key file. Returns its key and True, or the key of a node that was faster and False.
+
+    Raises ConfigError.
+    """
     key = _new_key()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -179,7 +182,7 @@ def _new_key() -> SigningKey:
 
 
 def _write_aside(path: Path, key: SigningKey) -> Path:
-    """A file beside `path` that holds the key, is on the disk, and is its owner's alone."""
+    """Writes the key to a new file next to `path`, which is on the disk and which only its owner may read."""
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w", encoding="ascii") as file:
@@ -201,7 +204,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def get_identity(tx: Transaction) -> Identity:
-    """What the database knows. If it was made before names were stored, the name is that of its users."""
+    """Returns the identity in the database. If it has no name because it is old, that of its users is returned."""
     row = tx.one("SELECT server_name FROM identity WHERE id = 1")
     users = list_users(tx, limit=1)
     server_name = row[0] if row is not None else users[0].user_id.partition(":")[2] if users else None
@@ -214,7 +217,7 @@ def get_identity(tx: Transaction) -> Identity:
 
 
 def _claim(tx: Transaction, server_name: str, key: SigningKey, path: Path) -> None:
-    """Stores name and key unless another node was faster. Raises ConfigError if that one has others."""
+    """Stores name and key. Raises ConfigError if another node was faster, with another name or key."""
     known = get_identity(tx)
     check_name(known, server_name)
     check_key(known, key, path)
@@ -227,7 +230,7 @@ def _store_identity(tx: Transaction, server_name: str, key: SigningKey) -> None:
 
 
 def note_own_key(tx: Transaction, key_id: str, key_base64: str) -> None:
-    """Stores that the server signs with this key from now on, and with no other."""
+    """Stores this key as the only one that the server signs with from now on."""
     tx.run(
         "UPDATE own_keys SET expired_ts = ? WHERE expired_ts IS NULL AND NOT (key_id = ? AND key_base64 = ?)",
         tx.now_ms, key_id, key_base64,
@@ -240,8 +243,8 @@ def note_own_key(tx: Transaction, key_id: str, key_base64: str) -> None:
 
 
 def list_old_keys(tx: Transaction) -> dict[str, VerifyKey]:
-    """The keys that the server has signed with before, by id."""
+    """Returns the former signing keys by ID."""
     rows = tx.all("SELECT key_id, key_base64, expired_ts FROM own_keys WHERE expired_ts IS NOT NULL ORDER BY key_id")
-    # A key whose end was noted by a clock that was ahead has ended by now.
+    # If the clock was ahead when a key was replaced, the stored end may still be in the future.
     ended = [(old_id, old_base64, min(expired_ts, tx.now_ms)) for old_id, old_base64, expired_ts in rows]
     return {old_id: VerifyKey(old_base64, end_ts, end_ts) for old_id, old_base64, end_ts in ended}

@@ -212,7 +212,7 @@ async def _receive_invite(
     pdu: Mapping[str, Any],
     version: RoomVersion,
 ) -> Event:
-    """Returns the invite with our signature. MatrixError 400 M_INVALID_PARAM, 403, 404: see spec of PUT /v2/invite."""
+    """Returns the invite with our signature. Raises MatrixError 400, 403 or 404 as specified for PUT /v2/invite."""
     checked = await check_pdu(hs, dict(pdu), version, room_id, peer(origin), {origin})
     if isinstance(checked, Dropped):
         raise checked.error()
@@ -225,16 +225,15 @@ async def _receive_invite(
         raise invalid_param("The inviter is not a user of your server.")
     if event.state_key is None or event.state_key.partition(":")[2] != hs.server_name:
         raise invalid_param("The invited user does not belong to this server.")
-    await hs.database.read(_check_invite, hs.server_name, event, origin)
+    await hs.database.read(_check_invite, hs.server_name, event, UserID(event.state_key), origin)
     try:
         return parse_event(countersign(event, hs.server_name, hs.signing_key).pdu, version)
     except InvalidEvent as error:
         raise MatrixError(413, "M_TOO_LARGE", f"The event has no room for our signature: {error}") from None
 
 
-def _check_invite(tx: Transaction, own: ServerName, event: Event, origin: ServerName) -> None:
-    assert event.state_key is not None
-    if not is_active(tx, UserID(event.state_key)):
+def _check_invite(tx: Transaction, own: ServerName, event: Event, invited: UserID, origin: ServerName) -> None:
+    if not is_active(tx, invited):
         raise not_found("There is no such user.")
     head = find_head(tx, event.room_id)
     if head is None or is_outside(tx, own, event.room_id):
@@ -243,7 +242,7 @@ def _check_invite(tx: Transaction, own: ServerName, event: Event, origin: Server
         raise forbidden("The room's server ACL does not allow your server.")
     if head.version is not event.version:
         raise invalid_param("The room has another version.")
-    if find_membership(tx, event.room_id, event.state_key) in ("join", "ban"):
+    if find_membership(tx, event.room_id, invited) in ("join", "ban"):
         raise forbidden("The user is already in the room, or banned from it.")
 
 

@@ -1,6 +1,6 @@
 """The signing keys of other servers: fetched from them or from trusted notaries, and stored.
 
-Theory of operation. A key is looked for in memory (`hs.peers`), then in the table `server_keys`, and then fetched. It
+Theory of operation. We search for a key in memory (`hs.peers`), then in the table `server_keys`, and then fetch it. It
 suffices if it is known and valid at the time of the signature. To fetch keys, the server itself is asked, then the
 trusted notaries one after another until the keys suffice. If the keys of many servers are wanted (NOTARY_FROM), the
 notaries are asked first. Only statements signed by the server, and by the notary if one sent it, are stored. A server
@@ -336,7 +336,7 @@ def list_statements(tx: Transaction, servers: Collection[ServerName]) -> dict[Se
 
 
 def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
-    """Stores statements of servers. Of several with the same keys, the one that is valid longest is kept."""
+    """Stores statements of servers. If several have the same keys, the one that is valid longest is kept."""
     for statement in statements:
         nid = tx.intern(statement.server_name)
         # A statement fetched while the clock was ahead must not stay valid for longer, or count as the newest.
@@ -344,8 +344,7 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
             "UPDATE server_keys SET fetched_ms = 0, valid_until_ts = 0 WHERE server_nid = ? AND fetched_ms > ?",
             nid, latest(tx.now_ms, 0),
         )  # fmt: skip
-        newest = tx.one("SELECT MAX(fetched_ms) FROM server_keys WHERE server_nid = ?", nid)
-        assert newest is not None
+        (newest_ms,) = tx.values("SELECT COALESCE(MAX(fetched_ms), 0) FROM server_keys WHERE server_nid = ?", nid)
         keys = sorted((key_id, key.key_base64) for key_id, key in statement.verify_keys.items())
         tx.run(
             "INSERT INTO server_keys (server_nid, keys_hash, fetched_ms, valid_until_ts, response)"
@@ -355,7 +354,7 @@ def store_statements(tx: Transaction, statements: Iterable[ServerKeys]) -> None:
             " WHERE excluded.valid_until_ts >= server_keys.valid_until_ts",
             nid,
             blake2b(orjson.dumps(keys), digest_size=16).digest(),
-            max(tx.now_ms, (newest[0] or 0) + 1),  # which of two was had last must be certain
+            max(tx.now_ms, newest_ms + 1),  # the order in which statements were fetched must be unambiguous
             statement.valid_until_ts,
             to_json(statement.response),
         )

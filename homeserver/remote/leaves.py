@@ -1,16 +1,17 @@
 """Leaving rooms that this server is not in: rejected invites and knocks taken back.
 
 Theory of operation
-- To the user a leave takes effect at once, whatever other servers do.
-- The servers that know of the invite or knock are told right away, but for no longer than LEAVE_SECONDS. If none of
-  them has answered by then, the leave is stored with the change of the membership, in one write, and told later.
-- `deliver_later` tries each stored leave with growing pauses, after restarts too. It ends once a server has taken it or
-  says that the user is neither invited nor knocking; when another invite or knock replaces the one that was meant, or
-  this server enters the room, for then it must not take effect any more; and after LEAVE_KEPT_MS.
-- A leave says at which event it is aimed only through the template of the other server, so whether it still stands is
-  looked up between the template and its delivery.
+- For the user a leave takes effect at once, even if no other server can be reached.
+- The servers that know of the invite or knock get the leave right away, but this takes at most LEAVE_SECONDS. If none
+  of them has answered by then, the leave is stored in the same write that changes the membership.
+- `deliver_later` tries each stored leave after growing delays, also after a restart. The leave is deleted when a server
+  has accepted it, or has answered that the user is neither invited nor knocking, and after LEAVE_KEPT_MS. It is also
+  deleted when another invite or knock replaces the one it is for, or when this server enters the room, because it must
+  not take effect any more.
+- Only the template of the other server says which event a leave ends. So we check whether the leave is still stored
+  after we have the template, and before we deliver the leave.
 - A join that a resident may have accepted, but that this server could not complete, is undone in the same way (see
-  `pending_leaves`). Then the template has to refer to that very join: an invite or a later join is left alone.
+  `pending_leaves`). Then the template must cite that very join, so that an invite or a later join is not ended.
 
 Spec: server-server-api/#leaving-rooms-rejecting-invites
 """
@@ -50,7 +51,7 @@ _log = logging.getLogger("homeserver.federation")
 
 
 async def leave_room(hs: Resources, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]) -> None:
-    """Rejects an invite or takes back a knock. If no server of the room can be told now, one is told later."""
+    """Rejects an invite or retracts a knock. If no server of the room can be reached now, one gets the leave later."""
     if not await hs.database.read(is_outside, hs.server_name, room_id):
         await hs.database.write(_leave_here, room_id, user_id, content)
         return
@@ -67,7 +68,7 @@ def _leave_here(tx: Transaction, room_id: RoomID, user_id: UserID, content: Mapp
 
 def _leave(tx: Transaction, own: ServerName, leave: Leave, event: Event | None, tell_later: bool) -> None:
     if find_membership(tx, leave.room_id, leave.user_id) not in ("invite", "knock"):
-        return  # the user has left or entered the room by another device meanwhile
+        return  # another device of the user has left or entered the room in the meantime
     store_outside_leave(tx, own, leave.room_id, leave.user_id, event, leave.content)
     if tell_later:
         store_leave(tx, leave)
@@ -78,11 +79,11 @@ async def _servers_to_tell(hs: Resources, room_id: RoomID, user_id: UserID) -> l
         residents = await hs.database.read(list_largest_servers, room_id, limits.peers.JOIN_SERVERS_MAX)
         return await list_candidates(hs, user_id, room_id, residents)
     except MatrixError:
-        return []  # no server is known that still holds the invite
+        return []  # no server is known that may have the invite
 
 
 async def _tell(hs: Resources, leave: Leave, *, was_stored: bool = False) -> tuple[Event | None, bool]:
-    """The event as a server took it, if one did; and whether nothing is left to be told."""
+    """Offers the leave to its servers. Returns the event if one accepted it, and whether nothing is left to do."""
     is_settled = True
     for server in leave.servers:
         try:
@@ -90,7 +91,7 @@ async def _tell(hs: Resources, leave: Leave, *, was_stored: bool = False) -> tup
             if was_stored and not await hs.database.read(is_stored, leave):
                 return None, True
             if leave.joins and set(leave.joins).isdisjoint(event.auth_events):
-                continue  # the join that is to be undone is not what holds there
+                continue  # the membership there is not from the join that we undo
             return (await send(hs, "leave", server, event)).event, True
         except MatrixError as error:
             # 400, 403 or 404: for that server the user is neither invited nor knocking, nor joined.
@@ -101,7 +102,7 @@ async def _tell(hs: Resources, leave: Leave, *, was_stored: bool = False) -> tup
 
 
 async def deliver_later(hs: Resources) -> None:
-    """Tells other servers of stored leaves, for ever. One node of several does."""
+    """Delivers stored leaves to other servers, until it is cancelled. Only one node of several does this at a time."""
     lane = Lane("leaves", hs.database, hs.metrics)
     limiter = trio.CapacityLimiter(limits.peers.LEAVES_AT_ONCE_MAX)
 

@@ -1,8 +1,9 @@
-"""The table of leaves that other servers have still to be told of. What fills and empties it: `leaves`, `joining`.
+"""The table of leaves that other servers have yet to get. `leaves` and `joining` insert and delete its rows.
 
-A row is one of two things. A *rejection* of an invite, or a knock taken back, as the user asked for it. Or the *undoing
-of a join*: before a resident is given our join, a row notes the event (`joins`), so that it can be undone even if this
-server dies the next moment. The row goes in the write that enters the room, or when the resident refuses the join.
+A row is one of two things. It may be a *leave* by which a user rejects an invite or retracts a knock. Or it is the
+*undoing of a join*: before a resident gets our join, a row with the event (`joins`) is stored, so that the join can be
+undone even if this server crashes. The row is deleted in the write that enters the room, or when the resident refuses
+the join.
 
 Spec: server-server-api/#leaving-rooms-rejecting-invites
 """
@@ -25,16 +26,16 @@ from homeserver.moments import is_ahead
 from homeserver.process.back_off import retry_delay_ms
 from homeserver.rooms.membership import find_membership
 
-# Of the stream: for the task that waits until the next stored leave is due.
+# The key of the stream that wakes the task waiting for the next stored leave.
 WAKE_KEY = "leaves"
 
-# Counted for a join under way, so that its undoing is due after the longest pause: joins take minutes.
+# The failures of a join in progress: its undoing is due only after the longest delay, because joins take minutes.
 _JOINING_FAILURES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """A leave that other servers have still to be told of.
+    """A leave that other servers have yet to get.
 
     joins: if it undoes a join, the events that residents may have accepted; otherwise empty.
     """
@@ -49,15 +50,14 @@ class Leave:
 
 
 def store_leave(tx: Transaction, leave: Leave) -> None:
-    """Stores a leave to be told soon. It replaces the one that is stored for the user and the room."""
+    """Stores a leave to be delivered soon. It replaces the stored one of this user and room."""
     _store(tx, leave, tx.now_ms + limits.peers.RETRY_MS)
     tx.next_position(WAKE_KEY)
 
 
 def note_join(tx: Transaction, server: ServerName, join: Event) -> None:
-    """Notes, before it happens, that a server is given our join, so that the join can be undone."""
-    assert join.state_key is not None
-    room_id, user_id = join.room_id, UserID(join.state_key)
+    """Notes that a server is about to get our join, so that the join can be undone."""
+    room_id, user_id = join.room_id, UserID(join.sender)
     held = find_leave(tx, room_id, user_id)
     servers, joins = (held.servers, held.joins) if held is not None and held.joins else ((), ())
     servers = list(dict.fromkeys([server, *servers]))[: limits.peers.JOIN_SERVERS_MAX]
@@ -67,8 +67,8 @@ def note_join(tx: Transaction, server: ServerName, join: Event) -> None:
 
 
 def forget_join(tx: Transaction, join: Event) -> None:
-    """The server that was given our join has refused it, so there is nothing to undo."""
-    held = find_leave(tx, join.room_id, UserID(join.state_key or ""))
+    """Deletes the note of a join that the server has refused: there is nothing to undo."""
+    held = find_leave(tx, join.room_id, UserID(join.sender))
     if held is None or join.event_id not in held.joins:
         return
     if len(held.joins) == 1:
@@ -102,7 +102,7 @@ def _store(tx: Transaction, leave: Leave, retry_after_ms: int) -> None:
 
 
 def find_leave(tx: Transaction, room_id: RoomID, user_id: UserID) -> Leave | None:
-    """The leave that is stored for the user and the room."""
+    """Returns the stored leave of the user and the room, or None."""
     row = tx.one(
         "SELECT room_nid, user_nid, content, servers, since_ms, failures, joins FROM pending_leaves"
         " WHERE room_nid = ? AND user_nid = ?",
@@ -112,7 +112,7 @@ def find_leave(tx: Transaction, room_id: RoomID, user_id: UserID) -> Leave | Non
 
 
 def list_due(tx: Transaction) -> tuple[list[Leave], float, int]:
-    """The leaves that are due, in how many milliseconds the next one is, and the position of the stream."""
+    """Returns the leaves that are due, in how many milliseconds the next one is due, and the stream position."""
     due: list[Leave] = []
     next_ms: float = math.inf
     rows = tx.all(
@@ -137,7 +137,7 @@ def _read(tx: Transaction, row: Sequence[Any]) -> Leave:
 
 
 def is_stored(tx: Transaction, leave: Leave) -> bool:
-    """Whether the leave still stands: nothing has replaced what it ends, and the user has not come in."""
+    """Returns whether the leave must still be delivered: it was not replaced, and the user has not joined."""
     row = tx.one(
         "SELECT since_ms FROM pending_leaves WHERE room_nid = ? AND user_nid = ?",
         tx.find(leave.room_id), tx.find(leave.user_id),
@@ -147,7 +147,7 @@ def is_stored(tx: Transaction, leave: Leave) -> bool:
 
 
 def delete_leave(tx: Transaction, leave: Leave) -> None:
-    """There is nothing left to be told of this leave. One that has replaced it stays."""
+    """Deletes this leave, but not one that has replaced it."""
     tx.run(
         "DELETE FROM pending_leaves WHERE room_nid = ? AND user_nid = ? AND since_ms = ?",
         tx.find(leave.room_id), tx.find(leave.user_id), leave.since_ms,
@@ -155,7 +155,7 @@ def delete_leave(tx: Transaction, leave: Leave) -> None:
 
 
 def delete_leaves(tx: Transaction, room_id: RoomID, user_id: UserID | None = None) -> None:
-    """Whatever is stored for the room, or for one user there, must not take effect any more."""
+    """Deletes all leaves of the room, or of one user there, so that they do not take effect any more."""
     if user_id is None:
         tx.run("DELETE FROM pending_leaves WHERE room_nid = ?", tx.find(room_id))
     else:

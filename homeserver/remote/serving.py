@@ -42,7 +42,7 @@ class KeyCriteria(msgspec.Struct, frozen=True):
 
 
 class KeyQueryBody(msgspec.Struct, frozen=True):
-    """Which keys of which servers. Spec: server-server-api/#post_matrixkeyv2query"""
+    """The wanted keys of each server. Spec: server-server-api/#post_matrixkeyv2query"""
 
     server_keys: Annotated[dict[str, dict[str, KeyCriteria]], Meta(max_length=limits.peers.NOTARY_SERVERS_MAX)]
 
@@ -100,7 +100,7 @@ async def bulk_perspectives_key_query(hs: Resources, body: KeyQueryBody, request
 
 
 async def _vouch(hs: Resources, request: Request, wanted: dict[ServerName, dict[str, KeyCriteria]]) -> JsonObject:
-    """What the servers have said about their keys, signed by us too; who cannot be reached is told from the table."""
+    """Returns the statements of servers about their keys, signed by us too. Stored ones, if a server is unreachable."""
     now_ms = hs.now_ms()
     others = [server for server in wanted if server != hs.server_name]
     stored = await hs.database.read(list_statements, others)
@@ -110,7 +110,7 @@ async def _vouch(hs: Resources, request: Request, wanted: dict[ServerName, dict[
         criteria = wanted[server] or {"": KeyCriteria()}
         for key_id, each in criteria.items():
             minimum_ts = now_ms if each.minimum_valid_until_ts is None else each.minimum_valid_until_ts
-            # Without a key ID any key will do: a stored one, or one that nobody has, so that the server is asked.
+            # Without a key ID any stored key suffices. If there is none, "" is a key that makes us ask the server.
             known = next(iter(stored[server][0].verify_keys), "") if server in stored else ""
             needs.append(WantedKey(server, key_id or known, minimum_ts))
     await find_keys(hs, needs, cause)
@@ -130,7 +130,7 @@ async def get_version(hs: Resources) -> JsonObject:
 def _version() -> str:
     try:
         return version("homeserver")
-    except PackageNotFoundError:  # run from a checkout that was never installed
+    except PackageNotFoundError:  # run from a checkout that was not installed
         return "unknown"
 
 
@@ -189,7 +189,7 @@ def _state(tx: Transaction, own: ServerName, room_id: RoomID, event_id: EventID,
 def _state_positions(
     tx: Transaction, own: ServerName, room_id: RoomID, event_id: EventID, origin: ServerName
 ) -> list[int]:
-    """The state before the event."""
+    """Returns the positions of the state before the event."""
     check_may_read(tx, own, room_id, origin, [event_id])
     stored = _event_of(tx, room_id, event_id)
     if not isinstance(stored, PlacedEvent):
@@ -257,7 +257,7 @@ def _event_by_timestamp(
 
 
 def query_routes(features: Sequence[Feature]) -> Routes:
-    """`GET /query/{query_type}`, answered by the features that have an answer."""
+    """Returns the route of `GET /query/{query_type}`, which the features answer."""
     handlers = {kind: handler for feature in features for kind, handler in feature.queries.items()}
     answers = Routes()
 
@@ -286,7 +286,7 @@ def _event_of(tx: Transaction, room_id: RoomID, event_id: EventID) -> StoredEven
 
 
 def whole_pdus(tx: Transaction, positions: Collection[int]) -> list[dict[str, Any]]:
-    """The PDUs of a state or auth chain, which whoever is in the room may have whole."""
+    """Returns the PDUs of a state or auth chain, which every server in the room may see in full."""
     return [event.pdu for event in to_events(tx, list(list_stored(tx, positions).values()))]
 
 
@@ -296,7 +296,7 @@ def _pdus_at(tx: Transaction, positions: Sequence[int], origin: ServerName) -> l
 
 
 def _pdus(tx: Transaction, stored: Sequence[StoredEvent], origin: ServerName) -> list[JsonObject]:
-    """The PDUs; redacted those that the origin may not see, for without them it could not place the others."""
+    """Returns the PDUs. Those that the origin may not see are redacted, because it needs them to place the others."""
     events: Iterable[Event] = to_events(tx, stored)
     return [
         event.pdu if row.is_state or server_may_see(tx, origin, row) else redact(event.pdu, event.version)

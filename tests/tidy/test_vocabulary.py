@@ -17,16 +17,7 @@ from tests.tidy.source import PACKAGES, ROOT, Source, python_files, source_of
 NOT_YET_PLAIN = (
     "homeserver/process/delivery.py",
     "homeserver/remote/destinations.py",
-    "homeserver/remote/fetching.py",
-    "homeserver/remote/gaps.py",
-    "homeserver/remote/identity.py",
-    "homeserver/remote/inviting.py",
-    "homeserver/remote/keys.py",
-    "homeserver/remote/leaves.py",
     "homeserver/remote/outbound.py",
-    "homeserver/remote/pending_leaves.py",
-    "homeserver/remote/schema.py",
-    "homeserver/remote/serving.py",
 )
 
 # Turns of phrase that nobody uses outside of this project, each with what to write instead.

@@ -22,7 +22,7 @@ from homeserver.federation.edus import Receipt, parse_receipts
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, find_membership, list_memberships
-from homeserver.rooms.storage import StoredEvent, get_stored
+from homeserver.rooms.storage import StoredEvent, find_stored_by_id
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.presence import note_activity
 
@@ -122,7 +122,7 @@ def _check_thread(receipt_type: str, thread_id: str) -> None:
 def _read_up_to(tx: Transaction, room_id: RoomID, user_id: UserID, markers: Markers, thread_id: str) -> None:
     check_joined(tx, room_id, user_id)
     for receipt_type, event_id in markers.items():
-        event = get_stored(tx, event_id)
+        event = find_stored_by_id(tx, event_id)
         if event is None or event.room_id != room_id:
             raise not_found("There is no such event in that room.")
         if thread_id == event_id:
@@ -152,7 +152,7 @@ def _thread_of(tx: Transaction, event: StoredEvent) -> str | None:
         parent_id = relation.get("event_id")
         if not isinstance(parent_id, str):
             return None
-        parent = get_stored(tx, parent_id)
+        parent = find_stored_by_id(tx, parent_id)
         if parent is None or parent.room_id != room_id:
             return None
         if relation.get("rel_type") == "m.thread":
@@ -164,7 +164,7 @@ def _thread_of(tx: Transaction, event: StoredEvent) -> str | None:
 def _is_marker_ahead(tx: Transaction, room_id: RoomID, user_id: UserID, ordering: int | None) -> bool:
     """Returns whether a fully read marker at `ordering` is newer than the user's current one."""
     old = find_account_data(tx, user_id, room_id, "m.fully_read")
-    event = None if old is None else get_stored(tx, EventID(old["event_id"]))
+    event = None if old is None else find_stored_by_id(tx, EventID(old["event_id"]))
     if event is None or event.ordering is None:
         return True
     return ordering is not None and ordering > event.ordering
@@ -181,7 +181,7 @@ def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
         if find_membership(tx, room_id, user_id) != "join":
             continue
         thread_id = receipt.thread_id or ""
-        event = get_stored(tx, event_id)
+        event = find_stored_by_id(tx, event_id)
         if event is not None and event.room_id != room_id:
             event = None
         if thread_id not in ("", "main"):

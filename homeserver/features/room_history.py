@@ -25,7 +25,7 @@ from homeserver.rooms.gaps import find_newest_gap
 from homeserver.rooms.history import Page, Reader, point_beside, read_page, wants_event
 from homeserver.rooms.membership import find_room_membership, is_server_joined
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
-from homeserver.rooms.storage import StoredEvent, TimelineEvent, get_stored, list_stored, without_withheld
+from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored_by_id, list_stored, without_withheld
 from homeserver.rooms.timeline import (
     END,
     START,
@@ -221,7 +221,7 @@ def _event_by_timestamp(tx: Transaction, requester: Requester, room_id: RoomID, 
 
 
 def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> TimelineEvent:
-    event = get_stored(tx, event_id)
+    event = find_stored_by_id(tx, event_id)
     unseen = not_found("There is no such event, or none that you may see.")
     if not isinstance(event, TimelineEvent) or event.room_id != room_id:
         raise unseen

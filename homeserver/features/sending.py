@@ -16,7 +16,7 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, parse_event_id
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.storage import find_txn, get_stored, txn_id_stored
+from homeserver.rooms.storage import find_stored_by_id, find_txn, txn_id_stored
 from homeserver.users.presence import note_activity
 
 routes = Routes()
@@ -69,7 +69,7 @@ def send(tx: Transaction, requester: Requester, draft: Draft, txn_id: str, store
 def _check_may_speak(tx: Transaction, requester: Requester, draft: Draft) -> None:
     """Raises 403 M_USER_SUSPENDED if the requester is suspended, unless they are redacting their own event."""
     if requester.is_suspended and draft.redacts is not None:
-        target = get_stored(tx, draft.redacts)
+        target = find_stored_by_id(tx, draft.redacts)
         if target is not None and target.sender == requester.user_id:
             return
     check_not_suspended(requester)

@@ -29,7 +29,7 @@ from homeserver.rooms.gaps import find_places, list_missing
 from homeserver.rooms.graph import in_order, leading_to
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Received
-from homeserver.rooms.storage import find_positions, get_event, get_room_version, list_placed
+from homeserver.rooms.storage import find_event, find_positions, get_room_version, list_placed
 
 
 async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
@@ -136,7 +136,7 @@ def _place(tx: Transaction, events: Sequence[Event], states: Mapping[EventID, li
 
 async def fetch_event(hs: Resources, room_id: RoomID, event_id: EventID) -> Event:
     """Returns an event of the room, from other servers if necessary. Raises MatrixError 404 if nobody has it."""
-    stored = await hs.database.read(get_event, event_id)
+    stored = await hs.database.read(find_event, event_id)
     if stored is not None and stored.room_id == room_id:
         return stored
     head = await hs.database.read(get_head, room_id)

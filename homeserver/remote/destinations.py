@@ -123,7 +123,7 @@ def _collect(
     heads: dict[RoomID, Head | None] = {}
 
     def pdus(span: Sequence[int]) -> list[tuple[Item, frozenset[ServerName]]]:
-        rows = _rows_to_send(tx, own, list_positions(tx, span[0] - 1, span[-1]))
+        rows = _list_events_to_send(tx, own, list_positions(tx, span[0] - 1, span[-1]))
         destinations = {row.position: _destinations(tx, own, row, _head(tx, heads, row.room_id)) for row in rows}
         wanted = [row for row in rows if destinations[row.position]]
         return [(item, destinations[item.position]) for item in _pdu_items(tx, wanted)]
@@ -215,12 +215,12 @@ def _position(item: Item) -> int:
 
 def _list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
     upto = min(upto, since + limits.peers.CATCH_UP_SPAN)
-    positions = sorted(_positions_to_send(tx, own, server, since, upto))
+    positions = sorted(_list_positions_to_send(tx, own, server, since, upto))
     if len(positions) > PDUS_MAX:
         positions = positions[:PDUS_MAX]
         upto = positions[-1]
     heads: dict[RoomID, Head | None] = {}
-    rows = _rows_to_send(tx, own, positions)
+    rows = _list_events_to_send(tx, own, positions)
     items = _pdu_items(
         tx, [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
     )
@@ -273,7 +273,7 @@ def _edu_item(upto: int, edu_type: str, edu: Edu[Any], outgoing: OutgoingEdu) ->
     return Item(position, edu_type, encoded, is_edu=True, subjects=subjects, is_durable=edu.durable)
 
 
-def _rows_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[StoredEvent]:
+def _list_events_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[StoredEvent]:
     """Those of the events that this server sends: of its own users, and what it passes on. By position."""
     exceptions: Mapping[int, int] = dict(
         tx.all_in("SELECT position, is_ours FROM relays WHERE position IN (?*)", list(positions))
@@ -302,7 +302,7 @@ def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head
     return servers - {own, server_name_of(row.sender)}
 
 
-def _positions_to_send(tx: Transaction, own: ServerName, server: ServerName, since: int, upto: int) -> set[int]:
+def _list_positions_to_send(tx: Transaction, own: ServerName, server: ServerName, since: int, upto: int) -> set[int]:
     """Our events of each room that the server is in, or was lately, and what we pass on.
 
     Of a room with too many of ours only the newest: what others have sent meanwhile must not count, since nothing may

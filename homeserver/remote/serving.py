@@ -26,7 +26,7 @@ from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_st
 from homeserver.resources import Resources
 from homeserver.rooms import state_tree
 from homeserver.rooms.graph import auth_chain, walk_back
-from homeserver.rooms.storage import PlacedEvent, StoredEvent, event_ids_at, get_stored, list_stored, to_events
+from homeserver.rooms.storage import PlacedEvent, StoredEvent, find_stored_by_id, list_event_ids, list_stored, to_events
 from homeserver.rooms.timeline import Timestamp, list_by_timestamp
 from homeserver.rooms.visibility import server_may_see
 
@@ -143,7 +143,7 @@ async def get_event(hs: Resources, origin: ServerName, event_id: EventID) -> Jso
 
 
 def _event(tx: Transaction, own: ServerName, event_id: EventID, origin: ServerName) -> JsonObject:
-    stored = get_stored(tx, event_id)
+    stored = find_stored_by_id(tx, event_id)
     if stored is None:
         raise not_found("This server does not know that event.")
     check_may_read(tx, own, stored.room_id, origin, [event_id])
@@ -171,8 +171,8 @@ async def get_room_state_ids(hs: Resources, origin: ServerName, room_id: RoomID,
 def _state_ids(tx: Transaction, own: ServerName, room_id: RoomID, event_id: EventID, origin: ServerName) -> JsonObject:
     state = _state_positions(tx, own, room_id, event_id, origin)
     return {
-        "pdu_ids": list(event_ids_at(tx, state).values()),
-        "auth_chain_ids": list(event_ids_at(tx, auth_chain(tx, state)).values()),
+        "pdu_ids": list(list_event_ids(tx, state).values()),
+        "auth_chain_ids": list(list_event_ids(tx, auth_chain(tx, state)).values()),
     }
 
 
@@ -279,7 +279,7 @@ def _transaction(hs: Resources, pdus: list[JsonObject]) -> JsonObject:
 
 
 def _event_of(tx: Transaction, room_id: RoomID, event_id: EventID) -> StoredEvent:
-    stored = get_stored(tx, event_id)
+    stored = find_stored_by_id(tx, event_id)
     if stored is None or stored.room_id != room_id:
         raise not_found("This server does not know that event in that room.")
     return stored

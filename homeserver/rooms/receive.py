@@ -36,7 +36,14 @@ from homeserver.rooms.heads import find_head, open_room, set_create_position
 from homeserver.rooms.redactions import apply_pending, apply_redaction
 from homeserver.rooms.resolve import store_state
 from homeserver.rooms.state_before import find_given_state, find_state_before
-from homeserver.rooms.storage import ORDERING_SHIFT, PlacedEvent, Status, get_stored, insert_event, place_in_timeline
+from homeserver.rooms.storage import (
+    ORDERING_SHIFT,
+    PlacedEvent,
+    Status,
+    find_stored_by_id,
+    insert_event,
+    set_place_in_timeline,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ def receive_event(
     state: the state before it as given by a resident server, if its ancestors cannot be obtained. ordering: the place
     in the timeline for an event of the past. Without it the event is new and goes to the end.
     """
-    stored = get_stored(tx, event.event_id)
+    stored = find_stored_by_id(tx, event.event_id)
     if isinstance(stored, PlacedEvent):
         return Received(stored.position, Status(stored.status), is_new=False)
     head = find_head(tx, event.room_id)
@@ -82,7 +89,7 @@ def receive_event(
     if stored is None:
         insert_event(tx, event, position, status, ordering=place, state_before=root)
     else:
-        place_in_timeline(tx, position, status, place, root)
+        set_place_in_timeline(tx, position, status, place, root)
     children = delete_missing(tx, head, event)
     past = look_behind(tx, event) if status == Status.TIMELINE or children else NOTHING_BEHIND
     note_missing(tx, head, (position,) if status == Status.TIMELINE else children, past.missing)
@@ -105,7 +112,7 @@ def adopt_room(
     join, 502 if it is not a state of that room. In both cases nothing changes.
     """
     head = open_room(tx, join.room_id, join.version)
-    stored = None if create_id is None else get_stored(tx, create_id)
+    stored = None if create_id is None else find_stored_by_id(tx, create_id)
     if stored is None or stored.status == Status.REJECTED or stored.room_id != join.room_id:
         raise MatrixError(502, "M_UNKNOWN", "The other server's state has no m.room.create event of that room.")
     if head.create_position not in (0, stored.position):

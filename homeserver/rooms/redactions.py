@@ -21,8 +21,8 @@ from homeserver.rooms.membership import list_outsiders, list_told_of, replace_st
 from homeserver.rooms.storage import (
     PlacedEvent,
     StoredEvent,
+    find_stored_by_id,
     forget_auth_event,
-    get_stored,
     list_stored,
     replace_content,
     to_events,
@@ -46,7 +46,7 @@ def check_may_redact(
     levels = read_power_levels(create, auth_state.get(_POWER_LEVELS), redaction.version)
     if levels.user_level(redaction.sender) >= levels.redact_level:
         return
-    target = get_stored(tx, redaction.redacts)
+    target = find_stored_by_id(tx, redaction.redacts)
     if target is not None and target.room_id == redaction.room_id:
         if target.sender == redaction.sender:
             return
@@ -68,7 +68,7 @@ def apply_redaction(tx: Transaction, redaction: Event, position: int, root: byte
     except InvalidIdentifier:  # it refers to no event, and may be too long for an index
         _note_withheld(tx, position)
         return
-    target = get_stored(tx, redacts)
+    target = find_stored_by_id(tx, redacts)
     if target is None:
         _note_pending(tx, redacts, position)
     if target is None or not _apply(tx, target, redaction, position, root):
@@ -83,7 +83,7 @@ def apply_pending(tx: Transaction, event: Event) -> None:
     for position in waiting:
         stored = list_stored(tx, (position,))[position]
         (redaction,) = to_events(tx, [stored])
-        target = get_stored(tx, event.event_id)
+        target = find_stored_by_id(tx, event.event_id)
         if target is None or not isinstance(stored, PlacedEvent):
             continue
         if _apply(tx, target, redaction, position, stored.state_before):

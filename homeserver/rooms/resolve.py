@@ -24,8 +24,8 @@ from homeserver.rooms.state_tree import Key, find_key, get_key
 from homeserver.rooms.storage import (
     PlacedEvent,
     Status,
-    event_ids_at,
     find_status,
+    list_event_ids,
     load_auth_events,
 )
 from homeserver.rooms.timeline import list_backwards
@@ -148,7 +148,7 @@ def _part(tx: Transaction, state: StateAt, keys: Collection[Key]) -> dict[StateK
     """Returns the entries of the state at `keys`, with names instead of numbers."""
     positions = {key: position for key in keys if (position := position_in(tx, state, key)) is not None}
     names = tx.names({nid for key in positions for nid in key})
-    event_ids = event_ids_at(tx, set(positions.values()))
+    event_ids = list_event_ids(tx, set(positions.values()))
     return {(names[key[0]], names[key[1]]): event_ids[position] for key, position in positions.items()}
 
 
@@ -229,7 +229,7 @@ class _Unconflicted(Mapping[StateKey, EventID]):
         position = None if number is None or number in self._differing else position_in(self._tx, self._state, number)
         if position is None:
             raise KeyError(key)
-        return event_ids_at(self._tx, (position,))[position]
+        return list_event_ids(self._tx, (position,))[position]
 
     def __iter__(self) -> Iterator[StateKey]:
         return iter(self._whole())

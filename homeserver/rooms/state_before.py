@@ -24,7 +24,7 @@ from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.resolve import StateAt, resolve_states, state_after
-from homeserver.rooms.storage import PlacedEvent, Status, event_ids_at, find_positions, get_stored, list_stored
+from homeserver.rooms.storage import PlacedEvent, Status, find_positions, find_stored_by_id, list_event_ids, list_stored
 
 
 def find_state_before(
@@ -61,7 +61,7 @@ def resolve_beforehand(tx: Transaction, event: Event) -> None:
 
 
 def _create_event_id(tx: Transaction, head: Head) -> EventID:
-    return event_ids_at(tx, (head.create_position,))[head.create_position]
+    return list_event_ids(tx, (head.create_position,))[head.create_position]
 
 
 def find_given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]) -> StateAt | Missing:
@@ -85,7 +85,7 @@ def find_given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]
 
 def list_state_after(tx: Transaction, state_ids: Sequence[EventID], event: Event) -> list[EventID]:
     """Returns the state after an outlier, from the state before it. All events are stored."""
-    stored = get_stored(tx, event.event_id)
+    stored = find_stored_by_id(tx, event.event_id)
     if stored is None or stored.status == Status.REJECTED or not event.is_state:
         return list(state_ids)
     event_type, state_key = event.key

@@ -161,7 +161,7 @@ def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by
     )
 
 
-def place_in_timeline(
+def set_place_in_timeline(
     tx: Transaction, position: int, status: Status, ordering: int | None, state_before: bytes
 ) -> None:
     """Gives an outlier its place in the timeline, now that the state before it is known."""
@@ -210,18 +210,22 @@ def without_withheld(tx: Transaction, events: Sequence[SomeEvent]) -> Sequence[S
     redactions = [event.position for event in events if event.type == "m.room.redaction"]
     if not redactions:
         return events
-    rows = tx.all_in("SELECT position FROM withheld_redactions WHERE position IN (?*)", redactions)
-    withheld = {position for (position,) in rows}
+    withheld = _list_withheld(tx, redactions)
     return [event for event in events if event.position not in withheld]
 
 
-def event_ids_at(tx: Transaction, positions: Collection[int]) -> dict[int, EventID]:
+def _list_withheld(tx: Transaction, positions: Collection[int]) -> set[int]:
+    rows = tx.all_in("SELECT position FROM withheld_redactions WHERE position IN (?*)", positions)
+    return {position for (position,) in rows}
+
+
+def list_event_ids(tx: Transaction, positions: Collection[int]) -> dict[int, EventID]:
     """Returns the IDs of stored events by position."""
     rows = tx.all_in("SELECT position, event_id FROM events WHERE position IN (?*)", list(positions))
     return {position: event_id_of_key(bytes(key)) for position, key in rows}
 
 
-def get_stored(tx: Transaction, event_id: str) -> StoredEvent | None:
+def find_stored_by_id(tx: Transaction, event_id: str) -> StoredEvent | None:
     """Returns the event, whatever its status, or None."""
     row = tx.one(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
@@ -341,9 +345,9 @@ def _convert(tx: Transaction, rows: Sequence[Row], kinds: Mapping[tuple[type, ..
     ]  # fmt: skip
 
 
-def get_event(tx: Transaction, event_id: str) -> Event | None:
+def find_event(tx: Transaction, event_id: str) -> Event | None:
     """Returns the whole event, in redacted form if it was redacted, or None."""
-    stored = get_stored(tx, event_id)
+    stored = find_stored_by_id(tx, event_id)
     return None if stored is None else to_events(tx, [stored])[0]
 
 
@@ -384,7 +388,7 @@ def to_events(tx: Transaction, stored: Sequence[StoredEvent]) -> list[Event]:
     """Returns the whole events for rows, in order."""
     envelopes = [envelope.unpack(row.envelope) for row in stored]
     positions = {position for packed in envelopes for position in envelope.references(packed)}
-    event_ids = event_ids_at(tx, positions)
+    event_ids = list_event_ids(tx, positions)
     if len(event_ids) < len(positions):
         raise DatabaseDamaged(f"The event at position {min(positions - event_ids.keys())} is missing.")
     return [

@@ -19,7 +19,7 @@ from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms.append import append_create, append_local, build_template, build_unplaced
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import find_room_membership
-from homeserver.rooms.storage import get_event
+from homeserver.rooms.storage import find_event
 from tests.federation.rooms_for_tests import ALICE, new_room
 from tests.support.rooms import ANNA, BERT, CARL, KEY, OURS, START_MS, Rooms
 
@@ -59,7 +59,7 @@ async def test_a_message_follows_on_the_last_event(rooms: Rooms, version: str) -
 async def test_what_is_stored_comes_back_as_it_was_signed(rooms: Rooms, version: str) -> None:
     room_id = await rooms.create(ANNA, version=version)
     sent = await rooms.append(room_id, ANNA, content={"body": "wörld", "n": [1, {"a": None}], "yes": True})
-    stored = await rooms.read(get_event, sent.event_id)
+    stored = await rooms.read(find_event, sent.event_id)
     assert stored.pdu == sent.pdu
     key = KEY
     signed = redact(stored.pdu, stored.version)

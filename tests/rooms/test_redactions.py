@@ -16,7 +16,7 @@ from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.outliers import store_outliers
 from homeserver.rooms.receive import Received
-from homeserver.rooms.storage import Status, get_event
+from homeserver.rooms.storage import Status, find_event
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, new_room
 from tests.support.rooms import ANNA, BERT, CARL, Rooms
 
@@ -35,7 +35,7 @@ async def assert_gone(rooms: Rooms, event: Event, redaction: Event) -> None:
     assert stored.redacted_by == (await rooms.stored(redaction.event_id)).position
     assert SECRET not in await rooms.read(_raw_contents)
     # It is the same event still, to be sent to whoever asks for it.
-    whole = await rooms.read(get_event, event.event_id)
+    whole = await rooms.read(find_event, event.event_id)
     assert whole.event_id == event.event_id
     assert whole.pdu["hashes"] == event.pdu["hashes"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from homeserver.database import DatabaseDamaged, Transaction
-from homeserver.rooms.storage import EVENTS_REMEMBERED_BYTES_MAX, find_stored, get_stored
+from homeserver.rooms.storage import EVENTS_REMEMBERED_BYTES_MAX, find_stored, find_stored_by_id
 from tests.rooms.test_redactions import redact
 from tests.support.rooms import ANNA, Rooms
 
@@ -17,27 +17,27 @@ class Undone(Exception):
 async def test_an_event_is_converted_once(rooms: Rooms) -> None:
     room_id = await rooms.create()
     event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
-    assert await rooms.read(get_stored, event.event_id) is await rooms.read(get_stored, event.event_id)
+    assert await rooms.read(find_stored_by_id, event.event_id) is await rooms.read(find_stored_by_id, event.event_id)
 
 
 async def test_a_redaction_changes_the_row(rooms: Rooms) -> None:
     room_id = await rooms.create()
     event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
-    assert (await rooms.read(get_stored, event.event_id)).content == {"body": "hello"}
+    assert (await rooms.read(find_stored_by_id, event.event_id)).content == {"body": "hello"}
     await redact(rooms, room_id, ANNA, event)
-    assert (await rooms.read(get_stored, event.event_id)).content == {}
+    assert (await rooms.read(find_stored_by_id, event.event_id)).content == {}
 
 
 async def test_damage_is_noticed_in_a_remembered_event(rooms: Rooms) -> None:
     room_id = await rooms.create()
     event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
-    position = (await rooms.read(get_stored, event.event_id)).position
+    position = (await rooms.read(find_stored_by_id, event.event_id)).position
     (content,) = await rooms.read(lambda tx: tx.values("SELECT content FROM events WHERE position = ?", position))
     await rooms.write(_set_content, position, b"\1damaged")
     with pytest.raises(DatabaseDamaged):
         await rooms.read(find_stored, position)
     await rooms.write(_set_content, position, content)
-    assert (await rooms.read(get_stored, event.event_id)).content == {"body": "hello"}
+    assert (await rooms.read(find_stored_by_id, event.event_id)).content == {"body": "hello"}
 
 
 def _set_content(tx: Transaction, position: int, content: bytes) -> None:
@@ -49,7 +49,7 @@ async def test_what_a_write_has_read_is_not_remembered(rooms: Rooms) -> None:
     event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
 
     def read_and_undo(tx: Transaction) -> None:
-        assert get_stored(tx, event.event_id) is not None
+        assert find_stored_by_id(tx, event.event_id) is not None
         raise Undone
 
     with pytest.raises(Undone):

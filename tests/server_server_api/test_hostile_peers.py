@@ -16,7 +16,7 @@ from homeserver.federation.event import parse_event
 from homeserver.federation.identifiers import EventID, ServerName
 from homeserver.federation.request_auth import build_authorization
 from homeserver.federation.signing import SigningKey
-from homeserver.rooms.storage import Status, get_stored
+from homeserver.rooms.storage import Status, find_stored_by_id
 from tests.support.federation import Federation, create_room, send_state, send_text, state_of, sync, texts
 from tests.support.homeservers import Client, Server, now_ms
 from tests.support.stranger import Joined, Stranger
@@ -34,7 +34,7 @@ async def _room(federation: Federation, **body: Any) -> tuple[Server, Client, St
 
 
 async def _status(server: Server, event_id: str) -> int | None:
-    stored = await server.read(get_stored, event_id)
+    stored = await server.read(find_stored_by_id, event_id)
     return None if stored is None else stored.status
 
 
@@ -145,7 +145,7 @@ async def test_banned_user_who_cites_the_past_is_soft_failed(federation: Federat
     assert await _status(a, event.event_id) == Status.SOFT_FAILED
     assert await texts(alice, room.room_id) == []
     await send_text(alice, room.room_id, "peace")
-    stored = await a.read(get_stored, event.event_id)
+    stored = await a.read(find_stored_by_id, event.event_id)
     assert stored is not None
     extremities = await a.read(lambda tx: tx.values("SELECT count(*) FROM rooms"))
     assert extremities == [1]

@@ -15,7 +15,7 @@ from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.membership import store_membership
-from homeserver.rooms.storage import get_event
+from homeserver.rooms.storage import find_event
 from tests.support.federation import (
     Federation,
     create_room,
@@ -249,7 +249,7 @@ async def test_of_what_the_invited_server_has_signed_only_what_is_right_is_kept(
     theirs = {}
     await alice.ok("POST", path, json={"user_id": carol.user("c")})
     event_id = (await state_of(alice, room_id))["m.room.member", carol.user("c")]
-    event = await a.hs.database.read(get_event, event_id)
+    event = await a.hs.database.read(find_event, event_id)
     assert event is not None
     assert event.content == {"membership": "invite"}
     assert event.pdu["signatures"].keys() == {"a.example", "carol.example"}

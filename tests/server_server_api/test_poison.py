@@ -14,7 +14,7 @@ import trio
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import ServerName
-from homeserver.rooms.storage import get_stored
+from homeserver.rooms.storage import find_stored_by_id
 from tests.support.federation import Federation, create_room, join, send_state, send_text, texts, until, wait_text
 from tests.support.homeservers import Client, Server
 from tests.support.storage import list_parked
@@ -25,7 +25,7 @@ MALLORY = ServerName("mallory.example")
 
 def _damage(tx: Transaction, event_id: str) -> None:
     """Makes the row of an event such as nobody can read it."""
-    stored = get_stored(tx, event_id)
+    stored = find_stored_by_id(tx, event_id)
     assert stored is not None
     tx.run("UPDATE events SET content = ?, envelope = ? WHERE position = ?", b"\xff\xff", b"\xff", stored.position)
 

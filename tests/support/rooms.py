@@ -31,7 +31,7 @@ from homeserver.rooms.heads import get_head
 from homeserver.rooms.outliers import store_outliers
 from homeserver.rooms.receive import Received, adopt_room, receive_event
 from homeserver.rooms.schema import SCHEMA
-from homeserver.rooms.storage import StoredEvent, event_ids_at, get_stored, load_events
+from homeserver.rooms.storage import StoredEvent, find_stored_by_id, list_event_ids, load_events
 from homeserver.rooms.timeline import END, list_backwards
 from tests.federation.rooms_for_tests import Room
 from tests.support.consistency import check_consistency
@@ -132,7 +132,7 @@ class Rooms:
         return room.append(join)
 
     async def stored(self, event_id: str) -> StoredEvent:
-        found = await self.read(get_stored, event_id)
+        found = await self.read(find_stored_by_id, event_id)
         assert found is not None, f"{event_id} is not stored"
         return found
 
@@ -146,7 +146,7 @@ class Rooms:
         return await self.read(named_state, stored.state_before)
 
     async def extremities(self, room_id: RoomID) -> set[EventID]:
-        return set(await self.read(lambda tx: event_ids_at(tx, get_head(tx, room_id).extremities).values()))
+        return set(await self.read(lambda tx: list_event_ids(tx, get_head(tx, room_id).extremities).values()))
 
     async def timeline(self, room_id: RoomID) -> list[EventID]:
         """The event ids of the timeline, oldest first."""
@@ -169,7 +169,7 @@ def room_of_peer(tx: Transaction, room_id: RoomID) -> Room:
 def named_state(tx: Transaction, root: bytes) -> dict[tuple[str, str], EventID]:
     """A state as the specification writes it."""
     entries = state_tree.items(tx, root)
-    event_ids = event_ids_at(tx, entries.values())
+    event_ids = list_event_ids(tx, entries.values())
     return {(tx.name(kind), tx.name(key)): event_ids[position] for (kind, key), position in entries.items()}
 
 

@@ -73,26 +73,6 @@ WRITING_VERBS = {
     "note": "records something that happened",
     "set": "updates one column",
 }
-# Names that say more than a verb of storage could: steps of a protocol or of a state machine, and handlers.
-# This list only shrinks.
-OTHER_NAMES = frozenset(
-    {
-        "_positions_to_send",
-        "_rows_to_send",
-        "event_ids_at",
-        "place_in_timeline",
-        "without_withheld",
-    }
-)
-
-# Functions that may return None although they are called get_…: this list only shrinks.
-GET_OR_NONE = frozenset(
-    {
-        "get_event",
-        "get_stored",
-    }
-)
-
 # Files whose logic is an algorithm, a protocol or a state machine. Each begins with its theory of operation.
 THEORY = (
     "federation/auth_chains.py",
@@ -274,7 +254,7 @@ def test_functions_that_run_sql_share_a_few_verbs() -> None:
     for source, node, writes in all_sql_functions():
         verb = node.name.lstrip("_").partition("_")[0]
         allowed = WRITING_VERBS if writes else {**READING_VERBS, **WRITING_VERBS}
-        if verb not in allowed and node.name not in OTHER_NAMES:
+        if verb not in allowed:
             found.append(f"{source.name}:{node.lineno} {node.name} {'writes' if writes else 'reads'}")
     assert not found, "\n".join(found)
 
@@ -290,7 +270,6 @@ def test_get_raises_if_there_is_nothing() -> None:
         and node.name.lstrip("_").startswith("get_")
         and node.returns is not None
         and "None" in ast.unparse(node.returns)
-        and node.name not in GET_OR_NONE
     ]
     assert not found, "A get_… raises if there is nothing; call it find_… if it may return None: " + "\n".join(found)
 

@@ -108,6 +108,7 @@ class SyncStart:
     """The start of a device's sync. The device has received everything up to `since`; 0 on an initial sync.
 
     queue_since: up to where it has received its queue, of which answers may have had only the first: at most `since`.
+    is_anew: the device has synced before, but with another history, so that `since` is 0: see `database.generations`.
     """
 
     user_id: UserID
@@ -115,6 +116,7 @@ class SyncStart:
     since: int
     queue_since: int
     set_presence: PresenceState
+    is_anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)

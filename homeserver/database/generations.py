@@ -50,6 +50,12 @@ def newest_generation(execute: _Execute) -> str:
     return str(row[0])
 
 
+def get_beginning(tx: Transaction) -> int:
+    """Returns the position at which the newest generation began."""
+    (began,) = tx.values("SELECT began FROM stream_generations ORDER BY number DESC LIMIT 1")
+    return int(began)
+
+
 def find_reach(tx: Transaction, generation: str) -> int | None:
     """Returns the last position of a generation as far as this database knows, None for an unknown generation."""
     row = tx.one("SELECT number FROM stream_generations WHERE name = ?", generation)

@@ -85,7 +85,7 @@ class SyncRequest:
     @property
     def start(self) -> SyncStart:
         """The start of this sync, as features receive it."""
-        return SyncStart(*self.device, self.since or 0, self.queue_begin, self.set_presence)
+        return SyncStart(*self.device, self.since or 0, self.queue_begin, self.set_presence, self.is_anew)
 
 
 @dataclass(frozen=True, slots=True)

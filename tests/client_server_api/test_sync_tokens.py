@@ -16,6 +16,7 @@ from homeserver.config import DatabaseSection
 from homeserver.database import Transaction
 from homeserver.database.stream import Stream
 from tests.support.homeservers import Client, NoWire, Server, config_for_tests, running
+from tests.support.keys import SIGNED, Device
 from tests.support.people import (
     ALWAYS_TOLD,
     ids,
@@ -93,6 +94,33 @@ async def test_a_client_from_after_the_backup_misses_nothing(tmp_path: Path, res
         assert "rooms" not in await sync(bob, answer["next_batch"])
         await say(alice, room_id, "at last")
         assert texts(timeline(await sync(bob, answer["next_batch"]), room_id)) == ["at last"]
+
+
+@pytest.mark.usefixtures("homeservers")
+async def test_one_time_keys_from_a_backup_are_not_issued_again(tmp_path: Path) -> None:
+    """The device uploads others as soon as it syncs: it is told that it has none."""
+    async with started(tmp_path) as server:
+        alice = await server.register("alice")
+        device = Device(alice.user_id, alice.device_id)
+        keys = device.one_time_keys(3)
+        await alice.ok("POST", "keys/upload", json={"device_keys": device.keys(), "one_time_keys": keys})
+    back_up(tmp_path)
+    claim = {"one_time_keys": {device.user_id: {device.device_id: SIGNED}}}
+    async with started(tmp_path) as server:
+        (alice,) = again(server, alice)
+        await alice.ok("POST", "keys/claim", json=claim)
+        lost = (await sync(alice))["next_batch"]
+    restore(tmp_path)
+    async with started(tmp_path) as server:
+        (alice,) = again(server, alice)
+        answer = await sync(alice, lost)
+        assert answer["device_one_time_keys_count"] == {SIGNED: 0}
+        new = device.one_time_keys(2)
+        await alice.ok("POST", "keys/upload", json={"one_time_keys": new})
+        for token in (lost, answer["next_batch"]):  # the answer to the first may have been lost
+            assert (await sync(alice, token))["device_one_time_keys_count"] == {SIGNED: 2}
+        claimed = await alice.ok("POST", "keys/claim", json=claim)
+        assert claimed["one_time_keys"][device.user_id][device.device_id].keys() <= new.keys()
 
 
 @pytest.mark.usefixtures("homeservers")

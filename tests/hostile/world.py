@@ -19,6 +19,7 @@ from tests.hostile.values import encode, sample
 from tests.support.contract import contract_check
 from tests.support.engine import list_tables
 from tests.support.homeservers import PASSWORD, Client, Server
+from tests.support.keys import CrossSigning, Device
 
 OPERATIONS: tuple[Operation, ...] = tuple(operation for feature in all_features() for operation in feature.routes)
 CLIENT_OPERATIONS = tuple(
@@ -134,6 +135,9 @@ class World:
         rooms = {"rooms": ["!a:b"], "not_rooms": [], "timeline": timeline}
         auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wrong"}
         conditions = [{"kind": "event_match", "key": "type", "pattern": "x"}, {"kind": "room_member_count", "is": "2"}]
+        device, keys = Device(self.alice.user_id, self.alice.device_id), CrossSigning(self.alice.user_id)
+        upload = {"device_keys": device.keys(), "one_time_keys": device.one_time_keys(2)}
+        signed = keys.by_self_signing(device.keys())
         rule = {"actions": ["notify", {"set_tweak": "sound", "value": "x"}], "conditions": conditions, "pattern": "x"}
         return {
             "create_room": creation,
@@ -144,6 +148,10 @@ class World:
             "set_profile_field": {"displayname": "Alice"},
             "set_room_tag": {"order": 0.5},
             "query_keys": {"device_keys": {self.bob.user_id: ["D"]}, "timeout": 0},
+            "upload_keys": {**upload, "fallback_keys": device.fallback_key("F")},
+            "claim_keys": {"one_time_keys": {self.bob.user_id: {"D": "signed_curve25519"}}, "timeout": 0},
+            "upload_cross_signing_keys": {**keys.body(), "auth": auth},
+            "upload_cross_signing_signatures": {self.alice.user_id: {self.alice.device_id: signed}},
             "set_push_rule": rule,
             "set_push_rule_actions": {"actions": rule["actions"]},
             "deactivate_account": {"auth": auth, "erase": False},

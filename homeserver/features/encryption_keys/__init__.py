@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from homeserver.api.routes import Routes
 from homeserver.database import Transaction
-from homeserver.feature import Feature, SyncContext
+from homeserver.feature import BeforeSync, Feature, SyncContext, SyncStart
 from homeserver.features.encryption_keys import claims, cross_signing, federation, queries, uploads
 from homeserver.features.encryption_keys.queries import FEDERATION_RATE_LIMIT, RATE_LIMIT
 from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
 from homeserver.users.encryption.cross_signing import forget_cross_signing
-from homeserver.users.encryption.one_time_keys import count_keys
+from homeserver.users.encryption.one_time_keys import count_keys, delete_restored_keys, has_restored_keys
 
 routes = Routes()
 for part in (uploads, queries, claims, cross_signing, federation):
@@ -30,6 +30,14 @@ def tell_key_counts(tx: Transaction, context: SyncContext) -> None:
         counts = count_keys(tx, context.user_id, context.device_id)
         context.always["device_one_time_keys_count"] = counts.one_time
         context.always["device_unused_fallback_key_types"] = counts.unused_fallback
+
+
+def _has_restored_keys(tx: Transaction, start: SyncStart) -> bool:
+    return start.is_anew and has_restored_keys(tx, start.user_id, start.device_id)
+
+
+def _delete_restored_keys(tx: Transaction, start: SyncStart) -> None:
+    delete_restored_keys(tx, start.user_id, start.device_id)
 
 
 def forget_user(tx: Transaction, user_id: UserID, erase: bool) -> bool:
@@ -47,6 +55,7 @@ FEATURE = Feature(
         RATE_LIMIT: Bucket(20_000, 100),
         FEDERATION_RATE_LIMIT: Bucket(50_000, 1_000),  # per origin: a large server has many users
     },
+    before_sync=BeforeSync(_has_restored_keys, _delete_restored_keys),
     sync_always=tell_key_counts,
     forget_user=forget_user,
 )

@@ -8,6 +8,10 @@ next sync. It replaces the key then, and a new fallback key is unused again.
 A client repeats an upload whose answer was lost. Keys that were issued in between must not come back, so the digests
 of issued keys are remembered for a while, and keys with these digests are accepted, but not stored.
 
+After a restore from a backup, keys that were issued since the backup are there again. We know of the restore only once
+the device syncs with a token of the lost history. Then the keys from before the restore are deleted, and the device,
+which is told that it has none, uploads new ones.
+
 Counts are part of every sync of the device, so each change of them wakes the user.
 
 Spec: client-server-api/#one-time-and-fallback-keys
@@ -23,6 +27,7 @@ import orjson
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
+from homeserver.database.generations import get_beginning
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.federation.identifiers import UserID
@@ -195,6 +200,25 @@ def delete_one_time_keys(tx: Transaction, user_id: UserID, device_id: str) -> No
         tx.run("DELETE FROM fallback_keys WHERE user_nid = ? AND device_id = ?", nid, device_id)
         tx.run("DELETE FROM issued_one_time_keys WHERE user_nid = ? AND device_id = ?", nid, device_id)
         tx.wake(user_id)
+
+
+def has_restored_keys(tx: Transaction, user_id: UserID, device_id: str) -> bool:
+    """Returns whether the device has one-time keys that may come from a backup. Ask only if there was a restore."""
+    return bool(
+        tx.one(
+            "SELECT 1 FROM one_time_keys WHERE user_nid = ? AND device_id = ? AND uploaded <= ? LIMIT 1",
+            tx.find(user_id), device_id, get_beginning(tx),
+        )
+    )  # fmt: skip
+
+
+def delete_restored_keys(tx: Transaction, user_id: UserID, device_id: str) -> None:
+    """Deletes the one-time keys of a device that may come from a backup, and may have been issued since."""
+    tx.run(
+        "DELETE FROM one_time_keys WHERE user_nid = ? AND device_id = ? AND uploaded <= ?",
+        tx.find(user_id), device_id, get_beginning(tx),
+    )  # fmt: skip
+    tx.wake(user_id)
 
 
 def _delete_first_key(tx: Transaction, claim: Claim) -> IssuedKey | None:

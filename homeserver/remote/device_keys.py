@@ -123,7 +123,9 @@ async def _query_server(hs: Resources, server: ServerName, wanted: Mapping[UserI
         timeout_s=limits.encryption.REMOTE_KEYS_SILENCE_S,
         max_bytes=limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX,
     )  # fmt: skip
-    if len(wanted) > limits.encryption.SIGNATURES_INLINE_MAX:
+    devices = _object(answer.get("device_keys"))
+    signatures = 2 * len(wanted) + sum(len(_object(devices.get(user_id))) for user_id in wanted)
+    if signatures > limits.encryption.SIGNATURES_INLINE_MAX:
         return await hs.workers.run(check_keys, answer, wanted)
     return check_keys(answer, wanted)
 

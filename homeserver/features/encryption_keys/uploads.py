@@ -55,7 +55,10 @@ async def upload_keys(hs: Resources, requester: Requester, body: UploadBody) -> 
     count = len(body.one_time_keys or {}) + len(body.fallback_keys or {})
     limit_requester(hs, requester, RATE_LIMIT, count)
     stored = None
-    if body.device_keys is None and (body.one_time_keys or body.fallback_keys):
+    if body.device_keys is None:
+        if not count:  # a client that only wants to know how many keys it has
+            counts = await hs.database.read(count_keys, requester.user_id, requester.device_id)
+            return {"one_time_key_counts": counts.one_time}
         stored = await hs.database.read(find_signing_key, requester.user_id, requester.device_id)
     try:
         if count > limits.encryption.SIGNATURES_INLINE_MAX:

@@ -147,20 +147,21 @@ def store_cross_signing_keys(tx: Transaction, user_id: UserID, given: Mapping[Us
     master = given["master"] if "master" in given else stored["master"]
     for usage in ended:
         tx.run("DELETE FROM cross_signing_keys WHERE user_nid = ? AND usage = ?", tx.find(user_id), usage)
-    is_changed = bool(ended)
+    changed = set(ended)
     for usage, key in given.items():
         if usage == "master":
             key = _with_signatures_of_devices(tx, user_id, key, None if usage in ended else stored.get(usage))
         else:
             by_master = {master.key_id: signatures_by(key.content, user_id)[master.key_id]}
             key = CrossSigningKey(with_signatures(key.content, {user_id: by_master}), key.public_key)
-        is_changed |= _store_key(tx, user_id, usage, key)
+        if _store_key(tx, user_id, usage, key):
+            changed.add(usage)
     if "user_signing" in ended:
         tx.run("DELETE FROM user_signatures WHERE signer_nid = ?", tx.find(user_id))
     if "self_signing" in ended:
         _remove_signatures_by(tx, user_id, stored["self_signing"])
-    if is_changed:
-        note_device_list_changed(tx, user_id, signing_keys=True)
+    if changed:
+        note_device_list_changed(tx, user_id, signing_keys=changed != {"user_signing"})
 
 
 def store_uploaded_keys(tx: Transaction, user_id: UserID, device_id: str, keys: DeviceKeys) -> None:

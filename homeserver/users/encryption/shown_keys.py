@@ -50,11 +50,11 @@ def list_shown_keys(tx: Transaction, wanted: Wanted, viewer: UserID | None) -> S
             if user_id in keyless:
                 shown.device_keys[user_id] = {}
             continue
-        named = names.get(user_id, {})
+        named, chosen = names.get(user_id, {}), frozenset(device_ids)
         shown.device_keys[user_id] = {
             device_id: _with_name(keys, named.get(device_id))
             for device_id, keys in devices.items()
-            if not device_ids or device_id in device_ids
+            if not chosen or device_id in chosen
         }
     _add_cross_signing_keys(tx, shown, wanted, viewer)
     return shown

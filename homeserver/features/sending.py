@@ -16,7 +16,8 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, parse_event_id
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
-from homeserver.rooms.storage import find_stored_by_id, find_txn, txn_id_stored
+from homeserver.rooms.storage import find_stored_by_id
+from homeserver.rooms.transaction_ids import find_txn, txn_id_stored
 from homeserver.users.presence import note_activity
 
 routes = Routes()

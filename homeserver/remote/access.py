@@ -14,7 +14,8 @@ from homeserver.federation.server_acl import ServerAcl, compile_acl
 from homeserver.resources import Resources
 from homeserver.rooms.heads import Head, find_head, state_position
 from homeserver.rooms.membership import is_server_joined, list_largest_servers
-from homeserver.rooms.storage import PlacedEvent, find_positions, find_room_version, list_stored, load_auth_events
+from homeserver.rooms.storage import PlacedEvent, find_positions, list_stored, load_auth_events
+from homeserver.rooms.versions import find_room_version
 from homeserver.rooms.visibility import servers_in
 
 ACLS_CACHED_MAX = 1_000

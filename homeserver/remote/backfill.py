@@ -29,7 +29,8 @@ from homeserver.rooms.gaps import find_places, list_missing
 from homeserver.rooms.graph import in_order, leading_to
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Received
-from homeserver.rooms.storage import find_event, find_positions, get_room_version, list_placed
+from homeserver.rooms.storage import find_event, find_positions, list_placed
+from homeserver.rooms.versions import get_room_version
 
 
 async def fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:

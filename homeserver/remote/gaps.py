@@ -45,7 +45,8 @@ from homeserver.resources import Resources
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.receive import Received
 from homeserver.rooms.state_before import resolve_beforehand
-from homeserver.rooms.storage import Status, find_room_version
+from homeserver.rooms.storage import Status
+from homeserver.rooms.versions import find_room_version
 
 _log = logging.getLogger("homeserver.federation")
 

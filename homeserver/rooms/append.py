@@ -91,7 +91,7 @@ def append_local(
 ) -> Event:
     """Appends `draft` to its room and returns the event. MatrixError: 404 unknown room, 403 not allowed, 413 too large.
 
-    `device_id` and `txn_id` are stored with the event; call `rooms.storage.find_txn` first to recognise a retry.
+    `device_id` and `txn_id` are stored with the event; call `transaction_ids.find_txn` first to recognise a retry.
     as_admin: see `check_may_redact`.
     """
     place = _get_place(tx, draft)

@@ -11,15 +11,9 @@ from homeserver.database import Transaction
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.envelope import unpack
 from homeserver.rooms.heads import state_position
-from homeserver.rooms.storage import (
-    PlacedEvent,
-    Status,
-    StoredEvent,
-    TimelineEvent,
-    get_room_version,
-    list_stored,
-    txn_id_of_client,
-)
+from homeserver.rooms.storage import PlacedEvent, Status, StoredEvent, TimelineEvent, list_stored
+from homeserver.rooms.transaction_ids import txn_id_of_client
+from homeserver.rooms.versions import get_room_version
 from homeserver.rooms.visibility import Memberships, filter_visible
 
 

@@ -13,7 +13,8 @@ from homeserver.database import Transaction
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import UserID
 from homeserver.federation.redaction import redact
-from homeserver.rooms.storage import SomeEvent, get_room_version
+from homeserver.rooms.storage import SomeEvent
+from homeserver.rooms.versions import get_room_version
 
 
 def note_erased(tx: Transaction, user_id: UserID) -> None:

@@ -22,16 +22,15 @@ from homeserver.database.row_types import kinds_of, row_types
 from homeserver.federation import canonical_json
 from homeserver.federation.event import Event, trusted_event
 from homeserver.federation.identifiers import EventID, RoomID, UserID
-from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.federation.room_versions import RoomVersion
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.rooms import envelope
 from homeserver.rooms.envelope import event_id_of_key, event_key
+from homeserver.rooms.versions import get_room_version
 
 AUTH_EVENTS_CACHED_MAX = 5_000
 EVENTS_REMEMBERED_BYTES_MAX = 32 << 20  # some 25,000 messages: what the syncs and pages of an hour keep asking for
 EVENT_ROW_BYTES = 1_000  # of a row and its StoredEvent, besides what is counted
-ROOM_VERSIONS_CACHED_MAX = 20_000
-_TXN_SEPARATOR = "\x1f"
 ORDERING_SHIFT = 20  # leaves room for 2**20 backfilled events between two positions
 
 
@@ -414,51 +413,3 @@ def _to_event(
     if not version.event_id_is_reference_hash:
         columns["event_id"] = row.event_id
     return trusted_event(envelope.restore(packed, columns, event_ids), version, row.event_id)
-
-
-def find_room_version(tx: Transaction, room_id: str) -> RoomVersion | None:
-    """Returns the version of a room that this server knows of, or None. It never changes."""
-    cache = tx.cache("room_versions", ROOM_VERSIONS_CACHED_MAX)
-    version = cache.get(room_id)
-    if version is None:
-        row = tx.one("SELECT version, create_position FROM rooms WHERE room_nid = ?", tx.find(room_id))
-        if row is None:
-            return None
-        version = ROOM_VERSIONS[row[0]]
-        if row[1] and not tx.is_write:  # if we are only invited to the room, the inviter may have lied
-            cache.put(room_id, version)
-    return version
-
-
-def get_room_version(tx: Transaction, room_id: str) -> RoomVersion:
-    """Returns the version of a room that has stored events."""
-    version = find_room_version(tx, room_id)
-    if version is None:
-        raise DatabaseDamaged(f"The room {room_id} has events but no row.")
-    return version
-
-
-def txn_id_stored(txn_id: str, redacts: str | None) -> str:
-    """Returns the stored form of a transaction ID. For redactions it includes the event, which is part of the path."""
-    return txn_id if redacts is None else f"{txn_id}{_TXN_SEPARATOR}{redacts}"
-
-
-def txn_id_of_client(stored: str) -> str:
-    """Returns the transaction ID as the client sent it."""
-    return stored.partition(_TXN_SEPARATOR)[0]
-
-
-def find_txn(
-    tx: Transaction, sender: UserID, device_id: str, room_id: RoomID, event_type: str, txn_id: str
-) -> EventID | None:
-    """Returns the event that this device sent to this endpoint with this transaction ID, or None."""
-    row = tx.one(
-        "SELECT event_id FROM events WHERE sender_nid = ? AND txn_id = ? AND device_id = ? AND room_nid = ?"
-        " AND type_nid = ?",
-        tx.find(sender),
-        txn_id,
-        device_id,
-        tx.find(room_id),
-        tx.find(event_type),
-    )
-    return None if row is None else event_id_of_key(bytes(row[0]))

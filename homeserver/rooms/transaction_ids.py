@@ -1,0 +1,38 @@
+"""The transaction IDs that clients send with their events. Spec: client-server-api/#transaction-identifiers
+
+They are columns of the event's row, so that they become durable together with it.
+"""
+
+from __future__ import annotations
+
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import EventID, RoomID, UserID
+from homeserver.rooms.envelope import event_id_of_key
+
+_TXN_SEPARATOR = "\x1f"
+
+
+def txn_id_stored(txn_id: str, redacts: str | None) -> str:
+    """Returns the stored form of a transaction ID. For redactions it includes the event, which is part of the path."""
+    return txn_id if redacts is None else f"{txn_id}{_TXN_SEPARATOR}{redacts}"
+
+
+def txn_id_of_client(stored: str) -> str:
+    """Returns the transaction ID as the client sent it."""
+    return stored.partition(_TXN_SEPARATOR)[0]
+
+
+def find_txn(
+    tx: Transaction, sender: UserID, device_id: str, room_id: RoomID, event_type: str, txn_id: str
+) -> EventID | None:
+    """Returns the event that this device sent to this endpoint with this transaction ID, or None."""
+    row = tx.one(
+        "SELECT event_id FROM events WHERE sender_nid = ? AND txn_id = ? AND device_id = ? AND room_nid = ?"
+        " AND type_nid = ?",
+        tx.find(sender),
+        txn_id,
+        device_id,
+        tx.find(room_id),
+        tx.find(event_type),
+    )
+    return None if row is None else event_id_of_key(bytes(row[0]))

@@ -52,7 +52,7 @@ def run_trio(main: Callable[[], Awaitable[int]]) -> int:
 
     try:
         return trio.run(main)
-    except (Exception, BaseExceptionGroup) as error:
+    except (Exception, BaseExceptionGroup) as error:  # nurseries wrap what they raise; the rest is raised again
         inner = single_error(error)
         if isinstance(inner, MatrixError):
             raise CommandError(inner.error) from error

@@ -99,7 +99,7 @@ def collect(
     """What the changes of since < position ≤ upto mean for each destination, in order; and what cannot be sent."""
     try:
         return tx.attempt(_collect, tx, own, edus, since, upto, _together)
-    except Exception as error:
+    except Exception as error:  # whatever cannot be read, the rest can still be sent
         if is_outage(error):
             raise
         return _collect_each(tx, own, edus, since, upto)
@@ -148,7 +148,7 @@ def list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, s
     lasting = {edu_type: edu for edu_type, edu in edus.items() if not (edu.short_lived or edu.durable)}
     try:
         return tx.attempt(_list_due, tx, own, lasting, server, since, upto)
-    except Exception as error:
+    except Exception as error:  # whatever cannot be read, the rest can still be sent
         if is_outage(error):
             raise
     # Not even the rooms of the server may be readable, so look at everything there is, a little at a time.
@@ -162,7 +162,7 @@ def list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: Serve
     durable = {edu_type: edu for edu_type, edu in edus.items() if edu.durable}
     try:
         return tx.attempt(_list_due_durable, tx, own, durable, server, since, upto)
-    except Exception as error:
+    except Exception as error:  # whatever cannot be read, the rest can still be sent
         if is_outage(error):
             raise
     upto = min(upto, since + limits.TAIL_SPAN_MAX)

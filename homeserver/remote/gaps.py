@@ -183,7 +183,7 @@ async def _try(hs: Resources, room_id: RoomID, version: RoomVersion, parked: Par
             return None if await list_keyless(hs, [event], version) else checked.reason
         outcome = await receive_behind_gap(hs, checked, gap)
         return None if outcome is None else _reason(outcome)
-    except Exception as error:
+    except Exception as error:  # any error of one event, see below
         if is_outage(error):
             raise
         if isinstance(single_error(error), MatrixError):

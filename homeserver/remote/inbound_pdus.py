@@ -81,7 +81,7 @@ async def receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object]
             about = {"room_id": room_id, "origin": origin, "reason": str(error)}
             _log.warning("PDUs of a room not received", extra=about)
             return
-        except Exception as error:
+        except Exception as error:  # an event that this server fails on must not block the others of its room
             if is_outage(error):
                 raise
             if len(room_pdus) > 1:

@@ -229,7 +229,7 @@ class Sender:
         while not is_done:
             try:
                 is_done = await self._perform(server, lanes)
-            except Exception as error:
+            except Exception as error:  # whatever is wrong with one destination, the others get their events
                 if is_outage(error):
                     raise
                 _log.exception("sending to a server is interrupted", extra={"destination": server})
@@ -278,7 +278,7 @@ class Sender:
         """Writes the row of a destination; returns False if just that is not possible: delivery does not need it."""
         try:
             await self._hs.database.write(fn, *args)
-        except Exception as error:
+        except Exception as error:  # whatever is wrong with the row, the destination gets its events without it
             if is_outage(error):
                 raise
             _log.exception("how far a server has got cannot be stored", extra={"destination": server})

@@ -119,6 +119,13 @@ class SyncStart:
     is_anew: bool = False
 
 
+UNTIL_NEWS_MS = 60 * 1000
+
+
+def _ask_each_time(tx: Transaction, start: SyncStart) -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class BeforeSync:
     """What a feature writes when a sync starts, before the answer is read, such as an acknowledgement.
@@ -126,12 +133,16 @@ class BeforeSync:
     is_due(tx, start): returns whether there is anything to write. It is called in the read that answers the sync, so
     that a sync without changes costs no write, and once more in the write.
     write(tx, start): called if the write is due, in one transaction for all features.
+    idle_ms(tx, start): called after `is_due` returned False. For how many milliseconds it will return False for this
+    device and `set_presence`, whatever its token is, unless the user has news: UNTIL_NEWS_MS if only news can change
+    that. It is not asked again meanwhile.
 
     While the database takes no writes, syncs are answered without this one: `Feature.sync` must not rely on it.
     """
 
     is_due: Callable[[Transaction, SyncStart], bool]
     write: Callable[[Transaction, SyncStart], None]
+    idle_ms: Callable[[Transaction, SyncStart], int] = _ask_each_time
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,8 @@ class Request:
         # raises MatrixError if the requester has lost the right to make this request
         self.confirm: Callable[[], Awaitable[None]] = _nothing
         self.wait_gone = wait_gone  # returns when the client has closed the connection
+        # For operations with `waits`: raises MatrixError when the client disconnects or the server stops.
+        self.wait_ended: Callable[[], Awaitable[None]] = trio.sleep_forever
         self._client_ip = client_ip
         self._headers = headers or []
         self._receive = receive
@@ -229,7 +231,8 @@ class Routes:
         allow_guest, allow_suspended, allow_locked: whether guests, suspended or locked accounts may use the operation.
         Suspended accounts may read, so `allow_suspended` defaults to True for GET only.
         Spec: client-server-api/#account-suspension
-        waits: the handler may wait a long time. It is cancelled when the client disconnects or the server stops.
+        waits: the handler may wait a long time. While it waits, it has to await `request.wait_ended` too, which raises
+        when the client disconnects or the server stops.
         decode: decodes the JSON body. Use `decode_parts` if a malformed part must not invalidate the others.
         """
         group = group or guess_group(path)

@@ -9,7 +9,7 @@ wake-up without news is possible, and a missed one is not.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 
 import trio
@@ -18,10 +18,17 @@ from homeserver.limits import STREAM_KEYS_REMEMBERED_MAX
 
 
 class _Waiter:
-    __slots__ = ("after", "event")
+    __slots__ = ("after", "scope")
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int, deadline: float) -> None:
         self.after = after
+        self.scope = trio.CancelScope(deadline=deadline)  # cancelled by news
+
+
+class _Follower:
+    __slots__ = ("event",)
+
+    def __init__(self) -> None:
         self.event = trio.Event()
 
 
@@ -37,7 +44,7 @@ class Stream:
         self._floor = position
         self._young_since = position
         self._waiters: dict[str, set[_Waiter]] = {}
-        self._followers: set[_Waiter] = set()
+        self._followers: set[_Follower] = set()
         self._waiting = 0
 
     @property
@@ -58,7 +65,7 @@ class Stream:
             self._young[key] = max(position, self._young.get(key, 0))
             for waiter in self._waiters.get(key, ()):
                 if position > waiter.after:
-                    waiter.event.set()
+                    waiter.scope.cancel()
         for follower in self._followers:
             follower.event.set()
         if len(self._young) > STREAM_KEYS_REMEMBERED_MAX:
@@ -73,7 +80,7 @@ class Stream:
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if position > waiter.after:
-                    waiter.event.set()
+                    waiter.scope.cancel()
         for follower in self._followers:
             follower.event.set()
 
@@ -85,22 +92,30 @@ class Stream:
             return True
         return any(self._young.get(key, 0) > after or self._old.get(key, 0) > after for key in keys)
 
-    async def wait(self, keys: Collection[str], after: int, deadline: float) -> int:
+    async def wait(
+        self,
+        keys: Collection[str],
+        after: int,
+        deadline: float,
+        until: Callable[[], Awaitable[object]] = trio.sleep_forever,
+    ) -> int:
         """Waits for news of one of `keys` after position `after`, until the trio time `deadline`.
 
         Returns the stream's position, which is > `after`, or `after` if there was no news. Pass as `after` the position
         up to which you have read, not the one you began from. There may be nothing to read after all: then wait again.
+
+        until: awaited meanwhile. If it returns or raises, the wait ends. News and the deadline cancel it.
         """
         await trio.lowlevel.checkpoint()
         if self.has_news(keys, after):
             return self._position
-        waiter = _Waiter(after)
+        waiter = _Waiter(after, deadline)
         for key in keys:
             self._waiters.setdefault(key, set()).add(waiter)
         self._waiting += 1
         try:
-            with trio.move_on_at(deadline):
-                await waiter.event.wait()
+            with waiter.scope:
+                await until()
         finally:
             self._waiting -= 1
             for key in keys:
@@ -114,27 +129,27 @@ class Stream:
     @asynccontextmanager
     async def subscribe_all(self) -> AsyncIterator[Subscription]:
         """Yields a Subscription that is notified of every change, whatever its keys."""
-        waiter = _Waiter(0)
-        self._followers.add(waiter)
+        follower = _Follower()
+        self._followers.add(follower)
         try:
-            yield Subscription(self, waiter)
+            yield Subscription(self, follower)
         finally:
-            self._followers.discard(waiter)
+            self._followers.discard(follower)
 
 
 class Subscription:
     """Follows the whole stream. Several changes may be announced as one."""
 
-    __slots__ = ("_stream", "_waiter")
+    __slots__ = ("_follower", "_stream")
 
-    def __init__(self, stream: Stream, waiter: _Waiter) -> None:
+    def __init__(self, stream: Stream, follower: _Follower) -> None:
         self._stream = stream
-        self._waiter = waiter
+        self._follower = follower
 
     async def wait(self, after: int) -> int:
         """Waits until the stream is past `after`. Returns its position."""
         await trio.lowlevel.checkpoint()
         while self._stream.position <= after:
-            self._waiter.event = trio.Event()
-            await self._waiter.event.wait()
+            self._follower.event = trio.Event()
+            await self._follower.event.wait()
         return self._stream.position

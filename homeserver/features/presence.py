@@ -21,7 +21,17 @@ from homeserver.database import Transaction
 from homeserver.database.lane import Lane
 from homeserver.database.parked import RETRY_KEY
 from homeserver.errors import MatrixError, forbidden
-from homeserver.feature import BeforeSync, Edu, Feature, JsonObject, OutgoingEdu, PresenceState, SyncContext, SyncStart
+from homeserver.feature import (
+    UNTIL_NEWS_MS,
+    BeforeSync,
+    Edu,
+    Feature,
+    JsonObject,
+    OutgoingEdu,
+    PresenceState,
+    SyncContext,
+    SyncStart,
+)
 from homeserver.federation.edus import PresenceUpdate, parse_presence
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.resources import Resources
@@ -39,6 +49,7 @@ from homeserver.users.presence import (
     Presence,
     find_presence,
     forget_presence,
+    fresh_for_ms,
     is_anybody_there,
     is_news_of_device,
     list_due,
@@ -112,6 +123,13 @@ def _is_shown_anew(tx: Transaction, start: SyncStart) -> bool:
     if start.set_presence == "offline" or not tx.server.config.presence.enabled:
         return False
     return is_news_of_device(tx, start.user_id, start.device_id, start.set_presence)
+
+
+def _is_shown_for_ms(tx: Transaction, start: SyncStart) -> int:
+    """Returns for how long a sync with the same state shows the device as it is shown already."""
+    if start.set_presence == "offline" or not tx.server.config.presence.enabled:
+        return UNTIL_NEWS_MS
+    return fresh_for_ms(tx, start.user_id, start.device_id)
 
 
 def _show(tx: Transaction, start: SyncStart) -> None:
@@ -206,7 +224,7 @@ FEATURE = Feature(
             coalesce_by=lambda update: update.user_id,
         )
     },
-    before_sync=BeforeSync(_is_shown_anew, _show),
+    before_sync=BeforeSync(_is_shown_anew, _show, _is_shown_for_ms),
     sync=sync_presence,
     background=(follow_time,),
     forget_user=forget_presence,

@@ -22,7 +22,7 @@ from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, invalid_param
-from homeserver.feature import BeforeSync, Edu, EduQueue, Feature, JsonObject, SyncContext, SyncStart
+from homeserver.feature import UNTIL_NEWS_MS, BeforeSync, Edu, EduQueue, Feature, JsonObject, SyncContext, SyncStart
 from homeserver.federation import canonical_json
 from homeserver.federation.edus import DirectToDeviceContent
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, UserID, parse_user_id, server_name_of
@@ -212,6 +212,11 @@ def has_acknowledged(tx: Transaction, start: SyncStart) -> bool:
     return start.queue_since > 0 and has_inbox_upto(tx, start.user_id, start.device_id, start.queue_since)
 
 
+def empty_for_ms(tx: Transaction, start: SyncStart) -> int:
+    """Returns for how long there is nothing to acknowledge: with an empty inbox, until a message comes."""
+    return 0 if has_inbox_upto(tx, start.user_id, start.device_id, tx.position) else UNTIL_NEWS_MS
+
+
 def acknowledge(tx: Transaction, start: SyncStart) -> None:
     """Deletes the messages that the device has received."""
     delete_inbox_upto(tx, start.user_id, start.device_id, start.queue_since)
@@ -275,6 +280,6 @@ FEATURE = Feature(
             queue=EduQueue(list_first_edus, delete_edus_upto),
         )
     },
-    before_sync=BeforeSync(has_acknowledged, acknowledge),
+    before_sync=BeforeSync(has_acknowledged, acknowledge, empty_for_ms),
     sync=sync_to_device,
 )

@@ -90,12 +90,14 @@ class App:
         else:
             response = await self.dispatch.answer(request, self.groups)
         size, answers = len(response.body or b""), self.dispatch.hs.budgets.answers
+        if size <= limits.http.LARGE_ANSWER_BYTES:
+            await self._send(scope, request, body, response, send)
+            return
         with answers.hold(request.asker) as hold:
-            if size > limits.http.LARGE_ANSWER_BYTES:
-                if answers.has_room_for_one(request.asker, size):
-                    hold.become(size)
-                else:
-                    response = error_response(_too_many_large())
+            if answers.has_room_for_one(request.asker, size):
+                hold.become(size)
+            else:
+                response = error_response(_too_many_large())
             await self._send(scope, request, body, response, send)
 
     async def _send(self, scope: Scope, request: Request, body: _Body, response: Response, send: Send) -> None:

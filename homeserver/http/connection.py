@@ -314,10 +314,10 @@ class Crowd:
 
     def note(self, connection: Connection) -> None:
         """Records that the connection became idle or busy, or has ended."""
-        for idle in (self.idle, self._all_idle):
-            idle.pop(connection, None)
-            if connection.is_idle and connection in self.members:
-                idle[connection] = None
+        self.idle.pop(connection, None)
+        self._all_idle.pop(connection, None)
+        if connection.is_idle and connection in self.members:
+            self.idle[connection] = self._all_idle[connection] = None
 
 
 class Connections:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -72,10 +73,11 @@ class Dispatch:
     operations: Iterable[Operation]
     identify_origin: IdentifyOrigin = refuse_origin
     find_appservice: FindAppservice | None = None
-    draining: trio.Event = field(default_factory=trio.Event)
+    is_draining: bool = False
     requested: trio.Event = field(default_factory=trio.Event)
     active: int = 0
     _waiting: Counter[str] = field(default_factory=Counter)  # long-waiting requests, by user
+    _scopes: set[trio.CancelScope] = field(default_factory=set)  # of the waiting requests: draining cancels them
     router: Router = field(default_factory=Router)
     by_name: dict[str, Operation] = field(default_factory=dict)
     _ids: Any = None
@@ -124,7 +126,9 @@ class Dispatch:
     def drain(self) -> None:
         """Ends waiting operations; the others finish. From now on nothing waits."""
         self.hs.is_ready = False
-        self.draining.set()
+        self.is_draining = True
+        for scope in self._scopes:
+            scope.cancel()
 
     async def call(self, operation: Operation, request: Request, requester: Requester | None, path: list[Any]) -> Any:
         """Returns the handler's result, for transports that are not HTTP. `path`: decoded path arguments in order."""
@@ -197,8 +201,9 @@ class Dispatch:
             body = None  # frees its text
         if not operation.waits:
             return await self._handle(operation, request, requester, origin, path)
+        request.wait_ended = partial(self._wait_ended, request)
         with self._turn_to_wait(requester):
-            return await self._wait(operation, request, requester, origin, path)
+            return await self._handle(operation, request, requester, origin, path)
 
     def _charge(self, body: Body, requester: Requester | None, origin: ServerName | None) -> None:
         """Raises M_LIMIT_EXCEEDED if the sender has recently sent too many values in large bodies."""
@@ -252,30 +257,18 @@ class Dispatch:
             if not self._waiting[user_id]:
                 del self._waiting[user_id]
 
-    async def _wait(self, operation: Operation, request: Request, *arguments: Any) -> Any:
-        """Runs a handler that may wait for long. It ends when the client disconnects or the server stops."""
-        result: Any = None
-        failure: MatrixError | None = None
-        async with trio.open_nursery() as nursery:
-
-            async def end_when(wait: Any, ended: MatrixError) -> None:
-                nonlocal failure
-                await wait()
-                failure = ended
-                nursery.cancel_scope.cancel()
-
-            restarting = MatrixError(503, "M_UNKNOWN", "This server is restarting.")
-            nursery.start_soon(end_when, self.draining.wait, restarting)
-            nursery.start_soon(end_when, request.wait_gone, MatrixError(CLIENT_GONE, "M_UNKNOWN", "You have gone."))
+    async def _wait_ended(self, request: Request) -> None:
+        """Raises MatrixError as soon as the client has disconnected or the server stops."""
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            if self.is_draining:
+                scope.cancel()
             try:
-                result = await self._handle(operation, request, *arguments)
-                failure = None
-            except MatrixError as error:  # kept out of the nursery, which would wrap it in a group
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return result
+                await request.wait_gone()
+            finally:
+                self._scopes.discard(scope)
+            raise MatrixError(CLIENT_GONE, "M_UNKNOWN", "You have gone.")
+        raise MatrixError(503, "M_UNKNOWN", "This server is restarting.")
 
     def _limit(self, operation: Operation, request: Request, requester: Requester | None) -> None:
         if requester is None:

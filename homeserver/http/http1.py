@@ -17,6 +17,7 @@ the body, and never if the request is refused before that.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -70,21 +71,21 @@ def _check_lengths(head: bytes) -> None:
         raise Refused
 
 
-def check_request(request: h11.Request) -> h11.Request:
-    """Returns the request with the path as its target. Raises Refused.
+def check_request(request: h11.Request, fields: Mapping[bytes, bytes]) -> h11.Request:
+    """Returns the request with the path as its target. Raises Refused. fields: its headers, by lower-case name.
 
     Spec: RFC 9112, sections 2.3 (version), 3.2 (target, Host), 6.1 (chunks are of HTTP/1.1)
     """
-    target, headers = request.target, request.headers
+    target = request.target
     if request.method == b"CONNECT":
         raise Refused(405)
     if not request.http_version.startswith(b"1."):
         raise Refused(505)
-    for name, value in headers:
-        if name == b"host" and _HOST.fullmatch(value) is None:
-            raise Refused
-        if name == b"transfer-encoding" and request.http_version == b"1.0":
-            raise Refused
+    host = fields.get(b"host")  # h11 refuses a second one
+    if host is not None and _HOST.fullmatch(host) is None:
+        raise Refused
+    if b"transfer-encoding" in fields and request.http_version == b"1.0":
+        raise Refused
     if target.startswith(b"/") and b"#" not in target:
         return request
     if target == b"*" and request.method == b"OPTIONS":
@@ -92,11 +93,11 @@ def check_request(request: h11.Request) -> h11.Request:
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None or b"#" in target or _HOST.fullmatch(absolute[1]) is None:
         raise Refused
-    host, path = absolute.groups()
+    authority, path = absolute.groups()
     return h11.Request(
         method=request.method,
         target=path if path.startswith(b"/") else b"/" + path,
-        headers=[*((name, value) for name, value in headers if name != b"host"), (b"host", host)],
+        headers=[*((name, value) for name, value in request.headers if name != b"host"), (b"host", authority)],
         http_version=request.http_version,
     )
 
@@ -133,7 +134,7 @@ class Http1(H11Protocol):  # type: ignore[misc]  # its types do not foresee it
             kind = type(event)
             if kind is h11.Request:
                 await self.send(Updated(idle=False))
-                await self._begin(check_request(event))
+                await self._begin(event)
             elif event is h11.PAUSED:
                 await self.can_read.clear()
                 await self.can_read.wait()
@@ -148,7 +149,9 @@ class Http1(H11Protocol):  # type: ignore[misc]  # its types do not foresee it
                 await self.stream.handle(event)
 
     async def _begin(self, request: h11.Request) -> None:
-        self._is_chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
+        fields = {name.lower(): value for name, value in request.headers.raw_items()}
+        request = check_request(request, fields)
+        self._is_chunked = b"transfer-encoding" in fields
         self._chunks = self._chunk_bytes = 0
         if self.connection.they_are_waiting_for_100_continue:
             self.task_group.before_body = self._send_continue

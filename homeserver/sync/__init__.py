@@ -9,7 +9,7 @@ import msgspec
 import orjson
 
 from homeserver.api.filters import EVERYTHING, Filter, parse_filter
-from homeserver.api.routes import Routes
+from homeserver.api.routes import Request, Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.database.cache import Cache
@@ -49,12 +49,12 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     routes = Routes()
 
     @routes.get("/_matrix/client/v3/sync", rate_limit="sync", waits=True, allow_guest=True)
-    async def sync_events(hs: Resources, requester: Requester, query: SyncQuery) -> dict[str, Any]:
+    async def sync_events(hs: Resources, requester: Requester, request: Request, query: SyncQuery) -> dict[str, Any]:
         token = None if query.since is None else parse_sync_token(query.since)
         since = None if token is None else await _read_since(hs, token)
         if since is None or query.full_state:
             limit_requester(hs, requester, "initial_sync")
-        request = SyncRequest(
+        sync = SyncRequest(
             requester=requester,
             since=since,
             is_anew=since is None and query.since is not None,
@@ -65,7 +65,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
             use_state_after=query.use_state_after,
             set_presence=query.set_presence,
         )
-        return await engine.sync(hs, request)
+        return await engine.sync(hs, sync, request.wait_ended)
 
     return Feature(
         name="sync",

@@ -9,16 +9,17 @@ Theory of operation. A sync goes through these steps; the first two share one re
 4. Otherwise the engine waits until one of the answer's keys (the user, the rooms) has news, and reads again. The
    parts that every answer includes never end the wait; the client gets them with the next news, or at the timeout.
 
-A quiet sync skips step 2. The engine remembers the keys of each user, and the parts for every answer of each device,
-with the position at which they were read. If none of the keys has had news since, nothing can have changed: every
-change that affects a sync wakes one of them.
+A quiet sync skips step 2, and step 1 while every feature has said that it will have nothing to write. The engine
+remembers the keys of each user, and the parts for every answer of each device, with the position at which they were
+read. If none of the keys has had news since, nothing can have changed: every change that affects a sync wakes one of
+them.
 
 Spec: client-server-api/#syncing
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.timeline import Tokens, after_position
 from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
-from homeserver.sync.sections import Sections, add_sections, is_due, write_before
+from homeserver.sync.sections import Sections, add_sections, is_due, look_ahead, write_before
 from homeserver.users.blocking import blocks_invites, ignored_users
 
 USERS_REMEMBERED_MAX = 10_000
@@ -113,13 +114,20 @@ class Engine:
         self._keys = Cache(USERS_REMEMBERED_MAX)  # user ID → (keys, the position at which they were read)
         # (user ID, device ID) → (the parts for every answer, the position at which they were read)
         self._always = Cache(USERS_REMEMBERED_MAX)
+        # (user ID, device ID) → (set_presence, the position at which nothing was due, how long it stays so)
+        self._idle = Cache(USERS_REMEMBERED_MAX)
 
-    async def sync(self, hs: Resources, request: SyncRequest) -> dict[str, Any]:
-        """Returns the answer: at once with news or if all was asked for, else with the next news or at the timeout."""
+    async def sync(
+        self, hs: Resources, request: SyncRequest, wait_ended: Callable[[], Awaitable[None]] = trio.sleep_forever
+    ) -> dict[str, Any]:
+        """Returns the answer: at once with news or if all was asked for, else with the next news or at the timeout.
+
+        wait_ended: raises when nobody waits for the answer any more.
+        """
         deadline = trio.current_time() + request.timeout_ms / 1000
         answer = await self._first_answer(hs, request)
         while not (answer.has_news or request.is_whole) and trio.current_time() < deadline:
-            position = await hs.stream.wait(answer.keys, answer.upto, deadline)
+            position = await hs.stream.wait(answer.keys, answer.upto, deadline, wait_ended)
             if position <= answer.upto:
                 break
             answer = await self._read(hs, request, _compute_again)
@@ -143,8 +151,19 @@ class Engine:
         return await self._read(hs, request, compute) if quiet is None else quiet
 
     async def _is_due(self, hs: Resources, request: SyncRequest) -> bool:
+        """Returns whether a feature has something to write first. Remembers for how long none will have."""
         before = self._sections.before
-        return bool(before) and await hs.database.read(is_due, before, request.start)
+        if not before:
+            return False
+        idle: tuple[PresenceState, int, float] | None = self._idle.get(request.device)
+        if idle is not None and idle[0] == request.set_presence and trio.current_time() < idle[2]:
+            if not hs.stream.has_news((request.user_id,), idle[1]):
+                return False
+        position = hs.stream.position
+        due, idle_ms = await hs.database.read(look_ahead, before, request.start)
+        if idle_ms > 0:
+            self._idle.put(request.device, (request.set_presence, position, trio.current_time() + idle_ms / 1000))
+        return due
 
     async def _read(self, hs: Resources, request: SyncRequest, compute_: _Compute[_Answer]) -> _Answer:
         known = (self._sections, request, hs.database.generation, self._told)

@@ -34,6 +34,13 @@ def is_due(tx: Transaction, before: Iterable[BeforeSync], start: SyncStart) -> b
     return any(each.is_due(tx, start) for each in before)
 
 
+def look_ahead(tx: Transaction, before: Sequence[BeforeSync], start: SyncStart) -> tuple[bool, int]:
+    """Returns `is_due`, and for how many milliseconds nothing will be due unless the user has news."""
+    if is_due(tx, before, start):
+        return True, 0
+    return False, min(each.idle_ms(tx, start) for each in before)
+
+
 def write_before(tx: Transaction, before: Iterable[BeforeSync], start: SyncStart) -> None:
     """Writes what all features have to write before a sync is answered."""
     for each in before:

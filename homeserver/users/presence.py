@@ -96,13 +96,29 @@ def _timeout_ms(tx: Transaction) -> int:
 
 def is_news_of_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> bool:
     """Returns whether `note_device` would write anything new, or refresh an old write."""
+    row = _find_device(tx, user_id, device_id)
+    return row is None or row[0] != state or not is_recent(row[1], tx.now_ms, _write_interval_ms(tx))
+
+
+def fresh_for_ms(tx: Transaction, user_id: UserID, device_id: str) -> int:
+    """Returns for how long the last write about a device does not need to be refreshed. Not negative."""
+    row = _find_device(tx, user_id, device_id)
+    interval_ms = _write_interval_ms(tx)
+    if row is None or not is_recent(row[1], tx.now_ms, interval_ms):
+        return 0
+    return row[1] + interval_ms - tx.now_ms
+
+
+def _write_interval_ms(tx: Transaction) -> int:
+    return min(limits.users.PRESENCE_WRITE_INTERVAL_MS, _timeout_ms(tx) // 3)
+
+
+def _find_device(tx: Transaction, user_id: UserID, device_id: str) -> tuple[PresenceState, int] | None:
+    """Returns the state of a device and when it was stored, or None."""
     row = tx.one(
         "SELECT state, seen_ms FROM presence_devices WHERE user_nid = ? AND device_id = ?", tx.find(user_id), device_id
     )
-    if row is None:
-        return True
-    interval_ms = min(limits.users.PRESENCE_WRITE_INTERVAL_MS, _timeout_ms(tx) // 3)
-    return bool(row[0] != state or not is_recent(row[1], tx.now_ms, interval_ms))
+    return None if row is None else (row[0], row[1])
 
 
 def note_device(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState) -> None:
@@ -119,7 +135,12 @@ def note_device(tx: Transaction, user_id: UserID, device_id: str, state: Presenc
 
 
 def set_status(tx: Transaction, user_id: UserID, device_id: str, state: PresenceState, status_msg: str | None) -> None:
-    """Stores the state that a user sets for the current device, and their status message."""
+    """Stores the state that a user sets for the current device, and their status message.
+
+    This is news for the device's next sync, which may show another state.
+    """
+    if is_news_of_device(tx, user_id, device_id, state):
+        tx.wake(user_id)
     _store_device(tx, user_id, device_id, state)
     old = find_presence(tx, user_id) or Presence(user_id, True)
     _store_current(tx, old, replace(old, status_msg=status_msg, last_active_ms=tx.now_ms))

@@ -36,9 +36,10 @@ async def slow(hs: Resources) -> dict[str, Any]:
 
 
 @routes.get("/_matrix/client/v3/sync", waits=True)
-async def sync(hs: Resources) -> dict[str, Any]:
+async def sync(hs: Resources, request: Request) -> dict[str, Any]:
     try:
-        await trio.sleep(60)
+        with trio.move_on_after(60):
+            await request.wait_ended()
     finally:
         hs.ended.set()  # type: ignore[attr-defined]
     return {}

@@ -14,7 +14,7 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import ServerName
 from homeserver.rooms.append import append_local
 from homeserver.rooms.membership import store_membership
-from homeserver.users.presence import note_activity
+from homeserver.users.presence import is_news_of_device, note_activity
 from tests.support.homeservers import Client, Homeservers, Server
 
 TIMEOUT_S = 300
@@ -210,6 +210,28 @@ async def test_syncs_write_nothing_while_nothing_changes(homeserver: Server) -> 
         since = (await sync(alice, since))["next_batch"]
         await trio.sleep(2)
     assert homeserver.hs.stream.position == before
+
+
+async def test_a_device_that_keeps_syncing_without_news_stays_there(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    since = (await sync(alice))["next_batch"]
+    for _ in range(TIMEOUT_S // 5 + 30):
+        since = (await sync(alice, since))["next_batch"]
+        await trio.sleep(5)
+    assert (await status(alice, alice.user_id))["presence"] == "unavailable"
+
+
+async def test_a_sync_shows_the_device_again_after_its_user_has_set_another_state(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    tablet = await homeserver.log_in("alice")
+    await sync(tablet)
+    since = (await sync(alice))["next_batch"]
+    for _ in range(2):
+        since = (await sync(alice, since))["next_batch"]
+    await alice.ok("PUT", f"presence/{alice.user_id}/status", json={"presence": "unavailable"})
+    assert (await status(alice, alice.user_id))["presence"] == "online"  # of the tablet: nobody else sees a change
+    await sync(alice, since)
+    assert not await homeserver.read(is_news_of_device, alice.user_id, alice.device_id, "online")
 
 
 async def test_who_is_there_learns_of_who_comes(homeserver: Server) -> None:

@@ -132,6 +132,30 @@ async def test_a_client_that_leaves_is_no_failure_of_the_server(server: Server) 
     assert 'status="503"' not in metrics
 
 
+class Spawned(trio.abc.Instrument):
+    """Notes the tasks that are started, but for those of the test's own client."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        if task.name.startswith("homeserver."):
+            self.names.append(task.name)
+
+
+@pytest.mark.parametrize("timeout", [0, 30_000])
+async def test_a_sync_starts_no_task(server: Server, timeout: int) -> None:
+    alice = await server.register("alice")
+    since = (await sync(alice, set_presence="offline"))["next_batch"]
+    spawned = Spawned()
+    trio.lowlevel.add_instrument(spawned)
+    try:
+        await sync(alice, since, timeout=timeout, set_presence="offline")
+    finally:
+        trio.lowlevel.remove_instrument(spawned)
+    assert spawned.names == []
+
+
 async def test_one_user_does_not_take_the_places_of_all(server: Server) -> None:
     """All users share the requests that a server has under way at a time."""
     alice, bob = await server.register("alice"), await server.register("bob")

@@ -61,17 +61,25 @@ def count_parcels(tx: Transaction) -> int:
 
 @dataclass
 class Parcels:
-    """The feature, and what it was asked: the transactions, in order, and the last context."""
+    """The feature, and what it was asked: the transactions, in order, and the last context.
+
+    idle_ms: for how long it says that it will have nothing to write.
+    """
 
     asked: list[tuple[str, Transaction]] = field(default_factory=list)
     contexts: list[SyncContext] = field(default_factory=list)
+    idle_ms: int = 0
 
     def feature(self) -> Feature:
         return Feature(
             name="parcels",
             spec="client-server-api/#made-up",
             schema=SCHEMA,
-            before_sync=BeforeSync(self._noting("is_due", _has_acknowledged), self._noting("write", _acknowledge)),
+            before_sync=BeforeSync(
+                self._noting("is_due", _has_acknowledged),
+                self._noting("write", _acknowledge),
+                lambda tx, start: self.idle_ms,
+            ),
             sync=self._noting("sync", self._sync),
             sync_always=self._noting("sync_always", _sync_always),
         )

@@ -158,6 +158,26 @@ async def test_a_sync_that_changes_nothing_costs_one_read_and_no_write(place: Pl
     assert place.server.hs.database.writes == writes
 
 
+async def test_a_feature_that_will_have_nothing_to_write_is_not_asked_again(place: Place) -> None:
+    place.parcels.idle_ms = 30_000
+    since = (await place.sync())["next_batch"]
+    for _ in range(2):
+        since = (await place.sync(since))["next_batch"]
+    place.parcels.asked.clear()
+    since = (await place.sync(since))["next_batch"]
+    assert place.parcels.names_asked() == []
+    await trio.sleep(31)
+    since = (await place.sync(since))["next_batch"]
+    assert place.parcels.names_asked() == ["is_due"], "the time is over"
+    await place.server.write(send_parcel, place.alice.user_id, place.alice.device_id)
+    since = (await place.sync(since))["next_batch"]
+    await place.sync(since)
+    assert place.parcels.names_asked() == ["is_due", "sync", "sync_always", "is_due", "is_due", "write"], (
+        "there is news"
+    )
+    assert await place.server.read(count_parcels) == 0
+
+
 async def test_all_features_write_at_once(place: Place) -> None:
     await place.server.write(send_parcel, place.alice.user_id, place.alice.device_id)
     since = (await place.sync())["next_batch"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 
 from tests.end_to_end.people import Person
-from tests.end_to_end.programs import Homeserver, Place, make_place
+from tests.end_to_end.programs import Failed, Homeserver, Place, make_place
 from tests.support.postgres import missing_reason
 
 Newcomer = Callable[[Homeserver, str], Person]
@@ -64,11 +65,37 @@ def newcomer() -> Iterator[Newcomer]:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Adds what the servers said to the report of a test that failed."""
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A server that dies is reported once, by the test in which it did, and runs again for the tests that follow."""
     outcome = yield
     report = outcome.get_result()
-    if report.when == "call" and report.failed:
-        for name, value in getattr(item, "funcargs", {}).items():
-            if isinstance(value, Homeserver):
-                report.sections.append((f"{name} said", value.said()[-6000:]))
+    if report.when == "setup" and call.excinfo is not None and isinstance(call.excinfo.value, Failed):
+        shorten(report, call.excinfo.value)
+    elif report.when == "call":
+        servers = {name: value for name, value in item.funcargs.items() if isinstance(value, Homeserver)}  # type: ignore[attr-defined]
+        bury(report, servers)
+
+
+def shorten(report: Any, error: Failed) -> None:
+    """Leaves out of a report what an earlier one has: why a server did not start."""
+    if error.is_reported:
+        report.longrepr = "A server that this test needs did not start. An earlier report says why."
+    error.is_reported = True
+
+
+def bury(report: Any, servers: Mapping[str, Homeserver]) -> None:
+    """Makes the death of a server the report of the test; without one, adds what the servers said to a failure."""
+    epitaphs = {name: server.epitaph() for name, server in servers.items()}
+    died = [name for name, epitaph in epitaphs.items() if epitaph]
+    if not died:
+        if report.failed:
+            report.sections += [(f"{name} said", server.said()[-6000:]) for name, server in servers.items()]
+        return
+    report.outcome = "failed"
+    report.longrepr = "\n".join(f"{name} died: {epitaphs[name]}" for name in died)
+    for name in died:
+        try:
+            servers[name].start()
+        except Failed:
+            report.longrepr += f"\n{name} does not start again: tests that follow fail for that."
+            servers[name].kill()

@@ -33,6 +33,14 @@ PATIENCE_S = 60.0
 class Failed(AssertionError):
     """A program did not do what it had to; the message has the end of its output."""
 
+    is_reported = False
+    """Whether a report has the message already: pytest raises the error of a fixture in every test that uses it."""
+
+
+def make_client(patience_s: float) -> httpx.Client:
+    """A client for servers without TLS. To read the certificates that it would trust takes longer than to start it."""
+    return httpx.Client(timeout=patience_s, verify=False)
+
 
 def free_port() -> int:
     """A port of the loopback interface that nobody has; below those that the system gives to outgoing connections."""
@@ -83,7 +91,8 @@ class Homeserver:
     client_port: int
     federation_port: int
     process: subprocess.Popen[bytes] | Forked | None = None
-    _http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=PATIENCE_S))
+    _was_told_to_end: bool = False
+    _http: httpx.Client = field(default_factory=lambda: make_client(PATIENCE_S))
 
     @property
     def url(self) -> str:
@@ -109,7 +118,14 @@ class Homeserver:
             command = [COMMAND, "serve", "--config", str(self.config)]
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._was_told_to_end = False  # only now: other threads look for servers that died
         self.wait_ready()
+
+    def epitaph(self) -> str:
+        """How a server ended that nobody told to end, with the end of its log; "" for any other."""
+        if self.process is None or self._was_told_to_end or self.process.poll() is None:
+            return ""
+        return f"{self.server_name} ended by itself with {self.process.returncode}:\n{self.said()[-4000:]}"
 
     def wait_ready(self) -> None:
         """Returns once it answers that it serves."""
@@ -125,10 +141,17 @@ class Homeserver:
         wait_until(f"{self.server_name} is ready", ready)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """The exit code after a signal to stop. Failed if it does not end."""
-        assert self.process is not None
-        self.process.send_signal(number)
+        """The exit code after a signal to stop. Failed if it does not end, or has ended before."""
+        self.begin_stop(number)
         return self.wait_ended()
+
+    def begin_stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Sends a signal to stop. Failed if the server has ended before."""
+        assert self.process is not None
+        if epitaph := self.epitaph():
+            raise Failed(epitaph)
+        self._was_told_to_end = True
+        self.process.send_signal(number)
 
     def wait_ended(self) -> int:
         """The exit code. Failed if it does not end."""
@@ -141,16 +164,25 @@ class Homeserver:
 
     def kill(self) -> None:
         """SIGKILL, as the power failing is for a program."""
+        self._was_told_to_end = True
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def call(self, method: str, path: str, token: str = "", body: Any = None, **query: Any) -> Any:
-        """The JSON of a 200; MatrixError for any other answer. Paths without a slash follow /_matrix/client/v3/."""
+        """The JSON of a 200. Raises MatrixError for any other answer, Failed if the server has died.
+
+        Paths without a slash follow /_matrix/client/v3/.
+        """
         if not path.startswith("/"):
             path = f"/_matrix/client/v3/{path}"
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        answer = self._http.request(method, self.url + path, headers=headers, json=body, params=query or None)
+        try:
+            answer = self._http.request(method, self.url + path, headers=headers, json=body, params=query or None)
+        except httpx.TransportError:
+            if epitaph := self.epitaph():
+                raise Failed(epitaph) from None
+            raise
         if answer.status_code != 200:
             problem = answer.json()
             raise MatrixError(answer.status_code, problem["errcode"], problem["error"])

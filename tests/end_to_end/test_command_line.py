@@ -243,8 +243,7 @@ def test_requests_under_way_are_answered_before_the_server_ends(server: Homeserv
     with socket.create_connection(("127.0.0.1", server.client_port), timeout=30) as upload:
         upload.sendall(request + b"half of")
         wait_until("both requests to be under way", lambda: _active(server) >= 3)  # the third asks for this number
-        assert server.process is not None
-        server.process.send_signal(signal.SIGTERM)
+        server.begin_stop()
         waiting.join(30)
         upload.sendall(b" it..")
         answer = upload.recv(65536)

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.launcher import Launcher
-from tests.end_to_end.programs import Homeserver, Place, make_place, wait_until
+from tests.end_to_end.programs import Failed, Homeserver, Place, make_client, make_place, wait_until
 
 pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
@@ -42,16 +42,18 @@ class Stubborn:
     server: Homeserver
     token: str
     over: threading.Event
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30))
+    http: httpx.Client = field(default_factory=lambda: make_client(30))
 
     def ask(self, method: str, path: str, **options: Any) -> Any:
-        """The JSON of the answer, however often the server dies meanwhile."""
+        """The JSON of the answer, however often the server is killed meanwhile. Failed if it dies by itself."""
         headers = {"authorization": f"Bearer {self.token}"}
         while True:
             try:
                 answer = self.http.request(method, self.server.url + path, headers=headers, **options)
             except httpx.TransportError:
-                time.sleep(0.005)
+                if epitaph := self.server.epitaph():
+                    raise Failed(epitaph) from None
+                time.sleep(0.02)
                 continue
             if answer.status_code == 503:  # it is about to stop
                 continue
@@ -75,7 +77,7 @@ class Sender:
     def run(self) -> None:
         while not self.device.over.is_set():
             if len(self.acknowledged) >= self.quota:
-                time.sleep(0.005)
+                time.sleep(0.02)
                 continue
             text = f"{self.name}-{len(self.acknowledged)}"
             self.acknowledged[text] = self.send(text)

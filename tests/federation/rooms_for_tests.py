@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -31,6 +32,7 @@ def versions(first: int = 1, last: int = 12) -> list[RoomVersion]:
     return [ROOM_VERSIONS[str(number)] for number in range(first, last + 1)]
 
 
+@cache
 def key_of(server: str) -> SigningKey:
     return SigningKey("1", sha256(server.encode()).digest())
 

@@ -14,6 +14,9 @@ import pytest
 import trio
 
 from homeserver.database import Database, DatabaseError, Schema, Step, Transaction
+from homeserver.process.back_off import BackOff
+from homeserver.remote.destinations import list_destinations
+from homeserver.remote.schema import SCHEMA as FEDERATION
 from tests.support.database import opened
 
 ONE = Step("one", "CREATE TABLE a (id INTEGER PRIMARY KEY, x TEXT NOT NULL);")
@@ -194,3 +197,23 @@ def test_a_plain_start_imports_neither_engine_nor_tool(tmp_path: object) -> None
 
 def test_this_sqlite_is_new_enough() -> None:
     assert sqlite3.sqlite_version_info >= (3, 39)
+
+
+async def test_servers_that_lagged_before_there_were_lanes_lag_in_the_ordinary_one(database_url: str) -> None:
+    """Their rows were in another table, and nothing durable was sent at that time."""
+    before = [step.name for step in FEDERATION.steps].index("006_lanes")
+
+    def lag(tx: Transaction) -> None:
+        tx.run(
+            "INSERT INTO destinations (server_nid, acked_position, failures, since_ms, retry_after_ms)"
+            " VALUES (?, 7, 0, 1, 1), (?, 9, 3, 100, 200)",
+            tx.intern("slow.example"),
+            tx.intern("away.example"),
+        )
+
+    async with opened(database_url, replace(FEDERATION, steps=FEDERATION.steps[:before])) as database:
+        await database.write(lag)
+    async with opened(database_url, FEDERATION) as database:
+        found, failed = await database.read(list_destinations)
+    assert failed == []
+    assert found == {"slow.example": {False: (7, None)}, "away.example": {False: (9, BackOff(3, 100, 200))}}

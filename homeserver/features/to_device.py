@@ -18,7 +18,7 @@ import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Empty, Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, invalid_param
@@ -29,7 +29,7 @@ from homeserver.federation.identifiers import InvalidIdentifier, ServerName, Use
 from homeserver.limits import Bucket
 from homeserver.resources import Resources
 from homeserver.users.encryption.inbox import delete_inbox_upto, has_inbox_upto, list_inbox, note_request
-from homeserver.users.encryption.outbox import delete_edus_upto, insert_edu, list_edus, list_first_edus
+from homeserver.users.encryption.outbox import count_unknown, delete_edus_upto, insert_edu, list_edus, list_first_edus
 from homeserver.users.encryption.to_device import Posting, store_messages
 
 _log = logging.getLogger(__name__)
@@ -74,6 +74,9 @@ async def send_to_device(hs: Resources, requester: Requester, event_type: str, t
     contents = _parse_contents(body)
     local = {user_id: each for user_id, each in contents.items() if server_name_of(user_id) == hs.server_name}
     edus = _build_edus(requester.user_id, event_type, contents, hs.server_name) if hs.config.federation.enabled else []
+    if edus:
+        unknown = await hs.database.read(count_unknown, {server for server, _ in edus})
+        limit_requester(hs, requester, "to_device_servers", unknown)
     request = f"{event_type}/{txn_id}"
     posting, dropped = await hs.database.write(_send, requester, event_type, request, local, edus)
     _note_dropped(hs, "inbox", posting.dropped, {"user_id": requester.user_id})
@@ -267,6 +270,7 @@ FEATURE = Feature(
     schema=SCHEMA,
     routes=routes,
     limits={
+        "to_device_servers": Bucket(100, 0.1),  # servers unknown so far, which are tried for ever
         "to_device": Bucket(500, 50),  # keys for a room of thousands of devices, 20 to a request
     },
     edus={

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from homeserver import limits
-from homeserver.config import FederationSection
+from homeserver.config import FederationSection, RateLimitsSection
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.features.to_device import note_received
@@ -261,14 +261,38 @@ async def test_what_a_peer_may_not_send_is_ignored(federation: Federation) -> No
     assert len(ids) == 1  # messages that nobody gets leave nothing behind
 
 
-async def test_a_peer_cannot_fill_the_disk(federation: Federation) -> None:
+async def test_a_peer_that_floods_an_inbox_drops_its_own_messages_only(federation: Federation) -> None:
     a, alice, mallory = await with_mallory(federation)
+    other = Stranger(federation.network, ServerName("other.example"))
+    bob = await a.register("bob")
+    await other.send("a.example", "1", edus=[edu(other.user("m"), alice.client, "from another server")])
+    await send(bob, [(alice.client.user_id, alice.client.device_id)], n="from this server")
     text = "x" * 200_000
     for batch in range(10):
-        edus = [edu(mallory.user("m"), alice.client, text, f"{batch} {n}") for n in range(20)]
+        edus = [edu(mallory.user(f"m{n}"), alice.client, text, f"{batch} {n}") for n in range(20)]
         await mallory.send("a.example", f"{batch}", edus=edus)
-    assert await a.read(count_inbox) <= limits.users.INBOX_BYTES_MAX // len(text) + 1
+    assert await a.read(count_inbox) <= limits.users.INBOX_BYTES_MAX // len(text) + 2
     assert 'homeserver_to_device_dropped_total{queue="inbox"}' in a.hs.metrics.text()
+    await alice.sync()
+    assert alice.got[:2] == ["from another server", "from this server"]
+    assert await a.read(list_sizes) == await a.read(list_sizes_counted)
+    while len(alice.got) < limits.users.INBOX_BYTES_MAX // len(text):
+        await alice.sync()
+        assert await a.read(list_sizes) == await a.read(list_sizes_counted)
+
+
+def list_sizes(tx: Transaction) -> list[Any]:
+    return tx.all("SELECT server_nid, messages, bytes FROM to_device_inbox_sizes ORDER BY server_nid")
+
+
+def list_sizes_counted(tx: Transaction) -> list[Any]:
+    """What the sizes of the only inbox should be."""
+    rows = tx.all("SELECT server_nid, LENGTH(content) FROM to_device_inbox")
+    return [
+        (nid, len(sizes), sum(sizes))
+        for nid in sorted({0, *(row[0] for row in rows)})
+        if (sizes := [size for of, size in rows if nid in (0, of)])
+    ]
 
 
 async def test_a_server_without_federation_keeps_nothing_for_others(federation: Federation) -> None:
@@ -276,3 +300,14 @@ async def test_a_server_without_federation_keeps_nothing_for_others(federation: 
     alice = await a.register("alice")
     await send(alice, [("@bob:b.example", "*"), (alice.user_id, "*")], n=1)
     assert (await a.read(count_outgoing), await a.read(count_inbox)) == (0, 1)
+
+
+async def test_making_up_servers_is_limited(federation: Federation) -> None:
+    a = await federation.start("a.example", rate_limits=RateLimitsSection(enabled=True))
+    alice = await a.register("alice")
+    for start in (0, 60):
+        messages = {f"@x:gone{n}.example": {"*": {}} for n in range(start, start + 60)}
+        answer = await alice.put(f"sendToDevice/a/{start}", json={"messages": messages})
+        assert answer.status_code == (429 if start else 200)
+    again = {f"@x:gone{n}.example": {"*": {}} for n in range(60)}
+    assert (await alice.put("sendToDevice/a/again", json={"messages": again})).status_code == 200

@@ -121,8 +121,8 @@ class World:
             await device.sync()
             assert device.got == device.sent
         for server in self.servers.values():
-            for table in ("SELECT 1 FROM to_device_inbox", "SELECT 1 FROM to_device_outbox"):
-                assert await server.read(lambda tx, table=table: tx.all(table)) == []
+            for table in ("inbox", "inbox_sizes", "outbox"):
+                assert await server.read(lambda tx, table=table: tx.all(f"SELECT 1 FROM to_device_{table}")) == []
 
 
 def play(steps: list[tuple[str, int, Any]]) -> None:

@@ -1,9 +1,9 @@
 """Inboxes: the to-device messages that devices of this server have not fetched yet.
 
-Theory of operation. An inbox is a queue with a row for each message, in the order of the rows' positions. Rows are
-added at the end. They leave at the front: when the device has acknowledged them, or, if it stays away until the inbox
-is full, the oldest ones first. Each row has running totals of its inbox (`number`, `bytes_upto`), so that it takes two
-look-ups, not a count, to find out whether the inbox is full.
+Theory of operation. An inbox is a queue with a row for each message, in the order of the rows' positions. Rows leave it
+when the device has acknowledged them. If the device stays away until its inbox is full, messages are dropped: the
+oldest ones of the server whose users hold the most of it. So a server that floods an inbox drops its own messages, and
+nobody else's. `to_device_inbox_sizes` knows how much each server holds, so that a new message takes no counting.
 
 Beside it are the IDs of the latest requests with which a device has sent messages, so that a repeated request sends
 nothing. Their number is limited, instead of their age, so that no clock is needed.
@@ -13,6 +13,7 @@ Spec: client-server-api/#send-to-device-messaging
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import orjson
@@ -21,7 +22,7 @@ from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.database.interning import check_string
 from homeserver.feature import JsonObject
-from homeserver.federation.identifiers import UserID
+from homeserver.federation.identifiers import UserID, server_name_of
 
 SCHEMA = Schema(
     "to_device_inbox",
@@ -29,8 +30,6 @@ SCHEMA = Schema(
         Step(
             "001_create",
             """
-            -- number, bytes_upto: how many messages, and how many bytes, this inbox has ever got, up to this one. They
-            -- begin anew when the inbox has been empty.
             CREATE TABLE to_device_inbox (
                 position INTEGER PRIMARY KEY,
                 user_nid INTEGER NOT NULL,
@@ -52,8 +51,35 @@ SCHEMA = Schema(
             CREATE INDEX to_device_requests_by_number ON to_device_requests (user_nid, device_id, number);
             """,
         ),
+        Step(
+            "002_sizes",
+            """
+            -- server_nid: of the sender's server; -1 for messages that came before it was noted.
+            ALTER TABLE to_device_inbox ADD COLUMN server_nid INTEGER NOT NULL DEFAULT -1;
+            ALTER TABLE to_device_inbox DROP COLUMN number;
+            ALTER TABLE to_device_inbox DROP COLUMN bytes_upto;
+            CREATE INDEX to_device_inbox_by_server ON to_device_inbox (user_nid, device_id, server_nid, position);
+            -- What the users of each server hold of an inbox. server_nid 0: the whole inbox.
+            CREATE TABLE to_device_inbox_sizes (
+                user_nid INTEGER NOT NULL,
+                device_id TEXT NOT NULL,
+                server_nid INTEGER NOT NULL,
+                messages INTEGER NOT NULL,
+                bytes INTEGER NOT NULL,
+                PRIMARY KEY (user_nid, device_id, server_nid)
+            ) WITHOUT ROWID;
+            INSERT INTO to_device_inbox_sizes (user_nid, device_id, server_nid, messages, bytes)
+                SELECT user_nid, device_id, -1, COUNT(*), SUM(LENGTH(content)) FROM to_device_inbox
+                GROUP BY user_nid, device_id;
+            INSERT INTO to_device_inbox_sizes (user_nid, device_id, server_nid, messages, bytes)
+                SELECT user_nid, device_id, 0, messages, bytes FROM to_device_inbox_sizes;
+            """,
+        ),
     ),
 )
+
+
+WHOLE = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,50 +95,71 @@ def insert_message(
 ) -> int:
     """Appends a message to the inbox of a device that exists, and wakes its user. content: JSON.
 
-    Returns how many of the oldest messages were dropped to make room.
+    Returns how many messages were dropped to make room.
     """
-    nid = tx.intern(user_id)
-    number, bytes_upto = tx.one(
-        "SELECT number, bytes_upto FROM to_device_inbox WHERE user_nid = ? AND device_id = ?"
-        " ORDER BY position DESC LIMIT 1",
-        nid, device_id,
-    ) or (0, 0)  # fmt: skip
-    number, bytes_upto = number + 1, bytes_upto + len(content)
+    nid, server_nid = tx.intern(user_id), tx.intern(server_name_of(sender))
     tx.run(
-        "INSERT INTO to_device_inbox (position, user_nid, device_id, sender, type, content, number, bytes_upto)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        tx.next_position(user_id), nid, device_id, sender, message_type, content, number, bytes_upto,
+        "INSERT INTO to_device_inbox (position, user_nid, device_id, server_nid, sender, type, content)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        tx.next_position(user_id), nid, device_id, server_nid, sender, message_type, content,
     )  # fmt: skip
-    return _delete_excess(tx, nid, device_id, number, bytes_upto)
-
-
-def _delete_excess(tx: Transaction, nid: int, device_id: str, number: int, bytes_upto: int) -> int:
-    """Deletes the oldest messages of an inbox that is too full. Returns how many."""
+    _store_change(tx, nid, device_id, server_nid, 1, len(content))
     dropped = 0
-    while True:
-        position, first_number, first_bytes_upto = tx.one(
-            "SELECT position, number, bytes_upto FROM to_device_inbox WHERE user_nid = ? AND device_id = ?"
-            " ORDER BY position LIMIT 1",
-            nid, device_id,
-        ) or (0, number, bytes_upto)  # fmt: skip
-        is_too_many = first_number <= number - limits.users.INBOX_MESSAGES_MAX
-        if not is_too_many and first_bytes_upto > bytes_upto - limits.users.INBOX_BYTES_MAX:
-            return dropped
-        dropped += tx.run("DELETE FROM to_device_inbox WHERE position = ?", position)
+    while _is_full(tx, nid, device_id):
+        _delete_oldest_of_largest(tx, nid, device_id)
+        dropped += 1
+    return dropped
+
+
+def _store_change(tx: Transaction, nid: int, device_id: str, server_nid: int, messages: int, size_bytes: int) -> None:
+    """Adds to what a server holds of an inbox, and to the whole; negative numbers take away."""
+    tx.many(
+        "INSERT INTO to_device_inbox_sizes (user_nid, device_id, server_nid, messages, bytes) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (user_nid, device_id, server_nid) DO UPDATE SET"
+        " messages = to_device_inbox_sizes.messages + excluded.messages,"
+        " bytes = to_device_inbox_sizes.bytes + excluded.bytes",
+        [(nid, device_id, each, messages, size_bytes) for each in (server_nid, WHOLE)],
+    )
+
+
+def _is_full(tx: Transaction, nid: int, device_id: str) -> bool:
+    messages, size_bytes = tx.one(
+        "SELECT messages, bytes FROM to_device_inbox_sizes WHERE user_nid = ? AND device_id = ? AND server_nid = ?",
+        nid, device_id, WHOLE,
+    ) or (0, 0)  # fmt: skip
+    return messages > limits.users.INBOX_MESSAGES_MAX or size_bytes > limits.users.INBOX_BYTES_MAX
+
+
+def _delete_oldest_of_largest(tx: Transaction, nid: int, device_id: str) -> None:
+    """Deletes the oldest message of the server that holds the most of a full inbox."""
+    row = tx.one(
+        "SELECT server_nid FROM to_device_inbox_sizes WHERE user_nid = ? AND device_id = ? AND server_nid <> ?"
+        " ORDER BY messages * ? + bytes * ? DESC LIMIT 1",
+        nid, device_id, WHOLE, limits.users.INBOX_BYTES_MAX, limits.users.INBOX_MESSAGES_MAX,
+    )  # fmt: skip
+    assert row is not None
+    position, size_bytes = tx.one(
+        "SELECT position, LENGTH(content) FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND server_nid = ?"
+        " ORDER BY position LIMIT 1",
+        nid, device_id, row[0],
+    ) or (0, 0)  # fmt: skip
+    tx.run("DELETE FROM to_device_inbox WHERE position = ?", position)
+    _store_change(tx, nid, device_id, row[0], -1, -size_bytes)
 
 
 def list_inbox(tx: Transaction, user_id: UserID, device_id: str, since: int, upto: int) -> Page:
     """Returns the first messages with since < position ≤ upto: as many as one answer may have, at least one."""
     nid = tx.find(user_id)
     rows = tx.all(
-        "SELECT position, bytes_upto FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND position > ?"
+        "SELECT position, LENGTH(content) FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND position > ?"
         " AND position <= ? ORDER BY position LIMIT ?",
         nid, device_id, since, upto, limits.users.TO_DEVICE_PER_ANSWER_MAX + 1,
     )  # fmt: skip
     if not rows:
         return Page([], upto)
-    fitting = [row for row in rows if row[1] - rows[0][1] <= limits.users.TO_DEVICE_ANSWER_BYTES_MAX]
-    fitting = fitting[: limits.users.TO_DEVICE_PER_ANSWER_MAX]
+    sizes = itertools.accumulate(size_bytes for _, size_bytes in rows)
+    count = max(1, sum(total <= limits.users.TO_DEVICE_ANSWER_BYTES_MAX for total in sizes))
+    fitting = rows[: min(count, limits.users.TO_DEVICE_PER_ANSWER_MAX)]
     last: int = fitting[-1][0]
     found = tx.all(
         "SELECT sender, type, content FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND position > ?"
@@ -134,16 +181,25 @@ def has_inbox_upto(tx: Transaction, user_id: UserID, device_id: str, upto: int) 
 
 def delete_inbox_upto(tx: Transaction, user_id: UserID, device_id: str, upto: int) -> None:
     """Deletes the messages up to a position: the device has them."""
-    tx.run(
-        "DELETE FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND position <= ?",
-        tx.find(user_id), device_id, upto,
+    nid = tx.find(user_id)
+    if nid is None:
+        return
+    held = tx.all(
+        "SELECT server_nid, COUNT(*), SUM(LENGTH(content)) FROM to_device_inbox WHERE user_nid = ? AND device_id = ?"
+        " AND position <= ? GROUP BY server_nid",
+        nid, device_id, upto,
     )  # fmt: skip
+    for server_nid, messages, size_bytes in held:
+        _store_change(tx, nid, device_id, server_nid, -messages, -int(size_bytes))
+    tx.run("DELETE FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND position <= ?", nid, device_id, upto)
+    tx.run("DELETE FROM to_device_inbox_sizes WHERE user_nid = ? AND device_id = ? AND messages <= 0", nid, device_id)
 
 
 def forget_inbox(tx: Transaction, user_id: UserID, device_id: str) -> None:
     """Deletes everything that is kept here for a device, which is gone."""
     nid = tx.find(user_id)
     tx.run("DELETE FROM to_device_inbox WHERE user_nid = ? AND device_id = ?", nid, device_id)
+    tx.run("DELETE FROM to_device_inbox_sizes WHERE user_nid = ? AND device_id = ?", nid, device_id)
     tx.run("DELETE FROM to_device_requests WHERE user_nid = ? AND device_id = ?", nid, device_id)
 
 

@@ -2,15 +2,15 @@
 
 Theory of operation. An outbox is a queue with a row for each EDU that its server has still to get, at a position of the
 stream. It is the `EduQueue` of m.direct_to_device: the sender reads it, and deletes what has arrived. If a server stays
-away until its outbox is full, the oldest rows are dropped. As in `inbox.py`, running totals in each row tell
-when that is.
+away until its outbox is full, the oldest rows are dropped. Each row has running totals of its outbox (`number`,
+`bytes_upto`). Rows leave at the front only, so two look-ups tell whether it is full.
 
 Spec: server-server-api/#send-to-device-messaging
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import orjson
 
@@ -67,6 +67,11 @@ def _delete_excess(tx: Transaction, nid: int, number: int, bytes_upto: int) -> i
         if not is_too_many and first_bytes_upto > bytes_upto - limits.peers.OUTBOX_BYTES_MAX:
             return dropped
         dropped += tx.run("DELETE FROM to_device_outbox WHERE position = ?", position)
+
+
+def count_unknown(tx: Transaction, servers: Collection[ServerName]) -> int:
+    """Returns how many of the servers nothing in this database has ever been about."""
+    return sum(tx.find(server) is None for server in servers)
 
 
 def list_edus(tx: Transaction, since: int, upto: int) -> Iterator[OutgoingEdu]:

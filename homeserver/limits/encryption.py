@@ -47,3 +47,17 @@ REMOTE_KEYS_USERS_MAX = 200
 REMOTE_KEYS_ANSWER_BYTES_MAX = 8 << 20
 # Signatures in an answer or an upload that are checked on the event loop: 80 µs each. More are checked on a thread.
 SIGNATURES_INLINE_MAX = 10
+
+# Devices, and bytes of their keys, of a list of another server's user that is cached. Larger ones are asked for each
+# time, so that a server cannot fill our disk with invented devices.
+CACHED_DEVICES_MAX = 200
+CACHED_LIST_BYTES_MAX = 512 * 1024
+# Lists that one query of keys makes us follow. More follow with the next query.
+LISTS_WANTED_PER_QUERY = 500
+# Servers that are asked for lists at the same time, one list of each after another.
+RESYNC_SERVERS_AT_ONCE = 20
+# A list that cannot be fetched is asked for again after a growing pause. Until then each query asks directly.
+RESYNC_RETRY_MS_MAX = 6 * 60 * 60 * 1000
+# How often we look for lists of users with whom no room is shared any more, and how many in one write.
+LIST_SWEEP_INTERVAL_S = 60 * 60
+LISTS_PER_SWEEP = 200

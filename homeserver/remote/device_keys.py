@@ -139,15 +139,28 @@ def check_keys(answer: Mapping[str, Any], wanted: Mapping[UserID, Sequence[str]]
     for user_id, device_ids in wanted.items():
         if isinstance(device_keys.get(user_id), dict):
             shown.device_keys[user_id] = _check_devices(device_keys[user_id], user_id, set(device_ids))
-        try:
-            master = parse_cross_signing_key(master_keys.get(user_id), user_id, "master")
-            shown.master_keys[user_id] = _with_own_signatures(master.content, user_id)
-            self_signing = parse_cross_signing_key(self_signing_keys.get(user_id), user_id, "self_signing")
-            check_signed_by(self_signing, user_id, master)
-            shown.self_signing_keys[user_id] = _with_own_signatures(self_signing.content, user_id)
-        except InvalidKey:
-            continue  # the user has no such key, or one that nobody could use
+        check_signing_keys(shown, user_id, master_keys.get(user_id), self_signing_keys.get(user_id))
     return shown
+
+
+def check_signing_keys(shown: ShownKeys, user_id: UserID, master_key: object, self_signing_key: object) -> None:
+    """Adds what is good of a user's cross-signing keys, as another server tells them."""
+    try:
+        master = parse_cross_signing_key(master_key, user_id, "master")
+        shown.master_keys[user_id] = _with_own_signatures(master.content, user_id)
+        self_signing = parse_cross_signing_key(self_signing_key, user_id, "self_signing")
+        check_signed_by(self_signing, user_id, master)
+        shown.self_signing_keys[user_id] = _with_own_signatures(self_signing.content, user_id)
+    except InvalidKey:
+        return  # the user has no such key, or one that nobody could use
+
+
+def check_device(keys: object, user_id: str, device_id: str, name: object) -> dict[str, Any]:
+    """Returns the keys of a device as they are shown, with its name. Raises InvalidKey if they are not good."""
+    content = _with_own_signatures(parse_device_keys(keys, user_id, device_id).content, user_id)
+    if isinstance(name, str):
+        content["unsigned"] = {"device_display_name": name[: limits.DEVICE_NAME_CHARACTERS_MAX]}
+    return content
 
 
 def _check_devices(devices: Mapping[str, Any], user_id: UserID, wanted: set[str]) -> dict[str, Any]:
@@ -157,18 +170,15 @@ def _check_devices(devices: Mapping[str, Any], user_id: UserID, wanted: set[str]
             continue
         if len(checked) >= limits.DEVICES_PER_USER_MAX:
             break
+        name = _object(_object(keys).get("unsigned")).get("device_display_name")
         try:
-            content = _with_own_signatures(parse_device_keys(keys, user_id, device_id).content, user_id)
+            checked[device_id] = check_device(keys, user_id, device_id, name)
         except InvalidKey:
             continue
-        name = _object(keys.get("unsigned")).get("device_display_name")
-        if isinstance(name, str):
-            content["unsigned"] = {"device_display_name": name[: limits.DEVICE_NAME_CHARACTERS_MAX]}
-        checked[device_id] = content
     return checked
 
 
-def _with_own_signatures(content: Mapping[str, Any], user_id: UserID) -> dict[str, Any]:
+def _with_own_signatures(content: Mapping[str, Any], user_id: str) -> dict[str, Any]:
     """Returns a key with the signatures of its owner's keys. Those of others tell who has verified whom."""
     return with_signatures(content, {user_id: signatures_by(content, user_id)})
 

@@ -127,5 +127,35 @@ SCHEMA = Schema(
             DROP TABLE destinations;
             """,
         ),
+        Step(
+            "007_device_lists",
+            """
+            -- Device lists of users of other servers, as of the update `stream_id` of their server. is_fresh: 0 once
+            -- an update was missed. tracked_position: from which position on we have followed the list.
+            CREATE TABLE remote_device_lists (
+                user_nid INTEGER PRIMARY KEY,
+                stream_id INTEGER NOT NULL,
+                is_fresh INTEGER NOT NULL,
+                tracked_position INTEGER NOT NULL,
+                master_key BLOB,
+                self_signing_key BLOB
+            );
+            CREATE TABLE remote_devices (
+                user_nid INTEGER NOT NULL,
+                device_id TEXT NOT NULL,
+                keys BLOB NOT NULL,
+                PRIMARY KEY (user_nid, device_id)
+            ) WITHOUT ROWID;
+            -- Lists to be fetched. wanted_position: when that was last found necessary.
+            CREATE TABLE device_list_resyncs (
+                user_nid INTEGER PRIMARY KEY,
+                server_nid INTEGER NOT NULL,
+                wanted_position INTEGER NOT NULL,
+                failures INTEGER NOT NULL,
+                retry_after_ms INTEGER NOT NULL
+            );
+            CREATE INDEX device_list_resyncs_by_server ON device_list_resyncs (server_nid, retry_after_ms);
+            """,
+        ),
     ),
 )

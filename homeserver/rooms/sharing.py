@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from homeserver.database import Transaction
-from homeserver.federation.identifiers import RoomID, UserID
+from homeserver.federation.identifiers import RoomID, UserID, server_name_of
 from homeserver.rooms.membership import list_sharing
 from homeserver.rooms.resolve import head_at, positions_in
 from homeserver.rooms.storage import list_stored
@@ -18,32 +18,30 @@ from homeserver.rooms.timeline import after_position
 def list_sharing_changes(tx: Transaction, user_id: UserID, since: int) -> tuple[set[UserID], set[UserID]]:
     """Returns the others who share a room with the user now but did not at `since`, and those who only did then.
 
-    The cost grows with the number of the user's rooms, and with the members of a room only if the user has come into it
-    or left it.
+    The first also has users of other servers who shared a room at both times, but not all the time: in between, their
+    server did not tell us of changes. The cost grows with the number of the user's rooms, and with the members of
+    a room only if the user has come into it or left it.
     """
-    begun: set[int] = set()
-    ended: set[int] = set()
     own_nid = tx.find(user_id)
     if own_nid is None:
         return set(), set()
+    now: set[int] = set()  # who shares a room in which something has changed
+    before: set[int] = set()  # … who did at `since`
     for room_nid, membership, entered_position in _list_changed_rooms(tx, own_nid, since):
         room_id = RoomID(tx.name(room_nid))
-        is_in = membership == "join"
-        was_in = entered_position <= since or own_nid in _joined_at(tx, room_id, since, [own_nid])
+        is_in, has_moved = membership == "join", entered_position > since
+        was_in = not has_moved or bool(_list_joined_at(tx, room_id, since, [own_nid]))
         changed: dict[int, str] = dict(tx.all(_SELECT_CHANGED, room_nid, since, since)) if was_in else {}
-        were_in = _joined_at(tx, room_id, since, list(changed))
-        if is_in and was_in:
-            begun.update(nid for nid, now in changed.items() if now == "join" and nid not in were_in)
-            ended.update(nid for nid in were_in if changed[nid] != "join")
-        elif is_in:
-            begun.update(tx.values(_SELECT_JOINED, room_nid))
-        elif was_in:
-            ended.update(were_in)
-            ended.update(nid for nid in tx.values(_SELECT_JOINED, room_nid) if nid not in changed)
-    ended.discard(own_nid)
-    begun -= {own_nid, *ended, *(nid for (nid,) in tx.all_in(_SELECT_SHARING_SINCE, begun, since, own_nid, since))}
-    left = {UserID(name) for name in tx.names(ended).values()}
-    return {UserID(name) for name in tx.names(begun).values()}, left - list_sharing(tx, user_id, left)
+        joined = set(tx.values(_SELECT_JOINED, room_nid)) if has_moved and (is_in or was_in) else set()
+        if is_in:
+            now |= joined | {nid for nid, each in changed.items() if each == "join"}
+        if was_in:
+            before |= _list_joined_at(tx, room_id, since, list(changed)) | (joined - changed.keys())
+    now -= {own_nid, *(nid for (nid,) in tx.all_in(_SELECT_SHARING_SINCE, now, since, own_nid, since))}
+    ended = {UserID(name) for name in tx.names(before - {own_nid}).values()}
+    begun = {UserID(name) for name in tx.names(now - before).values()}
+    begun |= _list_interrupted(tx, now & before, since)
+    return begun, ended - list_sharing(tx, user_id, ended)
 
 
 _SELECT_CHANGED = """
@@ -59,6 +57,40 @@ _SELECT_SHARING_SINCE = """
 """
 
 
+def list_shared_since(tx: Transaction, user_ids: Collection[UserID], server_name: str) -> dict[UserID, int]:
+    """Returns since which position each user has shared a room with users of a server, without interruption.
+
+    Users who share none now are left out. The position may be later than the true one, never earlier.
+    """
+    by_nid = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}
+    rows = tx.all_in(
+        "SELECT user_nid, room_nid, entered_position FROM memberships WHERE user_nid IN (?*) AND membership = 'join'",
+        by_nid,
+    )
+    entered: dict[int, int] = dict(
+        tx.all_in(
+            "SELECT room_nid, MIN(entered_position) FROM memberships WHERE room_nid IN (?*) AND membership = 'join'"
+            " AND server_nid = ? GROUP BY room_nid",
+            {room_nid for _, room_nid, _ in rows},
+            tx.find(server_name),
+        )
+    )
+    found: dict[UserID, int] = {}
+    for user_nid, room_nid, entered_position in rows:
+        if room_nid in entered:
+            since = max(entered_position, entered[room_nid])
+            found[by_nid[user_nid]] = min(since, found.get(by_nid[user_nid], since))
+    return found
+
+
+def _list_interrupted(tx: Transaction, user_nids: Collection[int], since: int) -> set[UserID]:
+    """Returns the users of other servers with whom this server has not shared a room all the time since a position."""
+    user_ids = [UserID(name) for name in tx.names(user_nids).values()]
+    remote = [user_id for user_id in user_ids if server_name_of(user_id) != tx.server.name]
+    shared = list_shared_since(tx, remote, tx.server.name)
+    return {user_id for user_id in remote if shared.get(user_id, since + 1) > since}
+
+
 def _list_changed_rooms(tx: Transaction, user_nid: int, since: int) -> list[tuple[int, str, int]]:
     """Returns the rooms in which the user's own membership has changed or, while the user is in them, anybody's."""
     return tx.all(
@@ -71,7 +103,7 @@ def _list_changed_rooms(tx: Transaction, user_nid: int, since: int) -> list[tupl
     )
 
 
-def _joined_at(tx: Transaction, room_id: RoomID, since: int, user_nids: Collection[int]) -> set[int]:
+def _list_joined_at(tx: Transaction, room_id: RoomID, since: int, user_nids: Collection[int]) -> set[int]:
     """Returns which of the users were in the room at a position of the stream."""
     state = head_at(tx, room_id, after_position(since)) if since and user_nids else None
     if state is None:

@@ -19,6 +19,7 @@ MOMENT = re.compile(r"^\s*(\w+_(?:ms|ts|at|until)|expires|deadline)\s+(?:INTEGER
 # What is looked up in a moment that decides something, and where.
 READ = {
     "access_tokens.expires_ms": "homeserver/authenticate/identify.py::_requester_of",
+    "device_list_resyncs.retry_after_ms": "homeserver/remote/resyncs.py::list_servers_due",
     "destinations_behind.retry_after_ms": "homeserver/process/back_off.py::is_over",
     "media.used_ms": "homeserver/features/media/downloads.py::note_used",
     "media_images.checked_ms": "homeserver/features/media/thumbnails.py::get_thumbnail",

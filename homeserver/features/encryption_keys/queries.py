@@ -13,6 +13,7 @@ from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, UserID, parse_user_id
 from homeserver.remote.device_keys import query_keys as query_remote_keys
+from homeserver.remote.device_lists import list_cached_keys, note_wanted
 from homeserver.resources import Resources
 from homeserver.users.accounts import is_local
 from homeserver.users.encryption.cross_signing import list_user_signatures
@@ -40,7 +41,12 @@ async def query_keys(hs: Resources, requester: Requester, body: QueryBody) -> Js
     shown = await hs.database.read(list_shown_keys, local, requester.user_id)
     failures: JsonObject = {}
     if remote:
-        asked = await query_remote_keys(hs, remote, read_timeout_s(body.timeout))
+        cached, unfollowed = await hs.database.read(list_cached_keys, remote)
+        shown.add(cached)
+        if unfollowed:
+            await hs.database.note(note_wanted, unfollowed)
+        unknown = {user_id: remote[user_id] for user_id in remote.keys() - cached.device_keys.keys()}
+        asked = await query_remote_keys(hs, unknown, read_timeout_s(body.timeout))
         failures = failures_body(asked.failures)
         for answer in asked.answers:
             shown.add(answer)

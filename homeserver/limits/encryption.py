@@ -26,6 +26,8 @@ KEY_CLAIM_DEVICES_MAX = 10_000
 # … and in one write, for which others wait.
 KEY_CLAIMS_PER_WRITE = 200
 
+# Users whom one user has verified, at 300 bytes each. People verify those whom they meet.
+USER_SIGNATURES_MAX = 10_000
 # Signed keys in one upload of signatures. A new user-signing key signs everybody again whom its owner has verified.
 SIGNED_KEYS_MAX = 1_000
 # … and in one write, at 100 µs each, for which others wait.

@@ -21,7 +21,6 @@ from homeserver import limits
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import ServerName, UserID, server_name_of
 from homeserver.federation.signed_keys import (
-    CrossSigningKey,
     InvalidKey,
     check_signed_by,
     parse_cross_signing_key,
@@ -62,13 +61,6 @@ async def claim_keys(hs: Resources, claims: Sequence[Claim], timeout_s: float) -
     for claim in claims:
         by_server.setdefault(server_name_of(claim.user_id), []).append(claim)
     return await _ask_all(list(by_server.items()), _claim_from_server, hs, timeout_s)
-
-
-async def find_master_key(hs: Resources, user_id: UserID) -> CrossSigningKey | None:
-    """Returns the master key of a user of another server, None if there is none. Raises MatrixError 502."""
-    shown = await _query_server(hs, server_name_of(user_id), {user_id: []})
-    key = shown.master_keys.get(user_id)
-    return None if key is None else parse_cross_signing_key(key, user_id, "master")
 
 
 async def _ask_all(

@@ -109,6 +109,21 @@ async def test_who_cannot_be_reached_cannot_be_signed(federation: Federation) ->
     assert failures[keys.user_id][keys.master.public]["errcode"] == "M_UNKNOWN"
 
 
+async def test_users_of_silent_servers_are_signed_in_vain_but_not_for_long(federation: Federation) -> None:
+    alice, _ = await start_with(federation)
+    await with_cross_signing(alice)
+    people = []
+    for number in range(20):
+        silent = Stranger(federation.network, ServerName(f"silent{number}.example"))
+        silent.answers[QUERY] = after(1000, {})
+        people.append(CrossSigning(silent.user("bob")))
+    began = trio.current_time()
+    body = {each.user_id: {each.master.public: each.master_key()} for each in people}
+    failures = (await alice.ok("POST", "keys/signatures/upload", json=body))["failures"]
+    assert trio.current_time() - began < 11
+    assert failures.keys() == body.keys()
+
+
 # --- what is served ---
 
 

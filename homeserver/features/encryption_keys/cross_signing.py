@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -14,11 +14,11 @@ from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import JsonObject
-from homeserver.features.encryption_keys.queries import RATE_LIMIT, parse_owner
-from homeserver.federation.identifiers import UserID
+from homeserver.features.encryption_keys.queries import RATE_LIMIT, parse_owner, read_timeout_s
+from homeserver.federation.identifiers import UserID, server_name_of
 from homeserver.federation.signed_keys import CrossSigningKey, InvalidKey, InvalidKeySignature, Usage, check_signatures
 from homeserver.federation.signed_keys import parse_cross_signing_key as parse_key
-from homeserver.remote.device_keys import find_master_key
+from homeserver.remote.device_keys import query_keys as query_remote_keys
 from homeserver.resources import Resources
 from homeserver.users.accounts import is_local
 from homeserver.users.devices import find_device
@@ -30,6 +30,12 @@ from homeserver.users.encryption.cross_signing import (
     store_signature,
 )
 from homeserver.users.user_interactive import Authentication, delete_session, password_stage, require_stages
+
+Signed = tuple[UserID, str, JsonObject]
+"""The owner of a signed key, its name (a device ID, or a public key), and the key object."""
+
+MasterKeys = dict[UserID, CrossSigningKey | MatrixError]
+"""Master keys of users of other servers, or why a server has not told them."""
 
 routes = Routes()
 
@@ -113,25 +119,27 @@ async def upload_cross_signing_signatures(hs: Resources, requester: Requester, b
     signed = _parse_signed(body)
     limit_requester(hs, requester, RATE_LIMIT, len(signed))
     failures: dict[str, JsonObject] = {}
-    masters: dict[UserID, CrossSigningKey | MatrixError | None] = {}
+    masters = await _fetch_master_keys(hs, {user_id for user_id, _, _ in signed if not is_local(hs, user_id)})
     for start in range(0, len(signed), limits.encryption.SIGNED_KEYS_PER_WRITE):
         part = signed[start : start + limits.encryption.SIGNED_KEYS_PER_WRITE]
-        for user_id, _, _ in part:
-            if not is_local(hs, user_id) and user_id not in masters:
-                masters[user_id] = await _find_remote_master(hs, user_id)
         for user_id, name, error in await hs.database.write(_store_signatures, requester, part, masters):
             failures.setdefault(user_id, {})[name] = error.body()
     return {"failures": failures}
 
 
-async def _find_remote_master(hs: Resources, user_id: UserID) -> CrossSigningKey | MatrixError | None:
-    try:
-        return await find_master_key(hs, user_id)
-    except MatrixError as error:
-        return error
-
-
-Signed = tuple[UserID, str, JsonObject]
+async def _fetch_master_keys(hs: Resources, user_ids: Collection[UserID]) -> MasterKeys:
+    """Returns the master keys of users of other servers. Users without one are left out."""
+    if not user_ids:
+        return {}
+    asked = await query_remote_keys(hs, dict.fromkeys(user_ids, ()), read_timeout_s(None))
+    found: MasterKeys = {}
+    for user_id in user_ids:
+        error = asked.failures.get(server_name_of(user_id))
+        if error is not None:
+            found[user_id] = error
+    for answer in asked.answers:
+        found |= {user_id: parse_key(key, user_id, "master") for user_id, key in answer.master_keys.items()}
+    return found
 
 
 def _parse_signed(body: JsonObject) -> list[Signed]:
@@ -150,7 +158,7 @@ def _store_signatures(
     tx: Transaction,
     requester: Requester,
     signed: Sequence[Signed],
-    masters: Mapping[UserID, CrossSigningKey | MatrixError | None],
+    masters: MasterKeys,
 ) -> list[tuple[UserID, str, MatrixError]]:
     """Stores what it can, and returns why it could not store the others."""
     check_device(tx, requester)
@@ -161,7 +169,7 @@ def _store_each_signature(
     tx: Transaction,
     requester: Requester,
     signed: Sequence[Signed],
-    masters: Mapping[UserID, CrossSigningKey | MatrixError | None],
+    masters: MasterKeys,
 ) -> Iterator[tuple[UserID, str, MatrixError]]:
     for user_id, name, content in signed:
         try:

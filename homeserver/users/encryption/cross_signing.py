@@ -335,8 +335,11 @@ def _store_user_signature(
     if not _is_signed(content, signer, user_signing):
         raise _invalid_signature("The key is not signed by the user-signing key, or the signature is wrong.")
     row = (master.public_key, user_signing.public_key, _signature(content, signer, user_signing))
-    if list_user_signatures(tx, signer, [user_id]).get(user_id) == UserSignature(*row):
+    before = list_user_signatures(tx, signer, [user_id]).get(user_id)
+    if before == UserSignature(*row):
         return
+    if before is None and _count_user_signatures(tx, signer) >= limits.encryption.USER_SIGNATURES_MAX:
+        raise invalid_param(f"A user can sign at most {limits.encryption.USER_SIGNATURES_MAX} other users.")
     tx.run(
         "INSERT INTO user_signatures (signer_nid, signed_user_nid, signed_key, signing_key, signature, position)"
         " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (signer_nid, signed_user_nid) DO UPDATE SET"
@@ -344,6 +347,11 @@ def _store_user_signature(
         " position = excluded.position",
         tx.intern(signer), tx.intern(user_id), *row, tx.next_position(signer),
     )  # fmt: skip
+
+
+def _count_user_signatures(tx: Transaction, signer: UserID) -> int:
+    (count,) = tx.values("SELECT COUNT(*) FROM user_signatures WHERE signer_nid = ?", tx.find(signer))
+    return int(count)
 
 
 def _check_same(content: JsonObject, stored: JsonObject) -> None:

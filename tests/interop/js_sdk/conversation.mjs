@@ -3,7 +3,7 @@
 //     node conversation.mjs FOLDER PLAN
 //
 // FOLDER has matrix-js-sdk in its node_modules. PLAN is JSON: {"encryption": bool, "people": [{"url", "user", "password",
-// "server_name"}, …]}; with encryption the SDK's cryptography runs, though the server keeps no keys. Prints each step.
+// "server_name"}, …]}; with encryption the SDK's cryptography runs. Prints each step.
 // The last line is JSON: {"refused": ["404 POST /path M_ERRCODE", …]}, every request that was answered with 4xx or 5xx.
 // Exits 1 at the first step that does not come about.
 

@@ -133,6 +133,7 @@ async def test_other_rooms_go_on(homeserver: Server, alice: Client, harm: Harm) 
         ("status", b"\x00"),
         ("state_before", "text"),
         ("state_before", b"short"),
+        ("state_before", None),
         ("envelope", "text"),
         ("content", 5),
         ("redacted_by", "text"),

@@ -3,13 +3,13 @@
 `make` runs this file with any Python ≥ 3.11 and nothing installed, so it uses the standard library only.
 
 Theory of operation. A lock file is complete: it lists every package, with hashes. It is installed without resolving
-(`--no-deps`), because old versions of pip resolve extras anew and then miss hashes; `pip check` afterwards verifies
+(`--no-deps`), because old versions of pip resolve extras again and then miss hashes; `pip check` afterwards verifies
 that nothing is missing. uv installs if the machine has it (INSTALLER=pip prevents that), otherwise pip does.
 
-`.venv` has two levels: "run" is requirements.lock, "test" is tests/requirements.lock, a superset. The file
-`made-from` in an environment records a fingerprint for each step that has succeeded, so no step is repeated. If the
-fingerprint of the first step is missing or differs, the environment is made from scratch: otherwise packages of an old
-lock would stay. After a failure in a later step, the next run resumes there.
+`.venv` has two levels: "run" is requirements.lock, "test" is tests/requirements.lock, a superset. The file `made-from`
+in an environment records a fingerprint for each step that has succeeded, so no step is repeated. If the fingerprint of
+the first step is missing or differs, the environment is made from scratch: otherwise packages of an old lock would
+stay. After a failure in a later step, the next run resumes there.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _nested(levels: int) -> bytes:
     return pattern
 
 
-# The inside of a value, including everything that opens and closes within this piece of the text.
+# The contents of a value, including everything that opens and closes within this piece of the text.
 _INSIDE = re.compile(rb'(?>(?:[^"\[\]{}]++|%b)*)' % _nested(3), re.DOTALL)
 # A whole element with the comma after it. Nearly all elements match, and take one step instead of twenty.
 _USUAL = re.compile(rb"(%b)[ \t\r\n]*+,[ \t\r\n]*+" % _nested(5), re.DOTALL)

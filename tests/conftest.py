@@ -27,7 +27,7 @@ PASSED_PER_DOT = 25
 
 @pytest.fixture(autouse=True)
 def databases_of_servers() -> Iterator[None]:
-    """What servers of a test have left in PostgreSQL goes with the test."""
+    """Drops the PostgreSQL databases of a test's servers after the test."""
     yield
     drop_databases()
 

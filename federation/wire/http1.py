@@ -66,7 +66,7 @@ class Connection:
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # A server may answer (413, say) and close before it has read everything; read its answer all the same.
+            # A server may answer (413, say) and close before it has read everything; read its answer anyway.
             self._h11.send_failed()
         for _ in range(INFORMATIONAL_MAX + 1):
             event = await self._next_event()

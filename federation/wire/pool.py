@@ -25,7 +25,7 @@ class PoolLimits:
     busy_max: int = 512
     idle_max: int = 256
     idle_s: float = 50.0  # common servers close idle connections after 60 to 75 s; closing first avoids a race
-    age_s: float = 600.0  # after this the server's address is looked up anew
+    age_s: float = 600.0  # after this the server's address is resolved again
 
 
 @dataclass(slots=True)

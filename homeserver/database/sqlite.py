@@ -110,7 +110,7 @@ class SqliteSession:
         try:
             self._connection.execute("COMMIT")
         except sqlite3.DatabaseError:
-            # After `attempt` has met damage SQLite reports it once more here. What was read is good all the same.
+            # After `attempt` has met damage, SQLite reports it once more here. What was read is valid anyway.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
         if self._guards_reads:

@@ -1,4 +1,4 @@
-"""Device lists: whose devices and keys clients have to ask for anew, and the updates that servers send each other.
+"""Device lists: whose devices and keys clients must query again, and the updates that servers send each other.
 
 What is recorded of local changes: `homeserver/users/encryption/device_lists.py`. What is cached of the lists of other
 servers' users: `homeserver/remote/device_lists.py`.

@@ -1,10 +1,11 @@
 """Back-off: how long a destination that fails is left alone. Pure values; time is an argument.
 
 Theory of operation
+
 - A destination without a `BackOff` may be asked at any time. Its first failure gives it one.
 - Each failure after the delay has passed doubles the delay, up to RETRY_MS_MAX. A failure during the delay changes
   nothing but `tried_ms`. Hence within one outage neither the delay nor the moment of the next attempt ever shrinks.
-- Any sign of life ends it: whoever keeps the value forgets it.
+- Any sign of life ends it: the holder discards the value.
 - The delay depends on both names, so that a server which comes back is not asked by all others in the same second.
 """
 

@@ -4,7 +4,7 @@ Theory of operation
 - A list is fetched once somebody here asks for the user's keys and shares a room with the user. From then on the user's
   server sends updates. Each names the update before it, so a missed one is noticed.
 - A list is used to answer queries of keys only while it is fresh and a room has been shared, without interruption, ever
-  since it was fetched. In all other cases the query asks the user's server directly, and the list is fetched anew.
+  since it was fetched. In all other cases the query asks the user's server directly, and the list is fetched again.
 - States of a list: unknown (no row), fresh, stale (a row that is not fresh). An update of a fresh list that follows on
   it is applied. Any other update makes the list stale. If a fresh list has become stale by that, it is fetched again
   at once, since somebody asked for it before.

@@ -1,4 +1,4 @@
-"""Leaving rooms that this server is not in: rejected invites and knocks taken back.
+"""Leaving rooms that this server is not in: rejected invites and retracted knocks.
 
 Theory of operation
 - For the user a leave takes effect at once, even if no other server can be reached.

@@ -203,7 +203,7 @@ def find_user(tx: Transaction, user_id: UserID) -> User | None:
 
 
 def is_active(tx: Transaction, user_id: UserID) -> bool:
-    """Returns whether there is such an account, not deactivated."""
+    """Returns whether the account exists and is not deactivated."""
     nid = tx.find(user_id)
     return nid is not None and bool(
         tx.one("SELECT 1 FROM users WHERE user_nid = ? AND deactivated_ms IS NULL", nid)

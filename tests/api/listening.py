@@ -115,7 +115,7 @@ async def serving(*listeners: Listener, websocket: Any = None) -> AsyncIterator[
 
 
 async def talk(port: int, data: bytes) -> bytes:
-    """What comes back for raw bytes until the server closes."""
+    """Sends raw bytes and returns everything received until the server closes the connection."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
         await stream.send_all(data)

@@ -62,7 +62,7 @@ async def log_in(server: Server) -> dict[str, str]:
 
 
 def values(content: object) -> int:
-    """How many values and keys there are."""
+    """Returns the number of values and keys."""
     if isinstance(content, dict):
         return 1 + len(content) + sum(map(values, content.values()))
     return 1 + sum(map(values, content)) if isinstance(content, list) else 1

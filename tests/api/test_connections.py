@@ -43,7 +43,7 @@ class Crowd:
         return connection if await self.connections.admit(connection, key, is_proxy=is_proxy) else None
 
     async def has_ended(self, connection: Connection | None) -> bool:
-        """Whether the server has closed it."""
+        """Returns whether the server has closed the connection."""
         assert connection is not None
         with trio.move_on_after(0.01):
             return await self.ends[connection].receive_some() == b""

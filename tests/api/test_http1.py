@@ -34,7 +34,7 @@ async def statuses(server: Running, data: bytes) -> list[int]:
 
 
 async def is_refused(server: Running, data: bytes) -> bool:
-    """Whether it is answered once, with an error of the client's, and nothing behind it is read."""
+    """Returns whether there is exactly one response, a 4xx, and nothing after the request was read."""
     answered = await statuses(server, data + SECOND)
     return len(answered) == 1 and (400 <= answered[0] < 500 or answered[0] in (501, 505))
 

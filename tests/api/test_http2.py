@@ -57,7 +57,7 @@ class Client:
         await trio.aclose_forcefully(self._stream)
 
     async def events(self) -> AsyncIterator[Any]:
-        """What comes, until the server ends the connection."""
+        """Yields the events until the server ends the connection."""
         while True:
             try:
                 data = await self._stream.receive_some()

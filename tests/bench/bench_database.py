@@ -37,7 +37,7 @@ def get_item(tx: Transaction, position: int) -> bytes | None:
 
 
 def do_nothing(tx: Transaction) -> None:
-    """What the way there and back costs."""
+    """Measures the way to the writer and back."""
 
 
 def cpu_seconds() -> float:

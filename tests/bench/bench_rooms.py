@@ -196,7 +196,7 @@ async def bench_sync() -> dict[str, Any]:
 
 
 async def bench_members(members: int = 1000) -> dict[str, Any]:
-    """What is asked about a room of 1000 members."""
+    """Measures the queries about a room of 1000 members."""
     async with running() as place:
         hs = place.hs
         room_id = await place.make_room(members)
@@ -220,7 +220,7 @@ async def bench_members(members: int = 1000) -> dict[str, Any]:
 
 
 async def bench_bytes(messages: int = 20_000, members: int = 50) -> dict[str, Any]:
-    """What the file grows by per message, beyond the room itself."""
+    """Measures the growth of the file per message, beyond the room itself."""
     async with running() as place:
         room_id = await place.make_room(members)
         before = await place.hs.database.read(_used_bytes)

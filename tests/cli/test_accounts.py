@@ -17,7 +17,7 @@ PASSWORD = "a pass word"
 
 
 def ran(config: str, *arguments: str, stdin: str = "") -> dict[str, Any]:
-    """What a command answers in JSON."""
+    """Runs a command and returns its JSON output."""
     result = run(*arguments, "--config", config, "--json", stdin=stdin)
     assert result.returncode == 0, result.stderr
     answer: dict[str, Any] = json.loads(result.stdout)

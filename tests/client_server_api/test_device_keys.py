@@ -20,7 +20,7 @@ async def device_of(client: Client, *, one_time: int = 0, **more: Any) -> Device
 
 
 async def query(client: Client, **users: Any) -> dict[str, Any]:
-    """What the client is shown of all devices of local users."""
+    """Returns the keys that the client sees of all devices of local users."""
     wanted = {f"@{name}:{client.server.name}": devices for name, devices in users.items()}
     answer: dict[str, Any] = await client.ok("POST", "keys/query", json={"device_keys": wanted})
     return answer
@@ -272,7 +272,7 @@ async def test_a_new_fallback_key_replaces_the_one_that_was_used(homeserver: Ser
     device = Device(alice.user_id, alice.device_id)
     await device_of(alice, fallback_keys=device.fallback_key("OLD"))
     await claim(alice, device)
-    for name, unused in (("OLD", []), ("NEW", [SIGNED])):  # a repeated upload is no new key
+    for name, unused in (("OLD", []), ("NEW", [SIGNED])):  # a repeated upload does not add a key
         await alice.ok("POST", "keys/upload", json={"fallback_keys": device.fallback_key(name)})
         assert (await sync(alice))["device_unused_fallback_key_types"] == unused
     assert await claim(alice, device) == device.fallback_key("NEW")

@@ -21,7 +21,7 @@ async def rename(client: Client, name: str = "new name") -> None:
 
 
 async def news(client: Client, since: str) -> tuple[set[str], set[str]]:
-    """What /sync and /keys/changes both say after a token."""
+    """Returns the changes since a token, which /sync and /keys/changes must agree on."""
     answer = await sync(client, since)
     told = answer.get("device_lists", {})
     listed = await client.ok("GET", f"keys/changes?from={since}&to={answer['next_batch']}")

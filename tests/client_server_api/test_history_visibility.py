@@ -17,7 +17,7 @@ def visibility(setting: str) -> list[dict[str, Any]]:
 
 
 async def seen(client: Client, room_id: str, events: dict[str, str]) -> str:
-    """Which of the events the client sees by /messages both ways, /event and /context, which must agree."""
+    """Returns the events that the client sees by /messages both ways, /event and /context, which must agree."""
     by_event = ""
     for name, event_id in events.items():
         one = await client.get(path_of(room_id, "event", event_id))

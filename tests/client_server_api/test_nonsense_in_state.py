@@ -70,7 +70,7 @@ def replaced(content: Any) -> Iterator[Any]:
 
 
 async def assert_alive(alice: Client, room_id: str, since: str) -> str:
-    """What reads a room's state still does; answers where the sync is now."""
+    """Checks that everything that reads a room's state still works. Returns the client's new sync token."""
     for path in (
         path_of(room_id, "state"),
         path_of(room_id, "members"),
@@ -89,9 +89,11 @@ async def room_with(alice: Client, bob: Client, version: str) -> str:
 
 
 async def try_contents(alice: Client, bob: Client, room_id: str, kind: str, version: str) -> str:
-    """Sets every nonsense of that type of event, and reads the room after it. Answers a room in which alice has power.
+    """Sets every nonsensical content of that event type, and reads the room after each. Returns a room in which alice
+    has power.
 
-    What makes the room useless to alice, as power levels may, is taken back, or another room used from then on.
+    If a content makes the room useless to alice, as power levels may, it is undone, or another room is used from then
+    on.
     """
     state_key = alice.user_id if kind == "m.room.member" else ROOM if kind.startswith("m.space") else ""
     if kind == "m.room.third_party_invite":

@@ -40,7 +40,7 @@ async def ids(client: Client, kind: str) -> list[str]:
 
 
 async def told(client: Client, since: str = "") -> tuple[list[Any], str]:
-    """What sync tells of the push rules, and its token."""
+    """Returns the push rules in a sync, and its token."""
     answer = await client.ok("GET", "sync", params={"since": since} if since else {})
     events = answer.get("account_data", {"events": []})["events"]
     return [event["content"] for event in events if event["type"] == "m.push_rules"], answer["next_batch"]

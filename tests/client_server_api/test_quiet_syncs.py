@@ -43,7 +43,7 @@ OWN_STATE_ONLY = {
 
 
 def told(answer: dict[str, Any], room_id: str) -> list[str]:
-    """Of whom a sync tells the member event as state."""
+    """Returns the users whose member events are in the state of a sync."""
     events = room_in(answer, room_id).get("state", {}).get("events", [])
     return sorted(event["state_key"] for event in events if event["type"] == "m.room.member")
 
@@ -188,7 +188,7 @@ async def test_what_the_filter_hides_brings_no_room_up_and_wakes_nobody(server: 
 
 
 async def assert_quiet(client: Client, since: str, change: Callable[[], Awaitable[None]], **query: Any) -> None:
-    """Nothing is told of a change to a sync that waits, nor to one that comes later."""
+    """Checks that a change is in no answer, neither to a waiting sync nor to a later one."""
     answers = []
 
     async def wait() -> None:

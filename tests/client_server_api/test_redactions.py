@@ -149,7 +149,7 @@ async def test_refuses_bad_bodies(server: Server, content: bytes, errcode: str) 
 
 
 async def everything_shown(client: Client, room_id: str, near: str) -> str:
-    """What a user is told of the room's events by every way there is, as one text."""
+    """Returns everything that a user sees of the room's events, through every endpoint, as one text."""
     shown: list[Any] = [await sync(client), await messages(client, room_id), await messages(client, room_id, "f")]
     shown.append(await client.ok("GET", path_of(room_id, "context", near)))
     shown.append(await client.ok("GET", path_of(room_id, "state")))

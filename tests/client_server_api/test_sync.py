@@ -41,7 +41,7 @@ async def people(server: Server, count: int) -> list[Client]:
 
 
 def members_told(answer: dict[str, Any], room_id: str) -> set[str]:
-    """Of whom the state of the room has a member event."""
+    """Returns the users whose member events are in the state of the room."""
     events = room_in(answer, room_id)["state"]["events"]
     return {event["state_key"] for event in events if event["type"] == "m.room.member"}
 

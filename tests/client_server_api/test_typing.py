@@ -20,7 +20,7 @@ async def types(client: Client, room_id: str, typing: bool = True, **body: Any) 
 
 
 def typing_in(answer: dict[str, Any], room_id: str) -> list[str] | None:
-    """Who types, as far as the answer tells anything of it."""
+    """Returns the typing users in a sync answer, None if it does not mention typing."""
     content = ephemeral(answer, room_id, "m.typing")
     return None if content is None else list(content["user_ids"])
 

@@ -35,7 +35,7 @@ def list_schemas() -> list[Schema]:
 
 
 def list_statements() -> Iterator[tuple[str, str]]:
-    """Where each statement of the program stands, and its text."""
+    """Returns the place and the text of each SQL statement of the program."""
     for path in sorted(ROOT.rglob("*.py")):
         if path.parent.name == "database":
             continue

@@ -38,12 +38,12 @@ def advance(tx: Transaction) -> int:
 
 
 async def told(database: Database) -> Told:
-    """What a client is told after one more change: a position, and in which generation."""
+    """Makes a change, and returns what a client gets: the position and the generation."""
     return await database.write(advance), database.generation
 
 
 async def holds(database: Database, token: Told) -> bool:
-    """Whether what the client was told is of this database's own history."""
+    """Returns whether the client's position belongs to the history of this database."""
     reach = await database.read(find_reach, token[1])
     return reach is not None and token[0] <= reach
 

@@ -43,7 +43,7 @@ async def read_tables(database: Database) -> object:
 
 
 async def list_ledger(database: Database) -> list[tuple[object, ...]]:
-    """What has been applied, without what the database itself needs."""
+    """Returns the applied steps, without those of the database itself."""
     rows = await database.read(lambda tx: tx.all("SELECT migration_set, name FROM _sqlite_migrations ORDER BY id"))
     return [row for row in rows if row[0] != "database"]
 
@@ -171,7 +171,7 @@ async def test_only_the_owner_may_read_the_file(sqlite_url: str, tmp_path: Path)
 
 
 async def test_the_file_is_kept_safe(sqlite_url: str) -> None:
-    """What `synchronous=FULL` promises holds for the connection that writes."""
+    """The connection that writes uses `synchronous=FULL`."""
     async with opened(sqlite_url) as database:
         settings = await database.write(
             lambda tx: [tx.values(f"PRAGMA {name}") for name in ("journal_mode", "synchronous", "foreign_keys")]

@@ -76,7 +76,7 @@ async def test_a_restart_of_postgresql(own_cluster: Cluster) -> None:
 
 
 async def test_a_connection_lost_during_a_write(own_cluster: Cluster) -> None:
-    """What was not committed runs again as a whole, and once only has an effect."""
+    """The uncommitted batch runs again as a whole, and takes effect only once."""
     url = own_cluster.make_database()
     calls: list[str] = []
     lost = threading.Event()

@@ -29,7 +29,7 @@ async def watch(database: Database, history: list[tuple[int, list[int]]]) -> Non
 
 
 def check_history(history: list[tuple[int, list[int]]], final: list[int]) -> None:
-    """Who saw position n had seen everything up to n, and nothing beyond it."""
+    """Checks that a reader who saw position n had seen everything up to n, and nothing beyond it."""
     assert [position for position, _ in history] == sorted(position for position, _ in history)
     for position, visible in history:
         assert sorted(visible) == [item for item in final if item <= position]

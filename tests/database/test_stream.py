@@ -1,4 +1,4 @@
-"""Who waits is woken by what concerns them, and never sleeps through it."""
+"""Waiters are woken by news of their keys, and never miss any."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.examples import share_of_examples
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
-    """Under a virtual clock: whoever waits for nothing is woken by their deadline at once."""
+    """Under a virtual clock, a waiter without news is woken by its deadline at once."""
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
@@ -86,7 +86,7 @@ async def test_news_of_another_node_may_come_late(autojump_clock: trio.testing.M
 
 
 async def test_a_stream_remembers_a_bounded_number_of_keys(autojump_clock: trio.testing.MockClock) -> None:
-    """Who comes so late that it was forgotten whether there were news is woken to look."""
+    """A waiter whose keys have been forgotten is woken, so that it reads again."""
     stream = Stream(0)
     stream.notify(1, ["first"])
     for position in range(2, 3 * STREAM_KEYS_REMEMBERED_MAX):

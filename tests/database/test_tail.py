@@ -1,4 +1,4 @@
-"""A tail is told of everything, at least once, through restarts, and on one node at a time."""
+"""A tail sees every change at least once, through restarts, and on one node at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def list_names_between(tx: Transaction, since: int, upto: int) -> list[str]:
 
 
 class Follower:
-    """Notes the names it is told of; ends the run, as a crash would, once it was told of `crash_at` spans."""
+    """Records the names that it sees. Ends the run after `crash_at` spans, as a crash would."""
 
     def __init__(self, database: Database, crash_at: int | None = None) -> None:
         self.database = database

@@ -199,7 +199,7 @@ def test_inline_works_under_a_virtual_clock() -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether the process has ended; a parent that has not looked yet leaves a zombie."""
+    """Returns whether the process has ended. It stays a zombie until its parent collects it."""
     try:
         return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:

@@ -8,7 +8,7 @@ import time
 
 
 def describe() -> dict[str, object]:
-    """What the process is: its number, and which of our packages it has run."""
+    """Returns the process ID and the packages of ours that it has imported."""
     return {"pid": os.getpid(), "environment": sorted(os.environ), "modules": sorted(sys.modules)}
 
 
@@ -18,22 +18,22 @@ def echo(*values: object) -> list[object]:
 
 
 def refuse(reason: str) -> None:
-    """What a parser does with a file that is none."""
+    """Fails as a parser does on a file of another format."""
     raise ValueError(reason)
 
 
 def fail() -> None:
-    """What a parser does that has a bug."""
+    """Fails as a parser with a bug does."""
     raise IndexError("out of range")
 
 
 def take_memory(count_bytes: int) -> int:
-    """What a decompression bomb does."""
+    """Behaves like a decompression bomb."""
     return len(bytearray(count_bytes))
 
 
 def take_time(seconds: float) -> None:
-    """What a quadratic parser does."""
+    """Behaves like a parser with quadratic run time."""
     time.sleep(seconds)
 
 
@@ -44,17 +44,17 @@ def spin() -> None:
 
 
 def die(status: int) -> None:
-    """What a broken C library does."""
+    """Behaves like a broken C library."""
     os._exit(status)
 
 
 def crash() -> None:
-    """What a worse one does."""
+    """Behaves like an even more broken C library."""
     os.kill(os.getpid(), 11)
 
 
 def write_a_file(path: str) -> None:
-    """What an attacker may try."""
+    """Does what an attacker may try."""
     with open(path, "wb") as file:
         file.write(b"x" * 100)
 

@@ -48,7 +48,7 @@ def room_state(pdus: Sequence[Pdu], version: RoomVersion) -> dict[StateKey, Even
 
 
 def is_first_power_levels(event: Event, state: Mapping[StateKey, Event], version: RoomVersion) -> bool:
-    """Whether the creator could have sent these as the room's first power levels."""
+    """Returns whether the creator could have sent these as the room's first power levels."""
     create = state.get(("m.room.create", ""))
     if create is None:
         return False
@@ -71,7 +71,7 @@ def ask_auth(
 
 
 def has_unreadable_levels(difference: Difference) -> bool:
-    """Whether the room's power levels hold something that is no level, which versions below 10 do not forbid."""
+    """Returns whether the power levels contain an invalid level, which room versions below 10 do not forbid."""
     version = ROOM_VERSIONS[difference.version]
     contents = [pdu["content"] for pdu in all_pdus(difference) if pdu["type"] == "m.room.power_levels"]
     return any(not is_readable(content, version) for content in contents)
@@ -157,7 +157,7 @@ def event_type(difference: Difference) -> Any:
 
 
 def differs(oracle: Oracle, version: RoomVersion, material: Any) -> bool:
-    """Whether a case, cut down, still is one, with verdicts that differ."""
+    """Returns whether a reduced case is still valid and still has different verdicts."""
     try:
         event, state = parse(material["event"], version), room_state(material["state"], version)
     except (KeyError, TypeError):

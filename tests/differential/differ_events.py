@@ -29,7 +29,7 @@ BATCH = 100
 
 
 def answer(function: Callable[..., Any], *args: object) -> Any:
-    """What our function says, a refusal included."""
+    """Returns our function's result, or its refusal."""
     try:
         return function(*args)
     except (NotCanonical, InvalidEvent) as refusal:
@@ -210,7 +210,7 @@ def receive(pdu: Pdu, version: RoomVersion) -> Any:
 
 @pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=lambda version: version.id)
 def test_receipt(oracle: Oracle, effort: Effort, version: RoomVersion) -> None:
-    """What is dropped as malformed: where Synapse takes an event that we drop, the room's history splits."""
+    """The same events are dropped as malformed: if Synapse accepts an event that we drop, the room's history splits."""
     report = Report(RECEIVING_DEVIATIONS)
     signatures = {server: {"ed25519:1": "c2lnbmF0dXJl"} for server in SERVERS}
     for pdus in batches(effort, version, 300):
@@ -240,7 +240,7 @@ SIGNERS_DEVIATIONS = (
 
 @pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=lambda version: version.id)
 def test_required_signatures(oracle: Oracle, effort: Effort, version: RoomVersion) -> None:
-    """Whose signatures an event needs: each server's is left out at random."""
+    """The same signatures are required of an event: each server's is left out at random."""
     report = Report(SIGNERS_DEVIATIONS)
     rng = random.Random(f"signers {version.id}")
     for pdus in batches(effort, version, 300):

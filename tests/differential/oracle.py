@@ -120,7 +120,7 @@ def canonical_json(room: Room, call: dict):
 
 
 def describe(room: Room, call: dict):
-    """What Synapse reads from an event."""
+    """Returns Synapse's interpretation of an event."""
     event = room.event(call["event"])
     return {
         "event_id": event.event_id,
@@ -194,7 +194,7 @@ def resolve(room: Room, call: dict):
 
 
 def server_acl(room: Room, call: dict):
-    """Which servers an m.room.server_acl event lets take part."""
+    """Returns the servers that an m.room.server_acl event allows."""
     acl = server_acl_evaluator_from_event(room.event(call["event"]))
     return [acl.server_matches_acl_event(name) for name in call["server_names"]]
 

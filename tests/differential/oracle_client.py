@@ -34,7 +34,7 @@ class Refusal:
 
     @property
     def is_verdict(self) -> bool:
-        """Whether Synapse meant to refuse, rather than stumbled over what it was given."""
+        """Returns whether Synapse refused on purpose, rather than failing on the input."""
         return self.kind in ("AuthError", "UnstableSpecAuthError", "SynapseError", "EventSizeError")
 
     def __repr__(self) -> str:

@@ -29,7 +29,7 @@ def commands(program: str) -> Iterator[tuple[Path, list[str]]]:
 
 
 def unknown_words(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
-    """Those of the words that are neither a command nor an option, nor the argument of one."""
+    """Returns the words that are not a command, an option, or an option's argument."""
     unknown = []
     for word in words:
         groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]

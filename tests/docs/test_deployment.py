@@ -125,7 +125,7 @@ def back_up(data: Path, copies: Path) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """What a server keeps: one event, one picture, its key."""
+    """The data of a server: one event, one picture, its key."""
     folder = tmp_path / "data"
     (folder / "blobs" / "ab").mkdir(parents=True)
     (folder / "signing.key").write_text("ed25519 a key")

@@ -160,7 +160,7 @@ async def test_clients_are_told_that_there_are_waves(world: World) -> None:
 
 
 async def rows_of(a: Server, waves: ModuleType, user_id: UserID) -> tuple[int, int]:
-    """How many rows are kept of a user's waves, and how often the user was waved at."""
+    """Returns the number of rows about a user's waves, and how often the user was waved at."""
     rows = await a.read(lambda tx: tx.all("SELECT 1 FROM waves WHERE user_nid = ?", tx.find(user_id)))
     return len(rows), await a.read(waves.get_count, user_id)
 

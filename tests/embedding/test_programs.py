@@ -171,7 +171,7 @@ async def test_the_process_belongs_to_the_program(tmp_path: Path) -> None:
 
 
 async def test_a_test_of_the_program_keeps_its_process_too(homeservers: Open) -> None:
-    """Where thumbnails are made in the process itself."""
+    """Even if thumbnails are made in the process itself."""
     picture = io.BytesIO()
     Image.new("RGB", (600, 400)).save(picture, "PNG")
     before = _surroundings()

@@ -1,4 +1,7 @@
-"""Whose database it is: name and signing key, settled at the first start. Spec: server-server-api/#publishing-keys"""
+"""A database belongs to one server name and signing key, from the first start on.
+
+Spec: server-server-api/#publishing-keys
+"""
 
 from __future__ import annotations
 

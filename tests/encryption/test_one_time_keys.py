@@ -89,7 +89,7 @@ def split(steps: Sequence[Step]) -> list[list[Step]]:
 
 @given(STEPS)
 def test_no_key_is_issued_twice(steps: list[Step]) -> None:
-    """However uploads and claims fall together, and however often the server is started anew in between."""
+    """Regardless of how uploads, claims and restarts of the server are interleaved."""
 
     async def play() -> None:
         issued: Counter[tuple[str, str]] = Counter()

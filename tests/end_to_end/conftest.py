@@ -17,7 +17,7 @@ Newcomer = Callable[[Homeserver, str], Person]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """Where servers of this module live, under one certificate authority."""
+    """The folder of this module's servers, with one certificate authority."""
     return make_place(tmp_path_factory.mktemp("place"))
 
 

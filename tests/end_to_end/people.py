@@ -39,7 +39,7 @@ class Person:
         self.left: dict[str, nio.RoomInfo] = {}
         self.read: dict[tuple[str, str], str] = {}  # (room, reader) → event
         self._loop = loop
-        # nio waits longer and longer by itself before it tries again; whoever waits here wants to hear of it.
+        # nio waits longer before each retry; these tests want to see the error
         config = nio.AsyncClientConfig(max_timeouts=1, max_limit_exceeded=1, encryption_enabled=False)
         self.nio = self._run(self._make_client(config))
 
@@ -119,7 +119,7 @@ class Person:
                 return found
 
     def texts(self, room_id: str) -> list[str]:
-        """What was said in a room, oldest first, as far as it can be had."""
+        """Returns the messages of a room that the user can read, oldest first."""
         events = [event for page in self.pages(room_id, 100) for event in page]
         return [event.body for event in reversed(events) if isinstance(event, nio.RoomMessageText)]
 

@@ -77,7 +77,7 @@ def toml(value: Any) -> str:
 
 
 def run(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """What `homeserver …` says and its exit code."""
+    """Runs `homeserver …` and returns its output and exit code."""
     command = [COMMAND, *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE_S * 2, cwd=cwd)
 

@@ -31,13 +31,13 @@ def server(place: Place, request: pytest.FixtureRequest) -> Iterator[Homeserver]
 
 
 def assert_one_sentence(said: str) -> None:
-    """What an operator reads: one line, and no traceback."""
+    """Checks that an operator gets one line without a traceback."""
     assert said.startswith("homeserver: ")
     assert said.count("\n") == 1
 
 
 def serve_in_vain(server: Homeserver) -> str:
-    """What `serve` says on standard error when it cannot."""
+    """Runs `serve`, which must fail, and returns its standard error."""
     result = run("serve", "--config", server.config)
     assert result.returncode == 1
     assert_one_sentence(result.stderr)

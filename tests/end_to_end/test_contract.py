@@ -91,7 +91,7 @@ NO_RELAY_IS_INVALID = rf"^Invalid successful responses \(1\):\n +GET +{NO_RELAY}
 
 
 def walk(tmp_path: Path, api: str, *arguments: str) -> dict[str, Any] | None:
-    """What the walk found of each operation, None where there is no tool."""
+    """Returns the findings about each operation, None if the contract tool is not installed."""
     module = contract_check()
     if module is None:
         return None

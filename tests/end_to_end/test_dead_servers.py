@@ -20,7 +20,7 @@ def make_report(outcome: str = "passed") -> Any:
 
 
 def die(server: Homeserver) -> None:
-    """What nobody told the server to do."""
+    """Ends the server unexpectedly."""
     assert server.process is not None
     with server.log.open("a") as log:
         log.write("its last words\n")

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.sockets, pytest.mark.timeout(300)]
 
 ROUNDS = 8
 MESSAGES_A_ROUND = 25
-"""Of each sender. All that one server sends to the shared room is less than what an outage may bring of a room."""
+"""Per sender. One server's messages to the shared room stay below what an outage may bring to a room."""
 SEED = 1594
 ALIVE_S_MAX = 0.6
 """The longest that a server lives after it is ready, before it has to end."""
@@ -90,9 +90,9 @@ class Sender:
 
 @dataclass(slots=True)
 class Listener:
-    """Syncs without end, from where the last answer left off, and pages back where a timeline is limited.
+    """Syncs continuously from where the last answer ended, and paginates back if a timeline is limited.
 
-    heard: how often each message came.
+    heard: how often each message arrived.
     """
 
     device: Stubborn
@@ -187,7 +187,7 @@ def _join(threads: list[threading.Thread]) -> None:
 
 @pytest.fixture(scope="module")
 def place(folder_on_disk: Path) -> Place:
-    """Where the servers live: on a disk, as in production."""
+    """The folder of the servers, on a disk as in production."""
     return make_place(folder_on_disk)
 
 

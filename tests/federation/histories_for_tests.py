@@ -136,7 +136,7 @@ def plain_auth_difference(states: Sequence[State], events: Mapping[EventID, Even
 
 
 def plain_subgraph(conflicted: set[EventID], events: Mapping[EventID, Event]) -> set[EventID]:
-    """What a conflicted event reaches and that reaches a conflicted event."""
+    """Returns the events that can be reached from a conflicted event and from which one can be reached."""
     return {
         event_id for event_id in chain_of(conflicted, events) if not chain_of([event_id], events).isdisjoint(conflicted)
     }

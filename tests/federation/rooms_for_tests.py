@@ -82,7 +82,7 @@ class Room:
         )
 
     def check(self, *args: Any, **kwargs: Any) -> Rejection | None:
-        """What the rules say about the event that `build` makes, in the room's state."""
+        """Returns the verdict of the auth rules on the event that `build` makes, in the room's state."""
         return check(self.build(*args, **kwargs), self.state)
 
     def allows(self, *args: Any, **kwargs: Any) -> bool:

@@ -14,7 +14,7 @@ from homeserver.federation.signing import SigningKey, sign_json
 
 
 def test_third_party_invite_signature_of_another_algorithm_counts_for_nothing() -> None:
-    """The key ID names the algorithm; a signature is no Ed25519 signature under the name of another."""
+    """The key ID says the algorithm: a signature of another algorithm does not count as an Ed25519 signature."""
     version = ROOM_VERSIONS["12"]
     create = trusted_event(pdu_of("m.room.create", {"room_version": "12"}), version, EventID("$" + "A" * 43))
     key = SigningKey("0", b"\0" * 32)
@@ -56,7 +56,7 @@ def pdu_of(event_type: str, content: dict[str, Any], state_key: str = "") -> dic
 
 @pytest.mark.parametrize("version", ["1", "12"])
 def test_membership_is_of_a_user(version: str) -> None:
-    """Not in the rules' words, but other servers reject a state_key that is no user ID, and nobody could be told."""
+    """The rules do not say so, but other servers reject a state_key that is not a user ID."""
     of = ROOM_VERSIONS[version]
     content = {"room_version": version, "creator": "@alice:test"}
     create = trusted_event(pdu_of("m.room.create", content), of, EventID("$" + "A" * 43))

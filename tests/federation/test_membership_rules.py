@@ -189,7 +189,7 @@ def invite_by_email(version: RoomVersion, **content: Any) -> Room:
 
 
 def proof(key: SigningKey = IDENTITY, **fields: Any) -> dict[str, Any]:
-    """What the identity server signed."""
+    """Returns the part that the identity server has signed."""
     signed = {name: value for name, value in {"mxid": DAVE, "token": "token", **fields}.items() if value is not ...}
     return sign_json(signed, "identity.test", key)
 
@@ -312,7 +312,7 @@ def test_kicking(version: RoomVersion) -> None:
     assert not room.allows_member(BOB, "leave", CAROL)
     room.set_levels(**alice_is_admin(version, **{BOB: 60}), kick=60)
     assert room.allows_member(BOB, "leave", CAROL)
-    # invitations too can be taken back
+    # invites too can be withdrawn
     room.member(ALICE, "invite", DAVE)
     assert room.allows_member(BOB, "leave", DAVE)
     room.member(BOB, "leave")

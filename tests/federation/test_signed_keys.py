@@ -33,7 +33,7 @@ JSON = st.recursive(
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where the parts of a value are."""
+    """Returns the paths of the parts of a value."""
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(each for name, part in below for each in paths(part, (*path, name)))]
 

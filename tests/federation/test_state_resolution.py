@@ -327,7 +327,7 @@ def test_the_unconflicted_are_read_only_where_they_may_matter() -> None:
 
 @pytest.mark.parametrize("ranked", [False, True])
 def test_events_that_cite_one_another_in_a_loop(ranked: bool) -> None:
-    """Only the event IDs of versions 1 and 2, which are no hashes, make it possible."""
+    """Possible only with the event IDs of versions 1 and 2, because they are not hashes."""
     events, state = long_room(V2, 3)
     loop = [
         made_up("a", "m.room.power_levels", "", V2, ["create", "alice", "b"]),

@@ -62,7 +62,7 @@ def test_one_by_one(scenario: dict[str, Any], ranked: bool) -> None:
         event = next(event for event in waiting if all(before in after for before in event.prev_events))
         waiting.remove(event)
         before = resolved(version, [after[event_id] for event_id in event.prev_events], events, ranked)
-        # As ruma does: the event is not checked before, so whether it stands is for the resolution to say.
+        # As in ruma, the event is not checked beforehand: state resolution decides whether it is allowed.
         after[event.event_id] = resolved(version, [before, {**before, event.key: event.event_id}], events, ranked)
     cited = {event_id for event in events.values() for event_id in event.prev_events}
     ends = [after[event_id] for event_id in events if event_id not in cited]

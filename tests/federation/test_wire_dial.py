@@ -172,7 +172,7 @@ def ca_file(ca: trustme.CA, tmp_path: Path) -> str:
 
 
 async def handshake(world: World, dialer: Dialer, tls_name: str) -> str | None:
-    """Why the handshake fails, None if it does not."""
+    """Returns why the handshake fails, None if it succeeds."""
     try:
         stream = await dialer.open_stream([A], tls_name)
     except WireError as error:

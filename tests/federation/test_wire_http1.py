@@ -43,7 +43,7 @@ async def raw_exchange(raw: bytes, max_bytes: int = 1000) -> tuple[Head, bytes, 
 
 
 async def refuses(run: Callable[[], Awaitable[object]]) -> str:
-    """Why the exchange fails."""
+    """Returns why the exchange fails."""
     with pytest.raises(WireError) as caught:
         await run()
     return caught.value.reason

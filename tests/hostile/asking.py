@@ -36,7 +36,7 @@ class Answer:
 
     @property
     def errcode(self) -> str:
-        """The error code; "" where it is no error."""
+        """The error code; "" if the answer is not an error."""
         return self.json.get("errcode", "") if self.status >= 400 else ""  # none where authentication begins
 
     @property

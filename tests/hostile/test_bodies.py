@@ -1,7 +1,9 @@
-"""No body of a request can make the server do anything but say what is wrong with it, and nothing is half written.
+"""Every malformed request body gets an error that says what is wrong, and leaves nothing half-written.
 
-Every operation that takes a body gets what is no JSON, no object, too much, and its own kind of body with every value
-replaced by others. Spec: client-server-api/#standard-error-response, #common-error-codes
+Every operation with a body gets bytes that are not JSON, JSON that is not an object, too much JSON, and a valid body
+with each value replaced by others.
+
+Spec: client-server-api/#standard-error-response, #common-error-codes
 """
 
 from __future__ import annotations
@@ -90,6 +92,6 @@ def _changed(before: object, after: object) -> list[str]:
 
 
 async def _is_well(world: World) -> None:
-    """The server answers whoever is not hostile, in the end as in the beginning."""
+    """The server still answers well-formed requests afterwards."""
     await world.server.anonymous.ok("GET", "/_matrix/client/versions")
     await world.bob.ok("GET", "sync")

@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 
 async def put(server: Server, header: str | None, body: bytes, *, address: str = "192.0.2.9") -> httpx.Response:
-    """What is answered to a transaction."""
+    """Sends a transaction and returns the response."""
     transport = httpx.ASGITransport(server.app, client=(address, 4711))
     headers = {} if header is None else {"authorization": header}
     async with httpx.AsyncClient(transport=transport, base_url="https://a.example") as http:

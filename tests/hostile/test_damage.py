@@ -34,7 +34,7 @@ def _cut_content(tx: Transaction, room_id: RoomID, event_id: str) -> None:
 
 
 def _scramble_json(tx: Transaction, room_id: RoomID, event_id: str) -> None:
-    """What an intact frame holds if its dictionary or literals were hit: it unpacks, but is no JSON any more."""
+    """Damages the JSON in an intact frame, as if its dictionary or literals were hit: it still decompresses."""
     _set_content(tx, event_id, b'\x00{"body":"he\x00llo","msg"type":"m.text"}')
 
 
@@ -112,7 +112,7 @@ async def test_state_that_is_not_whole_is_an_error(homeserver: Server, alice: Cl
 
 @pytest.mark.parametrize("harm", [_break_frame, _scramble_json, _lose_state_node, _lose_member_event])
 async def test_other_rooms_go_on(homeserver: Server, alice: Client, harm: Harm) -> None:
-    """In /sync too, where the damaged room is shown with a gap, into which the client can page back: to an error."""
+    """In /sync too, where the damaged room has a gap. Paginating back into it is an error."""
     room_id, other, _ = await harmed(homeserver, alice, harm)
     answer = await alice.ok("GET", "sync?timeout=0")
     assert len(answer["rooms"]["join"][other]["timeline"]["events"]) >= 2

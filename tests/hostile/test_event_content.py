@@ -67,7 +67,7 @@ async def test_rooms_of_old_hold_any_number_and_every_answer_with_them_works(
 
     await until(arrived, "the event with a large number")
     for client in (alice, bob):
-        # Beyond 64 bits clients are told what a double holds of a number, as a client that reads JSON would take it.
+        # Clients get numbers beyond 64 bits as a double represents them, which is how they would parse them anyway.
         told = await client.ok("GET", path)
         assert [float(n) for n in told["numbers"]] == [float(n) for n in IRREGULAR]
         messages = await client.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=50")

@@ -28,12 +28,12 @@ FIELDS = (
     "type", "content", "sender", "room_id", "origin_server_ts", "depth", "prev_events", "auth_events", "hashes",
     "signatures", "state_key", "redacts", "event_id", "unsigned", "origin", "membership", "org.example.more",
 )  # fmt: skip
-# Strings that surrogates would be in are no JSON at all: they are for the tests of bodies.
+# Strings with surrogates are not JSON: the tests of bodies send them.
 VALUES = (*(value for value in WRONG if value != "\ud800"), 2**63 - 1, -(2**63), 2**64 - 1, "\0" * 300, ["$x"] * 30)
 
 
 def mutants(room: Joined, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What was changed, and the PDU, hashed and signed where it has a canonical form at all."""
+    """Yields a description of each change and the changed PDU, hashed and signed if it has a canonical form."""
     for field, value in itertools.product(FIELDS, VALUES):
         good = room.text(f"{field} {str(value)[:20]!r}")
         room.last = room.state["m.room.member", room.user_id]
@@ -44,7 +44,7 @@ def mutants(room: Joined, version: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def signed(server: Stranger, pdu: dict[str, Any], version: str) -> dict[str, Any] | None:
-    """The PDU with the hash and signature that it would have, None where nobody could make them."""
+    """Returns the PDU with a correct hash and signature, None if it has no canonical form."""
     bare = {key: value for key, value in pdu.items() if key not in ("hashes", "signatures")}
     try:
         return sign_event(bare, ROOM_VERSIONS[version], server.name, server.key)

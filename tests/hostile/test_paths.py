@@ -128,7 +128,7 @@ async def test_other_methods_are_not_allowed(world: World, operation: Operation)
 
 
 def match(one: str, other: str) -> bool:
-    """Whether a path can be both."""
+    """Returns whether a path can match both."""
     parts, others = one.split("/"), other.split("/")
     return len(parts) == len(others) and all(
         a == b or a.startswith("{") or b.startswith("{") for a, b in zip(parts, others, strict=True)

@@ -48,7 +48,7 @@ def sign(
 async def send(
     peers: Peers, operation: Operation, header: str | None, *, path: str = "", query: str = "", body: bytes = b""
 ) -> Answer:
-    """What is answered to exactly this."""
+    """Sends exactly this and returns the response."""
     headers = [] if header is None else [("authorization", header)]
     path = path or peers[0].path(operation)
     return await ask(peers[0].server.app, operation.method, path, query=query, headers=headers, body=body)

@@ -64,7 +64,7 @@ def connect(server: Homeserver) -> socket.socket:
 
 
 def talk(server: Homeserver, data: bytes, *, end: bool = True) -> bytes:
-    """What comes back for raw bytes until the server closes, or, without `end`, says no more."""
+    """Sends raw bytes and returns everything received until the server closes or, without `end`, falls silent."""
     with connect(server) as sock:
         answer = b""
         with contextlib.suppress(OSError):  # a reset, or time that is up

@@ -63,7 +63,7 @@ def properties(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def inner_places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where in a body a value stands below the top level."""
+    """Yields the places of values below the top level of a body."""
     if len(path) > 1:
         yield path
     if len(path) < 5:
@@ -82,7 +82,7 @@ def replaced(value: Any, path: tuple[Any, ...], wrong: Any) -> Any:
 
 
 def takes(kind: Any, value: Any) -> bool:
-    """Whether a field of that type takes the value."""
+    """Returns whether a field of that type accepts the value."""
     try:
         msgspec.convert(value, kind)
     except (msgspec.ValidationError, UnicodeEncodeError):

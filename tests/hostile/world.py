@@ -31,7 +31,7 @@ ENDING = frozenset(
     {"logout", "logout_all", "deactivate_account", "change_password", "leave_room", "forget_room", "delete_device",
      "delete_devices", "ban", "kick", "invite_user", "redact_event", "set_room_state", "set_room_state_with_key"}
 )  # fmt: skip
-"""Operations after whose success the world has to be made anew."""
+"""Operations after whose success the world has to be made again."""
 
 # Tables in which a request that is refused may leave something, and why.
 MAY_CHANGE = frozenset({
@@ -65,7 +65,7 @@ class World:
 
     @property
     def known(self) -> dict[Any, Any]:
-        """What stands for an identifier of each kind."""
+        """Returns a known identifier of each kind."""
         return {
             UserID: self.bob.user_id,
             RoomID: self.room_id,

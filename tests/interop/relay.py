@@ -1,4 +1,4 @@
-"""A relay before each federation port, so that the wire between two real servers can be cut and mended."""
+"""A relay in front of each federation port, so that the connection between two real servers can be cut and restored."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.interop.setup import ensure_js_sdk, ensure_synapse  # noqa: E402 (fou
 
 
 def main(arguments: list[str]) -> int:
-    """Makes what is needed if need be, then runs tests/differential and tests/interop (`make test` does not)."""
+    """Installs what is needed, then runs tests/differential and tests/interop, which `make test` does not."""
     python = ensure_synapse()
     lacking = ensure_js_sdk()
     chosen = [argument for argument in arguments if not argument.startswith("-")]

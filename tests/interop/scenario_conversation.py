@@ -80,7 +80,7 @@ def test_several_of_each_server(sides: Sides) -> None:
 
 @pytest.mark.parametrize("version", ("12", "1"))
 def test_unusual_content(sides: Sides, version: str) -> None:
-    """What stretches JSON and the size limit arrives as it was sent, so hashes and signatures were right."""
+    """Unusual JSON and events near the size limit arrive unchanged, so hashes and signatures were correct."""
     here, there = sides
     alice, bob = Client(here, "alice"), Client(there, "bob")
     room_id = alice.create_room(version, preset="public_chat")

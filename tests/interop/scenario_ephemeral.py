@@ -11,7 +11,7 @@ Sides = tuple[Server, Server]
 
 
 def two_in_a_room(sides: Sides) -> tuple[Client, Client, str]:
-    """Who is here, who is there, and their room, which both have synced."""
+    """Returns a user of each server and the room that both have synced."""
     here, there = sides
     alice, bob = Client(here, "alice"), Client(there, "bob")
     room_id = alice.create_room("12", preset="public_chat")

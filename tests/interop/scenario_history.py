@@ -14,7 +14,7 @@ MESSAGES = 120
 
 @pytest.mark.parametrize("version", ("12", "10", "1"))
 def test_backfill(sides: Sides, version: str) -> None:
-    """Who joins late reads all that was said before, in order, on either side."""
+    """A user who joins late reads all earlier messages in order, on either side."""
     here, there = sides
     alice, bob = Client(here, "alice"), Client(there, "bob")
     room_id = alice.create_room(version, preset="public_chat")
@@ -36,7 +36,7 @@ def test_backfill(sides: Sides, version: str) -> None:
 
 @pytest.mark.parametrize("visibility", ("invited", "joined", "shared", "world_readable"))
 def test_history_visibility(sides: Sides, visibility: str) -> None:
-    """What was said before one came is hidden, or not, as the room says."""
+    """Messages from before a user's join are visible or hidden, as the room's setting says."""
     here, there = sides
     alice, bob = Client(here, "alice"), Client(there, "bob")
     rule = {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": visibility}}

@@ -47,7 +47,7 @@ def test_kick_ban_unban_rejoin(sides: Sides, version: str) -> None:
 
 @pytest.mark.parametrize("version", ("12", "10"))
 def test_last_of_a_server_leaves_and_comes_back(sides: Sides, version: str) -> None:
-    """What was said meanwhile was not sent there; it has to be fetched."""
+    """Messages sent in between were not delivered there; they have to be fetched."""
     here, there = sides
     alice, bob = Client(here, "alice"), Client(there, "bob")
     room_id = alice.create_room(version, preset="public_chat")
@@ -92,7 +92,7 @@ def test_invite_withdrawn(sides: Sides) -> None:
 
 
 def test_invite_by_the_other_side(sides: Sides) -> None:
-    """Who joined from there invites somebody else from here, and from there."""
+    """A user who has joined from the other server invites users of both servers."""
     here, there = sides
     alice, anna, bob, ben = Client(here, "alice"), Client(here, "anna"), Client(there, "bob"), Client(there, "ben")
     room_id = alice.create_room("12", preset="private_chat", invite=[bob.user_id])

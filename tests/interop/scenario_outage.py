@@ -27,7 +27,7 @@ def wait_texts(client: Client, room_id: str, texts: list[str]) -> None:
 
 @pytest.mark.parametrize("version", ("12",))
 def test_restart_of_the_other_side(sides: Sides, version: str) -> None:
-    """What is said while a server is down arrives once it is up."""
+    """Messages sent while a server is down arrive once it is up."""
     here, there = sides
     alice, bob = Client(here, "alice"), Client(there, "bob")
     room_id = alice.create_room(version, preset="public_chat")
@@ -47,7 +47,7 @@ def test_restart_of_the_other_side(sides: Sides, version: str) -> None:
 
 
 def test_restart_with_messages_not_yet_sent(sides: Sides, world: World) -> None:
-    """What a server could not deliver before it was stopped, it delivers when it runs again."""
+    """Messages that a server could not deliver before it was stopped are delivered when it runs again."""
     here, there = sides
     alice, bob = Client(here, "alice"), Client(there, "bob")
     room_id = alice.create_room("12", preset="public_chat")

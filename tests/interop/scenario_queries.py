@@ -66,7 +66,7 @@ def test_profile(sides: Sides) -> None:
 
 
 def picture() -> bytes:
-    """A PNG of 640 by 480, each different from the others by its size only if need be."""
+    """Returns a PNG of 640 by 480 pixels."""
     file = BytesIO()
     Image.new("RGB", (640, 480), (200, 30, 60)).save(file, "PNG")
     return file.getvalue()

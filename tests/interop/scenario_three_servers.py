@@ -1,4 +1,4 @@
-"""Three organisations in one room: events reach a server by way of another, and are checked all the same."""
+"""Three organisations in one room: events that reach a server through another one are checked as well."""
 
 from __future__ import annotations
 

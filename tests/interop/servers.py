@@ -49,7 +49,7 @@ class Program(Protocol):
 
     @abstractmethod
     def command(self, folder: Path) -> list[str]:
-        """What to run."""
+        """Returns the command line."""
 
     @abstractmethod
     def ready_path(self) -> str:

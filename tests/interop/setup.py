@@ -1,11 +1,18 @@
-"""Makes what the scenarios run beside our server, if it is not there already: Synapse's environment, matrix-js-sdk.
+"""Installs what the scenarios run besides our server, unless it is installed: Synapse's environment, matrix-js-sdk.
 
 Synapse never shares an environment with us: it is another program, under another licence, with its own dependencies.
-matrix-js-sdk, on which Element is built, needs Node; where there is none, its scenario is left out and the run says so.
-To move to another Synapse, change requirements-synapse.in and run in this folder: uv pip compile --universal
---python-version 3.11 --generate-hashes --no-header --no-annotate requirements-synapse.in -o requirements-synapse.lock
-To another matrix-js-sdk: change js_sdk/package.json and run there: npm install --package-lock-only
---omit-lockfile-registry-resolved; then take out the "funding" entries, which are addresses.
+matrix-js-sdk, on which Element is built, needs Node; without Node, its scenario is left out and the run says so.
+
+To move to another Synapse, change requirements-synapse.in and run in this folder:
+
+    uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+    requirements-synapse.in -o requirements-synapse.lock
+
+To move to another matrix-js-sdk, change js_sdk/package.json and run there:
+
+    npm install --package-lock-only --omit-lockfile-registry-resolved
+
+Then remove the "funding" entries, which contain addresses.
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ NODE_MAJOR_MIN = 20
 
 
 def synapse_venv() -> Path:
-    """Where it is: SYNAPSE_VENV, else `.venv-synapse` in the repository."""
+    """Returns the environment's folder: SYNAPSE_VENV, or `.venv-synapse` in the repository."""
     return Path(os.environ.get("SYNAPSE_VENV", REPOSITORY / ".venv-synapse")).absolute()
 
 
@@ -43,7 +50,7 @@ def ensure_synapse() -> Path:
 
 
 def js_sdk_folder() -> Path:
-    """Where matrix-js-sdk is: `.node-js-sdk` in the repository."""
+    """Returns the folder of matrix-js-sdk: `.node-js-sdk` in the repository."""
     return REPOSITORY / ".node-js-sdk"
 
 

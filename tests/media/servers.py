@@ -47,7 +47,7 @@ async def identify_origin(hs: Resources, request: Request) -> Claim:
 
 
 async def upload(client: Client, data: bytes, content_type: str | None = "text/plain", filename: str = "") -> str:
-    """Uploads; answers `server/media_id`, what the paths of downloads end with."""
+    """Uploads a file and returns `server/media_id`, the end of its download paths."""
     headers = {} if content_type is None else {"content-type": content_type}
     params = {"filename": filename} if filename else {}
     answer = await client.ok("POST", f"{V3}/upload", content=data, headers=headers, params=params)
@@ -55,7 +55,7 @@ async def upload(client: Client, data: bytes, content_type: str | None = "text/p
 
 
 async def create(client: Client) -> str:
-    """Creates a URI without content; answers as `upload`."""
+    """Creates a URI without content and returns `server/media_id`."""
     answer = await client.ok("POST", "/_matrix/media/v1/create")
     return str(answer["content_uri"]).removeprefix("mxc://")
 

@@ -32,7 +32,7 @@ def test_other_parsers_read_the_same_filename(filename: str) -> None:
     message = Message()
     message["Content-Disposition"] = content_disposition("image/png", filename)
     found = message.get_filename()
-    # The parser of the standard library collapses the white space that it finds inside of quotes.
+    # The parser of the standard library collapses white space inside quotes.
     assert found is not None and found.split() == filename.split()
 
 

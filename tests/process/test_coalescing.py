@@ -19,7 +19,7 @@ class News:
 
 
 def sent(delivery: Delivery[News]) -> list[int]:
-    """What the machine asks to be sent."""
+    """Returns what the machine asks its driver to send."""
     ask = delivery.next()
     assert isinstance(ask, Send)
     return [item.position for item in ask.items]

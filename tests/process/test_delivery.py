@@ -53,7 +53,7 @@ def new() -> Delivery[Parcel]:
 
 
 def sent(delivery: Delivery[Parcel]) -> list[int]:
-    """What the machine asks to be sent."""
+    """Returns what the machine asks its driver to send."""
     ask = delivery.next()
     assert isinstance(ask, Send)
     return [item.position for item in ask.items]
@@ -253,7 +253,7 @@ def test_destination_whose_row_cannot_be_stored_is_caught_up_nevertheless() -> N
 def _answers(
     delivery: Delivery[Parcel], outcomes: Iterable[Outcome], now_s: float
 ) -> tuple[list[list[int]], list[int]]:
-    """What is sent while the outcomes are these; and what is dropped."""
+    """Plays these outcomes. Returns what is sent, and what is dropped."""
     asked, dropped = [], []
     for outcome in outcomes:
         asked.append(sent(delivery))
@@ -388,7 +388,7 @@ class World:
         self.history.append((list(items), outcome))
 
     def has_taken_another_lately(self) -> bool:
-        """Whether the destination has taken something since it failed of several items."""
+        """Returns whether the destination has accepted an item since it failed on several."""
         for items, outcome in reversed(self.history):
             if outcome == "taken" or len(items) > 1:
                 return outcome == "taken"

@@ -154,7 +154,7 @@ async def _dated(rooms: Rooms, *drafts: Draft, now_ms: int = START_MS) -> list[i
 
 
 async def test_state_is_later_than_what_it_replaces(rooms: Rooms) -> None:
-    """Where the times are equal state resolution goes by the event ids: a leave could beat the join after it."""
+    """With equal times, state resolution goes by the event IDs: a leave could beat the join after it."""
     room_id = await rooms.create(ANNA, BERT)
     memberships = [Draft(room_id, BERT, "m.room.member", {"membership": each}, BERT) for each in ("leave", "join")]
     topics = [Draft(room_id, ANNA, "m.room.topic", {"topic": each}, "") for each in ("tea", "cake")]

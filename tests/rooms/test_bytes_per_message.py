@@ -59,6 +59,6 @@ def _say(tx: Transaction, room_id: RoomID, rng: random.Random, words: list[str],
 
 
 def _used_bytes(tx: Transaction) -> int:
-    """Of the file, without pages that are free."""
+    """Returns the size of the file without its free pages."""
     pages, free, size = (tx.values(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size"))
     return int((pages - free) * size)

@@ -32,7 +32,7 @@ async def test_who_was_put_out_cannot_make_each_event_cost_more_than_the_last(ro
 
 
 async def rows_read(rooms: Rooms, event: Event) -> int:
-    """How many rows it takes to receive the event."""
+    """Returns the number of rows read to receive the event."""
 
     def receive(tx: Transaction) -> int:
         counting = CountingTransaction(tx)

@@ -38,7 +38,7 @@ class Past:
 
 
 async def take_in(rooms: Rooms, past: Past, events: list[Event]) -> None:
-    """What the driver of backfill does: a place for all of them, the state for the first."""
+    """Does the work of the backfill driver: places all of the events, and sets the state before the first."""
 
     def find(tx: Transaction) -> dict[EventID, int]:
         return find_places(tx, past.room.room_id, events)

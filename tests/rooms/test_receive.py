@@ -159,7 +159,7 @@ async def test_an_ancestor_that_comes_late_is_no_extremity(rooms: Rooms) -> None
     assert await rooms.extremities(room.room_id) == {event.event_id}
     missing = await rooms.read(list_missing, room.room_id, END, 10)
     assert late.event_id not in [event_id for event_id, _ in missing]
-    # It is news all the same.
+    # It is news anyway.
     assert (await rooms.timeline(room.room_id))[-1] == late.event_id
     head = await rooms.read(get_head, room.room_id)
     assert head.last_position == (await rooms.stored(late.event_id)).position
@@ -197,7 +197,7 @@ async def test_outliers_that_their_auth_events_do_not_allow(rooms: Rooms) -> Non
 
 
 async def test_outliers_of_a_room_whose_create_event_claims_a_great_depth(rooms: Rooms) -> None:
-    """No event of room version 12 names the create event, and whoever makes it chooses its depth."""
+    """No event of room version 12 cites the create event, so its sender can choose any depth."""
     version = ROOM_VERSIONS["12"]
     draft = Draft(None, ALICE, "m.room.create", {"room_version": "12"}, "", origin_server_ts=1)
     create = build_event(
@@ -256,7 +256,7 @@ async def test_branches_that_contradict_one_another(rooms: Rooms, version: str, 
     for events in [(ban_events, branch_events)[number] for number in order]:
         await rooms.receive_all(events)
     expected = resolve(room.version, [ban.state_map(), branch.state_map()], {**ban.events, **branch.events})
-    # Who heard of the ban first has soft-failed the rest, and its state stays at the ban.
+    # A server that received the ban first has soft-failed the rest, and its state stays at the ban.
     state = await rooms.state(room.room_id)
     assert state in (expected, ban.state_map())
     assert state["m.room.member", BOB] == ban_events[0].event_id or order == (1, 0)

@@ -34,7 +34,7 @@ async def assert_gone(rooms: Rooms, event: Event, redaction: Event) -> None:
     stored = await rooms.stored(event.event_id)
     assert stored.redacted_by == (await rooms.stored(redaction.event_id)).position
     assert SECRET not in await rooms.read(_raw_contents)
-    # It is the same event still, to be sent to whoever asks for it.
+    # It is still the same event, and servers that request it get it.
     whole = await rooms.read(find_event, event.event_id)
     assert whole.event_id == event.event_id
     assert whole.pdu["hashes"] == event.pdu["hashes"]

@@ -167,7 +167,7 @@ async def test_server_that_may_be_joining_is_asked_for_its_keys(forge: Callable[
 
 @pytest.fixture
 async def forge(federation: Federation) -> Callable[..., Awaitable[set[str]]]:
-    """Has a stranger send events of users of three servers; answers whom we asked for keys because of them."""
+    """Makes a stranger send events of users of three servers. Returns the servers that we asked for keys."""
     a = await federation.start("a.example")
     alice: Client = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")

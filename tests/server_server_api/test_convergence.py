@@ -172,7 +172,7 @@ def _timeline(tx: Transaction, room_id: str) -> set[str]:
 
 
 def run(version: str, steps: Sequence[Any], *, with_timelines: bool) -> None:
-    """Plays the steps; AssertionError unless the servers agree afterwards."""
+    """Plays the steps. Raises AssertionError unless the servers agree afterwards."""
 
     async def play() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +238,7 @@ def test_what_the_kicked_say_before_they_hear_of_it() -> None:
 
 
 def test_closing_a_gap_brings_no_history_from_before_the_join() -> None:
-    """What lay before a server's own join once came as news to it, and turned its head towards the past."""
+    """Events from before a server's own join once arrived as news, and moved its head into the past."""
     steps = [
         ("rule", 3, "invite"),
         ("cut", ("b.example", "c.example")),

@@ -32,7 +32,7 @@ async def query(client: Client, user_id: str) -> dict[str, Any]:
 
 
 async def is_followed(server: Server) -> bool:
-    """Whether every list that somebody asked for has been fetched, and is fresh."""
+    """Returns whether every list that was asked for has been fetched and is fresh."""
 
     def read(tx: Transaction) -> bool:
         lists = tx.values("SELECT is_fresh FROM remote_device_lists")

@@ -76,7 +76,7 @@ def _join_path(room_id: str) -> str:
 
 
 def _is(client: Client, room_id: str, user_id: str, membership: str) -> Callable[[], Awaitable[bool]]:
-    """Whether the client sees the user in the room as `membership`."""
+    """Returns whether the client sees the user in the room as `membership`."""
 
     async def is_so() -> bool:
         path = f"rooms/{quote(room_id)}/state/m.room.member/{quote(user_id)}"

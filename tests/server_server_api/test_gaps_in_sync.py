@@ -18,7 +18,7 @@ def said(events: list[dict[str, Any]]) -> list[str]:
 
 
 async def listen(client: Client, room_id: str, since: str, last: str, page_size: int = 50) -> tuple[list[str], int]:
-    """What a client hears that syncs, and pages back where a timeline is limited; and how many gaps it was told of."""
+    """Returns the events that a client gets by syncing and paginating back into gaps, and the number of gaps."""
     heard: list[str] = []
     gaps = 0
     while last not in heard:

@@ -118,7 +118,7 @@ async def test_state_without_power_is_rejected(federation: Federation) -> None:
     content = {"users": {room.user_id: 100}}
     event = room.event("m.room.power_levels", content, state_key="")
     assert "error" in (await mallory.send("a.example", "1", [event.pdu]))[event.event_id]
-    after = room.text("after the coup")  # follows a rejected event, which is no fault of its own
+    after = room.text("after the coup")  # follows a rejected event, which is not its own fault
     assert await mallory.send("a.example", "2", [after.pdu]) == {after.event_id: {}}
     assert await state_of(alice, room.room_id) == before
 

@@ -33,7 +33,7 @@ MALLORY = ServerName("mallory.example")
 
 
 def signing(carol: Stranger, content: dict[str, Any]) -> dict[str, Any]:
-    """What an honest server answers to an invite."""
+    """Returns an honest server's response to an invite."""
     event = parse_event(content["event"], ROOM_VERSIONS[content["room_version"]])
     return {"event": countersign(event, carol.name, carol.key).pdu}
 

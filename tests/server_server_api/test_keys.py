@@ -50,7 +50,7 @@ async def test_key_of_before_is_an_old_key_after_a_change(federation: Federation
     keys = parse_key_response(answer, ServerName("a.example"), now_ms())
     assert list(keys.verify_keys) == [new_key.key_id]
     assert keys.old_verify_keys[old_key.key_id].key_base64 == old_key.verify_key_base64
-    # What was signed before still counts for who comes now.
+    # Earlier signatures remain valid for servers that join now.
     bob = await b.register("bob")
     await join(bob, room_id, "a.example")
     assert await texts(bob, room_id) == ["signed with the old key"]

@@ -102,7 +102,7 @@ async def test_knock_outlives_the_refusal_of_an_earlier_one_that_comes_late(fede
 
 
 def _transactions(federation: Federation) -> int:
-    """How many b.example has had from a.example."""
+    """Returns the number of transactions from a.example to b.example."""
     return sum(
         each.origin == "a.example" and each.path.startswith("/_matrix/federation/v1/send/")
         for each in federation.network.exchanges

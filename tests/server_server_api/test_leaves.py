@@ -1,4 +1,4 @@
-"""Rejected invitations, and knocks taken back, while the other server is away.
+"""Rejected invites and retracted knocks while the other server is away.
 
 Spec: server-server-api/#leaving-rooms-rejecting-invites
 """

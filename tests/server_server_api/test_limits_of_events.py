@@ -29,7 +29,7 @@ from tests.support.homeservers import Client
 from tests.support.stranger import Stranger
 
 MALLORY = ServerName("mallory.example")
-# Of the content of an event: the event around it is one level more.
+# The depth of an event's content: the event around it adds one level.
 CONTENT_DEPTH_MAX = DEPTH_MAX - 1
 
 

@@ -71,7 +71,7 @@ async def test_a_message_reaches_a_device_of_another_server(federation: Federati
     tablet = Device(await b.log_in("bob"))
     await send(alice, [(bob.client.user_id, bob.client.device_id)], n=1)
     await bob.wait_for(1)
-    answer = await sync(bob.client)  # anew: acknowledges nothing
+    answer = await sync(bob.client)  # initial: acknowledges nothing
     await send(alice, [(bob.client.user_id, "*")], n=2)
     await tablet.wait_for(2)
     await bob.wait_for(2)
@@ -286,7 +286,7 @@ def list_sizes(tx: Transaction) -> list[Any]:
 
 
 def list_sizes_counted(tx: Transaction) -> list[Any]:
-    """What the sizes of the only inbox should be."""
+    """Returns the expected sizes of the only inbox."""
     rows = tx.all("SELECT server_nid, LENGTH(content) FROM to_device_inbox")
     return [
         (nid, len(sizes), sum(sizes))

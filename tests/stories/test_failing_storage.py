@@ -28,7 +28,7 @@ async def server(homeservers: Homeservers, tmp_path: Path) -> Server:
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    """What the log has of storage: each message with the part that it is about."""
+    """Returns the log messages about storage, each with the part that it is about."""
     return [
         (record.message, record.__dict__["part"])
         for record in caplog.records

@@ -1,6 +1,6 @@
-"""What must hold between the tables of rooms after every write: `await database.read(check_consistency)`.
+"""The invariants between the tables of rooms after every write: `await database.read(check_consistency)`.
 
-Everything is computed anew here from the plainest definitions, past the caches.
+Everything is computed here from the plainest definitions, bypassing the caches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ State = dict[tuple[str, str], EventID]
 
 
 def check_consistency(tx: Transaction) -> None:
-    """AssertionError where a room's tables contradict one another."""
+    """Raises AssertionError if a room's tables contradict one another."""
     for (room_nid,) in tx.all("SELECT room_nid FROM rooms"):
         head = find_head(tx, tx.name(room_nid))
         assert head is not None
@@ -73,7 +73,7 @@ class _Check:
             assert not lacking, f"{event_id} lacks auth events"
 
     def check_states(self) -> None:
-        """Where all prev_events are placed, the state before an event is what the states after them resolve to."""
+        """If all prev_events are placed, the state before an event is the resolution of the states after them."""
         for event_id, event in self.events.items():
             row = self.stored[event_id]
             if row.state_before is None or event.type == "m.room.create":
@@ -109,7 +109,7 @@ class _Check:
         )
 
     def cited_by(self, timeline: Iterable[StoredEvent]) -> set[EventID]:
-        """What events of the timeline follow on, also by way of events that are not in it."""
+        """Returns the events that events of the timeline follow on, also through events outside of it."""
         waiting = [prev_id for row in timeline for prev_id in self.events[row.event_id].prev_events]
         cited: set[EventID] = set()
         while waiting:
@@ -121,7 +121,7 @@ class _Check:
         return cited
 
     def begins_stay(self, row: StoredEvent) -> bool:
-        """Whether the state before it was given by another server: it follows on nothing that is in the timeline."""
+        """Returns whether another server gave the state before the event: it follows on nothing in the timeline."""
         event = self.events[row.event_id]
         before = [self.stored.get(prev_id) for prev_id in event.prev_events]
         return event.membership == "join" and not any(

@@ -14,7 +14,7 @@ from typing import Any
 
 @cache
 def contract_check() -> ModuleType | None:
-    """The module `contract_check`, None where it is not at hand. MATRIX_CONTRACT is its file or folder."""
+    """Returns the module `contract_check`, None if it is not installed. MATRIX_CONTRACT is its file or folder."""
     given = os.environ.get("MATRIX_CONTRACT")
     place = Path(given) if given else Path(__file__).resolve().parents[2].parent / "shared" / "spec"
     file = place / "contract_check.py" if place.is_dir() else place
@@ -29,12 +29,12 @@ def contract_check() -> ModuleType | None:
 
 
 def check_response(method: str, path: str, status: int, body: bytes, headers: Iterable[str]) -> None:
-    """AssertionError where an answer does not fit the schema that the specification has for it."""
+    """Raises AssertionError if an answer does not fit the schema in the specification."""
     _check("client-server", method, path, status, body, frozenset(headers))
 
 
 def check_federation_response(method: str, path: str, status: int, body: bytes) -> None:
-    """As `check_response`, of an answer to another server."""
+    """Like `check_response`, for an answer to another server."""
     _check("server-server", method, path, status, body, None)
 
 
@@ -46,7 +46,7 @@ def _check(api: str, method: str, path: str, status: int, body: bytes, headers: 
 
 @lru_cache(maxsize=1024)
 def _template_of(api: str, method: str, path: str) -> str | None:
-    """The path of the operation as the specification writes it, None if it has none."""
+    """Returns the operation's path in the specification, None if it has none."""
     module = contract_check()
     operation = None if module is None else module.match(method, path, api=api)
     return None if operation is None else operation["path"]
@@ -54,7 +54,7 @@ def _template_of(api: str, method: str, path: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def _check_once(api: str, method: str, template: str, status: int, body: bytes, headers: frozenset[str] | None) -> None:
-    """Checks an answer, unless it is one of the last that were good: whoever waits asks the same again and again.
+    """Checks an answer, unless it is a recent good one: tests that wait repeat the same request.
 
     It depends on no value in the path, so the template stands for it.
     """

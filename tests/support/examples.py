@@ -14,5 +14,5 @@ def share_of_examples(share: float) -> int:
 
 
 def is_default_profile() -> bool:
-    """Whether the profile is the one of `make test`, in which protocol properties see the same examples each time."""
+    """Returns whether this is the profile of `make test`, in which protocol properties use fixed examples."""
     return settings.get_current_profile_name() == "default"

@@ -126,7 +126,7 @@ def checked(app: Any) -> Any:
 
 
 async def until(condition: Callable[[], Awaitable[Any]], what: str = "", *, seconds: float = 2 * 3600) -> Any:
-    """What the condition answers, soon after that is true; an hour of virtual time costs little."""
+    """Waits until the condition is true, and returns its value. An hour of virtual time costs little."""
     pause_s = 0.02
     with trio.move_on_after(seconds):
         while True:

@@ -91,7 +91,7 @@ PASSWORD = "correct horse battery staple"
 
 
 def config_for_tests(server_name: str, folder: Path, **sections: Any) -> Config:
-    """As `homeserver.testing.config_for_tests`, on the database that the tests run on, and with files on disk."""
+    """Like `homeserver.testing.config_for_tests`, on the database that the tests run on, and with files on disk."""
     chosen: dict[str, Any] = {"database": DatabaseSection(url=file_url(folder / server_name)), "blobs": BlobsSection()}
     return in_memory_config(server_name, folder, **{**chosen, **sections})
 

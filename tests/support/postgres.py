@@ -28,7 +28,7 @@ def find_binaries() -> Path | None:
 
 
 def missing_reason() -> str | None:
-    """Why there can be no PostgreSQL here, None if there can."""
+    """Returns why PostgreSQL cannot run here, None if it can."""
     return None if find_binaries() else "PostgreSQL (initdb) is not installed"
 
 

@@ -1,10 +1,10 @@
-"""Rooms without a server around them: a database, this server's name and key, and whoever else sends events.
+"""Rooms without a server around them: a database, this server's name and key, and other servers' users.
 
     async def test_something(rooms):
         room_id = await rooms.create()
         event = await rooms.append(room_id, ALICE, "m.room.message", {"body": "hello"})
 
-At the end of every test `check_consistency` has to find nothing wrong with the tables.
+At the end of every test, `check_consistency` must find no fault in the tables.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Stranger:
     async def send(
         self, destination: str, txn_id: str, pdus: Sequence[Any] = (), edus: Sequence[Any] = ()
     ) -> dict[str, Any]:
-        """What the destination says about each PDU of a transaction."""
+        """Sends a transaction and returns the destination's result for each PDU."""
         body = {"origin": self.name, "origin_server_ts": now_ms(), "pdus": list(pdus), "edus": list(edus)}
         status, answer = await self.put(destination, f"/_matrix/federation/v1/send/{txn_id}", body)
         assert status == 200, answer

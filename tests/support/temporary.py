@@ -22,7 +22,7 @@ _ON_DISK = os.environ.get("TMPDIR_ON_DISK", tempfile.gettempdir())
 
 
 def has_memory() -> bool:
-    """Whether files can be kept in memory. Containers often have only 64 MB there, or may run no program from it."""
+    """Returns whether files can be in memory. Containers often have only 64 MB there, or cannot run programs."""
     try:
         found = os.statvfs(MEMORY)
     except OSError:

@@ -85,7 +85,7 @@ class Parcels:
         )
 
     def names_asked(self) -> list[str]:
-        """What was asked since the last call."""
+        """Returns the names of the questions asked since the last call."""
         names = [name for name, _ in self.asked]
         self.asked.clear()
         return names

@@ -103,7 +103,7 @@ async def test_what_is_always_told_ends_no_wait_and_is_told_as_it_is_then(place:
 
 
 async def test_devices_are_told_apart(place: Place) -> None:
-    """What one device was told is no answer to another one."""
+    """An answer to one device is not reused for another one."""
     phone = await place.server.log_in("alice")
     token = (await place.sync())["next_batch"]
     place.parcels.names_asked()
@@ -136,7 +136,7 @@ async def test_counts_come_with_every_room_that_is_told(place: Place) -> None:
 async def test_a_feature_acknowledges_before_the_read(place: Place) -> None:
     since = (await place.sync())["next_batch"]
     await place.server.write(send_parcel, place.alice.user_id, place.alice.device_id)
-    for _ in range(2):  # an answer may be lost: whoever asks again is told again
+    for _ in range(2):  # an answer may be lost: a repeated request gets it again
         answer = await place.sync(since)
         assert parcels(answer) == 1
     assert await place.server.read(count_parcels) == 1

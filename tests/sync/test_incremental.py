@@ -1,4 +1,4 @@
-"""Who syncs step by step comes to know what who syncs afresh is told, whatever happens and whenever they look."""
+"""A client that syncs step by step ends up with the same state as one that syncs afresh, whenever they sync."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ async def check_as_fresh(rooms: Rooms, client: SyncClient) -> None:
     for room_id, expected in fresh.known.items():
         known = client.known[room_id]
         assert known.section == expected.section
-        # What state resolution has taken away altogether cannot be said by /sync: it stays with who has heard of it.
+        # /sync cannot express that state resolution has removed a state event: clients that have seen it keep it.
         told = {key: known.state.get(key) for key in expected.state}
         if expected.section == "leave" and (known.was_invited or ("m.room.create", "") not in known.state):
             pass  # an invitation hides how an earlier stay ended; who was never in the room learns nothing of it

@@ -53,7 +53,7 @@ OF_ACCOUNTS = [each for each in OPERATIONS if each.plan.requester and not each.p
 
 
 def fits(operation: Operation) -> bool:
-    """Whether it asks for a token, a signature, or nothing, as the spec does. Asking for more opens no door."""
+    """Returns whether it requires a token, a signature or nothing, as the spec does. Requiring more does no harm."""
     kind = kind_of(operation)
     wanted = BY_PATH.get(normal(operation.method, operation.path))
     if wanted is None:

@@ -100,7 +100,7 @@ def test_no_file_knows_the_machine_that_it_was_written_on() -> None:
 
 
 def test_public_functions_have_docstrings() -> None:
-    """Those that others may call; a handler's name is its operationId in the spec, and that says enough."""
+    """Except handlers: their name is the operationId in the spec, which says enough."""
     lacking = [
         f"{source.name}:{node.lineno} {node.name}"
         for source in OWN

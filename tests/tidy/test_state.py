@@ -28,7 +28,7 @@ def names_of_module(tree: ast.Module) -> set[str]:
 
 
 def changes(function: ast.AST, names: set[str]) -> Iterator[tuple[int, str]]:
-    """Where a function changes one of the module's names."""
+    """Yields the places where a function changes one of the module's names."""
     local = {
         target.id
         for node in ast.walk(function)

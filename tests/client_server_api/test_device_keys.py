@@ -7,6 +7,12 @@ from typing import Any
 import pytest
 
 from homeserver import limits
+from homeserver.authenticate import Requester
+from homeserver.errors import MatrixError
+from homeserver.features.encryption_keys.uploads import UploadBody, upload_keys
+from homeserver.federation.identifiers import UserID
+from homeserver.users import accounts
+from homeserver.users.devices import create_device
 from tests.support.homeservers import Client, Server
 from tests.support.keys import MEGOLM, SIGNED, Device
 
@@ -122,6 +128,26 @@ async def test_a_device_that_is_deleted_takes_its_keys_with_it(homeserver: Serve
     assert await claim(alice, device) == {}
     again = await homeserver.log_in("alice", device_id="OTHER")
     assert (await sync(again))["device_one_time_keys_count"] == {SIGNED: 0}
+
+
+async def test_a_client_in_the_process_becomes_a_device_when_it_uploads_keys(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    device = Device(alice.user_id, "EMBEDDED")
+    await upload_keys(homeserver.hs, Requester(alice.user_id, "EMBEDDED"), UploadBody(device.keys()))
+    assert (await query(alice, alice=[]))["device_keys"][alice.user_id] == {"EMBEDDED": device.keys()}
+    await alice.ok("DELETE", "devices/EMBEDDED", json={"auth": alice.password_auth()})
+    assert (await query(alice, alice=[]))["device_keys"][alice.user_id] == {}
+
+
+async def test_an_application_service_uploads_keys_of_devices_that_there_are(homeserver: Server) -> None:
+    user_id = UserID("@bridged:test.example")
+    await accounts.create_account(homeserver.hs, "bridged", None, appservice="bridge")
+    body = UploadBody(Device(user_id, "D").keys())
+    for device_id, errcode in (("", "M_INVALID_PARAM"), ("D", "M_NOT_FOUND")):
+        with pytest.raises(MatrixError, match=errcode):
+            await upload_keys(homeserver.hs, Requester(user_id, device_id, appservice="bridge"), body)
+    await homeserver.write(create_device, user_id, "D", None)
+    await upload_keys(homeserver.hs, Requester(user_id, "D", appservice="bridge"), body)
 
 
 # --- one-time keys ---

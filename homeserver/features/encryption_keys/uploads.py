@@ -11,7 +11,7 @@ from homeserver import limits
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, check_device, limit_requester
 from homeserver.database import Transaction
-from homeserver.errors import invalid_param
+from homeserver.errors import invalid_param, not_found
 from homeserver.feature import JsonObject
 from homeserver.features.encryption_keys.cross_signing import refusal
 from homeserver.features.encryption_keys.queries import RATE_LIMIT
@@ -24,6 +24,7 @@ from homeserver.federation.signed_keys import (
     parse_one_time_key,
 )
 from homeserver.resources import Resources
+from homeserver.users.devices import create_device, find_device
 from homeserver.users.encryption.cross_signing import store_uploaded_keys
 from homeserver.users.encryption.device_keys import find_signing_key
 from homeserver.users.encryption.one_time_keys import count_keys, store_fallback_keys, store_one_time_keys
@@ -97,6 +98,10 @@ def _store(tx: Transaction, requester: Requester, upload: _Upload) -> dict[str, 
     """Stores an upload and returns how many one-time keys the device has, by algorithm."""
     check_device(tx, requester)
     user_id, device_id = requester.user_id, requester.device_id
+    if find_device(tx, user_id, device_id) is None:
+        if requester.appservice is not None:
+            raise not_found("The user has no such device: create it first.")
+        create_device(tx, user_id, device_id, None)  # a client in this process has no device until it needs one
     if upload.device_keys is not None:
         store_uploaded_keys(tx, user_id, device_id, upload.device_keys)
     store_one_time_keys(tx, user_id, device_id, upload.one_time)

@@ -61,6 +61,7 @@ class World:
     alias: str
     media_id: str
     filter_id: str
+    backup_version: str
     _numbers: Any = field(default_factory=itertools.count)
 
     @property
@@ -86,6 +87,8 @@ class World:
             "media_id": self.media_id,
             "device_id": self.alice.device_id,
             "filter_id": self.filter_id,
+            "version": self.backup_version,
+            "session_id": "session",
             "key_name": "displayname",
             "data_type": "org.example.data",
             "tag": "u.work",
@@ -172,6 +175,8 @@ class World:
     async def ask(self, operation: Operation, **options: Any) -> Answer:
         """The answer to a request of alice. Without `path` and `body` they are as they should be."""
         options.setdefault("path", self.path(operation))
+        if "/room_keys/keys" in operation.path:
+            options.setdefault("query", f"version={self.backup_version}")
         options.setdefault("headers", [("authorization", f"Bearer {self.alice.token}")])
         if "body" not in options and operation.plan.body is not None:
             options["body"] = encode(self.body(operation))
@@ -191,9 +196,11 @@ async def make_world(server: Server, name: str = "alice") -> World:
     stored = await alice.ok("POST", f"user/{quote(alice.user_id)}/filter", json={})
     await alice.ok("PUT", f"user/{quote(alice.user_id)}/account_data/org.example.data", json={"a": 1})
     await alice.ok("PUT", "pushrules/global/override/rule", json={"actions": ["notify"]})
+    backup = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "x", "signatures": {}}}
+    backed_up = await alice.ok("POST", "room_keys/version", json=backup)
     return World(
         server, alice, bob, room_id, sent["event_id"], f"#{name}:{server.name}",
-        upload.json()["content_uri"].rpartition("/")[2], stored["filter_id"],
+        upload.json()["content_uri"].rpartition("/")[2], stored["filter_id"], backed_up["version"],
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ damage. Without it, the value fails somewhere else and looks like a bug.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from types import UnionType
 from typing import TypeVar, get_args
@@ -31,15 +31,12 @@ def check_rows(rows: Iterable[Row], types: RowTypes, what: str) -> None:
             raise _damage(row, what)
 
 
-def kinds_of(rows: Iterable[Row], kinds: Mapping[tuple[type, ...], Kind], what: str) -> list[Kind]:
+def kinds_of(rows: Sequence[Row], kinds: Mapping[tuple[type, ...], Kind], what: str) -> list[Kind]:
     """Returns the kind of each row, which its types decide. Raises DatabaseDamaged like `check_rows`."""
-    found: list[Kind] = []
-    for row in rows:
-        kind = kinds.get(tuple(map(type, row)))
-        if kind is None:
-            raise _damage(row, what)
-        found.append(kind)
-    return found
+    try:
+        return [kinds[tuple(map(type, row))] for row in rows]
+    except KeyError:
+        raise _damage(next(row for row in rows if tuple(map(type, row)) not in kinds), what) from None
 
 
 def _damage(row: Row, what: str) -> DatabaseDamaged:

@@ -33,7 +33,7 @@ def client_events(
     answer: list[dict[str, Any]] = []
     for event in events:
         unsigned: dict[str, Any] = {"age": now_ms - event.origin_server_ts}
-        if isinstance(event, PlacedEvent):
+        if event.state_before is not None:
             is_own = event.state_key == user_id and event.type == "m.room.member"
             unsigned["membership"] = event.content.get("membership") if is_own else memberships.at(event.state_before)
         if event.txn_id is not None and event.sender == user_id and event.device_id == device_id:

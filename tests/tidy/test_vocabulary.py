@@ -19,10 +19,7 @@ NOT_YET_PLAIN = (
     "homeserver/process/delivery.py",
     "homeserver/remote/destinations.py",
     "homeserver/remote/outbound.py",
-    "homeserver/remote/device_lists.py",
-    "tests/embedding/",
     "tests/encryption/",
-    "tests/end_to_end/",
     "tests/server_server_api/",
     "tests/sync/",
 )

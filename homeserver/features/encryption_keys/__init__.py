@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from homeserver.api.routes import Routes
 from homeserver.database import Transaction
-from homeserver.feature import BeforeSync, Feature, SyncContext, SyncStart
+from homeserver.feature import UNTIL_NEWS_MS, BeforeSync, Feature, SyncContext, SyncStart
 from homeserver.features.encryption_keys import claims, cross_signing, federation, queries, uploads
 from homeserver.features.encryption_keys.queries import FEDERATION_RATE_LIMIT, RATE_LIMIT
 from homeserver.federation.identifiers import UserID
@@ -40,6 +40,11 @@ def _delete_restored_keys(tx: Transaction, start: SyncStart) -> None:
     delete_restored_keys(tx, start.user_id, start.device_id)
 
 
+def _idle_ms(tx: Transaction, start: SyncStart) -> int:
+    """Only the first sync after a restore is due, and that one is never answered without asking."""
+    return UNTIL_NEWS_MS
+
+
 def forget_user(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes the user's cross-signing keys and signatures. The keys of devices go with the devices."""
     forget_cross_signing(tx, user_id)
@@ -55,7 +60,7 @@ FEATURE = Feature(
         RATE_LIMIT: Bucket(20_000, 100),
         FEDERATION_RATE_LIMIT: Bucket(50_000, 1_000),  # per origin: a large server has many users
     },
-    before_sync=BeforeSync(_has_restored_keys, _delete_restored_keys),
+    before_sync=BeforeSync(_has_restored_keys, _delete_restored_keys, _idle_ms),
     sync_always=tell_key_counts,
     forget_user=forget_user,
 )

@@ -59,7 +59,8 @@ class RoomSection:
 class SyncContext:
     """A `/sync` answer under construction, in one read: the user, the span of the stream, and what features have added.
 
-    The span is since < position ≤ upto; `since` is 0 on an initial sync. Each room in `rooms` has a `since` of its own,
+    The span is since < position ≤ upto; `since` is 0 on an initial sync, and with `is_anew` if the client knows another
+    history, see `SyncStart`. Each room in `rooms` has a `since` of its own,
     and `rooms_by_since` groups the rooms by it: 0 for those new to the client. `filter` is the request's. The engine
     applies it to account data, ephemeral events and presence, so a feature needs it only to avoid work.
 
@@ -90,6 +91,7 @@ class SyncContext:
     rooms: dict[RoomID, RoomSection]
     queue_since: int
     queue_upto: int
+    is_anew: bool = False
     account_data: list[JsonObject] = field(default_factory=list)
     presence: list[JsonObject] = field(default_factory=list)
     to_device: list[JsonObject] = field(default_factory=list)

@@ -20,7 +20,6 @@ from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContex
 from homeserver.federation.edus import DeviceListUpdateContent, SigningKeyUpdateContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.remote.device_lists import store_device_updates, store_signing_key_updates
-from homeserver.remote.resyncs import fetch_lists, sweep
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import list_joined_rooms, list_joined_servers, list_sharing
@@ -61,8 +60,11 @@ def _read_changes(tx: Transaction, user_id: UserID, from_: str) -> JsonObject:
 
 
 def sync_device_lists(tx: Transaction, context: SyncContext) -> None:
-    """News: `device_lists`, in incremental syncs. After an initial one clients ask for whose keys they need."""
-    if context.since == 0:
+    """News: `device_lists`, in incremental syncs. After an initial one clients ask for whose keys they need.
+
+    After a restore from a backup a client may be wrong about everyone, as in `_read_changes`.
+    """
+    if context.since == 0 and not context.is_anew:
         return
     changed, left = list_news(tx, context.user_id, context.since, context.upto)
     if changed or left:
@@ -188,5 +190,4 @@ FEATURE = Feature(
         ),
     },
     sync=sync_device_lists,
-    background=(fetch_lists, sweep),
 )

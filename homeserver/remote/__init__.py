@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from homeserver.api.routes import Routes
 from homeserver.feature import Feature, combine
 from homeserver.limits import Bucket
-from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, serving
+from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, resyncs, serving
 from homeserver.remote.authorization import identify_origin
 from homeserver.remote.identity import open_identity
 from homeserver.remote.inbound import transaction_routes
@@ -46,7 +46,7 @@ def feature_of(features: Sequence[Feature]) -> Feature:
             "signatures": Bucket(200, 1),  # wrong ones from one address, by 64 KiB: a check costs 5 ms per MiB
             "keys": Bucket(200, 2),  # servers that one address makes us ask for keys: anyone may, about any server
         },
-        background=(send, leaves.deliver_later, gaps.retry_parked),
+        background=(send, leaves.deliver_later, gaps.retry_parked, resyncs.fetch_lists, resyncs.sweep),
     )
 
 

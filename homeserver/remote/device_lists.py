@@ -223,10 +223,10 @@ def store_snapshot(tx: Transaction, snapshot: Snapshot, *, was_late: bool) -> No
     wanted = tx.one("SELECT wanted_position FROM device_list_resyncs WHERE user_nid = ?", nid)
     if wanted is None or wanted[0] > snapshot.position:
         return
-    known = _list_lists(tx, [user_id]).get(user_id)
     if user_id not in list_shared_since(tx, [user_id], tx.server.name) or snapshot.is_too_large:
         delete_list(tx, user_id)
         return
+    known = _list_lists(tx, [user_id]).get(user_id)
     is_changed = known is not None and known.tracked_position > 0 and _get_content(tx, known) != _content(snapshot)
     delete_list(tx, user_id)
     tx.run(
@@ -238,6 +238,12 @@ def store_snapshot(tx: Transaction, snapshot: Snapshot, *, was_late: bool) -> No
         _store_device(tx, tx.intern(user_id), device_id, keys)
     if is_changed or was_late:
         note_device_list_changed(tx, user_id)
+
+
+def is_known(tx: Transaction, user_id: UserID) -> bool:
+    """Returns whether the user's list has ever been fetched and is still stored, fresh or stale."""
+    known = _list_lists(tx, [user_id]).get(user_id)
+    return known is not None and known.tracked_position > 0
 
 
 def delete_list(tx: Transaction, user_id: UserID) -> None:

@@ -33,6 +33,7 @@ from homeserver.remote.device_lists import (
     Snapshot,
     delete_list,
     forget_unshared_lists,
+    is_known,
     make_snapshot,
     store_snapshot,
 )
@@ -81,10 +82,14 @@ class _Fetching:
                 await self._hs.stream.wait((WAKE_KEY, RETRY_KEY), position, deadline)
 
     async def _fetch_from(self, server: ServerName) -> None:
+        is_stuck = True
         async with self._limiter:
             while due := await self._lane.without_parked(await self._hs.database.read(list_due, server), _name_of):
+                is_stuck = False
                 for resync in due:
                     await self._lane.work([resync], self._fetch, _name_of)
+        if is_stuck:  # all its lists are parked, which `list_servers_due` does not see
+            await trio.sleep(limits.BACKGROUND_PAUSE_S)
         self._busy.discard(server)
         self._waiting.cancel()
 
@@ -106,7 +111,8 @@ async def fetch_list(hs: Resources, resync: Resync) -> None:
             hs, server, "GET", path_to("v1", "user", "devices", resync.user_id),
             cause=peer(server), max_bytes=limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX,
         )  # fmt: skip
-        snapshot = await hs.workers.run(_read, resync.user_id, answer, position)
+        read = (resync.user_id, answer, position)
+        snapshot = await hs.workers.run(_read, *read) if _is_large(answer) else _read(*read)
         if snapshot is None:
             raise MatrixError(502, "M_UNKNOWN", f"The answer of {server} is not a list of devices.")
     except MatrixError as error:
@@ -123,6 +129,12 @@ def _store(tx: Transaction, snapshot: Snapshot, was_late: bool) -> None:
 
 def _position(tx: Transaction) -> int:
     return tx.position
+
+
+def _is_large(answer: Mapping[str, Any]) -> bool:
+    """Returns whether checking the signatures of an answer would hold up the event loop."""
+    devices = answer.get("devices")
+    return isinstance(devices, list) and len(devices) > limits.encryption.SIGNATURES_INLINE_MAX
 
 
 def _read(user_id: UserID, answer: Mapping[str, Any], position: int) -> Snapshot | None:
@@ -186,8 +198,10 @@ def list_due(tx: Transaction, server: ServerName) -> list[Resync]:
 def _note_failed(tx: Transaction, server: ServerName, resync: Resync, is_refused: bool) -> None:
     """Notes when to ask again. A server that does not know the user, or refuses, need not be asked again."""
     if is_refused:
+        # Clients hear of it only if they may have got the keys from the cache. Else every query would cause another.
+        if is_known(tx, resync.user_id):
+            note_device_list_changed(tx, resync.user_id)
         delete_list(tx, resync.user_id)
-        note_device_list_changed(tx, resync.user_id)
         return
     delay_ms = min(retry_delay_ms(tx.server.name, server, resync.failures), limits.encryption.RESYNC_RETRY_MS_MAX)
     tx.run(

@@ -277,6 +277,7 @@ def compute(
         upto=upto,
         queue_since=request.queue_begin,
         queue_upto=upto,
+        is_anew=request.is_anew,
         filter=request.filter,
         rooms={each.room_id: _section(each, 0 if each.room_id in rooms.newly_joined else since) for each in joined},
     )

@@ -178,6 +178,7 @@ async def test_after_a_token_of_another_history_everyone_counts_as_changed(homes
     since = await now(alice)
     answer = await alice.ok("GET", f"keys/changes?from=s3_another&to={since}")
     assert bob.user_id in answer["changed"]
+    assert bob.user_id in (await sync(alice, "s3_another"))["device_lists"]["changed"]
 
 
 async def test_a_quiet_sync_looks_at_no_room(homeserver: Server) -> None:

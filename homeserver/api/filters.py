@@ -47,6 +47,12 @@ class RoomEventFilter(EventFilter, frozen=True):
     include_redundant_members: bool = False
     unread_thread_notifications: bool = False
 
+    @property
+    def accepts_all(self) -> bool:
+        """Whether every event passes, so that none has to be looked at."""
+        required = (self.types, self.senders, self.rooms, self.contains_url)
+        return required == (None, None, None, None) and not (self.not_types or self.not_senders or self.not_rooms)
+
 
 class RoomFilter(msgspec.Struct, frozen=True):
     """The filters for each part of a room's answer."""
@@ -114,13 +120,15 @@ def wants_room(filter_: RoomEventFilter | RoomFilter, room_id: str) -> bool:
     return (filter_.rooms is None or room_id in filter_.rooms) and room_id not in filter_.not_rooms
 
 
-def select_fields(event: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """Returns the event with only the wanted fields and those that every event must have.
+def select_fields(events: list[dict[str, Any]], fields: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Returns the events with only the wanted fields and those that every event must have.
 
     `fields` are dotted paths, in which "\\." stands for a dot in a key.
     """
-    if fields is None:
-        return event
+    return events if fields is None else [_select_fields(event, fields) for event in events]
+
+
+def _select_fields(event: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     answer: dict[str, Any] = {name: event[name] for name in ALWAYS_SELECTED if name in event} | {"content": {}}
     whole = orjson.loads(to_json(event))
     for field in fields:

@@ -22,7 +22,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.gaps import find_newest_gap
-from homeserver.rooms.history import Page, Reader, point_beside, read_page, wants_event
+from homeserver.rooms.history import Page, Reader, list_wanted, point_beside, read_page
 from homeserver.rooms.membership import find_room_membership, is_server_joined
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
 from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored_by_id, list_stored, without_withheld
@@ -189,7 +189,7 @@ def _context(
         member_nid, shown_nids = tx.find("m.room.member"), {tx.find(sender) for sender in senders}
         positions = {key: at for key, at in positions.items() if key[0] != member_nid or key[1] in shown_nids}
     state = without_withheld(tx, list(list_stored(tx, set(positions.values())).values()))
-    wanted_state = [each for each in state if wants_event(filter_, each)]
+    wanted_state = list_wanted(filter_, list(state))
 
     def shown(events: Sequence[StoredEvent]) -> list[dict[str, Any]]:
         return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)

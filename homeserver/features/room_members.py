@@ -5,23 +5,27 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+import orjson
 
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import forbidden
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
 from homeserver.rooms.client_event import client_events
-from homeserver.rooms.membership import check_joined, list_joined_contents
+from homeserver.rooms.membership import check_joined, find_joined_version, list_joined_contents
 from homeserver.rooms.resolve import StateAt, entries_of, head_at
 from homeserver.rooms.storage import StoredEvent, list_stored
 from homeserver.rooms.timeline import START, get_point, list_backwards, list_forwards, parse_token
 from homeserver.rooms.visibility import filter_visible
 
 routes = Routes()
+
+JOINED_MEMBERS_CACHED_BYTES_MAX = 16 << 20  # some 200,000 members
 
 Membership = Literal["join", "invite", "knock", "leave", "ban"]
 
@@ -74,8 +78,19 @@ def _member_events(tx: Transaction, state: StateAt) -> list[StoredEvent]:
     return list(list_stored(tx, positions).values())
 
 
-def _joined_members(tx: Transaction, requester: Requester, room_id: RoomID) -> JsonObject:
+def _joined_members(tx: Transaction, requester: Requester, room_id: RoomID) -> orjson.Fragment:
+    """Returns the joined members as encoded JSON, which stays the same until one of them changes."""
     check_joined(tx, room_id, requester.user_id)
+    version = find_joined_version(tx, room_id)
+    encoded = tx.sized_cache("joined_members", JOINED_MEMBERS_CACHED_BYTES_MAX)
+    known = encoded.get(room_id)
+    if known is None or known[0] != version:
+        known = (version, to_json(_joined_profiles(tx, room_id)))
+        encoded.put(room_id, known, len(known[1]))
+    return orjson.Fragment(known[1])
+
+
+def _joined_profiles(tx: Transaction, room_id: RoomID) -> JsonObject:
     joined: JsonObject = {}
     for user_id, content in list_joined_contents(tx, room_id):
         member = joined[user_id] = {}

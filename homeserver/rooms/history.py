@@ -23,7 +23,7 @@ from homeserver.api.filters import RoomEventFilter, wants, wants_room
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.gaps import find_newest_gap
-from homeserver.rooms.storage import StoredEvent, TimelineEvent
+from homeserver.rooms.storage import SomeEvent, StoredEvent, TimelineEvent
 from homeserver.rooms.timeline import find_types, list_backwards, list_forwards
 from homeserver.rooms.visibility import filter_visible
 
@@ -40,9 +40,11 @@ class Reader:
     filter: RoomEventFilter
     ignored: frozenset[str] = frozenset()
 
-    def is_shown(self, event: StoredEvent) -> bool:
-        """Returns whether to show a visible event: the filter accepts it, and its sender is not ignored."""
-        return (event.is_state or event.sender not in self.ignored) and wants_event(self.filter, event)
+    def list_shown(self, visible: list[SomeEvent]) -> list[SomeEvent]:
+        """Returns which visible events to show: those that the filter accepts and whose sender is not ignored."""
+        if self.ignored:
+            visible = [event for event in visible if event.is_state or event.sender not in self.ignored]
+        return list_wanted(self.filter, visible)
 
 
 class Page(NamedTuple):
@@ -80,7 +82,7 @@ def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, 
             end = point_beside(batch[-1], is_after=forwards)
             scanned += len(batch)
             visible = filter_visible(tx, reader.user_id, room_id, batch)
-            found += [event for event in visible if reader.is_shown(event)]
+            found += reader.list_shown(visible)
         if is_next_damaged and len(found) <= limit:
             return Page(found, start, end, more=True)
         if len(found) > limit:
@@ -99,8 +101,12 @@ def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, 
             return Page(found, start, end, more=not is_rest_hidden)
 
 
-def wants_event(filter_: RoomEventFilter, event: StoredEvent) -> bool:
-    """Returns whether the filter accepts an event of a room."""
+def list_wanted(filter_: RoomEventFilter, events: list[SomeEvent]) -> list[SomeEvent]:
+    """Returns the events of rooms that the filter accepts."""
+    return events if filter_.accepts_all else [event for event in events if _wants(filter_, event)]
+
+
+def _wants(filter_: RoomEventFilter, event: StoredEvent) -> bool:
     if not (wants_room(filter_, event.room_id) and wants(filter_, event.type, event.sender)):
         return False
     return filter_.contains_url is None or ("url" in event.content) == filter_.contains_url

@@ -233,6 +233,20 @@ def list_newcomers(tx: Transaction, room_id: str, since: int) -> list[UserID]:
     return [UserID(name) for name in tx.names(nids).values()]
 
 
+def find_joined_version(tx: Transaction, room_id: str) -> tuple[int, int] | None:
+    """Returns numbers of which one rises with every change of `list_joined_contents`, redactions included.
+
+    None if nobody is in the room.
+    """
+    row = tx.one(
+        "SELECT r.members_position, count(e.redacted_by) FROM rooms r"
+        " JOIN memberships m ON m.room_nid = r.room_nid AND m.membership = 'join'"
+        " JOIN events e ON e.position = m.event_position WHERE r.room_nid = ? GROUP BY r.members_position",
+        tx.find(room_id),
+    )
+    return None if row is None else (int(row[0]), int(row[1]))
+
+
 def list_joined_contents(tx: Transaction, room_id: str) -> list[tuple[UserID, dict[str, Any]]]:
     """Returns the joined users, each with the content of their member event."""
     rows = tx.all(

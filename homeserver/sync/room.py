@@ -21,7 +21,7 @@ from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.access import find_in_state
 from homeserver.rooms.client_event import client_event, client_events
-from homeserver.rooms.history import Reader, point_beside, read_page, wants_event
+from homeserver.rooms.history import Reader, list_wanted, point_beside, read_page
 from homeserver.rooms.membership import RoomMembership, count_members, has_come_or_gone, list_heroes
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
 from homeserver.rooms.state_tree import Key, get_key
@@ -148,11 +148,8 @@ def _told_outside(viewer: Viewer, membership: RoomMembership) -> list[JsonObject
     filter_ = viewer.filter.room.timeline
     if not wants_room(filter_, membership.room_id):
         return []
-    return [
-        select_fields(event, viewer.filter.event_fields)
-        for event in membership.stripped or ()
-        if wants(filter_, event["type"], event["sender"])
-    ]
+    told = [event for event in membership.stripped or () if wants(filter_, event["type"], event["sender"])]
+    return select_fields(told, viewer.filter.event_fields)
 
 
 def was_joined(tx: Transaction, room_id: RoomID, user_id: str, since: int) -> bool:
@@ -218,7 +215,7 @@ def _state(
         positions = {key: at for key, at in positions.items() if at not in in_timeline}
     stored = list_stored(tx, set(positions.values()))
     shown_state = without_withheld(tx, [stored[at] for at in sorted(stored)])
-    return timeline, [event for event in shown_state if wants_event(filter_, event)]
+    return timeline, list_wanted(filter_, list(shown_state))
 
 
 def _without_overruled(tx: Transaction, head: StateAt, timeline: Timeline) -> Timeline:
@@ -294,13 +291,11 @@ def _sections(
     ]
     return {
         "timeline": {
-            "events": [select_fields(event, fields) for event in events],
+            "events": select_fields(events, fields),
             "limited": timeline.limited,
             "prev_batch": viewer.tokens.timeline(timeline.start),
         },
-        "state_after" if viewer.use_state_after else "state": {
-            "events": [select_fields(event, fields) for event in state_events]
-        },
+        "state_after" if viewer.use_state_after else "state": {"events": select_fields(state_events, fields)},
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.homeservers import Client, Server
-from tests.support.people import act, create, invite, join, knock, leave, path_of, send, set_state, sync
+from tests.support.people import act, create, invite, join, knock, leave, path_of, redact, send, set_state, sync
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 
@@ -71,6 +71,28 @@ async def test_joined_members(server: Server) -> None:
         alice.user_id: {"display_name": "Alice", "avatar_url": "mxc://test.example/a"},
         "@joins:test.example": {"display_name": "joins"},
     }
+
+
+async def test_joined_members_change_with_every_change_of_a_member(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await create(alice, preset="public_chat")
+
+    async def joined() -> dict[str, Any]:
+        answer = await alice.ok("GET", path_of(room_id, "joined_members"))
+        assert answer == await alice.ok("GET", path_of(room_id, "joined_members"))
+        return {user_id: member.get("display_name") for user_id, member in answer["joined"].items()}
+
+    assert await joined() == {alice.user_id: "alice"}
+    await join(bob, room_id)
+    assert await joined() == {alice.user_id: "alice", bob.user_id: "bob"}
+    await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Something bad"})
+    assert await joined() == {alice.user_id: "alice", bob.user_id: "Something bad"}
+    events = (await alice.ok("GET", path_of(room_id, "members")))["chunk"]
+    (named,) = [event["event_id"] for event in events if event["state_key"] == bob.user_id]
+    await redact(alice, room_id, named)
+    assert await joined() == {alice.user_id: "alice", bob.user_id: None}
+    await leave(bob, room_id)
+    assert await joined() == {alice.user_id: "alice"}
 
 
 async def test_members_at_a_point(server: Server) -> None:

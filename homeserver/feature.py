@@ -137,7 +137,7 @@ class BeforeSync:
     write(tx, start): called if the write is due, in one transaction for all features.
     idle_ms(tx, start): called after `is_due` returned False. For how many milliseconds it will return False for this
     device and `set_presence`, whatever its token is, unless the user has news: UNTIL_NEWS_MS if only news can change
-    that. It is not asked again meanwhile.
+    that. Syncs that may be quiet do not ask it again meanwhile; a sync that is told everything always does.
 
     While the database takes no writes, syncs are answered without this one: `Feature.sync` must not rely on it.
     """

@@ -49,7 +49,7 @@ class RoomEventFilter(EventFilter, frozen=True):
 
     @property
     def accepts_all(self) -> bool:
-        """Whether every event passes, so that none has to be looked at."""
+        """Whether it accepts every event, without looking at it."""
         required = (self.types, self.senders, self.rooms, self.contains_url)
         return required == (None, None, None, None) and not (self.not_types or self.not_senders or self.not_rooms)
 

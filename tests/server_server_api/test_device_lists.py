@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
 from urllib.parse import quote
 
 import trio
 
 from homeserver import limits
+from homeserver.federation.identifiers import ServerName
 from tests.support.device_lists import follow, is_followed, now, query, told, upload
 from tests.support.federation import Federation, create_room, join, sync, until
 from tests.support.homeservers import Client, Server
 from tests.support.keys import CrossSigning
+from tests.support.stranger import Stranger
 
 
 async def two(federation: Federation) -> tuple[Server, Server, Client, Client, str]:
@@ -164,3 +168,62 @@ async def test_keys_of_strangers_are_not_kept(federation: Federation) -> None:
     assert await query(alice, bob.user_id) == {bob.device_id: phone.keys()}
     assert not await a.read(lambda tx: tx.all("SELECT user_nid FROM remote_device_lists"))
     assert not await a.read(lambda tx: tx.all("SELECT user_nid FROM device_list_resyncs"))
+
+
+async def test_updates_say_what_holds_and_follow_on_one_another(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice, mallory = await a.register("alice"), Stranger(federation.network, ServerName("mallory.example"))
+    edus: list[dict[str, Any]] = []
+    mallory.take = lambda body: edus.extend(body["edus"])
+    room_id = await create_room(alice, preset="public_chat")
+    await mallory.join(a.name, room_id, "mallory")
+    laptop = await a.log_in("alice", device_id="LAPTOP", initial_device_display_name="laptop")
+    device, keys = await upload(laptop), CrossSigning(alice.user_id)
+    await alice.ok("POST", "keys/device_signing/upload", json={**keys.body(), "auth": alice.password_auth()})
+    await laptop.ok("POST", "logout", json={})
+
+    async def updates() -> list[dict[str, Any]]:
+        found = [edu["content"] for edu in edus if edu["edu_type"] == "m.device_list_update"]
+        return found if found and found[-1].get("deleted") else []
+
+    found = await until(updates)
+    assert {(each["user_id"], each["device_id"]) for each in found} == {(alice.user_id, "LAPTOP")}
+    for before, after in pairwise(found):
+        assert after["prev_id"] == [before["stream_id"]] and after["stream_id"] > before["stream_id"]
+    assert all(each["keys"] == device.keys() for each in found if "keys" in each)
+    assert found[-1].keys() == {"user_id", "device_id", "stream_id", "prev_id", "deleted"}
+    (signing,) = [edu["content"] for edu in edus if edu["edu_type"] == "m.signing_key_update"]
+    assert signing == {
+        "user_id": alice.user_id,
+        "master_key": keys.master_key(),
+        "self_signing_key": keys.self_signing_key(),
+    }
+
+
+async def test_a_server_that_begins_to_share_a_room_with_a_user_gets_an_update(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice, carol = await a.register("alice"), await a.register("carol")
+    await upload(alice)
+    mallory = Stranger(federation.network, ServerName("mallory.example"))
+    edus: list[dict[str, Any]] = []
+    mallory.take = lambda body: edus.extend(body["edus"])
+    rooms = [await create_room(carol, preset="public_chat") for _ in range(2)]
+    for room_id in rooms:
+        await mallory.join(a.name, room_id, "mallory")
+
+    def told() -> list[str]:
+        return [
+            edu["content"]["device_id"]
+            for edu in edus
+            if edu["edu_type"] == "m.device_list_update" and edu["content"]["user_id"] == alice.user_id
+        ]
+
+    async def is_told() -> bool:
+        return told() == [alice.device_id]
+
+    assert told() == []
+    await join(alice, rooms[0])
+    await until(is_told)
+    await join(alice, rooms[1])
+    await trio.sleep(60)
+    assert await is_told(), "it knew the user already"

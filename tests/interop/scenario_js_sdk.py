@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import trustme
@@ -42,11 +43,11 @@ def organisations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Se
             server.relay.close()
 
 
-@pytest.mark.parametrize("encryption", [False, True], ids=["without-encryption", "with-encryption"])
-def test_a_conversation_with_matrix_js_sdk(organisations: tuple[Server, Server], encryption: bool) -> None:
+def run_program(name: str, organisations: tuple[Server, Server], **more: Any) -> list[str]:
+    """The lines that a program prints which has two people, of different servers. Fails if the program does."""
     people = [Client(server, name) for server, name in zip(organisations, ("alice", "bob"), strict=True)]
     plan = {
-        "encryption": encryption,
+        **more,
         "people": [
             {
                 "url": person.server.url,
@@ -57,9 +58,19 @@ def test_a_conversation_with_matrix_js_sdk(organisations: tuple[Server, Server],
             for person in people
         ],
     }
-    command = ["node", str(JS_SDK / "conversation.mjs"), str(js_sdk_folder()), json.dumps(plan)]
+    command = ["node", str(JS_SDK / name), str(js_sdk_folder()), json.dumps(plan)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     print(ran.stdout)
     assert ran.returncode == 0, f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
-    refused = json.loads(ran.stdout.splitlines()[-1])["refused"]
+    return ran.stdout.splitlines()
+
+
+@pytest.mark.parametrize("encryption", [False, True], ids=["without-encryption", "with-encryption"])
+def test_a_conversation_with_matrix_js_sdk(organisations: tuple[Server, Server], encryption: bool) -> None:
+    lines = run_program("conversation.mjs", organisations, encryption=encryption)
+    refused = json.loads(lines[-1])["refused"]
     assert refused == (WITHOUT_BACKUP if encryption else [])
+
+
+def test_an_encrypted_conversation_with_matrix_js_sdk(organisations: tuple[Server, Server]) -> None:
+    run_program("secrets.mjs", organisations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,13 +19,14 @@ from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import EventID, RoomID, server_name_of
 from homeserver.remote import backfill
 from homeserver.resources import Resources
-from homeserver.rooms.access import read_access
+from homeserver.rooms.access import get_visible_event, read_access
+from homeserver.rooms.bundles import bundled_events
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.gaps import find_newest_gap
 from homeserver.rooms.history import Page, Reader, list_wanted, point_beside, read_page
-from homeserver.rooms.membership import find_room_membership, is_server_joined
+from homeserver.rooms.membership import is_server_joined
 from homeserver.rooms.resolve import StateAt, entries_of, positions_in, state_after
-from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored_by_id, list_stored, without_withheld
+from homeserver.rooms.storage import StoredEvent, TimelineEvent, list_stored, without_withheld
 from homeserver.rooms.timeline import (
     END,
     START,
@@ -36,7 +37,7 @@ from homeserver.rooms.timeline import (
     list_by_timestamp,
     parse_token,
 )
-from homeserver.rooms.visibility import filter_visible, is_world_readable
+from homeserver.rooms.visibility import filter_visible
 from homeserver.users.blocking import ignored_users
 
 routes = Routes()
@@ -144,7 +145,7 @@ def _page(tx: Transaction, wanted: _Wanted, filled: bool = False) -> JsonObject 
             return begin
     tokens = Tokens(tx.position, wanted.generation)
     answer: JsonObject = {
-        "chunk": client_events(tx, page.events, user_id=requester.user_id, device_id=requester.device_id),
+        "chunk": _show(tx, requester, page.events, reader.ignored),
         "start": tokens.timeline(page.start if begin in (START, END) else begin),
     }
     if page.more:
@@ -177,7 +178,7 @@ def _context(
     filter_: RoomEventFilter,
     generation: str,
 ) -> JsonObject:
-    event = _get_visible(tx, requester, room_id, event_id)
+    event = get_visible_event(tx, room_id, event_id, requester.user_id)
     reader = Reader(requester.user_id, room_id, filter_, ignored_users(tx, requester.user_id))
     before_point, after_point = point_beside(event, is_after=False), point_beside(event, is_after=True)
     before = read_page(tx, reader, before_point, START, limit - limit // 2)
@@ -190,24 +191,27 @@ def _context(
         positions = {key: at for key, at in positions.items() if key[0] != member_nid or key[1] in shown_nids}
     state = without_withheld(tx, list(list_stored(tx, set(positions.values())).values()))
     wanted_state = list_wanted(filter_, list(state))
-
-    def shown(events: Sequence[StoredEvent]) -> list[dict[str, Any]]:
-        return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
-
+    shown = _show(tx, requester, [*before.events, event, *after.events], reader.ignored)
     tokens = Tokens(tx.position, generation)
     return {
-        "event": shown([event])[0],
-        "events_before": shown(before.events),
-        "events_after": shown(after.events),
-        "state": shown(wanted_state),
+        "event": shown[len(before.events)],
+        "events_before": shown[: len(before.events)],
+        "events_after": shown[len(before.events) + 1 :],
+        "state": client_events(tx, wanted_state, user_id=requester.user_id, device_id=requester.device_id),
         "start": tokens.timeline(before.end),
         "end": tokens.timeline(after.end),
     }
 
 
 def _event(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> JsonObject:
-    event = _get_visible(tx, requester, room_id, event_id)
-    return client_events(tx, [event], user_id=requester.user_id, device_id=requester.device_id)[0]
+    event = get_visible_event(tx, room_id, event_id, requester.user_id)
+    return _show(tx, requester, [event], ignored_users(tx, requester.user_id))[0]
+
+
+def _show(
+    tx: Transaction, requester: Requester, events: Sequence[TimelineEvent], ignored: frozenset[str]
+) -> list[JsonObject]:
+    return bundled_events(tx, events, user_id=requester.user_id, device_id=requester.device_id, ignored=ignored)
 
 
 def _event_by_timestamp(tx: Transaction, requester: Requester, room_id: RoomID, query: TimestampQuery) -> JsonObject:
@@ -218,20 +222,6 @@ def _event_by_timestamp(tx: Transaction, requester: Requester, room_id: RoomID, 
         for event in filter_visible(tx, requester.user_id, room_id, nearest):
             return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
     raise not_found("There is no event near that time, or none that you may see.")
-
-
-def _get_visible(tx: Transaction, requester: Requester, room_id: RoomID, event_id: EventID) -> TimelineEvent:
-    event = find_stored_by_id(tx, event_id)
-    unseen = not_found("There is no such event, or none that you may see.")
-    if not isinstance(event, TimelineEvent) or event.room_id != room_id:
-        raise unseen
-    membership = find_room_membership(tx, room_id, requester.user_id)
-    if membership is not None and membership.forgotten and not is_world_readable(tx, room_id):
-        raise unseen
-    visible = filter_visible(tx, requester.user_id, room_id, [event])
-    if not visible:
-        raise unseen
-    return visible[0]
 
 
 FEATURE = Feature(name="room_history", spec="client-server-api/#getting-events-for-a-room", routes=routes)

@@ -236,6 +236,14 @@ TXN_ID_BYTES_MAX = 255
 VIA_SERVERS_MAX = 20
 # Events in one page of history: several screens of a client.
 MESSAGES_LIMIT_MAX = 1000
+# Events in one page of relations or threads: each may come with the events that are bundled with it.
+RELATIONS_LIMIT_MAX = 100
+# Descendants of an event that a recursive request visits: some milliseconds of work.
+RELATED_WALKED_MAX = 10_000
+# References that are listed with an event. Votes of a poll are references; clients read all of them as relations.
+REFERENCES_BUNDLED_MAX = 100
+# How many of the newest edits or replies are read for one that the user may see, when the newest is not.
+HIDDEN_CHILDREN_MAX = 100
 # The default timeout. Clients renew it every few seconds, and nobody types longer without a pause.
 TYPING_TIMEOUT_MS_DEFAULT = 30_000
 TYPING_TIMEOUT_MS_MAX = 120_000

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from homeserver.database import Transaction
-from homeserver.errors import forbidden
-from homeserver.federation.identifiers import RoomID
+from homeserver.errors import forbidden, not_found
+from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.resolve import StateAt, position_in, state_after
 from homeserver.rooms.state_tree import find_key
-from homeserver.rooms.storage import StoredEvent, list_stored
+from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored_by_id, list_stored
 from homeserver.rooms.timeline import END
-from homeserver.rooms.visibility import find_leave, is_world_readable
+from homeserver.rooms.visibility import filter_visible, find_leave, is_world_readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +57,18 @@ def find_in_state(tx: Transaction, state: StateAt, event_type: str, state_key: s
     key = find_key(tx, event_type, state_key)
     position = None if key is None else position_in(tx, state, key)
     return None if position is None else list_stored(tx, (position,))[position]
+
+
+def get_visible_event(tx: Transaction, room_id: RoomID, event_id: EventID, user_id: UserID) -> TimelineEvent:
+    """Returns an event of the room's timeline. Raises MatrixError 404 if there is none, or the user may not see it."""
+    event = find_stored_by_id(tx, event_id)
+    unseen = not_found("There is no such event, or none that you may see.")
+    if not isinstance(event, TimelineEvent) or event.room_id != room_id:
+        raise unseen
+    membership = find_room_membership(tx, room_id, user_id)
+    if membership is not None and membership.forgotten and not is_world_readable(tx, room_id):
+        raise unseen
+    visible = filter_visible(tx, user_id, room_id, [event])
+    if not visible:
+        raise unseen
+    return visible[0]

@@ -35,6 +35,7 @@ from homeserver.rooms.heads import (
     set_create_position,
 )
 from homeserver.rooms.redactions import apply_redaction, check_may_redact
+from homeserver.rooms.relations import check_may_relate, store_relation
 from homeserver.rooms.resolve import StateAt, positions_in, resolve_states, state_after, store_state
 from homeserver.rooms.storage import (
     ORDERING_SHIFT,
@@ -98,6 +99,7 @@ def append_local(
     head = place.head
     event = _build_at(tx, draft, place)
     check_may_redact(tx, event, place.auth.state, as_admin=as_admin)
+    check_may_relate(tx, event.sender, event.type, event.content)
     position = tx.next_position(event.room_id)
     known = dict(zip(event.prev_events, place.prev_positions, strict=True))
     for key, auth_event in place.auth.events.items():
@@ -114,6 +116,7 @@ def append_local(
         device_id=device_id if txn_id is not None else None,
         txn_id=txn_id,
     )
+    store_relation(tx, event, position, position << ORDERING_SHIFT)
     if len(place.prev_positions) == len(head.extremities):
         advance_onto(tx, head, event, position)
     else:

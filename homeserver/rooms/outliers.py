@@ -16,6 +16,7 @@ from homeserver.rooms.authorization import check_by_auth_events
 from homeserver.rooms.graph import in_order
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.redactions import apply_pending
+from homeserver.rooms.relations import store_waiting_relations
 from homeserver.rooms.storage import Status, find_positions, insert_event, list_stored, load_auth_events
 
 
@@ -65,4 +66,5 @@ def _store_outlier(tx: Transaction, event: Event, positions: Mapping[EventID, in
     )
     position = tx.next_position()
     insert_event(tx, event, position, Status.OUTLIER if rejection is None else Status.REJECTED)
+    store_waiting_relations(tx, event)
     apply_pending(tx, event)

@@ -11,6 +11,7 @@ events:
 5. The head moves (`rooms/advance.py`). A new event becomes an extremity, and the ones that it follows are none any
    more. An event of the past can only do the second.
 6. Redactions take effect: this one, or earlier ones of this event (`rooms/redactions.py`).
+7. Its relation to another event is stored, and those of events that arrived before it (`rooms/relations.py`).
 
 If an event is needed that is not stored, nothing is changed and `Missing` lists it. The driver in `homeserver/remote/`
 fetches it, stores it as an outlier (`rooms/outliers.py`) or receives it first, and tries again. An event that has its
@@ -34,6 +35,7 @@ from homeserver.rooms.gaps import NOTHING_BEHIND, delete_missing, look_behind, n
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import find_head, open_room, set_create_position
 from homeserver.rooms.redactions import apply_pending, apply_redaction
+from homeserver.rooms.relations import store_relation, store_waiting_relations
 from homeserver.rooms.resolve import store_state
 from homeserver.rooms.state_before import find_given_state, find_state_before
 from homeserver.rooms.storage import (
@@ -90,6 +92,8 @@ def receive_event(
         insert_event(tx, event, position, status, ordering=place, state_before=root)
     else:
         set_place_in_timeline(tx, position, status, place, root)
+    if place is not None and (stored is None or stored.redacted_by is None):
+        store_relation(tx, event, position, place)
     children = delete_missing(tx, head, event)
     past = look_behind(tx, event) if status == Status.TIMELINE or children else NOTHING_BEHIND
     note_missing(tx, head, (position,) if status == Status.TIMELINE else children, past.missing)
@@ -99,6 +103,8 @@ def receive_event(
         advance_past(tx, head, past.positions)
     if status == Status.TIMELINE:
         apply_redaction(tx, event, position, root)
+    if stored is None:
+        store_waiting_relations(tx, event)
     apply_pending(tx, event)
     return Received(position, status, is_new=True, reason=reason)
 

@@ -18,6 +18,7 @@ from homeserver.rooms.advance import STRIPPED_KEYS, stripped_state
 from homeserver.rooms.envelope import event_key
 from homeserver.rooms.heads import StateKey, find_head, state_events
 from homeserver.rooms.membership import list_outsiders, list_told_of, replace_stripped
+from homeserver.rooms.relations import delete_relation
 from homeserver.rooms.storage import (
     PlacedEvent,
     StoredEvent,
@@ -128,6 +129,7 @@ def _apply(tx: Transaction, target: StoredEvent, redaction: Event, position: int
         return True
     redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
     replace_content(tx, target.position, redacted, position)
+    delete_relation(tx, target)
     forget_auth_event(tx, target.position)
     if target.state_key is not None:
         _tell_invited_anew(tx, target)

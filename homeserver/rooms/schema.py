@@ -120,5 +120,60 @@ SCHEMA = Schema(
             ALTER TABLE memberships ADD COLUMN entered_position INTEGER NOT NULL DEFAULT 0;
             """,
         ),
+        Step(
+            "007_relations",
+            """
+            -- Events of timelines that relate to another stored event of their room, see relations.py. ordering: of the
+            -- child. annotation: a digest of its key. edit_ts, edit_id: timestamp and ID, if it is a valid edit.
+            CREATE TABLE relations (
+                child INTEGER PRIMARY KEY,
+                parent INTEGER NOT NULL,
+                rel_nid INTEGER NOT NULL,
+                type_nid INTEGER NOT NULL,
+                sender_nid INTEGER NOT NULL,
+                ordering INTEGER NOT NULL,
+                annotation BLOB,
+                edit_ts INTEGER,
+                edit_id BLOB
+            );
+            CREATE INDEX relations_by_parent ON relations (parent, ordering, type_nid);
+            CREATE INDEX relations_by_type ON relations (parent, rel_nid, ordering, type_nid);
+            CREATE INDEX relations_by_annotation ON relations (parent, sender_nid, type_nid, annotation)
+                WHERE annotation IS NOT NULL;
+            CREATE INDEX relations_by_edit ON relations (parent, edit_ts, edit_id) WHERE edit_ts IS NOT NULL;
+            -- Children whose parent is not stored.
+            CREATE TABLE pending_relations (
+                event_id BLOB NOT NULL,
+                child INTEGER NOT NULL,
+                PRIMARY KEY (event_id, child)
+            ) WITHOUT ROWID;
+            -- What is bundled with an event. kind: 1 edits, 2 references, 3 thread. latest: its newest child.
+            -- latest_by: the timestamp of the newest edit, otherwise the ordering of the child.
+            CREATE TABLE aggregations (
+                parent INTEGER NOT NULL,
+                kind INTEGER NOT NULL,
+                room_nid INTEGER NOT NULL,
+                children INTEGER NOT NULL,
+                latest INTEGER NOT NULL,
+                latest_by INTEGER NOT NULL,
+                PRIMARY KEY (parent, kind)
+            ) WITHOUT ROWID;
+            CREATE INDEX aggregations_by_reply ON aggregations (room_nid, latest_by) WHERE kind = 3;
+            -- Participants of threads: how many replies each has sent. The sender of the root may have none.
+            CREATE TABLE thread_senders (
+                root INTEGER NOT NULL,
+                sender_nid INTEGER NOT NULL,
+                replies INTEGER NOT NULL,
+                PRIMARY KEY (root, sender_nid)
+            ) WITHOUT ROWID;
+            -- The events from before this step whose relations have not been stored yet: position < stream <= upto.
+            CREATE TABLE relations_backlog (
+                id INTEGER PRIMARY KEY CHECK (id = 1),
+                position INTEGER NOT NULL,
+                upto INTEGER NOT NULL
+            );
+            INSERT INTO relations_backlog (id, position, upto) SELECT 1, 0, position FROM stream_position WHERE id = 1;
+            """,
+        ),
     ),
 )

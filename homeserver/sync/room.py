@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from homeserver.api.filters import (
@@ -20,6 +21,7 @@ from homeserver.database import Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.access import find_in_state
+from homeserver.rooms.bundles import bundled_events
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.history import Reader, list_wanted, point_beside, read_page
 from homeserver.rooms.membership import RoomMembership, count_members, has_come_or_gone, list_heroes
@@ -284,7 +286,9 @@ def _sections(
                 if (nid := tx.find(event.state_key)) is not None:
                     viewer.members.tell(room_id, nid, event.position)
     fields = viewer.filter.event_fields
-    events = client_events(tx, timeline.events, user_id=viewer.user_id, device_id=viewer.device_id, with_room_id=False)
+    # Without a gap the client knows the children of these events, or gets them now.
+    show = partial(bundled_events, ignored=viewer.ignored) if timeline.limited else client_events
+    events = show(tx, timeline.events, user_id=viewer.user_id, device_id=viewer.device_id, with_room_id=False)
     now_ms = tx.now_ms
     state_events = [
         client_event(tx, event, {"age": now_ms - event.origin_server_ts}, with_room_id=False) for event in state

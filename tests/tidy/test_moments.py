@@ -49,6 +49,7 @@ HARMLESS = {
     "media.created_ms": SHOWN,
     "receipts.ts_ms": SHOWN,
     "events.origin_server_ts": "Other servers claim what they like: nothing trusts it.",
+    "relations.edit_ts": "The same timestamp, by which the specification orders edits.",
     "registration_tokens.created_ms": SHOWN,
     "registration_tokens.expires_ms": "An operator has named the day: it is right whatever the clock says meanwhile.",
     "parked_events.received_ms": "The events are kept for a while, or a while longer.",

@@ -35,6 +35,7 @@ from homeserver.features import (
     room_history,
     room_members,
     room_state,
+    room_upgrade,
     sending,
     shared_secret_registration,
     tags,
@@ -73,6 +74,7 @@ FEATURES: tuple[Feature, ...] = (
     pushers.FEATURE,
     # Rooms: creating them, finding them, and their members
     room_creation.FEATURE,
+    room_upgrade.FEATURE,
     room_directory.FEATURE,
     third_party_networks.FEATURE,
     membership.FEATURE,

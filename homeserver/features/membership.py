@@ -50,6 +50,7 @@ from homeserver.rooms.membership import (
 from homeserver.rooms.restricted import authorised_via
 from homeserver.users.blocking import check_takes_invites
 from homeserver.users.profile import get_member_profile
+from homeserver.users.room_upgrades import carry_over, find_predecessor
 
 routes = Routes()
 
@@ -189,7 +190,10 @@ async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[
     others = [name for name in servers if name != hs.server_name]
     if not others:
         raise refusal
-    return await join_remote_room(hs, user_id, room_id, others, content)
+    await join_remote_room(hs, user_id, room_id, others, content)
+    if await hs.database.read(find_predecessor, room_id) is not None:
+        await hs.database.write(carry_over, user_id, room_id)
+    return room_id
 
 
 def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content: JsonObject) -> MatrixError | None:
@@ -211,6 +215,7 @@ def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content:
     if inviter is not None:
         content = {**content, "join_authorised_via_users_server": inviter}
     _change(tx, room_id, user_id, user_id, {**content, **get_member_profile(tx, user_id)})
+    carry_over(tx, user_id, room_id)
     return None
 
 

@@ -6,7 +6,6 @@ are sent afterwards, concurrently, and their outcome does not change the respons
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from homeserver.limits import Bucket
 from homeserver.remote.inviting import invite_users
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
-from homeserver.rooms.append import append_create, append_local
+from homeserver.rooms.append import append_create, append_local, choose_room_id
 from homeserver.users.blocking import find_refusal
 from homeserver.users.profile import get_member_profile
 
@@ -106,13 +105,12 @@ def _create(
     room is created and the MatrixError is raised.
     """
     alias = None if body.room_alias_name is None else _parse_alias_name(tx.server.name, body.room_alias_name)
-    opaque_id = None
-    if not version.room_id_is_create_event_id:
-        opaque_id = RoomID(f"!{secrets.token_urlsafe(18)}:{tx.server.name}")
     refusals: list[MatrixError] = []
     try:
         content = creation_content(body, creator, version)
-        create = append_create(tx, Draft(opaque_id, creator, "m.room.create", content, state_key=""), version)
+        create = append_create(
+            tx, Draft(choose_room_id(tx, version), creator, "m.room.create", content, state_key=""), version
+        )
         for event_type, state_key, content in _initial_events(tx, creator, body, version, create, alias):
             append_local(tx, Draft(create.room_id, creator, event_type, content, state_key=state_key))
         for user_id in ours:

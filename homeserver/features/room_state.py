@@ -37,6 +37,7 @@ from homeserver.rooms.restricted import authorised_via
 from homeserver.rooms.storage import list_stored, without_withheld
 from homeserver.users.blocking import check_takes_invites
 from homeserver.users.presence import note_activity
+from homeserver.users.room_upgrades import carry_over
 
 routes = Routes()
 
@@ -122,12 +123,15 @@ def set_state(tx: Transaction, requester: Requester, draft: Draft) -> EventID:
     assert room_id is not None and state_key is not None
     if draft.type == "m.room.member":
         draft = _check_member(tx, requester, room_id, draft)
-    if find_membership(tx, room_id, draft.sender) == "join":
+    is_in_room = find_membership(tx, room_id, draft.sender) == "join"
+    if is_in_room:
         head = get_head(tx, room_id)
         current = find_in_state(tx, StateAt(head.state_root), draft.type, state_key)
         if current is not None and current.sender == draft.sender and current.content == draft.content:
             return current.event_id
     event_id = append_local(tx, draft).event_id
+    if draft.type == "m.room.member" and draft.content.get("membership") == "join" and not is_in_room:
+        carry_over(tx, UserID(draft.sender), room_id)
     note_activity(tx, UserID(draft.sender))
     return event_id
 

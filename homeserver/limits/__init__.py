@@ -230,6 +230,8 @@ CREATE_ROOM_INVITES_MAX = 100
 CREATE_ROOM_STATE_MAX = 100
 # How long the answer waits for invitations to users of other servers, which continue after that.
 CREATE_ROOM_INVITES_SECONDS = 10.0
+# Bans that a room upgrade copies, the latest first: each takes a millisecond, for which other writes wait.
+UPGRADE_BANS_MAX = 200
 # Clients send about 20 to 40 bytes. It is part of an index.
 TXN_ID_BYTES_MAX = 255
 # Servers tried one after another before a join is given up.

@@ -77,6 +77,13 @@ def delete_alias(tx: Transaction, alias: str) -> None:
     tx.run("DELETE FROM aliases WHERE alias = ?", alias)
 
 
+def replace_room_of_aliases(tx: Transaction, old_id: RoomID, new_id: RoomID) -> list[RoomAlias]:
+    """Makes the aliases of one room lead to another. Returns them, sorted."""
+    moved = list_aliases(tx, old_id)
+    tx.run("UPDATE aliases SET room_nid = ? WHERE room_nid = ?", tx.intern(new_id), tx.find(old_id))
+    return moved
+
+
 def list_aliases(tx: Transaction, room_id: str) -> list[RoomAlias]:
     """Returns the room's aliases on this server, sorted."""
     return [

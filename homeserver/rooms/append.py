@@ -21,7 +21,7 @@ from homeserver.federation.auth_events import select_auth_keys
 from homeserver.federation.auth_rules import check
 from homeserver.federation.build import Draft, Reference, build_event, build_proto_event, reference_to
 from homeserver.federation.event import PREV_EVENTS_MAX, Event, InvalidEvent, trusted_event
-from homeserver.federation.identifiers import EventID, fits, server_name_of
+from homeserver.federation.identifiers import EventID, RoomID, fits, server_name_of
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms import state_tree
@@ -49,6 +49,11 @@ from homeserver.rooms.storage import (
 )
 
 AUTH_CACHED_MAX = 5_000
+
+
+def choose_room_id(tx: Transaction, version: RoomVersion) -> RoomID | None:
+    """Returns a new room ID, or None if the room version derives it from the create event."""
+    return None if version.room_id_is_create_event_id else RoomID(f"!{secrets.token_urlsafe(18)}:{tx.server.name}")
 
 
 def append_create(tx: Transaction, draft: Draft, version: RoomVersion) -> Event:

@@ -223,6 +223,19 @@ def list_members(tx: Transaction, room_id: str, membership: Membership) -> list[
     return [UserID(name) for name in tx.names(nids).values()]
 
 
+def list_latest(tx: Transaction, room_id: str, membership: Membership, limit: int) -> list[UserID]:
+    """Returns the users whose membership became this one last, at most `limit`, latest first."""
+    nids = tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership = ?"
+        " ORDER BY entered_position DESC, user_nid LIMIT ?",
+        tx.find(room_id),
+        membership,
+        limit,
+    )
+    names = tx.names(nids)
+    return [UserID(names[nid]) for nid in nids]
+
+
 def list_newcomers(tx: Transaction, room_id: str, since: int) -> list[UserID]:
     """Returns the joined users whose member event is later than position `since`: a join or a new profile."""
     nids = tx.values(

@@ -14,7 +14,7 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import JsonObject
-from homeserver.federation.identifiers import UserID
+from homeserver.federation.identifiers import RoomID, UserID
 
 Kind = Literal["override", "content", "room", "sender", "underride"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they are checked
@@ -179,6 +179,31 @@ def set_rule_fields(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, 
         raise _unknown_rule()
     priority, content = (row[0], orjson.loads(row[1])) if row else (None, {})
     _store(tx, user_id, kind, rule_id, priority, {**content, **changes})
+
+
+def store_rules_of_successor(tx: Transaction, user_id: UserID, old_id: RoomID, new_id: RoomID) -> None:
+    """Gives a room the rules that are about another one: the room's own rule, and rules of its name for its events.
+
+    Clients mute a room by such a rule of the kind `override`. Existing rules of the new room are kept. Raises
+    M_INVALID_PARAM if the user would have too many rules.
+    """
+    rows = tx.all(
+        "SELECT kind, content FROM push_rules WHERE user_nid = ? AND rule_id = ? AND priority IS NOT NULL"
+        " AND kind NOT IN (SELECT kind FROM push_rules WHERE user_nid = ? AND rule_id = ?)",
+        tx.find(user_id), old_id, tx.find(user_id), new_id,
+    )  # fmt: skip
+    for kind, encoded in rows:
+        content = orjson.loads(encoded)
+        if conditions := content.get("conditions"):
+            content["conditions"] = [_about(condition, old_id, new_id) for condition in conditions]
+        store_rule(tx, user_id, kind, new_id, content)
+
+
+def _about(condition: JsonObject, old_id: RoomID, new_id: RoomID) -> JsonObject:
+    """Returns the condition for another room, if it is about this one."""
+    if condition.get("key") == "room_id" and condition.get("pattern", condition.get("value")) == old_id:
+        return {name: new_id if value == old_id else value for name, value in condition.items()}
+    return condition
 
 
 def delete_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> None:

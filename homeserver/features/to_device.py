@@ -227,9 +227,10 @@ def acknowledge(tx: Transaction, start: SyncStart) -> None:
 
 def sync_to_device(tx: Transaction, context: SyncContext) -> None:
     """News: the first messages of the inbox. If there are more, the token says so, and the next sync has those."""
+    context.queue_upto = context.queue_since  # if the inbox cannot be read, the next sync must not acknowledge it
     page = list_inbox(tx, context.user_id, context.device_id, context.queue_since, context.upto)
     context.to_device += page.messages
-    context.queue_upto = min(context.queue_upto, page.upto)
+    context.queue_upto = page.upto
 
 
 # --- storage ---

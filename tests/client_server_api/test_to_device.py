@@ -14,6 +14,7 @@ from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.users.devices import create_device
 from homeserver.users.encryption.inbox import insert_message
+from tests.support.engine import ENGINE
 from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.people import Json, sync
 
@@ -209,6 +210,30 @@ def fill(tx: Transaction, client: Client, count: int, size_bytes: int) -> int:
     """Puts messages into an inbox; returns how many were dropped."""
     contents = (to_json({"n": n, "text": "x" * size_bytes}) for n in range(count))
     return sum(insert_message(tx, client.user_id, client.device_id, client.user_id, "a", each) for each in contents)
+
+
+BAD_VALUES = [("content", b"{"), ("content", b"[]"), ("content", 5), ("type", b"\xff"), ("sender", b"bob")]
+
+
+@pytest.mark.skipif(ENGINE != "sqlite", reason="PostgreSQL does not take values of another type")
+@pytest.mark.parametrize(("column", "value"), BAD_VALUES)
+async def test_a_damaged_message_stops_neither_the_sync_nor_the_others(
+    homeserver: Server, column: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    alice, phone, _ = await people(homeserver)
+    for n in range(3):
+        await send(alice, phone, n=n)
+
+    def damage(tx: Transaction) -> None:
+        middle = tx.values("SELECT position FROM to_device_inbox ORDER BY position")[1]
+        tx.run(f"UPDATE to_device_inbox SET {column} = ? WHERE position = ?", value, middle)
+
+    await homeserver.write(damage)
+    answer = await sync(phone)
+    assert told(answer) == [0, 2]
+    assert any("message is damaged" in record.message for record in caplog.records)
+    assert told(await sync(phone, answer["next_batch"])) == []
+    assert await homeserver.read(count_rows) == 0
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1 << 20])

@@ -13,7 +13,7 @@ import trio
 from homeserver.config import DatabaseSection
 from homeserver.federation.identifiers import RoomID
 from tests.support.engine import ENGINE, file_url
-from tests.support.federation import Federation, checked, create_room, join, send_text, wait_text
+from tests.support.federation import Federation, checked, create_room, join, send_text, sync, wait_text
 from tests.support.storage import damage_pages
 
 pytestmark = pytest.mark.skipif(ENGINE != "sqlite", reason="the files of PostgreSQL are not ours")
@@ -135,3 +135,28 @@ async def test_a_server_whose_name_cannot_be_read_keeps_no_other_from_the_room(
     await send_text(a.with_token(alice.token), room_id, "and now")
     await wait_text(bob, room_id, "and now")
     assert any("its name cannot be read" in record.message for record in caplog.records)
+
+
+async def test_messages_of_an_inbox_that_cannot_be_read_are_not_taken_for_received(
+    federation: Federation, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.example" / "homeserver.db"
+    section = DatabaseSection(url=file_url(path.parent))
+    a = await federation.start("a.example", database=section)
+    alice, bob = await a.register("alice"), await a.register("bob")
+    since = (await sync(bob))["next_batch"]
+    for n in range(3):
+        content = {"text": "x" * 3_000, "n": f"number {n}"}  # each on a page of its own
+        await alice.ok("PUT", f"sendToDevice/a/{n}", json={"messages": {bob.user_id: {bob.device_id: content}}})
+    await federation.kill("a.example")
+    assert damage_pages(path, "to_device_inbox", b"number 1") == 1
+
+    a = await federation.start("a.example", database=section)
+    phone = a.with_token(bob.token)
+    for n in range(3):
+        await phone.ok("PUT", f"user/{bob.user_id}/account_data/org.example.note", json={"n": n})
+        answer = await sync(phone, since)
+        assert answer["account_data"]["events"][0]["content"] == {"n": n}
+        since = answer["next_batch"]
+    first = "SELECT 1 FROM to_device_inbox ORDER BY position LIMIT 1"
+    assert await a.read(lambda tx: tx.all(first)) == [(1,)]

@@ -14,15 +14,18 @@ Spec: client-server-api/#send-to-device-messaging
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import dataclass
 
 import orjson
 
 from homeserver import limits
-from homeserver.database import Schema, Step, Transaction
+from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.database.interning import check_string
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID, server_name_of
+
+_log = logging.getLogger(__name__)
 
 SCHEMA = Schema(
     "to_device_inbox",
@@ -148,10 +151,11 @@ def _delete_oldest_of_largest(tx: Transaction, nid: int, device_id: str) -> None
 
 
 def list_inbox(tx: Transaction, user_id: UserID, device_id: str, since: int, upto: int) -> Page:
-    """Returns the first messages with since < position ≤ upto: as many as one answer may have, at least one."""
+    """Returns the first messages with since < position ≤ upto: as many as one answer may have, without damaged ones."""
     nid = tx.find(user_id)
     rows = tx.all(
-        "SELECT position, LENGTH(content) FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND position > ?"
+        "SELECT position, COALESCE(LENGTH(content), 0) FROM to_device_inbox"
+        " WHERE user_nid = ? AND device_id = ? AND position > ?"
         " AND position <= ? ORDER BY position LIMIT ?",
         nid, device_id, since, upto, limits.users.TO_DEVICE_PER_ANSWER_MAX + 1,
     )  # fmt: skip
@@ -166,8 +170,21 @@ def list_inbox(tx: Transaction, user_id: UserID, device_id: str, since: int, upt
         " AND position <= ? ORDER BY position",
         nid, device_id, since, last,
     )  # fmt: skip
-    messages = [{"sender": sender, "type": type_, "content": orjson.loads(content)} for sender, type_, content in found]
+    messages = [message for row in found if (message := _read_message(row)) is not None]
     return Page(messages, upto if len(fitting) == len(rows) else last)
+
+
+def _read_message(row: Row) -> JsonObject | None:
+    """Returns a message as devices get it. None if it is damaged, so that the device gets the others."""
+    sender, message_type, content = row
+    try:
+        content = orjson.loads(content)
+    except ValueError:
+        content = None
+    if not (isinstance(sender, str) and isinstance(message_type, str) and isinstance(content, dict)):
+        _log.error("a to-device message is damaged and is left out", extra={"sender": f"{sender!r:.100}"})
+        return None
+    return {"sender": sender, "type": message_type, "content": content}
 
 
 def has_inbox_upto(tx: Transaction, user_id: UserID, device_id: str, upto: int) -> bool:

@@ -30,6 +30,7 @@ from homeserver.features import (
     refresh,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_history,
@@ -92,5 +93,6 @@ FEATURES: tuple[Feature, ...] = (
     media.FEATURE,
     # Running the server
     administration.FEATURE,
+    reports.FEATURE,
     health.FEATURE,
 )

@@ -70,6 +70,13 @@ INBOX_BYTES_MAX = 32 << 20
 # Requests that are recognised when a device repeats them. It has no more than a few under way.
 TO_DEVICE_REQUESTS_KEPT = 200
 
+# Reports
+
+# A person writes it, and an administrator reads it.
+REPORT_REASON_BYTES_MAX = 4 * 1024
+# A user who has more loses the oldest. Nobody reads more of one person.
+REPORTS_PER_USER_MAX = 1_000
+
 # Receipts
 
 # Threads per room with receipts of one user. All members of the room get them in each first sync.

@@ -101,6 +101,9 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await alice.ok("POST", f"{room}/receipt/m.read/{quote(sent['event_id'])}", json={})
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "refresh_token": True}
     await server.anonymous.ok("POST", "login", json={**login, "password": "correct horse battery staple"})
+    for path in (f"{room}/report", f"{room}/report/{quote(sent['event_id'])}", f"users/{quote(bob.user_id)}/report"):
+        await alice.ok("POST", path, json={"reason": "org.example.secret"})
+    await bob.ok("POST", f"users/{own}/report", json={"reason": "loud"})
     await leave_keys(alice, bob)
     await alice.post("/_matrix/media/v3/upload?filename=holiday.png", content=b"x" * 100)
     await alice.post("/_matrix/media/v1/create")

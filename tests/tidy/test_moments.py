@@ -48,6 +48,7 @@ HARMLESS = {
     "devices.last_seen_ms": SHOWN,
     "media.created_ms": SHOWN,
     "receipts.ts_ms": SHOWN,
+    "reports.received_ms": SHOWN,
     "events.origin_server_ts": "Other servers claim what they like: nothing trusts it.",
     "relations.edit_ts": "The same timestamp, by which the specification orders edits.",
     "registration_tokens.created_ms": SHOWN,

@@ -1,22 +1,22 @@
 """Delivery: the state machine of what one destination is sent, in order and at least once.
 
-Rule 1: everything that decides what is sent, sent again, put off or dropped is in this file and its tables.
+Rule 1: all decisions about what to send, retry, put off or drop are made in this file and its tables.
 Rule 2: this file does not know what a destination is. A server, a push gateway and an application service are each a
 name, items with ascending positions, and one of four outcomes for each transaction. It does no input or output, and
-asks nobody for time or chance: a driver performs what it asks for, and tells it what came of that.
+uses neither clock nor chance: a driver performs what it asks for, and reports the result.
 
 Theory of operation
 ===================
 
-Everything to be sent lies in a table, at a position of one stream. A driver follows the stream and hands over what is
-new. A destination that takes what it is handed needs neither a queue nor a row. One that fails, or is too slow, *lags*:
-a row says up to which position it has everything (`acked`), and it is sent what it lacks from the table later on.
+Everything to be sent is in a table, at a position of one stream. A driver follows the stream and hands over new items.
+A destination that accepts them at once needs neither a queue nor a row. One that fails, or is too slow, *lags*: a row
+has the position up to which it has everything (`acked`), and the rest is read from the table later.
 
     delivery = Delivery(own, destination, take)      or Delivery.resume(...), for each row that was stored
-    delivery.hand_over(items)                        then perform what `next()` asks for, one thing after another:
+    delivery.hand_over(items)                        then perform what `next()` asks for, one step at a time:
 
     Send(items)     send one transaction, then `answered(outcome, now)`, which may return an item that was dropped
-    Read(since)     read what lies after `since`, then `found(items, upto)`; if nothing does, `up_to_date()`
+    Read(since)     read what comes after `since`, then `found(items, upto)`; if nothing does, `up_to_date()`
     Store(…)        store the row, then `stored()`
     Forget()        delete the row, then `forgotten()`
     Wait()          stop, and begin again once `wake(now)` returns 0
@@ -25,19 +25,19 @@ a row says up to which position it has everything (`acked`), and it is sent what
 If performing fails unexpectedly, the driver calls `broke(now)`, and begins again once `wake(now)` returns 0.
 The position that is stored for all destinations together must not pass what any of them `holds`.
 
-The destination and the transaction under way are two machines. Their states, and what leads from one to the next, are
-the tables of `homeserver/process/delivery_states.py`. What is delivered in two lanes has a machine for each, and
-`homeserver/process/lanes.py` decides which of them is served.
+The destination and the transaction under way are two machines. Their states and transitions are the tables of
+`homeserver/process/delivery_states.py`. A destination with two lanes has a machine for each, and
+`homeserver/process/lanes.py` decides which one is served.
 
-What holds, whatever the outcomes are (`tests/process/test_delivery.py` tries):
+Invariants, for any sequence of outcomes (`tests/process/test_delivery.py`):
 
 - Every item is sent until it is taken or dropped, or until a newer one replaces it while it waits for its turn
   (`homeserver/process/coalescing.py`). `acked` never passes one that still has to be sent, and never goes back.
 - Items are sent in order, except for a probe, which may overtake those before it.
 - An item is dropped only if it was sent alone, and was refused, or failed right after another item was taken. Hence a
-  destination that fails of as many items in a row as fit into one transaction stays where it is.
+  destination that fails on as many items in a row as fit into one transaction makes no progress.
 - Within an outage, the back-off does not shrink (`homeserver/process/back_off.py`).
-- A row exists, or `holds` is not passed, as long as something is not delivered: after a crash it is found again.
+- As long as something is not delivered, a row exists or `holds` is not passed. So it is found again after a crash.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Delivery(Generic[T]):
         # What waits in memory. Its first items are divided into transactions, whose sizes these are, the next one last.
         self._queue: deque[T] = deque()
         self._sizes: list[int] = []
-        # Of the next transaction: the item to be probed instead; how many single items are to be confirmed.
+        # How the next transaction differs: the item to be probed instead; how many single items are to be confirmed.
         self._probe = self._confirming = 0
         # How many retries have probed in vain.
         self._probed = 0
@@ -166,7 +166,7 @@ class Delivery(Generic[T]):
 
     @property
     def is_lagging(self) -> bool:
-        """Whether the destination lacks something that is to be read from the table."""
+        """True if the destination lacks something that must be read from the table."""
         return self.state in LAGGING
 
     @property
@@ -189,7 +189,7 @@ class Delivery(Generic[T]):
     # What the driver tells
 
     def hand_over(self, items: Sequence[T]) -> None:
-        """There is something new, of higher positions than everything before."""
+        """Takes new items, whose positions are higher than all before."""
         if self.is_lagging or self.state is State.FULL:
             return  # it is read when its turn comes
         if self.state is State.IDLE:
@@ -204,7 +204,7 @@ class Delivery(Generic[T]):
             self._fire(Input.HANDED_OVER)
 
     def answered(self, outcome: Outcome, now: Now) -> T | None:
-        """What was asked to be sent had this outcome. Returns the item that is dropped because of it, if any."""
+        """Notes the outcome of what was sent. Returns the item that is dropped because of it, if any."""
         if not self._sizes:
             raise Unexpected(f"answered in state {self.state.name}")
         self._note(outcome, now)
@@ -225,48 +225,48 @@ class Delivery(Generic[T]):
         return None
 
     def found(self, items: Iterable[T], upto: int) -> None:
-        """What was asked to be read: all items up to `upto` that the destination lacks and should still get."""
+        """Takes what was read: all items up to `upto` that the destination lacks and should still get."""
         self._queue.extend(items)
         self._fire(Input.FOUND if self._queue else Input.FOUND_NOTHING)
         self._found_upto = upto
         self.acked = max(self.acked, self._queue[0].position - 1 if self._queue else upto)
 
     def up_to_date(self) -> None:
-        """There is nothing after `acked`: from now on the destination is handed over what is new."""
+        """Notes that there is nothing after `acked`. From now on new items are handed over."""
         self._fire(Input.UP_TO_DATE)
         self._is_stale = False
         self._tried_s = -math.inf
 
     def stored(self, *, is_durable: bool = True) -> None:
-        """What was asked to be stored is durable, or cannot be: then `holds` goes on standing for it."""
+        """Notes that the row is stored. If it cannot be (not `is_durable`), `holds` keeps protecting the items."""
         self._is_stored, self._is_stale = self._is_stored or is_durable, False
 
     def forgotten(self) -> None:
-        """The row is gone, or cannot be deleted: then the destination is sent something twice after a restart."""
+        """Notes that the row is deleted. If it cannot be, the destination gets some items twice after a restart."""
         self._is_stored = False
 
     def broke(self, now: Now) -> None:
-        """The driver could not do what it was asked, for a reason that nobody knows. It counts as an outage."""
+        """Notes that the driver failed unexpectedly. This counts as an outage."""
         self._note("unreachable", now)
         self._stop(now)
 
     def heard(self) -> None:
-        """The destination has shown itself by other means: it is tried soon."""
+        """Notes that the destination was seen by other means, so it is tried again soon."""
         self.back_off = None
 
     def spare(self, back_off: BackOff | None) -> None:
-        """Others who ask the destination have found it away: it is left alone at least for as long as they do."""
+        """Notes the back-off of other requests to the destination. Its retry is put off at least as long."""
         if back_off is not None and (self.back_off is None or self.back_off.retry_after_ms < back_off.retry_after_ms):
             self.back_off = back_off
 
     def put_off(self) -> None:
-        """Nothing may be sent to the destination now, for a reason that is not in this delivery."""
+        """Stops sending for now, for a reason outside this delivery."""
         if self.state not in (State.IDLE, State.WAITING):
             self._halt()
 
     def due_in(self, now: Now) -> float:
-        """Returns for how many seconds the destination is still to be left alone."""
-        if self.back_off is None:  # it has shown itself, but is not to be pestered
+        """Returns the number of seconds until the destination may be tried again."""
+        if self.back_off is None:  # it is reachable again, but must not be pestered
             return max(0.0, self._tried_s + limits.peers.EARLY_RETRY_MS / 1000 - now.steady_s)
         if self.back_off.is_over(now.wall_ms):
             return 0.0
@@ -292,7 +292,7 @@ class Delivery(Generic[T]):
         self.state = after
 
     def _sending(self) -> list[T]:
-        """The items of the next transaction."""
+        """Returns the items of the next transaction."""
         if not self._sizes:
             self._sizes = [self._take(self._queue)]
         if self._probe:
@@ -300,7 +300,7 @@ class Delivery(Generic[T]):
         return list(islice(self._queue, self._sizes[-1]))
 
     def _attempt(self, now: Now) -> Attempt:
-        """What kind of transaction was the last one."""
+        """Returns what kind of transaction the last one was."""
         if self._probe:
             return Attempt.PROBE
         if self._confirming:
@@ -328,7 +328,7 @@ class Delivery(Generic[T]):
         self._confirming, self._probe = self._probe, 0
 
     def _pop(self) -> None:
-        """The transaction is dealt with."""
+        """Removes the items of the transaction, which is finished."""
         last = self._queue[0]
         for _ in range(self._sizes.pop()):
             last = self._queue.popleft()
@@ -357,7 +357,7 @@ class Delivery(Generic[T]):
         self._tried_s = now.steady_s
 
     def _halt(self) -> None:
-        """The destination lags, and reads again what has waited in memory."""
+        """Forgets what waits in memory. The destination lags, and it is read again."""
         self._fire(Input.STOPPED)
         self._is_stale = True
         self._queue.clear()

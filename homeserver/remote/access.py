@@ -12,9 +12,10 @@ from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.server_acl import ServerAcl, compile_acl
 from homeserver.resources import Resources
+from homeserver.rooms.events import load_auth_events
 from homeserver.rooms.heads import Head, find_head, state_position
 from homeserver.rooms.membership import is_server_joined, list_largest_servers
-from homeserver.rooms.storage import PlacedEvent, find_positions, list_stored, load_auth_events
+from homeserver.rooms.storage import PlacedEvent, find_positions, list_stored
 from homeserver.rooms.versions import find_room_version
 from homeserver.rooms.visibility import servers_in
 

@@ -25,11 +25,12 @@ from homeserver.remote.fetching import fetch_auth_events, fetch_state_before, st
 from homeserver.remote.receiving import receive
 from homeserver.remote.requests import path_to
 from homeserver.resources import Resources
+from homeserver.rooms.events import find_event
 from homeserver.rooms.gaps import find_places, list_missing
 from homeserver.rooms.graph import in_order, leading_to
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Received
-from homeserver.rooms.storage import find_event, find_positions, list_placed
+from homeserver.rooms.storage import find_positions, list_placed
 from homeserver.rooms.versions import get_room_version
 
 

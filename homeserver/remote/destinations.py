@@ -1,4 +1,4 @@
-"""What is to be sent to which server: the events and EDUs of a span of the stream, by destination and lane.
+"""Collects what each server has to be sent: the events and EDUs of a span of the stream, by destination and lane.
 
 Spec: server-server-api/#pdus, #edus. Everything here is read from tables, so it can be read again at any time. Events
 and EDUs are encoded here, once for all destinations.
@@ -7,10 +7,10 @@ Theory of operation
 - `collect` reads a span of the stream for all destinations at once. `list_due` reads what one destination has missed.
 - A destination has two lanes (`homeserver/process/lanes.py`). Durable EDUs go in the durable lane, each at its own
   position. Events and all other EDUs go in the ordinary one: events at their positions, EDUs at the end of the span.
-- What is missed in the ordinary lane is bounded: the newest events of each room, no short-lived EDUs, the EDUs of as
-  many positions as were looked at. In the durable lane nothing is left out. A type with an `EduQueue` is asked for the
-  first rows of the destination; any other one for span after span until there is enough for a transaction. Neither
-  looks at rooms or their history.
+- What is missed in the ordinary lane is bounded: the newest events of each room, no short-lived EDUs, and the EDUs of
+  the positions that were read. In the durable lane nothing is left out: from a type with an `EduQueue` we read the
+  first rows of the destination, and from any other one span after span until there is enough for a transaction.
+  Neither reads rooms or their history.
 - Usually a span is read as a whole. If that fails, because something in it is damaged or cannot be encoded, it is read
   again position by position. What can be read is sent, and the other positions are returned with the reason.
 - `destinations_behind` has a row for each lane of a destination that lags. What an `EduQueue` keeps is deleted by
@@ -32,9 +32,10 @@ from homeserver.federation.identifiers import RoomID, ServerName, server_name_of
 from homeserver.federation.transaction import PDUS_MAX
 from homeserver.process.back_off import BackOff
 from homeserver.process.outages import is_outage
+from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import list_joined_servers, list_rooms_of_server
-from homeserver.rooms.storage import StoredEvent, list_positions, list_stored, to_events
+from homeserver.rooms.storage import PlacedEvent, list_positions, list_stored
 from homeserver.rooms.timeline import list_newest_from
 from homeserver.rooms.visibility import membership_in, servers_in
 
@@ -46,9 +47,9 @@ Edus = Mapping[str, Edu[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """One PDU or EDU to be sent, as canonical JSON. What is shared by many destinations is there once.
+    """One PDU or EDU to be sent, as canonical JSON. All its destinations share one instance.
 
-    name: what it is called in the log. subjects: what an EDU is the latest news of, see `Edu.coalesce_by`.
+    name: its name in the log. subjects: the things whose latest state an EDU gives, see `Edu.coalesce_by`.
     is_durable: whether it goes in the durable lane.
     """
 
@@ -82,7 +83,7 @@ class Batch:
 
 
 class _Each(Protocol):
-    """Gives the items to a function. Returns what it makes of them, and the items that it fails of."""
+    """Calls a function with the items. Returns its results, and the items on which it failed."""
 
     def __call__(
         self, items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], /
@@ -96,10 +97,10 @@ def _together(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], 
 def collect(
     tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int
 ) -> tuple[dict[ServerName, News], Failed]:
-    """What the changes of since < position ≤ upto mean for each destination, in order; and what cannot be sent."""
+    """Returns what is new for each destination in since < position ≤ upto, in order, and what cannot be sent."""
     try:
         return tx.attempt(_collect, tx, own, edus, since, upto, _together)
-    except Exception as error:  # whatever cannot be read, the rest can still be sent
+    except Exception as error:  # something cannot be read, but the rest can still be sent
         if is_outage(error):
             raise
         return _collect_each(tx, own, edus, since, upto)
@@ -108,7 +109,7 @@ def collect(
 def _collect_each(
     tx: Transaction, own: ServerName, edus: Edus, since: int, upto: int
 ) -> tuple[dict[ServerName, News], Failed]:
-    """As `collect`, where something in the span cannot be read."""
+    """Does the same as `collect`, position by position, because something in the span cannot be read."""
 
     def each(items: Sequence[int], fn: Callable[[Sequence[int]], Iterable[R]], /) -> tuple[list[R], Failed]:
         return try_each(tx, items, fn)
@@ -148,10 +149,10 @@ def list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, s
     lasting = {edu_type: edu for edu_type, edu in edus.items() if not (edu.short_lived or edu.durable)}
     try:
         return tx.attempt(_list_due, tx, own, lasting, server, since, upto)
-    except Exception as error:  # whatever cannot be read, the rest can still be sent
+    except Exception as error:  # something cannot be read, but the rest can still be sent
         if is_outage(error):
             raise
-    # Not even the rooms of the server may be readable, so look at everything there is, a little at a time.
+    # Perhaps not even the server's list of rooms is readable, so go through all positions, a few at a time.
     upto = min(upto, since + limits.TAIL_SPAN_MAX)
     found, failed = _collect_each(tx, own, lasting, since, upto)
     return Batch(upto, found.get(server, News()).ordinary, failed)
@@ -162,7 +163,7 @@ def list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: Serve
     durable = {edu_type: edu for edu_type, edu in edus.items() if edu.durable}
     try:
         return tx.attempt(_list_due_durable, tx, own, durable, server, since, upto)
-    except Exception as error:  # whatever cannot be read, the rest can still be sent
+    except Exception as error:  # something cannot be read, but the rest can still be sent
         if is_outage(error):
             raise
     upto = min(upto, since + limits.TAIL_SPAN_MAX)
@@ -194,7 +195,7 @@ def _list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: Serv
 def _first_of_source(
     tx: Transaction, edus: Edus, destinations_of: Callable[[OutgoingEdu], frozenset[ServerName]], since: int, upto: int
 ) -> tuple[list[Item], int]:
-    """The first EDUs, span by span until there are enough; and up to which position these are all."""
+    """Returns the first EDUs, read span by span until there are enough, and the position up to which it has read."""
     items: list[Item] = []
     while since < upto and len(items) < limits.peers.CATCH_UP_DURABLE_EDUS:
         end = min(upto, since + limits.TAIL_SPAN_MAX)
@@ -228,7 +229,7 @@ def _list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, 
     return Batch(upto, items + [item for item, _ in edu_items], [])
 
 
-def _pdu_items(tx: Transaction, rows: Sequence[StoredEvent]) -> list[Item]:
+def _pdu_items(tx: Transaction, rows: Sequence[PlacedEvent]) -> list[Item]:
     return [
         Item(row.position, event.event_id, canonical_json.encode(event.pdu, strict=False))
         for row, event in zip(rows, to_events(tx, rows), strict=True)
@@ -243,7 +244,7 @@ def _edu_items(
     destinations_of: Callable[[OutgoingEdu], frozenset[ServerName]],
     each: _Each,
 ) -> tuple[list[tuple[Item, frozenset[ServerName]]], Failed]:
-    """The EDUs of a span by position, and where they go, without those that go nowhere."""
+    """Returns the EDUs of a span by position, each with its destinations, without those that have none."""
     items: list[tuple[Item, frozenset[ServerName]]] = []
     failed: Failed = []
     for edu_type, edu in edus.items():
@@ -273,8 +274,8 @@ def _edu_item(upto: int, edu_type: str, edu: Edu[Any], outgoing: OutgoingEdu) ->
     return Item(position, edu_type, encoded, is_edu=True, subjects=subjects, is_durable=edu.durable)
 
 
-def _list_events_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[StoredEvent]:
-    """Those of the events that this server sends: of its own users, and what it passes on. By position."""
+def _list_events_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[PlacedEvent]:
+    """Returns the events at these positions that this server sends, in order: its own, and those that it relays."""
     exceptions: Mapping[int, int] = dict(
         tx.all_in("SELECT position, is_ours FROM relays WHERE position IN (?*)", list(positions))
     )
@@ -282,13 +283,12 @@ def _list_events_to_send(tx: Transaction, own: ServerName, positions: Collection
     return [
         row
         for _, row in sorted(stored.items())
-        if row.state_before is not None and exceptions.get(row.position, server_name_of(row.sender) == own)
+        if isinstance(row, PlacedEvent) and exceptions.get(row.position, server_name_of(row.sender) == own)
     ]
 
 
-def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head | None) -> frozenset[ServerName]:
+def _destinations(tx: Transaction, own: ServerName, row: PlacedEvent, head: Head | None) -> frozenset[ServerName]:
     """The servers that were in the room at the event, plus the target's server if the event kicks or bans."""
-    assert row.state_before is not None
     if head is None or (not head.extremities and head.members_position <= row.position):
         servers = servers_in(tx, row.state_before)
     elif head.members_position <= row.position:
@@ -303,10 +303,10 @@ def _destinations(tx: Transaction, own: ServerName, row: StoredEvent, head: Head
 
 
 def _list_positions_to_send(tx: Transaction, own: ServerName, server: ServerName, since: int, upto: int) -> set[int]:
-    """Our events of each room that the server is in, or was lately, and what we pass on.
+    """Our events of each room that the server is in or was in lately, and the events that we relay.
 
-    Of a room with too many of ours only the newest: what others have sent meanwhile must not count, since nothing may
-    lead the server to what we then leave out.
+    If a room has too many of our events, only the newest are returned. Events of other servers do not count towards
+    that limit: they may not cite ours, and then nothing leads the server to those that we leave out.
     """
     positions = set(
         tx.values("SELECT position FROM relays WHERE position > ? AND position <= ? AND is_ours = 1", since, upto)
@@ -338,8 +338,8 @@ def _head(tx: Transaction, heads: dict[RoomID, Head | None], room_id: RoomID) ->
 def list_destinations(tx: Transaction) -> tuple[dict[ServerName, dict[bool, tuple[int, BackOff | None]]], Failed]:
     """Returns the destinations that lag, and the numbers of those whose name cannot be read.
 
-    By lane (whether it is the durable one): up to which position the destination has everything in it, and the back-off
-    if it is in one.
+    Each destination has an entry for each lane (True: the durable one): the position up to which it has everything in
+    that lane, and the back-off if it is in one.
     """
     rows: list[tuple[Any, ...]] = tx.all(
         "SELECT server_nid, is_durable, acked_position, failures, since_ms, retry_after_ms FROM destinations_behind"
@@ -357,7 +357,7 @@ def list_destinations(tx: Transaction) -> tuple[dict[ServerName, dict[bool, tupl
 def store_destination(
     tx: Transaction, edus: Edus, server: ServerName, is_durable: bool, acked_position: int, back_off: BackOff | None
 ) -> None:
-    """Stores that the destination has everything up to a position in that lane, and no more."""
+    """Stores the position up to which the destination has everything in that lane, and its back-off."""
     back_off = back_off or BackOff(0, tx.now_ms, tx.now_ms)
     tx.run(
         "INSERT INTO destinations_behind (server_nid, is_durable, acked_position, failures, since_ms, retry_after_ms)"

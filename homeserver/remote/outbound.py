@@ -77,14 +77,14 @@ _REFUSALS = frozenset({400, 413, 422})
 
 
 async def send(hs: Resources, edus: Edus) -> None:
-    """Sends, for ever. Where several nodes share the database, one of them does."""
+    """Sends, for ever. If several nodes share the database, one of them does."""
     while hs.config.federation.enabled:
         async with hs.database.hold(f"tail {TAIL}"):
             try:
                 await Sender(hs, edus).run()
-            except Exception as error:  # whatever it is, the rest of the server can do without the sender for a while
+            except Exception as error:  # the rest of the server can do without the sender for a while
                 if is_outage(error):
-                    raise  # it is logged once for all, and whoever runs this waits until it is over
+                    raise  # the caller logs it once for the whole server, and waits until it is over
                 _log.exception("sending to other servers is interrupted")
                 await trio.sleep(limits.peers.SENDER_PAUSE_S)
 
@@ -97,10 +97,10 @@ class Sender:
     def __init__(self, hs: Resources, edus: Edus) -> None:
         self._hs = hs
         self._edus = edus
-        # Of the destinations that lack something.
+        # The lanes of the destinations that lack something.
         self._destinations: dict[ServerName, Lanes[Item]] = {}
-        self._busy: set[ServerName] = set()  # those that a task works for
-        self._acknowledged: dict[ServerName, int] = {}  # what durable EDUs keep for these may be deleted up to there
+        self._busy: set[ServerName] = set()  # destinations that a task is sending to
+        self._acknowledged: dict[ServerName, int] = {}  # durable EDUs for these may be deleted up to this position
         self._position = 0
         self._progress = trio.Event()
         self._due = trio.Event()
@@ -335,7 +335,7 @@ class Sender:
 
 
 def _count_first(items: Iterable[Item]) -> int:
-    """How many of the first items fit into one transaction."""
+    """Returns how many of the first items fit into one transaction."""
     count = pdus = edus = size_bytes = 0
     for item in items:
         pdus += not item.is_edu
@@ -348,9 +348,9 @@ def _count_first(items: Iterable[Item]) -> int:
 
 
 def _txn_id(generation: str, items: Sequence[Item]) -> str:
-    """The same for the same items, so that a peer which has them already knows it; different for all others.
+    """Returns the transaction ID: the same for the same items, so that the peer recognises a repetition.
 
-    The stream's generation is in it: after a restore from a backup the same may happen at the same position.
+    It depends on the stream's generation, because positions are used again after a restore from a backup.
     """
     digest = blake2b(generation.encode(), digest_size=9)
     for item in items:

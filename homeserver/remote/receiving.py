@@ -15,10 +15,11 @@ from homeserver.federation.identifiers import EventID, ServerName, server_name_o
 from homeserver.process.peers import Cause
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
 from homeserver.resources import Resources
+from homeserver.rooms.events import to_events
 from homeserver.rooms.graph import Missing, leading_to
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.receive import Received, receive_event
-from homeserver.rooms.storage import list_placed, to_events
+from homeserver.rooms.storage import list_placed
 from homeserver.rooms.timeline import START, list_forwards
 
 ROUNDS_MAX = 6  # of "fetch what is missing, try again" per event: its auth events, its ancestors, their state

@@ -25,8 +25,9 @@ from homeserver.remote.access import check_may_read
 from homeserver.remote.keys import WantedKey, find_keys, list_statements, own_statement, take_stranger
 from homeserver.resources import Resources
 from homeserver.rooms import state_tree
+from homeserver.rooms.events import to_events
 from homeserver.rooms.graph import auth_chain, walk_back
-from homeserver.rooms.storage import PlacedEvent, StoredEvent, find_stored_by_id, list_event_ids, list_stored, to_events
+from homeserver.rooms.storage import PlacedEvent, StoredEvent, find_stored_by_id, list_event_ids, list_stored
 from homeserver.rooms.timeline import Timestamp, list_by_timestamp
 from homeserver.rooms.visibility import server_may_see
 

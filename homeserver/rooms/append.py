@@ -27,6 +27,7 @@ from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms import state_tree
 from homeserver.rooms.advance import STRIPPED_KEYS as STRIPPED_KEYS
 from homeserver.rooms.advance import advance_beside, advance_onto
+from homeserver.rooms.events import load_auth_events, load_events
 from homeserver.rooms.heads import (
     Head,
     StateKey,
@@ -37,16 +38,7 @@ from homeserver.rooms.heads import (
 from homeserver.rooms.redactions import apply_redaction, check_may_redact
 from homeserver.rooms.relations import check_may_relate, store_relation
 from homeserver.rooms.resolve import StateAt, positions_in, resolve_states, state_after, store_state
-from homeserver.rooms.storage import (
-    ORDERING_SHIFT,
-    Status,
-    find_position,
-    insert_event,
-    list_in_timeline,
-    list_stored,
-    load_auth_events,
-    load_events,
-)
+from homeserver.rooms.storage import ORDERING_SHIFT, Status, find_position, insert_event, list_in_timeline, list_stored
 
 AUTH_CACHED_MAX = 5_000
 

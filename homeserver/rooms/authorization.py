@@ -15,9 +15,10 @@ from homeserver.federation.auth_rules import Rejection, check, check_auth_events
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID
 from homeserver.federation.pdu_checks import state_of
+from homeserver.rooms.events import load_auth_events
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import Head, state_events
-from homeserver.rooms.storage import Status, find_positions, list_stored, load_auth_events
+from homeserver.rooms.storage import Status, find_positions, list_stored
 
 
 def authorize(tx: Transaction, head: Head, event: Event, root: bytes) -> tuple[Status, str] | Missing:

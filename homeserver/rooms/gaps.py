@@ -20,16 +20,9 @@ from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.rooms.envelope import event_id_of_key, event_key
+from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import Head
-from homeserver.rooms.storage import (
-    PlacedEvent,
-    Status,
-    StoredEvent,
-    find_positions,
-    list_in_timeline,
-    list_stored,
-    to_events,
-)
+from homeserver.rooms.storage import PlacedEvent, Status, StoredEvent, find_positions, list_in_timeline, list_stored
 
 BEHIND_EVENTS_MAX = 100  # how many ancestors are searched for one event
 

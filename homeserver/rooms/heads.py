@@ -18,7 +18,7 @@ from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.rooms import state_tree
 from homeserver.rooms.envelope import event_id_of_key, event_key
-from homeserver.rooms.storage import load_auth_events
+from homeserver.rooms.events import load_auth_events
 
 # Flat: position, event key, position, event key …
 _pack = msgspec.msgpack.Encoder().encode

@@ -13,11 +13,12 @@ from homeserver.federation.auth_rules import create_event_id_of
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID
 from homeserver.rooms.authorization import check_by_auth_events
+from homeserver.rooms.events import load_auth_events
 from homeserver.rooms.graph import in_order
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.redactions import apply_pending
 from homeserver.rooms.relations import store_waiting_relations
-from homeserver.rooms.storage import Status, find_positions, insert_event, list_stored, load_auth_events
+from homeserver.rooms.storage import Status, find_positions, insert_event, list_stored
 
 
 def store_outliers(tx: Transaction, events: Iterable[Event]) -> frozenset[EventID]:

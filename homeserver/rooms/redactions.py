@@ -16,18 +16,11 @@ from homeserver.federation.power_levels import read_power_levels
 from homeserver.federation.redaction import redact
 from homeserver.rooms.advance import STRIPPED_KEYS, stripped_state
 from homeserver.rooms.envelope import event_key
+from homeserver.rooms.events import forget_auth_event, to_events
 from homeserver.rooms.heads import StateKey, find_head, state_events
 from homeserver.rooms.membership import list_outsiders, list_told_of, replace_stripped
 from homeserver.rooms.relations import delete_relation
-from homeserver.rooms.storage import (
-    PlacedEvent,
-    StoredEvent,
-    find_stored_by_id,
-    forget_auth_event,
-    list_stored,
-    replace_content,
-    to_events,
-)
+from homeserver.rooms.storage import PlacedEvent, StoredEvent, find_stored_by_id, list_stored, replace_content
 
 _CREATE: StateKey = ("m.room.create", "")
 _POWER_LEVELS: StateKey = ("m.room.power_levels", "")

@@ -19,15 +19,10 @@ from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.federation.state_resolution import Missing, resolve_conflicts
 from homeserver.rooms import state_tree
+from homeserver.rooms.events import load_auth_events
 from homeserver.rooms.heads import StateKey, find_resolved_head
 from homeserver.rooms.state_tree import Key, find_key, get_key
-from homeserver.rooms.storage import (
-    PlacedEvent,
-    Status,
-    find_status,
-    list_event_ids,
-    load_auth_events,
-)
+from homeserver.rooms.storage import PlacedEvent, Status, find_status, list_event_ids
 from homeserver.rooms.timeline import list_backwards
 
 RESOLVED_STATES_CACHED_MAX = 2_000

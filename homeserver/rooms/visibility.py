@@ -11,6 +11,7 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.rooms import state_tree
 from homeserver.rooms.erasure import find_erased, redacted_copy
+from homeserver.rooms.events import load_auth_events
 from homeserver.rooms.heads import find_head, state_content, state_position
 from homeserver.rooms.membership import find_membership, find_room_membership
 from homeserver.rooms.resolve import StateAt, head_at, position_in
@@ -20,7 +21,6 @@ from homeserver.rooms.storage import (
     TimelineEvent,
     list_positions,
     list_stored,
-    load_auth_events,
     without_withheld,
 )
 from homeserver.rooms.timeline import END, START, after_position

@@ -17,9 +17,9 @@ from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.federation.signing import verify_json
 from homeserver.limits import STATE_AHEAD_MS_MAX
 from homeserver.rooms.append import append_create, append_local, build_template, build_unplaced
+from homeserver.rooms.events import find_event
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import find_room_membership
-from homeserver.rooms.storage import find_event
 from tests.federation.rooms_for_tests import ALICE, new_room
 from tests.support.rooms import ANNA, BERT, CARL, KEY, OURS, START_MS, Rooms
 

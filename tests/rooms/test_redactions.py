@@ -12,11 +12,12 @@ from homeserver.database.compression import decompress
 from homeserver.errors import MatrixError
 from homeserver.federation.event import Event
 from homeserver.federation.room_versions import ROOM_VERSIONS
+from homeserver.rooms.events import find_event
 from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.outliers import store_outliers
 from homeserver.rooms.receive import Received
-from homeserver.rooms.storage import Status, find_event
+from homeserver.rooms.storage import Status
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, new_room
 from tests.support.rooms import ANNA, BERT, CARL, Rooms
 

@@ -13,9 +13,9 @@ from homeserver.federation.build import countersign
 from homeserver.federation.event import parse_event
 from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.federation.room_versions import ROOM_VERSIONS
+from homeserver.rooms.events import find_event
 from homeserver.rooms.heads import insert_room
 from homeserver.rooms.membership import store_membership
-from homeserver.rooms.storage import find_event
 from tests.support.federation import (
     Federation,
     create_room,

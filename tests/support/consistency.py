@@ -14,8 +14,9 @@ from homeserver.federation.identifiers import EventID, server_name_of
 from homeserver.federation.state_resolution import Missing, resolve
 from homeserver.rooms import state_tree
 from homeserver.rooms.envelope import event_id_of_key, references, unpack
+from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import Head, find_head
-from homeserver.rooms.storage import Status, StoredEvent, stored_events, to_events
+from homeserver.rooms.storage import Status, StoredEvent, stored_events
 
 State = dict[tuple[str, str], EventID]
 

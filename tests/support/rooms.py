@@ -26,12 +26,13 @@ from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSI
 from homeserver.federation.signing import SigningKey
 from homeserver.rooms import state_tree
 from homeserver.rooms.append import append_create, append_local
+from homeserver.rooms.events import load_events
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.outliers import store_outliers
 from homeserver.rooms.receive import Received, adopt_room, receive_event
 from homeserver.rooms.schema import SCHEMA
-from homeserver.rooms.storage import StoredEvent, find_stored_by_id, list_event_ids, load_events
+from homeserver.rooms.storage import StoredEvent, find_stored_by_id, list_event_ids
 from homeserver.rooms.timeline import END, list_backwards
 from tests.federation.rooms_for_tests import Room
 from tests.support.consistency import check_consistency

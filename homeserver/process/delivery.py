@@ -260,7 +260,7 @@ class Delivery(Generic[T]):
             self.back_off = back_off
 
     def put_off(self) -> None:
-        """Stops sending for now, for a reason outside this delivery."""
+        """Stops sending, for a reason outside this delivery."""
         if self.state not in (State.IDLE, State.WAITING):
             self._halt()
 

@@ -19,7 +19,7 @@ async def sync(client: Client, since: str = "", **query: Any) -> dict:
     return await client.ok("GET", "sync", params=parameters)
 
 
-async def test_global_data(homeserver: Server) -> None:
+async def test_global_account_data_is_stored_and_returned(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/account_data/org.example.config"
     assert await alice.refused("GET", path) == (404, "M_NOT_FOUND")
@@ -28,7 +28,7 @@ async def test_global_data(homeserver: Server) -> None:
         assert await alice.ok("GET", path) == content
 
 
-async def test_room_data_is_apart_from_global_data(homeserver: Server) -> None:
+async def test_room_data_is_separate_from_global_data(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/rooms/{ROOM}/account_data/org.example.config"
     await alice.ok("PUT", f"user/{alice.user_id}/account_data/org.example.config", json={"in": "global"})
@@ -37,7 +37,7 @@ async def test_room_data_is_apart_from_global_data(homeserver: Server) -> None:
     assert await alice.ok("GET", path) == {"in": "room"}
 
 
-async def test_nobody_sees_what_another_user_keeps(homeserver: Server) -> None:
+async def test_users_cannot_read_the_account_data_of_others(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")
     for path in (
@@ -55,7 +55,7 @@ async def test_nobody_sees_what_another_user_keeps(homeserver: Server) -> None:
 
 
 @pytest.mark.parametrize("data_type", ["m.fully_read", "m.push_rules"])
-async def test_what_the_server_manages_is_refused(homeserver: Server, data_type: str) -> None:
+async def test_types_managed_by_the_server_cannot_be_written(homeserver: Server, data_type: str) -> None:
     alice = await homeserver.register("alice")
     for path in (f"user/{alice.user_id}/account_data", f"user/{alice.user_id}/rooms/{ROOM}/account_data"):
         assert await alice.refused("PUT", f"{path}/{data_type}", json={}) == (405, "M_BAD_JSON")
@@ -64,14 +64,14 @@ async def test_what_the_server_manages_is_refused(homeserver: Server, data_type:
 @pytest.mark.parametrize(
     ("content", "errcode"), [(b"", "M_NOT_JSON"), (b"nope", "M_NOT_JSON"), (b"[]", "M_BAD_JSON"), (b"7", "M_BAD_JSON")]
 )
-async def test_refuses_what_is_no_object(homeserver: Server, content: bytes, errcode: str) -> None:
+async def test_content_must_be_an_object(homeserver: Server, content: bytes, errcode: str) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/account_data/org.example.a"
     assert await alice.refused("PUT", path, content=content) == (400, errcode)
     assert await alice.refused("GET", path) == (404, "M_NOT_FOUND")
 
 
-async def test_refuses_bad_ids_in_the_path(homeserver: Server) -> None:
+async def test_malformed_ids_in_the_path_are_refused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/rooms/@notaroomid:example.org/account_data/org.example.a"
     assert await alice.refused("PUT", path, json={}) == (400, "M_INVALID_PARAM")
@@ -79,7 +79,7 @@ async def test_refuses_bad_ids_in_the_path(homeserver: Server) -> None:
     assert await alice.refused("GET", "user/alice/account_data/org.example.a") == (400, "M_INVALID_PARAM")
 
 
-async def test_sync_tells_global_data_once(homeserver: Server) -> None:
+async def test_sync_returns_a_change_of_global_data_once(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await alice.ok("PUT", f"user/{alice.user_id}/account_data/org.example.a", json={"n": 1})
     first = await sync(alice)
@@ -90,7 +90,7 @@ async def test_sync_tells_global_data_once(homeserver: Server) -> None:
     assert later["account_data"]["events"] == [{"type": "org.example.b", "content": {"n": 2}}]
 
 
-async def test_a_waiting_sync_is_woken(homeserver: Server) -> None:
+async def test_a_waiting_sync_returns_at_once(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     first = await sync(alice, set_presence="offline")
     answers: list[dict] = []
@@ -107,7 +107,7 @@ async def test_a_waiting_sync_is_woken(homeserver: Server) -> None:
     assert answers[0]["account_data"]["events"] == [{"type": "org.example.a", "content": {"n": 1}}]
 
 
-async def test_sync_tells_room_data_with_the_room(homeserver: Server) -> None:
+async def test_sync_returns_room_data_with_its_room(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")
     room_id = await homeserver.make_room(alice)
@@ -122,7 +122,7 @@ async def test_sync_tells_room_data_with_the_room(homeserver: Server) -> None:
     assert room_id not in (await sync(bob)).get("rooms", {}).get("join", {})
 
 
-async def test_data_of_a_newly_joined_room_is_told_whole(homeserver: Server) -> None:
+async def test_sync_returns_all_data_of_a_newly_joined_room(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")
     room_id = await homeserver.make_room(alice)
@@ -135,7 +135,7 @@ async def test_data_of_a_newly_joined_room_is_told_whole(homeserver: Server) -> 
     assert later["rooms"]["join"][room_id]["account_data"]["events"] == [event]
 
 
-async def test_tags(homeserver: Server) -> None:
+async def test_room_tags_are_set_listed_and_deleted(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/rooms/{ROOM}/tags"
     assert await alice.ok("GET", path) == {"tags": {}}
@@ -150,7 +150,7 @@ async def test_tags(homeserver: Server) -> None:
     assert data == {"tags": {"u.Wörk/play": {}}}
 
 
-async def test_an_account_keeps_only_so_much(homeserver: Server) -> None:
+async def test_the_account_data_of_a_user_has_a_maximum_size(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     path = f"user/{alice.user_id}/account_data"
     big = {"x": "x" * (1 << 19)}
@@ -167,14 +167,14 @@ async def test_an_account_keeps_only_so_much(homeserver: Server) -> None:
     await bob.ok("PUT", f"user/{bob.user_id}/account_data/k", json=big)
 
 
-async def test_the_name_of_a_type_has_a_limit(homeserver: Server) -> None:
+async def test_type_names_have_a_maximum_length(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/account_data/"
     await alice.ok("PUT", path + "x" * 255, json={})
     assert await alice.refused("PUT", path + "x" * 256, json={}) == (400, "M_INVALID_PARAM")
 
 
-async def test_tags_that_a_client_wrote_as_nonsense(homeserver: Server) -> None:
+async def test_malformed_tag_content_written_by_a_client_is_tolerated(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/rooms/{ROOM}"
     await alice.ok("PUT", f"{path}/account_data/m.tag", json={"tags": 7})
@@ -196,14 +196,14 @@ async def test_tags_that_a_client_wrote_as_nonsense(homeserver: Server) -> None:
         ("u.a", {"org.example": "x" * 1024}, "M_INVALID_PARAM"),
     ],
 )
-async def test_refuses_bad_tags(homeserver: Server, tag: str, content: Any, errcode: str) -> None:
+async def test_malformed_tags_are_refused(homeserver: Server, tag: str, content: Any, errcode: str) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/rooms/{ROOM}/tags"
     assert await alice.refused("PUT", f"{path}/{tag}", json=content) == (400, errcode)
     assert await alice.ok("GET", path) == {"tags": {}}
 
 
-async def test_json_that_is_nothing_but_brackets_is_refused_unread(homeserver: Server) -> None:
+async def test_deeply_nested_json_is_refused_unparsed(homeserver: Server) -> None:
     """A megabyte of them would take a second to decode, in which nobody else is answered."""
     alice = await homeserver.register("alice")
     brackets = b'{"a": [' + b",".join([b"[[[[[[[[]]]]]]]]"] * 60_000) + b"]}"

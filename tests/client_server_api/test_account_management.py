@@ -25,7 +25,7 @@ from tests.support.people import (
 NEW = "Another one, if you please."
 
 
-async def test_changes_the_password_and_logs_other_devices_out(homeserver: Server) -> None:
+async def test_changing_the_password_logs_other_devices_out(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     other = await homeserver.log_in("alice")
     assert await alice.refused("POST", "account/password", json={"new_password": NEW}) == (401, "")
@@ -37,7 +37,7 @@ async def test_changes_the_password_and_logs_other_devices_out(homeserver: Serve
     await homeserver.log_in("alice", NEW)
 
 
-async def test_can_leave_other_devices_logged_in(homeserver: Server) -> None:
+async def test_changing_the_password_can_keep_other_devices_logged_in(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     other = await homeserver.log_in("alice")
     body = {"new_password": NEW, "logout_devices": False, "auth": alice.password_auth()}
@@ -57,19 +57,19 @@ async def test_can_leave_other_devices_logged_in(homeserver: Server) -> None:
         ({"new_password": NEW, "auth": "x"}, "M_BAD_JSON"),
     ],
 )
-async def test_refuses_wrong_types(homeserver: Server, body: dict, errcode: str) -> None:
+async def test_wrong_types_are_refused(homeserver: Server, body: dict, errcode: str) -> None:
     alice = await homeserver.register("alice")
     full = {"auth": alice.password_auth(), **body}
     assert await alice.refused("POST", "account/password", json=full) == (400, errcode)
     await homeserver.log_in("alice")
 
 
-async def test_needs_an_access_token(homeserver: Server) -> None:
+async def test_an_access_token_is_required(homeserver: Server) -> None:
     for path, body in (("account/password", {"new_password": NEW}), ("account/deactivate", {})):
         assert await homeserver.anonymous.refused("POST", path, json=body) == (401, "M_MISSING_TOKEN")
 
 
-async def test_deactivation_ends_everything(homeserver: Server) -> None:
+async def test_deactivation_ends_all_sessions_and_memberships(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")
     room_id = await homeserver.make_room(bob, alice)
@@ -88,7 +88,7 @@ async def test_deactivation_ends_everything(homeserver: Server) -> None:
     assert (account.is_deactivated, account.erased) == (True, False)
 
 
-async def test_erasing_forgets_what_the_user_kept(homeserver: Server) -> None:
+async def test_erasure_deletes_the_users_private_data(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await alice.ok("PUT", f"user/{alice.user_id}/account_data/org.example.a", json={"a": 1})
     await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "Alice"})
@@ -104,7 +104,7 @@ async def test_erasing_forgets_what_the_user_kept(homeserver: Server) -> None:
     assert (await homeserver.read(accounts.find_user, alice.user_id)).erased
 
 
-async def test_who_comes_after_the_erasure_sees_redacted_copies(server: Server) -> None:
+async def test_users_who_join_after_the_erasure_see_redacted_events(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(bob, alice)
     await set_state(bob, room_id, "m.room.power_levels", {"state_default": 0})
@@ -130,7 +130,7 @@ async def test_who_comes_after_the_erasure_sees_redacted_copies(server: Server) 
         assert alice.user_id in members
 
 
-async def test_nobody_invites_an_account_that_is_gone(homeserver: Server) -> None:
+async def test_deactivated_accounts_cannot_be_invited(homeserver: Server) -> None:
     """They could never answer, so the invitation would stand for ever."""
     alice, bob, carol = [await homeserver.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(bob)
@@ -147,7 +147,7 @@ async def test_nobody_invites_an_account_that_is_gone(homeserver: Server) -> Non
 
 
 @pytest.mark.parametrize("body", [{"erase": "yes"}, {"id_server": 7}, {"auth": 7}])
-async def test_deactivation_refuses_wrong_types(homeserver: Server, body: dict) -> None:
+async def test_deactivation_requests_with_wrong_types_are_refused(homeserver: Server, body: dict) -> None:
     alice = await homeserver.register("alice")
     full = {"auth": alice.password_auth(), **body}
     assert await alice.refused("POST", "account/deactivate", json=full) == (400, "M_BAD_JSON")

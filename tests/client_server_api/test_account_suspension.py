@@ -20,7 +20,7 @@ async def suspend(client: Client) -> None:
     await client.server.write(store_account_flags, client.user_id, AccountFlags(is_suspended=True))
 
 
-async def test_a_suspended_user_does_nothing_that_others_see(homeserver: Server, mallory: Client) -> None:
+async def test_a_suspended_user_cannot_do_anything_that_others_see(homeserver: Server, mallory: Client) -> None:
     alice = await homeserver.register("alice")
     room_id, other = await public_room(alice, mallory), await public_room(alice)
     (theirs,) = await say(alice, room_id, "hello")
@@ -47,7 +47,7 @@ async def test_a_suspended_user_does_nothing_that_others_see(homeserver: Server,
         assert await mallory.refused(method, path, json=body) == SUSPENDED, path
 
 
-async def test_a_suspended_user_reads_and_takes_leave(homeserver: Server, mallory: Client) -> None:
+async def test_a_suspended_user_can_read_and_leave(homeserver: Server, mallory: Client) -> None:
     alice = await homeserver.register("alice")
     room_id = await public_room(alice, mallory)
     invited_to = await create(alice, preset="private_chat", invite=[mallory.user_id])
@@ -67,7 +67,7 @@ async def test_a_suspended_user_reads_and_takes_leave(homeserver: Server, mallor
     await mallory.ok("POST", "logout")
 
 
-async def test_it_can_be_taken_back(homeserver: Server, mallory: Client) -> None:
+async def test_a_suspension_can_be_lifted(homeserver: Server, mallory: Client) -> None:
     room_id = await public_room(await homeserver.register("alice"))
     await suspend(mallory)
     assert await mallory.refused("POST", path_of(room_id, "join"), json={}) == SUSPENDED

@@ -23,7 +23,7 @@ async def boss(server: Server) -> Client:
     return client
 
 
-async def test_registration_tokens(server: Server, boss: Client) -> None:
+async def test_administrators_manage_registration_tokens(server: Server, boss: Client) -> None:
     made = await boss.ok("POST", f"{TOKENS}/new", json={"uses_allowed": 2})
     assert (made["uses_allowed"], made["completed"], made["expiry_time"]) == (2, 0, None)
     named = await boss.ok("POST", f"{TOKENS}/new", json={"token": "come-in"})
@@ -39,7 +39,7 @@ async def test_registration_tokens(server: Server, boss: Client) -> None:
         assert await boss.refused("POST", f"{TOKENS}/new", json=body) == (400, "M_INVALID_PARAM"), body
 
 
-async def test_users(server: Server, boss: Client) -> None:
+async def test_administrators_manage_users(server: Server, boss: Client) -> None:
     alice = await server.register("alice")
     first = await boss.ok("GET", f"{USERS}?limit=1")
     assert [each["name"] for each in first["users"]] == [alice.user_id]
@@ -51,7 +51,7 @@ async def test_users(server: Server, boss: Client) -> None:
     assert await boss.refused("GET", f"{USERS}?limit=0") == (400, "M_INVALID_PARAM")
 
 
-async def test_a_password_is_reset_and_an_account_ended(server: Server, boss: Client) -> None:
+async def test_administrators_reset_passwords_and_deactivate_accounts(server: Server, boss: Client) -> None:
     alice = await server.register("alice")
     reset = f"/_synapse/admin/v1/reset_password/{alice.user_id}"
     assert await boss.refused("POST", reset, json={"new_password": "short"}) == (400, "M_WEAK_PASSWORD")
@@ -63,7 +63,7 @@ async def test_a_password_is_reset_and_an_account_ended(server: Server, boss: Cl
     assert (await boss.ok("GET", f"{USERS}/{alice.user_id}"))["deactivated"]
 
 
-async def test_nobody_else_may(server: Server, boss: Client) -> None:
+async def test_only_administrators_are_allowed(server: Server, boss: Client) -> None:
     alice = await server.register("alice")
     for method, path, body in (
         ("GET", TOKENS, None),

@@ -57,7 +57,7 @@ async def test_an_encrypted_edit_needs_no_new_content_in_the_clear(server: Serve
     assert (await bundle(alice, room_id, parent))["m.replace"]["event_id"] == edited
 
 
-async def test_redacting_the_latest_edit_brings_the_one_before_back(server: Server) -> None:
+async def test_redacting_the_latest_edit_restores_the_previous_one(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     (parent,) = await say(alice, room_id, "tea")

@@ -59,7 +59,7 @@ async def sign(client: Client, user_id: str, name: str, content: dict[str, Any])
 # --- keys ---
 
 
-async def test_the_owner_sees_all_keys_and_others_all_but_the_user_signing_key(homeserver: Server) -> None:
+async def test_only_the_owner_sees_the_user_signing_key(homeserver: Server) -> None:
     alice, device, keys = await with_keys(homeserver, "alice")
     bob = await homeserver.register("bob")
     for_everyone = {
@@ -71,14 +71,14 @@ async def test_the_owner_sees_all_keys_and_others_all_but_the_user_signing_key(h
     assert await shown(alice, alice.user_id) == {**for_everyone, "user_signing_keys": keys.user_signing_key()}
 
 
-async def test_the_first_keys_and_the_same_keys_need_no_authentication(homeserver: Server) -> None:
+async def test_uploading_first_or_unchanged_keys_needs_no_authentication(homeserver: Server) -> None:
     alice, _, keys = await with_keys(homeserver, "alice")
     same = keys.body()
     for body in (same, {"master_key": same["master_key"]}, {"self_signing_key": same["self_signing_key"]}):
         assert await alice.ok("POST", UPLOAD, json=body) == {}
 
 
-async def test_other_keys_and_further_keys_need_authentication(homeserver: Server) -> None:
+async def test_changing_or_adding_keys_needs_authentication(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     keys, others = CrossSigning(alice.user_id), CrossSigning(alice.user_id, "others")
     await alice.ok("POST", UPLOAD, json={"master_key": keys.master_key()})
@@ -90,7 +90,7 @@ async def test_other_keys_and_further_keys_need_authentication(homeserver: Serve
     assert (await shown(alice, alice.user_id))["master_keys"] == others.master_key()
 
 
-async def test_a_session_is_for_the_keys_that_it_was_begun_for(homeserver: Server) -> None:
+async def test_an_authentication_session_is_bound_to_the_uploaded_keys(homeserver: Server) -> None:
     alice, _, _ = await with_keys(homeserver, "alice")
     session = await session_for(alice, CrossSigning(alice.user_id, "second").body())
     body = {**CrossSigning(alice.user_id, "third").body(), "auth": alice.password_auth(session)}
@@ -99,7 +99,7 @@ async def test_a_session_is_for_the_keys_that_it_was_begun_for(homeserver: Serve
     assert (await alice.post(UPLOAD, json=wrong)).status_code == 401
 
 
-async def test_of_two_first_uploads_at_once_one_needs_authentication(homeserver: Server) -> None:
+async def test_one_of_two_simultaneous_first_uploads_needs_authentication(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     statuses = []
 
@@ -129,7 +129,7 @@ async def test_keys_must_be_signed_by_the_master_key(homeserver: Server) -> None
     assert await shown(alice, alice.user_id) == {}
 
 
-async def test_there_must_be_a_master_key(homeserver: Server) -> None:
+async def test_a_master_key_is_required(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     for body in ({}, {"self_signing_key": CrossSigning(alice.user_id).self_signing_key()}):
         assert await alice.refused("POST", UPLOAD, json=body) == (400, "M_MISSING_PARAM")
@@ -152,20 +152,20 @@ async def test_there_must_be_a_master_key(homeserver: Server) -> None:
         {"signatures": {"@alice:test.example": "A"}},
     ],
 )
-async def test_what_is_no_master_key_of_the_user_is_refused(homeserver: Server, change: dict[str, Any]) -> None:
+async def test_malformed_master_keys_are_refused(homeserver: Server, change: dict[str, Any]) -> None:
     alice = await homeserver.register("alice")
     body = {"master_key": {**CrossSigning(alice.user_id).master_key(), **change}}
     assert await alice.refused("POST", UPLOAD, json=body) == (400, "M_INVALID_PARAM")
 
 
-async def test_a_key_is_not_large(homeserver: Server) -> None:
+async def test_cross_signing_keys_have_a_maximum_size(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     most = limits.encryption.CROSS_SIGNING_KEY_BYTES_MAX
     body = {"master_key": {**CrossSigning(alice.user_id).master_key(), "more": "x" * most}}
     assert await alice.refused("POST", UPLOAD, json=body) == (400, "M_TOO_LARGE")
 
 
-async def test_no_key_is_called_like_a_device(homeserver: Server) -> None:
+async def test_a_cross_signing_key_cannot_have_the_id_of_a_device(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     keys = CrossSigning(alice.user_id)
     await homeserver.log_in("alice", device_id=keys.master.public)
@@ -173,7 +173,7 @@ async def test_no_key_is_called_like_a_device(homeserver: Server) -> None:
     assert await shown(alice, alice.user_id) == {}
 
 
-async def test_no_device_is_called_like_a_key(homeserver: Server) -> None:
+async def test_a_device_cannot_have_the_id_of_a_cross_signing_key(homeserver: Server) -> None:
     alice, _, keys = await with_keys(homeserver, "alice")
     body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
     for key in (keys.master, keys.self_signing, keys.user_signing):
@@ -181,7 +181,7 @@ async def test_no_device_is_called_like_a_key(homeserver: Server) -> None:
         assert await homeserver.anonymous.refused("POST", "login", json=login) == (400, "M_INVALID_PARAM")
 
 
-async def test_a_new_master_key_ends_what_the_former_one_had_signed(homeserver: Server) -> None:
+async def test_a_new_master_key_invalidates_signatures_of_the_old_one(homeserver: Server) -> None:
     alice, device, keys = await with_keys(homeserver, "alice")
     assert await sign(alice, alice.user_id, alice.device_id, keys.by_self_signing(device.keys())) is None
     renewed = CrossSigning(alice.user_id, "renewed")
@@ -192,7 +192,7 @@ async def test_a_new_master_key_ends_what_the_former_one_had_signed(homeserver: 
     }
 
 
-async def test_new_keys_are_told_to_those_who_share_a_room(homeserver: Server) -> None:
+async def test_users_sharing_a_room_learn_of_new_keys(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     await homeserver.make_room(alice, bob)
     since = (await bob.ok("GET", "sync"))["next_batch"]
@@ -215,7 +215,7 @@ async def test_everyone_sees_that_a_user_has_signed_a_device(homeserver: Server)
     assert (await shown(bob, alice.user_id))[alice.device_id] == signed
 
 
-async def test_a_device_that_uploads_other_keys_has_to_be_signed_again(homeserver: Server) -> None:
+async def test_a_device_with_changed_keys_must_be_signed_again(homeserver: Server) -> None:
     alice, device, keys = await with_keys(homeserver, "alice")
     assert await sign(alice, alice.user_id, alice.device_id, keys.by_self_signing(device.keys())) is None
     renewed = Device(alice.user_id, alice.device_id, "renewed")
@@ -235,7 +235,7 @@ async def test_everyone_sees_that_a_device_has_signed_the_master_key_of_its_user
         assert (await shown(viewer, alice.user_id))["master_keys"] == signed
 
 
-async def test_only_the_signer_sees_that_a_user_has_signed_another_one(homeserver: Server) -> None:
+async def test_only_the_signer_sees_their_signature_on_another_user(homeserver: Server) -> None:
     alice, _, keys = await with_keys(homeserver, "alice")
     bob, _, keys_of_bob = await with_keys(homeserver, "bob")
     carol = await homeserver.register("carol")
@@ -246,7 +246,7 @@ async def test_only_the_signer_sees_that_a_user_has_signed_another_one(homeserve
         assert (await shown(viewer, bob.user_id))["master_keys"] == keys_of_bob.master_key()
 
 
-async def test_other_devices_of_the_signer_learn_of_a_signature(homeserver: Server) -> None:
+async def test_the_signers_other_devices_learn_of_a_signature(homeserver: Server) -> None:
     alice, _, keys = await with_keys(homeserver, "alice")
     bob, _, keys_of_bob = await with_keys(homeserver, "bob")
     await homeserver.make_room(alice, bob)
@@ -260,7 +260,7 @@ async def test_other_devices_of_the_signer_learn_of_a_signature(homeserver: Serv
 
 
 @pytest.mark.parametrize("replaced", ["signing", "signed"])
-async def test_a_signature_ends_with_either_key(homeserver: Server, replaced: str) -> None:
+async def test_a_signature_disappears_with_either_key(homeserver: Server, replaced: str) -> None:
     alice, _, keys = await with_keys(homeserver, "alice")
     bob, _, keys_of_bob = await with_keys(homeserver, "bob")
     signed = keys.by_user_signing(keys_of_bob.master_key())
@@ -272,7 +272,7 @@ async def test_a_signature_ends_with_either_key(homeserver: Server, replaced: st
     assert (await shown(alice, bob.user_id))["master_keys"] == expected.master_key()
 
 
-async def test_signatures_that_are_wrong_are_refused_one_by_one(homeserver: Server) -> None:
+async def test_invalid_signatures_are_refused_individually(homeserver: Server) -> None:
     alice, device, keys = await with_keys(homeserver, "alice")
     bob, _, keys_of_bob = await with_keys(homeserver, "bob")
     stranger = Key("stranger")
@@ -305,7 +305,7 @@ async def test_signatures_that_are_wrong_are_refused_one_by_one(homeserver: Serv
     assert (await shown(alice, bob.user_id))["master_keys"] == keys_of_bob.master_key()
 
 
-async def test_good_signatures_are_stored_beside_wrong_ones(homeserver: Server) -> None:
+async def test_valid_signatures_are_stored_despite_invalid_ones(homeserver: Server) -> None:
     alice, device, keys = await with_keys(homeserver, "alice")
     signed = keys.by_self_signing(device.keys())
     body = {alice.user_id: {"NONE": {}, alice.device_id: signed}}
@@ -314,7 +314,7 @@ async def test_good_signatures_are_stored_beside_wrong_ones(homeserver: Server) 
     assert (await shown(alice, alice.user_id))[alice.device_id] == signed
 
 
-async def test_the_signed_object_must_be_the_one_that_is_stored(homeserver: Server) -> None:
+async def test_the_signed_object_must_match_the_stored_one(homeserver: Server) -> None:
     alice, device, keys = await with_keys(homeserver, "alice")
     other = keys.by_self_signing({**device.keys(), "algorithms": ["org.example.broken"]})
     failure = await sign(alice, alice.user_id, alice.device_id, other)
@@ -322,7 +322,7 @@ async def test_the_signed_object_must_be_the_one_that_is_stored(homeserver: Serv
 
 
 @pytest.mark.parametrize("content", [{"signatures": 7}, {"signatures": {"@alice:test.example": 7}}])
-async def test_signatures_of_the_wrong_shape_are_failures(homeserver: Server, content: dict[str, Any]) -> None:
+async def test_malformed_signatures_are_reported_as_failures(homeserver: Server, content: dict[str, Any]) -> None:
     alice, device, _ = await with_keys(homeserver, "alice")
     failure = await sign(alice, alice.user_id, alice.device_id, {**device.keys(), **content})
     assert failure is not None and failure["errcode"] == "M_INVALID_PARAM"
@@ -332,12 +332,12 @@ async def test_signatures_of_the_wrong_shape_are_failures(homeserver: Server, co
     ("body", "errcode"),
     [({"alice": {}}, "M_INVALID_PARAM"), ({"@a:b": []}, "M_BAD_JSON"), ({"@a:b": {"D": 7}}, "M_BAD_JSON")],
 )
-async def test_uploads_of_the_wrong_shape_are_refused(homeserver: Server, body: Any, errcode: str) -> None:
+async def test_malformed_uploads_are_refused(homeserver: Server, body: Any, errcode: str) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("POST", "keys/signatures/upload", json=body) == (400, errcode)
 
 
-async def test_an_upload_of_signatures_has_a_limit(homeserver: Server) -> None:
+async def test_the_number_of_signatures_in_an_upload_is_limited(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     body = {alice.user_id: {f"D{number}": {} for number in range(limits.encryption.SIGNED_KEYS_MAX + 1)}}
     assert await alice.refused("POST", "keys/signatures/upload", json=body) == (400, "M_INVALID_PARAM")

@@ -49,7 +49,7 @@ async def sync(client: Client, since: str = "") -> dict[str, Any]:
 # --- identity keys ---
 
 
-async def test_others_find_the_keys_of_a_device_with_its_name(homeserver: Server) -> None:
+async def test_a_key_query_returns_the_device_keys_and_the_device_name(homeserver: Server) -> None:
     alice = await homeserver.register("alice", initial_device_display_name="Alice's phone")
     bob = await homeserver.register("bob")
     device = await device_of(alice)
@@ -59,7 +59,7 @@ async def test_others_find_the_keys_of_a_device_with_its_name(homeserver: Server
     assert answer["failures"] == {}
 
 
-async def test_a_query_is_for_all_devices_or_for_some(homeserver: Server) -> None:
+async def test_a_key_query_covers_all_devices_or_selected_ones(homeserver: Server) -> None:
     alice = await homeserver.register("alice", device_id="PHONE")
     laptop = await homeserver.log_in("alice", device_id="LAPTOP")
     await homeserver.log_in("alice", device_id="NO_KEYS")
@@ -70,12 +70,12 @@ async def test_a_query_is_for_all_devices_or_for_some(homeserver: Server) -> Non
         assert (await query(alice, alice=wanted))["device_keys"][alice.user_id].keys() == found
 
 
-async def test_a_user_without_keys_is_listed_and_an_unknown_one_is_not(homeserver: Server) -> None:
+async def test_users_without_keys_are_listed_and_unknown_users_are_not(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     assert (await query(alice, alice=[], nobody=[]))["device_keys"] == {alice.user_id: {}}
 
 
-async def test_what_a_device_says_outside_of_its_signature_is_not_passed_on(homeserver: Server) -> None:
+async def test_unsigned_data_of_a_device_is_not_passed_on(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     device = Device(alice.user_id, alice.device_id)
     keys = {**device.keys(), "unsigned": {"device_display_name": "Bob's phone"}}
@@ -102,9 +102,7 @@ async def test_what_a_device_says_outside_of_its_signature_is_not_passed_on(home
         ({"more": "x" * limits.encryption.DEVICE_KEYS_BYTES_MAX}, "M_INVALID_SIGNATURE"),
     ],
 )
-async def test_keys_that_are_not_those_of_the_device_are_refused(
-    homeserver: Server, change: dict[str, Any], errcode: str
-) -> None:
+async def test_keys_of_another_device_are_refused(homeserver: Server, change: dict[str, Any], errcode: str) -> None:
     alice = await homeserver.register("alice", device_id="DEVICE")
     device = Device(alice.user_id, alice.device_id)
     body = {"device_keys": {**device.keys(), **change}, "one_time_keys": device.one_time_keys(1)}
@@ -113,13 +111,13 @@ async def test_keys_that_are_not_those_of_the_device_are_refused(
     assert await claim(alice, device) == {}
 
 
-async def test_device_keys_are_not_large(homeserver: Server) -> None:
+async def test_device_keys_have_a_maximum_size(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     keys = Device(alice.user_id, alice.device_id).keys(more="x" * limits.encryption.DEVICE_KEYS_BYTES_MAX)
     assert await alice.refused("POST", "keys/upload", json={"device_keys": keys}) == (400, "M_TOO_LARGE")
 
 
-async def test_a_device_that_is_deleted_takes_its_keys_with_it(homeserver: Server) -> None:
+async def test_deleting_a_device_deletes_its_keys(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     other = await homeserver.log_in("alice", device_id="OTHER")
     device = await device_of(other, one_time=2, fallback_keys=Device(other.user_id, "OTHER").fallback_key("F"))
@@ -130,7 +128,7 @@ async def test_a_device_that_is_deleted_takes_its_keys_with_it(homeserver: Serve
     assert (await sync(again))["device_one_time_keys_count"] == {SIGNED: 0}
 
 
-async def test_a_client_in_the_process_becomes_a_device_when_it_uploads_keys(homeserver: Server) -> None:
+async def test_an_in_process_client_becomes_a_device_when_it_uploads_keys(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     device = Device(alice.user_id, "EMBEDDED")
     await upload_keys(homeserver.hs, Requester(alice.user_id, "EMBEDDED"), UploadBody(device.keys()))
@@ -139,7 +137,7 @@ async def test_a_client_in_the_process_becomes_a_device_when_it_uploads_keys(hom
     assert (await query(alice, alice=[]))["device_keys"][alice.user_id] == {}
 
 
-async def test_an_application_service_uploads_keys_of_devices_that_there_are(homeserver: Server) -> None:
+async def test_an_application_service_uploads_keys_for_existing_devices_only(homeserver: Server) -> None:
     user_id = UserID("@bridged:test.example")
     await accounts.create_account(homeserver.hs, "bridged", None, appservice="bridge")
     body = UploadBody(Device(user_id, "D").keys())
@@ -153,7 +151,7 @@ async def test_an_application_service_uploads_keys_of_devices_that_there_are(hom
 # --- one-time keys ---
 
 
-async def test_an_upload_says_how_many_one_time_keys_there_are(homeserver: Server) -> None:
+async def test_a_key_upload_returns_the_one_time_key_counts(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     assert await alice.ok("POST", "keys/upload", json={}) == {"one_time_key_counts": {SIGNED: 0}}
     device = await device_of(alice, one_time=3)
@@ -176,14 +174,14 @@ async def test_each_one_time_key_is_issued_once_in_the_order_of_uploads(homeserv
     assert await claim(bob, device) == {}
 
 
-async def test_a_key_of_another_algorithm_is_not_issued(homeserver: Server) -> None:
+async def test_one_time_keys_are_issued_for_the_requested_algorithm_only(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     device = await device_of(alice, one_time=1)
     assert await claim(alice, device, "curve25519") == {}
     assert await claim(alice, device) != {}
 
 
-async def test_a_repeated_upload_is_accepted_and_adds_nothing(homeserver: Server) -> None:
+async def test_repeating_a_key_upload_adds_nothing(homeserver: Server) -> None:
     """The answer to the first one may have been lost."""
     alice = await homeserver.register("alice")
     device = await device_of(alice)
@@ -193,7 +191,7 @@ async def test_a_repeated_upload_is_accepted_and_adds_nothing(homeserver: Server
         assert counts == {"one_time_key_counts": {SIGNED: 3}}
 
 
-async def test_a_key_that_was_issued_does_not_come_back_with_a_repeated_upload(homeserver: Server) -> None:
+async def test_repeating_an_upload_does_not_restore_an_issued_key(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     device = await device_of(alice)
     keys = device.one_time_keys(2)
@@ -205,7 +203,7 @@ async def test_a_key_that_was_issued_does_not_come_back_with_a_repeated_upload(h
     assert await claim(bob, device) == {}
 
 
-async def test_another_key_under_the_same_id_is_refused(homeserver: Server) -> None:
+async def test_a_different_key_with_the_same_id_is_refused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     device = await device_of(alice)
     await alice.ok("POST", "keys/upload", json={"one_time_keys": {f"{SIGNED}:A": device.one_time_key("A")}})
@@ -215,7 +213,7 @@ async def test_another_key_under_the_same_id_is_refused(homeserver: Server) -> N
     assert await claim(alice, device) == {}
 
 
-async def test_one_key_has_one_id(homeserver: Server) -> None:
+async def test_the_same_key_under_two_ids_is_refused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     device = await device_of(alice)
     key = device.one_time_key("A")
@@ -223,7 +221,7 @@ async def test_one_key_has_one_id(homeserver: Server) -> None:
     assert await alice.refused("POST", "keys/upload", json=body) == (400, "M_INVALID_PARAM")
 
 
-async def test_keys_of_a_former_identity_of_a_device_are_gone(homeserver: Server) -> None:
+async def test_new_device_keys_delete_the_old_one_time_keys(homeserver: Server) -> None:
     """Nobody could start a conversation with them: they are signed by a key that the device has no more."""
     alice = await homeserver.register("alice")
     await device_of(alice, one_time=2)
@@ -256,7 +254,7 @@ async def test_keys_of_a_former_identity_of_a_device_are_gone(homeserver: Server
         ("curve25519:A", None, "M_INVALID_PARAM"),
     ],
 )
-async def test_nonsense_is_not_stored_as_a_key(
+async def test_malformed_one_time_keys_are_refused(
     homeserver: Server, kind: str, name: str, key: Any, errcode: str
 ) -> None:
     alice = await homeserver.register("alice")
@@ -304,7 +302,7 @@ async def test_a_new_fallback_key_replaces_the_one_that_was_used(homeserver: Ser
     assert await claim(alice, device) == device.fallback_key("NEW")
 
 
-async def test_there_is_one_fallback_key_of_an_algorithm(homeserver: Server) -> None:
+async def test_each_algorithm_has_one_fallback_key(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     device = await device_of(alice)
     body = {"fallback_keys": device.fallback_key("A") | device.fallback_key("B")}
@@ -314,7 +312,7 @@ async def test_there_is_one_fallback_key_of_an_algorithm(homeserver: Server) -> 
 # --- what the device is told ---
 
 
-async def test_every_sync_tells_a_device_what_it_has_left(homeserver: Server) -> None:
+async def test_every_sync_returns_the_devices_remaining_key_counts(homeserver: Server) -> None:
     """Element uploads keys only once it is told that there are none."""
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     answer = await sync(alice)
@@ -327,7 +325,7 @@ async def test_every_sync_tells_a_device_what_it_has_left(homeserver: Server) ->
         await claim(bob, device)
 
 
-async def test_devices_of_a_user_have_keys_of_their_own(homeserver: Server) -> None:
+async def test_each_device_of_a_user_has_its_own_keys(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await device_of(alice, one_time=5)
     other = await homeserver.log_in("alice")
@@ -354,14 +352,14 @@ async def test_devices_of_a_user_have_keys_of_their_own(homeserver: Server) -> N
         ("claim", {"one_time_keys": {"alice": {"D": SIGNED}}}, "M_INVALID_PARAM"),
     ],
 )
-async def test_requests_of_the_wrong_shape_are_refused(
+async def test_malformed_requests_are_refused(
     homeserver: Server, path: str, body: dict[str, Any], errcode: str
 ) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("POST", f"keys/{path}", json=body) == (400, errcode)
 
 
-async def test_requests_for_too_many_are_refused(homeserver: Server) -> None:
+async def test_requests_for_too_many_keys_are_refused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     users: dict[str, Any] = {f"@{n}:test.example": [] for n in range(limits.encryption.KEY_QUERY_USERS_MAX + 1)}
     assert await alice.refused("POST", "keys/query", json={"device_keys": users}) == (400, "M_INVALID_PARAM")
@@ -370,6 +368,6 @@ async def test_requests_for_too_many_are_refused(homeserver: Server) -> None:
     assert await alice.refused("POST", "keys/claim", json=body) == (400, "M_INVALID_PARAM")
 
 
-async def test_keys_are_not_for_strangers(homeserver: Server) -> None:
+async def test_key_endpoints_require_an_access_token(homeserver: Server) -> None:
     for path in ("upload", "query", "claim", "device_signing/upload", "signatures/upload"):
         assert await homeserver.anonymous.refused("POST", f"keys/{path}", json={}) == (401, "M_MISSING_TOKEN")

@@ -33,7 +33,7 @@ async def now(client: Client) -> str:
     return (await sync(client))["next_batch"]
 
 
-async def test_a_changed_device_is_told_to_those_who_share_a_room_and_to_the_user(homeserver: Server) -> None:
+async def test_users_sharing_a_room_and_the_user_learn_of_a_changed_device(homeserver: Server) -> None:
     alice, bob, carol = [await homeserver.register(name) for name in ("alice", "bob", "carol")]
     await homeserver.make_room(alice, bob)
     since = await now(alice)
@@ -43,7 +43,7 @@ async def test_a_changed_device_is_told_to_those_who_share_a_room_and_to_the_use
     assert await news(carol, since) == (set(), set())
 
 
-async def test_a_device_that_is_logged_out_is_told(homeserver: Server) -> None:
+async def test_a_logout_is_a_change_of_the_device_list(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     await homeserver.make_room(alice, bob)
     laptop = await homeserver.log_in("alice")
@@ -52,7 +52,7 @@ async def test_a_device_that_is_logged_out_is_told(homeserver: Server) -> None:
     assert await news(bob, since) == ({alice.user_id}, set())
 
 
-async def test_a_new_device_without_keys_is_no_news_to_clients(homeserver: Server) -> None:
+async def test_a_new_device_without_keys_is_not_reported(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     await homeserver.make_room(alice, bob)
     since = await now(bob)
@@ -78,7 +78,7 @@ async def test_a_change_wakes_a_waiting_sync(homeserver: Server) -> None:
     assert answers[0]["device_lists"] == {"changed": [alice.user_id], "left": []}
 
 
-async def test_those_who_begin_to_share_a_room_are_told_of_each_other(homeserver: Server) -> None:
+async def test_users_who_start_sharing_a_room_are_reported_to_each_other(homeserver: Server) -> None:
     alice, bob, carol = [await homeserver.register(name) for name in ("alice", "bob", "carol")]
     room_id = await homeserver.make_room(alice, bob)
     since = await now(alice)
@@ -87,7 +87,7 @@ async def test_those_who_begin_to_share_a_room_are_told_of_each_other(homeserver
     assert await news(alice, since) == ({carol.user_id}, set())
 
 
-async def test_a_further_room_together_is_no_news(homeserver: Server) -> None:
+async def test_a_second_shared_room_is_not_reported(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     first, since = await homeserver.make_room(alice, bob), await now(alice)
     await homeserver.make_room(bob, alice)
@@ -96,7 +96,7 @@ async def test_a_further_room_together_is_no_news(homeserver: Server) -> None:
     assert await news(alice, since) == (set(), set())
 
 
-async def test_left_are_those_with_whom_no_room_is_shared_any_more(homeserver: Server) -> None:
+async def test_users_are_reported_as_left_when_no_room_is_shared_any_more(homeserver: Server) -> None:
     alice, bob, carol = [await homeserver.register(name) for name in ("alice", "bob", "carol")]
     room_id = await homeserver.make_room(alice, bob, carol)
     await homeserver.make_room(alice, carol)
@@ -107,7 +107,7 @@ async def test_left_are_those_with_whom_no_room_is_shared_any_more(homeserver: S
     assert await news(carol, since) == (set(), set())
 
 
-async def test_after_an_end_nothing_is_told_and_a_new_beginning_tells_all(homeserver: Server) -> None:
+async def test_nothing_is_reported_after_leaving_until_a_room_is_shared_again(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room_id = await homeserver.make_room(alice, bob)
     await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
@@ -118,7 +118,7 @@ async def test_after_an_end_nothing_is_told_and_a_new_beginning_tells_all(homese
     assert await news(alice, since) == ({bob.user_id}, set())
 
 
-async def test_someone_who_was_never_in_a_room_is_not_told_who_is(homeserver: Server) -> None:
+async def test_users_who_were_never_members_do_not_learn_who_is(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room_id = await homeserver.make_room(alice)
     await alice.ok("POST", f"rooms/{quote(room_id)}/invite", json={"user_id": bob.user_id})
@@ -127,7 +127,7 @@ async def test_someone_who_was_never_in_a_room_is_not_told_who_is(homeserver: Se
     assert await news(bob, since) == (set(), set())
 
 
-async def test_someone_who_has_left_is_not_told_who_came_later(homeserver: Server) -> None:
+async def test_former_members_do_not_learn_who_joined_later(homeserver: Server) -> None:
     alice, bob, carol = [await homeserver.register(name) for name in ("alice", "bob", "carol")]
     room_id = await homeserver.make_room(alice, bob)
     since = await now(bob)
@@ -152,7 +152,7 @@ async def test_an_initial_sync_has_no_device_lists(homeserver: Server) -> None:
     assert "device_lists" not in await sync(alice)
 
 
-async def test_deactivation_is_told(homeserver: Server) -> None:
+async def test_deactivation_is_a_change_of_the_device_list(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     await homeserver.make_room(alice, bob)
     since = await now(bob)
@@ -161,7 +161,7 @@ async def test_deactivation_is_told(homeserver: Server) -> None:
 
 
 @pytest.mark.parametrize("query", ["from=x&to=s1", "from=s1&to=x", "from=t1_1&to=s1", f"from=s{'9' * 30}&to=s1"])
-async def test_tokens_that_are_none_are_refused(homeserver: Server, query: str) -> None:
+async def test_malformed_tokens_are_refused(homeserver: Server, query: str) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("GET", f"keys/changes?{query}") == (400, "M_INVALID_PARAM")
 
@@ -172,7 +172,7 @@ async def test_both_tokens_are_required(homeserver: Server, query: str) -> None:
     assert await alice.refused("GET", f"keys/changes?{query}") == (400, "M_MISSING_PARAM")
 
 
-async def test_after_a_token_of_another_history_everyone_counts_as_changed(homeserver: Server) -> None:
+async def test_after_a_restore_from_a_backup_everyone_counts_as_changed(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     await homeserver.make_room(alice, bob)
     since = await now(alice)
@@ -181,7 +181,7 @@ async def test_after_a_token_of_another_history_everyone_counts_as_changed(homes
     assert bob.user_id in (await sync(alice, "s3_another"))["device_lists"]["changed"]
 
 
-async def test_a_quiet_sync_looks_at_no_room(homeserver: Server) -> None:
+async def test_a_quiet_sync_reads_no_rooms(homeserver: Server) -> None:
     """However many rooms and members there are, device lists cost a few statements where nothing has changed."""
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
 
@@ -209,7 +209,7 @@ async def test_a_quiet_sync_looks_at_no_room(homeserver: Server) -> None:
     assert await count() <= before <= 5
 
 
-async def test_the_updates_kept_of_a_user_are_bounded_and_the_last_one_stays(homeserver: Server) -> None:
+async def test_a_limited_number_of_updates_is_kept_for_each_user(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     await rename(bob)
     last = await homeserver.read(device_lists.find_last_update, bob.user_id)

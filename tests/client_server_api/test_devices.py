@@ -23,7 +23,7 @@ async def begin(client: Client, method: str, path: str, body: dict | None = None
     return response.json()["session"]
 
 
-async def test_lists_and_names_devices(homeserver: Server) -> None:
+async def test_devices_can_be_listed_and_renamed(homeserver: Server) -> None:
     alice = await homeserver.register("alice", device_id="PHONE", initial_device_display_name="phone")
     await homeserver.log_in("alice", device_id="LAPTOP")
     answer = (await alice.ok("GET", "devices"))["devices"]
@@ -34,7 +34,7 @@ async def test_lists_and_names_devices(homeserver: Server) -> None:
     assert (await alice.ok("GET", "devices/LAPTOP"))["display_name"] == "laptop"
 
 
-async def test_unknown_devices(homeserver: Server) -> None:
+async def test_unknown_devices_are_not_found(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")
     for device_id in ("NONE", bob.device_id):
@@ -46,13 +46,13 @@ async def test_unknown_devices(homeserver: Server) -> None:
     ("body", "errcode"),
     [({"display_name": 7}, "M_BAD_JSON"), ({"display_name": "x" * 256}, "M_TOO_LARGE"), ([], "M_BAD_JSON")],
 )
-async def test_refuses_bad_names(homeserver: Server, body: object, errcode: str) -> None:
+async def test_malformed_names_are_refused(homeserver: Server, body: object, errcode: str) -> None:
     alice = await homeserver.register("alice", initial_device_display_name="phone")
     assert await alice.refused("PUT", f"devices/{alice.device_id}", json=body) == (400, errcode)
     assert (await alice.ok("GET", f"devices/{alice.device_id}"))["display_name"] == "phone"
 
 
-async def test_a_device_was_last_seen_when_it_logged_in(homeserver: Server) -> None:
+async def test_logging_in_sets_last_seen(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     logged_in_ms = now_ms()
     await trio.sleep(1)
@@ -63,7 +63,7 @@ async def test_a_device_was_last_seen_when_it_logged_in(homeserver: Server) -> N
     assert {each["last_seen_ip"] for each in devices.values()} == {"192.0.2.7"}
 
 
-async def test_last_seen_is_known_at_once_and_written_from_time_to_time(homeserver: Server) -> None:
+async def test_last_seen_is_current_but_written_only_from_time_to_time(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await alice.ok("GET", "account/whoami")
     seen = {"last_seen_ts": now_ms(), "last_seen_ip": CLIENT_IP}
@@ -75,7 +75,7 @@ async def test_last_seen_is_known_at_once_and_written_from_time_to_time(homeserv
     assert (stored.last_seen_ms, stored.last_seen_ip) == (seen["last_seen_ts"], CLIENT_IP)
 
 
-async def test_deletes_a_device_after_the_password(homeserver: Server) -> None:
+async def test_deleting_a_device_requires_the_password(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     other = await homeserver.log_in("alice", device_id="OTHER")
     session = await begin(alice, "DELETE", "devices/OTHER")
@@ -112,7 +112,7 @@ async def test_a_session_is_bound_to_its_devices_and_its_user(homeserver: Server
     assert {each["device_id"] for each in (await alice.ok("GET", "devices"))["devices"]} == {alice.device_id, "B"}
 
 
-async def test_deleting_unknown_devices_succeeds(homeserver: Server) -> None:
+async def test_deleting_an_unknown_device_succeeds(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     body = {"devices": ["NONE"], "auth": alice.password_auth()}
     assert await alice.ok("POST", "delete_devices", json=body) == {}
@@ -133,14 +133,14 @@ async def test_deleting_unknown_devices_succeeds(homeserver: Server) -> None:
         ),
     ],
 )
-async def test_refuses_wrong_types(homeserver: Server, body: dict, errcode: str) -> None:
+async def test_wrong_types_are_refused(homeserver: Server, body: dict, errcode: str) -> None:
     alice = await homeserver.register("alice")
     await homeserver.log_in("alice", device_id="A")
     assert await alice.refused("POST", "delete_devices", json=body) == (400, errcode)
     assert len((await alice.ok("GET", "devices"))["devices"]) == 2
 
 
-async def test_each_change_is_noted_for_other_servers(homeserver: Server) -> None:
+async def test_each_change_is_recorded_for_other_servers(homeserver: Server) -> None:
     alice = await homeserver.register("alice", device_id="A")
     since = homeserver.hs.stream.position
     await homeserver.log_in("alice", device_id="B")
@@ -152,7 +152,7 @@ async def test_each_change_is_noted_for_other_servers(homeserver: Server) -> Non
     assert [each.previous for each in updates[1:]] == [each.position for each in updates[:-1]]
 
 
-async def test_an_application_service_makes_and_deletes_devices(homeserver: Server) -> None:
+async def test_an_application_service_creates_and_deletes_devices(homeserver: Server) -> None:
     await accounts.create_account(homeserver.hs, "bridged", None, appservice="bridge")
     requester = Requester(UserID("@bridged:test.example"), "", appservice="bridge")
     body = DeviceBody(display_name="bridge")
@@ -163,7 +163,7 @@ async def test_an_application_service_makes_and_deletes_devices(homeserver: Serv
     assert await homeserver.read(devices.list_devices, requester.user_id) == []
 
 
-async def test_the_number_of_devices_is_bounded(homeserver: Server) -> None:
+async def test_the_number_of_devices_is_limited(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
 
     def fill(tx: Transaction) -> None:

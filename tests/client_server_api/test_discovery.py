@@ -8,7 +8,7 @@ from homeserver.config import Public, Registration
 from tests.support.homeservers import Homeservers, Server
 
 
-async def test_versions(homeserver: Server) -> None:
+async def test_supported_versions_are_listed(homeserver: Server) -> None:
     answer = await homeserver.anonymous.ok("GET", "/_matrix/client/versions")
     assert answer["versions"][0] == "v1.1"
     assert answer["versions"][-1] == "v1.19"
@@ -24,7 +24,7 @@ async def test_versions(homeserver: Server) -> None:
         ("https://[::1]", "[::1]:443"),
     ],
 )
-async def test_well_known(homeservers: Homeservers, base_url: str, server: str) -> None:
+async def test_well_known_files_point_to_the_server(homeservers: Homeservers, base_url: str, server: str) -> None:
     running = await homeservers.start(public=Public(base_url=base_url))
     client = await running.anonymous.ok("GET", "/.well-known/matrix/client")
     assert client["m.homeserver"] == {"base_url": base_url.rstrip("/")}
@@ -32,17 +32,17 @@ async def test_well_known(homeservers: Homeservers, base_url: str, server: str) 
     assert (await running.anonymous.get("/.well-known/matrix/client")).headers["access-control-allow-origin"] == "*"
 
 
-async def test_clients_may_make_encrypted_rooms(homeserver: Server) -> None:
+async def test_clients_may_create_encrypted_rooms(homeserver: Server) -> None:
     assert "io.element.e2ee" not in await homeserver.anonymous.ok("GET", "/.well-known/matrix/client")
 
 
-async def test_well_known_is_not_served_where_it_is_off(homeservers: Homeservers) -> None:
+async def test_well_known_is_not_served_if_it_is_disabled(homeservers: Homeservers) -> None:
     server = await homeservers.start(public=Public(serve_well_known=False))
     for name in ("client", "server"):
         assert await server.anonymous.refused("GET", f"/.well-known/matrix/{name}") == (404, "M_NOT_FOUND")
 
 
-async def test_capabilities(homeserver: Server) -> None:
+async def test_capabilities_are_listed(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     capabilities = (await alice.ok("GET", "capabilities"))["capabilities"]
     assert capabilities["m.room_versions"]["default"] == "12"
@@ -52,7 +52,7 @@ async def test_capabilities(homeserver: Server) -> None:
     assert await homeserver.anonymous.refused("GET", "capabilities") == (401, "M_MISSING_TOKEN")
 
 
-async def test_capabilities_of_guests(homeservers: Homeservers) -> None:
+async def test_guests_get_the_capabilities_of_guests(homeservers: Homeservers) -> None:
     server = await homeservers.start(registration=Registration(enabled=True, guests=True))
     token = (await server.anonymous.ok("POST", "register?kind=guest", json={}))["access_token"]
     capabilities = (await server.with_token(token).ok("GET", "capabilities"))["capabilities"]

@@ -32,7 +32,7 @@ EXAMPLE = {
 }
 
 
-async def test_stores_and_gives_a_filter(homeserver: Server) -> None:
+async def test_filters_are_stored_and_returned(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/filter"
     for content in (EXAMPLE, {}):
@@ -49,7 +49,7 @@ async def test_the_same_filter_has_the_same_id(homeserver: Server) -> None:
     assert one == two
 
 
-async def test_too_many_filters_push_out_the_oldest(homeserver: Server) -> None:
+async def test_too_many_filters_evict_the_oldest(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/filter"
     first = (await alice.ok("POST", path, json={}))["filter_id"]
@@ -86,26 +86,26 @@ async def test_too_many_filters_push_out_the_oldest(homeserver: Server) -> None:
         [],
     ],
 )
-async def test_refuses_what_is_no_filter(homeserver: Server, content: Any) -> None:
+async def test_malformed_filters_are_refused(homeserver: Server, content: Any) -> None:
     alice = await homeserver.register("alice")
     path = f"user/{alice.user_id}/filter"
     assert await alice.refused("POST", path, json=content) == (400, "M_BAD_JSON")
     assert await alice.refused("GET", f"{path}/1") == (404, "M_NOT_FOUND")
 
 
-async def test_refuses_a_filter_that_is_too_large(homeserver: Server) -> None:
+async def test_oversized_filters_are_refused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     content = {"event_fields": ["x" * limits.users.FILTER_BYTES_MAX]}
     assert await alice.refused("POST", f"user/{alice.user_id}/filter", json=content) == (413, "M_TOO_LARGE")
 
 
 @pytest.mark.parametrize("filter_id", ["0", "999", "nonsense", "-1", "9" * 40, "%C2%B2"])
-async def test_unknown_filters(homeserver: Server, filter_id: str) -> None:
+async def test_unknown_filters_are_not_found(homeserver: Server, filter_id: str) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("GET", f"user/{alice.user_id}/filter/{filter_id}") == (404, "M_NOT_FOUND")
 
 
-async def test_filters_are_for_their_user_only(homeserver: Server) -> None:
+async def test_filters_are_private_to_their_user(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")
     await alice.ok("POST", f"user/{alice.user_id}/filter", json={})

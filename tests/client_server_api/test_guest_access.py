@@ -25,7 +25,7 @@ async def new_guest(server: Server) -> Client:
     return Client(server, answer["access_token"], UserID(answer["user_id"]), answer["device_id"])
 
 
-async def test_guests_join_where_they_are_let_in(open_to_guests: Server) -> None:
+async def test_guests_join_rooms_that_allow_guests(open_to_guests: Server) -> None:
     alice, guest = await open_to_guests.register("alice"), await new_guest(open_to_guests)
     room_id = await public_room(alice)
     assert await guest.refused("POST", path_of(room_id, "join"), json={}) == FORBIDDEN
@@ -39,7 +39,7 @@ async def test_guests_join_where_they_are_let_in(open_to_guests: Server) -> None
 
 
 @pytest.mark.parametrize("how", ["forbidden", "redacted", "nonsense"])
-async def test_guests_leave_a_room_that_lets_them_in_no_longer(open_to_guests: Server, how: str) -> None:
+async def test_guests_are_removed_from_a_room_that_no_longer_allows_them(open_to_guests: Server, how: str) -> None:
     alice, bob = await open_to_guests.register("alice"), await open_to_guests.register("bob")
     guests = [await new_guest(open_to_guests) for _ in range(25)]
     room_id = await public_room(alice, bob)
@@ -59,7 +59,7 @@ async def test_guests_leave_a_room_that_lets_them_in_no_longer(open_to_guests: S
     assert await membership(alice, other, guests[0].user_id) == "join"
 
 
-async def test_who_has_become_a_user_stays(open_to_guests: Server) -> None:
+async def test_a_guest_who_became_a_user_stays_in_the_room(open_to_guests: Server) -> None:
     alice, guest = await open_to_guests.register("alice"), await new_guest(open_to_guests)
     room_id = await public_room(alice)
     await set_state(alice, room_id, "m.room.guest_access", {"guest_access": "can_join"})
@@ -72,7 +72,7 @@ async def test_who_has_become_a_user_stays(open_to_guests: Server) -> None:
     await act(alice, room_id, "kick", guest)
 
 
-async def test_guests_have_keys_of_their_own(open_to_guests: Server) -> None:
+async def test_guests_have_encryption_keys(open_to_guests: Server) -> None:
     guest = await new_guest(open_to_guests)
     device = Device(guest.user_id, guest.device_id)
     body = {"device_keys": device.keys(), "one_time_keys": device.one_time_keys(1)}

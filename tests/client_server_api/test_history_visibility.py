@@ -51,7 +51,9 @@ async def a_life(server: Server, setting: str) -> tuple[Client, Client, str, dic
         ("joined", "", "c", "c"),
     ],
 )
-async def test_what_a_user_sees(server: Server, setting: str, invited: str, joined: str, left: str) -> None:
+async def test_history_visibility_decides_what_a_user_sees(
+    server: Server, setting: str, invited: str, joined: str, left: str
+) -> None:
     alice, bob, room_id, events = await a_life(server, setting)
     carl = await server.register("carl")
     assert await seen(bob, room_id, events) == invited
@@ -66,7 +68,7 @@ async def test_what_a_user_sees(server: Server, setting: str, invited: str, join
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-async def test_who_was_turned_out_keeps_what_they_saw(server: Server, setting: str) -> None:
+async def test_a_kicked_or_banned_user_keeps_access_to_what_they_saw(server: Server, setting: str) -> None:
     alice, bob, room_id, events = await a_life(server, setting)
     await join(bob, room_id)
     events["c"] = await send(alice, room_id, "c")
@@ -83,7 +85,7 @@ async def test_who_was_turned_out_keeps_what_they_saw(server: Server, setting: s
 @pytest.mark.parametrize(
     ("setting", "expected"), [("world_readable", "abcde"), ("shared", "abcde"), ("invited", "bce"), ("joined", "ce")]
 )
-async def test_who_comes_back(server: Server, setting: str, expected: str) -> None:
+async def test_a_returning_member_sees_what_the_setting_allows(server: Server, setting: str, expected: str) -> None:
     alice, bob, room_id, events = await a_life(server, setting)
     await join(bob, room_id)
     events["c"] = await send(alice, room_id, "c")
@@ -96,7 +98,7 @@ async def test_who_comes_back(server: Server, setting: str, expected: str) -> No
 
 
 @pytest.mark.parametrize("setting", ["shared", "invited", "joined"])
-async def test_who_refuses_an_invitation_sees_nothing(server: Server, setting: str) -> None:
+async def test_a_user_who_rejects_an_invitation_sees_nothing(server: Server, setting: str) -> None:
     alice, bob, room_id, events = await a_life(server, setting)
     await leave(bob, room_id)
     events["c"] = await send(alice, room_id, "c")
@@ -105,7 +107,7 @@ async def test_who_refuses_an_invitation_sees_nothing(server: Server, setting: s
     assert await seen(bob, room_id, events) == ""
 
 
-async def test_a_setting_is_for_what_is_sent_under_it(server: Server) -> None:
+async def test_a_setting_applies_to_events_sent_under_it(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, preset="public_chat", initial_state=visibility("joined"))
     events = {}
@@ -119,7 +121,7 @@ async def test_a_setting_is_for_what_is_sent_under_it(server: Server) -> None:
 
 
 @pytest.mark.parametrize("content", [{}, {"history_visibility": "nonsense"}, {"history_visibility": 7}])
-async def test_without_a_known_setting_it_is_shared(server: Server, content: dict[str, Any]) -> None:
+async def test_an_unknown_setting_counts_as_shared(server: Server, content: dict[str, Any]) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, preset="public_chat")
     await set_state(alice, room_id, "m.room.history_visibility", content)

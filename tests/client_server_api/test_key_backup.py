@@ -52,7 +52,7 @@ async def get_all(client: Client, version: str) -> dict[str, Any]:
 # Versions
 
 
-async def test_a_backup_is_made_found_changed_and_deleted(homeserver: Server) -> None:
+async def test_backups_can_be_created_read_changed_and_deleted(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("GET", "room_keys/version") == (404, "M_NOT_FOUND")
     version = await make_version(alice)
@@ -67,7 +67,7 @@ async def test_a_backup_is_made_found_changed_and_deleted(homeserver: Server) ->
     assert await alice.refused("GET", "room_keys/version") == (404, "M_NOT_FOUND")
 
 
-async def test_the_newest_version_is_the_current_one_and_no_number_comes_again(homeserver: Server) -> None:
+async def test_the_newest_version_is_current_and_version_numbers_are_not_reused(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     first, second = await make_version(alice), await make_version(alice)
     assert first != second
@@ -77,7 +77,7 @@ async def test_the_newest_version_is_the_current_one_and_no_number_comes_again(h
     assert await make_version(alice) not in (first, second)
 
 
-async def test_nobody_sees_the_backup_of_another_user(homeserver: Server) -> None:
+async def test_users_cannot_see_the_backups_of_others(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     version = await make_version(alice)
     await put(alice, version, {"s": key()})
@@ -98,7 +98,7 @@ async def test_nobody_sees_the_backup_of_another_user(homeserver: Server) -> Non
 
 
 @pytest.mark.parametrize("version", ["7", "0", "-1", "x", "1.0", "9" * 40, "١"])
-async def test_a_version_that_there_never_was_is_not_found(homeserver: Server, version: str) -> None:
+async def test_an_unknown_version_is_not_found(homeserver: Server, version: str) -> None:
     alice = await homeserver.register("alice")
     await make_version(alice)
     version = quote(version, safe="%")
@@ -130,7 +130,7 @@ async def test_a_malformed_version_is_refused(homeserver: Server, body: dict[str
     assert (await alice.ok("GET", "room_keys/version"))["auth_data"] == AUTH_DATA
 
 
-async def test_the_size_of_auth_data_and_the_number_of_versions_are_bounded(homeserver: Server) -> None:
+async def test_the_size_of_auth_data_and_the_number_of_versions_are_limited(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     large = {"algorithm": ALGORITHM, "auth_data": {"a": "x" * limits.users.KEY_BACKUP_AUTH_DATA_BYTES_MAX}}
     assert await alice.refused("POST", "room_keys/version", json=large) == (413, "M_TOO_LARGE")
@@ -145,7 +145,7 @@ async def test_the_size_of_auth_data_and_the_number_of_versions_are_bounded(home
 # Keys
 
 
-async def test_keys_are_stored_and_read_by_session_by_room_and_all_together(homeserver: Server) -> None:
+async def test_keys_are_stored_and_read_by_session_by_room_or_all_at_once(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     version = await make_version(alice)
     assert await get_all(alice, version) == {}
@@ -175,7 +175,7 @@ async def test_keys_are_stored_and_read_by_session_by_room_and_all_together(home
         (key(5, 5, text="old"), key(5, 5, text="new"), False),
     ],
 )
-async def test_the_better_key_stays(homeserver: Server, old: Any, new: Any, is_replaced: bool) -> None:
+async def test_the_better_key_is_kept(homeserver: Server, old: Any, new: Any, is_replaced: bool) -> None:
     alice = await homeserver.register("alice")
     version = await make_version(alice)
     before = await put(alice, version, {"s": old})
@@ -190,14 +190,14 @@ metadata = st.builds(Key, st.integers(0, 2), st.integers(0, 2), st.booleans(), s
 
 @settings(max_examples=50)
 @given(metadata, metadata, metadata)
-def test_which_key_is_better_is_an_order(one: Key, two: Key, three: Key) -> None:
+def test_comparing_keys_is_a_consistent_order(one: Key, two: Key, three: Key) -> None:
     assert not one.is_better_than(one)
     assert not (one.is_better_than(two) and two.is_better_than(one))
     if one.is_better_than(two) and two.is_better_than(three):
         assert one.is_better_than(three)
 
 
-async def test_keys_go_into_the_current_version_only(homeserver: Server) -> None:
+async def test_keys_can_be_added_to_the_current_version_only(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     first, second = await make_version(alice), await make_version(alice)
     for parts, body in (
@@ -214,7 +214,7 @@ async def test_keys_go_into_the_current_version_only(homeserver: Server) -> None
     await put(alice, first, {"s": key()})
 
 
-async def test_keys_are_deleted_by_session_by_room_and_all_together(homeserver: Server) -> None:
+async def test_keys_are_deleted_by_session_by_room_or_all_at_once(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     version = await make_version(alice)
     for room_id in (ROOM, OTHER):
@@ -229,7 +229,7 @@ async def test_keys_are_deleted_by_session_by_room_and_all_together(homeserver: 
     assert (await put(alice, version, {"a": key()}))["count"] == 1
 
 
-async def test_a_deleted_version_takes_its_keys_with_it_also_after_a_crash(homeservers: Homeservers) -> None:
+async def test_deleting_a_version_deletes_its_keys_even_after_a_crash(homeservers: Homeservers) -> None:
     homeserver = await homeservers.start()
     alice = await homeserver.register("alice")
     version = await make_version(alice)
@@ -264,7 +264,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         ([], "M_BAD_JSON"),
     ],
 )
-async def test_a_malformed_key_leaves_nothing_half_written(homeserver: Server, session: Any, errcode: str) -> None:
+async def test_a_malformed_key_stores_nothing(homeserver: Server, session: Any, errcode: str) -> None:
     alice = await homeserver.register("alice")
     version = await make_version(alice)
     status = 413 if errcode == "M_TOO_LARGE" else 400
@@ -275,7 +275,7 @@ async def test_a_malformed_key_leaves_nothing_half_written(homeserver: Server, s
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\0b"])
-async def test_names_of_rooms_and_sessions_are_checked(homeserver: Server, name: str) -> None:
+async def test_room_and_session_ids_are_checked(homeserver: Server, name: str) -> None:
     alice = await homeserver.register("alice")
     version = await make_version(alice)
     rooms = [{ROOM: {"sessions": {name: key()}}}, {name: {"sessions": {"s": key()}}}]
@@ -285,7 +285,7 @@ async def test_names_of_rooms_and_sessions_are_checked(homeserver: Server, name:
     assert await get_all(alice, version) == {}
 
 
-async def test_the_version_is_required(homeserver: Server) -> None:
+async def test_a_version_is_required(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     for parts in ((), (ROOM,), (ROOM, "s")):
         where = path("", *parts).partition("?")[0]
@@ -293,7 +293,7 @@ async def test_the_version_is_required(homeserver: Server) -> None:
         assert await alice.refused("DELETE", where) == (400, "M_MISSING_PARAM")
 
 
-async def test_the_size_of_a_users_backups_is_bounded(homeserver: Server) -> None:
+async def test_the_total_size_of_a_users_backups_is_limited(homeserver: Server) -> None:
     """The totals are set by hand, since it takes hundreds of megabytes to fill a backup."""
     alice = await homeserver.register("alice")
     await put(alice, await make_version(alice), {"s": key()})
@@ -321,7 +321,7 @@ def fill(tx: Transaction, client: Client, rooms: int, each: int) -> None:
 
 
 @pytest.mark.parametrize(("rooms", "each"), [(1, 1250), (1250, 1), (5, 250), (2, 500), (1, 500), (3, 700)])
-async def test_pages_come_together_whatever_the_rooms(homeserver: Server, rooms: int, each: int) -> None:
+async def test_a_backup_is_complete_wherever_its_pages_are_cut(homeserver: Server, rooms: int, each: int) -> None:
     alice = await homeserver.register("alice")
     version = await make_version(alice)
     await homeserver.write(fill, alice, rooms, each)
@@ -332,7 +332,7 @@ async def test_pages_come_together_whatever_the_rooms(homeserver: Server, rooms:
     assert len(of_room["sessions"]) == each
 
 
-async def test_a_large_backup_needs_the_memory_of_a_page(homeserver: Server) -> None:
+async def test_reading_a_large_backup_needs_the_memory_of_one_page(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await make_version(alice)
     await homeserver.write(fill, alice, 20, 1_000)  # 14 MB of JSON

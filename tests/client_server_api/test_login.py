@@ -24,13 +24,13 @@ def by_name(user: str, password: str = PASSWORD, **fields: object) -> dict:
     }
 
 
-async def test_flows(homeserver: Server) -> None:
+async def test_login_flows_are_listed(homeserver: Server) -> None:
     flows = (await homeserver.anonymous.ok("GET", "login"))["flows"]
     assert {"type": "m.login.password"} in flows
 
 
 @pytest.mark.parametrize("user", ["alice", "@alice:test.example", "ALICE", "@ALICE:test.example"])
-async def test_logs_in_by_localpart_or_user_id(homeserver: Server, user: str) -> None:
+async def test_users_log_in_by_localpart_or_user_id(homeserver: Server, user: str) -> None:
     await homeserver.register("alice")
     answer = await homeserver.anonymous.ok("POST", "login", json=by_name(user))
     assert answer["user_id"] == "@alice:test.example"
@@ -39,19 +39,19 @@ async def test_logs_in_by_localpart_or_user_id(homeserver: Server, user: str) ->
     assert answer["well_known"] == {"m.homeserver": {"base_url": "https://test.example"}}
 
 
-async def test_logs_in_with_the_older_user_key(homeserver: Server) -> None:
+async def test_the_deprecated_user_field_is_accepted(homeserver: Server) -> None:
     await homeserver.register("alice")
     body = {"type": "m.login.password", "user": "alice", "password": PASSWORD}
     assert (await homeserver.anonymous.ok("POST", "login", json=body))["user_id"] == "@alice:test.example"
 
 
-async def test_no_well_known_where_it_is_not_served(homeservers: Homeservers) -> None:
+async def test_login_returns_no_well_known_if_it_is_not_served(homeservers: Homeservers) -> None:
     server = await homeservers.start(public=Public(serve_well_known=False))
     await server.register("alice")
     assert "well_known" not in await server.anonymous.ok("POST", "login", json=by_name("alice"))
 
 
-async def test_a_known_device_keeps_its_name_and_loses_its_tokens(homeserver: Server) -> None:
+async def test_logging_in_again_keeps_the_device_name_and_revokes_its_tokens(homeserver: Server) -> None:
     first = await homeserver.register("alice", device_id="PHONE", initial_device_display_name="first")
     again = await homeserver.log_in("alice", device_id="PHONE", initial_device_display_name="second")
     assert again.device_id == "PHONE"
@@ -78,7 +78,7 @@ async def test_other_devices_stay_logged_in(homeserver: Server) -> None:
         {**by_name("alice"), "identifier": {"type": "m.id.phone", "country": "GB", "phone": "123"}},
     ],
 )
-async def test_refuses_who_is_not_known(homeserver: Server, body: dict) -> None:
+async def test_unknown_users_and_wrong_passwords_are_refused(homeserver: Server, body: dict) -> None:
     await homeserver.register("alice")
     assert await homeserver.anonymous.refused("POST", "login", json=body) == (403, "M_FORBIDDEN")
 
@@ -102,18 +102,18 @@ async def test_refuses_who_is_not_known(homeserver: Server, body: dict) -> None:
         ({**by_name("alice"), "identifier": {"type": "m.id.nonsense"}}, "M_UNKNOWN"),
     ],
 )
-async def test_refuses_wrong_types_and_makes_no_device(homeserver: Server, body: dict, errcode: str) -> None:
+async def test_wrong_types_are_refused_and_create_no_device(homeserver: Server, body: dict, errcode: str) -> None:
     alice = await homeserver.register("alice")
     assert await homeserver.anonymous.refused("POST", "login", json=body) == (400, errcode)
     assert len((await alice.ok("GET", "devices"))["devices"]) == 1
 
 
-async def test_an_account_without_a_password_has_no_login(homeserver: Server) -> None:
+async def test_accounts_without_a_password_cannot_log_in(homeserver: Server) -> None:
     await accounts.create_account(homeserver.hs, "alice", None)
     assert await homeserver.anonymous.refused("POST", "login", json=by_name("alice", "")) == (403, "M_FORBIDDEN")
 
 
-async def test_a_hash_of_other_parameters_is_replaced(homeservers: Homeservers) -> None:
+async def test_a_hash_with_outdated_parameters_is_replaced_at_login(homeservers: Homeservers) -> None:
     server = await homeservers.start(passwords=Passwords(hash_cost="default"))
     cheap = HASHERS["minimal"].hash(PASSWORD)
     await server.write(accounts.create_user, "@alice:test.example", cheap)
@@ -132,7 +132,7 @@ async def guess(server: Server, address: str, count: int, password: str = "wrong
     return [answer.status_code for answer in answers]
 
 
-async def test_guesses_are_limited_for_each_account_and_address(homeservers: Homeservers) -> None:
+async def test_password_guesses_are_limited_per_account_and_address(homeservers: Homeservers) -> None:
     server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
     await accounts.create_account(server.hs, "alice", PASSWORD)
     assert await guess(server, "192.0.2.1", 10) == [403] * 10
@@ -140,7 +140,7 @@ async def test_guesses_are_limited_for_each_account_and_address(homeservers: Hom
     assert await guess(server, "192.0.2.1", 5) == [403, 429, 429, 429, 429]
 
 
-async def test_who_guesses_does_not_keep_the_user_from_logging_in(homeservers: Homeservers) -> None:
+async def test_guessing_does_not_lock_the_user_out(homeservers: Homeservers) -> None:
     server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
     alice = await server.register("alice")
     for _ in range(20):  # as fast as one address may
@@ -151,7 +151,7 @@ async def test_who_guesses_does_not_keep_the_user_from_logging_in(homeservers: H
     await alice.ok("POST", "account/password", json=body)
 
 
-async def test_guesses_from_many_addresses_are_limited(homeservers: Homeservers) -> None:
+async def test_password_guesses_from_many_addresses_are_limited(homeservers: Homeservers) -> None:
     server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
     await accounts.create_account(server.hs, "alice", PASSWORD)
     for number in range(5):
@@ -167,11 +167,11 @@ async def test_guesses_from_many_addresses_are_limited(homeservers: Homeservers)
         ({"authorization": "Basic nonsense"}, "M_MISSING_TOKEN"),
     ],
 )
-async def test_access_tokens(homeserver: Server, headers: dict, errcode: str) -> None:
+async def test_missing_and_unknown_access_tokens_are_refused(homeserver: Server, headers: dict, errcode: str) -> None:
     assert await homeserver.anonymous.refused("GET", "account/whoami", headers=headers) == (401, errcode)
 
 
-async def test_logout_ends_the_device(homeserver: Server) -> None:
+async def test_logout_deletes_the_device(homeserver: Server) -> None:
     first = await homeserver.register("alice")
     second = await homeserver.log_in("alice")
     await second.ok("POST", "logout")
@@ -180,7 +180,7 @@ async def test_logout_ends_the_device(homeserver: Server) -> None:
     assert [device["device_id"] for device in devices] == [first.device_id]
 
 
-async def test_logout_all(homeserver: Server) -> None:
+async def test_logout_all_deletes_all_devices(homeserver: Server) -> None:
     clients = [await homeserver.register("alice"), await homeserver.log_in("alice"), await homeserver.log_in("alice")]
     await clients[1].ok("POST", "logout/all")
     for client in clients:
@@ -209,7 +209,7 @@ async def test_a_locked_user_can_only_log_out(homeserver: Server) -> None:
         ("x\n2026 login failed address=6.6.6.6", "'x\\n2026 login failed address=6.6.6.6'"),
     ],
 )
-async def test_a_failed_login_is_one_line_with_address_and_name(
+async def test_a_failed_login_is_logged_with_address_and_name(
     homeserver: Server, caplog: pytest.LogCaptureFixture, user: str, shown: str
 ) -> None:
     await homeserver.register("alice")

@@ -39,7 +39,7 @@ async def try_to(client: Client, action: str, room_id: str, target: Client | Non
     return await client.refused("POST", path_of(room_id, action), json=body)
 
 
-async def test_joining_a_public_room(server: Server) -> None:
+async def test_anyone_can_join_a_public_room(server: Server) -> None:
     alice, bob = await people(server, "alice", "bob")
     await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Bob"})
     room_id = await public_room(alice)
@@ -65,14 +65,14 @@ async def test_joining_needs_no_body(server: Server) -> None:
     assert await membership(alice, room_id, bob.user_id) == "leave"
 
 
-async def test_joining_by_alias_or_id(server: Server) -> None:
+async def test_rooms_can_be_joined_by_alias_or_id(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, room_alias_name="pub")
     assert await bob.ok("POST", f"join/{quote('#pub:test.example', safe='')}", json={}) == {"room_id": room_id}
     assert await carl.ok("POST", f"join/{quote(room_id, safe='')}?via=test.example", json={}) == {"room_id": room_id}
 
 
-async def test_joining_what_is_not_there(server: Server) -> None:
+async def test_joining_an_unknown_room_fails(server: Server) -> None:
     (alice,) = await people(server, "alice")
     assert await try_to(alice, "join", UNKNOWN_ROOM) == NOT_FOUND
     assert await alice.refused("POST", f"join/{quote('#nope:test.example', safe='')}", json={}) == NOT_FOUND
@@ -80,7 +80,7 @@ async def test_joining_what_is_not_there(server: Server) -> None:
     assert await alice.refused("POST", f"join/{UNKNOWN_ROOM}?via=no%20name", json={}) == (400, "M_INVALID_PARAM")
 
 
-async def test_a_private_room_is_for_the_invited(server: Server) -> None:
+async def test_only_invited_users_can_join_a_private_room(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await create(alice)
     assert await try_to(bob, "join", room_id) == FORBIDDEN
@@ -91,7 +91,7 @@ async def test_a_private_room_is_for_the_invited(server: Server) -> None:
     assert await membership(alice, room_id, bob.user_id) == "join"
 
 
-async def test_who_was_invited_and_left_needs_a_new_invitation(server: Server) -> None:
+async def test_after_leaving_a_private_room_a_new_invitation_is_needed(server: Server) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await create(alice, invite=[bob.user_id])
     await leave(bob, room_id)
@@ -99,7 +99,7 @@ async def test_who_was_invited_and_left_needs_a_new_invitation(server: Server) -
     assert await try_to(bob, "join", room_id) == FORBIDDEN
 
 
-async def test_who_may_invite(server: Server) -> None:
+async def test_inviting_requires_membership_and_power(server: Server) -> None:
     alice, bob, carl, dora = await people(server, "alice", "bob", "carl", "dora")
     room_id = await public_room(alice, bob)
     assert await try_to(bob, "invite", room_id, carl) == FORBIDDEN  # public_chat asks for level 50
@@ -114,7 +114,7 @@ async def test_who_may_invite(server: Server) -> None:
     assert await membership(alice, room_id, dora.user_id) == "invite"
 
 
-async def test_rejecting_an_invitation(server: Server) -> None:
+async def test_an_invitation_can_be_rejected(server: Server) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await create(alice, invite=[bob.user_id])
     first = await sync(bob)
@@ -124,7 +124,7 @@ async def test_rejecting_an_invitation(server: Server) -> None:
     assert (await get_state(alice, room_id, "m.room.member", bob.user_id))["reason"] == "no"
 
 
-async def test_rejecting_an_invitation_to_a_room_that_everybody_has_left(server: Server) -> None:
+async def test_an_invitation_to_an_abandoned_room_can_be_rejected(server: Server) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await create(alice, invite=[bob.user_id])
     first = await sync(bob)
@@ -135,7 +135,7 @@ async def test_rejecting_an_invitation_to_a_room_that_everybody_has_left(server:
     assert room_id not in (await sync(bob)).get("rooms", {}).get("invite", {})
 
 
-async def test_withdrawing_an_invitation(server: Server) -> None:
+async def test_an_invitation_can_be_withdrawn(server: Server) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await create(alice, invite=[bob.user_id])
     await act(alice, room_id, "kick", bob)
@@ -143,7 +143,7 @@ async def test_withdrawing_an_invitation(server: Server) -> None:
     assert await try_to(bob, "join", room_id) == FORBIDDEN
 
 
-async def test_leaving(server: Server) -> None:
+async def test_members_can_leave(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, bob)
     await bob.ok("POST", path_of(room_id, "leave"), json={"reason": "home"})
@@ -156,7 +156,7 @@ async def test_leaving(server: Server) -> None:
     assert await try_to(carl, "leave", UNKNOWN_ROOM) == NOT_FOUND
 
 
-async def test_the_last_one_leaves(server: Server) -> None:
+async def test_the_last_member_can_leave(server: Server) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice, visibility="public")
     await leave(alice, room_id)
@@ -164,7 +164,7 @@ async def test_the_last_one_leaves(server: Server) -> None:
     assert (await bob.refused("POST", path_of(room_id, "join"), json={}))[0] in (403, 404)
 
 
-async def test_kicking(server: Server) -> None:
+async def test_moderators_can_kick(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, bob, carl)
     assert await try_to(bob, "kick", room_id, carl) == FORBIDDEN
@@ -178,7 +178,7 @@ async def test_kicking(server: Server) -> None:
     await join(bob, room_id)
 
 
-async def test_nobody_turns_out_who_is_as_powerful(server: Server) -> None:
+async def test_members_of_equal_or_higher_power_cannot_be_kicked_or_banned(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     levels = {"users": {bob.user_id: 50, carl.user_id: 50}}
     room_id = await public_room(alice, bob, carl, power_level_content_override=levels)
@@ -188,7 +188,7 @@ async def test_nobody_turns_out_who_is_as_powerful(server: Server) -> None:
     assert await membership(alice, room_id, carl.user_id) == "join"
 
 
-async def test_banning(server: Server) -> None:
+async def test_moderators_can_ban(server: Server) -> None:
     alice, bob, carl, dora = await people(server, "alice", "bob", "carl", "dora")
     room_id = await public_room(alice, bob, carl)
     assert await try_to(bob, "ban", room_id, carl) == FORBIDDEN
@@ -205,7 +205,7 @@ async def test_banning(server: Server) -> None:
     assert await membership(alice, room_id, bob.user_id) == "ban"
 
 
-async def test_unbanning(server: Server) -> None:
+async def test_moderators_can_unban(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, carl)
     await act(alice, room_id, "ban", bob)
@@ -217,7 +217,7 @@ async def test_unbanning(server: Server) -> None:
     await join(bob, room_id)
 
 
-async def test_forgetting(server: Server) -> None:
+async def test_users_can_forget_rooms_that_they_left(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, bob)
     assert await bob.refused("POST", path_of(room_id, "forget")) == (400, "M_UNKNOWN")
@@ -235,7 +235,7 @@ async def test_forgetting(server: Server) -> None:
 
 
 @pytest.mark.parametrize("how", ["leave", "ban", "reject"])
-async def test_a_forgotten_room_leaves_devices_that_were_away(server: Server, how: str) -> None:
+async def test_devices_that_were_away_see_that_a_forgotten_room_was_left(server: Server, how: str) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice)
     await (act(alice, room_id, "invite", bob) if how == "reject" else join(bob, room_id))
@@ -251,7 +251,7 @@ async def test_a_forgotten_room_leaves_devices_that_were_away(server: Server, ho
 
 
 @pytest.mark.parametrize("join_rule", ["knock", "knock_restricted"])
-async def test_knocking(server: Server, join_rule: str) -> None:
+async def test_users_can_knock(server: Server, join_rule: str) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await create(alice, name="Room", room_alias_name="pub")
     await set_state(alice, room_id, "m.room.join_rules", {"join_rule": join_rule})
@@ -268,7 +268,7 @@ async def test_knocking(server: Server, join_rule: str) -> None:
     assert await bob.refused("POST", f"knock/{room_id}", json={}) == FORBIDDEN
 
 
-async def test_a_knock_is_taken_back_or_denied(server: Server) -> None:
+async def test_a_knock_can_be_withdrawn_or_denied(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     rules = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
     room_id = await create(alice, initial_state=[rules])
@@ -280,7 +280,7 @@ async def test_a_knock_is_taken_back_or_denied(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("preset", "version"), [("private_chat", "12"), ("public_chat", "12"), ("private_chat", "6")])
-async def test_rooms_that_are_not_for_knocking(server: Server, preset: str, version: str) -> None:
+async def test_knocking_is_refused_if_the_join_rules_forbid_it(server: Server, preset: str, version: str) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await create(alice, preset=preset, room_version=version)
     assert await bob.refused("POST", f"knock/{room_id}", json={}) == FORBIDDEN
@@ -289,7 +289,7 @@ async def test_rooms_that_are_not_for_knocking(server: Server, preset: str, vers
 
 
 @pytest.mark.parametrize("version", ["8", "10", "12"])
-async def test_restricted_rooms(server: Server, version: str) -> None:
+async def test_members_of_an_allowed_room_can_join_a_restricted_room(server: Server, version: str) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     club = await public_room(alice, bob)
     allow = [{"type": "m.room_membership", "room_id": club}, {"type": "org.example.unknown"}]
@@ -305,7 +305,7 @@ async def test_restricted_rooms(server: Server, version: str) -> None:
 
 
 @pytest.mark.parametrize("vouching", ["@somebody:elsewhere.example", "@nobody:test.example", "nobody", 7])
-async def test_no_client_says_who_vouches_for_a_join(server: Server, vouching: Any) -> None:
+async def test_clients_cannot_choose_who_authorises_a_restricted_join(server: Server, vouching: Any) -> None:
     """Else the event would need the signature of another server, and be dropped by all but this one."""
     alice, bob = await people(server, "alice", "bob")
     club = await public_room(alice, bob)
@@ -324,7 +324,7 @@ async def test_no_client_says_who_vouches_for_a_join(server: Server, vouching: A
     assert await get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "ban"}
 
 
-async def test_memberships_by_state_events(server: Server) -> None:
+async def test_memberships_can_be_changed_by_state_events(server: Server) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await create(alice)
     for each in ("invite", "leave", "ban", "leave"):
@@ -354,7 +354,7 @@ async def test_memberships_by_state_events(server: Server) -> None:
         ([], "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_targets(server: Server, action: str, body: Any, errcode: str) -> None:
+async def test_malformed_targets_are_refused(server: Server, action: str, body: Any, errcode: str) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice, bob)
     assert await alice.refused("POST", path_of(room_id, action), json=body) == (400, errcode)
@@ -364,7 +364,7 @@ async def test_refuses_bad_targets(server: Server, action: str, body: Any, errco
 @pytest.mark.parametrize(
     "body", [{"reason": 7}, {"reason": []}, [], 7, {"reason": "x" * 70_000}], ids=lambda body: repr(body)[:20]
 )
-async def test_refuses_bad_reasons(server: Server, body: Any) -> None:
+async def test_malformed_reasons_are_refused(server: Server, body: Any) -> None:
     alice, bob, carl = await people(server, "alice", "bob", "carl")
     room_id = await public_room(alice, bob)
     for client, path in (
@@ -382,14 +382,14 @@ async def test_refuses_bad_reasons(server: Server, body: Any) -> None:
     assert ("m.room.member", carl.user_id) not in await state(alice, room_id)
 
 
-async def test_needs_an_access_token(server: Server) -> None:
+async def test_an_access_token_is_required(server: Server) -> None:
     (alice,) = await people(server, "alice")
     room_id = await public_room(alice)
     for action in ("join", "leave", "invite", "kick", "ban", "unban", "forget"):
         assert await try_to(server.anonymous, action, room_id, alice) == (401, "M_MISSING_TOKEN")
 
 
-async def test_a_banned_user_hears_of_it_and_of_nothing_else(server: Server) -> None:
+async def test_a_banned_user_sees_the_ban_and_nothing_later(server: Server) -> None:
     alice, bob = await people(server, "alice", "bob")
     room_id = await public_room(alice, bob)
     since = (await sync(bob))["next_batch"]

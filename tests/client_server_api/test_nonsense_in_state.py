@@ -122,7 +122,7 @@ async def try_contents(alice: Client, bob: Client, room_id: str, kind: str, vers
     ("kind", "version"),
     [*((kind, "12") for kind in CONTENTS), ("m.room.power_levels", "5"), ("m.room.power_levels", "9")],
 )
-async def test_the_room_goes_on(server: Server, kind: str, version: str) -> None:
+async def test_a_room_with_nonsense_in_its_state_keeps_working(server: Server, kind: str, version: str) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await room_with(alice, bob, version)
     await alice.ok("PUT", "directory/room/%23pub%3Atest.example", json={"room_id": room_id})

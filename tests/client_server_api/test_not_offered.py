@@ -22,7 +22,7 @@ async def test_an_account_has_no_contact_information(homeserver: Server) -> None
     assert (await alice.ok("GET", "capabilities"))["capabilities"]["m.3pid_changes"] == {"enabled": False}
 
 
-async def test_nobody_is_pushed_to(homeserver: Server) -> None:
+async def test_there_are_no_pushers(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     assert await alice.ok("GET", "pushers") == {"pushers": []}
     pusher = {
@@ -43,6 +43,6 @@ async def test_there_is_no_turn_server(homeserver: Server) -> None:
     assert (response.status_code, response.json()) == (200, {})
 
 
-async def test_none_of_it_is_for_strangers(homeserver: Server) -> None:
+async def test_all_of_these_endpoints_require_an_access_token(homeserver: Server) -> None:
     for path in ("thirdparty/protocols", "account/3pid", "pushers", "voip/turnServer"):
         assert await homeserver.anonymous.refused("GET", path) == (401, "M_MISSING_TOKEN")

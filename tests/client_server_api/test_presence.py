@@ -39,12 +39,12 @@ async def roommates(server: Server) -> tuple[Client, Client]:
     return alice, bob
 
 
-async def test_is_offline_at_first(homeserver: Server) -> None:
+async def test_a_new_user_is_offline(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     assert await status(alice, alice.user_id) == {"presence": "offline"}
 
 
-async def test_sets_a_status(homeserver: Server) -> None:
+async def test_a_status_can_be_set(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     body = {"presence": "online", "status_msg": "Making cupcakes"}
     assert await alice.ok("PUT", f"presence/{alice.user_id}/status", json=body) == {}
@@ -64,13 +64,13 @@ async def test_sets_a_status(homeserver: Server) -> None:
         ({"presence": "online", "status_msg": "x" * 2049}, (400, "M_TOO_LARGE")),
     ],
 )
-async def test_refuses_bad_states(homeserver: Server, body: dict, refusal: tuple[int, str]) -> None:
+async def test_malformed_presence_is_refused(homeserver: Server, body: dict, refusal: tuple[int, str]) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("PUT", f"presence/{alice.user_id}/status", json=body) == refusal
     assert await status(alice, alice.user_id) == {"presence": "offline"}
 
 
-async def test_only_who_shares_a_room_may_see_it(homeserver: Server) -> None:
+async def test_only_users_sharing_a_room_see_presence(homeserver: Server) -> None:
     alice, bob = await roommates(homeserver)
     carol = await homeserver.register("carol")
     await alice.ok("PUT", f"presence/{alice.user_id}/status", json={"presence": "online"})
@@ -80,7 +80,7 @@ async def test_only_who_shares_a_room_may_see_it(homeserver: Server) -> None:
     assert await carol.refused("PUT", f"presence/{alice.user_id}/status", json=body) == (403, "M_FORBIDDEN")
 
 
-async def test_syncing_is_being_online(homeserver: Server) -> None:
+async def test_syncing_sets_users_online(homeserver: Server) -> None:
     alice, bob = await roommates(homeserver)
     first = await sync(bob, set_presence="offline")
     assert presences(first) == {}
@@ -90,13 +90,13 @@ async def test_syncing_is_being_online(homeserver: Server) -> None:
 
 
 @pytest.mark.parametrize("state", ["offline", "unavailable"])
-async def test_set_presence_of_sync(homeserver: Server, state: str) -> None:
+async def test_sync_accepts_a_presence_to_set(homeserver: Server, state: str) -> None:
     alice = await homeserver.register("alice")
     await sync(alice, set_presence=state)
     assert (await status(alice, alice.user_id))["presence"] == state
 
 
-async def test_goes_offline_when_silent(homeserver: Server) -> None:
+async def test_silent_users_go_offline(homeserver: Server) -> None:
     alice, bob = await roommates(homeserver)
     since = (await sync(alice))["next_batch"]
     since = (await sync(bob, set_presence="offline"))["next_batch"]
@@ -106,7 +106,7 @@ async def test_goes_offline_when_silent(homeserver: Server) -> None:
     assert told[alice.user_id]["last_active_ago"] >= TIMEOUT_S * 1000
 
 
-async def test_becomes_idle_while_only_syncing_and_active_by_sending(homeserver: Server) -> None:
+async def test_users_who_only_sync_become_idle_and_sending_makes_them_active(homeserver: Server) -> None:
     alice, _ = await roommates(homeserver)
     for _ in range(12):
         await sync(alice)
@@ -130,7 +130,7 @@ async def test_becomes_idle_while_only_syncing_and_active_by_sending(homeserver:
         ("POST", "read_markers", {"m.read": "{event_id}"}),
     ],
 )
-async def test_what_users_do_in_rooms_makes_them_active(
+async def test_actions_in_rooms_make_users_active(
     homeserver: Server, method: str, path: str, body: dict[str, str]
 ) -> None:
     alice = await homeserver.register("alice")
@@ -147,7 +147,7 @@ async def test_what_users_do_in_rooms_makes_them_active(
     assert (await status(alice, alice.user_id)).items() >= {"presence": "online", "last_active_ago": 0}.items()
 
 
-async def test_activity_is_written_once_in_half_a_minute(homeserver: Server) -> None:
+async def test_activity_is_written_at_most_every_half_minute(homeserver: Server) -> None:
     alice, _ = await roommates(homeserver)
     await sync(alice)
     ago: list[int] = []
@@ -174,7 +174,7 @@ async def test_activity_of_a_write_that_fails_is_not_remembered(homeserver: Serv
     assert (await status(alice, alice.user_id))["last_active_ago"] == 0
 
 
-async def test_one_device_online_is_enough(homeserver: Server) -> None:
+async def test_a_user_is_online_while_one_device_is(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     other = await homeserver.log_in("alice")
     await sync(alice)
@@ -186,7 +186,7 @@ async def test_one_device_online_is_enough(homeserver: Server) -> None:
     assert (await status(alice, alice.user_id))["presence"] == "unavailable"
 
 
-async def test_a_sync_as_offline_changes_nothing(homeserver: Server) -> None:
+async def test_syncing_as_offline_changes_nothing(homeserver: Server) -> None:
     alice, bob = await roommates(homeserver)
     phone = await homeserver.log_in("alice")
     await sync(phone, set_presence="offline")
@@ -212,7 +212,7 @@ async def test_syncs_write_nothing_while_nothing_changes(homeserver: Server) -> 
     assert homeserver.hs.stream.position == before
 
 
-async def test_a_device_that_keeps_syncing_without_news_stays_there(homeserver: Server) -> None:
+async def test_a_device_that_syncs_without_news_stays_online(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     since = (await sync(alice))["next_batch"]
     for _ in range(TIMEOUT_S // 5 + 30):
@@ -221,7 +221,7 @@ async def test_a_device_that_keeps_syncing_without_news_stays_there(homeserver: 
     assert (await status(alice, alice.user_id))["presence"] == "unavailable"
 
 
-async def test_a_sync_shows_the_device_again_after_its_user_has_set_another_state(homeserver: Server) -> None:
+async def test_a_sync_sets_the_user_online_again_after_another_state_was_set(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     tablet = await homeserver.log_in("alice")
     await sync(tablet)
@@ -234,7 +234,7 @@ async def test_a_sync_shows_the_device_again_after_its_user_has_set_another_stat
     assert not await homeserver.read(is_news_of_device, alice.user_id, alice.device_id, "online")
 
 
-async def test_who_is_there_learns_of_who_comes(homeserver: Server) -> None:
+async def test_members_who_are_online_see_others_come_online(homeserver: Server) -> None:
     alice, bob, carl = [await homeserver.register(name) for name in ("alice", "bob", "carl")]
     room_id = await homeserver.make_room(alice)
     since = (await sync(alice))["next_batch"]
@@ -247,7 +247,7 @@ async def test_who_is_there_learns_of_who_comes(homeserver: Server) -> None:
     assert presences(await sync(alice, answer["next_batch"])) == {}
 
 
-async def test_a_newly_joined_room_tells_who_is_there(homeserver: Server) -> None:
+async def test_joining_a_room_returns_the_presence_of_its_members(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")
     room_id = await homeserver.make_room(alice)
@@ -257,7 +257,7 @@ async def test_a_newly_joined_room_tells_who_is_there(homeserver: Server) -> Non
     assert presences(await sync(bob, since))[alice.user_id]["presence"] == "online"
 
 
-async def test_turned_off(homeservers: Homeservers) -> None:
+async def test_presence_can_be_disabled(homeservers: Homeservers) -> None:
     server = await homeservers.start(presence=Presence(enabled=False))
     alice = await server.register("alice")
     await alice.ok("PUT", f"presence/{alice.user_id}/status", json={"presence": "online"})
@@ -288,7 +288,7 @@ async def receive(server: Server, content: Any, origin: str = "other.example") -
         await edu.handler(server.hs, ServerName(origin), updates)
 
 
-async def test_presence_from_other_servers(homeserver: Server) -> None:
+async def test_presence_from_other_servers_is_shown(homeserver: Server) -> None:
     alice, _ = await with_remote(homeserver)
     since = (await sync(alice))["next_batch"]
     update = {"user_id": REMOTE, "presence": "online", "last_active_ago": 5000, "status_msg": "hm"}
@@ -309,7 +309,7 @@ async def test_presence_from_other_servers(homeserver: Server) -> None:
         ({"push": [7]}, "other.example"),
     ],
 )
-async def test_refuses_presence_that_is_none_of_the_origins(homeserver: Server, content: Any, origin: str) -> None:
+async def test_presence_of_users_of_a_third_server_is_ignored(homeserver: Server, content: Any, origin: str) -> None:
     alice, _ = await with_remote(homeserver)
     before = homeserver.hs.stream.position
     await receive(homeserver, content, origin)
@@ -317,7 +317,7 @@ async def test_refuses_presence_that_is_none_of_the_origins(homeserver: Server, 
     assert (await status(alice, REMOTE))["presence"] == "offline"
 
 
-async def test_other_servers_are_told(homeserver: Server) -> None:
+async def test_presence_is_sent_to_other_servers(homeserver: Server) -> None:
     alice, _ = await with_remote(homeserver)
     bob = await homeserver.register("bob")
     since = homeserver.hs.stream.position
@@ -334,7 +334,7 @@ async def test_other_servers_are_told(homeserver: Server) -> None:
     }
 
 
-async def test_a_waiting_sync_is_woken(homeserver: Server) -> None:
+async def test_a_waiting_sync_returns_at_once(homeserver: Server) -> None:
     alice, bob = await roommates(homeserver)
     await sync(alice)
     since = (await sync(bob, set_presence="offline"))["next_batch"]

@@ -31,7 +31,7 @@ NEW = {"displayname": "alice"}
 """The profile of a new user."""
 
 
-async def test_a_new_user_is_called_by_their_localpart(homeserver: Server) -> None:
+async def test_the_display_name_of_a_new_user_is_the_localpart(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     assert await homeserver.anonymous.ok("GET", f"profile/{alice.user_id}") == NEW
     for field in ("avatar_url", "m.tz", "org.example.a"):
@@ -48,7 +48,7 @@ async def test_a_new_user_is_called_by_their_localpart(homeserver: Server) -> No
         ("org.example.nothing", None),
     ],
 )
-async def test_sets_and_removes_fields(homeserver: Server, field: str, value: Any) -> None:
+async def test_fields_can_be_set_and_removed(homeserver: Server, field: str, value: Any) -> None:
     alice = await homeserver.register("alice")
     path = f"profile/{alice.user_id}/{field}"
     assert await alice.ok("PUT", path, json={field: value}) == {}
@@ -59,7 +59,7 @@ async def test_sets_and_removes_fields(homeserver: Server, field: str, value: An
     assert await alice.refused("GET", path) == (404, "M_NOT_FOUND")
 
 
-async def test_an_empty_name_or_avatar_is_none(homeserver: Server) -> None:
+async def test_an_empty_name_or_avatar_removes_it(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     for field, value in (("displayname", "Alice"), ("avatar_url", "mxc://example.org/a")):
         await alice.ok("PUT", f"profile/{alice.user_id}/{field}", json={field: value})
@@ -87,13 +87,13 @@ async def test_an_empty_name_or_avatar_is_none(homeserver: Server) -> None:
         ("displayname", [], "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_fields(homeserver: Server, field: str, body: Any, errcode: str) -> None:
+async def test_malformed_fields_are_refused(homeserver: Server, field: str, body: Any, errcode: str) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("PUT", f"profile/{alice.user_id}/{field}", json=body) == (400, errcode)
     assert await alice.ok("GET", f"profile/{alice.user_id}") == NEW
 
 
-async def test_the_whole_profile_has_a_limit(homeserver: Server) -> None:
+async def test_the_whole_profile_has_a_maximum_size(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     half = "x" * 32_700
     await alice.ok("PUT", f"profile/{alice.user_id}/org.example.a", json={"org.example.a": half})
@@ -103,7 +103,7 @@ async def test_the_whole_profile_has_a_limit(homeserver: Server) -> None:
     assert refusal == (400, "M_PROFILE_TOO_LARGE")
 
 
-async def test_only_the_user_changes_it(homeserver: Server) -> None:
+async def test_users_can_change_only_their_own_profile(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     bob = await homeserver.register("bob")
     path = f"profile/{alice.user_id}/displayname"
@@ -112,7 +112,7 @@ async def test_only_the_user_changes_it(homeserver: Server) -> None:
     assert await homeserver.anonymous.refused("PUT", path, json={"displayname": "x"}) == (401, "M_MISSING_TOKEN")
 
 
-async def test_guests_change_their_name_only(homeservers: Homeservers) -> None:
+async def test_guests_may_change_their_display_name_only(homeservers: Homeservers) -> None:
     server = await homeservers.start(registration=Registration(enabled=True, guests=True))
     answer = await server.anonymous.ok("POST", "register?kind=guest", json={})
     guest, user_id = server.with_token(answer["access_token"]), answer["user_id"]
@@ -121,12 +121,12 @@ async def test_guests_change_their_name_only(homeservers: Homeservers) -> None:
     assert await guest.refused("PUT", f"profile/{user_id}/avatar_url", json=body) == (403, "M_FORBIDDEN")
 
 
-async def test_unknown_users(homeserver: Server) -> None:
+async def test_profiles_of_unknown_users_are_not_found(homeserver: Server) -> None:
     assert await homeserver.anonymous.refused("GET", "profile/@nobody:test.example") == (404, "M_NOT_FOUND")
     assert await homeserver.anonymous.refused("GET", "profile/nobody") == (400, "M_INVALID_PARAM")
 
 
-async def test_every_room_is_told(homeserver: Server) -> None:
+async def test_a_change_is_sent_to_every_room_of_the_user(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     rooms = [await homeserver.make_room(bob, alice) for _ in range(limits.users.PROFILE_ROOMS_PER_WRITE + 3)]
     left = await homeserver.make_room(bob)
@@ -142,7 +142,7 @@ async def test_every_room_is_told(homeserver: Server) -> None:
     assert await member_content(homeserver, left, alice.user_id) == {}
 
 
-async def test_the_same_name_again_tells_nobody(homeserver: Server) -> None:
+async def test_setting_the_same_name_again_sends_nothing(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     room_id = await homeserver.make_room(alice)
     body = {"displayname": "Alice"}
@@ -153,7 +153,7 @@ async def test_the_same_name_again_tells_nobody(homeserver: Server) -> None:
     assert await homeserver.read(find_head, room_id) == before
 
 
-async def test_what_a_crash_left_undone_is_done_at_the_next_start(homeserver: Server) -> None:
+async def test_rooms_not_updated_before_a_crash_are_updated_at_the_next_start(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "Alice"})
     room_id = await homeserver.make_room(alice)
@@ -184,7 +184,7 @@ async def ask_as_server(server: Server, **query: str) -> dict[str, Any]:
     return await FEATURE.queries["profile"](server.hs, "other.example", query)
 
 
-async def test_other_servers_ask(homeserver: Server) -> None:
+async def test_other_servers_can_query_profiles(homeserver: Server) -> None:
     alice: Client = await homeserver.register("alice")
     await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "Alice"})
     await alice.ok("PUT", f"profile/{alice.user_id}/m.tz", json={"m.tz": "Europe/Berlin"})
@@ -203,12 +203,14 @@ async def test_other_servers_ask(homeserver: Server) -> None:
         ({"user_id": "@alice:third.example"}, "M_NOT_FOUND"),
     ],
 )
-async def test_other_servers_ask_for_nonsense(homeserver: Server, query: dict[str, str], errcode: str) -> None:
+async def test_malformed_queries_of_other_servers_are_refused(
+    homeserver: Server, query: dict[str, str], errcode: str
+) -> None:
     with pytest.raises(MatrixError, match=errcode):
         await ask_as_server(homeserver, **query)
 
 
-async def test_a_suspended_user_changes_nothing(homeserver: Server) -> None:
+async def test_a_suspended_user_cannot_change_the_profile(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     flags = AccountFlags(is_suspended=True)
     await homeserver.write(store_account_flags, alice.user_id, flags)

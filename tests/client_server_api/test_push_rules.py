@@ -46,7 +46,7 @@ async def told(client: Client, since: str = "") -> tuple[list[Any], str]:
     return [event["content"] for event in events if event["type"] == "m.push_rules"], answer["next_batch"]
 
 
-async def test_everybody_has_the_server_default_rules(homeserver: Server) -> None:
+async def test_every_user_has_the_default_rules(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     ruleset = (await alice.ok("GET", "pushrules/"))["global"]
     assert await alice.ok("GET", "pushrules/global/") == ruleset
@@ -59,7 +59,7 @@ async def test_everybody_has_the_server_default_rules(homeserver: Server) -> Non
         assert rule["enabled"] is (rule["rule_id"] != ".m.rule.master")
 
 
-async def test_the_default_rules_of_a_user_name_that_user(homeserver: Server) -> None:
+async def test_default_rules_contain_the_users_own_id(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     assert await alice.ok("GET", path_of("override", ".m.rule.is_user_mention")) == {
         "rule_id": ".m.rule.is_user_mention",
@@ -85,7 +85,9 @@ async def test_the_default_rules_of_a_user_name_that_user(homeserver: Server) ->
         ("sender", BOB, {}),
     ],
 )
-async def test_a_rule_of_each_kind(homeserver: Server, kind: str, rule_id: str, content: dict[str, Any]) -> None:
+async def test_a_rule_of_each_kind_can_be_created(
+    homeserver: Server, kind: str, rule_id: str, content: dict[str, Any]
+) -> None:
     alice = await homeserver.register("alice")
     path = path_of(kind, rule_id)
     assert await alice.refused("GET", path) == (404, "M_NOT_FOUND")
@@ -101,7 +103,7 @@ async def test_a_rule_of_each_kind(homeserver: Server, kind: str, rule_id: str, 
     assert await alice.refused("DELETE", path) == (404, "M_NOT_FOUND")
 
 
-async def test_rules_are_of_their_user_and_kind(homeserver: Server) -> None:
+async def test_rules_are_scoped_to_their_user_and_kind(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     await put(alice, "content", "tea", pattern="tea")
     await put(alice, "override", "tea", actions=[])
@@ -110,13 +112,13 @@ async def test_rules_are_of_their_user_and_kind(homeserver: Server) -> None:
     assert await homeserver.anonymous.refused("GET", "pushrules/") == (401, "M_MISSING_TOKEN")
 
 
-async def test_a_rule_without_conditions_always_matches(homeserver: Server) -> None:
+async def test_a_rule_may_have_no_conditions(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await put(alice, "override", "all")
     assert (await alice.ok("GET", path_of("override", "all")))["conditions"] == []
 
 
-async def test_new_rules_come_first_but_behind_the_master(homeserver: Server) -> None:
+async def test_new_rules_come_first_after_the_master_rule(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     for rule_id in "abc":
         await put(alice, "override", rule_id)
@@ -143,7 +145,9 @@ async def test_new_rules_come_first_but_behind_the_master(homeserver: Server) ->
         ("b", {}, "d c b a"),
     ],
 )
-async def test_places(homeserver: Server, rule_id: str, where: dict[str, str], order: str) -> None:
+async def test_rules_can_be_placed_before_or_after_others(
+    homeserver: Server, rule_id: str, where: dict[str, str], order: str
+) -> None:
     """Spec: PUT /pushrules/global/{kind}/{ruleId}, before and after"""
     alice = await homeserver.register("alice")
     for each in "abcd":
@@ -154,7 +158,7 @@ async def test_places(homeserver: Server, rule_id: str, where: dict[str, str], o
     assert await ids(alice, "underride") == ["d", "c", "b", "a", *DEFAULT_UNDERRIDES]
 
 
-async def test_places_hold_however_often_rules_move(homeserver: Server) -> None:
+async def test_the_order_holds_however_often_rules_move(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     for each in "abc":
         await put(alice, "content", each)
@@ -166,7 +170,7 @@ async def test_places_hold_however_often_rules_move(homeserver: Server) -> None:
 
 
 @pytest.mark.parametrize("neighbour", ["none", ".m.rule.suppress_notices", ".m.rule.master", "", "inroom"])
-async def test_there_is_no_place_beside_what_is_no_rule_of_ones_own(homeserver: Server, neighbour: str) -> None:
+async def test_a_rule_can_only_be_placed_next_to_the_users_own_rules(homeserver: Server, neighbour: str) -> None:
     alice = await homeserver.register("alice")
     await put(alice, "content", "inroom")
     await alice.ok("PUT", path_of("override", ".m.rule.suppress_notices", "enabled"), json={"enabled": False})
@@ -176,7 +180,7 @@ async def test_there_is_no_place_beside_what_is_no_rule_of_ones_own(homeserver: 
     assert await ids(alice, "override") == DEFAULT_OVERRIDES
 
 
-async def test_changing_a_rule_leaves_it_where_it_is_and_as_enabled_as_it_was(homeserver: Server) -> None:
+async def test_changing_a_rule_keeps_its_place_and_whether_it_is_enabled(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await put(alice, "content", "a")
     await put(alice, "content", "b")
@@ -192,7 +196,7 @@ async def test_changing_a_rule_leaves_it_where_it_is_and_as_enabled_as_it_was(ho
     assert await ids(alice, "content") == ["a", "b"]
 
 
-async def test_default_rules_can_be_switched_and_given_other_actions(homeserver: Server) -> None:
+async def test_default_rules_can_be_disabled_and_given_other_actions(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     before = await bob.ok("GET", "pushrules/global/")
     for kind, rule_ids in (("override", DEFAULT_OVERRIDES), ("underride", DEFAULT_UNDERRIDES)):
@@ -209,7 +213,7 @@ async def test_default_rules_can_be_switched_and_given_other_actions(homeserver:
     assert (await bob.ok("GET", "pushrules/global/"))["underride"] == before["underride"]
 
 
-async def test_default_rules_are_there_to_stay(homeserver: Server) -> None:
+async def test_default_rules_cannot_be_deleted(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     path = path_of("underride", ".m.rule.message")
     assert await alice.refused("DELETE", path) == (404, "M_NOT_FOUND")
@@ -222,7 +226,7 @@ async def test_default_rules_are_there_to_stay(homeserver: Server) -> None:
 @pytest.mark.parametrize(
     ("kind", "rule_id"), [("override", "none"), ("override", ".m.rule.message"), ("sender", BOB), ("room", ".m.x")]
 )
-async def test_rules_that_are_not_there_cannot_be_changed(homeserver: Server, kind: str, rule_id: str) -> None:
+async def test_unknown_rules_cannot_be_changed(homeserver: Server, kind: str, rule_id: str) -> None:
     alice = await homeserver.register("alice")
     for part, body in (("enabled", {"enabled": True}), ("actions", {"actions": ["notify"]})):
         path = path_of(kind, rule_id, part)
@@ -230,7 +234,7 @@ async def test_rules_that_are_not_there_cannot_be_changed(homeserver: Server, ki
         assert await alice.refused("GET", path) == (404, "M_NOT_FOUND")
 
 
-async def test_actions_of_the_past_are_dropped(homeserver: Server) -> None:
+async def test_deprecated_actions_are_dropped(homeserver: Server) -> None:
     """Spec: client-server-api/#historical-actions"""
     alice = await homeserver.register("alice")
     await put(alice, "sender", BOB, actions=["dont_notify"])
@@ -253,7 +257,7 @@ async def test_actions_of_the_past_are_dropped(homeserver: Server) -> None:
         {"kind": "org.example.unknown", "moon": {"phase": "full"}},
     ],
 )
-async def test_conditions_are_kept_as_they_are(homeserver: Server, condition: dict[str, Any]) -> None:
+async def test_unknown_conditions_are_kept_as_given(homeserver: Server, condition: dict[str, Any]) -> None:
     alice = await homeserver.register("alice")
     for kind in ("override", "underride"):
         await put(alice, kind, "x", conditions=[condition, condition])
@@ -282,7 +286,7 @@ async def test_conditions_are_kept_as_they_are(homeserver: Server, condition: di
         ({"kind": "org.example.unknown", "key": 3}, "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_conditions(homeserver: Server, condition: Any, errcode: str) -> None:
+async def test_malformed_conditions_are_refused(homeserver: Server, condition: Any, errcode: str) -> None:
     alice = await homeserver.register("alice")
     body = {"actions": [], "conditions": [IS_TEXT, condition]}
     assert await alice.refused("PUT", path_of("override", "x"), json=body) == (400, errcode)
@@ -309,27 +313,29 @@ async def test_refuses_bad_conditions(homeserver: Server, condition: Any, errcod
         ("nonsense", "x", {"actions": []}, "M_INVALID_PARAM"),
     ],
 )
-async def test_refuses_bad_rules(homeserver: Server, kind: str, rule_id: str, body: Any, errcode: str) -> None:
+async def test_malformed_rules_are_refused(
+    homeserver: Server, kind: str, rule_id: str, body: Any, errcode: str
+) -> None:
     alice = await homeserver.register("alice")
     before = await alice.ok("GET", "pushrules/")
     assert await alice.refused("PUT", path_of(kind, rule_id), json=body) == (400, errcode)
     assert await alice.ok("GET", "pushrules/") == before
 
 
-async def test_other_scopes_are_not_known(homeserver: Server) -> None:
+async def test_unknown_scopes_are_not_found(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     for path in ("pushrules", "pushrules/device/", "pushrules/global/override/", "pushrules/global/override/x/other"):
         assert await alice.refused("GET", path) == (404, "M_UNRECOGNIZED")
 
 
 @pytest.mark.parametrize("enabled", [None, "true", 1, []])
-async def test_refuses_what_is_no_boolean(homeserver: Server, enabled: Any) -> None:
+async def test_enabled_must_be_a_boolean(homeserver: Server, enabled: Any) -> None:
     alice = await homeserver.register("alice")
     path = path_of("override", ".m.rule.master", "enabled")
     assert await alice.refused("PUT", path, json={"enabled": enabled}) == (400, "M_BAD_JSON")
 
 
-async def test_a_rule_has_a_size(homeserver: Server) -> None:
+async def test_rules_have_a_maximum_size(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     large = {"actions": ["x" * limits.users.PUSH_RULE_BYTES_MAX]}
     assert await alice.refused("PUT", path_of("sender", BOB), json=large) == (413, "M_TOO_LARGE")
@@ -338,7 +344,7 @@ async def test_a_rule_has_a_size(homeserver: Server) -> None:
     assert await alice.ok("GET", path_of("sender", BOB, "actions")) == {"actions": ["notify"]}
 
 
-async def test_rules_have_a_number(homeserver: Server) -> None:
+async def test_the_number_of_rules_is_limited(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
 
     def fill(tx: Transaction) -> None:
@@ -351,7 +357,7 @@ async def test_rules_have_a_number(homeserver: Server) -> None:
     await alice.ok("PUT", path_of("override", ".m.rule.master", "enabled"), json={"enabled": True})
 
 
-async def test_sync_tells_all_rules_at_first_and_after_each_change(homeserver: Server) -> None:
+async def test_sync_returns_all_rules_at_first_and_after_each_change(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     rules, since = await told(alice)
     assert rules == [await alice.ok("GET", "pushrules/")]
@@ -372,14 +378,14 @@ async def test_sync_tells_all_rules_at_first_and_after_each_change(homeserver: S
     assert (await told(alice))[0] == rules
 
 
-async def test_a_filter_may_leave_the_rules_out(homeserver: Server) -> None:
+async def test_a_filter_may_exclude_the_rules(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     filters = '{"account_data":{"not_types":["m.push_rules"]}}'
     answer = await alice.ok("GET", "sync", params={"filter": filters})
     assert "account_data" not in answer
 
 
-async def test_the_rules_are_account_data_that_only_the_server_writes(homeserver: Server) -> None:
+async def test_clients_cannot_write_the_rules_as_account_data(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await put(alice, "content", "tea")
     path = f"user/{alice.user_id}/account_data/m.push_rules"
@@ -390,7 +396,7 @@ async def test_the_rules_are_account_data_that_only_the_server_writes(homeserver
     )  # fmt: skip
 
 
-async def test_who_asks_to_be_erased_leaves_no_rules(homeserver: Server) -> None:
+async def test_erasing_an_account_deletes_its_rules(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await put(alice, "content", "secret", pattern="secret")
     await alice.ok("PUT", path_of("override", ".m.rule.master", "enabled"), json={"enabled": True})

@@ -63,7 +63,7 @@ async def a_room_of_four(server: Server, **body: Any) -> tuple[str, list[Client]
 # Lazily loaded members
 
 
-async def test_who_speaks_is_told_once(server: Server) -> None:
+async def test_lazy_loading_sends_each_sender_once(server: Server) -> None:
     room_id, (alice, bob, carl, dora) = await a_room_of_four(server, name="Room")
     since = (await sync(alice, filter=LAZY))["next_batch"]
     seen = []
@@ -85,7 +85,7 @@ async def test_who_speaks_is_told_once(server: Server) -> None:
     assert {bob.user_id, dora.user_id} <= set(told(await sync(alice, filter=LAZY), room_id))
 
 
-async def test_an_answer_that_was_lost_is_told_again(server: Server) -> None:
+async def test_a_lost_answer_is_repeated(server: Server) -> None:
     room_id, (alice, bob, *_) = await a_room_of_four(server, name="Room")
     since = (await sync(alice, filter=LAZY))["next_batch"]
     await send(bob, room_id)
@@ -96,7 +96,7 @@ async def test_an_answer_that_was_lost_is_told_again(server: Server) -> None:
     assert told(await sync(alice, answer["next_batch"], filter=LAZY), room_id) == []
 
 
-async def test_a_new_profile_and_a_new_stay_are_told(server: Server) -> None:
+async def test_changed_profiles_and_returning_members_are_sent_again(server: Server) -> None:
     room_id, (alice, bob, *_) = await a_room_of_four(server, name="Room")
     since = (await sync(alice, filter=LAZY))["next_batch"]
     await send(bob, room_id)
@@ -135,14 +135,14 @@ async def test_only_a_nameless_room_has_heroes(server: Server) -> None:
 
 
 @pytest.mark.parametrize("name", [7, True, ["Room"], {"en": "Room"}])
-async def test_a_name_that_is_no_text_is_none(server: Server, name: object) -> None:
+async def test_a_room_name_that_is_not_a_string_counts_as_missing(server: Server, name: object) -> None:
     room_id, (alice, *others) = await a_room_of_four(server)
     await set_state(alice, room_id, "m.room.name", {"name": name})
     room = room_in(await sync(alice, filter=LAZY), room_id)
     assert sorted(room["summary"]["m.heroes"]) == sorted(each.user_id for each in others)
 
 
-async def test_a_new_name_of_a_member_is_no_news_of_the_summary(server: Server) -> None:
+async def test_a_changed_display_name_does_not_change_the_summary(server: Server) -> None:
     room_id, (alice, bob, *_) = await a_room_of_four(server)
     since = (await sync(alice))["next_batch"]
     await rename(bob, "Bobby")
@@ -158,7 +158,7 @@ async def test_a_new_name_of_a_member_is_no_news_of_the_summary(server: Server) 
 @pytest.mark.parametrize(
     "what", ["messages", "a name in the room", "a name", "a topic", "a join", "typing", "a receipt"]
 )
-async def test_what_the_filter_hides_brings_no_room_up_and_wakes_nobody(server: Server, what: str) -> None:
+async def test_filtered_events_neither_add_a_room_nor_end_the_wait(server: Server, what: str) -> None:
     room_id, (alice, bob, *_) = await a_room_of_four(server)
     erin = await server.register("erin")
     await server.make_room(alice, erin)  # else the join would be news of device lists
@@ -204,7 +204,7 @@ async def assert_quiet(client: Client, since: str, change: Callable[[], Awaitabl
     assert (await sync(client, since, set_presence="offline", **query)).keys() == {"next_batch"} | ALWAYS_TOLD
 
 
-async def test_many_hidden_messages_do_not_hide_that_there_is_more(server: Server) -> None:
+async def test_many_filtered_messages_still_leave_the_timeline_limited(server: Server) -> None:
     """Whoever wants one kind of event among hundreds of others is not told that nothing is missing where it is."""
     room_id, (alice, bob, *_) = await a_room_of_four(server)
     filter_ = {"room": {"timeline": {"types": ["org.example.rare"], "limit": 1}, "state": {"types": []}}}
@@ -214,7 +214,7 @@ async def test_many_hidden_messages_do_not_hide_that_there_is_more(server: Serve
     assert room_in(await sync(alice, since, filter=filter_), room_id)["timeline"]["limited"]
 
 
-async def test_what_is_not_hidden_is_told(server: Server) -> None:
+async def test_events_that_pass_the_filter_are_sent(server: Server) -> None:
     room_id, (alice, bob, carl, _) = await a_room_of_four(server)
     since = (await sync(alice))["next_batch"]
     await act(alice, room_id, "kick", carl)

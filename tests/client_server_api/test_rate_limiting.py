@@ -26,7 +26,7 @@ def strangers(count: int) -> list[str]:
     return [f"@stranger{number}:test.example" for number in range(count)]
 
 
-async def test_invitations_are_limited_whichever_way_they_are_made(limited: Server) -> None:
+async def test_invitations_by_any_endpoint_are_limited(limited: Server) -> None:
     alice = await limited.register("alice")
     *many, last = strangers(INVITES + 1)
     room_id = await create(alice, invite=many[:5])
@@ -43,13 +43,13 @@ async def test_invitations_are_limited_whichever_way_they_are_made(limited: Serv
     await create(alice)
 
 
-async def test_a_room_may_begin_with_more_invitations_than_are_allowed_at_once(limited: Server) -> None:
+async def test_a_new_room_may_exceed_the_burst_of_invitations(limited: Server) -> None:
     alice = await limited.register("alice")
     await create(alice, invite=strangers(INVITES + 1))
     assert await alice.refused("POST", "createRoom", json={"invite": strangers(1)}) == LIMITED
 
 
-async def test_joins_are_limited_whichever_way_they_are_made(limited: Server) -> None:
+async def test_joins_by_any_endpoint_are_limited(limited: Server) -> None:
     alice = await limited.register("alice")
     room_id = await create(alice)
     path = path_of(room_id, "state", "m.room.member", alice.user_id)
@@ -59,7 +59,7 @@ async def test_joins_are_limited_whichever_way_they_are_made(limited: Server) ->
     assert await alice.refused("POST", f"join/{room_id}", json={}) == LIMITED
 
 
-async def test_what_sends_events_is_limited_as_messages_are(limited: Server) -> None:
+async def test_all_endpoints_that_send_events_share_the_limit_of_messages(limited: Server) -> None:
     alice = await limited.register("alice")
     room_id = await create(alice)
     body = {"user_id": strangers(1)[0]}
@@ -70,7 +70,7 @@ async def test_what_sends_events_is_limited_as_messages_are(limited: Server) -> 
     assert await alice.refused("PUT", path, json={"msgtype": "m.text", "body": "hello"}) == LIMITED
 
 
-async def test_changes_of_a_profile_are_limited(limited: Server) -> None:
+async def test_profile_changes_are_limited(limited: Server) -> None:
     alice = await limited.register("alice")
     path = f"profile/{alice.user_id}/displayname"
     for number in range(int(RATE_LIMITS["profile"].burst)):
@@ -79,7 +79,7 @@ async def test_changes_of_a_profile_are_limited(limited: Server) -> None:
     assert await alice.refused("DELETE", path) == LIMITED
 
 
-async def test_a_program_that_embeds_the_server_is_not_limited(homeservers: Homeservers) -> None:
+async def test_an_embedding_program_is_not_limited(homeservers: Homeservers) -> None:
     config = config_for_tests("test.example", homeservers.folder, rate_limits=RateLimitsSection(enabled=True))
     async with Homeserver(config, wire=NoWire(), now_ms=now_ms, inline_database=True) as server:
         alice = await server.register("alice")

@@ -42,7 +42,7 @@ async def fully_read(client: Client, room_id: str) -> str | None:
     return None if response.status_code == 404 else str(response.json()["event_id"])
 
 
-async def test_everybody_in_the_room_is_told(server: Server) -> None:
+async def test_all_members_see_a_public_receipt(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id)
@@ -57,7 +57,7 @@ async def test_everybody_in_the_room_is_told(server: Server) -> None:
     assert room_in(await sync(carl, since[carl.user_id]), room_id) == {}
 
 
-async def test_a_private_receipt_is_told_to_nobody_else(server: Server) -> None:
+async def test_only_the_reader_sees_a_private_receipt(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id)
@@ -80,7 +80,7 @@ async def test_receipts_never_go_backwards(server: Server, kind: str) -> None:
         assert await receipts(bob, room_id, bob, kind) == {"": expected}
 
 
-async def test_public_and_private_receipts_are_apart(server: Server) -> None:
+async def test_public_and_private_receipts_are_independent(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     first, second = await say(alice, room_id, "1", "2")
@@ -90,7 +90,7 @@ async def test_public_and_private_receipts_are_apart(server: Server) -> None:
     assert await receipts(bob, room_id, bob, PRIVATE) == {"": second}
 
 
-async def test_each_thread_has_its_own(server: Server) -> None:
+async def test_each_thread_has_its_own_receipt(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     root, main = await say(alice, room_id, "root", "main")
@@ -108,7 +108,7 @@ async def test_each_thread_has_its_own(server: Server) -> None:
     assert await receipts(alice, room_id, bob) == expected
 
 
-async def test_only_threads_that_exist_have_receipts(server: Server) -> None:
+async def test_the_thread_of_a_receipt_must_be_that_of_its_event(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     root, other, plain = await say(alice, room_id, "root", "other", "plain")
@@ -126,7 +126,7 @@ async def test_only_threads_that_exist_have_receipts(server: Server) -> None:
     assert await receipts(alice, room_id, bob) == {root: reacted}
 
 
-async def test_of_many_threads_the_last_that_were_read_are_kept(server: Server) -> None:
+async def test_only_the_receipts_of_the_most_recently_read_threads_are_kept(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     roots = await say(alice, room_id, *(f"root {number}" for number in range(limits.users.RECEIPT_THREADS_MAX + 2)))
@@ -138,7 +138,7 @@ async def test_of_many_threads_the_last_that_were_read_are_kept(server: Server) 
     assert (await receipts(alice, room_id, bob)).keys() == {"main", *roots[2:]}
 
 
-async def test_receipts_are_batched_by_room(server: Server) -> None:
+async def test_sync_groups_receipts_by_room(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     first, second = await say(alice, room_id, "1", "2")
@@ -150,7 +150,7 @@ async def test_receipts_are_batched_by_room(server: Server) -> None:
     assert told["content"].keys() == {first, second}
 
 
-async def test_the_fully_read_marker(server: Server) -> None:
+async def test_the_fully_read_marker_is_account_data_of_the_room(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     first, second, third = await say(alice, room_id, "1", "2", "3")
@@ -169,7 +169,7 @@ async def test_the_fully_read_marker(server: Server) -> None:
         assert await fully_read(bob, room_id) == third
 
 
-async def test_all_markers_at_once(server: Server) -> None:
+async def test_all_markers_can_be_set_at_once(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     first, second, third = await say(alice, room_id, "1", "2", "3")
@@ -183,7 +183,7 @@ async def test_all_markers_at_once(server: Server) -> None:
     assert await receipts(alice, room_id, bob) == {"": third}
 
 
-async def test_all_markers_or_none(server: Server) -> None:
+async def test_either_all_markers_are_set_or_none(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id, other = await public_room(alice, bob), await public_room(alice)
     (event_id,), (elsewhere,) = await say(alice, room_id, "1"), await say(alice, other, "2")
@@ -193,7 +193,7 @@ async def test_all_markers_or_none(server: Server) -> None:
     assert await receipts(bob, room_id, bob) == {}
 
 
-async def test_receipts_of_who_joins_and_for_who_joins(server: Server) -> None:
+async def test_joining_members_see_receipts_and_theirs_are_seen(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice)
     event_id = await send(alice, room_id)
@@ -206,7 +206,7 @@ async def test_receipts_of_who_joins_and_for_who_joins(server: Server) -> None:
 
 
 @pytest.mark.parametrize("kind", [READ, PRIVATE, FULLY_READ])
-async def test_only_who_is_in_the_room_reads(server: Server, kind: str) -> None:
+async def test_only_members_may_send_receipts(server: Server, kind: str) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
     room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id)
@@ -219,7 +219,7 @@ async def test_only_who_is_in_the_room_reads(server: Server, kind: str) -> None:
     assert await server.anonymous.refused("POST", receipt_path(room_id, event_id), json={}) == (401, "M_MISSING_TOKEN")
 
 
-async def test_an_event_that_is_not_of_the_room(server: Server) -> None:
+async def test_receipts_for_events_of_other_rooms_are_refused(server: Server) -> None:
     alice = await server.register("alice")
     room_id, other = await public_room(alice), await public_room(alice)
     elsewhere = await send(alice, other)
@@ -229,7 +229,7 @@ async def test_an_event_that_is_not_of_the_room(server: Server) -> None:
             assert await alice.refused("POST", path_of(room_id, "read_markers"), json={kind: event_id}) == NOT_FOUND
 
 
-async def test_a_receipt_needs_no_body(server: Server) -> None:
+async def test_a_receipt_request_needs_no_body(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     event_id = await send(alice, room_id)
@@ -249,7 +249,7 @@ async def test_a_receipt_needs_no_body(server: Server) -> None:
         ("m.unread", b"{}", "M_INVALID_PARAM"),
     ],
 )
-async def test_refuses_bad_receipts(server: Server, kind: str, content: bytes, errcode: str) -> None:
+async def test_malformed_receipts_are_refused(server: Server, kind: str, content: bytes, errcode: str) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     event_id = await send(alice, room_id)
@@ -262,7 +262,7 @@ async def test_refuses_bad_receipts(server: Server, kind: str, content: bytes, e
 @pytest.mark.parametrize(
     ("value", "errcode"), [(7, "M_BAD_JSON"), ({}, "M_BAD_JSON"), ([], "M_BAD_JSON"), ("nonsense", "M_INVALID_PARAM")]
 )
-async def test_refuses_bad_markers(server: Server, kind: str, value: Any, errcode: str) -> None:
+async def test_malformed_markers_are_refused(server: Server, kind: str, value: Any, errcode: str) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     event_id = await send(alice, room_id)
@@ -272,7 +272,7 @@ async def test_refuses_bad_markers(server: Server, kind: str, value: Any, errcod
     assert await fully_read(alice, room_id) is None
 
 
-async def test_one_event_read_in_a_thread_and_out_of_any(server: Server) -> None:
+async def test_an_event_can_be_read_in_its_thread_and_outside_threads(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     (event_id,) = await say(alice, room_id, "root")
@@ -281,7 +281,7 @@ async def test_one_event_read_in_a_thread_and_out_of_any(server: Server) -> None
     assert await receipts(alice, room_id, bob) == {"": event_id, "main": event_id}
 
 
-async def test_who_was_away_for_long_is_told_of_their_own_rooms_only(server: Server) -> None:
+async def test_a_client_that_was_away_gets_receipts_of_its_own_rooms_only(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id, other = await public_room(alice, bob), await public_room(bob, carl)
     (event_id,) = await say(alice, room_id, "1")

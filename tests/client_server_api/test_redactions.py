@@ -30,7 +30,7 @@ def path(room_id: str, event_id: str, txn_id: str = "1") -> str:
 
 
 @pytest.mark.parametrize("version", list(ROOM_VERSIONS))
-async def test_redacting_ones_own_message(server: Server, version: str) -> None:
+async def test_users_can_redact_their_own_messages(server: Server, version: str) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob, room_version=version)
     event_id = await send(bob, room_id, "secret")
@@ -48,7 +48,7 @@ async def test_redacting_ones_own_message(server: Server, version: str) -> None:
     assert (told["type"], told["event_id"], told["redacts"]) == ("m.room.redaction", redaction_id, event_id)
 
 
-async def test_moderators_redact_what_others_say(server: Server) -> None:
+async def test_moderators_can_redact_messages_of_others(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     levels = {"users": {bob.user_id: 50}}
     room_id = await public_room(alice, bob, carl, power_level_content_override=levels)
@@ -61,7 +61,7 @@ async def test_moderators_redact_what_others_say(server: Server) -> None:
 
 
 @pytest.mark.parametrize("version", ["1", "2", "3", "10", "11", "12"])
-async def test_others_redact_nothing(server: Server, version: str) -> None:
+async def test_users_without_power_cannot_redact_messages_of_others(server: Server, version: str) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, bob, room_version=version)
     event_id = await send(alice, room_id, "hello")
@@ -71,7 +71,7 @@ async def test_others_redact_nothing(server: Server, version: str) -> None:
     assert (await get_event(bob, room_id, event_id))["content"]["body"] == "hello"
 
 
-async def test_who_may_not_send_redactions_redacts_nothing(server: Server) -> None:
+async def test_a_user_who_may_not_send_redactions_cannot_redact(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     levels = {"events": {"m.room.redaction": 10}}
     room_id = await public_room(alice, bob, power_level_content_override=levels)
@@ -79,7 +79,7 @@ async def test_who_may_not_send_redactions_redacts_nothing(server: Server) -> No
     assert await bob.refused("PUT", path(room_id, event_id), json={}) == FORBIDDEN
 
 
-async def test_a_redaction_sent_as_a_message_has_no_more_power(server: Server) -> None:
+async def test_redactions_sent_as_messages_need_the_same_power(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id, "hello")
@@ -90,7 +90,7 @@ async def test_a_redaction_sent_as_a_message_has_no_more_power(server: Server) -
     assert (await get_event(bob, room_id, event_id))["content"] == {}
 
 
-async def test_who_has_left_redacts_nothing(server: Server) -> None:
+async def test_former_members_cannot_redact(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     event_id = await send(bob, room_id, "hello")
@@ -98,7 +98,7 @@ async def test_who_has_left_redacts_nothing(server: Server) -> None:
     assert await bob.refused("PUT", path(room_id, event_id), json={}) == FORBIDDEN
 
 
-async def test_a_retry_answers_the_same_redaction(server: Server) -> None:
+async def test_a_retry_returns_the_same_redaction(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     event_id = await send(alice, room_id, "hello")
@@ -109,7 +109,7 @@ async def test_a_retry_answers_the_same_redaction(server: Server) -> None:
     assert because["event_id"] == first
 
 
-async def test_redacted_state_keeps_what_the_room_needs(server: Server) -> None:
+async def test_redacted_state_keeps_the_protected_keys(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     name = await set_state(alice, room_id, "m.room.name", {"name": "Secret"})
@@ -122,7 +122,7 @@ async def test_redacted_state_keeps_what_the_room_needs(server: Server) -> None:
     await send(bob, room_id, "I am still here")
 
 
-async def test_an_event_of_another_room_stays(server: Server) -> None:
+async def test_events_of_other_rooms_cannot_be_redacted(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id, other = await public_room(alice, bob), await public_room(alice)
     event_id = await send(alice, room_id, "hello")
@@ -139,7 +139,7 @@ async def test_an_event_of_another_room_stays(server: Server) -> None:
         (b'{"reason": {}}', "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_bodies(server: Server, content: bytes, errcode: str) -> None:
+async def test_malformed_bodies_are_refused(server: Server, content: bytes, errcode: str) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     event_id = await send(alice, room_id, "hello")
@@ -158,7 +158,7 @@ async def everything_shown(client: Client, room_id: str, near: str) -> str:
 
 @pytest.mark.parametrize("version", ["1", "10", "11", "12"])
 @pytest.mark.parametrize("what", ["an unknown event", "an event of another room", "nothing"])
-async def test_a_redaction_without_effect_is_not_shown(server: Server, version: str, what: str) -> None:
+async def test_ineffective_redactions_are_not_shown(server: Server, version: str, what: str) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     other_room = await public_room(alice)
     room_id = await public_room(bob, alice, room_version=version)

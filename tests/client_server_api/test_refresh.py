@@ -30,7 +30,7 @@ async def test_many_devices_behind_one_address_can_refresh(homeservers: Homeserv
         tokens = await refresh(server, tokens["refresh_token"])
 
 
-async def test_new_tokens_are_of_the_same_device(homeserver: Server) -> None:
+async def test_refreshed_tokens_belong_to_the_same_device(homeserver: Server) -> None:
     first = await log_in(homeserver)
     assert first["expires_in_ms"] == limits.ACCESS_TOKEN_LIFETIME_MS
     second = await refresh(homeserver, first["refresh_token"])
@@ -40,7 +40,7 @@ async def test_new_tokens_are_of_the_same_device(homeserver: Server) -> None:
     assert owner["device_id"] == first["device_id"]
 
 
-async def test_the_old_refresh_token_is_good_until_a_new_token_is_used(homeserver: Server) -> None:
+async def test_the_old_refresh_token_works_until_a_new_token_is_used(homeserver: Server) -> None:
     first = await log_in(homeserver)
     await refresh(homeserver, first["refresh_token"])  # the answer is lost
     second = await refresh(homeserver, first["refresh_token"])
@@ -50,7 +50,7 @@ async def test_the_old_refresh_token_is_good_until_a_new_token_is_used(homeserve
     await refresh(homeserver, second["refresh_token"])
 
 
-async def test_an_expired_access_token_is_a_soft_logout(homeserver: Server) -> None:
+async def test_an_expired_access_token_causes_a_soft_logout(homeserver: Server) -> None:
     first = await log_in(homeserver)
     alice = homeserver.with_token(first["access_token"])
     await alice.ok("GET", "account/whoami")
@@ -62,7 +62,7 @@ async def test_an_expired_access_token_is_a_soft_logout(homeserver: Server) -> N
     await homeserver.with_token(second["access_token"]).ok("GET", "account/whoami")
 
 
-async def test_logout_ends_the_refresh_token(homeserver: Server) -> None:
+async def test_logout_revokes_the_refresh_token(homeserver: Server) -> None:
     first = await log_in(homeserver)
     await homeserver.with_token(first["access_token"]).ok("POST", "logout")
     refusal = await homeserver.anonymous.refused("POST", "refresh", json={"refresh_token": first["refresh_token"]})
@@ -77,5 +77,5 @@ async def test_logout_ends_the_refresh_token(homeserver: Server) -> None:
         ({"refresh_token": "nonsense"}, (401, "M_UNKNOWN_TOKEN")),
     ],
 )
-async def test_refuses(homeserver: Server, body: dict, refusal: tuple[int, str]) -> None:
+async def test_invalid_refresh_requests_are_refused(homeserver: Server, body: dict, refusal: tuple[int, str]) -> None:
     assert await homeserver.anonymous.refused("POST", "refresh", json=body) == refusal

@@ -17,7 +17,7 @@ from tests.support.homeservers import PASSWORD, Homeservers, Server
 DUMMY = {"type": "m.login.dummy"}
 
 
-async def test_registers_after_the_dummy_stage(homeserver: Server) -> None:
+async def test_registration_succeeds_after_the_dummy_stage(homeserver: Server) -> None:
     first = await homeserver.anonymous.post("register", json={"username": "alice", "password": PASSWORD})
     assert first.status_code == 401
     flows = first.json()
@@ -42,7 +42,7 @@ async def test_registers_after_the_dummy_stage(homeserver: Server) -> None:
     assert owner == {"user_id": "@alice:test.example", "device_id": "PHONE", "is_guest": False}
 
 
-async def test_a_session_is_good_once(homeserver: Server) -> None:
+async def test_a_session_can_be_used_once(homeserver: Server) -> None:
     session = (await homeserver.anonymous.post("register", json={})).json()["session"]
     auth = {**DUMMY, "session": session}
     await homeserver.anonymous.ok("POST", "register", json={"username": "alice", "password": PASSWORD, "auth": auth})
@@ -51,7 +51,7 @@ async def test_a_session_is_good_once(homeserver: Server) -> None:
     assert again.json()["session"] != session
 
 
-async def test_an_account_is_not_made_without_a_password(homeserver: Server) -> None:
+async def test_registration_requires_a_password(homeserver: Server) -> None:
     session = (await homeserver.anonymous.post("register", json={})).json()["session"]
     body = {"username": "alice", "auth": {**DUMMY, "session": session}}
     assert await homeserver.anonymous.refused("POST", "register", json=body) == (400, "M_MISSING_PARAM")
@@ -59,7 +59,7 @@ async def test_an_account_is_not_made_without_a_password(homeserver: Server) -> 
     await homeserver.anonymous.ok("POST", "register", json={**body, "password": PASSWORD})
 
 
-async def test_a_registration_whose_answer_was_lost_is_answered_again(homeserver: Server) -> None:
+async def test_a_registration_whose_answer_was_lost_can_be_repeated(homeserver: Server) -> None:
     session = (await homeserver.anonymous.post("register", json={})).json()["session"]
     body = {"username": "Alice", "password": PASSWORD, "auth": {**DUMMY, "session": session}}
     lost = await homeserver.anonymous.ok("POST", "register", json=body)
@@ -75,7 +75,7 @@ async def test_a_registration_whose_answer_was_lost_is_answered_again(homeserver
     assert await homeserver.anonymous.refused("POST", "register", json=body) == (400, "M_USER_IN_USE")
 
 
-async def test_a_repeated_registration_that_did_not_log_in_does_not_either(homeserver: Server) -> None:
+async def test_a_repeated_registration_with_inhibit_login_does_not_log_in(homeserver: Server) -> None:
     session = (await homeserver.anonymous.post("register", json={})).json()["session"]
     auth = {**DUMMY, "session": session}
     body = {"username": "alice", "password": PASSWORD, "inhibit_login": True, "auth": auth}
@@ -83,19 +83,19 @@ async def test_a_repeated_registration_that_did_not_log_in_does_not_either(homes
         assert await homeserver.anonymous.ok("POST", "register", json=body) == {"user_id": "@alice:test.example"}
 
 
-async def test_downcases_usernames(homeserver: Server) -> None:
+async def test_usernames_are_lowercased(homeserver: Server) -> None:
     body = {"username": "User-UPPER", "password": PASSWORD, "auth": DUMMY}
     answer = await homeserver.anonymous.ok("POST", "register", json=body)
     assert answer["user_id"] == "@user-upper:test.example"
 
 
-async def test_makes_up_a_username_and_a_device(homeserver: Server) -> None:
+async def test_a_username_and_a_device_id_are_generated_by_default(homeserver: Server) -> None:
     answer = await homeserver.anonymous.ok("POST", "register", json={"password": PASSWORD, "auth": DUMMY})
     assert answer["user_id"].endswith(":test.example")
     assert answer["device_id"]
 
 
-async def test_inhibit_login(homeserver: Server) -> None:
+async def test_inhibit_login_returns_no_token(homeserver: Server) -> None:
     answer = await homeserver.anonymous.ok(
         "POST", "register", json={"username": "alice", "password": PASSWORD, "auth": DUMMY, "inhibit_login": True}
     )
@@ -103,7 +103,7 @@ async def test_inhibit_login(homeserver: Server) -> None:
     assert await homeserver.read(accounts.is_active, "@alice:test.example")
 
 
-async def test_refresh_token(homeserver: Server) -> None:
+async def test_a_refresh_token_is_returned_on_request(homeserver: Server) -> None:
     answer = await homeserver.anonymous.ok(
         "POST", "register", json={"username": "alice", "password": PASSWORD, "auth": DUMMY, "refresh_token": True}
     )
@@ -112,17 +112,17 @@ async def test_refresh_token(homeserver: Server) -> None:
 
 
 @pytest.mark.parametrize("username", ["", "a b", "bob!", "ünïcode", "a:b", "@alice", "a\u0000b", "x" * 250])
-async def test_refuses_bad_usernames_before_authentication(homeserver: Server, username: str) -> None:
+async def test_malformed_usernames_are_refused_before_authentication(homeserver: Server, username: str) -> None:
     refusal = await homeserver.anonymous.refused("POST", "register", json={"username": username})
     assert refusal == (400, "M_INVALID_USERNAME")
 
 
 @pytest.mark.parametrize("username", ["q3._=-/+", "0", "x" * 200])
-async def test_accepts_every_allowed_character(homeserver: Server, username: str) -> None:
+async def test_usernames_may_contain_every_allowed_character(homeserver: Server, username: str) -> None:
     assert (await homeserver.register(username)).user_id == f"@{username}:test.example"
 
 
-async def test_refuses_a_taken_username_before_authentication(homeserver: Server) -> None:
+async def test_a_taken_username_is_refused_before_authentication(homeserver: Server) -> None:
     await homeserver.register("alice")
     for username in ("alice", "ALICE"):
         assert await homeserver.anonymous.refused("POST", "register", json={"username": username}) == (
@@ -131,7 +131,7 @@ async def test_refuses_a_taken_username_before_authentication(homeserver: Server
         )
 
 
-async def test_available(homeserver: Server) -> None:
+async def test_the_availability_of_a_username_can_be_checked(homeserver: Server) -> None:
     ask = homeserver.anonymous
     assert await ask.ok("GET", "register/available?username=alice") == {"available": True}
     await homeserver.register("alice")
@@ -161,7 +161,7 @@ async def test_available(homeserver: Server) -> None:
         ({"type": 7}, "M_BAD_JSON"),
     ],
 )
-async def test_refuses_wrong_types_and_stores_nothing(homeserver: Server, body: dict, errcode: str) -> None:
+async def test_wrong_types_are_refused_and_store_nothing(homeserver: Server, body: dict, errcode: str) -> None:
     full = {"username": "alice", "password": PASSWORD, "auth": DUMMY, **body}
     status, code = await homeserver.anonymous.refused("POST", "register", json=full)
     assert (status, code) == (400, errcode)
@@ -169,21 +169,21 @@ async def test_refuses_wrong_types_and_stores_nothing(homeserver: Server, body: 
 
 
 @pytest.mark.parametrize(("content", "errcode"), [(b"", "M_NOT_JSON"), (b"{", "M_NOT_JSON"), (b"[]", "M_BAD_JSON")])
-async def test_refuses_what_is_no_json_object(homeserver: Server, content: bytes, errcode: str) -> None:
+async def test_the_body_must_be_a_json_object(homeserver: Server, content: bytes, errcode: str) -> None:
     assert await homeserver.anonymous.refused("POST", "register", content=content) == (400, errcode)
 
 
-async def test_refuses_an_unknown_kind(homeserver: Server) -> None:
+async def test_an_unknown_kind_is_refused(homeserver: Server) -> None:
     assert await homeserver.anonymous.refused("POST", "register?kind=admin", json={}) == (400, "M_INVALID_PARAM")
 
 
-async def test_disabled(homeservers: Homeservers) -> None:
+async def test_registration_can_be_disabled(homeservers: Homeservers) -> None:
     server = await homeservers.start(registration=Registration(enabled=False))
     assert await server.anonymous.refused("POST", "register", json={}) == (403, "M_FORBIDDEN")
     assert await server.anonymous.refused("POST", "register?kind=guest", json={}) == (403, "M_GUEST_ACCESS_FORBIDDEN")
 
 
-async def test_guests(homeservers: Homeservers) -> None:
+async def test_guests_can_register(homeservers: Homeservers) -> None:
     server = await homeservers.start(registration=Registration(enabled=True, guests=True))
     answer = await server.anonymous.ok(
         "POST",
@@ -215,7 +215,7 @@ async def test_a_guest_becomes_a_user(homeservers: Homeservers) -> None:
     assert (await alice.ok("GET", "account/whoami"))["is_guest"] is False
 
 
-async def test_rate_limit(homeservers: Homeservers) -> None:
+async def test_registrations_are_limited(homeservers: Homeservers) -> None:
     server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
     for _ in range(5):
         await server.anonymous.post("register", json={})

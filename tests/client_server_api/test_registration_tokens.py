@@ -23,7 +23,7 @@ async def register(server: Server, username: str, token: object) -> tuple[int, s
     return response.status_code, response.json().get("errcode", "")
 
 
-async def test_only_a_token_makes_an_account(homeservers: Homeservers) -> None:
+async def test_registration_requires_a_token(homeservers: Homeservers) -> None:
     server = await invited_only(homeservers)
     flows = (await server.anonymous.post("register", json={})).json()["flows"]
     assert flows == [{"stages": ["m.login.registration_token"]}]
@@ -36,7 +36,7 @@ async def test_only_a_token_makes_an_account(homeservers: Homeservers) -> None:
     assert dummy.status_code == 401
 
 
-async def test_uses_are_counted(homeservers: Homeservers) -> None:
+async def test_uses_of_a_token_are_counted(homeservers: Homeservers) -> None:
     server = await invited_only(homeservers)
     await server.write(registration_tokens.create_token, "twice", 2)
     assert await register(server, "a", "twice") == (200, "")
@@ -47,7 +47,7 @@ async def test_uses_are_counted(homeservers: Homeservers) -> None:
     assert (token.uses, token.uses_allowed) == (2, 2)
 
 
-async def test_validity(homeservers: Homeservers) -> None:
+async def test_the_validity_of_a_token_can_be_checked(homeservers: Homeservers) -> None:
     server = await invited_only(homeservers)
     ask = server.anonymous
     await server.write(registration_tokens.create_token, "short", None, now_ms() + 1000)
@@ -60,19 +60,19 @@ async def test_validity(homeservers: Homeservers) -> None:
     assert not await server.write(registration_tokens.delete_token, "short")
 
 
-async def test_validity_without_registration(homeservers: Homeservers) -> None:
+async def test_validity_is_refused_if_registration_is_disabled(homeservers: Homeservers) -> None:
     server = await homeservers.start(registration=Registration(enabled=False))
     assert await server.anonymous.refused("GET", f"{VALIDITY}?token=x") == (403, "M_FORBIDDEN")
 
 
 @pytest.mark.parametrize(("token", "uses"), [("", None), ("a b", None), ("x" * 65, None), ("fine", 0), ("taken", None)])
-async def test_refuses_bad_tokens(homeserver: Server, token: str, uses: int | None) -> None:
+async def test_malformed_tokens_cannot_be_created(homeserver: Server, token: str, uses: int | None) -> None:
     await homeserver.write(registration_tokens.create_token, "taken")
     with pytest.raises(MatrixError, match="M_INVALID_PARAM"):
         await homeserver.write(registration_tokens.create_token, token, uses)
     assert len(await homeserver.read(registration_tokens.list_tokens)) == 1
 
 
-async def test_makes_up_a_token(homeserver: Server) -> None:
+async def test_a_random_token_is_generated_by_default(homeserver: Server) -> None:
     made = await homeserver.write(registration_tokens.create_token)
     assert await homeserver.read(registration_tokens.is_valid_token, made.token)

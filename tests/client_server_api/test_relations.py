@@ -50,7 +50,7 @@ async def test_children_by_relation_and_by_event_type(server: Server) -> None:
 
 
 @pytest.mark.parametrize("direction", ["b", "f"])
-async def test_pages_of_children_have_each_once(server: Server, direction: str) -> None:
+async def test_pages_of_children_contain_each_child_once(server: Server, direction: str) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     (root,) = await say(alice, room_id, "root")
@@ -99,7 +99,7 @@ async def test_recursion_includes_three_levels(server: Server) -> None:
     assert ids(first["chunk"] + second["chunk"]) == chain[2::-1]
 
 
-async def test_children_of_an_event_that_one_may_not_see(server: Server) -> None:
+async def test_children_of_an_invisible_event_are_not_listed(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice)
     (parent,) = await say(alice, room_id, "parent")
@@ -193,7 +193,7 @@ async def test_annotations_may_have_any_key(server: Server, key: Any) -> None:
 
 
 @pytest.mark.parametrize("content", [7, "text", [], None])
-async def test_an_edit_whose_new_content_is_no_object_is_not_bundled(server: Server, content: Any) -> None:
+async def test_an_edit_whose_new_content_is_not_an_object_is_not_bundled(server: Server, content: Any) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     (parent,) = await say(alice, room_id, "parent")

@@ -25,7 +25,7 @@ async def assert_nothing_was_made(client: Client) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_every_room_version(server: Server, version: str) -> None:
+async def test_rooms_of_every_version_can_be_created(server: Server, version: str) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, room_version=version, preset="public_chat", name="A room")
     await join(bob, room_id)
@@ -37,7 +37,7 @@ async def test_every_room_version(server: Server, version: str) -> None:
     assert (await get_state(bob, room_id, "m.room.name"))["name"] == "A room"
 
 
-async def test_the_default_version_is_what_capabilities_say(server: Server) -> None:
+async def test_the_default_version_is_the_one_in_capabilities(server: Server) -> None:
     alice = await server.register("alice")
     capabilities = await alice.ok("GET", "capabilities")
     default = capabilities["capabilities"]["m.room_versions"]["default"]
@@ -54,7 +54,7 @@ async def test_the_default_version_is_a_setting(homeservers: Homeservers) -> Non
     assert (await get_state(alice, room_id, "m.room.create"))["room_version"] == "10"
 
 
-async def test_events_come_in_the_order_of_the_spec(server: Server) -> None:
+async def test_initial_events_are_in_the_order_of_the_spec(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(
         alice,
@@ -85,7 +85,9 @@ async def test_events_come_in_the_order_of_the_spec(server: Server) -> None:
         ({"preset": "public_chat", "visibility": "private"}, "public", "forbidden"),
     ],
 )
-async def test_presets(server: Server, body: dict[str, Any], join_rule: str, guest_access: str) -> None:
+async def test_each_preset_sets_its_state(
+    server: Server, body: dict[str, Any], join_rule: str, guest_access: str
+) -> None:
     alice = await server.register("alice")
     room_id = await create(alice, **body)
     assert await get_state(alice, room_id, "m.room.join_rules") == {"join_rule": join_rule}
@@ -96,7 +98,7 @@ async def test_presets(server: Server, body: dict[str, Any], join_rule: str, gue
 
 
 @pytest.mark.parametrize("version", WITHOUT_CREATORS[::5])
-async def test_the_creator_has_level_100(server: Server, version: str) -> None:
+async def test_the_creator_has_power_level_100(server: Server, version: str) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, room_version=version, invite=[bob.user_id])
     levels = await get_state(alice, room_id, "m.room.power_levels")
@@ -107,7 +109,7 @@ async def test_the_creator_has_level_100(server: Server, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", WITH_CREATORS)
-async def test_creators_have_no_level(server: Server, version: str) -> None:
+async def test_creators_have_no_power_level_in_version_12(server: Server, version: str) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(
         alice,
@@ -126,7 +128,7 @@ async def test_creators_have_no_level(server: Server, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", WITH_CREATORS)
-async def test_creators_cannot_be_given_a_level(server: Server, version: str) -> None:
+async def test_creators_cannot_be_given_a_power_level(server: Server, version: str) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     for body in (
         {"power_level_content_override": {"users": {alice.user_id: 100}}},
@@ -140,7 +142,7 @@ async def test_creators_cannot_be_given_a_level(server: Server, version: str) ->
     await assert_nothing_was_made(alice)
 
 
-async def test_additional_creators_are_nothing_special_before_version_12(server: Server) -> None:
+async def test_additional_creators_have_no_privileges_before_version_12(server: Server) -> None:
     alice = await server.register("alice")
     content = {"additional_creators": "whatever", "org.example": 1}
     room_id = await create(alice, room_version="11", creation_content=content)
@@ -184,7 +186,7 @@ async def test_power_levels_are_overridden_key_by_key(server: Server) -> None:
     assert levels["state_default"] == levels["ban"] == 50
 
 
-async def test_who_takes_their_own_power_cannot_create_the_room(server: Server) -> None:
+async def test_power_level_overrides_must_leave_the_creator_enough_power(server: Server) -> None:
     alice = await server.register("alice")
     for override in ({"users": {alice.user_id: 0}}, {"users": {}}):
         body = {"room_version": "11", "power_level_content_override": override, "name": "Room"}
@@ -212,7 +214,7 @@ async def test_an_alias_becomes_canonical(server: Server) -> None:
         ({}, None),
     ],
 )
-async def test_a_canonical_alias_leads_to_the_new_room(server: Server, content: Any, errcode: str | None) -> None:
+async def test_a_canonical_alias_points_to_the_new_room(server: Server, content: Any, errcode: str | None) -> None:
     alice = await server.register("alice")
     await create(alice, room_alias_name="elsewhere", preset="private_chat")
     initial = [{"type": "m.room.canonical_alias", "content": content}]
@@ -223,7 +225,7 @@ async def test_a_canonical_alias_leads_to_the_new_room(server: Server, content: 
         assert await alice.refused("POST", "createRoom", json=body) == (400, errcode)
 
 
-async def test_an_alias_that_is_taken(server: Server) -> None:
+async def test_a_taken_alias_is_refused(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     await create(alice, room_alias_name="thepub")
     body = {"room_alias_name": "thepub", "visibility": "public"}
@@ -231,7 +233,7 @@ async def test_an_alias_that_is_taken(server: Server) -> None:
     await assert_nothing_was_made(bob)
 
 
-async def test_invites(server: Server) -> None:
+async def test_invited_users_are_invited(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Bob"})
     people = [bob.user_id, carl.user_id, bob.user_id]
@@ -248,14 +250,14 @@ async def test_invites(server: Server) -> None:
     assert "is_direct" not in await get_state(alice, not_direct, "m.room.member", bob.user_id)
 
 
-async def test_two_rooms_of_the_same_moment_are_two(server: Server) -> None:
+async def test_rooms_created_in_the_same_millisecond_are_distinct(server: Server) -> None:
     alice = await server.register("alice")
     rooms = {await create(alice) for _ in range(5)}
     assert len(rooms) == 5
     assert set((await alice.ok("GET", "joined_rooms"))["joined_rooms"]) == rooms
 
 
-async def test_needs_an_access_token(server: Server) -> None:
+async def test_an_access_token_is_required(server: Server) -> None:
     assert await server.anonymous.refused("POST", "createRoom", json={}) == (401, "M_MISSING_TOKEN")
 
 
@@ -303,7 +305,7 @@ async def test_needs_an_access_token(server: Server) -> None:
         ({"power_level_content_override": {"events": {"m.room.name": []}}}, "M_INVALID_ROOM_STATE"),
     ],
 )
-async def test_refuses_bad_bodies_and_makes_nothing(server: Server, body: Any, errcode: str) -> None:
+async def test_malformed_bodies_are_refused_and_create_nothing(server: Server, body: Any, errcode: str) -> None:
     alice = await server.register("alice")
     wanted = {"room_alias_name": "pub", "visibility": "public", **body} if isinstance(body, dict) else body
     assert await alice.refused("POST", "createRoom", json=wanted) == (400, errcode)
@@ -312,13 +314,13 @@ async def test_refuses_bad_bodies_and_makes_nothing(server: Server, body: Any, e
     assert refusal == (404, "M_NOT_FOUND")
 
 
-async def test_nobody_invites_themselves(server: Server) -> None:
+async def test_creators_cannot_invite_themselves(server: Server) -> None:
     alice = await server.register("alice")
     assert await alice.refused("POST", "createRoom", json={"invite": [alice.user_id]}) == (403, "M_FORBIDDEN")
     await assert_nothing_was_made(alice)
 
 
-async def test_refuses_state_that_is_too_large(server: Server) -> None:
+async def test_oversized_state_is_refused(server: Server) -> None:
     alice = await server.register("alice")
     for event in (
         {"type": "org.example", "content": {"body": "x" * 70_000}},

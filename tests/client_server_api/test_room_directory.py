@@ -37,7 +37,7 @@ async def public_room(creator: Client, name: str, **body: Any) -> str:
     return await create(creator, visibility="public", name=name, **body)
 
 
-async def test_an_alias_is_given_found_and_taken_away(server: Server) -> None:
+async def test_aliases_can_be_created_resolved_and_deleted(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice)
     assert await alice.refused("GET", PUB) == NOT_FOUND
@@ -51,7 +51,7 @@ async def test_an_alias_is_given_found_and_taken_away(server: Server) -> None:
     assert await alice.ok("GET", path_of(room_id, "aliases")) == {"aliases": []}
 
 
-async def test_an_alias_is_of_one_room(server: Server) -> None:
+async def test_an_alias_belongs_to_one_room(server: Server) -> None:
     alice = await server.register("alice")
     room_id, other = await create(alice), await create(alice)
     await alice.ok("PUT", PUB, json={"room_id": room_id})
@@ -60,7 +60,7 @@ async def test_an_alias_is_of_one_room(server: Server) -> None:
     assert (await alice.ok("GET", PUB))["room_id"] == room_id
 
 
-async def test_who_gives_aliases(server: Server) -> None:
+async def test_only_members_may_create_aliases(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(alice, preset="public_chat")
     await join(bob, room_id)
@@ -70,7 +70,7 @@ async def test_who_gives_aliases(server: Server) -> None:
     await bob.ok("PUT", PUB, json={"room_id": room_id})
 
 
-async def test_who_takes_aliases_away(server: Server) -> None:
+async def test_the_creator_and_powerful_members_may_delete_an_alias(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
     room_id = await create(alice, preset="public_chat")
     for client in (bob, carl):
@@ -84,7 +84,7 @@ async def test_who_takes_aliases_away(server: Server) -> None:
     assert await alice.refused("GET", PUB) == NOT_FOUND
 
 
-async def test_a_deleted_alias_is_canonical_no_more(server: Server) -> None:
+async def test_deleting_an_alias_removes_it_from_the_canonical_alias_event(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice, room_alias_name="pub")
     other = "#other:test.example"
@@ -97,7 +97,7 @@ async def test_a_deleted_alias_is_canonical_no_more(server: Server) -> None:
     assert await get_state(alice, room_id, "m.room.canonical_alias") == {"org.example": 1}
 
 
-async def test_who_sees_the_aliases_of_a_room(server: Server) -> None:
+async def test_only_users_who_may_read_the_room_see_its_aliases(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(alice, room_alias_name="pub", invite=[carl.user_id])
     for client in (bob, carl):
@@ -107,7 +107,7 @@ async def test_who_sees_the_aliases_of_a_room(server: Server) -> None:
     assert await bob.ok("GET", path_of(room_id, "aliases")) == {"aliases": ["#pub:test.example"]}
 
 
-async def test_an_alias_with_unusual_characters(server: Server) -> None:
+async def test_aliases_may_contain_unusual_characters(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     path = alias_path("#Ü/ 100%?#x:test.example")
@@ -117,7 +117,7 @@ async def test_an_alias_with_unusual_characters(server: Server) -> None:
 
 
 @pytest.mark.parametrize("alias", ["pub:test.example", "#pub", "#:test.example", "#" + "a" * 255 + ":test.example"])
-async def test_refuses_what_is_no_alias(server: Server, alias: str) -> None:
+async def test_malformed_aliases_are_refused(server: Server, alias: str) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     path = alias_path(alias)
@@ -126,7 +126,7 @@ async def test_refuses_what_is_no_alias(server: Server, alias: str) -> None:
     assert (await alice.refused("DELETE", path))[0] in (400, 404)
 
 
-async def test_aliases_of_other_servers(server: Server) -> None:
+async def test_aliases_of_other_servers_cannot_be_changed(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     path = alias_path("#pub:far.example")
@@ -146,13 +146,13 @@ async def test_aliases_of_other_servers(server: Server) -> None:
         ([], "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_alias_bodies(server: Server, body: Any, errcode: str) -> None:
+async def test_malformed_alias_bodies_are_refused(server: Server, body: Any, errcode: str) -> None:
     alice = await server.register("alice")
     assert await alice.refused("PUT", PUB, json=body) == (400, errcode)
     assert await alice.refused("GET", PUB) == NOT_FOUND
 
 
-async def test_a_room_is_listed_and_taken_out(server: Server) -> None:
+async def test_a_room_can_be_published_and_unpublished(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice, name="Room")
     path = f"directory/list/room/{room_id}"
@@ -164,7 +164,7 @@ async def test_a_room_is_listed_and_taken_out(server: Server) -> None:
     assert await listed(alice) == ["Room"]
 
 
-async def test_who_lists_rooms(server: Server) -> None:
+async def test_publishing_a_room_requires_power(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(alice, preset="public_chat")
     await join(bob, room_id)
@@ -179,7 +179,7 @@ async def test_who_lists_rooms(server: Server) -> None:
 
 
 @pytest.mark.parametrize("body", [{"visibility": "secret"}, {"visibility": 7}, {"visibility": None}, []])
-async def test_refuses_bad_visibilities(server: Server, body: Any) -> None:
+async def test_malformed_visibilities_are_refused(server: Server, body: Any) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     path = f"directory/list/room/{room_id}"
@@ -187,7 +187,7 @@ async def test_refuses_bad_visibilities(server: Server, body: Any) -> None:
     assert await alice.ok("GET", path) == {"visibility": "private"}
 
 
-async def test_what_the_directory_says_of_a_room(server: Server) -> None:
+async def test_the_directory_describes_each_room(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(
         alice, "Pub", topic="Ale", room_alias_name="pub", creation_content={"type": "m.space"}, invite=[carl.user_id]
@@ -215,7 +215,7 @@ async def test_what_the_directory_says_of_a_room(server: Server) -> None:
     assert (room["world_readable"], room["guest_can_join"], room["num_joined_members"]) == (True, True, 1)
 
 
-async def test_the_directory_follows_the_room(server: Server) -> None:
+async def test_the_directory_follows_the_state_of_the_room(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, preset="public_chat", visibility="public")
 
@@ -236,7 +236,7 @@ async def test_the_directory_follows_the_room(server: Server) -> None:
     assert (await entry())["world_readable"] is True
 
 
-async def test_nonsense_in_the_state_is_left_out(server: Server) -> None:
+async def test_malformed_state_is_left_out_of_the_directory(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice, visibility="public")
     for kind, content in (
@@ -249,14 +249,14 @@ async def test_nonsense_in_the_state_is_left_out(server: Server) -> None:
     assert not room.keys() & {"name", "topic", "avatar_url"}
 
 
-async def test_a_room_that_everybody_left_is_not_listed(server: Server) -> None:
+async def test_abandoned_rooms_are_not_listed(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice, "Room")
     await leave(alice, room_id)
     assert await listed(alice) == []
 
 
-async def test_pages_go_through_all_rooms_once(server: Server) -> None:
+async def test_the_pages_contain_every_room_once(server: Server) -> None:
     alice = await server.register("alice")
     people = [await server.register(f"user{number}") for number in range(2)]
     names = [f"room {number}" for number in range(7)]
@@ -286,7 +286,7 @@ async def test_pages_go_through_all_rooms_once(server: Server) -> None:
         assert "prev_batch" not in await alice.ok("GET", "publicRooms", params={"limit": limit})
 
 
-async def test_search(server: Server) -> None:
+async def test_the_directory_can_be_searched(server: Server) -> None:
     alice = await server.register("alice")
     await public_room(alice, "Tea House", topic="Only leaves")
     await public_room(alice, "Library", topic="Books and TEA", creation_content={"type": "m.space"})
@@ -316,14 +316,14 @@ async def test_search(server: Server) -> None:
     assert {first["chunk"][0]["name"], second["chunk"][0]["name"]} == {"Tea House", "Pub"}
 
 
-async def test_banned_and_absent_users_see_the_directory_too(server: Server) -> None:
+async def test_banned_users_and_non_members_see_the_directory_too(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, "Room")
     await act(alice, room_id, "ban", bob)
     assert await listed(bob) == ["Room"]
 
 
-async def test_whether_one_has_to_log_in(homeservers: Homeservers) -> None:
+async def test_a_setting_opens_the_directory_to_anonymous_clients(homeservers: Homeservers) -> None:
     for require_login in (True, False):
         directory = Directory(require_login=require_login)
         server = await homeservers.start(f"login-{require_login}.example".lower(), directory=directory)
@@ -342,7 +342,7 @@ async def test_whether_one_has_to_log_in(homeservers: Homeservers) -> None:
     ["limit=x", "limit=-1", "limit=1.5", "since=nonsense", "since=p", "since=p-1", "since=p1e3", "server=no%20name",
      "server=a/b", "server="],
 )  # fmt: skip
-async def test_refuses_bad_parameters(server: Server, query: str) -> None:
+async def test_malformed_parameters_are_refused(server: Server, query: str) -> None:
     alice = await server.register("alice")
     assert await alice.refused("GET", f"publicRooms?{query}") == (400, "M_INVALID_PARAM")
     if query.startswith("server"):
@@ -365,6 +365,6 @@ async def test_refuses_bad_parameters(server: Server, query: str) -> None:
         ([], "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_searches(server: Server, body: Any, errcode: str) -> None:
+async def test_malformed_searches_are_refused(server: Server, body: Any, errcode: str) -> None:
     alice = await server.register("alice")
     assert await alice.refused("POST", "publicRooms", json=body) == (400, errcode)

@@ -43,7 +43,7 @@ async def context(client: Client, room_id: str, event_id: str, **query: Any) -> 
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 100])
-async def test_pages_have_every_event_once(server: Server, limit: int) -> None:
+async def test_the_pages_contain_every_event_once(server: Server, limit: int) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice)
     await say(alice, room_id, "1", "2", "3")
@@ -58,7 +58,7 @@ async def test_pages_have_every_event_once(server: Server, limit: int) -> None:
     assert len(forwards) == 7 + 7  # six at the creation, and a join
 
 
-async def test_pages_stay_what_they_are_while_the_room_grows(server: Server) -> None:
+async def test_pages_are_stable_while_the_room_grows(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     before = await say(alice, room_id, *[str(number) for number in range(10)])
@@ -72,7 +72,7 @@ async def test_pages_stay_what_they_are_while_the_room_grows(server: Server) -> 
     assert found == before[::-1]
 
 
-async def test_there_and_back_from_the_same_point(server: Server) -> None:
+async def test_paginating_in_either_direction_continues_from_the_same_point(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     sent = await say(alice, room_id, *[str(number) for number in range(8)])
@@ -87,7 +87,7 @@ async def test_there_and_back_from_the_same_point(server: Server) -> None:
     assert again["chunk"] == []
 
 
-async def test_the_last_page_has_no_end(server: Server) -> None:
+async def test_the_last_page_has_no_end_token(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     await say(alice, room_id, "1")
@@ -96,7 +96,7 @@ async def test_the_last_page_has_no_end(server: Server) -> None:
         assert "end" in await messages(alice, room_id, direction, limit=2)
 
 
-async def test_tokens_of_sync(server: Server) -> None:
+async def test_pagination_can_start_at_tokens_of_sync(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     early = await say(alice, room_id, "1", "2")
@@ -113,7 +113,7 @@ async def test_tokens_of_sync(server: Server) -> None:
     assert (await messages(alice, room_id, "f", start=answer["next_batch"]))["chunk"] == []
 
 
-async def test_the_default_is_ten_events(server: Server) -> None:
+async def test_the_default_limit_is_ten_events(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     await say(alice, room_id, *[str(number) for number in range(12)])
@@ -134,7 +134,7 @@ async def test_the_default_is_ten_events(server: Server) -> None:
         ({"types": []}, []),
     ],
 )
-async def test_filters(server: Server, filter_: dict[str, Any], expected: list[str]) -> None:
+async def test_messages_can_be_filtered(server: Server, filter_: dict[str, Any], expected: list[str]) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     await say(alice, room_id, "a1")
@@ -145,7 +145,7 @@ async def test_filters(server: Server, filter_: dict[str, Any], expected: list[s
         assert texts(await all_messages(alice, room_id, "b", limit=limit, filter=filter_)) == expected[::-1]
 
 
-async def test_filters_by_room(server: Server) -> None:
+async def test_rooms_can_be_filtered(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     _, second, _ = await say(alice, room_id, "1", "2", "3")
@@ -158,7 +158,7 @@ async def test_filters_by_room(server: Server) -> None:
         assert around["events_before"] == around["events_after"] == around["state"] == []
 
 
-async def test_what_ignored_users_say_is_not_told(server: Server) -> None:
+async def test_messages_of_ignored_users_are_left_out(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     (event_id,) = await say(alice, room_id, "a1")
@@ -174,14 +174,14 @@ async def test_what_ignored_users_say_is_not_told(server: Server) -> None:
     assert (await get_event(alice, room_id, ignored))["content"]["body"] == "b1"
 
 
-async def test_a_url_of_any_kind_is_one(server: Server) -> None:
+async def test_contains_url_matches_a_url_of_any_json_type(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     await send(alice, room_id, {"msgtype": "m.text", "body": "link", "url": 7})
     assert texts((await messages(alice, room_id, filter={"contains_url": True}))["chunk"]) == ["link"]
 
 
-async def test_lazy_loading_gives_the_members_who_speak(server: Server) -> None:
+async def test_lazy_loading_returns_the_senders_members(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, bob, carl)
     await say(alice, room_id, "1")
@@ -199,7 +199,7 @@ async def test_lazy_loading_gives_the_members_who_speak(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("limit", "before", "after"), [(0, 0, 0), (2, 1, 1), (6, 3, 3), (100, 4, 4)])
-async def test_context(server: Server, limit: int, before: int, after: int) -> None:
+async def test_context_returns_events_before_and_after(server: Server, limit: int, before: int, after: int) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     sent = await say(alice, room_id, *[str(number) for number in range(9)])
@@ -214,7 +214,7 @@ async def test_context(server: Server, limit: int, before: int, after: int) -> N
         assert ids(newer["chunk"]) == [sent[5 + after]]
 
 
-async def test_the_limit_of_a_context_is_of_both_sides(server: Server) -> None:
+async def test_the_limit_of_a_context_covers_both_sides(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     sent = await say(alice, room_id, *[str(number) for number in range(30)])
@@ -225,7 +225,7 @@ async def test_the_limit_of_a_context_is_of_both_sides(server: Server) -> None:
     assert len(around["events_before"]) + len(around["events_after"]) == 10
 
 
-async def test_the_state_of_a_context_is_of_its_end(server: Server) -> None:
+async def test_a_context_returns_the_state_at_its_end(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice, name="first")
     (event_id,) = await say(alice, room_id, "hello")
@@ -236,7 +236,7 @@ async def test_the_state_of_a_context_is_of_its_end(server: Server) -> None:
         assert names == [name]
 
 
-async def test_the_filter_of_a_context_is_not_for_the_event(server: Server) -> None:
+async def test_the_filter_of_a_context_does_not_apply_to_the_event_itself(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     _, event_id, _ = await say(alice, room_id, "1", "2", "3")
@@ -245,7 +245,7 @@ async def test_the_filter_of_a_context_is_not_for_the_event(server: Server) -> N
     assert around["events_before"] == around["events_after"] == around["state"] == []
 
 
-async def test_one_event(server: Server) -> None:
+async def test_a_single_event_can_be_read(server: Server) -> None:
     alice = await server.register("alice")
     room_id, other = await public_room(alice), await public_room(alice)
     (event_id,) = await say(alice, room_id, "hello")
@@ -263,7 +263,7 @@ async def test_one_event(server: Server) -> None:
         assert await alice.refused("GET", path) == NOT_FOUND
 
 
-async def test_redacted_events_stay_in_their_place(server: Server) -> None:
+async def test_redacted_events_keep_their_place(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     first, second, third = await say(alice, room_id, "1", "2", "3")
@@ -274,7 +274,7 @@ async def test_redacted_events_stay_in_their_place(server: Server) -> None:
     assert chunk[2]["unsigned"]["redacted_because"]["event_id"] == redaction
 
 
-async def test_who_has_left_reads_up_to_there(server: Server) -> None:
+async def test_former_members_read_up_to_their_departure(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
     room_id = await public_room(alice, bob, carl, dora)
     (last,) = await say(alice, room_id, "before")
@@ -298,7 +298,7 @@ async def test_who_has_left_reads_up_to_there(server: Server) -> None:
         assert "m.room.name" not in {event["type"] for event in around["state"]}
 
 
-async def test_history_of_an_earlier_stay_is_kept(server: Server) -> None:
+async def test_history_of_an_earlier_membership_stays_readable(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     await say(alice, room_id, "before")
@@ -311,7 +311,7 @@ async def test_history_of_an_earlier_stay_is_kept(server: Server) -> None:
     assert texts(await all_messages(bob, room_id)) == ["after", "before"]
 
 
-async def test_who_was_never_in_the_room_reads_nothing(server: Server) -> None:
+async def test_users_who_were_never_members_read_nothing(server: Server) -> None:
     alice, bob, carl, dora, emil = [await server.register(name) for name in ("alice", "bob", "carl", "dora", "emil")]
     room_id = await create(alice, invite=[bob.user_id, dora.user_id])
     (event_id,) = await say(alice, room_id, "secret")
@@ -331,7 +331,7 @@ async def test_who_was_never_in_the_room_reads_nothing(server: Server) -> None:
     ["dir=x", "dir=", "dir=b&limit=x", "dir=b&limit=-1", "dir=b&limit=1.5", "dir=b&from=nonsense", "dir=b&to=t",
      "dir=f&from=s-1x", "dir=b&from=" + "t" + "9" * 40],
 )  # fmt: skip
-async def test_refuses_bad_parameters(server: Server, query: str) -> None:
+async def test_malformed_parameters_are_refused(server: Server, query: str) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     assert await alice.refused("GET", path_of(room_id, "messages") + "?" + query) == (400, "M_INVALID_PARAM")
@@ -341,7 +341,7 @@ async def test_refuses_bad_parameters(server: Server, query: str) -> None:
 @pytest.mark.parametrize(
     "filter_", ["{", "7", "[]", '{"types": "m.room.message"}', '{"senders": [7]}', '{"contains_url": "yes"}']
 )
-async def test_refuses_bad_filters(server: Server, filter_: str) -> None:
+async def test_malformed_filters_in_a_query_are_refused(server: Server, filter_: str) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     (event_id,) = await say(alice, room_id, "hello")
@@ -364,7 +364,7 @@ async def at_time(client: Client, room_id: str, ts: int, direction: str) -> str:
     return str(found["event_id"])
 
 
-async def test_the_event_of_a_time(server: Server) -> None:
+async def test_timestamps_resolve_to_the_nearest_event(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     sent, times = [], []
@@ -384,7 +384,7 @@ async def test_the_event_of_a_time(server: Server) -> None:
         assert await alice.refused("GET", f"{path}?{query}") == NOT_FOUND
 
 
-async def test_the_event_of_a_time_is_one_that_the_user_may_see(server: Server) -> None:
+async def test_timestamps_resolve_to_visible_events_only(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, initial_state=[history_visibility("joined")])
     secret = await send(alice, room_id, "secret")
@@ -413,14 +413,14 @@ async def test_the_event_of_a_time_is_one_that_the_user_may_see(server: Server) 
         (f"ts={1 << 80}&dir=f", "M_INVALID_PARAM"),
     ],
 )
-async def test_refuses_bad_times(server: Server, query: str, errcode: str) -> None:
+async def test_malformed_timestamps_are_refused(server: Server, query: str, errcode: str) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     path = f"/_matrix/client/v1/{path_of(room_id, 'timestamp_to_event')}"
     assert await alice.refused("GET", f"{path}?{query}") == (400, errcode)
 
 
-async def test_sync_messages_and_context_read_alike(server: Server) -> None:
+async def test_sync_messages_and_context_return_the_same_events(server: Server) -> None:
     """The same filter, the same ignored users and the same limit show the same events, whichever way they are read."""
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, bob, carl)
@@ -442,7 +442,7 @@ async def test_sync_messages_and_context_read_alike(server: Server) -> None:
     assert await all_messages(alice, room_id, "f", start=around["end"], filter=rare) == []
 
 
-async def test_a_page_that_holds_all_there_is_has_no_end(server: Server) -> None:
+async def test_a_page_with_all_events_has_no_end_token(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     everything = await all_messages(alice, room_id)

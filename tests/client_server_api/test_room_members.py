@@ -48,7 +48,7 @@ EVERYONE = {
 }
 
 
-async def test_members_by_membership(server: Server) -> None:
+async def test_members_can_be_filtered_by_membership(server: Server) -> None:
     alice, room_id = await a_room_with_every_membership(server)
     assert await members(alice, room_id) == EVERYONE
     for membership in ("join", "invite", "leave", "ban", "knock"):
@@ -62,7 +62,7 @@ async def test_members_by_membership(server: Server) -> None:
     }
 
 
-async def test_joined_members(server: Server) -> None:
+async def test_joined_members_come_with_their_profiles(server: Server) -> None:
     alice, room_id = await a_room_with_every_membership(server)
     await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "Alice"})
     await alice.ok("PUT", f"profile/{alice.user_id}/avatar_url", json={"avatar_url": "mxc://test.example/a"})
@@ -73,7 +73,7 @@ async def test_joined_members(server: Server) -> None:
     }
 
 
-async def test_joined_members_change_with_every_change_of_a_member(server: Server) -> None:
+async def test_joined_members_are_always_current(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, preset="public_chat")
 
@@ -95,7 +95,7 @@ async def test_joined_members_change_with_every_change_of_a_member(server: Serve
     assert await joined() == {alice.user_id: "alice"}
 
 
-async def test_members_at_a_point(server: Server) -> None:
+async def test_members_can_be_listed_at_a_sync_token(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(alice, preset="public_chat")
     await join(bob, room_id)
@@ -110,7 +110,7 @@ async def test_members_at_a_point(server: Server) -> None:
     assert await members(alice, room_id, at=page["end"]) == {"alice": "join"}
 
 
-async def test_members_before_the_first_event(server: Server) -> None:
+async def test_no_members_are_listed_before_the_first_event(server: Server) -> None:
     """A sync with the whole timeline of a room begins there: its members are told by the timeline."""
     alice = await server.register("alice")
     room_id = await create(alice)
@@ -118,7 +118,7 @@ async def test_members_before_the_first_event(server: Server) -> None:
     assert await members(alice, room_id, at=start) == {}
 
 
-async def test_members_at_a_message(server: Server) -> None:
+async def test_members_can_be_listed_at_a_message(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, preset="public_chat")
     event_id = await send(alice, room_id, "before")
@@ -127,7 +127,7 @@ async def test_members_at_a_message(server: Server) -> None:
     assert await members(alice, room_id, at=context["end"]) == {"alice": "join"}
 
 
-async def test_who_has_left_learns_of_nothing_later(server: Server) -> None:
+async def test_former_members_see_no_later_changes(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(alice, preset="public_chat")
     await join(bob, room_id)
@@ -142,7 +142,7 @@ async def test_who_has_left_learns_of_nothing_later(server: Server) -> None:
     assert await bob.refused("GET", path_of(room_id, "joined_members")) == FORBIDDEN
 
 
-async def test_members_of_before_one_joined_are_as_visible_as_what_was_said_then(server: Server) -> None:
+async def test_earlier_members_are_as_visible_as_the_history(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(alice, preset="public_chat")
     await join(carl, room_id)
@@ -160,7 +160,7 @@ async def test_members_of_before_one_joined_are_as_visible_as_what_was_said_then
     assert await members(bob, room_id, at=now) == {"alice": "join", "bob": "join", "carl": "leave"}
 
 
-async def test_who_was_never_in_the_room_learns_nothing(server: Server) -> None:
+async def test_users_who_were_never_members_see_nothing(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await create(alice, invite=[bob.user_id])
     for client in (bob, carl):
@@ -170,14 +170,14 @@ async def test_who_was_never_in_the_room_learns_nothing(server: Server) -> None:
     assert await server.anonymous.refused("GET", path_of(room_id, "members")) == (401, "M_MISSING_TOKEN")
 
 
-async def test_anyone_sees_the_members_where_the_world_may_read(server: Server) -> None:
+async def test_anyone_can_list_the_members_of_a_world_readable_room(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice)
     await set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "world_readable"})
     assert await members(bob, room_id) == {"alice": "join"}
 
 
-async def test_member_events_with_nonsense_in_them(server: Server) -> None:
+async def test_member_events_with_malformed_content_are_tolerated(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     content = {"membership": "join", "displayname": 7, "avatar_url": ["no"]}
@@ -188,7 +188,7 @@ async def test_member_events_with_nonsense_in_them(server: Server) -> None:
 @pytest.mark.parametrize(
     "query", ["at=nonsense", "at=", "at=t", "at=s-1x", "membership=dance", "not_membership=", "membership=JOIN"]
 )
-async def test_refuses_bad_parameters(server: Server, query: str) -> None:
+async def test_malformed_parameters_are_refused(server: Server, query: str) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     assert await alice.refused("GET", path_of(room_id, "members") + "?" + query) == (400, "M_INVALID_PARAM")

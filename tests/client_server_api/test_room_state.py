@@ -26,7 +26,7 @@ FORBIDDEN = (403, "M_FORBIDDEN")
 ALIAS_PATH = "directory/room/" + quote("#pub:test.example", safe="")
 
 
-async def test_state_is_read_as_it_was_set(server: Server) -> None:
+async def test_state_is_returned_as_it_was_set(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     content = {"name": "Ü", "nested": [{"a": None}]}
@@ -43,7 +43,7 @@ async def test_state_is_read_as_it_was_set(server: Server) -> None:
         assert (await state(bob, room_id))["org.example", state_key]["content"] == content
 
 
-async def test_without_a_state_key_it_is_empty(server: Server) -> None:
+async def test_an_omitted_state_key_is_empty(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     await alice.ok("PUT", path_of(room_id, "state", "m.room.topic"), json={"topic": "a"})
@@ -52,7 +52,7 @@ async def test_without_a_state_key_it_is_empty(server: Server) -> None:
         assert (await alice.ok("GET", path + "?format=event"))["state_key"] == ""
 
 
-async def test_the_newest_event_of_a_key_counts(server: Server) -> None:
+async def test_the_newest_event_for_a_key_is_current(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     first = await set_state(alice, room_id, "m.room.name", {"name": "a"})
@@ -64,7 +64,7 @@ async def test_the_newest_event_of_a_key_counts(server: Server) -> None:
     assert event["unsigned"]["prev_content"] == {"name": "a"}
 
 
-async def test_the_same_state_again_is_no_new_event(server: Server) -> None:
+async def test_setting_the_same_state_again_creates_no_event(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     first = await set_state(alice, room_id, "m.room.name", {"name": "a"})
@@ -75,7 +75,7 @@ async def test_the_same_state_again_is_no_new_event(server: Server) -> None:
     assert await get_state(alice, room_id, "m.room.name") == {"name": "a"}
 
 
-async def test_state_that_is_not_there(server: Server) -> None:
+async def test_missing_state_is_not_found(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     for path in (path_of(room_id, "state", "org.example.none"), path_of(room_id, "state", "m.room.name", "key")):
@@ -87,7 +87,7 @@ async def test_state_that_is_not_there(server: Server) -> None:
     )
 
 
-async def test_who_may_set_state(server: Server) -> None:
+async def test_setting_state_requires_the_power_level(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     override = {"events": {"org.example.open": 0}}
     room_id = await public_room(alice, bob, power_level_content_override=override)
@@ -102,7 +102,7 @@ async def test_who_may_set_state(server: Server) -> None:
     assert (await alice.refused("PUT", unknown, json={}))[0] in (403, 404)
 
 
-async def test_a_room_is_created_once(server: Server) -> None:
+async def test_a_room_cannot_be_created_twice(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     path = path_of(room_id, "state", "m.room.create")
@@ -119,7 +119,7 @@ async def test_a_room_is_created_once(server: Server) -> None:
         ({"bob": 50, "dora": 0}, False),  # who has as much power as oneself
     ],
 )
-async def test_nobody_gives_more_power_than_they_have(server: Server, users: dict[str, int], allowed: bool) -> None:
+async def test_nobody_can_grant_more_power_than_they_have(server: Server, users: dict[str, int], allowed: bool) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     by_name = {name: f"@{name}:test.example" for name in ("bob", "carl", "dora")}
     start = {"users": {by_name["bob"]: 50, by_name["dora"]: 50}, "events": {"m.room.power_levels": 50}}
@@ -144,7 +144,7 @@ async def test_nobody_gives_more_power_than_they_have(server: Server, users: dic
         {"notifications": {"room": "50"}},
     ],
 )
-async def test_power_levels_are_numbers(server: Server, content: dict[str, Any]) -> None:
+async def test_power_levels_must_be_integers(server: Server, content: dict[str, Any]) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     before = await get_state(alice, room_id, "m.room.power_levels")
@@ -153,7 +153,7 @@ async def test_power_levels_are_numbers(server: Server, content: dict[str, Any])
     assert await get_state(alice, room_id, "m.room.power_levels") == before
 
 
-async def test_who_has_left_reads_the_state_as_it_was(server: Server) -> None:
+async def test_former_members_read_the_state_as_of_their_departure(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, bob, carl, name="before")
     await leave(bob, room_id)
@@ -166,7 +166,7 @@ async def test_who_has_left_reads_the_state_as_it_was(server: Server) -> None:
         assert await client.refused("GET", path_of(room_id, "state", "org.example")) == (404, "M_NOT_FOUND")
 
 
-async def test_who_was_never_in_the_room_reads_nothing(server: Server) -> None:
+async def test_users_who_were_never_members_read_nothing(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
     room_id = await create(alice, invite=[bob.user_id, dora.user_id], name="private")
     await leave(dora, room_id)
@@ -177,7 +177,7 @@ async def test_who_was_never_in_the_room_reads_nothing(server: Server) -> None:
     assert await bob.refused("GET", path_of("!unknown:test.example", "state")) == FORBIDDEN
 
 
-async def test_anyone_reads_what_the_world_may_read(server: Server) -> None:
+async def test_anyone_can_read_a_world_readable_room(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     visibility = {"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}}
     room_id = await create(alice, name="open", initial_state=[visibility])
@@ -185,7 +185,7 @@ async def test_anyone_reads_what_the_world_may_read(server: Server) -> None:
     assert ("m.room.name", "") in await state(bob, room_id)
 
 
-async def test_canonical_aliases_lead_to_the_room(server: Server) -> None:
+async def test_canonical_aliases_must_point_to_the_room(server: Server) -> None:
     alice = await server.register("alice")
     room_id, other = await create(alice), await create(alice)
     path = path_of(room_id, "state", "m.room.canonical_alias")
@@ -201,7 +201,7 @@ async def test_canonical_aliases_lead_to_the_room(server: Server) -> None:
     assert await alice.refused("PUT", path, json={"alias": "#far:away.example"}) == (400, "M_BAD_ALIAS")
 
 
-async def test_only_aliases_that_are_added_are_checked(server: Server) -> None:
+async def test_only_newly_added_aliases_are_checked(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     await alice.ok("PUT", ALIAS_PATH, json={"room_id": room_id})
@@ -232,7 +232,7 @@ async def test_only_aliases_that_are_added_are_checked(server: Server) -> None:
         ({"alt_aliases": ["nonsense"]}, "M_INVALID_PARAM"),
     ],
 )
-async def test_refuses_bad_canonical_aliases(server: Server, content: dict[str, Any], errcode: str) -> None:
+async def test_malformed_canonical_aliases_are_refused(server: Server, content: dict[str, Any], errcode: str) -> None:
     alice = await server.register("alice")
     room_id = await create(alice, room_alias_name="pub")
     path = path_of(room_id, "state", "m.room.canonical_alias")
@@ -251,7 +251,7 @@ async def test_refuses_bad_canonical_aliases(server: Server, content: dict[str, 
         (b'{"n": "' + b"x" * 65_536 + b'"}', 413, "M_TOO_LARGE"),
     ],
 )
-async def test_refuses_bad_content(server: Server, content: bytes, status: int, errcode: str) -> None:
+async def test_malformed_content_is_refused(server: Server, content: bytes, status: int, errcode: str) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     events = len(await all_messages(alice, room_id))
@@ -260,7 +260,7 @@ async def test_refuses_bad_content(server: Server, content: bytes, status: int, 
     assert len(await all_messages(alice, room_id)) == events
 
 
-async def test_refuses_names_that_are_too_long(server: Server) -> None:
+async def test_types_and_state_keys_have_a_maximum_length(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     for path in (path_of(room_id, "state", "t" * 256), path_of(room_id, "state", "org.example", "ü" * 128)):

@@ -17,7 +17,7 @@ def path(room_id: str, txn_id: str, event_type: str = "m.room.message") -> str:
     return path_of(room_id, "send", event_type, txn_id)
 
 
-async def test_what_is_sent_is_what_is_read(server: Server) -> None:
+async def test_messages_are_read_as_they_were_sent(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     content = {"body": "Ünïcödé 🦊", "nested": {"list": [1, None, True, {"a": "b"}]}, "": "empty key"}
@@ -28,7 +28,7 @@ async def test_what_is_sent_is_what_is_read(server: Server) -> None:
     assert "state_key" not in event
 
 
-async def test_only_the_sending_device_is_told_the_transaction_id(server: Server) -> None:
+async def test_only_the_sending_device_sees_the_transaction_id(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     laptop = await server.log_in("alice")
     room_id = await public_room(alice, bob)
@@ -40,7 +40,7 @@ async def test_only_the_sending_device_is_told_the_transaction_id(server: Server
         assert timeline[-1]["unsigned"].get("transaction_id") == expected
 
 
-async def test_a_retry_answers_the_same_event(server: Server) -> None:
+async def test_a_retry_returns_the_same_event(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     first = await alice.ok("PUT", path(room_id, "t/1 ü"), json={"body": "hello"})
@@ -49,7 +49,7 @@ async def test_a_retry_answers_the_same_event(server: Server) -> None:
     assert texts((await messages(alice, room_id))["chunk"]) == ["hello"]
 
 
-async def test_what_a_transaction_id_is_told_apart_by(server: Server) -> None:
+async def test_transaction_ids_are_scoped_to_device_room_and_event_type(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     laptop = await server.log_in("alice")
     room_id, other = await public_room(alice, bob), await public_room(alice)
@@ -84,7 +84,7 @@ async def test_a_refused_event_may_be_sent_again(server: Server) -> None:
     assert "event_id" in await bob.ok("PUT", path(room_id, "1"), json={"body": "hello"})
 
 
-async def test_who_may_send(server: Server) -> None:
+async def test_only_members_with_the_required_level_may_send(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     levels = {"events_default": 10, "events": {"org.example.open": 0, "org.example.high": 90}}
     room_id = await public_room(alice, bob, power_level_content_override=levels)
@@ -97,7 +97,7 @@ async def test_who_may_send(server: Server) -> None:
 
 
 @pytest.mark.parametrize("event_type", ["m.room.create", "m.room.member"])
-async def test_what_must_be_state_is_not_sent_as_a_message(server: Server, event_type: str) -> None:
+async def test_state_events_cannot_be_sent_as_messages(server: Server, event_type: str) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     status, _ = await alice.refused("PUT", path(room_id, "1", event_type), json={"membership": "join"})
@@ -125,14 +125,14 @@ async def test_what_must_be_state_is_not_sent_as_a_message(server: Server, event
         (b'{"a": ' * 200 + b"1" + b"}" * 200, "M_NOT_JSON"),
     ],
 )
-async def test_refuses_what_is_no_content(server: Server, content: bytes, errcode: str) -> None:
+async def test_content_must_be_a_json_object(server: Server, content: bytes, errcode: str) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     assert await alice.refused("PUT", path(room_id, "1"), content=content) == (400, errcode)
     assert texts((await messages(alice, room_id))["chunk"]) == []
 
 
-async def test_old_rooms_may_have_any_number(server: Server) -> None:
+async def test_rooms_of_old_versions_accept_any_number(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice, room_version="5")
     sent = await alice.ok("PUT", path(room_id, "1"), json={"n": 1.5, "large": 2**60})
@@ -140,7 +140,7 @@ async def test_old_rooms_may_have_any_number(server: Server) -> None:
     assert event["content"] == {"n": 1.5, "large": 2**60}
 
 
-async def test_limits_of_size(server: Server) -> None:
+async def test_events_have_a_maximum_size(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)
     too_large: list[tuple[str, Any]] = [
@@ -155,7 +155,7 @@ async def test_limits_of_size(server: Server) -> None:
     await alice.ok("PUT", path(room_id, "1", "t" * 255), json={"body": "x" * 60_000})
 
 
-async def test_refuses_bad_room_ids(server: Server) -> None:
+async def test_malformed_room_ids_are_refused(server: Server) -> None:
     alice = await server.register("alice")
     for room_id in ("room", "#alias:test.example", "!" + "r" * 300):
         assert await alice.refused("PUT", path(room_id, "1"), json={}) == (400, "M_INVALID_PARAM")

@@ -33,7 +33,7 @@ async def signed(server: Server, username: str = "alice", admin: bool = False, *
 
 
 @pytest.mark.parametrize("admin", [False, True])
-async def test_makes_accounts(homeservers: Homeservers, tmp_path: Path, admin: bool) -> None:
+async def test_it_registers_accounts(homeservers: Homeservers, tmp_path: Path, admin: bool) -> None:
     server = await start(homeservers, tmp_path)
     answer = await server.anonymous.ok("POST", PATH, json=await signed(server, "Alice", admin))
     assert answer["user_id"] == "@alice:test.example"
@@ -43,14 +43,14 @@ async def test_makes_accounts(homeservers: Homeservers, tmp_path: Path, admin: b
     await server.log_in("alice", PASSWORD)
 
 
-async def test_the_account_may_have_a_display_name_and_a_device(homeservers: Homeservers, tmp_path: Path) -> None:
+async def test_a_display_name_and_a_device_can_be_given(homeservers: Homeservers, tmp_path: Path) -> None:
     server = await start(homeservers, tmp_path)
     body = await signed(server, displayname="Alice A.", device_id="TOOL")
     assert (await server.anonymous.ok("POST", PATH, json=body))["device_id"] == "TOOL"
     assert await server.anonymous.ok("GET", "profile/@alice:test.example") == {"displayname": "Alice A."}
 
 
-async def test_refuses_and_makes_nothing(homeservers: Homeservers, tmp_path: Path) -> None:
+async def test_a_refused_request_creates_nothing(homeservers: Homeservers, tmp_path: Path) -> None:
     server = await start(homeservers, tmp_path)
     good = await signed(server)
     cases = [
@@ -73,21 +73,21 @@ async def test_refuses_and_makes_nothing(homeservers: Homeservers, tmp_path: Pat
     assert await server.read(accounts.list_users) == []
 
 
-async def test_a_nonce_grows_old(homeservers: Homeservers, tmp_path: Path) -> None:
+async def test_a_nonce_expires(homeservers: Homeservers, tmp_path: Path) -> None:
     server = await start(homeservers, tmp_path)
     body = await signed(server)
     await trio.sleep(61)
     assert await server.anonymous.refused("POST", PATH, json=body) == (400, "M_UNKNOWN")
 
 
-async def test_repeating_a_request_makes_no_second_account(homeservers: Homeservers, tmp_path: Path) -> None:
+async def test_a_repeated_request_creates_no_second_account(homeservers: Homeservers, tmp_path: Path) -> None:
     server = await start(homeservers, tmp_path)
     body = await signed(server)
     await server.anonymous.ok("POST", PATH, json=body)
     assert await server.anonymous.refused("POST", PATH, json=body) == (400, "M_USER_IN_USE")
 
 
-async def test_is_not_there_without_a_secret(homeserver: Server) -> None:
+async def test_the_endpoint_is_absent_without_a_secret(homeserver: Server) -> None:
     assert await homeserver.anonymous.refused("GET", PATH) == (404, "M_UNRECOGNIZED")
     body = {"nonce": "x", "username": "a", "password": "b", "mac": "c"}
     assert await homeserver.anonymous.refused("POST", PATH, json=body) == (404, "M_UNRECOGNIZED")

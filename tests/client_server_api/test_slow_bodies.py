@@ -42,7 +42,7 @@ def requests(room_id: str, user_id: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("number", range(7))
-async def test_nothing_is_done_for_an_account_that_has_ended(homeserver: Server, number: int) -> None:
+async def test_a_slow_request_does_nothing_after_its_account_was_deactivated(homeserver: Server, number: int) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     room_id = await homeserver.make_room(bob)
     laptop = await homeserver.log_in("alice")
@@ -58,7 +58,7 @@ async def test_nothing_is_done_for_an_account_that_has_ended(homeserver: Server,
 
 
 @pytest.mark.parametrize("path", ["createRoom", "/_matrix/media/v3/upload"])
-async def test_nothing_is_done_for_a_device_that_was_logged_out(homeserver: Server, path: str) -> None:
+async def test_a_slow_request_does_nothing_after_its_device_was_logged_out(homeserver: Server, path: str) -> None:
     alice = await homeserver.register("alice")
     laptop = await homeserver.log_in("alice")
 
@@ -69,7 +69,7 @@ async def test_nothing_is_done_for_a_device_that_was_logged_out(homeserver: Serv
 
 
 @pytest.mark.parametrize("path", ["createRoom", "/_matrix/media/v3/upload"])
-async def test_a_request_may_outlive_a_token_that_was_refreshed(homeserver: Server, path: str) -> None:
+async def test_a_slow_request_succeeds_although_its_token_was_refreshed(homeserver: Server, path: str) -> None:
     await homeserver.register("alice")
     body = {
         "type": "m.login.password",

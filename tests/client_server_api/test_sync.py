@@ -53,7 +53,7 @@ def kinds(events: list[dict[str, Any]]) -> list[str]:
 # Lazy loading
 
 
-async def test_lazily_a_room_comes_with_its_speakers_and_heroes(server: Server) -> None:
+async def test_lazy_loading_returns_senders_and_heroes(server: Server) -> None:
     reader, *others = await people(server, 9)
     room_id = await public_room(reader, *others)
     await say(others[7], room_id, *["hello"] * 10)
@@ -67,7 +67,7 @@ async def test_lazily_a_room_comes_with_its_speakers_and_heroes(server: Server) 
     assert "m.room.create" in kinds(room_in(lazy, room_id)["state"]["events"])
 
 
-async def test_lazily_who_begins_to_speak_is_made_known(server: Server) -> None:
+async def test_lazy_loading_returns_new_senders(server: Server) -> None:
     reader, *others = await people(server, 9)
     room_id = await public_room(reader, *others)
     await say(reader, room_id, *["hello"] * 10)
@@ -83,7 +83,7 @@ async def test_lazily_who_begins_to_speak_is_made_known(server: Server) -> None:
 # Filters
 
 
-async def test_filters_of_state_and_timeline(server: Server) -> None:
+async def test_state_and_timeline_can_be_filtered(server: Server) -> None:
     (alice,) = await people(server, 1)
     room_id = await public_room(alice, name="Room", topic="Tea")
     await say(alice, room_id, *["hello"] * 3)
@@ -96,7 +96,7 @@ async def test_filters_of_state_and_timeline(server: Server) -> None:
 
 @pytest.mark.parametrize("part", ["room", "timeline", "state", "ephemeral", "account_data"])
 @pytest.mark.parametrize("by", ["rooms", "not_rooms"])
-async def test_filters_by_room(server: Server, part: str, by: str) -> None:
+async def test_rooms_can_be_filtered(server: Server, part: str, by: str) -> None:
     alice, bob = await people(server, 2)
     wanted, unwanted = await public_room(alice, bob), await public_room(alice, bob)
     for room_id in (wanted, unwanted):
@@ -117,7 +117,7 @@ async def test_filters_by_room(server: Server, part: str, by: str) -> None:
         assert not rooms[unwanted].get(part, {}).get("events")
 
 
-async def test_filters_of_what_belongs_to_no_room(server: Server) -> None:
+async def test_presence_and_account_data_can_be_filtered(server: Server) -> None:
     alice, bob = await people(server, 2)
     await public_room(alice, bob)
     await sync(bob)
@@ -130,7 +130,7 @@ async def test_filters_of_what_belongs_to_no_room(server: Server) -> None:
     assert [event["sender"] for event in answer["presence"]["events"]] == [bob.user_id]
 
 
-async def test_only_the_fields_that_are_asked_for(server: Server) -> None:
+async def test_event_fields_limits_the_fields_of_events(server: Server) -> None:
     (alice,) = await people(server, 1)
     room_id = await public_room(alice)
     await send(alice, room_id, {"msgtype": "m.text", "body": "hello", "a.b": {"c": 1, "d": 2}})
@@ -157,7 +157,7 @@ async def test_a_gap_can_be_filled_from_prev_batch(server: Server) -> None:
     assert "limited" not in room["timeline"] or timeline(await sync(bob, since), room_id)
 
 
-async def test_the_state_is_that_before_the_timeline_or_after_it(server: Server) -> None:
+async def test_the_state_is_that_before_or_after_the_timeline(server: Server) -> None:
     alice, bob = await people(server, 2)
     room_id = await public_room(alice, bob, name="first")
     since = (await sync(bob))["next_batch"]
@@ -172,7 +172,7 @@ async def test_the_state_is_that_before_the_timeline_or_after_it(server: Server)
     assert "state" not in after
 
 
-async def test_the_full_state_comes_at_once(server: Server) -> None:
+async def test_full_state_is_returned_at_once(server: Server) -> None:
     (alice,) = await people(server, 1)
     room_id = await public_room(alice, name="Room")
     since = (await sync(alice))["next_batch"]
@@ -183,7 +183,7 @@ async def test_the_full_state_comes_at_once(server: Server) -> None:
     assert room["timeline"]["events"] == []
 
 
-async def test_only_the_device_that_sent_it_learns_its_transaction(server: Server) -> None:
+async def test_only_the_sending_device_gets_the_transaction_id(server: Server) -> None:
     alice = await server.register("alice")
     other, bob = await server.log_in("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
@@ -193,7 +193,7 @@ async def test_only_the_device_that_sent_it_learns_its_transaction(server: Serve
         assert [event["unsigned"].get("transaction_id") for event in found] == [expected]
 
 
-async def test_what_was_redacted_is_told_redacted(server: Server) -> None:
+async def test_redacted_events_are_sent_in_redacted_form(server: Server) -> None:
     alice, bob = await people(server, 2)
     room_id = await public_room(alice, bob)
     (event_id,) = await say(alice, room_id, "oops")
@@ -207,7 +207,7 @@ async def test_what_was_redacted_is_told_redacted(server: Server) -> None:
 # Other memberships
 
 
-async def test_invitations_and_knocks(server: Server) -> None:
+async def test_invitations_and_knocks_come_with_stripped_state(server: Server) -> None:
     alice, bob = await people(server, 2)
     room_id = await create(alice, preset="private_chat", name="Room", invite=[bob.user_id])
     answer = await sync(bob)
@@ -225,7 +225,7 @@ async def test_invitations_and_knocks(server: Server) -> None:
     assert own["content"] == {"membership": "knock", "reason": "please", "displayname": "user1"}
 
 
-async def test_an_invitation_says_who_invites_and_when(server: Server) -> None:
+async def test_an_invitation_says_who_sent_it_and_when(server: Server) -> None:
     alice, bob = await people(server, 2)
     room_id = await create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
     await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "Alice"})
@@ -245,7 +245,7 @@ async def test_an_invitation_says_who_invites_and_when(server: Server) -> None:
     assert room["state"]["events"] == [own]
 
 
-async def test_what_was_redacted_of_the_inviter_is_not_told(server: Server) -> None:
+async def test_the_inviters_redacted_profile_is_not_shown(server: Server) -> None:
     alice, bob = await people(server, 2)
     room_id = await create(alice)
     await alice.ok("PUT", f"profile/{alice.user_id}/displayname", json={"displayname": "rude"})
@@ -257,7 +257,7 @@ async def test_what_was_redacted_of_the_inviter_is_not_told(server: Server) -> N
 
 
 @pytest.mark.parametrize("how", ["leave", "kick", "ban"])
-async def test_a_room_that_was_left_is_told_up_to_that(server: Server, how: str) -> None:
+async def test_a_left_room_is_shown_up_to_the_departure(server: Server, how: str) -> None:
     alice, bob = await people(server, 2)
     room_id = await public_room(alice, bob)
     since = (await sync(bob))["next_batch"]
@@ -277,7 +277,7 @@ async def test_a_room_that_was_left_is_told_up_to_that(server: Server, how: str)
     assert "rooms" not in await sync(bob, filter={"room": {"include_leave": True}})
 
 
-async def test_a_room_that_is_joined_again_comes_whole(server: Server) -> None:
+async def test_a_rejoined_room_comes_with_its_full_state(server: Server) -> None:
     alice, bob = await people(server, 2)
     room_id = await public_room(alice, bob, name="Room")
     await leave(bob, room_id)
@@ -292,7 +292,7 @@ async def test_a_room_that_is_joined_again_comes_whole(server: Server) -> None:
 # Ignored users, waiting
 
 
-async def test_ignored_users_are_not_heard_of(server: Server) -> None:
+async def test_events_of_ignored_users_are_left_out(server: Server) -> None:
     alice, bob = await people(server, 2)
     room_id = await public_room(alice, bob)
     since = (await sync(alice))["next_batch"]
@@ -308,7 +308,7 @@ async def test_ignored_users_are_not_heard_of(server: Server) -> None:
     assert [event["content"]["displayname"] for event in timeline(answer, room_id)] == ["Bob!"]
 
 
-async def test_a_sync_waits_as_long_as_it_was_asked_to(server: Server) -> None:
+async def test_a_sync_waits_for_its_timeout(server: Server) -> None:
     (alice,) = await people(server, 1)
     await public_room(alice)
     since = (await sync(alice))["next_batch"]

@@ -57,7 +57,9 @@ def restore(folder: Path) -> None:
 @pytest.mark.usefixtures("homeservers")
 @pytest.mark.parametrize("restarts", [0, 1])
 @pytest.mark.parametrize("passed", [False, True], ids=["at once", "when the stream has passed the token"])
-async def test_a_client_from_after_the_backup_misses_nothing(tmp_path: Path, restarts: int, passed: bool) -> None:
+async def test_a_client_that_synced_after_the_backup_misses_nothing(
+    tmp_path: Path, restarts: int, passed: bool
+) -> None:
     async with started(tmp_path) as server:
         alice, bob = await server.register("alice"), await server.register("bob")
         room_id = await public_room(alice, bob)
@@ -124,7 +126,7 @@ async def test_one_time_keys_from_a_backup_are_not_issued_again(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("homeservers")
-async def test_pages_from_a_lost_token_miss_nothing(tmp_path: Path) -> None:
+async def test_paginating_from_a_token_lost_in_a_restore_misses_nothing(tmp_path: Path) -> None:
     async with started(tmp_path) as server:
         alice = await server.register("alice")
         room_id = await public_room(alice)
@@ -151,7 +153,7 @@ async def test_pages_from_a_lost_token_miss_nothing(tmp_path: Path) -> None:
             assert (await alice.ok("GET", path_of(room_id, "members") + f"?at={token}"))["chunk"]
 
 
-async def test_tokens_from_before_there_were_generations_go_on(server: Server) -> None:
+async def test_tokens_without_a_generation_still_work(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     position = server.hs.stream.position
@@ -170,19 +172,19 @@ async def test_tokens_from_before_there_were_generations_go_on(server: Server) -
 @pytest.mark.parametrize(
     "token", ["", "x", "s", "s-1", "t5", "s5_", "s5_a b", "s5_" + "x" * 100, "t1_1_abc", "s1_1_1 "]
 )
-async def test_what_is_no_token_of_a_sync_is_refused(homeserver: Server, token: str) -> None:
+async def test_malformed_sync_tokens_are_refused(homeserver: Server, token: str) -> None:
     alice = await homeserver.register("alice")
     assert await alice.refused("GET", "sync", params={"since": token}) == (400, "M_INVALID_PARAM")
 
 
-async def test_an_invented_token_begins_anew(homeserver: Server) -> None:
+async def test_a_forged_token_starts_an_initial_sync(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     room_id = await homeserver.make_room(alice)
     for token in ("s9999999999999999999", "s0_unknown", f"s99999_{homeserver.hs.database.generation}"):
         assert room_in(await sync(alice, token), room_id)["timeline"]["limited"]
 
 
-async def test_a_token_may_be_ahead_of_what_the_stream_has_heard_of(homeserver: Server) -> None:
+async def test_a_token_may_be_ahead_of_the_stream_of_this_node(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
     await homeserver.make_room(alice)
     token = (await alice.ok("GET", "sync"))["next_batch"]

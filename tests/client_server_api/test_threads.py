@@ -30,7 +30,7 @@ async def test_threads_are_listed_by_their_latest_reply(server: Server) -> None:
     assert ids(rest["chunk"]) == [second] and "next_batch" not in rest
 
 
-async def test_threads_of_a_participant(server: Server) -> None:
+async def test_threads_can_be_limited_to_those_the_user_participated_in(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     first, second = await say(alice, room_id, "1", "2")
@@ -42,7 +42,7 @@ async def test_threads_of_a_participant(server: Server) -> None:
     assert ids((await threads(bob, room_id, include="all"))["chunk"]) == [first, own, second]
 
 
-async def test_a_thread_without_replies_is_gone(server: Server) -> None:
+async def test_a_thread_whose_replies_are_all_redacted_is_not_listed(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     (root,) = await say(alice, room_id, "root")
@@ -51,7 +51,7 @@ async def test_a_thread_without_replies_is_gone(server: Server) -> None:
     assert await bundle(alice, room_id, root) == {}
 
 
-async def test_threads_are_for_those_who_may_read_the_room(server: Server) -> None:
+async def test_only_users_who_may_read_the_room_can_list_its_threads(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice)
     assert await bob.refused("GET", V1 + path_of(room_id, "threads")) == (403, "M_FORBIDDEN")

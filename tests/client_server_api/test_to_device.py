@@ -45,7 +45,7 @@ async def people(homeserver: Server) -> tuple[Client, Client, Client]:
     return alice, phone, await homeserver.log_in("bob")
 
 
-async def test_a_message_reaches_the_device_that_it_names(homeserver: Server) -> None:
+async def test_a_message_reaches_the_device_it_is_addressed_to(homeserver: Server) -> None:
     alice, phone, laptop = await people(homeserver)
     await send(alice, phone, n=1)
     answer = await sync(phone)
@@ -56,7 +56,7 @@ async def test_a_message_reaches_the_device_that_it_names(homeserver: Server) ->
     assert "to_device" not in await sync(alice)
 
 
-async def test_it_wakes_a_sync_that_waits(homeserver: Server) -> None:
+async def test_a_message_wakes_a_waiting_sync(homeserver: Server) -> None:
     alice, phone, laptop = await people(homeserver)
     since = (await sync(phone))["next_batch"]
     answers: list[Json] = []
@@ -73,7 +73,7 @@ async def test_it_wakes_a_sync_that_waits(homeserver: Server) -> None:
     assert trio.current_time() - start < 5
 
 
-async def test_a_star_stands_for_every_device_that_is_not_named(homeserver: Server) -> None:
+async def test_a_star_addresses_every_device_not_listed(homeserver: Server) -> None:
     alice, phone, laptop = await people(homeserver)
     await send(alice, (phone.user_id, "*"), n=1)
     body = {"messages": {phone.user_id: {"*": {"n": 2}, phone.device_id: {"n": 3}}}}
@@ -87,7 +87,7 @@ async def test_a_message_to_oneself_arrives(homeserver: Server) -> None:
     assert (told(await sync(phone)), told(await sync(laptop))) == ([1], [1])
 
 
-async def test_messages_to_nobody_are_ignored(homeserver: Server) -> None:
+async def test_messages_to_unknown_devices_are_ignored(homeserver: Server) -> None:
     alice, phone, _ = await people(homeserver)
     await send(alice, (phone.user_id, "NONE"), ("@nobody:test.example", "*"), ("@nobody:test.example", "D"), n=1)
     await send(alice, (phone.user_id, "a\0b"), n=1)
@@ -108,7 +108,7 @@ async def test_a_message_is_kept_until_a_token_shows_that_it_has_arrived(homeser
     assert told(await sync(phone, before)) == []
 
 
-async def test_a_token_acknowledges_nothing_that_came_after_it(homeserver: Server) -> None:
+async def test_a_token_does_not_acknowledge_later_messages(homeserver: Server) -> None:
     alice, phone, _ = await people(homeserver)
     await send(alice, phone, n=1)
     token = (await sync(phone))["next_batch"]
@@ -117,7 +117,7 @@ async def test_a_token_acknowledges_nothing_that_came_after_it(homeserver: Serve
     assert told(await sync(phone, token)) == [2]
 
 
-async def test_many_messages_come_in_several_answers_in_order(homeserver: Server) -> None:
+async def test_many_messages_are_split_over_several_answers_in_order(homeserver: Server) -> None:
     alice, phone, _ = await people(homeserver)
     count = 2 * limits.users.TO_DEVICE_PER_ANSWER_MAX + 30
     for n in range(count):
@@ -134,7 +134,7 @@ async def test_many_messages_come_in_several_answers_in_order(homeserver: Server
     assert await homeserver.read(count_rows) == 0
 
 
-async def test_other_news_of_a_cut_answer_does_not_come_twice(homeserver: Server) -> None:
+async def test_other_news_of_a_truncated_answer_is_not_repeated(homeserver: Server) -> None:
     alice, phone, laptop = await people(homeserver)
     since = (await sync(phone))["next_batch"]
     await phone.ok("PUT", f"user/{phone.user_id}/account_data/org.example.a", json={"a": 1})
@@ -148,7 +148,7 @@ async def test_other_news_of_a_cut_answer_does_not_come_twice(homeserver: Server
     assert "chunk" in await phone.ok("GET", path)  # it is a token like any other
 
 
-async def test_large_messages_come_in_several_answers(homeserver: Server) -> None:
+async def test_large_messages_are_split_over_several_answers(homeserver: Server) -> None:
     alice, phone, _ = await people(homeserver)
     for n in range(40):
         await send(alice, phone, n=n, text="x" * 60_000)
@@ -176,7 +176,7 @@ async def test_a_repeated_request_sends_nothing(homeserver: Server) -> None:
     assert told(await sync(phone)) == [1, 3, 4]
 
 
-async def test_repeated_requests_at_once_send_once(homeserver: Server) -> None:
+async def test_simultaneous_repeated_requests_send_once(homeserver: Server) -> None:
     alice, phone, _ = await people(homeserver)
     body = {"messages": {phone.user_id: {phone.device_id: {"n": 1}}}}
     async with trio.open_nursery() as nursery:
@@ -193,7 +193,7 @@ async def test_only_the_latest_requests_are_remembered(homeserver: Server) -> No
     assert len(rows) == limits.users.TO_DEVICE_REQUESTS_KEPT
 
 
-async def test_messages_end_with_their_device(homeserver: Server) -> None:
+async def test_deleting_a_device_deletes_its_messages(homeserver: Server) -> None:
     alice, phone, laptop = await people(homeserver)
     await send(alice, (phone.user_id, "*"), n=1)
     await send(phone, alice, n=2)
@@ -237,7 +237,7 @@ async def test_a_damaged_message_stops_neither_the_sync_nor_the_others(
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1 << 20])
-async def test_of_a_full_inbox_the_oldest_messages_are_dropped(
+async def test_a_full_inbox_drops_its_oldest_messages(
     homeserver: Server, caplog: pytest.LogCaptureFixture, size_bytes: int
 ) -> None:
     alice, phone, laptop = await people(homeserver)
@@ -274,7 +274,7 @@ async def test_of_a_full_inbox_the_oldest_messages_are_dropped(
         ({"@bob:test.example": {str(n): {} for n in range(1_001)}}, (413, "M_TOO_LARGE")),
     ],
 )
-async def test_bad_requests_are_refused_as_a_whole(
+async def test_a_request_with_a_malformed_part_is_refused_as_a_whole(
     homeserver: Server, messages: object, expected: tuple[int, str]
 ) -> None:
     alice, phone, _ = await people(homeserver)
@@ -292,7 +292,7 @@ async def test_bad_requests_are_refused_as_a_whole(
 
 
 @pytest.mark.parametrize("path", ["a%00b/1", "a/1%002", "x" * 256 + "/1", "a/" + "x" * 256])
-async def test_bad_paths_are_refused(homeserver: Server, path: str) -> None:
+async def test_malformed_paths_are_refused(homeserver: Server, path: str) -> None:
     alice, phone, _ = await people(homeserver)
     body = {"messages": {phone.user_id: {phone.device_id: {"n": 1}}}}
     status, errcode = await alice.refused("PUT", f"sendToDevice/{path}", json=body)
@@ -312,7 +312,7 @@ async def test_a_star_cannot_fill_the_disk_with_one_request(homeserver: Server) 
     assert await homeserver.read(count_rows) == 0
 
 
-async def test_stars_of_many_users_cannot_make_one_request_endless(homeserver: Server) -> None:
+async def test_the_number_of_devices_addressed_by_one_request_is_limited(homeserver: Server) -> None:
     alice, bob = await homeserver.register("alice"), await homeserver.register("bob")
     each = limits.DEVICES_PER_USER_MAX - 1
     users = [bob, *[await homeserver.register(f"u{n}") for n in range(limits.users.TO_DEVICE_POSTED_MAX // each)]]
@@ -323,7 +323,7 @@ async def test_stars_of_many_users_cannot_make_one_request_endless(homeserver: S
     assert await homeserver.read(count_rows) == 0
 
 
-async def test_any_content_comes_back_as_it_was(homeserver: Server) -> None:
+async def test_any_content_is_delivered_unchanged(homeserver: Server) -> None:
     alice, phone, _ = await people(homeserver)
     contents = [{}, {"n": 1.5}, {"n": [None, True, {"": "\0"}]}, {"n": "é\u2028😀"}, {"n": -(2**53) + 1}, {"type": 5}]
     for n, content in enumerate(contents):
@@ -332,7 +332,7 @@ async def test_any_content_comes_back_as_it_was(homeserver: Server) -> None:
     assert [event["content"] for event in (await sync(phone))["to_device"]["events"]] == contents
 
 
-async def test_guests_may_send(homeservers: Homeservers) -> None:
+async def test_guests_may_send_to_device_messages(homeservers: Homeservers) -> None:
     server = await homeservers.start(registration=Registration(enabled=True, guests=True))
     answer = await server.anonymous.ok("POST", "register?kind=guest", json={})
     bob = await server.register("bob")
@@ -340,7 +340,7 @@ async def test_guests_may_send(homeservers: Homeservers) -> None:
     assert told(await sync(bob)) == [1]
 
 
-async def test_sending_is_limited(homeservers: Homeservers) -> None:
+async def test_sending_is_rate_limited(homeservers: Homeservers) -> None:
     server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
     alice = await server.register("alice")
     statuses = [(await alice.put(f"sendToDevice/a/{n}", json={"messages": {}})).status_code for n in range(520)]

@@ -25,7 +25,7 @@ def typing_in(answer: dict[str, Any], room_id: str) -> list[str] | None:
     return None if content is None else list(content["user_ids"])
 
 
-async def test_who_begins_and_ends_to_type_is_told(server: Server) -> None:
+async def test_members_are_told_who_starts_and_stops_typing(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     answer = await sync(alice)
@@ -42,7 +42,7 @@ async def test_who_begins_and_ends_to_type_is_told(server: Server) -> None:
     assert typing_in(await sync(alice, answer["next_batch"]), room_id) is None
 
 
-async def test_a_first_sync_tells_who_types(server: Server) -> None:
+async def test_an_initial_sync_says_who_is_typing(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     await types(bob, room_id)
@@ -57,7 +57,7 @@ async def test_a_first_sync_tells_who_types(server: Server) -> None:
         ({"timeout": 10**12}, limits.TYPING_TIMEOUT_MS_MAX // 1000),
     ],
 )
-async def test_typing_runs_out(server: Server, body: dict[str, Any], seconds: int) -> None:
+async def test_typing_ends_after_its_timeout(server: Server, body: dict[str, Any], seconds: int) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     await types(bob, room_id, **body)
@@ -71,7 +71,7 @@ async def test_typing_runs_out(server: Server, body: dict[str, Any], seconds: in
     assert seconds - 1 <= trio.current_time() - began <= seconds + 1
 
 
-async def test_typing_is_renewed(server: Server) -> None:
+async def test_typing_can_be_extended(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     for _ in range(4):
@@ -82,7 +82,7 @@ async def test_typing_is_renewed(server: Server) -> None:
     assert not typing_in(await sync(alice), room_id)
 
 
-async def test_a_waiting_sync_is_woken(server: Server) -> None:
+async def test_a_waiting_sync_returns_at_once(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     since = (await sync(alice, set_presence="offline"))["next_batch"]
@@ -100,7 +100,7 @@ async def test_a_waiting_sync_is_woken(server: Server) -> None:
     assert typing_in(answers[0], room_id) == [bob.user_id]
 
 
-async def test_nobody_outside_is_told(server: Server) -> None:
+async def test_users_outside_the_room_are_not_told(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
     room_id = await public_room(alice, bob, dora)
     await invite(alice, room_id, carl)
@@ -111,7 +111,7 @@ async def test_nobody_outside_is_told(server: Server) -> None:
         assert typing_in(await sync(client, since[client.user_id]), room_id) is None
 
 
-async def test_who_leaves_types_no_more(server: Server) -> None:
+async def test_leaving_the_room_ends_typing(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     await types(bob, room_id)
@@ -122,7 +122,7 @@ async def test_who_leaves_types_no_more(server: Server) -> None:
     assert typing_in(await sync(alice, answer["next_batch"]), room_id) == [alice.user_id]
 
 
-async def test_those_who_stay_are_told_that_who_left_types_no_more(server: Server) -> None:
+async def test_remaining_members_see_typing_end_when_a_member_leaves(server: Server) -> None:
     alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
     room_id = await public_room(alice, bob, carl)
     await types(bob, room_id)
@@ -137,7 +137,7 @@ async def test_those_who_stay_are_told_that_who_left_types_no_more(server: Serve
     assert typing_in(answer, room_id) == []
 
 
-async def test_who_comes_back_does_not_type_until_they_do(server: Server) -> None:
+async def test_a_returning_member_is_not_typing(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     await types(bob, room_id)
@@ -154,7 +154,7 @@ async def test_who_comes_back_does_not_type_until_they_do(server: Server) -> Non
     assert typing_in(await sync(alice), room_id) == [bob.user_id]
 
 
-async def test_only_members_type_and_for_themselves(server: Server) -> None:
+async def test_only_members_may_type_and_only_for_themselves(server: Server) -> None:
     alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
     room_id = await public_room(alice, bob)
     await invite(alice, room_id, dora)
@@ -183,7 +183,7 @@ async def test_only_members_type_and_for_themselves(server: Server) -> None:
         ([], "M_BAD_JSON"),
     ],
 )
-async def test_refuses_bad_bodies(server: Server, body: Any, errcode: str) -> None:
+async def test_malformed_bodies_are_refused(server: Server, body: Any, errcode: str) -> None:
     alice = await server.register("alice")
     room_id = await public_room(alice)
     assert await alice.refused("PUT", path_of(room_id, "typing", alice.user_id), json=body) == (400, errcode)

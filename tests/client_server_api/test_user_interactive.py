@@ -41,7 +41,7 @@ async def ask(server: Server, auth: dict[str, Any] | None, operation: str = "ope
         return error.body()
 
 
-async def test_stages_are_completed_one_after_the_other(homeserver: Server) -> None:
+async def test_stages_are_completed_in_order(homeserver: Server) -> None:
     first = await ask(homeserver, None)
     assert first == {
         "flows": [{"stages": ["example.word", "m.login.dummy"]}, {"stages": ["example.word", "example.other"]}],
@@ -79,13 +79,13 @@ async def test_stages_out_of_order_are_refused(homeserver: Server) -> None:
         assert "completed" not in refusal
 
 
-async def test_a_session_is_of_one_operation(homeserver: Server) -> None:
+async def test_a_session_is_valid_for_one_operation(homeserver: Server) -> None:
     session = (await ask(homeserver, None))["session"]
     with pytest.raises(MatrixError, match="M_FORBIDDEN"):
         await ask(homeserver, {"session": session, "type": "example.word", "word": "please"}, operation="another")
 
 
-async def test_unknown_and_old_sessions_begin_again(homeserver: Server) -> None:
+async def test_unknown_and_expired_sessions_start_again(homeserver: Server) -> None:
     session = (await ask(homeserver, None))["session"]
     await trio.sleep(limits.USER_INTERACTIVE_LIFETIME_MS / 1000)
     for old in (session, "nonsense"):
@@ -95,7 +95,7 @@ async def test_unknown_and_old_sessions_begin_again(homeserver: Server) -> None:
         assert "completed" not in answer
 
 
-async def test_the_number_of_sessions_is_bounded(homeserver: Server) -> None:
+async def test_the_number_of_sessions_is_limited(homeserver: Server) -> None:
     sessions = [(await ask(homeserver, None))["session"] for _ in range(2)]
 
     def grow_old(tx: Transaction) -> None:

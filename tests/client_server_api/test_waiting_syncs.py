@@ -77,7 +77,7 @@ async def test_a_device_that_logs_in_again_keeps_its_keys(server: Server) -> Non
     assert (status, body["errcode"], body["soft_logout"]) == (401, "M_UNKNOWN_TOKEN", True)
 
 
-async def test_a_sync_waits_on_while_its_token_is_refreshed(server: Server) -> None:
+async def test_a_waiting_sync_survives_a_refresh_of_its_token(server: Server) -> None:
     body = {"username": "alice", "password": PASSWORD, "auth": {"type": "m.login.dummy"}, "refresh_token": True}
     answer = await server.anonymous.ok("POST", "register", json=body)
     alice = Client(server, answer["access_token"], answer["user_id"], answer["device_id"])
@@ -92,7 +92,7 @@ async def test_a_sync_waits_on_while_its_token_is_refreshed(server: Server) -> N
     assert seconds > 29
 
 
-async def test_another_device_is_told_of_the_logout_and_syncs_on(server: Server) -> None:
+async def test_another_device_sees_the_logout_and_keeps_syncing(server: Server) -> None:
     phone = await server.register("alice")
     laptop = await server.log_in("alice")
 
@@ -104,7 +104,7 @@ async def test_another_device_is_told_of_the_logout_and_syncs_on(server: Server)
     assert answer["device_lists"]["changed"] == [phone.user_id]
 
 
-async def test_a_client_that_leaves_is_no_failure_of_the_server(server: Server) -> None:
+async def test_a_disconnecting_client_is_not_logged_as_an_error(server: Server) -> None:
     alice = await server.register("alice")
     since = (await sync(alice, set_presence="offline"))["next_batch"]
     messages = iter([{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}])
@@ -144,7 +144,7 @@ class Spawned(trio.abc.Instrument):
 
 
 @pytest.mark.parametrize("timeout", [0, 30_000])
-async def test_a_sync_starts_no_task(server: Server, timeout: int) -> None:
+async def test_a_waiting_sync_needs_no_task_of_its_own(server: Server, timeout: int) -> None:
     alice = await server.register("alice")
     since = (await sync(alice, set_presence="offline"))["next_batch"]
     spawned = Spawned()
@@ -156,7 +156,7 @@ async def test_a_sync_starts_no_task(server: Server, timeout: int) -> None:
     assert spawned.names == []
 
 
-async def test_one_user_does_not_take_the_places_of_all(server: Server) -> None:
+async def test_one_user_cannot_occupy_all_waiting_syncs(server: Server) -> None:
     """All users share the requests that a server has under way at a time."""
     alice, bob = await server.register("alice"), await server.register("bob")
     since = (await sync(alice, set_presence="offline"))["next_batch"]

@@ -17,6 +17,7 @@ from homeserver.rooms.envelope import event_id_of_key, references, unpack
 from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.storage import Status, StoredEvent, stored_events
+from tests.support.consistent_relations import check_relations
 
 State = dict[tuple[str, str], EventID]
 
@@ -30,6 +31,7 @@ def check_consistency(tx: Transaction) -> None:
     _check_nodes(tx)
     _check_positions(tx)
     _check_redactions(tx)
+    check_relations(tx)
 
 
 class _Check:

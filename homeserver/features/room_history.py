@@ -17,7 +17,7 @@ from homeserver.database import DatabaseUnavailable, Transaction
 from homeserver.errors import not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import EventID, RoomID, server_name_of
-from homeserver.remote import backfill
+from homeserver.remote import backfill, by_time
 from homeserver.resources import Resources
 from homeserver.rooms.access import get_visible_event, read_access
 from homeserver.rooms.bundles import bundled_events
@@ -102,6 +102,9 @@ async def get_one_room_event(hs: Resources, requester: Requester, room_id: RoomI
 async def get_event_by_timestamp(
     hs: Resources, requester: Requester, room_id: RoomID, query: TimestampQuery
 ) -> JsonObject:
+    await hs.database.read(read_access, room_id, requester.user_id)
+    with contextlib.suppress(DatabaseUnavailable):  # serve what is here
+        await by_time.fill_gap_at(hs, room_id, query.ts, query.direction)
     return await hs.database.read(_event_by_timestamp, requester, room_id, query)
 
 
@@ -215,7 +218,7 @@ def _show(
 
 
 def _event_by_timestamp(tx: Transaction, requester: Requester, room_id: RoomID, query: TimestampQuery) -> JsonObject:
-    """Returns the event nearest to a time that the user may see, among those that this server has."""
+    """Returns the event nearest to a time that the user may see, among those that this server has by now."""
     read_access(tx, room_id, requester.user_id)
     for limit in (1, limits.MESSAGES_LIMIT_MAX):  # usually the user may see the nearest one
         nearest = list_by_timestamp(tx, room_id, query.ts, query.direction, limit)

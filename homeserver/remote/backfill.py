@@ -26,7 +26,7 @@ from homeserver.remote.receiving import receive
 from homeserver.remote.requests import path_to
 from homeserver.resources import Resources
 from homeserver.rooms.events import find_event
-from homeserver.rooms.gaps import find_places, list_missing
+from homeserver.rooms.gaps import Gap, find_place_within, find_places, list_missing
 from homeserver.rooms.graph import in_order, leading_to
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.receive import Received
@@ -61,7 +61,7 @@ async def _fill(hs: Resources, room_id: RoomID, point: int, limit: int) -> None:
         while servers:
             attempts = [partial(_ask, hs, server, room_id, version, wanted, limit) for server in servers]
             page = await first_answer(attempts, hedge.stagger_s, hedge.timeout_s)
-            if page is None or await _take_in(hs, page.server, servers, page.events):
+            if page is None or await take_in(hs, page.server, servers, page.events):
                 return
             servers.remove(page.server)
 
@@ -93,11 +93,18 @@ async def _ask(
     return _Page(server, leading) if leading else None
 
 
-async def _take_in(hs: Resources, server: ServerName, servers: Sequence[ServerName], events: Sequence[Event]) -> bool:
+async def take_in(
+    hs: Resources,
+    server: ServerName,
+    servers: Sequence[ServerName],
+    events: Sequence[Event],
+    gap: Gap | None = None,
+) -> bool:
     """Stores the events in their place in the past. Returns whether any of them was new.
 
     For events with unknown ancestors the state before them is fetched; for the others it follows. If no server gives
-    the state of an event, the event is left out and the page begins after it.
+    the state of an event, the event is left out and the page begins after it. gap: where to place a single event that
+    no stored event follows.
     """
     asked = [server, *(other for other in servers if other != server)]
     within: set[EventID] = set()
@@ -122,12 +129,14 @@ async def _take_in(hs: Resources, server: ServerName, servers: Sequence[ServerNa
         lacking = frozenset(event.auth_events) - (await hs.database.read(find_positions, event.auth_events)).keys()
         if lacking - within:
             await fetch_auth_events(hs, asked, event, lacking - within, PERSON)
-    return bool(events) and await hs.database.write(_place, events, states) > 0
+    return bool(events) and await hs.database.write(_place, events, states, gap) > 0
 
 
-def _place(tx: Transaction, events: Sequence[Event], states: Mapping[EventID, list[EventID]]) -> int:
+def _place(tx: Transaction, events: Sequence[Event], states: Mapping[EventID, list[EventID]], gap: Gap | None) -> int:
     """Stores the events, given oldest first, just below those that follow them. Returns how many were new."""
     places = find_places(tx, events[0].room_id, events)
+    if gap is not None and events[0].event_id not in places and (middle := find_place_within(gap)) is not None:
+        places[events[0].event_id] = middle
     count = 0
     for event in events:
         if event.event_id in places:

@@ -248,9 +248,10 @@ def _event_by_timestamp(
     tx: Transaction, own: ServerName, room_id: RoomID, query: TimestampQuery, origin: ServerName
 ) -> JsonObject:
     check_may_read(tx, own, room_id, origin, ())
-    for event in list_by_timestamp(tx, room_id, query.ts, query.dir, 1):
-        if server_may_see(tx, origin, event):
-            return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
+    for limit in (1, limits.peers.BACKFILL_EVENTS_MAX):  # usually the server may see the nearest one
+        for event in list_by_timestamp(tx, room_id, query.ts, query.dir, limit):
+            if server_may_see(tx, origin, event):
+                return {"event_id": event.event_id, "origin_server_ts": event.origin_server_ts}
     raise not_found("There is no event of that time.")
 
 

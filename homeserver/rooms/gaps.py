@@ -9,12 +9,13 @@ in the timeline, so `look_behind` looks through them for the ancestors behind.
 - Readers of a timeline stop at the newest gap (`find_newest_gap`), so that nobody is shown history with holes.
 - Backfill asks other servers for what is missing near a point (`list_missing`), and stores what it gets at the
   orderings that `find_places` chooses: below the child, and in the order of the events.
+- An event that is fetched by its time (`find_gap_at`) goes to the middle of its gap, which leaves a gap on both sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
@@ -23,8 +24,10 @@ from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import Head
 from homeserver.rooms.storage import PlacedEvent, Status, StoredEvent, find_positions, list_in_timeline, list_stored
+from homeserver.rooms.timeline import START, list_backwards, list_by_timestamp, list_forwards
 
 BEHIND_EVENTS_MAX = 100  # how many ancestors are searched for one event
+BEGINNING_SHIFT = 40  # the gap before the first event has room for so many bits of orderings
 
 
 class Past(NamedTuple):
@@ -73,6 +76,36 @@ def note_missing(tx: Transaction, head: Head, children: Sequence[int], missing: 
             "INSERT INTO missing_events (room_nid, event_id, child) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             [(head.room_nid, event_key(event_id), child) for event_id in missing for child in children],
         )
+
+
+class Gap(NamedTuple):
+    """A gap between two points of a timeline. nearest_ts: the time of the nearest event that is stored, if any."""
+
+    low: int
+    high: int
+    nearest_ts: int | None
+
+
+def find_gap_at(tx: Transaction, room_id: RoomID, ts: int, direction: Literal["f", "b"]) -> Gap | None:
+    """Returns the gap that may have an event nearer to a time than the ones that are stored, None if there is none."""
+    nearest = next(iter(list_by_timestamp(tx, room_id, ts, direction, 1)), None)
+    if (nearest is None and direction == "f") or (nearest is not None and nearest.origin_server_ts == ts):
+        return None
+    if direction == "f":
+        after = nearest
+    else:
+        after = next(iter(list_forwards(tx, room_id, START if nearest is None else nearest.ordering, 1)), None)
+    if after is None or find_newest_gap(tx, room_id, after.ordering - 1, after.ordering) is None:
+        return None
+    before = next(iter(list_backwards(tx, room_id, after.ordering - 1, 1)), None)
+    low = after.ordering - (1 << BEGINNING_SHIFT) if before is None else before.ordering
+    return Gap(low, after.ordering, None if nearest is None else nearest.origin_server_ts)
+
+
+def find_place_within(gap: Gap) -> int | None:
+    """Returns the ordering in the middle of a gap, None if there is no room."""
+    middle = (gap.low + gap.high) // 2
+    return middle if middle > gap.low else None
 
 
 def find_newest_gap(tx: Transaction, room_id: RoomID, since: int, upto: int) -> int | None:

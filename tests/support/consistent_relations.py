@@ -50,7 +50,7 @@ def relation_of(event: StoredEvent) -> Mapping[str, Any] | None:
 
 
 def is_edit(parent: StoredEvent, child: StoredEvent) -> bool:
-    """Whether a child is a valid edit, except that its parent may be one too."""
+    """Returns whether a child is a valid edit, except that its parent may be one too."""
     is_encrypted = child.type == "m.room.encrypted"
     return (
         (parent.sender, parent.type, parent.state_key, child.state_key) == (child.sender, child.type, None, None)

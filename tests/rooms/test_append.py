@@ -45,7 +45,7 @@ def _everything(tx: Transaction) -> list[Any]:
 
 
 @pytest.mark.parametrize("version", ALL_VERSIONS)
-async def test_a_message_follows_on_the_last_event(rooms: Rooms, version: str) -> None:
+async def test_a_message_follows_the_last_event(rooms: Rooms, version: str) -> None:
     room_id = await rooms.create(ANNA, BERT, version=version)
     first = await rooms.append(room_id, ANNA)
     second = await rooms.append(room_id, BERT)
@@ -56,7 +56,7 @@ async def test_a_message_follows_on_the_last_event(rooms: Rooms, version: str) -
 
 
 @pytest.mark.parametrize("version", ALL_VERSIONS)
-async def test_what_is_stored_comes_back_as_it_was_signed(rooms: Rooms, version: str) -> None:
+async def test_stored_events_are_returned_as_signed(rooms: Rooms, version: str) -> None:
     room_id = await rooms.create(ANNA, version=version)
     sent = await rooms.append(room_id, ANNA, content={"body": "wörld", "n": [1, {"a": None}], "yes": True})
     stored = await rooms.read(find_event, sent.event_id)
@@ -66,7 +66,7 @@ async def test_what_is_stored_comes_back_as_it_was_signed(rooms: Rooms, version:
     assert verify_json(signed, OURS, key.key_id, key.verify_key_base64)
 
 
-async def test_auth_events_are_those_that_the_state_has(rooms: Rooms) -> None:
+async def test_auth_events_are_taken_from_the_state(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA, BERT, version="11")
     state = await rooms.state(room_id)
     message = await rooms.append(room_id, BERT)
@@ -78,7 +78,7 @@ async def test_auth_events_are_those_that_the_state_has(rooms: Rooms) -> None:
     assert len(message.auth_events) <= AUTH_EVENTS_MAX
 
 
-async def test_state_changes_the_state_and_messages_do_not(rooms: Rooms) -> None:
+async def test_state_events_change_the_state_and_messages_do_not(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     before = await rooms.state(room_id)
     await rooms.append(room_id, ANNA)
@@ -108,18 +108,18 @@ async def test_state_changes_the_state_and_messages_do_not(rooms: Rooms) -> None
         (ANNA, "org.example", {}, "\ud800", (400, "M_INVALID_PARAM")),
     ],
 )
-async def test_what_is_not_allowed_changes_nothing(
+async def test_a_forbidden_event_changes_nothing(
     rooms: Rooms, sender: UserID, event_type: str, content: dict, state_key: str | None, refusal: tuple[int, str]
 ) -> None:
     room_id = await rooms.create(ANNA, BERT)
     assert await refused(rooms, room_id, sender, event_type, content, state_key) == refusal
 
 
-async def test_a_room_that_there_is_not(rooms: Rooms) -> None:
+async def test_appending_to_an_unknown_room_fails(rooms: Rooms) -> None:
     assert await refused(rooms, RoomID("!nowhere:ours.test"), ANNA) == (404, "M_NOT_FOUND")
 
 
-async def test_an_event_of_the_greatest_size(rooms: Rooms) -> None:
+async def test_an_event_of_the_maximum_size_is_accepted(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     empty = await rooms.append(room_id, ANNA, content={"body": ""})
     used = len(_canonical(empty.pdu))
@@ -132,7 +132,7 @@ def _canonical(pdu: dict[str, Any]) -> bytes:
     return canonical_json.encode(pdu)
 
 
-async def test_two_rooms_in_one_millisecond_are_two(rooms: Rooms) -> None:
+async def test_rooms_created_in_the_same_millisecond_are_distinct(rooms: Rooms) -> None:
     """From room version 12 on the room's id is made of its create event alone."""
     version = ROOM_VERSIONS["12"]
 
@@ -153,7 +153,7 @@ async def _dated(rooms: Rooms, *drafts: Draft, now_ms: int = START_MS) -> list[i
     return await rooms.write(append_all)
 
 
-async def test_state_is_later_than_what_it_replaces(rooms: Rooms) -> None:
+async def test_a_state_event_is_dated_after_the_one_it_replaces(rooms: Rooms) -> None:
     """With equal times, state resolution goes by the event IDs: a leave could beat the join after it."""
     room_id = await rooms.create(ANNA, BERT)
     memberships = [Draft(room_id, BERT, "m.room.member", {"membership": each}, BERT) for each in ("leave", "join")]
@@ -168,7 +168,7 @@ async def test_state_is_later_than_what_it_replaces(rooms: Rooms) -> None:
     ]  # fmt: skip
 
 
-async def test_state_does_not_follow_a_clock_that_was_wrong_by_far(rooms: Rooms) -> None:
+async def test_state_is_not_dated_by_a_clock_that_was_far_off(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     topic = Draft(room_id, ANNA, "m.room.topic", {"topic": "tea"}, "")
     ahead = START_MS + STATE_AHEAD_MS_MAX
@@ -185,7 +185,7 @@ async def test_state_is_dated_by_our_own_clock_alone(rooms: Rooms) -> None:
     assert await _dated(rooms, join, now_ms=early) == [early]
 
 
-async def test_a_write_that_fails_leaves_nothing(rooms: Rooms) -> None:
+async def test_a_failed_write_stores_nothing(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     before = await rooms.read(_everything)
 
@@ -202,7 +202,7 @@ async def test_a_write_that_fails_leaves_nothing(rooms: Rooms) -> None:
     assert len(event.prev_events) == 1
 
 
-async def test_drafts_that_another_server_signs_first(rooms: Rooms) -> None:
+async def test_drafts_can_be_signed_by_another_server_first(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     draft = Draft(room_id, ANNA, "m.room.member", {"membership": "invite"}, "@rem:other.test")
     event = await rooms.write(build_unplaced, draft)
@@ -223,7 +223,7 @@ async def test_drafts_that_another_server_signs_first(rooms: Rooms) -> None:
 # Memberships
 
 
-async def test_memberships_follow_the_state(rooms: Rooms) -> None:
+async def test_the_table_of_memberships_follows_the_state(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     for sender, membership in ((ANNA, "invite"), (BERT, "join"), (ANNA, "leave"), (ANNA, "ban"), (ANNA, "leave")):
         event = await rooms.member(room_id, sender, membership, BERT)
@@ -235,7 +235,7 @@ async def test_memberships_follow_the_state(rooms: Rooms) -> None:
         assert current.members_position == position
 
 
-async def test_who_is_invited_is_told_of_the_room(rooms: Rooms) -> None:
+async def test_invited_users_get_stripped_state(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     await rooms.append(room_id, ANNA, "m.room.name", {"name": "Bees"}, "")
     await rooms.append(room_id, ANNA, "org.example.secret", {"a": 1}, "")
@@ -249,7 +249,7 @@ async def test_who_is_invited_is_told_of_the_room(rooms: Rooms) -> None:
     assert current.stripped[-1]["content"] == invite.content
 
 
-async def test_head_moves_with_each_event(rooms: Rooms) -> None:
+async def test_the_head_moves_with_each_event(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     before = await rooms.read(get_head, room_id)
     event = await rooms.append(room_id, ANNA)

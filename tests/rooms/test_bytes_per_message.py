@@ -23,7 +23,7 @@ MESSAGES, MEMBERS = 20_000, 50
 BYTES_MAX = 700
 
 
-def test_a_ten_word_message_costs_less_than_700_bytes(tmp_path: Path) -> None:
+def test_a_ten_word_message_takes_less_than_700_bytes(tmp_path: Path) -> None:
     sizes = trio.run(_sizes, tmp_path)
     assert 100 < (sizes[1] - sizes[0]) / MESSAGES <= BYTES_MAX
 

@@ -17,7 +17,7 @@ from tests.support.engine import ENGINE
 from tests.support.rooms import Rooms
 
 
-async def test_who_was_put_out_cannot_make_each_event_cost_more_than_the_last(rooms: Rooms) -> None:
+async def test_a_banned_user_cannot_make_each_event_more_expensive(rooms: Rooms) -> None:
     room = await joined(rooms)
     branch = room.fork()
     await accepted(rooms, room.member(ALICE, "ban", BOB))
@@ -44,7 +44,7 @@ async def rows_read(rooms: Rooms, event: Event) -> int:
 
 @pytest.mark.skipif(ENGINE != "sqlite", reason="it is SQLite that tells how it reads")
 @pytest.mark.parametrize("direction", ["f", "b"])
-async def test_event_of_a_time_is_found_by_an_index(rooms: Rooms, direction: Literal["f", "b"]) -> None:
+async def test_events_are_found_by_timestamp_through_an_index(rooms: Rooms, direction: Literal["f", "b"]) -> None:
     room_id = await rooms.create()
 
     def plans(tx: Transaction) -> list[str]:

@@ -71,7 +71,7 @@ references = st.lists(
 
 
 @given(st.sampled_from(list(ROOM_VERSIONS.values())), st.data())
-def test_odd_pdus_come_back(version: RoomVersion, data: st.DataObject) -> None:
+def test_unusual_pdus_survive_packing(version: RoomVersion, data: st.DataObject) -> None:
     room = new_room(version)
     pdu: dict[str, Any] = deepcopy(room.build(ALICE, "m.room.message", {"body": "x"}).pdu)
     pdu["signatures"] = data.draw(odd_signatures)
@@ -90,7 +90,7 @@ def test_odd_pdus_come_back(version: RoomVersion, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=str)
-def test_events_of_every_version_come_back(version: RoomVersion) -> None:
+def test_events_of_every_version_survive_packing(version: RoomVersion) -> None:
     room = new_room(version)
     room.member(BOB, "join")
     message = room.send(BOB, "m.room.message", {"body": "hello"})
@@ -103,7 +103,7 @@ def test_events_of_every_version_come_back(version: RoomVersion) -> None:
         assert parse_event(pdu, version).event_id == event.event_id
 
 
-def test_a_message_costs_few_bytes() -> None:
+def test_a_packed_message_takes_few_bytes() -> None:
     room = new_room(ROOM_VERSIONS["12"])
     event = room.send(ALICE, "m.room.message", {"body": "hello"})
     stored = {event_id: number for number, event_id in enumerate(room.events, 1_000_000)}
@@ -116,10 +116,10 @@ def test_a_message_costs_few_bytes() -> None:
         st.text(min_size=1, max_size=60).map(lambda text: "$" + text).filter(lambda text: "\0" not in text),
     )
 )
-def test_event_ids_come_back(event_id: str) -> None:
+def test_event_ids_survive_packing(event_id: str) -> None:
     assert event_id_of_key(event_key(event_id)) == event_id
 
 
 @given(st.lists(st.text(alphabet="abAB01-_+/=:", min_size=30, max_size=45).map(lambda text: "$" + text), max_size=20))
-def test_no_two_event_ids_have_one_key(event_ids: list[str]) -> None:
+def test_different_event_ids_have_different_keys(event_ids: list[str]) -> None:
     assert len({event_key(event_id) for event_id in event_ids}) == len(set(event_ids))

@@ -55,7 +55,7 @@ def ids(events: list[Event]) -> list[EventID]:
 
 
 @pytest.mark.parametrize("size", [1, 3, 10])
-async def test_pages_of_history_lie_before_the_join(rooms: Rooms, size: int) -> None:
+async def test_backfilled_history_is_placed_before_the_join(rooms: Rooms, size: int) -> None:
     past = Past()
     old = past.say(30)
     join = await rooms.adopt(past.room)
@@ -67,7 +67,7 @@ async def test_pages_of_history_lie_before_the_join(rooms: Rooms, size: int) -> 
     assert await rooms.extremities(past.room.room_id) == {new[-1].event_id}
 
 
-async def test_a_gap_in_the_middle_is_filled_in_the_middle(rooms: Rooms) -> None:
+async def test_a_gap_is_filled_in_its_place(rooms: Rooms) -> None:
     past = Past()
     join = await rooms.adopt(past.room)
     first, gap, last = past.say(3), past.say(4), past.say(2)
@@ -80,7 +80,7 @@ async def test_a_gap_in_the_middle_is_filled_in_the_middle(rooms: Rooms) -> None
     assert [child.event_id for _, child in missing] == [join.event_id]
 
 
-async def test_two_gaps_do_not_mix(rooms: Rooms) -> None:
+async def test_two_gaps_are_filled_independently(rooms: Rooms) -> None:
     past = Past()
     join = await rooms.adopt(past.room)
     parts = [past.say(3) for _ in range(5)]
@@ -93,7 +93,7 @@ async def test_two_gaps_do_not_mix(rooms: Rooms) -> None:
     assert await rooms.timeline(past.room.room_id) == [join.event_id, *expected]
 
 
-async def test_what_comes_with_a_gap_from_before_another_goes_before_that_one(rooms: Rooms) -> None:
+async def test_events_from_before_an_earlier_gap_are_placed_before_it(rooms: Rooms) -> None:
     """A peer answers with as many events as were asked for: some that are known, and some from before the next gap."""
     past = Past()
     oldest = past.say(3)
@@ -111,7 +111,7 @@ async def test_what_comes_with_a_gap_from_before_another_goes_before_that_one(ro
     assert await rooms.timeline(past.room.room_id) == [*ids(oldest), join.event_id, *ids([*known, *gap, *last])]
 
 
-async def test_what_is_missing_is_found_from_the_end_of_a_page(rooms: Rooms) -> None:
+async def test_a_gap_is_found_from_the_end_of_a_page(rooms: Rooms) -> None:
     """A page that ends with the child of a gap gives the point just before that child."""
     past = Past()
     old = past.say(2)
@@ -124,7 +124,7 @@ async def test_what_is_missing_is_found_from_the_end_of_a_page(rooms: Rooms) -> 
     assert await rooms.read(list_missing, past.room.room_id, child.ordering - 2, 10) == []
 
 
-async def test_the_whole_past_leaves_nothing_missing(rooms: Rooms) -> None:
+async def test_after_a_complete_backfill_nothing_is_missing(rooms: Rooms) -> None:
     past = Past()
     whole = list(past.room.events.values())
     await rooms.adopt(past.room)
@@ -138,7 +138,7 @@ async def test_the_whole_past_leaves_nothing_missing(rooms: Rooms) -> None:
     assert (await rooms.timeline(past.room.room_id))[:-1] == ids(whole)
 
 
-async def test_history_that_was_rejected_is_not_asked_for_again(rooms: Rooms) -> None:
+async def test_rejected_history_is_not_requested_again(rooms: Rooms) -> None:
     past = Past()
     (old,) = past.say(1)
     state = [event.event_id for event in past.room.state.values()]
@@ -156,13 +156,13 @@ async def test_history_that_was_rejected_is_not_asked_for_again(rooms: Rooms) ->
     assert await rooms.timeline(past.room.room_id) == [old.event_id, join.event_id]
 
 
-async def test_events_that_are_of_no_past(rooms: Rooms) -> None:
+async def test_unrelated_events_are_not_accepted_as_history(rooms: Rooms) -> None:
     past = Past()
     await rooms.adopt(past.room)
     assert await rooms.read(find_places, past.room.room_id, past.say(3)) == {}
 
 
-async def test_two_branches_of_the_past(rooms: Rooms) -> None:
+async def test_two_branches_of_history_are_placed(rooms: Rooms) -> None:
     past = Past()
     branch = past.room.fork()
     left, right = past.say(3), past.say(3, branch)
@@ -178,7 +178,7 @@ async def test_two_branches_of_the_past(rooms: Rooms) -> None:
         assert places == sorted(places)
 
 
-async def test_old_news_changes_nothing_now(rooms: Rooms) -> None:
+async def test_history_does_not_change_the_current_state(rooms: Rooms) -> None:
     past = Past()
     old = past.room.send(ALICE, "m.room.topic", {"topic": "old"}, "")
     past.room.send(ALICE, "m.room.topic", {"topic": "new"}, "")

@@ -50,7 +50,7 @@ async def accepted(rooms: Rooms, *events: Event) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_what_peers_say_follows_in_order(rooms: Rooms, version: str) -> None:
+async def test_events_of_peers_are_appended_in_order(rooms: Rooms, version: str) -> None:
     room = await joined(rooms, version)
     events = [said(room, BOB), said(room, CAROL), room.send(ALICE, "m.room.topic", {"topic": "bees"}, "")]
     await accepted(rooms, *events)
@@ -59,7 +59,7 @@ async def test_what_peers_say_follows_in_order(rooms: Rooms, version: str) -> No
     assert await rooms.extremities(room.room_id) == {events[-1].event_id}
 
 
-async def test_what_is_there_already_is_not_new(rooms: Rooms) -> None:
+async def test_known_events_are_ignored(rooms: Rooms) -> None:
     room = await joined(rooms)
     event = said(room, BOB)
     first = await rooms.receive(event)
@@ -69,7 +69,7 @@ async def test_what_is_there_already_is_not_new(rooms: Rooms) -> None:
     assert second.position == first.position
 
 
-async def test_a_room_of_which_nothing_is_known(rooms: Rooms) -> None:
+async def test_events_of_unknown_rooms_need_their_auth_events(rooms: Rooms) -> None:
     room = new_room(ROOM_VERSIONS["12"])
     event = said(room, ALICE)
     assert await rooms.receive(event) == Missing(auth_events=frozenset(event.auth_events))
@@ -78,7 +78,7 @@ async def test_a_room_of_which_nothing_is_known(rooms: Rooms) -> None:
 # Ancestors and auth events that are missing
 
 
-async def test_missing_ancestors_are_named(rooms: Rooms) -> None:
+async def test_missing_ancestors_are_reported(rooms: Rooms) -> None:
     room = await joined(rooms)
     between = said(room, BOB)
     last = said(room, BOB)
@@ -86,7 +86,7 @@ async def test_missing_ancestors_are_named(rooms: Rooms) -> None:
     await accepted(rooms, between, last)
 
 
-async def test_missing_auth_events_are_named(rooms: Rooms) -> None:
+async def test_missing_auth_events_are_reported(rooms: Rooms) -> None:
     room = await joined(rooms)
     before = room.last
     join = room.member("@dora:delta.test", "join")
@@ -99,19 +99,19 @@ async def test_missing_auth_events_are_named(rooms: Rooms) -> None:
     assert outcome.status == Status.REJECTED
 
 
-async def test_an_event_that_follows_on_nothing(rooms: Rooms) -> None:
+async def test_an_event_without_prev_events_is_refused(rooms: Rooms) -> None:
     room = await joined(rooms)
     assert await rooms.receive(room.build(BOB, "m.room.message", {}, prev=[])) == Missing()
 
 
-async def test_an_event_that_follows_on_nothing_once_we_have_left(rooms: Rooms) -> None:
+async def test_an_event_without_prev_events_is_refused_after_we_left(rooms: Rooms) -> None:
     room = await joined(rooms)
     room.append(await rooms.member(room.room_id, ANNA, "leave"))
     await rooms.adopt(room)
     assert await rooms.receive(room.build(BOB, "m.room.message", {}, prev=[])) == Missing()
 
 
-async def test_an_event_that_follows_on_another_room(rooms: Rooms) -> None:
+async def test_an_event_that_follows_another_room_is_refused(rooms: Rooms) -> None:
     room = await joined(rooms)
     other = await rooms.create(ANNA)
     foreign = await rooms.append(other, ANNA)
@@ -119,13 +119,13 @@ async def test_an_event_that_follows_on_another_room(rooms: Rooms) -> None:
     assert await rooms.receive(event) == Missing()
 
 
-async def test_a_second_create_event(rooms: Rooms) -> None:
+async def test_a_second_create_event_is_refused(rooms: Rooms) -> None:
     room = await joined(rooms, "11")
     create = room.build(ALICE, "m.room.create", {"room_version": "11", "again": True}, "", prev=[], auth=[])
     assert await rooms.receive(create) == Missing()
 
 
-async def test_behind_a_gap_with_a_state_that_was_given(rooms: Rooms) -> None:
+async def test_an_event_after_a_gap_is_placed_with_a_given_state(rooms: Rooms) -> None:
     room = await joined(rooms)
     lost = room.send(ALICE, "m.room.topic", {"topic": "lost"}, "")
     event = said(room, BOB)
@@ -140,7 +140,7 @@ async def test_behind_a_gap_with_a_state_that_was_given(rooms: Rooms) -> None:
     assert (await rooms.state(room.room_id))["m.room.topic", ""] == lost.event_id
 
 
-async def test_who_gives_a_state_cannot_take_the_create_event_away(rooms: Rooms) -> None:
+async def test_a_given_state_cannot_omit_the_create_event(rooms: Rooms) -> None:
     room = await joined(rooms)
     said(room, BOB)
     event = said(room, BOB)
@@ -150,7 +150,7 @@ async def test_who_gives_a_state_cannot_take_the_create_event_away(rooms: Rooms)
     assert (await rooms.state_before(event.event_id))["m.room.create", ""] == create_id
 
 
-async def test_an_ancestor_that_comes_late_is_no_extremity(rooms: Rooms) -> None:
+async def test_a_late_ancestor_does_not_become_an_extremity(rooms: Rooms) -> None:
     room = await joined(rooms)
     late = said(room, BOB, "late")
     event = said(room, CAROL)
@@ -165,7 +165,7 @@ async def test_an_ancestor_that_comes_late_is_no_extremity(rooms: Rooms) -> None
     assert head.last_position == (await rooms.stored(late.event_id)).position
 
 
-async def test_an_outlier_comes_in_its_place(rooms: Rooms) -> None:
+async def test_an_outlier_can_be_placed_later(rooms: Rooms) -> None:
     room = await joined(rooms)
     outlier = room.send(ALICE, "m.room.topic", {"topic": "bees"}, "")
     await rooms.write(store_outliers, [outlier])
@@ -187,7 +187,7 @@ async def test_outliers_wait_for_their_auth_events(rooms: Rooms) -> None:
     assert (await rooms.stored(message.event_id)).status == Status.OUTLIER
 
 
-async def test_outliers_that_their_auth_events_do_not_allow(rooms: Rooms) -> None:
+async def test_outliers_that_their_auth_events_forbid_are_rejected(rooms: Rooms) -> None:
     room = await joined(rooms)
     topic = room.append(room.build(BOB, "m.room.topic", {"topic": "mine"}, ""))
     forged = said(room, BOB, auth=[*room.state.values()])
@@ -196,7 +196,7 @@ async def test_outliers_that_their_auth_events_do_not_allow(rooms: Rooms) -> Non
     assert (await rooms.stored(forged.event_id)).status == Status.REJECTED
 
 
-async def test_outliers_of_a_room_whose_create_event_claims_a_great_depth(rooms: Rooms) -> None:
+async def test_outliers_of_a_room_with_a_deep_create_event_are_stored(rooms: Rooms) -> None:
     """No event of room version 12 cites the create event, so its sender can choose any depth."""
     version = ROOM_VERSIONS["12"]
     draft = Draft(None, ALICE, "m.room.create", {"room_version": "12"}, "", origin_server_ts=1)
@@ -232,7 +232,7 @@ def join_of_depth(room: Room, depth: int) -> Event:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_two_branches_and_what_joins_them(rooms: Rooms, version: str) -> None:
+async def test_two_branches_are_merged(rooms: Rooms, version: str) -> None:
     room = await joined(rooms, version)
     branch = room.fork()
     name = room.send(ALICE, "m.room.name", {"name": "left"}, "")
@@ -247,7 +247,7 @@ async def test_two_branches_and_what_joins_them(rooms: Rooms, version: str) -> N
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_branches_that_contradict_one_another(rooms: Rooms, version: str, order: tuple[int, int]) -> None:
+async def test_conflicting_branches_are_resolved(rooms: Rooms, version: str, order: tuple[int, int]) -> None:
     room = await joined(rooms, version)
     ban, branch = room, room.fork()
     ban_events = [ban.member(ALICE, "ban", BOB)]
@@ -274,7 +274,7 @@ async def test_forks_of_messages_need_no_resolution(rooms: Rooms) -> None:
     assert await rooms.read(lambda tx: tx.all("SELECT * FROM resolved_heads")) == before
 
 
-async def test_more_loose_ends_than_an_event_can_name(rooms: Rooms) -> None:
+async def test_more_extremities_than_an_event_may_cite_are_merged_in_steps(rooms: Rooms) -> None:
     room = await joined(rooms)
     branches = [room.fork() for _ in range(25)]
     for number, branch in enumerate(branches):
@@ -295,7 +295,7 @@ async def test_more_loose_ends_than_an_event_can_name(rooms: Rooms) -> None:
     assert await rooms.state_before(second.event_id) == whole
 
 
-async def test_a_member_whom_state_resolution_takes_away(rooms: Rooms) -> None:
+async def test_a_member_may_be_removed_by_state_resolution(rooms: Rooms) -> None:
     """The join was allowed on its branch, and is not once both are known: the room was closed before."""
     room = await joined(rooms)
     branch = room.fork()
@@ -312,7 +312,7 @@ async def test_a_member_whom_state_resolution_takes_away(rooms: Rooms) -> None:
 # Rejected and soft-failed
 
 
-async def test_what_the_state_before_it_does_not_allow_is_rejected(rooms: Rooms) -> None:
+async def test_an_event_forbidden_by_the_state_before_it_is_rejected(rooms: Rooms) -> None:
     room = await joined(rooms)
     allowed = dict(room.state)
     gone = room.member(BOB, "leave")
@@ -327,7 +327,7 @@ async def test_what_the_state_before_it_does_not_allow_is_rejected(rooms: Rooms)
     assert (await rooms.receive(message)) == replace(outcome, is_new=False, reason="")
 
 
-async def test_events_after_a_rejected_one_go_on_without_it(rooms: Rooms) -> None:
+async def test_events_after_a_rejected_one_ignore_its_effect(rooms: Rooms) -> None:
     room = await joined(rooms)
     before = room.state_map()
     bad = room.build(BOB, "m.room.topic", {"topic": "mine"}, "")
@@ -340,7 +340,7 @@ async def test_events_after_a_rejected_one_go_on_without_it(rooms: Rooms) -> Non
     assert await rooms.extremities(room.room_id) == {after.event_id}
 
 
-async def test_an_outlier_that_was_rejected_gets_its_place(rooms: Rooms) -> None:
+async def test_a_rejected_outlier_can_be_placed(rooms: Rooms) -> None:
     """Else whatever follows on it could never be received."""
     room = await joined(rooms)
     bad = room.build(BOB, "m.room.topic", {"topic": "mine"}, "")
@@ -352,7 +352,7 @@ async def test_an_outlier_that_was_rejected_gets_its_place(rooms: Rooms) -> None
     await accepted(rooms, after)
 
 
-async def test_what_the_current_state_does_not_allow_soft_fails(rooms: Rooms) -> None:
+async def test_an_event_forbidden_by_the_current_state_is_soft_failed(rooms: Rooms) -> None:
     room = await joined(rooms)
     branch = room.fork()
     ban = room.member(ALICE, "ban", BOB)
@@ -369,7 +369,7 @@ async def test_what_the_current_state_does_not_allow_soft_fails(rooms: Rooms) ->
     assert await rooms.extremities(room.room_id) == {after.event_id}
 
 
-async def test_history_does_not_soft_fail(rooms: Rooms) -> None:
+async def test_history_is_never_soft_failed(rooms: Rooms) -> None:
     room = new_room(ROOM_VERSIONS["12"])
     room.member(BOB, "join")
     state = [event.event_id for event in room.state.values()]
@@ -382,7 +382,7 @@ async def test_history_does_not_soft_fail(rooms: Rooms) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_auth_events_that_were_rejected(rooms: Rooms, version: str) -> None:
+async def test_events_citing_rejected_auth_events_are_rejected(rooms: Rooms, version: str) -> None:
     room = await joined(rooms, version)
     levels = alice_is_admin(room.version, **{BOB: 100})
     forged = room.append(room.build(BOB, "m.room.power_levels", levels, ""))
@@ -396,7 +396,7 @@ async def test_auth_events_that_were_rejected(rooms: Rooms, version: str) -> Non
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_room_that_we_join(rooms: Rooms, version: str) -> None:
+async def test_a_joined_room_gets_the_state_of_the_resident(rooms: Rooms, version: str) -> None:
     room = new_room(ROOM_VERSIONS[version])
     room.member(BOB, "join")
     room.member(BOB, "leave")
@@ -410,7 +410,7 @@ async def test_a_room_that_we_join(rooms: Rooms, version: str) -> None:
     assert ours.prev_events == (join.event_id,)
 
 
-async def test_a_join_that_its_state_does_not_allow_changes_nothing(rooms: Rooms) -> None:
+async def test_a_join_forbidden_by_its_state_changes_nothing(rooms: Rooms) -> None:
     room = new_room(ROOM_VERSIONS["12"], join_rule="invite")
     before = await _tables(rooms)
     with pytest.raises(MatrixError, match="M_FORBIDDEN"):
@@ -419,7 +419,7 @@ async def test_a_join_that_its_state_does_not_allow_changes_nothing(rooms: Rooms
 
 
 @pytest.mark.parametrize("missing", [("m.room.create", ""), ("m.room.power_levels", "")])
-async def test_a_join_with_half_a_state_changes_nothing(rooms: Rooms, missing: tuple[str, str]) -> None:
+async def test_a_join_with_an_incomplete_state_changes_nothing(rooms: Rooms, missing: tuple[str, str]) -> None:
     room = new_room(ROOM_VERSIONS["11"])
     join = room.build(ANNA, "m.room.member", {"membership": "join"}, ANNA)
     state = [event for key, event in room.state.items() if key != missing]
@@ -440,7 +440,7 @@ async def _tables(rooms: Rooms) -> list[Any]:
     return [await rooms.read(lambda tx, query=query: tx.all(query)) for query in queries.values()]
 
 
-async def test_a_room_we_know_cannot_be_replaced_by_another(rooms: Rooms) -> None:
+async def test_a_known_room_cannot_be_replaced_by_another(rooms: Rooms) -> None:
     """Room ids of the older versions are chosen freely, so that two create events may claim the same."""
     room = await joined(rooms, "10")
     room.append(await rooms.member(room.room_id, ANNA, "leave"))
@@ -450,7 +450,7 @@ async def test_a_room_we_know_cannot_be_replaced_by_another(rooms: Rooms) -> Non
         await rooms.adopt(other)
 
 
-async def test_coming_back_after_having_left(rooms: Rooms) -> None:
+async def test_a_room_can_be_joined_again_after_leaving(rooms: Rooms) -> None:
     room = await joined(rooms)
     await accepted(rooms, said(room, BOB, "before"))
     room.append(await rooms.member(room.room_id, ANNA, "leave"))
@@ -465,7 +465,7 @@ async def test_coming_back_after_having_left(rooms: Rooms) -> None:
     await accepted(rooms, said(room, ALICE, "welcome back"))
 
 
-async def test_coming_back_when_nothing_has_happened(rooms: Rooms) -> None:
+async def test_a_room_can_be_joined_again_if_nothing_has_happened(rooms: Rooms) -> None:
     room = await joined(rooms)
     room.append(await rooms.member(room.room_id, ANNA, "leave"))
     join = await rooms.adopt(room)
@@ -473,7 +473,7 @@ async def test_coming_back_when_nothing_has_happened(rooms: Rooms) -> None:
     await accepted(rooms, said(room, ALICE))
 
 
-async def test_local_users_who_are_invited_meanwhile(rooms: Rooms) -> None:
+async def test_local_users_invited_in_the_meantime_keep_their_invitations(rooms: Rooms) -> None:
     room = await joined(rooms)
     invite = room.member(ALICE, "invite", BERT)
     await accepted(rooms, invite)

@@ -56,7 +56,7 @@ async def test_a_message_loses_its_content(rooms: Rooms, version: str) -> None:
     assert (await rooms.stored(event.event_id)).content == {}
 
 
-async def test_what_is_redacted_may_be_no_event(rooms: Rooms) -> None:
+async def test_a_redaction_may_name_an_id_too_large_for_an_index(rooms: Rooms) -> None:
     """As large as an event may be, and too large for any index."""
     room_id = await rooms.create(ANNA)
     redacts = "$" + "".join(sha256(str(number).encode()).hexdigest() for number in range(500))
@@ -64,7 +64,7 @@ async def test_what_is_redacted_may_be_no_event(rooms: Rooms) -> None:
     assert (await rooms.stored(redaction.event_id)).content == {"redacts": redacts}
 
 
-async def test_state_keeps_what_the_room_needs(rooms: Rooms) -> None:
+async def test_redacted_state_keeps_the_protected_keys(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     join = await rooms.append(room_id, BERT, "m.room.member", {"membership": "join", "displayname": SECRET}, BERT)
     redaction = await redact(rooms, room_id, ANNA, join)
@@ -74,7 +74,7 @@ async def test_state_keeps_what_the_room_needs(rooms: Rooms) -> None:
     await rooms.append(room_id, BERT)
 
 
-async def test_no_cache_remembers_what_was_redacted(rooms: Rooms) -> None:
+async def test_no_cache_keeps_redacted_content(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     topic = await rooms.append(room_id, ANNA, "m.room.topic", {"topic": SECRET}, "")
 
@@ -86,7 +86,7 @@ async def test_no_cache_remembers_what_was_redacted(rooms: Rooms) -> None:
     assert await rooms.read(read_topic) == {}
 
 
-async def test_what_invited_users_were_told_is_redacted_too(rooms: Rooms) -> None:
+async def test_stripped_state_of_invites_is_redacted_too(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA)
     name = await rooms.append(room_id, ANNA, "m.room.name", {"name": SECRET}, "")
     await rooms.member(room_id, ANNA, "invite", BERT)
@@ -105,7 +105,7 @@ async def test_the_first_redaction_counts(rooms: Rooms) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_who_may_redact_what(rooms: Rooms, version: str) -> None:
+async def test_redactions_need_power_or_the_same_sender(rooms: Rooms, version: str) -> None:
     """Between servers the domain counts; among the users of this one, each answers for themselves."""
     room_id = await rooms.create(ANNA, BERT, CARL, version=version)
     of_bert = await rooms.append(room_id, BERT, content={"body": "mine"})
@@ -119,7 +119,7 @@ async def test_who_may_redact_what(rooms: Rooms, version: str) -> None:
     assert (await rooms.stored(of_bert.event_id)).content == {}
 
 
-async def test_redacting_what_is_not_known_takes_the_power_to_redact_anything(rooms: Rooms) -> None:
+async def test_redacting_an_unknown_event_requires_the_redact_level(rooms: Rooms) -> None:
     room_id = await rooms.create(ANNA, BERT)
     unknown = "$" + "x" * 43
     await rooms.append(room_id, ANNA, "m.room.redaction", {}, redacts=unknown)
@@ -127,7 +127,7 @@ async def test_redacting_what_is_not_known_takes_the_power_to_redact_anything(ro
         await rooms.append(room_id, BERT, "m.room.redaction", {}, redacts=unknown)
 
 
-async def test_events_of_other_rooms_are_left_alone(rooms: Rooms) -> None:
+async def test_events_of_other_rooms_cannot_be_redacted(rooms: Rooms) -> None:
     room_id, other = await rooms.create(ANNA), await rooms.create(ANNA)
     event = await rooms.append(other, ANNA, content={"body": "there"})
     await redact(rooms, room_id, ANNA, event)
@@ -146,7 +146,7 @@ async def joined(rooms: Rooms, version: str) -> Room:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_peer_redacts(rooms: Rooms, version: str) -> None:
+async def test_redactions_of_peers_are_applied(rooms: Rooms, version: str) -> None:
     room = await joined(rooms, version)
     event = room.send(BOB, "m.room.message", {"body": SECRET})
     redaction = room.send(BOB, "m.room.redaction", _content(room, event), redacts=event.event_id)
@@ -155,7 +155,7 @@ async def test_a_peer_redacts(rooms: Rooms, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_the_redaction_comes_first(rooms: Rooms, version: str) -> None:
+async def test_a_redaction_may_arrive_before_its_event(rooms: Rooms, version: str) -> None:
     room = await joined(rooms, version)
     branch = room.fork()
     event = room.send(BOB, "m.room.message", {"body": SECRET})
@@ -167,7 +167,7 @@ async def test_the_redaction_comes_first(rooms: Rooms, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_the_redaction_comes_before_an_outlier(rooms: Rooms, version: str) -> None:
+async def test_a_redaction_may_arrive_before_an_outlier(rooms: Rooms, version: str) -> None:
     room = await joined(rooms, version)
     branch = room.fork()
     event = room.send(ALICE, "m.room.topic", {"topic": SECRET}, "")
@@ -181,7 +181,7 @@ async def test_the_redaction_comes_before_an_outlier(rooms: Rooms, version: str)
 
 
 @pytest.mark.parametrize("version", ["3", "11", "12"])
-async def test_a_redaction_without_the_power_is_accepted_but_does_nothing(rooms: Rooms, version: str) -> None:
+async def test_a_redaction_without_power_is_accepted_but_has_no_effect(rooms: Rooms, version: str) -> None:
     room = await joined(rooms, version)
     event = room.send(BOB, "m.room.message", {"body": "mine"})
     redaction = room.send(CAROL, "m.room.redaction", _content(room, event), redacts=event.event_id)
@@ -190,7 +190,7 @@ async def test_a_redaction_without_the_power_is_accepted_but_does_nothing(rooms:
     assert (await rooms.stored(event.event_id)).redacted_by is None
 
 
-async def test_a_redaction_that_was_rejected_or_has_soft_failed_does_nothing(rooms: Rooms) -> None:
+async def test_rejected_and_soft_failed_redactions_have_no_effect(rooms: Rooms) -> None:
     room = await joined(rooms, "12")
     branch = room.fork()
     event = room.send(BOB, "m.room.message", {"body": "mine"})
@@ -201,7 +201,7 @@ async def test_a_redaction_that_was_rejected_or_has_soft_failed_does_nothing(roo
     assert (await rooms.stored(event.event_id)).redacted_by is None
 
 
-async def test_the_power_counts_at_the_time_of_the_redaction(rooms: Rooms) -> None:
+async def test_the_power_at_the_time_of_the_redaction_counts(rooms: Rooms) -> None:
     """CAROL has the power to redact when she does, and has lost it by the time the message comes."""
     room = await joined(rooms, "12")
     branch = room.fork()

@@ -20,7 +20,7 @@ async def test_an_event_is_converted_once(rooms: Rooms) -> None:
     assert await rooms.read(find_stored_by_id, event.event_id) is await rooms.read(find_stored_by_id, event.event_id)
 
 
-async def test_a_redaction_changes_the_row(rooms: Rooms) -> None:
+async def test_a_redacted_event_is_converted_again(rooms: Rooms) -> None:
     room_id = await rooms.create()
     event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
     assert (await rooms.read(find_stored_by_id, event.event_id)).content == {"body": "hello"}
@@ -44,7 +44,7 @@ def _set_content(tx: Transaction, position: int, content: bytes) -> None:
     tx.run("UPDATE events SET content = ? WHERE position = ?", content, position)
 
 
-async def test_what_a_write_has_read_is_not_remembered(rooms: Rooms) -> None:
+async def test_events_read_in_a_write_are_not_remembered(rooms: Rooms) -> None:
     room_id = await rooms.create()
     event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
 

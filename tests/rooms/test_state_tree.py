@@ -53,7 +53,7 @@ def changed(entries: Entries, what: dict[Key, int | None]) -> Entries:
 
 
 @given(states)
-def test_gives_back_what_was_put_in(entries: Entries) -> None:
+def test_stored_entries_are_returned(entries: Entries) -> None:
     tx: Any = Nodes()
     root = state_tree.build(tx, entries)
     assert state_tree.items(tx, root) == entries
@@ -62,7 +62,7 @@ def test_gives_back_what_was_put_in(entries: Entries) -> None:
 
 
 @given(states, st.randoms(use_true_random=False))
-def test_any_order_gives_the_same_root(entries: Entries, random: Any) -> None:
+def test_insertion_order_does_not_change_the_root(entries: Entries, random: Any) -> None:
     tx: Any = Nodes()
     order = list(entries.items())
     random.shuffle(order)
@@ -75,7 +75,7 @@ def test_any_order_gives_the_same_root(entries: Entries, random: Any) -> None:
 
 
 @given(states, changes)
-def test_changes_are_those_of_a_dict(entries: Entries, what: dict[Key, int | None]) -> None:
+def test_changes_behave_like_those_of_a_dict(entries: Entries, what: dict[Key, int | None]) -> None:
     tx: Any = Nodes()
     root = state_tree.apply(tx, state_tree.build(tx, entries), what)
     assert state_tree.items(tx, root) == changed(entries, what)
@@ -83,7 +83,7 @@ def test_changes_are_those_of_a_dict(entries: Entries, what: dict[Key, int | Non
 
 
 @given(states, changes)
-def test_what_is_undone_has_the_root_that_it_had(entries: Entries, what: dict[Key, int | None]) -> None:
+def test_undoing_a_change_restores_the_root(entries: Entries, what: dict[Key, int | None]) -> None:
     tx: Any = Nodes()
     root = state_tree.build(tx, entries)
     there = state_tree.apply(tx, root, what)
@@ -92,7 +92,7 @@ def test_what_is_undone_has_the_root_that_it_had(entries: Entries, what: dict[Ke
 
 
 @given(states, changes, changes)
-def test_the_difference_is_that_of_two_dicts(
+def test_differences_equal_those_of_two_dicts(
     entries: Entries, one: dict[Key, int | None], two: dict[Key, int | None]
 ) -> None:
     tx: Any = Nodes()
@@ -112,7 +112,7 @@ def test_one_change_writes_only_the_nodes_on_its_path(entries: Entries, key: Key
     assert len(tx.rows) - len(before) <= 3 + 16
 
 
-def test_no_node_is_written_twice_for_the_same_content() -> None:
+def test_nodes_with_the_same_content_are_written_once() -> None:
     tx: Any = Nodes()
     entries = {(7, n): n for n in range(1, 1000)}
     root = state_tree.build(tx, entries)
@@ -121,7 +121,7 @@ def test_no_node_is_written_twice_for_the_same_content() -> None:
     assert len(tx.rows) == count
 
 
-def test_an_empty_state() -> None:
+def test_the_empty_state_has_a_root() -> None:
     tx: Any = Nodes()
     assert state_tree.build(tx, {}) == EMPTY_ROOT
     assert state_tree.items(tx, EMPTY_ROOT) == {}
@@ -140,7 +140,7 @@ def test_a_leaf_becomes_a_branch_and_a_leaf_again() -> None:
     assert state_tree.apply(tx, more, {(7, 1000): None}) == full
 
 
-def test_a_missing_node_is_an_error_that_says_so() -> None:
+def test_a_missing_node_is_reported() -> None:
     tx: Any = Nodes()
     with pytest.raises(DatabaseDamaged, match="missing"):
         state_tree.get(tx, b"x" * 16, (1, 1))

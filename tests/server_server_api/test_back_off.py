@@ -25,7 +25,7 @@ OWN, THEIRS = ServerName("a.example"), ServerName("b.example")
 PERSON, IN_THE_BACKGROUND = Cause("person"), peer(ServerName("c.example"))
 
 
-def test_back_off_doubles_with_each_failure_after_it() -> None:
+def test_back_off_doubles_with_each_failed_retry() -> None:
     peers, now_ms, lasts_ms = Peers(), 1_000, []
     for failures in range(1, 20):
         back_off = peers.note_failure(OWN, THEIRS, now_ms)
@@ -44,7 +44,7 @@ def test_failure_during_the_back_off_does_not_make_it_longer() -> None:
     assert (again.failures, again.retry_after_ms) == (1, first.retry_after_ms)
 
 
-def test_person_is_let_through_every_few_seconds_of_a_back_off() -> None:
+def test_a_users_request_is_let_through_every_few_seconds_of_a_back_off() -> None:
     peers = Peers()
     peers.set_back_off(THEIRS, BackOff(12, 0, 3_600_000, tried_ms=0))
     admitted = [ms for ms in range(0, 20_000, 250) if peers.admit(THEIRS, ms, PERSON)]
@@ -53,7 +53,7 @@ def test_person_is_let_through_every_few_seconds_of_a_back_off() -> None:
     assert not any(peers.admit(THEIRS, ms, IN_THE_BACKGROUND) for ms in range(0, 20_000, 250))
 
 
-def test_sign_of_life_ends_the_back_off() -> None:
+def test_any_contact_with_a_server_ends_its_back_off() -> None:
     peers = Peers()
     peers.note_failure(OWN, THEIRS, 0)
     assert not peers.admit(THEIRS, 1, IN_THE_BACKGROUND)
@@ -61,14 +61,14 @@ def test_sign_of_life_ends_the_back_off() -> None:
     assert peers.admit(THEIRS, 1, IN_THE_BACKGROUND)
 
 
-def test_back_off_does_not_outlast_a_clock_that_is_put_right() -> None:
+def test_correcting_the_clock_does_not_prolong_a_back_off() -> None:
     peers = Peers()
     year_ms = 365 * 86_400_000
     peers.note_failure(OWN, THEIRS, year_ms)
     assert peers.admit(THEIRS, 0, IN_THE_BACKGROUND)
 
 
-async def test_server_that_is_back_answers_people_at_once(federation: Federation) -> None:
+async def test_users_reach_a_recovered_server_at_once(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     await create_room(bob, preset="public_chat", room_alias_name="lobby")
     await federation.kill("b.example")
@@ -87,7 +87,7 @@ async def test_server_that_is_back_answers_people_at_once(federation: Federation
     await join(alice, "#lobby:b.example")
 
 
-async def test_answered_question_brings_what_was_waiting_for_the_server(federation: Federation) -> None:
+async def test_an_answered_request_releases_events_waiting_for_the_server(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -104,7 +104,7 @@ async def test_answered_question_brings_what_was_waiting_for_the_server(federati
 
 
 @pytest.mark.parametrize("cause", [peer, stranger])
-async def test_one_cause_uses_no_more_than_its_share(
+async def test_one_cause_cannot_use_more_than_its_share_of_requests(
     cause: Callable[[ServerName], Cause], autojump_clock: trio.testing.MockClock
 ) -> None:
     shares = Shares()
@@ -124,7 +124,7 @@ async def test_one_cause_uses_no_more_than_its_share(
     assert (shares.using(one), shares.using(other)) == (0, 0)
 
 
-async def test_all_causes_of_a_kind_leave_connections_to_the_others() -> None:
+async def test_causes_of_one_kind_leave_connections_for_others() -> None:
     shares = Shares()
     async with trio.open_nursery() as nursery:
         for number in range(1_000):
@@ -149,19 +149,19 @@ async def _hold(
 # What may make us connect
 
 
-async def test_forged_events_of_a_server_that_is_in_no_room_make_us_ask_nobody(
+async def test_forged_events_from_an_uninvolved_server_cause_no_requests(
     forge: Callable[..., Awaitable[set[str]]],
 ) -> None:
     assert await forge(joined=False) == set()
 
 
-async def test_events_of_servers_that_are_not_in_the_room_make_us_ask_nobody(
+async def test_events_from_servers_outside_the_room_cause_no_requests(
     forge: Callable[..., Awaitable[set[str]]],
 ) -> None:
     assert await forge(joined=True) == set()
 
 
-async def test_server_that_may_be_joining_is_asked_for_its_keys(forge: Callable[..., Awaitable[set[str]]]) -> None:
+async def test_a_server_that_may_be_joining_is_asked_for_its_keys(forge: Callable[..., Awaitable[set[str]]]) -> None:
     assert await forge(joined=True, member=True) == {"s0.example", "s1.example", "s2.example"}
 
 

@@ -193,7 +193,7 @@ def run(version: str, steps: Sequence[Any], *, with_timelines: bool) -> None:
 @pytest.mark.parametrize("version", ["10", "12"])
 @settings(max_examples=share_of_examples(0.2))
 @given(steps=st.lists(st.one_of(talk, network), min_size=5, max_size=25), random=st.random_module())
-def test_same_state_and_timelines_after_any_partition(version: str, steps: list[Any], random: Any) -> None:
+def test_servers_agree_on_state_and_timelines_after_any_partition(version: str, steps: list[Any], random: Any) -> None:
     run(version, steps, with_timelines=True)
 
 
@@ -201,11 +201,11 @@ def test_same_state_and_timelines_after_any_partition(version: str, steps: list[
 @pytest.mark.parametrize("version", ["10", "12"])
 @settings(max_examples=share_of_examples(0.25))
 @given(steps=st.lists(st.one_of(talk, quarrel, quarrel, network), min_size=5, max_size=30), random=st.random_module())
-def test_same_state_after_any_quarrel(version: str, steps: list[Any], random: Any) -> None:
+def test_servers_agree_on_the_state_after_any_conflict(version: str, steps: list[Any], random: Any) -> None:
     run(version, steps, with_timelines=False)
 
 
-def test_both_sides_of_a_partition_set_the_topic() -> None:
+def test_both_sides_of_a_partition_agree_on_one_topic() -> None:
     steps = [
         ("cut", ("a.example", "b.example")),
         ("cut", ("b.example", "c.example")),
@@ -218,7 +218,7 @@ def test_both_sides_of_a_partition_set_the_topic() -> None:
     run("12", steps, with_timelines=True)
 
 
-def test_ban_on_one_side_and_defiance_on_the_other() -> None:
+def test_a_ban_wins_over_changes_by_the_banned_user_across_a_partition() -> None:
     steps = [
         ("cut", ("a.example", "b.example")),
         ("cut", ("b.example", "c.example")),
@@ -231,7 +231,7 @@ def test_ban_on_one_side_and_defiance_on_the_other() -> None:
     run("12", steps, with_timelines=False)
 
 
-def test_what_the_kicked_say_before_they_hear_of_it() -> None:
+def test_servers_converge_on_messages_sent_before_a_kick_arrived() -> None:
     """Only their server takes it in. Once somebody there speaks again the others resolve it too."""
     steps = [("name", 4, "tea"), ("sleep", 0.1), ("kick", 0, 4), ("name", 4, "milk")]
     run("12", steps, with_timelines=False)

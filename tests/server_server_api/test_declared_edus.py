@@ -109,14 +109,14 @@ def _mood(room_id: str, user_id: str) -> dict[str, Any]:
     return {"room_id": room_id, "user_id": user_id, "mood": "cheerful"}
 
 
-async def test_the_handler_receives_what_the_origin_may_send(federation: Federation) -> None:
+async def test_the_handler_receives_permitted_edus(federation: Federation) -> None:
     expressions = Expressions()
     _, _, mallory, room = await _with_mallory(federation, expressions.feature())
     await mallory.send("a.example", "1", edus=[_shout(room.room_id, room.user_id)])
     assert expressions.heard == [[Shout(room.room_id, room.user_id, "hello")]]
 
 
-async def test_the_handler_never_sees_what_the_origin_may_not_send(federation: Federation) -> None:
+async def test_the_handler_never_receives_forbidden_edus(federation: Federation) -> None:
     expressions = Expressions()
     _, alice, mallory, room = await _with_mallory(federation, expressions.feature())
     not_mallorys = await create_room(alice, preset="public_chat")
@@ -143,7 +143,7 @@ async def test_the_handler_never_sees_what_the_origin_may_not_send(federation: F
     assert expressions.heard == [[Shout(room.room_id, room.user_id, "hello")]]
 
 
-async def test_of_many_parts_the_allowed_ones_are_kept(federation: Federation) -> None:
+async def test_forbidden_parts_of_an_edu_are_dropped(federation: Federation) -> None:
     expressions = Expressions()
     _, alice, mallory, room = await _with_mallory(federation, expressions.feature())
     not_mallorys = await create_room(alice, preset="public_chat")
@@ -166,7 +166,7 @@ async def test_of_many_parts_the_allowed_ones_are_kept(federation: Federation) -
     assert first.room_id == second.room_id == room.room_id
 
 
-async def test_parts_of_others_do_not_count_against_the_limit(federation: Federation) -> None:
+async def test_forbidden_parts_do_not_count_towards_the_limit(federation: Federation) -> None:
     expressions = Expressions()
     _, alice, mallory, room = await _with_mallory(federation, expressions.feature())
     foreign = [_mood(room.room_id, alice.user_id)] * EDU_PARTS_MAX
@@ -176,7 +176,7 @@ async def test_parts_of_others_do_not_count_against_the_limit(federation: Federa
     assert len(heard) == EDU_PARTS_MAX
 
 
-async def test_an_edu_that_its_handler_fails_of_does_not_keep_the_next(federation: Federation) -> None:
+async def test_an_edu_that_crashes_its_handler_does_not_block_the_next(federation: Federation) -> None:
     async def fail(hs: Resources, origin: ServerName, parts: Sequence[Any]) -> None:
         raise RuntimeError
 
@@ -216,7 +216,7 @@ async def test_a_server_that_was_away_gets_no_short_lived_edus(federation: Feder
     assert (SHOUT, "absent") not in got
 
 
-async def test_an_edu_that_waits_for_a_slow_server_is_replaced_by_a_newer_one(federation: Federation) -> None:
+async def test_a_waiting_edu_is_replaced_by_a_newer_one(federation: Federation) -> None:
     expressions = Expressions()
     a, _, mallory, room = await _with_mallory(federation, expressions.feature())
     got: list[list[str]] = []
@@ -246,7 +246,7 @@ ROOMS = st.sampled_from(["!r:a.example", "!s:third.example", "#r:a.example", "!"
 
 
 @given(st.lists(st.tuples(IDENTIFIERS, ROOMS) | st.none()))
-def test_parts_are_those_of_the_origins_users_in_order(drawn: list[tuple[str, str] | None]) -> None:
+def test_the_permitted_parts_are_those_of_the_origins_users_in_order(drawn: list[tuple[str, str] | None]) -> None:
     edu = Expressions().feature().edus[MOODS]
     moods = [None if each is None else {"user_id": each[0], "room_id": each[1], "mood": str(n)}
              for n, each in enumerate(drawn)]  # fmt: skip
@@ -261,7 +261,7 @@ def test_parts_are_those_of_the_origins_users_in_order(drawn: list[tuple[str, st
         st.sampled_from(["moods", "room_id", "user_id", "text"]), st.none() | st.text() | st.lists(st.text())
     )
 )
-def test_whatever_the_content_is_parsing_raises_nothing_but_invalid_edu(content: dict[str, Any]) -> None:
+def test_parsing_any_content_raises_only_invalid_edu(content: dict[str, Any]) -> None:
     for edu in Expressions().feature().edus.values():
         try:
             edu.parts_from(MALLORY, content)

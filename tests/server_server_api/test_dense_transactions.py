@@ -29,7 +29,7 @@ def dense(room: Joined, name: str, value: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", VALUES)
-async def test_the_densest_transaction_is_taken_in(federation: Federation, name: str) -> None:
+async def test_the_densest_transaction_is_accepted(federation: Federation, name: str) -> None:
     server = await federation.start(HERE)
     alice = await server.register("alice")
     mallory = Stranger(federation.network, MALLORY)
@@ -44,7 +44,7 @@ async def test_the_densest_transaction_is_taken_in(federation: Federation, name:
     assert server.hs.budgets.peers.held == 0
 
 
-async def test_junk_in_a_large_transaction_does_not_spoil_what_comes_with_it(federation: Federation) -> None:
+async def test_junk_in_a_large_transaction_does_not_affect_the_rest(federation: Federation) -> None:
     server = await federation.start(HERE)
     alice = await server.register("alice")
     mallory = Stranger(federation.network, MALLORY)

@@ -89,7 +89,7 @@ async def test_a_one_time_key_is_issued_once_over_federation(federation: Federat
     assert keys[2] is None
 
 
-async def test_the_signature_on_a_user_of_another_server_is_for_the_signer(federation: Federation) -> None:
+async def test_only_the_signer_sees_their_signature_on_a_remote_user(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice, carol, bob = await a.register("alice"), await a.register("carol"), await b.register("bob")
     keys, keys_of_bob = await with_cross_signing(alice), await with_cross_signing(bob)
@@ -100,7 +100,7 @@ async def test_the_signature_on_a_user_of_another_server_is_for_the_signer(feder
         assert (await query(viewer, bob.user_id))["master_keys"] == {bob.user_id: expected}
 
 
-async def test_who_cannot_be_reached_cannot_be_signed(federation: Federation) -> None:
+async def test_users_of_unreachable_servers_cannot_be_signed(federation: Federation) -> None:
     alice, _ = await start_with(federation)
     await with_cross_signing(alice)
     keys = CrossSigning("@bob:nowhere.example")
@@ -109,7 +109,7 @@ async def test_who_cannot_be_reached_cannot_be_signed(federation: Federation) ->
     assert failures[keys.user_id][keys.master.public]["errcode"] == "M_UNKNOWN"
 
 
-async def test_users_of_silent_servers_are_signed_in_vain_but_not_for_long(federation: Federation) -> None:
+async def test_signing_users_of_a_silent_server_fails_quickly(federation: Federation) -> None:
     alice, _ = await start_with(federation)
     await with_cross_signing(alice)
     people = []
@@ -127,7 +127,7 @@ async def test_users_of_silent_servers_are_signed_in_vain_but_not_for_long(feder
 # --- what is served ---
 
 
-async def test_another_server_is_shown_what_is_for_everyone(federation: Federation) -> None:
+async def test_other_servers_see_public_keys_and_signatures_only(federation: Federation) -> None:
     a, stranger = await federation.start("a.example"), Stranger(federation.network, ServerName("b.example"))
     alice = await a.register("alice", initial_device_display_name="phone")
     device, keys = await with_device(alice), await with_cross_signing(alice)
@@ -152,7 +152,7 @@ async def test_another_server_is_shown_what_is_for_everyone(federation: Federati
     }
 
 
-async def test_the_list_of_devices_has_a_number_that_rises(federation: Federation) -> None:
+async def test_the_stream_id_of_a_device_list_increases(federation: Federation) -> None:
     a, stranger = await federation.start("a.example"), Stranger(federation.network, ServerName("b.example"))
     alice = await a.register("alice")
     numbers = []
@@ -162,7 +162,7 @@ async def test_the_list_of_devices_has_a_number_that_rises(federation: Federatio
     assert numbers[0] < numbers[1]
 
 
-async def test_another_server_asks_about_our_users_only(federation: Federation) -> None:
+async def test_other_servers_can_query_our_users_only(federation: Federation) -> None:
     a, stranger = await federation.start("a.example"), Stranger(federation.network, ServerName("b.example"))
     for path, body in (
         (QUERY, {"device_keys": {"@bob:b.example": []}}),
@@ -212,7 +212,7 @@ async def test_keys_that_are_not_signed_by_their_owner_are_left_out(federation: 
     assert shown["self_signing_keys"] == {}
 
 
-async def test_a_server_speaks_for_the_users_that_it_was_asked_about(federation: Federation) -> None:
+async def test_keys_of_users_who_were_not_asked_for_are_ignored(federation: Federation) -> None:
     alice, stranger = await start_with(federation)
     bob = answer_with(Device(stranger.user("bob"), "D"), CrossSigning(stranger.user("bob")))
     for user_id in (alice.user_id, stranger.user("carol"), "@dora:c.example"):
@@ -227,7 +227,7 @@ async def test_a_server_speaks_for_the_users_that_it_was_asked_about(federation:
     assert shown["user_signing_keys"] == {}
 
 
-async def test_devices_that_nobody_asked_for_are_left_out(federation: Federation) -> None:
+async def test_devices_that_were_not_asked_for_are_left_out(federation: Federation) -> None:
     alice, stranger = await start_with(federation)
     user_id = stranger.user("bob")
     devices = {name: Device(user_id, name).keys() for name in ("WANTED", "OTHER")}
@@ -264,7 +264,7 @@ async def test_signatures_of_third_parties_are_not_passed_on(federation: Federat
         (500, {"errcode": "M_UNKNOWN", "error": "?"}),
     ],
 )
-async def test_a_useless_answer_is_no_answer(federation: Federation, answer: Any) -> None:
+async def test_a_useless_answer_counts_as_a_failure(federation: Federation, answer: Any) -> None:
     alice, stranger = await start_with(federation)
     stranger.answers[QUERY] = stranger.answers[CLAIM] = answer
     shown = await query(alice, stranger.user("bob"), alice.user_id)
@@ -273,14 +273,14 @@ async def test_a_useless_answer_is_no_answer(federation: Federation, answer: Any
     assert (await claim(alice, Device(stranger.user("bob"), "D")))["one_time_keys"] == {}
 
 
-async def test_an_answer_without_end_is_a_failure(federation: Federation) -> None:
+async def test_an_endless_answer_is_a_failure(federation: Federation) -> None:
     alice, stranger = await start_with(federation)
     size = limits.encryption.REMOTE_KEYS_ANSWER_BYTES_MAX
     stranger.answers[QUERY] = {"device_keys": {stranger.user("bob"): {"D": "x" * size}}}
     assert (await query(alice, stranger.user("bob")))["failures"].keys() == {"b.example"}
 
 
-async def test_a_claim_takes_the_claimed_keys_only(federation: Federation) -> None:
+async def test_a_claim_returns_the_claimed_keys_only(federation: Federation) -> None:
     alice, stranger = await start_with(federation)
     bob, carol = Device(stranger.user("bob"), "D"), Device(stranger.user("carol"), "D")
     keys = bob.one_time_keys(2)
@@ -309,7 +309,7 @@ def after(seconds: float, answer: Any) -> Callable[[str, Any], Awaitable[Any]]:
     return wait
 
 
-async def test_a_silent_server_delays_the_others_until_the_timeout_only(federation: Federation) -> None:
+async def test_a_silent_server_delays_a_query_until_its_timeout_only(federation: Federation) -> None:
     alice, stranger = await start_with(federation)
     silent = Stranger(federation.network, ServerName("silent.example"))
     device = Device(stranger.user("bob"), "D")
@@ -327,7 +327,7 @@ async def test_a_silent_server_delays_the_others_until_the_timeout_only(federati
     assert answer["failures"].keys() == {"silent.example"}
 
 
-async def test_nobody_waits_for_longer_than_the_default(federation: Federation) -> None:
+async def test_a_query_never_waits_longer_than_the_default_timeout(federation: Federation) -> None:
     alice, _ = await start_with(federation)
     silent = Stranger(federation.network, ServerName("silent.example"))
     silent.answers[QUERY] = after(100_000, {})
@@ -339,7 +339,7 @@ async def test_nobody_waits_for_longer_than_the_default(federation: Federation) 
         await trio.sleep(3600)
 
 
-async def test_a_client_in_a_hurry_makes_no_server_count_as_silent(federation: Federation) -> None:
+async def test_a_short_timeout_does_not_mark_a_server_as_silent(federation: Federation) -> None:
     alice, stranger = await start_with(federation)
     device = Device(stranger.user("bob"), "D")
     stranger.answers[QUERY] = after(0.5, {"device_keys": {device.user_id: {"D": device.keys()}}})
@@ -347,7 +347,7 @@ async def test_a_client_in_a_hurry_makes_no_server_count_as_silent(federation: F
     assert (await query(alice, device.user_id))["device_keys"] == {device.user_id: {"D": device.keys()}}
 
 
-async def test_any_number_of_silent_servers_leaves_others_their_turn(federation: Federation) -> None:
+async def test_any_number_of_silent_servers_still_leaves_others_a_turn(federation: Federation) -> None:
     alice, stranger = await start_with(federation)
     device = Device(stranger.user("bob"), "D")
     stranger.answers[QUERY] = {"device_keys": {device.user_id: {"D": device.keys()}}}
@@ -364,7 +364,7 @@ async def test_any_number_of_silent_servers_leaves_others_their_turn(federation:
 # --- how much may be asked for ---
 
 
-async def test_there_is_a_limit_to_what_one_user_or_one_server_asks_for(federation: Federation) -> None:
+async def test_queries_of_one_user_and_of_one_server_are_limited(federation: Federation) -> None:
     server = await federation.start("a.example", rate_limits=RateLimitsSection(enabled=True))
     alice, stranger = await server.register("alice"), Stranger(federation.network, ServerName("b.example"))
     most = limits.encryption.KEY_QUERY_USERS_MAX

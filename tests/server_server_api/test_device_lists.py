@@ -33,7 +33,7 @@ async def cut_off(federation: Federation) -> None:
 # Two honest servers
 
 
-async def test_keys_of_a_followed_list_are_known_while_its_server_is_away(federation: Federation) -> None:
+async def test_keys_of_a_tracked_user_are_available_while_their_server_is_away(federation: Federation) -> None:
     _, _, alice, bob, _ = await two(federation)
     phone, keys = await upload(bob), CrossSigning(bob.user_id)
     await bob.ok("POST", "keys/device_signing/upload", json={**keys.body(), "auth": bob.password_auth()})
@@ -49,7 +49,7 @@ async def test_keys_of_a_followed_list_are_known_while_its_server_is_away(federa
     assert some["device_keys"] == {bob.user_id: {}}
 
 
-async def test_a_change_is_told_and_the_new_keys_are_known_at_once(federation: Federation) -> None:
+async def test_a_change_is_announced_and_the_new_keys_are_available_at_once(federation: Federation) -> None:
     a, _, alice, bob, _ = await two(federation)
     await upload(bob)
     await follow(alice, bob.user_id)
@@ -82,7 +82,7 @@ async def test_a_deleted_device_is_forgotten_on_the_other_server(federation: Fed
     assert (await query(alice, bob.user_id)).keys() == {bob.device_id}
 
 
-async def test_new_cross_signing_keys_are_told_and_known(federation: Federation) -> None:
+async def test_new_cross_signing_keys_are_announced_and_available(federation: Federation) -> None:
     a, _, alice, bob, _ = await two(federation)
     await upload(bob)
     await follow(alice, bob.user_id)
@@ -96,7 +96,7 @@ async def test_new_cross_signing_keys_are_told_and_known(federation: Federation)
     assert await is_followed(a)
 
 
-async def test_what_changes_while_a_server_is_away_arrives_later(federation: Federation) -> None:
+async def test_changes_made_while_a_server_is_away_arrive_later(federation: Federation) -> None:
     a, _, alice, bob, _ = await two(federation)
     await upload(bob)
     await follow(alice, bob.user_id)
@@ -113,7 +113,7 @@ async def test_what_changes_while_a_server_is_away_arrives_later(federation: Fed
     await until(all_are_known)
 
 
-async def test_more_changes_than_are_kept_are_fetched_as_a_whole(federation: Federation) -> None:
+async def test_if_too_many_changes_were_missed_the_whole_list_is_fetched(federation: Federation) -> None:
     _, _, alice, bob, _ = await two(federation)
     await upload(bob)
     await follow(alice, bob.user_id)
@@ -131,7 +131,7 @@ async def test_more_changes_than_are_kept_are_fetched_as_a_whole(federation: Fed
     await until(is_known)
 
 
-async def test_what_changed_while_no_room_was_shared_is_asked_for_anew(federation: Federation) -> None:
+async def test_changes_made_while_no_room_was_shared_are_fetched_later(federation: Federation) -> None:
     _, _, alice, bob, room_id = await two(federation)
     await upload(bob)
     await follow(alice, bob.user_id)
@@ -152,7 +152,7 @@ async def test_what_changed_while_no_room_was_shared_is_asked_for_anew(federatio
     assert "LAPTOP" in await query(alice, bob.user_id)
 
 
-async def test_lists_of_users_who_are_gone_are_forgotten(federation: Federation) -> None:
+async def test_device_lists_of_users_without_a_shared_room_are_deleted(federation: Federation) -> None:
     a, _, alice, bob, room_id = await two(federation)
     await upload(bob)
     await follow(alice, bob.user_id)
@@ -162,7 +162,7 @@ async def test_lists_of_users_who_are_gone_are_forgotten(federation: Federation)
         assert not await a.read(lambda tx, table=table: tx.all(f"SELECT user_nid FROM {table}"))
 
 
-async def test_keys_of_strangers_are_not_kept(federation: Federation) -> None:
+async def test_keys_of_users_without_a_shared_room_are_not_kept(federation: Federation) -> None:
     a, _, alice, bob = await federation.start_two()
     phone = await upload(bob)
     assert await query(alice, bob.user_id) == {bob.device_id: phone.keys()}
@@ -170,7 +170,7 @@ async def test_keys_of_strangers_are_not_kept(federation: Federation) -> None:
     assert not await a.read(lambda tx: tx.all("SELECT user_nid FROM device_list_resyncs"))
 
 
-async def test_updates_say_what_holds_and_follow_on_one_another(federation: Federation) -> None:
+async def test_updates_describe_the_current_state_and_are_chained(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice, mallory = await a.register("alice"), Stranger(federation.network, ServerName("mallory.example"))
     edus: list[dict[str, Any]] = []
@@ -200,7 +200,7 @@ async def test_updates_say_what_holds_and_follow_on_one_another(federation: Fede
     }
 
 
-async def test_a_server_that_begins_to_share_a_room_with_a_user_gets_an_update(federation: Federation) -> None:
+async def test_a_server_that_starts_sharing_a_room_gets_an_update(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice, carol = await a.register("alice"), await a.register("carol")
     await upload(alice)

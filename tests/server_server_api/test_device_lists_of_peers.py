@@ -69,7 +69,7 @@ async def known(alice: Client, mallory: Mallory) -> set[str]:
     )
 
 
-async def test_an_update_that_follows_is_applied_without_asking(federation: Federation) -> None:
+async def test_a_consecutive_update_is_applied_without_a_request(federation: Federation) -> None:
     mallory, alice = await with_mallory(federation)
     await mallory.send(mallory.update(Device(mallory.user_id, "NEW"), 11, 10))
     assert await known(alice, mallory) == {"PHONE", "NEW"}
@@ -81,7 +81,7 @@ async def test_an_update_that_follows_is_applied_without_asking(federation: Fede
 @pytest.mark.parametrize(
     ("stream_id", "prev_id"), [(12, [11]), (2**53 - 1, [2**53 - 2]), (11, []), (11, [10, 9]), (9, [8]), (0, [])]
 )
-async def test_after_a_gap_the_whole_list_is_asked_for(
+async def test_after_a_gap_the_whole_list_is_requested(
     federation: Federation, stream_id: int, prev_id: list[int]
 ) -> None:
     mallory, alice = await with_mallory(federation)
@@ -98,7 +98,7 @@ async def test_after_a_gap_the_whole_list_is_asked_for(
     assert mallory.times_asked == 2
 
 
-async def test_many_gaps_of_a_user_are_one_question_and_one_piece_of_news(federation: Federation) -> None:
+async def test_many_gaps_of_a_user_cause_one_request_and_one_change(federation: Federation) -> None:
     mallory, alice = await with_mallory(federation)
     gate = trio.Event()
 
@@ -118,7 +118,7 @@ async def test_many_gaps_of_a_user_are_one_question_and_one_piece_of_news(federa
     assert mallory.times_asked <= 3
 
 
-async def test_a_list_is_asked_for_until_its_server_answers(federation: Federation) -> None:
+async def test_a_list_is_requested_until_its_server_answers(federation: Federation) -> None:
     mallory, alice = await with_mallory(federation)
     good = mallory.stranger.answers["GET", mallory.path]
     mallory.stranger.answers["GET", mallory.path] = (500, {"errcode": "M_UNKNOWN"})
@@ -131,7 +131,7 @@ async def test_a_list_is_asked_for_until_its_server_answers(federation: Federati
     await told(alice, since, mallory.user_id)
 
 
-async def test_a_server_that_gives_no_lists_is_asked_by_each_query_and_no_more(federation: Federation) -> None:
+async def test_a_server_that_refuses_lists_is_asked_once_for_each_query(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice, mallory = await a.register("alice"), Mallory(federation)
     room_id = await create_room(alice, preset="public_chat")
@@ -145,7 +145,7 @@ async def test_a_server_that_gives_no_lists_is_asked_by_each_query_and_no_more(f
         assert "device_lists" not in await sync(alice, since)
 
 
-async def test_what_is_to_be_asked_for_survives_a_restart(federation: Federation) -> None:
+async def test_pending_requests_for_lists_survive_a_restart(federation: Federation) -> None:
     mallory, alice = await with_mallory(federation)
     good = mallory.stranger.answers["GET", mallory.path]
     mallory.stranger.answers["GET", mallory.path] = (502, {"errcode": "M_UNKNOWN"})
@@ -159,7 +159,7 @@ async def test_what_is_to_be_asked_for_survives_a_restart(federation: Federation
     assert await known(alice, mallory) == {"PHONE", "NEW"}
 
 
-async def test_a_silent_server_delays_no_other(federation: Federation) -> None:
+async def test_a_silent_server_does_not_delay_others(federation: Federation) -> None:
     mallory, alice = await with_mallory(federation)
 
     async def never(uri: str, content: Any) -> Any:
@@ -184,7 +184,7 @@ async def test_a_silent_server_delays_no_other(federation: Federation) -> None:
     await until(is_fetched, seconds=5)
 
 
-async def test_nobody_speaks_for_users_of_another_server(federation: Federation) -> None:
+async def test_servers_cannot_update_devices_of_users_of_other_servers(federation: Federation) -> None:
     mallory, alice = await with_mallory(federation)
     b = await federation.start("b.example")
     bob = await b.register("bob")
@@ -236,7 +236,7 @@ async def test_keys_that_are_not_signed_by_their_device_are_left_out(federation:
         {"devices": {}},
     ],
 )
-async def test_a_malformed_list_is_not_believed(federation: Federation, answer: dict[str, Any]) -> None:
+async def test_a_malformed_list_is_ignored(federation: Federation, answer: dict[str, Any]) -> None:
     mallory, alice = await with_mallory(federation)
     honest = {"user_id": mallory.user_id, "stream_id": 20, "devices": []}
     mallory.stranger.answers["GET", mallory.path] = {**honest, **answer} if answer else {}
@@ -251,7 +251,7 @@ async def _is_asked(mallory: Mallory, times: int) -> bool:
     return mallory.times_asked >= times
 
 
-async def test_invented_devices_fill_no_disk(federation: Federation) -> None:
+async def test_invented_devices_do_not_fill_the_disk(federation: Federation) -> None:
     mallory, alice = await with_mallory(federation)
     most = limits.encryption.CACHED_DEVICES_MAX
     for start in range(0, most + 50, 50):
@@ -269,7 +269,7 @@ async def test_invented_devices_fill_no_disk(federation: Federation) -> None:
     assert len(await query(alice, mallory.user_id)) == most + 1
 
 
-async def test_updates_of_users_whom_nobody_here_knows_leave_nothing(federation: Federation) -> None:
+async def test_updates_of_unknown_users_are_not_stored(federation: Federation) -> None:
     mallory, alice = await with_mallory(federation)
     before = await alice.server.read(lambda tx: tx.all("SELECT nid FROM strings"))
     for number in range(20):

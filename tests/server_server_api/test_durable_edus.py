@@ -118,7 +118,9 @@ def _say(tx: Transaction, user_id: UserID, room_id: RoomID, texts: Iterable[str]
         append_local(tx, Draft(room_id, user_id, "m.room.message", {"msgtype": "m.text", "body": text}))
 
 
-async def test_a_long_outage_loses_none_and_keys_come_before_events(world: World, federation: Federation) -> None:
+async def test_durable_edus_survive_a_long_outage_and_arrive_before_events(
+    world: World, federation: Federation
+) -> None:
     federation.network.cut("a.example", MALLORY)
     for number in range(0, 1200, 10):
         await world.send_key(number)
@@ -181,7 +183,7 @@ async def test_poison_in_one_lane_does_not_stop_the_other(world: World, poison: 
     await world.wait_for("key 3")
 
 
-async def test_a_server_that_is_away_is_tried_once_for_both_lanes(world: World, federation: Federation) -> None:
+async def test_an_unreachable_server_is_retried_once_for_both_lanes(world: World, federation: Federation) -> None:
     await world.send_key(0)
     await world.wait_for("key 0")
     federation.network.cut("a.example", MALLORY)
@@ -196,7 +198,7 @@ async def test_a_server_that_is_away_is_tried_once_for_both_lanes(world: World, 
     await world.wait_for("event 1")
 
 
-async def test_what_has_arrived_is_acknowledged(world: World, federation: Federation) -> None:
+async def test_delivered_edus_are_acknowledged_to_their_queue(world: World, federation: Federation) -> None:
     has_queue = world.features[-1].edus[KEY].queue is not None
     await world.send_key(1)
     await world.wait_for("key 1")
@@ -210,7 +212,7 @@ async def test_what_has_arrived_is_acknowledged(world: World, federation: Federa
     assert list(world.keys.rows.values()) == ([] if has_queue else [1, 2])
 
 
-async def test_durable_edus_are_neither_short_lived_nor_replaced() -> None:
+async def test_durable_edus_neither_expire_nor_replace_one_another() -> None:
     async def hear(hs: Resources, origin: ServerName, parts: Sequence[Key]) -> None:
         return
 

@@ -26,7 +26,7 @@ async def _two(federation: Federation) -> tuple[Client, Client, str]:
     return alice, bob, room_id
 
 
-async def test_typing_is_seen_on_the_other_server(federation: Federation) -> None:
+async def test_typing_is_visible_on_the_other_server(federation: Federation) -> None:
     alice, bob, room_id = await _two(federation)
     path = f"rooms/{quote(room_id)}/typing/{quote(bob.user_id)}"
     await bob.ok("PUT", path, json={"typing": True, "timeout": 30000})
@@ -43,7 +43,7 @@ async def test_typing_is_seen_on_the_other_server(federation: Federation) -> Non
     await until(silent)
 
 
-async def test_typing_from_before_a_restart_is_told_to_end(federation: Federation) -> None:
+async def test_typing_from_before_a_restart_is_ended_on_other_servers(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice, bob = await a.register("alice"), await a.register("bob")
     room_id = await create_room(alice, preset="public_chat", invite=[bob.user_id])
@@ -59,7 +59,7 @@ async def test_typing_from_before_a_restart_is_told_to_end(federation: Federatio
     assert {"type": "m.typing", "content": {"user_ids": []}} in room["ephemeral"]["events"]
 
 
-async def test_receipt_is_seen_on_the_other_server_also_after_an_outage(federation: Federation) -> None:
+async def test_a_receipt_reaches_the_other_server_even_after_an_outage(federation: Federation) -> None:
     alice, bob, room_id = await _two(federation)
     event_id = await send_text(alice, room_id, "read this")
     await wait_text(bob, room_id, "read this")
@@ -75,7 +75,7 @@ async def test_receipt_is_seen_on_the_other_server_also_after_an_outage(federati
     await until(read, seconds=3600)
 
 
-async def test_so_many_receipts_are_not_looked_at(federation: Federation) -> None:
+async def test_receipts_beyond_the_limit_are_ignored(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -92,7 +92,7 @@ async def test_so_many_receipts_are_not_looked_at(federation: Federation) -> Non
     assert room.user_id in (await _ephemeral(alice, room_id))["m.receipt"][event_id]["m.read"]
 
 
-async def test_of_what_waits_for_a_slow_server_the_latest_is_sent(federation: Federation) -> None:
+async def test_a_slow_server_gets_the_latest_of_several_waiting_edus(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     carol = Stranger(federation.network, ServerName("carol.example"))
@@ -132,7 +132,7 @@ async def test_of_what_waits_for_a_slow_server_the_latest_is_sent(federation: Fe
     ]
 
 
-async def test_presence_is_seen_on_the_other_server(federation: Federation) -> None:
+async def test_presence_is_visible_on_the_other_server(federation: Federation) -> None:
     alice, bob, room_id = await _two(federation)
     path = f"presence/{quote(bob.user_id)}/status"
     await bob.ok("PUT", path, json={"presence": "online", "status_msg": "drinking tea"})
@@ -144,7 +144,7 @@ async def test_presence_is_seen_on_the_other_server(federation: Federation) -> N
     await until(seen)
 
 
-async def test_presence_of_who_joins_is_seen_on_the_other_server(federation: Federation) -> None:
+async def test_presence_of_a_joining_user_is_visible_on_the_other_server(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     since = (await sync(alice))["next_batch"]
@@ -158,7 +158,7 @@ async def test_presence_of_who_joins_is_seen_on_the_other_server(federation: Fed
     await until(seen, seconds=60)
 
 
-async def test_nobody_speaks_for_users_of_other_servers(federation: Federation) -> None:
+async def test_servers_cannot_send_edus_for_users_of_other_servers(federation: Federation) -> None:
     alice, bob, room_id = await _two(federation)
     mallory = Stranger(federation.network, ServerName("mallory.example"))
     room = await mallory.join("a.example", room_id, "mallory")
@@ -179,7 +179,7 @@ async def test_nobody_speaks_for_users_of_other_servers(federation: Federation) 
     assert "m.receipt" not in seen
 
 
-async def test_who_is_not_in_the_room_does_not_type_in_it(federation: Federation) -> None:
+async def test_typing_of_non_members_is_ignored(federation: Federation) -> None:
     alice, _, room_id = await _two(federation)
     eve = Stranger(federation.network, ServerName("eve.example"))
     typing = {"room_id": room_id, "user_id": eve.user("eve"), "typing": True}
@@ -187,7 +187,7 @@ async def test_who_is_not_in_the_room_does_not_type_in_it(federation: Federation
     assert not (await _ephemeral(alice, room_id)).get("m.typing", {}).get("user_ids")
 
 
-async def test_receipts_are_of_the_thread_that_their_event_is_in(federation: Federation) -> None:
+async def test_receipts_must_name_the_thread_of_their_event(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     carol = Stranger(federation.network, ServerName("c.example"))

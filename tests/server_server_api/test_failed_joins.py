@@ -99,7 +99,7 @@ async def test_a_join_that_cannot_be_completed_is_undone(federation: Federation,
     assert await _is(alice, room_id, bob.user_id, "join")()
 
 
-async def test_it_is_undone_although_the_resident_is_away_and_the_server_restarts(federation: Federation) -> None:
+async def test_a_join_is_undone_even_if_the_resident_is_away_and_the_server_restarts(federation: Federation) -> None:
     a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     federation.network.join("a.example", _on_send_join(a, _answer_nonsense))
@@ -114,7 +114,7 @@ async def test_it_is_undone_although_the_resident_is_away_and_the_server_restart
     await until(_is(alice, room_id, bob.user_id, "leave"), seconds=1200)
 
 
-async def test_a_join_is_undone_if_the_server_dies_in_the_midst_of_it(federation: Federation) -> None:
+async def test_a_join_is_undone_if_the_server_dies_in_the_middle_of_it(federation: Federation) -> None:
     a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     federation.network.join("a.example", _on_send_join(a, _answer_nothing))
@@ -128,7 +128,7 @@ async def test_a_join_is_undone_if_the_server_dies_in_the_midst_of_it(federation
     await until(_is(alice, room_id, bob.user_id, "leave"), seconds=1200)
 
 
-async def test_who_joins_again_in_time_stays(federation: Federation) -> None:
+async def test_a_user_who_joins_again_in_time_stays(federation: Federation) -> None:
     a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
@@ -142,7 +142,7 @@ async def test_who_joins_again_in_time_stays(federation: Federation) -> None:
     await wait_text(bob, room_id, "still there?")
 
 
-async def test_the_invitation_that_was_used_up_is_no_longer_shown(federation: Federation) -> None:
+async def test_an_invitation_used_for_an_undone_join_is_no_longer_shown(federation: Federation) -> None:
     a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
@@ -156,7 +156,7 @@ async def test_the_invitation_that_was_used_up_is_no_longer_shown(federation: Fe
 
 
 @pytest.mark.parametrize("answer", [_refuse, _fail])
-async def test_a_join_that_was_not_taken_costs_no_invitation(federation: Federation, answer: Any) -> None:
+async def test_a_refused_join_keeps_the_invitation(federation: Federation, answer: Any) -> None:
     a, _, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)

@@ -53,7 +53,7 @@ def with_gap(room: Joined, lost_text: str, text: str) -> tuple[Event, Event]:
     return room.text(lost_text), room.text(text)
 
 
-async def test_gap_in_one_room_delays_neither_the_answer_nor_other_rooms(federation: Federation) -> None:
+async def test_a_gap_in_one_room_delays_neither_the_answer_nor_other_rooms(federation: Federation) -> None:
     _, alice, mallory, (gappy, healthy) = await world(federation, 2)
     is_silent(mallory, gappy)
     _, after = with_gap(gappy, "lost", "after the gap")
@@ -67,7 +67,7 @@ async def test_gap_in_one_room_delays_neither_the_answer_nor_other_rooms(federat
     assert await texts(alice, gappy.room_id) == []
 
 
-async def test_gap_that_can_be_closed_is_closed_before_the_answer(federation: Federation) -> None:
+async def test_a_gap_that_can_be_closed_is_closed_before_the_answer(federation: Federation) -> None:
     _, alice, mallory, (room,) = await world(federation)
     lost, after = with_gap(room, "lost", "found")
     tell(mallory, room, {"events": [lost.pdu]})
@@ -75,7 +75,7 @@ async def test_gap_that_can_be_closed_is_closed_before_the_answer(federation: Fe
     assert await texts(alice, room.room_id) == ["lost", "found"]
 
 
-async def test_event_is_received_once_its_server_can_be_asked_again(federation: Federation) -> None:
+async def test_an_event_is_received_once_its_server_is_reachable_again(federation: Federation) -> None:
     """Also if this server was killed meanwhile: the event was accepted, so nobody sends it again."""
     a, alice, mallory, (room,) = await world(federation)
     lost, after = with_gap(room, "lost", "found")
@@ -91,7 +91,7 @@ async def test_event_is_received_once_its_server_can_be_asked_again(federation: 
     assert await count_parked(a) == 0
 
 
-async def test_event_is_received_as_soon_as_a_server_of_the_room_shows_itself(federation: Federation) -> None:
+async def test_an_event_is_received_once_any_server_of_the_room_is_reachable(federation: Federation) -> None:
     a, alice, mallory, (room,) = await world(federation)
     lost, after = with_gap(room, "lost", "found")
     federation.network.leave(MALLORY)
@@ -104,7 +104,7 @@ async def test_event_is_received_as_soon_as_a_server_of_the_room_shows_itself(fe
         await wait_text(alice, room.room_id, "found")
 
 
-async def test_later_event_brings_those_that_waited(federation: Federation) -> None:
+async def test_a_later_event_releases_those_that_waited(federation: Federation) -> None:
     a, alice, mallory, (room,) = await world(federation)
     is_silent(mallory, room)
     lost, first = with_gap(room, "lost", "first")
@@ -118,7 +118,7 @@ async def test_later_event_brings_those_that_waited(federation: Federation) -> N
     assert await count_parked(a) == 0
 
 
-async def test_hopeless_events_do_not_keep_another_of_their_room_waiting(federation: Federation) -> None:
+async def test_hopeless_events_do_not_block_others_of_their_room(federation: Federation) -> None:
     _, alice, mallory, (room,) = await world(federation)
     known = room.last
     hopeless = [room.text("hopeless", after=[EventID(f"${number:043d}")], depth=known.depth + 1) for number in range(6)]
@@ -141,7 +141,7 @@ async def _is_shown(client: Client, room: Joined, text: str) -> bool:
     return text in await texts(client, room.room_id)
 
 
-async def test_event_whose_key_is_slow_to_come_holds_up_nothing(federation: Federation) -> None:
+async def test_an_event_whose_key_arrives_late_blocks_nothing(federation: Federation) -> None:
     a, alice, mallory, (room,) = await world(federation)
     carol = Stranger(federation.network, ServerName("carol.example"))
     b = await federation.start("b.example")
@@ -165,7 +165,7 @@ async def test_event_whose_key_is_slow_to_come_holds_up_nothing(federation: Fede
     await wait_text(alice, room.room_id, "hello")
 
 
-async def test_events_that_wait_are_bounded_and_forgotten(federation: Federation) -> None:
+async def test_waiting_events_are_limited_and_expire(federation: Federation) -> None:
     a, _, mallory, (room,) = await world(federation)
     is_silent(mallory, room)
     for number in range(4):
@@ -181,7 +181,7 @@ async def test_events_that_wait_are_bounded_and_forgotten(federation: Federation
     assert len(tries) < 40 * limits.peers.PARKED_PER_ROOM_MAX
 
 
-async def test_forged_event_is_not_kept(federation: Federation) -> None:
+async def test_a_forged_event_is_not_kept(federation: Federation) -> None:
     a, alice, mallory, (room,) = await world(federation)
     is_silent(mallory, room)
     forged = room.text("x", sender=alice.user_id)

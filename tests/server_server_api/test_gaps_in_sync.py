@@ -46,7 +46,7 @@ async def page_back(client: Client, room_id: str, point: str, to: str, size: int
     return found[::-1]
 
 
-async def test_a_gap_that_an_outage_left_makes_the_timeline_limited(federation: Federation) -> None:
+async def test_a_gap_left_by_an_outage_makes_the_timeline_limited(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -63,7 +63,7 @@ async def test_a_gap_that_an_outage_left_makes_the_timeline_limited(federation: 
 
 
 @pytest.mark.parametrize("page_size", [30, 1000])
-async def test_a_gap_that_an_outage_left_where_both_sides_went_on(federation: Federation, page_size: int) -> None:
+async def test_a_gap_left_by_an_outage_during_which_both_sides_sent(federation: Federation, page_size: int) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")

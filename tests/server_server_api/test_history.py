@@ -40,7 +40,7 @@ async def all_texts(client: Client, room_id: str, page: int) -> list[str]:
 
 
 @pytest.mark.parametrize("version", ["1", "6", "11", "12"])
-async def test_pages_back_to_the_creation_of_the_room(federation: Federation, version: str) -> None:
+async def test_history_can_be_paginated_back_to_the_creation_of_the_room(federation: Federation, version: str) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     for number in range(25):
@@ -61,7 +61,7 @@ async def test_pages_back_to_the_creation_of_the_room(federation: Federation, ve
     assert await state_of(bob, room_id) == await state_of(alice, room_id)
 
 
-async def test_a_server_that_comes_after_an_erasure_gets_redacted_copies(federation: Federation) -> None:
+async def test_servers_that_join_after_an_erasure_get_redacted_events(federation: Federation) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
     alice, amy = await a.register("alice"), await a.register("amy")
     bob, carl = await b.register("bob"), await c.register("carl")
@@ -81,7 +81,7 @@ async def test_a_server_that_comes_after_an_erasure_gets_redacted_copies(federat
     assert said == ["farewell", None]
 
 
-async def test_history_is_not_news(federation: Federation) -> None:
+async def test_backfilled_history_is_not_sent_to_clients_as_new(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     for number in range(30):
@@ -93,7 +93,7 @@ async def test_history_is_not_news(federation: Federation) -> None:
     assert room_id not in answer.get("rooms", {}).get("join", {})
 
 
-async def test_history_of_when_one_was_not_invited_stays_hidden(federation: Federation) -> None:
+async def test_history_from_before_the_invite_stays_hidden(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await send_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "invited"})
@@ -105,7 +105,7 @@ async def test_history_of_when_one_was_not_invited_stays_hidden(federation: Fede
     assert await all_texts(bob, room_id, 10) == ["for bob", "thanks"]
 
 
-async def test_servers_are_told_of_hidden_events_without_their_content(federation: Federation) -> None:
+async def test_servers_get_hidden_events_without_their_content(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -130,7 +130,7 @@ async def test_servers_are_told_of_hidden_events_without_their_content(federatio
     assert [pdu["content"].get("body") for pdu in answer["events"] if pdu["type"] == "m.room.message"] == [None]
 
 
-async def test_gap_left_by_an_outage_is_filled_when_someone_pages_back(federation: Federation) -> None:
+async def test_a_gap_left_by_an_outage_is_filled_by_pagination(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -145,7 +145,7 @@ async def test_gap_left_by_an_outage_is_filled_when_someone_pages_back(federatio
     assert await all_texts(bob, room_id, 100) == expected
 
 
-async def test_history_comes_from_another_server_where_one_is_away(federation: Federation) -> None:
+async def test_history_comes_from_another_server_if_one_is_away(federation: Federation) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
     alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
     room_id = await create_room(alice, preset="public_chat")
@@ -157,7 +157,7 @@ async def test_history_comes_from_another_server_where_one_is_away(federation: F
     assert await all_texts(carol, room_id, 50) == ["long ago"]
 
 
-async def test_what_the_spec_says_of_answers(federation: Federation) -> None:
+async def test_answers_to_backfill_follow_the_spec(federation: Federation) -> None:
     """/backfill has the events it starts from, /get_missing_events has not; /state is of before the event."""
     a = await federation.start("a.example")
     alice = await a.register("alice")
@@ -192,7 +192,7 @@ async def test_what_the_spec_says_of_answers(federation: Federation) -> None:
     assert {pdu["type"] for pdu in chain["auth_chain"]} == {"m.room.member", "m.room.power_levels"}
 
 
-async def test_only_what_leads_back_from_the_gap_is_history(federation: Federation) -> None:
+async def test_only_ancestors_of_the_gap_are_accepted_as_history(federation: Federation) -> None:
     """A server adds an event of its own to the past, which nothing follows on."""
     b = await federation.start("b.example")
     bob = await b.register("bob")
@@ -244,20 +244,20 @@ def _refuse(federation: Federation, server: Server, words: str, event_ids: Colle
     federation.network.join(server.name, serve)
 
 
-async def test_state_is_asked_for_at_the_event_before_where_it_is_not_told(federation: Federation) -> None:
+async def test_state_withheld_for_one_event_is_requested_for_the_previous_one(federation: Federation) -> None:
     a, bob, room_id, past = await _long_past(federation)
     _refuse(federation, a, "/state_ids/", past[1::2])
     assert await all_texts(bob, room_id, 5) == [f"message {number}" for number in range(10)]
 
 
-async def test_page_is_not_lost_with_an_event_whose_state_nobody_tells(federation: Federation) -> None:
+async def test_an_event_whose_state_is_unavailable_does_not_spoil_its_page(federation: Federation) -> None:
     a, bob, room_id, past = await _long_past(federation)
     _refuse(federation, a, "/state_ids/", past[:14])
     found = await texts(bob, room_id)
     assert found[-2:] == ["message 8", "message 9"]
 
 
-async def test_history_comes_from_another_server_where_one_is_slow(federation: Federation) -> None:
+async def test_history_comes_from_another_server_if_one_is_slow(federation: Federation) -> None:
     a, bob, room_id, _ = await _long_past(federation)
     c = await federation.start("c.example")
     carol = await c.register("carol")

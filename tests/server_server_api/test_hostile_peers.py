@@ -46,7 +46,7 @@ async def test_honest_event_is_accepted(federation: Federation, version: str) ->
     assert await texts(alice, room.room_id) == ["hello"]
 
 
-async def test_event_with_wrong_signature_is_dropped(federation: Federation) -> None:
+async def test_an_event_with_a_wrong_signature_is_dropped(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     event = room.text("hello")
     forged = {**event.pdu, "signatures": {MALLORY: {mallory.key.key_id: "A" * 86}}}
@@ -60,7 +60,7 @@ async def test_event_with_wrong_signature_is_dropped(federation: Federation) -> 
     assert await texts(alice, room.room_id) == []
 
 
-async def test_event_in_the_name_of_our_user_is_dropped(federation: Federation) -> None:
+async def test_a_forged_event_of_our_own_user_is_dropped(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     event = room.text("I am alice", sender=alice.user_id)
     assert "not signed" in (await mallory.send("a.example", "1", [event.pdu]))[event.event_id]["error"]
@@ -69,7 +69,7 @@ async def test_event_in_the_name_of_our_user_is_dropped(federation: Federation) 
     assert await texts(alice, room.room_id) == []
 
 
-async def test_event_with_wrong_hash_is_redacted(federation: Federation) -> None:
+async def test_an_event_with_a_wrong_hash_is_redacted(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     event = room.text("hello")
     changed = {**event.pdu, "content": {"msgtype": "m.text", "body": "something else"}}
@@ -94,7 +94,7 @@ async def test_event_with_wrong_hash_is_redacted(federation: Federation) -> None
         {"content": {"body": "x" * 65536}},
     ],
 )
-async def test_malformed_event_is_dropped(federation: Federation, change: dict[str, Any]) -> None:
+async def test_malformed_events_are_dropped(federation: Federation, change: dict[str, Any]) -> None:
     a, alice, mallory, room = await _room(federation)
     good, event = room.text("hello"), room.text("bad")
     good.pdu["prev_events"], event.pdu["prev_events"] = good.pdu["prev_events"], good.pdu["prev_events"]
@@ -103,7 +103,7 @@ async def test_malformed_event_is_dropped(federation: Federation, change: dict[s
     assert await texts(alice, room.room_id) == ["hello"]
 
 
-async def test_event_of_who_is_not_in_the_room_is_rejected(federation: Federation) -> None:
+async def test_an_event_of_a_non_member_is_rejected(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     event = room.text("hello", sender=mallory.user("other"))
     results = await mallory.send("a.example", "1", [event.pdu])
@@ -112,7 +112,7 @@ async def test_event_of_who_is_not_in_the_room_is_rejected(federation: Federatio
     assert await texts(alice, room.room_id) == []
 
 
-async def test_state_without_power_is_rejected(federation: Federation) -> None:
+async def test_state_set_without_power_is_rejected(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     before = await state_of(alice, room.room_id)
     content = {"users": {room.user_id: 100}}
@@ -123,7 +123,7 @@ async def test_state_without_power_is_rejected(federation: Federation) -> None:
     assert await state_of(alice, room.room_id) == before
 
 
-async def test_forged_membership_is_rejected(federation: Federation) -> None:
+async def test_a_forged_membership_is_rejected(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     for target, membership in ((alice.user_id, "leave"), (alice.user_id, "ban"), ("@eve:eve.example", "join")):
         event = room.event(
@@ -137,7 +137,7 @@ async def test_forged_membership_is_rejected(federation: Federation) -> None:
     assert content["membership"] == "join"
 
 
-async def test_banned_user_who_cites_the_past_is_soft_failed(federation: Federation) -> None:
+async def test_a_banned_users_event_that_cites_the_past_is_soft_failed(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     await alice.ok("POST", f"rooms/{quote(room.room_id)}/ban", json={"user_id": room.user_id})
     event = room.text("you cannot ban me")  # follows the join, as if the ban had not reached mallory
@@ -193,7 +193,7 @@ async def test_lies_about_the_state_change_nothing(federation: Federation) -> No
     assert await state_of(alice, room.room_id) == before
 
 
-async def test_gap_that_nobody_can_close_does_not_hold_up_the_room(federation: Federation) -> None:
+async def test_a_gap_that_nobody_can_close_does_not_block_the_room(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     last = room.last
     results = {}
@@ -214,7 +214,7 @@ async def test_gap_that_nobody_can_close_does_not_hold_up_the_room(federation: F
     assert trio.current_time() - start < 300
 
 
-async def test_gaps_that_take_long_do_not_hold_up_what_comes_with_them(federation: Federation) -> None:
+async def test_slow_gaps_do_not_delay_other_events_of_a_transaction(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     last = room.last
     lost = [room.text("lost", after=[EventID("$" + str(number) * 43)]) for number in range(8)]
@@ -234,7 +234,7 @@ async def test_gaps_that_take_long_do_not_hold_up_what_comes_with_them(federatio
     assert await texts(alice, room.room_id) == ["good"]
 
 
-async def test_the_whole_state_is_not_given_without_end(federation: Federation) -> None:
+async def test_full_state_requests_are_limited_per_peer(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     a.hs.rate_limits.enabled = True
     uri = f"/_matrix/federation/v1/state/{quote(room.room_id, safe='')}?event_id={quote(room.last.event_id, safe='')}"
@@ -244,7 +244,7 @@ async def test_the_whole_state_is_not_given_without_end(federation: Federation) 
     assert await mallory.send("a.example", "1", [event.pdu]) == {event.event_id: {}}
 
 
-async def test_oversized_transaction_is_refused(federation: Federation) -> None:
+async def test_an_oversized_transaction_is_refused(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     body = {"origin": MALLORY, "origin_server_ts": now_ms(), "pdus": [room.text("x").pdu] * 51}
     status, answer = await mallory.put("a.example", "/_matrix/federation/v1/send/1", body)
@@ -255,14 +255,14 @@ async def test_oversized_transaction_is_refused(federation: Federation) -> None:
     assert (status, answer["errcode"]) == (400, "M_BAD_JSON")
 
 
-async def test_transaction_of_another_origin_is_refused(federation: Federation) -> None:
+async def test_a_transaction_of_another_origin_is_refused(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     body = {"origin": "b.example", "origin_server_ts": now_ms(), "pdus": []}
     status, answer = await mallory.put("a.example", "/_matrix/federation/v1/send/1", body)
     assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM")
 
 
-async def test_repeated_transaction_does_nothing_twice(federation: Federation) -> None:
+async def test_a_repeated_transaction_is_processed_once(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     event, other = room.text("hello"), room.text("other")
     first = await mallory.send("a.example", "same", [event.pdu])
@@ -270,7 +270,7 @@ async def test_repeated_transaction_does_nothing_twice(federation: Federation) -
     assert await texts(alice, room.room_id) == ["hello"]
 
 
-async def test_server_that_the_acl_denies(federation: Federation) -> None:
+async def test_a_server_denied_by_the_acl_is_refused(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     acl = {"allow": ["*"], "deny": ["mallory.*"], "allow_ip_literals": False}
     await send_state(alice, room.room_id, "m.room.server_acl", acl)
@@ -301,7 +301,7 @@ async def test_server_that_the_acl_denies(federation: Federation) -> None:
         assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), (path, answer)
 
 
-async def test_acl_that_was_redacted_lets_nobody_in(federation: Federation) -> None:
+async def test_a_redacted_acl_denies_everyone(federation: Federation) -> None:
     """Nobody is in its `allow` any more."""
     a, alice, mallory, room = await _room(federation)
     acl = await send_state(alice, room.room_id, "m.room.server_acl", {"allow": ["*"], "deny": ["x.example"]})
@@ -312,7 +312,7 @@ async def test_acl_that_was_redacted_lets_nobody_in(federation: Federation) -> N
     assert "ACL" in (await mallory.send("a.example", "2", [event.pdu]))[event.event_id]["error"]
 
 
-async def test_server_that_was_never_in_the_room_reads_nothing(federation: Federation) -> None:
+async def test_a_server_that_was_never_in_the_room_reads_nothing(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
     eve = Stranger(federation.network, ServerName("eve.example"))
     place, last = quote(room.room_id, safe=""), quote(room.last.event_id, safe="")
@@ -337,7 +337,7 @@ async def test_server_that_was_never_in_the_room_reads_nothing(federation: Feder
         assert (status, answer["errcode"]) == (404, "M_NOT_FOUND"), (path, answer)
 
 
-async def test_requests_that_are_not_signed_as_they_should(federation: Federation) -> None:
+async def test_badly_signed_requests_are_refused(federation: Federation) -> None:
     a = await federation.start("a.example")
     mallory = Stranger(federation.network, MALLORY)
     uri, name = "/_matrix/federation/v1/query/profile?user_id=@alice:a.example", ServerName("a.example")
@@ -364,7 +364,7 @@ async def test_requests_that_are_not_signed_as_they_should(federation: Federatio
     assert len(asked) <= 2  # wrong keys do not make us ask again and again
 
 
-async def test_key_of_another_server_does_not_open_the_door(federation: Federation) -> None:
+async def test_a_request_signed_with_the_key_of_another_server_is_refused(federation: Federation) -> None:
     await federation.start("a.example")
     mallory = Stranger(federation.network, MALLORY)
     mallory.answers["GET", "/_matrix/key/v2/server"] = Stranger(
@@ -374,7 +374,7 @@ async def test_key_of_another_server_does_not_open_the_door(federation: Federati
     assert (status, answer["errcode"]) == (401, "M_UNAUTHORIZED")
 
 
-async def test_event_that_we_cannot_digest_does_not_hold_up_the_others(federation: Federation) -> None:
+async def test_an_event_that_cannot_be_processed_does_not_block_the_others(federation: Federation) -> None:
     """Whatever one event does to us, the rest of the transaction is received, and its sender goes on."""
     a, alice, mallory, room = await _room(federation)
     harmless, first = room.event("org.example.poison", {}), room.text("first")
@@ -393,7 +393,7 @@ async def test_event_that_we_cannot_digest_does_not_hold_up_the_others(federatio
     assert await texts(alice, room.room_id) == ["first", "last"]
 
 
-async def test_room_that_we_cannot_read_does_not_hold_up_the_others(
+async def test_a_room_that_cannot_be_read_does_not_block_the_others(
     federation: Federation, caplog: pytest.LogCaptureFixture
 ) -> None:
     a, alice, mallory, room = await _room(federation)

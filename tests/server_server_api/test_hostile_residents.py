@@ -34,7 +34,7 @@ async def _fake(federation: Federation, version: str = "12") -> tuple[Any, Any, 
 
 
 @pytest.mark.parametrize("version", ["11", "12"])
-async def test_room_of_an_honest_stranger_can_be_joined(federation: Federation, version: str) -> None:
+async def test_a_room_of_an_honest_stranger_can_be_joined(federation: Federation, version: str) -> None:
     b, bob, fake = await _fake(federation, version)
     sent = fake.serve(bob.user_id)
     await join(bob, str(fake.room_id), fake.server.name)
@@ -43,7 +43,7 @@ async def test_room_of_an_honest_stranger_can_be_joined(federation: Federation, 
     await send_text(bob, str(fake.room_id), "nobody here?")
 
 
-async def test_a_disk_that_is_full_is_no_fault_of_the_resident(federation: Federation) -> None:
+async def test_a_full_disk_is_not_blamed_on_the_resident_server(federation: Federation) -> None:
     """The answer is put aside on the disk before it is known to be good."""
     _, bob, fake = await _fake(federation)
     fake.serve(bob.user_id)
@@ -70,9 +70,7 @@ async def test_a_disk_that_is_full_is_no_fault_of_the_resident(federation: Feder
         {"auth_events": [5]},
     ],
 )
-async def test_template_that_is_not_what_was_asked_for_is_not_signed(
-    federation: Federation, changes: dict[str, Any]
-) -> None:
+async def test_a_template_for_something_else_is_not_signed(federation: Federation, changes: dict[str, Any]) -> None:
     _, bob, fake = await _fake(federation)
     sent = fake.serve(bob.user_id, template=lambda answer: fake.template(bob.user_id, **changes))
     path = f"join/{quote(str(fake.room_id))}?via=mallory.example"
@@ -80,7 +78,7 @@ async def test_template_that_is_not_what_was_asked_for_is_not_signed(
     assert sent == []
 
 
-async def test_nothing_of_the_template_is_signed_but_its_place(federation: Federation) -> None:
+async def test_only_the_position_of_a_template_in_the_graph_is_signed(federation: Federation) -> None:
     _, bob, fake = await _fake(federation)
     extra = {"membership": "join", "displayname": "I am a fool", "org.example.debt": 1000}
     sent = fake.serve(
@@ -94,7 +92,7 @@ async def test_nothing_of_the_template_is_signed_but_its_place(federation: Feder
     }  # fmt: skip
 
 
-async def test_unknown_room_version(federation: Federation) -> None:
+async def test_a_room_of_an_unknown_version_cannot_be_joined(federation: Federation) -> None:
     _, bob, fake = await _fake(federation)
     fake.serve(bob.user_id, template=lambda answer: {**answer, "room_version": "org.example.99"})
     path = f"join/{quote(str(fake.room_id))}?via=mallory.example"
@@ -127,7 +125,7 @@ def _forged(answer: Any) -> Any:
     ],
     ids=["no create event", "wrong signatures", "nothing", "nonsense", "a list", "an error"],
 )
-async def test_room_is_not_entered_with_what_is_no_room(federation: Federation, change: Change) -> None:
+async def test_a_malformed_answer_to_a_join_is_refused(federation: Federation, change: Change) -> None:
     b, bob, fake = await _fake(federation)
     fake.serve(bob.user_id, answer=change)
     path = f"join/{quote(str(fake.room_id))}?via=mallory.example"
@@ -140,7 +138,7 @@ async def test_room_is_not_entered_with_what_is_no_room(federation: Federation, 
     assert membership_in(await sync(bob), str(fake.room_id)) == "join"
 
 
-async def test_state_that_does_not_stand_by_its_own_rules_is_left_out(federation: Federation) -> None:
+async def test_state_that_its_auth_events_do_not_allow_is_left_out(federation: Federation) -> None:
     """The resident claims a topic by someone who is not in the room, and levels by someone without power."""
     b, bob, fake = await _fake(federation)
     create, member, levels, _ = fake.events
@@ -165,7 +163,7 @@ async def test_state_that_does_not_stand_by_its_own_rules_is_left_out(federation
         assert state.get(("m.room.power_levels", "")) != forged.event_id
 
 
-async def test_own_past_events_in_the_state_are_not_believed_unless_signed(federation: Federation) -> None:
+async def test_our_own_events_in_the_state_must_be_signed_by_us(federation: Federation) -> None:
     b, bob, fake = await _fake(federation)
     bert = await b.register("bert")
     create, member, levels, rules = fake.events
@@ -198,7 +196,7 @@ async def _send(fake: FakeRoom, invite: Event, **changes: Any) -> tuple[int, Any
     return await fake.server.put("b.example", f"/_matrix/federation/v2/invite/{place}", body)
 
 
-async def test_invite_of_an_honest_stranger(federation: Federation) -> None:
+async def test_an_invite_of_an_honest_stranger_is_accepted(federation: Federation) -> None:
     _, bob, fake = await _fake(federation)
     status, answer = await _send(fake, _invite(fake, bob.user_id))
     assert status == 200
@@ -206,7 +204,7 @@ async def test_invite_of_an_honest_stranger(federation: Federation) -> None:
     assert membership_in(await sync(bob), str(fake.room_id)) == "invite"
 
 
-async def test_what_is_older_than_an_invite_does_not_take_it_back(federation: Federation) -> None:
+async def test_older_events_do_not_retract_an_invite(federation: Federation) -> None:
     """An invite does not come in the queue that other events come in: an unban may be overtaken by it."""
     _, bob, fake = await _fake(federation)
     create, member, levels = fake.events[:3]
@@ -226,7 +224,7 @@ async def test_what_is_older_than_an_invite_does_not_take_it_back(federation: Fe
     assert membership_in(await sync(bob), str(fake.room_id)) is None
 
 
-async def test_only_invites_of_our_users_by_theirs_are_signed(federation: Federation) -> None:
+async def test_an_invite_is_signed_only_for_our_user_and_by_theirs(federation: Federation) -> None:
     _, bob, fake = await _fake(federation)
     create, member, levels, rules = fake.events
     others = [
@@ -251,7 +249,7 @@ async def test_only_invites_of_our_users_by_theirs_are_signed(federation: Federa
     assert membership_in(await sync(bob), str(fake.room_id)) is None
 
 
-async def test_what_the_invite_tells_of_a_new_room_has_to_be_signed(federation: Federation) -> None:
+async def test_the_state_of_an_unknown_room_in_an_invite_must_be_signed(federation: Federation) -> None:
     _, bob, fake = await _fake(federation)
     event = _invite(fake, bob.user_id)
     create = fake.events[0].pdu
@@ -262,7 +260,7 @@ async def test_what_the_invite_tells_of_a_new_room_has_to_be_signed(federation: 
     assert membership_in(await sync(bob), str(fake.room_id)) is None
 
 
-async def test_so_much_is_not_told_of_a_room(federation: Federation) -> None:
+async def test_the_stripped_state_of_an_invite_is_limited(federation: Federation) -> None:
     """Each event of it may be another server's, whose keys we would have to ask for."""
     _, bob, fake = await _fake(federation)
     event = _invite(fake, bob.user_id)
@@ -277,7 +275,7 @@ async def test_so_much_is_not_told_of_a_room(federation: Federation) -> None:
     assert asked <= {"mallory.example"}
 
 
-async def test_lie_about_the_room_version_is_forgotten_when_the_room_is_entered(federation: Federation) -> None:
+async def test_a_false_room_version_in_an_invite_is_corrected_by_the_join(federation: Federation) -> None:
     _, bob, fake = await _fake(federation, "11")
     eve = FakeRoom(Stranger(federation.network, ServerName("eve.example")), "10")
     eve.room_id = fake.room_id
@@ -292,7 +290,7 @@ async def test_lie_about_the_room_version_is_forgotten_when_the_room_is_entered(
     assert create["room_version"] == "11"
 
 
-async def test_invite_to_a_room_that_we_are_in_needs_no_belief(federation: Federation) -> None:
+async def test_the_state_of_a_room_overrules_invites_once_we_are_in_it(federation: Federation) -> None:
     """Only what the room itself says of its members counts, once this server is in it."""
     b, bob, fake = await _fake(federation)
     fake.serve(bob.user_id)
@@ -305,7 +303,7 @@ async def test_invite_to_a_room_that_we_are_in_needs_no_belief(federation: Feder
     assert membership_in(await sync(bert), str(fake.room_id)) is None
 
 
-async def test_resident_that_lets_us_wait_holds_up_nothing_but_its_room(federation: Federation) -> None:
+async def test_a_slow_resident_delays_nothing_but_its_room(federation: Federation) -> None:
     _, bob, fake = await _fake(federation)
     room = await fake.server.join("b.example", await create_room(bob, preset="public_chat"), "mallory")
     fake.serve(bob.user_id)
@@ -333,7 +331,7 @@ async def test_resident_that_lets_us_wait_holds_up_nothing_but_its_room(federati
 
 
 @pytest.mark.parametrize("key", [("org.example.nul\0", ""), ("org.example", "nul\0"), ("org.example", "\0" * 255)])
-async def test_state_that_no_database_can_hold_does_not_keep_anybody_out(
+async def test_state_that_cannot_be_stored_does_not_prevent_a_join(
     federation: Federation, key: tuple[str, str]
 ) -> None:
     b, bob, fake = await _fake(federation)

@@ -39,9 +39,7 @@ def signing(carol: Stranger, content: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", ["1", "10", "12"])
-async def test_join_in_the_moment_of_the_invitation_waits_until_that_is_placed(
-    federation: Federation, version: str
-) -> None:
+async def test_a_join_waits_until_its_invitation_is_stored(federation: Federation, version: str) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     carol = Stranger(federation.network, ServerName("carol.example"))
@@ -67,7 +65,7 @@ async def test_join_in_the_moment_of_the_invitation_waits_until_that_is_placed(
     await until(is_in, seconds=5)
 
 
-async def test_whoever_waits_for_an_invitation_that_is_never_signed_is_answered(federation: Federation) -> None:
+async def test_a_join_waiting_for_an_unsigned_invitation_is_answered_eventually(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     carol = Stranger(federation.network, ServerName("carol.example"))
@@ -88,7 +86,7 @@ async def test_whoever_waits_for_an_invitation_that_is_never_signed_is_answered(
     assert (status, answer["errcode"]) == (403, "M_FORBIDDEN")
 
 
-async def test_invited_user_who_is_refused_at_first_is_let_in(federation: Federation) -> None:
+async def test_an_invited_user_who_is_refused_at_first_can_join(federation: Federation) -> None:
     """An inviting server that does not wait for its own invitation, as others do not."""
     b = await federation.start("b.example")
     bob = await b.register("bob")
@@ -116,7 +114,7 @@ async def test_invited_user_who_is_refused_at_first_is_let_in(federation: Federa
     assert membership_in(await sync(bob), str(fake.room_id)) == "join"
 
 
-async def test_user_who_is_not_invited_is_refused_at_once(federation: Federation) -> None:
+async def test_an_uninvited_user_is_refused_at_once(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="private_chat")
     start = trio.current_time()
@@ -141,7 +139,7 @@ class Silent:
         return app
 
 
-async def test_room_is_made_whatever_becomes_of_its_invitations(federation: Federation) -> None:
+async def test_a_room_is_created_even_if_its_invitations_fail(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     silent = Silent(federation, 20)
     invited = [f"@{who}:{name}" for name in silent.names for who in ("x", "y")]
@@ -161,7 +159,7 @@ async def test_room_is_made_whatever_becomes_of_its_invitations(federation: Fede
     assert (await alice.ok("GET", f"directory/room/{quote('#tea:a.example')}"))["room_id"] == room_id
 
 
-async def test_invitation_to_a_slow_server_still_arrives(federation: Federation) -> None:
+async def test_an_invitation_to_a_slow_server_still_arrives(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     carol = Stranger(federation.network, ServerName("carol.example"))
@@ -180,7 +178,7 @@ async def test_invitation_to_a_slow_server_still_arrives(federation: Federation)
     await until(invited, seconds=30)
 
 
-async def test_room_with_many_invited_servers_can_be_used(federation: Federation) -> None:
+async def test_a_room_with_many_invited_servers_is_usable(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     others = [Stranger(federation.network, ServerName(f"s{number}.example")) for number in range(60)]
     for other in others:
@@ -193,7 +191,7 @@ async def test_room_with_many_invited_servers_can_be_used(federation: Federation
     await wait_text(alice, room_id, "there you are")
 
 
-async def test_join_through_silent_servers_goes_on_to_the_next(federation: Federation) -> None:
+async def test_a_join_skips_silent_servers(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     silent = Silent(federation, 4)

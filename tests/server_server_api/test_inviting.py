@@ -32,7 +32,7 @@ from tests.support.stranger import Stranger
 
 
 @pytest.mark.parametrize("version", ["1", "3", "6", "9", "10", "11", "12"])
-async def test_invited_user_is_told_of_the_room_and_joins(federation: Federation, version: str) -> None:
+async def test_an_invited_user_sees_the_room_and_joins(federation: Federation, version: str) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, name="Tea", room_version=version)
     await invite(alice, room_id, bob.user_id)
@@ -55,7 +55,7 @@ async def test_invited_user_is_told_of_the_room_and_joins(federation: Federation
     assert membership_in(await sync(bob, answer["next_batch"]), room_id) == "join"
 
 
-async def test_invite_reaches_a_server_that_is_in_the_room(federation: Federation) -> None:
+async def test_an_invite_reaches_a_server_that_is_in_the_room(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice, bob, bert = await a.register("alice"), await b.register("bob"), await b.register("bert")
     room_id = await create_room(alice)
@@ -71,7 +71,7 @@ async def test_invite_reaches_a_server_that_is_in_the_room(federation: Federatio
     assert await state_of(bert, room_id) == await state_of(bob, room_id)
 
 
-async def test_rejected_invite_is_told_to_the_inviter(federation: Federation) -> None:
+async def test_the_inviter_sees_that_an_invite_was_rejected(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
@@ -83,9 +83,7 @@ async def test_rejected_invite_is_told_to_the_inviter(federation: Federation) ->
 
 
 @pytest.mark.parametrize("version", ["10", "12"])
-async def test_rejection_is_told_to_who_is_left_when_all_users_of_our_server_are_gone(
-    federation: Federation, version: str
-) -> None:
+async def test_remaining_members_see_a_rejection_after_all_our_users_left(federation: Federation, version: str) -> None:
     a, c = await federation.start("a.example"), await federation.start("c.example")
     alice, bert, carol = await a.register("alice"), await a.register("bert"), await c.register("carol")
     room_id = await create_room(alice, preset="public_chat", room_version=version)
@@ -103,7 +101,7 @@ async def test_rejection_is_told_to_who_is_left_when_all_users_of_our_server_are
     assert room_id not in (await sync(bert)).get("rooms", {}).get("invite", {})
 
 
-async def test_invite_can_be_rejected_when_the_inviter_is_gone(federation: Federation) -> None:
+async def test_an_invite_can_be_rejected_after_the_inviter_left(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
@@ -133,7 +131,7 @@ def invite_of(
     return room_id, path, {"room_version": room_version, "event": event.pdu, "invite_room_state": state}
 
 
-async def test_invite_that_names_another_room_version_replaces_the_first(federation: Federation) -> None:
+async def test_an_invite_with_another_room_version_replaces_the_first(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     mallory = Stranger(federation.network, ServerName("m.example"))
@@ -144,7 +142,7 @@ async def test_invite_that_names_another_room_version_replaces_the_first(federat
     assert list((await sync(alice))["rooms"]["invite"]) == [room_id]
 
 
-async def test_of_stripped_state_the_inviter_is_believed_about_themselves_only(federation: Federation) -> None:
+async def test_unsigned_stripped_state_is_accepted_for_the_inviter_only(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     mallory = Stranger(federation.network, ServerName("m.example"))
@@ -184,7 +182,7 @@ async def test_one_server_cannot_flood_a_user_with_invites(federation: Federatio
 
 
 @pytest.mark.parametrize(("count", "size"), [(limits.users.PENDING_MAX, 10), (130, limits.peers.STRIPPED_BYTES_MAX)])
-async def test_what_is_pending_is_bounded_in_number_and_in_bytes(federation: Federation, count: int, size: int) -> None:
+async def test_pending_invites_are_limited_in_number_and_bytes(federation: Federation, count: int, size: int) -> None:
     a = await federation.start("a.example")
     alice, bert = await a.register("alice"), await a.register("bert")
     stranger = Stranger(federation.network, ServerName("m.example"))
@@ -207,7 +205,7 @@ async def test_what_is_pending_is_bounded_in_number_and_in_bytes(federation: Fed
     assert await alice.refused("POST", path, json={}) == (403, "M_FORBIDDEN")
 
 
-async def test_inviter_takes_the_invite_back(federation: Federation) -> None:
+async def test_the_inviter_can_withdraw_an_invite(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
@@ -224,9 +222,7 @@ async def test_inviter_takes_the_invite_back(federation: Federation) -> None:
 
 
 @pytest.mark.parametrize("version", ["6", "12"])
-async def test_of_what_the_invited_server_has_signed_only_what_is_right_is_kept(
-    federation: Federation, version: str
-) -> None:
+async def test_only_valid_signatures_of_the_invited_server_are_kept(federation: Federation, version: str) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     carol = Stranger(federation.network, ServerName("carol.example"))
@@ -256,7 +252,7 @@ async def test_of_what_the_invited_server_has_signed_only_what_is_right_is_kept(
     assert event.pdu["signatures"]["carol.example"].keys() == {carol.key.key_id}
 
 
-async def test_invite_of_someone_who_does_not_exist_is_refused(federation: Federation) -> None:
+async def test_an_invite_for_an_unknown_user_is_refused(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice = await a.register("alice")
     await b.register("bob")
@@ -269,7 +265,7 @@ async def test_invite_of_someone_who_does_not_exist_is_refused(federation: Feder
     assert [event["state_key"] for event in members["chunk"]] == [alice.user_id]
 
 
-async def test_left_by_all_and_joined_again(federation: Federation) -> None:
+async def test_a_room_that_all_our_users_left_can_be_joined_again(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")

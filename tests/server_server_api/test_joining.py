@@ -31,7 +31,7 @@ from tests.support.stranger import FakeRoom, Stranger
 CAROL = ServerName("carol.example")
 
 
-async def test_user_of_another_server_joins_and_both_talk(federation: Federation) -> None:
+async def test_a_user_of_another_server_joins_and_both_can_talk(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", name="Tea")
     await send_text(alice, room_id, "before")
@@ -56,7 +56,7 @@ async def test_first_sync_after_the_join_has_the_whole_state(federation: Federat
     assert room["summary"]["m.joined_member_count"] == 2
 
 
-async def test_members_at_the_start_of_the_timeline_are_those_before_our_join(federation: Federation) -> None:
+async def test_the_members_at_the_start_of_the_timeline_are_those_before_our_join(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -65,7 +65,7 @@ async def test_members_at_the_start_of_the_timeline_are_those_before_our_join(fe
     assert [event["state_key"] for event in members["chunk"]] == [alice.user_id]
 
 
-async def test_two_users_of_a_server_join_at_once(federation: Federation) -> None:
+async def test_two_users_of_a_server_can_join_at_once(federation: Federation) -> None:
     federation.network.latency_s = 0.1
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice = await a.register("alice")
@@ -95,7 +95,7 @@ async def test_servers_are_tried_in_turn(federation: Federation) -> None:
     await wait_text(bob, room_id, "found you")
 
 
-async def test_all_residents_hear_of_a_join_through_one_of_them(federation: Federation) -> None:
+async def test_a_join_through_one_resident_reaches_all(federation: Federation) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
     alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
     room_id = await create_room(alice, preset="public_chat")
@@ -113,7 +113,7 @@ async def test_all_residents_hear_of_a_join_through_one_of_them(federation: Fede
     assert since
 
 
-async def test_refusals(federation: Federation) -> None:
+async def test_failed_joins_have_fitting_errors(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     private = await create_room(alice)
     path = "join/{}?via=a.example"
@@ -127,7 +127,7 @@ async def test_refusals(federation: Federation) -> None:
     assert await bob.refused("POST", path.format(quote(public)), json={}) == (403, "M_FORBIDDEN")
 
 
-async def test_member_of_an_unfederated_room_invites_nobody_from_outside(federation: Federation) -> None:
+async def test_members_of_an_unfederated_room_cannot_invite_remote_users(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, creation_content={"m.federate": False})
     await invite(alice, room_id, bob.user_id)  # the invite itself is of a user of the room's own server
@@ -135,7 +135,7 @@ async def test_member_of_an_unfederated_room_invites_nobody_from_outside(federat
 
 
 @pytest.mark.parametrize("version", ["1", "6", "12"])
-async def test_older_endpoints(federation: Federation, version: str) -> None:
+async def test_deprecated_endpoints_are_served(federation: Federation, version: str) -> None:
     """Version 1 of send_join and send_leave answers with a pair."""
     a = await federation.start("a.example")
     alice = await a.register("alice")
@@ -167,7 +167,7 @@ async def test_older_endpoints(federation: Federation, version: str) -> None:
     assert content["membership"] == "leave"
 
 
-async def test_make_join_says_which_version_the_room_has(federation: Federation) -> None:
+async def test_make_join_returns_the_room_version(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat", room_version="11")
@@ -181,7 +181,7 @@ async def test_make_join_says_which_version_the_room_has(federation: Federation)
     assert (status, answer["errcode"]) == (403, "M_FORBIDDEN")
 
 
-async def test_send_join_takes_nothing_but_the_join_of_the_sender(federation: Federation) -> None:
+async def test_send_join_accepts_only_a_join_of_the_requesting_server(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -204,7 +204,7 @@ async def test_send_join_takes_nothing_but_the_join_of_the_sender(federation: Fe
     assert (status, answer["errcode"]) == (404, "M_NOT_FOUND")
 
 
-async def test_banned_user_is_not_let_in(federation: Federation) -> None:
+async def test_a_banned_user_cannot_join(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await alice.ok("POST", f"rooms/{quote(room_id)}/ban", json={"user_id": bob.user_id})
@@ -215,7 +215,7 @@ async def test_banned_user_is_not_let_in(federation: Federation) -> None:
     assert membership_in(await sync(bob), room_id) == "join"
 
 
-async def test_member_who_leaves_is_told_nothing_more(federation: Federation) -> None:
+async def test_a_server_without_members_gets_no_more_events(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -233,7 +233,7 @@ async def test_member_who_leaves_is_told_nothing_more(federation: Federation) ->
     assert len(federation.network.exchanges) == count
 
 
-async def test_what_is_said_while_a_room_is_entered_is_heard(federation: Federation) -> None:
+async def test_messages_sent_during_a_join_arrive(federation: Federation) -> None:
     """The resident's first transaction meets the join at every step of it."""
     b = await federation.start("b.example")
     bob = await b.register("bob")

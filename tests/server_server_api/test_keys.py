@@ -32,7 +32,7 @@ async def test_own_keys_are_published_and_valid_for_a_while(federation: Federati
     assert keys.valid_until_ts > now_ms() + 3_600_000
 
 
-async def test_key_of_before_is_an_old_key_after_a_change(federation: Federation) -> None:
+async def test_after_a_change_the_former_key_is_an_old_key(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -58,7 +58,7 @@ async def test_key_of_before_is_an_old_key_after_a_change(federation: Federation
     await wait_text(bob, room_id, "signed with the new key")
 
 
-async def test_changed_key_of_a_peer_is_asked_for_once(federation: Federation) -> None:
+async def test_a_changed_key_of_a_peer_is_requested_once(federation: Federation) -> None:
     await federation.start("a.example")
     carol = Stranger(federation.network, CAROL)
     uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
@@ -69,7 +69,7 @@ async def test_changed_key_of_a_peer_is_asked_for_once(federation: Federation) -
         assert carol.asked.count(("GET", "/_matrix/key/v2/server")) == count
 
 
-async def test_one_address_cannot_make_us_ask_everybody(federation: Federation) -> None:
+async def test_one_address_cannot_make_us_request_keys_from_everyone(federation: Federation) -> None:
     await federation.start("a.example", rate_limits=RateLimitsSection(enabled=True))
     mallory = Stranger(federation.network, ServerName("mallory.example"))
     statuses = [await _claim_to_be(mallory, f"s{number}.example") for number in range(300)]
@@ -82,7 +82,7 @@ async def test_one_address_cannot_make_us_ask_everybody(federation: Federation) 
     assert await carol.send("a.example", "1") == {}
 
 
-async def test_servers_that_do_not_answer_hold_up_no_others(federation: Federation) -> None:
+async def test_unresponsive_servers_do_not_delay_others(federation: Federation) -> None:
     await federation.start("a.example")
     mallory = Stranger(federation.network, ServerName("mallory.example"))
     carol = Stranger(federation.network, CAROL)
@@ -108,7 +108,7 @@ async def _claim_to_be(stranger: Stranger, name: str) -> int:
     return (await stranger.request("a.example", "GET", uri, headers={"authorization": signed}))[0]
 
 
-async def test_expired_keys_are_asked_for_again(federation: Federation) -> None:
+async def test_expired_keys_are_requested_again(federation: Federation) -> None:
     await federation.start("a.example")
     carol = Stranger(federation.network, CAROL)
     uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
@@ -118,7 +118,7 @@ async def test_expired_keys_are_asked_for_again(federation: Federation) -> None:
     assert carol.asked.count(("GET", "/_matrix/key/v2/server")) == 2
 
 
-async def test_key_that_was_given_up_opens_no_door(federation: Federation) -> None:
+async def test_a_retired_key_is_not_accepted(federation: Federation) -> None:
     await federation.start("a.example")
     carol = Stranger(federation.network, CAROL)
     uri = "/_matrix/federation/v1/query/profile?user_id=@nobody:a.example"
@@ -132,7 +132,7 @@ async def test_key_that_was_given_up_opens_no_door(federation: Federation) -> No
     assert (await carol.get("a.example", uri))[0] == 401
 
 
-async def test_key_that_is_said_to_be_valid_for_ever_is_asked_for_again_after_a_week(federation: Federation) -> None:
+async def test_a_key_is_requested_again_after_a_week_at_the_latest(federation: Federation) -> None:
     """Spec: "This is to avoid a situation where an attacker publishes a key which is valid for a significant amount of
     time without a way for the homeserver owner to revoke it"."""
     await federation.start("a.example")
@@ -150,7 +150,7 @@ async def test_key_that_is_said_to_be_valid_for_ever_is_asked_for_again_after_a_
     assert (await carol.get("a.example", uri))[0] == 401
 
 
-async def test_notary_vouches_for_others_even_when_they_are_gone(federation: Federation) -> None:
+async def test_a_notary_serves_keys_of_servers_that_are_gone(federation: Federation) -> None:
     a = await federation.start("a.example")
     carol = Stranger(federation.network, CAROL)
     dave = Stranger(federation.network, ServerName("dave.example"))
@@ -170,7 +170,7 @@ async def test_notary_vouches_for_others_even_when_they_are_gone(federation: Fed
     assert dave.asked.count(("GET", "/_matrix/key/v2/server")) == 1
 
 
-async def test_trusted_notary_is_asked_for_keys_of_servers_that_are_gone(federation: Federation) -> None:
+async def test_keys_of_servers_that_are_gone_are_requested_from_the_notary(federation: Federation) -> None:
     """Bob joins a room with events of a server that does not exist any more: only the notary still has its keys."""
     n = await federation.start("n.example")
     a = await federation.start("a.example")
@@ -189,7 +189,7 @@ async def test_trusted_notary_is_asked_for_keys_of_servers_that_are_gone(federat
     assert n.hs.server_name == "n.example"
 
 
-async def test_server_that_does_not_answer_is_not_asked_all_the_time(federation: Federation) -> None:
+async def test_an_unresponsive_server_is_not_asked_for_keys_all_the_time(federation: Federation) -> None:
     await federation.start("a.example")
     carol = Stranger(federation.network, CAROL)
     federation.network.leave(CAROL)

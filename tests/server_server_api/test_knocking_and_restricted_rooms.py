@@ -50,7 +50,7 @@ async def _own_leave(client: Client, since: str, room_id: str) -> tuple[str, str
     return event["sender"], event["content"]["membership"]
 
 
-async def test_knock_is_seen_and_accepted(federation: Federation) -> None:
+async def test_a_knock_is_visible_and_can_be_accepted(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, name="Tea", initial_state=[rules("knock")])
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={"reason": "tea?"})
@@ -67,7 +67,7 @@ async def test_knock_is_seen_and_accepted(federation: Federation) -> None:
     await wait_text(alice, room_id, "thanks")
 
 
-async def test_knock_is_turned_away(federation: Federation) -> None:
+async def test_a_knock_can_be_denied(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, initial_state=[rules("knock")])
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
@@ -81,7 +81,7 @@ async def test_knock_is_turned_away(federation: Federation) -> None:
     assert await _own_leave(bob, since, room_id) == (alice.user_id, "leave")
 
 
-async def test_knock_outlives_the_refusal_of_an_earlier_one_that_comes_late(federation: Federation) -> None:
+async def test_a_knock_survives_a_late_refusal_of_an_earlier_one(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, initial_state=[rules("knock")])
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
@@ -109,7 +109,7 @@ def _transactions(federation: Federation) -> int:
     )
 
 
-async def test_knock_is_taken_back(federation: Federation) -> None:
+async def test_a_knock_can_be_withdrawn(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, initial_state=[rules("knock")])
     await bob.ok("POST", f"knock/{quote(room_id)}?via=a.example", json={})
@@ -119,7 +119,7 @@ async def test_knock_is_taken_back(federation: Federation) -> None:
     assert await _membership(alice, room_id, bob.user_id) == "leave"
 
 
-async def test_knock_where_nobody_may(federation: Federation) -> None:
+async def test_a_knock_is_refused_if_the_join_rules_forbid_it(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     path = f"knock/{quote(room_id)}?via=a.example"
@@ -127,7 +127,7 @@ async def test_knock_where_nobody_may(federation: Federation) -> None:
 
 
 @pytest.mark.parametrize("version", ["8", "9", "10", "12"])
-async def test_member_of_the_other_room_may_join(federation: Federation, version: str) -> None:
+async def test_a_member_of_the_allowed_room_may_join(federation: Federation, version: str) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
     alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
     club = await create_room(alice, preset="public_chat", room_version=version)
@@ -167,7 +167,7 @@ async def test_second_user_of_a_server_that_cannot_vouch_joins_through_another(f
     assert await state_of(bert, room_id) == await state_of(alice, room_id)
 
 
-async def test_no_join_is_signed_that_the_rules_do_not_allow(federation: Federation) -> None:
+async def test_a_join_that_the_rules_forbid_is_not_signed(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     club = await create_room(alice, preset="public_chat")

@@ -67,14 +67,14 @@ async def test_elements_are_taken_one_at_a_time(federation: Federation) -> None:
     assert (answer.status, answer.content, taken) == (200, {"event": {"a": 1}}, [b'{"b":2}', b'"x"'])
 
 
-async def test_error_is_an_answer(federation: Federation) -> None:
+async def test_an_error_status_counts_as_an_answer(federation: Federation) -> None:
     a = await federation.start("a.example")
     tell(federation, whole(b'{"errcode":"M_FORBIDDEN","error":"No."}'), 403)
     answer = await ask(a, [])
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
 
 
-async def test_no_more_is_read_than_is_wanted(federation: Federation) -> None:
+async def test_reading_stops_after_the_wanted_element(federation: Federation) -> None:
     a = await federation.start("a.example")
     teller = tell(federation, endless(b'{"pdus":[{}', b",{}" * 300))
     taken: list[bytes] = []
@@ -86,7 +86,7 @@ async def test_no_more_is_read_than_is_wanted(federation: Federation) -> None:
 @pytest.mark.parametrize(
     "junk", [b"[[[[[[]]]]]]", b'{"a":[%b1]}' % (b"1," * 50_000), b'"%b"' % (b"x" * 300_000), b"[" * 500 + b"]" * 500]
 )
-async def test_reading_ends_when_most_of_an_answer_is_junk(federation: Federation, junk: bytes) -> None:
+async def test_reading_stops_if_most_of_an_answer_is_junk(federation: Federation, junk: bytes) -> None:
     a = await federation.start("a.example")
     chunk = (b"," + junk) * (1 + 10_000 // len(junk))
     teller = tell(federation, endless(b'{"pdus":[0', chunk))
@@ -112,7 +112,7 @@ async def test_answer_is_not_read_beyond_its_limit(federation: Federation) -> No
 
 
 @pytest.mark.parametrize("pause_s", [1, limits.peers.ANSWER_IDLE_S + 1, 10_000])
-async def test_slow_answer_is_given_up_and_its_server_left_alone(federation: Federation, pause_s: float) -> None:
+async def test_a_slow_answer_is_abandoned_and_its_server_backed_off(federation: Federation, pause_s: float) -> None:
     a = await federation.start("a.example")
     tell(federation, endless(b'{"pdus":[0', b",0", pause_s=pause_s))
     began_s = trio.current_time()
@@ -123,14 +123,14 @@ async def test_slow_answer_is_given_up_and_its_server_left_alone(federation: Fed
 
 
 @pytest.mark.parametrize("text", [b"", b"<html>", b'{"pdus":[{}', b'{"pdus":[1}', b'{"event":[}'])
-async def test_answer_that_is_no_json_is_none(federation: Federation, text: bytes) -> None:
+async def test_an_answer_that_is_not_json_counts_as_none(federation: Federation, text: bytes) -> None:
     a = await federation.start("a.example")
     tell(federation, whole(text))
     with pytest.raises(Unreachable):
         await ask(a, [])
 
 
-async def test_large_room_is_joined_without_holding_its_state(federation: Federation) -> None:
+async def test_a_large_room_is_joined_without_holding_its_state_in_memory(federation: Federation) -> None:
     """Its members come in the wrong order, some twice, and with junk in between."""
     b = await federation.start("b.example")
     bob = await b.register("bob")
@@ -160,7 +160,7 @@ async def test_large_room_is_joined_without_holding_its_state(federation: Federa
     assert list(b.hs.config.data_path("").glob("tmp*")) == []
 
 
-async def test_directory_of_another_server_is_read_room_by_room(federation: Federation) -> None:
+async def test_the_directory_of_another_server_is_parsed_room_by_room(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     for number in range(3):
         await create_room(bob, name=f"Room {number}", visibility="public", preset="public_chat")

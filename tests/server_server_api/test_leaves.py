@@ -74,7 +74,7 @@ async def test_rejection_survives_a_restart_and_a_long_absence(federation: Feder
     await until(_has(alice, room_id, bob.user_id, "leave"), seconds=1200)
 
 
-async def test_server_that_does_not_answer_is_not_waited_for(federation: Federation) -> None:
+async def test_rejecting_does_not_wait_for_an_unresponsive_server(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
@@ -91,7 +91,7 @@ async def test_server_that_does_not_answer_is_not_waited_for(federation: Federat
     await until(_has(alice, room_id, bob.user_id, "leave"), seconds=600)
 
 
-async def test_new_invitation_is_not_hit_by_the_rejection_of_the_old(federation: Federation) -> None:
+async def test_rejecting_an_invitation_does_not_affect_a_newer_one(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     for _ in range(3):
@@ -110,7 +110,7 @@ async def test_new_invitation_is_not_hit_by_the_rejection_of_the_old(federation:
     await wait_text(alice, room_id, "still here")
 
 
-async def test_rejection_does_not_take_out_a_user_who_has_joined(federation: Federation) -> None:
+async def test_a_late_rejection_does_not_remove_a_user_who_has_joined(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await invite(alice, room_id, bob.user_id)
@@ -123,7 +123,7 @@ async def test_rejection_does_not_take_out_a_user_who_has_joined(federation: Fed
     await wait_text(alice, room_id, "still here")
 
 
-async def test_knock_taken_back_reaches_a_server_that_was_away(federation: Federation) -> None:
+async def test_a_withdrawn_knock_reaches_a_server_that_was_away(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="private_chat")
     await send_state(alice, room_id, "m.room.join_rules", {"join_rule": "knock"})
@@ -134,7 +134,7 @@ async def test_knock_taken_back_reaches_a_server_that_was_away(federation: Feder
     await until(_has(alice, room_id, bob.user_id, "leave"), seconds=60)
 
 
-async def test_rejection_that_nobody_waits_for_any_more_ends(federation: Federation) -> None:
+async def test_a_rejection_is_dropped_once_it_no_longer_matters(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
@@ -149,7 +149,7 @@ async def test_rejection_that_nobody_waits_for_any_more_ends(federation: Federat
     assert later == []
 
 
-async def test_rejection_that_cannot_be_delivered_is_parked_and_nothing_waits_for_it(federation: Federation) -> None:
+async def test_an_undeliverable_rejection_is_parked_and_blocks_nothing(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     bad_room, room_id = await create_room(alice), await create_room(alice)
     await invite(alice, bad_room, bob.user_id)
@@ -170,7 +170,7 @@ def _damage_leaves(tx: Transaction) -> None:
     tx.run("UPDATE pending_leaves SET servers = ?", b"[[]]")
 
 
-async def test_one_silent_server_delays_no_other(federation: Federation) -> None:
+async def test_one_silent_server_does_not_delay_others(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     c = await federation.start("c.example")
     carol = await c.register("carol")

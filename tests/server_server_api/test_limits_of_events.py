@@ -47,7 +47,7 @@ async def send(client: Client, room_id: str, content: dict[str, Any], txn_id: st
 
 
 @pytest.mark.parametrize("version", ["1", "5", "6", "10", "12"])
-async def test_what_is_accepted_from_a_client_is_delivered(federation: Federation, version: str) -> None:
+async def test_every_event_accepted_from_a_client_is_delivered(federation: Federation, version: str) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(bob, room_id, "a.example")
@@ -61,7 +61,9 @@ async def test_what_is_accepted_from_a_client_is_delivered(federation: Federatio
 
 
 @pytest.mark.parametrize("version", ["1", "6", "12"])
-async def test_deepest_state_is_joined_with_invited_with_synced_and_paged(federation: Federation, version: str) -> None:
+async def test_the_deepest_state_survives_joins_invites_syncs_and_pagination(
+    federation: Federation, version: str
+) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
     alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
     room_id = await create_room(alice, preset="private_chat", room_version=version)
@@ -97,7 +99,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("depth", [95, 98, 99, 100, 101, 120, 250, 600])
-async def test_deep_event_of_a_peer_does_not_spoil_its_neighbour(federation: Federation, depth: int) -> None:
+async def test_a_deep_event_of_a_peer_does_not_affect_its_neighbour(federation: Federation, depth: int) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat", room_version="10")
@@ -125,7 +127,7 @@ async def test_deep_event_of_a_peer_does_not_spoil_its_neighbour(federation: Fed
         {"unsigned": 1},
     ],
 )
-async def test_malformed_event_does_not_spoil_its_neighbours(federation: Federation, change: dict[str, Any]) -> None:
+async def test_a_malformed_event_does_not_affect_its_neighbours(federation: Federation, change: dict[str, Any]) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat", room_version="10")
@@ -138,7 +140,7 @@ async def test_malformed_event_does_not_spoil_its_neighbours(federation: Federat
     assert {"first", "second"} <= set(await texts(alice, room_id))
 
 
-async def test_malformed_edu_does_not_spoil_its_neighbours(federation: Federation) -> None:
+async def test_a_malformed_edu_does_not_affect_its_neighbours(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -154,7 +156,7 @@ async def test_malformed_edu_does_not_spoil_its_neighbours(federation: Federatio
 
 @pytest.mark.parametrize("number", [1.5, 2**53, -(2**53), 1e300])
 @pytest.mark.parametrize("version", ["7", "10", "12"])
-async def test_numbers_that_canonical_json_does_not_know_are_refused_as_bad_json(
+async def test_numbers_outside_canonical_json_are_refused_as_bad_json(
     federation: Federation, version: str, number: float
 ) -> None:
     """Spec: rooms/v6/#canonical-json"""
@@ -180,7 +182,7 @@ async def test_numbers_that_canonical_json_does_not_know_are_refused_as_bad_json
 
 
 @pytest.mark.parametrize("version", ["1", "5"])
-async def test_numbers_that_old_room_versions_know_are_taken(federation: Federation, version: str) -> None:
+async def test_numbers_allowed_in_old_room_versions_are_accepted(federation: Federation, version: str) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(bob, room_id, "a.example")
@@ -213,7 +215,7 @@ async def _largest(client: Client, room_id: str, event_type: str, key: str) -> N
 
 
 @pytest.mark.parametrize("version", ["1", "5", "8", "12"])
-async def test_largest_events_are_delivered_joined_with_invited_with_synced_and_paged(
+async def test_the_largest_events_survive_joins_invites_syncs_and_pagination(
     federation: Federation, version: str
 ) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
@@ -263,9 +265,7 @@ async def test_largest_events_are_delivered_joined_with_invited_with_synced_and_
     ],
     ids=lambda content: str(content)[:20],
 )
-async def test_dense_events_are_delivered_joined_with_invited_with_and_synced(
-    federation: Federation, content: dict[str, Any]
-) -> None:
+async def test_dense_events_survive_joins_invites_and_syncs(federation: Federation, content: dict[str, Any]) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
     alice, bob, carol = await a.register("alice"), await b.register("bob"), await c.register("carol")
     room_id = await create_room(alice, preset="private_chat")
@@ -290,7 +290,9 @@ async def test_dense_events_are_delivered_joined_with_invited_with_and_synced(
 
 
 @pytest.mark.parametrize("version", ["1", "10", "12"])
-async def test_invitation_has_room_for_the_signature_of_the_other_server(federation: Federation, version: str) -> None:
+async def test_an_invitation_leaves_room_for_the_signature_of_the_other_server(
+    federation: Federation, version: str
+) -> None:
     """One that is too large with it is refused before the other server has heard of it."""
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="private_chat", room_version=version)
@@ -308,7 +310,7 @@ async def test_invitation_has_room_for_the_signature_of_the_other_server(federat
 
 
 @pytest.mark.parametrize("version", ["1", "6", "12"])
-async def test_many_ends_of_the_graph_are_delivered(federation: Federation, version: str) -> None:
+async def test_events_with_many_forward_extremities_are_delivered(federation: Federation, version: str) -> None:
     """An event follows on no more than 20 others, however many ends a peer has made."""
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
@@ -323,7 +325,7 @@ async def test_many_ends_of_the_graph_are_delivered(federation: Federation, vers
     await wait_text(bob, room_id, "after all ends")
 
 
-async def test_edus_of_many_and_large_receipts_are_delivered(federation: Federation) -> None:
+async def test_many_large_receipts_are_delivered(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     rooms = [await create_room(alice, preset="public_chat") for _ in range(30)]
     for room_id in rooms:

@@ -81,7 +81,7 @@ async def signed_get(world: World, path: str, origin: str = "alpha.example") -> 
 
 
 @pytest.mark.parametrize("size", [0, 5, limits.MEDIA_CHUNK_BYTES + 1, 2_000_000])
-async def test_remote_media(world: World, size: int) -> None:
+async def test_remote_media_can_be_downloaded(world: World, size: int) -> None:
     data = bytes(index % 253 for index in range(size))
     place = await upload(world.bob, data, "image/png", "Käse.png")
     for _ in range(2):
@@ -101,7 +101,7 @@ async def test_a_filename_is_optional(world: World) -> None:
     assert response.headers["content-type"] == "application/octet-stream"
 
 
-async def test_remote_thumbnails(world: World) -> None:
+async def test_thumbnails_of_remote_media_can_be_downloaded(world: World) -> None:
     place = await upload(world.bob, images.encoded(images.gradient(1000, 500), "PNG"), "image/png")
     for _ in range(2):
         response = await world.alice.get(f"{V1}/thumbnail/{place}?width=96&height=96&method=crop")
@@ -113,7 +113,7 @@ async def test_remote_thumbnails(world: World) -> None:
     assert await world.alice.refused("GET", f"{V1}/thumbnail/{place}?width=9&height=9") == (400, "M_UNKNOWN")
 
 
-async def test_many_at_once_fetch_once(world: World) -> None:
+async def test_simultaneous_requests_fetch_a_remote_file_once(world: World) -> None:
     place = await upload(world.bob, b"x" * 1_000_000)
     world.network.latency_s = 0.05
     sizes: list[int] = []
@@ -128,7 +128,7 @@ async def test_many_at_once_fetch_once(world: World) -> None:
     assert len(world.paths()) == 1
 
 
-async def test_who_goes_away_does_not_end_the_fetch(world: World) -> None:
+async def test_a_disconnecting_client_does_not_end_the_fetch(world: World) -> None:
     place = await upload(world.bob, b"x")
     world.network.latency_s = 0.05
     with trio.move_on_after(0.01):
@@ -139,7 +139,9 @@ async def test_who_goes_away_does_not_end_the_fetch(world: World) -> None:
     assert len(world.paths()) == 1
 
 
-async def test_unknown_unreachable_and_not_yet_uploaded(world: World, autojump_clock: MockClock) -> None:
+async def test_unknown_unreachable_and_pending_media_have_their_own_errors(
+    world: World, autojump_clock: MockClock
+) -> None:
     assert await world.alice.refused("GET", f"{V1}/download/beta.example/unknown") == (404, "M_NOT_FOUND")
     assert await world.alice.refused("GET", f"{V1}/download/nowhere.example/x") == (502, "M_UNKNOWN")
     created = await world.bob.ok("POST", "/_matrix/media/v1/create")
@@ -170,7 +172,7 @@ async def test_a_server_that_was_down_is_asked_again(world: World, autojump_cloc
     assert (await world.alice.get(f"{V1}/download/{place}")).content == b"x"
 
 
-async def test_what_is_too_large_for_us(tmp_path: Path) -> None:
+async def test_oversized_remote_media_are_refused(tmp_path: Path) -> None:
     async with two_servers(tmp_path, upload_bytes_max=1000) as world:
         for size in (1001, 1_000_000):
             place = await upload(world.bob, b"x" * size)
@@ -180,7 +182,7 @@ async def test_what_is_too_large_for_us(tmp_path: Path) -> None:
         assert len((await world.alice.get(f"{V1}/download/{place}")).content) == 1000
 
 
-async def test_unused_remote_files_are_forgotten(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_unused_remote_files_are_deleted(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with two_servers(tmp_path, remote_bytes_max=2000) as world:
         own = await upload(world.alice, b"o" * 1000)
         places = []
@@ -204,7 +206,7 @@ async def test_unused_remote_files_are_forgotten(tmp_path: Path, autojump_clock:
 # --- what other servers get from us ---
 
 
-async def test_the_answer_has_two_parts(world: World) -> None:
+async def test_the_answer_is_multipart_with_two_parts(world: World) -> None:
     place = await upload(world.bob, b"hello", "text/plain", "a b.txt")
     response = await signed_get(world, f"{FEDERATION}/download/{place.partition('/')[2]}")
     assert response.status_code == 200
@@ -216,13 +218,13 @@ async def test_the_answer_has_two_parts(world: World) -> None:
     )
 
 
-async def test_a_long_answer_says_its_length(world: World) -> None:
+async def test_a_long_answer_has_a_content_length(world: World) -> None:
     place = await upload(world.bob, b"x" * 2_000_000)
     response = await signed_get(world, f"{FEDERATION}/download/{place.partition('/')[2]}")
     assert response.headers["content-length"] == str(len(response.content))
 
 
-async def test_thumbnails_for_other_servers(world: World) -> None:
+async def test_thumbnails_are_served_to_other_servers(world: World) -> None:
     place = await upload(world.bob, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
     path = f"{FEDERATION}/thumbnail/{place.partition('/')[2]}"
     response = await signed_get(world, f"{path}?width=32&height=32&method=crop")
@@ -235,7 +237,7 @@ async def test_thumbnails_for_other_servers(world: World) -> None:
     assert (await signed_get(world, f"{FEDERATION}/thumbnail/unknown?width=1&height=1")).status_code == 404
 
 
-async def test_only_our_own_media_and_only_signed(world: World) -> None:
+async def test_only_our_own_media_are_served_and_only_to_signed_requests(world: World) -> None:
     place = await upload(world.alice, b"alpha's")
     await world.bob.get(f"{V1}/download/{place}")
     media_id = place.partition("/")[2]
@@ -271,7 +273,7 @@ def app_that(answer: Callable[[str, str], Answer]) -> Callable[..., Awaitable[No
 UNRECOGNIZED: Answer = (404, {"content-type": "application/json"}, b'{"errcode":"M_UNRECOGNIZED","error":"?"}')
 
 
-async def test_an_older_server_is_asked_by_the_deprecated_path(world: World) -> None:
+async def test_an_older_server_is_asked_at_the_deprecated_path(world: World) -> None:
     asked: list[tuple[str, str]] = []
 
     def answer(path: str, query: str) -> Answer:
@@ -317,20 +319,20 @@ async def test_an_older_server_is_asked_by_the_deprecated_path(world: World) -> 
         ),
     ],
 )  # fmt: skip
-async def test_answers_that_are_no_media(world: World, answer: Answer, status: int, errcode: str) -> None:
+async def test_malformed_media_answers_are_refused(world: World, answer: Answer, status: int, errcode: str) -> None:
     world.network.join("odd.example", app_that(lambda path, query: answer))
     assert await world.alice.refused("GET", f"{V1}/download/odd.example/abc") == (status, errcode)
     assert await blob_keys(world.alpha) == []
     assert await world.alpha.read(storage.find_media, ServerName("odd.example"), "abc") is None
 
 
-async def test_an_old_server_without_the_media(world: World) -> None:
+async def test_media_missing_on_an_old_server_are_not_found(world: World) -> None:
     world.network.join("old.example", app_that(lambda path, query: UNRECOGNIZED))
     assert await world.alice.refused("GET", f"{V1}/download/old.example/abc") == (404, "M_NOT_FOUND")
     assert len(world.paths("old.example")) == 2
 
 
-async def test_a_location_is_followed(world: World) -> None:
+async def test_a_location_header_is_followed(world: World) -> None:
     body = (
         b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n"
         b"--b\r\nLocation: https://cdn.example/file?token=1\r\n\r\n\r\n--b--"
@@ -355,7 +357,7 @@ async def test_a_location_is_followed(world: World) -> None:
     assert asked == ["/file?token=1"]
 
 
-async def test_headers_of_others_are_not_believed(world: World) -> None:
+async def test_unsafe_headers_of_remote_media_are_not_passed_on(world: World) -> None:
     body = (
         b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\nContent-Type: text/html, image/png\r\n"
         b'Content-Disposition: inline; filename="x\\\r\n y"\r\nSet-Cookie: a=b\r\n\r\n<script>\r\n--b--'
@@ -369,7 +371,7 @@ async def test_headers_of_others_are_not_believed(world: World) -> None:
     assert "set-cookie" not in response.headers
 
 
-async def test_without_federation_there_is_no_remote_media(tmp_path: Path) -> None:
+async def test_without_federation_there_are_no_remote_media(tmp_path: Path) -> None:
     async with two_servers(tmp_path) as world:
         place = await upload(world.bob, b"x")
         config = world.alpha.hs.config
@@ -379,7 +381,7 @@ async def test_without_federation_there_is_no_remote_media(tmp_path: Path) -> No
         assert world.paths() == []
 
 
-async def test_between_whole_servers(tmp_path: Path) -> None:
+async def test_media_travel_between_two_whole_servers(tmp_path: Path) -> None:
     """With the real check of signatures, and keys that are fetched."""
     network = FakeNetwork()
     async with AsyncExitStack() as stack:

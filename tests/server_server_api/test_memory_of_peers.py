@@ -95,7 +95,7 @@ async def test_many_large_answers_at_once_stay_within_the_budget(federation: Fed
     assert server.hs.budgets.peers.held == 0
 
 
-async def test_answers_for_which_there_is_no_room_are_given_up(federation: Federation) -> None:
+async def test_answers_that_do_not_fit_the_budget_are_abandoned(federation: Federation) -> None:
     server = await federation.start(HERE)
     tellers = [Teller(federation, f"teller{number}.example", 1_000_000) for number in range(100)]
     statuses: list[int] = []
@@ -114,7 +114,7 @@ async def test_answers_for_which_there_is_no_room_are_given_up(federation: Feder
     assert set(statuses) == {0, 200}
 
 
-async def test_who_is_given_up_for_want_of_memory_is_not_said_to_be_away(federation: Federation) -> None:
+async def test_abandoning_an_answer_for_memory_does_not_back_off_the_server(federation: Federation) -> None:
     server = await federation.start(HERE)
     teller = Teller(federation, "teller.example", 1_000_000)
     teller.go_on.set()
@@ -125,7 +125,7 @@ async def test_who_is_given_up_for_want_of_memory_is_not_said_to_be_away(federat
     assert await ask(server, teller, BACKGROUND) == 200
 
 
-async def test_a_small_answer_needs_no_room(federation: Federation) -> None:
+async def test_a_small_answer_needs_no_budget(federation: Federation) -> None:
     server = await federation.start(HERE)
     teller = Teller(federation, "teller.example", 10_000)
     teller.go_on.set()
@@ -138,7 +138,7 @@ async def test_a_small_answer_needs_no_room(federation: Federation) -> None:
         assert trio.current_time() - began_s < 1
 
 
-async def test_what_a_person_waits_for_has_room_when_everything_else_has_none(federation: Federation) -> None:
+async def test_requests_of_users_have_a_reserved_budget(federation: Federation) -> None:
     server = await federation.start(HERE)
     teller = Teller(federation, "teller.example", 500_000)
     teller.go_on.set()
@@ -149,7 +149,7 @@ async def test_what_a_person_waits_for_has_room_when_everything_else_has_none(fe
         assert await ask(server, teller) == 200
 
 
-async def test_answers_taken_apart_while_they_come_have_room_for_one_element_each(federation: Federation) -> None:
+async def test_streamed_answers_reserve_budget_for_one_element_each(federation: Federation) -> None:
     server = await federation.start(HERE)
     tellers = [
         Teller(federation, f"teller{number}.example", 100_000, before=b'{"pdus":[', after=b"]}")
@@ -172,7 +172,7 @@ async def test_answers_taken_apart_while_they_come_have_room_for_one_element_eac
     assert server.hs.budgets.peers.held == 0
 
 
-async def test_bodies_that_fill_the_budget_do_not_keep_out_the_answers_that_they_wait_for(
+async def test_incoming_bodies_cannot_starve_the_answers_they_depend_on(
     federation: Federation,
 ) -> None:
     """Many large transactions come at once, and what comes before their events has to be fetched."""

@@ -37,7 +37,7 @@ async def _two(federation: Federation) -> tuple[Server, Server, Client, Client, 
     return a, b, alice, bob, room_id
 
 
-async def test_damaged_event_is_left_out_while_a_destination_catches_up(federation: Federation) -> None:
+async def test_a_damaged_event_is_left_out_while_a_destination_catches_up(federation: Federation) -> None:
     a, b, alice, bob, room_id = await _two(federation)
     federation.network.cut("a.example", "b.example")
     await send_text(alice, room_id, "before")
@@ -53,7 +53,7 @@ async def test_damaged_event_is_left_out_while_a_destination_catches_up(federati
     await wait_text(bob, other_room, "elsewhere")
 
 
-async def test_damaged_event_is_left_out_after_a_restart(
+async def test_a_damaged_event_is_left_out_after_a_restart(
     federation: Federation, caplog: pytest.LogCaptureFixture
 ) -> None:
     federation.network.latency_s = 0.5
@@ -86,7 +86,7 @@ def _refusing(taken: list[str], status: int) -> Any:
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 500])
-async def test_destination_that_does_not_take_one_event_gets_the_others(federation: Federation, status: int) -> None:
+async def test_a_destination_that_fails_on_one_event_gets_the_others(federation: Federation, status: int) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -114,7 +114,7 @@ async def test_destination_that_does_not_take_one_event_gets_the_others(federati
     assert "homeserver_federation_items_dropped_total" in a.hs.metrics.text()
 
 
-async def test_destination_that_fails_altogether_loses_nothing(federation: Federation) -> None:
+async def test_a_destination_that_fails_on_everything_loses_nothing(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -136,7 +136,7 @@ async def test_destination_that_fails_altogether_loses_nothing(federation: Feder
     assert asked < 1000
 
 
-async def test_large_events_go_in_transactions_that_a_destination_takes(federation: Federation) -> None:
+async def test_large_events_are_split_over_transactions_of_an_accepted_size(federation: Federation) -> None:
     a, b, alice, bob, room_id = await _two(federation)
     sizes: list[int] = []
     take = b.app

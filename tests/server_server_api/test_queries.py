@@ -11,7 +11,7 @@ from tests.support.stranger import Stranger
 QUERY = "/_matrix/federation/v1/query"
 
 
-async def test_profiles(federation: Federation) -> None:
+async def test_profiles_can_be_queried(federation: Federation) -> None:
     a, stranger = await federation.start("a.example"), Stranger(federation.network, ServerName("stranger.example"))
     alice = await a.register("alice")
     await alice.ok("PUT", f"profile/{quote(alice.user_id)}/displayname", json={"displayname": "Alice"})
@@ -23,7 +23,7 @@ async def test_profiles(federation: Federation) -> None:
     assert (status, answer["errcode"]) == (404, "M_NOT_FOUND")
 
 
-async def test_aliases(federation: Federation) -> None:
+async def test_aliases_can_be_resolved(federation: Federation) -> None:
     a, stranger = await federation.start("a.example"), Stranger(federation.network, ServerName("stranger.example"))
     room_id = await create_room(await a.register("alice"), room_alias_name="kitchen")
     status, answer = await stranger.get(a.name, f"{QUERY}/directory?room_alias={quote('#kitchen:a.example')}")
@@ -32,7 +32,7 @@ async def test_aliases(federation: Federation) -> None:
     assert (status, answer["errcode"]) == (404, "M_NOT_FOUND")
 
 
-async def test_a_query_that_the_server_does_not_know_is_recognised_as_one(federation: Federation) -> None:
+async def test_an_unknown_query_type_is_unrecognized(federation: Federation) -> None:
     a, stranger = await federation.start("a.example"), Stranger(federation.network, ServerName("stranger.example"))
     status, answer = await stranger.get(a.name, f"{QUERY}/weather?place=kitchen")
     assert (status, answer["errcode"]) == (404, "M_NOT_FOUND")

@@ -60,7 +60,7 @@ async def test_a_redaction_by_a_powerless_user_is_neither_applied_nor_shown(
 
 
 @pytest.mark.parametrize("version", ["10", "12"])
-async def test_a_redaction_that_comes_before_its_event_is_shown_with_it(federation: Federation, version: str) -> None:
+async def test_a_redaction_received_before_its_event_is_shown_with_it(federation: Federation, version: str) -> None:
     _, alice, joined = await redacting(federation, version)
     late = joined.text("late")
     redaction = redaction_of(joined, late.event_id, version)
@@ -86,7 +86,7 @@ async def test_a_redaction_that_comes_before_its_event_is_shown_with_it(federati
 
 
 @pytest.mark.parametrize("version", ["10", "12"])
-async def test_clients_are_told_what_was_redacted_and_not_what_else_the_redaction_claims(
+async def test_clients_see_what_was_redacted_not_what_the_redaction_claims(
     federation: Federation, version: str
 ) -> None:
     _, alice, joined = await redacting(federation, version)

@@ -39,7 +39,7 @@ def again(server: Server, client: Client) -> Client:
 
 
 @pytest.mark.parametrize("version", ["1", "10", "12"])
-async def test_what_was_lost_comes_back_and_messages_go_both_ways(
+async def test_a_restored_server_fetches_lost_events_and_resumes(
     federation: Federation, tmp_path: Path, version: str
 ) -> None:
     a, b = await started(federation), await federation.start("b.example")
@@ -80,7 +80,9 @@ async def test_what_was_lost_comes_back_and_messages_go_both_ways(
     assert await state_of(alice, room_id) == await state_of(bob, room_id)
 
 
-async def test_new_transactions_are_not_taken_for_lost_ones(federation: Federation, tmp_path: Path) -> None:
+async def test_new_transactions_after_a_restore_are_not_taken_for_repetitions(
+    federation: Federation, tmp_path: Path
+) -> None:
     a = await started(federation)
     stranger = Stranger(federation.network, "s.example")  # type: ignore[arg-type]
     taken: list[str] = []

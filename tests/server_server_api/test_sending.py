@@ -30,7 +30,7 @@ from tests.support.federation import (
 from tests.support.stranger import Stranger
 
 
-async def test_message_leaves_at_once(federation: Federation) -> None:
+async def test_messages_are_sent_at_once(federation: Federation) -> None:
     federation.network.latency_s = 0.02
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
@@ -44,7 +44,7 @@ async def test_message_leaves_at_once(federation: Federation) -> None:
     assert trio.current_time() - start < 0.05
 
 
-async def test_what_was_sent_during_an_outage_arrives_in_order(federation: Federation) -> None:
+async def test_messages_sent_during_an_outage_arrive_in_order(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -63,7 +63,7 @@ def _say(tx: Transaction, user_id: UserID, room_id: RoomID, texts: Iterable[str]
         append_local(tx, Draft(room_id, user_id, "m.room.message", {"msgtype": "m.text", "body": text}))
 
 
-async def test_after_a_long_outage_the_newest_arrives_and_the_rest_is_fetched(federation: Federation) -> None:
+async def test_after_a_long_outage_the_newest_events_arrive_and_the_rest_are_fetched(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -79,7 +79,7 @@ async def test_after_a_long_outage_the_newest_arrives_and_the_rest_is_fetched(fe
     assert await state_of(alice, room_id) == await state_of(bob, room_id)
 
 
-async def test_what_others_have_said_meanwhile_does_not_keep_back_what_is_ours(federation: Federation) -> None:
+async def test_events_of_others_do_not_crowd_out_ours_after_an_outage(federation: Federation) -> None:
     """A server that cannot be reached still reaches us, and says more than an outage may bring of one room."""
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
@@ -94,7 +94,7 @@ async def test_what_others_have_said_meanwhile_does_not_keep_back_what_is_ours(f
     await wait_text(bob, room_id, "can you hear me?")
 
 
-async def test_destination_that_shows_itself_is_tried_at_once(federation: Federation) -> None:
+async def test_a_destination_that_contacts_us_is_retried_at_once(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -108,7 +108,7 @@ async def test_destination_that_shows_itself_is_tried_at_once(federation: Federa
     assert trio.current_time() - start < 120
 
 
-async def test_restart_sends_what_was_not_sent(federation: Federation) -> None:
+async def test_unsent_events_are_sent_after_a_restart(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -138,7 +138,7 @@ async def test_kill_between_commit_and_sending_loses_nothing(federation: Federat
     assert await texts(bob, room_id) == [f"message {number}" for number in range(5)]
 
 
-async def test_losses_of_requests_and_responses_change_nothing(federation: Federation) -> None:
+async def test_lost_requests_and_responses_are_made_up_for(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -156,7 +156,7 @@ async def test_losses_of_requests_and_responses_change_nothing(federation: Feder
     assert await state_of(alice, room_id) == await state_of(bob, room_id)
 
 
-async def test_kicked_servers_learn_it_and_nothing_after(federation: Federation) -> None:
+async def test_a_kicked_server_sees_the_kick_and_nothing_later(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")
@@ -189,7 +189,7 @@ async def test_idle_servers_exchange_nothing(federation: Federation) -> None:
     assert len(federation.network.exchanges) == count
 
 
-async def test_more_than_one_transaction_holds_is_sent_in_several(federation: Federation) -> None:
+async def test_many_events_are_sent_in_several_transactions(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -211,7 +211,7 @@ async def test_more_than_one_transaction_holds_is_sent_in_several(federation: Fe
     assert bodies == [f"message {number}" for number in range(130)]
 
 
-async def test_refused_transaction_does_not_hold_up_the_next(federation: Federation) -> None:
+async def test_a_refused_transaction_does_not_block_the_next(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
@@ -232,7 +232,7 @@ async def test_refused_transaction_does_not_hold_up_the_next(federation: Federat
     assert [pdu["content"]["body"] for body in bodies for pdu in body["pdus"]] == ["first", "second"]
 
 
-async def test_destination_that_fails_gets_the_same_transaction_again_ever_more_seldom(
+async def test_a_failing_destination_gets_the_same_transaction_at_growing_intervals(
     federation: Federation,
 ) -> None:
     a = await federation.start("a.example")
@@ -255,7 +255,7 @@ async def test_destination_that_fails_gets_the_same_transaction_again_ever_more_
     assert len(times) < 60
 
 
-async def test_events_that_come_while_we_take_over_the_room_are_not_lost(federation: Federation) -> None:
+async def test_events_received_during_a_join_are_not_lost(federation: Federation) -> None:
     federation.network.latency_s = 0.2
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")

@@ -79,7 +79,7 @@ async def test_a_message_reaches_a_device_of_another_server(federation: Federati
     assert "to_device" not in answer or answer["to_device"]["events"][0]["sender"] == alice.user_id
 
 
-async def test_what_has_arrived_is_kept_no_longer(federation: Federation) -> None:
+async def test_delivered_messages_are_deleted(federation: Federation) -> None:
     a, b, alice, bob = await two(federation)
     await send(alice, [(bob.client.user_id, bob.client.device_id)], n=1)
     await bob.wait_for(1)
@@ -89,7 +89,7 @@ async def test_what_has_arrived_is_kept_no_longer(federation: Federation) -> Non
     assert await b.read(count_inbox) == 0
 
 
-async def test_a_request_costs_a_row_for_each_server_not_for_each_device(federation: Federation) -> None:
+async def test_a_request_stores_one_row_per_server_not_per_device(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     recipients = [(f"@u{n}:gone.example", f"D{m}") for n in range(10) for m in range(10)]
@@ -135,7 +135,7 @@ async def test_keys_arrive_before_the_events_that_they_decrypt(federation: Feder
     assert bob.got == list(range(60))
 
 
-async def test_losses_of_requests_and_responses_neither_lose_nor_repeat_messages(federation: Federation) -> None:
+async def test_lost_requests_and_responses_neither_lose_nor_repeat_messages(federation: Federation) -> None:
     a, b, alice, bob = await two(federation)
     federation.network.loss = 0.4
     for n in range(40):
@@ -160,7 +160,7 @@ async def test_a_crash_after_sending_does_not_repeat_messages(federation: Federa
     assert bob.got == list(range(10))
 
 
-async def test_large_messages_are_split_into_edus_that_servers_take(federation: Federation) -> None:
+async def test_large_messages_are_split_into_edus_of_an_accepted_size(federation: Federation) -> None:
     a, b, alice, bob = await two(federation)
     text = "x" * 60_000
     recipients = [(bob.client.user_id, bob.client.device_id)]
@@ -209,7 +209,7 @@ async def with_mallory(federation: Federation) -> tuple[Server, Device, Stranger
     return a, Device(await a.register("alice")), Stranger(federation.network, MALLORY)
 
 
-async def test_a_message_that_comes_again_is_ignored(federation: Federation) -> None:
+async def test_a_repeated_message_is_ignored(federation: Federation) -> None:
     a, alice, mallory = await with_mallory(federation)
     other = Stranger(federation.network, ServerName("other.example"))
     await mallory.send("a.example", "1", edus=[edu(mallory.user("m"), alice.client, 1)] * 2)
@@ -235,7 +235,7 @@ async def test_only_the_latest_message_ids_are_remembered(federation: Federation
     assert alice.got == [1]
 
 
-async def test_what_a_peer_may_not_send_is_ignored(federation: Federation) -> None:
+async def test_messages_that_a_peer_may_not_send_are_ignored(federation: Federation) -> None:
     a, alice, mallory = await with_mallory(federation)
     ours, theirs = alice.client, mallory.user("m")
     bad = [
@@ -295,14 +295,14 @@ def list_sizes_counted(tx: Transaction) -> list[Any]:
     ]
 
 
-async def test_a_server_without_federation_keeps_nothing_for_others(federation: Federation) -> None:
+async def test_without_federation_nothing_is_queued_for_other_servers(federation: Federation) -> None:
     a = await federation.start("a.example", federation=FederationSection(enabled=False))
     alice = await a.register("alice")
     await send(alice, [("@bob:b.example", "*"), (alice.user_id, "*")], n=1)
     assert (await a.read(count_outgoing), await a.read(count_inbox)) == (0, 1)
 
 
-async def test_making_up_servers_is_limited(federation: Federation) -> None:
+async def test_messages_to_invented_servers_are_limited(federation: Federation) -> None:
     a = await federation.start("a.example", rate_limits=RateLimitsSection(enabled=True))
     alice = await a.register("alice")
     for start in (0, 60):

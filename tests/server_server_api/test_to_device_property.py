@@ -145,7 +145,7 @@ def test_every_message_arrives_once_and_in_order(steps: list[tuple[str, int, Any
     play(steps)
 
 
-def test_messages_survive_what_goes_wrong_at_once() -> None:
+def test_messages_survive_simultaneous_failures() -> None:
     """One long example of everything together."""
     steps: list[tuple[str, int, Any]] = []
     for number in range(4):

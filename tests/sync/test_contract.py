@@ -76,7 +76,7 @@ def notches(answer: dict[str, Any], room_id: str) -> int | None:
     return room_in(answer, room_id).get("unread_notifications", {}).get("notification_count")
 
 
-async def test_what_is_always_told_is_in_every_answer(place: Place) -> None:
+async def test_always_told_sections_are_in_every_answer(place: Place) -> None:
     await place.server.write(set_stamps, place.alice.user_id, 3)
     answers = [await place.sync()]
     for timeout in (0, 1000):
@@ -87,7 +87,7 @@ async def test_what_is_always_told_is_in_every_answer(place: Place) -> None:
     assert ["rooms" in answer for answer in answers] == [True, False, False, True]
 
 
-async def test_what_is_always_told_ends_no_wait_and_is_told_as_it_is_then(place: Place) -> None:
+async def test_always_told_sections_do_not_end_a_wait_and_are_current(place: Place) -> None:
     since = (await place.sync())["next_batch"]
 
     async def buy() -> None:
@@ -102,7 +102,7 @@ async def test_what_is_always_told_ends_no_wait_and_is_told_as_it_is_then(place:
     assert stamps(quiet) == 7
 
 
-async def test_devices_are_told_apart(place: Place) -> None:
+async def test_sections_may_differ_by_device(place: Place) -> None:
     """An answer to one device is not reused for another one."""
     phone = await place.server.log_in("alice")
     token = (await place.sync())["next_batch"]
@@ -122,7 +122,7 @@ async def test_news_ends_a_wait(place: Place) -> None:
     assert parcels(answer) == 1
 
 
-async def test_counts_come_with_every_room_that_is_told(place: Place) -> None:
+async def test_counts_come_with_every_room_in_an_answer(place: Place) -> None:
     other = await public_room(place.alice)
     await place.server.write(cut_notches, place.room_id, 2)
     answer = await place.sync()
@@ -158,7 +158,7 @@ async def test_a_sync_that_changes_nothing_costs_one_read_and_no_write(place: Pl
     assert place.server.hs.database.writes == writes
 
 
-async def test_a_feature_that_will_have_nothing_to_write_is_not_asked_again(place: Place) -> None:
+async def test_a_feature_with_nothing_to_write_is_not_asked_again(place: Place) -> None:
     place.parcels.idle_ms = 30_000
     since = (await place.sync())["next_batch"]
     for _ in range(2):
@@ -178,7 +178,7 @@ async def test_a_feature_that_will_have_nothing_to_write_is_not_asked_again(plac
     assert await place.server.read(count_parcels) == 0
 
 
-async def test_all_features_write_at_once(place: Place) -> None:
+async def test_all_features_write_in_one_transaction(place: Place) -> None:
     await place.server.write(send_parcel, place.alice.user_id, place.alice.device_id)
     since = (await place.sync())["next_batch"]
     writes = place.server.hs.database.writes
@@ -195,7 +195,7 @@ async def test_features_see_the_filter(place: Place) -> None:
     assert (timeline.unread_thread_notifications, timeline.limit) == (True, 3)
 
 
-async def test_each_room_has_a_since_of_its_own(place: Place) -> None:
+async def test_each_room_has_its_own_since(place: Place) -> None:
     bob = await place.server.register("bob")
     theirs = await public_room(bob)
     first = await place.sync()

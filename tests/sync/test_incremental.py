@@ -178,5 +178,5 @@ async def run(script: list[tuple[Any, ...]]) -> None:
 @seed(20)
 @settings(max_examples=share_of_examples(0.4))
 @given(steps)
-def test_incremental_is_fresh(script: list[tuple[Any, ...]]) -> None:
+def test_incremental_syncs_add_up_to_an_initial_sync(script: list[tuple[Any, ...]]) -> None:
     trio.run(run, script)

@@ -125,3 +125,14 @@ PRESENCE_REMOTE_TIMEOUT_MS = 60 * 60 * 1000
 # Pending invites and knocks of one user. All of them are in each first sync, and nobody answers hundreds.
 PENDING_MAX = 500
 PENDING_BYTES_MAX = 8 << 20
+
+# User directory
+
+# A display name has no more.
+USER_SEARCH_TERM_CHARACTERS_MAX = 256
+# Clients ask for 10 or 50, and for more words instead of more results.
+USER_SEARCH_LIMIT_MAX = 100
+# People read for a search with several words, or for a user ID: about 20 ms.
+USER_SEARCH_READ_MAX = 500
+# Rooms of a person in which their names are compared with the search. Most people have one name everywhere.
+USER_SEARCH_ROOMS_MAX = 20

@@ -175,5 +175,12 @@ SCHEMA = Schema(
             INSERT INTO relations_backlog (id, position, upto) SELECT 1, 0, position FROM stream_position WHERE id = 1;
             """,
         ),
+        Step(
+            "008_member_changes",
+            """
+            CREATE INDEX rooms_by_members ON rooms (members_position);
+            CREATE INDEX resolved_heads_by_ordering ON resolved_heads (ordering);
+            """,
+        ),
     ),
 )

@@ -6,6 +6,8 @@ must get it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import orjson
 
 from homeserver import limits
@@ -15,6 +17,7 @@ from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 
 # profile_updates: users whose rooms do not all have their new profile yet.
+# profile_renames: users with a display name that the user directory does not know yet.
 SCHEMA = Schema(
     "profile",
     (
@@ -30,6 +33,7 @@ SCHEMA = Schema(
             CREATE TABLE profile_updates (user_nid INTEGER PRIMARY KEY);
             """,
         ),
+        Step("002_renames", "CREATE TABLE profile_renames (user_nid INTEGER PRIMARY KEY);"),
     ),
 )
 
@@ -62,6 +66,8 @@ def store_field(tx: Transaction, user_id: UserID, field: str, value: bytes | Non
     row = tx.one("SELECT value FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
     if (None if row is None else bytes(row[0])) == value:
         return False
+    if field == "displayname":
+        tx.run("INSERT INTO profile_renames (user_nid) VALUES (?) ON CONFLICT (user_nid) DO NOTHING", nid)
     if value is None:
         tx.run("DELETE FROM profiles WHERE user_nid = ? AND field = ?", nid, field)
         return True
@@ -83,6 +89,7 @@ def forget_profile(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes the whole profile, which nobody can request any more. Rooms keep their member events."""
     tx.run("DELETE FROM profiles WHERE user_nid = ?", tx.find(user_id))
     delete_unfinished(tx, user_id)
+    delete_renames(tx, [user_id])
     return False
 
 
@@ -99,3 +106,14 @@ def delete_unfinished(tx: Transaction, user_id: UserID) -> None:
 def list_unfinished(tx: Transaction) -> list[UserID]:
     """Returns the users whose rooms do not all have the new member events yet."""
     return [UserID(name) for name in tx.names(tx.values("SELECT user_nid FROM profile_updates")).values()]
+
+
+def list_renames(tx: Transaction, limit: int) -> list[UserID]:
+    """Returns users with a display name that the user directory does not know yet."""
+    nids = tx.values("SELECT user_nid FROM profile_renames ORDER BY user_nid LIMIT ?", limit)
+    return [UserID(name) for name in tx.names(nids).values()]
+
+
+def delete_renames(tx: Transaction, user_ids: Collection[UserID]) -> None:
+    """Deletes the notes of `list_renames`."""
+    tx.many("DELETE FROM profile_renames WHERE user_nid = ?", [(tx.find(user_id),) for user_id in user_ids])

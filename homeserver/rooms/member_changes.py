@@ -1,0 +1,95 @@
+"""The members that may have changed in a span of the stream, and rooms that may have been opened or closed.
+
+Rooms, users and events are numbers here: the index of the user directory consists of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import RoomID
+from homeserver.rooms.heads import find_head, state_content
+from homeserver.rooms.storage import ORDERING_SHIFT, list_stored
+from homeserver.rooms.visibility import history_visibility
+
+
+class Joined(NamedTuple):
+    """A user in a room. event_position: of the member event; changed_position: when it became the current one."""
+
+    user_nid: int
+    room_nid: int
+    event_position: int
+    changed_position: int
+
+
+def is_open(tx: Transaction, room_nid: int) -> bool:
+    """Returns whether anyone may join the room or read it: its members are in public.
+
+    Spec: client-server-api/#post_matrixclientv3user_directorysearch
+    """
+    head = find_head(tx, RoomID(tx.name(room_nid)))
+    if head is None:
+        return False
+    rules = state_content(tx, head.state_root, "m.room.join_rules") or {}
+    return rules.get("join_rule") == "public" or history_visibility(tx, head.state_root) == "world_readable"
+
+
+def list_rooms_changed(tx: Transaction, since: int, upto: int) -> set[int]:
+    """Returns the rooms whose members, join rules or history visibility may have changed at since < position ≤ upto.
+
+    Rooms whose members changed later are included: their earlier changes may be in the span too.
+    """
+    found = set(tx.values("SELECT room_nid FROM rooms WHERE members_position > ?", since))
+    found.update(
+        tx.values(
+            "SELECT room_nid FROM events WHERE position > ? AND position <= ? AND type_nid IN (?, ?)",
+            since, upto, tx.find("m.room.join_rules"), tx.find("m.room.history_visibility"),
+        )
+    )  # fmt: skip
+    found.update(
+        tx.values(
+            "SELECT room_nid FROM resolved_heads WHERE ordering > ? AND ordering < ?",
+            since << ORDERING_SHIFT, (upto + 1) << ORDERING_SHIFT,
+        )
+    )  # fmt: skip
+    return found
+
+
+def list_members_changed(tx: Transaction, room_nid: int, since: int, upto: int) -> list[int]:
+    """Returns the users whose membership or member event changed at since < position ≤ upto."""
+    return tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND changed_position > ? AND changed_position <= ?",
+        room_nid, since, upto,
+    )  # fmt: skip
+
+
+def list_members_after(tx: Transaction, room_nid: int, user_nid: int, limit: int) -> list[int]:
+    """Returns the first joined users in the order of their numbers, after `user_nid`."""
+    return tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership = 'join' AND user_nid > ?"
+        " ORDER BY user_nid LIMIT ?",
+        room_nid, user_nid, limit,
+    )  # fmt: skip
+
+
+def count_joined(tx: Transaction, room_nid: int) -> int:
+    """Returns how many users are in the room."""
+    (count,) = tx.values("SELECT COUNT(*) FROM memberships WHERE room_nid = ? AND membership = 'join'", room_nid)
+    return int(count)
+
+
+def list_joined(tx: Transaction, user_nids: Collection[int]) -> list[Joined]:
+    """Returns all rooms that the users are in."""
+    rows = tx.all_in(
+        "SELECT user_nid, room_nid, event_position, changed_position FROM memberships"
+        " WHERE user_nid IN (?*) AND membership = 'join'",
+        user_nids,
+    )
+    return [Joined(*row) for row in rows]
+
+
+def list_member_contents(tx: Transaction, positions: Collection[int]) -> dict[int, dict[str, Any]]:
+    """Returns the contents of member events."""
+    return {position: event.content for position, event in list_stored(tx, positions).items()}

@@ -89,7 +89,7 @@ async def works(server: Server, token: str | None) -> bool:
     return token is not None and (await ask(server, token)).status_code == 200
 
 
-async def test_a_token_names_its_user_and_device(start_server: StartServer) -> None:
+async def test_a_token_identifies_its_user_and_device(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         tokens = await issue(server)
         answer = await ask(server, tokens.access_token)
@@ -114,7 +114,7 @@ async def test_a_token_names_its_user_and_device(start_server: StartServer) -> N
         ({"authorization": "Bearer " + "x" * 5000}, "M_UNKNOWN_TOKEN"),
     ],
 )
-async def test_without_a_good_token_the_answer_is_401(
+async def test_an_invalid_token_is_answered_with_401(
     start_server: StartServer, headers: dict[str, str], errcode: str
 ) -> None:
     raw = {name: value.encode("latin-1") for name, value in headers.items()}
@@ -124,7 +124,7 @@ async def test_without_a_good_token_the_answer_is_401(
         assert answer.json().get("soft_logout", False) is False
 
 
-async def test_an_optional_requester_may_be_absent_but_not_wrong(start_server: StartServer) -> None:
+async def test_an_optional_token_may_be_absent_but_not_invalid(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         token = (await issue(server)).access_token
         assert (await ask(server, None, "/_matrix/client/versions")).json() == {"user_id": None}
@@ -141,7 +141,7 @@ async def test_only_the_hash_of_a_token_is_stored(start_server: StartServer) -> 
         assert tokens.refresh_token not in repr(rows)
 
 
-async def test_an_expired_token_asks_for_a_soft_logout(start_server: StartServer) -> None:
+async def test_an_expired_token_causes_a_soft_logout(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         tokens = await issue(server, refreshable=True)
         assert tokens.expires_in_ms == limits.ACCESS_TOKEN_LIFETIME_MS
@@ -152,7 +152,7 @@ async def test_an_expired_token_asks_for_a_soft_logout(start_server: StartServer
         assert (answer.json()["errcode"], answer.json()["soft_logout"]) == ("M_UNKNOWN_TOKEN", True)
 
 
-async def test_a_token_ends_at_once_when_its_device_is_deleted(start_server: StartServer) -> None:
+async def test_deleting_a_device_revokes_its_tokens_at_once(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         first, second = await issue(server), await issue(server, device_id="OTHER")
         assert await works(server, first.access_token) and await works(server, second.access_token)
@@ -163,7 +163,7 @@ async def test_a_token_ends_at_once_when_its_device_is_deleted(start_server: Sta
         assert await works(server, second.access_token)
 
 
-async def test_a_lookup_that_overlaps_a_deletion_is_not_remembered(start_server: StartServer) -> None:
+async def test_a_lookup_that_overlaps_a_deletion_is_not_cached(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         token = (await issue(server)).access_token
         cache, position = server.hs.token_cache, server.hs.stream.position
@@ -172,7 +172,7 @@ async def test_a_lookup_that_overlaps_a_deletion_is_not_remembered(start_server:
         assert not await works(server, token)
 
 
-async def test_all_tokens_of_a_user_end_but_those_of_one_device(start_server: StartServer) -> None:
+async def test_all_tokens_of_a_user_except_one_devices_can_be_revoked(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         kept, ended = await issue(server, refreshable=True), await issue(server, device_id="B", refreshable=True)
         other = await issue(server, BOB)
@@ -189,7 +189,7 @@ async def refresh(server: Server, tokens: IssuedTokens) -> IssuedTokens:
     return new
 
 
-async def test_the_old_refresh_token_is_good_until_the_new_access_token_is_used(start_server: StartServer) -> None:
+async def test_the_old_refresh_token_is_valid_until_the_new_access_token_is_used(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         old = await issue(server, refreshable=True)
         lost = await refresh(server, old)  # the answer did not reach the client, which asks again
@@ -217,7 +217,7 @@ async def test_the_old_refresh_token_ends_when_the_new_one_is_used(start_server:
         assert [len(each) for each in rows] == [1, 1]
 
 
-async def test_guests_may_use_what_is_declared_for_them(start_server: StartServer) -> None:
+async def test_guests_may_use_operations_declared_for_guests(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         await server.write(store_account_flags, ALICE, AccountFlags(is_guest=True))
         token = (await issue(server)).access_token
@@ -226,7 +226,7 @@ async def test_guests_may_use_what_is_declared_for_them(start_server: StartServe
         assert (answer.status_code, answer.json()["errcode"]) == (403, "M_GUEST_ACCESS_FORBIDDEN")
 
 
-async def test_suspended_accounts_read_and_use_what_is_declared_for_them(start_server: StartServer) -> None:
+async def test_suspended_accounts_may_use_operations_declared_for_them(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         await server.write(store_account_flags, ALICE, AccountFlags(is_suspended=True))
         token = (await issue(server)).access_token
@@ -254,7 +254,7 @@ async def test_a_locked_account_can_only_log_out(start_server: StartServer) -> N
         assert await server.read(get_account_flags, BOB) == AccountFlags()
 
 
-async def test_devices_are_noted_as_seen(start_server: StartServer) -> None:
+async def test_requests_update_when_a_device_was_last_seen(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         token = (await issue(server)).access_token
         await server.http.get(
@@ -283,7 +283,7 @@ class Claimed:
             raise MatrixError(401, "M_UNAUTHORIZED", "The signature is wrong.")
 
 
-async def test_federation_gets_the_origin_that_is_checked_in_two_steps(start_server: StartServer) -> None:
+async def test_the_origin_of_a_federation_request_is_checked_in_two_steps(start_server: StartServer) -> None:
     """The header before the body is read, the signature before it is decoded."""
     checked: list[Any] = []
 

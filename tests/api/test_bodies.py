@@ -75,7 +75,7 @@ JSON = st.recursive(
 
 
 @given(JSON, st.booleans())
-def test_the_count_is_never_too_low(content: Any, is_compact: bool) -> None:
+def test_values_are_never_undercounted(content: Any, is_compact: bool) -> None:
     text = json.dumps(content, separators=(",", ":") if is_compact else None).encode()
     exact = count_nodes_exactly(text)
     # An empty object has a brace, an empty list a bracket, which are counted although they hold nothing.
@@ -85,13 +85,13 @@ def test_the_count_is_never_too_low(content: Any, is_compact: bool) -> None:
 
 
 @pytest.mark.parametrize("piece", [b'"', b"\\", b'\\"', b'\\\\"', b"\\\\", b'a\\\\\\"', b",[{:"])
-def test_what_is_in_strings_is_not_counted_wherever_the_text_is_cut(piece: bytes) -> None:
+def test_text_in_strings_is_not_counted_wherever_chunks_are_cut(piece: bytes) -> None:
     for shift in range(8):
         text = orjson.dumps({"a" * shift: (piece * (600_000 // len(piece))).decode(), "b": [1, 2]})
         assert count_nodes_exactly(text) == 7
 
 
-def test_counting_is_cheap_whatever_comes() -> None:
+def test_counting_is_cheap_for_any_input() -> None:
     for text in (b'\\"' * MIB, b'"' * MIB, b'"' + b"\\" * MIB, b"\\" * MIB, b'"\\' * MIB):
         assert count_nodes_exactly(text) >= 1
 
@@ -100,7 +100,7 @@ def test_counting_is_cheap_whatever_comes() -> None:
 
 
 @pytest.mark.parametrize("value", [b"{}", b"[]", b"1", b'{"a":1}', b"[[[[[[[[]]]]]]]]", b"{ }"])
-async def test_a_body_of_nobody_may_hold_few_values(start_server: StartServer, value: bytes) -> None:
+async def test_anonymous_bodies_may_contain_few_values(start_server: StartServer, value: bytes) -> None:
     async with start_server(routes) as server:
         for text in (dense(value, 60_000), dense(value, MIB)):
             answer = await server.http.post("/_matrix/client/v3/login", content=text)
@@ -109,13 +109,13 @@ async def test_a_body_of_nobody_may_hold_few_values(start_server: StartServer, v
         assert (await server.http.post("/_matrix/client/v3/login", content=few)).status_code == 200
 
 
-async def test_punctuation_in_text_is_no_value(start_server: StartServer) -> None:
+async def test_punctuation_in_text_does_not_count_as_values(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         answer = await server.http.post("/_matrix/client/v3/login", json={"password": ",:[{" * 10_000})
         assert answer.status_code == 200
 
 
-async def test_the_body_of_a_request_that_takes_none_is_not_decoded(start_server: StartServer) -> None:
+async def test_a_body_that_the_operation_does_not_take_is_not_decoded(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         for text in (b"{", b"[" * 10_000, dense(b"[]", MIB)):
             answer = await server.http.request("GET", "/_matrix/client/v3/sync", content=text)
@@ -131,7 +131,7 @@ async def test_a_request_without_a_token_is_refused_before_its_body_is_decoded(s
 # Users
 
 
-async def test_a_user_may_send_many_values_and_pays_for_them(start_server: StartServer) -> None:
+async def test_many_values_are_charged_to_their_user(start_server: StartServer) -> None:
     async with start_server(routes, rate_limits=RateLimitsSection(enabled=True)) as server:
         headers = await log_in(server)
 
@@ -149,7 +149,7 @@ async def test_a_user_may_send_many_values_and_pays_for_them(start_server: Start
         assert (answer.status_code, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
 
 
-def test_every_limit_of_values_can_be_paid_for() -> None:
+def test_every_limit_of_values_fits_the_budget() -> None:
     assert limits.http.JSON_NODES_MAX["client"] <= limits.RATE_LIMITS["json"].burst
     assert limits.http.JSON_NODES_MAX["federation"] <= limits.RATE_LIMITS["federation_json"].burst
     assert limits.RATE_LIMITS["federation_json"].burst >= limits.peers.TRANSACTION_JSON_NODES_MAX
@@ -157,7 +157,7 @@ def test_every_limit_of_values_can_be_paid_for() -> None:
     assert limits.http.BODY_BYTES_MAX["client"] <= limits.http.CLIENT_BODIES_BYTES_EACH
 
 
-async def test_a_body_that_comes_too_slowly_is_given_up(start_server: StartServer) -> None:
+async def test_a_body_that_arrives_too_slowly_is_abandoned(start_server: StartServer) -> None:
     async def trickle() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield b" "
@@ -195,7 +195,7 @@ async def ask_and_take_nothing(server: Server, headers: dict[str, str], statuses
     await server.app(scope, receive, send)
 
 
-async def test_large_answers_that_nobody_takes_are_bounded_for_each_user(start_server: StartServer) -> None:
+async def test_unread_large_answers_are_limited_per_user(start_server: StartServer) -> None:
     async with start_server(routes) as server, trio.open_nursery() as nursery:
         eve = await log_in(server)
         alice = {"authorization": f"Bearer {(await issue(server, UserID('@alice2:test.example'))).access_token}"}
@@ -212,7 +212,7 @@ async def test_large_answers_that_nobody_takes_are_bounded_for_each_user(start_s
     assert answers.held == 0
 
 
-def test_one_answer_is_allowed_however_large_it_is() -> None:
+def test_a_single_answer_of_any_size_is_allowed() -> None:
     budget = Budget(10, 5)
     with budget.hold("others") as others, budget.hold("a") as own:
         others.become(20)
@@ -224,7 +224,7 @@ def test_one_answer_is_allowed_however_large_it_is() -> None:
 # Budgets
 
 
-async def test_a_budget_is_shared(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_budget_has_a_total_and_a_limit_for_each(autojump_clock: trio.testing.MockClock) -> None:
     budget = Budget(total=100, each=60)
     with budget.hold("a") as a, budget.hold("b") as b:
         await a.take(60)
@@ -237,7 +237,7 @@ async def test_a_budget_is_shared(autojump_clock: trio.testing.MockClock) -> Non
     assert budget.held == 0
 
 
-async def test_who_waits_goes_on_when_there_is_room(autojump_clock: trio.testing.MockClock) -> None:
+async def test_waiting_requests_continue_when_the_budget_allows(autojump_clock: trio.testing.MockClock) -> None:
     budget = Budget(total=100, each=100)
 
     async def take(key: str, amount: int, seconds: float) -> None:
@@ -252,7 +252,7 @@ async def test_who_waits_goes_on_when_there_is_room(autojump_clock: trio.testing
     assert budget.held == 0
 
 
-async def test_what_was_read_may_become_more_or_less(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_reservation_can_grow_and_shrink(autojump_clock: trio.testing.MockClock) -> None:
     budget = Budget(total=100, each=50)
     with budget.hold("a") as hold:
         await hold.take(10)

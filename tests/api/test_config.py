@@ -36,7 +36,7 @@ def sections(kind: type[msgspec.Struct], name: str = "") -> dict[str, set[str]]:
     return found
 
 
-def test_the_sample_is_the_defaults() -> None:
+def test_the_sample_contains_the_defaults() -> None:
     sample = tomllib.loads(SAMPLE.read_text())
     defaults = msgspec.json.decode(msgspec.json.encode(Config(server_name="localhost")))
     assert sample == defaults
@@ -54,28 +54,28 @@ def test_every_key_of_the_sample_is_explained() -> None:
             assert explained, line
 
 
-def test_sample_names_every_key() -> None:
+def test_the_sample_contains_every_key() -> None:
     text = SAMPLE.read_text()
     for keys in sections(Config).values():
         for key in keys:
             assert re.search(rf"^{key} = ", text, re.MULTILINE), key
 
 
-def test_what_has_no_effect_yet_is_said_in_the_sample() -> None:
+def test_settings_without_effect_are_marked_in_the_sample() -> None:
     paragraphs = SAMPLE.read_text().split("\n\n")
     for section, *_ in WITHOUT_EFFECT:
         (about,) = (paragraph for paragraph in paragraphs if f"[{section}]" in paragraph)
         assert "No effect yet" in about, section
 
 
-def test_what_has_no_effect_yet_and_is_set_is_listed() -> None:
+def test_settings_without_effect_that_are_set_are_listed() -> None:
     table = {"search": {"enabled": False}, "registration": {"recaptcha_verify_url": "http://x"}}
     found = config_from_table({"server_name": "a.example", **table}, Path()).list_without_effect()
     assert found == ["registration.recaptcha_verify_url", "search"]
     assert load_config(SAMPLE).list_without_effect() == []
 
 
-def test_an_embedder_needs_only_a_name(tmp_path: Path) -> None:
+def test_embedding_needs_only_a_server_name(tmp_path: Path) -> None:
     config = Config(server_name="a.example", data_dir=str(tmp_path))
     public, private = config.listeners
     assert (public.bind, private.bind) == ("127.0.0.1:8008", "127.0.0.1:9008")
@@ -173,14 +173,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"server_name": ""}, "server_name is missing"),
     ],
 )
-def test_a_mistake_is_one_sentence_that_names_the_key(table: dict[str, Any], said: str) -> None:
+def test_a_mistake_is_one_sentence_with_the_key(table: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config_from_table({"server_name": "a.example", **table}, Path())
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_name_is_said(tmp_path: Path) -> None:
+def test_a_missing_server_name_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "h.toml"
     path.write_text("")
     with pytest.raises(ConfigError, match=r"h\.toml: .*server_name"):
@@ -188,7 +188,7 @@ def test_a_missing_name_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"a = ", "is not valid TOML"), (b"\xff", "is not valid TOML")])
-def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, said: str) -> None:
+def test_invalid_toml_is_reported(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "h.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=said):
@@ -197,13 +197,13 @@ def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, said: str) -> No
         load_config(tmp_path / "other.toml")
 
 
-def test_binds() -> None:
+def test_bind_addresses_are_parsed() -> None:
     assert (parse_bind("[::1]:80").host, parse_bind("[::1]:80").port) == ("::1", 80)
     assert parse_bind("localhost:0").port == 0
     assert parse_bind("unix:/run/h.sock").unix_path == "/run/h.sock"
 
 
-def test_secrets_come_from_files(tmp_path: Path) -> None:
+def test_secrets_can_be_read_from_files(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text("abc\n")
     assert read_secret("registration.shared_secret_file", str(path)) == "abc"
@@ -214,7 +214,7 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
         read_secret("registration.shared_secret_file", str(tmp_path / "none"))
 
 
-def test_base_url_has_no_slash_at_its_end() -> None:
+def test_a_trailing_slash_of_base_url_is_removed() -> None:
     config = config_from_table({"server_name": "a.example", "public": {"base_url": "https://a.example/"}}, Path())
     assert config.base_url == config.public.base_url == "https://a.example"
 
@@ -230,7 +230,7 @@ def test_base_url_has_no_slash_at_its_end() -> None:
         ("[::1]", [{"bind": "0.0.0.0:1", "tls_cert": "c", "tls_key": "k"}], "https://127.0.0.1:1", "127.0.0.1:1"),
     ],
 )
-def test_where_the_server_is_reached_if_nothing_is_said(
+def test_public_addresses_have_defaults(
     server_name: str, listeners: list[dict[str, Any]], base_url: str, federation_address: str
 ) -> None:
     config = config_from_table({"server_name": server_name, "listeners": listeners}, Path())
@@ -251,7 +251,9 @@ def test_where_the_server_is_reached_if_nothing_is_said(
         ),
     ],
 )  # fmt: skip
-def test_where_the_server_is_reached(public: dict[str, str], base_url: str, federation_address: str) -> None:
+def test_public_addresses_are_derived_from_the_settings(
+    public: dict[str, str], base_url: str, federation_address: str
+) -> None:
     config = config_from_table({"server_name": "example.org", "public": public}, Path())
     assert config.base_url == base_url
     assert config.federation_address == federation_address
@@ -263,6 +265,6 @@ def test_the_permissions_of_a_socket_are_octal() -> None:
     assert Listener(socket_mode="0o600").socket_permissions == 0o600
 
 
-def test_two_configurations_in_one_process_do_not_share_anything() -> None:
+def test_two_configurations_in_one_process_are_independent() -> None:
     assert Config(server_name="a.example") == Config(server_name="a.example")
     assert Config(server_name="a.example") != Config(server_name="b.example")

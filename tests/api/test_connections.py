@@ -50,7 +50,7 @@ class Crowd:
         return False
 
 
-async def test_one_address_has_a_part_of_all_connections() -> None:
+async def test_one_address_has_a_share_of_all_connections() -> None:
     crowd = Crowd(40)
     first = await crowd.come("a")
     for _ in range(9):
@@ -64,7 +64,7 @@ async def test_one_address_has_a_part_of_all_connections() -> None:
     assert len(crowd.connections) == 11
 
 
-async def test_a_proxy_has_more_and_leaves_some_to_others() -> None:
+async def test_a_proxy_has_a_larger_share_but_leaves_some_to_others() -> None:
     crowd = Crowd(40)
     for _ in range(30):
         assert await crowd.come("", busy=True, is_proxy=True)
@@ -74,7 +74,7 @@ async def test_a_proxy_has_more_and_leaves_some_to_others() -> None:
     assert await crowd.come("x") is None
 
 
-async def test_at_the_limit_of_all_the_oldest_idle_one_ends() -> None:
+async def test_at_the_total_limit_the_oldest_idle_connection_is_closed() -> None:
     crowd = Crowd(8)
     old = [await crowd.come(str(number), busy=number == 0) for number in range(8)]
     assert await crowd.come("new")
@@ -82,7 +82,7 @@ async def test_at_the_limit_of_all_the_oldest_idle_one_ends() -> None:
     assert len(crowd.connections) == 8
 
 
-async def test_at_the_limit_of_all_an_idle_one_is_found_behind_any_number_of_busy_ones() -> None:
+async def test_an_idle_connection_is_found_behind_any_number_of_busy_ones() -> None:
     crowd = Crowd(100)
     for number in range(99):
         assert await crowd.come(str(number), busy=True)
@@ -91,7 +91,7 @@ async def test_at_the_limit_of_all_an_idle_one_is_found_behind_any_number_of_bus
     assert await crowd.has_ended(idle)
 
 
-async def test_if_all_are_busy_the_address_that_has_most_gives_way() -> None:
+async def test_if_all_are_busy_the_address_with_most_connections_loses_one() -> None:
     crowd = Crowd(12)
     many = [await crowd.come(key, busy=True) for key in "aaabbb"]
     few = [await crowd.come(str(number), busy=True) for number in range(6)]
@@ -102,7 +102,7 @@ async def test_if_all_are_busy_the_address_that_has_most_gives_way() -> None:
     assert not any([await crowd.has_ended(each) for each in few])
 
 
-async def test_a_proxy_gives_way_to_other_proxies_only() -> None:
+async def test_proxies_lose_connections_to_other_proxies_only() -> None:
     crowd = Crowd(8)
     for _ in range(6):
         assert await crowd.come("proxy", busy=True, is_proxy=True)
@@ -123,7 +123,7 @@ async def test_a_connection_is_idle_again_after_its_request() -> None:
     assert await crowd.has_ended(connection)
 
 
-async def test_who_has_gone_is_not_counted() -> None:
+async def test_closed_connections_are_not_counted() -> None:
     crowd = Crowd(8)
     for _ in range(100):
         connection = await crowd.come("a", busy=True)
@@ -145,12 +145,12 @@ def open_files(count: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("files", "room"), [(256, 128), (1024, 512), (4096, 4096 - limits.http.FILES_RESERVED)])
-def test_there_is_room_for_files_beside_connections(files: int, room: int) -> None:
+def test_connections_leave_file_descriptors_for_files(files: int, room: int) -> None:
     with open_files(files):
         assert room_for_connections() == room
 
 
-async def test_a_head_has_to_come_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_request_head_must_arrive_promptly(autojump_clock: trio.testing.MockClock) -> None:
     client, server = trio.testing.memory_stream_pair()
     connection = Connection(server, trio.socket.socket(), False)
     connection.asking_since = trio.current_time()
@@ -159,7 +159,7 @@ async def test_a_head_has_to_come_at_once(autojump_clock: trio.testing.MockClock
     connection.socket.close()
 
 
-async def test_idle_connections_of_one_address_keep_nobody_out() -> None:
+async def test_idle_connections_of_one_address_do_not_exclude_others() -> None:
     async with AsyncExitStack() as stack:
         with open_files(256):  # so 128 connections, of which a proxy may have 96
             server = await stack.enter_async_context(serving(Listener(bind="127.0.0.1:0")))
@@ -173,7 +173,7 @@ async def test_idle_connections_of_one_address_keep_nobody_out() -> None:
             await trio.aclose_forcefully(stream)
 
 
-async def test_a_named_proxy_is_believed_and_a_stranger_is_not() -> None:
+async def test_named_proxies_are_trusted_and_others_are_not() -> None:
     """Loopback is always trusted, so the stranger speaks to another address of this machine, if it has one."""
     address = own_address()
     asked = VERSIONS.replace(b"\r\n\r\n", b"\r\nx-forwarded-for: 6.6.6.6, 203.0.113.9\r\n\r\n")

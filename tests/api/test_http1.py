@@ -122,7 +122,7 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("data", AMBIGUOUS.values(), ids=AMBIGUOUS)
-async def test_what_can_be_read_in_two_ways_is_refused(data: bytes) -> None:
+async def test_ambiguous_requests_are_refused(data: bytes) -> None:
     async with serving() as server:
         assert await is_refused(server, data)
         # Also behind a good request, and if it comes in pieces.
@@ -156,7 +156,7 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize(("chunks", "expected"), CHUNKS.values(), ids=CHUNKS)
-async def test_nothing_is_read_behind_a_chunked_body(chunks: bytes, expected: list[int]) -> None:
+async def test_nothing_is_read_after_a_chunked_body(chunks: bytes, expected: list[int]) -> None:
     async with serving() as server:
         data = head("POST", UPLOAD, "transfer-encoding: chunked") + chunks + SECOND
         assert await statuses(server, data) == expected
@@ -185,14 +185,14 @@ async def test_a_body_in_tiny_chunks_is_refused() -> None:
         ("http://another.example/_matrix/client/versions", VERSIONS),
     ],
 )
-async def test_the_absolute_form_is_served_like_the_path(target: str, path: str) -> None:
+async def test_the_absolute_form_is_served_like_a_path(target: str, path: str) -> None:
     async with serving() as server:
         answer = await talk(server.port, head("GET", target, "connection: close"))
         assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(ANSWER)
 
 
 @pytest.mark.parametrize("target", ["http://x", "http://x?/_matrix/client/versions", "http://x/_matrix/client"])
-async def test_the_absolute_form_may_name_nothing(target: str) -> None:
+async def test_an_unknown_target_in_absolute_form_is_not_found(target: str) -> None:
     async with serving() as server:
         assert await statuses(server, head("GET", target, "connection: close")) == [404]
 
@@ -205,13 +205,13 @@ async def test_the_absolute_form_may_name_nothing(target: str) -> None:
         "http://x/_matrix/client/versions#x", "http://x#/_matrix/client/versions", "//", "http://x\\y/",
     ],
 )  # fmt: skip
-async def test_other_targets_are_refused(target: str) -> None:
+async def test_other_request_targets_are_refused(target: str) -> None:
     async with serving() as server:
         answered = await statuses(server, head("GET", target, "connection: close"))
         assert len(answered) == 1 and 400 <= answered[0] < 500
 
 
-async def test_no_tunnels() -> None:
+async def test_tunnels_are_refused() -> None:
     async with serving() as server:
         assert await is_refused(server, head("CONNECT", "x:443"))
         assert await is_refused(server, head("CONNECT", VERSIONS))
@@ -220,7 +220,7 @@ async def test_no_tunnels() -> None:
 # Bodies that are not wanted
 
 
-async def test_a_client_that_waits_is_told_to_go_on_when_its_body_is_wanted() -> None:
+async def test_a_client_that_expects_continue_gets_it_when_its_body_is_read() -> None:
     async with serving() as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
         async with stream:
@@ -231,7 +231,7 @@ async def test_a_client_that_waits_is_told_to_go_on_when_its_body_is_wanted() ->
 
 
 @pytest.mark.parametrize("size", [2, 10 << 20])
-async def test_a_client_that_waits_is_refused_without_its_body(size: int) -> None:
+async def test_a_client_that_expects_continue_can_be_refused_without_its_body(size: int) -> None:
     async with serving() as server:
         data = head("POST", "/_matrix/media/v3/nothing", f"content-length: {size}", "expect: 100-continue")
         answer = await talk(server.port, data)

@@ -143,7 +143,7 @@ async def test_a_flood_of_frames_ends_the_connection(client: Client, flood: str)
         nursery.cancel_scope.cancel()
 
 
-async def test_requests_that_are_taken_back_at_once_end_the_connection(client: Client, server: Running) -> None:
+async def test_rapid_resets_end_the_connection(client: Client, server: Running) -> None:
     asked = 0
 
     async def pour() -> None:
@@ -166,7 +166,7 @@ async def test_requests_that_are_taken_back_at_once_end_the_connection(client: C
     server.hs.may_end.set()
 
 
-async def test_a_head_without_end_ends_the_connection(client: Client) -> None:
+async def test_an_endless_head_ends_the_connection(client: Client) -> None:
     await client.flush(frame(1, b"\x00\x01a\x01b", stream=1))
 
     async def pour() -> None:
@@ -182,7 +182,7 @@ async def test_a_head_without_end_ends_the_connection(client: Client) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_more_requests_at_once_than_agreed_end_the_connection(client: Client, server: Running) -> None:
+async def test_exceeding_the_agreed_concurrency_ends_the_connection(client: Client, server: Running) -> None:
     most = 0
     async for event in client.events():
         if isinstance(event, h2.events.RemoteSettingsChanged):
@@ -199,7 +199,7 @@ async def test_more_requests_at_once_than_agreed_end_the_connection(client: Clie
     server.hs.may_end.set()
 
 
-async def test_who_takes_nothing_of_an_answer_loses_the_connection(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_client_that_reads_nothing_loses_the_connection(autojump_clock: trio.testing.MockClock) -> None:
     app, _ = make_app()
     served = ASGIWrapper(app.serving(("media",), Proxies(())))
     ended = trio.Event()
@@ -223,7 +223,7 @@ async def test_who_takes_nothing_of_an_answer_loses_the_connection(autojump_cloc
         assert limits.http.SEND_SECONDS_MAX <= trio.current_time() - began_s < 2 * limits.http.SEND_SECONDS_MAX
 
 
-async def test_nothing_is_left_of_a_client_that_goes_in_the_middle_of_a_request(
+async def test_a_client_that_disconnects_during_a_request_leaves_nothing_behind(
     client: Client, server: Running
 ) -> None:
     client.ask(1, "/_matrix/media/v3/upload", "POST", ends=False)
@@ -251,7 +251,7 @@ async def answers(client: Client, wanted: Callable[[Any], bool], count: int) -> 
     raise AssertionError("the connection has ended")
 
 
-async def test_an_honest_client_may_go_on_and_on(client: Client) -> None:
+async def test_an_honest_client_may_send_any_number_of_requests(client: Client) -> None:
     """It asks hundreds of times, some of them in vain, pings, and downloads."""
     for number in range(1, 2_001, 2):
         client.ask(number)
@@ -278,7 +278,7 @@ async def test_a_body_that_is_refused_does_not_end_the_connection(client: Client
     await answers(client, lambda event: isinstance(event, h2.events.StreamEnded) and event.stream_id == 3, 1)
 
 
-def test_frames_are_counted_however_they_are_cut() -> None:
+def test_frames_are_counted_wherever_they_are_cut() -> None:
     text = b"x" * 24 + frame(6, b"12345678") + frame(0, b"y" * 1_000, stream=1) + frame(4) * 3
     for size in (1, 5, 9, 10_000):
         counter = FrameCounter()

@@ -28,7 +28,7 @@ from tests.api.listening import make_app, serving, talk
 pytestmark = pytest.mark.sockets
 
 
-async def test_it_answers_and_tells_where() -> None:
+async def test_the_listener_answers_and_returns_its_addresses() -> None:
     async with serving() as server, httpx.AsyncClient() as http:
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert (await http.get(server.url + "/_matrix/client/versions")).json() == {"ip": "127.0.0.1"}
@@ -39,7 +39,7 @@ async def test_it_answers_and_tells_where() -> None:
         assert "homeserver_requests_active 1" in metrics
 
 
-async def test_several_listeners_and_ipv6() -> None:
+async def test_several_addresses_and_ipv6_are_supported() -> None:
     async with (
         serving(Listener(bind="127.0.0.1:0", serve=("client",)), Listener(bind="[::1]:0", serve=("health",))) as server,
         httpx.AsyncClient() as http,
@@ -52,7 +52,7 @@ async def test_several_listeners_and_ipv6() -> None:
         assert (await http.get(second + "/_homeserver/health/live")).status_code == 200
 
 
-async def test_a_unix_socket_believes_its_proxy(tmp_path: Path) -> None:
+async def test_forwarded_addresses_are_trusted_on_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "h.sock"
     async with serving(Listener(bind=f"unix:{path}")) as server:
         assert server.bound[0].address == f"unix:{path}"
@@ -68,13 +68,13 @@ async def test_a_unix_socket_believes_its_proxy(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_the_permissions_of_a_unix_socket_are_a_setting(tmp_path: Path) -> None:
+async def test_the_permissions_of_a_unix_socket_can_be_set(tmp_path: Path) -> None:
     for text, mode in (("0660", 0o660), ("0666", 0o666), ("0600", 0o600)):
         async with serving(Listener(bind=f"unix:{tmp_path / text}", socket_mode=text)):
             assert stat.S_IMODE((tmp_path / text).stat().st_mode) == mode
 
 
-async def test_a_dead_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+async def test_a_stale_unix_socket_is_replaced_but_a_live_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "h.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -83,7 +83,7 @@ async def test_a_dead_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Pa
             await serve(make_app()[0], [Listener(bind=f"unix:{path}")], stop=trio.Event())
 
 
-async def test_a_server_that_ends_leaves_the_socket_of_its_successor(tmp_path: Path) -> None:
+async def test_an_ending_server_does_not_remove_the_socket_of_its_successor(tmp_path: Path) -> None:
     path = tmp_path / "h.sock"
     async with serving(Listener(bind=f"unix:{path}")):
         path.unlink()
@@ -92,7 +92,7 @@ async def test_a_server_that_ends_leaves_the_socket_of_its_successor(tmp_path: P
     assert path.is_socket()
 
 
-async def test_nothing_is_left_behind_where_one_of_the_addresses_is_taken(tmp_path: Path) -> None:
+async def test_if_one_address_is_taken_none_is_left_open(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listeners = [Listener(bind=f"unix:{tmp_path}/h.sock"), Listener(bind=f"127.0.0.1:{taken.getsockname()[1]}")]
         with pytest.raises(ConfigError, match="another program is listening there"):
@@ -100,7 +100,7 @@ async def test_nothing_is_left_behind_where_one_of_the_addresses_is_taken(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_tls(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
+async def test_tls_is_supported(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
     cert, key, context = tls_files
     async with serving(Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)) as server:
         async with httpx.AsyncClient(verify=context) as http:
@@ -109,7 +109,7 @@ async def test_tls(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
         assert await talk(server.port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n") == b""
 
 
-async def test_a_renewed_certificate_is_taken_up(tls_files: tuple[str, str, ssl.SSLContext], tmp_path: Path) -> None:
+async def test_a_renewed_certificate_is_loaded(tls_files: tuple[str, str, ssl.SSLContext], tmp_path: Path) -> None:
     cert, key, _ = tls_files
     (door,) = open_doors([Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)])
     with door.sock:
@@ -125,14 +125,14 @@ async def test_a_renewed_certificate_is_taken_up(tls_files: tuple[str, str, ssl.
         assert door.certificate_read == 2_000_000_001
 
 
-async def test_a_name_is_all_of_its_addresses() -> None:
+async def test_a_host_name_binds_all_of_its_addresses() -> None:
     async with serving(Listener(bind="localhost:0")) as server, httpx.AsyncClient() as http:
         assert {bound.address.rpartition(":")[0] for bound in server.bound} <= {"127.0.0.1", "[::1]"}
         for bound in server.bound:
             assert (await http.get(bound.url + "/_homeserver/health/live")).status_code == 200
 
 
-async def test_websockets_are_given_to_their_hook() -> None:
+async def test_websockets_are_passed_to_their_hook() -> None:
     async def echo(scope: Any, receive: Any, send: Any) -> None:
         assert (await receive())["type"] == "websocket.connect"
         await send({"type": "websocket.accept"})
@@ -150,7 +150,7 @@ async def test_websockets_are_given_to_their_hook() -> None:
             assert await socket_.get_message() == "HELLO"
 
 
-async def test_http2(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
+async def test_http2_is_supported(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
     cert, key, context = tls_files
     context.set_alpn_protocols(["h2"])
     async with serving(Listener(bind="127.0.0.1:0", tls_cert=cert, tls_key=key)) as server:
@@ -189,13 +189,13 @@ async def test_http2(tls_files: tuple[str, str, ssl.SSLContext]) -> None:
         ({"bind": "127.0.0.1:0", "tls_cert": "/no.pem", "tls_key": "/no.pem"}, "cannot read tls_cert /no.pem: "),
     ],
 )
-async def test_what_cannot_listen_says_so(change: dict[str, str], said: str) -> None:
+async def test_failures_to_listen_are_explained(change: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         await serve(make_app()[0], [Listener(bind="127.0.0.1:0"), Listener(**change)], stop=trio.Event())
     assert said in str(caught.value)
 
 
-async def test_a_taken_port_says_so(tmp_path: Path) -> None:
+async def test_a_taken_port_is_reported(tmp_path: Path) -> None:
     async with serving() as server:
         with pytest.raises(ConfigError, match="another program is listening there"):
             await serve(make_app()[0], [Listener(bind=server.bound[0].address)], stop=trio.Event())
@@ -220,7 +220,7 @@ async def test_a_refused_upload_still_gets_its_answer() -> None:
         await stream.aclose()
 
 
-async def test_a_client_that_sends_without_end_is_cut_off() -> None:
+async def test_a_client_that_sends_endlessly_is_cut_off() -> None:
     async with serving() as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
         head = b"POST /_matrix/media/v3/upload HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -230,7 +230,7 @@ async def test_a_client_that_sends_without_end_is_cut_off() -> None:
                 await stream.send_all(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
 
 
-async def test_a_chunked_upload_is_measured() -> None:
+async def test_the_size_of_a_chunked_upload_is_limited() -> None:
     async def pieces(count: int) -> AsyncIterator[bytes]:
         for _ in range(count):
             yield b"x" * 65_536
@@ -242,7 +242,7 @@ async def test_a_chunked_upload_is_measured() -> None:
         assert (await http.post(url, content=b"")).json() == {"length": 0}
 
 
-async def test_a_body_that_nobody_reads_does_not_cost_the_connection() -> None:
+async def test_an_unread_body_does_not_close_the_connection() -> None:
     async with serving() as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
         for _ in range(3):
@@ -266,7 +266,7 @@ async def test_a_body_that_nobody_reads_does_not_cost_the_connection() -> None:
         b"\x16\x03\x01\x00\x00",
     ],
 )
-async def test_nonsense_ends_only_its_own_connection(data: bytes) -> None:
+async def test_malformed_input_ends_only_its_own_connection(data: bytes) -> None:
     async with serving() as server, httpx.AsyncClient() as http:
         answer = b""
         with trio.move_on_after(2):  # what could still become a request is waited for
@@ -298,7 +298,7 @@ async def test_http2_with_a_path_that_is_not_ascii_ends_only_its_own_connection(
             assert (await http.get(server.url + "/_matrix/client/versions")).status_code == 200
 
 
-async def test_an_answer_that_breaks_off_is_seen_as_broken(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_truncated_answer_is_recognisable(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as server, httpx.AsyncClient() as http:
         with pytest.raises(httpx.RemoteProtocolError):
             await http.get(server.url + "/_matrix/media/v3/broken")
@@ -306,7 +306,7 @@ async def test_an_answer_that_breaks_off_is_seen_as_broken(caplog: pytest.LogCap
     assert "answer broke off" in caplog.text
 
 
-async def test_a_waiting_request_ends_when_its_client_goes_away() -> None:
+async def test_a_waiting_request_is_cancelled_when_its_client_disconnects() -> None:
     async with serving() as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
         await stream.send_all(b"GET /_matrix/client/v3/sync HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -315,7 +315,7 @@ async def test_a_waiting_request_ends_when_its_client_goes_away() -> None:
         await server.hs.ended.wait()
 
 
-async def test_stopping_answers_what_is_under_way_and_no_more() -> None:
+async def test_stopping_finishes_requests_under_way_and_accepts_no_more() -> None:
     answers: dict[str, bytes] = {}
     async with trio.open_nursery() as clients:
         async with serving() as server:
@@ -340,7 +340,7 @@ async def test_stopping_answers_what_is_under_way_and_no_more() -> None:
         await trio.open_tcp_stream("127.0.0.1", server.port)
 
 
-async def test_a_client_that_asks_on_while_it_waits_does_not_hold_up_a_stop() -> None:
+async def test_a_pipelining_client_does_not_delay_a_stop() -> None:
     async with trio.open_nursery() as clients:
         async with serving() as server:
             request = b"GET /_matrix/client/v3/slow HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -353,7 +353,7 @@ async def test_a_client_that_asks_on_while_it_waits_does_not_hold_up_a_stop() ->
                 await server.ended.wait()
 
 
-async def test_a_client_that_stops_reading_does_not_hold_up_a_stop() -> None:
+async def test_a_client_that_stops_reading_does_not_delay_a_stop() -> None:
     async with serving() as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
         await stream.send_all(b"GET /_matrix/media/v3/download/2000 HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -361,7 +361,7 @@ async def test_a_client_that_stops_reading_does_not_hold_up_a_stop() -> None:
         server.stop.set()
 
 
-async def test_cancelling_ends_it() -> None:
+async def test_the_listener_can_be_cancelled() -> None:
     async with trio.open_nursery() as nursery:
         app, _ = make_app()
 

@@ -36,7 +36,7 @@ def entry(config: Log) -> str:
 
 
 @pytest.mark.usefixtures("restored_logging")
-def test_json_has_one_object_a_line() -> None:
+def test_json_logs_have_one_object_per_line() -> None:
     (line,) = entry(Log(format="json")).splitlines()
     told = json.loads(line)
     assert told["level"] == "warning"
@@ -48,13 +48,13 @@ def test_json_has_one_object_a_line() -> None:
 
 
 @pytest.mark.usefixtures("restored_logging")
-def test_the_console_cannot_be_steered_by_what_others_chose() -> None:
+def test_control_characters_in_logged_values_are_escaped() -> None:
     first, *rest = entry(Log()).splitlines()
     assert first.endswith(r"warning homeserver.test: destination unreachable destination='a\n.example' tries=3")
     assert rest[-1] == "ValueError: why"
 
 
-def test_metrics_are_prometheus_text() -> None:
+def test_metrics_are_in_the_prometheus_format() -> None:
     metrics = Metrics()
     metrics.describe("events_total", "Events.")
     metrics.count("events_total", (("type", 'a"b\\'),))

@@ -21,7 +21,7 @@ async def get(start_server: StartServer, path: str, config: Config) -> httpx.Res
             return await http.get(path)
 
 
-async def test_it_says_what_this_is_and_how_to_connect(start_server: StartServer) -> None:
+async def test_the_front_page_explains_how_to_connect(start_server: StartServer) -> None:
     config = Config(server_name="a.example", public=Public(base_url="https://matrix.a.example"))
     page = await get(start_server, "/", config)
     assert page.status_code == 200
@@ -30,18 +30,18 @@ async def test_it_says_what_this_is_and_how_to_connect(start_server: StartServer
         assert part in page.text
 
 
-async def test_it_says_that_rooms_cannot_be_encrypted(start_server: StartServer) -> None:
+async def test_the_front_page_says_whether_rooms_can_be_encrypted(start_server: StartServer) -> None:
     page = await get(start_server, "/", Config(server_name="a.example"))
     assert "not end-to-end encrypted" in page.text
 
 
-async def test_it_loads_nothing_from_anywhere(start_server: StartServer) -> None:
+async def test_the_front_page_loads_nothing_from_elsewhere(start_server: StartServer) -> None:
     page = await get(start_server, "/", Config(server_name="a.example"))
     assert not re.findall(r"<(?:script|img|iframe|link)[^>]+(?:src|href)=[\"'](?!data:)", page.text)
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-async def test_another_path_is_a_page_too_but_never_one_of_the_protocol(start_server: StartServer) -> None:
+async def test_unknown_paths_get_a_page_except_protocol_paths(start_server: StartServer) -> None:
     config = Config(server_name="a.example")
     missing = await get(start_server, "/nothing/here", config)
     assert (missing.status_code, missing.headers["content-type"]) == (404, "text/html; charset=utf-8")
@@ -57,11 +57,11 @@ async def test_another_path_is_a_page_too_but_never_one_of_the_protocol(start_se
         (Registration(enabled=True, require_token=True), "need a registration token"),
     ],
 )
-def test_it_says_who_may_have_an_account(registration: Registration, said: str) -> None:
+def test_the_front_page_says_who_may_register(registration: Registration, said: str) -> None:
     assert said in welcome(Config(server_name="a.example", registration=registration))["accounts"]
 
 
-def test_clients_are_told_the_name_only_where_it_leads_here() -> None:
+def test_the_front_page_shows_the_server_name_only_if_it_resolves_here() -> None:
     at_home = Config(server_name="a.example", public=Public(base_url="https://a.example"))
     elsewhere = Config(server_name="a.example", public=Public(base_url="https://m.a.example"))
     assert welcome(at_home)["homeserver"] == "a.example"

@@ -32,7 +32,7 @@ async def login(hs: Resources) -> Empty:
     return Empty()
 
 
-async def test_too_many_requests_are_told_when_to_come_back(start_server: StartServer) -> None:
+async def test_too_many_requests_are_answered_with_retry_after(start_server: StartServer) -> None:
     async with start_server(routes, rate_limits=RateLimitsSection(enabled=True)) as server:
         answers = [await server.http.post("/_matrix/client/v3/login") for _ in range(12)]
         burst = int(limits.RATE_LIMITS["login"].burst)
@@ -43,23 +43,23 @@ async def test_too_many_requests_are_told_when_to_come_back(start_server: StartS
         assert int(answers[-1].headers["retry-after"]) * 1000 >= body["retry_after_ms"]
 
 
-async def test_they_can_be_turned_off(start_server: StartServer) -> None:
+async def test_rate_limits_can_be_disabled(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         assert {(await server.http.post("/_matrix/client/v3/login")).status_code for _ in range(50)} == {200}
 
 
-def test_every_limit_limits_something() -> None:
+def test_every_limit_is_used() -> None:
     used = Counter(re.findall(r'"(\w+)"', "".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py"))))
     assert [name for name in rate_limits_of(all_features()) if used[name] < 2] == []
 
 
-def test_limits_that_are_taken_by_name_are_declared() -> None:
+def test_limits_used_by_name_are_declared() -> None:
     source = "".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py"))
     taken = re.findall(r'(?:limit_requester\([\w.]+, \w+, |rate_limits\.(?:take|require|charge)\()"(\w+)"', source)
     assert {"initial_sync", "signatures"} <= set(taken) <= rate_limits_of(all_features()).keys()
 
 
-def test_an_unknown_limit_is_found_at_the_start() -> None:
+def test_an_unknown_limit_is_reported_at_the_start() -> None:
     unknown = Routes()
 
     @unknown.get("/_matrix/client/v3/org.example", rate_limit="org.example")
@@ -80,7 +80,7 @@ def test_a_limit_is_declared_once() -> None:
         rate_limits_of([Feature("a", "", limits={"login": limits.Bucket(1, 1)})])
 
 
-def test_a_bucket_fills_again() -> None:
+def test_a_bucket_refills() -> None:
     buckets = RateLimits()
     burst, per_second = limits.RATE_LIMITS["login"]
     for _ in range(int(burst)):
@@ -96,7 +96,7 @@ def test_a_bucket_fills_again() -> None:
 
 
 @given(st.lists(st.integers(0, 10_000), max_size=200))
-def test_never_more_than_burst_and_rate(waits_ms: list[int]) -> None:
+def test_burst_and_rate_are_never_exceeded(waits_ms: list[int]) -> None:
     buckets, now_ms, passed = RateLimits(), 0, 0
     for wait_ms in waits_ms:
         now_ms += wait_ms
@@ -109,7 +109,7 @@ def test_never_more_than_burst_and_rate(waits_ms: list[int]) -> None:
     assert passed <= burst + now_ms / 1000 * per_second + 0.001
 
 
-def test_a_clock_that_goes_back_gives_nothing() -> None:
+def test_a_clock_that_goes_back_does_not_refill() -> None:
     buckets = RateLimits()
     for _ in range(int(limits.RATE_LIMITS["login"].burst)):
         buckets.take("login", "a", 1_000_000)
@@ -120,14 +120,14 @@ def test_a_clock_that_goes_back_gives_nothing() -> None:
     buckets.take("login", "a", 60_000)  # but then it fills up as usual
 
 
-def test_buckets_are_bounded_in_number() -> None:
+def test_the_number_of_buckets_is_limited() -> None:
     buckets = RateLimits()
     for number in range(limits.RATE_LIMIT_KEYS_MAX + 10):
         buckets.take("login", str(number), 0)
     assert len(buckets) == limits.RATE_LIMIT_KEYS_MAX
 
 
-def test_one_household_is_one_address() -> None:
+def test_addresses_of_one_ipv6_network_share_a_bucket() -> None:
     assert address_key("2001:db8::1") == address_key("2001:db8::2")
     assert address_key("2001:db8::1") != address_key("2001:db8:0:1::1")
     assert address_key("192.0.2.1") == "192.0.2.1"

@@ -31,7 +31,7 @@ def found(made: Router, path: str) -> tuple[str, list[str]] | None:
     return (match.operations["GET"].path, match.parameters) if match is not None else None
 
 
-def test_literals_win_over_parameters_and_a_dead_end_is_left_again() -> None:
+def test_literals_take_precedence_over_parameters_and_dead_ends_backtrack() -> None:
     made = router("/x/{a}", "/x/all", "/x/all/{a}/z", "/x/{a}/{b}/y")
     assert found(made, "/x/all") == ("/x/all", [])
     assert found(made, "/x/one") == ("/x/{a}", ["one"])
@@ -44,7 +44,7 @@ def test_literals_win_over_parameters_and_a_dead_end_is_left_again() -> None:
     assert found(made, "") is None
 
 
-def test_r0_is_the_old_name_of_v3() -> None:
+def test_r0_is_an_alias_of_v3() -> None:
     made = router("/_matrix/client/v3/x", "/_matrix/client/v3/y/{a}", "/_matrix/client/v1/z", "/_matrix/media/v3/x/{a}")
     assert found(made, "/_matrix/client/r0/x") == ("/_matrix/client/v3/x", [])
     assert found(made, "/_matrix/client/r0/y/one") == ("/_matrix/client/v3/y/{a}", ["one"])
@@ -52,13 +52,13 @@ def test_r0_is_the_old_name_of_v3() -> None:
     assert found(made, "/_matrix/client/r0/z") is None
 
 
-def test_an_encoded_slash_stays_in_its_segment() -> None:
+def test_an_encoded_slash_does_not_split_a_segment() -> None:
     made = router("/x/{a}", "/x/{a}/{b}")
     assert found(made, "/x/1%2F2") == ("/x/{a}", ["1%2F2"])
     assert found(made, "/x/1/2") == ("/x/{a}/{b}", ["1", "2"])
 
 
-def test_fixed_parts_have_only_their_plain_spelling() -> None:
+def test_encoded_spellings_of_fixed_segments_are_not_matched() -> None:
     made = router("/_synapse/admin/v1/users", "/_synapse/{a}", "/x/{a}/all", "/x/{a}/{b}")
     for disguised in (
         "/_synapse/%61dmin/v1/users", "/%5Fsynapse/admin/v1/users", "/_synapse/admin/v1/%75sers",
@@ -73,7 +73,7 @@ def test_fixed_parts_have_only_their_plain_spelling() -> None:
 
 
 @pytest.mark.parametrize("dots", [".", "..", "%2e", "%2E%2e", ".%2e", "a%2F..%2Fb", "..%2Fa", "a%2f%2E"])
-def test_no_parameter_leads_up_or_nowhere(dots: str) -> None:
+def test_dot_segments_and_empty_parameters_are_refused(dots: str) -> None:
     made = router("/x/{a}/{b}/{state_key}")
     assert found(made, f"/x/1/2/{dots}") is None
     assert found(made, f"/x/{dots}/2/3") is None
@@ -95,7 +95,7 @@ def test_two_operations_on_one_path_are_refused() -> None:
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_what_a_client_encodes_comes_back(a: str, b: str) -> None:
+def test_parameters_are_decoded(a: str, b: str) -> None:
     made = router("/x/{a}/y/{b}")
     try:
         path = f"/x/{quote(a, safe='')}/y/{quote(b, safe='')}"
@@ -107,5 +107,5 @@ def test_what_a_client_encodes_comes_back(a: str, b: str) -> None:
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126)))
-def test_any_path_is_answered(path: str) -> None:
+def test_any_path_gets_an_answer(path: str) -> None:
     router("/x/{a}", "/x/all").match(path)

@@ -135,7 +135,7 @@ async def ask(start_server: StartServer, method: str, path: str, **options: Any)
         ("GET", "/_matrix/client/v3/pushrules/all", {}, {}),
     ],
 )  # fmt: skip
-async def test_handlers_get_what_their_signature_asks_for(
+async def test_handlers_get_the_arguments_in_their_signature(
     start_server: StartServer, method: str, path: str, options: dict[str, Any], expected: Any
 ) -> None:
     assert await ask(start_server, method, path, **options) == (200, expected)
@@ -192,7 +192,7 @@ async def test_refusals_have_the_errors_of_the_spec(
     assert body["error"]
 
 
-async def test_an_unexpected_error_tells_the_client_nothing(
+async def test_an_unexpected_error_reveals_nothing_to_the_client(
     start_server: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     status, body = await ask(start_server, "GET", "/_matrix/client/v3/broken")
@@ -224,7 +224,7 @@ async def test_uploads_are_streamed(start_server: StartServer) -> None:
     assert await ask(start_server, "POST", "/_matrix/media/v3/upload", content=b"x" * 10) == (200, {"length": 10})
 
 
-async def test_options_is_answered_without_running_anything(start_server: StartServer) -> None:
+async def test_options_is_answered_without_running_the_handler(start_server: StartServer) -> None:
     async with start_server(routes) as server:
         for path in (LEAVE, "/_matrix/client/v3/broken", "/_matrix/client/v3/not/there"):
             response = await server.http.options(path, headers={"origin": "https://app.example"})
@@ -255,7 +255,7 @@ async def test_head_is_get_without_the_body(start_server: StartServer) -> None:
         ("/_homeserver/health/ready", "health"),
     ],
 )
-def test_groups_are_guessed_from_the_path(path: str, group: str) -> None:
+def test_groups_are_derived_from_the_path(path: str, group: str) -> None:
     assert guess_group(path) == group
 
 
@@ -273,7 +273,7 @@ async def test_a_listener_answers_only_its_groups(start_server: StartServer) -> 
             assert (await http.get("/")).status_code == 404
 
 
-def test_signatures_that_do_not_fit_are_refused_when_they_are_registered() -> None:
+def test_unsuitable_signatures_are_refused_at_registration() -> None:
     bad = Routes()
 
     async def no_hs(room_id: RoomID) -> Empty:

@@ -79,7 +79,7 @@ def number_parameters(sql: str) -> str:
 
 
 @pytest.mark.parametrize("first_steps", [0, 1, 2])
-async def test_todays_tables_are_the_migrated_ones(postgres_url: str, sqlite_url: str, first_steps: int) -> None:
+async def test_migrated_tables_equal_new_ones(postgres_url: str, sqlite_url: str, first_steps: int) -> None:
     """A database of the past, with the first steps of each schema, ends up with the columns of a new one."""
     schemas = list_schemas()
     tables: list[object] = []

@@ -13,7 +13,7 @@ from tests.database import items
 from tests.support.database import opened
 
 
-async def test_a_write_beside_the_server_wakes_everyone(database_url: str) -> None:
+async def test_a_write_by_another_process_wakes_everyone(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as server:
         for _ in range(2):
             async with opened(database_url, items.SCHEMA, exclusive=False) as beside:
@@ -23,14 +23,14 @@ async def test_a_write_beside_the_server_wakes_everyone(database_url: str) -> No
         assert await server.write(lambda tx: tx.next_position()) > position
 
 
-async def test_a_write_without_a_server_is_there_at_the_next_start(database_url: str) -> None:
+async def test_a_write_without_a_server_is_visible_at_the_next_start(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA, exclusive=False) as beside:
         position = await beside.write(lambda tx: tx.next_position("@alice:x"))
     async with opened(database_url, items.SCHEMA) as server:
         assert server.stream.position == position
 
 
-async def test_a_second_server_on_one_file_is_refused_and_a_command_is_not(sqlite_url: str) -> None:
+async def test_a_second_server_on_the_same_file_is_refused_but_a_command_is_not(sqlite_url: str) -> None:
     async with opened(sqlite_url, items.SCHEMA):
         with pytest.raises(DatabaseError, match="is in use by another server process"):
             async with opened(sqlite_url, items.SCHEMA):
@@ -40,7 +40,7 @@ async def test_a_second_server_on_one_file_is_refused_and_a_command_is_not(sqlit
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-async def test_a_database_that_is_gone_is_not_made_anew(sqlite_url: str, exclusive: bool) -> None:
+async def test_a_missing_database_is_not_created_again(sqlite_url: str, exclusive: bool) -> None:
     """After a wrong mount, or a restore that forgot the file, a new database would look like a good start."""
     path = Path(sqlite_url.removeprefix("sqlite:"))
     async with opened(sqlite_url, items.SCHEMA):

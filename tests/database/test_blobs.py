@@ -35,7 +35,7 @@ async def read_all(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
-async def test_what_is_put_is_there(blobs: Blobs) -> None:
+async def test_a_blob_that_was_put_can_be_read(blobs: Blobs) -> None:
     for key, data in (("media/ab/cd", b"hello"), ("empty", b""), ("a.b-c_d/E.F", bytes(range(256)))):
         assert not await blobs.exists(key)
         await blobs.put(key, data)
@@ -47,7 +47,7 @@ async def test_what_is_put_is_there(blobs: Blobs) -> None:
     assert await blobs.get("media/ab/cd") == b"replaced"
 
 
-async def test_a_file_is_put(blobs: Blobs, tmp_path: Path) -> None:
+async def test_a_file_can_be_put(blobs: Blobs, tmp_path: Path) -> None:
     source = tmp_path / "upload"
     source.write_bytes(b"x" * 1_000_000)
     await blobs.put("media/file", source)
@@ -58,7 +58,7 @@ async def test_a_file_is_put(blobs: Blobs, tmp_path: Path) -> None:
     assert not await blobs.exists("media/missing")
 
 
-async def test_ranges(blobs: Blobs) -> None:
+async def test_ranges_of_a_blob_can_be_read(blobs: Blobs) -> None:
     data = os.urandom(BLOB_CHUNK_BYTES * 3 + 17)
     await blobs.put("big", data)
     for start, end in ((0, None), (0, 1), (5, 5), (1, BLOB_CHUNK_BYTES + 2), (len(data) - 1, None), (7, 10**9)):
@@ -71,20 +71,20 @@ async def test_ranges(blobs: Blobs) -> None:
             await read_all(blobs.stream("big", start, end))
 
 
-async def test_what_is_not_there(blobs: Blobs) -> None:
+async def test_missing_blobs_are_reported(blobs: Blobs) -> None:
     for call in (blobs.get("no/such"), blobs.size_bytes("no/such"), read_all(blobs.stream("no/such"))):
         with pytest.raises(KeyError):
             await call
     await blobs.delete("no/such")
 
 
-async def test_deleting(blobs: Blobs) -> None:
+async def test_blobs_can_be_deleted(blobs: Blobs) -> None:
     await blobs.put("a/b", b"1")
     await blobs.delete("a/b")
     assert not await blobs.exists("a/b")
 
 
-async def test_listing(blobs: Blobs) -> None:
+async def test_blobs_can_be_listed(blobs: Blobs) -> None:
     for key in ("media/a/1", "media/a/2", "media/b/3", "mediators", "x"):
         await blobs.put(key, key.encode())
     assert sorted([entry async for entry in blobs.list("media")]) == [
@@ -96,7 +96,7 @@ async def test_listing(blobs: Blobs) -> None:
     assert [entry async for entry in blobs.list("nothing")] == []
 
 
-async def test_a_blob_that_is_being_read_may_be_replaced(blobs: Blobs) -> None:
+async def test_a_blob_can_be_replaced_while_it_is_read(blobs: Blobs) -> None:
     old, new = b"o" * BLOB_CHUNK_BYTES * 4, b"n" * BLOB_CHUNK_BYTES * 4
     await blobs.put("key", old)
     reader = blobs.stream("key")
@@ -129,7 +129,7 @@ async def test_a_blob_that_is_being_read_may_be_replaced(blobs: Blobs) -> None:
         "x" * 600,
     ],
 )
-async def test_keys_that_could_lead_elsewhere_are_refused(blobs: Blobs, key: str) -> None:
+async def test_keys_that_could_leave_the_folder_are_refused(blobs: Blobs, key: str) -> None:
     for call in (
         blobs.get(key),
         blobs.put(key, b""),
@@ -151,7 +151,7 @@ def test_no_key_leaves_its_folder(key: str) -> None:
     assert os.path.normpath(path) == str(path) and path.is_relative_to("/folder") and path != Path("/folder")
 
 
-async def test_nothing_is_left_of_a_put_that_failed(tmp_path: Path) -> None:
+async def test_a_failed_put_leaves_nothing_behind(tmp_path: Path) -> None:
     blobs = Blobs(f"file:{tmp_path}/blobs")
     await blobs.put("a/b", b"1")
     with pytest.raises(BlobError, match="failed"):
@@ -161,7 +161,7 @@ async def test_nothing_is_left_of_a_put_that_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.sockets
-async def test_keys_stand_below_the_prefix_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keys_are_stored_below_the_prefix_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
     with running_object_store() as (environment, objects):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -170,7 +170,7 @@ async def test_keys_stand_below_the_prefix_of_the_url(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.sockets
-async def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_store_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with running_object_store() as (environment, _):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -179,7 +179,7 @@ async def test_a_store_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -
         await blobs.get("a")
 
 
-async def test_many_at_once(blobs: Blobs) -> None:
+async def test_many_blobs_can_be_put_at_once(blobs: Blobs) -> None:
     async def put_and_get(number: int) -> None:
         await blobs.put(f"n/{number}", str(number).encode())
         assert await blobs.get(f"n/{number}") == str(number).encode()
@@ -199,6 +199,6 @@ def test_inline_works_under_a_virtual_clock(tmp_path: Path) -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
+def test_nothing_is_created_before_it_is_needed(tmp_path: Path) -> None:
     Blobs(f"file:{tmp_path}/blobs")
     assert list(tmp_path.iterdir()) == []

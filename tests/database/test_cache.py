@@ -5,7 +5,7 @@ from __future__ import annotations
 from homeserver.database.cache import SizedCache
 
 
-def test_a_value_is_found_until_newer_ones_need_its_bytes() -> None:
+def test_a_value_is_cached_until_newer_ones_need_its_bytes() -> None:
     cache = SizedCache(100)
     cache.put("old", "value", 40)
     cache.put("new", "other", 40)  # more than half: the old half begins
@@ -16,7 +16,7 @@ def test_a_value_is_found_until_newer_ones_need_its_bytes() -> None:
     assert cache.get("newer still") == "fourth"
 
 
-def test_a_value_in_use_stays() -> None:
+def test_a_recently_used_value_stays() -> None:
     cache = SizedCache(1_000)
     cache.put("in use", "value", 10)
     for number in range(1_000):
@@ -24,7 +24,7 @@ def test_a_value_in_use_stays() -> None:
         assert cache.get("in use") == "value"
 
 
-def test_what_a_value_replaces_does_not_count() -> None:
+def test_a_replaced_value_does_not_count() -> None:
     cache = SizedCache(100)
     cache.put("kept", "value", 10)
     for _ in range(100):
@@ -32,7 +32,7 @@ def test_what_a_value_replaces_does_not_count() -> None:
     assert cache.get("kept") == "value"
 
 
-def test_a_value_larger_than_the_limit_does_not_stay() -> None:
+def test_a_value_larger_than_the_limit_is_not_cached() -> None:
     cache = SizedCache(100)
     cache.put("huge", "value", 1_000)
     cache.put("next", "other", 60)

@@ -16,14 +16,14 @@ from tests.dictionary.samples import Samples
 
 
 @given(st.binary(max_size=2000))
-def test_what_goes_in_comes_out(data: bytes) -> None:
+def test_decompression_restores_the_input(data: bytes) -> None:
     packed = compress(data)
     assert decompress(packed, len(data)) == data
     assert len(packed) <= len(data) + 1
 
 
 @given(st.integers(), st.integers(1, 10))
-def test_events_come_out_and_are_smaller(seed: int, count: int) -> None:
+def test_compressed_events_are_smaller_and_restored(seed: int, count: int) -> None:
     samples = Samples(seed)
     for _ in range(count):
         data = samples.one()
@@ -32,11 +32,11 @@ def test_events_come_out_and_are_smaller(seed: int, count: int) -> None:
         assert len(packed) <= len(data) + 1
 
 
-def test_a_memoryview_will_do() -> None:
+def test_a_memoryview_can_be_decompressed() -> None:
     assert decompress(memoryview(compress(b"abc" * 100)), 300) == b"abc" * 100  # type: ignore[arg-type]
 
 
-def test_bytes_of_a_message() -> None:
+def test_a_compressed_message_takes_few_bytes() -> None:
     """Bytes per message is a tested number, on samples that the dictionary was not trained with."""
     samples = Samples(999)
     messages = [samples.message() for _ in range(500)]
@@ -47,7 +47,7 @@ def test_bytes_of_a_message() -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 300), st.integers(0, 255))
-def test_damaged_data_is_refused_or_something_short(data: bytes, place: int, byte: int) -> None:
+def test_damaged_data_is_refused_or_yields_bounded_output(data: bytes, place: int, byte: int) -> None:
     """Never anything but CorruptData, and never more than was allowed."""
     packed = bytearray(compress(data))
     packed[place % len(packed)] = byte
@@ -58,7 +58,7 @@ def test_damaged_data_is_refused_or_something_short(data: bytes, place: int, byt
             pass
 
 
-def test_longer_than_allowed_is_refused() -> None:
+def test_output_longer_than_allowed_is_refused() -> None:
     for data in (b"a" * 100_000, bytes(range(256))):
         packed = compress(data)
         assert decompress(packed, len(data)) == data

@@ -64,7 +64,7 @@ def write_until_killed(url: str, run: int, seconds: float) -> list[str]:
 
 
 @pytest.mark.slow
-async def test_a_killed_server_loses_nothing_acknowledged(database_url: str) -> None:
+async def test_a_killed_server_loses_no_acknowledged_write(database_url: str) -> None:
     acknowledged: list[str] = []
     moments = random.Random(5)
     for run in range(6):

@@ -57,7 +57,7 @@ def take_back(tx: Transaction, position: int, generation: str) -> None:
     )
 
 
-async def test_what_was_told_before_a_restart_holds_after_it(database_url: str) -> None:
+async def test_tokens_stay_valid_after_a_restart(database_url: str) -> None:
     tokens: list[Told] = []
     for _ in range(3):
         async with opened_alone(database_url) as database:
@@ -67,7 +67,7 @@ async def test_what_was_told_before_a_restart_holds_after_it(database_url: str) 
 
 
 @pytest.mark.parametrize("restarts", [0, 1, 3])
-async def test_what_was_told_after_a_backup_holds_no_more_once_it_is_restored(database_url: str, restarts: int) -> None:
+async def test_tokens_issued_after_a_backup_are_invalid_once_it_is_restored(database_url: str, restarts: int) -> None:
     async with opened_alone(database_url) as database:
         early = await told(database)
         backup = await told(database)
@@ -97,7 +97,7 @@ async def test_a_backup_may_be_restored_twice(database_url: str) -> None:
         assert [await holds(database, token) for token in [backup, *lost]] == [True, False, False, True]
 
 
-async def test_a_token_from_before_there_were_generations_holds(database_url: str) -> None:
+async def test_a_token_without_a_generation_is_valid(database_url: str) -> None:
     async with opened_alone(database_url) as database:
         position, _ = await told(database)
         await database.write(lambda tx: tx.run("DELETE FROM stream_generations WHERE name <> ''"))
@@ -107,7 +107,7 @@ async def test_a_token_from_before_there_were_generations_holds(database_url: st
         assert not await holds(database, (later, ""))
 
 
-async def test_only_so_many_are_kept(database_url: str) -> None:
+async def test_only_the_latest_generations_are_kept(database_url: str) -> None:
     async with opened_alone(database_url) as database:
         token = await told(database)
 
@@ -120,7 +120,7 @@ async def test_only_so_many_are_kept(database_url: str) -> None:
         assert not await holds(database, token)
 
 
-async def test_who_administers_a_running_server_is_in_its_generation(database_url: str) -> None:
+async def test_commands_share_the_generation_of_the_running_server(database_url: str) -> None:
     async with opened_alone(database_url) as server:
         async with opened(database_url, inline=True, exclusive=False) as command:
             assert command.generation == server.generation
@@ -130,7 +130,7 @@ async def test_who_administers_a_running_server_is_in_its_generation(database_ur
         assert later.generation != server.generation
 
 
-async def test_nodes_are_in_one_generation(postgres_url: str) -> None:
+async def test_all_nodes_share_one_generation(postgres_url: str) -> None:
     async with opened_alone(postgres_url) as one:
         async with opened(postgres_url) as two:
             assert one.generation == two.generation

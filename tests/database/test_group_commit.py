@@ -49,7 +49,7 @@ async def test_a_write_is_seen_by_the_next_read(database_url: str) -> None:
         assert await database.read(lambda tx: tx.position) == position == database.stream.position
 
 
-async def test_one_failing_write_of_a_batch_fails_alone(database_url: str) -> None:
+async def test_a_failing_write_does_not_affect_its_batch(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         results = await write_together(
             database,
@@ -64,7 +64,7 @@ async def test_one_failing_write_of_a_batch_fails_alone(database_url: str) -> No
         assert await database.read(items.list_names) == ["one", "three", "four"]
 
 
-async def test_a_failing_write_alone_leaves_nothing(database_url: str) -> None:
+async def test_a_failing_write_stores_nothing(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         with pytest.raises(MatrixError, match="one"):
             await database.write(items.store_and_fail, "one")
@@ -72,7 +72,7 @@ async def test_a_failing_write_alone_leaves_nothing(database_url: str) -> None:
         assert database.stream.position == 0
 
 
-async def test_a_batch_runs_in_the_order_of_asking(database_url: str) -> None:
+async def test_a_batch_runs_in_the_order_of_the_requests(database_url: str) -> None:
     names = [f"item {number}" for number in range(50)]
     async with opened(database_url, items.SCHEMA) as database:
         positions = await write_together(database, *((items.store, name) for name in names))
@@ -116,7 +116,7 @@ async def test_results_callbacks_and_wakes_come_after_the_commit(database_url: s
         assert not database.stream.has_news(["failed"], 0)
 
 
-async def test_a_callback_that_fails_harms_nobody(database_url: str) -> None:
+async def test_a_failing_callback_affects_nobody_else(database_url: str) -> None:
     calls: list[int] = []
 
     def write(tx: Transaction) -> str:
@@ -147,7 +147,7 @@ async def test_a_cancelled_waiter_does_not_undo_the_write(database_url: str) -> 
         assert await database.read(items.list_names) == ["one", "two", "three"]
 
 
-async def test_a_cancelled_read_that_has_not_begun_is_not_run(database_url: str) -> None:
+async def test_a_read_cancelled_before_it_starts_is_not_run(database_url: str) -> None:
     gate = threading.Event()
     calls: list[int] = []
 
@@ -163,7 +163,7 @@ async def test_a_cancelled_read_that_has_not_begun_is_not_run(database_url: str)
         assert calls == []
 
 
-async def test_closing_finishes_what_was_asked_and_refuses_the_rest(database_url: str) -> None:
+async def test_closing_finishes_accepted_writes_and_refuses_new_ones(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         async with trio.open_nursery() as nursery:
             for number in range(20):
@@ -176,7 +176,7 @@ async def test_closing_finishes_what_was_asked_and_refuses_the_rest(database_url
         assert len(await database.read(items.list_names)) == 20
 
 
-async def test_a_read_is_one_moment(database_url: str) -> None:
+async def test_a_read_sees_one_snapshot(database_url: str) -> None:
     """Every statement of a read sees the same snapshot, whatever is committed meanwhile."""
     begun, written = threading.Event(), threading.Event()
 
@@ -224,7 +224,7 @@ async def test_inline_runs_on_the_trio_thread(database_url: str) -> None:
         assert await database.read(items.list_names) == ["two"]
 
 
-async def test_in_memory_needs_inline() -> None:
+async def test_an_in_memory_database_must_be_inline() -> None:
     async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
         await database.write(items.store, "one")
     with pytest.raises(DatabaseError, match="inline"):
@@ -232,7 +232,7 @@ async def test_in_memory_needs_inline() -> None:
             pass
 
 
-async def test_an_answered_error_leaves_no_cycle(sqlite_url: str) -> None:
+async def test_errors_leave_no_reference_cycles(sqlite_url: str) -> None:
     """Refusals are common: each must be freed at once, not by the garbage collector."""
     async with opened(sqlite_url, items.SCHEMA) as database:
         gc.collect()
@@ -276,7 +276,7 @@ class _Exhausted:
     def release(self) -> None: ...
 
 
-def test_when_the_engine_gives_up_all_writes_of_the_batch_fail() -> None:
+def test_if_the_commit_fails_all_writes_of_the_batch_fail() -> None:
     def write(tx: Transaction) -> None:
         tx.next_position()
         tx._execute("", ())

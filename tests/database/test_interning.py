@@ -38,7 +38,7 @@ batches = st.lists(st.lists(st.tuples(values, st.booleans()), min_size=1, max_si
 
 @given(batches, st.integers(1, 8))
 @settings(max_examples=share_of_examples(2))
-def test_no_rollback_leaves_a_wrong_number(batches: list[list[tuple[list[str], bool]]], cached: int) -> None:
+def test_a_rollback_leaves_no_wrong_numbers(batches: list[list[tuple[list[str], bool]]], cached: int) -> None:
     """After any sequence of batches with failing writes, each number still stands for its one string."""
     opened_database = open_sqlite(":memory:", [CORE_SCHEMA], inline=True, exclusive=False)
     session, cache = opened_database.writer, StringCache(cached)
@@ -66,7 +66,7 @@ def test_no_rollback_leaves_a_wrong_number(batches: list[list[tuple[list[str], b
         session.close()
 
 
-async def test_strings_are_shared_by_threads_and_restarts(database_url: str) -> None:
+async def test_numbers_of_strings_are_stable_across_threads_and_restarts(database_url: str) -> None:
     async with opened(database_url) as database:
         found: list[int] = []
 
@@ -89,7 +89,7 @@ async def test_strings_are_shared_by_threads_and_restarts(database_url: str) -> 
                 await database.read(missing)
 
 
-async def test_strings_of_an_earlier_write_in_the_batch(database_url: str) -> None:
+async def test_strings_of_an_earlier_write_in_the_batch_are_known(database_url: str) -> None:
     gate = threading.Event()
     results: dict[str, int] = {}
 

@@ -64,9 +64,7 @@ async def test_each_step_is_applied_once(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
-async def test_todays_tables_are_the_migrated_ones(
-    request: pytest.FixtureRequest, database_url: str, first: int
-) -> None:
+async def test_migrated_tables_equal_new_ones(request: pytest.FixtureRequest, database_url: str, first: int) -> None:
     """However far an older program had come, the tables end up the same."""
     async with opened(database_url, replace(SCHEMA, steps=SCHEMA.steps[:first])):
         pass
@@ -91,7 +89,7 @@ async def test_a_newer_database_is_refused(database_url: str) -> None:
         pass
 
 
-async def test_a_failing_step_leaves_nothing_of_itself(database_url: str) -> None:
+async def test_a_failed_step_is_rolled_back_completely(database_url: str) -> None:
     broken = Step("two", "CREATE TABLE d (v BLOB); INSERT INTO missing (x) VALUES (1);")
     with pytest.raises(DatabaseError, match="missing"):
         async with opened(database_url, replace(SCHEMA, steps=(ONE, broken))):
@@ -102,7 +100,7 @@ async def test_a_failing_step_leaves_nothing_of_itself(database_url: str) -> Non
             await database.read(lambda tx: tx.one("SELECT * FROM d"))
 
 
-async def test_sqlite_utils_reads_the_ledger(sqlite_url: str) -> None:
+async def test_sqlite_utils_can_read_the_ledger(sqlite_url: str) -> None:
     """`sqlite-utils migrate --list` and the like see what was applied."""
     import sqlite_utils
 
@@ -148,13 +146,13 @@ async def test_two_servers_cannot_open_one_file(sqlite_url: str) -> None:
         ("postgresql:///x?host=/nonexistent&connect_timeout=1", "cannot be reached"),
     ],
 )
-async def test_why_a_database_cannot_be_opened(url: str, sentence: str) -> None:
+async def test_failures_to_open_a_database_are_explained(url: str, sentence: str) -> None:
     with pytest.raises(DatabaseError, match=sentence):
         async with opened(url):
             pass
 
 
-async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "test.db"
     path.write_text("This is a text, and a long one at that. " * 100)
     with pytest.raises(DatabaseError, match="not a database"):
@@ -162,7 +160,7 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
             pass
 
 
-async def test_only_the_owner_may_read_the_file(sqlite_url: str, tmp_path: Path) -> None:
+async def test_only_the_owner_can_read_the_file(sqlite_url: str, tmp_path: Path) -> None:
     async with opened(sqlite_url) as database:
         await database.write(lambda tx: tx.next_position())
         rights = {os.path.basename(entry): entry.stat().st_mode & 0o777 for entry in os.scandir(tmp_path)}
@@ -170,7 +168,7 @@ async def test_only_the_owner_may_read_the_file(sqlite_url: str, tmp_path: Path)
     assert set(rights.values()) == {0o600}
 
 
-async def test_the_file_is_kept_safe(sqlite_url: str) -> None:
+async def test_commits_are_synced_to_disk(sqlite_url: str) -> None:
     """The connection that writes uses `synchronous=FULL`."""
     async with opened(sqlite_url) as database:
         settings = await database.write(
@@ -179,7 +177,7 @@ async def test_the_file_is_kept_safe(sqlite_url: str) -> None:
         assert settings == [["wal"], [2], [1]]
 
 
-def test_a_plain_start_imports_neither_engine_nor_tool(tmp_path: object) -> None:
+def test_starting_on_sqlite_imports_neither_postgresql_nor_tools(tmp_path: object) -> None:
     """sqlite-utils is for pending steps, psycopg for PostgreSQL: neither costs a start on an existing file anything."""
     program = (
         "import sys, trio\n"
@@ -195,11 +193,11 @@ def test_a_plain_start_imports_neither_engine_nor_tool(tmp_path: object) -> None
     assert answers == ["['sqlite_utils']", "[]"]
 
 
-def test_this_sqlite_is_new_enough() -> None:
+def test_sqlite_is_recent_enough() -> None:
     assert sqlite3.sqlite_version_info >= (3, 39)
 
 
-async def test_servers_that_lagged_before_there_were_lanes_lag_in_the_ordinary_one(database_url: str) -> None:
+async def test_destinations_from_before_lanes_lag_in_the_ordinary_lane(database_url: str) -> None:
     """Their rows were in another table, and nothing durable was sent at that time."""
     before = [step.name for step in FEDERATION.steps].index("006_lanes")
 

@@ -35,13 +35,13 @@ async def test_a_commit_wakes_the_other_node(postgres_url: str) -> None:
         assert not two.stream.has_news(["@carol:x"], 0)
 
 
-async def test_an_inline_node_hears_too(postgres_url: str) -> None:
+async def test_an_inline_node_is_notified_too(postgres_url: str) -> None:
     async with opened(postgres_url, inline=True) as one, opened(postgres_url, inline=True) as two:
         position = await one.write(lambda tx: tx.next_position("key"))
         assert await wait_for_news(two, "key", 0) == position
 
 
-async def test_too_many_keys_to_tell_wake_everyone(postgres_url: str) -> None:
+async def test_too_many_keys_for_one_notification_wake_everyone(postgres_url: str) -> None:
     async with opened(postgres_url) as one, opened(postgres_url) as two:
         keys = [f"@user{number}:example.org" for number in range(2000)]
         position = await one.write(lambda tx: tx.next_position(*keys))
@@ -49,7 +49,7 @@ async def test_too_many_keys_to_tell_wake_everyone(postgres_url: str) -> None:
         assert not one.stream.has_news(["@nobody:x"], 0)
 
 
-async def test_strings_of_both_nodes_are_the_same(postgres_url: str) -> None:
+async def test_both_nodes_share_the_numbers_of_strings(postgres_url: str) -> None:
     async with opened(postgres_url) as one, opened(postgres_url) as two:
         found: dict[str, set[int]] = {}
 
@@ -62,7 +62,7 @@ async def test_strings_of_both_nodes_are_the_same(postgres_url: str) -> None:
         assert [len(nids) for nids in found.values()] == [1] * 10
 
 
-async def test_a_restart_of_postgresql(own_cluster: Cluster) -> None:
+async def test_nodes_survive_a_restart_of_postgresql(own_cluster: Cluster) -> None:
     """Writes and reads go on with new connections, and nobody sleeps through news of other nodes."""
     url = own_cluster.make_database()
     async with opened(url, items.SCHEMA) as one, opened(url, items.SCHEMA) as two:
@@ -75,7 +75,7 @@ async def test_a_restart_of_postgresql(own_cluster: Cluster) -> None:
         assert await wait_for_news(two, "after", position - 1) == position
 
 
-async def test_a_connection_lost_during_a_write(own_cluster: Cluster) -> None:
+async def test_a_write_whose_connection_is_lost_runs_again(own_cluster: Cluster) -> None:
     """The uncommitted batch runs again as a whole, and takes effect only once."""
     url = own_cluster.make_database()
     calls: list[str] = []
@@ -96,7 +96,7 @@ async def test_a_connection_lost_during_a_write(own_cluster: Cluster) -> None:
         assert await database.read(items.list_names) == ["one"]
 
 
-async def test_postgresql_is_gone(own_cluster: Cluster) -> None:
+async def test_without_postgresql_requests_fail_with_an_outage(own_cluster: Cluster) -> None:
     url = own_cluster.make_database()
     async with opened(url, items.SCHEMA) as database:
         own_cluster.stop()

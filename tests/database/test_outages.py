@@ -29,7 +29,7 @@ async def open_items(url: str) -> Database:
     return await open_database(url, [items.SCHEMA], now_ms=now_ms)
 
 
-async def test_a_full_disk(sqlite_url: str) -> None:
+async def test_a_full_disk_is_an_outage_that_ends(sqlite_url: str) -> None:
     database = await open_items(sqlite_url)
     outages = database.outages
     await database.write(items.store, "before")
@@ -48,7 +48,7 @@ async def test_a_full_disk(sqlite_url: str) -> None:
     await database.aclose()
 
 
-async def test_a_full_disk_is_found_without_a_write_of_anybody(sqlite_url: str) -> None:
+async def test_a_full_disk_is_noticed_without_any_writes(sqlite_url: str) -> None:
     database = await open_items(sqlite_url)
     outages = database.outages
     with full_disk(), pytest.raises(DatabaseUnavailable):
@@ -57,7 +57,7 @@ async def test_a_full_disk_is_found_without_a_write_of_anybody(sqlite_url: str) 
     await database.aclose()
 
 
-async def test_a_start_on_a_full_disk_begins_its_generation_with_the_first_write(sqlite_url: str) -> None:
+async def test_after_a_start_on_a_full_disk_the_first_write_begins_the_generation(sqlite_url: str) -> None:
     """Each start begins a generation of the stream; before the first write all positions are of the one before."""
     async with opened(sqlite_url, items.SCHEMA) as database:
         await database.write(items.store, "before")
@@ -76,7 +76,7 @@ async def test_a_start_on_a_full_disk_begins_its_generation_with_the_first_write
         assert await database.read(items.list_names) == ["before", "after", "later"]
 
 
-async def test_pages_of_junk(tmp_path: Path, sqlite_url: str) -> None:
+async def test_junk_pages_are_reported_as_damage(tmp_path: Path, sqlite_url: str) -> None:
     """Whatever lies in a damaged page is an error, and never just not there."""
     async with opened(sqlite_url, items.SCHEMA) as database:
         for number in range(400):
@@ -104,7 +104,7 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.postgres
-async def test_postgresql_that_takes_no_writes(postgres_url: str) -> None:
+async def test_a_read_only_postgresql_is_an_outage(postgres_url: str) -> None:
     """As after a failover, where the connections still lead to what is a standby now."""
     database = await open_items(postgres_url)
     outages = database.outages
@@ -119,7 +119,7 @@ async def test_postgresql_that_takes_no_writes(postgres_url: str) -> None:
 
 
 @pytest.mark.postgres
-async def test_a_connection_that_became_read_only_is_replaced(postgres_url: str) -> None:
+async def test_a_read_only_connection_is_replaced(postgres_url: str) -> None:
     async with opened(postgres_url, items.SCHEMA) as database:
         session = database._opened.writer
         session._connection.execute("SET default_transaction_read_only = on")  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ async def test_a_connection_that_became_read_only_is_replaced(postgres_url: str)
 
 
 @pytest.mark.postgres
-async def test_backends_that_are_terminated(postgres_url: str) -> None:
+async def test_terminated_backends_are_replaced(postgres_url: str) -> None:
     """Between calls and in the midst of one: it runs again, as a whole."""
     async with opened(postgres_url, items.SCHEMA) as database:
         terminate(postgres_url)
@@ -156,7 +156,7 @@ def terminate(url: str) -> None:
 
 
 @pytest.mark.postgres
-async def test_a_statement_that_takes_too_long_is_no_outage(postgres_url: str) -> None:
+async def test_a_statement_timeout_is_not_an_outage(postgres_url: str) -> None:
     database = await open_items(postgres_url)
     outages = database.outages
 
@@ -172,7 +172,7 @@ async def test_a_statement_that_takes_too_long_is_no_outage(postgres_url: str) -
 
 
 @pytest.mark.postgres
-async def test_a_transaction_that_stands_still_lets_others_write(postgres_url: str) -> None:
+async def test_a_stalled_transaction_loses_the_write_lock(postgres_url: str) -> None:
     """A process that is stopped in the midst of a write holds the lock of all; the server takes it from it."""
     async with opened(postgres_url, items.SCHEMA) as one, opened(postgres_url, items.SCHEMA) as two:
         stopped = threading.Event()
@@ -194,7 +194,7 @@ async def test_a_transaction_that_stands_still_lets_others_write(postgres_url: s
 
 
 @pytest.mark.postgres
-async def test_while_postgresql_is_away_answers_come_at_once(own_cluster: Cluster) -> None:
+async def test_while_postgresql_is_down_requests_fail_at_once(own_cluster: Cluster) -> None:
     """The first call waits for it to come back, as after a restart; with the next nobody is kept waiting."""
     database = await open_items(own_cluster.make_database())
     outages = database.outages
@@ -223,7 +223,7 @@ async def test_while_postgresql_is_away_answers_come_at_once(own_cluster: Cluste
     await database.aclose()
 
 
-async def test_a_folder_of_blobs_that_takes_no_more(tmp_path: Path) -> None:
+async def test_a_full_folder_of_blobs_is_an_outage(tmp_path: Path) -> None:
     outages = Outages()
     blobs = Blobs(f"file:{tmp_path}/blobs", outages=outages)
     await blobs.prepare()
@@ -240,7 +240,7 @@ async def test_a_folder_of_blobs_that_takes_no_more(tmp_path: Path) -> None:
     await blobs.put("b", b"after")
 
 
-async def test_a_folder_of_blobs_that_is_gone_is_not_one_of_lost_blobs(tmp_path: Path) -> None:
+async def test_a_missing_folder_of_blobs_does_not_count_as_lost_blobs(tmp_path: Path) -> None:
     """As of a file system that is not mounted."""
     blobs = Blobs(f"file:{tmp_path}/blobs")
     await blobs.prepare()
@@ -252,7 +252,7 @@ async def test_a_folder_of_blobs_that_is_gone_is_not_one_of_lost_blobs(tmp_path:
 
 
 @pytest.mark.sockets
-async def test_an_object_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_object_store_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     outages = Outages()
     with running_object_store() as (environment, objects):
         for name, value in environment.items():
@@ -277,7 +277,7 @@ async def test_an_object_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> No
         assert set(objects) == {"a", "b"}
 
 
-async def test_a_server_that_hangs_up_without_a_word_is_away(postgres_url: str) -> None:
+async def test_a_server_that_closes_the_connection_is_an_outage(postgres_url: str) -> None:
     """As one that was killed does, at whichever statement it is noticed."""
     connection = connect(postgres_url)
     session = PostgresSession(lambda: connection, "test")

@@ -71,7 +71,7 @@ async def test_an_item_that_fails_again_is_parked_again(
     assert work.done == ["a"]
 
 
-async def test_an_item_that_succeeds_after_a_restart_is_parked_no_longer(
+async def test_an_item_that_succeeds_after_a_restart_is_no_longer_parked(
     autojump_clock: trio.testing.MockClock, database: Database
 ) -> None:
     await Lane("l", database, Metrics()).work(["a", "b"], Work("a", "b"))
@@ -81,7 +81,7 @@ async def test_an_item_that_succeeds_after_a_restart_is_parked_no_longer(
     assert await parked(database) == [("l", "a", False)]
 
 
-async def test_an_item_that_recovers_while_it_is_tried_is_parked_no_longer(
+async def test_an_item_that_recovers_during_a_retry_is_no_longer_parked(
     autojump_clock: trio.testing.MockClock, database: Database
 ) -> None:
     await Lane("l", database, Metrics()).work(["a"], Work("a"))
@@ -97,7 +97,7 @@ async def test_an_item_that_recovers_while_it_is_tried_is_parked_no_longer(
     assert await parked(database) == []
 
 
-async def test_what_was_cleared_is_not_tried_again(autojump_clock: trio.testing.MockClock, database: Database) -> None:
+async def test_cleared_items_are_not_tried_again(autojump_clock: trio.testing.MockClock, database: Database) -> None:
     lane, work = Lane("l", database, Metrics()), Work("b")
     await lane.work(["a", "b"], work)
     assert await database.write(delete_parked_items, "l", "no such item") == 0
@@ -108,7 +108,7 @@ async def test_what_was_cleared_is_not_tried_again(autojump_clock: trio.testing.
     assert work.done == ["a"]
 
 
-async def test_a_lane_reads_nothing_while_it_has_parked_nothing(
+async def test_a_lane_without_parked_items_reads_nothing(
     autojump_clock: trio.testing.MockClock, database: Database
 ) -> None:
     lane, work = Lane("l", database, Metrics()), Work()
@@ -126,7 +126,7 @@ async def test_a_lane_reads_nothing_while_it_has_parked_nothing(
     assert asked == 0
 
 
-async def test_of_each_lane_the_newest_are_kept(database_url: str) -> None:
+async def test_the_newest_parked_items_of_each_lane_are_kept(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         names = [f"{number:04}" for number in range(limits.PARKED_ITEMS_MAX + 2)]
         await database.write(store_parked, "m", "1", "no")
@@ -139,7 +139,7 @@ async def test_of_each_lane_the_newest_are_kept(database_url: str) -> None:
         assert await database.write(delete_parked_items) == limits.PARKED_ITEMS_MAX + 1
 
 
-async def test_a_tail_goes_back_to_a_position_that_is_tried_again(
+async def test_a_tail_returns_to_a_position_that_is_retried(
     autojump_clock: trio.testing.MockClock, database: Database
 ) -> None:
     told: list[tuple[int, int]] = []
@@ -165,7 +165,7 @@ async def test_a_tail_goes_back_to_a_position_that_is_tried_again(
     assert await parked(database) == []
 
 
-async def test_a_tail_remembers_through_a_restart_what_is_to_be_tried_again(
+async def test_pending_retries_of_a_tail_survive_a_restart(
     autojump_clock: trio.testing.MockClock, database: Database
 ) -> None:
     told: list[int] = []

@@ -35,7 +35,7 @@ def check_history(history: list[tuple[int, list[int]]], final: list[int]) -> Non
         assert sorted(visible) == [item for item in final if item <= position]
 
 
-async def test_positions_of_many_writers(database_url: str) -> None:
+async def test_positions_of_many_writers_are_unique_and_ordered(database_url: str) -> None:
     history: list[tuple[int, list[int]]] = []
     async with opened(database_url, items.SCHEMA) as database:
         async with trio.open_nursery() as watchers:
@@ -48,7 +48,7 @@ async def test_positions_of_many_writers(database_url: str) -> None:
         check_history(history, final)
 
 
-async def test_positions_of_two_nodes(postgres_url: str) -> None:
+async def test_positions_of_two_nodes_are_unique_and_ordered(postgres_url: str) -> None:
     histories: list[list[tuple[int, list[int]]]] = [[], []]
     async with opened(postgres_url, items.SCHEMA) as one, opened(postgres_url, items.SCHEMA) as two:
         async with trio.open_nursery() as watchers:
@@ -66,7 +66,7 @@ async def test_positions_of_two_nodes(postgres_url: str) -> None:
         assert await two.stream.wait(["last"], last - 1, math.inf) == last
 
 
-async def test_positions_go_on_after_a_restart(database_url: str) -> None:
+async def test_positions_continue_after_a_restart(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         first = await database.write(items.store, "one")
         await database.write(lambda tx: [tx.next_position() for _ in range(10)])
@@ -75,7 +75,7 @@ async def test_positions_go_on_after_a_restart(database_url: str) -> None:
         assert await database.write(items.store, "two") == first + 11
 
 
-async def test_no_position_is_taken_twice_even_if_the_first_was_undone(database_url: str) -> None:
+async def test_a_position_is_not_reused_after_a_rollback(database_url: str) -> None:
     """So that what a failed write has left in a cache under its position cannot be taken for another."""
     taken: list[int] = []
 
@@ -102,7 +102,7 @@ async def test_a_write_knows_its_position(database_url: str) -> None:
         assert database.stream.position == second
 
 
-async def test_a_write_without_a_change_takes_no_position(database_url: str) -> None:
+async def test_a_write_without_changes_takes_no_position(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         await database.write(lambda tx: tx.run("INSERT INTO items (position, name) VALUES (1, 'x')"))
         assert database.stream.position == await database.read(lambda tx: tx.position) == 0

@@ -21,7 +21,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-async def test_news_wake_who_waits_for_them(autojump_clock: trio.testing.MockClock) -> None:
+async def test_notifications_wake_their_waiters(autojump_clock: trio.testing.MockClock) -> None:
     stream = Stream(5)
     woken: list[tuple[str, int]] = []
 
@@ -44,7 +44,7 @@ async def test_news_wake_who_waits_for_them(autojump_clock: trio.testing.MockClo
     assert stream.position == 9
 
 
-async def test_the_deadline_passes(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_wait_ends_at_its_deadline(autojump_clock: trio.testing.MockClock) -> None:
     stream = Stream(5)
     start = trio.current_time()
     assert await stream.wait(["a"], 5, start + 30) == 5
@@ -55,7 +55,7 @@ async def test_the_deadline_passes(autojump_clock: trio.testing.MockClock) -> No
     assert await stream.wait(["a"], 6, start) == 6  # long past
 
 
-async def test_what_came_before_the_wait_is_not_missed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_notifications_before_the_wait_are_not_missed(autojump_clock: trio.testing.MockClock) -> None:
     stream = Stream(5)
     stream.notify(6, ["a"])
     stream.notify(7, ["b"])
@@ -66,7 +66,7 @@ async def test_what_came_before_the_wait_is_not_missed(autojump_clock: trio.test
     assert await stream.wait(["a"], 6, start + 30) == 6
 
 
-async def test_news_of_another_node_may_come_late(autojump_clock: trio.testing.MockClock) -> None:
+async def test_notifications_of_another_node_may_arrive_late(autojump_clock: trio.testing.MockClock) -> None:
     """A node has committed 7 itself before it hears that another has committed 6."""
     stream = Stream(5)
     stream.notify(7, ["mine"])
@@ -110,7 +110,7 @@ async def test_waiting_leaves_nothing_behind(autojump_clock: trio.testing.MockCl
     assert stream._waiters == {}
 
 
-async def test_a_follower_is_told_of_everything(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_follower_sees_every_change(autojump_clock: trio.testing.MockClock) -> None:
     stream = Stream(3)
     seen: list[int] = []
 
@@ -138,7 +138,7 @@ changes = st.lists(st.tuples(st.lists(keys, max_size=2), st.integers(0, 3)), min
     changes, st.lists(st.lists(keys, min_size=1, max_size=2), min_size=1, max_size=4), st.random_module(), st.randoms()
 )
 @settings(max_examples=share_of_examples(2))
-def test_no_change_is_slept_through(
+def test_no_change_is_missed_while_waiting(
     changes: list[tuple[list[str], int]],
     readers: list[list[str]],
     schedule: object,

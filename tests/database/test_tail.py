@@ -45,7 +45,7 @@ async def wait_until(condition: object) -> None:
         await trio.sleep(0.005)
 
 
-async def test_a_tail_is_told_of_what_was_and_what_comes(database_url: str) -> None:
+async def test_a_tail_gets_past_and_future_changes(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         await database.write(items.store, "before")
         follower = Follower(database)
@@ -59,7 +59,7 @@ async def test_a_tail_is_told_of_what_was_and_what_comes(database_url: str) -> N
         assert await database.read(find_position, "t") == 2
 
 
-async def test_a_tail_from_now_is_not_told_of_the_past(database_url: str) -> None:
+async def test_a_tail_that_starts_now_gets_no_past_changes(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         await database.write(items.store, "before")
         follower = Follower(database)
@@ -73,7 +73,7 @@ async def test_a_tail_from_now_is_not_told_of_the_past(database_url: str) -> Non
         assert follower.names == ["after"]
 
 
-async def test_spans_are_bounded(database_url: str) -> None:
+async def test_spans_are_limited(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         for number in range(10):
             await database.write(items.store, f"item {number}")
@@ -124,7 +124,7 @@ async def test_a_position_stored_with_the_work_is_exactly_once(database_url: str
         assert await database.read(find_position, "t") == 2  # never back
 
 
-async def test_a_quiet_tail_stores_its_position_in_time(database_url: str) -> None:
+async def test_a_quiet_tail_stores_its_position_from_time_to_time(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         follower = Follower(database)
         async with trio.open_nursery() as nursery:
@@ -136,7 +136,9 @@ async def test_a_quiet_tail_stores_its_position_in_time(database_url: str) -> No
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 4), st.random_module())
-def test_at_least_once_in_order_whatever_crashes(crashes: list[int], span_max: int, random: object) -> None:
+def test_a_tail_delivers_at_least_once_and_in_order_despite_crashes(
+    crashes: list[int], span_max: int, random: object
+) -> None:
     """Each run crashes at some span; all together have told of every change, none of an older one after a newer."""
 
     async def main() -> None:
@@ -184,7 +186,7 @@ async def test_a_tail_runs_on_one_node_at_a_time(postgres_url: str) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_tail_goes_on_when_postgresql_was_restarted(own_cluster: Cluster) -> None:
+async def test_a_tail_continues_after_a_restart_of_postgresql(own_cluster: Cluster) -> None:
     async with opened(own_cluster.make_database(), items.SCHEMA) as database:
         follower = Follower(database)
         async with trio.open_nursery() as nursery:
@@ -198,7 +200,7 @@ async def test_a_tail_goes_on_when_postgresql_was_restarted(own_cluster: Cluster
             nursery.cancel_scope.cancel()
 
 
-async def test_two_tasks_do_not_run_one_tail(database_url: str) -> None:
+async def test_two_tasks_cannot_run_the_same_tail(database_url: str) -> None:
     async with opened(database_url, items.SCHEMA) as database:
         running = 0
 
@@ -215,7 +217,7 @@ async def test_two_tasks_do_not_run_one_tail(database_url: str) -> None:
                 nursery.start_soon(hold)
 
 
-def test_positions_that_cannot_be_followed_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_positions_that_keep_failing_are_skipped(caplog: pytest.LogCaptureFixture) -> None:
     names = [f"item {number}" for number in range(20)]
     bad = {"item 3", "item 4", "item 19"}
 
@@ -251,7 +253,7 @@ def test_positions_that_cannot_be_followed_are_left_out(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_an_item_that_fails_now_and_then_is_not_left_out(failures: int) -> None:
+def test_an_item_that_fails_occasionally_is_not_skipped(failures: int) -> None:
     async def main() -> None:
         async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
             left = {"a": 0, "b": failures + 1, "c": 0}  # the first failure is of all together
@@ -302,7 +304,7 @@ def test_an_item_that_cannot_be_read_is_reported_as_damage() -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_no_item_is_to_blame_if_the_storage_fails() -> None:
+def test_a_storage_failure_is_not_blamed_on_an_item() -> None:
     async def main() -> None:
         async with opened("sqlite::memory:", items.SCHEMA, inline=True) as database:
 
@@ -316,7 +318,7 @@ def test_no_item_is_to_blame_if_the_storage_fails() -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-async def test_what_fails_in_a_read_is_told_apart_and_the_rest_is_read(database_url: str) -> None:
+async def test_failing_items_of_a_read_are_isolated_and_the_rest_is_read(database_url: str) -> None:
     def names(tx: Transaction, numbers: Sequence[int]) -> list[str]:
         for number in numbers:
             tx.one("SELECT no_such_column FROM strings" if number == 3 else "SELECT 1")
@@ -328,7 +330,7 @@ async def test_what_fails_in_a_read_is_told_apart_and_the_rest_is_read(database_
         assert [number for number, _ in failed] == [3]
 
 
-async def test_no_item_of_a_read_is_to_blame_if_the_storage_fails(database_url: str) -> None:
+async def test_a_storage_failure_is_not_blamed_on_an_item_of_a_read(database_url: str) -> None:
     def fail(numbers: Sequence[int]) -> list[str]:
         raise DatabaseUnavailable("out of reach")
 

@@ -30,7 +30,7 @@ async def started(**options: Any) -> AsyncIterator[Workers]:
         await workers.aclose()
 
 
-async def test_threads_are_bounded() -> None:
+async def test_the_number_of_threads_is_limited() -> None:
     running, most = 0, 0
     lock, pair = threading.Lock(), threading.Barrier(2)
 
@@ -49,7 +49,7 @@ async def test_threads_are_bounded() -> None:
     assert most == 2
 
 
-async def test_results_and_errors_of_threads() -> None:
+async def test_threads_return_results_and_errors() -> None:
     async with started() as workers:
         assert await workers.run(hashlib.sha256, b"x")
         with pytest.raises(ZeroDivisionError):
@@ -75,7 +75,7 @@ trio.run(main)
 """
 
 
-def test_the_process_finds_the_package_that_runs(tmp_path: Path) -> None:
+def test_the_worker_process_imports_the_running_package(tmp_path: Path) -> None:
     """From any folder, and in an editable installation, where an import hook knows the package and no path does."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -84,7 +84,7 @@ def test_the_process_finds_the_package_that_runs(tmp_path: Path) -> None:
     assert done.stdout == "unsupported\n", done.stderr
 
 
-async def test_values_go_there_and_back() -> None:
+async def test_values_travel_to_the_process_and_back() -> None:
     values = [None, True, 1.5, -(2**60), "ü👍", b"\0\xff", [1, [2]], {"a": {"b": [b"x"]}}]
     async with started() as workers:
         assert await workers.run_process(f"{FUNCTIONS}:echo", *values) == values
@@ -106,7 +106,7 @@ async def test_one_process_serves_many_calls() -> None:
         assert set(results) == {first["pid"]} and first["pid"] != os.getpid()
 
 
-async def test_the_process_has_nothing_that_it_does_not_need() -> None:
+async def test_the_process_inherits_nothing_unnecessary() -> None:
     """No secrets in its environment, and not the whole server in its memory."""
     async with started() as workers:
         found = await workers.run_process(f"{FUNCTIONS}:describe")
@@ -137,7 +137,7 @@ async def test_a_refusal_is_a_value_error() -> None:
         ("spin", (), "too long"),
     ],
 )
-async def test_what_goes_wrong_harms_nobody_else(function: str, args: tuple[object, ...], reason: str) -> None:
+async def test_failures_do_not_affect_other_calls(function: str, args: tuple[object, ...], reason: str) -> None:
     async with started() as workers:
         with pytest.raises(WorkerFailed, match=reason):
             timeout_s = 1.0 if reason == "too long" else 60.0
@@ -152,12 +152,12 @@ async def test_the_process_writes_no_files(tmp_path: Path) -> None:
     assert not (tmp_path / "file").exists() or (tmp_path / "file").stat().st_size == 0
 
 
-async def test_what_is_printed_is_not_taken_for_an_answer() -> None:
+async def test_printed_output_is_not_taken_for_an_answer() -> None:
     async with started() as workers:
         assert await workers.run_process(f"{FUNCTIONS}:chatter") == "answer"
 
 
-async def test_an_idle_process_goes_and_comes_again() -> None:
+async def test_an_idle_process_ends_and_is_started_again() -> None:
     async with started(idle_seconds=0.2) as workers:
         first = (await workers.run_process(f"{FUNCTIONS}:describe"))["pid"]
         while not is_gone(first):  # noqa: ASYNC110

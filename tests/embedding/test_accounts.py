@@ -17,7 +17,7 @@ async def _may_log_in(hs: Homeserver, user: str, password: str) -> bool:
         return (await http.post(LOGIN, json=body)).status_code == 200
 
 
-async def test_a_program_that_runs_twice_finds_its_account_again(homeservers: Open) -> None:
+async def test_a_program_finds_its_account_at_the_second_run(homeservers: Open) -> None:
     for _ in range(2):
         async with homeservers("a.example") as a:
             alice = await a.register("alice", "a good password", exist_ok=True)
@@ -31,7 +31,7 @@ async def _rooms_of_alice(homeservers: Open) -> list[str]:
         return joined
 
 
-async def test_an_account_that_exists_is_left_as_it_is(homeservers: Open) -> None:
+async def test_an_existing_account_is_left_unchanged(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         await a.register("alice", "the first password")
         await a.register("alice", "another password", admin=True, exist_ok=True)
@@ -39,7 +39,7 @@ async def test_an_account_that_exists_is_left_as_it_is(homeservers: Open) -> Non
         assert not await _may_log_in(a, "alice", "another password")
 
 
-async def test_a_user_is_named_by_localpart_or_by_id(homeservers: Open) -> None:
+async def test_users_can_be_given_by_localpart_or_id(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         for name in ("alice", "@alice:a.example"):
@@ -58,7 +58,7 @@ async def test_a_new_password_replaces_the_old_one(homeservers: Open) -> None:
         assert not await _may_log_in(a, "alice", "the second password")
 
 
-async def test_a_deactivated_account_is_over_for_its_clients_too(homeservers: Open) -> None:
+async def test_deactivation_ends_open_clients_of_the_account(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice, bob = await a.register("alice"), await a.register("bob")
         room_id = await bob.create_room(invite=[alice.user_id])
@@ -75,7 +75,7 @@ async def test_a_deactivated_account_is_over_for_its_clients_too(homeservers: Op
         assert (left.type, left.content["membership"]) == ("m.room.member", "leave")
 
 
-async def test_an_account_that_is_not_there_is_not_found(homeservers: Open) -> None:
+async def test_an_unknown_account_is_not_found(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         for attempt in (a.set_password("nobody", "a good password"), a.deactivate("nobody"), a.log_in("nobody")):
             with pytest.raises(MatrixError) as unknown:

@@ -68,7 +68,7 @@ async def _register(http: httpx.AsyncClient, name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {answer.json()['access_token']}"}
 
 
-def test_the_site_and_the_server_answer_side_by_side(tmp_path: Path) -> None:
+def test_the_site_and_the_server_answer_in_one_application(tmp_path: Path) -> None:
     async def program(http: httpx.AsyncClient, _: AsyncioHomeserver) -> None:
         assert (await http.get("/hello")).json() == {"server": "example.org"}
         assert "versions" in (await http.get("/_matrix/client/versions")).json()
@@ -79,7 +79,7 @@ def test_the_site_and_the_server_answer_side_by_side(tmp_path: Path) -> None:
     _in_site(tmp_path, program)
 
 
-def test_a_client_over_http_and_the_program_speak_to_each_other(tmp_path: Path) -> None:
+def test_http_clients_and_the_program_can_talk_to_each_other(tmp_path: Path) -> None:
     async def program(http: httpx.AsyncClient, hs: AsyncioHomeserver) -> None:
         token = await _register(http, "alice")
         bot = await hs.register("bot")
@@ -98,7 +98,7 @@ def test_a_client_over_http_and_the_program_speak_to_each_other(tmp_path: Path) 
     _in_site(tmp_path, program)
 
 
-def test_files_are_carried_both_ways(tmp_path: Path) -> None:
+def test_files_are_transferred_both_ways(tmp_path: Path) -> None:
     async def program(http: httpx.AsyncClient, _: AsyncioHomeserver) -> None:
         token = await _register(http, "alice")
         data = bytes(range(256)) * 8192
@@ -110,7 +110,7 @@ def test_files_are_carried_both_ways(tmp_path: Path) -> None:
     _in_site(tmp_path, program)
 
 
-def test_a_request_that_is_cancelled_ends_in_the_server(tmp_path: Path) -> None:
+def test_cancelling_a_request_ends_it_in_the_server(tmp_path: Path) -> None:
     async def program(http: httpx.AsyncClient, hs: AsyncioHomeserver) -> None:
         token = await _register(http, "alice")
         since = (await http.get(CLIENT + "sync", headers=token)).json()["next_batch"]
@@ -128,7 +128,7 @@ def test_a_request_that_is_cancelled_ends_in_the_server(tmp_path: Path) -> None:
     _in_site(tmp_path, program)
 
 
-def test_it_can_be_mounted_before_it_is_open_but_not_asked(tmp_path: Path) -> None:
+def test_it_can_be_mounted_but_not_called_before_it_is_open(tmp_path: Path) -> None:
     async def main() -> None:
         transport = httpx.ASGITransport(_make_homeserver(tmp_path).app)
         async with httpx.AsyncClient(transport=transport, base_url="https://example.org") as http:
@@ -139,7 +139,7 @@ def test_it_can_be_mounted_before_it_is_open_but_not_asked(tmp_path: Path) -> No
 
 
 @pytest.mark.sockets
-def test_an_asgi_server_on_asyncio_serves_it(tmp_path: Path) -> None:
+def test_an_asyncio_asgi_server_can_serve_it(tmp_path: Path) -> None:
     """By itself, lifespan included."""
 
     async def main() -> None:

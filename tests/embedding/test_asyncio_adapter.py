@@ -44,7 +44,7 @@ def _run(folder: Path, program: Program, **sections: object) -> None:
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(AsyncioClient, Client), (AsyncioHomeserver, Homeserver)])
-def test_the_methods_are_those_of_trio(ours: type, theirs: type) -> None:
+def test_the_adapter_has_the_same_methods_as_the_trio_api(ours: type, theirs: type) -> None:
     """Whoever adds a method to one adds it to the other, with the same arguments."""
     left_to_trio = {"open", "resources"}
     public = {name for name in vars(theirs) if not name.startswith("_")} - left_to_trio
@@ -55,7 +55,7 @@ def test_the_methods_are_those_of_trio(ours: type, theirs: type) -> None:
             assert list(inspect.signature(theirs_is).parameters) == list(inspect.signature(ours_is).parameters), name
 
 
-def test_refusals_are_carried_across(tmp_path: Path) -> None:
+def test_refusals_cross_the_bridge(tmp_path: Path) -> None:
     async def program(hs: AsyncioHomeserver) -> None:
         alice = await hs.register("alice")
         with pytest.raises(MatrixError) as refused:
@@ -67,7 +67,7 @@ def test_refusals_are_carried_across(tmp_path: Path) -> None:
     _run(tmp_path, program)
 
 
-def test_accounts_are_kept(tmp_path: Path) -> None:
+def test_accounts_can_be_managed(tmp_path: Path) -> None:
     async def program(hs: AsyncioHomeserver) -> None:
         assert hs.server_name == "example.org"
         alice = await hs.register("alice", "a good password", exist_ok=True)
@@ -86,7 +86,7 @@ def test_accounts_are_kept(tmp_path: Path) -> None:
     _run(tmp_path, end)
 
 
-def test_files_go_in_and_out_whole_and_in_pieces(tmp_path: Path) -> None:
+def test_files_are_transferred_whole_and_in_chunks(tmp_path: Path) -> None:
     piece = bytes(range(256)) * 2048
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -111,7 +111,7 @@ def test_files_go_in_and_out_whole_and_in_pieces(tmp_path: Path) -> None:
     _run(tmp_path, program)
 
 
-def test_what_a_program_fails_of_while_it_uploads_is_raised(tmp_path: Path) -> None:
+def test_an_exception_in_an_upload_is_raised_to_the_program(tmp_path: Path) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"the beginning"
         raise ZeroDivisionError
@@ -125,7 +125,7 @@ def test_what_a_program_fails_of_while_it_uploads_is_raised(tmp_path: Path) -> N
     _run(tmp_path, program)
 
 
-def test_a_cancelled_call_leaves_the_server_at_work(tmp_path: Path) -> None:
+def test_a_cancelled_call_leaves_the_server_running(tmp_path: Path) -> None:
     async def program(hs: AsyncioHomeserver) -> None:
         alice = await hs.register("alice")
         await alice.sync()
@@ -137,7 +137,7 @@ def test_a_cancelled_call_leaves_the_server_at_work(tmp_path: Path) -> None:
     _run(tmp_path, program)
 
 
-def test_events_are_awaited_while_others_send(tmp_path: Path) -> None:
+def test_events_can_be_awaited_while_others_send(tmp_path: Path) -> None:
     async def program(hs: AsyncioHomeserver) -> None:
         alice = await hs.register("alice")
         room_id = await alice.create_room()
@@ -188,7 +188,7 @@ async def _exhaust(client: AsyncioClient) -> None:
         pass
 
 
-def test_use_before_it_is_open_is_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_use_before_opening_is_refused_with_an_explanation(tmp_path: Path) -> None:
     async def program() -> None:
         hs = AsyncioHomeserver(Config(server_name="example.org", data_dir=str(tmp_path)))
         with pytest.raises(RuntimeError, match="inside `async with AsyncioHomeserver"):
@@ -197,7 +197,7 @@ def test_use_before_it_is_open_is_refused_with_a_sentence(tmp_path: Path) -> Non
     asyncio.run(program())
 
 
-def test_what_is_wrong_at_the_start_is_raised_where_it_is_opened(tmp_path: Path) -> None:
+def test_errors_at_the_start_are_raised_on_opening(tmp_path: Path) -> None:
     async def program(_: AsyncioHomeserver) -> None:
         raise AssertionError("it must not open")
 
@@ -212,7 +212,7 @@ def test_what_is_wrong_at_the_start_is_raised_where_it_is_opened(tmp_path: Path)
         _run(tmp_path, open_another)
 
 
-def test_a_failure_in_the_background_is_raised_where_the_server_is_left(tmp_path: Path) -> None:
+def test_background_failures_are_raised_on_exit(tmp_path: Path) -> None:
     async def program(hs: AsyncioHomeserver) -> None:
         alice = await hs.register("alice")
         await alice.sync()
@@ -238,7 +238,7 @@ async def _fail_in_background(server: Homeserver) -> None:
     await trio.sleep_forever()
 
 
-def test_a_program_that_is_cancelled_closes_the_server(tmp_path: Path) -> None:
+def test_cancelling_the_program_closes_the_server(tmp_path: Path) -> None:
     opened: list[AsyncioHomeserver] = []
 
     async def run_for_ever() -> None:
@@ -260,7 +260,7 @@ def test_a_program_that_is_cancelled_closes_the_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.sockets
-def test_it_serves_until_it_is_stopped(tmp_path: Path) -> None:
+def test_the_server_serves_until_it_is_stopped(tmp_path: Path) -> None:
     async def program(hs: AsyncioHomeserver) -> None:
         started: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
         async with asyncio.TaskGroup() as tasks:
@@ -275,7 +275,7 @@ def test_it_serves_until_it_is_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.sockets
-def test_a_listener_that_cannot_listen_is_told_to_whoever_waits_for_the_start(tmp_path: Path) -> None:
+def test_a_listener_that_cannot_listen_fails_the_start(tmp_path: Path) -> None:
     async def program(hs: AsyncioHomeserver) -> None:
         started: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(hs.serve(started=started))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from tests.support.homeservers import NoWire, config_for_tests, now_ms
 from tests.support.postgres import Cluster
 
 
-async def test_what_fails_begins_again_after_a_pause(homeservers: Open, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_task_is_restarted_after_a_pause(homeservers: Open, caplog: pytest.LogCaptureFixture) -> None:
     began: list[float] = []
 
     async def work(hs: Resources) -> None:
@@ -34,7 +34,7 @@ async def test_what_fails_begins_again_after_a_pause(homeservers: Open, caplog: 
     assert [record.message for record in caplog.records] == ["work in the background failed"] * 2
 
 
-async def test_damaged_data_in_its_way_is_logged_once(homeservers: Open, caplog: pytest.LogCaptureFixture) -> None:
+async def test_damaged_data_met_by_a_task_is_logged_once(homeservers: Open, caplog: pytest.LogCaptureFixture) -> None:
     damages = ["page 3", "page 3", "page 3", "page 5"]
 
     async def work(hs: Resources) -> None:
@@ -50,7 +50,7 @@ async def test_damaged_data_in_its_way_is_logged_once(homeservers: Open, caplog:
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("gone"), OSError("out of reach")])
-async def test_what_fails_while_the_server_closes_ends_quietly(
+async def test_a_task_that_fails_while_the_server_closes_ends_quietly(
     homeservers: Open, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     async def fail_when_cancelled() -> None:
@@ -73,7 +73,7 @@ async def test_what_fails_while_the_server_closes_ends_quietly(
     )
 
 
-async def test_what_nobody_waits_for_fails_alone(homeservers: Open) -> None:
+async def test_a_failing_background_job_affects_nothing_else(homeservers: Open) -> None:
     async def work(what: str) -> None:
         raise OSError(what)
 
@@ -84,7 +84,7 @@ async def test_what_nobody_waits_for_fails_alone(homeservers: Open) -> None:
 
 
 @pytest.mark.postgres
-async def test_a_server_outlives_its_database(own_cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_server_survives_an_outage_of_its_database(own_cluster: Cluster, tmp_path: Path) -> None:
     url = own_cluster.make_database()
     config = config_for_tests("a.example", tmp_path, database=DatabaseSection(url=url))
     async with Homeserver(config, wire=NoWire(), now_ms=now_ms, inline_database=True) as server:
@@ -113,7 +113,7 @@ def _notify(tx: Transaction, key: str) -> None:
     tx.next_position(key)
 
 
-async def test_a_worklist_is_done_whenever_its_key_is_notified(homeservers: Open) -> None:
+async def test_a_worklist_is_processed_whenever_its_key_is_notified(homeservers: Open) -> None:
     due, done = ["left by a crash", "poison"], []
 
     async def finish(hs: Resources, item: str) -> None:
@@ -136,7 +136,7 @@ async def test_a_worklist_is_done_whenever_its_key_is_notified(homeservers: Open
         assert (due, done) == (["poison"], ["left by a crash", "new"])
 
 
-async def test_a_worklist_without_a_key_is_read_at_the_start(homeservers: Open) -> None:
+async def test_a_worklist_without_a_key_is_processed_at_the_start(homeservers: Open) -> None:
     lists = 0
 
     def list_due(tx: Transaction) -> list[str]:
@@ -155,7 +155,7 @@ async def test_a_worklist_without_a_key_is_read_at_the_start(homeservers: Open) 
     assert lists == 1
 
 
-async def test_a_tail_is_told_what_is_committed_if_it_is_on(homeservers: Open) -> None:
+async def test_an_enabled_tail_gets_committed_changes(homeservers: Open) -> None:
     told: list[tuple[int, int]] = []
 
     async def follow(hs: Resources, since: int, upto: int) -> None:

@@ -16,7 +16,7 @@ async def _pieces(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def test_a_file_comes_back_as_it_was_stored(homeservers: Open) -> None:
+async def test_a_file_is_returned_as_it_was_stored(homeservers: Open) -> None:
     async with homeservers("a.example") as a, homeservers("b.example") as b:
         alice, bob = await a.register("alice"), await b.register("bob")
         mxc = await alice.upload("Tee für zwei".encode(), "text/plain", "zwei Tassen.txt")
@@ -25,7 +25,7 @@ async def test_a_file_comes_back_as_it_was_stored(homeservers: Open) -> None:
         assert await bob.download(mxc) == stored
 
 
-async def test_a_large_file_goes_in_and_out_in_pieces(homeservers: Open) -> None:
+async def test_a_large_file_is_transferred_in_chunks(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         piece = bytes(range(256)) * 4096
@@ -39,7 +39,7 @@ async def test_a_large_file_goes_in_and_out_in_pieces(homeservers: Open) -> None
         assert part == b"\0\1\2"
 
 
-async def test_bytes_and_mappings_are_bodies(homeservers: Open) -> None:
+async def test_bytes_and_mappings_are_accepted_as_bodies(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         for body in (b'{"name":"Kitchen"}', {"name": "Kitchen"}):
@@ -49,7 +49,7 @@ async def test_bytes_and_mappings_are_bodies(homeservers: Open) -> None:
         assert (await alice.download(answer["content_uri"])).content == b"tea"
 
 
-async def test_what_a_program_sends_afterwards_is_its_own(homeservers: Open) -> None:
+async def test_objects_passed_to_a_call_can_be_changed_afterwards(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         room_id = await alice.create_room()
@@ -78,7 +78,7 @@ async def test_what_a_program_sends_afterwards_is_its_own(homeservers: Open) -> 
         ("send_transaction", ("t1",), {"body": {}}, "called by other servers"),
     ],
 )
-async def test_a_call_that_does_not_fit_is_a_type_error(
+async def test_a_call_with_the_wrong_signature_is_a_type_error(
     homeservers: Open, operation: str, path: tuple[Any, ...], given: dict[str, Any], sentence: str
 ) -> None:
     async with homeservers("a.example") as a:
@@ -87,7 +87,7 @@ async def test_a_call_that_does_not_fit_is_a_type_error(
             await alice.call(operation, *path, **given)
 
 
-async def test_a_wrong_argument_is_a_type_error_with_a_sentence(homeservers: Open) -> None:
+async def test_a_wrong_argument_is_a_type_error_with_an_explanation(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice: Any = await a.register("alice")
         any_a: Any = a
@@ -107,7 +107,7 @@ async def test_a_wrong_argument_is_a_type_error_with_a_sentence(homeservers: Ope
             assert sentence in str(wrong.value)
 
 
-async def test_what_the_server_refuses_has_a_code_and_a_sentence(homeservers: Open) -> None:
+async def test_refusals_have_an_error_code_and_an_explanation(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         room_id = await alice.create_room()

@@ -23,7 +23,7 @@ async def _take(client: Client, count: int) -> list[RoomEvent]:
     return taken
 
 
-async def test_events_are_all_there_even_if_more_have_come_than_one_sync_holds(homeservers: Open) -> None:
+async def test_no_event_is_missed_if_one_sync_cannot_hold_all(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice, bob = await a.register("alice"), await a.register("bob")
         room_id = await alice.create_room(invite=[bob.user_id])
@@ -35,7 +35,7 @@ async def test_events_are_all_there_even_if_more_have_come_than_one_sync_holds(h
         assert [event.body for event in await _take(listener, len(said))] == said
 
 
-async def test_events_of_a_room_begin_with_the_own_join(homeservers: Open) -> None:
+async def test_the_events_of_a_room_begin_with_our_own_join(homeservers: Open) -> None:
     async with homeservers("a.example") as a, homeservers("b.example") as b:
         alice, bob = await a.register("alice"), await b.register("bob")
         room_id = await alice.create_room(preset="public_chat")
@@ -48,7 +48,7 @@ async def test_events_of_a_room_begin_with_the_own_join(homeservers: Open) -> No
         assert second.body == "after"
 
 
-async def test_an_invitation_is_told_once_whether_it_waited_or_comes(homeservers: Open) -> None:
+async def test_an_invitation_is_yielded_once_whether_old_or_new(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice, bob = await a.register("alice"), await a.register("bob")
         waiting = await alice.create_room(invite=[bob.user_id])
@@ -67,7 +67,7 @@ async def test_an_invitation_is_told_once_whether_it_waited_or_comes(homeservers
         assert told == [waiting, coming]
 
 
-async def test_whoever_was_put_out_still_hears_what_was_said_before(homeservers: Open) -> None:
+async def test_a_removed_member_still_gets_earlier_events(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice, bob = await a.register("alice"), await a.register("bob")
         room_id = await alice.create_room(invite=[bob.user_id])
@@ -82,14 +82,14 @@ async def test_whoever_was_put_out_still_hears_what_was_said_before(homeservers:
         assert heard[30].content == {"membership": "leave", "reason": "too quiet"}
 
 
-async def test_a_room_is_joined_through_whichever_server_answers(homeservers: Open) -> None:
+async def test_a_room_is_joined_through_any_server_that_answers(homeservers: Open) -> None:
     async with homeservers("a.example") as a, homeservers("b.example") as b:
         alice, bob = await a.register("alice"), await b.register("bob")
         room_id = await alice.create_room(preset="public_chat")
         assert await bob.join(room_id, via=("gone.example", "a.example")) == room_id
 
 
-async def test_what_the_server_refuses_is_a_matrix_error(homeservers: Open) -> None:
+async def test_refusals_are_matrix_errors(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         with pytest.raises(MatrixError) as refused:
@@ -105,7 +105,7 @@ async def test_what_the_server_refuses_is_a_matrix_error(homeservers: Open) -> N
             await a.log_in("@nobody:a.example")
 
 
-async def test_a_listener_that_is_cancelled_leaves_nothing_waiting(homeservers: Open) -> None:
+async def test_a_cancelled_listener_leaves_nothing_waiting(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         with trio.move_on_after(5) as scope:
@@ -115,7 +115,7 @@ async def test_a_listener_that_is_cancelled_leaves_nothing_waiting(homeservers: 
         assert (await _take(alice, 1))[0].room_id == room_id
 
 
-async def test_a_wait_for_an_event_that_is_given_up_loses_none(homeservers: Open) -> None:
+async def test_an_abandoned_wait_for_an_event_loses_none(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         room_id = await alice.create_room()
@@ -129,14 +129,14 @@ async def test_a_wait_for_an_event_that_is_given_up_loses_none(homeservers: Open
             assert (await anext(events)).body == f"message {number}"
 
 
-async def test_an_exception_of_the_program_comes_out_as_it_is(homeservers: Open) -> None:
+async def test_an_exception_of_the_program_is_raised_unwrapped(homeservers: Open) -> None:
     with pytest.raises(ZeroDivisionError):
         async with homeservers("a.example") as a:
             await a.register("alice")
             math.floor(1 / 0)
 
 
-async def test_many_programs_write_at_once(homeservers: Open) -> None:
+async def test_many_programs_can_write_at_once(homeservers: Open) -> None:
     async with homeservers("a.example") as a:
         alice = await a.register("alice")
         room_id = await alice.create_room()

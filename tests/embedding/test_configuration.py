@@ -43,7 +43,7 @@ def test_mappings_lists_and_paths_are_converted() -> None:
         ({"log": {"level": "loud"}}, 'Log.level must be "debug", "info", "warning" or "error", not \'loud\''),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
+def test_impossible_values_are_refused_with_an_explanation(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Config(**{"server_name": "example.org", **given})
 

@@ -28,7 +28,7 @@ def _config(folder: Path, **sections: Any) -> Config:
     return config_for_tests("a.example", folder, listeners=(Listener(bind="127.0.0.1:0"),), **sections)
 
 
-async def test_a_server_that_is_not_open_says_so(tmp_path: Path) -> None:
+async def test_using_a_server_that_is_not_open_is_an_error(tmp_path: Path) -> None:
     hs = Homeserver(_config(tmp_path), wire=NoWire())
     uses: list[Callable[[], Any]] = [lambda: hs.app, lambda: hs.resources]
     calls = [hs.register, hs.log_in, hs.deactivate, lambda name: hs.set_password(name, None), lambda _: hs.serve()]
@@ -47,7 +47,7 @@ async def test_a_server_that_is_not_open_says_so(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_folder_has_one_server(tmp_path: Path) -> None:
+async def test_a_folder_can_be_opened_by_one_server_only(tmp_path: Path) -> None:
     async with Homeserver(_config(tmp_path), wire=NoWire()):
         with pytest.raises(DatabaseError, match="in use by another server"):
             async with Homeserver(_config(tmp_path), wire=NoWire()):
@@ -57,7 +57,7 @@ async def test_a_folder_has_one_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.sockets
-async def test_a_server_serves_once(tmp_path: Path) -> None:
+async def test_a_server_can_be_served_once(tmp_path: Path) -> None:
     async with Homeserver(_config(tmp_path), wire=NoWire()) as hs, trio.open_nursery() as nursery:
         (bound,) = await nursery.start(hs.serve)
         assert not bound.url.endswith(":0")
@@ -68,7 +68,7 @@ async def test_a_server_serves_once(tmp_path: Path) -> None:
             await hs.serve()
 
 
-async def test_whoever_waits_when_the_server_closes_is_told(homeservers: Open) -> None:
+async def test_waiting_calls_end_when_the_server_closes(homeservers: Open) -> None:
     ended: list[str] = []
 
     async def wait(client: Client) -> None:
@@ -94,7 +94,7 @@ async def test_whoever_waits_when_the_server_closes_is_told(homeservers: Open) -
 
 
 @pytest.mark.parametrize("failure", [ZeroDivisionError("a fault of the server"), KeyboardInterrupt()])
-async def test_a_failure_of_the_server_comes_out_as_itself(homeservers: Open, failure: BaseException) -> None:
+async def test_a_failure_of_the_server_is_raised_unwrapped(homeservers: Open, failure: BaseException) -> None:
     async def fail() -> None:
         raise failure
 
@@ -105,7 +105,7 @@ async def test_a_failure_of_the_server_comes_out_as_itself(homeservers: Open, fa
     assert raised.value is failure
 
 
-async def test_an_exception_of_the_program_comes_out_of_all_blocks(homeservers: Open) -> None:
+async def test_an_exception_of_the_program_propagates_through_all_blocks(homeservers: Open) -> None:
     with pytest.raises(KeyboardInterrupt):
         async with homeservers("a.example") as a, homeservers("b.example"):
             await a.register("alice")
@@ -126,7 +126,7 @@ def test_control_c_while_it_serves_is_a_keyboard_interrupt(tmp_path: Path) -> No
         trio.run(main)
 
 
-async def test_servers_and_nurseries_nest_in_any_order(homeservers: Open) -> None:
+async def test_servers_and_nurseries_can_be_nested_in_any_order(homeservers: Open) -> None:
     with trio.move_on_after(5) as scope:
         async with trio.open_nursery() as outer, homeservers("a.example") as a, trio.open_nursery() as inner:
             alice = await a.register("alice")
@@ -159,7 +159,7 @@ def _surroundings() -> dict[str, Any]:
 
 
 @pytest.mark.sockets
-async def test_the_process_belongs_to_the_program(tmp_path: Path) -> None:
+async def test_a_server_leaves_global_state_of_the_process_alone(tmp_path: Path) -> None:
     before = _surroundings()
     async with Homeserver(_config(tmp_path), wire=NoWire()) as hs, trio.open_nursery() as nursery:
         await nursery.start(hs.serve)
@@ -170,7 +170,7 @@ async def test_the_process_belongs_to_the_program(tmp_path: Path) -> None:
     assert during == before
 
 
-async def test_a_test_of_the_program_keeps_its_process_too(homeservers: Open) -> None:
+async def test_test_servers_leave_global_state_of_the_process_alone(homeservers: Open) -> None:
     """Even if thumbnails are made in the process itself."""
     picture = io.BytesIO()
     Image.new("RGB", (600, 400)).save(picture, "PNG")

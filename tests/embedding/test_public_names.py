@@ -38,7 +38,7 @@ async def main(folder: Path) -> str:
 """
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert set(homeserver.__all__) <= set(dir(homeserver))
     for name in homeserver.__all__:
         assert getattr(homeserver, name).__name__ == name
@@ -46,7 +46,7 @@ def test_every_public_name_is_there() -> None:
         _ = homeserver.Teapot  # type: ignore[attr-defined]
 
 
-def test_type_checkers_are_told_of_the_same_names() -> None:
+def test_type_checkers_see_the_same_names() -> None:
     stub = ast.parse((ROOT / "homeserver" / "__init__.pyi").read_text())
     told = {
         alias.asname: getattr(__import__(node.module, fromlist=[alias.name]), alias.name)
@@ -58,7 +58,7 @@ def test_type_checkers_are_told_of_the_same_names() -> None:
     assert (ROOT / "homeserver" / "py.typed").exists()
 
 
-def test_help_shows_them() -> None:
+def test_help_shows_the_public_names() -> None:
     # Python 3.13 breaks long signatures into lines.
     text = pydoc.render_doc(homeserver, renderer=pydoc.plaintext)
     text = re.sub(r"\s*\n[ |]*", " ", text).replace("( ", "(")
@@ -70,7 +70,7 @@ def test_there_is_one_version() -> None:
     assert version("homeserver") == homeserver.__version__
 
 
-def test_the_command_line_imports_no_server() -> None:
+def test_the_command_line_parser_does_not_import_the_server() -> None:
     code = "import sys, homeserver.cli as cli; cli.make_parser(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert {"trio", "msgspec", "homeserver.server", "homeserver.config"} & set(done.stdout.split()) == set()

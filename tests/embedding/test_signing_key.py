@@ -60,7 +60,7 @@ async def refusal(config: Config) -> str:
     return said
 
 
-async def test_the_first_start_makes_a_key_that_only_the_owner_reads(config: Config) -> None:
+async def test_the_first_start_creates_a_key_that_only_the_owner_can_read(config: Config) -> None:
     key = await start(config)
     assert stat.S_IMODE(key_file(config).stat().st_mode) == 0o600
     assert not [name for name in os.listdir(config.data_dir) if name.startswith(".signing.key")]
@@ -69,7 +69,7 @@ async def test_the_first_start_makes_a_key_that_only_the_owner_reads(config: Con
 
 
 @pytest.mark.parametrize("text", ["", "ed25519 a", "ed25519 a !", "rsa a b", "ed25519 a AAAA", "\udcff"])
-async def test_a_file_that_holds_something_else_is_refused(config: Config, text: str) -> None:
+async def test_a_file_without_a_signing_key_is_refused(config: Config, text: str) -> None:
     """At the first start as at any other."""
     content = text.encode("utf-8", "surrogateescape")
     key_file(config).parent.mkdir()
@@ -82,7 +82,7 @@ async def test_a_file_that_holds_something_else_is_refused(config: Config, text:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-async def test_what_is_no_file_is_refused_and_not_waited_for(config: Config, kind: str) -> None:
+async def test_special_files_are_refused_without_blocking(config: Config, kind: str) -> None:
     await start(config)
     path = key_file(config)
     path.unlink()
@@ -96,7 +96,7 @@ async def test_what_is_no_file_is_refused_and_not_waited_for(config: Config, kin
         await start(config)
 
 
-async def test_a_key_cut_off_is_refused_without_a_word_of_it(config: Config) -> None:
+async def test_a_truncated_key_is_refused_without_revealing_it(config: Config) -> None:
     secret = format_signing_key(await start(config)).split()[2]
     text = key_file(config).read_text()
     key_file(config).write_text(text[:-12])
@@ -107,7 +107,7 @@ async def test_a_key_cut_off_is_refused_without_a_word_of_it(config: Config) -> 
     await start(config)
 
 
-async def test_a_lost_key_is_not_made_anew(config: Config) -> None:
+async def test_a_lost_key_is_not_replaced(config: Config) -> None:
     key = await start(config)
     text = key_file(config).read_text()
     key_file(config).unlink()
@@ -118,7 +118,7 @@ async def test_a_lost_key_is_not_made_anew(config: Config) -> None:
     assert await start(config) == key
 
 
-async def test_a_database_from_before_keys_were_noted_keeps_its_key_too(config: Config) -> None:
+async def test_a_database_without_a_recorded_key_keeps_its_key(config: Config) -> None:
     def forget(tx: Transaction) -> None:
         tx.run("DELETE FROM identity")
         tx.run("DELETE FROM own_keys")
@@ -139,7 +139,7 @@ async def test_the_key_of_another_server_is_refused(config: Config) -> None:
     assert f"holds the key ed25519:other, but this server signs with {key.key_id}" in said
 
 
-async def test_a_new_key_is_made_where_it_is_asked_for(config: Config) -> None:
+async def test_a_new_key_is_created_on_request(config: Config) -> None:
     first = await start(config)
     for is_lost in (False, True):
         if is_lost:
@@ -155,7 +155,7 @@ async def test_a_new_key_is_made_where_it_is_asked_for(config: Config) -> None:
         assert await start(config) == new
 
 
-async def test_data_of_one_name_are_not_served_under_another(config: Config, tmp_path: Path) -> None:
+async def test_data_of_one_server_name_cannot_be_served_under_another(config: Config, tmp_path: Path) -> None:
     async with server(config) as hs:
         await hs.register("alice")
     renamed = Config(
@@ -188,7 +188,7 @@ async def test_servers_that_start_at_once_agree_on_one_key(tmp_path: Path) -> No
     assert [each.name for each in tmp_path.iterdir()] == ["signing.key"]
 
 
-async def test_of_two_nodes_with_files_of_their_own_the_second_is_refused(config: Config, tmp_path: Path) -> None:
+async def test_of_two_nodes_with_different_keys_the_second_is_refused(config: Config, tmp_path: Path) -> None:
     key = await start(config)
     database = await open_data(config, inline=True, now_ms=now_ms)
     elsewhere = Config(server_name=NAME, data_dir=str(tmp_path / "elsewhere"))

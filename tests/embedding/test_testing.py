@@ -29,11 +29,11 @@ async def _say_hello() -> None:
         assert (await _hear(bob, "Hello?")).sender == alice.user_id
 
 
-def test_a_message_goes_from_one_server_to_another() -> None:
+def test_a_message_travels_from_one_server_to_another() -> None:
     run(_say_hello)
 
 
-def test_two_servers_take_little_time() -> None:
+def test_two_servers_start_quickly() -> None:
     """50 ms of CPU on an idle machine; the bound is six times that, for busy and slow ones."""
     taken = []
     for _ in range(4):
@@ -43,7 +43,7 @@ def test_two_servers_take_little_time() -> None:
     assert min(taken) < 0.3
 
 
-def test_what_was_said_during_a_cut_arrives_after_it() -> None:
+def test_messages_sent_during_a_partition_arrive_after_it() -> None:
     async def main() -> float:
         network = FakeNetwork(latency_s=0.05)
         async with two_servers(network=network) as (a, b):
@@ -64,7 +64,7 @@ def test_what_was_said_during_a_cut_arrives_after_it() -> None:
     assert time.monotonic() - began < 60
 
 
-def test_lost_requests_are_repeated() -> None:
+def test_lost_requests_are_retried() -> None:
     async def main() -> None:
         network = FakeNetwork(seed=1)
         async with two_servers(network=network) as (a, b):
@@ -82,7 +82,7 @@ def test_lost_requests_are_repeated() -> None:
     run(main)
 
 
-def test_a_server_that_is_off_answers_nothing_more() -> None:
+def test_a_server_that_is_switched_off_answers_nothing() -> None:
     async def main() -> int | None:
         network = FakeNetwork(latency_s=1)
         async with two_servers(network=network) as (a, b):
@@ -98,7 +98,7 @@ def test_a_server_that_is_off_answers_nothing_more() -> None:
     assert run(main) is None
 
 
-def test_programs_on_asyncio_have_a_server_in_memory_too(tmp_path: Path) -> None:
+def test_asyncio_programs_can_use_an_in_memory_server(tmp_path: Path) -> None:
     async def main() -> str:
         config = config_for_tests("test.example", tmp_path)
         async with AsyncioHomeserver(config, inline_database=True) as hs:
@@ -110,7 +110,7 @@ def test_programs_on_asyncio_have_a_server_in_memory_too(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "test.example").iterdir()] == ["signing.key"]
 
 
-def test_a_server_opened_again_on_its_folder_has_what_it_had(tmp_path: Path) -> None:
+def test_reopening_a_server_on_its_folder_restores_its_data(tmp_path: Path) -> None:
     async def main() -> list[str]:
         async with one_server(folder=tmp_path) as hs:
             alice = await hs.register("alice")
@@ -123,7 +123,7 @@ def test_a_server_opened_again_on_its_folder_has_what_it_had(tmp_path: Path) -> 
     assert run(main) == ["I shall be back."]
 
 
-def test_the_time_of_day_follows_the_clock() -> None:
+def test_the_wall_clock_follows_the_test_clock() -> None:
     async def main() -> int:
         async with one_server() as hs:
             alice = await hs.register("alice")

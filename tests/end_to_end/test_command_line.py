@@ -45,7 +45,7 @@ def serve_in_vain(server: Homeserver) -> str:
     return result.stderr
 
 
-def test_the_demo_plays_its_dialogue_between_two_servers_and_ends() -> None:
+def test_the_demo_plays_a_dialogue_between_two_servers_and_ends() -> None:
     result = run("demo", "--exit")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -57,7 +57,7 @@ def test_the_demo_plays_its_dialogue_between_two_servers_and_ends() -> None:
     assert result.stderr == ""
 
 
-def test_the_demo_tells_programs_what_it_does() -> None:
+def test_the_demo_prints_machine_readable_output_on_request() -> None:
     result = run("demo", "--exit", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     told = [json.loads(line) for line in result.stdout.splitlines()]
@@ -66,7 +66,7 @@ def test_the_demo_tells_programs_what_it_does() -> None:
     assert all(took_ms > 0 for took_ms in steps.values())
 
 
-def test_a_reader_who_has_heard_enough_ends_the_demo_quietly() -> None:
+def test_closing_the_output_ends_the_demo_quietly() -> None:
     with subprocess.Popen(
         [COMMAND, "demo", "--exit"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as demo:
@@ -77,7 +77,7 @@ def test_a_reader_who_has_heard_enough_ends_the_demo_quietly() -> None:
         assert demo.wait(60) == 1
 
 
-def test_a_good_configuration_is_called_good(server: Homeserver) -> None:
+def test_a_valid_configuration_is_confirmed(server: Homeserver) -> None:
     result = run("config", "check", "--config", server.config)
     assert (result.returncode, result.stderr) == (0, "")
     warning, last = result.stdout.splitlines()
@@ -100,7 +100,7 @@ def test_a_good_configuration_is_called_good(server: Homeserver) -> None:
         ("[rate_limits", "not valid TOML"),
     ],
 )
-def test_a_mistake_in_the_configuration_is_named_in_one_sentence(tmp_path: Path, line: str, hint: str) -> None:
+def test_a_mistake_in_the_configuration_is_reported_in_one_sentence(tmp_path: Path, line: str, hint: str) -> None:
     config = tmp_path / "homeserver.toml"
     config.write_text(f'server_name = "a.example"\n{line}\n')
     result = run("config", "check", "--config", config)
@@ -110,7 +110,7 @@ def test_a_mistake_in_the_configuration_is_named_in_one_sentence(tmp_path: Path,
     assert str(config) in result.stderr
 
 
-def test_a_configuration_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_configuration_is_reported_in_one_sentence(tmp_path: Path) -> None:
     for command in (("serve",), ("config", "check"), ("user", "add", "alice", "--password-stdin")):
         result = run(*command, "--config", tmp_path / "none.toml", stdin="secret\n")
         assert result.returncode == 1
@@ -118,7 +118,7 @@ def test_a_configuration_that_is_not_there_is_one_sentence(tmp_path: Path) -> No
         assert "none.toml" in result.stderr
 
 
-def test_who_was_added_on_the_command_line_can_log_in(server: Homeserver) -> None:
+def test_a_user_added_on_the_command_line_can_log_in(server: Homeserver) -> None:
     write_config(server, {"registration": {"enabled": False}})
     result = run("user", "add", "alice", "--password-stdin", "--config", server.config, stdin="good night\n")
     assert (result.returncode, result.stdout) == (0, f"{server.user_id('alice')} can log in now.\n"), result.stderr
@@ -143,7 +143,7 @@ def test_a_user_of_another_server_or_without_a_password_is_not_added(server: Hom
         assert_one_sentence(result.stderr)
 
 
-def test_a_taken_port_is_one_sentence(server: Homeserver) -> None:
+def test_a_taken_port_is_reported_in_one_sentence(server: Homeserver) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", server.client_port))
         taken.listen()
@@ -165,7 +165,7 @@ def test_a_second_server_on_the_same_data_is_refused(server: Homeserver) -> None
     assert server.call("GET", "/_matrix/client/versions")
 
 
-def test_a_database_of_a_newer_program_is_refused_and_left_alone(server: Homeserver) -> None:
+def test_a_database_of_a_newer_program_is_refused_and_left_unchanged(server: Homeserver) -> None:
     server.start()
     server.register("alice")
     assert server.stop() == 0
@@ -180,7 +180,7 @@ def test_a_database_of_a_newer_program_is_refused_and_left_alone(server: Homeser
     assert database.read_bytes() == before
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_alone(server: Homeserver) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_left_unchanged(server: Homeserver) -> None:
     folder = server.folder / "data"
     folder.mkdir()
     (folder / "homeserver.db").write_bytes(b"Two households, both alike in dignity\n" * 100)
@@ -189,14 +189,14 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(server: Homeserver
 
 
 @pytest.mark.parametrize("folder", ["data", "data/blobs"])
-def test_a_file_in_the_place_of_a_folder_is_one_sentence(server: Homeserver, folder: str) -> None:
+def test_a_file_in_place_of_a_folder_is_reported_in_one_sentence(server: Homeserver, folder: str) -> None:
     path = server.folder / folder
     path.parent.mkdir(exist_ok=True)
     path.touch()
     assert str(path) in serve_in_vain(server)
 
 
-def test_a_full_disk_is_one_sentence(server: Homeserver) -> None:
+def test_a_full_disk_is_reported_in_one_sentence(server: Homeserver) -> None:
     """As far as a limit on the size of files is one."""
     limited = f'ulimit -f 100; exec "{COMMAND}" serve --config "{server.config}"'
     result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60, check=False)
@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_sentence(server: Homeserver) -> None:
     assert_one_sentence(result.stderr)
 
 
-def test_a_broken_signing_key_or_certificate_is_one_sentence(server: Homeserver) -> None:
+def test_a_broken_signing_key_or_certificate_is_reported_in_one_sentence(server: Homeserver) -> None:
     (server.folder / "data").mkdir()
     (server.folder / "data" / "signing.key").write_text("not a key\n")
     assert "signing.key" in serve_in_vain(server)
@@ -259,7 +259,7 @@ def _active(server: Homeserver) -> int:
     return next(int(float(line.split()[1])) for line in lines if line.startswith("homeserver_requests_active "))
 
 
-def test_what_was_stored_is_there_after_a_restart(server: Homeserver) -> None:
+def test_stored_data_survives_a_restart(server: Homeserver) -> None:
     server.start()
     token = server.register("alice")
     room_id = server.call("POST", "createRoom", token, {"name": "Kitchen"})["room_id"]
@@ -270,7 +270,7 @@ def test_what_was_stored_is_there_after_a_restart(server: Homeserver) -> None:
     assert "join" not in server.call("GET", "sync", token, since=since).get("rooms", {})
 
 
-def test_the_first_page_tells_people_where_they_are(server: Homeserver) -> None:
+def test_the_front_page_says_what_this_server_is(server: Homeserver) -> None:
     server.start()
     page = httpx.get(server.url + "/")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")

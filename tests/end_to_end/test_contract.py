@@ -123,13 +123,13 @@ def assert_valid(operations: dict[str, Any], wanted: tuple[str, ...]) -> None:
     assert not missing
 
 
-def test_every_operation_that_clients_need_answers_as_the_contract_says(server: Homeserver, tmp_path: Path) -> None:
+def test_every_client_operation_answers_as_specified(server: Homeserver, tmp_path: Path) -> None:
     operations = walk(tmp_path, "client-server", "--base-url", server.url)
     if operations is not None:
         assert_valid(operations, tuple(name for names in CLIENT_MODULES.values() for name in names))
 
 
-def test_every_operation_that_servers_need_answers_as_the_contract_says(server: Homeserver, tmp_path: Path) -> None:
+def test_every_server_operation_answers_as_specified(server: Homeserver, tmp_path: Path) -> None:
     operations = walk(
         tmp_path, "server-server",
         "--base-url", f"https://localhost:{server.federation_port}", "--client-url", server.url,

@@ -28,7 +28,7 @@ def die(server: Homeserver) -> None:
     server.process.wait()
 
 
-def test_a_death_is_the_report_and_the_server_runs_again(montague: Homeserver) -> None:
+def test_a_server_that_died_fails_the_test_and_is_restarted(montague: Homeserver) -> None:
     die(montague)
     for attempt in (lambda: montague.call("GET", "joined_rooms"), montague.stop):
         with pytest.raises(Failed, match=r"(?s)ended by itself with -9.*its last words"):
@@ -44,7 +44,7 @@ def test_a_death_is_the_report_and_the_server_runs_again(montague: Homeserver) -
     assert [title for title, _ in report.sections] == ["montague said"]
 
 
-def test_a_server_that_does_not_start_says_why_once() -> None:
+def test_a_server_that_fails_to_start_says_why_once() -> None:
     error = Failed("the port is taken")
     first, second = make_report("failed"), make_report("failed")
     shorten(first, error)

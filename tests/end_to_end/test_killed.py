@@ -259,7 +259,7 @@ def messages(server: Homeserver, token: str, room_id: str) -> dict[str, list[str
         query["from"] = page["end"]
 
 
-def test_what_was_acknowledged_is_there_exactly_once_however_often_the_server_ends(
+def test_acknowledged_events_exist_exactly_once_however_often_the_server_is_killed(
     scene: Scene, launcher: Launcher
 ) -> None:
     chance = random.Random(SEED)

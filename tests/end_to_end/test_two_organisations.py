@@ -40,7 +40,7 @@ def room_of(romeo: Person, juliet: Person, **options: object) -> str:
     return room_id
 
 
-def test_who_has_registered_can_log_in_at_another_device(romeo: Person) -> None:
+def test_a_registered_user_can_log_in_on_another_device(romeo: Person) -> None:
     phone = romeo.another_device()
     phone.log_in()
     assert phone.nio.device_id != romeo.nio.device_id
@@ -85,7 +85,7 @@ def test_an_invitation_can_be_declined(romeo: Person, juliet: Person) -> None:
         juliet.join(room_id)
 
 
-def test_what_is_said_arrives_once_and_in_order_on_both_servers(romeo: Person, juliet: Person) -> None:
+def test_messages_arrive_once_and_in_order_on_both_servers(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet)
     said = []
     for number in range(20):
@@ -99,7 +99,7 @@ def test_what_is_said_arrives_once_and_in_order_on_both_servers(romeo: Person, j
         assert person.texts(room_id) == [f"line {number}" for number in range(20)]
 
 
-def test_a_sync_that_waits_ends_when_the_other_server_has_news(romeo: Person, juliet: Person) -> None:
+def test_a_waiting_sync_returns_when_the_other_server_sends_something(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet)
     juliet.sync()
     romeo.say(room_id, "soft!")
@@ -129,7 +129,7 @@ def test_history_is_the_same_in_pages_of_any_size_on_both_servers(romeo: Person,
     assert romeo.texts(room_id) == [*(f"before {number}" for number in range(30)), "after"]
 
 
-def test_a_file_uploaded_here_can_be_downloaded_there(romeo: Person, juliet: Person) -> None:
+def test_a_file_uploaded_on_one_server_can_be_downloaded_from_the_other(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet)
     data = random.Random(1597).randbytes(300_000)
     uri = romeo.upload(data, "application/pdf", "a rose.pdf")
@@ -142,7 +142,7 @@ def test_a_file_uploaded_here_can_be_downloaded_there(romeo: Person, juliet: Per
         juliet.download(f"mxc://{romeo.server.server_name}/no-such-file")
 
 
-def test_how_far_one_has_read_is_seen_on_the_other_server(romeo: Person, juliet: Person) -> None:
+def test_read_receipts_reach_the_other_server(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet)
     event_id = romeo.say(room_id, "read me")
     juliet.wait_event(room_id, event_id)
@@ -150,7 +150,7 @@ def test_how_far_one_has_read_is_seen_on_the_other_server(romeo: Person, juliet:
     romeo.wait("the receipt", lambda: romeo.read.get((room_id, juliet.user_id)) == event_id)
 
 
-def test_who_types_is_seen_on_the_other_server(romeo: Person, juliet: Person) -> None:
+def test_typing_is_visible_on_the_other_server(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet)
     romeo.type(room_id, True)
     juliet.wait("romeo to type", lambda: romeo.user_id in juliet.nio.rooms[room_id].typing_users)
@@ -158,7 +158,7 @@ def test_who_types_is_seen_on_the_other_server(romeo: Person, juliet: Person) ->
     juliet.wait("romeo to stop", lambda: romeo.user_id not in juliet.nio.rooms[room_id].typing_users)
 
 
-def test_a_redaction_takes_the_words_away_on_both_servers(romeo: Person, juliet: Person) -> None:
+def test_a_redaction_removes_the_content_on_both_servers(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet)
     event_id = juliet.say(room_id, "a rash word")
     romeo.wait_event(room_id, event_id)
@@ -174,7 +174,7 @@ def test_a_redaction_takes_the_words_away_on_both_servers(romeo: Person, juliet:
         assert person.texts(room_id) == []
 
 
-def test_state_set_there_holds_here(romeo: Person, juliet: Person) -> None:
+def test_state_set_on_one_server_applies_on_the_other(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet, power_level_override={"events": {"m.room.topic": 0}})
     juliet.set_state(room_id, "m.room.topic", {"topic": "names"})
     romeo.wait("the topic", lambda: romeo.nio.rooms[room_id].topic == "names")
@@ -183,7 +183,7 @@ def test_state_set_there_holds_here(romeo: Person, juliet: Person) -> None:
     assert refused.value.errcode == "M_FORBIDDEN"
 
 
-def test_who_leaves_is_gone_on_both_servers_and_hears_no_more(romeo: Person, juliet: Person) -> None:
+def test_a_leaving_member_is_gone_on_both_servers_and_gets_no_more_events(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet)
     juliet.leave(room_id)
     romeo.wait_gone(room_id, juliet)
@@ -197,7 +197,7 @@ def test_who_leaves_is_gone_on_both_servers_and_hears_no_more(romeo: Person, jul
     assert refused.value.errcode == "M_FORBIDDEN"
 
 
-def test_who_is_removed_cannot_come_back_uninvited(romeo: Person, juliet: Person) -> None:
+def test_a_kicked_member_cannot_return_without_an_invitation(romeo: Person, juliet: Person) -> None:
     alias = f"#{romeo.localpart}:{romeo.server.server_name}"
     room_id = room_of(romeo, juliet, alias=romeo.localpart)
     romeo.ask(romeo.nio.room_ban(room_id, juliet.user_id, "banished"))
@@ -235,7 +235,7 @@ def test_profiles_can_be_looked_up_on_the_other_server(romeo: Person, juliet: Pe
     assert refused.value.errcode == "M_NOT_FOUND"
 
 
-def test_presence_crosses(romeo: Person, juliet: Person) -> None:
+def test_presence_is_visible_on_the_other_server(romeo: Person, juliet: Person) -> None:
     room_id = room_of(romeo, juliet)
     juliet.ask(juliet.nio.set_presence("online", "on the balcony"))
 
@@ -246,7 +246,9 @@ def test_presence_crosses(romeo: Person, juliet: Person) -> None:
     romeo.wait("her presence", told)
 
 
-def test_several_of_each_side_all_hear_all(newcomer: Newcomer, montague: Homeserver, capulet: Homeserver) -> None:
+def test_with_several_members_per_server_everyone_gets_every_message(
+    newcomer: Newcomer, montague: Homeserver, capulet: Homeserver
+) -> None:
     names = ("tybalt", "nurse", "paris")
     ours = [newcomer(montague, f"crowd-{name}") for name in names]
     theirs = [newcomer(capulet, f"crowd-{name}") for name in names]

@@ -21,7 +21,7 @@ every_operation_with_a_body = pytest.mark.parametrize("operation", WITH_BODY, id
 
 
 @every_operation_with_a_body
-async def test_what_is_no_json_is_refused(world: World, operation: Operation) -> None:
+async def test_bodies_that_are_not_json_are_refused(world: World, operation: Operation) -> None:
     before = await world.server.read(contents)
     for body in NOT_JSON:
         answer = await world.ask(operation, body=body)
@@ -31,7 +31,7 @@ async def test_what_is_no_json_is_refused(world: World, operation: Operation) ->
 
 
 @every_operation_with_a_body
-async def test_what_is_no_object_is_refused(world: World, operation: Operation) -> None:
+async def test_bodies_that_are_not_objects_are_refused(world: World, operation: Operation) -> None:
     before = await world.server.read(contents)
     for body in NOT_AN_OBJECT:
         answer = await world.ask(operation, body=body)
@@ -44,7 +44,7 @@ async def test_what_is_no_object_is_refused(world: World, operation: Operation) 
 
 
 @every_operation_with_a_body
-async def test_a_body_that_is_missing_is_refused_or_not_needed(world: World, operation: Operation) -> None:
+async def test_a_missing_body_is_refused_or_not_needed(world: World, operation: Operation) -> None:
     answer = await world.ask(operation, body=b"")
     check_client_answer(operation.method, world.path(operation), answer)
     assert operation.plan.body is not None
@@ -53,7 +53,7 @@ async def test_a_body_that_is_missing_is_refused_or_not_needed(world: World, ope
 
 
 @every_operation_with_a_body
-async def test_a_body_that_is_too_large_is_refused_unread(world: World, operation: Operation) -> None:
+async def test_an_oversized_body_is_refused_unread(world: World, operation: Operation) -> None:
     large = b'{"a": "' + b"x" * operation.max_body_bytes + b'"}'
     lies = (str(len(large)), "999999999999999999999999", None)
     for length in lies:
@@ -64,7 +64,7 @@ async def test_a_body_that_is_too_large_is_refused_unread(world: World, operatio
 
 
 @every_operation_with_a_body
-async def test_every_value_may_be_wrong(world: World, operation: Operation) -> None:
+async def test_any_value_may_be_wrong(world: World, operation: Operation) -> None:
     plan = operation.plan.body
     assert plan is not None
     written = await world.server.read(contents)

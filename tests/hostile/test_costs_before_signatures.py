@@ -60,7 +60,7 @@ async def stranger(federation: Federation) -> Stranger:
         'X-Matrix origin=stranger.example,destination=a.example,key="ed25519:other",sig="AAAA"',
     ],
 )
-async def test_who_cannot_be_another_server_is_refused_whatever_the_body_is(
+async def test_impossible_origins_are_refused_whatever_the_body(
     federation: Federation, stranger: Stranger, header: str | None
 ) -> None:
     server = await federation.start(HERE)
@@ -70,16 +70,14 @@ async def test_who_cannot_be_another_server_is_refused_whatever_the_body_is(
     assert server.hs.budgets.peers.held == 0
 
 
-async def test_a_wrong_signature_is_found_before_anything_is_decoded(
-    federation: Federation, stranger: Stranger
-) -> None:
+async def test_signatures_are_checked_before_anything_is_decoded(federation: Federation, stranger: Stranger) -> None:
     server = await federation.start(HERE)
     header = signed(stranger, transaction([]))
     answer = await put(server, header, b'{"pdus":[' + b"{}," * MIB + b"{}]}")
     assert (answer.status_code, answer.json()["errcode"]) == (401, "M_UNAUTHORIZED")
 
 
-async def test_wrong_signatures_are_charged_to_their_address(federation: Federation, stranger: Stranger) -> None:
+async def test_invalid_signatures_are_charged_to_the_address(federation: Federation, stranger: Stranger) -> None:
     server = await federation.start(HERE, rate_limits=RateLimitsSection(enabled=True))
     header = signed(stranger, transaction([]))
     large = b'{"pdus":["' + b"x" * (9 * MIB) + b'"]}'
@@ -90,7 +88,7 @@ async def test_wrong_signatures_are_charged_to_their_address(federation: Federat
     assert (await put(server, header, good, address="192.0.2.10")).status_code == 200, "others are not concerned"
 
 
-async def test_right_signatures_are_not(federation: Federation, stranger: Stranger) -> None:
+async def test_valid_signatures_are_not_charged_to_the_address(federation: Federation, stranger: Stranger) -> None:
     server = await federation.start(HERE, rate_limits=RateLimitsSection(enabled=True))
     content = transaction([])
     for _ in range(int(server.hs.rate_limits.classes["signatures"].burst) + 10):
@@ -120,7 +118,7 @@ async def test_a_large_transaction_may_have_its_parts_in_any_order(federation: F
     assert (answer.status_code, answer.json()) == (200, {"pdus": {}})
 
 
-async def test_the_largest_honest_transaction_is_taken(federation: Federation, stranger: Stranger) -> None:
+async def test_the_largest_honest_transaction_is_accepted(federation: Federation, stranger: Stranger) -> None:
     """However its users fill their events: with the smallest values, or with text that looks like many."""
     server = await federation.start(HERE, rate_limits=RateLimitsSection(enabled=True))
     for value in ([[]] * 21_000, ",:[{" * 16_000):
@@ -130,7 +128,7 @@ async def test_the_largest_honest_transaction_is_taken(federation: Federation, s
         assert (answer.status_code, answer.json()) == (200, {"pdus": {}})
 
 
-async def test_more_values_than_any_honest_transaction_has_are_refused(
+async def test_more_values_than_in_any_honest_transaction_are_refused(
     federation: Federation, stranger: Stranger
 ) -> None:
     server = await federation.start(HERE)

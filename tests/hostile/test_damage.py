@@ -104,14 +104,14 @@ async def test_a_page_with_a_damaged_event_is_an_error(homeserver: Server, alice
 
 
 @pytest.mark.parametrize("harm", [_lose_state_node, _change_state_node, _lose_member_event])
-async def test_state_that_is_not_whole_is_an_error(homeserver: Server, alice: Client, harm: Harm) -> None:
+async def test_incomplete_state_is_an_error(homeserver: Server, alice: Client, harm: Harm) -> None:
     room_id, *_ = await harmed(homeserver, alice, harm)
     for path in ("state", "members", f"state/m.room.member/{quote(alice.user_id)}"):
         assert await alice.refused("GET", f"rooms/{quote(room_id)}/{path}") == (500, "M_UNKNOWN"), path
 
 
 @pytest.mark.parametrize("harm", [_break_frame, _scramble_json, _lose_state_node, _lose_member_event])
-async def test_other_rooms_go_on(homeserver: Server, alice: Client, harm: Harm) -> None:
+async def test_other_rooms_keep_working(homeserver: Server, alice: Client, harm: Harm) -> None:
     """In /sync too, where the damaged room has a gap. Paginating back into it is an error."""
     room_id, other, _ = await harmed(homeserver, alice, harm)
     answer = await alice.ok("GET", "sync?timeout=0")
@@ -139,7 +139,9 @@ async def test_other_rooms_go_on(homeserver: Server, alice: Client, harm: Harm) 
         ("redacted_by", "text"),
     ],
 )
-async def test_values_that_are_not_of_their_column(sqlite_server: Server, column: str, value: object) -> None:
+async def test_values_of_the_wrong_type_are_reported_as_damage(
+    sqlite_server: Server, column: str, value: object
+) -> None:
     """SQLite takes any value in any column, so a damaged or edited row may hold anything."""
     alice = await sqlite_server.register("alice")
 
@@ -165,7 +167,9 @@ async def test_values_that_are_not_of_their_column(sqlite_server: Server, column
         ("memberships", "stripped", b"no JSON"),
     ],
 )
-async def test_a_room_whose_row_is_damaged(sqlite_server: Server, table: str, column: str, value: object) -> None:
+async def test_a_damaged_row_of_a_room_does_not_affect_other_rooms(
+    sqlite_server: Server, table: str, column: str, value: object
+) -> None:
     alice = await sqlite_server.register("alice")
 
     def harm(tx: Transaction, room_id: RoomID, event_id: str) -> None:
@@ -185,7 +189,7 @@ async def _check_other_rooms(server: Server, alice: Client, other: str) -> None:
     assert (await server.anonymous.get(READY)).status_code == 503
 
 
-async def test_the_operator_is_told_once_and_the_health_check_remembers(
+async def test_damage_is_logged_once_and_shown_by_the_health_check(
     homeserver: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     room_id, other, event_id = await harmed(homeserver, alice, _break_frame)
@@ -201,7 +205,9 @@ async def test_the_operator_is_told_once_and_the_health_check_remembers(
 
 
 @pytest.mark.parametrize("size_bytes", [5_000, 1_000_000])
-async def test_media_that_was_cut_off(homeservers: Homeservers, tmp_path: Path, size_bytes: int) -> None:
+async def test_truncated_media_are_reported_as_missing(
+    homeservers: Homeservers, tmp_path: Path, size_bytes: int
+) -> None:
     server = await homeservers.start("media.example", blobs=BlobsSection(url="file:blobs"))
     alice = await server.register("alice")
     headers = {"content-type": "image/png"}

@@ -33,7 +33,7 @@ async def send(client: Client, room_id: str, content: Any, event_type: str = "m.
 
 
 @pytest.mark.parametrize("number", IRREGULAR, ids=str)
-async def test_numbers_that_are_not_canonical_are_refused_in_rooms_of_today(
+async def test_numbers_outside_canonical_json_are_refused_in_current_room_versions(
     federation: Federation, number: float
 ) -> None:
     alice = await (await federation.start("a.example")).register("alice")
@@ -47,9 +47,7 @@ async def test_numbers_that_are_not_canonical_are_refused_in_rooms_of_today(
 
 
 @pytest.mark.parametrize("version", ["1", "5"])
-async def test_rooms_of_old_hold_any_number_and_every_answer_with_them_works(
-    federation: Federation, version: str
-) -> None:
+async def test_old_room_versions_accept_any_number_and_every_answer_works(federation: Federation, version: str) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     content = {"numbers": list(IRREGULAR)}
@@ -81,7 +79,7 @@ async def test_rooms_of_old_hold_any_number_and_every_answer_with_them_works(
 
 
 @pytest.mark.parametrize("version", ["1", "5", "6", "12"])
-async def test_unkind_content_is_kept_as_it_is(federation: Federation, version: str) -> None:
+async def test_unusual_content_is_kept_unchanged(federation: Federation, version: str) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(bob, room_id, "a.example")
@@ -100,7 +98,7 @@ async def test_unkind_content_is_kept_as_it_is(federation: Federation, version: 
             await sync(client)
 
 
-async def test_an_event_may_be_just_so_large(federation: Federation) -> None:
+async def test_events_are_accepted_up_to_the_maximum_size(federation: Federation) -> None:
     alice = await (await federation.start("a.example")).register("alice")
     room_id = await create_room(alice)
     status, answer = await send(alice, room_id, {"body": "x" * 64_000})
@@ -110,7 +108,7 @@ async def test_an_event_may_be_just_so_large(federation: Federation) -> None:
         assert (status, answer["errcode"]) == (413, "M_TOO_LARGE")
 
 
-async def test_content_may_be_just_so_deep(federation: Federation) -> None:
+async def test_content_is_accepted_up_to_the_maximum_depth(federation: Federation) -> None:
     alice = await (await federation.start("a.example")).register("alice")
     room_id = await create_room(alice)
     for depth, status in ((90, 200), (99, 400), (5_000, 400)):
@@ -174,7 +172,7 @@ async def test_state_that_would_break_the_room_is_refused(
         ("m.room.pinned_events", {"pinned": 5}),
     ],
 )
-async def test_a_room_with_senseless_state_still_answers_everything(
+async def test_a_room_with_malformed_state_still_answers_everything(
     federation: Federation, event_type: str, content: dict[str, Any]
 ) -> None:
     a, b, alice, bob = await federation.start_two()

@@ -46,7 +46,7 @@ def unkind_paths(world: World, operation: Operation) -> Iterator[tuple[str, str,
 
 
 @pytest.mark.parametrize("operation", WITH_PATH, ids=identify)
-async def test_every_part_of_a_path_may_be_wrong(world: World, operation: Operation) -> None:
+async def test_any_part_of_a_path_may_be_wrong(world: World, operation: Operation) -> None:
     for number, (_, text, path) in enumerate(unkind_paths(world, operation)):
         if "?" in text:
             continue
@@ -63,7 +63,7 @@ async def test_every_part_of_a_path_may_be_wrong(world: World, operation: Operat
 
 
 @pytest.mark.parametrize("operation", WITH_PATH, ids=identify)
-async def test_what_is_no_identifier_is_refused(world: World, operation: Operation) -> None:
+async def test_malformed_identifiers_are_refused(world: World, operation: Operation) -> None:
     before = await world.server.read(contents)
     kinds = {name: decode for name, decode in operation.plan.path if decode in PARSERS.values()}
     for name in kinds:
@@ -74,7 +74,7 @@ async def test_what_is_no_identifier_is_refused(world: World, operation: Operati
 
 
 @pytest.mark.parametrize("operation", WITH_QUERY, ids=identify)
-async def test_every_parameter_of_a_query_may_be_wrong(world: World, operation: Operation) -> None:
+async def test_any_parameter_of_a_query_may_be_wrong(world: World, operation: Operation) -> None:
     plan = operation.plan.query
     assert plan is not None
     for name, text, is_refused in wrong_query_values(plan.kind):
@@ -143,7 +143,7 @@ NOWHERE = (
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-async def test_paths_that_lead_nowhere_are_unrecognized(world: World, prefix: str) -> None:
+async def test_unknown_paths_are_unrecognized(world: World, prefix: str) -> None:
     for suffix, method in itertools.product(NOWHERE, ("GET", "POST", "PUT")):
         answer = await ask(world.server.app, method, prefix + suffix)
         assert answer.verdict == (404, "M_UNRECOGNIZED"), str(answer)
@@ -151,7 +151,7 @@ async def test_paths_that_lead_nowhere_are_unrecognized(world: World, prefix: st
 
 
 @pytest.mark.parametrize("operation", WITH_TOKEN, ids=identify)
-async def test_who_does_not_say_who_they_are_is_refused_first(world: World, operation: Operation) -> None:
+async def test_missing_credentials_are_refused_first(world: World, operation: Operation) -> None:
     before = await world.server.read(contents)
     optional = operation.plan.requester_optional
     for body in (b"", b"{", b"{}", b"x" * 10_000):

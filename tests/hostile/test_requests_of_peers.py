@@ -100,7 +100,7 @@ def bad_headers(stranger: Stranger, method: str, uri: str, content: Any) -> list
 
 
 @every_operation
-async def test_what_is_not_signed_as_it_should_is_refused(peers: Peers, operation: Operation) -> None:
+async def test_badly_signed_requests_are_refused(peers: Peers, operation: Operation) -> None:
     world, stranger = peers
     path, content = world.path(operation), body_of(peers, operation)
     before = await world.server.read(contents)
@@ -113,9 +113,7 @@ async def test_what_is_not_signed_as_it_should_is_refused(peers: Peers, operatio
 
 
 @every_operation
-async def test_a_request_that_was_meant_for_another_server_cannot_be_replayed(
-    peers: Peers, operation: Operation
-) -> None:
+async def test_a_request_for_another_server_cannot_be_replayed(peers: Peers, operation: Operation) -> None:
     world, stranger = peers
     path, content = world.path(operation), body_of(peers, operation)
     meant_for_other = sign(stranger, operation.method, path, content, to="other.example")
@@ -130,7 +128,7 @@ async def test_a_request_that_was_meant_for_another_server_cannot_be_replayed(
 
 
 @every_operation
-async def test_every_part_of_a_signed_path_may_be_wrong(peers: Peers, operation: Operation) -> None:
+async def test_any_part_of_a_signed_path_may_be_wrong(peers: Peers, operation: Operation) -> None:
     world, stranger = peers
     content = body_of(peers, operation)
     for name, _ in operation.plan.path:
@@ -150,7 +148,7 @@ WITH_QUERY = tuple(operation for operation in FEDERATION_OPERATIONS if operation
 
 
 @pytest.mark.parametrize("operation", WITH_QUERY, ids=identify)
-async def test_every_parameter_of_a_signed_query_may_be_wrong(peers: Peers, operation: Operation) -> None:
+async def test_any_parameter_of_a_signed_query_may_be_wrong(peers: Peers, operation: Operation) -> None:
     world, stranger = peers
     plan, content = operation.plan.query, body_of(peers, operation)
     assert plan is not None
@@ -170,7 +168,7 @@ WITH_BODY = tuple(operation for operation in OPERATIONS if operation.group == "f
 
 
 @pytest.mark.parametrize("operation", WITH_BODY, ids=identify)
-async def test_a_body_that_is_no_json_object_is_refused(peers: Peers, operation: Operation) -> None:
+async def test_a_body_that_is_not_a_json_object_is_refused(peers: Peers, operation: Operation) -> None:
     world, stranger = peers
     before = await world.server.read(contents)
     for body in (*NOT_JSON, *NOT_AN_OBJECT, b""):
@@ -186,7 +184,7 @@ async def test_a_body_that_is_no_json_object_is_refused(peers: Peers, operation:
 
 
 @pytest.mark.parametrize("operation", WITH_BODY, ids=identify)
-async def test_a_body_that_is_too_large_is_refused_unread(peers: Peers, operation: Operation) -> None:
+async def test_an_oversized_body_is_refused_unread(peers: Peers, operation: Operation) -> None:
     path = peers[0].path(operation)
     header = sign(peers[1], operation.method, path, {})
     for length in (str(operation.max_body_bytes + 1), "9" * 30):
@@ -206,7 +204,7 @@ async def test_a_transaction_has_at_most_50_pdus_and_100_edus(peers: Peers) -> N
     await assert_well(peers)
 
 
-async def test_who_is_not_in_a_room_learns_nothing_of_it(federation: Federation, peers: Peers) -> None:
+async def test_servers_outside_a_room_learn_nothing_about_it(federation: Federation, peers: Peers) -> None:
     world, _ = peers
     outsider = Stranger(federation.network, ServerName("outsider.example"))
     secret = await _private_room(world.alice)

@@ -168,18 +168,18 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-def test_chunks_that_are_none(server: Homeserver, chunks: bytes) -> None:
+def test_malformed_chunks_are_refused(server: Homeserver, chunks: bytes) -> None:
     answer = talk(server, request("POST", LOGIN, "transfer-encoding: chunked", body=chunks))
     assert all(400 <= status < 500 for status in statuses(answer)), answer[:300]
 
 
-def test_requests_one_after_another_without_waiting_are_answered_in_order(server: Homeserver) -> None:
+def test_pipelined_requests_are_answered_in_order(server: Homeserver) -> None:
     paths = [f"/_matrix/client/v3/{number}" if number % 3 else "/_matrix/client/versions" for number in range(60)]
     answer = talk(server, b"".join(request("GET", path) for path in paths))
     assert statuses(answer) == [404 if number % 3 else 200 for number in range(60)]
 
 
-def test_what_follows_a_good_request_may_be_garbage(server: Homeserver) -> None:
+def test_garbage_after_a_valid_request_does_not_affect_it(server: Homeserver) -> None:
     for garbage in (b"\0" * 100, b"GARBAGE\r\n\r\n", request("GET", "/x", "content-length: x")):
         answer = talk(server, VERSIONS + garbage)
         assert statuses(answer)[0] == 200
@@ -203,7 +203,7 @@ def test_long_paths_and_headers_are_refused(server: Homeserver, size: int) -> No
             assert answered in ([], [400], [414], [431])
 
 
-def test_a_head_without_end_is_cut_off(server: Homeserver) -> None:
+def test_an_endless_head_is_cut_off(server: Homeserver) -> None:
     with connect(server) as sock, contextlib.suppress(ConnectionError, TimeoutError):
         sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n")
         for _ in range(3_000):
@@ -212,13 +212,13 @@ def test_a_head_without_end_is_cut_off(server: Homeserver) -> None:
         assert all(400 <= status < 500 for status in statuses(sock.recv(65_536)))
 
 
-def test_a_body_larger_than_announced_is_another_request(server: Homeserver) -> None:
+def test_surplus_bytes_of_a_body_are_another_request(server: Homeserver) -> None:
     answer = talk(server, request("POST", LOGIN, "content-length: 2", body=b"{}{}{}{}\r\n\r\n"))
     assert statuses(answer)[0] == 400
     assert all(400 <= status < 500 for status in statuses(answer))
 
 
-def test_half_a_request_changes_nothing(server: Homeserver, token: str) -> None:
+def test_an_incomplete_request_changes_nothing(server: Homeserver, token: str) -> None:
     body = b'{"name": "half a room"}'
     headers = (f"authorization: Bearer {token}", f"content-length: {len(body)}", "content-type: application/json")
     whole = request("POST", "/_matrix/client/v3/createRoom", *headers, body=body)
@@ -229,7 +229,7 @@ def test_half_a_request_changes_nothing(server: Homeserver, token: str) -> None:
     assert len(server.call("GET", "joined_rooms", token)["joined_rooms"]) == 1
 
 
-def test_half_an_upload_is_no_file(server: Homeserver, token: str) -> None:
+def test_an_incomplete_upload_stores_no_file(server: Homeserver, token: str) -> None:
     headers = (f"authorization: Bearer {token}", "content-length: 1000000")
     answer = talk(server, request("POST", "/_matrix/media/v3/upload", *headers, body=b"x" * 500_000))
     assert statuses(answer) in ([], [400])
@@ -237,7 +237,7 @@ def test_half_an_upload_is_no_file(server: Homeserver, token: str) -> None:
     assert [path for path in blobs.rglob("*") if path.is_file()] == []
 
 
-def test_a_client_that_hangs_up_while_it_is_answered(server: Homeserver, token: str) -> None:
+def test_a_client_that_disconnects_during_an_answer_does_no_harm(server: Homeserver, token: str) -> None:
     for number in range(100):
         with connect(server) as sock:
             sock.sendall(request("GET", "/_matrix/client/v3/sync?timeout=10000", f"authorization: Bearer {token}"))
@@ -245,7 +245,7 @@ def test_a_client_that_hangs_up_while_it_is_answered(server: Homeserver, token: 
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset instead of an end
 
 
-def test_slow_clients_do_not_hold_up_others(server: Homeserver, token: str) -> None:
+def test_slow_clients_do_not_delay_others(server: Homeserver, token: str) -> None:
     """Slow loris: heads and bodies that come a byte at a time, and answers that nobody takes."""
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connect(server)) for _ in range(200)]
@@ -275,7 +275,7 @@ def test_many_connections_at_once_are_all_answered(server: Homeserver) -> None:
     assert len(socks) < limits.http.CONNECTIONS_MAX
 
 
-def test_connections_that_say_nothing_do_no_harm(server: Homeserver) -> None:
+def test_silent_connections_do_no_harm(server: Homeserver) -> None:
     for _ in range(3):
         with contextlib.ExitStack() as stack:
             for _ in range(300):
@@ -283,7 +283,7 @@ def test_connections_that_say_nothing_do_no_harm(server: Homeserver) -> None:
             assert_well(server)
 
 
-def test_requests_side_by_side_with_garbage(server: Homeserver, token: str) -> None:
+def test_requests_alongside_garbage_are_answered(server: Homeserver, token: str) -> None:
     def good(_: int) -> int:
         headers = {"authorization": f"Bearer {token}"}
         return httpx.get(f"{server.url}/_matrix/client/v3/account/whoami", headers=headers, timeout=60).status_code
@@ -295,7 +295,7 @@ def test_requests_side_by_side_with_garbage(server: Homeserver, token: str) -> N
         assert [answer.result() for answer in answers] == [200] * 60
 
 
-def test_garbage_on_the_federation_port(server: Homeserver) -> None:
+def test_garbage_on_the_federation_port_is_refused(server: Homeserver) -> None:
     address = ("127.0.0.1", server.federation_port)
     for data in (*GARBAGE.values(), bytes.fromhex("160301ffff") + b"\1" * 70_000):
         with socket.create_connection(address, timeout=PATIENCE_S) as sock, contextlib.suppress(ConnectionError):

@@ -45,7 +45,7 @@ REQUESTS = (
 
 
 @pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=[path for _, path, _ in REQUESTS])
-async def test_what_an_internal_name_stands_for_is_in_the_log_only(
+async def test_internal_addresses_appear_only_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, path: str, body: Any
 ) -> None:
     caplog.set_level("INFO")

@@ -13,7 +13,7 @@ from tests.media.servers import V1, blob_keys, create, upload
 from tests.support.homeservers import Client, Server
 
 
-async def test_blobs_that_never_got_a_row_are_found(autojump_clock: MockClock, server: Server, alice: Client) -> None:
+async def test_blobs_without_a_row_are_deleted(autojump_clock: MockClock, server: Server, alice: Client) -> None:
     hs = server.hs
     kept = await upload(alice, b"kept")
     await upload(alice, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
@@ -34,7 +34,7 @@ async def test_blobs_that_never_got_a_row_are_found(autojump_clock: MockClock, s
     assert (await alice.get(f"{V1}/download/{kept}")).content == b"kept"
 
 
-async def test_the_background_task_does_all_of_it(autojump_clock: MockClock, server: Server, alice: Client) -> None:
+async def test_the_background_task_does_all_cleanup(autojump_clock: MockClock, server: Server, alice: Client) -> None:
     hs = server.hs
     await create(alice)
     orphan = new_blob_key(b"\0" * 32, hs.now_ms())

@@ -20,7 +20,7 @@ filenames = st.text(min_size=1, max_size=60).filter(lambda name: clean_filename(
 
 
 @given(filename=filenames)
-def test_a_filename_survives_the_header(filename: str) -> None:
+def test_filenames_survive_the_header(filename: str) -> None:
     header = content_disposition("image/png", filename)
     header.encode("ascii")
     assert "\r" not in header and "\n" not in header and "\0" not in header
@@ -61,7 +61,7 @@ def test_a_stored_content_type_can_be_sent(value: str) -> None:
         (None, "inline"),
     ],
 )
-def test_content_disposition(filename: str | None, header: str) -> None:
+def test_content_disposition_is_written(filename: str | None, header: str) -> None:
     assert content_disposition("image/png", filename) == header
 
 
@@ -87,7 +87,7 @@ def test_content_disposition(filename: str | None, header: str) -> None:
         ("attachment; filename=" + "a" * 2000, None),
     ],
 )
-def test_reading_what_others_send(header: str | None, filename: str | None) -> None:
+def test_content_disposition_of_others_is_read(header: str | None, filename: str | None) -> None:
     assert read_filename(header) == filename
 
 
@@ -105,17 +105,17 @@ def test_reading_what_others_send(header: str | None, filename: str | None) -> N
         ("a/" + "b" * 300, "application/octet-stream"),
     ],
 )
-def test_clean_content_type(given_type: str | None, kept: str) -> None:
+def test_content_types_are_sanitised(given_type: str | None, kept: str) -> None:
     assert clean_content_type(given_type) == kept
 
 
 @pytest.mark.parametrize(
     "content_type", ["text/html", "image/svg+xml", "application/pdf", "application/javascript", "TEXT/HTML"]
 )
-def test_what_could_run_is_an_attachment(content_type: str) -> None:
+def test_executable_content_is_sent_as_an_attachment(content_type: str) -> None:
     assert content_disposition(content_type, None) == "attachment"
 
 
 @pytest.mark.parametrize("content_type", [*sorted(INLINE_TYPES), "Image/PNG", "text/plain; charset=utf-8"])
-def test_what_the_spec_allows_is_inline(content_type: str) -> None:
+def test_types_allowed_by_the_spec_are_inline(content_type: str) -> None:
     assert content_disposition(content_type, None) == "inline"

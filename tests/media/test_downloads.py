@@ -14,7 +14,7 @@ from tests.media.servers import V1, V3, blob_keys, get_raw, upload
 from tests.support.homeservers import Client, Server
 
 
-async def test_what_is_uploaded_can_be_downloaded(server: Server, alice: Client, bob: Client) -> None:
+async def test_uploaded_files_can_be_downloaded(server: Server, alice: Client, bob: Client) -> None:
     answer = await alice.ok(
         "POST", f"{V3}/upload?filename=notes.txt", content=b"hello", headers={"content-type": "text/plain"}
     )
@@ -37,7 +37,7 @@ async def test_what_is_uploaded_can_be_downloaded(server: Server, alice: Client,
 
 
 @pytest.mark.parametrize("size", [0, 1, limits.MEDIA_CHUNK_BYTES, limits.MEDIA_CHUNK_BYTES + 1, 3_000_000])
-async def test_sizes(server: Server, alice: Client, size: int) -> None:
+async def test_files_of_any_size_can_be_downloaded(server: Server, alice: Client, size: int) -> None:
     data = (hashlib.sha256(b"x").digest() * (size // 32 + 1))[:size]
     place = await upload(alice, data)
     response = await alice.get(f"{V1}/download/{place}")
@@ -49,20 +49,20 @@ async def test_sizes(server: Server, alice: Client, size: int) -> None:
     assert not folder.exists() or list(folder.iterdir()) == []
 
 
-async def test_the_type_defaults_and_the_filename_is_optional(alice: Client) -> None:
+async def test_type_and_filename_are_optional(alice: Client) -> None:
     response = await alice.get(f"{V1}/download/{await upload(alice, b'x', None)}")
     assert response.headers["content-type"] == "application/octet-stream"
     assert response.headers["content-disposition"] == "attachment"
 
 
-async def test_a_page_cannot_run_here(alice: Client) -> None:
+async def test_downloads_cannot_run_scripts(alice: Client) -> None:
     response = await alice.get(f"{V1}/download/{await upload(alice, b'<script>', 'text/html', 'a.html')}")
     assert response.headers["content-type"] == "text/html"
     assert response.headers["content-disposition"] == "attachment; filename=a.html"
     assert response.headers["content-security-policy"].startswith("sandbox;")
 
 
-async def test_filenames_of_the_path_and_of_the_upload(alice: Client) -> None:
+async def test_a_filename_in_the_path_overrides_that_of_the_upload(alice: Client) -> None:
     place = await upload(alice, b"x", "image/png", 'Käse "1".png')
     response = await alice.get(f"{V1}/download/{place}")
     assert response.headers["content-disposition"] == "inline; filename*=utf-8''K%C3%A4se%20%221%22.png"
@@ -78,7 +78,7 @@ async def test_an_impossible_filename_is_refused(alice: Client) -> None:
         assert answer == (400, "M_INVALID_PARAM")
 
 
-async def test_access_tokens_are_asked_for(server: Server, alice: Client) -> None:
+async def test_access_tokens_are_required(server: Server, alice: Client) -> None:
     place = await upload(alice, b"x")
     for method, path in (
         ("POST", f"{V3}/upload"), ("POST", "/_matrix/media/v1/create"), ("PUT", f"{V3}/upload/{place}"),
@@ -101,14 +101,14 @@ async def test_guests_may_download_and_not_upload(server: Server, alice: Client)
         assert await guest.refused(method, path) == (403, "M_GUEST_ACCESS_FORBIDDEN")
 
 
-async def test_who_is_suspended_may_not_upload(server: Server, alice: Client) -> None:
+async def test_suspended_users_may_not_upload(server: Server, alice: Client) -> None:
     flags = AccountFlags(is_suspended=True)
     await server.write(authenticate.store_account_flags, alice.user_id, flags)
     assert await alice.refused("POST", f"{V3}/upload", content=b"x") == (403, "M_USER_SUSPENDED")
     assert await alice.refused("POST", "/_matrix/media/v1/create") == (403, "M_USER_SUSPENDED")
 
 
-async def test_unknown_media(alice: Client) -> None:
+async def test_unknown_media_are_not_found(alice: Client) -> None:
     for place in (
         "test.example/unknown", "test.example/..%2F..%2Fetc%2Fpasswd", "test.example/a.b", "test.example/%C3%A4",
         "test.example/" + "a" * 300, "test.example/a%00",
@@ -120,7 +120,7 @@ async def test_unknown_media(alice: Client) -> None:
     assert await alice.refused("GET", f"{V1}/download/..%2F..%2Fetc/passwd") == (404, "M_UNRECOGNIZED")
 
 
-async def test_etag(alice: Client) -> None:
+async def test_etags_are_honoured(alice: Client) -> None:
     place = await upload(alice, b"x" * 1000)
     etag = (await alice.get(f"{V1}/download/{place}")).headers["etag"]
     for value in (etag, f"W/{etag}", f'"other", {etag}', "*"):
@@ -131,7 +131,7 @@ async def test_etag(alice: Client) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, limits.MEDIA_CHUNK_BYTES * 3])
-async def test_ranges(alice: Client, size: int) -> None:
+async def test_ranges_are_honoured(alice: Client, size: int) -> None:
     data = bytes(index % 251 for index in range(size))
     place = await upload(alice, data, "video/mp4")
     for value, start, end in (
@@ -154,12 +154,12 @@ async def test_ranges(alice: Client, size: int) -> None:
     assert (await alice.get(f"{V1}/download/{place}", headers=headers)).status_code == 200
 
 
-def test_ranges_of_nothing() -> None:
+def test_ranges_of_an_empty_file_are_refused() -> None:
     assert read_range("bytes=0-", 0) == (0, 0)
     assert read_range("bytes=-5", 0) == (0, 0)
 
 
-async def test_content_that_is_lost(server: Server, alice: Client) -> None:
+async def test_lost_content_is_reported_as_missing(server: Server, alice: Client) -> None:
     small, large = await upload(alice, b"x"), await upload(alice, b"x" * 1_000_000)
     for key in await blob_keys(server):
         await server.hs.blobs.delete(key)

@@ -12,7 +12,7 @@ from tests.media.servers import V3, upload
 from tests.support.homeservers import Client, Server
 
 
-async def test_what_is_uploaded_now_needs_a_token(server: Server, alice: Client) -> None:
+async def test_new_uploads_need_a_token(server: Server, alice: Client) -> None:
     place = await upload(alice, images.encoded(images.gradient(200, 200), "PNG"), "image/png")
     for path in (f"download/{place}", f"download/{place}/name", f"thumbnail/{place}?width=32&height=32"):
         assert await server.anonymous.refused("GET", f"{V3}/{path}") == (404, "M_NOT_FOUND")
@@ -21,7 +21,7 @@ async def test_what_is_uploaded_now_needs_a_token(server: Server, alice: Client)
         assert await server.anonymous.refused("GET", f"{V3}/download/{place}") == (404, "M_NOT_FOUND")
 
 
-async def test_what_is_stored_as_public_does_not(server: Server, alice: Client) -> None:
+async def test_media_stored_as_public_need_no_token(server: Server, alice: Client) -> None:
     picture = images.encoded(images.gradient(200, 200), "PNG")
     uri = await media.upload(server.hs, alice.user_id, picture, "image/png", "icon.png", is_public=True)
     query = "?allow_remote=false&timeout_ms=1&allow_redirect=true"

@@ -35,7 +35,7 @@ cuts = st.lists(st.integers(0, 600), max_size=40)
 
 
 @given(media=st.binary(max_size=400), filename=st.text(max_size=20), cuts=cuts)
-def test_what_is_written_is_read_back_however_it_is_cut(media: bytes, filename: str, cuts: list[int]) -> None:
+def test_written_parts_are_read_back_wherever_chunks_are_cut(media: bytes, filename: str, cuts: list[int]) -> None:
     envelope = new_envelope("text/plain; charset=utf-8", content_disposition("text/plain", filename))
     body = envelope.head + media + envelope.tail
     headers, found = read(body, read_boundary(envelope.content_type), cuts)
@@ -48,7 +48,7 @@ def test_what_is_written_is_read_back_however_it_is_cut(media: bytes, filename: 
     media=st.lists(st.sampled_from([b"\r", b"\n", b"-", b"b", b"--b", b"\r\n--", b"\r\n--c", b"x"]), max_size=60),
     cuts=cuts,
 )
-def test_what_looks_nearly_like_a_delimiter_is_content(media: list[bytes], cuts: list[int]) -> None:
+def test_near_delimiters_are_content(media: list[bytes], cuts: list[int]) -> None:
     content = b"".join(media)
     body = b"--bbb\r\nContent-Type: application/json\r\n\r\n{}\r\n--bbb\r\n\r\n" + content + b"\r\n--bbb--"
     if b"\r\n--bbb" in b"\r\n" + content:
@@ -68,9 +68,7 @@ def test_garbage_is_refused(body: bytes, cuts: list[int]) -> None:
     put=st.binary(max_size=8),
     cuts=st.lists(st.integers(0, 200), max_size=5),
 )
-def test_a_damaged_answer_is_read_or_refused_and_nothing_else(
-    at: int, length: int, put: bytes, cuts: list[int]
-) -> None:
+def test_a_damaged_answer_is_read_or_refused(at: int, length: int, put: bytes, cuts: list[int]) -> None:
     whole = b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\nContent-Type: image/png\r\n\r\nPNG\r\n--b--\r\n"
     body = bytearray(whole)
     body[at : at + length] = put
@@ -81,7 +79,7 @@ def test_a_damaged_answer_is_read_or_refused_and_nothing_else(
 
 
 @given(media=st.binary(max_size=100))
-def test_other_parsers_read_what_is_written(media: bytes) -> None:
+def test_other_parsers_read_the_written_form(media: bytes) -> None:
     envelope = new_envelope("application/octet-stream", "attachment; filename=a.bin")
     head = f"Content-Type: {envelope.content_type}\r\nMIME-Version: 1.0\r\n\r\n".encode()
     message = BytesParser(policy=HTTP).parsebytes(head + envelope.head + media.hex().encode() + envelope.tail)
@@ -108,7 +106,7 @@ def test_other_parsers_read_what_is_written(media: bytes) -> None:
         (b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\n\r\n\r\n--b--", {}, b""),
     ],
 )  # fmt: skip
-def test_forms_that_are_allowed(body: bytes, headers: dict[str, str], media: bytes) -> None:
+def test_unusual_but_valid_forms_are_read(body: bytes, headers: dict[str, str], media: bytes) -> None:
     for cut in range(len(body)):
         assert read(body, b"b", [cut]) == (headers, media)
 
@@ -129,7 +127,7 @@ def test_forms_that_are_allowed(body: bytes, headers: dict[str, str], media: byt
         b" " * 100_000 + b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\n\r\nx\r\n--b--",
     ],
 )
-def test_forms_that_are_not(body: bytes) -> None:
+def test_invalid_forms_are_refused(body: bytes) -> None:
     with pytest.raises(InvalidMultipart):
         read(body, b"b", list(range(0, len(body), 1000)))
 
@@ -141,16 +139,16 @@ def test_forms_that_are_not(body: bytes) -> None:
         "multipart/mixed; boundary=" + "b" * 71, 'multipart/mixed; boundary="b "',
     ],
 )  # fmt: skip
-def test_a_content_type_without_a_boundary(content_type: str) -> None:
+def test_a_content_type_without_a_boundary_is_refused(content_type: str) -> None:
     with pytest.raises(InvalidMultipart):
         read_boundary(content_type)
 
 
-def test_a_quoted_boundary() -> None:
+def test_a_quoted_boundary_is_read() -> None:
     assert read_boundary('Multipart/Mixed; charset=utf-8; Boundary="a b=c"') == b"a b=c"
 
 
-def test_memory_stays_bounded_while_a_long_body_is_read() -> None:
+def test_memory_is_bounded_while_a_long_body_is_read() -> None:
     async def run() -> None:
         async def chunks() -> AsyncIterator[bytes]:
             yield b"--b\r\nContent-Type: application/json\r\n\r\n{}\r\n--b\r\n\r\n"

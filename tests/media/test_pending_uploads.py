@@ -13,7 +13,9 @@ from tests.media.servers import V1, V3, blob_keys, create, upload
 from tests.support.homeservers import Client, Server
 
 
-async def test_create_then_upload(autojump_clock: MockClock, server: Server, alice: Client, bob: Client) -> None:
+async def test_a_created_uri_can_be_uploaded_to(
+    autojump_clock: MockClock, server: Server, alice: Client, bob: Client
+) -> None:
     answer = await alice.ok("POST", "/_matrix/media/v1/create")
     assert answer["unused_expires_at"] == server.hs.now_ms() + 24 * 60 * 60 * 1000
     place = answer["content_uri"].removeprefix("mxc://")
@@ -27,7 +29,7 @@ async def test_create_then_upload(autojump_clock: MockClock, server: Server, ali
     assert await bob.refused("PUT", f"{V3}/upload/{place}", content=b"y") == (403, "M_FORBIDDEN")
 
 
-async def test_uploads_to_what_was_not_created(alice: Client) -> None:
+async def test_uploads_to_uncreated_uris_are_refused(alice: Client) -> None:
     assert await alice.refused("PUT", f"{V3}/upload/test.example/abc", content=b"x") == (404, "M_NOT_FOUND")
     place = await create(alice)
     other = place.replace("test.example", "other.example")
@@ -53,7 +55,9 @@ async def test_pending_uploads_are_limited(server: Server, alice: Client, bob: C
     await create(alice)
 
 
-async def test_waiting_for_an_upload(autojump_clock: MockClock, server: Server, alice: Client, bob: Client) -> None:
+async def test_downloads_wait_for_a_pending_upload(
+    autojump_clock: MockClock, server: Server, alice: Client, bob: Client
+) -> None:
     place = await create(alice)
     began = trio.current_time()
     assert await bob.refused("GET", f"{V1}/download/{place}?timeout_ms=5000") == (504, "M_NOT_YET_UPLOADED")
@@ -81,7 +85,7 @@ async def test_waiting_for_an_upload(autojump_clock: MockClock, server: Server, 
         assert trio.current_time() - began == pytest.approx(3, abs=0.1)
 
 
-async def test_of_two_uploads_at_once_one_wins(autojump_clock: MockClock, server: Server, alice: Client) -> None:
+async def test_one_of_two_simultaneous_uploads_wins(autojump_clock: MockClock, server: Server, alice: Client) -> None:
     place = await create(alice)
     results: list[tuple[int, bytes]] = []
 

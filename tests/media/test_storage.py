@@ -35,7 +35,7 @@ async def upload(database: Database, media_id: str, what: Blob, who: UserID = AL
     await database.write(store)
 
 
-async def test_files(database_url: str) -> None:
+async def test_files_are_stored_and_found(database_url: str) -> None:
     async with opened(database_url, storage.SCHEMA) as database:
         first = blob(b"first")
         await upload(database, "one", first)
@@ -59,7 +59,7 @@ async def test_files(database_url: str) -> None:
         assert await database.read(lambda tx: tx.all(usage)) == [(0, 0), (0, 0)]
 
 
-async def test_created_uris(database_url: str) -> None:
+async def test_created_uris_are_stored_and_completed(database_url: str) -> None:
     async with opened(database_url, storage.SCHEMA) as database:
         later_ms = await database.read(lambda tx: tx.now_ms) + 60_000
         await database.write(storage.store_pending, "one", ALICE, later_ms)
@@ -78,7 +78,7 @@ async def test_created_uris(database_url: str) -> None:
         assert await database.write(storage.delete_expired_pending) == 1
 
 
-async def test_remote_files(database_url: str) -> None:
+async def test_remote_files_are_stored_and_found(database_url: str) -> None:
     async with opened(database_url, storage.SCHEMA) as database:
         blobs = [blob(b"%d" % number * 100) for number in range(5)]
         for number, each in enumerate(blobs):
@@ -97,7 +97,7 @@ async def test_remote_files(database_url: str) -> None:
         assert kept == [0, 3, 4]
 
 
-async def test_thumbnails(database_url: str) -> None:
+async def test_thumbnails_are_stored_and_found(database_url: str) -> None:
     async with opened(database_url, storage.SCHEMA) as database:
         await upload(database, "one", blob(b"picture"))
         media = await database.read(storage.find_media, HERE, "one")
@@ -129,7 +129,7 @@ async def test_thumbnails(database_url: str) -> None:
             await database.write(thumbnail_storage.store_thumbnail, nid, image, size, small)
 
 
-async def test_the_sweep(database_url: str) -> None:
+async def test_the_sweep_deletes_expired_rows(database_url: str) -> None:
     async with opened(database_url, storage.SCHEMA) as database:
         assert await database.read(storage.get_sweep) == 0
         await database.write(storage.store_sweep, 5)
@@ -139,7 +139,7 @@ async def test_the_sweep(database_url: str) -> None:
         assert await database.read(storage.list_deletions, 10) == [key]
 
 
-def test_keys() -> None:
+def test_blob_keys_contain_hash_and_time() -> None:
     key = blob(b"x").key
     assert key.startswith("media/2/2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881-")
     assert blob_created_ms(key) == 1_700_000_000_000

@@ -121,7 +121,7 @@ def test_a_colour_profile_is_stored_or_applied(padding: int) -> None:
     assert blue > 200 > 100 > red
 
 
-def test_a_profile_of_another_kind_of_image_is_dropped() -> None:
+def test_a_profile_for_another_colour_mode_is_dropped() -> None:
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[16:20] = b"GRAY"
     thumbnail = thumbnail_of(images.encoded(Image.new("RGB", SIZE, (250, 10, 10)), "PNG", icc_profile=bytes(profile)))
@@ -136,7 +136,7 @@ def test_a_profile_of_another_kind_of_image_is_dropped() -> None:
         ("WEBP", 0, 0), ("WEBP", 1, 1), ("WEBP", 3, 3),
     ],
 )  # fmt: skip
-def test_an_animation_ends_when_it_did(form: str, loop: int | None, plays: int) -> None:
+def test_an_animation_keeps_its_number_of_loops(form: str, loop: int | None, plays: int) -> None:
     """0 is for ever. A GIF counts how often it is repeated, the others how often they are shown."""
     first, *rest = images.frames(3, *SIZE)
     options = {} if loop is None else {"loop": loop}
@@ -151,7 +151,7 @@ def test_an_animation_ends_when_it_did(form: str, loop: int | None, plays: int) 
     assert durations == [40, 200, 1000]
 
 
-def test_frames_that_are_removed_do_not_stay() -> None:
+def test_disposed_frames_do_not_remain_visible() -> None:
     """Disposal: each frame of this GIF is cleared before the next."""
     shown = [Image.new("RGBA", SIZE, (0, 0, 0, 0)) for _ in range(2)]
     for number, frame in enumerate(shown):
@@ -164,7 +164,7 @@ def test_frames_that_are_removed_do_not_stay() -> None:
     assert left[3] < 20 and right[3] > 235 and right[0] > 235  # type: ignore[index]
 
 
-def test_the_picture_for_those_who_show_no_animations_is_no_frame() -> None:
+def test_the_default_image_of_an_animation_is_not_a_frame() -> None:
     first, *rest = images.frames(3, *SIZE)
     still = Image.new("RGB", SIZE, (0, 255, 0))
     data = images.encoded(still, "PNG", save_all=True, append_images=[first, *rest], duration=50, default_image=True)
@@ -173,7 +173,7 @@ def test_the_picture_for_those_who_show_no_animations_is_no_frame() -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("kept", [0.99, 0.6])
-def test_of_a_file_that_was_cut_off_what_there_is_is_shown(form: str, kept: float) -> None:
+def test_the_available_part_of_a_truncated_file_is_shown(form: str, kept: float) -> None:
     noise = Image.effect_noise(SIZE, 60).convert("RGB")
     noise.paste((250, 10, 10), (0, 0, 600, 60))
     data = images.encoded(noise, form)
@@ -183,17 +183,17 @@ def test_of_a_file_that_was_cut_off_what_there_is_is_shown(form: str, kept: floa
 
 
 @pytest.mark.parametrize("missing", [1, 2])
-def test_a_jpeg_without_its_last_bytes(missing: int) -> None:
+def test_a_truncated_jpeg_is_shown(missing: int) -> None:
     assert thumbnail_of(jpeg("RGB", (250, 10, 10))[:-missing]).size == (96, 32)
 
 
 @pytest.mark.parametrize("missing", [1, 20, 200])
-def test_a_webp_without_its_last_bytes(missing: int) -> None:
+def test_a_truncated_webp_is_shown(missing: int) -> None:
     data = images.encoded(Image.effect_noise(SIZE, 60).convert("RGB"), "WEBP", lossless=True)
     assert thumbnail_of(data[:-missing]).size == (96, 32)
 
 
-def test_a_webp_that_claims_to_be_much_larger_is_not_filled_up() -> None:
+def test_a_webp_that_claims_a_larger_size_is_not_padded() -> None:
     data = images.encoded(Image.new("RGB", SIZE, (250, 10, 10)), "WEBP")
     with pytest.raises(ValueError, match="unsupported"):
         thumbnail_of(data[:4] + b"\xff\xff\xff\xff" + data[8:-2])

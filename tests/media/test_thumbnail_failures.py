@@ -25,7 +25,7 @@ from tests.support.homeservers import Client, Server
     ],
     ids=["text", "encrypted", "pdf", "empty", "truncated", "bomb"],
 )
-async def test_what_has_no_thumbnail(
+async def test_files_without_a_thumbnail_are_reported(
     autojump_clock: MockClock,
     server: Server,
     alice: Client,
@@ -64,7 +64,7 @@ async def test_what_has_no_thumbnail(
         ["x", "image/png", ["image/png", 1, 1]],
     ],
 )
-async def test_a_process_that_was_taken_over_is_not_believed(server: Server, alice: Client, answer: object) -> None:
+async def test_results_of_a_compromised_process_are_checked(server: Server, alice: Client, answer: object) -> None:
     place = await upload(alice, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
 
     async def run_process(*args: object, **options: object) -> object:
@@ -75,7 +75,7 @@ async def test_a_process_that_was_taken_over_is_not_believed(server: Server, ali
     assert await alice.refused("GET", f"{V1}/thumbnail/{place}?width=96&height=96") == (400, "M_UNKNOWN")
 
 
-async def test_a_process_that_dies(server: Server, alice: Client) -> None:
+async def test_a_dying_process_is_replaced(server: Server, alice: Client) -> None:
     place = await upload(alice, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
 
     async def run_process(*args: object, **options: object) -> object:

@@ -18,7 +18,7 @@ from tests.media.servers import V1, blob_keys, get_raw, upload
 from tests.support.homeservers import Client, Server
 
 
-async def test_thumbnails(server: Server, alice: Client, bob: Client) -> None:
+async def test_thumbnails_are_stored_and_found(server: Server, alice: Client, bob: Client) -> None:
     place = await upload(alice, images.encoded(images.gradient(1000, 500), "PNG"), "image/png", "big.png")
     for query, size in (
         ("width=32&height=32&method=crop", (32, 32)),
@@ -77,12 +77,12 @@ async def test_animated_thumbnails(alice: Client) -> None:
     ["", "width=1", "height=1", "width=a&height=1", "width=0&height=1", "width=-5&height=5", "width=1.5&height=1",
      "width=1&height=1&method=stretch", "width=1&height=1&animated=maybe"],
 )  # fmt: skip
-async def test_requests_that_make_no_sense(alice: Client, query: str) -> None:
+async def test_malformed_requests_are_refused(alice: Client, query: str) -> None:
     status, _ = await alice.refused("GET", f"{V1}/thumbnail/test.example/abc?{query}")
     assert status == 400
 
 
-async def test_many_at_once_are_made_once(server: Server, alice: Client) -> None:
+async def test_simultaneous_requests_make_a_thumbnail_once(server: Server, alice: Client) -> None:
     place = await upload(alice, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
     bodies: list[bytes] = []
 
@@ -96,7 +96,7 @@ async def test_many_at_once_are_made_once(server: Server, alice: Client) -> None
     assert len(set(bodies)) == 1 and len(bodies) == 20
 
 
-async def test_many_aspect_ratios_of_one_image(server: Server, alice: Client) -> None:
+async def test_many_aspect_ratios_make_a_limited_number_of_thumbnails(server: Server, alice: Client) -> None:
     place = await upload(alice, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
     for height in range(1, limits.THUMBNAILS_PER_MEDIA_MAX + 30):
         response = await alice.get(f"{V1}/thumbnail/{place}?width=96&height={height}&method=crop")
@@ -106,7 +106,7 @@ async def test_many_aspect_ratios_of_one_image(server: Server, alice: Client) ->
     assert await server.read(thumbnail_storage.count_thumbnails, 1) <= limits.THUMBNAILS_PER_MEDIA_MAX + 5
 
 
-def test_sizes_are_snapped() -> None:
+def test_sizes_are_snapped_to_the_supported_ones() -> None:
     def size(width: int, height: int, method: str) -> tuple[str, int, int]:
         found = read_size(ThumbnailQuery(width, height, method))  # type: ignore[arg-type]
         return found.method, found.width, found.height
@@ -126,7 +126,7 @@ def test_sizes_are_snapped() -> None:
                 assert made_width >= width and made_height >= height
 
 
-async def test_a_thumbnail_of_what_was_deleted_meanwhile(server: Server, alice: Client) -> None:
+async def test_a_thumbnail_of_a_file_deleted_meanwhile_is_not_found(server: Server, alice: Client) -> None:
     place = await upload(alice, images.encoded(images.gradient(400, 400), "PNG"), "image/png")
     inner = server.hs.workers.run_process
 

@@ -16,7 +16,7 @@ from tests.media.servers import V1, V3, blob_keys, create, server_with_media, up
 from tests.support.homeservers import Client, Server
 
 
-async def test_config(tmp_path: Path) -> None:
+async def test_the_upload_limit_is_published_and_enforced(tmp_path: Path) -> None:
     async with server_with_media(tmp_path, upload_bytes_max=1000) as server:
         alice = await server.register("alice")
         for path in (f"{V1}/config", f"{V3}/config"):
@@ -37,7 +37,7 @@ async def test_config(tmp_path: Path) -> None:
             await media.upload(server.hs, alice.user_id, b"x" * 1001, "text/plain")
 
 
-async def test_a_large_upload_that_breaks_off_leaves_nothing(server: Server, alice: Client) -> None:
+async def test_an_interrupted_large_upload_leaves_nothing_behind(server: Server, alice: Client) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"x" * (limits.MEDIA_CHUNK_BYTES + 1)
         yield b"x"
@@ -67,7 +67,7 @@ async def test_the_same_content_is_stored_once(server: Server, alice: Client, bo
     assert len(await blob_keys(server)) == 1
 
 
-async def test_a_blob_that_is_deleted_while_it_would_be_shared(server: Server, alice: Client) -> None:
+async def test_a_blob_may_be_deleted_just_before_it_is_shared(server: Server, alice: Client) -> None:
     first = await upload(alice, b"same" * 100_000)
     inner = server.hs.database.read
 
@@ -100,9 +100,7 @@ async def test_uploading_a_lost_file_again_restores_it(server: Server, alice: Cl
 
 
 @pytest.mark.parametrize("size_bytes", [5_000, 1_000_000])
-async def test_uploading_a_file_again_restores_one_that_was_cut_off(
-    server: Server, alice: Client, size_bytes: int
-) -> None:
+async def test_uploading_a_truncated_file_again_restores_it(server: Server, alice: Client, size_bytes: int) -> None:
     content = b"x" * size_bytes
     first = await upload(alice, content)
     (cut,) = await blob_keys(server)
@@ -113,7 +111,7 @@ async def test_uploading_a_file_again_restores_one_that_was_cut_off(
     assert cut not in await blob_keys(server)
 
 
-async def test_a_lost_file_is_restored_under_an_address_that_was_made_before(server: Server, alice: Client) -> None:
+async def test_a_lost_file_is_restored_under_its_old_uri(server: Server, alice: Client) -> None:
     content = b"same" * 100_000
     first, place = await upload(alice, content), await create(alice)
     for key in await blob_keys(server):
@@ -124,7 +122,7 @@ async def test_a_lost_file_is_restored_under_an_address_that_was_made_before(ser
 
 
 @pytest.mark.parametrize("same", [b"same", b"same" * 100_000], ids=["small", "large"])
-async def test_an_upload_asks_the_store_of_files_once_at_most(server: Server, alice: Client, same: bytes) -> None:
+async def test_an_upload_queries_the_blob_store_at_most_once(server: Server, alice: Client, same: bytes) -> None:
     asked: list[str] = []
     inner = server.hs.blobs.size_bytes
 
@@ -139,7 +137,7 @@ async def test_an_upload_asks_the_store_of_files_once_at_most(server: Server, al
     assert len(asked) == 1
 
 
-async def test_a_quota_of_bytes(tmp_path: Path) -> None:
+async def test_uploads_are_limited_in_bytes(tmp_path: Path) -> None:
     async with server_with_media(tmp_path, user_bytes_max=100) as server:
         alice, bob = await server.register("alice"), await server.register("bob")
         first = await upload(alice, b"x" * 60)
@@ -151,7 +149,7 @@ async def test_a_quota_of_bytes(tmp_path: Path) -> None:
         assert await alice.refused("POST", f"{V3}/upload", content=b"z") == (403, "M_FORBIDDEN")
 
 
-async def test_a_quota_of_files(tmp_path: Path) -> None:
+async def test_uploads_are_limited_in_number(tmp_path: Path) -> None:
     async with server_with_media(tmp_path, user_files_max=2) as server:
         alice, bob = await server.register("alice"), await server.register("bob")
         first = await upload(alice, b"")
@@ -162,7 +160,7 @@ async def test_a_quota_of_files(tmp_path: Path) -> None:
         await upload(alice, b"")
 
 
-async def test_from_python(server: Server, alice: Client) -> None:
+async def test_files_can_be_uploaded_from_python(server: Server, alice: Client) -> None:
     uri = await media.upload(server.hs, alice.user_id, b"hello", "text/plain", "a.txt")
     assert await media.download(server.hs, uri) == ("text/plain", b"hello")
     assert (await alice.get(f"{V1}/download/{uri[6:]}")).headers["content-disposition"] == "inline; filename=a.txt"

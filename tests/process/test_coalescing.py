@@ -26,7 +26,7 @@ def sent(delivery: Delivery[News]) -> list[int]:
 
 
 @given(st.lists(st.frozensets(st.integers(0, 3), max_size=3)), st.integers(0, 10))
-def test_the_latest_news_of_every_subject_is_sent(told: list[frozenset[int]], at: int) -> None:
+def test_the_latest_item_of_every_subject_is_sent(told: list[frozenset[int]], at: int) -> None:
     news = [News(position, frozenset(subjects)) for position, subjects in enumerate(told)]
     left = [*without_replaced(news[:at], news[at:]), *news[at:]]
     assert left == sorted(left, key=lambda each: each.position)
@@ -36,7 +36,7 @@ def test_the_latest_news_of_every_subject_is_sent(told: list[frozenset[int]], at
         assert not about or about[-1] in left
 
 
-def test_what_is_under_way_is_not_replaced_and_what_waits_is() -> None:
+def test_waiting_items_are_replaced_but_not_those_under_way() -> None:
     delivery: Delivery[News] = Delivery("a.example", "b.example", lambda items: len(list(items)))
     typing = frozenset({"typing"})
     delivery.hand_over([News(1, typing)])

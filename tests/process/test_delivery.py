@@ -102,7 +102,7 @@ def test_every_attempt_has_a_verdict_for_every_outcome() -> None:
     assert {attempt: set(row) for attempt, row in VERDICTS.items()} == {attempt: set(OUTCOMES) for attempt in Attempt}
 
 
-def test_nothing_is_dropped_of_which_nothing_is_known() -> None:
+def test_nothing_is_dropped_without_evidence_that_it_is_poison() -> None:
     assert {row["unreachable"] for row in VERDICTS.values()} == {Verdict.STOP}
     dropping = {
         (attempt, outcome) for attempt, row in VERDICTS.items() for outcome in row if row[outcome] is Verdict.DROP
@@ -114,7 +114,7 @@ def test_nothing_is_dropped_of_which_nothing_is_known() -> None:
     }
 
 
-def test_what_cannot_happen_in_a_state_is_an_error_of_the_driver() -> None:
+def test_an_impossible_input_is_an_error_of_the_driver() -> None:
     delivery = new()
     for wrong in (
         lambda: delivery.answered("taken", at(0)),
@@ -129,7 +129,7 @@ def test_what_cannot_happen_in_a_state_is_an_error_of_the_driver() -> None:
 # The usual course
 
 
-def test_destination_that_takes_what_it_is_sent_needs_no_row() -> None:
+def test_a_destination_that_accepts_everything_needs_no_row() -> None:
     delivery = new()
     assert delivery.next() == Rest()
     delivery.hand_over(parcels(3, 4))
@@ -143,7 +143,7 @@ def test_destination_that_takes_what_it_is_sent_needs_no_row() -> None:
     assert (delivery.next(), delivery.holds) == (Rest(), None)
 
 
-def test_destination_that_fails_lags_until_it_has_caught_up() -> None:
+def test_a_failing_destination_lags_until_it_has_caught_up() -> None:
     delivery = new()
     delivery.hand_over(parcels(3, 4))
     answer(delivery, "unreachable", 0)
@@ -170,7 +170,7 @@ def test_destination_that_fails_lags_until_it_has_caught_up() -> None:
     assert sent(delivery) == [6]
 
 
-def test_span_that_holds_nothing_for_the_destination_is_passed_without_a_row() -> None:
+def test_a_span_without_items_for_the_destination_needs_no_row() -> None:
     delivery = catching_up(1)
     answer(delivery, "taken", 0)
     delivery.stored()
@@ -178,7 +178,7 @@ def test_span_that_holds_nothing_for_the_destination_is_passed_without_a_row() -
     assert delivery.next() == Read(900)
 
 
-def test_too_much_for_memory_is_left_to_the_table() -> None:
+def test_items_beyond_the_memory_limit_are_left_to_the_table() -> None:
     delivery = new()
     delivery.hand_over(parcels(*range(1, limits.peers.OUTBOX_MAX + 1)))
     delivery.hand_over(parcels(900, 901))
@@ -192,7 +192,7 @@ def test_too_much_for_memory_is_left_to_the_table() -> None:
     assert delivery.next() == Read(899)
 
 
-def test_more_than_memory_holds_at_once_is_left_to_the_table_at_once() -> None:
+def test_an_overflowing_hand_over_is_left_to_the_table_at_once() -> None:
     delivery = new()
     delivery.hand_over(parcels(*range(5, limits.peers.OUTBOX_MAX + 6)))
     assert delivery.next() == Store(4, None)
@@ -201,7 +201,7 @@ def test_more_than_memory_holds_at_once_is_left_to_the_table_at_once() -> None:
 # Waiting
 
 
-def test_destination_that_shows_itself_is_tried_soon_but_not_at_once() -> None:
+def test_a_destination_that_contacts_us_is_retried_soon_but_not_at_once() -> None:
     delivery = catching_up(1)
     answer(delivery, "unreachable", 0)
     delivery.spare(BackOff(12, 0, 3_000_000))
@@ -210,7 +210,7 @@ def test_destination_that_shows_itself_is_tried_soon_but_not_at_once() -> None:
     assert delivery.wake(at(limits.peers.EARLY_RETRY_MS / 1000)) == 0
 
 
-def test_destination_is_spared_as_long_as_others_spare_it() -> None:
+def test_a_destination_is_not_tried_while_others_back_off() -> None:
     delivery = catching_up(1)
     answer(delivery, "unreachable", 0)
     delivery.spare(BackOff(7, 0, 600_000))
@@ -220,7 +220,7 @@ def test_destination_is_spared_as_long_as_others_spare_it() -> None:
     assert delivery.wake(at(600)) == 0
 
 
-def test_driver_that_breaks_counts_as_an_outage_and_is_asked_to_store_again() -> None:
+def test_a_failing_driver_counts_as_an_outage_and_must_store_again() -> None:
     delivery = catching_up(3, 4)
     delivery.broke(at(0))
     assert isinstance(delivery.next(), Store)
@@ -230,7 +230,7 @@ def test_driver_that_breaks_counts_as_an_outage_and_is_asked_to_store_again() ->
     assert isinstance(delivery.next(), Store)
 
 
-def test_destination_whose_row_cannot_be_stored_is_caught_up_nevertheless() -> None:
+def test_a_destination_whose_row_cannot_be_stored_still_catches_up() -> None:
     delivery = new()
     delivery.hand_over(parcels(3))
     answer(delivery, "unreachable")
@@ -262,14 +262,14 @@ def _answers(
     return asked, dropped
 
 
-def test_refused_item_is_found_by_halving() -> None:
+def test_a_refused_item_is_found_by_halving() -> None:
     delivery = catching_up(1, 2, 3, 4)
     asked, dropped = _answers(delivery, ["refused", "taken", "refused", "refused", "taken"], 0)
     assert asked == [[1, 2, 3, 4], [1, 2], [3, 4], [3], [4]]
     assert (dropped, delivery.state, delivery.acked) == ([3], State.READING, 4)
 
 
-def test_items_before_a_failing_one_arrive() -> None:
+def test_items_before_a_failing_one_are_delivered() -> None:
     delivery = catching_up(1, 2, 3, 4)
     asked, dropped = _answers(delivery, ["failed", "taken", "failed", "failed"], 0)
     assert asked == [[1, 2, 3, 4], [1, 2], [3, 4], [3]]
@@ -287,7 +287,7 @@ def _stuck(*positions: int) -> Delivery[Parcel]:
     return delivery
 
 
-def test_poison_is_dropped_after_a_while_if_another_item_gets_through() -> None:
+def test_poison_is_dropped_after_a_while_if_another_item_is_accepted() -> None:
     delivery = _stuck(1, 2, 3, 4)
     asked, dropped = _answers(delivery, ["failed", "taken", "failed", "taken"], limits.peers.POISON_SECONDS)
     assert asked == [[1, 2, 3, 4], [2], [1], [3, 4]]
@@ -302,14 +302,14 @@ def test_several_poisonous_items_in_a_row_are_dropped_one_by_one() -> None:
     assert dropped == [1, 2, 4]
 
 
-def test_destination_that_fails_of_everything_loses_nothing() -> None:
+def test_a_destination_that_fails_on_everything_loses_nothing() -> None:
     delivery = _stuck(1, 2, 3, 4)
     asked, dropped = _answers(delivery, ["failed", "failed", "failed"], limits.peers.POISON_SECONDS)
     assert asked == [[1, 2, 3, 4], [2], [3]]
     assert (dropped, delivery.state, delivery.acked) == ([], State.WAITING, 0)
 
 
-def test_destination_that_recovers_during_a_probe_loses_nothing() -> None:
+def test_a_destination_that_recovers_during_a_probe_loses_nothing() -> None:
     delivery = _stuck(1, 2, 3)
     asked, dropped = _answers(delivery, ["failed", "taken", "taken", "taken"], limits.peers.POISON_SECONDS)
     assert asked == [[1, 2, 3], [2], [1], [3]]
@@ -429,7 +429,7 @@ EVENTS = st.one_of(
 
 
 @given(st.lists(EVENTS, max_size=50))
-def test_nothing_is_lost_whatever_happens(events: list[tuple[str, object]]) -> None:
+def test_nothing_is_lost_in_any_sequence_of_outcomes(events: list[tuple[str, object]]) -> None:
     world = World()
     for event in events:
         world.happen(event)
@@ -445,7 +445,7 @@ def test_nothing_is_lost_whatever_happens(events: list[tuple[str, object]]) -> N
 
 
 @given(st.integers(1, 60), st.sets(st.integers(1, 60)), st.sampled_from(["refused", "failed"]))
-def test_only_poison_is_dropped_and_all_else_arrives_in_order(count: int, poison: set[int], how: Outcome) -> None:
+def test_only_poison_is_dropped_and_the_rest_arrives_in_order(count: int, poison: set[int], how: Outcome) -> None:
     """A destination that takes any transaction without poison in it gets the others, each once, and in order."""
     assume(count not in poison)  # nothing that gets through would show that it is to blame
     rows = [all(number + more in poison for more in range(PER_TRANSACTION)) for number in range(count)]

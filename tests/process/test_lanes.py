@@ -72,7 +72,7 @@ def store(lanes: Lanes[Parcel]) -> set[bool]:
     return found
 
 
-def test_a_key_waits_for_no_more_than_the_transaction_under_way() -> None:
+def test_a_key_waits_only_for_the_transaction_under_way() -> None:
     lanes = new()
     lanes.hand_over([], events(*range(1, 300)))
     under_way, _ = lanes.next()
@@ -81,14 +81,14 @@ def test_a_key_waits_for_no_more_than_the_transaction_under_way() -> None:
     assert sent(lanes) == keys(300)
 
 
-def test_both_lanes_empty_is_rest() -> None:
+def test_with_both_lanes_empty_the_destination_rests() -> None:
     lanes = new()
     lanes.hand_over(keys(1), events(2))
     assert (answer(lanes, "taken"), answer(lanes, "taken")) == (None, None)
     assert (lanes.next()[1], lanes.holds) == (Rest(), [])
 
 
-def test_a_destination_that_cannot_be_reached_is_away_for_both_lanes() -> None:
+def test_an_unreachable_destination_is_away_for_both_lanes() -> None:
     lanes = new()
     lanes.hand_over(keys(1), events(2))
     answer(lanes, "unreachable")
@@ -102,7 +102,7 @@ def test_a_destination_that_cannot_be_reached_is_away_for_both_lanes() -> None:
     assert lanes.ordinary.state is State.WAITING
 
 
-def test_news_of_one_lane_does_not_reach_a_destination_that_is_away_for_the_other() -> None:
+def test_new_items_of_one_lane_respect_the_back_off_of_the_other() -> None:
     lanes = new()
     lanes.hand_over([], events(1))
     answer(lanes, "unreachable")
@@ -111,7 +111,7 @@ def test_news_of_one_lane_does_not_reach_a_destination_that_is_away_for_the_othe
     assert lanes.next()[1] == Wait()
 
 
-def test_events_wait_until_all_keys_have_been_caught_up_with() -> None:
+def test_events_wait_until_all_keys_have_caught_up() -> None:
     lanes = Lanes(lane((0, None)), lane((0, None)))
     assert lanes.wake(at(0)) == 0
     for upto in (5, 9):
@@ -129,7 +129,7 @@ def test_events_wait_until_all_keys_have_been_caught_up_with() -> None:
 
 
 @pytest.mark.parametrize("poisoned", [True, False])
-def test_an_item_of_one_lane_that_the_destination_fails_of_does_not_stop_the_other(poisoned: bool) -> None:
+def test_poison_in_one_lane_does_not_stop_the_other(poisoned: bool) -> None:
     lanes = new()
     lanes.hand_over(keys(1), events(2))
     if poisoned:
@@ -146,7 +146,7 @@ def test_an_item_of_one_lane_that_the_destination_fails_of_does_not_stop_the_oth
     assert lanes.next()[1] == Wait()
 
 
-def test_keys_that_memory_has_no_room_for_still_go_before_events() -> None:
+def test_keys_that_overflow_memory_still_precede_events() -> None:
     lanes = new()
     lanes.hand_over(keys(*range(1, limits.peers.OUTBOX_MAX + 2)), events(limits.peers.OUTBOX_MAX + 2))
     assert store(lanes) == {True, False}
@@ -155,7 +155,7 @@ def test_keys_that_memory_has_no_room_for_still_go_before_events() -> None:
     assert lanes.next() == (lanes.durable, Read(0))
 
 
-def test_work_that_breaks_in_one_lane_goes_on_in_the_other() -> None:
+def test_a_failure_in_one_lane_does_not_stop_the_other() -> None:
     lanes = new()
     lanes.hand_over(keys(1), events(2))
     lanes.next()
@@ -238,7 +238,7 @@ HAPPENINGS = st.one_of(
 
 
 @given(st.lists(HAPPENINGS, max_size=50))
-def test_everything_arrives_and_keys_before_events_whatever_happens(happenings: list[list[bool] | int | str]) -> None:
+def test_everything_arrives_and_keys_precede_events_in_any_sequence(happenings: list[list[bool] | int | str]) -> None:
     world = World()
     for happening in happenings:
         if isinstance(happening, list):

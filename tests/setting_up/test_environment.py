@@ -17,14 +17,14 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path, "make demo", uv=False)
 
 
-def test_a_step_that_succeeded_is_not_repeated(environment: Environment) -> None:
+def test_a_successful_step_is_not_repeated(environment: Environment) -> None:
     done: list[str] = []
     for fingerprint in ("1", "1", "2"):
         environment.step("run", fingerprint, lambda fingerprint=fingerprint: done.append(fingerprint))
     assert done == ["1", "2"]
 
 
-def test_a_step_that_failed_is_repeated_and_the_one_before_it_is_not(environment: Environment) -> None:
+def test_a_failed_step_is_repeated_without_those_before_it(environment: Environment) -> None:
     def fail() -> None:
         raise SetupError("The disk is full.", "make demo")
 
@@ -35,12 +35,12 @@ def test_a_step_that_failed_is_repeated_and_the_one_before_it_is_not(environment
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[1]", '"run"'])
-def test_a_damaged_record_counts_as_none(environment: Environment, damaged: str) -> None:
+def test_a_damaged_record_counts_as_missing(environment: Environment, damaged: str) -> None:
     (environment.folder / "made-from").write_text(damaged)
     assert environment.recorded() == {}
 
 
-def test_a_python_without_its_venv_module_names_the_package_that_has_it(
+def test_if_the_venv_module_is_missing_its_package_is_named(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a bare Debian: everything is there but ensurepip."""
@@ -63,7 +63,7 @@ CAUSES = {
 
 @pytest.mark.parametrize("output", CAUSES)
 @pytest.mark.parametrize("uv", [False, True])
-def test_a_failure_says_what_it_means_and_what_to_run(output: str, uv: bool) -> None:
+def test_a_failure_is_explained_with_what_to_run(output: str, uv: bool) -> None:
     error = explain(output, ".venv/install.log", "make demo", Path(".venv/bin/python"), uv=uv)
     sentence = str(error).splitlines()[-1]
     assert CAUSES[output] in sentence
@@ -72,6 +72,6 @@ def test_a_failure_says_what_it_means_and_what_to_run(output: str, uv: bool) -> 
     assert "\n" not in error.command and error.command.endswith("make demo")
 
 
-def test_a_failure_of_uv_that_is_not_understood_offers_pip() -> None:
+def test_an_unknown_failure_of_uv_suggests_pip() -> None:
     error = explain("error: unexpected argument '--no-progress'", "log", "make test", Path("python"), uv=True)
     assert error.command == "make test INSTALLER=pip"

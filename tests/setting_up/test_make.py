@@ -21,36 +21,36 @@ def make(*arguments: str, check: bool = True, **variables: str) -> subprocess.Co
     return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=check)
 
 
-def test_make_alone_is_help() -> None:
+def test_make_without_a_goal_shows_help() -> None:
     assert make().stdout == make("help").stdout
 
 
-def test_help_names_every_goal() -> None:
+def test_help_lists_every_goal() -> None:
     text = (ROOT / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)
     internal = {"help", "venv-test"}
     assert set(re.findall(r"^make ([\w-]+)", make("help").stdout, re.MULTILINE)) == set(phony.split()) - internal
 
 
-def test_a_full_run_holds_the_coverage_of_the_protocol() -> None:
+def test_a_full_run_enforces_the_coverage_of_the_protocol() -> None:
     planned = make("--dry-run", "test").stdout
     assert "--cov-fail-under" in planned
     assert "mypy" in planned
 
 
-def test_a_run_of_some_tests_does_not() -> None:
+def test_a_partial_run_does_not_enforce_coverage() -> None:
     planned = make("--dry-run", "test", "ARGS=tests/tidy/test_lock.py").stdout
     assert "pytest tests/tidy/test_lock.py" in planned
     assert "--cov" not in planned
 
 
 @pytest.mark.parametrize(("goal", "level"), [("demo", "run"), ("serve", "run"), ("test", "test"), ("lint", "test")])
-def test_only_what_a_goal_takes_is_installed(goal: str, level: str) -> None:
+def test_only_the_requirements_of_the_goal_are_installed(goal: str, level: str) -> None:
     assert f"environment.py {level} " in make("--dry-run", goal).stdout
 
 
 @pytest.mark.parametrize("goal", ["demo", "test"])
-def test_without_python_the_last_line_is_what_to_run(goal: str, tmp_path: Path) -> None:
+def test_without_python_the_last_line_says_what_to_run(goal: str, tmp_path: Path) -> None:
     for program in ("bash", "id", "apt-get"):
         (tmp_path / program).symlink_to(f"/bin/{program}" if program != "apt-get" else "/bin/true")
     (tmp_path / "make").symlink_to("/usr/bin/make")

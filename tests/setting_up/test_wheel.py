@@ -77,7 +77,7 @@ def shipped(checkout: Path) -> set[str]:
     return found
 
 
-def test_the_sdist_holds_every_file_once_and_no_link(checkout: Path, source_archive: Path) -> None:
+def test_the_sdist_contains_every_file_once_and_no_links(checkout: Path, source_archive: Path) -> None:
     with tarfile.open(source_archive) as archive:
         members = archive.getmembers()
     assert all(member.isfile() or member.isdir() for member in members)
@@ -87,7 +87,7 @@ def test_the_sdist_holds_every_file_once_and_no_link(checkout: Path, source_arch
     assert "LICENSE" in inside
 
 
-def test_the_wheel_holds_every_file_below_one_name(checkout: Path, wheel: Path) -> None:
+def test_the_wheel_contains_every_file_in_one_package(checkout: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     information = {name for name in names if name.partition("/")[0].endswith(".dist-info")}
@@ -95,7 +95,7 @@ def test_the_wheel_holds_every_file_below_one_name(checkout: Path, wheel: Path) 
     assert any(name.endswith("/licenses/LICENSE") for name in information)
 
 
-def test_it_works_away_from_the_checkout_and_leaves_packages_of_others_alone(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_outside_the_checkout_beside_other_packages(wheel: Path, tmp_path: Path) -> None:
     """In an environment that has packages named `search` and `federation` already."""
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"

@@ -30,7 +30,7 @@ def _add_bad_typing(tx: Transaction) -> None:
     )
 
 
-async def test_users_go_offline_beside_a_bad_row(federation: Federation) -> None:
+async def test_users_go_offline_despite_a_damaged_row(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice, bob = await a.register("alice"), await a.register("bob")
     room_id = await create_room(alice, preset="public_chat")
@@ -43,7 +43,7 @@ async def test_users_go_offline_beside_a_bad_row(federation: Federation) -> None
     assert [(lane, item) for lane, item, _, _ in await a.read(list_parked)] == [("presence", str(NOBODY))]
 
 
-async def test_typing_ends_beside_a_bad_row(federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
+async def test_typing_ends_despite_a_damaged_row(federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice)

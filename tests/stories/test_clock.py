@@ -63,7 +63,7 @@ async def _two_in_a_room(server: Server) -> tuple[Client, Client, str]:
 
 @by_offset
 @pytest.mark.parametrize("failures", [1, 8])
-async def test_destination_that_failed_meanwhile_is_tried_soon(
+async def test_a_destination_that_failed_meanwhile_is_retried_soon(
     federation: Federation, offset: float, failures: int
 ) -> None:
     clock = Clock()
@@ -88,7 +88,9 @@ async def test_destination_that_failed_meanwhile_is_tried_soon(
 
 
 @by_offset
-async def test_peer_that_calls_meanwhile_is_understood_afterwards(federation: Federation, offset: float) -> None:
+async def test_a_peer_that_contacts_us_meanwhile_is_understood_afterwards(
+    federation: Federation, offset: float
+) -> None:
     clock = Clock()
     alice, mallory, room = await _with_peer(federation, clock)
     clock.offset_s = offset
@@ -106,7 +108,7 @@ async def test_peer_that_calls_meanwhile_is_understood_afterwards(federation: Fe
 
 
 @by_offset
-async def test_rate_limits_fill_up_as_usual(federation: Federation, offset: float) -> None:
+async def test_rate_limits_refill_as_usual(federation: Federation, offset: float) -> None:
     clock = Clock()
     a = await federation.start("a.example", clock=clock, rate_limits=RateLimitsSection())
     alice = await a.register("alice")
@@ -138,7 +140,7 @@ async def test_typing_ends(federation: Federation, offset: float) -> None:
 
 
 @by_offset
-async def test_presence_ends_and_begins(federation: Federation, offset: float) -> None:
+async def test_presence_goes_offline_and_online(federation: Federation, offset: float) -> None:
     clock = Clock(offset)
     a = await federation.start("a.example", clock=clock)
     alice, bob, room_id = await _two_in_a_room(a)
@@ -156,7 +158,7 @@ async def test_presence_ends_and_begins(federation: Federation, offset: float) -
 
 
 @by_offset
-async def test_presence_of_another_server_ends(federation: Federation, offset: float) -> None:
+async def test_remote_presence_expires(federation: Federation, offset: float) -> None:
     clock = Clock()
     alice, mallory, room = await _with_peer(federation, clock)
     clock.offset_s = offset
@@ -171,7 +173,7 @@ async def test_presence_of_another_server_ends(federation: Federation, offset: f
 
 
 @by_offset
-async def test_tokens_and_sessions_are_good_for_no_longer(federation: Federation, offset: float) -> None:
+async def test_tokens_and_sessions_do_not_live_longer(federation: Federation, offset: float) -> None:
     clock = Clock(offset)
     a = await federation.start("a.example", clock=clock)
     await a.register("alice")
@@ -197,7 +199,7 @@ async def test_tokens_and_sessions_are_good_for_no_longer(federation: Federation
 
 
 @by_offset
-async def test_announced_uploads_expire(federation: Federation, offset: float) -> None:
+async def test_created_uris_expire(federation: Federation, offset: float) -> None:
     clock = Clock(offset)
     a = await federation.start("a.example", clock=clock)
     alice = await a.register("alice")
@@ -209,7 +211,7 @@ async def test_announced_uploads_expire(federation: Federation, offset: float) -
 
 
 @by_offset
-async def test_rejection_is_delivered_soon(federation: Federation, offset: float) -> None:
+async def test_a_rejection_is_delivered_soon(federation: Federation, offset: float) -> None:
     clock = Clock()
     a, b = await federation.start("a.example"), await federation.start("b.example", clock=clock)
     alice, bob = await a.register("alice"), await b.register("bob")
@@ -231,7 +233,7 @@ async def test_rejection_is_delivered_soon(federation: Federation, offset: float
 
 
 @by_offset
-async def test_after_a_restart_by_the_right_clock_all_is_well(federation: Federation, offset: float) -> None:
+async def test_everything_works_after_a_restart_with_the_correct_clock(federation: Federation, offset: float) -> None:
     clock = Clock()
     alice, mallory, room = await _with_peer(federation, clock)
     clock.offset_s = offset

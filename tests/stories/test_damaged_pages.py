@@ -65,7 +65,7 @@ def _fill(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_damage_names, _damage_rooms, _damage_memberships])
-async def test_other_rooms_are_delivered(federation: Federation, tmp_path: Path, damage: Damage) -> None:
+async def test_events_of_other_rooms_are_delivered(federation: Federation, tmp_path: Path, damage: Damage) -> None:
     path = tmp_path / "a.example" / "homeserver.db"
     section = DatabaseSection(url=file_url(path.parent))
     a, b = await federation.start("a.example", database=section), await federation.start("b.example")
@@ -103,7 +103,7 @@ async def test_other_rooms_are_delivered(federation: Federation, tmp_path: Path,
         await wait_text(bob, room_id, "and now")
 
 
-async def test_a_server_whose_name_cannot_be_read_keeps_no_other_from_the_room(
+async def test_an_unreadable_server_name_does_not_exclude_other_servers(
     federation: Federation, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "a.example" / "homeserver.db"

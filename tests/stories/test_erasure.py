@@ -138,7 +138,7 @@ async def leave_keys(alice: Client, bob: Client) -> None:
         assert await client.ok("POST", "keys/signatures/upload", json=signed) == {"failures": {}}
 
 
-async def test_nothing_remains_but_what_is_documented(federation: Federation) -> None:
+async def test_erasure_leaves_only_documented_data(federation: Federation) -> None:
     server = await federation.start("a.example")
     other = await federation.start("b.example")
     bob, carl = await server.register("bob"), await other.register("carl")
@@ -176,7 +176,7 @@ async def test_nothing_remains_but_what_is_documented(federation: Federation) ->
 
 @pytest.mark.parametrize("kind", ["invite", "knock"])
 @pytest.mark.parametrize("away", [False, True])
-async def test_invites_and_knocks_of_other_servers_end(federation: Federation, kind: str, away: bool) -> None:
+async def test_erasure_ends_invites_and_knocks_on_other_servers(federation: Federation, kind: str, away: bool) -> None:
     """Also if that server is away at that moment, and this one is killed before it is back."""
     server, other = await federation.start("a.example"), await federation.start("b.example")
     alice, carl = await server.register("alice"), await other.register("carl")

@@ -46,7 +46,7 @@ async def send(client: Client, room_id: str, txn_id: str, text: str = "x") -> ht
     return await client.put(path, json={"msgtype": "m.text", "body": text})
 
 
-async def test_reading_goes_on(server: Server) -> None:
+async def test_reading_continues(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await server.make_room(alice, bob)
     assert (await send(alice, room_id, "before")).status_code == 200
@@ -57,7 +57,7 @@ async def test_reading_goes_on(server: Server) -> None:
         assert any(event["type"] == "m.room.message" for event in answer["chunk"])
 
 
-async def test_writes_are_refused_for_now_and_none_is_lost(server: Server) -> None:
+async def test_writes_are_refused_temporarily_and_none_is_lost(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await server.make_room(alice)
     event_id = (await send(alice, room_id, "before")).json()["event_id"]
@@ -76,7 +76,7 @@ async def test_writes_are_refused_for_now_and_none_is_lost(server: Server) -> No
     assert (await server.anonymous.post("login", json=login)).status_code == 200
 
 
-async def test_the_health_check_tells_the_truth_and_the_log_says_it_once(
+async def test_the_health_check_fails_and_the_outage_is_logged_once(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     alice = await server.register("alice")
@@ -99,7 +99,7 @@ async def test_the_health_check_tells_the_truth_and_the_log_says_it_once(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_an_idle_server_notices_too(server: Server) -> None:
+async def test_an_idle_server_notices_the_outage(server: Server) -> None:
     """No request but the health check itself writes anything."""
     await trio.sleep(3600)
     with unwritable(server):
@@ -108,7 +108,7 @@ async def test_an_idle_server_notices_too(server: Server) -> None:
     assert (await server.anonymous.get(READY)).status_code == 200
 
 
-async def test_a_token_that_was_just_refreshed_can_read(server: Server) -> None:
+async def test_a_freshly_refreshed_token_can_read(server: Server) -> None:
     """Its first use would revoke the tokens that it replaces. That waits for a later use."""
     await server.register("alice")
     login = await server.anonymous.ok("POST", "login", json={
@@ -123,7 +123,7 @@ async def test_a_token_that_was_just_refreshed_can_read(server: Server) -> None:
     assert (await server.with_token(login["access_token"]).get("joined_rooms")).status_code == 401
 
 
-async def test_work_in_the_background_pauses_and_resumes(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+async def test_background_work_pauses_and_resumes(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     attempts: list[float] = []
     done = trio.Event()
 
@@ -144,7 +144,7 @@ async def test_work_in_the_background_pauses_and_resumes(server: Server, caplog:
 
 
 @pytest.mark.skipif(ENGINE != "sqlite", reason="the disk of PostgreSQL is not ours")
-async def test_an_upload_is_refused_and_works_later(server: Server) -> None:
+async def test_uploads_are_refused_and_work_later(server: Server) -> None:
     alice = await server.register("alice")
     upload = "/_matrix/media/v3/upload"
     content = {"content-type": "application/octet-stream"}

@@ -39,7 +39,7 @@ async def begin(request: Callable[[], Awaitable[Any]], is_begun: Callable[[], Aw
         nursery.cancel_scope.cancel()
 
 
-async def test_who_has_deactivated_the_account_leaves_the_rest_of_the_rooms(federation: Federation) -> None:
+async def test_a_deactivated_user_leaves_the_remaining_rooms_after_a_crash(federation: Federation) -> None:
     server = await federation.start(NAME)
     alice, bob = await server.register("alice"), await server.register("bob")
     rooms = [await server.make_room(bob, alice) for _ in range(ROOMS)]
@@ -62,7 +62,7 @@ async def test_who_has_deactivated_the_account_leaves_the_rest_of_the_rooms(fede
     assert list(members["joined"]) == [bob.user_id]
 
 
-async def test_who_has_a_new_name_has_it_in_the_rest_of_the_rooms(federation: Federation) -> None:
+async def test_a_new_display_name_reaches_the_remaining_rooms_after_a_crash(federation: Federation) -> None:
     server = await federation.start(NAME)
     alice = await server.register("alice")
     for _ in range(ROOMS):
@@ -93,7 +93,7 @@ def _count_rooms_told(tx: Transaction, user_id: UserID, name: str) -> int:
     return sum(content.get("displayname") == name for content in contents)
 
 
-async def test_who_has_typed_types_no_more(federation: Federation) -> None:
+async def test_typing_ends_after_a_crash(federation: Federation) -> None:
     server = await federation.start(NAME)
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await server.make_room(alice, bob)
@@ -107,7 +107,7 @@ async def test_who_has_typed_types_no_more(federation: Federation) -> None:
     assert trio.current_time() - begun < 21
 
 
-async def test_who_was_online_is_not_for_ever(federation: Federation) -> None:
+async def test_online_users_go_offline_after_a_crash(federation: Federation) -> None:
     server = await federation.start(NAME)
     alice, bob = await server.register("alice"), await server.register("bob")
     await server.make_room(alice, bob)
@@ -122,7 +122,7 @@ async def test_who_was_online_is_not_for_ever(federation: Federation) -> None:
     await until(offline)
 
 
-async def test_guests_leave_a_room_that_was_closed_to_them(federation: Federation) -> None:
+async def test_guests_are_removed_from_a_closed_room_after_a_crash(federation: Federation) -> None:
     open_to_guests = {"registration": Registration(enabled=True, guests=True)}
     server = await federation.start(NAME, **open_to_guests)
     alice = await server.register("alice")

@@ -31,7 +31,7 @@ async def _name_of(client: Client, room_id: str) -> str:
     return str(content["name"])
 
 
-async def test_tea_society(federation: Federation) -> None:
+async def test_the_tea_society(federation: Federation) -> None:
     federation.network.latency_s = 0.03
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
     alice, bob = await a.register("alice"), await b.register("bob")
@@ -119,7 +119,7 @@ async def test_tea_society(federation: Federation) -> None:
     assert (await texts(bob, room_id))[-1] == "Here we are"
 
 
-async def test_two_strangers_find_one_another(federation: Federation) -> None:
+async def test_two_strangers_find_each_other(federation: Federation) -> None:
     """A direct chat between people who share no room yet, and whose servers have never met."""
     a, b, alice, bob = await federation.start_two()
     await alice.ok("PUT", f"profile/{quote(alice.user_id)}/displayname", json={"displayname": "Alice"})

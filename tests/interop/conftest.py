@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
+import trustme
 
-from tests.interop.servers import Server, ServerFailed, World, make_third, make_world
+from tests.interop.servers import OurProgram, Server, ServerFailed, World, make_third, make_world
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +61,28 @@ def third(started: World) -> Iterator[Server]:
         server.relay.close()
 
 
+@pytest.fixture(scope="module")
+def organisations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Two of our servers."""
+    folder, ca = tmp_path_factory.mktemp("organisations"), trustme.CA()
+    print(f"\nconfigurations, databases and logs are in {folder}")
+    servers = (
+        Server(OurProgram(), folder / "one", "localhost", ca),
+        Server(OurProgram(), folder / "other", "127.0.0.1", ca),
+    )
+    try:
+        for server in servers:
+            server.start()
+        yield servers
+        for server in servers:
+            server.stop()
+    finally:
+        for server in servers:
+            with suppress(ServerFailed):  # what is said above matters more
+                server.stop()
+            server.relay.close()
+
+
 @pytest.fixture(params=["from-ours", "from-synapse"])
 def sides(request: pytest.FixtureRequest, world: World) -> tuple[Server, Server]:
     """(here, there): the server where a scenario begins, and the other one. Every scenario is played both ways."""
@@ -73,7 +96,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = outcome.get_result()
     arguments = getattr(item, "funcargs", {})
     world = arguments.get("world")
-    servers = (world.ours, world.synapse) if world is not None else arguments.get("sides", ())
+    given = arguments.get("sides") or arguments.get("organisations") or ()
+    servers = (world.ours, world.synapse) if world is not None else given
     if report.when == "call" and report.failed:
         for server in servers:
             report.sections.append((f"log of {server.kind}", server.log_tail()))

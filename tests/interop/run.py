@@ -1,4 +1,4 @@
-"""`make interop`: Synapse as the other organisation, and its functions as the judge of ours; matrix-js-sdk as a client.
+"""`make interop`: a real Synapse as the other organisation and as the judge of ours; two client libraries.
 
 Arguments go to pytest.
 
@@ -18,12 +18,13 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from tests.interop.setup import ensure_js_sdk, ensure_synapse  # noqa: E402 (found only now)
+from tests.interop.setup import ensure_js_sdk, ensure_nio, ensure_synapse  # noqa: E402 (found only now)
 
 
 def main(arguments: list[str]) -> int:
     """Installs what is needed, then runs tests/differential and tests/interop, which `make test` does not."""
     python = ensure_synapse()
+    ensure_nio()
     lacking = ensure_js_sdk()
     chosen = [argument for argument in arguments if not argument.startswith("-")]
     options = [
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     command = [sys.executable, "-m", "pytest", *options, *where]
     status = subprocess.run(command, cwd=REPOSITORY, env=environment).returncode
     if lacking:
-        print(f"NOT RUN: the scenario with matrix-js-sdk. {lacking}.", flush=True)
+        print(f"NOT RUN: the scenarios with matrix-js-sdk. {lacking}.", flush=True)
     return status
 
 

@@ -1,9 +1,10 @@
-"""Installs what the scenarios run besides our server, unless it is installed: Synapse's environment, matrix-js-sdk.
+"""Installs what the scenarios run besides our server, unless it is installed: Synapse, matrix-nio, matrix-js-sdk.
 
 Synapse never shares an environment with us: it is another program, under another licence, with its own dependencies.
-matrix-js-sdk, on which Element is built, needs Node; without Node, its scenario is left out and the run says so.
+matrix-nio has an environment of its own here because its cryptography (vodozemac) is compiled for some platforms only.
+matrix-js-sdk, on which Element is built, needs Node; without Node, its scenarios are left out and the run says so.
 
-To move to another Synapse, change requirements-synapse.in and run in this folder:
+To move to another Synapse or matrix-nio, change its requirements-….in and run in this folder, for example:
 
     uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
     requirements-synapse.in -o requirements-synapse.lock
@@ -31,6 +32,7 @@ sys.path.insert(0, str(REPOSITORY / ".ci"))
 from environment import ensure_environment  # noqa: E402 (found only now)
 
 JS_SDK = HERE / "js_sdk"
+MATRIX_NIO = HERE / "matrix_nio"
 NODE_MAJOR_MIN = 20
 
 
@@ -47,6 +49,16 @@ def ensure_synapse() -> Path:
         print(f"Synapse: using {folder}")
         return python
     return ensure_environment("Synapse", folder, HERE / "requirements-synapse.lock", "make interop")
+
+
+def nio_venv() -> Path:
+    """Returns the folder of matrix-nio's environment: `.venv-nio` in the repository."""
+    return REPOSITORY / ".venv-nio"
+
+
+def ensure_nio() -> Path:
+    """Returns the Python that has matrix-nio with its cryptography, and makes its environment if necessary."""
+    return ensure_environment("matrix-nio", nio_venv(), HERE / "requirements-nio.lock", "make interop")
 
 
 def js_sdk_folder() -> Path:

@@ -10,7 +10,13 @@ import pytest
 
 from tests.tidy.source import ROOT
 
-LOCKS = {name: (ROOT / name).read_text() for name in ("requirements.lock", "tests/requirements.lock")}
+LOCK_NAMES = (
+    "requirements.lock",
+    "tests/requirements.lock",
+    "tests/interop/requirements-nio.lock",
+    "tests/interop/requirements-synapse.lock",
+)
+LOCKS = {name: (ROOT / name).read_text() for name in LOCK_NAMES}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HASH = r"    --hash=sha256:[0-9a-f]{64}(?: \\)?\n"
 # Name, version and hashes; there may be an extra after the name, and a marker after the version.

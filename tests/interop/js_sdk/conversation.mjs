@@ -1,95 +1,28 @@
 // Two people of two servers, each with matrix-js-sdk: they log in, meet in a room across the servers, talk, and leave.
 //
-//     node conversation.mjs FOLDER PLAN
-//
-// FOLDER has matrix-js-sdk in its node_modules. PLAN is JSON: {"encryption": bool, "people": [{"url", "user", "password",
-// "server_name"}, …]}; with encryption the SDK's cryptography runs. Prints each step.
-// The last line is JSON: {"refused": ["404 POST /path M_ERRCODE", …]}, every request that was answered with 4xx or 5xx.
-// Exits 1 at the first step that does not come about.
+// PLAN is {"encryption": bool, "people": [{"url", "user", "password", "server_name"}, …]}; with encryption, the SDK's
+// cryptography runs. The last line is {"refused": ["404 POST /path M_ERRCODE", …]}: each request that was answered with
+// 4xx or 5xx. See people.mjs.
 
-import { join } from "node:path";
-import { argv, exit } from "node:process";
-import { pathToFileURL } from "node:url";
+import { check, event, login, membership, noting, plan, start, tell, until } from "./people.mjs";
 
-const [, , folder, plan] = argv;
-const load = (file) => import(pathToFileURL(join(folder, "node_modules/matrix-js-sdk/lib", file)));
-const sdk = await load("index.js");
-(await load("logger.js")).logger.setLevel("silent");
-console.debug = console.info = console.warn = () => {}; // the SDK's own
-const { encryption, people } = JSON.parse(plan);
+const { encryption, people } = plan;
 
-const PATIENCE_MS = 30_000;
 const LINES = 70;
 const PICTURE = Buffer.from(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
     "base64",
 );
-const refused = new Set();
 
-/** As fetch; notes what the server refuses. */
-async function noting(resource, options) {
-    const answer = await fetch(resource, options);
-    if (answer.status >= 400) {
-        const { errcode = "" } = await answer.clone().json().catch(() => ({}));
-        const path = new URL(resource).pathname.replace(/(%40|%23|%21|%24|[@#!$])[^/]+/g, "…");
-        refused.add(`${answer.status} ${options?.method ?? "GET"} ${path} ${errcode}`.trim());
-    }
-    return answer;
-}
-
-/** The first true value of `probe`; fails where none comes in time. */
-async function until(what, probe) {
-    const end = Date.now() + PATIENCE_MS;
-    for (;;) {
-        const value = await probe();
-        if (value) {
-            console.log(what);
-            return value;
-        }
-        if (Date.now() > end) throw new Error(`not within ${PATIENCE_MS / 1000} s: ${what}`);
-        await new Promise((resolve) => setTimeout(resolve, 25));
-    }
-}
-
-function check(what, holds) {
-    if (!holds) throw new Error(`not so: ${what}`);
-    console.log(what);
-}
-
-/** A client of a person, logged in and synced. */
-async function enter({ url, user, password }) {
-    const anonymous = sdk.createClient({ baseUrl: url, fetchFn: noting });
-    const flows = (await anonymous.loginFlows()).flows.map((flow) => flow.type);
-    check(`${user} may log in with a password`, flows.includes("m.login.password"));
-    const identifier = { type: "m.id.user", user };
-    const login = await anonymous.loginRequest({
-        type: "m.login.password", identifier, password, refresh_token: true,
-    });
-    const client = sdk.createClient({
-        baseUrl: url,
-        userId: login.user_id,
-        deviceId: login.device_id,
-        accessToken: login.access_token,
-        refreshToken: login.refresh_token,
-        tokenRefreshFunction: async (token) => {
-            const { access_token, refresh_token, expires_in_ms } = await anonymous.refreshToken(token);
-            const expiry = new Date(Date.now() + expires_in_ms);
-            return { accessToken: access_token, refreshToken: refresh_token, expiry };
-        },
-        timelineSupport: true,
-        fetchFn: noting,
-    });
+/** Returns a client of a person, logged in and synced. */
+async function enter(person) {
+    const client = await login(person);
     if (encryption) {
         await client.initRustCrypto({ useIndexedDB: false });
-        check(`${user} has no keys yet`, !(await client.getCrypto().userHasCrossSigningKeys()));
+        check(`${person.user} has no keys yet`, !(await client.getCrypto().userHasCrossSigningKeys()));
     }
-    await client.startClient({ initialSyncLimit: 20, lazyLoadMembers: true, pollTimeout: 10_000 });
-    await until(`${user} has synced`, () => ["PREPARED", "SYNCING"].includes(client.getSyncState()));
-    return client;
+    return start(client);
 }
-
-const event = (client, roomId, eventId) => client.getRoom(roomId)?.findEventById(eventId);
-const membership = (client, roomId) => client.getRoom(roomId)?.getMyMembership();
 
 async function meet(alice, bob) {
     const { room_id: roomId } = await alice.createRoom({
@@ -189,19 +122,15 @@ async function part(alice, bob) {
     check("the other's is not", (await bob.whoami()).user_id === bob.getUserId());
 }
 
-try {
+await tell(async (refused) => {
     const [alice, bob] = [await enter(people[0]), await enter(people[1])];
     const roomId = await meet(alice, bob);
     await talk(alice, bob, roomId);
     await show(alice, bob, roomId);
     await settle(alice, roomId);
     await wander(alice, bob, people[0]);
-    const all = [...refused].sort();
+    const all = [...refused];
     for (const client of [alice, bob]) client.stopClient();
     await part(alice, bob);
-    console.log(JSON.stringify({ refused: all }));
-    exit(0);
-} catch (error) {
-    console.log(error.stack, [...refused]);
-    exit(1);
-}
+    return all;
+});

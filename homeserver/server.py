@@ -30,7 +30,7 @@ from homeserver.errors import ClosedError
 from homeserver.feature import Feature, rate_limits_of
 from homeserver.features import FEATURES, account, capabilities, versions
 from homeserver.federation.wire import Wire
-from homeserver.federation.wire.internet import InternetWire
+from homeserver.federation.wire.internet import InternetWire, OutboundRules
 from homeserver.http.asgi import App
 from homeserver.http.dispatch import Dispatch
 from homeserver.http.listener import Bound, serve
@@ -316,10 +316,20 @@ async def _open_blobs(config: Config, outages: Outages, *, inline: bool, beside:
 
 
 def _open_internet(config: Config) -> InternetWire:
-    federation = config.federation
+    federation, outbound = config.federation, config.outbound_http
     try:
-        return InternetWire(federation.ca_file, federation.verify_tls, federation.allow_private_addresses)
+        return InternetWire(
+            federation.ca_file,
+            federation.verify_tls,
+            federation.allow_private_addresses,
+            outbound=OutboundRules(outbound.ca_file, outbound.verify_tls, outbound.allow_private_addresses),
+        )
     except ssl.SSLError as error:
-        raise ConfigError(f"federation.ca_file: {federation.ca_file} contains no PEM certificate") from error
+        raise ConfigError(f"{_ca_files(config)}: there is no PEM certificate in it") from error
     except OSError as error:
-        raise ConfigError(f"federation.ca_file: cannot read {federation.ca_file}: {error.strerror}") from error
+        raise ConfigError(f"{_ca_files(config)}: cannot read it: {error.strerror}") from error
+
+
+def _ca_files(config: Config) -> str:
+    named = {"federation": config.federation.ca_file, "outbound_http": config.outbound_http.ca_file}
+    return " or ".join(f"{section}.ca_file {path}" for section, path in named.items() if path)

@@ -79,3 +79,19 @@ class Wire(Protocol):
     def stream_url(self, url: str, *, timeout_s: float, max_bytes: int) -> AbstractAsyncContextManager[WireStream]:
         """Sends a GET to an https URL from a server (the `Location` of its media). Follows redirects."""
         ...
+
+    async def request_url(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> WireResponse:
+        """Returns the whole response to a request to a URL that a user has chosen, such as that of a push gateway.
+
+        Does not follow redirects. http is allowed only where private addresses are.
+        """
+        ...

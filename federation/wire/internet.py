@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -27,7 +27,7 @@ from homeserver.federation.discovery import (
     WellKnownCache,
 )
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.wire import WireError, WireRequest, WireStream
+from homeserver.federation.wire import WireError, WireRequest, WireResponse, WireStream
 from homeserver.federation.wire.client import HttpClient, as_stream, timed_out
 from homeserver.federation.wire.dial import ConnectTCP, Dialer
 from homeserver.federation.wire.dns import Resolver
@@ -38,14 +38,37 @@ USER_AGENT = "homeserver"
 _GIVEN_UP_AFTER_S = 3.0
 
 
+# Users choose these hosts. They must not use up the connections that other servers need.
+OUTBOUND_LIMITS = PoolLimits(busy_per_host_max=16, busy_max=256, idle_max=64)
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundRules:
+    """The rules for URLs that users choose. See `Dialer`."""
+
+    ca_file: str = ""
+    verify_tls: bool = True
+    allow_private_addresses: bool = False
+
+
 class InternetWire:
     """A `Wire` over HTTPS. Create one per server, and `aclose` it at the end.
 
     `ca_file` is a PEM bundle trusted in addition to the system's, "" for none; raises OSError if it cannot be read.
+    `outbound` are the rules for URLs that users choose; the other settings are for servers.
     `resolver`, `connect_tcp` and `below` (an integer from range(n)) default to those of the machine.
     """
 
-    __slots__ = ("_below", "_client", "_dialer", "_pool", "_well_known", "_well_known_locks")
+    __slots__ = (
+        "_below",
+        "_client",
+        "_dialer",
+        "_outbound",
+        "_outbound_schemes",
+        "_pool",
+        "_well_known",
+        "_well_known_locks",
+    )
 
     def __init__(
         self,
@@ -57,10 +80,21 @@ class InternetWire:
         connect_tcp: ConnectTCP | None = None,
         below: Callable[[int], int] = random.randrange,
         limits: PoolLimits | None = None,
+        outbound: OutboundRules | None = None,
     ) -> None:
         self._dialer = Dialer(ca_file, verify_tls, allow_private_addresses, resolver=resolver, connect_tcp=connect_tcp)
         self._client = HttpClient(self._dialer)
         self._pool: Pool[ServerName] = Pool(self._open_connection, limits)
+        rules = outbound if outbound is not None else OutboundRules()
+        outbound_dialer = Dialer(
+            rules.ca_file,
+            rules.verify_tls,
+            rules.allow_private_addresses,
+            resolver=self._dialer.resolver,
+            connect_tcp=connect_tcp,
+        )
+        self._outbound = HttpClient(outbound_dialer, OUTBOUND_LIMITS)
+        self._outbound_schemes = ("https", "http") if rules.allow_private_addresses else ("https",)
         self._below = below
         self._well_known = WellKnownCache()
         self._well_known_locks: dict[str, trio.Lock] = {}
@@ -88,6 +122,27 @@ class InternetWire:
         async with self._client.stream(url, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes) as response:
             yield response
 
+    async def request_url(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> WireResponse:
+        """See `Wire`."""
+        return await self._outbound.request(
+            method,
+            url,
+            headers=_with_user_agent(headers),
+            body=body,
+            timeout_s=timeout_s,
+            max_bytes=max_bytes,
+            schemes=self._outbound_schemes,
+        )
+
     async def discover(self, destination: ServerName) -> Found:
         """Returns where to send requests for a server, without the pool. Raises WireError if its name leads nowhere."""
         discovery = Discovery(destination, self._below)
@@ -108,6 +163,7 @@ class InternetWire:
         """Closes the idle connections. Requests in progress close theirs when they end."""
         await self._pool.aclose()
         await self._client.aclose()
+        await self._outbound.aclose()
 
     async def _open_connection(self, destination: ServerName) -> Connection:
         found = await self.discover(destination)

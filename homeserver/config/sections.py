@@ -278,7 +278,6 @@ WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
     ("registration", "recaptcha_private_key"),
     ("registration", "recaptcha_verify_url"),
     ("email",),
-    ("outbound_http",),
     ("url_previews",),
     ("search",),
     ("application_services",),

@@ -22,6 +22,7 @@ from homeserver.features import (
     logout,
     media,
     membership,
+    notifications,
     presence,
     profile,
     push_rules,
@@ -89,6 +90,7 @@ FEATURES: tuple[Feature, ...] = (
     room_history.FEATURE,
     relations.FEATURE,
     receipts.FEATURE,
+    notifications.FEATURE,
     typing.FEATURE,
     voice_over_ip.FEATURE,
     # Files

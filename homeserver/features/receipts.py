@@ -6,58 +6,38 @@ that storage does not grow with each message read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from homeserver import limits
 from homeserver.api.filters import wants
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
-from homeserver.database import Row, Schema, Step, Transaction
+from homeserver.database import Row, Transaction
 from homeserver.errors import invalid_param, not_found
 from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import Receipt, parse_receipts
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id
 from homeserver.resources import Resources
-from homeserver.rooms.membership import check_joined, find_membership, list_memberships
-from homeserver.rooms.storage import StoredEvent, find_stored_by_id
+from homeserver.rooms.membership import check_joined, find_membership
+from homeserver.rooms.storage import find_stored_by_id
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.presence import note_activity
-
-# thread_id "": unthreaded. ordering: that of the event, NULL while this server lacks the event.
-SCHEMA = Schema(
-    "receipts",
-    (
-        Step(
-            "001_create",
-            """
-            CREATE TABLE receipts (
-                room_nid INTEGER NOT NULL,
-                user_nid INTEGER NOT NULL,
-                receipt_type TEXT NOT NULL,
-                thread_id TEXT NOT NULL,
-                event_id TEXT NOT NULL,
-                ordering INTEGER,
-                ts_ms INTEGER NOT NULL,
-                position INTEGER NOT NULL,
-                is_local INTEGER NOT NULL,
-                PRIMARY KEY (room_nid, user_nid, receipt_type, thread_id)
-            ) WITHOUT ROWID;
-            CREATE INDEX receipts_by_position ON receipts (position);
-            """,
-        ),
-    ),
+from homeserver.users.receipts import (
+    find_thread,
+    forget_receipts,
+    is_ahead,
+    list_public_receipts,
+    list_receipts_between,
+    list_receipts_of_rooms,
+    store_receipt,
 )
 
 routes = Routes()
 
 # Over a longer span of the stream, the receipts of all rooms outnumber those of the user's rooms.
 SPAN_BY_POSITION_MAX = 1_000
-
-# How many relations to follow from an event to one in a thread. Spec: client-server-api/#threaded-read-receipts
-THREAD_HOPS_MAX = 3
 
 ReceiptType = Literal["m.read", "m.read.private", "m.fully_read"]
 Markers = Mapping[ReceiptType, EventID]
@@ -127,38 +107,16 @@ def _read_up_to(tx: Transaction, room_id: RoomID, user_id: UserID, markers: Mark
             raise not_found("There is no such event in that room.")
         if thread_id == event_id:
             continue  # a thread's root is in the main timeline, so it says nothing about the thread
-        if thread_id not in ("", "main") and _thread_of(tx, event) != thread_id:
+        if thread_id not in ("", "main") and find_thread(tx, event) != thread_id:
             raise invalid_param("The event is not in that thread.")
         if receipt_type == "m.fully_read":
             if _is_marker_ahead(tx, room_id, user_id, event.ordering):
                 store_account_data(tx, user_id, room_id, "m.fully_read", {"event_id": event_id})
-        elif _is_ahead(tx, room_id, user_id, receipt_type, thread_id, event.ordering):
+        elif is_ahead(tx, room_id, user_id, receipt_type, thread_id, event.ordering):
             store_receipt(
                 tx, room_id, user_id, receipt_type, thread_id, event_id, event.ordering, tx.now_ms, is_local=True
             )
     note_activity(tx, user_id)
-
-
-def _thread_of(tx: Transaction, event: StoredEvent) -> str | None:
-    """Returns the root of the thread that an event is in, None if it is in the main timeline.
-
-    Spec: client-server-api/#threaded-read-receipts
-    """
-    room_id: RoomID = event.room_id
-    for _ in range(THREAD_HOPS_MAX):
-        relation = event.content.get("m.relates_to")
-        if not isinstance(relation, dict):
-            return None
-        parent_id = relation.get("event_id")
-        if not isinstance(parent_id, str):
-            return None
-        parent = find_stored_by_id(tx, parent_id)
-        if parent is None or parent.room_id != room_id:
-            return None
-        if relation.get("rel_type") == "m.thread":
-            return parent_id
-        event = parent
-    return None
 
 
 def _is_marker_ahead(tx: Transaction, room_id: RoomID, user_id: UserID, ordering: int | None) -> bool:
@@ -188,9 +146,9 @@ def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
             if event is None or thread_id == event_id:
                 continue
             # Anyone can make up threads, and each would be sent to everyone in the room.
-            thread_id = _thread_of(tx, event) or "main"
+            thread_id = find_thread(tx, event) or "main"
         ordering = None if event is None else event.ordering
-        if ordering is None or _is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
+        if ordering is None or is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
             store_receipt(tx, room_id, user_id, "m.read", thread_id, event_id, ordering, receipt.ts, is_local=False)
 
 
@@ -204,9 +162,9 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
         of_rooms = {nid: room_id for room_id in room_ids if (nid := tx.find(room_id)) is not None}
         nids |= of_rooms
         if since and ctx.upto - since <= SPAN_BY_POSITION_MAX:
-            rows += [row for row in _list_between(tx, since, ctx.upto) if row[0] in of_rooms]
+            rows += [row for row in list_receipts_between(tx, since, ctx.upto) if row[0] in of_rooms]
         else:
-            rows += _list_of_rooms(tx, of_rooms, since)
+            rows += list_receipts_of_rooms(tx, of_rooms, since)
     names = tx.names({row[1] for row in rows})
     content: dict[tuple[RoomID, str], JsonObject] = {}
     for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in rows:
@@ -222,14 +180,8 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
 
 def list_receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
     """Yields an EDU with the public receipts of local users for each room and thread."""
-    rows = tx.all(
-        "SELECT room_nid, user_nid, thread_id, event_id, ts_ms FROM receipts WHERE position > ? AND position <= ?"
-        " AND is_local = 1 AND receipt_type = 'm.read'",
-        since,
-        upto,
-    )
     by_thread: dict[tuple[RoomID, str], JsonObject] = {}
-    for room_nid, user_nid, thread_id, event_id, ts_ms in rows:
+    for room_nid, user_nid, thread_id, event_id, ts_ms in list_public_receipts(tx, since, upto):
         data: dict[str, Any] = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
         users = by_thread.setdefault((RoomID(tx.name(room_nid)), thread_id), {})
         users[tx.name(user_nid)] = {"event_ids": [event_id], "data": data}
@@ -237,109 +189,9 @@ def list_receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[Outgoi
         yield OutgoingEdu({room_id: {"m.read": users}}, room_id)
 
 
-# --- storage ---
-
-
-def store_receipt(
-    tx: Transaction,
-    room_id: RoomID,
-    user_id: UserID,
-    receipt_type: str,
-    thread_id: str,
-    event_id: EventID,
-    ordering: int | None,
-    ts_ms: int,
-    *,
-    is_local: bool,
-) -> None:
-    """Replaces the user's receipt of that type and thread. A private one wakes only its user."""
-    if thread_id not in ("", "main"):
-        _delete_oldest_receipts(tx, room_id, user_id, receipt_type, thread_id)
-    wake = user_id if receipt_type == "m.read.private" else room_id
-    tx.run(
-        "INSERT INTO receipts (room_nid, user_nid, receipt_type, thread_id, event_id, ordering, ts_ms, position,"
-        " is_local)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_nid, receipt_type, thread_id) DO UPDATE SET"
-        " event_id = excluded.event_id, ordering = excluded.ordering, ts_ms = excluded.ts_ms,"
-        " position = excluded.position",
-        tx.intern(room_id),
-        tx.intern(user_id),
-        receipt_type,
-        thread_id,
-        event_id,
-        ordering,
-        min(ts_ms, limits.TIMESTAMP_MS_MAX),
-        tx.next_position(wake),
-        int(is_local),
-    )
-
-
-def _delete_oldest_receipts(
-    tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: str, thread_id: str
-) -> None:
-    """Deletes the user's oldest threaded receipts in the room if there are too many for another one."""
-    threads = tx.values(
-        "SELECT thread_id FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ?"
-        " AND thread_id NOT IN ('', 'main') AND thread_id <> ? ORDER BY position DESC",
-        tx.find(room_id),
-        tx.find(user_id),
-        receipt_type,
-        thread_id,
-    )
-    for oldest in threads[limits.users.RECEIPT_THREADS_MAX - 1 :]:
-        tx.run(
-            "DELETE FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ? AND thread_id = ?",
-            tx.find(room_id),
-            tx.find(user_id),
-            receipt_type,
-            oldest,
-        )
-
-
-def _is_ahead(
-    tx: Transaction, room_id: RoomID, user_id: UserID, receipt_type: str, thread_id: str, ordering: int | None
-) -> bool:
-    """Returns whether a receipt at `ordering` is newer than the user's current one."""
-    row = tx.one(
-        "SELECT ordering FROM receipts WHERE room_nid = ? AND user_nid = ? AND receipt_type = ? AND thread_id = ?",
-        tx.find(room_id),
-        tx.find(user_id),
-        receipt_type,
-        thread_id,
-    )
-    return row is None or row[0] is None or (ordering is not None and ordering > row[0])
-
-
-def _list_between(tx: Transaction, since: int, upto: int) -> list[Row]:
-    return tx.all(
-        "SELECT room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms FROM receipts"
-        " WHERE position > ? AND position <= ?",
-        since,
-        upto,
-    )
-
-
-def _list_of_rooms(tx: Transaction, room_nids: Collection[int], since: int) -> list[Row]:
-    return tx.all_in(
-        "SELECT room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms FROM receipts"
-        " WHERE room_nid IN (?*) AND position > ?",
-        room_nids,
-        since,
-    )
-
-
-def forget_receipts(tx: Transaction, user_id: UserID, erase: bool) -> bool:
-    """Deletes all receipts of the user."""
-    nid = tx.find(user_id)
-    room_nids = [tx.find(each.room_id) for each in list_memberships(tx, user_id)]
-    tx.many("DELETE FROM receipts WHERE room_nid = ? AND user_nid = ?", [(room_nid, nid) for room_nid in room_nids])
-    return False
-
-
 FEATURE = Feature(
     name="receipts",
     spec="client-server-api/#receipts",
-    schema=SCHEMA,
     routes=routes,
     edus={
         "m.receipt": Edu(

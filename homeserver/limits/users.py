@@ -51,6 +51,25 @@ PUSH_RULE_BYTES_MAX = 4 * 1024
 # As long as any other id.
 PUSH_RULE_ID_BYTES_MAX = 255
 
+# Pushers
+
+# One for each device with an app that is not open all the time; people have five.
+PUSHERS_MAX = 50
+# Spec: POST /pushers/set. Tokens of push providers have 64 to 250 bytes.
+PUSHKEY_BYTES_MAX = 512
+APP_ID_CHARACTERS_MAX = 64
+# Names, language, URL and data. Clients add a few fields of their own to the data, which each notification repeats.
+PUSHER_BYTES_MAX = 8 * 1024
+# What waits for a gateway that is away. A phone that was offline shows the newest anyway.
+PUSH_QUEUE_MAX = 100
+# A notification that comes later only confuses. Push providers keep them for a day to four weeks.
+PUSH_AGE_MS = 24 * 3600 * 1000
+# How long a gateway may take, and how large its answer may be: a list of keys that it rejects.
+PUSH_TIMEOUT_S = 20
+PUSH_ANSWER_BYTES_MAX = 64 * 1024
+# Requests at the same time to one gateway, so that a slow one does not hold many connections.
+PUSH_AT_ONCE_MAX = 16
+
 # To-device messages
 
 # The content of one: as large as an event's. Keys have 1 KiB, a secret or a verification a few.

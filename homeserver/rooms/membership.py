@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -173,6 +173,23 @@ def find_join_position(tx: Transaction, room_id: str, user_id: str) -> int | Non
         tx.find(room_id),
     )
     return None if row is None else int(row[0])
+
+
+def list_join_positions(tx: Transaction, user_id: str, room_nids: Collection[int]) -> dict[int, int]:
+    """Returns the position at which the user last joined each of these rooms, by room, if they are in it."""
+    rows = tx.all_in(
+        "SELECT room_nid, entered_position FROM memberships WHERE room_nid IN (?*) AND user_nid = ?"
+        " AND membership = 'join'",
+        room_nids,
+        tx.find(user_id),
+    )
+    return dict(rows)
+
+
+def find_members_position(tx: Transaction, room_id: str) -> int:
+    """Returns the position at which a membership of the room last changed, 0 for an unknown room."""
+    row = tx.one("SELECT members_position FROM rooms WHERE room_nid = ?", tx.find(room_id))
+    return 0 if row is None else int(row[0])
 
 
 def has_come_or_gone(tx: Transaction, room_id: str, since: int) -> bool:

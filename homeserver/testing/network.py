@@ -12,7 +12,7 @@ All randomness comes from `seed`, and time is trio's: under a virtual clock a pa
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ import trio
 
 from homeserver.background import single_error
 from homeserver.federation.identifiers import ServerName
-from homeserver.federation.wire import WireError, WireRequest, WireStream
+from homeserver.federation.wire import WireError, WireRequest, WireResponse, WireStream
 from homeserver.http.asgi import AsgiApp, Message
 
 
@@ -151,6 +151,26 @@ class FakeWire:
         request = WireRequest("GET", path, {})
         async with self.stream(ServerName(parts.netloc), request, timeout_s=timeout_s, max_bytes=max_bytes) as response:
             yield response
+
+    async def request_url(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> WireResponse:
+        """See `Wire`."""
+        parts = urlsplit(url)
+        if parts.scheme != "https":
+            raise WireError("a URL must begin with https", "refused")
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        request = WireRequest(method, path, headers, body)
+        async with self.stream(ServerName(parts.netloc), request, timeout_s=timeout_s, max_bytes=max_bytes) as response:
+            received = b"".join([chunk async for chunk in response.chunks])
+            return WireResponse(response.status, response.headers, received)
 
 
 class _Exchange:

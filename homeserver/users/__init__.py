@@ -16,10 +16,12 @@ from homeserver.users import (
     presence,
     profile,
     push_rules,
+    receipts,
     registration_tokens,
     user_interactive,
 )
 from homeserver.users.encryption import cross_signing, device_keys, device_lists, inbox, one_time_keys, outbox
+from homeserver.users.push import notifications, pushers
 
 SCHEMAS: tuple[Schema, ...] = (
     accounts.SCHEMA,
@@ -36,5 +38,8 @@ SCHEMAS: tuple[Schema, ...] = (
     account_data.SCHEMA,
     filters.SCHEMA,
     push_rules.SCHEMA,
+    receipts.SCHEMA,
+    notifications.SCHEMA,
+    pushers.SCHEMA,
     presence.SCHEMA,
 )

@@ -5,6 +5,7 @@ A ruleset has a list of rules for each kind, most important first. Spec: client-
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal, get_args
 
 import orjson
@@ -38,6 +39,10 @@ SCHEMA = Schema(
             ) WITHOUT ROWID;
             CREATE TABLE push_rule_changes (user_nid INTEGER PRIMARY KEY, position INTEGER NOT NULL);
             """,
+        ),
+        Step(
+            "002_changes_by_position",
+            "CREATE INDEX push_rule_changes_by_position ON push_rule_changes (position);",
         ),
     ),
 )
@@ -215,6 +220,25 @@ def delete_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> N
     if not deleted:
         raise _unknown_rule()
     _note_change(tx, user_id)
+
+
+def find_rules_position(tx: Transaction, user_id: UserID) -> int:
+    """Returns the position of the last change of the user's rules, 0 if they are the server's defaults."""
+    row = tx.one("SELECT position FROM push_rule_changes WHERE user_nid = ?", tx.find(user_id))
+    return 0 if row is None else int(row[0])
+
+
+def find_last_change(tx: Transaction) -> int:
+    """Returns the position of the last change of anybody's rules, 0 if there was none."""
+    row = tx.one("SELECT MAX(position) FROM push_rule_changes")
+    return 0 if row is None or row[0] is None else int(row[0])
+
+
+def list_with_changes(tx: Transaction, user_ids: Collection[UserID]) -> list[UserID]:
+    """Returns those of these users who have ever changed their rules."""
+    by_nid = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}
+    rows = tx.all_in("SELECT user_nid FROM push_rule_changes WHERE user_nid IN (?*)", by_nid)
+    return [by_nid[nid] for (nid,) in rows]
 
 
 def has_changed(tx: Transaction, user_id: UserID, since: int, upto: int) -> bool:

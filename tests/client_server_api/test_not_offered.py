@@ -22,19 +22,6 @@ async def test_an_account_has_no_contact_information(homeserver: Server) -> None
     assert (await alice.ok("GET", "capabilities"))["capabilities"]["m.3pid_changes"] == {"enabled": False}
 
 
-async def test_there_are_no_pushers(homeserver: Server) -> None:
-    alice = await homeserver.register("alice")
-    assert await alice.ok("GET", "pushers") == {"pushers": []}
-    pusher = {
-        "app_id": "org.example", "pushkey": "k", "kind": "http", "app_display_name": "App", "lang": "en",
-        "device_display_name": "Phone", "data": {"url": "https://push.example/_matrix/push/v1/notify"},
-    }  # fmt: skip
-    assert await alice.refused("POST", "pushers/set", json=pusher) == (404, "M_UNRECOGNIZED")
-    assert await alice.refused("POST", "pushers/set", json={}) == (400, "M_MISSING_PARAM")
-    assert await alice.ok("POST", "pushers/set", json={**pusher, "kind": None}) == {}
-    assert await alice.ok("GET", "pushers") == {"pushers": []}
-
-
 async def test_there_is_no_turn_server(homeserver: Server) -> None:
     """Clients know an empty object from other servers that have none. The spec's schema has no word for that."""
     alice = await homeserver.register("alice")
@@ -44,5 +31,5 @@ async def test_there_is_no_turn_server(homeserver: Server) -> None:
 
 
 async def test_all_of_these_endpoints_require_an_access_token(homeserver: Server) -> None:
-    for path in ("thirdparty/protocols", "account/3pid", "pushers", "voip/turnServer"):
+    for path in ("thirdparty/protocols", "account/3pid", "voip/turnServer"):
         assert await homeserver.anonymous.refused("GET", path) == (401, "M_MISSING_TOKEN")

@@ -28,6 +28,9 @@ class Intranet:
         raise WireError(TOLD, "refused")
         yield
 
+    async def request_url(self, method: str, url: str, **_: Any) -> Any:
+        raise WireError(TOLD, "refused")
+
 
 REQUESTS = (
     ("GET", "profile/@a:intranet.internal", None),

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import trio
 
 from homeserver.database import Transaction
 from homeserver.database.compression import CorruptData, decompress
@@ -105,12 +106,25 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
         await alice.ok("POST", path, json={"reason": "org.example.secret"})
     await bob.ok("POST", f"users/{own}/report", json={"reason": "loud"})
     await leave_keys(alice, bob)
+    await leave_notifications(alice, bob, room_id)
     await alice.post("/_matrix/media/v3/upload?filename=holiday.png", content=b"x" * 100)
     await alice.post("/_matrix/media/v1/create")
     await alice.post("account/password", json={"new_password": "another long password"})  # begins a session
     await back_up_keys(alice, room_id)
     await alice.get("sync?timeout=0")
     return alice
+
+
+async def leave_notifications(alice: Client, bob: Client, room_id: str) -> None:
+    """A pusher whose gateway is away, with something in its queue, and mentions in both directions."""
+    data = {"url": "https://gone.example/_matrix/push/v1/notify", "secret": SECRETS[3]}
+    names = {"app_display_name": SECRETS[3], "device_display_name": SECRETS[4], "lang": "en"}
+    pusher = {"kind": "http", "app_id": SECRETS[3], "pushkey": SECRETS[3], "data": data, **names}
+    await alice.ok("POST", "pushers/set", json=pusher)
+    for client, other in ((alice, bob), (bob, alice)):
+        content = {"msgtype": "m.text", "body": "you", "m.mentions": {"user_ids": [other.user_id]}}
+        await client.ok("PUT", f"rooms/{quote(room_id)}/send/m.room.message/mention", json=content)
+    await trio.sleep(1)
 
 
 async def back_up_keys(alice: Client, room_id: str) -> None:

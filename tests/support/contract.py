@@ -74,3 +74,9 @@ def _of_authentication(operation: Any, status: int, error: str) -> bool:
 def _of_an_event(operation: Any, status: int, error: str) -> bool:
     """PDUs have had no `origin` since room version 1; and "all other fields of the events should remain untouched"."""
     return operation["operationId"].startswith("sendInvite") and "'origin' is a required property" in error
+
+
+def list_gateway_faults(path: str, body: bytes) -> list[str]:
+    """Returns what is wrong with a request to a push gateway."""
+    module = contract_check()
+    return [] if module is None else module.validate_request("POST", path, body, api="push-gateway")

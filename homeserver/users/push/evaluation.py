@@ -18,6 +18,7 @@ from homeserver.database import Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID, server_name_of
 from homeserver.federation.power_levels import read_power_levels
+from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import state_content, state_events
 from homeserver.rooms.membership import count_members, find_members_position, find_membership, list_joined_from
 from homeserver.rooms.storage import (
@@ -27,7 +28,6 @@ from homeserver.rooms.storage import (
     find_stored_by_id,
     list_positions,
     list_stored,
-    to_events,
 )
 from homeserver.rooms.versions import get_room_version
 from homeserver.users.blocking import ignored_users

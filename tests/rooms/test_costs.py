@@ -7,14 +7,27 @@ from typing import Any, Literal
 import pytest
 
 from homeserver.database import Transaction
+from homeserver.errors import MatrixError
 from homeserver.federation.event import Event
 from homeserver.rooms.gaps import BEHIND_EVENTS_MAX
 from homeserver.rooms.receive import Received, receive_event
-from homeserver.rooms.timeline import list_by_timestamp
+from homeserver.rooms.relations import (
+    Wanted,
+    check_may_relate,
+    count_replies,
+    count_replies_upto,
+    list_aggregations,
+    list_children,
+    list_edits,
+    list_parents_below,
+    list_participated,
+    list_threads,
+)
+from homeserver.rooms.timeline import END, START, list_by_timestamp
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL
 from tests.rooms.test_receive import accepted, joined, said
 from tests.support.engine import ENGINE
-from tests.support.rooms import Rooms
+from tests.support.rooms import ANNA, Rooms
 
 
 async def test_a_banned_user_cannot_make_each_event_more_expensive(rooms: Rooms) -> None:
@@ -55,6 +68,37 @@ async def test_events_are_found_by_timestamp_through_an_index(rooms: Rooms, dire
     assert "USING INDEX events_by_time (room_nid=? AND origin_server_ts" in (await rooms.read(plans))[0]
 
 
+@pytest.mark.skipif(ENGINE != "sqlite", reason="it is SQLite that tells how it reads")
+async def test_relations_are_listed_and_counted_by_indexes(rooms: Rooms) -> None:
+    room_id = await rooms.create()
+    root = await rooms.append(room_id, ANNA)
+    for rel_type in ("m.thread", "m.annotation"):
+        relates_to = {"rel_type": rel_type, "event_id": root.event_id, "key": "x"}
+        await rooms.append(room_id, ANNA, content={"m.relates_to": relates_to})
+    parent = (await rooms.stored(root.event_id)).position
+
+    def plans(tx: Transaction) -> list[str]:
+        explaining: Any = ExplainingTransaction(tx)
+        for wanted in (Wanted(), Wanted("m.thread"), Wanted("m.thread", "m.room.message")):
+            for forwards in (True, False):
+                list_children(explaining, (parent,), wanted, START, END, 10, forwards=forwards)
+            list_parents_below(explaining, parent, wanted, 3)
+        list_aggregations(explaining, (parent,))
+        list_edits(explaining, parent, 10)
+        list_threads(explaining, room_id, END, 10)
+        list_participated(explaining, ANNA, (parent,))
+        count_replies(explaining, parent, (ANNA,))
+        count_replies_upto(explaining, parent, END)
+        with pytest.raises(MatrixError):
+            check_may_relate(explaining, ANNA, "m.room.message", {"m.relates_to": relates_to})
+        return [plan for plan in explaining.plans if "events" not in plan]
+
+    found = await rooms.read(plans)
+    assert len(found) >= 16
+    for plan in found:
+        assert "SCAN" not in plan and "TEMP B-TREE" not in plan, plan
+
+
 class ExplainingTransaction:
     """A transaction that notes how each statement is carried out."""
 
@@ -66,8 +110,18 @@ class ExplainingTransaction:
         return getattr(self._tx, name)
 
     def values(self, sql: str, *params: Any) -> list[Any]:
+        return [row[0] for row in self.all(sql, *params)]
+
+    def one(self, sql: str, *params: Any) -> Any:
+        return next(iter(self.all(sql, *params)), None)
+
+    def all(self, sql: str, *params: Any) -> list[Any]:
         self.plans.append("\n".join(row[3] for row in self._tx.all("EXPLAIN QUERY PLAN " + sql, *params)))
-        return self._tx.values(sql, *params)
+        return self._tx.all(sql, *params)
+
+    def all_in(self, sql: str, values: Any, *params: Any) -> list[Any]:
+        self.plans.append("\n".join(row[3] for row in self._tx.all_in("EXPLAIN QUERY PLAN " + sql, values, *params)))
+        return self._tx.all_in(sql, values, *params)
 
 
 class CountingTransaction:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
-from homeserver.federation.event import Event
+from homeserver.federation.canonical_json import NotCanonical
+from homeserver.federation.event import Event, InvalidEvent
 from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.bundles import bundled_events
 from homeserver.rooms.gaps import find_places
 from homeserver.rooms.receive import Received
-from homeserver.rooms.relations import has_backlog, store_backlog
-from homeserver.rooms.storage import TimelineEvent
+from homeserver.rooms.relations import Wanted, has_backlog, list_parents_below, store_backlog
+from homeserver.rooms.storage import Status, TimelineEvent
 from homeserver.rooms.timeline import END, list_backwards
 from tests.federation.rooms_for_tests import ALICE, BOB, Room, new_room
 from tests.support.consistency import check_consistency
@@ -189,3 +191,63 @@ async def test_the_relations_of_older_databases_are_stored_bit_by_bit(rooms: Roo
     assert not await rooms.read(has_backlog)
     await rooms.read(check_consistency)
     await check_bundles(rooms, room_id)
+
+
+HOSTILE: list[Any] = [
+    "\ud800",
+    {"rel_type": "\ud800", "event_id": "PARENT"},
+    {"rel_type": "m.thread\0", "event_id": "PARENT"},
+    {"rel_type": "é" * 200, "event_id": "PARENT"},
+    {"rel_type": "m.thread", "event_id": "$\ud800"},
+    {"rel_type": "m.thread", "event_id": "$\0"},
+    {"rel_type": "m.thread", "event_id": "$" + "\0" * 200},
+    {"rel_type": "m.thread", "event_id": "$" + "é" * 200},
+    {"rel_type": "m.annotation", "event_id": "PARENT", "key": "\ud800"},
+    {"rel_type": "m.annotation", "event_id": "PARENT", "key": {"a": [1]}},
+    {"rel_type": "m.replace", "event_id": "PARENT", "key": 1 << 80},
+    {"rel_type": {"a": 1}, "event_id": ["PARENT"]},
+    [[[[[]]]]],
+]
+
+
+@pytest.mark.parametrize("version", ["1", "12"])
+@pytest.mark.parametrize("relates_to", HOSTILE)
+async def test_hostile_relations_of_peers_break_nothing(rooms: Rooms, version: str, relates_to: Any) -> None:
+    peer = Peer(version)
+    await rooms.adopt(peer.room)
+    peer.act("say", 0, 0, 0)
+    if isinstance(relates_to, dict) and relates_to["event_id"] == "PARENT":
+        relates_to = {**relates_to, "event_id": peer.events[0].event_id}
+    try:
+        event = peer.room.send(ALICE, MESSAGE, {"m.relates_to": relates_to})
+    except (InvalidEvent, NotCanonical):
+        return  # no server could sign it
+    outcomes = await rooms.receive_all([peer.events[0], event])
+    assert [outcome.status for outcome in outcomes] == [Status.TIMELINE] * 2
+    await check_bundles(rooms, RoomID(str(peer.room.room_id)))
+
+
+async def test_an_event_that_relates_to_itself(rooms: Rooms) -> None:
+    peer = Peer("1")  # in which servers choose event IDs
+    await rooms.adopt(peer.room)
+    peer.room.numbers[0] += 1
+    event_id = EventID(f"$event{peer.room.numbers[0] + 1}:alpha.test")
+    event = peer.room.send(ALICE, MESSAGE, relating(event_id, 2))
+    assert event.event_id == event_id
+    await rooms.receive_all([event])
+    await check_bundles(rooms, RoomID(str(peer.room.room_id)))
+
+
+async def test_events_that_relate_to_each_other(rooms: Rooms) -> None:
+    peer = Peer("1")
+    await rooms.adopt(peer.room)
+    second_id = EventID(f"$event{peer.room.numbers[0] + 2}:alpha.test")
+    first = peer.room.build(ALICE, MESSAGE, relating(second_id, 2))
+    peer.room.append(first)
+    second = peer.room.build(ALICE, MESSAGE, relating(first.event_id, 2))
+    assert second.event_id == second_id
+    await rooms.receive_all([first, second])
+    room_id = RoomID(str(peer.room.room_id))
+    await check_bundles(rooms, room_id)
+    position = (await rooms.stored(first.event_id)).position
+    assert len(await rooms.read(list_parents_below, position, Wanted(), 100)) == 2

@@ -44,9 +44,12 @@ def relation_of(event: StoredEvent) -> Mapping[str, Any] | None:
     if not isinstance(relates_to, dict):
         return None
     rel_type, event_id = relates_to.get("rel_type"), relates_to.get("event_id")
-    if not (isinstance(rel_type, str) and 0 < len(rel_type.encode()) < 256 and "\0" not in rel_type):
-        return None
-    return relates_to if isinstance(event_id, str) and event_id[:1] == "$" and len(event_id) < 256 else None
+    is_valid = _is_name(rel_type) and _is_name(event_id) and event_id.startswith("$")
+    return relates_to if is_valid else None
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value.encode("utf-8", "replace")) < 256 and "\0" not in value
 
 
 def is_edit(parent: StoredEvent, child: StoredEvent) -> bool:

@@ -69,6 +69,7 @@ class Client:
         self.left: set[str] = set()
         self.ephemeral: dict[tuple[str, str], dict[str, Any]] = {}
         self.presence: dict[str, dict[str, Any]] = {}
+        self.to_device: list[dict[str, Any]] = []
 
     def __repr__(self) -> str:
         return f"<{self.user_id} of {self.server.kind}>"
@@ -175,6 +176,11 @@ class Client:
                 break
         return events
 
+    def send_to_device(self, receiver: Client, content: dict[str, Any]) -> None:
+        """Sends an org.example.test message to the device of another client."""
+        path = f"/sendToDevice/org.example.test/t{next(_transactions)}"
+        self.v3("PUT", path, {"messages": {receiver.user_id: {receiver.device_id: content}}})
+
     # -- sync ------------------------------------------------------------------------------------------
 
     def sync(self, timeout_ms: int = 0) -> None:
@@ -195,6 +201,7 @@ class Client:
             self.invites.pop(room_id, None)
             self.left.add(room_id)
             self.timelines.setdefault(room_id, []).extend(room.get("timeline", {}).get("events", []))
+        self.to_device += answer.get("to_device", {}).get("events", [])
         for event in answer.get("presence", {}).get("events", []):
             self.presence[event["sender"]] = event["content"]
 

@@ -1,4 +1,4 @@
-"""What is not in the history of the room: typing, receipts, presence."""
+"""What is not in the history of the room: typing, receipts, presence, messages to devices."""
 
 from __future__ import annotations
 
@@ -55,3 +55,15 @@ def test_presence(sides: Sides) -> None:
     path = f"/presence/{quote(alice.user_id)}/status"
     alice.v3("PUT", path, {"presence": "online", "status_msg": status})
     bob.wait("presence", lambda: bob.presence.get(alice.user_id, {}).get("status_msg") == status)
+
+
+def test_message_to_a_device(sides: Sides) -> None:
+    """A message to a device arrives once."""
+    alice, bob, _ = two_in_a_room(sides)
+    alice.send_to_device(bob, {"number": 1})
+    bob.wait("the message", lambda: bob.to_device)
+    bob.sync()
+    bob.sync(timeout_ms=1000)
+    assert [(event["type"], event["sender"], event["content"]) for event in bob.to_device] == [
+        ("org.example.test", alice.user_id, {"number": 1})
+    ]

@@ -106,3 +106,23 @@ def test_partition(world: World, version: str) -> None:
     assert bob.state_content(room_id, "org.example.here", "x") == {"n": 1}
     with pytest.raises(RequestFailed):
         guest.send(room_id, "still here?")
+
+
+def test_messages_to_a_device_while_down(sides: Sides) -> None:
+    """Keys of encrypted rooms travel so: none may be lost, and none may come twice."""
+    here, there = sides
+    alice, bob = Client(here, "alice"), Client(there, "bob")
+    room_id = alice.create_room("12", preset="public_chat")
+    bob.join(room_id, via=here)
+    assert_same_state(room_id, alice, bob)
+    bob.sync()
+    there.stop()
+    for number in range(5):
+        alice.send_to_device(bob, {"number": number})
+    here.stop()
+    here.start()
+    there.start()
+    alice.send(room_id, "are you back?")
+    bob.wait("all of them", lambda: len(bob.to_device) >= 5, CATCH_UP_TIMEOUT_S)
+    bob.sync(timeout_ms=1000)
+    assert [event["content"]["number"] for event in bob.to_device] == [0, 1, 2, 3, 4]

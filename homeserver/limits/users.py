@@ -109,6 +109,28 @@ LAZY_ROOMS_REMEMBERED_MAX = 10_000
 # The most recent senders. A client shows a few screens of a timeline.
 LAZY_MEMBERS_PER_ROOM_MAX = 50
 
+# Sliding sync
+
+# Connections of one device. Element X has two; a client that invents names must not fill the disk.
+SYNC_CONNECTIONS_MAX = 10
+# Different required states that one connection has been told. Clients have one for each list, and a few for open rooms.
+SYNC_CONFIGS_MAX = 100
+# Spec: MSC4186. Every list is a pass over the user's rooms.
+SYNC_LISTS_MAX = 100
+SYNC_SUBSCRIPTIONS_MAX = 100
+# Each adds a pass over the window of a list. Clients send one.
+SYNC_RANGES_MAX = 20
+# Entries of one required state: each is tried on each state event. Element X sends about 25.
+SYNC_REQUIRED_STATE_MAX = 200
+# The required states that apply to one room, as JSON: stored for the connection.
+SYNC_CONFIG_BYTES_MAX = 64 * 1024
+# Entries of one list of a filter. Each space is a pass over its state.
+SYNC_FILTER_LIST_MAX = 100
+# Names of connections and lists: opaque identifiers.
+SYNC_NAME_BYTES_MAX = 255
+# Events of one timeline. A client gets more of it from /messages.
+SYNC_TIMELINE_MAX = 100
+
 # Profiles, presence
 
 # Spec: PUT /profile/{userId}/{keyName}

@@ -8,6 +8,7 @@ Clients hold such points as tokens. A token also names the generation of the str
 
     s<position>_<generation>                a point of the stream, hence of every timeline at once
     s<position>.<queue>_<generation>        the same, but the device's to-device queue has been told only up to there
+    s<position>_<generation>~<serial>.<n>   the same, as `pos` of a connection (see `homeserver.sync.sliding`)
     t<ordering>_<position>_<generation>     a point of one timeline, made when the stream was at the position
 
 After a restore from a backup, clients present tokens from a history that this database does not have. Such a token is
@@ -18,6 +19,7 @@ had diverged before the token was made, and it is replaced by a point from which
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -31,7 +33,9 @@ from homeserver.federation.identifiers import RoomID, ServerName
 from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, list_in_timeline, timeline_events
 
 _TOKEN = re.compile(
-    r"(?:s([0-9]{1,19})(?:\.([0-9]{1,19}))?|t(-?[0-9]{1,19})(?:_([0-9]{1,19}))?)(?:_([A-Za-z0-9_-]{1,32}))?", re.ASCII
+    r"(?:s([0-9]{1,19})(?:\.([0-9]{1,19}))?|t(-?[0-9]{1,19})(?:_([0-9]{1,19}))?)(?:_([A-Za-z0-9_-]{1,32}))?"
+    r"(?:~[0-9]{1,19}\.[0-9]{1,3})?",
+    re.ASCII,
 )
 START = -(1 << 62)  # before every event
 END = 1 << 62  # after every event
@@ -161,6 +165,29 @@ def find_types(tx: Transaction, room_id: RoomID, point: int, up_to: int, limit: 
         limit + 1,
     )
     return None if len(nids) > limit else set(tx.names(set(nids)).values())
+
+
+def find_newest_of_types(
+    tx: Transaction, room_id: RoomID, types: Collection[str], point: int, up_to: int, limit: int
+) -> int | None:
+    """Returns the stream position at which the newest event of these types came, with point < ordering ≤ up_to.
+
+    Only the newest `limit` events are searched. If none of these is of the types, and there are more events, the oldest
+    of the searched ones stands for the others. None if there is no such event.
+    """
+    rows = tx.all(
+        "SELECT ordering, type_nid FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND ordering > ?"
+        " AND ordering <= ? ORDER BY ordering DESC LIMIT ?",
+        tx.find(room_id),
+        point,
+        up_to,
+        limit,
+    )
+    nids = set(tx.find_all(types).values())
+    found = next((ordering for ordering, type_nid in rows if type_nid in nids), None)
+    if found is None and len(rows) == limit:
+        found = rows[-1][0]
+    return None if found is None else max(0, found >> ORDERING_SHIFT)
 
 
 def list_newest_from(

@@ -1,4 +1,8 @@
-"""/sync: one engine and its HTTP operation. `feature_of` makes the feature that serves the sections of all others."""
+"""/sync: one engine and its HTTP operations. `feature_of` makes the feature that serves the sections of all others.
+
+`engine`, `room` and `lazy_members` answer `/v3/sync`; `sliding` has the shape in which clients name the rooms to show.
+Both ask the same `sections` of the features, read timelines with the same reader, and wait in the same way (`waiting`).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.timeline import Token, find_since, parse_sync_token
 from homeserver.sync.engine import Engine, SyncRequest
 from homeserver.sync.sections import Sections
-
-SYNC_TIMEOUT_MS_MAX = 90_000  # proxies give up soon after; clients ask for 30 s
+from homeserver.sync.sliding import SYNC_TIMEOUT_MS_MAX, UNSTABLE_FEATURE, routes_of
 
 FILTERS_CACHED_MAX = 10_000
 # a parsed filter takes several times as much memory; larger ones are parsed for each request
@@ -44,7 +47,8 @@ class SyncQuery(msgspec.Struct, frozen=True):
 
 def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     """Returns the feature that answers /sync with the sections of `features`. get_filter: reads a stored filter."""
-    engine = Engine(Sections.of(features))
+    sections = Sections.of(features)
+    engine = Engine(sections)
     filters = Cache(FILTERS_CACHED_MAX)
     routes = Routes()
 
@@ -67,6 +71,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
         )
         return await engine.sync(hs, sync, request.wait_ended)
 
+    routes.include(routes_of(sections))
     return Feature(
         name="sync",
         spec="client-server-api/#syncing",
@@ -76,6 +81,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
             "sync": Bucket(200, 50),
             "initial_sync": Bucket(20, 0.2),  # all of the user's rooms with their state: seconds of work
         },
+        unstable_features={UNSTABLE_FEATURE: True},
     )
 
 

@@ -38,10 +38,9 @@ from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.timeline import Tokens, after_position
 from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
-from homeserver.sync.sections import Sections, add_sections, is_due, look_ahead, write_before
+from homeserver.sync.sections import Sections, add_sections, is_due
+from homeserver.sync.waiting import USERS_REMEMBERED_MAX, Preparation, wait_for_news
 from homeserver.users.blocking import blocks_invites, ignored_users
-
-USERS_REMEMBERED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +109,11 @@ class Engine:
 
     def __init__(self, sections: Sections) -> None:
         self._sections = sections
+        self._preparation = Preparation(sections.before)
         self._told = ToldMembers()
         self._keys = Cache(USERS_REMEMBERED_MAX)  # user ID → (keys, the position at which they were read)
         # (user ID, device ID) → (the parts for every answer, the position at which they were read)
         self._always = Cache(USERS_REMEMBERED_MAX)
-        # (user ID, device ID) → (set_presence, the position at which nothing was due, how long it stays so)
-        self._idle = Cache(USERS_REMEMBERED_MAX)
 
     async def sync(
         self, hs: Resources, request: SyncRequest, wait_ended: Callable[[], Awaitable[None]] = trio.sleep_forever
@@ -126,11 +124,10 @@ class Engine:
         """
         deadline = trio.current_time() + request.timeout_ms / 1000
         answer = await self._first_answer(hs, request)
-        while not (answer.has_news or request.is_whole) and trio.current_time() < deadline:
-            position = await hs.stream.wait(answer.keys, answer.upto, deadline, wait_ended)
-            if position <= answer.upto:
-                break
-            answer = await self._read(hs, request, _compute_again)
+        if not request.is_whole:
+            answer = await wait_for_news(
+                hs, answer, lambda: self._read(hs, request, _compute_again), deadline, wait_ended
+            )
         return {
             "next_batch": Tokens(answer.upto, hs.database.generation).stream(answer.queue_upto),
             **answer.body,
@@ -143,27 +140,12 @@ class Engine:
         if quiet is None:
             answer = await self._read(hs, request, _compute_unless_due)
         else:
-            answer = None if await self._is_due(hs, request) else quiet
+            answer = None if await self._preparation.is_due(hs, request.start) else quiet
         if answer is not None:
             return answer
-        await hs.database.note(write_before, self._sections.before, request.start)
+        await self._preparation.write(hs, request.start)
         quiet = self._quiet_answer(hs, request)
         return await self._read(hs, request, compute) if quiet is None else quiet
-
-    async def _is_due(self, hs: Resources, request: SyncRequest) -> bool:
-        """Returns whether a feature has something to write first. Remembers for how long none will have."""
-        before = self._sections.before
-        if not before:
-            return False
-        idle: tuple[PresenceState, int, float] | None = self._idle.get(request.device)
-        if idle is not None and idle[0] == request.set_presence and trio.current_time() < idle[2]:
-            if not hs.stream.has_news((request.user_id,), idle[1]):
-                return False
-        position = hs.stream.position
-        due, idle_ms = await hs.database.read(look_ahead, before, request.start)
-        if idle_ms > 0:
-            self._idle.put(request.device, (request.set_presence, position, trio.current_time() + idle_ms / 1000))
-        return due
 
     async def _read(self, hs: Resources, request: SyncRequest, compute_: _Compute[_Answer]) -> _Answer:
         known = (self._sections, request, hs.database.generation, self._told)

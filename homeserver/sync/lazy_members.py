@@ -43,16 +43,20 @@ class ToldMembers:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMembers:
-    """What one device knows when an answer is computed for it, and what that answer adds, by room."""
+    """What one device knows when an answer is computed for it, and what that answer adds, by room.
+
+    reset: rooms that the answer tells in full, so that the device forgets which members it knew.
+    """
 
     memory: ToldMembers
     device: tuple[str, str]
     since: int | None
     told: dict[RoomID, dict[int, int]] = field(default_factory=dict)
+    reset: set[RoomID] = field(default_factory=set)
 
     def knows(self, room_id: RoomID, user_nid: int, position: int) -> bool:
         """Returns whether the device has this member event already. Always False for requests without a device."""
-        if self.since is None or not self.device[1]:
+        if self.since is None or not self.device[1] or room_id in self.reset:
             return False
         return self.memory.knows(self.device, self.since, room_id, user_nid, position)
 
@@ -63,4 +67,5 @@ class DeviceMembers:
     def remember(self, upto: int) -> None:
         """Stores what the answer adds. Call this when the answer up to `upto` is ready to be sent."""
         for room_id, members in self.told.items():
-            self.memory.note(self.device, room_id, members, upto, is_first=self.since is None)
+            is_first = self.since is None or room_id in self.reset
+            self.memory.note(self.device, room_id, members, upto, is_first=is_first)

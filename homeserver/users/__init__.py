@@ -18,6 +18,7 @@ from homeserver.users import (
     push_rules,
     receipts,
     registration_tokens,
+    sync_connections,
     user_interactive,
 )
 from homeserver.users.encryption import cross_signing, device_keys, device_lists, inbox, one_time_keys, outbox
@@ -28,6 +29,7 @@ SCHEMAS: tuple[Schema, ...] = (
     registration_tokens.SCHEMA,
     user_interactive.SCHEMA,
     devices.SCHEMA,
+    sync_connections.SCHEMA,
     device_lists.SCHEMA,
     device_keys.SCHEMA,
     one_time_keys.SCHEMA,

@@ -122,6 +122,14 @@ def list_of_rooms(tx: Transaction, user_id: UserID, room_nids: Collection[int | 
     )
 
 
+def list_of_type(tx: Transaction, user_id: UserID, data_type: str) -> list[Row]:
+    """Returns room_nid and content of all the user's data of this type that belongs to rooms."""
+    return tx.all(
+        "SELECT room_nid, content FROM account_data WHERE user_nid = ? AND type_nid = ? AND room_nid > 0",
+        tx.find(user_id), tx.find(data_type),
+    )  # fmt: skip
+
+
 def forget_account_data(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes the data that the user stored for their own devices, tags included. No device is left to read it."""
     tx.run("DELETE FROM account_data WHERE user_nid = ?", tx.find(user_id))

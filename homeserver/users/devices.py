@@ -22,6 +22,7 @@ from homeserver.users.encryption.device_lists import note_device_created, note_d
 from homeserver.users.encryption.inbox import forget_inbox
 from homeserver.users.encryption.one_time_keys import delete_one_time_keys
 from homeserver.users.push.pushers import delete_pushers_of_device
+from homeserver.users.sync_connections import forget_connections
 
 SCHEMA = Schema(
     "devices",
@@ -202,6 +203,7 @@ def delete_devices_of_user(
         delete_one_time_keys(tx, user_id, device_id)
         forget_inbox(tx, user_id, device_id)
         delete_pushers_of_device(tx, user_id, device_id)
+        forget_connections(tx, user_id, device_id)
     if ended:
         note_device_list_changed(tx, user_id, ended)
 

@@ -19,6 +19,7 @@ from tests.support.engine import ENGINE, list_tables
 from tests.support.federation import Federation, join, until
 from tests.support.homeservers import Client, Server
 from tests.support.keys import CrossSigning, Device
+from tests.support.sliding import slide, window
 
 PAGE = (Path(__file__).parents[2] / "docs" / "erasure.md").read_text()
 KEPT = {match[1] for match in re.finditer(r"^\| `(\w+\.[\w*]+)` \|", PAGE, re.MULTILINE)}
@@ -112,6 +113,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await alice.post("account/password", json={"new_password": "another long password"})  # begins a session
     await back_up_keys(alice, room_id)
     await alice.get("sync?timeout=0")
+    await slide(alice, conn_id="org.example.secret", lists={"all": window(state=[["org.example.secret", ""]])})
     return alice
 
 

@@ -28,6 +28,7 @@ import outcome
 import trio
 
 from homeserver.database.batch import Batch, Request, run_batch, run_read
+from homeserver.database.cache import Caches
 from homeserver.database.interning import StringCache
 from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from homeserver.database.server_identity import ServerIdentity
@@ -90,6 +91,11 @@ class Database:
     def generation(self) -> str:
         """The name of the stream's current generation, for new tokens."""
         return self._opened.generation()
+
+    @property
+    def caches(self) -> Caches:
+        """The caches of transactions, for values from elsewhere that requests keep next to them."""
+        return self._cache.caches
 
     @property
     def writes_waiting(self) -> int:

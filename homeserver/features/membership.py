@@ -9,42 +9,33 @@ from typing import Any
 
 import msgspec
 
-from homeserver import limits
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
+from homeserver.errors import MatrixError, forbidden, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import (
-    InvalidIdentifier,
-    RoomAlias,
     RoomID,
     ServerName,
     UserID,
-    parse_room_alias,
-    parse_room_id,
-    parse_server_name,
     server_name_of,
 )
-from homeserver.remote.directory import resolve_alias
+from homeserver.remote.directory import list_servers_to_ask, parse_via, resolve_room
 from homeserver.remote.inviting import invite_user as invite_remote_user
 from homeserver.remote.joining import join_room as join_remote_room
 from homeserver.remote.joining import knock_room as knock_remote_room
 from homeserver.remote.leaves import leave_room as leave_remote_room
 from homeserver.resources import Resources
-from homeserver.rooms.aliases import find_alias
 from homeserver.rooms.append import append_local
 from homeserver.rooms.guests import check_guests_may_join
 from homeserver.rooms.heads import find_head, get_head
 from homeserver.rooms.membership import (
     check_joined,
     find_membership,
-    find_room_membership,
     is_deserted,
     is_server_joined,
     list_joined_rooms,
-    list_joined_servers,
     set_forgotten,
 )
 from homeserver.rooms.restricted import authorised_via
@@ -79,11 +70,7 @@ class ViaQuery(msgspec.Struct, frozen=True):
 
     def servers(self) -> list[ServerName]:
         """Returns the servers through which to join. Raises M_INVALID_PARAM."""
-        try:
-            names = [parse_server_name(name) for name in (*self.via, *self.server_name)]
-        except InvalidIdentifier as error:
-            raise invalid_param(f"via: {error}") from None
-        return list(dict.fromkeys(names))[: limits.VIA_SERVERS_MAX]
+        return parse_via([*self.via, *self.server_name])
 
 
 @routes.get("/_matrix/client/v3/joined_rooms", allow_guest=True)
@@ -100,7 +87,7 @@ async def join_room_by_id(hs: Resources, requester: Requester, room_id: RoomID, 
 async def join_room(
     hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: JoinBody | None
 ) -> JsonObject:
-    room_id, via = await _resolve(hs, room_id_or_alias, query.servers())
+    room_id, via = await resolve_room(hs, room_id_or_alias, query.servers())
     return {"room_id": await _join(hs, requester, room_id, via, body or JoinBody())}
 
 
@@ -108,7 +95,7 @@ async def join_room(
 async def knock_room(
     hs: Resources, requester: Requester, room_id_or_alias: str, query: ViaQuery, body: ReasonBody | None
 ) -> JsonObject:
-    room_id, via = await _resolve(hs, room_id_or_alias, query.servers())
+    room_id, via = await resolve_room(hs, room_id_or_alias, query.servers())
     content = _content("knock", body.reason if body else None)
     content |= await hs.database.read(get_member_profile, requester.user_id)
     if await hs.database.read(is_server_joined, room_id, hs.server_name):
@@ -162,23 +149,6 @@ async def forget_room(hs: Resources, requester: Requester, room_id: RoomID) -> E
     return Empty()
 
 
-async def _resolve(hs: Resources, name: str, via: list[ServerName]) -> tuple[RoomID, list[ServerName]]:
-    """Returns the room ID for a room ID or alias, and the servers through which to reach the room."""
-    try:
-        if not name.startswith("#"):
-            return parse_room_id(name), via
-        alias = parse_room_alias(name)
-    except InvalidIdentifier as error:
-        raise invalid_param(str(error)) from None
-    if server_name_of(alias) != hs.server_name:
-        room_id, servers = await resolve_alias(hs, alias)
-        return room_id, list(dict.fromkeys([*via, *servers]))
-    found = await hs.database.read(find_alias, RoomAlias(alias))
-    if found is None:
-        raise not_found(f"There is no room called {alias}.")
-    return found[0], via
-
-
 async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[ServerName], body: JoinBody) -> RoomID:
     user_id = requester.user_id
     content = _content("join", body.reason)
@@ -186,7 +156,7 @@ async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[
     if refusal is None:
         return room_id
     content |= await hs.database.read(get_member_profile, user_id)
-    servers = await hs.database.read(_servers_to_ask, room_id, user_id, via)
+    servers = await hs.database.read(list_servers_to_ask, room_id, user_id, via)
     others = [name for name in servers if name != hs.server_name]
     if not others:
         raise refusal
@@ -217,22 +187,6 @@ def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content:
     _change(tx, room_id, user_id, user_id, {**content, **get_member_profile(tx, user_id)})
     carry_over(tx, user_id, room_id)
     return None
-
-
-def _servers_to_ask(tx: Transaction, room_id: RoomID, user_id: UserID, via: list[ServerName]) -> list[ServerName]:
-    """Returns the servers given by the client, the inviter's, the room ID's, and those known to be in the room."""
-    servers = list(via)
-    membership = find_room_membership(tx, room_id, user_id)
-    for event in (membership.stripped or ()) if membership is not None else ():
-        sender = event.get("sender")
-        if event.get("type") == "m.room.member" and event.get("state_key") == user_id and isinstance(sender, str):
-            servers.append(server_name_of(sender))
-    if ":" in room_id:
-        servers.append(server_name_of(room_id))
-    head = find_head(tx, room_id)
-    if head is not None and head.extremities:
-        servers += sorted(list_joined_servers(tx, head))
-    return list(dict.fromkeys(servers))[: limits.VIA_SERVERS_MAX]
 
 
 def _invite_local(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:

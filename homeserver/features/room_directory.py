@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -40,11 +40,12 @@ from homeserver.rooms.aliases import (
     store_alias,
 )
 from homeserver.rooms.append import append_local
-from homeserver.rooms.heads import Head, find_head, get_head, state_content
-from homeserver.rooms.membership import check_joined, count_members, find_membership, list_joined_servers
+from homeserver.rooms.heads import Head, find_head, get_head
+from homeserver.rooms.membership import check_joined, find_membership, list_joined_servers
 from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt
-from homeserver.rooms.visibility import history_visibility, is_world_readable
+from homeserver.rooms.summaries import directory_entry
+from homeserver.rooms.visibility import is_world_readable
 
 routes = Routes()
 
@@ -243,8 +244,7 @@ def _list_room(tx: Transaction, room_id: RoomID, requester: Requester, is_public
 
 def _list_public(tx: Transaction, body: PublicRoomsBody) -> JsonObject:
     """Returns a page of the directory, largest rooms first."""
-    known = tx.cache("directory", limits.DIRECTORY_ENTRIES_CACHED_MAX)
-    found = [known.get(room) or known.put(room, _entry(tx, room.room_id)) for room in list_published(tx)]
+    found = [directory_entry(tx, room) for room in list_published(tx)]
     entries = [entry for entry in found if entry["num_joined_members"] and _matches(entry, body.filter)]
     entries.sort(key=lambda entry: (-entry["num_joined_members"], entry["room_id"]))
     start = _parse_page(body.since)
@@ -273,38 +273,6 @@ def _matches(entry: JsonObject, filter_: PublicRoomsFilter) -> bool:
         return True
     texts = (entry.get("name"), entry.get("topic"), entry.get("canonical_alias"))
     return any(isinstance(text, str) and term.casefold() in text.casefold() for text in texts)
-
-
-def _entry(tx: Transaction, room_id: RoomID) -> JsonObject:
-    """Returns a room as an entry of the directory. Spec: PublishedRoomsChunk"""
-    head = get_head(tx, room_id)
-
-    def text(event_type: str, key: str) -> Any:
-        value = (state_content(tx, head.state_root, event_type) or {}).get(key)
-        return value if isinstance(value, str) else None
-
-    optional = {
-        "name": text("m.room.name", "name"),
-        "topic": text("m.room.topic", "topic"),
-        "canonical_alias": _alias_or_none(text("m.room.canonical_alias", "alias")),
-        "avatar_url": text("m.room.avatar", "url"),
-        "room_type": text("m.room.create", "type"),
-        "join_rule": text("m.room.join_rules", "join_rule"),
-    }
-    return {
-        "room_id": room_id,
-        "num_joined_members": count_members(tx, room_id, "join"),
-        "world_readable": history_visibility(tx, head.state_root) == "world_readable",
-        "guest_can_join": text("m.room.guest_access", "guest_access") == "can_join",
-        **{key: value for key, value in optional.items() if value is not None},
-    }
-
-
-def _alias_or_none(text: str | None) -> RoomAlias | None:
-    try:
-        return parse_room_alias(text)
-    except InvalidIdentifier:
-        return None
 
 
 def forget_aliases(tx: Transaction, user_id: UserID, erase: bool) -> bool:

@@ -185,6 +185,23 @@ BACKFILL_BYTES_MAX = 16 << 20
 # Spec: POST /get_missing_events defaults to 10.
 MISSING_EVENTS_MAX = 50
 
+# Spaces
+
+# A space with 1,000 children: a summary and an event for each, about a kilobyte together.
+HIERARCHY_BYTES_MAX = 4 << 20
+# Someone looks at a list that fills meanwhile. A page waits a little longer than a request, for a second server.
+HIERARCHY_TIMEOUT_S = 5.0
+HIERARCHY_PAGE_S = 8.0
+# Servers asked about one room, of those that lead to it, and requests for one page at a time.
+HIERARCHY_SERVERS_ASKED_MAX = 3
+HIERARCHY_FETCHES_AT_ONCE = 10
+# How long an answer is used. A server that did not answer is asked again sooner.
+HIERARCHY_CACHED_MS = 5 * 60 * 1000
+HIERARCHY_FAILURE_CACHED_MS = 60 * 1000
+HIERARCHY_CACHED_BYTES_MAX = 32 << 20
+# Children that one answer of ours describes, at a dozen look-ups each unless they are cached.
+HIERARCHY_CHILDREN_SERVED_MAX = 200
+
 # Joining, inviting, leaving
 
 # Transactions kept in memory for a room that we are just joining, with at most 3 MiB each.

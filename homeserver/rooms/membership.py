@@ -232,6 +232,42 @@ def list_joined_rooms(tx: Transaction, user_id: str) -> list[RoomID]:
     return [RoomID(name) for name in tx.names(nids).values()]
 
 
+def list_mutual_rooms(tx: Transaction, user_id: str, other: str, after: int, limit: int) -> list[tuple[int, RoomID]]:
+    """Returns rooms that both users are in, each with its number, sorted by that; those with numbers above `after`."""
+    nids = tx.values(
+        "SELECT a.room_nid FROM memberships a JOIN memberships b ON b.user_nid = ? AND b.room_nid = a.room_nid"
+        " WHERE a.user_nid = ? AND a.room_nid > ? AND a.membership = 'join' AND b.membership = 'join'"
+        " ORDER BY a.room_nid LIMIT ?",
+        tx.find(other),
+        tx.find(user_id),
+        after,
+        limit,
+    )
+    names = tx.names(nids)
+    return [(nid, RoomID(names[nid])) for nid in nids]
+
+
+def count_mutual_rooms(tx: Transaction, user_id: str, other: str) -> int:
+    """Returns how many rooms both users are in."""
+    (count,) = tx.values(
+        "SELECT count(*) FROM memberships a JOIN memberships b ON b.user_nid = ? AND b.room_nid = a.room_nid"
+        " WHERE a.user_nid = ? AND a.membership = 'join' AND b.membership = 'join'",
+        tx.find(other),
+        tx.find(user_id),
+    )
+    return int(count)
+
+
+def is_joined_to_any(tx: Transaction, user_id: str, room_ids: Iterable[str]) -> bool:
+    """Returns whether the user is in one of the rooms."""
+    rows = tx.all_in(
+        "SELECT room_nid FROM memberships WHERE room_nid IN (?*) AND user_nid = ? AND membership = 'join'",
+        [nid for room_id in room_ids if (nid := tx.find(room_id)) is not None],
+        tx.find(user_id),
+    )
+    return bool(rows)
+
+
 def list_members(tx: Transaction, room_id: str, membership: Membership) -> list[UserID]:
     """Returns the users with that membership."""
     nids = tx.values(
@@ -305,6 +341,16 @@ def is_server_joined(tx: Transaction, room_id: str, server_name: str) -> bool:
     """Returns whether a user of that server is in the room."""
     row = tx.one(
         "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND server_nid = ? LIMIT 1",
+        tx.find(room_id),
+        tx.find(server_name),
+    )
+    return row is not None
+
+
+def is_server_invited(tx: Transaction, room_id: str, server_name: str) -> bool:
+    """Returns whether a user of that server is invited to the room."""
+    row = tx.one(
+        "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'invite' AND server_nid = ? LIMIT 1",
         tx.find(room_id),
         tx.find(server_name),
     )

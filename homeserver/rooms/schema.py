@@ -182,5 +182,19 @@ SCHEMA = Schema(
             CREATE INDEX resolved_heads_by_ordering ON resolved_heads (ordering);
             """,
         ),
+        Step(
+            "009_space_children",
+            """
+            -- The state keys of a room's m.space.child events, whatever became of these: see `spaces.py`.
+            CREATE TABLE space_children (
+                room_nid INTEGER NOT NULL,
+                child_nid INTEGER NOT NULL,
+                PRIMARY KEY (room_nid, child_nid)
+            ) WITHOUT ROWID;
+            INSERT INTO space_children (room_nid, child_nid)
+                SELECT DISTINCT room_nid, state_key_nid FROM events
+                WHERE type_nid = (SELECT nid FROM strings WHERE value = 'm.space.child') AND state_key_nid IS NOT NULL;
+            """,
+        ),
     ),
 )

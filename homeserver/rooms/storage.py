@@ -142,6 +142,11 @@ def insert_event(
         envelope.pack(event, known),
         compress(canonical_json.encode(event.content, strict=False)),
     )
+    if event.type == "m.space.child" and event.state_key is not None:
+        tx.run(
+            "INSERT INTO space_children (room_nid, child_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            tx.intern(event.room_id), tx.intern(event.state_key),
+        )  # fmt: skip
 
 
 def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by: int) -> None:

@@ -22,6 +22,7 @@ from homeserver.features import (
     logout,
     media,
     membership,
+    mutual_rooms,
     notifications,
     presence,
     profile,
@@ -86,6 +87,7 @@ FEATURES: tuple[Feature, ...] = (
     room_summary.FEATURE,
     third_party_networks.FEATURE,
     membership.FEATURE,
+    mutual_rooms.FEATURE,
     room_members.FEATURE,
     guest_access.FEATURE,
     # In a room: messages, state, history, receipts and typing

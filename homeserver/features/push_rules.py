@@ -20,6 +20,7 @@ from homeserver.feature import Feature, JsonObject, SyncContext
 from homeserver.federation.identifiers import InvalidIdentifier, parse_room_id, parse_user_id
 from homeserver.resources import Resources
 from homeserver.users.push_rules import (
+    KINDS,
     Kind,
     delete_rule,
     forget_push_rules,
@@ -28,6 +29,7 @@ from homeserver.users.push_rules import (
     has_changed,
     set_rule_fields,
     store_rule,
+    unknown_rule,
 )
 
 HISTORICAL_ACTIONS = ("dont_notify", "coalesce")  # "Clients and homeservers MUST ignore these actions"
@@ -43,6 +45,45 @@ async def get_push_rules(hs: Resources, requester: Requester) -> JsonObject:
 @routes.get("/_matrix/client/v3/pushrules/global/")
 async def get_push_rules_global(hs: Resources, requester: Requester) -> dict[Kind, list[JsonObject]]:
     return await hs.database.read(get_ruleset, requester.user_id)
+
+
+# Paths of older clients: without the last slash, one kind of rules, and rules of a device, of which there are none.
+
+
+@routes.get("/_matrix/client/v3/pushrules", allow_guest=True)
+async def get_push_rules_without_slash(hs: Resources, requester: Requester) -> JsonObject:
+    return await get_push_rules(hs, requester)
+
+
+@routes.get("/_matrix/client/v3/pushrules/global")
+async def get_push_rules_global_without_slash(hs: Resources, requester: Requester) -> dict[Kind, list[JsonObject]]:
+    return await get_push_rules_global(hs, requester)
+
+
+@routes.get("/_matrix/client/v3/pushrules/global/{kind}/")
+async def get_push_rules_of_kind(hs: Resources, requester: Requester, kind: Kind) -> list[JsonObject]:
+    return (await hs.database.read(get_ruleset, requester.user_id))[kind]
+
+
+@routes.get("/_matrix/client/v3/pushrules/device/{profile_tag}/")
+async def get_push_rules_of_device(
+    hs: Resources, requester: Requester, profile_tag: str
+) -> dict[Kind, list[JsonObject]]:
+    return {kind: [] for kind in KINDS}
+
+
+@routes.get("/_matrix/client/v3/pushrules/device/{profile_tag}/{kind}/{rule_id}")
+async def get_push_rule_of_device(
+    hs: Resources, requester: Requester, profile_tag: str, kind: Kind, rule_id: str
+) -> JsonObject:
+    raise unknown_rule()
+
+
+@routes.put("/_matrix/client/v3/pushrules/device/{profile_tag}/{kind}/{rule_id}")
+async def set_push_rule_of_device(
+    hs: Resources, requester: Requester, profile_tag: str, kind: Kind, rule_id: str
+) -> JsonObject:
+    raise invalid_param("Push rules of a device do not exist any more. Use the scope global.")
 
 
 @routes.get("/_matrix/client/v3/pushrules/global/{kind}/{rule_id}")

@@ -40,25 +40,50 @@ async def send_message(
     return {"event_id": await hs.database.write(send, requester, draft, txn_id, txn_id)}
 
 
+@routes.post(
+    "/_matrix/client/v3/rooms/{room_id}/send/{event_type}", rate_limit="message", allow_guest=True, allow_suspended=True
+)
+async def send_message_without_transaction(
+    hs: Resources, requester: Requester, room_id: RoomID, event_type: str, body: dict
+) -> JsonObject:
+    """Sends an event once for each request: a client that repeats one sends two. Scripts and old clients use it."""
+    return {"event_id": await hs.database.write(send, requester, Draft(room_id, requester.user_id, event_type, body))}
+
+
 @routes.put("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}", rate_limit="message", allow_suspended=True)
 async def redact_event(
     hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID, txn_id: str, body: RedactBody | None
 ) -> JsonObject:
-    content = {"reason": body.reason} if body is not None and body.reason is not None else {}
-    draft = Draft(room_id, requester.user_id, "m.room.redaction", content, redacts=event_id)
+    draft = _redaction(requester, room_id, event_id, body)
     stored_txn_id = txn_id_stored(txn_id, event_id)
     return {"event_id": await hs.database.write(send, requester, draft, txn_id, stored_txn_id)}
 
 
-def send(tx: Transaction, requester: Requester, draft: Draft, txn_id: str, stored_txn_id: str) -> EventID:
-    """Appends the event, or returns the one that this device has sent with the same transaction ID."""
+@routes.post("/_matrix/client/v3/rooms/{room_id}/redact/{event_id}", rate_limit="message", allow_suspended=True)
+async def redact_event_without_transaction(
+    hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID, body: RedactBody | None
+) -> JsonObject:
+    """Redacts an event once for each request, as `send_message_without_transaction`."""
+    return {"event_id": await hs.database.write(send, requester, _redaction(requester, room_id, event_id, body))}
+
+
+def _redaction(requester: Requester, room_id: RoomID, event_id: EventID, body: RedactBody | None) -> Draft:
+    content = {"reason": body.reason} if body is not None and body.reason is not None else {}
+    return Draft(room_id, requester.user_id, "m.room.redaction", content, redacts=event_id)
+
+
+def send(
+    tx: Transaction, requester: Requester, draft: Draft, txn_id: str = "", stored_txn_id: str | None = None
+) -> EventID:
+    """Appends the event, or returns the one that this device has sent with the same transaction ID, if it has one."""
     if len(txn_id.encode()) > limits.TXN_ID_BYTES_MAX:
         raise invalid_param(f"A transaction ID may be at most {limits.TXN_ID_BYTES_MAX} bytes long.")
     assert draft.room_id is not None
     device_id = requester.device_id
-    sent = find_txn(tx, requester.user_id, device_id, draft.room_id, draft.type, stored_txn_id)
-    if sent is not None:
-        return sent
+    if stored_txn_id is not None:
+        sent = find_txn(tx, requester.user_id, device_id, draft.room_id, draft.type, stored_txn_id)
+        if sent is not None:
+            return sent
     if draft.type == "m.room.redaction" and draft.redacts is None:
         draft = _with_redacts(draft)
     _check_may_speak(tx, requester, draft)

@@ -51,6 +51,12 @@ from homeserver.rooms.versions import find_room_version
 _log = logging.getLogger("homeserver.federation")
 
 
+class Rejection(str):
+    """Why an event was rejected: it is stored and has its place in the graph, but takes no effect."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Parked:
     """An event that waits for missing events or keys."""
@@ -132,7 +138,7 @@ def _receive_or_park(tx: Transaction, events: Sequence[Event], origin: ServerNam
 
 
 def _reason(outcome: Received) -> str:
-    return outcome.reason if outcome.status == Status.REJECTED else ""
+    return Rejection(outcome.reason) if outcome.status == Status.REJECTED else ""
 
 
 # The worker of a room

@@ -43,7 +43,7 @@ from homeserver.process.outages import is_outage
 from homeserver.process.peers import peer
 from homeserver.remote.access import RoomAccess, find_accesses
 from homeserver.remote.checking import Dropped, check_signed, list_keyless, parse_pdus
-from homeserver.remote.gaps import close_gaps, park_unchecked, receive_events
+from homeserver.remote.gaps import Rejection, close_gaps, park_unchecked, receive_events
 from homeserver.remote.outside import receive_outside
 from homeserver.remote.requests import is_sparse
 from homeserver.resources import Resources
@@ -55,7 +55,7 @@ PDUS_COUNTER = "homeserver_federation_pdus_received_total"
 
 
 async def receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object]) -> dict[str, JsonObject]:
-    """Returns the result for each PDU, by event ID: {} if it was accepted, else an error. Rooms run in parallel."""
+    """Returns the result for each PDU, by event ID: {} if it was received, else an error. Rooms run in parallel."""
     by_room: dict[RoomID, list[object]] = defaultdict(list)
     nodes = 0
     for pdu in pdus:
@@ -91,7 +91,7 @@ async def receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object]
             else:
                 leave_out(hs, "event", error, {"room_id": room_id, "origin": origin})
             return
-        results.update((event_id, {"error": reason} if reason else {}) for event_id, reason in outcome.items())
+        results.update((event_id, _answer(reason)) for event_id, reason in outcome.items())
         refused = sum(1 for reason in outcome.values() if reason)
         hs.metrics.count(PDUS_COUNTER, (("outcome", "accepted"),), len(outcome) - refused)
         hs.metrics.count(PDUS_COUNTER, (("outcome", "refused"),), refused)
@@ -106,6 +106,14 @@ async def receive_pdus(hs: Resources, origin: ServerName, pdus: Sequence[object]
         for room_id, room_pdus in by_room.items():
             nursery.start_soon(receive_all, room_id, room_pdus)
     return results
+
+
+def _answer(reason: str) -> JsonObject:
+    """Returns the result of a PDU. A rejected event has been received like any other, and is part of the graph.
+
+    Spec: server-server-api/#rejection
+    """
+    return {"error": reason} if reason and not isinstance(reason, Rejection) else {}
 
 
 def _in_batches(pdus: Sequence[object]) -> Iterator[Sequence[object]]:

@@ -89,6 +89,21 @@ async def perspectives_key_query(
     return await _vouch(hs, request, {server_name: {"": KeyCriteria(query.minimum_valid_until_ts)}})
 
 
+# From before v1.6 of the spec, and still requested by older servers. The answer has all keys, whichever is asked for.
+
+
+@routes.get("/_matrix/key/v2/server/{key_id}", rate_limit="federation")
+async def get_server_key_by_id(hs: Resources, key_id: str) -> JsonObject:
+    return await own_statement(hs)
+
+
+@routes.get("/_matrix/key/v2/query/{server_name}/{key_id}", rate_limit="federation")
+async def perspectives_key_query_by_id(
+    hs: Resources, server_name: ServerName, key_id: str, query: MinimumQuery, request: Request
+) -> JsonObject:
+    return await _vouch(hs, request, {server_name: {key_id: KeyCriteria(query.minimum_valid_until_ts)}})
+
+
 @routes.post("/_matrix/key/v2/query", rate_limit="federation", max_body_bytes=limits.peers.QUESTION_BODY_BYTES_MAX)
 async def bulk_perspectives_key_query(hs: Resources, body: KeyQueryBody, request: Request) -> JsonObject:
     wanted: dict[ServerName, dict[str, KeyCriteria]] = {}

@@ -23,7 +23,8 @@ def client_events(
     """Returns the events as a user's device gets them, in order.
 
     `unsigned` has: age (ms), the user's membership at the event, transaction_id on the device that sent it,
-    replaces_state for state events (with prev_content if the user may see it), redacted_because for redacted events.
+    replaces_state for state events (with prev_content if the user may see it), redacted_because and
+    redacted_by for redacted events.
     """
     replaced = _replaced(tx, events)
     shown = _visible_by_position(tx, user_id, replaced.values()) if replaced else {}
@@ -46,6 +47,7 @@ def client_events(
                 unsigned["prev_sender"] = before.sender
         redaction = redactions.get(event.redacted_by) if event.redacted_by is not None else None
         if redaction is not None:
+            unsigned["redacted_by"] = redaction.event_id  # from before v1.1 of the spec, and still read by clients
             unsigned["redacted_because"] = client_event(tx, redaction, {"age": now_ms - redaction.origin_server_ts})
         answer.append(client_event(tx, event, unsigned, with_room_id=with_room_id))
     return answer

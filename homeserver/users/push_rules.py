@@ -138,7 +138,7 @@ def get_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> Json
     for rule in get_ruleset(tx, user_id)[kind]:
         if rule["rule_id"] == rule_id:
             return rule
-    raise _unknown_rule()
+    raise unknown_rule()
 
 
 def store_rule(
@@ -181,7 +181,7 @@ def set_rule_fields(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str, 
         tx.find(user_id), kind, rule_id,
     )  # fmt: skip
     if row is None and all(rule["rule_id"] != rule_id for rule in default_rules(user_id)[kind]):
-        raise _unknown_rule()
+        raise unknown_rule()
     priority, content = (row[0], orjson.loads(row[1])) if row else (None, {})
     _store(tx, user_id, kind, rule_id, priority, {**content, **changes})
 
@@ -218,7 +218,7 @@ def delete_rule(tx: Transaction, user_id: UserID, kind: Kind, rule_id: str) -> N
         tx.find(user_id), kind, rule_id,
     )  # fmt: skip
     if not deleted:
-        raise _unknown_rule()
+        raise unknown_rule()
     _note_change(tx, user_id)
 
 
@@ -306,5 +306,6 @@ def _note_change(tx: Transaction, user_id: UserID) -> None:
     )  # fmt: skip
 
 
-def _unknown_rule() -> MatrixError:
+def unknown_rule() -> MatrixError:
+    """Returns 404 M_NOT_FOUND."""
     return not_found("There is no such push rule.")

@@ -324,7 +324,7 @@ async def test_malformed_rules_are_refused(
 
 async def test_unknown_scopes_are_not_found(homeserver: Server) -> None:
     alice = await homeserver.register("alice")
-    for path in ("pushrules", "pushrules/device/", "pushrules/global/override/", "pushrules/global/override/x/other"):
+    for path in ("pushrules/room/", "pushrules/device/", "pushrules/global/override/x/other"):
         assert await alice.refused("GET", path) == (404, "M_UNRECOGNIZED")
 
 

@@ -22,6 +22,8 @@ OTHER_ERRCODES = frozenset({"M_UNKNOWN_POS"})  # MSC4186, sliding sync
 
 # Public doors that the spec does not have: they answer anyone, so each stands here with its reason.
 OTHER_PUBLIC = {
+    "GET /_matrix/key/v2/server/{key_id}": "in the spec before v1.6; older servers ask for keys by ID",
+    "GET /_matrix/key/v2/query/{server_name}/{key_id}": "the same",
     "GET /_homeserver/health/ready": "asked by whoever starts the server",
     "GET /_homeserver/health/live": "asked by whoever starts the server",
     "GET /_homeserver/metrics": "a listener of its own decides who reaches it",
@@ -112,6 +114,7 @@ GET pushrules
 GET rooms/{}/joined_members
 POST rooms/{}/read_markers
 POST rooms/{}/receipt/{}/{}
+POST rooms/{}/send/{}
 GET rooms/{}/state/{}
 PUT rooms/{}/state/{}
 PUT rooms/{}/typing/{}
@@ -157,6 +160,8 @@ PUT pushrules/global/{}/{}/enabled
 POST rooms/{}/forget
 POST rooms/{}/read_markers
 POST rooms/{}/receipt/{}/{}
+POST rooms/{}/redact/{}
+POST rooms/{}/send/{}
 PUT user/{}/account_data/{}
 POST user/{}/filter
 PUT user/{}/rooms/{}/account_data/{}

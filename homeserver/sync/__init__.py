@@ -24,6 +24,7 @@ from homeserver.limits import Bucket
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import Token, find_since, parse_sync_token
 from homeserver.sync.engine import Engine, SyncRequest
+from homeserver.sync.initial_sync import initial_sync_routes
 from homeserver.sync.sections import Sections
 from homeserver.sync.sliding import SYNC_TIMEOUT_MS_MAX, UNSTABLE_FEATURE, routes_of
 
@@ -72,6 +73,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
         return await engine.sync(hs, sync, request.wait_ended)
 
     routes.include(routes_of(sections))
+    routes.include(initial_sync_routes(engine))
     return Feature(
         name="sync",
         spec="client-server-api/#syncing",

@@ -86,7 +86,7 @@ def test_accounts_are_listed_and_shown(tmp_path: Path) -> None:
     assert "@bob:test.example: admin" in run("user", "show", "bob", "--config", config).stdout
 
 
-def test_the_right_to_administer_is_given_and_taken(tmp_path: Path) -> None:
+def test_administrator_rights_can_be_granted_and_revoked(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     add(config, "alice")
     assert ran(config, "user", "admin", "alice") == {"user_id": "@alice:test.example", "admin": True}
@@ -96,13 +96,13 @@ def test_the_right_to_administer_is_given_and_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("action", ["show", "deactivate", "admin"])
-def test_an_account_that_is_not_there_is_one_sentence(tmp_path: Path, action: str) -> None:
+def test_an_unknown_account_is_reported_in_one_sentence(tmp_path: Path, action: str) -> None:
     config = write_config(tmp_path)
     assert "there is no account nobody" in said(run("user", action, "nobody", "--config", config))
     assert "is not a user of test.example" in said(run("user", action, "@a:other.example", "--config", config))
 
 
-def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
+def test_tokens_can_be_created_listed_and_revoked(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     made = ran(config, "token", "create", "--uses", "2", "--expires", "7d")
     assert list(made) == ["token"]
@@ -121,14 +121,14 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("--uses", "0"), ("--uses", "many"), ("--expires", "7"), ("--expires", "0d")]
 )
-def test_a_token_is_not_made_of_nonsense(tmp_path: Path, option: str, value: str) -> None:
+def test_malformed_tokens_are_refused(tmp_path: Path, option: str, value: str) -> None:
     config = write_config(tmp_path)
     result = run("token", "create", option, value, "--config", config)
     assert result.returncode == 2
     assert repr(value) in result.stderr
 
 
-def test_people_register_with_a_token_while_the_server_runs(tmp_path: Path) -> None:
+def test_users_can_register_with_a_new_token_while_the_server_runs(tmp_path: Path) -> None:
     more = "[registration]\nenabled = true\nrequire_token = true\n"
     config = write_config(tmp_path, more)
     with serving(config) as (_, url):
@@ -139,7 +139,7 @@ def test_people_register_with_a_token_while_the_server_runs(tmp_path: Path) -> N
         assert httpx.get(path, params={"token": token}).json() == {"valid": False}
 
 
-def test_the_key_is_shown_and_replaced_while_no_server_runs(tmp_path: Path) -> None:
+def test_the_key_can_be_shown_and_replaced_while_no_server_runs(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     assert ran(config, "keys", "show") == {"verify_keys": {}, "old_verify_keys": {}}
     add(config, "alice")
@@ -157,11 +157,11 @@ def test_the_key_is_shown_and_replaced_while_no_server_runs(tmp_path: Path) -> N
         assert list(httpx.get(f"{url}/_matrix/key/v2/server").json()["verify_keys"]) == [made["key_id"]]
 
 
-def test_the_version() -> None:
+def test_the_version_is_printed() -> None:
     assert run_program("--version").stdout == f"homeserver {__version__}\n"
 
 
-def test_nobody_else_reads_what_the_server_stores(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_stored_files(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     add(config, "alice")
     with serving(config) as (_, url):

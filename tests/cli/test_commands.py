@@ -17,7 +17,7 @@ from homeserver.cli.serve import without_password
 from tests.cli.programs import SECONDS_MAX, environment, log_in, run, run_program, said, serving, write_config
 
 
-def test_a_reload_while_the_server_starts_does_not_end_it(tmp_path: Path) -> None:
+def test_a_reload_during_the_start_does_not_stop_the_server(tmp_path: Path) -> None:
     """`systemctl reload` right after `systemctl restart`, before the server listens for signals."""
     program = """
 import os, signal, sys
@@ -33,7 +33,7 @@ print("alive", code)
     assert (result.returncode, result.stdout) == (0, "alive 1\n")
 
 
-def test_help_names_every_command() -> None:
+def test_help_lists_every_command() -> None:
     result = run_program("--help")
     assert result.returncode == 0
     for command in ("serve", "config", "user", "demo"):
@@ -42,7 +42,7 @@ def test_help_names_every_command() -> None:
     assert run_program("serve", "--nonsense").returncode == 2
 
 
-def test_config_check(tmp_path: Path) -> None:
+def test_config_check_confirms_a_valid_configuration(tmp_path: Path) -> None:
     good = write_config(tmp_path)
     assert "served as test.example" in run("config", "check", "--config", good).stdout
     as_json = json.loads(run("config", "check", "--config", good, "--json").stdout)
@@ -59,7 +59,7 @@ def test_config_check(tmp_path: Path) -> None:
         ("= 1", "is not valid TOML"),
     ],
 )
-def test_config_check_says_what_is_wrong(tmp_path: Path, more: str, sentence: str) -> None:
+def test_config_check_explains_mistakes(tmp_path: Path, more: str, sentence: str) -> None:
     bad = write_config(tmp_path, more)
     assert sentence in said(run("config", "check", "--config", bad))
     result = run("config", "check", "--config", bad, "--json")
@@ -67,7 +67,7 @@ def test_config_check_says_what_is_wrong(tmp_path: Path, more: str, sentence: st
     assert sentence in json.loads(result.stdout)["error"]
 
 
-def test_serve_refuses_with_a_sentence(tmp_path: Path) -> None:
+def test_serve_explains_refusals_in_a_sentence(tmp_path: Path) -> None:
     assert "cannot read" in said(run_program("serve", "--config", str(tmp_path / "none.toml")))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -76,7 +76,7 @@ def test_serve_refuses_with_a_sentence(tmp_path: Path) -> None:
         assert f"cannot listen on {bind}: another program is listening there" in sentence
 
 
-def test_a_server_stops_at_a_signal_with_success(tmp_path: Path) -> None:
+def test_a_signal_stops_the_server_with_exit_code_0(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     for number in (signal.SIGTERM, signal.SIGINT):
         with serving(config) as (process, url):
@@ -85,7 +85,7 @@ def test_a_server_stops_at_a_signal_with_success(tmp_path: Path) -> None:
             assert process.wait(SECONDS_MAX) == 0
 
 
-def test_a_hangup_reads_the_level_of_the_log_again_and_ends_nothing(tmp_path: Path) -> None:
+def test_a_hangup_reloads_the_log_level_and_stops_nothing(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with serving(config) as (process, url):
         assert process.stderr is not None
@@ -110,13 +110,13 @@ def test_the_password_of_a_database_is_not_logged() -> None:
     assert without_password("sqlite:/data/homeserver.db") == "sqlite:/data/homeserver.db"
 
 
-def test_one_database_is_served_once(tmp_path: Path) -> None:
+def test_a_database_can_be_served_by_one_server_only(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with serving(config):
         assert said(run_program("serve", "--config", config))
 
 
-def test_user_add(tmp_path: Path) -> None:
+def test_user_add_creates_an_account(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     arguments = ("user", "add", "--config", config, "alice", "--password-stdin", "--admin", "--json")
     result = run_program(*arguments, stdin="a pass word\n")
@@ -141,7 +141,7 @@ def test_user_add(tmp_path: Path) -> None:
         ("al ice", "x\n", "username"),
     ],
 )
-def test_user_add_says_what_is_wrong(tmp_path: Path, name: str, stdin: str, sentence: str) -> None:
+def test_user_add_explains_mistakes(tmp_path: Path, name: str, stdin: str, sentence: str) -> None:
     config = write_config(tmp_path)
     assert sentence in said(run("user", "add", "--config", config, name, "--password-stdin", stdin=stdin))
     assert "there is no terminal" in said(run("user", "add", "--config", config, "alice"))

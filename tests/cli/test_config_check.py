@@ -37,7 +37,7 @@ async def findings(folder: Path, text: str) -> dict[str, str]:
     return {each.text: each.level for each in await find_all(load_config(write(folder, text)))}
 
 
-def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_a_valid_configuration_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
     config = write(tmp_path, GOOD)
     assert run("config", "check", "--config", config).stdout == f"{config} is valid; it serves localhost.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["homeserver.toml"]
@@ -92,12 +92,12 @@ def test_a_good_one_is_good_and_nothing_is_left_behind(tmp_path: Path) -> None:
         ("warning", "url_previews has no effect yet", GOOD + "[url_previews]\nenabled = true"),
     ],
 )
-async def test_what_is_wrong_or_unwise_is_found(tmp_path: Path, level: str, words: str, text: str) -> None:
+async def test_mistakes_and_risks_are_found(tmp_path: Path, level: str, words: str, text: str) -> None:
     found = await findings(tmp_path, text)
     assert [kind for sentence, kind in found.items() if words in sentence] == [level], found
 
 
-async def test_a_port_of_the_database_that_is_none_is_found_without_its_password(tmp_path: Path) -> None:
+async def test_an_invalid_database_port_is_reported_without_the_password(tmp_path: Path) -> None:
     config = write(tmp_path, GOOD + '[database]\nurl = "postgresql://user:secret@host:port/name"')
     for command in (("config", "check"), ("serve",)):
         sentence = said(run(*command, "--config", config))
@@ -105,14 +105,14 @@ async def test_a_port_of_the_database_that_is_none_is_found_without_its_password
         assert "secret" not in sentence
 
 
-async def test_a_taken_port_is_found(tmp_path: Path) -> None:
+async def test_a_taken_port_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         found = await findings(tmp_path, GOOD.replace("127.0.0.1:0", bind))
         assert found == {f"cannot listen on {bind}: another program is listening there": "error"}
 
 
-async def test_the_port_of_the_server_that_runs_is_no_error(tmp_path: Path) -> None:
+async def test_the_port_of_the_running_server_is_not_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         bind = f"127.0.0.1:{free.getsockname()[1]}"
     text = GOOD.replace("127.0.0.1:0", bind)
@@ -123,7 +123,7 @@ async def test_the_port_of_the_server_that_runs_is_no_error(tmp_path: Path) -> N
     assert found == {f"{bind} is in use, probably by a running server": "warning"}
 
 
-async def test_what_stands_in_the_way_of_a_unix_socket_is_found(tmp_path: Path) -> None:
+async def test_obstacles_to_a_unix_socket_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "h.sock"
     text = GOOD.replace("127.0.0.1:0", f"unix:{path}")
     assert await findings(tmp_path, text) == {}
@@ -138,7 +138,7 @@ async def test_what_stands_in_the_way_of_a_unix_socket_is_found(tmp_path: Path) 
     assert stat.S_ISSOCK(path.stat().st_mode)
 
 
-async def test_the_key_and_the_name_are_held_against_the_database(tmp_path: Path) -> None:
+async def test_key_and_server_name_are_checked_against_the_database(tmp_path: Path) -> None:
     config = write(tmp_path, GOOD)
     data = tmp_path / "data"
     async with Homeserver(load_config(config)):
@@ -161,7 +161,7 @@ async def test_the_key_and_the_name_are_held_against_the_database(tmp_path: Path
     assert "file is not a database" in sentence
 
 
-async def test_who_can_read_the_signing_key(tmp_path: Path) -> None:
+async def test_a_signing_key_readable_by_others_is_reported(tmp_path: Path) -> None:
     async with Homeserver(load_config(write(tmp_path, GOOD))):
         pass
     key = tmp_path / "data" / "signing.key"
@@ -170,7 +170,7 @@ async def test_who_can_read_the_signing_key(tmp_path: Path) -> None:
     assert await findings(tmp_path, GOOD) == {warning: "warning"}
 
 
-async def test_an_object_store_without_credentials_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_object_store_without_credentials_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # as on a machine that has no role
@@ -188,5 +188,5 @@ async def test_an_object_store_without_credentials_is_found(tmp_path: Path, monk
         ("/a/b for the database does not exist", GOOD + '[database]\nurl = "sqlite:a/b/c.db"'),
     ],
 )
-def test_serve_refuses_what_cannot_be_served(tmp_path: Path, words: str, text: str) -> None:
+def test_serve_refuses_an_unusable_configuration(tmp_path: Path, words: str, text: str) -> None:
     assert words in said(run_program("serve", "--config", write(tmp_path, text)))

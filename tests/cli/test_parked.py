@@ -41,7 +41,7 @@ def listed(config: str) -> list[tuple[str, str, bool]]:
     return [(each["lane"], each["item"], each["retry"]) for each in items]
 
 
-def test_what_is_parked_is_listed_with_the_reason(tmp_path: Path) -> None:
+def test_parked_items_are_listed_with_their_reasons(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     add(config, "alice")
     assert ran(config, "parked", "list") == {"items": []}
@@ -59,7 +59,7 @@ def test_what_is_parked_is_listed_with_the_reason(tmp_path: Path) -> None:
     assert "$late" in table[2] and "tried 3 times" in table[2]
 
 
-def test_what_is_tried_again_is_chosen_by_lane_and_item(tmp_path: Path) -> None:
+def test_items_to_retry_are_chosen_by_lane_and_item(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     add(config, "alice")
     for item in ("1", "2"):
@@ -74,7 +74,7 @@ def test_what_is_tried_again_is_chosen_by_lane_and_item(tmp_path: Path) -> None:
     assert ADVICE in said(run("parked", "retry", "presence", "3", "--config", config))
 
 
-def test_what_is_cleared_is_forgotten(tmp_path: Path) -> None:
+def test_cleared_items_are_forgotten(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     add(config, "alice")
     park(tmp_path, "presence", "1")
@@ -88,7 +88,7 @@ def test_what_is_cleared_is_forgotten(tmp_path: Path) -> None:
     assert ADVICE in said(run("parked", "clear", "--all", "--config", config))
 
 
-def test_a_running_server_tries_again_what_it_is_told_to(tmp_path: Path) -> None:
+def test_a_running_server_retries_the_chosen_items(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     add(config, "alice")
     park(tmp_path, "profiles", "@alice:test.example")  # by an earlier process

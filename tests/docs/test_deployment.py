@@ -41,7 +41,7 @@ def socket_path(config: Config) -> str:
     return path
 
 
-def test_every_sample_is_explained_and_says_where_it_goes() -> None:
+def test_every_sample_is_explained_and_says_where_to_install_it() -> None:
     for sample in DEPLOY.iterdir():
         assert f"](deploy/{sample.name})" in GUIDE
         if sample.suffix != ".py":
@@ -49,7 +49,7 @@ def test_every_sample_is_explained_and_says_where_it_goes() -> None:
             assert target and f"cp docs/deploy/{sample.name} {target[1]}\n" in GUIDE
 
 
-def test_only_loopback_reaches_administration_and_metrics(config: Config) -> None:
+def test_administration_and_metrics_are_reachable_from_loopback_only(config: Config) -> None:
     for listener in config.listeners:
         if {"admin", "metrics"} & set(listener.serve):
             assert parse_bind(listener.bind).host == "127.0.0.1"
@@ -58,7 +58,7 @@ def test_only_loopback_reaches_administration_and_metrics(config: Config) -> Non
     assert any("metrics" in listener.serve for listener in config.listeners)
 
 
-def test_the_service_runs_a_command_that_exists_on_the_files_of_the_guide(service: configparser.SectionProxy) -> None:
+def test_the_service_runs_an_existing_command_on_the_files_of_the_guide(service: configparser.SectionProxy) -> None:
     program, *words = service["ExecStart"].split()
     assert program == "/opt/homeserver/.venv/bin/homeserver"
     assert vars(make_parser().parse_args(words))["config"] == "/etc/homeserver/homeserver.toml"
@@ -68,14 +68,14 @@ def test_the_service_runs_a_command_that_exists_on_the_files_of_the_guide(servic
     )
 
 
-def test_the_service_makes_the_folders_of_the_configuration(
+def test_the_service_creates_the_folders_of_the_configuration(
     service: configparser.SectionProxy, config: Config, socket_path: str
 ) -> None:
     assert config.data_dir == f"/var/lib/{service['StateDirectory']}"
     assert str(Path(socket_path).parent) == f"/run/{service['RuntimeDirectory']}"
 
 
-def test_the_proxys_user_gets_to_the_socket_by_its_group(
+def test_the_proxy_reaches_the_socket_through_its_group(
     service: configparser.SectionProxy, config: Config, socket_path: str
 ) -> None:
     (listener,) = (each for each in config.listeners if each.bind == f"unix:{socket_path}")
@@ -85,7 +85,7 @@ def test_the_proxys_user_gets_to_the_socket_by_its_group(
         assert f"usermod -aG {service['Group']} {user}\n" in GUIDE
 
 
-def test_proxies_connect_to_the_socket_for_the_name_that_is_served(config: Config, socket_path: str) -> None:
+def test_proxies_connect_to_the_socket_for_the_served_name(config: Config, socket_path: str) -> None:
     assert f"server unix:{socket_path};" in NGINX
     assert f"reverse_proxy unix/{socket_path}\n" in CADDY
     assert f"server_name {config.server_name};" in NGINX
@@ -93,25 +93,25 @@ def test_proxies_connect_to_the_socket_for_the_name_that_is_served(config: Confi
     assert config.base_url == f"https://{config.server_name}"
 
 
-def test_proxies_leave_it_to_the_server_to_refuse_large_uploads(config: Config) -> None:
+def test_proxies_leave_refusing_large_uploads_to_the_server(config: Config) -> None:
     (nginx,) = re.findall(r"client_max_body_size (\d+)m;", NGINX)
     (caddy,) = re.findall(r"max_size (\d+)MiB$", CADDY, re.MULTILINE)
     assert config.blobs.upload_bytes_max < int(nginx) << 20
     assert config.blobs.upload_bytes_max < int(caddy) << 20
 
 
-def test_nginx_passes_paths_on_as_they_came() -> None:
+def test_nginx_passes_paths_on_unchanged() -> None:
     assert re.findall(r"proxy_pass (\S+);", NGINX) == ["http://homeserver"]
 
 
-def test_the_table_of_ports_and_the_probes_name_the_port_of_administration(config: Config) -> None:
+def test_the_table_of_ports_and_the_probes_agree_on_the_administration_port(config: Config) -> None:
     (port,) = (parse_bind(each.bind).port for each in config.listeners if "admin" in each.serve)
     assert f"http://127.0.0.1:{port}/_homeserver/health/ready" in GUIDE
     assert f"http://127.0.0.1:{port}/_homeserver/metrics" in GUIDE
     assert f"Never open {port}:" in GUIDE
 
 
-def test_the_metrics_that_the_guide_names_exist() -> None:
+def test_the_metrics_in_the_guide_exist() -> None:
     named = set(re.findall(r"`(homeserver_\w+)`", GUIDE))
     known = {name for path in (ROOT / "homeserver").rglob("*.py") for name in re.findall(METRIC, path.read_text())}
     assert named and named <= known
@@ -138,7 +138,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_backup_is_of_everything_at_one_moment_while_somebody_writes(data: Path, tmp_path: Path) -> None:
+def test_a_backup_is_consistent_while_clients_write(data: Path, tmp_path: Path) -> None:
     (tmp_path / "copies").mkdir()
     writer = sqlite3.connect(data / "homeserver.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
@@ -152,7 +152,7 @@ def test_a_backup_is_of_everything_at_one_moment_while_somebody_writes(data: Pat
     assert copy.stat().st_mode & 0o077 == 0
 
 
-def test_the_next_backup_takes_no_space_for_media_that_have_not_changed(data: Path, tmp_path: Path) -> None:
+def test_the_next_backup_shares_unchanged_media(data: Path, tmp_path: Path) -> None:
     copies = tmp_path / "copies"
     copies.mkdir()
     first = back_up(data, copies).rename(copies / "2000-01-01T000000")
@@ -164,7 +164,7 @@ def test_the_next_backup_takes_no_space_for_media_that_have_not_changed(data: Pa
     assert (first / "signing.key").read_text() == "ed25519 a key"
 
 
-def test_a_backup_that_fails_says_so_in_a_line_and_leaves_no_copy(data: Path, tmp_path: Path) -> None:
+def test_a_failed_backup_says_so_in_one_line_and_leaves_no_copy(data: Path, tmp_path: Path) -> None:
     copies = tmp_path / "copies"
     copies.mkdir()
     (data / "homeserver.db").write_bytes(b"no database at all" * 100)
@@ -175,7 +175,7 @@ def test_a_backup_that_fails_says_so_in_a_line_and_leaves_no_copy(data: Path, tm
     assert [path.suffix for path in copies.iterdir()] == [".unfinished"]
 
 
-def test_a_folder_that_is_no_servers_is_not_backed_up(tmp_path: Path) -> None:
+def test_a_folder_without_a_server_is_not_backed_up(tmp_path: Path) -> None:
     done = subprocess.run([DEPLOY / "backup.py", tmp_path, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "signing.key" in done.stderr

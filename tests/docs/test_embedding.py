@@ -22,7 +22,7 @@ Names = dict[str, Any]
 
 
 @pytest.mark.sockets
-def test_examples_of_the_embedding_page_print_what_it_says(tmp_path: Path) -> None:
+def test_examples_of_the_embedding_page_print_the_stated_output(tmp_path: Path) -> None:
     blocks = BLOCK.findall(PAGE.read_text())
     assert {kind for kind, _, _ in blocks} == set(RUNNERS)
     names: Names = {"folder": str(tmp_path)}

@@ -77,7 +77,7 @@ async def has_received(client: Client, count: int) -> None:
     await until(told, f"{client.user_id} was waved at {count} times")
 
 
-async def test_a_wave_reaches_the_members_on_another_server_who_are_waiting(world: World) -> None:
+async def test_a_wave_reaches_waiting_members_on_another_server(world: World) -> None:
     alice, bob, room_id = await world.people()
     since = (await sync(bob))["next_batch"]
     began = trio.current_time()
@@ -88,7 +88,7 @@ async def test_a_wave_reaches_the_members_on_another_server_who_are_waiting(worl
     assert ephemeral(answer, room_id, "org.example.wave") == {"user_id": alice.user_id}
 
 
-async def test_a_wave_is_not_news_twice_nor_to_a_client_that_begins(world: World) -> None:
+async def test_a_wave_is_sent_once_and_not_in_an_initial_sync(world: World) -> None:
     alice, bob, room_id = await world.people()
     since = (await sync(alice))["next_batch"]
     await wave(alice, room_id)
@@ -98,7 +98,7 @@ async def test_a_wave_is_not_news_twice_nor_to_a_client_that_begins(world: World
     assert ephemeral(await sync(alice), room_id, "org.example.wave") is None
 
 
-async def test_the_tail_counts_for_the_members_of_each_server(world: World) -> None:
+async def test_the_tail_counts_waves_for_the_members_on_each_server(world: World) -> None:
     alice, bob, room_id = await world.people()
     carol = await alice.server.register("carol")
     await join(carol, room_id)
@@ -110,7 +110,7 @@ async def test_the_tail_counts_for_the_members_of_each_server(world: World) -> N
     assert received(await sync(bob)) == 1
 
 
-async def test_waves_count_once_through_a_restart(world: World) -> None:
+async def test_a_wave_is_counted_once_despite_a_restart(world: World) -> None:
     alice, bob, room_id = await world.people()
     await wave(alice, room_id)
     await has_received(bob, 1)
@@ -121,7 +121,7 @@ async def test_waves_count_once_through_a_restart(world: World) -> None:
     await has_received(again, 2)
 
 
-async def test_every_answer_tells_the_count_but_none_is_sent_for_it(world: World) -> None:
+async def test_every_answer_has_the_count_but_it_ends_no_wait(world: World) -> None:
     alice, bob, room_id = await world.people()
     await wave(alice, room_id)
     await has_received(bob, 1)
@@ -153,7 +153,7 @@ async def test_waves_are_limited(world: World, waves: ModuleType) -> None:
     assert await alice.refused("POST", path) == (429, "M_LIMIT_EXCEEDED")
 
 
-async def test_clients_are_told_that_there_are_waves(world: World) -> None:
+async def test_waves_are_among_the_capabilities(world: World) -> None:
     alice = await (await world.start("a.example")).register("alice")
     assert (await alice.ok("GET", "capabilities"))["capabilities"]["org.example.waves"] == {"enabled": True}
     assert (await alice.ok("GET", "/_matrix/client/versions"))["unstable_features"]["org.example.waves"] is True
@@ -165,7 +165,7 @@ async def rows_of(a: Server, waves: ModuleType, user_id: UserID) -> tuple[int, i
     return len(rows), await a.read(waves.get_count, user_id)
 
 
-async def test_the_end_of_an_account_forgets_its_waves(world: World, waves: ModuleType) -> None:
+async def test_deactivating_an_account_deletes_its_waves(world: World, waves: ModuleType) -> None:
     alice, bob, room_id = await world.people()
     await wave(alice, room_id)
     await wave(bob, room_id)

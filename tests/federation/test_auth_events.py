@@ -29,12 +29,12 @@ def selected(version: RoomVersion, sender: str, state_key: str, **content: Any) 
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_create_event_has_none(version: RoomVersion) -> None:
+def test_a_create_event_has_no_auth_events(version: RoomVersion) -> None:
     assert select_auth_keys("m.room.create", ALICE, "", {}, version) == []
 
 
 @pytest.mark.parametrize("version", versions(1, 11))
-def test_any_event(version: RoomVersion) -> None:
+def test_every_event_cites_the_room_and_its_sender(version: RoomVersion) -> None:
     assert select_auth_keys("m.room.message", ALICE, None, {}, version) == [CREATE, LEVELS, member(ALICE)]
 
 
@@ -44,7 +44,7 @@ def test_the_create_event_must_not_be_selected_in_version_12(version: RoomVersio
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_memberships(version: RoomVersion) -> None:
+def test_memberships_cite_join_rules_and_the_target(version: RoomVersion) -> None:
     assert selected(version, ALICE, ALICE, membership="join") == {RULES}
     assert selected(version, ALICE, ALICE, membership="knock") == {RULES}
     assert selected(version, ALICE, BOB, membership="invite") == {RULES, member(BOB)}
@@ -54,14 +54,14 @@ def test_memberships(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_third_party_invite(version: RoomVersion) -> None:
+def test_a_third_party_invite_cites_its_token_event(version: RoomVersion) -> None:
     invite = {"signed": {"token": "abc"}}
     token = ("m.room.third_party_invite", "abc")
     assert token in selected(version, ALICE, BOB, membership="invite", third_party_invite=invite)
     assert token not in selected(version, ALICE, BOB, membership="join", third_party_invite=invite)
 
 
-def test_restricted_join() -> None:
+def test_a_restricted_join_cites_the_authorising_member() -> None:
     for version in ALL:
         keys = selected(version, BOB, BOB, membership="join", join_authorised_via_users_server=ALICE)
         assert (member(ALICE) in keys) == (int(version.id) >= 8)
@@ -71,14 +71,14 @@ def test_restricted_join() -> None:
         assert keys == {RULES}
 
 
-def test_an_event_without_state_key_is_no_membership() -> None:
+def test_an_event_without_a_state_key_is_not_a_membership() -> None:
     version = ALL[-1]
     keys = select_auth_keys("m.room.member", ALICE, None, {"membership": "join"}, version)
     assert keys == [LEVELS, member(ALICE)]
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_of_an_event(version: RoomVersion) -> None:
+def test_auth_events_are_selected_for_a_whole_event(version: RoomVersion) -> None:
     room = new_room(version)
     joined = room.member(BOB, "join")
     assert set(joined.auth_events) == {
@@ -96,6 +96,6 @@ def test_of_an_event(version: RoomVersion) -> None:
         | st.fixed_dictionaries({"signed": lenient_values | st.fixed_dictionaries({"token": lenient_values})}),
     ),
 )
-def test_hostile_content_selects_but_strings(version: RoomVersion, content: dict[str, Any]) -> None:
+def test_malformed_content_selects_only_strings(version: RoomVersion, content: dict[str, Any]) -> None:
     for key in select_auth_keys("m.room.member", ALICE, BOB, content, version):
         assert all(isinstance(part, str) for part in key)

@@ -47,13 +47,13 @@ def create_of(version: RoomVersion, **content: Any) -> Event:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_create_event_is_allowed(version: RoomVersion) -> None:
+def test_a_create_event_is_allowed(version: RoomVersion) -> None:
     assert check(create_of(version), {}) is None
     assert check(create_of(version, room_version=...), {}) is None
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_create_event_with_prev_events(version: RoomVersion) -> None:
+def test_a_create_event_cannot_have_prev_events(version: RoomVersion) -> None:
     room = new_room(version)
     create = room.state[("m.room.create", "")]
     again = room.build(ALICE, "m.room.create", create.content, "")
@@ -62,33 +62,33 @@ def test_create_event_with_prev_events(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", versions(1, 11))
-def test_create_event_of_another_domain(version: RoomVersion) -> None:
+def test_a_create_event_must_match_the_domain_of_the_room(version: RoomVersion) -> None:
     assert check(changed(create_of(version), sender=BOB), {}) is not None
 
 
 @pytest.mark.parametrize("version", versions(12))
-def test_create_event_with_a_room_id(version: RoomVersion) -> None:
+def test_a_create_event_of_version_12_cannot_have_a_room_id(version: RoomVersion) -> None:
     assert check(changed(create_of(version), room_id="!room:alpha.test"), {}) is not None
 
 
 @pytest.mark.parametrize("version", ALL)
 @pytest.mark.parametrize("room_version", ["", "13", "org.example.unknown", None, 12, ["12"], {}])
-def test_create_event_of_an_unknown_version(version: RoomVersion, room_version: object) -> None:
+def test_a_create_event_of_an_unknown_version_is_refused(version: RoomVersion, room_version: object) -> None:
     assert check(create_of(version, room_version=room_version), {}) is not None
 
 
-def test_create_event_without_creator() -> None:
+def test_a_create_event_needs_a_creator_before_version_11() -> None:
     assert all(check(create_of(version, creator=...), {}) is not None for version in versions(1, 10))
     assert all(check(create_of(version, creator=...), {}) is None for version in versions(11))
 
 
 @pytest.mark.parametrize("value", [None, "x", {}, [1], ["bob"], ["@bob"], ["@bob:b.test", "bob:b.test"], ["@b:!"]])
-def test_additional_creators_that_are_no_user_ids(value: object) -> None:
+def test_additional_creators_must_be_user_ids(value: object) -> None:
     assert check(create_of(V12, additional_creators=value), {}) is not None
     assert check(create_of(ROOM_VERSIONS["11"], additional_creators=value), {}) is None
 
 
-def test_additional_creators() -> None:
+def test_additional_creators_are_allowed_in_version_12() -> None:
     assert check(create_of(V12, additional_creators=[]), {}) is None
     assert check(create_of(V12, additional_creators=[BOB, CAROL]), {}) is None
 
@@ -97,7 +97,7 @@ def test_additional_creators() -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_no_create_event(version: RoomVersion) -> None:
+def test_events_without_a_create_event_are_refused(version: RoomVersion) -> None:
     room = new_room(version)
     create = room.state.pop(("m.room.create", ""))
     event = room.build(ALICE, "m.room.topic", {}, "", auth=[])
@@ -105,7 +105,7 @@ def test_no_create_event(version: RoomVersion) -> None:
     assert check(event, room.state, create=create) is None
 
 
-def test_room_id_is_not_the_create_event() -> None:
+def test_in_version_12_the_room_id_must_match_the_create_event() -> None:
     room, other = new_room(V12), new_room(V12, note="another")
     event = room.build(ALICE, "m.room.topic", {}, "")
     assert check(event, room.state) is None
@@ -113,7 +113,7 @@ def test_room_id_is_not_the_create_event() -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_unfederated_room(version: RoomVersion) -> None:
+def test_events_of_other_servers_are_refused_in_an_unfederated_room(version: RoomVersion) -> None:
     room = new_room(version, **{"m.federate": False})
     assert room.allows_member(DAVE, "join")
     assert not room.allows_member(BOB, "join")
@@ -121,7 +121,7 @@ def test_unfederated_room(version: RoomVersion) -> None:
     assert open_room.allows_member(BOB, "join")
 
 
-def test_aliases() -> None:
+def test_aliases_events_need_the_senders_domain_as_state_key() -> None:
     for version in ALL:
         room = new_room(version)
         special = version.aliases_special_case
@@ -137,7 +137,7 @@ def test_aliases() -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_who_is_not_in_the_room_sends_nothing(version: RoomVersion) -> None:
+def test_non_members_cannot_send_events(version: RoomVersion) -> None:
     room = new_room(version)
     assert not room.allows(BOB, "m.room.message", {})
     room.member(BOB, "join")
@@ -158,7 +158,7 @@ def test_third_party_invite_needs_the_invite_level(version: RoomVersion) -> None
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_required_power_level(version: RoomVersion) -> None:
+def test_events_need_the_required_power_level(version: RoomVersion) -> None:
     room = new_room(version)
     room.member(BOB, "join")
     assert not room.allows(BOB, "m.room.topic", {"topic": "x"}, "")
@@ -170,7 +170,7 @@ def test_required_power_level(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_state_key_of_another_user(version: RoomVersion) -> None:
+def test_a_state_key_cannot_be_another_user(version: RoomVersion) -> None:
     room = new_room(version)
     assert room.allows(ALICE, "org.example.status", {}, ALICE)
     assert not room.allows(ALICE, "org.example.status", {}, BOB)
@@ -190,7 +190,7 @@ def cited_by(room: Room, event: Event) -> list[Event]:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_right_auth_events(version: RoomVersion) -> None:
+def test_correct_auth_events_are_accepted(version: RoomVersion) -> None:
     room = new_room(version)
     room.member(BOB, "join")
     for event in room.events.values():
@@ -198,7 +198,7 @@ def test_right_auth_events(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_duplicate_auth_events(version: RoomVersion) -> None:
+def test_duplicate_auth_events_are_refused(version: RoomVersion) -> None:
     room = new_room(version)
     first = room.state[("m.room.power_levels", "")]
     second = room.set_levels(**alice_is_admin(version), ban=60)
@@ -211,7 +211,7 @@ def test_duplicate_auth_events(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_auth_event_of_the_wrong_kind(version: RoomVersion) -> None:
+def test_auth_events_of_the_wrong_kind_are_refused(version: RoomVersion) -> None:
     room = new_room(version)
     message = room.send(ALICE, "m.room.message", {})
     topic = room.send(ALICE, "m.room.topic", {}, "")
@@ -222,7 +222,7 @@ def test_auth_event_of_the_wrong_kind(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_rejected_auth_event(version: RoomVersion) -> None:
+def test_rejected_auth_events_are_refused(version: RoomVersion) -> None:
     room = new_room(version)
     event = room.send(ALICE, "m.room.topic", {}, "")
     levels = room.state[("m.room.power_levels", "")]
@@ -231,7 +231,7 @@ def test_rejected_auth_event(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_the_create_event_among_the_auth_events(version: RoomVersion) -> None:
+def test_the_create_event_is_cited_only_before_version_12(version: RoomVersion) -> None:
     room = new_room(version)
     create = room.state[("m.room.create", "")]
     event = room.send(ALICE, "m.room.topic", {}, "")
@@ -240,7 +240,7 @@ def test_the_create_event_among_the_auth_events(version: RoomVersion) -> None:
     assert (verdict(room, event, others) is None) == (version is V12)
 
 
-def test_rejected_create_event_of_version_12() -> None:
+def test_a_rejected_create_event_of_version_12_is_refused() -> None:
     room = new_room(V12)
     create = room.state[("m.room.create", "")]
     event = room.send(ALICE, "m.room.topic", {}, "")
@@ -249,7 +249,7 @@ def test_rejected_create_event_of_version_12() -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_auth_event_of_another_room(version: RoomVersion) -> None:
+def test_auth_events_of_another_room_are_refused(version: RoomVersion) -> None:
     room, other = new_room(version), new_room(version, note="other")
     levels = other.state[("m.room.power_levels", "")]
     foreign = changed(levels, room_id="!" + "o" * 43 if version is V12 else "!other:alpha.test")
@@ -259,7 +259,7 @@ def test_auth_event_of_another_room(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_auth_events_of_a_create_event(version: RoomVersion) -> None:
+def test_a_create_event_cannot_have_auth_events(version: RoomVersion) -> None:
     create = create_of(version)
     assert check_auth_events(create, [], frozenset()) is None
 
@@ -277,7 +277,7 @@ def moderated(request: pytest.FixtureRequest) -> Room:
     return room
 
 
-def test_redacting(moderated: Room) -> None:
+def test_redactions_need_power_or_the_same_domain(moderated: Room) -> None:
     by_alice, by_bob = (moderated.send(user, "m.room.message", {}) for user in (ALICE, BOB))
     early = int(moderated.version.id) <= 2
     for sender, target, applies in (
@@ -308,7 +308,7 @@ def test_a_redaction_of_another_event_or_room_does_not_apply(moderated: Room) ->
     assert not may_apply_redaction(redaction, changed(target, room_id="!other:alpha.test"), moderated.state)
 
 
-def test_who_may_redact_without_a_state() -> None:
+def test_the_right_to_redact_can_be_checked_without_a_state() -> None:
     room = new_room(V12)
     room.member(BOB, "join")
     target = room.send(BOB, "m.room.message", {})
@@ -319,7 +319,7 @@ def test_who_may_redact_without_a_state() -> None:
 
 
 @pytest.mark.parametrize("version", versions(1, 2))
-def test_redaction_of_what_has_no_domain(version: RoomVersion) -> None:
+def test_ids_without_a_domain_give_no_right_to_redact(version: RoomVersion) -> None:
     room = new_room(version)
     room.member(BOB, "join")
     redaction = room.build(BOB, "m.room.redaction", {}, redacts=EventID("$nothing"))

@@ -54,7 +54,7 @@ def is_signed(event: Event, server_name: str = SERVER, key: SigningKey = KEY) ->
     return verify_json(covered, server_name, key.key_id, key.verify_key_base64)
 
 
-def test_events_of_the_specification_are_signed_as_it_says() -> None:
+def test_example_events_are_signed_as_in_the_specification() -> None:
     signatures = [
         "KxwGjPSDEtvnFgU00fwFz+l6d2pJM6XBIaMEn81SXPTRl16AqLAYqfIReFGZlHi5KLjAWbOoMszkwsQma+lYAg",
         "Wm+VzmOUOz08Ds+0NTWb1d4CZrVsJSikkeRxh6aCcUwu6pNC78FunoD7KNWzqFn241eYHYMGCA5McEiVPdhzBA",
@@ -81,7 +81,7 @@ def test_a_built_event_is_valid_hashed_and_signed(version: RoomVersion) -> None:
 
 
 @EVERY_VERSION
-def test_it_refers_to_what_it_follows_and_what_allows_it(version: RoomVersion) -> None:
+def test_an_event_cites_its_predecessors_and_auth_events(version: RoomVersion) -> None:
     create = create_of(version)
     event = build(version, "m.room.name", {}, state_key="")
     assert event.prev_events == event.auth_events == (create.event_id,)
@@ -102,7 +102,7 @@ def test_a_room_begins_with_its_create_event(version: RoomVersion) -> None:
 
 
 @EVERY_VERSION
-def test_an_event_that_must_name_its_room_does(version: RoomVersion) -> None:
+def test_events_contain_their_room_id_if_required(version: RoomVersion) -> None:
     draft = Draft(None, ALICE, "m.room.message", {})
     with pytest.raises(InvalidEvent):
         build_event(
@@ -110,7 +110,7 @@ def test_an_event_that_must_name_its_room_does(version: RoomVersion) -> None:
         )
 
 
-def test_a_create_event_whose_room_id_is_made_of_it_names_none() -> None:
+def test_a_create_event_of_version_12_has_no_room_id() -> None:
     draft = Draft(RoomID("!" + "r" * 43), ALICE, "m.room.create", {}, state_key="")
     with pytest.raises(InvalidEvent):
         build_event(
@@ -119,7 +119,7 @@ def test_a_create_event_whose_room_id_is_made_of_it_names_none() -> None:
 
 
 @pytest.mark.parametrize("version_id", ["1", "2"])
-def test_event_ids_of_versions_1_and_2_are_of_this_server(version_id: str) -> None:
+def test_event_ids_of_versions_1_and_2_have_our_domain(version_id: str) -> None:
     version = ROOM_VERSIONS[version_id]
     assert create_of(version).event_id == "$create:example.org"
     for opaque in ("", "a:b", "x" * 255, "nul\0"):
@@ -137,7 +137,7 @@ def test_event_ids_of_versions_1_and_2_are_of_this_server(version_id: str) -> No
 
 
 @EVERY_VERSION
-def test_a_redaction_names_what_it_redacts_where_the_version_wants_it(version: RoomVersion) -> None:
+def test_a_redaction_has_its_target_where_the_version_requires_it(version: RoomVersion) -> None:
     content = {"reason": "spam"}
     event = build(version, "m.room.redaction", content, redacts=EventID("$victim:example.org"))
     assert event.redacts == "$victim:example.org"
@@ -151,7 +151,7 @@ def test_a_redaction_names_what_it_redacts_where_the_version_wants_it(version: R
 
 
 @EVERY_VERSION
-def test_depth_stops_at_its_limit(version: RoomVersion) -> None:
+def test_depth_is_capped(version: RoomVersion) -> None:
     assert build(version, "m.x", {}, depth=version.depth_max + 1).depth == version.depth_max
 
 
@@ -166,7 +166,7 @@ def test_an_invalid_draft_is_refused(version: RoomVersion) -> None:
 
 
 @EVERY_VERSION
-def test_floats_are_refused_where_the_version_does(version: RoomVersion) -> None:
+def test_floats_are_refused_in_strict_versions(version: RoomVersion) -> None:
     if version.canonical_json_strict:
         with pytest.raises(InvalidEvent):
             build(version, "m.x", {"level": 50.0})
@@ -188,7 +188,7 @@ def test_an_event_larger_than_the_limit_is_refused(version: RoomVersion) -> None
 
 @PROPERTY
 @given(st.data())
-def test_whatever_is_built_is_valid(data: st.DataObject) -> None:
+def test_every_built_event_is_valid(data: st.DataObject) -> None:
     version = data.draw(versions)
     event = build(version, data.draw(texts), data.draw(strict_objects), state_key=data.draw(st.none() | texts))
     parsed = parse_event(canonical_json.decode(canonical_json.encode(event.pdu)), version)
@@ -220,7 +220,7 @@ def test_a_template_becomes_an_event_by_signing(version: RoomVersion) -> None:
     assert event.pdu["hashes"]["sha256"] == content_hash(event.pdu, version)
 
 
-def test_signing_replaces_hashes_and_signatures_of_before() -> None:
+def test_signing_replaces_previous_hashes_and_signatures() -> None:
     event = build(ROOM_VERSIONS["11"], "m.x", {"a": 1})
     changed = {**event.pdu, "content": {"a": 2}, "hashes": {"sha256": "stale", "md5": "x"}}
     signed = sign_event(changed, ROOM_VERSIONS["11"], ServerName("example.com"), OTHER_KEY)
@@ -238,7 +238,7 @@ def test_any_template_can_be_signed_or_is_refused(version: RoomVersion) -> None:
 
 
 @EVERY_VERSION
-def test_a_second_server_signs_beside_the_first(version: RoomVersion) -> None:
+def test_a_second_server_can_add_its_signature(version: RoomVersion) -> None:
     event = build(version, "m.room.member", {"membership": "invite"}, state_key="@bob:example.com")
     before = deepcopy(event.pdu)
     signed = countersign(event, ServerName("example.com"), OTHER_KEY)

@@ -67,35 +67,35 @@ def test_keys_are_sorted_by_code_point() -> None:
     assert encode({"\U00010000": 1, "\uffff": 2, "b": 3, "B": 4}) == '{"B":4,"b":3,"\uffff":2,"\U00010000":1}'.encode()
 
 
-def test_escapes_are_the_shortest_of_the_grammar() -> None:
+def test_the_shortest_escapes_are_used() -> None:
     text = "\b\t\n\f\r\"\\/\0\x01\x1f\x7f\u2028<>&'"
     assert encode(text) == b'"\\b\\t\\n\\f\\r\\"\\\\/\\u0000\\u0001\\u001f\x7f\xe2\x80\xa8<>&\'"'
 
 
 @PROPERTY
 @given(strict_values)
-def test_it_is_what_the_example_code_of_the_specification_gives(value: Any) -> None:
+def test_output_equals_that_of_the_specifications_example_code(value: Any) -> None:
     example = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
     assert encode(value) == encode(value, strict=False) == encode_regular(value) == example
 
 
 @PROPERTY
 @given(strict_values)
-def test_round_trip(value: Any) -> None:
+def test_encoding_and_decoding_round_trip(value: Any) -> None:
     assert decode(encode(value), strict=True) == value
     assert encode(decode(encode(value))) == encode(value)
 
 
 @PROPERTY
 @given(strict_values, st.booleans(), st.sampled_from([None, 1, "\t"]))
-def test_however_written_it_is_the_same_value(value: Any, ascii_only: bool, indent: Any) -> None:
+def test_any_spelling_decodes_to_the_same_value(value: Any, ascii_only: bool, indent: Any) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent, separators=(" , ", " : ")).encode()
     assert decode(text, strict=True) == value
 
 
 @PROPERTY
 @given(lenient_values)
-def test_round_trip_of_what_old_room_versions_allow(value: Any) -> None:
+def test_numbers_of_old_room_versions_round_trip(value: Any) -> None:
     """Numbers keep their type, and integers all their digits."""
     again = decode(encode(value, strict=False))
     assert repr(again) == repr(value) or again == value
@@ -103,7 +103,7 @@ def test_round_trip_of_what_old_room_versions_allow(value: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [1.0, 0.5, -0.0, 1e300, INT_MAX + 1, -INT_MAX - 1, 2**64, 10**308])
-def test_strict_has_integers_of_53_bits_only(number: Any) -> None:
+def test_strict_encoding_refuses_integers_beyond_53_bits(number: Any) -> None:
     for value in (number, [number], {"a": {"b": [1, number]}}):
         with pytest.raises(NotCanonical):
             encode(value)
@@ -114,7 +114,7 @@ def test_strict_has_integers_of_53_bits_only(number: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, -1, INT_MAX, -INT_MAX])
-def test_integers_of_53_bits_are_strict(number: int) -> None:
+def test_strict_encoding_accepts_integers_of_53_bits(number: int) -> None:
     assert encode(number) == str(number).encode()
     assert decode(str(number).encode(), strict=True) == number
     assert check(number) is True
@@ -195,7 +195,7 @@ def test_nesting_costs_no_stack() -> None:
     assert encode(deepest, strict=False)
 
 
-def test_a_value_that_holds_itself_is_refused() -> None:
+def test_a_value_containing_itself_is_refused() -> None:
     value: list[Any] = []
     value.append(value)
     with pytest.raises(NotCanonical):
@@ -216,12 +216,12 @@ def test_a_value_that_holds_itself_is_refused() -> None:
         b'{"a":1.5,"a":1.5}',
     ],
 )
-def test_an_object_has_no_key_twice(text: bytes) -> None:
+def test_duplicate_keys_are_refused(text: bytes) -> None:
     with pytest.raises(NotCanonical):
         decode(text)
 
 
-def test_text_that_only_looks_like_a_key_is_no_duplicate() -> None:
+def test_text_that_looks_like_a_key_is_not_a_duplicate() -> None:
     for value in ({"a": '"a":', "b": '"a" : 1'}, {"\\": '\\"', '"': '\\":'}, ["a", "a"], [{"a": 1}, {"a": 1}]):
         assert decode(json.dumps(value).encode()) == value
         assert decode(encode(value)) == value
@@ -229,7 +229,7 @@ def test_text_that_only_looks_like_a_key_is_no_duplicate() -> None:
 
 @PROPERTY
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", '"', "\\", ":"]), strict_values), max_size=4))
-def test_duplicates_are_found_wherever_they_are(pairs: list[tuple[str, Any]]) -> None:
+def test_duplicate_keys_are_found_at_any_depth(pairs: list[tuple[str, Any]]) -> None:
     members = b",".join(encode(key) + b":" + encode(value) for key, value in pairs)
     text = b'[{"outer":{' + members + b"}}]"
     if len({key for key, _ in pairs}) < len(pairs):
@@ -280,7 +280,7 @@ def test_text_that_is_not_json_is_refused(text: bytes) -> None:
         decode(text)
 
 
-def test_space_around_a_value_is_no_trailing_data() -> None:
+def test_whitespace_around_a_value_is_allowed() -> None:
     assert decode(b' \r\n\t{ "a" : [ ] } \n') == {"a": []}
 
 
@@ -314,7 +314,7 @@ def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
         rb'{"\ud800":1}',
     ],
 )
-def test_a_part_that_is_refused_does_not_spoil_its_neighbours(part: bytes) -> None:
+def test_a_refused_part_does_not_affect_its_neighbours(part: bytes) -> None:
     good, bad, also_good = decode_parts(b'[{"good":1},' + part + b",[2.5]]")
     assert (good, also_good) == ({"good": 1}, [2.5])
     with pytest.raises(NotCanonical):
@@ -324,12 +324,12 @@ def test_a_part_that_is_refused_does_not_spoil_its_neighbours(part: bytes) -> No
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[1,]", b"{} {}", b'{"a":1,"a":2}', b"[" * 100_000])
-def test_parts_that_cannot_be_told_apart_are_refused_together(data: bytes) -> None:
+def test_parts_that_cannot_be_separated_are_refused_together(data: bytes) -> None:
     with pytest.raises(NotCanonical):
         decode_parts(data)
 
 
-def test_what_carries_events_may_be_deeper_than_they() -> None:
+def test_wrappers_of_events_may_be_deeper_than_events() -> None:
     event = nested(DEPTH_MAX)
     carried = {"a": [{"b": {"c": {"d": [event]}}}]}
     with pytest.raises(NotCanonical):

@@ -80,7 +80,7 @@ ADDRESSES = {
         ("[1234:5678::abcd]:5678", Address("1234:5678::abcd", 5678), "1234:5678::abcd"),
     ],
 )
-def test_step_1_an_ip_literal_is_used_as_it_is(name: str, address: Address, tls_name: str) -> None:
+def test_step_1_an_ip_literal_is_used_directly(name: str, address: Address, tls_name: str) -> None:
     internet = Internet()
     assert internet.discover(name) == Found((address,), tls_name, name)
     assert internet.asked == []
@@ -231,7 +231,7 @@ def test_srv_order_keeps_all_records(records: list[SrvRecord], random: object) -
     assert [each.priority for each in ordered] == sorted(each.priority for each in records)
 
 
-def test_names_are_split() -> None:
+def test_server_names_are_split_into_host_and_port() -> None:
     assert split_server_name("example.org") == ("example.org", None)
     assert split_server_name("example.org:80") == ("example.org", 80)
     assert split_server_name("[::1]") == ("[::1]", None)
@@ -255,7 +255,7 @@ def test_names_are_split() -> None:
         (200, b'{"m.server": "a.org", "pad": "' + b" " * WELL_KNOWN_BYTES_MAX + b'"}', None),
     ],
 )
-def test_well_known_responses(status: int, body: bytes, delegated: str | None) -> None:
+def test_well_known_responses_are_parsed(status: int, body: bytes, delegated: str | None) -> None:
     assert parse_well_known(status, body) == delegated
 
 
@@ -287,7 +287,7 @@ DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
         ({"expires": DATE, "date": f"Mon, {'9' * 20} Jan 2024 00:00:00 GMT"}, 0),
     ],
 )
-def test_lifetimes_by_headers(headers: dict[str, str], seconds: int | None) -> None:
+def test_lifetimes_follow_the_cache_headers(headers: dict[str, str], seconds: int | None) -> None:
     assert lifetime_s(headers) == seconds
 
 
@@ -306,7 +306,7 @@ def lasts_s(cache: WellKnownCache, hostname: str, now_s: float) -> int:
     ("headers", "hours"),
     [({}, 24), ({"cache-control": "max-age=7200"}, 2), ({"cache-control": "max-age=9999999"}, 48)],
 )
-def test_answers_are_kept_as_long_as_they_say(headers: dict[str, str], hours: int) -> None:
+def test_answers_are_cached_for_their_lifetime(headers: dict[str, str], hours: int) -> None:
     cache = WellKnownCache()
     assert cache.find("example.org", 0) is None
     assert cache.store("example.org", (200, headers, GOOD[2]), 100) == "matrix.example.org"
@@ -314,14 +314,14 @@ def test_answers_are_kept_as_long_as_they_say(headers: dict[str, str], hours: in
     assert cache.find("example.org", 100 + hours * HOUR_S) is None
 
 
-def test_an_answer_that_may_not_be_kept_is_kept_for_five_minutes() -> None:
+def test_an_uncacheable_answer_is_cached_for_five_minutes() -> None:
     cache = WellKnownCache()
     cache.store("example.org", (200, {"cache-control": "no-store"}, GOOD[2]), 0)
     assert cache.find("example.org", 299) is not None
     assert cache.find("example.org", 300) is None
 
 
-def test_failures_are_kept_for_up_to_an_hour_with_back_off() -> None:
+def test_failures_are_cached_for_up_to_an_hour_with_back_off() -> None:
     cache = WellKnownCache()
     now_s, kept = 0.0, []
     for _ in range(7):
@@ -335,7 +335,7 @@ def test_failures_are_kept_for_up_to_an_hour_with_back_off() -> None:
     assert lasts_s(cache, "example.org", now_s + 24 * HOUR_S) < 300
 
 
-def test_a_failure_may_ask_to_be_kept_for_longer_but_not_for_ever() -> None:
+def test_the_requested_lifetime_of_a_failure_is_capped() -> None:
     cache = WellKnownCache()
     cache.store("a.org", (404, {"cache-control": "max-age=1800"}, b""), 0)
     cache.store("b.org", (404, {"cache-control": "max-age=999999"}, b""), 0)
@@ -357,13 +357,13 @@ def test_a_delegation_outlives_an_outage_of_its_web_server(unanswered: tuple[int
     assert cache.store("example.org", unanswered, now_s) is None
 
 
-def test_a_delegation_that_is_withdrawn_is_gone() -> None:
+def test_a_withdrawn_delegation_ends() -> None:
     cache = WellKnownCache()
     cache.store("example.org", GOOD, 0)
     assert cache.store("example.org", (404, {}, b""), 24 * HOUR_S) is None
 
 
-def test_the_cache_forgets_who_was_not_asked_for_longest() -> None:
+def test_the_cache_evicts_the_least_recently_used_names() -> None:
     cache = WellKnownCache(max_entries=2)
     for name in ("a", "b"):
         cache.store(name, GOOD, 0)

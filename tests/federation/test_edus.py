@@ -141,14 +141,14 @@ def test_receipts_of_other_kinds_are_not_read() -> None:
         {"!r:b": {"m.read": {"@a:b": READ | {"data": {"ts": 1, "thread_id": 5}}}}},
     ],
 )
-def test_malformed_receipts_are_left_out_alone(malformed: dict[str, Any]) -> None:
+def test_malformed_receipts_do_not_affect_others(malformed: dict[str, Any]) -> None:
     assert [receipt.user_id for receipt in parse_receipts({**malformed, **RECEIPT})] == ["@john:matrix.org"]
 
 
 # Presence
 
 
-def test_malformed_presence_updates_are_left_out_alone() -> None:
+def test_malformed_presence_updates_do_not_affect_others() -> None:
     updates = [
         {"user_id": "@a:b", "presence": "busy", "last_active_ago": 1},
         {"user_id": "nobody", "presence": "online"},
@@ -195,7 +195,7 @@ def test_malformed_edus_are_refused(edu: object) -> None:
 
 
 @given(JSON)
-def test_parsing_an_edu_raises_nothing_but_invalid_edu(value: object) -> None:
+def test_parsing_an_edu_raises_only_invalid_edu(value: object) -> None:
     try:
         parse_edu(value)
     except InvalidEdu:
@@ -203,7 +203,7 @@ def test_parsing_an_edu_raises_nothing_but_invalid_edu(value: object) -> None:
 
 
 @given(st.dictionaries(st.text() | st.sampled_from(["push", "!r:b"]), JSON))
-def test_parsing_parts_raises_nothing_but_invalid_edu(content: dict[str, Any]) -> None:
+def test_parsing_parts_raises_only_invalid_edu(content: dict[str, Any]) -> None:
     list(parse_receipts(content))
     try:
         list(parse_presence(content))

@@ -44,7 +44,7 @@ def refuse(pdu: Any, version: RoomVersion) -> None:
 
 
 @EVERY_VERSION
-def test_a_valid_event_is_read(version: RoomVersion) -> None:
+def test_a_valid_event_is_parsed(version: RoomVersion) -> None:
     pdu = pdu_of(version)
     event = parse_event(pdu, version)
     assert event.pdu == pdu
@@ -92,7 +92,7 @@ def test_a_redaction_redacts_an_event(version: RoomVersion) -> None:
 
 
 @EVERY_VERSION
-def test_unsigned_is_left_out(version: RoomVersion) -> None:
+def test_unsigned_data_is_dropped(version: RoomVersion) -> None:
     """Nobody signed it, and it differs by the way an event came."""
     pdu = pdu_of(version, unsigned={"age": 5, "big": "x" * PDU_BYTES_MAX})
     before = deepcopy(pdu)
@@ -102,7 +102,7 @@ def test_unsigned_is_left_out(version: RoomVersion) -> None:
 
 
 @STRICT
-def test_a_create_event_without_room_id_is_of_version_12(version: RoomVersion) -> None:
+def test_only_a_create_event_of_version_12_lacks_a_room_id(version: RoomVersion) -> None:
     pdu = pdu_of(version, type="m.room.create", state_key="", room_id=..., prev_events=[], auth_events=[])
     if not version.room_id_is_create_event_id:
         return refuse(pdu, version)
@@ -114,7 +114,7 @@ def test_a_create_event_without_room_id_is_of_version_12(version: RoomVersion) -
 
 
 @EVERY_VERSION
-def test_room_ids_are_of_the_format_of_the_version(version: RoomVersion) -> None:
+def test_room_ids_have_the_format_of_the_version(version: RoomVersion) -> None:
     with_domain, without = "!room:example.org", "!" + HASH
     valid, invalid = (without, with_domain) if version.room_id_is_create_event_id else (with_domain, without)
     assert parse_event(pdu_of(version, room_id=valid), version).room_id == valid
@@ -165,7 +165,7 @@ def test_malformed_fields_are_refused(version: RoomVersion, field: str) -> None:
 
 @EVERY_VERSION
 @pytest.mark.parametrize("pdu", [None, 5, "x", [], {}, [{}], {5: 5}], ids=repr)
-def test_what_is_no_pdu_is_refused(version: RoomVersion, pdu: Any) -> None:
+def test_values_that_are_not_objects_are_refused(version: RoomVersion, pdu: Any) -> None:
     refuse(pdu, version)
 
 
@@ -193,7 +193,7 @@ def test_later_versions_refer_to_events_by_their_id_alone(version_id: str) -> No
 
 
 @EVERY_VERSION
-def test_an_event_refers_to_a_limited_number_of_events(version: RoomVersion) -> None:
+def test_the_number_of_cited_events_is_limited(version: RoomVersion) -> None:
     """Duplicates are not refused here: the authorisation rules have their say about them."""
     for field, most in (("prev_events", PREV_EVENTS_MAX), ("auth_events", AUTH_EVENTS_MAX)):
         parse_event(pdu_of(version, **{field: []}), version)
@@ -225,7 +225,7 @@ def test_depth_has_a_limit(version: RoomVersion) -> None:
 
 @LENIENT
 @pytest.mark.parametrize("number", [1.5, 50.0, 2**53, -(2**80)])
-def test_any_numbers_are_valid_below_version_6(version: RoomVersion, number: Any) -> None:
+def test_any_numbers_are_valid_before_version_6(version: RoomVersion, number: Any) -> None:
     event = parse_event(pdu_of(version, content={"level": number}), version)
     assert event.content == {"level": number}
     assert event.event_id == event_id_of(event.pdu, version)
@@ -233,7 +233,7 @@ def test_any_numbers_are_valid_below_version_6(version: RoomVersion, number: Any
 
 @STRICT
 @pytest.mark.parametrize("number", [1.5, 50.0, 2**53, -(2**80)])
-def test_only_integers_of_53_bits_are_valid_since_version_6(version: RoomVersion, number: Any) -> None:
+def test_only_integers_of_53_bits_are_valid_from_version_6(version: RoomVersion, number: Any) -> None:
     refuse(pdu_of(version, content={"level": number}), version)
     refuse(pdu_of(version, extra=[number]), version)
 
@@ -245,7 +245,7 @@ def test_redacted_events_are_valid(version: RoomVersion) -> None:
 
 
 @EVERY_VERSION
-def test_a_trusted_event_is_the_parsed_event(version: RoomVersion) -> None:
+def test_a_trusted_event_equals_the_parsed_event(version: RoomVersion) -> None:
     for fields in ({}, {"type": "m.room.create", "state_key": ""}, {"type": "m.room.redaction", "redacts": "$x:y"}):
         parsed = parse_event(pdu_of(version, **fields), version)
         trusted = trusted_event(parsed.pdu, version, parsed.event_id)
@@ -263,7 +263,7 @@ def test_valid_events_survive_the_wire(data: st.DataObject) -> None:
 
 @PROPERTY
 @given(st.data())
-def test_any_json_is_read_or_refused(data: st.DataObject) -> None:
+def test_any_json_is_parsed_or_refused(data: st.DataObject) -> None:
     version = data.draw(versions)
     pdu = data.draw(lenient_values | pdus(version))
     if isinstance(pdu, dict):

@@ -35,7 +35,7 @@ def sha256_of(obj: dict[str, Any], without: set[str]) -> bytes:
 
 @PROPERTY
 @given(st.data())
-def test_hashes_are_those_of_the_example_code_of_the_specification(data: st.DataObject) -> None:
+def test_hashes_equal_those_of_the_specifications_example_code(data: st.DataObject) -> None:
     version = data.draw(versions)
     pdu = data.draw(pdus(version))
     assert b64decode(content_hash(pdu, version) + "=") == sha256_of(pdu, {"unsigned", "signatures", "hashes"})
@@ -44,7 +44,7 @@ def test_hashes_are_those_of_the_example_code_of_the_specification(data: st.Data
 
 @PROPERTY
 @given(st.data())
-def test_redaction_signatures_and_unsigned_do_not_change_the_event_id(data: st.DataObject) -> None:
+def test_redaction_and_signatures_do_not_change_the_event_id(data: st.DataObject) -> None:
     version = data.draw(versions)
     pdu = data.draw(pdus(version))
     event_id = event_id_of(pdu, version)
@@ -65,11 +65,11 @@ def test_every_protected_part_changes_the_event_id(version_id: str) -> None:
 
 
 @pytest.mark.parametrize("version_id", ["1", "2"])
-def test_event_id_is_what_the_pdu_says_in_versions_1_and_2(version_id: str) -> None:
+def test_in_versions_1_and_2_the_pdu_contains_its_event_id(version_id: str) -> None:
     assert event_id_of(REDACTABLE, ROOM_VERSIONS[version_id]) == "$0:domain"
 
 
-def test_event_id_is_base64_in_version_3_and_urlsafe_since_version_4() -> None:
+def test_event_ids_are_base64_in_version_3_and_urlsafe_from_version_4() -> None:
     standard, urlsafe = re.compile(r"\$[A-Za-z0-9+/]{43}"), re.compile(r"\$[A-Za-z0-9_-]{43}")
     for depth in range(64):
         pdu = {**MINIMAL, "depth": depth}
@@ -86,7 +86,7 @@ def test_event_ids_of_the_minimal_event() -> None:
     assert {ids["11"], ids["12"]} == {"$7BAJrdW0Cu93zbT-U6sby_2dpCYXdF1LGzacgs-gTHk"}
 
 
-def test_floats_have_a_hash_below_version_6_only() -> None:
+def test_floats_can_be_hashed_before_version_6_only() -> None:
     pdu = {**MINIMAL, "content": {"level": 50.0}, "type": "m.room.message"}
     assert content_hash(pdu, ROOM_VERSIONS["5"]) != content_hash(MINIMAL, ROOM_VERSIONS["5"])
     with pytest.raises(NotCanonical):

@@ -102,7 +102,7 @@ cases = any_version.flatmap(lambda version: st.tuples(hostile_events(version), s
 
 @PROPERTY
 @given(cases)
-def test_the_rules_answer(case: tuple[Event, dict[StateKey, Event]]) -> None:
+def test_the_auth_rules_survive_hostile_content(case: tuple[Event, dict[StateKey, Event]]) -> None:
     event, state = case
     answers: list[Any] = [check(event, state), check_auth_events(event, list(state.values()), frozenset())]
     assert all(answer is None or (isinstance(answer, Rejection) and answer.reason) for answer in answers)
@@ -113,7 +113,7 @@ def test_the_rules_answer(case: tuple[Event, dict[StateKey, Event]]) -> None:
 
 @PROPERTY
 @given(cases)
-def test_the_checks_of_a_pdu_answer(case: tuple[Event, dict[StateKey, Event]]) -> None:
+def test_the_pdu_checks_survive_hostile_content(case: tuple[Event, dict[StateKey, Event]]) -> None:
     event, _ = case
     assert all(isinstance(server, str) for server in required_signatures(event))
     assert all(isinstance(part, str) for key in signing_keys_of(event) for part in key)
@@ -124,7 +124,7 @@ def test_the_checks_of_a_pdu_answer(case: tuple[Event, dict[StateKey, Event]]) -
 
 @FEW
 @given(any_version.flatmap(lambda version: st.lists(states(version), min_size=2, max_size=2)))
-def test_state_resolution_answers(drawn: list[dict[StateKey, Event]]) -> None:
+def test_state_resolution_survives_hostile_content(drawn: list[dict[StateKey, Event]]) -> None:
     version = drawn[0]["m.room.create", ""].version
     events: dict[EventID, Event] = dict(ROOMS[version.id].events)
     maps = []

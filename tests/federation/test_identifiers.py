@@ -43,7 +43,7 @@ NOT_STRINGS = [None, 1, 1.5, True, [], {}, b"example.org"]
         "1.2.3.4.5",
     ],
 )
-def test_server_name_is_a_hostname_with_or_without_port(name: str) -> None:
+def test_a_server_name_is_a_hostname_with_an_optional_port(name: str) -> None:
     assert parse_server_name(name) == name
 
 
@@ -99,7 +99,7 @@ def test_other_server_names_are_refused(name: object) -> None:
         "@" + "a" * 242 + ":example.org",
     ],
 )
-def test_user_id_may_have_a_historical_localpart(user_id: str) -> None:
+def test_a_user_id_may_have_a_historical_localpart(user_id: str) -> None:
     assert parse_user_id(user_id) == user_id
 
 
@@ -126,13 +126,13 @@ def test_other_user_ids_are_refused(user_id: object) -> None:
         parse_user_id(user_id)
 
 
-def test_new_localparts_are_of_the_current_grammar_only() -> None:
+def test_new_localparts_must_follow_the_current_grammar() -> None:
     assert is_valid_localpart("alice.b_c=d-e/f+g0")
     assert not any(map(is_valid_localpart, ["", "Alice", "älice", "a b", "a:b", "alice\n", "a@b", "a*"]))
 
 
 @pytest.mark.parametrize("room_id", ["!room:example.org", "!a b/ü:example.org:8448", "!:example.org", "!" + HASH])
-def test_room_id_has_a_domain_or_is_the_hash_of_a_create_event(room_id: str) -> None:
+def test_a_room_id_has_a_domain_or_is_the_hash_of_a_create_event(room_id: str) -> None:
     assert parse_room_id(room_id) == room_id
 
 
@@ -160,7 +160,7 @@ def test_other_room_ids_are_refused(room_id: object) -> None:
 
 
 @pytest.mark.parametrize("event_id", ["$e", "$event:example.org", "$" + HASH, "$a/b+c", "$" + "e" * 254])
-def test_event_id_is_opaque(event_id: str) -> None:
+def test_event_ids_are_opaque(event_id: str) -> None:
     assert parse_event_id(event_id) == event_id
 
 
@@ -170,14 +170,14 @@ def test_other_event_ids_are_refused(event_id: object) -> None:
         parse_event_id(event_id)
 
 
-def test_room_alias_has_a_localpart_and_a_domain() -> None:
+def test_a_room_alias_has_a_localpart_and_a_domain() -> None:
     assert parse_room_alias("#räum 1:example.org") == "#räum 1:example.org"
     for alias in ("#room", "room:example.org", "#nul\0:example.org", "#room:bad_server", None):
         with pytest.raises(InvalidIdentifier):
             parse_room_alias(alias)
 
 
-def test_the_domain_is_all_after_the_first_colon() -> None:
+def test_the_domain_is_everything_after_the_first_colon() -> None:
     assert server_name_of("@alice:example.org:8448") == "example.org:8448"
     assert server_name_of("!r:[::1]:80") == "[::1]:80"
     for identifier in ("$" + HASH, "@alice", "@alice:", ""):
@@ -185,7 +185,7 @@ def test_the_domain_is_all_after_the_first_colon() -> None:
             server_name_of(identifier)
 
 
-def test_the_localpart_is_all_between_sigil_and_first_colon() -> None:
+def test_the_localpart_is_everything_between_the_sigil_and_the_first_colon() -> None:
     assert localpart_of("@alice:example.org:8448") == "alice"
     assert localpart_of("@:example.org") == ""
     assert localpart_of("$" + HASH) == HASH

@@ -36,7 +36,7 @@ def split(
     st.sampled_from([None, 2]),
     st.integers(1, 60),
 )
-def test_every_element_comes_out_as_it_went_in(
+def test_elements_are_returned_unchanged(
     answer: dict[str, Any], ascii_only: bool, indent: int | None, size: int
 ) -> None:
     text = json.dumps(answer, ensure_ascii=ascii_only, indent=indent).encode()
@@ -69,7 +69,7 @@ def test_text_that_ends_early_is_refused(state: list[Any], size: int, data: st.D
 
 
 @given(st.binary(max_size=60))
-def test_what_is_no_json_is_refused_or_taken_apart(text: bytes) -> None:
+def test_any_text_is_split_or_refused(text: bytes) -> None:
     try:
         split(text, 3)
     except NotCanonical:
@@ -77,7 +77,7 @@ def test_what_is_no_json_is_refused_or_taken_apart(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
-def test_answer_of_version_1_stands_in_an_array_with_its_status(size: int) -> None:
+def test_an_answer_of_version_1_is_wrapped_in_an_array_with_its_status(size: int) -> None:
     assert split(b'[ 200 , {"state": [{}], "x": 1}]', size)[0] == [("state", b"{}")]
 
 
@@ -92,7 +92,7 @@ def test_answer_of_version_1_stands_in_an_array_with_its_status(size: int) -> No
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_nonsense_is_refused(text: bytes, size: int) -> None:
+def test_malformed_text_is_refused(text: bytes, size: int) -> None:
     with pytest.raises(NotCanonical):
         split(text, size)
 
@@ -102,7 +102,7 @@ def test_nonsense_is_refused(text: bytes, size: int) -> None:
     "large",
     [b'"%b"' % (b"x" * 5000), b'"%b"' % (b'\\"' * 3000), b"[%b1]" % (b"[]," * 2000), b'{"a":"%b"}' % (b"]" * 999)],
 )
-def test_element_beyond_its_limit_is_stepped_over(large: bytes, size: int) -> None:
+def test_an_oversized_element_is_skipped(large: bytes, size: int) -> None:
     text = b'{"state":[1,%b,{"b":2}],"more":%b,"event":%b}' % (large, large, large)
     splitter = Splitter(WANTED, {"event"}, element_bytes_max=500)
     found, most = [], 0

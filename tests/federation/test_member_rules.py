@@ -13,7 +13,7 @@ from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.federation.signing import SigningKey, sign_json
 
 
-def test_third_party_invite_signature_of_another_algorithm_counts_for_nothing() -> None:
+def test_third_party_invite_signatures_of_other_algorithms_are_ignored() -> None:
     """The key ID says the algorithm: a signature of another algorithm does not count as an Ed25519 signature."""
     version = ROOM_VERSIONS["12"]
     create = trusted_event(pdu_of("m.room.create", {"room_version": "12"}), version, EventID("$" + "A" * 43))
@@ -55,7 +55,7 @@ def pdu_of(event_type: str, content: dict[str, Any], state_key: str = "") -> dic
 
 
 @pytest.mark.parametrize("version", ["1", "12"])
-def test_membership_is_of_a_user(version: str) -> None:
+def test_the_target_of_a_membership_must_be_a_user_id(version: str) -> None:
     """The rules do not say so, but other servers reject a state_key that is not a user ID."""
     of = ROOM_VERSIONS[version]
     content = {"room_version": version, "creator": "@alice:test"}

@@ -43,7 +43,7 @@ def room_with(version: RoomVersion, join_rule: str = "public", **users: int) -> 
 
 
 @every_version
-def test_no_state_key_or_membership(version: RoomVersion) -> None:
+def test_a_membership_needs_a_state_key_and_a_membership(version: RoomVersion) -> None:
     room = new_room(version)
     assert not room.allows(BOB, "m.room.member", {"membership": "join"})
     assert not room.allows(BOB, "m.room.member", {}, BOB)
@@ -51,11 +51,11 @@ def test_no_state_key_or_membership(version: RoomVersion) -> None:
 
 @every_version
 @pytest.mark.parametrize("membership", ["", "JOIN", "joined", None, 1, ["join"], {"join": True}])
-def test_unknown_membership(version: RoomVersion, membership: object) -> None:
+def test_unknown_memberships_are_refused(version: RoomVersion, membership: object) -> None:
     assert not new_room(version).allows(BOB, "m.room.member", {"membership": membership}, BOB)
 
 
-def test_join_authorised_via_what_is_no_user() -> None:
+def test_the_authorising_user_must_be_a_user_id() -> None:
     for version in ALL:
         room = room_with(version)
         for value in ("bob", "", None, 7, {}, [ALICE]):
@@ -67,7 +67,7 @@ def test_join_authorised_via_what_is_no_user() -> None:
 
 
 @every_version
-def test_first_join_of_the_creator(version: RoomVersion) -> None:
+def test_the_creator_joins_first(version: RoomVersion) -> None:
     room = new_room(version)
     create = room.state[("m.room.create", "")]
     fresh = {create.key: create}
@@ -79,14 +79,14 @@ def test_first_join_of_the_creator(version: RoomVersion) -> None:
     assert check(another, fresh) is not None
 
 
-def test_additional_creators_do_not_join_first() -> None:
+def test_additional_creators_cannot_join_first() -> None:
     room = new_room(V12, additional_creators=[BOB])
     create = room.state[("m.room.create", "")]
     join = room.build(BOB, "m.room.member", {"membership": "join"}, BOB, prev=[create], auth=[])
     assert check(join, {create.key: create}) is not None
 
 
-def test_creator_of_the_content_joins_first_before_version_11() -> None:
+def test_before_version_11_the_creator_in_the_content_joins_first() -> None:
     for version in ALL:
         room = new_room(version)
         create = room.state[("m.room.create", "")]
@@ -97,7 +97,7 @@ def test_creator_of_the_content_joins_first_before_version_11() -> None:
 
 
 @every_version
-def test_nobody_makes_another_join(version: RoomVersion) -> None:
+def test_users_can_join_only_themselves(version: RoomVersion) -> None:
     room = room_with(version)
     assert room.allows_member(DAVE, "join")
     assert not room.allows_member(ALICE, "join", DAVE)
@@ -105,7 +105,7 @@ def test_nobody_makes_another_join(version: RoomVersion) -> None:
 
 @every_version
 @pytest.mark.parametrize("rule", ["public", "invite", "knock", "restricted", "knock_restricted"])
-def test_banned_users_do_not_join(version: RoomVersion, rule: str) -> None:
+def test_banned_users_cannot_join(version: RoomVersion, rule: str) -> None:
     room = room_with(version, rule)
     room.member(ALICE, "ban", BOB)
     assert not room.allows_member(BOB, "join", join_authorised_via_users_server=ALICE)
@@ -117,7 +117,7 @@ JOINABLE = {"public": 1, "invite": 1, "knock": 7, "restricted": 8, "knock_restri
 
 @every_version
 @pytest.mark.parametrize("rule", [*JOINABLE, "private", "INVITE", None, 5, ["public"], {"public": 1}])
-def test_join_rules(version: RoomVersion, rule: Any) -> None:
+def test_join_rules_decide_who_may_join(version: RoomVersion, rule: Any) -> None:
     room = room_with(version)
     room.member(ALICE, "invite", DAVE)
     room.send(ALICE, "m.room.join_rules", {"join_rule": rule}, "")
@@ -129,7 +129,7 @@ def test_join_rules(version: RoomVersion, rule: Any) -> None:
 
 
 @every_version
-def test_without_a_join_rule_it_is_invite(version: RoomVersion) -> None:
+def test_the_default_join_rule_is_invite(version: RoomVersion) -> None:
     room = new_room(version, join_rule=None)
     assert not room.allows_member(BOB, "join")
     room.member(ALICE, "invite", BOB)
@@ -141,7 +141,7 @@ def test_without_a_join_rule_it_is_invite(version: RoomVersion) -> None:
 
 @pytest.mark.parametrize("version", versions(8))
 @pytest.mark.parametrize("rule", ["restricted", "knock_restricted"])
-def test_restricted_join(version: RoomVersion, rule: str) -> None:
+def test_a_restricted_join_cites_the_authorising_member(version: RoomVersion, rule: str) -> None:
     room = room_with(version, rule, bob=10)
     room.set_levels(**alice_is_admin(version, **{BOB: 10, DAVE: 100}), invite=10)
     known = int(version.id) >= JOINABLE[rule]
@@ -155,7 +155,7 @@ def test_restricted_join(version: RoomVersion, rule: str) -> None:
 
 
 @pytest.mark.parametrize("version", versions(1, 7))
-def test_restricted_means_nothing_before_version_8(version: RoomVersion) -> None:
+def test_restricted_is_unknown_before_version_8(version: RoomVersion) -> None:
     room = room_with(version, "restricted")
     assert not room.allows_member(DAVE, "join", join_authorised_via_users_server=ALICE)
 
@@ -164,7 +164,7 @@ def test_restricted_means_nothing_before_version_8(version: RoomVersion) -> None
 
 
 @every_version
-def test_invite(version: RoomVersion) -> None:
+def test_inviting_needs_membership_and_power(version: RoomVersion) -> None:
     room = room_with(version, "invite")
     assert room.allows_member(BOB, "invite", DAVE)
     assert not room.allows_member(DAVE, "invite", "@eve:epsilon.test")
@@ -199,7 +199,7 @@ def allows_proof(room: Room, signed: object, sender: str = BOB) -> bool:
 
 
 @every_version
-def test_third_party_invite(version: RoomVersion) -> None:
+def test_a_third_party_invite_cites_its_token_event(version: RoomVersion) -> None:
     room = invite_by_email(version)
     assert allows_proof(room, proof())
     # even once the one who invited has left
@@ -208,7 +208,7 @@ def test_third_party_invite(version: RoomVersion) -> None:
 
 
 @every_version
-def test_third_party_invite_of_a_banned_user(version: RoomVersion) -> None:
+def test_banned_users_cannot_be_invited_by_third_party_invites(version: RoomVersion) -> None:
     room = invite_by_email(version)
     room.member(ALICE, "ban", DAVE)
     assert not allows_proof(room, proof())
@@ -216,7 +216,7 @@ def test_third_party_invite_of_a_banned_user(version: RoomVersion) -> None:
 
 @every_version
 @pytest.mark.parametrize("third_party_invite", [None, 1, "signed", [], {}, {"signed": None}, {"signed": "x"}])
-def test_third_party_invite_without_anything_signed(version: RoomVersion, third_party_invite: object) -> None:
+def test_a_third_party_invite_must_be_signed(version: RoomVersion, third_party_invite: object) -> None:
     room = invite_by_email(version)
     assert not room.allows_member(BOB, "invite", DAVE, third_party_invite=third_party_invite)
 
@@ -225,24 +225,24 @@ def test_third_party_invite_without_anything_signed(version: RoomVersion, third_
 @pytest.mark.parametrize(
     "fields", [{"mxid": ...}, {"token": ...}, {"mxid": 1}, {"token": []}, {"mxid": CAROL}, {"token": "another"}]
 )
-def test_third_party_invite_about_something_else(version: RoomVersion, fields: dict[str, Any]) -> None:
+def test_a_third_party_invite_must_match_its_target_and_token(version: RoomVersion, fields: dict[str, Any]) -> None:
     assert not allows_proof(invite_by_email(version), proof(**fields))
 
 
 @every_version
-def test_third_party_invite_of_another_sender(version: RoomVersion) -> None:
+def test_a_third_party_invite_must_come_from_its_sender(version: RoomVersion) -> None:
     assert not allows_proof(invite_by_email(version), proof(), sender=ALICE)
 
 
 @every_version
-def test_third_party_invite_signed_by_another_key(version: RoomVersion) -> None:
+def test_a_third_party_invite_signed_by_another_key_is_refused(version: RoomVersion) -> None:
     room = invite_by_email(version)
     assert not allows_proof(room, proof(OTHER))
     assert allows_proof(room, sign_json(proof(OTHER), "other.test", IDENTITY))
 
 
 @every_version
-def test_public_keys_of_a_third_party_invite(version: RoomVersion) -> None:
+def test_any_public_key_of_a_third_party_invite_may_sign(version: RoomVersion) -> None:
     entries = ["x", {}, {"public_key": 1}, {"public_key": IDENTITY.verify_key_base64}]
     assert allows_proof(invite_by_email(version, public_keys=entries), proof())
     assert allows_proof(invite_by_email(version, public_key=OTHER.verify_key_base64, public_keys=entries), proof())
@@ -252,7 +252,7 @@ def test_public_keys_of_a_third_party_invite(version: RoomVersion) -> None:
 
 @every_version
 @pytest.mark.parametrize("signatures", [None, [], {"a": None}, {"a": {"ed25519:0": 1}}, {"a": {"ed25519:0": "?"}}])
-def test_malformed_signatures_of_a_third_party_invite(version: RoomVersion, signatures: object) -> None:
+def test_malformed_signatures_of_a_third_party_invite_are_ignored(version: RoomVersion, signatures: object) -> None:
     assert not allows_proof(invite_by_email(version), {**proof(), "signatures": signatures})
 
 
@@ -266,7 +266,7 @@ def hostile_invite(version: RoomVersion, signed: dict[str, Any], **content: Any)
     return trusted_event({**event.pdu, "content": content}, version, event.event_id), room
 
 
-def test_too_many_signatures_are_not_all_tried() -> None:
+def test_the_number_of_signatures_tried_is_limited() -> None:
     rubbish = {f"ed25519:{number:04}": "A" * 86 for number in range(INVITE_VERIFICATIONS_MAX)}
     signatures = {"a.test": rubbish, **proof()["signatures"]}
     event, room = hostile_invite(V12, {**proof(), "signatures": signatures}, public_key=IDENTITY.verify_key_base64)
@@ -275,7 +275,7 @@ def test_too_many_signatures_are_not_all_tried() -> None:
     assert check(event, room.state) is None
 
 
-def test_signed_without_canonical_json() -> None:
+def test_a_signed_part_without_canonical_json_is_refused() -> None:
     event, room = hostile_invite(V12, {**proof(), "name": "\ud800"}, public_key=IDENTITY.verify_key_base64)
     assert check(event, room.state) is not None
 
@@ -284,7 +284,7 @@ def test_signed_without_canonical_json() -> None:
 
 
 @every_version
-def test_leaving(version: RoomVersion) -> None:
+def test_members_can_leave(version: RoomVersion) -> None:
     room = room_with(version)
     assert room.allows_member(BOB, "leave")
     assert not room.allows_member(DAVE, "leave")
@@ -294,7 +294,7 @@ def test_leaving(version: RoomVersion) -> None:
     assert not room.allows_member(BOB, "leave")
 
 
-def test_taking_a_knock_back() -> None:
+def test_knocks_can_be_withdrawn() -> None:
     for version in versions(7):
         room = room_with(version, "knock")
         room.member(DAVE, "knock")
@@ -302,7 +302,7 @@ def test_taking_a_knock_back() -> None:
 
 
 @every_version
-def test_kicking(version: RoomVersion) -> None:
+def test_kicking_needs_the_kick_level_and_more_power(version: RoomVersion) -> None:
     room = room_with(version, bob=50, carol=50)
     assert room.allows_member(ALICE, "leave", BOB)
     # not one's equals, nor those above
@@ -334,7 +334,7 @@ def test_unbanning_needs_both_levels(version: RoomVersion) -> None:
 
 
 @every_version
-def test_banning(version: RoomVersion) -> None:
+def test_banning_needs_the_ban_level_and_more_power(version: RoomVersion) -> None:
     room = room_with(version, bob=50, carol=50)
     assert room.allows_member(ALICE, "ban", BOB)
     assert room.allows_member(BOB, "ban", DAVE)
@@ -345,7 +345,7 @@ def test_banning(version: RoomVersion) -> None:
     assert not room.allows_member(BOB, "ban", DAVE)
 
 
-def test_nobody_bans_a_creator_of_version_12() -> None:
+def test_creators_cannot_be_banned_in_version_12() -> None:
     room = new_room(V12, additional_creators=[BOB])
     room.member(BOB, "join")
     assert not room.allows_member(ALICE, "ban", BOB)
@@ -355,7 +355,7 @@ def test_nobody_bans_a_creator_of_version_12() -> None:
 # knock
 
 
-def test_knocking() -> None:
+def test_join_rules_decide_who_may_knock() -> None:
     for rule in ("public", "invite", "knock", "restricted", "knock_restricted"):
         for version in ALL:
             room = room_with(version, rule)
@@ -365,7 +365,7 @@ def test_knocking() -> None:
             assert not room.allows_member(ALICE, "knock", DAVE)
 
 
-def test_who_may_not_knock() -> None:
+def test_members_invited_and_banned_users_cannot_knock() -> None:
     for version in versions(7):
         room = room_with(version, "knock")
         assert not room.allows_member(BOB, "knock")

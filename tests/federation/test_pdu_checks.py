@@ -97,7 +97,7 @@ def test_the_authorising_server_signs_from_version_8_on() -> None:
 
 
 @pytest.mark.parametrize("value", ["alice", "@alice", None, 1, ["@alice:alpha.test"]])
-def test_no_server_signs_for_what_is_no_user(value: object) -> None:
+def test_a_malformed_authorising_user_requires_no_signature(value: object) -> None:
     room = new_room(ROOM_VERSIONS["12"])
     content = {"membership": "join", "join_authorised_via_users_server": value}
     join = room.build(BOB, "m.room.member", content, BOB)
@@ -122,7 +122,7 @@ def test_a_third_party_invite_may_come_from_any_server() -> None:
 
 
 @every_version
-def test_signed(version: RoomVersion) -> None:
+def test_validly_signed_events_pass(version: RoomVersion) -> None:
     event = message(version)
     assert is_signed(event, keys_of(ALPHA))
     assert is_signed(event, keys_of(ALPHA, BETA))
@@ -131,7 +131,7 @@ def test_signed(version: RoomVersion) -> None:
 
 
 @every_version
-def test_not_signed(version: RoomVersion) -> None:
+def test_unsigned_events_are_refused(version: RoomVersion) -> None:
     event = message(version)
     keys = keys_of(ALPHA)
     assert not is_signed(event, {})
@@ -145,7 +145,7 @@ def test_not_signed(version: RoomVersion) -> None:
 
 
 @every_version
-def test_a_signature_with_a_key_that_is_not_known_is_skipped(version: RoomVersion) -> None:
+def test_signatures_with_unknown_keys_are_skipped(version: RoomVersion) -> None:
     event = message(version)
     own = event.pdu["signatures"][ALPHA]
     more = with_signatures(event, {ALPHA: {**own, "ed25519:policy_server": "A" * 86}})
@@ -154,7 +154,7 @@ def test_a_signature_with_a_key_that_is_not_known_is_skipped(version: RoomVersio
 
 
 @every_version
-def test_all_signatures_with_known_keys_have_to_be_right(version: RoomVersion) -> None:
+def test_all_signatures_with_known_keys_must_be_valid(version: RoomVersion) -> None:
     event = message(version)
     second = SigningKey("2", bytes(32))
     keys = {ALPHA: {**keys_of(ALPHA)[ALPHA], second.key_id: VerifyKey(second.verify_key_base64, FOREVER)}}
@@ -164,7 +164,7 @@ def test_all_signatures_with_known_keys_have_to_be_right(version: RoomVersion) -
     assert not is_signed(with_signatures(event, {ALPHA: {**own, second.key_id: "A" * 86}}), keys)
 
 
-def test_validity_of_keys_counts_from_version_5_on() -> None:
+def test_key_validity_is_enforced_from_version_5() -> None:
     for version in ALL:
         event = message(version)
         late = int(version.id) >= 5
@@ -184,7 +184,7 @@ def test_an_expired_key_is_skipped() -> None:
     assert not is_signed(with_signatures(event, {ALPHA: {second.key_id: "A" * 86}}), keys)
 
 
-def test_what_has_no_canonical_json_is_not_signed() -> None:
+def test_events_without_canonical_json_are_never_signed() -> None:
     event = message(ROOM_VERSIONS["12"])
     broken = trusted_event({**event.pdu, "origin_server_ts": 1.5}, event.version, event.event_id)
     assert not is_signed(broken, keys_of(ALPHA))
@@ -194,7 +194,7 @@ def test_what_has_no_canonical_json_is_not_signed() -> None:
 
 
 @every_version
-def test_right_content_hash(version: RoomVersion) -> None:
+def test_a_correct_content_hash_passes(version: RoomVersion) -> None:
     event = message(version)
     assert check_hash(event) is event
     padded = {"sha256": event.pdu["hashes"]["sha256"] + "=", "other": "x"}
@@ -203,7 +203,7 @@ def test_right_content_hash(version: RoomVersion) -> None:
 
 @every_version
 @pytest.mark.parametrize("hashes", [None, [], {}, {"sha256": 1}, {"sha256": "?"}, {"sha256": "A" * 43}, {"md5": "x"}])
-def test_wrong_content_hash(version: RoomVersion, hashes: object) -> None:
+def test_a_wrong_content_hash_is_noticed(version: RoomVersion, hashes: object) -> None:
     event = message(version)
     wrong = trusted_event({**event.pdu, "hashes": hashes}, version, event.event_id)
     redacted = check_hash(wrong)
@@ -213,7 +213,7 @@ def test_wrong_content_hash(version: RoomVersion, hashes: object) -> None:
 
 
 @every_version
-def test_changed_content(version: RoomVersion) -> None:
+def test_changed_content_is_noticed(version: RoomVersion) -> None:
     event = message(version)
     changed = parse_event({**event.pdu, "content": {"body": "another"}}, version)
     # Its ID and its signatures cover but what redaction leaves.
@@ -224,7 +224,7 @@ def test_changed_content(version: RoomVersion) -> None:
     assert is_signed(redacted, keys_of(ALPHA))
 
 
-def test_content_without_canonical_json() -> None:
+def test_content_without_canonical_json_has_no_valid_hash() -> None:
     event = message(ROOM_VERSIONS["12"])
     broken = trusted_event({**event.pdu, "content": {"body": "\ud800"}}, event.version, event.event_id)
     assert check_hash(broken).content == {}
@@ -243,7 +243,7 @@ def test_a_wrong_hash_keeps_a_membership(version: RoomVersion) -> None:
 
 
 @every_version
-def test_auth_events_as_a_state(version: RoomVersion) -> None:
+def test_auth_events_are_indexed_as_a_state(version: RoomVersion) -> None:
     room = new_room(version)
     create = room.state["m.room.create", ""]
     joined = room.member(BOB, "join")

@@ -42,7 +42,7 @@ def changes(room: Room, sender: str = BOB, **content: Any) -> bool:
 
 @every_level
 @pytest.mark.parametrize("value", ["50", " 50 ", "x", 50.5, None, True, [], {}])
-def test_levels_are_integers_from_version_10_on(name: str, value: object) -> None:
+def test_levels_must_be_integers_from_version_10(name: str, value: object) -> None:
     for version in versions(10):
         room = new_room(version, join_rule=None)
         assert room.allows_levels(**{name: 50})
@@ -53,7 +53,7 @@ def test_levels_are_integers_from_version_10_on(name: str, value: object) -> Non
 
 @pytest.mark.parametrize("name", ["events", "notifications"])
 @pytest.mark.parametrize("value", [[], 50, None, "x", {"m.room.name": "50"}, {"m.room.name": None}, {"x": {}}])
-def test_entries_are_integers_from_version_10_on(name: str, value: object) -> None:
+def test_entries_must_be_integers_from_version_10(name: str, value: object) -> None:
     for version in versions(10):
         room = new_room(version, join_rule=None)
         assert room.allows_levels(**{name: {"room": 7}})
@@ -64,20 +64,20 @@ def test_entries_are_integers_from_version_10_on(name: str, value: object) -> No
 @pytest.mark.parametrize(
     "users", [[], None, 5, "x", {"bob": 5}, {"@bob": 5}, {BOB: None}, {BOB: "x"}, {BOB: []}, {"@b:not a name": 5}]
 )
-def test_users_that_are_none(version: RoomVersion, users: object) -> None:
+def test_keys_of_users_must_be_user_ids(version: RoomVersion, users: object) -> None:
     room = new_room(version, join_rule=None)
     assert room.allows_levels()
     assert room.allows_levels(users={})
     assert not room.allows_levels(users=users)
 
 
-def test_levels_of_users_as_strings() -> None:
+def test_levels_of_users_may_be_strings_before_version_10() -> None:
     for version in ALL:
         room = new_room(version, join_rule=None)
         assert room.allows_levels(users={BOB: " +07 "}) == (int(version.id) < 10)
 
 
-def test_levels_of_users_as_floats() -> None:
+def test_levels_of_users_may_be_floats_in_old_versions() -> None:
     for version in versions(1, 5):
         assert new_room(version, join_rule=None).allows_levels(users={BOB: 7.9})
 
@@ -89,7 +89,7 @@ def test_creators_have_no_level_in_version_12(user_id: str) -> None:
     assert room.allows_levels(users={CAROL: 2**53 - 1})
 
 
-def test_first_levels_may_hold_anything_else_before_version_10() -> None:
+def test_the_first_levels_may_contain_anything_else_before_version_10() -> None:
     for version in ALL:
         room = new_room(version, join_rule=None)
         assert room.allows_levels(ban="x", events=[]) == (int(version.id) < 10)
@@ -99,13 +99,13 @@ def test_first_levels_may_hold_anything_else_before_version_10() -> None:
 
 
 @every_version
-def test_unchanged(version: RoomVersion) -> None:
+def test_unchanged_levels_are_allowed(version: RoomVersion) -> None:
     assert changes(moderated(version, ban=70), ban=70)
 
 
 @every_version
 @every_level
-def test_nobody_changes_what_is_above_them(version: RoomVersion, name: str) -> None:
+def test_levels_above_the_senders_cannot_be_changed(version: RoomVersion, name: str) -> None:
     # `users_default` and so on above 50 would give the power to change them, so ALICE puts it there.
     room = moderated(version, **{name: 51})
     sender = BOB if name != "users_default" else CAROL
@@ -119,7 +119,7 @@ def test_nobody_changes_what_is_above_them(version: RoomVersion, name: str) -> N
 
 @every_version
 @every_level
-def test_nobody_sets_what_is_above_them(version: RoomVersion, name: str) -> None:
+def test_levels_cannot_be_raised_above_the_senders(version: RoomVersion, name: str) -> None:
     room = moderated(version)
     assert changes(room, **{name: 50})
     assert changes(room, **{name: -1})
@@ -128,7 +128,7 @@ def test_nobody_sets_what_is_above_them(version: RoomVersion, name: str) -> None
 
 
 @every_version
-def test_events(version: RoomVersion) -> None:
+def test_levels_of_events_follow_the_same_rules(version: RoomVersion) -> None:
     room = moderated(version, events={"m.room.name": 51, "m.room.topic": 50})
     kept = {"m.room.name": 51}
     assert changes(room, events=kept)
@@ -140,7 +140,7 @@ def test_events(version: RoomVersion) -> None:
     assert not changes(room, events={**kept, "org.example.new": 51})
 
 
-def test_notifications_count_from_version_6_on() -> None:
+def test_notification_levels_are_checked_from_version_6() -> None:
     for version in ALL:
         room = moderated(version, notifications={"room": 51})
         early = int(version.id) < 6
@@ -151,7 +151,7 @@ def test_notifications_count_from_version_6_on() -> None:
 
 
 @every_version
-def test_users(version: RoomVersion) -> None:
+def test_levels_of_users_follow_the_same_rules(version: RoomVersion) -> None:
     room = moderated(version, users={DAVE: 49})
     # those below oneself, up to one's own level
     assert changes(room, users={DAVE: 50})
@@ -168,14 +168,14 @@ def test_users(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", versions(1, 11))
-def test_nobody_changes_those_above_them(version: RoomVersion) -> None:
+def test_levels_of_equal_or_higher_users_cannot_be_changed(version: RoomVersion) -> None:
     room = moderated(version)
     assert not changes(room, users={ALICE: 0})
     assert not changes(room, users={ALICE: ...})
     assert changes(room, ALICE, users={ALICE: 0})
 
 
-def test_the_same_level_written_otherwise_is_no_change() -> None:
+def test_another_spelling_of_a_level_is_not_a_change() -> None:
     for version in versions(1, 9):
         room = moderated(version, ban="70", users={DAVE: "60"})
         assert changes(room, ban=70, users={DAVE: 60})
@@ -183,7 +183,7 @@ def test_the_same_level_written_otherwise_is_no_change() -> None:
     assert changes(moderated(ROOM_VERSIONS["1"], ban=70.5), ban=70)
 
 
-def test_no_change_brings_in_what_is_no_level() -> None:
+def test_changes_cannot_introduce_malformed_levels() -> None:
     for version in versions(1, 9):
         room = moderated(version)
         assert not changes(room, ALICE, ban="x")
@@ -199,7 +199,7 @@ def test_no_change_brings_in_what_is_no_level() -> None:
 
 
 @every_version
-def test_creators_of_version_12_change_everything(version: RoomVersion) -> None:
+def test_creators_in_version_12_may_change_everything(version: RoomVersion) -> None:
     room = moderated(version, ban=100)
     top = 2**53 - 1
     assert changes(room, ALICE, ban=top, users={BOB: top}) == (version is V12)

@@ -30,7 +30,7 @@ def test_integers_are_levels(version: RoomVersion) -> None:
 
 @pytest.mark.parametrize("version", ALL)
 @pytest.mark.parametrize("value", [None, True, False, [], {}, [50], float("inf"), float("nan"), 10**400, "", "-", "x"])
-def test_what_is_no_level(version: RoomVersion, value: object) -> None:
+def test_malformed_levels_are_refused(version: RoomVersion, value: object) -> None:
     assert parse_level(value, version) is None
 
 
@@ -50,7 +50,7 @@ def test_what_is_no_level(version: RoomVersion, value: object) -> None:
         ("0" * 60_000 + "7", 7),
     ],
 )
-def test_strings_before_version_10(text: str, level: int) -> None:
+def test_strings_are_levels_before_version_10(text: str, level: int) -> None:
     assert all(parse_level(text, version) == level for version in versions(1, 9))
     assert all(parse_level(text, version) is None for version in versions(10))
 
@@ -58,7 +58,7 @@ def test_strings_before_version_10(text: str, level: int) -> None:
 @pytest.mark.parametrize(
     "text", ["50.0", "5e1", "1 0", "--1", "+-1", "1_000", "٣", "５０", "9" * 310, "9" * 5000, "0" * 60_000 + "x"]
 )
-def test_strings_that_are_no_integers(text: str) -> None:
+def test_strings_that_are_not_integers_are_refused(text: str) -> None:
     assert all(parse_level(text, version) is None for version in ALL)
 
 
@@ -77,7 +77,7 @@ def levels_of(room: Room) -> Any:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_without_an_event_the_creator_has_100(version: RoomVersion) -> None:
+def test_without_a_power_levels_event_the_creator_has_100(version: RoomVersion) -> None:
     levels = levels_of(new_room(version, join_rule=None))
     assert levels.user_level(ALICE) == (CREATOR_LEVEL if version is V12 else 100)
     assert levels.user_level(BOB) == 0
@@ -88,7 +88,7 @@ def test_without_an_event_the_creator_has_100(version: RoomVersion) -> None:
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_levels_come_from_the_event(version: RoomVersion) -> None:
+def test_levels_are_read_from_the_event(version: RoomVersion) -> None:
     room = new_room(version, join_rule=None)
     room.set_levels(
         users={BOB: 40},
@@ -121,7 +121,7 @@ def test_all_creators_of_version_12_are_above_every_level() -> None:
     assert levels.user_level(CAROL) == 0
 
 
-def test_who_is_creator() -> None:
+def test_creators_are_recognised() -> None:
     create = new_room(V9).state[("m.room.create", "")]
     assert room_creator(create) == ALICE
     assert room_creators(create) == {ALICE}
@@ -132,7 +132,7 @@ def test_who_is_creator() -> None:
     assert room_creators(eleven) == {ALICE}
 
 
-def test_a_creator_that_is_no_string_is_none() -> None:
+def test_a_creator_that_is_not_a_string_is_ignored() -> None:
     room = Room(V9)
     room.room_id = new_room(V9).room_id
     create = room.build(ALICE, "m.room.create", {"creator": [ALICE]}, "")
@@ -142,7 +142,7 @@ def test_a_creator_that_is_no_string_is_none() -> None:
 
 @PROPERTY
 @given(any_version, st.dictionaries(st.sampled_from(["users", "events", "ban", "users_default"]), lenient_values))
-def test_reading_never_fails(version: RoomVersion, content: dict[str, Any]) -> None:
+def test_reading_levels_never_fails(version: RoomVersion, content: dict[str, Any]) -> None:
     room = new_room(version, join_rule=None)
     create = room.state[("m.room.create", "")]
     hostile = room.build(ALICE, "m.room.power_levels", {}, "")
@@ -152,7 +152,7 @@ def test_reading_never_fails(version: RoomVersion, content: dict[str, Any]) -> N
     assert all(type(number) is int for number in numbers)
 
 
-def test_power_levels_around_which_is_what_is_no_whitespace() -> None:
+def test_information_separators_around_levels_are_not_whitespace() -> None:
     """The separators U+001C to U+001F are whitespace to `str.strip`, but to no one who reads an integer."""
     version = ROOM_VERSIONS["9"]
     assert parse_level("\t 50\v\f\r\n", version) == 50

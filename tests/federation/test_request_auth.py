@@ -27,7 +27,7 @@ URI = "/_matrix/federation/v1/send/1?a=b"
 EXAMPLE = XMatrix(ORIGIN, DESTINATION, "ed25519:key1", "ABCDEF...")
 
 
-def test_the_signed_object_is_that_of_the_spec() -> None:
+def test_the_signed_object_follows_the_spec() -> None:
     assert signed_object("POST", "/target", ORIGIN, DESTINATION, {"a": 1}) == {
         "method": "POST",
         "uri": "/target",
@@ -39,14 +39,14 @@ def test_the_signed_object_is_that_of_the_spec() -> None:
     assert signed_object("POST", "/target", ORIGIN, DESTINATION, {})["content"] == {}
 
 
-def test_the_header_is_built_for_older_servers_too() -> None:
+def test_the_header_is_readable_by_older_servers() -> None:
     header = build_authorization("GET", URI, ORIGIN, DESTINATION, KEY, None)
     signature = parse_authorization(header).signature
     assert header == f'X-Matrix origin="{ORIGIN}",destination="{DESTINATION}",key="ed25519:key1",sig="{signature}"'
 
 
 @pytest.mark.parametrize("content", [None, {}, {"pdus": [], "origin": "x"}])
-def test_what_is_built_is_verified(content: object) -> None:
+def test_built_headers_verify(content: object) -> None:
     credentials = parse_authorization(build_authorization("PUT", URI, ORIGIN, DESTINATION, KEY, content))
     key = KEY.verify_key_base64
     assert verify(credentials, "PUT", URI, DESTINATION, content, key)
@@ -58,13 +58,13 @@ def test_what_is_built_is_verified(content: object) -> None:
     assert not verify(credentials, "PUT", URI, DESTINATION, content, "not a key")
 
 
-def test_content_that_cannot_be_signed() -> None:
+def test_content_that_cannot_be_signed_is_refused() -> None:
     with pytest.raises(NotCanonical):
         build_authorization("PUT", URI, ORIGIN, DESTINATION, KEY, {"a": float("nan")})
     assert not verify(EXAMPLE, "PUT", URI, DESTINATION, {"a": float("nan")}, KEY.verify_key_base64)
 
 
-def test_senders_of_before_v1_3_name_no_destination() -> None:
+def test_the_destination_is_optional_for_senders_before_v1_3() -> None:
     built = parse_authorization(build_authorization("GET", URI, ORIGIN, DESTINATION, KEY, None))
     credentials = parse_authorization(f'X-Matrix origin={ORIGIN},key="{built.key_id}",sig="{built.signature}"')
     assert credentials.destination is None
@@ -93,17 +93,17 @@ PARAMS = f'origin="{ORIGIN}",destination="{DESTINATION}",key="ed25519:key1",sig=
         f'X-Matrix origin="{ORIGIN}",destination="{DESTINATION}",key="ed25519:key1",signature="ABCDEF..."',
     ],
 )
-def test_every_form_that_the_grammar_allows(header: str) -> None:
+def test_every_form_of_the_grammar_is_read(header: str) -> None:
     assert is_x_matrix(header.strip())
     assert parse_authorization(header) == EXAMPLE
 
 
-def test_names_with_ports_and_ipv6_literals() -> None:
+def test_names_may_have_ports_and_ipv6_literals() -> None:
     header = 'X-Matrix origin=a.org:8448,destination="[::1]:8448",key=ed25519:1,sig="a/b+c"'
     assert parse_authorization(header) == XMatrix("a.org:8448", "[::1]:8448", "ed25519:1", "a/b+c")
 
 
-def test_escapes_are_undone_once() -> None:
+def test_escapes_are_decoded_once() -> None:
     header = 'X-Matrix origin=a.org,key="\\"\\\\\\k",sig=s'
     assert parse_authorization(header).key_id == '"\\k'
 
@@ -141,14 +141,14 @@ def test_malformed_headers_are_refused(header: str) -> None:
         parse_authorization(header)
 
 
-def test_other_schemes_are_told_apart() -> None:
+def test_other_authorization_schemes_are_recognised() -> None:
     assert not is_x_matrix("Bearer abc")
     assert not is_x_matrix("X-Matrix")
     assert is_x_matrix("X-Matrix nonsense")
 
 
 @given(st.text('Xx-Matrix origin=",\\:key sig.\t', max_size=80))
-def test_whatever_comes_raises_nothing_else(params: str) -> None:
+def test_any_header_raises_only_its_own_error(params: str) -> None:
     for header in (params, f"X-Matrix {params}", f"X-Matrix origin=a,key=b,sig=c,{params}"):
         try:
             parse_authorization(header)
@@ -157,12 +157,12 @@ def test_whatever_comes_raises_nothing_else(params: str) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(-(2**53) + 1, 2**53 - 1)), st.sampled_from(["GET", "PUT"]))
-def test_a_signature_holds_for_any_content(content: dict[str, int], method: str) -> None:
+def test_any_content_can_be_signed(content: dict[str, int], method: str) -> None:
     credentials = parse_authorization(build_authorization(method, URI, ORIGIN, DESTINATION, KEY, content))
     assert verify(credentials, method, URI, DESTINATION, content, KEY.verify_key_base64)
 
 
-def test_the_signature_may_be_that_of_the_body_as_it_came() -> None:
+def test_the_signature_may_cover_the_body_as_received() -> None:
     deep = b'{"pdus":[' + b"[" * 500 + b"]" * 500 + b"]}"
     credentials = parse_authorization(authorize_body("PUT", URI, ORIGIN, DESTINATION, KEY, deep))
     assert verify_text(credentials, "PUT", URI, DESTINATION, deep, KEY.verify_key_base64)

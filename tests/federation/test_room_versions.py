@@ -89,7 +89,7 @@ def as_sets(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("version_id", CONTRACT["room_versions"])
-def test_a_room_version_is_as_the_specification_says(version_id: str) -> None:
+def test_room_versions_match_the_specification(version_id: str) -> None:
     assert as_specified(ROOM_VERSIONS[version_id]) == specified(version_id)
 
 

@@ -48,7 +48,7 @@ from homeserver.federation.server_acl import compile_acl, glob_matches, is_allow
         ("example.org", {"allow": []}, False),
     ],
 )
-def test_rules_in_their_order(server_name: str, content: object, allowed: bool) -> None:
+def test_deny_takes_precedence_over_allow(server_name: str, content: object, allowed: bool) -> None:
     assert is_allowed(server_name, content) is allowed
 
 
@@ -70,7 +70,7 @@ def test_wrong_types_count_as_absent(content: object, allowed: bool) -> None:
     assert is_allowed("example.org", content) is allowed
 
 
-def test_a_compiled_acl_judges_many() -> None:
+def test_a_compiled_acl_can_be_reused() -> None:
     acl = compile_acl({"allow": ["*.org", "a.com"], "deny": ["bad.*"]})
     assert [acl.is_allowed(name) for name in ("x.org", "a.com:1", "bad.org", "b.com")] == [True, True, False, False]
 
@@ -96,12 +96,12 @@ def test_a_compiled_acl_judges_many() -> None:
         ("a\n", "a\n", True),
     ],
 )
-def test_globs(pattern: str, text: str, matches: bool) -> None:
+def test_globs_are_matched(pattern: str, text: str, matches: bool) -> None:
     assert glob_matches(pattern, text) is matches
 
 
 @given(st.text("ab*?", max_size=8), st.text("abc", max_size=8))
-def test_globs_agree_with_regular_expressions(pattern: str, text: str) -> None:
+def test_globs_match_like_regular_expressions(pattern: str, text: str) -> None:
     expression = "".join({"*": ".*", "?": "."}.get(char, char) for char in pattern)
     assert glob_matches(pattern, text) is (re.fullmatch(expression, text, re.DOTALL) is not None)
 
@@ -123,5 +123,5 @@ JSON = st.recursive(
 
 
 @given(st.text(), JSON)
-def test_whatever_comes_raises_nothing(server_name: str, content: object) -> None:
+def test_any_acl_content_raises_nothing(server_name: str, content: object) -> None:
     assert is_allowed(server_name, content) in (True, False)

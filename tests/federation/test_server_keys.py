@@ -35,7 +35,7 @@ def response(**changes: Any) -> dict[str, Any]:
     return sign_json(unsigned, "example.org", KEY)
 
 
-def test_a_response_has_the_form_of_the_spec() -> None:
+def test_responses_follow_the_spec() -> None:
     built = response()
     signature = built.pop("signatures")
     assert built == {
@@ -47,7 +47,7 @@ def test_a_response_has_the_form_of_the_spec() -> None:
     assert list(signature) == ["example.org"]
 
 
-def test_a_response_is_read_back() -> None:
+def test_responses_round_trip() -> None:
     keys = parse_key_response(response(), "example.org", NOW_MS)
     assert keys.server_name == "example.org"
     assert keys.valid_until_ts == 1000
@@ -83,12 +83,12 @@ def test_old_verify_keys_may_be_missing() -> None:
         response(valid_until_ts=2**53),
     ],
 )
-def test_what_is_not_the_servers_own_word_is_refused(wrong: object) -> None:
+def test_statements_not_signed_by_the_server_itself_are_refused(wrong: object) -> None:
     with pytest.raises(InvalidKeys):
         parse_key_response(wrong, "example.org", NOW_MS)
 
 
-def test_malformed_keys_are_left_out_alone() -> None:
+def test_malformed_keys_do_not_affect_others() -> None:
     good = response()["verify_keys"]
     keys = parse_key_response(
         response(
@@ -128,7 +128,7 @@ def test_validity_is_capped_at_seven_days() -> None:
     assert not brief.is_valid_at(NOW_MS + 11)
 
 
-def test_old_keys_sign_events_of_their_time_and_no_requests() -> None:
+def test_old_keys_are_valid_for_events_of_their_time_only() -> None:
     old = VerifyKey("key", 500, expired_ts=500)
     assert old.is_valid_at(500)
     assert not old.is_valid_at(501)
@@ -145,13 +145,13 @@ def test_a_notary_signs_beside_the_server() -> None:
     assert parse_key_response(signed, "example.org", NOW_MS).valid_until_ts == 1000
 
 
-def test_a_notary_response_is_read_back() -> None:
+def test_notary_responses_round_trip() -> None:
     body = build_notary_response([response(), response(valid_until_ts=5)], "notary.org", NOTARY_KEY)
     found = parse_notary_response(body, "notary.org", NOTARY_KEYS, NOW_MS)
     assert [keys.valid_until_ts for keys in found] == [1000, 5]
 
 
-def test_only_what_both_have_signed_counts() -> None:
+def test_notary_statements_need_both_signatures() -> None:
     forged = {**response(), "signatures": {}}
     body = build_notary_response([forged, response()], "notary.org", NOTARY_KEY)
     body["server_keys"] += [response(), None, {}, {"server_name": 5}]
@@ -165,7 +165,7 @@ def test_a_malformed_notary_response_is_an_error(body: object) -> None:
         parse_notary_response(body, "notary.org", NOTARY_KEYS, NOW_MS)
 
 
-def test_merging_takes_the_latest_word_on_each_key() -> None:
+def test_merging_keeps_the_latest_statement_on_each_key() -> None:
     before = parse_key_response(build_key_response("example.org", OLD_KEY, {}, 600), "example.org", NOW_MS)
     forgotten = SigningKey("forgotten", b"\4" * 32)
     oldest = parse_key_response(build_key_response("example.org", forgotten, {}, 300), "example.org", NOW_MS)

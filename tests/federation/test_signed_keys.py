@@ -59,7 +59,7 @@ CASES: list[tuple[Callable[[Any], object], Any]] = [
 
 
 @given(st.data())
-def test_whatever_is_wrong_is_said_in_a_sentence(data: st.DataObject) -> None:
+def test_every_fault_is_explained_in_a_sentence(data: st.DataObject) -> None:
     parse, good = data.draw(st.sampled_from(CASES))
     assert parse(good)
     bad = changed(good, data.draw(st.sampled_from(paths(good))), data.draw(JSON))
@@ -70,7 +70,7 @@ def test_whatever_is_wrong_is_said_in_a_sentence(data: st.DataObject) -> None:
 
 
 @given(st.data())
-def test_no_signed_part_of_device_keys_can_be_changed(data: st.DataObject) -> None:
+def test_changing_any_signed_part_of_device_keys_is_noticed(data: st.DataObject) -> None:
     good = DEVICE.keys()
     path = data.draw(st.sampled_from([path for path in paths(good) if path and path[0] != "signatures"]))
     bad = changed(good, path, data.draw(JSON))

@@ -57,13 +57,13 @@ def test_unpadded_base64_examples_of_the_specification() -> None:
         assert decode_base64(text) == data
 
 
-def test_base64_is_read_padded_or_not_and_in_both_alphabets() -> None:
+def test_base64_is_read_with_or_without_padding_in_both_alphabets() -> None:
     assert decode_base64("Zg==") == decode_base64("Zg") == b"f"
     assert decode_base64("+/+/") == decode_base64("-_-_") == decode_base64("+_-/") == b"\xfb\xff\xbf"
 
 
 @pytest.mark.parametrize("text", ["Z", "Zm9vY", "Zg=g", "Z g", "Zg\n", "Zgé", "Zg===", "*", None, 1, b"Zg"])
-def test_what_is_not_base64_is_refused(text: Any) -> None:
+def test_malformed_base64_is_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="ase64"):
         decode_base64(text)
 
@@ -95,13 +95,13 @@ def test_signing_key_file_round_trip() -> None:
         "ed25519 1 YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1 more",
     ],
 )
-def test_a_malformed_signing_key_is_refused_without_repeating_the_secret(text: str) -> None:
+def test_a_malformed_signing_key_is_refused_without_revealing_it(text: str) -> None:
     with pytest.raises(InvalidSigningKey) as refusal:
         parse_signing_key(text)
     assert "SECRET" not in str(refusal.value) and "YJDB" not in str(refusal.value)
 
 
-def test_the_secret_is_in_no_repr() -> None:
+def test_the_secret_does_not_appear_in_repr() -> None:
     shown = repr(SPEC_KEY)
     assert "ed25519:1" in shown
     assert repr(SPEC_KEY.seed)[2:-1] not in shown and encode_base64(SPEC_KEY.seed) not in shown
@@ -122,14 +122,14 @@ def sign_one(name: str, obj: dict[str, Any]) -> str:
     return signature
 
 
-def test_malformed_signatures_make_way_for_a_new_one() -> None:
+def test_malformed_signatures_are_replaced_by_a_new_one() -> None:
     for signatures in (None, [], "x", {"domain": 1}):
         assert with_signature({"signatures": signatures}, "domain", "ed25519:1", "s") == {
             "signatures": {"domain": {"ed25519:1": "s"}}
         }
 
 
-def test_what_has_no_json_cannot_be_signed() -> None:
+def test_values_without_json_cannot_be_signed() -> None:
     for value in (float("nan"), "\ud800", b"", nested(200)):
         with pytest.raises(NotCanonical):
             sign_json({"a": value}, "domain", SPEC_KEY)
@@ -143,7 +143,7 @@ def test_objects_of_old_room_versions_can_be_signed() -> None:
 
 @PROPERTY
 @given(strict_objects, texts)
-def test_what_was_signed_verifies(obj: dict[str, Any], name: str) -> None:
+def test_signed_objects_verify(obj: dict[str, Any], name: str) -> None:
     signed = sign_json(obj, name, KEY)
     assert verify_json(signed, name, KEY.key_id, KEY.verify_key_base64)
     assert verify_json({**signed, "unsigned": {"new": 1}}, name, KEY.key_id, KEY.verify_key_base64)
@@ -153,7 +153,7 @@ def test_what_was_signed_verifies(obj: dict[str, Any], name: str) -> None:
 
 @PROPERTY
 @given(st.binary(max_size=60), st.data())
-def test_any_changed_byte_fails(message: bytes, data: st.DataObject) -> None:
+def test_any_changed_byte_invalidates_the_signature(message: bytes, data: st.DataObject) -> None:
     whole = KEY.sign(message) + message
     at = data.draw(st.integers(0, len(whole) - 1))
     changed = bytearray(whole)
@@ -164,14 +164,14 @@ def test_any_changed_byte_fails(message: bytes, data: st.DataObject) -> None:
 
 @PROPERTY
 @given(strict_objects, texts, strict_objects)
-def test_any_changed_member_fails(obj: dict[str, Any], key: str, value: dict[str, Any]) -> None:
+def test_any_changed_member_invalidates_the_signature(obj: dict[str, Any], key: str, value: dict[str, Any]) -> None:
     signed = sign_json(obj, "domain", KEY)
     changed = {**signed, key: {"changed": value}}
     same = changed == signed or key in ("unsigned", "signatures")
     assert same or not verify_json(changed, "domain", KEY.key_id, KEY.verify_key_base64)
 
 
-def test_the_signature_of_another_name_or_key_does_not_count() -> None:
+def test_signatures_by_another_name_or_key_do_not_count() -> None:
     signed = sign_json({"a": 1}, "domain", SPEC_KEY)
     assert verify_json(signed, "domain", "ed25519:1", VERIFY_KEY)
     assert not verify_json(signed, "other", "ed25519:1", VERIFY_KEY)

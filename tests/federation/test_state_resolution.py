@@ -60,7 +60,7 @@ class Store(Mapping[EventID, Event]):
 
 @PROPERTY
 @given(histories(), st.randoms(use_true_random=False))
-def test_independent_of_the_order_of_the_states(history: History, random: Any) -> None:
+def test_the_order_of_the_states_does_not_matter(history: History, random: Any) -> None:
     states = history.ends()
     resolved = resolve_all(history.version, states, history.events)
     shuffled = [dict(random.sample(list(state.items()), len(state))) for state in states]
@@ -79,7 +79,7 @@ def test_equal_states_resolve_to_themselves(history: History) -> None:
 
 @PROPERTY
 @given(histories())
-def test_what_nobody_disagrees_about_stands(history: History) -> None:
+def test_unconflicted_state_is_kept(history: History) -> None:
     states = history.ends()
     resolved = resolve_all(history.version, states, history.events)
     unconflicted, conflicted = split_states(states)
@@ -93,7 +93,7 @@ def test_what_nobody_disagrees_about_stands(history: History) -> None:
 
 @PROPERTY
 @given(histories())
-def test_a_rank_changes_nothing_but_the_work(history: History) -> None:
+def test_ranks_change_only_the_cost(history: History) -> None:
     states = history.ends()
     plain, ranked = Store(history.events), Store(history.events)
     assert resolve_all(history.version, states, plain) == resolve_all(
@@ -106,7 +106,7 @@ def test_a_rank_changes_nothing_but_the_work(history: History) -> None:
 
 @PROPERTY
 @given(histories(), st.randoms(use_true_random=False), st.booleans())
-def test_missing_events_are_named_until_none_is_missing(history: History, random: Any, ranked: bool) -> None:
+def test_missing_events_are_reported_until_none_is_missing(history: History, random: Any, ranked: bool) -> None:
     states = history.ends()
     rank = history.rank() if ranked else None
     whole = resolve_all(history.version, states, history.events)
@@ -123,7 +123,7 @@ def test_missing_events_are_named_until_none_is_missing(history: History, random
 
 @PROPERTY
 @given(histories())
-def test_auth_difference(history: History) -> None:
+def test_the_auth_difference_is_computed(history: History) -> None:
     states = history.ends()
     expected = plain_auth_difference(states, history.events)
     assert auth_difference(states, history.events) == expected
@@ -132,7 +132,7 @@ def test_auth_difference(history: History) -> None:
 
 @PROPERTY
 @given(histories(), st.data())
-def test_conflicted_state_subgraph(history: History, data: st.DataObject) -> None:
+def test_the_conflicted_state_subgraph_is_computed(history: History, data: st.DataObject) -> None:
     conflicted = data.draw(st.sets(st.sampled_from(list(history.events))))
     expected = plain_subgraph(conflicted, history.events)
     for rank in (None, history.rank()):
@@ -143,13 +143,13 @@ def test_conflicted_state_subgraph(history: History, data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_no_states(version: RoomVersion) -> None:
+def test_no_states_resolve_to_an_empty_state(version: RoomVersion) -> None:
     assert resolve(version, [], {}) == {}
     assert resolve(version, [{}, {}], {}) == {}
 
 
 @pytest.mark.parametrize("version", ALL)
-def test_what_is_missing(version: RoomVersion) -> None:
+def test_missing_events_are_reported(version: RoomVersion) -> None:
     room = new_room(version)
     before = room.state_map()
     first, second = (room.fork().send(ALICE, "m.room.topic", {"topic": topic}, "") for topic in "ab")
@@ -167,7 +167,7 @@ def test_auth_difference_with_missing_events() -> None:
 
 
 @since_version_2
-def test_a_ban_wins_over_what_the_banned_do_meanwhile(version: RoomVersion) -> None:
+def test_a_ban_wins_over_concurrent_events_of_the_banned_user(version: RoomVersion) -> None:
     room = new_room(version)
     room.member(BOB, "join")
     room.set_levels(**alice_is_admin(version, **{BOB: 50}))
@@ -180,7 +180,7 @@ def test_a_ban_wins_over_what_the_banned_do_meanwhile(version: RoomVersion) -> N
 
 
 @since_version_2
-def test_of_two_topics_the_later_stands(version: RoomVersion) -> None:
+def test_the_later_of_two_topics_wins(version: RoomVersion) -> None:
     room = new_room(version)
     one, other = room.fork(), room.fork()
     one.send(ALICE, "m.room.topic", {"topic": "early"}, "")
@@ -204,7 +204,7 @@ def test_a_rejected_auth_event_is_not_used(version: RoomVersion) -> None:
 
 
 @since_version_2
-def test_message_events_in_the_auth_chain_are_no_state(version: RoomVersion) -> None:
+def test_message_events_in_the_auth_chain_are_ignored(version: RoomVersion) -> None:
     room = new_room(version)
     one = room.fork()
     message = one.append(one.build(ALICE, "m.room.message", {}))
@@ -218,7 +218,7 @@ def test_message_events_in_the_auth_chain_are_no_state(version: RoomVersion) -> 
     assert message.event_id not in resolved.values()
 
 
-def test_power_events() -> None:
+def test_power_events_are_recognised() -> None:
     room = new_room(V12)
     room.member(BOB, "join")
     assert is_power_event(room.state["m.room.power_levels", ""])
@@ -275,7 +275,7 @@ def long_room(version: RoomVersion, length: int) -> tuple[dict[EventID, Event], 
 
 @pytest.mark.parametrize("version", [V2, V11, V12])
 @pytest.mark.parametrize("ranked", [False, True])
-def test_long_auth_chains(version: RoomVersion, ranked: bool) -> None:
+def test_long_auth_chains_are_resolved(version: RoomVersion, ranked: bool) -> None:
     length = 5_000  # several times what Python's stack has room for
     events, state = long_room(version, length)
     base = [] if version is V12 else ["create"]
@@ -293,7 +293,7 @@ def test_long_auth_chains(version: RoomVersion, ranked: bool) -> None:
 
 
 @pytest.mark.parametrize("version", [V2, V11, V12])
-def test_a_recent_fork_reads_but_the_end_of_the_chain(version: RoomVersion) -> None:
+def test_a_recent_fork_reads_only_the_end_of_the_chain(version: RoomVersion) -> None:
     events, state = long_room(version, 5_000)
     base = [] if version is V12 else ["create"]
     topics = [made_up(name, "m.room.topic", "", version, [*base, "alice", "levels4999"]) for name in ("one", "three")]
@@ -309,7 +309,7 @@ def test_a_recent_fork_reads_but_the_end_of_the_chain(version: RoomVersion) -> N
     assert len(store.asked) < 10
 
 
-def test_the_unconflicted_are_read_only_where_they_may_matter() -> None:
+def test_unconflicted_events_are_read_only_if_they_may_matter() -> None:
     room = new_room(V11)
     room.member(BOB, "join")
     room.set_levels(**alice_is_admin(V11, **{BOB: 50}))
@@ -326,7 +326,7 @@ def test_the_unconflicted_are_read_only_where_they_may_matter() -> None:
 
 
 @pytest.mark.parametrize("ranked", [False, True])
-def test_events_that_cite_one_another_in_a_loop(ranked: bool) -> None:
+def test_events_that_cite_each_other_are_tolerated(ranked: bool) -> None:
     """Possible only with the event IDs of versions 1 and 2, because they are not hashes."""
     events, state = long_room(V2, 3)
     loop = [
@@ -343,7 +343,7 @@ def test_events_that_cite_one_another_in_a_loop(ranked: bool) -> None:
     assert resolved["m.room.member", ALICE] == "$alice"
 
 
-def test_a_mainline_that_loops() -> None:
+def test_a_looping_mainline_is_tolerated() -> None:
     events, state = long_room(V2, 1)
     loop = [
         made_up("a", "m.room.power_levels", "", V2, ["create", "alice", "b"], users={ALICE: 100}),

@@ -35,7 +35,7 @@ def room_of_three() -> Room:
     return room
 
 
-def test_what_only_one_state_has_is_no_conflict() -> None:
+def test_entries_in_only_one_state_do_not_conflict() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     topic = one.send(ALICE, "m.room.topic", {}, "")
@@ -43,7 +43,7 @@ def test_what_only_one_state_has_is_no_conflict() -> None:
     assert resolved(one, other) == {**room.state_map(), topic.key: topic.event_id, name.key: name.event_id}
 
 
-def test_of_power_levels_each_has_to_be_allowed_by_the_one_before() -> None:
+def test_each_power_levels_event_must_be_allowed_by_the_previous_one() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     demoted = one.set_levels(**alice_is_admin(V1))
@@ -55,7 +55,7 @@ def test_of_power_levels_each_has_to_be_allowed_by_the_one_before() -> None:
     assert resolved(other, one)[demoted.key] == demoted.event_id
 
 
-def test_the_deeper_power_levels_stand_if_allowed() -> None:
+def test_the_deeper_power_levels_win_if_allowed() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     one.set_levels(**alice_is_admin(V1, **{BOB: 20}))
@@ -64,7 +64,7 @@ def test_the_deeper_power_levels_stand_if_allowed() -> None:
     assert resolved(one, other)[last.key] == last.event_id
 
 
-def test_power_levels_before_members_before_others() -> None:
+def test_power_levels_are_resolved_before_members_and_members_before_others() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     demoted = one.set_levels(**alice_is_admin(V1))
@@ -78,7 +78,7 @@ def test_power_levels_before_members_before_others() -> None:
     assert state[alices.key] == alices.event_id
 
 
-def test_join_rules_before_members() -> None:
+def test_join_rules_are_resolved_before_members() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     closed = with_depth(one, one.build(ALICE, "m.room.join_rules", {"join_rule": "invite"}, ""), 100)
@@ -90,7 +90,7 @@ def test_join_rules_before_members() -> None:
     assert state[joined.key] == one.state[joined.key].event_id
 
 
-def test_members_do_not_see_how_another_conflict_came_out() -> None:
+def test_conflicts_of_members_are_resolved_independently() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     # On one side CAROL is kicked by BOB, on the other BOB by ALICE.
@@ -101,7 +101,7 @@ def test_members_do_not_see_how_another_conflict_came_out() -> None:
     assert state["m.room.member", BOB] == other.state["m.room.member", BOB].event_id
 
 
-def test_of_others_the_deepest_that_is_allowed_stands() -> None:
+def test_of_other_events_the_deepest_allowed_one_wins() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     shallow = one.send(ALICE, "m.room.topic", {"topic": "shallow"}, "")
@@ -113,7 +113,7 @@ def test_of_others_the_deepest_that_is_allowed_stands() -> None:
     assert resolved(one, third)[deep.key] == shallow.event_id
 
 
-def test_of_others_none_of_which_is_allowed_the_oldest_stands() -> None:
+def test_if_no_event_is_allowed_the_oldest_wins() -> None:
     room = room_of_three()
     branches = [room.fork() for _ in range(3)]
     events = [
@@ -131,7 +131,7 @@ def test_among_equally_deep_the_lowest_sha1_stands() -> None:
     assert resolved(*branches)["m.room.topic", ""] == expected
 
 
-def test_missing_events() -> None:
+def test_missing_events_are_reported() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     topics = [branch.send(ALICE, "m.room.topic", {}, "") for branch in (one, other)]
@@ -146,7 +146,7 @@ def test_missing_events() -> None:
 
 @PROPERTY
 @given(histories(st.just(V1)), st.randoms(use_true_random=False))
-def test_order(history, random) -> None:  # type: ignore[no-untyped-def]
+def test_conflicts_are_ordered_by_depth_and_hash(history, random) -> None:  # type: ignore[no-untyped-def]
     states = history.ends()
     shuffled = list(states)
     random.shuffle(shuffled)

@@ -54,7 +54,7 @@ def resolve_batch(
 
 @pytest.mark.parametrize("ranked", [False, True])
 @pytest.mark.parametrize("scenario", BATCHES, ids=name_of)
-def test_one_by_one(scenario: dict[str, Any], ranked: bool) -> None:
+def test_vectors_are_resolved_event_by_event(scenario: dict[str, Any], ranked: bool) -> None:
     version, events = read_events([pdu for batch in scenario["batches"] for pdu in batch])
     after: dict[EventID, State] = {}
     waiting = list(events.values())
@@ -71,7 +71,7 @@ def test_one_by_one(scenario: dict[str, Any], ranked: bool) -> None:
 
 @pytest.mark.parametrize("ranked", [False, True])
 @pytest.mark.parametrize("scenario", BATCHES, ids=name_of)
-def test_batch_by_batch(scenario: dict[str, Any], ranked: bool) -> None:
+def test_vectors_are_resolved_batch_by_batch(scenario: dict[str, Any], ranked: bool) -> None:
     version, events = read_events([pdu for batch in scenario["batches"] for pdu in batch])
     state: State | None = None
     for batch in scenario["batches"]:
@@ -81,7 +81,7 @@ def test_batch_by_batch(scenario: dict[str, Any], ranked: bool) -> None:
 
 @pytest.mark.parametrize("ranked", [False, True])
 @pytest.mark.parametrize("scenario", BATCHES, ids=name_of)
-def test_all_at_once(scenario: dict[str, Any], ranked: bool) -> None:
+def test_vectors_are_resolved_at_once(scenario: dict[str, Any], ranked: bool) -> None:
     pdus = [pdu for batch in scenario["batches"] for pdu in batch]
     version, events = read_events(pdus)
     assert resolve_batch(version, None, pdus, events, ranked) == expected_state(scenario)
@@ -89,13 +89,13 @@ def test_all_at_once(scenario: dict[str, Any], ranked: bool) -> None:
 
 @pytest.mark.parametrize("ranked", [False, True])
 @pytest.mark.parametrize("scenario", STATE_MAPS, ids=name_of)
-def test_state_maps(scenario: dict[str, Any], ranked: bool) -> None:
+def test_vectors_of_state_maps_are_resolved(scenario: dict[str, Any], ranked: bool) -> None:
     version, events = read_events(scenario["pdus"])
     states = [{events[event_id].key: event_id for event_id in state} for state in scenario["state_maps"]]
     assert resolved(version, states, events, ranked) == expected_state(scenario)
     assert resolved(version, states[::-1], events, ranked) == expected_state(scenario)
 
 
-def test_all_scenarios_are_here() -> None:
+def test_all_scenarios_are_present() -> None:
     assert len(BATCHES) == 9
     assert len(STATE_MAPS) == 4

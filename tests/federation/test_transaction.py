@@ -23,7 +23,7 @@ TYPING = {"room_id": "!r:b", "user_id": "@a:b", "typing": True}
 BODY = {"origin": "example.org", "origin_server_ts": 1532991320875, "pdus": [{"type": "m.room.message"}]}
 
 
-def test_a_built_transaction_is_read_back() -> None:
+def test_built_transactions_round_trip() -> None:
     edu = canonical_json.encode({"edu_type": "m.typing", "content": TYPING})
     body = encode_transaction(ORIGIN, 5, [b'{"type":"x"}'], [edu])
     assert body == canonical_json.encode(canonical_json.decode(body))
@@ -43,7 +43,7 @@ def test_unknown_fields_are_ignored() -> None:
     assert parse_transaction(BODY | {"previous_ids": []}).origin == "example.org"
 
 
-def test_as_many_as_are_allowed() -> None:
+def test_the_maximum_number_of_pdus_and_edus_is_accepted() -> None:
     transaction = parse_transaction(BODY | {"pdus": [{}] * 50, "edus": [{}] * 100})
     assert (len(transaction.pdus), len(transaction.edus)) == (50, 100)
 
@@ -70,11 +70,11 @@ def test_malformed_transactions_are_errors(body: object) -> None:
         parse_transaction(body)
 
 
-def test_pdus_are_judged_one_by_one_later() -> None:
+def test_malformed_pdus_do_not_invalidate_the_transaction() -> None:
     assert parse_transaction(BODY | {"pdus": ["event", {}, None]}).pdus == ["event", {}, None]
 
 
-def test_too_large_a_transaction_is_not_built() -> None:
+def test_an_oversized_transaction_cannot_be_built() -> None:
     with pytest.raises(InvalidTransaction):
         encode_transaction(ORIGIN, 5, [b"{}"] * 51)
     with pytest.raises(InvalidTransaction):
@@ -94,7 +94,7 @@ def large(*pdus: bytes, more: bytes = b"") -> bytes:
     "pdu",
     [b"{}", b'{"room_id":"!a:b","a":[1.5,null,"[{,"]}', b"5", b'"text"', b"[" * 600 + b"]" * 600, b'{"a":1e9}'],
 )
-def test_parts_of_a_large_transaction_are_what_they_are_in_a_small_one(pdu: bytes) -> None:
+def test_large_transactions_are_parsed_like_small_ones(pdu: bytes) -> None:
     taken_apart = parse_transaction(decode_transaction(large(pdu, more=b',"edus":[ %b ]' % pdu)))
     as_a_whole = canonical_json.decode_parts(pdu)
     assert (taken_apart.origin, taken_apart.origin_server_ts) == (ORIGIN, 5)
@@ -103,7 +103,7 @@ def test_parts_of_a_large_transaction_are_what_they_are_in_a_small_one(pdu: byte
     assert find_room(pdu) == (find_room(as_a_whole) or "" if isinstance(as_a_whole, dict) else None)
 
 
-def test_a_part_that_is_no_json_or_too_large_has_no_value() -> None:
+def test_malformed_and_oversized_parts_have_no_value() -> None:
     transaction = parse_transaction(decode_transaction(large(b"nonsense", b'"%b"' % (b"x" * PART_BYTES_MAX), b"7")))
     assert [decode_part(pdu) for pdu in transaction.pdus[:3]] == [None, None, 7]
     assert [find_room(pdu) for pdu in transaction.pdus[:3]] == [None, None, None]
@@ -112,7 +112,7 @@ def test_a_part_that_is_no_json_or_too_large_has_no_value() -> None:
 @pytest.mark.parametrize(
     "text", [large()[:-1], large() + b"}", large(more=b',"pdus":[]'), large(more=b',"origin":"b"'), large(more=b",")]
 )
-def test_a_large_transaction_that_is_no_json_is_an_error(text: bytes) -> None:
+def test_a_large_transaction_that_is_not_json_is_an_error(text: bytes) -> None:
     with pytest.raises(NotCanonical):
         decode_transaction(text)
 

@@ -65,7 +65,7 @@ async def reason_of(run: object) -> str:
     return caught.value.reason
 
 
-async def test_a_request_and_its_response(tmp_path: Path) -> None:
+async def test_a_request_gets_its_response(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         answer = await at.client.request(
             "POST", "https://example.org/push?a=b", headers={"X": "y"}, body=b"{}", timeout_s=5, max_bytes=10
@@ -95,7 +95,7 @@ async def test_secrets_do_not_follow_to_other_places(tmp_path: Path) -> None:
         assert set(at.other.received[0].headers) == {"host", "x"}
 
 
-async def test_redirects_end(tmp_path: Path) -> None:
+async def test_the_number_of_redirects_is_limited(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.site.handler = redirecting({"/a": (302, "/b"), "/b": (302, "/a")})
         assert await reason_of(at.get("https://example.org/a")) == "protocol"
@@ -112,7 +112,7 @@ async def test_redirects_are_not_followed_unless_asked(tmp_path: Path) -> None:
         assert posted.status == 302
 
 
-async def test_a_redirect_without_location_is_a_response(tmp_path: Path) -> None:
+async def test_a_redirect_without_a_location_is_an_ordinary_response(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.site.handler = always(Reply(304))
         assert (await at.get("https://example.org/a")).status == 304
@@ -124,13 +124,13 @@ async def test_a_redirect_without_location_is_a_response(tmp_path: Path) -> None
     "location",
     ["http://example.org/", "http://169.254.169.254/", "file:///etc/passwd", "https://user@other.org/", "https://["],
 )
-async def test_redirects_to_where_we_do_not_go(tmp_path: Path, location: str) -> None:
+async def test_redirects_to_forbidden_places_are_refused(tmp_path: Path, location: str) -> None:
     async with setting(tmp_path) as at:
         at.site.handler = redirecting({"/a": (302, location)})
         assert await reason_of(at.get("https://example.org/a")) == "refused"
 
 
-async def test_the_guard_stands_before_redirects_too(tmp_path: Path) -> None:
+async def test_the_guard_applies_to_redirects(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.site.handler = redirecting({"/a": (302, "https://127.0.0.1/"), "/b": (302, "https://inside.example.org/")})
         at.world.addresses["inside.example.org"] = ["10.0.0.1"]
@@ -139,7 +139,7 @@ async def test_the_guard_stands_before_redirects_too(tmp_path: Path) -> None:
         assert {address.ip for address in at.world.connected} == {IP}
 
 
-async def test_plain_http_only_where_asked_for(tmp_path: Path) -> None:
+async def test_plain_http_is_used_only_on_request(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.world.add(IP, 80, Site(always(Reply(body=b"plain"))))
         assert await reason_of(at.get("http://example.org/")) == "refused"
@@ -159,7 +159,7 @@ async def test_failures_have_reasons(tmp_path: Path, autojump_clock: trio.testin
         assert trio.current_time() - began_s == 5
 
 
-async def test_bodies_come_in_chunks(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_bodies_are_streamed_in_chunks(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with setting(tmp_path) as at:
         at.site.handler = always(Reply(chunks=[b"a", b"b", b"c"], pause_s=3))
         for _ in range(2):
@@ -171,7 +171,7 @@ async def test_bodies_come_in_chunks(tmp_path: Path, autojump_clock: trio.testin
         assert at.site.connections == 1
 
 
-async def test_streams_have_limits(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_streams_are_limited_in_size(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async def read(**options: object) -> bytes:
         arguments = {"headers": {}, "timeout_s": 5, "max_bytes": 1000} | options
         async with at.client.stream("https://example.org/", **arguments) as response:  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ async def test_streams_have_limits(tmp_path: Path, autojump_clock: trio.testing.
         assert len(await read(timeout_s=30)) == 2
 
 
-async def test_a_stream_that_only_drips_is_given_up(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_dripping_stream_is_abandoned(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async def read() -> int:
         async with at.client.stream("https://example.org/", headers={}, timeout_s=5, max_bytes=1 << 20) as response:
             return sum([len(chunk) async for chunk in response.chunks])
@@ -203,7 +203,7 @@ async def test_a_stream_that_only_drips_is_given_up(tmp_path: Path, autojump_clo
         assert await read() == 1_000_000
 
 
-async def test_a_stream_that_is_left_early_closes_its_connection(tmp_path: Path) -> None:
+async def test_leaving_a_stream_early_closes_its_connection(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.site.handler = always(Reply(chunks=[b"a", b"b", b"c"], pause_s=0.01))
         async with at.client.stream("https://example.org/", headers={}, timeout_s=5, max_bytes=9) as response:
@@ -224,11 +224,11 @@ async def test_a_stream_that_is_left_early_closes_its_connection(tmp_path: Path)
         ("https://bücher.example/", Origin("https", "xn--bcher-kva.example", 443), "/"),
     ],
 )
-def test_urls_are_taken_apart(url: str, origin: Origin, target: str) -> None:
+def test_urls_are_parsed(url: str, origin: Origin, target: str) -> None:
     assert parse_url(url, HTTP_TOO) == (origin, target)
 
 
-def test_host_headers_name_only_unusual_ports() -> None:
+def test_host_headers_contain_only_nonstandard_ports() -> None:
     assert Origin("https", "a.org", 443).host_header == "a.org"
     assert Origin("https", "a.org", 80).host_header == "a.org:80"
     assert Origin("http", "[::1]", 8080).host_header == "[::1]:8080"
@@ -254,7 +254,7 @@ def test_host_headers_name_only_unusual_ports() -> None:
         "gopher://example.org/",
     ],
 )
-def test_urls_that_lead_nowhere(url: str) -> None:
+def test_malformed_urls_are_refused(url: str) -> None:
     with pytest.raises(WireError) as caught:
         parse_url(url, (*HTTP_TOO, "ftp"))
     assert caught.value.reason == "refused"

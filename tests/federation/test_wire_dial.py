@@ -55,20 +55,20 @@ async def is_closed(stream: trio.abc.ReceiveStream) -> bool:
     return False
 
 
-async def test_the_first_address_that_answers_is_taken(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_first_address_that_answers_is_used(autojump_clock: trio.testing.MockClock) -> None:
     connector = Connector({A: (0.1, True), B: (0.1, True)})
     await dialer(connector).open_stream([A, B], None)
     assert connector.began == [(0.0, A)]
 
 
-async def test_a_failure_hands_over_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_after_a_failure_the_next_address_is_tried_at_once(autojump_clock: trio.testing.MockClock) -> None:
     connector = Connector({A: (0.1, False), B: (0.1, True)})
     await dialer(connector).open_stream([A, B], None)
     assert connector.began == [(0.0, A), (0.1, B)]
     assert list(connector.opened) == [B]
 
 
-async def test_a_slow_address_gets_company_and_the_faster_wins(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_slow_address_is_raced_by_the_next(autojump_clock: trio.testing.MockClock) -> None:
     connector = Connector({A: (1000, True), B: (1, True), C: (0.1, True)})
     await dialer(connector).open_stream([A, B, C], None)
     assert connector.began == [(0.0, A), (STAGGER_S, B), (2 * STAGGER_S, C)]
@@ -76,7 +76,7 @@ async def test_a_slow_address_gets_company_and_the_faster_wins(autojump_clock: t
     assert trio.current_time() == 2 * STAGGER_S + 0.1
 
 
-async def test_two_that_win_at_once_leave_one_open(autojump_clock: trio.testing.MockClock) -> None:
+async def test_of_two_simultaneous_winners_one_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     connector, both = Connector({A: (0, True), B: (0, True)}), trio.Event()
 
     async def connect(address: Address) -> trio.abc.Stream:
@@ -93,14 +93,14 @@ async def test_two_that_win_at_once_leave_one_open(autojump_clock: trio.testing.
     await stream.aclose()
 
 
-async def test_all_addresses_fail(autojump_clock: trio.testing.MockClock) -> None:
+async def test_if_all_addresses_fail_dialling_fails(autojump_clock: trio.testing.MockClock) -> None:
     for addresses in ([A], [A, B]):
         with pytest.raises(WireError, match=r"9\.9\.9\.1 refuses") as caught:
             await dialer(Connector({A: (0.1, False), B: (0.3, False)})).open_stream(addresses, None)
         assert caught.value.reason == "connect"
 
 
-async def test_silence_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+async def test_silent_addresses_time_out(autojump_clock: trio.testing.MockClock) -> None:
     for addresses in ([A], [A, B]):
         began_s = trio.current_time()
         with pytest.raises(WireError) as caught:
@@ -109,13 +109,13 @@ async def test_silence_is_given_up(autojump_clock: trio.testing.MockClock) -> No
         assert trio.current_time() - began_s == pytest.approx(CONNECT_TIMEOUT_S)
 
 
-async def test_cancelled_while_connecting(autojump_clock: trio.testing.MockClock) -> None:
+async def test_cancelling_closes_pending_connections(autojump_clock: trio.testing.MockClock) -> None:
     with trio.move_on_after(1) as scope:
         await dialer(Connector({A: (1000, True), B: (1000, True)})).open_stream([A, B], None)
     assert scope.cancelled_caught
 
 
-async def test_a_winner_found_while_being_cancelled_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_connection_made_during_cancellation_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     connector = Connector({A: (1, True), B: (1000, True)})
     with trio.CancelScope() as scope:
 
@@ -129,7 +129,7 @@ async def test_a_winner_found_while_being_cancelled_is_closed(autojump_clock: tr
     assert await is_closed(connector.opened[A])
 
 
-async def test_private_addresses_are_passed_over() -> None:
+async def test_private_addresses_are_skipped() -> None:
     loopback, metadata = Address("127.0.0.1", 1), Address("::ffff:169.254.169.254", 1)
     connector = Connector({loopback: (0, True), metadata: (0, True), A: (0, True)})
     await dialer(connector).open_stream([loopback, metadata, A], None)
@@ -141,13 +141,13 @@ async def test_private_addresses_are_passed_over() -> None:
     assert connector.began[-1][1] == loopback
 
 
-async def test_no_address_at_all() -> None:
+async def test_a_host_without_addresses_fails() -> None:
     with pytest.raises(WireError) as caught:
         await dialer(Connector({})).open_stream([], None)
     assert caught.value.reason == "refused"
 
 
-async def test_hosts_are_looked_up_unless_they_are_addresses() -> None:
+async def test_host_names_are_resolved_and_addresses_are_not() -> None:
     async with trio.open_nursery() as nursery:
         world = World(nursery, addresses={"example.org": ["9.9.9.1", "2620:fe::9"]})
         looking = Dialer(resolver=world)
@@ -219,21 +219,21 @@ async def test_the_certificate_must_be_of_a_known_authority(ca: trustme.CA, ca_f
         nursery.cancel_scope.cancel()
 
 
-async def test_a_silent_handshake_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_silent_handshake_times_out(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(WireError) as caught:
         await dialer(Connector({A: (0, True)})).open_stream([A], "example.org")
     assert caught.value.reason == "timeout"
     assert trio.current_time() == TLS_TIMEOUT_S
 
 
-def test_tls_is_of_this_century(ca_file: str) -> None:
+def test_outdated_tls_versions_are_refused(ca_file: str) -> None:
     context = make_tls_context(ca_file, True)
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname
 
 
-def test_an_unreadable_ca_file(tmp_path: Path) -> None:
+def test_an_unreadable_ca_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         Dialer(str(tmp_path / "none.pem"))
     (tmp_path / "nonsense.pem").write_text("nonsense")
@@ -242,7 +242,7 @@ def test_an_unreadable_ca_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.sockets
-async def test_real_sockets() -> None:
+async def test_real_sockets_can_be_dialled() -> None:
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, lambda stream: stream.send_all(b"hello"), listeners)

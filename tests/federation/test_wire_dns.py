@@ -40,7 +40,7 @@ async def find(found: Sequence[str] | Exception | None) -> list[str]:
     return await SystemResolver().find_addresses("example.org")
 
 
-async def test_addresses_come_with_the_families_in_turn() -> None:
+async def test_addresses_alternate_between_families() -> None:
     assert await find(["2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.1"]) == [
         "2001:db8::1",
         "192.0.2.1",
@@ -52,17 +52,17 @@ async def test_addresses_come_with_the_families_in_turn() -> None:
     assert interleave(["192.0.2.1", "192.0.2.2", "2001:db8::1"]) == ["192.0.2.1", "2001:db8::1", "192.0.2.2"]
 
 
-async def test_names_that_lead_nowhere() -> None:
+async def test_unknown_names_have_no_addresses() -> None:
     assert await find(socket.gaierror(socket.EAI_NONAME, "unknown")) == []
     assert await find([]) == []
 
 
-async def test_names_that_no_resolver_takes() -> None:
+async def test_impossible_names_have_no_addresses() -> None:
     assert await SystemResolver().find_addresses("a..b") == []
     assert await SystemResolver().find_addresses("a" * 64 + ".example.org") == []
 
 
-async def test_a_silent_resolver_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_silent_resolver_times_out(autojump_clock: trio.testing.MockClock) -> None:
     assert await find(None) == []
     assert trio.current_time() == ADDRESS_TIMEOUT_S
 
@@ -99,7 +99,7 @@ async def resolver_for(server: NameServer) -> SystemResolver:
 
 
 @pytest.mark.sockets
-async def test_srv_records() -> None:
+async def test_srv_records_are_resolved() -> None:
     server = NameServer(
         {
             "_matrix-fed._tcp.example.org": ["10 5 8443 matrix.example.org.", "20 0 443 backup.example.org."],
@@ -125,7 +125,7 @@ async def test_srv_records() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_machine_without_name_servers() -> None:
+async def test_a_machine_without_name_servers_has_no_srv_records() -> None:
     def open_resolver() -> dns.asyncresolver.Resolver:
         raise dns.resolver.NoResolverConfiguration
 
@@ -140,7 +140,7 @@ class SilentResolver(dns.asyncresolver.Resolver):
         raise AssertionError
 
 
-async def test_a_silent_name_server_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_silent_name_server_times_out(autojump_clock: trio.testing.MockClock) -> None:
     resolver = SystemResolver(lambda: SilentResolver(configure=False))
     assert await resolver.find_srv("_matrix-fed._tcp.example.org") == []
     assert trio.current_time() == SRV_TIMEOUT_S

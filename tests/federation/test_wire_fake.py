@@ -66,7 +66,7 @@ async def reason_of(wire: Wire, destination: str = "beta.test", **options: Any) 
     return caught.value.reason
 
 
-async def test_a_request_reaches_the_app_as_a_server_would_hand_it_over() -> None:
+async def test_a_request_reaches_the_app_as_from_a_real_server() -> None:
     network, echo = FakeNetwork(), Echo()
     network.join("beta.test", echo)
     answer = await ask(network.wire_for("alpha.test"))
@@ -78,7 +78,7 @@ async def test_a_request_reaches_the_app_as_a_server_would_hand_it_over() -> Non
     assert network.exchanges == [Exchange("alpha.test", "beta.test", "PUT", "/_matrix/a%2Fb?c=d", 201)]
 
 
-async def test_long_bodies_come_in_pieces() -> None:
+async def test_long_bodies_arrive_in_chunks() -> None:
     network = FakeNetwork()
     network.join("beta.test", Echo())
     answer = await ask(network.wire_for("alpha.test"), body=b"x" * 200_000, max_bytes=300_000)
@@ -96,7 +96,7 @@ async def test_latency_is_virtual(autojump_clock: trio.testing.MockClock) -> Non
     assert trio.current_time() == 4000
 
 
-async def test_who_cannot_be_reached() -> None:
+async def test_unreachable_servers_fail() -> None:
     network = FakeNetwork()
     wire = network.wire_for("alpha.test")
     assert await reason_of(wire) == "dns"
@@ -107,7 +107,7 @@ async def test_who_cannot_be_reached() -> None:
     assert (await ask(wire)).status == 201
 
 
-async def test_cuts_and_healing() -> None:
+async def test_connections_can_be_cut_and_healed() -> None:
     network = FakeNetwork()
     network.join("beta.test", Echo())
     network.join("gamma.test", Echo())
@@ -119,7 +119,7 @@ async def test_cuts_and_healing() -> None:
     assert (await ask(wire)).status == 201
 
 
-async def test_a_cut_takes_responses_under_way(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_cut_loses_responses_under_way(autojump_clock: trio.testing.MockClock) -> None:
     network, echo = FakeNetwork(), Echo(pause_s=5)
     network.join("beta.test", echo)
     async with trio.open_nursery() as nursery:
@@ -133,7 +133,7 @@ async def test_a_cut_takes_responses_under_way(autojump_clock: trio.testing.Mock
     assert len(echo.scopes) == 1
 
 
-async def test_losses_take_requests_and_responses_and_repeat_by_seed() -> None:
+async def test_losses_affect_requests_and_responses_and_are_reproducible() -> None:
     async def run(seed: int) -> tuple[list[str], int]:
         network, echo = FakeNetwork(loss=0.5, seed=seed), Echo()
         network.join("beta.test", echo)
@@ -153,7 +153,7 @@ async def test_losses_take_requests_and_responses_and_repeat_by_seed() -> None:
     assert finished == outcomes.count("ok") + outcomes.count("protocol")
 
 
-async def test_limits(autojump_clock: trio.testing.MockClock) -> None:
+async def test_sizes_are_limited(autojump_clock: trio.testing.MockClock) -> None:
     network = FakeNetwork()
     network.join("beta.test", Echo(pause_s=5))
     wire = network.wire_for("alpha.test")
@@ -162,7 +162,7 @@ async def test_limits(autojump_clock: trio.testing.MockClock) -> None:
     assert await reason_of(wire, timeout_s=1) == "timeout"
 
 
-async def test_streams(autojump_clock: trio.testing.MockClock) -> None:
+async def test_bodies_can_be_streamed(autojump_clock: trio.testing.MockClock) -> None:
     network, counting = FakeNetwork(latency_s=1), Counting(pause_s=1)
     network.join("beta.test", counting)
     wire = network.wire_for("alpha.test")
@@ -179,7 +179,7 @@ async def test_streams(autojump_clock: trio.testing.MockClock) -> None:
     assert caught.value.reason == "timeout"
 
 
-async def test_who_gives_up_cancels_the_app(autojump_clock: trio.testing.MockClock) -> None:
+async def test_abandoning_a_request_cancels_the_app(autojump_clock: trio.testing.MockClock) -> None:
     network, counting = FakeNetwork(), Counting(pause_s=1)
     network.join("beta.test", counting)
     wire = network.wire_for("alpha.test")
@@ -189,7 +189,7 @@ async def test_who_gives_up_cancels_the_app(autojump_clock: trio.testing.MockClo
     assert counting.finished == 0
 
 
-async def test_urls_lead_to_the_server_of_that_name() -> None:
+async def test_urls_reach_the_server_of_that_name() -> None:
     network, echo = FakeNetwork(), Echo()
     network.join("cdn.test", echo)
     wire = network.wire_for("alpha.test")
@@ -202,7 +202,7 @@ async def test_urls_lead_to_the_server_of_that_name() -> None:
     assert caught.value.reason == "refused"
 
 
-async def test_a_crash_of_the_app_reaches_the_test() -> None:
+async def test_a_crash_of_the_app_fails_the_test() -> None:
     async def crash(scope: Scope, receive: Any, send: Any) -> None:
         raise ZeroDivisionError
 
@@ -212,7 +212,7 @@ async def test_a_crash_of_the_app_reaches_the_test() -> None:
         await ask(network.wire_for("alpha.test"))
 
 
-async def test_an_app_that_ends_too_early() -> None:
+async def test_an_app_that_ends_early_is_an_error() -> None:
     async def half(scope: Scope, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 

@@ -87,12 +87,12 @@ def test_special_addresses_are_refused(ip: str) -> None:
         "2002:808:808::1",
     ],
 )
-def test_public_addresses_are_not(ip: str) -> None:
+def test_public_addresses_are_allowed(ip: str) -> None:
     assert refusal(ip) is None
 
 
 @given(st.ip_addresses(v=4))
-def test_agrees_with_the_standard_library(address: ipaddress.IPv4Address) -> None:
+def test_the_guard_agrees_with_the_standard_library(address: ipaddress.IPv4Address) -> None:
     if not address.is_global or address.is_multicast:
         # Newer versions of the library except a few anycast addresses inside 192.0.0.0/24.
         assert refusal(str(address)) is not None
@@ -105,7 +105,7 @@ def test_agrees_with_the_standard_library(address: ipaddress.IPv4Address) -> Non
 
 
 @given(st.ip_addresses(v=6))
-def test_no_ipv6_address_is_reached_that_is_not_global(address: ipaddress.IPv6Address) -> None:
+def test_ipv6_addresses_that_are_not_global_are_refused(address: ipaddress.IPv6Address) -> None:
     mapped = address.ipv4_mapped or address.sixtofour
     if mapped is not None:
         assert (refusal(str(address)) is None) == (refusal(str(mapped)) is None)

@@ -49,7 +49,7 @@ async def refuses(run: Callable[[], Awaitable[object]]) -> str:
     return caught.value.reason
 
 
-async def test_requests_are_sent_and_responses_read_one_after_the_other() -> None:
+async def test_requests_and_responses_alternate() -> None:
     async def echo(request: Received) -> Reply:
         return Reply(201, [("X-Method", request.method)], request.body)
 
@@ -83,23 +83,23 @@ async def test_an_empty_body_is_announced() -> None:
         await connection.aclose()
 
 
-async def test_chunked_bodies() -> None:
+async def test_chunked_bodies_are_read() -> None:
     _, body, reusable = await exchange(Reply(chunks=[b"one", b"two", b"three"]))
     assert body == b"onetwothree"
     assert reusable
 
 
-async def test_bodies_that_end_with_the_connection() -> None:
+async def test_bodies_that_end_with_the_connection_are_read() -> None:
     _, body, reusable = await raw_exchange(b"HTTP/1.1 200 OK\r\n\r\nto the end")
     assert body == b"to the end"
     assert not reusable
 
 
-async def test_a_server_that_says_so_is_not_used_again() -> None:
+async def test_a_connection_that_the_server_closes_is_not_reused() -> None:
     assert not (await exchange(Reply(close=True)))[2]
 
 
-async def test_a_server_that_says_more_than_asked_is_not_used_again() -> None:
+async def test_a_connection_with_surplus_data_is_not_reused() -> None:
     _, body, reusable = await raw_exchange(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n")
     assert body == b"ok"
     assert not reusable
@@ -111,7 +111,7 @@ async def test_repeated_headers_are_joined() -> None:
     assert head.headers["x-b"] == "\xe9"
 
 
-async def test_informational_responses_are_passed_over() -> None:
+async def test_informational_responses_are_skipped() -> None:
     head, body, _ = await raw_exchange(
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -127,11 +127,11 @@ async def test_informational_responses_are_passed_over() -> None:
         Reply(raw=b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1001),
     ],
 )
-async def test_bodies_that_are_too_long(reply: Reply) -> None:
+async def test_oversized_bodies_are_refused(reply: Reply) -> None:
     assert await refuses(lambda: exchange(reply)) == "too_large"
 
 
-async def test_bodies_as_long_as_allowed() -> None:
+async def test_bodies_of_the_maximum_size_are_read() -> None:
     assert len((await exchange(Reply(body=b"x" * 1000)))[1]) == 1000
 
 
@@ -149,18 +149,18 @@ async def test_bodies_as_long_as_allowed() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
     ],
 )
-async def test_what_is_not_a_whole_response(raw: bytes) -> None:
+async def test_incomplete_and_malformed_responses_are_errors(raw: bytes) -> None:
     assert await refuses(lambda: raw_exchange(raw)) == "protocol"
 
 
-async def test_a_switch_of_protocols_is_no_response() -> None:
+async def test_switching_protocols_is_an_error() -> None:
     raw = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     assert await refuses(lambda: raw_exchange(raw)) == "protocol"
     upgrading = WireRequest("GET", "/", {"Connection": "upgrade", "Upgrade": "websocket"}, None)
     assert await refuses(lambda: exchange(Reply(raw=raw), upgrading)) == "protocol"
 
 
-async def test_a_connection_that_ends_without_a_byte_is_told_apart() -> None:
+async def test_a_connection_closed_without_an_answer_is_recognised() -> None:
     with pytest.raises(ConnectionEnded):
         await raw_exchange(b"")
 
@@ -178,7 +178,7 @@ async def test_a_connection_that_ends_without_a_byte_is_told_apart() -> None:
         WireRequest("GET", "/", {"Host": "other.org"}, None),
     ],
 )
-async def test_what_cannot_be_sent_is_not(request_: WireRequest) -> None:
+async def test_malformed_requests_are_not_sent(request_: WireRequest) -> None:
     assert await refuses(lambda: exchange(Reply(), request_)) == "protocol"
 
 
@@ -204,14 +204,14 @@ class HangingUp(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
 
-async def test_an_answer_given_before_all_was_sent_is_read() -> None:
+async def test_an_early_answer_is_read() -> None:
     connection = Connection(HangingUp(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig"), "a", 0.0)
     head = await connection.start(PUT)
     assert (head.status, await connection.read_body(head, 10)) == (413, b"big")
     assert not connection.is_reusable
 
 
-async def test_a_connection_that_breaks() -> None:
+async def test_a_broken_connection_is_an_error() -> None:
     with pytest.raises(ConnectionEnded):
         await Connection(HangingUp(b""), "a", 0.0).start(PUT)
     connection = Connection(HangingUp(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"), "a", 0.0)
@@ -220,7 +220,7 @@ async def test_a_connection_that_breaks() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 5000])
-async def test_body_comes_whole_however_small_its_chunks(size: int) -> None:
+async def test_a_body_is_complete_however_small_its_chunks(size: int) -> None:
     body = bytes(range(256)) * 40
     chunks = [body[start : start + size] for start in range(0, len(body), size)]
     raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -233,6 +233,6 @@ async def test_body_comes_whole_however_small_its_chunks(size: int) -> None:
     "more",
     [b"1;x=%b\r\na\r\n" % (b"y" * 1000), b"1\r\na\r\n", b"HTTP/1.1 102 Wait\r\nX: %b\r\n\r\n" % (b"y" * 500)],
 )
-async def test_response_that_is_mostly_packaging_is_given_up(more: bytes) -> None:
+async def test_a_response_that_is_mostly_framing_is_abandoned(more: bytes) -> None:
     head = b"" if more.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert await refuses(lambda: raw_exchange(head + more * 200_000, 1 << 30)) == "protocol"

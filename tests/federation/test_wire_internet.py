@@ -66,7 +66,7 @@ async def setting(tmp_path: Path, *, allow_private_addresses: bool = False) -> A
         nursery.cancel_scope.cancel()
 
 
-async def test_an_ip_literal(tmp_path: Path) -> None:
+async def test_an_ip_literal_is_connected_to_directly(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(MATRIX_IP, 8448, MATRIX_IP)
         assert (await at.get(MATRIX_IP)).body == b"{}"
@@ -75,14 +75,14 @@ async def test_an_ip_literal(tmp_path: Path) -> None:
         assert site.received[0].sni is None
 
 
-async def test_an_ipv6_literal(tmp_path: Path) -> None:
+async def test_an_ipv6_literal_is_connected_to_directly(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve("2620:fe::9", 99, "2620:fe::9")
         await at.get("[2620:fe::9]:99")
         assert headers_of(site.received, "host") == ["[2620:fe::9]:99"]
 
 
-async def test_an_explicit_port(tmp_path: Path) -> None:
+async def test_an_explicit_port_is_used(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(MATRIX_IP, 1234, "example.org", "example.org")
         await at.get("example.org:1234")
@@ -91,7 +91,7 @@ async def test_an_explicit_port(tmp_path: Path) -> None:
         assert at.world.asked == ["example.org"]
 
 
-async def test_a_delegated_name_with_port(tmp_path: Path) -> None:
+async def test_a_delegated_name_with_a_port_is_used(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         web = at.serve(WEB_IP, 443, "example.org", "example.org", handler=delegating('{"m.server": "m.example.org:7"}'))
         site = at.serve(MATRIX_IP, 7, "m.example.org", "m.example.org")
@@ -102,7 +102,7 @@ async def test_a_delegated_name_with_port(tmp_path: Path) -> None:
         assert site.received[0].sni == "m.example.org"
 
 
-async def test_a_delegated_name_with_srv(tmp_path: Path) -> None:
+async def test_a_delegated_name_with_srv_records_is_used(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.serve(WEB_IP, 443, "example.org", "example.org", handler=delegating('{"m.server": "m.example.org"}'))
         at.world.srv["_matrix-fed._tcp.m.example.org"] = [SrvRecord(1, 1, 5, "target.example.net")]
@@ -111,7 +111,7 @@ async def test_a_delegated_name_with_srv(tmp_path: Path) -> None:
         assert headers_of(site.received, "host") == ["m.example.org"]
 
 
-async def test_no_well_known_and_srv(tmp_path: Path) -> None:
+async def test_srv_records_are_used_without_well_known(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.world.srv["_matrix._tcp.example.org"] = [SrvRecord(1, 1, 5, "target.example.net")]
         site = at.serve(MATRIX_IP, 5, "example.org", "target.example.net")
@@ -119,7 +119,7 @@ async def test_no_well_known_and_srv(tmp_path: Path) -> None:
         assert headers_of(site.received, "host") == ["example.org"]
 
 
-async def test_nothing_but_a_host(tmp_path: Path) -> None:
+async def test_a_bare_host_is_contacted_at_port_8448(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(MATRIX_IP, 8448, "example.org", "example.org")
         await at.get("example.org")
@@ -136,7 +136,7 @@ async def test_nothing_but_a_host(tmp_path: Path) -> None:
         always(Reply(raw=b"nonsense")),
     ],
 )
-async def test_a_bad_well_known_is_as_none(tmp_path: Path, handler) -> None:
+async def test_a_malformed_well_known_counts_as_missing(tmp_path: Path, handler) -> None:
     async with setting(tmp_path) as at:
         at.serve(WEB_IP, 443, "example.org", "example.org", handler=handler)
         site = at.serve(WEB_IP, 8448, "example.org")
@@ -144,7 +144,7 @@ async def test_a_bad_well_known_is_as_none(tmp_path: Path, handler) -> None:
         assert len(site.received) == 1
 
 
-async def test_a_well_known_with_a_bad_certificate_is_as_none(tmp_path: Path) -> None:
+async def test_a_well_known_with_a_bad_certificate_counts_as_missing(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         at.serve(WEB_IP, 443, "other.org", "example.org", handler=delegating('{"m.server": "evil.org"}'))
         site = at.serve(WEB_IP, 8448, "example.org")
@@ -173,9 +173,7 @@ async def test_federation_redirects_are_not_followed(tmp_path: Path) -> None:
         assert len(at.world.connected) == 1
 
 
-async def test_well_known_is_cached_for_as_long_as_it_says(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_well_known_is_cached_for_its_lifetime(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with setting(tmp_path) as at:
         answer = delegating('{"m.server": "m.example.org:7"}', headers=[("Cache-Control", "max-age=7200")])
         web = at.serve(WEB_IP, 443, "example.org", "example.org", handler=answer)
@@ -186,7 +184,7 @@ async def test_well_known_is_cached_for_as_long_as_it_says(
         assert (len(web.received), site.connections) == (2, 4)
 
 
-async def test_one_well_known_request_serves_all_who_wait(
+async def test_one_well_known_request_serves_all_waiters(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with setting(tmp_path) as at:
@@ -200,7 +198,7 @@ async def test_one_well_known_request_serves_all_who_wait(
         assert at.wire._well_known_locks == {}
 
 
-async def test_a_web_server_that_swallows_packets_does_not_cost_every_request_its_time(
+async def test_a_silent_web_server_does_not_delay_every_request(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with setting(tmp_path) as at:
@@ -217,7 +215,7 @@ async def test_a_web_server_that_swallows_packets_does_not_cost_every_request_it
         assert (await at.get("example.org", timeout_s=5)).status == 200
 
 
-async def test_a_request_that_is_cancelled_early_says_nothing_about_the_web_server(
+async def test_a_cancelled_request_does_not_mark_the_web_server_as_silent(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with setting(tmp_path) as at:
@@ -240,7 +238,7 @@ async def test_a_connection_is_kept_for_the_next_request(tmp_path: Path) -> None
         assert [request.target for request in site.received] == ["/_matrix/0", "/_matrix/1", "/_matrix/2"]
 
 
-async def test_bodies_are_sent(tmp_path: Path) -> None:
+async def test_request_bodies_are_sent(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(MATRIX_IP, 8448, MATRIX_IP)
         body = b"x" * 200_000
@@ -257,7 +255,7 @@ async def test_the_guard_refuses_private_addresses(tmp_path: Path) -> None:
         assert at.world.connected == []
 
 
-async def test_the_guard_can_be_told_to_let_pass(tmp_path: Path) -> None:
+async def test_the_guard_can_be_configured_to_allow_addresses(tmp_path: Path) -> None:
     async with setting(tmp_path, allow_private_addresses=True) as at:
         at.serve("10.0.0.1", 8448, "inside.example.org", "inside.example.org")
         assert (await at.get("inside.example.org:8448")).status == 200
@@ -280,7 +278,7 @@ async def test_failures_have_reasons(tmp_path: Path, autojump_clock: trio.testin
         assert await at.reason_of(MATRIX_IP, timeout_s=3) == "timeout"
 
 
-async def test_media_comes_in_chunks(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_media_are_streamed_in_chunks(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(MATRIX_IP, 8448, MATRIX_IP, handler=always(Reply(chunks=[b"a", b"b"], pause_s=2)))
         media = WireRequest("GET", "/media", {})
@@ -294,7 +292,7 @@ async def test_media_comes_in_chunks(tmp_path: Path, autojump_clock: trio.testin
         assert caught.value.reason == "timeout"
 
 
-async def test_media_may_lie_elsewhere(tmp_path: Path) -> None:
+async def test_media_may_be_redirected_elsewhere(tmp_path: Path) -> None:
     async with setting(tmp_path) as at:
         site = at.serve(WEB_IP, 443, "cdn.org", "cdn.org", handler=always(Reply(body=b"picture")))
         async with at.wire.stream_url("https://cdn.org/a?b", timeout_s=3, max_bytes=10) as response:
@@ -307,7 +305,7 @@ async def test_media_may_lie_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.sockets
-async def test_over_real_sockets(tmp_path: Path) -> None:
+async def test_requests_work_over_real_sockets(tmp_path: Path) -> None:
     """The whole way with nothing replaced: TCP, TLS, and a server that restarts."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")

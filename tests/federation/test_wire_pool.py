@@ -60,7 +60,7 @@ async def with_hosts(run: Run, limits: PoolLimits | None = None, *names: str, pa
     return hosts
 
 
-async def test_one_connection_serves_one_request_after_the_other(autojump_clock: trio.testing.MockClock) -> None:
+async def test_one_connection_serves_consecutive_requests(autojump_clock: trio.testing.MockClock) -> None:
     async def run(hosts: Hosts) -> None:
         for _ in range(5):
             assert await hosts.get("a") == b"a"
@@ -111,7 +111,7 @@ async def test_idle_connections_are_closed_in_time(autojump_clock: trio.testing.
     await with_hosts(run, None, "a", "b")
 
 
-async def test_connections_do_not_grow_old(autojump_clock: trio.testing.MockClock) -> None:
+async def test_connections_have_a_maximum_age(autojump_clock: trio.testing.MockClock) -> None:
     async def run(hosts: Hosts) -> None:
         for _ in range(30):
             await hosts.get("a")
@@ -199,7 +199,7 @@ async def test_a_post_is_not_repeated(autojump_clock: trio.testing.MockClock) ->
     await with_hosts(run)
 
 
-async def test_a_server_that_never_answers_is_asked_once_or_twice(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_silent_server_is_asked_at_most_twice(autojump_clock: trio.testing.MockClock) -> None:
     async def run(hosts: Hosts) -> None:
         assert await hosts.get("a") == b"a"
         hosts.sites["a"].handler = always(Reply(raw=b""))

@@ -39,7 +39,7 @@ def runners() -> Runners:
     return Runners()
 
 
-async def test_a_quick_answer_is_the_only_one_asked_for(runners: Runners, autojump_clock: MockClock) -> None:
+async def test_a_quick_answer_prevents_further_attempts(runners: Runners, autojump_clock: MockClock) -> None:
     start = trio.current_time()
     assert await first_answer([runners.runner("a", 0.5), runners.runner("b", 0)], STAGGER_S) == "a"
     assert runners.starts == {"a": start}
@@ -63,19 +63,19 @@ async def test_a_slow_attempt_can_still_win(runners: Runners, autojump_clock: Mo
     assert await first_answer([runners.runner("a", 2), runners.runner("b", 60)], STAGGER_S) == "a"
 
 
-async def test_there_may_be_no_answer(runners: Runners, autojump_clock: MockClock) -> None:
+async def test_all_attempts_may_fail(runners: Runners, autojump_clock: MockClock) -> None:
     nobody: list[Attempt[str | None]] = []
     assert await first_answer(nobody, STAGGER_S) is None
     assert await first_answer([runners.runner("a", 1, succeeds=False)], STAGGER_S) is None
 
 
-async def test_all_of_them_together_have_limited_time(runners: Runners, autojump_clock: MockClock) -> None:
+async def test_the_attempts_share_one_deadline(runners: Runners, autojump_clock: MockClock) -> None:
     start = trio.current_time()
     assert await first_answer([runners.runner("a", 60), runners.runner("b", 60)], STAGGER_S, timeout_s=5) is None
     assert trio.current_time() == start + 5
 
 
-async def test_nothing_starts_while_a_result_is_taken(runners: Runners, autojump_clock: MockClock) -> None:
+async def test_no_attempt_starts_while_a_result_is_taken(runners: Runners, autojump_clock: MockClock) -> None:
     start = trio.current_time()
 
     async def accept(name: str | None) -> str | None:

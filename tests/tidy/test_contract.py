@@ -66,7 +66,7 @@ def fits(operation: Operation) -> bool:
     return kind == wanted or (wanted in ("public", "optional") and kind != "signed")
 
 
-def test_operations_ask_for_what_the_spec_asks_for() -> None:
+def test_operations_require_the_authentication_of_the_spec() -> None:
     assert [f"{each.method} {each.path}: {kind_of(each)}" for each in OPERATIONS if not fits(each)] == []
 
 
@@ -176,12 +176,12 @@ def bare(operation: Operation) -> str:
     return f"{operation.method} {re.sub(r'^/_matrix/client/[^/]+/', '', path).rstrip('/')}"
 
 
-def test_guests_may_use_what_the_spec_lists() -> None:
+def test_guests_may_use_exactly_the_operations_of_the_spec() -> None:
     listed = {*FOR_GUESTS_BY_SPEC.strip().splitlines(), *FOR_GUESTS_TOO.strip().splitlines()}
     assert {bare(each) for each in OF_ACCOUNTS if each.allow_guest} == listed & {bare(each) for each in OF_ACCOUNTS}
 
 
-def test_suspended_accounts_read_and_do_what_the_spec_lists() -> None:
+def test_suspended_accounts_may_use_exactly_the_operations_of_the_spec() -> None:
     listed = {*FOR_SUSPENDED_BY_SPEC.strip().splitlines(), *FOR_SUSPENDED_TOO.strip().splitlines()}
     reading = [each for each in OF_ACCOUNTS if each.method == "GET"]
     others = [each for each in OF_ACCOUNTS if each.method != "GET"]

@@ -37,7 +37,7 @@ def imported(tree: ast.Module) -> set[str]:
     return {module.partition(".")[0] for module in imported_modules(tree)}
 
 
-def test_what_is_imported_is_required() -> None:
+def test_every_imported_package_is_required() -> None:
     found = set().union(*(imported(source.tree) for source in python_files(*PACKAGES)))
     distributions = packages_distributions()
     foreign = found - sys.stdlib_module_names - set(PACKAGES)
@@ -45,7 +45,7 @@ def test_what_is_imported_is_required() -> None:
     assert [name for name in sorted(foreign) if not required & {normal(each) for each in distributions[name]}] == []
 
 
-def test_the_protocol_and_search_import_nothing_of_the_rest() -> None:
+def test_the_protocol_and_search_import_no_other_packages() -> None:
     """import-linter checks this for the modules its contract lists; this checks it for every module there will be."""
     found = [
         f"{source.name}: {module}"

@@ -14,7 +14,7 @@ def is_broad(handler: ast.ExceptHandler) -> bool:
     return any(each is None or (isinstance(each, ast.Name) and each.id in BROAD) for each in caught)
 
 
-def test_whoever_catches_everything_says_why() -> None:
+def test_catching_every_exception_is_justified_in_a_comment() -> None:
     found = []
     for source in python_files(*PACKAGES):
         lines = source.text.splitlines()

@@ -55,11 +55,11 @@ def test_functions_are_short() -> None:
     assert not long, "\n".join(long)
 
 
-def test_files_say_what_they_are() -> None:
+def test_files_have_docstrings() -> None:
     assert [source.name for source in ALL if not ast.get_docstring(source.tree)] == []
 
 
-def test_annotations_are_text() -> None:
+def test_annotations_are_not_evaluated() -> None:
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     assert [
         source.name
@@ -69,7 +69,7 @@ def test_annotations_are_text() -> None:
     ] == []
 
 
-def test_folders_are_not_deep() -> None:
+def test_folders_are_at_most_three_levels_deep() -> None:
     assert [source.name for source in ALL if source.name.count("/") > FOLDERS_DEEP_MAX] == []
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_left_for_later() -> None:
     assert len(matches) == len(ALLOWED)
 
 
-def test_no_file_knows_the_machine_that_it_was_written_on() -> None:
+def test_no_file_mentions_the_machine_it_was_written_on() -> None:
     found = []
     for path in text_files():
         text = path.read_text("utf-8", "replace")

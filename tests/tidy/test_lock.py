@@ -38,11 +38,11 @@ def required(*extras: str) -> set[str]:
     return {re.split(r"[\[<>=;~! ]", each)[0].lower() for each in wanted}
 
 
-def test_what_running_and_building_takes_is_pinned() -> None:
+def test_requirements_for_running_and_building_are_pinned() -> None:
     assert required("build") <= names("requirements.lock")
 
 
-def test_what_testing_takes_is_pinned() -> None:
+def test_requirements_for_testing_are_pinned() -> None:
     assert required("build", "test") <= names("tests/requirements.lock")
 
 
@@ -50,7 +50,7 @@ def test_test_tools_are_not_installed_for_running() -> None:
     assert (required("test") - required()) & names("requirements.lock") == set()
 
 
-def test_tests_run_with_the_versions_that_are_installed_for_running() -> None:
+def test_tests_use_the_same_versions_as_production() -> None:
     assert pins("requirements.lock") <= pins("tests/requirements.lock")
 
 
@@ -60,12 +60,12 @@ def test_every_pin_has_hashes(lock: str) -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_it_names_no_place(lock: str) -> None:
+def test_the_lock_names_no_index(lock: str) -> None:
     assert "://" not in LOCKS[lock]
     assert "\n-" not in LOCKS[lock]
 
 
-def test_that_of_node_pins_by_hash_and_names_no_place() -> None:
+def test_the_node_lock_pins_by_hash_and_names_no_index() -> None:
     text = (ROOT / "tests/interop/js_sdk/package-lock.json").read_text()
     assert "://" not in text
     lock = json.loads(text)

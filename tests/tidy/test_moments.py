@@ -94,5 +94,5 @@ def test_every_stored_moment_is_accounted_for() -> None:
     assert columns() == READ.keys() | HARMLESS.keys()
 
 
-def test_what_reads_a_moment_is_there() -> None:
+def test_readers_of_stored_moments_exist() -> None:
     assert set(READ.values()) <= functions()

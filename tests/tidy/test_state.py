@@ -64,7 +64,7 @@ def test_no_function_changes_its_module() -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_module_holds_what_is_made_to_change() -> None:
+def test_no_module_holds_mutable_state() -> None:
     found = [
         f"{source.name}:{node.lineno}: {ast.unparse(node)[:80]}"
         for source in python_files(*PACKAGES)

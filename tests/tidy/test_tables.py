@@ -34,7 +34,7 @@ def owners() -> dict[str, str]:
     return found
 
 
-def test_a_table_is_touched_by_its_owner_only() -> None:
+def test_tables_are_accessed_by_their_owner_only() -> None:
     of_table = owners()
     found = [
         f"{source.name}:{line}: {table} belongs to {of_table[table]}"
@@ -47,7 +47,7 @@ def test_a_table_is_touched_by_its_owner_only() -> None:
     assert not found, "\n".join(found)
 
 
-def test_sql_is_not_put_together_from_pieces() -> None:
+def test_sql_is_not_concatenated() -> None:
     found = []
     for source in SOURCES:
         if source.name.startswith("homeserver/database/"):

@@ -300,7 +300,7 @@ def test_get_raises_if_there_is_nothing() -> None:
     assert not found, "A get_… raises if there is nothing; call it find_… if it may return None: " + "\n".join(found)
 
 
-def test_what_is_not_yet_plain_exists() -> None:
+def test_entries_of_the_list_of_exceptions_exist() -> None:
     names = {source.name for source in python_files(*PACKAGES, "tests")}
     assert [each for each in NOT_YET_PLAIN if not any(name.startswith(each) for name in names)] == []
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""backup.py DATA_DIR COPIES: copies what a server keeps, running or not, into a new folder COPIES/<date>.
+"""backup.py DATA_DIR COPIES: backs up a server's data into a new folder COPIES/<date>. The server may be running.
 
-The copy is of everything in DATA_DIR: database, signing key, media. The database comes first. A file without its row in
-the database is only cleaned up later; a row without its file would be a lost picture. A file that has not changed since
-the copy before is a hard link to that, and takes no space. A copy that was interrupted keeps the ending ".unfinished".
+The copy contains everything in DATA_DIR: database, signing key and media. The database is copied first: a file without
+a row in the database is merely cleaned up later, but a row without a file would be a lost picture. Files that have not
+changed since the previous copy are hard links to it and take no space. An interrupted copy keeps the ending
+".unfinished".
 
-With PostgreSQL there is no database in DATA_DIR: run pg_dump first. Takes nothing but Python 3.
+With PostgreSQL, DATA_DIR contains no database: run pg_dump first. This script needs only Python 3.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 
 DATABASE = "homeserver.db"
 UNFINISHED = ".unfinished"
-# SQLite's own files beside the database: part of it while it runs, of no use to a copy.
+# SQLite's own files beside the database. They belong to the running server and are useless in a copy.
 LEFT_OUT = {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}.lock"}
 
 
 def back_up(data: Path, copies: Path) -> Path:
-    """Makes the copy and returns its folder. Raises OSError or sqlite3.Error if it cannot be made or is damaged."""
-    (data / "signing.key").stat()  # every server has one; without it this is the wrong folder
+    """Makes the copy and returns its folder. Raises OSError or sqlite3.Error if that fails or data is damaged."""
+    (data / "signing.key").stat()  # every server has one: if it is missing, this is the wrong folder
     before = max((each for each in copies.iterdir() if each.suffix != UNFINISHED), default=None)
     copy = copies / f"{datetime.now():%Y-%m-%dT%H%M%S}"
     unfinished = copy.with_name(copy.name + UNFINISHED)
@@ -44,7 +45,7 @@ def back_up(data: Path, copies: Path) -> Path:
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copies the database as it is at one moment. Writers neither wait nor make the copy begin again."""
+    """Copies a snapshot of the database. Writers do not wait, and the copy does not restart when they write."""
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     reader = sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True)
     writer = sqlite3.connect(target)
@@ -59,7 +60,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def copy_file(source: Path, target: Path, before: Path | None) -> None:
-    """Copies a file, or links the copy before if it is the same. Nothing happens if the file has just been deleted."""
+    """Copies a file, or links to the previous copy if it is unchanged. Does nothing if the file was just deleted."""
     try:
         found = source.stat()
         if before is not None and before.exists():
@@ -73,7 +74,7 @@ def copy_file(source: Path, target: Path, before: Path | None) -> None:
 
 
 def main() -> int:
-    """The program. Prints the folder of the copy."""
+    """Runs the program, which prints the folder of the copy. Returns the exit code."""
     if len(sys.argv) != 3:
         print("usage: backup.py DATA_DIR COPIES", file=sys.stderr)
         return 2

@@ -197,11 +197,11 @@ async def ask_and_take_nothing(server: Server, headers: dict[str, str], statuses
 
 async def test_unread_large_answers_are_limited_per_user(start_server: StartServer) -> None:
     async with start_server(routes) as server, trio.open_nursery() as nursery:
-        eve = await log_in(server)
+        mallory = await log_in(server)
         alice = {"authorization": f"Bearer {(await issue(server, UserID('@alice2:test.example'))).access_token}"}
         statuses: list[int] = []
         for _ in range(10):
-            nursery.start_soon(ask_and_take_nothing, server, eve, statuses)
+            nursery.start_soon(ask_and_take_nothing, server, mallory, statuses)
             await trio.sleep(0.1)
         assert statuses == [200] * 3 + [429] * 7, "an answer has 20 MiB, a user 64"
         answers = server.hs.budgets.answers

@@ -105,21 +105,21 @@ async def test_erasure_deletes_the_users_private_data(homeserver: Server) -> Non
 
 
 async def test_users_who_join_after_the_erasure_see_redacted_events(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(bob, alice)
     await set_state(bob, room_id, "m.room.power_levels", {"state_default": 0})
     await set_state(alice, room_id, "m.room.topic", {"topic": "Alice was here"})
     (event_id,) = await say(alice, room_id, "my secret")
-    await join(carl, room_id)
-    await leave(carl, room_id)
+    await join(carol, room_id)
+    await leave(carol, room_id)
     await set_state(bob, room_id, "m.room.topic", {"topic": "Tea"})
     await alice.ok("POST", "account/deactivate", json={"erase": True, "auth": alice.password_auth()})
-    dora = await server.register("dora")
-    await join(dora, room_id)
-    await join(carl, room_id)
+    dave = await server.register("dave")
+    await join(dave, room_id)
+    await join(carol, room_id)
     for limit in (1, 100):
         assert "my secret" in texts(await all_messages(bob, room_id, limit=limit))
-    for late in (carl, dora):
+    for late in (carol, dave):
         for limit in (1, 100):
             assert "my secret" not in texts(await all_messages(late, room_id, limit=limit))
         assert (await get_event(late, room_id, event_id))["content"] == {}

@@ -55,7 +55,7 @@ async def test_history_visibility_decides_what_a_user_sees(
     server: Server, setting: str, invited: str, joined: str, left: str
 ) -> None:
     alice, bob, room_id, events = await a_life(server, setting)
-    carl = await server.register("carl")
+    carol = await server.register("carol")
     assert await seen(bob, room_id, events) == invited
     await join(bob, room_id)
     events["c"] = await send(alice, room_id, "c")
@@ -64,7 +64,7 @@ async def test_history_visibility_decides_what_a_user_sees(
     events["d"] = await send(alice, room_id, "d")
     assert await seen(bob, room_id, events) == left
     assert await seen(alice, room_id, events) == "abcd"
-    assert await seen(carl, room_id, events) == ("abcd" if setting == "world_readable" else "")
+    assert await seen(carol, room_id, events) == ("abcd" if setting == "world_readable" else "")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

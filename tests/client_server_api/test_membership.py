@@ -66,10 +66,10 @@ async def test_joining_needs_no_body(server: Server) -> None:
 
 
 async def test_rooms_can_be_joined_by_alias_or_id(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
     room_id = await public_room(alice, room_alias_name="pub")
     assert await bob.ok("POST", f"join/{quote('#pub:test.example', safe='')}", json={}) == {"room_id": room_id}
-    assert await carl.ok("POST", f"join/{quote(room_id, safe='')}?via=test.example", json={}) == {"room_id": room_id}
+    assert await carol.ok("POST", f"join/{quote(room_id, safe='')}?via=test.example", json={}) == {"room_id": room_id}
 
 
 async def test_joining_an_unknown_room_fails(server: Server) -> None:
@@ -81,12 +81,12 @@ async def test_joining_an_unknown_room_fails(server: Server) -> None:
 
 
 async def test_only_invited_users_can_join_a_private_room(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
     room_id = await create(alice)
     assert await try_to(bob, "join", room_id) == FORBIDDEN
     await act(alice, room_id, "invite", bob, reason="tea?")
     assert (await get_state(alice, room_id, "m.room.member", bob.user_id))["reason"] == "tea?"
-    assert await try_to(carl, "join", room_id) == FORBIDDEN
+    assert await try_to(carol, "join", room_id) == FORBIDDEN
     await join(bob, room_id)
     assert await membership(alice, room_id, bob.user_id) == "join"
 
@@ -100,18 +100,18 @@ async def test_after_leaving_a_private_room_a_new_invitation_is_needed(server: S
 
 
 async def test_inviting_requires_membership_and_power(server: Server) -> None:
-    alice, bob, carl, dora = await people(server, "alice", "bob", "carl", "dora")
+    alice, bob, carol, dave = await people(server, "alice", "bob", "carol", "dave")
     room_id = await public_room(alice, bob)
-    assert await try_to(bob, "invite", room_id, carl) == FORBIDDEN  # public_chat asks for level 50
-    assert await try_to(dora, "invite", room_id, carl) == FORBIDDEN
-    assert await try_to(alice, "invite", UNKNOWN_ROOM, carl) == FORBIDDEN
+    assert await try_to(bob, "invite", room_id, carol) == FORBIDDEN  # public_chat asks for level 50
+    assert await try_to(dave, "invite", room_id, carol) == FORBIDDEN
+    assert await try_to(alice, "invite", UNKNOWN_ROOM, carol) == FORBIDDEN
     assert await try_to(alice, "invite", room_id, bob) == FORBIDDEN
     assert await try_to(alice, "invite", room_id, alice) == FORBIDDEN
-    await act(alice, room_id, "ban", carl)
-    assert await try_to(alice, "invite", room_id, carl) == FORBIDDEN
+    await act(alice, room_id, "ban", carol)
+    assert await try_to(alice, "invite", room_id, carol) == FORBIDDEN
     for _ in range(2):
-        await act(alice, room_id, "invite", dora)
-    assert await membership(alice, room_id, dora.user_id) == "invite"
+        await act(alice, room_id, "invite", dave)
+    assert await membership(alice, room_id, dave.user_id) == "invite"
 
 
 async def test_an_invitation_can_be_rejected(server: Server) -> None:
@@ -144,7 +144,7 @@ async def test_an_invitation_can_be_withdrawn(server: Server) -> None:
 
 
 async def test_members_can_leave(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
     room_id = await public_room(alice, bob)
     await bob.ok("POST", path_of(room_id, "leave"), json={"reason": "home"})
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
@@ -152,8 +152,8 @@ async def test_members_can_leave(server: Server) -> None:
     assert await bob.ok("GET", "joined_rooms") == {"joined_rooms": []}
     await leave(bob, room_id)
     assert await bob.refused("PUT", path_of(room_id, "send", "m.room.message", "1"), json={}) == FORBIDDEN
-    assert await try_to(carl, "leave", room_id) == FORBIDDEN
-    assert await try_to(carl, "leave", UNKNOWN_ROOM) == NOT_FOUND
+    assert await try_to(carol, "leave", room_id) == FORBIDDEN
+    assert await try_to(carol, "leave", UNKNOWN_ROOM) == NOT_FOUND
 
 
 async def test_the_last_member_can_leave(server: Server) -> None:
@@ -165,40 +165,40 @@ async def test_the_last_member_can_leave(server: Server) -> None:
 
 
 async def test_moderators_can_kick(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
-    room_id = await public_room(alice, bob, carl)
-    assert await try_to(bob, "kick", room_id, carl) == FORBIDDEN
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
+    room_id = await public_room(alice, bob, carol)
+    assert await try_to(bob, "kick", room_id, carol) == FORBIDDEN
     assert await try_to(bob, "kick", room_id, alice) == FORBIDDEN
     await act(alice, room_id, "kick", bob, reason="rude")
     member = (await state(alice, room_id))["m.room.member", bob.user_id]
     assert (member["sender"], member["content"]) == (alice.user_id, {"membership": "leave", "reason": "rude"})
     assert await try_to(alice, "kick", room_id, bob) == FORBIDDEN
-    assert await try_to(bob, "kick", room_id, carl) == FORBIDDEN
-    assert await try_to(alice, "kick", UNKNOWN_ROOM, carl) == FORBIDDEN
+    assert await try_to(bob, "kick", room_id, carol) == FORBIDDEN
+    assert await try_to(alice, "kick", UNKNOWN_ROOM, carol) == FORBIDDEN
     await join(bob, room_id)
 
 
 async def test_members_of_equal_or_higher_power_cannot_be_kicked_or_banned(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
-    levels = {"users": {bob.user_id: 50, carl.user_id: 50}}
-    room_id = await public_room(alice, bob, carl, power_level_content_override=levels)
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
+    levels = {"users": {bob.user_id: 50, carol.user_id: 50}}
+    room_id = await public_room(alice, bob, carol, power_level_content_override=levels)
     for action in ("kick", "ban"):
-        assert await try_to(bob, action, room_id, carl) == FORBIDDEN
+        assert await try_to(bob, action, room_id, carol) == FORBIDDEN
         assert await try_to(bob, action, room_id, alice) == FORBIDDEN
-    assert await membership(alice, room_id, carl.user_id) == "join"
+    assert await membership(alice, room_id, carol.user_id) == "join"
 
 
 async def test_moderators_can_ban(server: Server) -> None:
-    alice, bob, carl, dora = await people(server, "alice", "bob", "carl", "dora")
-    room_id = await public_room(alice, bob, carl)
-    assert await try_to(bob, "ban", room_id, carl) == FORBIDDEN
-    assert await try_to(dora, "ban", room_id, carl) == FORBIDDEN
-    assert await try_to(alice, "ban", UNKNOWN_ROOM, carl) == FORBIDDEN
+    alice, bob, carol, dave = await people(server, "alice", "bob", "carol", "dave")
+    room_id = await public_room(alice, bob, carol)
+    assert await try_to(bob, "ban", room_id, carol) == FORBIDDEN
+    assert await try_to(dave, "ban", room_id, carol) == FORBIDDEN
+    assert await try_to(alice, "ban", UNKNOWN_ROOM, carol) == FORBIDDEN
     await act(alice, room_id, "ban", bob, reason="spam")
-    await act(alice, room_id, "ban", dora)  # who has never been here
+    await act(alice, room_id, "ban", dave)  # who has never been here
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert (content["membership"], content["reason"]) == ("ban", "spam")
-    for banned in (bob, dora):
+    for banned in (bob, dave):
         assert await try_to(banned, "join", room_id) == FORBIDDEN
         assert await try_to(banned, "leave", room_id) == FORBIDDEN
         assert await banned.refused("POST", f"knock/{room_id}", json={}) == FORBIDDEN
@@ -206,11 +206,11 @@ async def test_moderators_can_ban(server: Server) -> None:
 
 
 async def test_moderators_can_unban(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
-    room_id = await public_room(alice, carl)
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
+    room_id = await public_room(alice, carol)
     await act(alice, room_id, "ban", bob)
-    assert await try_to(carl, "unban", room_id, bob) == FORBIDDEN
-    assert await try_to(alice, "unban", room_id, carl) == (403, "M_BAD_STATE")
+    assert await try_to(carol, "unban", room_id, bob) == FORBIDDEN
+    assert await try_to(alice, "unban", room_id, carol) == (403, "M_BAD_STATE")
     await act(alice, room_id, "unban", bob, reason="sorry")
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content == {"membership": "leave", "reason": "sorry"}
@@ -218,7 +218,7 @@ async def test_moderators_can_unban(server: Server) -> None:
 
 
 async def test_users_can_forget_rooms_that_they_left(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
     room_id = await public_room(alice, bob)
     assert await bob.refused("POST", path_of(room_id, "forget")) == (400, "M_UNKNOWN")
     await leave(bob, room_id)
@@ -229,7 +229,7 @@ async def test_users_can_forget_rooms_that_they_left(server: Server) -> None:
     assert await bob.refused("GET", path_of(room_id, "state")) == FORBIDDEN
     filter_ = {"room": {"include_leave": True}}
     assert room_id not in (await sync(bob, filter=filter_)).get("rooms", {}).get("leave", {})
-    assert await carl.refused("POST", path_of(room_id, "forget")) == NOT_FOUND
+    assert await carol.refused("POST", path_of(room_id, "forget")) == NOT_FOUND
     await join(bob, room_id)
     assert (await messages(bob, room_id))["chunk"]
 
@@ -269,14 +269,14 @@ async def test_users_can_knock(server: Server, join_rule: str) -> None:
 
 
 async def test_a_knock_can_be_withdrawn_or_denied(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
     rules = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
     room_id = await create(alice, initial_state=[rules])
-    for client in (bob, carl):
+    for client in (bob, carol):
         await client.ok("POST", f"knock/{room_id}", json={})
     await leave(bob, room_id)
-    await act(alice, room_id, "kick", carl)
-    assert await membership(alice, room_id, bob.user_id) == await membership(alice, room_id, carl.user_id) == "leave"
+    await act(alice, room_id, "kick", carol)
+    assert await membership(alice, room_id, bob.user_id) == await membership(alice, room_id, carol.user_id) == "leave"
 
 
 @pytest.mark.parametrize(("preset", "version"), [("private_chat", "12"), ("public_chat", "12"), ("private_chat", "6")])
@@ -290,7 +290,7 @@ async def test_knocking_is_refused_if_the_join_rules_forbid_it(server: Server, p
 
 @pytest.mark.parametrize("version", ["8", "10", "12"])
 async def test_members_of_an_allowed_room_can_join_a_restricted_room(server: Server, version: str) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
     club = await public_room(alice, bob)
     allow = [{"type": "m.room_membership", "room_id": club}, {"type": "org.example.unknown"}]
     rules = {"type": "m.room.join_rules", "content": {"join_rule": "restricted", "allow": allow}}
@@ -298,10 +298,10 @@ async def test_members_of_an_allowed_room_can_join_a_restricted_room(server: Ser
     await join(bob, room_id)
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content["join_authorised_via_users_server"] == alice.user_id
-    assert await try_to(carl, "join", room_id) == FORBIDDEN
-    await act(alice, room_id, "invite", carl)
-    await join(carl, room_id)
-    assert "join_authorised_via_users_server" not in await get_state(alice, room_id, "m.room.member", carl.user_id)
+    assert await try_to(carol, "join", room_id) == FORBIDDEN
+    await act(alice, room_id, "invite", carol)
+    await join(carol, room_id)
+    assert "join_authorised_via_users_server" not in await get_state(alice, room_id, "m.room.member", carol.user_id)
 
 
 @pytest.mark.parametrize("vouching", ["@somebody:elsewhere.example", "@nobody:test.example", "nobody", 7])
@@ -325,14 +325,14 @@ async def test_clients_cannot_choose_who_authorises_a_restricted_join(server: Se
 
 
 async def test_memberships_can_be_changed_by_state_events(server: Server) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
     room_id = await create(alice)
     for each in ("invite", "leave", "ban", "leave"):
         await set_state(alice, room_id, "m.room.member", {"membership": each}, bob.user_id)
         assert await membership(alice, room_id, bob.user_id) == each
     path = f"rooms/{room_id}/state/m.room.member"
     assert await alice.refused("PUT", f"{path}/{bob.user_id}", json={"membership": "join"}) == FORBIDDEN
-    assert await alice.refused("PUT", f"{path}/{carl.user_id}", json={"membership": "knock"}) == FORBIDDEN
+    assert await alice.refused("PUT", f"{path}/{carol.user_id}", json={"membership": "knock"}) == FORBIDDEN
     for content in ({}, {"membership": 7}, {"membership": "dance"}):
         status, _ = await alice.refused("PUT", f"{path}/{bob.user_id}", json=content)
         assert status in (400, 403)
@@ -365,13 +365,13 @@ async def test_malformed_targets_are_refused(server: Server, action: str, body: 
     "body", [{"reason": 7}, {"reason": []}, [], 7, {"reason": "x" * 70_000}], ids=lambda body: repr(body)[:20]
 )
 async def test_malformed_reasons_are_refused(server: Server, body: Any) -> None:
-    alice, bob, carl = await people(server, "alice", "bob", "carl")
+    alice, bob, carol = await people(server, "alice", "bob", "carol")
     room_id = await public_room(alice, bob)
     for client, path in (
         (bob, path_of(room_id, "leave")),
-        (carl, path_of(room_id, "join")),
-        (carl, f"join/{room_id}"),
-        (carl, f"knock/{room_id}"),
+        (carol, path_of(room_id, "join")),
+        (carol, f"join/{room_id}"),
+        (carol, f"knock/{room_id}"),
     ):
         assert await client.refused("POST", path, json=body) in (
             (400, "M_BAD_JSON"),
@@ -379,7 +379,7 @@ async def test_malformed_reasons_are_refused(server: Server, body: Any) -> None:
             FORBIDDEN if path.startswith("knock") and isinstance(body, dict) else (),
         )
     assert await membership(alice, room_id, bob.user_id) == "join"
-    assert ("m.room.member", carl.user_id) not in await state(alice, room_id)
+    assert ("m.room.member", carol.user_id) not in await state(alice, room_id)
 
 
 async def test_an_access_token_is_required(server: Server) -> None:

@@ -235,12 +235,12 @@ async def test_a_sync_sets_the_user_online_again_after_another_state_was_set(hom
 
 
 async def test_members_who_are_online_see_others_come_online(homeserver: Server) -> None:
-    alice, bob, carl = [await homeserver.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await homeserver.register(name) for name in ("alice", "bob", "carol")]
     room_id = await homeserver.make_room(alice)
     since = (await sync(alice))["next_batch"]
     await sync(bob, set_presence="unavailable")
     since = (await sync(alice, since))["next_batch"]
-    for client in (bob, carl):
+    for client in (bob, carol):
         await homeserver.join(client, room_id)
     answer = await sync(alice, since)
     assert {user_id: each["presence"] for user_id, each in presences(answer).items()} == {bob.user_id: "unavailable"}

@@ -54,7 +54,7 @@ async def rename(client: Client, name: str) -> None:
 
 async def a_room_of_four(server: Server, **body: Any) -> tuple[str, list[Client]]:
     """A room and its members. Their joins lie too far back to be in a short timeline."""
-    people = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    people = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
     room_id = await public_room(*people, **body)
     await say(people[0], room_id, *(f"m{number}" for number in range(5)))
     return room_id, people
@@ -64,7 +64,7 @@ async def a_room_of_four(server: Server, **body: Any) -> tuple[str, list[Client]
 
 
 async def test_lazy_loading_sends_each_sender_once(server: Server) -> None:
-    room_id, (alice, bob, carl, dora) = await a_room_of_four(server, name="Room")
+    room_id, (alice, bob, carol, dave) = await a_room_of_four(server, name="Room")
     since = (await sync(alice, filter=LAZY))["next_batch"]
     seen = []
     for _ in range(3):
@@ -73,16 +73,16 @@ async def test_lazy_loading_sends_each_sender_once(server: Server) -> None:
         since = answer["next_batch"]
         seen.append(told(answer, room_id))
     assert seen == [[bob.user_id], [], []]
-    await send(carl, room_id)
+    await send(carol, room_id)
     await send(bob, room_id)
-    assert told(await sync(alice, since, filter=LAZY), room_id) == [carl.user_id]
-    assert told(await sync(alice, since, filter=REDUNDANT), room_id) == [bob.user_id, carl.user_id]
+    assert told(await sync(alice, since, filter=LAZY), room_id) == [carol.user_id]
+    assert told(await sync(alice, since, filter=REDUNDANT), room_id) == [bob.user_id, carol.user_id]
 
     phone = await server.log_in("alice")
     since = (await sync(phone, filter=LAZY))["next_batch"]
-    await send(dora, room_id)
-    assert told(await sync(phone, since, filter=LAZY), room_id) == [dora.user_id]
-    assert {bob.user_id, dora.user_id} <= set(told(await sync(alice, filter=LAZY), room_id))
+    await send(dave, room_id)
+    assert told(await sync(phone, since, filter=LAZY), room_id) == [dave.user_id]
+    assert {bob.user_id, dave.user_id} <= set(told(await sync(alice, filter=LAZY), room_id))
 
 
 async def test_a_lost_answer_is_repeated(server: Server) -> None:
@@ -215,9 +215,9 @@ async def test_many_filtered_messages_still_leave_the_timeline_limited(server: S
 
 
 async def test_events_that_pass_the_filter_are_sent(server: Server) -> None:
-    room_id, (alice, bob, carl, _) = await a_room_of_four(server)
+    room_id, (alice, bob, carol, _) = await a_room_of_four(server)
     since = (await sync(alice))["next_batch"]
-    await act(alice, room_id, "kick", carl)
+    await act(alice, room_id, "kick", carol)
     await send(bob, room_id, "so?")
     room = room_in(await sync(alice, since), room_id)
     assert texts(room["timeline"]["events"]) == ["so?"]

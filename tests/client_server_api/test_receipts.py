@@ -43,10 +43,10 @@ async def fully_read(client: Client, room_id: str) -> str | None:
 
 
 async def test_all_members_see_a_public_receipt(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id)
-    since = {client.user_id: (await sync(client))["next_batch"] for client in (alice, bob, carl)}
+    since = {client.user_id: (await sync(client))["next_batch"] for client in (alice, bob, carol)}
     await read(bob, room_id, event_id)
     for client in (alice, bob):
         told = ephemeral(await sync(client, since[client.user_id]), room_id, "m.receipt")
@@ -54,7 +54,7 @@ async def test_all_members_see_a_public_receipt(server: Server) -> None:
         receipt = told[event_id][READ][bob.user_id]
         assert receipt.keys() == {"ts"}
         assert abs(receipt["ts"] - server.hs.now_ms()) < 60_000
-    assert room_in(await sync(carl, since[carl.user_id]), room_id) == {}
+    assert room_in(await sync(carol, since[carol.user_id]), room_id) == {}
 
 
 async def test_only_the_reader_sees_a_private_receipt(server: Server) -> None:
@@ -207,12 +207,12 @@ async def test_joining_members_see_receipts_and_theirs_are_seen(server: Server) 
 
 @pytest.mark.parametrize("kind", [READ, PRIVATE, FULLY_READ])
 async def test_only_members_may_send_receipts(server: Server, kind: str) -> None:
-    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    alice, bob, carol, dave = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
     room_id = await public_room(alice, bob)
     event_id = await send(alice, room_id)
     await leave(bob, room_id)
-    await act(alice, room_id, "invite", dora)
-    for client in (bob, carl, dora):
+    await act(alice, room_id, "invite", dave)
+    for client in (bob, carol, dave):
         assert await client.refused("POST", receipt_path(room_id, event_id, kind), json={}) == FORBIDDEN
         assert await client.refused("POST", path_of(room_id, "read_markers"), json={kind: event_id}) == FORBIDDEN
         assert await fully_read(client, room_id) is None
@@ -282,10 +282,10 @@ async def test_an_event_can_be_read_in_its_thread_and_outside_threads(server: Se
 
 
 async def test_a_client_that_was_away_gets_receipts_of_its_own_rooms_only(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    room_id, other = await public_room(alice, bob), await public_room(bob, carl)
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id, other = await public_room(alice, bob), await public_room(bob, carol)
     (event_id,) = await say(alice, room_id, "1")
-    (elsewhere,) = await say(carl, other, "2")
+    (elsewhere,) = await say(carol, other, "2")
     since = (await sync(alice))["next_batch"]
     await read(bob, other, elsewhere)
     await read(bob, room_id, event_id)

@@ -49,23 +49,23 @@ async def test_users_can_redact_their_own_messages(server: Server, version: str)
 
 
 async def test_moderators_can_redact_messages_of_others(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     levels = {"users": {bob.user_id: 50}}
-    room_id = await public_room(alice, bob, carl, power_level_content_override=levels)
+    room_id = await public_room(alice, bob, carol, power_level_content_override=levels)
     for moderator in (alice, bob):
-        event_id = await send(carl, room_id, f"for {moderator.user_id}")
+        event_id = await send(carol, room_id, f"for {moderator.user_id}")
         await redact(moderator, room_id, event_id)
-        assert (await get_event(carl, room_id, event_id))["content"] == {}
+        assert (await get_event(carol, room_id, event_id))["content"] == {}
     of_alice = await send(alice, room_id, "hello")
     await redact(bob, room_id, of_alice)  # the level of whose event it is does not matter
 
 
 @pytest.mark.parametrize("version", ["1", "2", "3", "10", "11", "12"])
 async def test_users_without_power_cannot_redact_messages_of_others(server: Server, version: str) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(alice, bob, room_version=version)
     event_id = await send(alice, room_id, "hello")
-    for client in (bob, carl):
+    for client in (bob, carol):
         assert await client.refused("PUT", path(room_id, event_id), json={}) == FORBIDDEN
     assert await server.anonymous.refused("PUT", path(room_id, event_id), json={}) == (401, "M_MISSING_TOKEN")
     assert (await get_event(bob, room_id, event_id))["content"]["body"] == "hello"

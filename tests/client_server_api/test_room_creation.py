@@ -110,16 +110,16 @@ async def test_the_creator_has_power_level_100(server: Server, version: str) -> 
 
 @pytest.mark.parametrize("version", WITH_CREATORS)
 async def test_creators_have_no_power_level_in_version_12(server: Server, version: str) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await create(
         alice,
         room_version=version,
         preset="trusted_private_chat",
         invite=[bob.user_id],
-        creation_content={"additional_creators": [carl.user_id, bob.user_id]},
+        creation_content={"additional_creators": [carol.user_id, bob.user_id]},
     )
     content = await get_state(alice, room_id, "m.room.create")
-    assert sorted(content["additional_creators"]) == sorted([bob.user_id, carl.user_id])
+    assert sorted(content["additional_creators"]) == sorted([bob.user_id, carol.user_id])
     levels = await get_state(alice, room_id, "m.room.power_levels")
     assert levels["users"] == {}
     assert levels["events"]["m.room.tombstone"] == 150 > levels["state_default"]
@@ -151,7 +151,7 @@ async def test_additional_creators_have_no_privileges_before_version_12(server: 
 
 async def test_creation_content(server: Server) -> None:
     alice = await server.register("alice")
-    content = {"m.federate": False, "type": "m.space", "creator": "@eve:test.example", "room_version": "99"}
+    content = {"m.federate": False, "type": "m.space", "creator": "@mallory:test.example", "room_version": "99"}
     room_id = await create(alice, room_version="10", creation_content=content)
     expected = {"m.federate": False, "type": "m.space", "creator": alice.user_id, "room_version": "10"}
     assert await get_state(alice, room_id, "m.room.create") == expected
@@ -234,9 +234,9 @@ async def test_a_taken_alias_is_refused(server: Server) -> None:
 
 
 async def test_invited_users_are_invited(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Bob"})
-    people = [bob.user_id, carl.user_id, bob.user_id]
+    people = [bob.user_id, carol.user_id, bob.user_id]
     room_id = await create(alice, invite=people, name="Room", is_direct=True)
     content = await get_state(alice, room_id, "m.room.member", bob.user_id)
     assert content == {"membership": "invite", "is_direct": True, "displayname": "Bob"}
@@ -245,7 +245,7 @@ async def test_invited_users_are_invited(server: Server) -> None:
     by_type = {event["type"]: event["content"] for event in told}
     assert by_type["m.room.name"] == {"name": "Room"}
     assert by_type["m.room.join_rules"] == {"join_rule": "invite"}
-    await join(carl, room_id)
+    await join(carol, room_id)
     not_direct = await create(alice, invite=[bob.user_id])
     assert "is_direct" not in await get_state(alice, not_direct, "m.room.member", bob.user_id)
 

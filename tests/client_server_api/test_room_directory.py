@@ -61,23 +61,23 @@ async def test_an_alias_belongs_to_one_room(server: Server) -> None:
 
 
 async def test_only_members_may_create_aliases(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await create(alice, preset="public_chat")
     await join(bob, room_id)
-    assert await carl.refused("PUT", PUB, json={"room_id": room_id}) == FORBIDDEN
+    assert await carol.refused("PUT", PUB, json={"room_id": room_id}) == FORBIDDEN
     assert (await alice.refused("PUT", PUB, json={"room_id": UNKNOWN_ROOM}))[0] in (403, 404)
     assert await server.anonymous.refused("PUT", PUB, json={"room_id": room_id}) == NO_TOKEN
     await bob.ok("PUT", PUB, json={"room_id": room_id})
 
 
 async def test_the_creator_and_powerful_members_may_delete_an_alias(server: Server) -> None:
-    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    alice, bob, carol, dave = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
     room_id = await create(alice, preset="public_chat")
-    for client in (bob, carl):
+    for client in (bob, carol):
         await join(client, room_id)
     for deleter in (bob, alice):  # who gave it, and who has the power
         await bob.ok("PUT", PUB, json={"room_id": room_id})
-        for client in (carl, dora):
+        for client in (carol, dave):
             assert await client.refused("DELETE", PUB) == FORBIDDEN
         assert await server.anonymous.refused("DELETE", PUB) == NO_TOKEN
         await deleter.ok("DELETE", PUB)
@@ -98,9 +98,9 @@ async def test_deleting_an_alias_removes_it_from_the_canonical_alias_event(serve
 
 
 async def test_only_users_who_may_read_the_room_see_its_aliases(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    room_id = await create(alice, room_alias_name="pub", invite=[carl.user_id])
-    for client in (bob, carl):
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id = await create(alice, room_alias_name="pub", invite=[carol.user_id])
+    for client in (bob, carol):
         assert await client.refused("GET", path_of(room_id, "aliases")) == FORBIDDEN
     assert await bob.refused("GET", path_of(UNKNOWN_ROOM, "aliases")) == FORBIDDEN
     await set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "world_readable"})
@@ -165,11 +165,11 @@ async def test_a_room_can_be_published_and_unpublished(server: Server) -> None:
 
 
 async def test_publishing_a_room_requires_power(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await create(alice, preset="public_chat")
     await join(bob, room_id)
     path = f"directory/list/room/{room_id}"
-    for client in (bob, carl):
+    for client in (bob, carol):
         assert await client.refused("PUT", path, json={"visibility": "public"}) == FORBIDDEN
     assert await server.anonymous.refused("PUT", path, json={"visibility": "public"}) == NO_TOKEN
     assert await alice.ok("GET", path) == {"visibility": "private"}
@@ -188,9 +188,9 @@ async def test_malformed_visibilities_are_refused(server: Server, body: Any) -> 
 
 
 async def test_the_directory_describes_each_room(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(
-        alice, "Pub", topic="Ale", room_alias_name="pub", creation_content={"type": "m.space"}, invite=[carl.user_id]
+        alice, "Pub", topic="Ale", room_alias_name="pub", creation_content={"type": "m.space"}, invite=[carol.user_id]
     )
     await join(bob, room_id)
     await set_state(alice, room_id, "m.room.avatar", {"url": "mxc://test.example/a"})

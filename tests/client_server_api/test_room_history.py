@@ -182,17 +182,17 @@ async def test_contains_url_matches_a_url_of_any_json_type(server: Server) -> No
 
 
 async def test_lazy_loading_returns_the_senders_members(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    room_id = await public_room(alice, bob, carl)
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id = await public_room(alice, bob, carol)
     await say(alice, room_id, "1")
     (event_id,) = await say(bob, room_id, "2")
     lazy = {"lazy_load_members": True}
-    page = await messages(carl, room_id, limit=2, filter=lazy)
+    page = await messages(carol, room_id, limit=2, filter=lazy)
     assert {event["state_key"] for event in page["state"]} == {alice.user_id, bob.user_id}
-    page = await messages(carl, room_id, limit=1, filter=lazy)
+    page = await messages(carol, room_id, limit=1, filter=lazy)
     assert {event["state_key"] for event in page["state"]} == {bob.user_id}
-    assert "state" not in await messages(carl, room_id, limit=1)
-    around = await context(carl, room_id, event_id, limit=0, filter=json.dumps(lazy))
+    assert "state" not in await messages(carol, room_id, limit=1)
+    around = await context(carol, room_id, event_id, limit=0, filter=json.dumps(lazy))
     members = {event["state_key"] for event in around["state"] if event["type"] == "m.room.member"}
     assert members == {bob.user_id}
     assert "m.room.create" in {event["type"] for event in around["state"]}
@@ -275,15 +275,15 @@ async def test_redacted_events_keep_their_place(server: Server) -> None:
 
 
 async def test_former_members_read_up_to_their_departure(server: Server) -> None:
-    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
-    room_id = await public_room(alice, bob, carl, dora)
+    alice, bob, carol, dave = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
+    room_id = await public_room(alice, bob, carol, dave)
     (last,) = await say(alice, room_id, "before")
     await leave(bob, room_id)
-    await act(alice, room_id, "kick", carl)
-    await act(alice, room_id, "ban", dora)
+    await act(alice, room_id, "kick", carol)
+    await act(alice, room_id, "ban", dave)
     later = await say(alice, room_id, *[f"after {number}" for number in range(12)])
     await set_state(alice, room_id, "m.room.name", {"name": "after"})
-    for client in (bob, carl, dora):
+    for client in (bob, carol, dave):
         page = await messages(client, room_id, limit=4)
         assert page["chunk"][0]["state_key"] == client.user_id  # the newest that they may see: that they left
         everything = await all_messages(client, room_id, limit=3)
@@ -312,12 +312,12 @@ async def test_history_of_an_earlier_membership_stays_readable(server: Server) -
 
 
 async def test_users_who_were_never_members_read_nothing(server: Server) -> None:
-    alice, bob, carl, dora, emil = [await server.register(name) for name in ("alice", "bob", "carl", "dora", "emil")]
-    room_id = await create(alice, invite=[bob.user_id, dora.user_id])
+    alice, bob, carol, dave, emil = [await server.register(name) for name in ("alice", "bob", "carol", "dave", "emil")]
+    room_id = await create(alice, invite=[bob.user_id, dave.user_id])
     (event_id,) = await say(alice, room_id, "secret")
-    await leave(dora, room_id)
+    await leave(dave, room_id)
     await act(alice, room_id, "ban", emil)
-    for client in (bob, carl, dora, emil):
+    for client in (bob, carol, dave, emil):
         assert await client.refused("GET", path_of(room_id, "messages") + "?dir=b") == FORBIDDEN
         for what in ("event", "context"):
             assert await client.refused("GET", path_of(room_id, what, event_id)) == NOT_FOUND
@@ -385,7 +385,7 @@ async def test_timestamps_resolve_to_the_nearest_event(server: Server) -> None:
 
 
 async def test_timestamps_resolve_to_visible_events_only(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(alice, initial_state=[history_visibility("joined")])
     secret = await send(alice, room_id, "secret")
     await trio.sleep(60)
@@ -400,7 +400,7 @@ async def test_timestamps_resolve_to_visible_events_only(server: Server) -> None
     last = await at_time(bob, room_id, 1 << 50, "b")
     assert (await get_event(bob, room_id, last))["content"] == {"membership": "leave"}
     path = f"/_matrix/client/v1/{path_of(room_id, 'timestamp_to_event')}"
-    assert await carl.refused("GET", f"{path}?ts=0&dir=f") == FORBIDDEN
+    assert await carol.refused("GET", f"{path}?ts=0&dir=f") == FORBIDDEN
 
 
 @pytest.mark.parametrize(
@@ -422,13 +422,13 @@ async def test_malformed_timestamps_are_refused(server: Server, query: str, errc
 
 async def test_sync_messages_and_context_return_the_same_events(server: Server) -> None:
     """The same filter, the same ignored users and the same limit show the same events, whichever way they are read."""
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    room_id = await public_room(alice, bob, carl)
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id = await public_room(alice, bob, carol)
     for number in range(30):
         await send(bob, room_id, {"n": number}, kind="org.example.rare" if number % 5 == 0 else "m.room.message")
-        await send(carl, room_id, {"n": number}, kind="org.example.rare")
+        await send(carol, room_id, {"n": number}, kind="org.example.rare")
     path = f"user/{alice.user_id}/account_data/m.ignored_user_list"
-    await alice.ok("PUT", path, json={"ignored_users": {carl.user_id: {}}})
+    await alice.ok("PUT", path, json={"ignored_users": {carol.user_id: {}}})
     rare = {"types": ["org.example.rare"]}
     answer = await sync(alice, filter={"room": {"timeline": {**rare, "limit": 3}}})
     shown = ids(timeline(answer, room_id))

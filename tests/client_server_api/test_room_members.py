@@ -96,16 +96,16 @@ async def test_joined_members_are_always_current(server: Server) -> None:
 
 
 async def test_members_can_be_listed_at_a_sync_token(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await create(alice, preset="public_chat")
     await join(bob, room_id)
     then = (await sync(alice))["next_batch"]
-    await join(carl, room_id)
+    await join(carol, room_id)
     await leave(bob, room_id)
     now = (await sync(alice))["next_batch"]
     assert await members(alice, room_id, at=then) == {"alice": "join", "bob": "join"}
     assert await members(alice, room_id, at=then, not_membership="join") == {}
-    assert await members(alice, room_id, at=now) == {"alice": "join", "bob": "leave", "carl": "join"}
+    assert await members(alice, room_id, at=now) == {"alice": "join", "bob": "leave", "carol": "join"}
     page = await alice.ok("GET", path_of(room_id, "messages") + "?dir=f&limit=5")
     assert await members(alice, room_id, at=page["end"]) == {"alice": "join"}
 
@@ -128,11 +128,11 @@ async def test_members_can_be_listed_at_a_message(server: Server) -> None:
 
 
 async def test_former_members_see_no_later_changes(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await create(alice, preset="public_chat")
     await join(bob, room_id)
     await leave(bob, room_id)
-    await join(carl, room_id)
+    await join(carol, room_id)
     now = (await sync(alice))["next_batch"]
     then = {"alice": "join", "bob": "leave"}
     assert await members(bob, room_id) == then
@@ -143,27 +143,27 @@ async def test_former_members_see_no_later_changes(server: Server) -> None:
 
 
 async def test_earlier_members_are_as_visible_as_the_history(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await create(alice, preset="public_chat")
-    await join(carl, room_id)
+    await join(carol, room_id)
     await send(alice, room_id, "who is here?")
     shared = (await sync(alice))["next_batch"]
     await set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
     await send(alice, room_id, "and now?")
     hidden = (await sync(alice))["next_batch"]
-    await leave(carl, room_id)
+    await leave(carol, room_id)
     await join(bob, room_id)
     now = (await sync(bob))["next_batch"]
-    assert await members(bob, room_id, at=shared) == {"alice": "join", "carl": "join"}
+    assert await members(bob, room_id, at=shared) == {"alice": "join", "carol": "join"}
     path = path_of(room_id, "members")
     assert await bob.refused("GET", f"{path}?at={hidden}") == FORBIDDEN
-    assert await members(bob, room_id, at=now) == {"alice": "join", "bob": "join", "carl": "leave"}
+    assert await members(bob, room_id, at=now) == {"alice": "join", "bob": "join", "carol": "leave"}
 
 
 async def test_users_who_were_never_members_see_nothing(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await create(alice, invite=[bob.user_id])
-    for client in (bob, carl):
+    for client in (bob, carol):
         for what in ("members", "joined_members"):
             assert await client.refused("GET", path_of(room_id, what)) == FORBIDDEN
             assert await client.refused("GET", path_of("!unknown:test.example", what)) == FORBIDDEN

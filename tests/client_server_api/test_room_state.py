@@ -88,11 +88,11 @@ async def test_missing_state_is_not_found(server: Server) -> None:
 
 
 async def test_setting_state_requires_the_power_level(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     override = {"events": {"org.example.open": 0}}
     room_id = await public_room(alice, bob, power_level_content_override=override)
     assert await bob.refused("PUT", path_of(room_id, "state", "m.room.name"), json={"name": "x"}) == FORBIDDEN
-    assert await carl.refused("PUT", path_of(room_id, "state", "org.example.open"), json={}) == FORBIDDEN
+    assert await carol.refused("PUT", path_of(room_id, "state", "org.example.open"), json={}) == FORBIDDEN
     await set_state(bob, room_id, "org.example.open", {})
     await set_state(bob, room_id, "org.example.open", {}, bob.user_id)
     path = path_of(room_id, "state", "org.example.open", alice.user_id)
@@ -112,19 +112,19 @@ async def test_a_room_cannot_be_created_twice(server: Server) -> None:
 @pytest.mark.parametrize(
     ("users", "allowed"),
     [
-        ({"bob": 50, "carl": 50}, True),
-        ({"bob": 50, "carl": 51}, False),
+        ({"bob": 50, "carol": 50}, True),
+        ({"bob": 50, "carol": 51}, False),
         ({"bob": 51}, False),
         ({"bob": 0}, True),
-        ({"bob": 50, "dora": 0}, False),  # who has as much power as oneself
+        ({"bob": 50, "dave": 0}, False),  # who has as much power as oneself
     ],
 )
 async def test_nobody_can_grant_more_power_than_they_have(server: Server, users: dict[str, int], allowed: bool) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
-    by_name = {name: f"@{name}:test.example" for name in ("bob", "carl", "dora")}
-    start = {"users": {by_name["bob"]: 50, by_name["dora"]: 50}, "events": {"m.room.power_levels": 50}}
+    by_name = {name: f"@{name}:test.example" for name in ("bob", "carol", "dave")}
+    start = {"users": {by_name["bob"]: 50, by_name["dave"]: 50}, "events": {"m.room.power_levels": 50}}
     room_id = await public_room(alice, bob, power_level_content_override=start)
-    wanted = {by_name["dora"]: 50, **{by_name[name]: level for name, level in users.items()}}
+    wanted = {by_name["dave"]: 50, **{by_name[name]: level for name, level in users.items()}}
     content = {**await get_state(alice, room_id, "m.room.power_levels"), "users": wanted}
     response = await bob.put(path_of(room_id, "state", "m.room.power_levels"), content)
     assert response.status_code == (200 if allowed else 403)
@@ -154,24 +154,24 @@ async def test_power_levels_must_be_integers(server: Server, content: dict[str, 
 
 
 async def test_former_members_read_the_state_as_of_their_departure(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    room_id = await public_room(alice, bob, carl, name="before")
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id = await public_room(alice, bob, carol, name="before")
     await leave(bob, room_id)
-    await act(alice, room_id, "ban", carl)
+    await act(alice, room_id, "ban", carol)
     await set_state(alice, room_id, "m.room.name", {"name": "after"})
     await set_state(alice, room_id, "org.example", {"secret": True})
-    for client in (bob, carl):
+    for client in (bob, carol):
         assert await get_state(client, room_id, "m.room.name") == {"name": "before"}
         assert ("org.example", "") not in await state(client, room_id)
         assert await client.refused("GET", path_of(room_id, "state", "org.example")) == (404, "M_NOT_FOUND")
 
 
 async def test_users_who_were_never_members_read_nothing(server: Server) -> None:
-    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
-    room_id = await create(alice, invite=[bob.user_id, dora.user_id], name="private")
-    await leave(dora, room_id)
-    await act(alice, room_id, "ban", carl)
-    for client in (bob, carl, dora):
+    alice, bob, carol, dave = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
+    room_id = await create(alice, invite=[bob.user_id, dave.user_id], name="private")
+    await leave(dave, room_id)
+    await act(alice, room_id, "ban", carol)
+    for client in (bob, carol, dave):
         for path in (path_of(room_id, "state"), path_of(room_id, "state", "m.room.name")):
             assert await client.refused("GET", path) == FORBIDDEN
     assert await bob.refused("GET", path_of("!unknown:test.example", "state")) == FORBIDDEN

@@ -135,14 +135,14 @@ async def test_power_levels_are_taken_over(server: Server) -> None:
 
 
 async def test_creators_with_unlimited_power_get_a_level_in_older_versions(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    override = {"users": {carl.user_id: 120}}
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    override = {"users": {carol.user_id: 120}}
     old = await create(
         alice, room_version="12", creation_content={"additional_creators": [bob.user_id]},
         power_level_content_override=override,
     )  # fmt: skip
     levels = await get_state(alice, await upgrade(alice, old, "11"), "m.room.power_levels")
-    assert levels["users"] == {alice.user_id: 120, bob.user_id: 120, carl.user_id: 120}
+    assert levels["users"] == {alice.user_id: 120, bob.user_id: 120, carol.user_id: 120}
 
 
 async def test_someone_else_than_the_creator_may_upgrade(server: Server) -> None:
@@ -159,8 +159,8 @@ async def test_someone_else_than_the_creator_may_upgrade(server: Server) -> None
 
 
 async def test_additional_creators(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    old = await create(alice, room_version="12", creation_content={"additional_creators": [carl.user_id]})
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    old = await create(alice, room_version="12", creation_content={"additional_creators": [carol.user_id]})
     new = await upgrade(alice, old, additional_creators=[bob.user_id, bob.user_id, alice.user_id])
     assert (await get_state(alice, new, "m.room.create"))["additional_creators"] == [bob.user_id]
     # those of the old room are not copied
@@ -218,7 +218,7 @@ async def test_aliases_and_the_directory_entry_move(server: Server) -> None:
 
 
 async def test_nobody_is_invited_or_may_speak_in_the_old_room(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     old = await public_room(alice, bob)
     await upgrade(alice, old)
     levels = await get_state(bob, old, "m.room.power_levels")
@@ -226,7 +226,7 @@ async def test_nobody_is_invited_or_may_speak_in_the_old_room(server: Server) ->
     body = {"msgtype": "m.text", "body": "anyone here?"}
     refusal = await bob.refused("PUT", path_of(old, "send", "m.room.message", "t"), json=body)
     assert refusal == (403, "M_FORBIDDEN")
-    assert await bob.refused("POST", path_of(old, "invite"), json={"user_id": carl.user_id}) == (403, "M_FORBIDDEN")
+    assert await bob.refused("POST", path_of(old, "invite"), json={"user_id": carol.user_id}) == (403, "M_FORBIDDEN")
 
 
 async def test_levels_above_everyone_s_are_raised_and_higher_ones_are_not_lowered(server: Server) -> None:
@@ -238,12 +238,12 @@ async def test_levels_above_everyone_s_are_raised_and_higher_ones_are_not_lowere
 
 
 async def test_only_members_who_may_send_a_tombstone_upgrade(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     old = await public_room(alice, bob, room_alias_name="tea")
     before = await rooms_and_state(alice, old)
     assert await refuse(bob, old) == (403, "M_FORBIDDEN")
-    assert await refuse(carl, old) == (403, "M_FORBIDDEN")
-    assert await refuse(carl, "!nowhere:test.example") == (403, "M_FORBIDDEN")
+    assert await refuse(carol, old) == (403, "M_FORBIDDEN")
+    assert await refuse(carol, "!nowhere:test.example") == (403, "M_FORBIDDEN")
     assert await refuse(alice, old, "no such version") == (400, "M_UNSUPPORTED_ROOM_VERSION")
     assert await rooms_and_state(alice, old) == before
     assert (await bob.ok("GET", "joined_rooms"))["joined_rooms"] == [old]

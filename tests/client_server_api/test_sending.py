@@ -85,10 +85,10 @@ async def test_a_refused_event_may_be_sent_again(server: Server) -> None:
 
 
 async def test_only_members_with_the_required_level_may_send(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     levels = {"events_default": 10, "events": {"org.example.open": 0, "org.example.high": 90}}
     room_id = await public_room(alice, bob, power_level_content_override=levels)
-    assert await carl.refused("PUT", path(room_id, "1"), json={}) == FORBIDDEN
+    assert await carol.refused("PUT", path(room_id, "1"), json={}) == FORBIDDEN
     assert await bob.refused("PUT", path(room_id, "1"), json={}) == FORBIDDEN
     assert await bob.refused("PUT", path(room_id, "1", "org.example.high"), json={}) == FORBIDDEN
     await bob.ok("PUT", path(room_id, "1", "org.example.open"), json={})

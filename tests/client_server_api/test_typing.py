@@ -101,13 +101,13 @@ async def test_a_waiting_sync_returns_at_once(server: Server) -> None:
 
 
 async def test_users_outside_the_room_are_not_told(server: Server) -> None:
-    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
-    room_id = await public_room(alice, bob, dora)
-    await invite(alice, room_id, carl)
-    await leave(dora, room_id)
-    since = {client.user_id: (await sync(client))["next_batch"] for client in (carl, dora)}
+    alice, bob, carol, dave = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
+    room_id = await public_room(alice, bob, dave)
+    await invite(alice, room_id, carol)
+    await leave(dave, room_id)
+    since = {client.user_id: (await sync(client))["next_batch"] for client in (carol, dave)}
     await types(bob, room_id)
-    for client in (carl, dora):
+    for client in (carol, dave):
         assert typing_in(await sync(client, since[client.user_id]), room_id) is None
 
 
@@ -123,16 +123,16 @@ async def test_leaving_the_room_ends_typing(server: Server) -> None:
 
 
 async def test_remaining_members_see_typing_end_when_a_member_leaves(server: Server) -> None:
-    alice, bob, carl = [await server.register(name) for name in ("alice", "bob", "carl")]
-    room_id = await public_room(alice, bob, carl)
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id = await public_room(alice, bob, carol)
     await types(bob, room_id)
-    await types(carl, room_id)
+    await types(carol, room_id)
     answer = await sync(alice)
-    assert typing_in(answer, room_id) == [bob.user_id, carl.user_id]
+    assert typing_in(answer, room_id) == [bob.user_id, carol.user_id]
     await leave(bob, room_id)
     answer = await sync(alice, answer["next_batch"])
-    assert typing_in(answer, room_id) == [carl.user_id]
-    await alice.ok("POST", path_of(room_id, "kick"), json={"user_id": carl.user_id})
+    assert typing_in(answer, room_id) == [carol.user_id]
+    await alice.ok("POST", path_of(room_id, "kick"), json={"user_id": carol.user_id})
     answer = await sync(alice, answer["next_batch"])
     assert typing_in(answer, room_id) == []
 
@@ -155,14 +155,14 @@ async def test_a_returning_member_is_not_typing(server: Server) -> None:
 
 
 async def test_only_members_may_type_and_only_for_themselves(server: Server) -> None:
-    alice, bob, carl, dora = [await server.register(name) for name in ("alice", "bob", "carl", "dora")]
+    alice, bob, carol, dave = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
     room_id = await public_room(alice, bob)
-    await invite(alice, room_id, dora)
+    await invite(alice, room_id, dave)
     await leave(bob, room_id)
-    for client in (bob, carl, dora):
+    for client in (bob, carol, dave):
         path = path_of(room_id, "typing", client.user_id)
         assert await client.refused("PUT", path, json={"typing": True}) == FORBIDDEN
-    assert await carl.refused("PUT", path_of(room_id, "typing", alice.user_id), json={"typing": True}) == FORBIDDEN
+    assert await carol.refused("PUT", path_of(room_id, "typing", alice.user_id), json={"typing": True}) == FORBIDDEN
     path = path_of("!unknown:test.example", "typing", alice.user_id)
     assert await alice.refused("PUT", path, json={"typing": True}) == FORBIDDEN
     assert await server.anonymous.refused("PUT", path, json={"typing": True}) == (401, "M_MISSING_TOKEN")

@@ -125,7 +125,7 @@ def test_join_rules_decide_who_may_join(version: RoomVersion, rule: Any) -> None
     # who is invited; who changes their profile; who comes from outside
     assert room.allows_member(DAVE, "join") == known
     assert room.allows_member(BOB, "join", displayname="Bobby") == known
-    assert room.allows_member("@eve:epsilon.test", "join") == (rule == "public")
+    assert room.allows_member("@erin:epsilon.test", "join") == (rule == "public")
 
 
 @every_version
@@ -145,13 +145,13 @@ def test_a_restricted_join_cites_the_authorising_member(version: RoomVersion, ru
     room = room_with(version, rule, bob=10)
     room.set_levels(**alice_is_admin(version, **{BOB: 10, DAVE: 100}), invite=10)
     known = int(version.id) >= JOINABLE[rule]
-    eve = "@eve:epsilon.test"
-    assert room.allows_member(eve, "join", join_authorised_via_users_server=ALICE) == known
-    assert room.allows_member(eve, "join", join_authorised_via_users_server=BOB) == known
+    erin = "@erin:epsilon.test"
+    assert room.allows_member(erin, "join", join_authorised_via_users_server=ALICE) == known
+    assert room.allows_member(erin, "join", join_authorised_via_users_server=BOB) == known
     # CAROL may not invite; DAVE is not in the room
-    assert not room.allows_member(eve, "join", join_authorised_via_users_server=CAROL)
-    assert not room.allows_member(eve, "join", join_authorised_via_users_server=DAVE)
-    assert not room.allows_member(eve, "join")
+    assert not room.allows_member(erin, "join", join_authorised_via_users_server=CAROL)
+    assert not room.allows_member(erin, "join", join_authorised_via_users_server=DAVE)
+    assert not room.allows_member(erin, "join")
 
 
 @pytest.mark.parametrize("version", versions(1, 7))
@@ -167,7 +167,7 @@ def test_restricted_is_unknown_before_version_8(version: RoomVersion) -> None:
 def test_inviting_needs_membership_and_power(version: RoomVersion) -> None:
     room = room_with(version, "invite")
     assert room.allows_member(BOB, "invite", DAVE)
-    assert not room.allows_member(DAVE, "invite", "@eve:epsilon.test")
+    assert not room.allows_member(DAVE, "invite", "@erin:epsilon.test")
     assert not room.allows_member(BOB, "invite", CAROL)
     room.member(ALICE, "ban", CAROL)
     assert not room.allows_member(BOB, "invite", CAROL)
@@ -340,7 +340,7 @@ def test_banning_needs_the_ban_level_and_more_power(version: RoomVersion) -> Non
     assert room.allows_member(BOB, "ban", DAVE)
     assert not room.allows_member(BOB, "ban", CAROL)
     assert not room.allows_member(BOB, "ban", ALICE)
-    assert not room.allows_member(DAVE, "ban", "@eve:epsilon.test")
+    assert not room.allows_member(DAVE, "ban", "@erin:epsilon.test")
     room.set_levels(**alice_is_admin(version, **{BOB: 50}), ban=51)
     assert not room.allows_member(BOB, "ban", DAVE)
 

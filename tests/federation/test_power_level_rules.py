@@ -156,9 +156,9 @@ def test_levels_of_users_follow_the_same_rules(version: RoomVersion) -> None:
     # those below oneself, up to one's own level
     assert changes(room, users={DAVE: 50})
     assert changes(room)
-    assert changes(room, users={DAVE: 49, "@eve:epsilon.test": 50})
+    assert changes(room, users={DAVE: 49, "@erin:epsilon.test": 50})
     assert not changes(room, users={DAVE: 51})
-    assert not changes(room, users={DAVE: 49, "@eve:epsilon.test": 51})
+    assert not changes(room, users={DAVE: 49, "@erin:epsilon.test": 51})
     # one's equals not, oneself downwards only
     assert not changes(room, users={DAVE: 49, CAROL: 49})
     assert not changes(room, users={DAVE: 49, CAROL: ...})

@@ -62,13 +62,13 @@ def test_state_travels_both_ways(sides: Sides, version: str) -> None:
 
 def test_several_of_each_server(sides: Sides) -> None:
     here, there = sides
-    alice, anna = Client(here, "alice"), Client(here, "anna")
-    bob, ben = Client(there, "bob"), Client(there, "ben")
+    alice, carol = Client(here, "alice"), Client(here, "carol")
+    bob, dave = Client(there, "bob"), Client(there, "dave")
     room_id = alice.create_room("12", preset="public_chat")
-    anna.join(room_id)
+    carol.join(room_id)
     bob.join(room_id, via=here)
-    ben.join(room_id, via=here)
-    everybody = (alice, anna, bob, ben)
+    dave.join(room_id, via=here)
+    everybody = (alice, carol, bob, dave)
     for client in everybody:
         wait_until("all members", lambda client=client: len(client.joined_members(room_id)) == len(everybody))
     for client in everybody:

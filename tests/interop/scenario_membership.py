@@ -20,29 +20,29 @@ def wait_membership(room_id: str, user_id: str, membership: str, *clients: Clien
 @pytest.mark.parametrize("version", ("12", "10", "6"))
 def test_kick_ban_unban_rejoin(sides: Sides, version: str) -> None:
     here, there = sides
-    alice, bob, ben = Client(here, "alice"), Client(there, "bob"), Client(there, "ben")
+    alice, bob, dave = Client(here, "alice"), Client(there, "bob"), Client(there, "dave")
     room_id = alice.create_room(version, preset="public_chat")
     bob.join(room_id, via=here)
-    ben.join(room_id, via=here)
+    dave.join(room_id, via=here)
     bob.sync()
     alice.membership("kick", room_id, bob.user_id)
-    wait_membership(room_id, bob.user_id, "leave", alice, ben)
+    wait_membership(room_id, bob.user_id, "leave", alice, dave)
     bob.wait("kicked out", lambda: room_id in bob.left)
     bob.join(room_id, via=here)
-    wait_membership(room_id, bob.user_id, "join", alice, ben)
+    wait_membership(room_id, bob.user_id, "join", alice, dave)
     bob.send(room_id, "back after the kick")
     alice.wait_message(room_id, "back after the kick")
     alice.membership("ban", room_id, bob.user_id)
-    wait_membership(room_id, bob.user_id, "ban", alice, ben)
+    wait_membership(room_id, bob.user_id, "ban", alice, dave)
     with pytest.raises(RequestFailed) as refusal:
         bob.join(room_id, via=here)
     assert refusal.value.status == 403
     alice.membership("unban", room_id, bob.user_id)
-    wait_membership(room_id, bob.user_id, "leave", alice, ben)
+    wait_membership(room_id, bob.user_id, "leave", alice, dave)
     bob.join(room_id, via=here)
-    wait_membership(room_id, bob.user_id, "join", alice, ben)
+    wait_membership(room_id, bob.user_id, "join", alice, dave)
     bob.membership("leave", room_id)
-    wait_membership(room_id, bob.user_id, "leave", alice, ben)
+    wait_membership(room_id, bob.user_id, "leave", alice, dave)
 
 
 @pytest.mark.parametrize("version", ("12", "10"))
@@ -94,17 +94,17 @@ def test_invite_withdrawn(sides: Sides) -> None:
 def test_invite_by_the_other_side(sides: Sides) -> None:
     """A user who has joined from the other server invites users of both servers."""
     here, there = sides
-    alice, anna, bob, ben = Client(here, "alice"), Client(here, "anna"), Client(there, "bob"), Client(there, "ben")
+    alice, carol, bob, dave = Client(here, "alice"), Client(here, "carol"), Client(there, "bob"), Client(there, "dave")
     room_id = alice.create_room("12", preset="private_chat", invite=[bob.user_id])
     bob.wait_invite(room_id)
     bob.join(room_id)
-    for guest in (anna, ben):
+    for guest in (carol, dave):
         bob.membership("invite", room_id, guest.user_id)
         guest.wait_invite(room_id)
         guest.join(room_id)
         wait_membership(room_id, guest.user_id, "join", alice, bob)
-    ben.send(room_id, "four of us")
-    anna.wait_message(room_id, "four of us")
+    dave.send(room_id, "four of us")
+    carol.wait_message(room_id, "four of us")
 
 
 @pytest.mark.parametrize("version", ("12", "7"))
@@ -134,7 +134,7 @@ def test_knock(sides: Sides, version: str) -> None:
 def test_restricted_room(sides: Sides, version: str) -> None:
     """Members of one room may join another; the server of a member who may invite vouches for it."""
     here, there = sides
-    alice, bob, ben = Client(here, "alice"), Client(there, "bob"), Client(there, "ben")
+    alice, bob, dave = Client(here, "alice"), Client(there, "bob"), Client(there, "dave")
     lobby = alice.create_room(version, preset="public_chat")
     allow = [{"type": "m.room_membership", "room_id": lobby}]
     rule = {"join_rule": "restricted", "allow": allow}
@@ -150,7 +150,7 @@ def test_restricted_room(sides: Sides, version: str) -> None:
     bob.send(inner, "let in")
     alice.wait_message(inner, "let in")
     # A second one from there: its own server is in both rooms now, and may not be able to vouch.
-    ben.join(lobby, via=here)
-    wait_membership(lobby, ben.user_id, "join", alice, bob)
-    ben.join(inner, via=here)
-    wait_membership(inner, ben.user_id, "join", alice, bob)
+    dave.join(lobby, via=here)
+    wait_membership(lobby, dave.user_id, "join", alice, bob)
+    dave.join(inner, via=here)
+    wait_membership(inner, dave.user_id, "join", alice, bob)

@@ -21,7 +21,7 @@ from homeserver.rooms.events import find_event
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import find_room_membership
 from tests.federation.rooms_for_tests import ALICE, new_room
-from tests.support.rooms import ANNA, BERT, CARL, KEY, OURS, START_MS, Rooms
+from tests.support.rooms import KEY, OUR_ALICE, OUR_BOB, OUR_CAROL, OURS, START_MS, Rooms
 
 ALL_VERSIONS = list(ROOM_VERSIONS)
 
@@ -46,9 +46,9 @@ def _everything(tx: Transaction) -> list[Any]:
 
 @pytest.mark.parametrize("version", ALL_VERSIONS)
 async def test_a_message_follows_the_last_event(rooms: Rooms, version: str) -> None:
-    room_id = await rooms.create(ANNA, BERT, version=version)
-    first = await rooms.append(room_id, ANNA)
-    second = await rooms.append(room_id, BERT)
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB, version=version)
+    first = await rooms.append(room_id, OUR_ALICE)
+    second = await rooms.append(room_id, OUR_BOB)
     assert second.prev_events == (first.event_id,)
     assert second.depth == first.depth + 1
     assert await rooms.extremities(room_id) == {second.event_id}
@@ -57,8 +57,8 @@ async def test_a_message_follows_the_last_event(rooms: Rooms, version: str) -> N
 
 @pytest.mark.parametrize("version", ALL_VERSIONS)
 async def test_stored_events_are_returned_as_signed(rooms: Rooms, version: str) -> None:
-    room_id = await rooms.create(ANNA, version=version)
-    sent = await rooms.append(room_id, ANNA, content={"body": "wörld", "n": [1, {"a": None}], "yes": True})
+    room_id = await rooms.create(OUR_ALICE, version=version)
+    sent = await rooms.append(room_id, OUR_ALICE, content={"body": "wörld", "n": [1, {"a": None}], "yes": True})
     stored = await rooms.read(find_event, sent.event_id)
     assert stored.pdu == sent.pdu
     key = KEY
@@ -67,23 +67,23 @@ async def test_stored_events_are_returned_as_signed(rooms: Rooms, version: str) 
 
 
 async def test_auth_events_are_taken_from_the_state(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA, BERT, version="11")
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB, version="11")
     state = await rooms.state(room_id)
-    message = await rooms.append(room_id, BERT)
+    message = await rooms.append(room_id, OUR_BOB)
     assert set(message.auth_events) == {
         state["m.room.create", ""],
         state["m.room.power_levels", ""],
-        state["m.room.member", BERT],
+        state["m.room.member", OUR_BOB],
     }
     assert len(message.auth_events) <= AUTH_EVENTS_MAX
 
 
 async def test_state_events_change_the_state_and_messages_do_not(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
+    room_id = await rooms.create(OUR_ALICE)
     before = await rooms.state(room_id)
-    await rooms.append(room_id, ANNA)
+    await rooms.append(room_id, OUR_ALICE)
     assert await rooms.state(room_id) == before
-    topic = await rooms.append(room_id, ANNA, "m.room.topic", {"topic": "bees"}, "")
+    topic = await rooms.append(room_id, OUR_ALICE, "m.room.topic", {"topic": "bees"}, "")
     assert await rooms.state(room_id) == {**before, ("m.room.topic", ""): topic.event_id}
     assert await rooms.state_before(topic.event_id) == before
 
@@ -91,39 +91,39 @@ async def test_state_events_change_the_state_and_messages_do_not(rooms: Rooms) -
 @pytest.mark.parametrize(
     ("sender", "event_type", "content", "state_key", "refusal"),
     [
-        (CARL, "m.room.message", {}, None, (403, "M_FORBIDDEN")),
-        (BERT, "m.room.topic", {"topic": "mine"}, "", (403, "M_FORBIDDEN")),
-        (BERT, "org.example.of", {}, CARL, (403, "M_FORBIDDEN")),
-        (BERT, "m.room.member", {"membership": "leave"}, ANNA, (403, "M_FORBIDDEN")),
-        (ANNA, "m.room.member", {"membership": "sleep"}, ANNA, (403, "M_FORBIDDEN")),
-        (ANNA, "m.room.member", {}, ANNA, (403, "M_FORBIDDEN")),
-        (ANNA, "m.room.member", {"membership": "invite"}, "nobody", (403, "M_FORBIDDEN")),
-        (ANNA, "m.room.power_levels", {"users": {BERT: "high"}}, "", (403, "M_FORBIDDEN")),
-        (ANNA, "m.room.message", {"body": 1.5}, None, (400, "M_BAD_JSON")),
-        (ANNA, "m.room.message", {"body": 2**53}, None, (400, "M_BAD_JSON")),
-        (ANNA, "m.room.message", {"body": "x" * 65536}, None, (413, "M_TOO_LARGE")),
-        (ANNA, "x" * 256, {}, None, (413, "M_TOO_LARGE")),
-        (ANNA, "org.example", {}, "x" * 256, (413, "M_TOO_LARGE")),
-        (ANNA, "org.example\0", {}, "", (400, "M_INVALID_PARAM")),
-        (ANNA, "org.example", {}, "\ud800", (400, "M_INVALID_PARAM")),
+        (OUR_CAROL, "m.room.message", {}, None, (403, "M_FORBIDDEN")),
+        (OUR_BOB, "m.room.topic", {"topic": "mine"}, "", (403, "M_FORBIDDEN")),
+        (OUR_BOB, "org.example.of", {}, OUR_CAROL, (403, "M_FORBIDDEN")),
+        (OUR_BOB, "m.room.member", {"membership": "leave"}, OUR_ALICE, (403, "M_FORBIDDEN")),
+        (OUR_ALICE, "m.room.member", {"membership": "sleep"}, OUR_ALICE, (403, "M_FORBIDDEN")),
+        (OUR_ALICE, "m.room.member", {}, OUR_ALICE, (403, "M_FORBIDDEN")),
+        (OUR_ALICE, "m.room.member", {"membership": "invite"}, "nobody", (403, "M_FORBIDDEN")),
+        (OUR_ALICE, "m.room.power_levels", {"users": {OUR_BOB: "high"}}, "", (403, "M_FORBIDDEN")),
+        (OUR_ALICE, "m.room.message", {"body": 1.5}, None, (400, "M_BAD_JSON")),
+        (OUR_ALICE, "m.room.message", {"body": 2**53}, None, (400, "M_BAD_JSON")),
+        (OUR_ALICE, "m.room.message", {"body": "x" * 65536}, None, (413, "M_TOO_LARGE")),
+        (OUR_ALICE, "x" * 256, {}, None, (413, "M_TOO_LARGE")),
+        (OUR_ALICE, "org.example", {}, "x" * 256, (413, "M_TOO_LARGE")),
+        (OUR_ALICE, "org.example\0", {}, "", (400, "M_INVALID_PARAM")),
+        (OUR_ALICE, "org.example", {}, "\ud800", (400, "M_INVALID_PARAM")),
     ],
 )
 async def test_a_forbidden_event_changes_nothing(
     rooms: Rooms, sender: UserID, event_type: str, content: dict, state_key: str | None, refusal: tuple[int, str]
 ) -> None:
-    room_id = await rooms.create(ANNA, BERT)
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB)
     assert await refused(rooms, room_id, sender, event_type, content, state_key) == refusal
 
 
 async def test_appending_to_an_unknown_room_fails(rooms: Rooms) -> None:
-    assert await refused(rooms, RoomID("!nowhere:ours.test"), ANNA) == (404, "M_NOT_FOUND")
+    assert await refused(rooms, RoomID("!nowhere:test.example"), OUR_ALICE) == (404, "M_NOT_FOUND")
 
 
 async def test_an_event_of_the_maximum_size_is_accepted(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
-    empty = await rooms.append(room_id, ANNA, content={"body": ""})
+    room_id = await rooms.create(OUR_ALICE)
+    empty = await rooms.append(room_id, OUR_ALICE, content={"body": ""})
     used = len(_canonical(empty.pdu))
-    sent = await rooms.append(room_id, ANNA, content={"body": "x" * (65536 - used)})
+    sent = await rooms.append(room_id, OUR_ALICE, content={"body": "x" * (65536 - used)})
     # The depth and the time may have grown by a digit.
     assert 65536 - 4 <= len(_canonical(sent.pdu)) <= 65536
 
@@ -137,7 +137,7 @@ async def test_rooms_created_in_the_same_millisecond_are_distinct(rooms: Rooms) 
     version = ROOM_VERSIONS["12"]
 
     def create_two(tx: Transaction) -> list[RoomID]:
-        draft = Draft(None, ANNA, "m.room.create", {"room_version": "12"}, "")
+        draft = Draft(None, OUR_ALICE, "m.room.create", {"room_version": "12"}, "")
         return [append_create(tx, draft, version).room_id for _ in range(3)]
 
     assert len(set(await rooms.write(create_two))) == 3
@@ -155,10 +155,12 @@ async def _dated(rooms: Rooms, *drafts: Draft, now_ms: int = START_MS) -> list[i
 
 async def test_a_state_event_is_dated_after_the_one_it_replaces(rooms: Rooms) -> None:
     """With equal times, state resolution goes by the event IDs: a leave could beat the join after it."""
-    room_id = await rooms.create(ANNA, BERT)
-    memberships = [Draft(room_id, BERT, "m.room.member", {"membership": each}, BERT) for each in ("leave", "join")]
-    topics = [Draft(room_id, ANNA, "m.room.topic", {"topic": each}, "") for each in ("tea", "cake")]
-    message = Draft(room_id, ANNA, "m.room.message", {"body": "hello"})
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB)
+    memberships = [
+        Draft(room_id, OUR_BOB, "m.room.member", {"membership": each}, OUR_BOB) for each in ("leave", "join")
+    ]
+    topics = [Draft(room_id, OUR_ALICE, "m.room.topic", {"topic": each}, "") for each in ("tea", "cake")]
+    message = Draft(room_id, OUR_ALICE, "m.room.message", {"body": "hello"})
     now = START_MS + 3_600_000
     assert await _dated(rooms, *memberships, *topics, message, message, now_ms=now) == [
         now, now + 1, now, now + 1, now, now
@@ -169,8 +171,8 @@ async def test_a_state_event_is_dated_after_the_one_it_replaces(rooms: Rooms) ->
 
 
 async def test_state_is_not_dated_by_a_clock_that_was_far_off(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
-    topic = Draft(room_id, ANNA, "m.room.topic", {"topic": "tea"}, "")
+    room_id = await rooms.create(OUR_ALICE)
+    topic = Draft(room_id, OUR_ALICE, "m.room.topic", {"topic": "tea"}, "")
     ahead = START_MS + STATE_AHEAD_MS_MAX
     assert await _dated(rooms, topic, now_ms=ahead) == [ahead]
     assert await _dated(rooms, topic, now_ms=START_MS) == [START_MS]
@@ -179,32 +181,32 @@ async def test_state_is_not_dated_by_a_clock_that_was_far_off(rooms: Rooms) -> N
 async def test_state_is_dated_by_our_own_clock_alone(rooms: Rooms) -> None:
     room = new_room(ROOM_VERSIONS["11"])
     await rooms.adopt(room)
-    await rooms.receive(room.append(room.build(ALICE, "m.room.member", {"membership": "invite"}, BERT)))
-    join = Draft(room.room_id, BERT, "m.room.member", {"membership": "join"}, BERT)
+    await rooms.receive(room.append(room.build(ALICE, "m.room.member", {"membership": "invite"}, OUR_BOB)))
+    join = Draft(room.room_id, OUR_BOB, "m.room.member", {"membership": "join"}, OUR_BOB)
     early = room.clock - 1000
     assert await _dated(rooms, join, now_ms=early) == [early]
 
 
 async def test_a_failed_write_stores_nothing(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
+    room_id = await rooms.create(OUR_ALICE)
     before = await rooms.read(_everything)
 
     def append_and_fail(tx: Transaction) -> None:
         for number in range(30):
-            draft = Draft(room_id, ANNA, "org.example", {"n": number}, state_key=str(number))
+            draft = Draft(room_id, OUR_ALICE, "org.example", {"n": number}, state_key=str(number))
             append_local(tx, draft)
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError):
         await rooms.write(append_and_fail)
     assert await rooms.read(_everything) == before
-    event = await rooms.append(room_id, ANNA)
+    event = await rooms.append(room_id, OUR_ALICE)
     assert len(event.prev_events) == 1
 
 
 async def test_drafts_can_be_signed_by_another_server_first(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
-    draft = Draft(room_id, ANNA, "m.room.member", {"membership": "invite"}, "@rem:other.test")
+    room_id = await rooms.create(OUR_ALICE)
+    draft = Draft(room_id, OUR_ALICE, "m.room.member", {"membership": "invite"}, "@rem:other.test")
     event = await rooms.write(build_unplaced, draft)
     assert event.event_id not in await rooms.timeline(room_id)
     assert (await rooms.receive(event)).reason == ""
@@ -215,7 +217,7 @@ async def test_drafts_can_be_signed_by_another_server_first(rooms: Rooms) -> Non
     assert version.id == "12"
     assert template["prev_events"] == [event.event_id]
     assert not template.keys() & {"hashes", "signatures", "event_id"}
-    ban = Draft(room_id, UserID("@rem:other.test"), "m.room.member", {"membership": "ban"}, ANNA)
+    ban = Draft(room_id, UserID("@rem:other.test"), "m.room.member", {"membership": "ban"}, OUR_ALICE)
     with pytest.raises(MatrixError, match="M_FORBIDDEN"):
         await rooms.read(build_template, ban)
 
@@ -224,10 +226,16 @@ async def test_drafts_can_be_signed_by_another_server_first(rooms: Rooms) -> Non
 
 
 async def test_the_table_of_memberships_follows_the_state(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
-    for sender, membership in ((ANNA, "invite"), (BERT, "join"), (ANNA, "leave"), (ANNA, "ban"), (ANNA, "leave")):
-        event = await rooms.member(room_id, sender, membership, BERT)
-        current = await rooms.read(find_room_membership, room_id, BERT)
+    room_id = await rooms.create(OUR_ALICE)
+    for sender, membership in (
+        (OUR_ALICE, "invite"),
+        (OUR_BOB, "join"),
+        (OUR_ALICE, "leave"),
+        (OUR_ALICE, "ban"),
+        (OUR_ALICE, "leave"),
+    ):
+        event = await rooms.member(room_id, sender, membership, OUR_BOB)
+        current = await rooms.read(find_room_membership, room_id, OUR_BOB)
         position = (await rooms.stored(event.event_id)).position
         assert current.membership == membership
         assert current.event_position == current.changed_position == position
@@ -236,23 +244,23 @@ async def test_the_table_of_memberships_follows_the_state(rooms: Rooms) -> None:
 
 
 async def test_invited_users_get_stripped_state(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
-    await rooms.append(room_id, ANNA, "m.room.name", {"name": "Bees"}, "")
-    await rooms.append(room_id, ANNA, "org.example.secret", {"a": 1}, "")
-    invite = await rooms.member(room_id, ANNA, "invite", BERT)
-    current = await rooms.read(find_room_membership, room_id, BERT)
+    room_id = await rooms.create(OUR_ALICE)
+    await rooms.append(room_id, OUR_ALICE, "m.room.name", {"name": "Bees"}, "")
+    await rooms.append(room_id, OUR_ALICE, "org.example.secret", {"a": 1}, "")
+    invite = await rooms.member(room_id, OUR_ALICE, "invite", OUR_BOB)
+    current = await rooms.read(find_room_membership, room_id, OUR_BOB)
     told = {event["type"]: event for event in current.stripped}
     assert set(told) == {"m.room.create", "m.room.name", "m.room.join_rules", "m.room.member"}
     assert told["m.room.name"] == {
-        "type": "m.room.name", "state_key": "", "sender": ANNA, "content": {"name": "Bees"}
+        "type": "m.room.name", "state_key": "", "sender": OUR_ALICE, "content": {"name": "Bees"}
     }  # fmt: skip
     assert current.stripped[-1]["content"] == invite.content
 
 
 async def test_the_head_moves_with_each_event(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
+    room_id = await rooms.create(OUR_ALICE)
     before = await rooms.read(get_head, room_id)
-    event = await rooms.append(room_id, ANNA)
+    event = await rooms.append(room_id, OUR_ALICE)
     after = await rooms.read(get_head, room_id)
     assert after.depth == before.depth + 1 == event.depth
     assert after.last_position > before.last_position

@@ -13,7 +13,7 @@ from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
 from tests.federation.rooms_for_tests import ALICE, BOB, Room, new_room
-from tests.support.rooms import ANNA, Rooms
+from tests.support.rooms import OUR_ALICE, Rooms
 
 
 class Past:
@@ -185,7 +185,7 @@ async def test_history_does_not_change_the_current_state(rooms: Rooms) -> None:
     await rooms.adopt(past.room)
     before = await rooms.state(past.room.room_id)
     state = [event.event_id for event in past.room.state.values() if event.type not in ("m.room.topic",)]
-    state.remove(past.room.state["m.room.member", ANNA].event_id)
+    state.remove(past.room.state["m.room.member", OUR_ALICE].event_id)
     outcome = await rooms.receive(old, state=state, ordering=5)
     assert isinstance(outcome, Received) and outcome.status == Status.TIMELINE
     assert await rooms.state(past.room.room_id) == before

@@ -24,7 +24,7 @@ from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import Status
 from homeserver.rooms.timeline import END
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, alice_is_admin, key_of, new_room
-from tests.support.rooms import ANNA, BERT, Rooms, take_over
+from tests.support.rooms import OUR_ALICE, OUR_BOB, Rooms, take_over
 
 VERSIONS = ["1", "2", "3", "6", "9", "10", "11", "12"]
 
@@ -34,7 +34,7 @@ def said(room: Room, sender: str, text: str = "hello", **options: Any) -> Event:
 
 
 async def joined(rooms: Rooms, version: str = "12") -> Room:
-    """A room of ALICE at a peer, with BOB and CAROL in it, that ANNA has joined."""
+    """A room of ALICE at a peer, with BOB and CAROL in it, that OUR_ALICE has joined."""
     room = new_room(ROOM_VERSIONS[version])
     room.member(BOB, "join")
     room.member(CAROL, "join")
@@ -89,13 +89,13 @@ async def test_missing_ancestors_are_reported(rooms: Rooms) -> None:
 async def test_missing_auth_events_are_reported(rooms: Rooms) -> None:
     room = await joined(rooms)
     before = room.last
-    join = room.member("@dora:delta.test", "join")
-    message = said(room, "@dora:delta.test", prev=before)
+    join = room.member("@dave:delta.test", "join")
+    message = said(room, "@dave:delta.test", prev=before)
     assert await rooms.receive(message) == Missing(auth_events=frozenset({join.event_id}))
     assert await rooms.write(store_outliers, [join]) == frozenset()
     outcome = await rooms.receive(message)
     assert isinstance(outcome, Received)
-    # dora is not in the state that the message follows on, whatever its auth events say
+    # dave is not in the state that the message follows on, whatever its auth events say
     assert outcome.status == Status.REJECTED
 
 
@@ -106,15 +106,15 @@ async def test_an_event_without_prev_events_is_refused(rooms: Rooms) -> None:
 
 async def test_an_event_without_prev_events_is_refused_after_we_left(rooms: Rooms) -> None:
     room = await joined(rooms)
-    room.append(await rooms.member(room.room_id, ANNA, "leave"))
+    room.append(await rooms.member(room.room_id, OUR_ALICE, "leave"))
     await rooms.adopt(room)
     assert await rooms.receive(room.build(BOB, "m.room.message", {}, prev=[])) == Missing()
 
 
 async def test_an_event_that_follows_another_room_is_refused(rooms: Rooms) -> None:
     room = await joined(rooms)
-    other = await rooms.create(ANNA)
-    foreign = await rooms.append(other, ANNA)
+    other = await rooms.create(OUR_ALICE)
+    foreign = await rooms.append(other, OUR_ALICE)
     event = room.build(BOB, "m.room.message", {}, prev=[*room.last, foreign])
     assert await rooms.receive(event) == Missing()
 
@@ -180,8 +180,8 @@ async def test_an_outlier_can_be_placed_later(rooms: Rooms) -> None:
 
 async def test_outliers_wait_for_their_auth_events(rooms: Rooms) -> None:
     room = await joined(rooms)
-    join = room.member("@dora:delta.test", "join")
-    message = said(room, "@dora:delta.test")
+    join = room.member("@dave:delta.test", "join")
+    message = said(room, "@dave:delta.test")
     assert await rooms.write(store_outliers, [message]) == frozenset({join.event_id})
     assert await rooms.write(store_outliers, [message, join]) == frozenset()
     assert (await rooms.stored(message.event_id)).status == Status.OUTLIER
@@ -240,7 +240,7 @@ async def test_two_branches_are_merged(rooms: Rooms, version: str) -> None:
     await accepted(rooms, name, topic)
     assert await rooms.extremities(room.room_id) == {name.event_id, topic.event_id}
     assert await rooms.state(room.room_id) == {**room.state_map(), ("m.room.topic", ""): topic.event_id}
-    ours = await rooms.append(room.room_id, ANNA)
+    ours = await rooms.append(room.room_id, OUR_ALICE)
     assert set(ours.prev_events) == {name.event_id, topic.event_id}
     assert await rooms.extremities(room.room_id) == {ours.event_id}
 
@@ -282,14 +282,14 @@ async def test_more_extremities_than_an_event_may_cite_are_merged_in_steps(rooms
     await accepted(rooms, *(branch.last[0] for branch in branches))
     whole = await rooms.state(room.room_id)
     assert sum(key[0] == "org.example.of_branch" for key in whole) == 25
-    ours = await rooms.append(room.room_id, ANNA)
+    ours = await rooms.append(room.room_id, OUR_ALICE)
     assert len(ours.prev_events) == 20
     assert len(await rooms.extremities(room.room_id)) == 6
     # The state before it is that after the events that it names, as every other server computes it.
     named = await rooms.state_before(ours.event_id)
     assert sum(key[0] == "org.example.of_branch" for key in named) == 20
     assert await rooms.state(room.room_id) == whole
-    second = await rooms.append(room.room_id, ANNA)
+    second = await rooms.append(room.room_id, OUR_ALICE)
     assert len(second.prev_events) == 6
     assert await rooms.extremities(room.room_id) == {second.event_id}
     assert await rooms.state_before(second.event_id) == whole
@@ -301,12 +301,12 @@ async def test_a_member_may_be_removed_by_state_resolution(rooms: Rooms) -> None
     branch = room.fork()
     closed = room.join_rule("invite")
     branch.clock = room.clock + 60_000
-    joins = branch.member("@dora:delta.test", "join")
+    joins = branch.member("@dave:delta.test", "join")
     await accepted(rooms, joins)
-    assert await rooms.read(find_membership, room.room_id, "@dora:delta.test") == "join"
+    assert await rooms.read(find_membership, room.room_id, "@dave:delta.test") == "join"
     await accepted(rooms, closed)
-    assert ("m.room.member", "@dora:delta.test") not in await rooms.state(room.room_id)
-    assert await rooms.read(find_membership, room.room_id, "@dora:delta.test") == "leave"
+    assert ("m.room.member", "@dave:delta.test") not in await rooms.state(room.room_id)
+    assert await rooms.read(find_membership, room.room_id, "@dave:delta.test") == "leave"
 
 
 # Rejected and soft-failed
@@ -404,9 +404,9 @@ async def test_a_joined_room_gets_the_state_of_the_resident(rooms: Rooms, versio
     assert await rooms.state(room.room_id) == room.state_map()
     assert await rooms.timeline(room.room_id) == [join.event_id]
     assert await rooms.read(find_membership, room.room_id, BOB) == "leave"
-    assert await rooms.read(find_membership, room.room_id, ANNA) == "join"
+    assert await rooms.read(find_membership, room.room_id, OUR_ALICE) == "join"
     assert await rooms.read(list_missing, room.room_id, END, 1)
-    ours = await rooms.append(room.room_id, ANNA)
+    ours = await rooms.append(room.room_id, OUR_ALICE)
     assert ours.prev_events == (join.event_id,)
 
 
@@ -421,7 +421,7 @@ async def test_a_join_forbidden_by_its_state_changes_nothing(rooms: Rooms) -> No
 @pytest.mark.parametrize("missing", [("m.room.create", ""), ("m.room.power_levels", "")])
 async def test_a_join_with_an_incomplete_state_changes_nothing(rooms: Rooms, missing: tuple[str, str]) -> None:
     room = new_room(ROOM_VERSIONS["11"])
-    join = room.build(ANNA, "m.room.member", {"membership": "join"}, ANNA)
+    join = room.build(OUR_ALICE, "m.room.member", {"membership": "join"}, OUR_ALICE)
     state = [event for key, event in room.state.items() if key != missing]
     before = await _tables(rooms)
     try:
@@ -443,7 +443,7 @@ async def _tables(rooms: Rooms) -> list[Any]:
 async def test_a_known_room_cannot_be_replaced_by_another(rooms: Rooms) -> None:
     """Room ids of the older versions are chosen freely, so that two create events may claim the same."""
     room = await joined(rooms, "10")
-    room.append(await rooms.member(room.room_id, ANNA, "leave"))
+    room.append(await rooms.member(room.room_id, OUR_ALICE, "leave"))
     other = new_room(ROOM_VERSIONS["10"], forged=True)
     assert other.room_id == room.room_id
     with pytest.raises(MatrixError, match="a different room"):
@@ -453,8 +453,8 @@ async def test_a_known_room_cannot_be_replaced_by_another(rooms: Rooms) -> None:
 async def test_a_room_can_be_joined_again_after_leaving(rooms: Rooms) -> None:
     room = await joined(rooms)
     await accepted(rooms, said(room, BOB, "before"))
-    room.append(await rooms.member(room.room_id, ANNA, "leave"))
-    assert await rooms.read(find_membership, room.room_id, ANNA) == "leave"
+    room.append(await rooms.member(room.room_id, OUR_ALICE, "leave"))
+    assert await rooms.read(find_membership, room.room_id, OUR_ALICE) == "leave"
     room.member(BOB, "leave")
     room.send(ALICE, "m.room.topic", {"topic": "while you were out"}, "")
     join = await rooms.adopt(room)
@@ -467,7 +467,7 @@ async def test_a_room_can_be_joined_again_after_leaving(rooms: Rooms) -> None:
 
 async def test_a_room_can_be_joined_again_if_nothing_has_happened(rooms: Rooms) -> None:
     room = await joined(rooms)
-    room.append(await rooms.member(room.room_id, ANNA, "leave"))
+    room.append(await rooms.member(room.room_id, OUR_ALICE, "leave"))
     join = await rooms.adopt(room)
     assert await rooms.extremities(room.room_id) == {join.event_id}
     await accepted(rooms, said(room, ALICE))
@@ -475,11 +475,11 @@ async def test_a_room_can_be_joined_again_if_nothing_has_happened(rooms: Rooms) 
 
 async def test_local_users_invited_in_the_meantime_keep_their_invitations(rooms: Rooms) -> None:
     room = await joined(rooms)
-    invite = room.member(ALICE, "invite", BERT)
+    invite = room.member(ALICE, "invite", OUR_BOB)
     await accepted(rooms, invite)
-    assert await rooms.read(find_membership, room.room_id, BERT) == "invite"
+    assert await rooms.read(find_membership, room.room_id, OUR_BOB) == "invite"
     branch = room.fork()
-    await accepted(rooms, room.member(ALICE, "leave", BERT))
+    await accepted(rooms, room.member(ALICE, "leave", OUR_BOB))
     # What follows on the other branch does not bring the invitation back.
     await accepted(rooms, said(branch, CAROL))
-    assert await rooms.read(find_membership, room.room_id, BERT) == "leave"
+    assert await rooms.read(find_membership, room.room_id, OUR_BOB) == "leave"

@@ -19,7 +19,7 @@ from homeserver.rooms.outliers import store_outliers
 from homeserver.rooms.receive import Received
 from homeserver.rooms.storage import Status
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, new_room
-from tests.support.rooms import ANNA, BERT, CARL, Rooms
+from tests.support.rooms import OUR_ALICE, OUR_BOB, OUR_CAROL, Rooms
 
 VERSIONS = list(ROOM_VERSIONS)
 SECRET = "the secret recipe"
@@ -47,9 +47,9 @@ async def redact(rooms: Rooms, room_id: Any, sender: Any, event: Event, **option
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_message_loses_its_content(rooms: Rooms, version: str) -> None:
-    room_id = await rooms.create(ANNA, BERT, version=version)
-    event = await rooms.append(room_id, BERT, content={"body": SECRET})
-    redaction = await redact(rooms, room_id, BERT, event)
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB, version=version)
+    event = await rooms.append(room_id, OUR_BOB, content={"body": SECRET})
+    redaction = await redact(rooms, room_id, OUR_BOB, event)
     assert redaction.redacts == event.event_id
     assert ("redacts" in redaction.content) == ROOM_VERSIONS[version].redacts_in_content
     await assert_gone(rooms, event, redaction)
@@ -58,79 +58,79 @@ async def test_a_message_loses_its_content(rooms: Rooms, version: str) -> None:
 
 async def test_a_redaction_may_name_an_id_too_large_for_an_index(rooms: Rooms) -> None:
     """As large as an event may be, and too large for any index."""
-    room_id = await rooms.create(ANNA)
+    room_id = await rooms.create(OUR_ALICE)
     redacts = "$" + "".join(sha256(str(number).encode()).hexdigest() for number in range(500))
-    redaction = await rooms.append(room_id, ANNA, "m.room.redaction", {"redacts": redacts})
+    redaction = await rooms.append(room_id, OUR_ALICE, "m.room.redaction", {"redacts": redacts})
     assert (await rooms.stored(redaction.event_id)).content == {"redacts": redacts}
 
 
 async def test_redacted_state_keeps_the_protected_keys(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
-    join = await rooms.append(room_id, BERT, "m.room.member", {"membership": "join", "displayname": SECRET}, BERT)
-    redaction = await redact(rooms, room_id, ANNA, join)
+    room_id = await rooms.create(OUR_ALICE)
+    join = await rooms.append(room_id, OUR_BOB, "m.room.member", {"membership": "join", "displayname": SECRET}, OUR_BOB)
+    redaction = await redact(rooms, room_id, OUR_ALICE, join)
     await assert_gone(rooms, join, redaction)
     assert (await rooms.stored(join.event_id)).content == {"membership": "join"}
-    assert (await rooms.read(find_room_membership, room_id, BERT)).membership == "join"
-    await rooms.append(room_id, BERT)
+    assert (await rooms.read(find_room_membership, room_id, OUR_BOB)).membership == "join"
+    await rooms.append(room_id, OUR_BOB)
 
 
 async def test_no_cache_keeps_redacted_content(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
-    topic = await rooms.append(room_id, ANNA, "m.room.topic", {"topic": SECRET}, "")
+    room_id = await rooms.create(OUR_ALICE)
+    topic = await rooms.append(room_id, OUR_ALICE, "m.room.topic", {"topic": SECRET}, "")
 
     def read_topic(tx: Transaction) -> Any:
         return state_content(tx, get_head(tx, room_id).state_root, "m.room.topic")
 
     assert await rooms.read(read_topic) == {"topic": SECRET}
-    await redact(rooms, room_id, ANNA, topic)
+    await redact(rooms, room_id, OUR_ALICE, topic)
     assert await rooms.read(read_topic) == {}
 
 
 async def test_stripped_state_of_invites_is_redacted_too(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA)
-    name = await rooms.append(room_id, ANNA, "m.room.name", {"name": SECRET}, "")
-    await rooms.member(room_id, ANNA, "invite", BERT)
-    await redact(rooms, room_id, ANNA, name)
-    stripped = (await rooms.read(find_room_membership, room_id, BERT)).stripped
+    room_id = await rooms.create(OUR_ALICE)
+    name = await rooms.append(room_id, OUR_ALICE, "m.room.name", {"name": SECRET}, "")
+    await rooms.member(room_id, OUR_ALICE, "invite", OUR_BOB)
+    await redact(rooms, room_id, OUR_ALICE, name)
+    stripped = (await rooms.read(find_room_membership, room_id, OUR_BOB)).stripped
     assert SECRET not in str(stripped)
     assert [event["content"] for event in stripped if event["type"] == "m.room.name"] == [{}]
 
 
 async def test_the_first_redaction_counts(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA, BERT)
-    event = await rooms.append(room_id, BERT, content={"body": SECRET})
-    first = await redact(rooms, room_id, BERT, event)
-    await redact(rooms, room_id, ANNA, event)
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB)
+    event = await rooms.append(room_id, OUR_BOB, content={"body": SECRET})
+    first = await redact(rooms, room_id, OUR_BOB, event)
+    await redact(rooms, room_id, OUR_ALICE, event)
     await assert_gone(rooms, event, first)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_redactions_need_power_or_the_same_sender(rooms: Rooms, version: str) -> None:
     """Between servers the domain counts; among the users of this one, each answers for themselves."""
-    room_id = await rooms.create(ANNA, BERT, CARL, version=version)
-    of_bert = await rooms.append(room_id, BERT, content={"body": "mine"})
-    of_anna = await rooms.append(room_id, ANNA, content={"body": "hers"})
-    for sender, target in ((CARL, of_bert), (BERT, of_anna)):
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB, OUR_CAROL, version=version)
+    of_bert = await rooms.append(room_id, OUR_BOB, content={"body": "mine"})
+    of_anna = await rooms.append(room_id, OUR_ALICE, content={"body": "hers"})
+    for sender, target in ((OUR_CAROL, of_bert), (OUR_BOB, of_anna)):
         with pytest.raises(MatrixError, match="M_FORBIDDEN"):
             await redact(rooms, room_id, sender, target)
     assert (await rooms.stored(of_bert.event_id)).content == {"body": "mine"}
-    await redact(rooms, room_id, CARL, of_bert, as_admin=True)
-    await redact(rooms, room_id, ANNA, of_anna)
+    await redact(rooms, room_id, OUR_CAROL, of_bert, as_admin=True)
+    await redact(rooms, room_id, OUR_ALICE, of_anna)
     assert (await rooms.stored(of_bert.event_id)).content == {}
 
 
 async def test_redacting_an_unknown_event_requires_the_redact_level(rooms: Rooms) -> None:
-    room_id = await rooms.create(ANNA, BERT)
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB)
     unknown = "$" + "x" * 43
-    await rooms.append(room_id, ANNA, "m.room.redaction", {}, redacts=unknown)
+    await rooms.append(room_id, OUR_ALICE, "m.room.redaction", {}, redacts=unknown)
     with pytest.raises(MatrixError, match="M_FORBIDDEN"):
-        await rooms.append(room_id, BERT, "m.room.redaction", {}, redacts=unknown)
+        await rooms.append(room_id, OUR_BOB, "m.room.redaction", {}, redacts=unknown)
 
 
 async def test_events_of_other_rooms_cannot_be_redacted(rooms: Rooms) -> None:
-    room_id, other = await rooms.create(ANNA), await rooms.create(ANNA)
-    event = await rooms.append(other, ANNA, content={"body": "there"})
-    await redact(rooms, room_id, ANNA, event)
+    room_id, other = await rooms.create(OUR_ALICE), await rooms.create(OUR_ALICE)
+    event = await rooms.append(other, OUR_ALICE, content={"body": "there"})
+    await redact(rooms, room_id, OUR_ALICE, event)
     assert (await rooms.stored(event.event_id)).content == {"body": "there"}
 
 

@@ -25,7 +25,7 @@ from tests.federation.rooms_for_tests import ALICE, BOB, Room, new_room
 from tests.support.consistency import check_consistency
 from tests.support.consistent_relations import is_edit, relation_of
 from tests.support.examples import share_of_examples
-from tests.support.rooms import ANNA, Rooms, opened_rooms
+from tests.support.rooms import OUR_ALICE, Rooms, opened_rooms
 
 MESSAGE = "m.room.message"
 RELATIONS = ["m.replace", "m.replace", "m.thread", "m.thread", "m.reference", "m.annotation", "org.example.other"]
@@ -86,7 +86,7 @@ async def backfill(rooms: Rooms, peer: Peer, events: list[Event]) -> None:
 def summary(tx: Transaction, events: list[TimelineEvent]) -> dict[str, Any]:
     """The bundles of the events as clients get them, reduced to IDs and numbers."""
     found = {}
-    for answer in bundled_events(tx, events, user_id=ANNA):
+    for answer in bundled_events(tx, events, user_id=OUR_ALICE):
         bundle = answer["unsigned"].get("m.relations", {})
         reduced: dict[str, Any] = {}
         if "m.replace" in bundle:
@@ -122,7 +122,7 @@ def walk(events: list[TimelineEvent]) -> dict[str, Any]:
             reduced["m.reference"] = [each.event_id for each in children["m.reference"]]
         if "m.thread" in children and own is None:
             replies = children["m.thread"]
-            participated = ANNA in {parent.sender, *(each.sender for each in replies)}
+            participated = OUR_ALICE in {parent.sender, *(each.sender for each in replies)}
             reduced["m.thread"] = (replies[-1].event_id, len(replies), participated)
         if reduced and parent.state_key is None:
             found[event_id] = reduced
@@ -149,10 +149,10 @@ async def run(version: str, old: list[Any], new: list[Any], own: list[Any], size
         for what, a, b, c in own:  # also with events that are not here yet
             try:
                 if what == "redact" and mine:
-                    await rooms.append(room_id, ANNA, "m.room.redaction", {}, redacts=mine[b % len(mine)])
+                    await rooms.append(room_id, OUR_ALICE, "m.room.redaction", {}, redacts=mine[b % len(mine)])
                 else:
                     content = relating(peer.events[b % len(peer.events)].event_id, c + a % 2)
-                    mine.append((await rooms.append(room_id, ANNA, MESSAGE, content)).event_id)
+                    mine.append((await rooms.append(room_id, OUR_ALICE, MESSAGE, content)).event_id)
             except MatrixError as error:  # the same annotation, or a thread within a thread
                 assert error.status == 400
         await check_bundles(rooms, room_id)
@@ -173,9 +173,9 @@ def test_bundles_follow_from_the_events(
 
 async def test_the_relations_of_older_databases_are_stored_bit_by_bit(rooms: Rooms) -> None:
     room_id = await rooms.create()
-    root = await rooms.append(room_id, ANNA)
+    root = await rooms.append(room_id, OUR_ALICE)
     for number in range(30):
-        await rooms.append(room_id, ANNA, MESSAGE, relating(root.event_id, 2 + 7 * number))
+        await rooms.append(room_id, OUR_ALICE, MESSAGE, relating(root.event_id, 2 + 7 * number))
 
     def forget(tx: Transaction) -> None:
         for table in ("relations", "aggregations", "thread_senders"):
@@ -183,7 +183,7 @@ async def test_the_relations_of_older_databases_are_stored_bit_by_bit(rooms: Roo
         tx.run("UPDATE relations_backlog SET position = 0, upto = ?", tx.position)
 
     await rooms.write(forget)
-    await rooms.append(room_id, ANNA, MESSAGE, relating(root.event_id, 2))
+    await rooms.append(room_id, OUR_ALICE, MESSAGE, relating(root.event_id, 2))
     steps = 1
     while await rooms.write(store_backlog, 10):
         steps += 1

@@ -7,7 +7,7 @@ import pytest
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.rooms.storage import EVENTS_REMEMBERED_BYTES_MAX, find_stored, find_stored_by_id
 from tests.rooms.test_redactions import redact
-from tests.support.rooms import ANNA, Rooms
+from tests.support.rooms import OUR_ALICE, Rooms
 
 
 class Undone(Exception):
@@ -16,21 +16,21 @@ class Undone(Exception):
 
 async def test_an_event_is_converted_once(rooms: Rooms) -> None:
     room_id = await rooms.create()
-    event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
+    event = await rooms.append(room_id, OUR_ALICE, "m.room.message", {"body": "hello"})
     assert await rooms.read(find_stored_by_id, event.event_id) is await rooms.read(find_stored_by_id, event.event_id)
 
 
 async def test_a_redacted_event_is_converted_again(rooms: Rooms) -> None:
     room_id = await rooms.create()
-    event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
+    event = await rooms.append(room_id, OUR_ALICE, "m.room.message", {"body": "hello"})
     assert (await rooms.read(find_stored_by_id, event.event_id)).content == {"body": "hello"}
-    await redact(rooms, room_id, ANNA, event)
+    await redact(rooms, room_id, OUR_ALICE, event)
     assert (await rooms.read(find_stored_by_id, event.event_id)).content == {}
 
 
 async def test_damage_is_noticed_in_a_remembered_event(rooms: Rooms) -> None:
     room_id = await rooms.create()
-    event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
+    event = await rooms.append(room_id, OUR_ALICE, "m.room.message", {"body": "hello"})
     position = (await rooms.read(find_stored_by_id, event.event_id)).position
     (content,) = await rooms.read(lambda tx: tx.values("SELECT content FROM events WHERE position = ?", position))
     await rooms.write(_set_content, position, b"\1damaged")
@@ -46,7 +46,7 @@ def _set_content(tx: Transaction, position: int, content: bytes) -> None:
 
 async def test_events_read_in_a_write_are_not_remembered(rooms: Rooms) -> None:
     room_id = await rooms.create()
-    event = await rooms.append(room_id, ANNA, "m.room.message", {"body": "hello"})
+    event = await rooms.append(room_id, OUR_ALICE, "m.room.message", {"body": "hello"})
 
     def read_and_undo(tx: Transaction) -> None:
         assert find_stored_by_id(tx, event.event_id) is not None

@@ -215,7 +215,7 @@ async def test_keys_that_are_not_signed_by_their_owner_are_left_out(federation: 
 async def test_keys_of_users_who_were_not_asked_for_are_ignored(federation: Federation) -> None:
     alice, stranger = await start_with(federation)
     bob = answer_with(Device(stranger.user("bob"), "D"), CrossSigning(stranger.user("bob")))
-    for user_id in (alice.user_id, stranger.user("carol"), "@dora:c.example"):
+    for user_id in (alice.user_id, stranger.user("carol"), "@dave:c.example"):
         other = answer_with(Device(user_id, "D"), CrossSigning(user_id))
         bob = {kind: {**bob[kind], **other[kind]} for kind in bob}
     bob["user_signing_keys"] = {stranger.user("bob"): CrossSigning(stranger.user("bob")).user_signing_key()}

@@ -80,7 +80,7 @@ async def test_receipts_beyond_the_limit_are_ignored(federation: Federation) -> 
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
     event_id = await send_text(alice, room_id, "read this")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     room = await carol.join("a.example", room_id, "carol")
     receipts = {"m.read": {room.user_id: {"event_ids": [event_id], "data": {"ts": 5}}}}
     others = {f"!{number}:nowhere.example": receipts for number in range(EDU_PARTS_MAX)}
@@ -95,7 +95,7 @@ async def test_receipts_beyond_the_limit_are_ignored(federation: Federation) -> 
 async def test_a_slow_server_gets_the_latest_of_several_waiting_edus(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     room_id = await create_room(alice, preset="public_chat")
     await carol.join("a.example", room_id, "carol")
     first, last = await send_text(alice, room_id, "first"), await send_text(alice, room_id, "last")
@@ -181,9 +181,9 @@ async def test_servers_cannot_send_edus_for_users_of_other_servers(federation: F
 
 async def test_typing_of_non_members_is_ignored(federation: Federation) -> None:
     alice, _, room_id = await _two(federation)
-    eve = Stranger(federation.network, ServerName("eve.example"))
-    typing = {"room_id": room_id, "user_id": eve.user("eve"), "typing": True}
-    await eve.send("a.example", "1", [], [{"edu_type": "m.typing", "content": typing}])
+    stranger = Stranger(federation.network, ServerName("stranger.example"))
+    typing = {"room_id": room_id, "user_id": stranger.user("nobody"), "typing": True}
+    await stranger.send("a.example", "1", [], [{"edu_type": "m.typing", "content": typing}])
     assert not (await _ephemeral(alice, room_id)).get("m.typing", {}).get("user_ids")
 
 

@@ -143,7 +143,7 @@ async def _is_shown(client: Client, room: Joined, text: str) -> bool:
 
 async def test_an_event_whose_key_arrives_late_blocks_nothing(federation: Federation) -> None:
     a, alice, mallory, (room,) = await world(federation)
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     b = await federation.start("b.example")
     bob = await b.register("bob")
     await join(bob, room.room_id, HERE)

@@ -63,20 +63,20 @@ async def test_history_can_be_paginated_back_to_the_creation_of_the_room(federat
 
 async def test_servers_that_join_after_an_erasure_get_redacted_events(federation: Federation) -> None:
     a, b, c = [await federation.start(f"{name}.example") for name in "abc"]
-    alice, amy = await a.register("alice"), await a.register("amy")
-    bob, carl = await b.register("bob"), await c.register("carl")
+    alice, dave = await a.register("alice"), await a.register("dave")
+    bob, carol = await b.register("bob"), await c.register("carol")
     room_id = await create_room(alice, preset="public_chat")
-    await join(amy, room_id, "a.example")
+    await join(dave, room_id, "a.example")
     await join(bob, room_id, "a.example")
-    await send_text(amy, room_id, "my secret")
+    await send_text(dave, room_id, "my secret")
     await wait_text(bob, room_id, "my secret")
-    await amy.ok("POST", "account/deactivate", json={"erase": True, "auth": amy.password_auth()})
+    await dave.ok("POST", "account/deactivate", json={"erase": True, "auth": dave.password_auth()})
     await send_text(alice, room_id, "farewell")
     await wait_text(bob, room_id, "farewell")
     assert "my secret" in await all_texts(bob, room_id, 100)
-    await join(carl, room_id, "a.example")
+    await join(carol, room_id, "a.example")
     await federation.kill("b.example")  # which knows nothing of the erasure, and would serve what it has
-    page = await carl.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100")
+    page = await carol.ok("GET", f"rooms/{quote(room_id)}/messages?dir=b&limit=100")
     said = [event["content"].get("body") for event in page["chunk"] if event["type"] == "m.room.message"]
     assert said == ["farewell", None]
 

@@ -129,7 +129,7 @@ async def test_state_set_without_power_is_rejected(federation: Federation) -> No
 
 async def test_a_forged_membership_is_rejected(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
-    for target, membership in ((alice.user_id, "leave"), (alice.user_id, "ban"), ("@eve:eve.example", "join")):
+    for target, membership in ((alice.user_id, "leave"), (alice.user_id, "ban"), ("@nobody:stranger.example", "join")):
         event = room.event(
             "m.room.member",
             {"membership": membership},
@@ -318,7 +318,7 @@ async def test_a_redacted_acl_denies_everyone(federation: Federation) -> None:
 
 async def test_a_server_that_was_never_in_the_room_reads_nothing(federation: Federation) -> None:
     a, alice, mallory, room = await _room(federation)
-    eve = Stranger(federation.network, ServerName("eve.example"))
+    stranger = Stranger(federation.network, ServerName("stranger.example"))
     place, last = quote(room.room_id, safe=""), quote(room.last.event_id, safe="")
     for method, path, content in (
         ("GET", f"v1/state/{place}?event_id={last}", None),
@@ -331,13 +331,13 @@ async def test_a_server_that_was_never_in_the_room_reads_nothing(federation: Fed
         ("POST", f"v1/get_missing_events/{place}", {"earliest_events": [], "latest_events": [room.last.event_id]}),
         ("POST", f"v1/get_missing_events/{place}", {"earliest_events": [], "latest_events": []}),
     ):
-        status, answer = await eve.request("a.example", method, f"/_matrix/federation/{path}", content)
+        status, answer = await stranger.request("a.example", method, f"/_matrix/federation/{path}", content)
         assert (status, answer["errcode"]) == (403, "M_FORBIDDEN"), (path, answer)
     for method, path, content in (
         ("GET", "v1/event/%24unknown", None),
         ("GET", f"v1/state/!unknown:a.example?event_id={last}", None),
     ):
-        status, answer = await eve.request("a.example", method, f"/_matrix/federation/{path}", content)
+        status, answer = await stranger.request("a.example", method, f"/_matrix/federation/{path}", content)
         assert (status, answer["errcode"]) == (404, "M_NOT_FOUND"), (path, answer)
 
 
@@ -372,7 +372,7 @@ async def test_a_request_signed_with_the_key_of_another_server_is_refused(federa
     await federation.start("a.example")
     mallory = Stranger(federation.network, MALLORY)
     mallory.answers["GET", "/_matrix/key/v2/server"] = Stranger(
-        federation.network, ServerName("eve.example")
+        federation.network, ServerName("stranger.example")
     ).key_response("", None)
     status, answer = await mallory.get("a.example", "/_matrix/federation/v1/query/profile?user_id=@a:a.example")
     assert (status, answer["errcode"]) == (401, "M_UNAUTHORIZED")

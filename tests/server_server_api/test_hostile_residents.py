@@ -59,8 +59,8 @@ async def test_a_full_disk_is_not_blamed_on_the_resident_server(federation: Fede
     [
         {"type": "m.room.power_levels"},
         {"room_id": "!other:mallory.example"},
-        {"sender": "@bert:b.example"},
-        {"state_key": "@bert:b.example"},
+        {"sender": "@carol:b.example"},
+        {"state_key": "@carol:b.example"},
         {"content": {"membership": "leave"}},
         {"content": None},
         {"depth": -1},
@@ -165,14 +165,14 @@ async def test_state_that_its_auth_events_do_not_allow_is_left_out(federation: F
 
 async def test_our_own_events_in_the_state_must_be_signed_by_us(federation: Federation) -> None:
     b, bob, fake = await _fake(federation)
-    bert = await b.register("bert")
+    carol = await b.register("carol")
     create, member, levels, rules = fake.events
-    fake.say("m.room.member", {"membership": "join"}, auth=[create, levels, rules], state_key=bert.user_id,
-             sender=bert.user_id)  # fmt: skip
+    fake.say("m.room.member", {"membership": "join"}, auth=[create, levels, rules], state_key=carol.user_id,
+             sender=carol.user_id)  # fmt: skip
     fake.serve(bob.user_id)
     await join(bob, str(fake.room_id), fake.server.name)
-    assert membership_in(await sync(bert), str(fake.room_id)) is None
-    assert ("m.room.member", bert.user_id) not in await state_of(bob, str(fake.room_id))
+    assert membership_in(await sync(carol), str(fake.room_id)) is None
+    assert ("m.room.member", carol.user_id) not in await state_of(bob, str(fake.room_id))
 
 
 # Invites
@@ -277,10 +277,10 @@ async def test_the_stripped_state_of_an_invite_is_limited(federation: Federation
 
 async def test_a_false_room_version_in_an_invite_is_corrected_by_the_join(federation: Federation) -> None:
     _, bob, fake = await _fake(federation, "11")
-    eve = FakeRoom(Stranger(federation.network, ServerName("eve.example")), "10")
-    eve.room_id = fake.room_id
-    lie = eve.say("m.room.member", {"membership": "invite"}, auth=[], state_key=bob.user_id)
-    status, _ = await _send(eve, lie, invite_room_state=[])
+    impostor = FakeRoom(Stranger(federation.network, ServerName("impostor.example")), "10")
+    impostor.room_id = fake.room_id
+    lie = impostor.say("m.room.member", {"membership": "invite"}, auth=[], state_key=bob.user_id)
+    status, _ = await _send(impostor, lie, invite_room_state=[])
     assert status == 200
     assert membership_in(await sync(bob), str(fake.room_id)) == "invite"
     fake.serve(bob.user_id)
@@ -295,12 +295,12 @@ async def test_the_state_of_a_room_overrules_invites_once_we_are_in_it(federatio
     b, bob, fake = await _fake(federation)
     fake.serve(bob.user_id)
     await join(bob, str(fake.room_id), fake.server.name)
-    bert = await b.register("bert")
-    eve = FakeRoom(Stranger(federation.network, ServerName("eve.example")))
-    eve.room_id = fake.room_id
-    lie = eve.say("m.room.member", {"membership": "invite"}, auth=[], state_key=bert.user_id)
-    await _send(eve, lie, invite_room_state=[fake.events[0].pdu])
-    assert membership_in(await sync(bert), str(fake.room_id)) is None
+    carol = await b.register("carol")
+    impostor = FakeRoom(Stranger(federation.network, ServerName("impostor.example")))
+    impostor.room_id = fake.room_id
+    lie = impostor.say("m.room.member", {"membership": "invite"}, auth=[], state_key=carol.user_id)
+    await _send(impostor, lie, invite_room_state=[fake.events[0].pdu])
+    assert membership_in(await sync(carol), str(fake.room_id)) is None
 
 
 async def test_a_slow_resident_delays_nothing_but_its_room(federation: Federation) -> None:

@@ -42,7 +42,7 @@ def signing(carol: Stranger, content: dict[str, Any]) -> dict[str, Any]:
 async def test_a_join_waits_until_its_invitation_is_stored(federation: Federation, version: str) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     room_id = await create_room(alice, room_version=version)
     joined: list[Joined] = []
 
@@ -68,7 +68,7 @@ async def test_a_join_waits_until_its_invitation_is_stored(federation: Federatio
 async def test_a_join_waiting_for_an_unsigned_invitation_is_answered_eventually(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     room_id = await create_room(alice, room_version="10")
     answers: list[Any] = []
 
@@ -162,7 +162,7 @@ async def test_a_room_is_created_even_if_its_invitations_fail(federation: Federa
 async def test_an_invitation_to_a_slow_server_still_arrives(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
 
     async def sign_late(uri: str, content: Any) -> Any:
         await trio.sleep(15)

@@ -57,18 +57,18 @@ async def test_an_invited_user_sees_the_room_and_joins(federation: Federation, v
 
 async def test_an_invite_reaches_a_server_that_is_in_the_room(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob, bert = await a.register("alice"), await b.register("bob"), await b.register("bert")
+    alice, bob, carol = await a.register("alice"), await b.register("bob"), await b.register("carol")
     room_id = await create_room(alice)
     await invite(alice, room_id, bob.user_id)
     await join(bob, room_id)
-    await invite(alice, room_id, bert.user_id)
+    await invite(alice, room_id, carol.user_id)
 
     async def invited() -> bool:
-        return membership_in(await sync(bert), room_id) == "invite"
+        return membership_in(await sync(carol), room_id) == "invite"
 
     await until(invited)
-    await join(bert, room_id)
-    assert await state_of(bert, room_id) == await state_of(bob, room_id)
+    await join(carol, room_id)
+    assert await state_of(carol, room_id) == await state_of(bob, room_id)
 
 
 async def test_the_inviter_sees_that_an_invite_was_rejected(federation: Federation) -> None:
@@ -85,20 +85,20 @@ async def test_the_inviter_sees_that_an_invite_was_rejected(federation: Federati
 @pytest.mark.parametrize("version", ["10", "12"])
 async def test_remaining_members_see_a_rejection_after_all_our_users_left(federation: Federation, version: str) -> None:
     a, c = await federation.start("a.example"), await federation.start("c.example")
-    alice, bert, carol = await a.register("alice"), await a.register("bert"), await c.register("carol")
+    alice, bob, carol = await a.register("alice"), await a.register("bob"), await c.register("carol")
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     await join(carol, room_id, "a.example")
-    await invite(alice, room_id, bert.user_id)
+    await invite(alice, room_id, bob.user_id)
     await alice.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
 
     async def left() -> bool:
         return alice.user_id not in (await carol.ok("GET", f"rooms/{quote(room_id)}/joined_members"))["joined"]
 
     await until(left)
-    await bert.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
-    content = await carol.ok("GET", f"rooms/{quote(room_id)}/state/m.room.member/{quote(bert.user_id)}")
+    await bob.ok("POST", f"rooms/{quote(room_id)}/leave", json={})
+    content = await carol.ok("GET", f"rooms/{quote(room_id)}/state/m.room.member/{quote(bob.user_id)}")
     assert content["membership"] == "leave"
-    assert room_id not in (await sync(bert)).get("rooms", {}).get("invite", {})
+    assert room_id not in (await sync(bob)).get("rooms", {}).get("invite", {})
 
 
 async def test_an_invite_can_be_rejected_after_the_inviter_left(federation: Federation) -> None:
@@ -134,7 +134,7 @@ def invite_of(
 async def test_an_invite_with_another_room_version_replaces_the_first(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
-    mallory = Stranger(federation.network, ServerName("m.example"))
+    mallory = Stranger(federation.network, ServerName("mallory.example"))
     for room_version in ("11", "6", "10"):
         room_id, path, body = invite_of(mallory, 1, alice.user_id, [], room_version)
         status, answer = await mallory.put("a.example", path, body)
@@ -145,7 +145,7 @@ async def test_an_invite_with_another_room_version_replaces_the_first(federation
 async def test_unsigned_stripped_state_is_accepted_for_the_inviter_only(federation: Federation) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
-    mallory = Stranger(federation.network, ServerName("m.example"))
+    mallory = Stranger(federation.network, ServerName("mallory.example"))
 
     def member(user_id: str, **content: Any) -> dict[str, Any]:
         return {"type": "m.room.member", "sender": user_id, "state_key": user_id, "content": content}
@@ -184,8 +184,8 @@ async def test_one_server_cannot_flood_a_user_with_invites(federation: Federatio
 @pytest.mark.parametrize(("count", "size"), [(limits.users.PENDING_MAX, 10), (130, limits.peers.STRIPPED_BYTES_MAX)])
 async def test_pending_invites_are_limited_in_number_and_bytes(federation: Federation, count: int, size: int) -> None:
     a = await federation.start("a.example")
-    alice, bert = await a.register("alice"), await a.register("bert")
-    stranger = Stranger(federation.network, ServerName("m.example"))
+    alice, bob = await a.register("alice"), await a.register("bob")
+    stranger = Stranger(federation.network, ServerName("mallory.example"))
 
     def fill(tx: Transaction) -> None:
         for number in range(count):
@@ -199,8 +199,8 @@ async def test_pending_invites_are_limited_in_number_and_bytes(federation: Feder
     _, path, body = invite_of(stranger, 1, alice.user_id, [])
     status, answer = await stranger.put("a.example", path, body)
     assert (status, answer["errcode"]) == (403, "M_FORBIDDEN")
-    path = f"rooms/{quote(await create_room(bert))}/invite"
-    assert await bert.refused("POST", path, json={"user_id": alice.user_id}) == (403, "M_FORBIDDEN")
+    path = f"rooms/{quote(await create_room(bob))}/invite"
+    assert await bob.refused("POST", path, json={"user_id": alice.user_id}) == (403, "M_FORBIDDEN")
     path = f"knock/{quote(f'!elsewhere:{stranger.name}')}?via={stranger.name}"
     assert await alice.refused("POST", path, json={}) == (403, "M_FORBIDDEN")
 
@@ -225,7 +225,7 @@ async def test_the_inviter_can_withdraw_an_invite(federation: Federation) -> Non
 async def test_only_valid_signatures_of_the_invited_server_are_kept(federation: Federation, version: str) -> None:
     a = await federation.start("a.example")
     alice = await a.register("alice")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     room_id = await create_room(alice, room_version=version)
     path = f"rooms/{quote(room_id)}/invite"
     junk = {f"ed25519:junk{number}": "A" * 86 for number in range(100)}
@@ -233,13 +233,13 @@ async def test_only_valid_signatures_of_the_invited_server_are_kept(federation: 
 
     def take(uri: str, content: Any) -> Any:
         own = countersign(parse_event(content["event"], ROOM_VERSIONS[version]), carol.name, carol.key).pdu
-        given = theirs or {"carol.example": {**junk, **own["signatures"]["carol.example"]}}
+        given = theirs or {"c.example": {**junk, **own["signatures"]["c.example"]}}
         changed = {"membership": "invite", "displayname": "Carol the Great"}
         return {"event": {**own, "content": changed, "signatures": {**own["signatures"], **given}}}
 
     carol.take_invite = take
     for given in ({}, {"ed25519:x": "A" * 86}, {carol.key.key_id: "A" * 86}, {carol.key.key_id: 5}, 5):
-        theirs = {"carol.example": given}
+        theirs = {"c.example": given}
         assert await alice.refused("POST", path, json={"user_id": carol.user("c")}) == (502, "M_UNKNOWN"), given
         assert ("m.room.member", carol.user("c")) not in await state_of(alice, room_id)
     theirs = {}
@@ -248,8 +248,8 @@ async def test_only_valid_signatures_of_the_invited_server_are_kept(federation: 
     event = await a.hs.database.read(find_event, event_id)
     assert event is not None
     assert event.content == {"membership": "invite"}
-    assert event.pdu["signatures"].keys() == {"a.example", "carol.example"}
-    assert event.pdu["signatures"]["carol.example"].keys() == {carol.key.key_id}
+    assert event.pdu["signatures"].keys() == {"a.example", "c.example"}
+    assert event.pdu["signatures"]["c.example"].keys() == {carol.key.key_id}
 
 
 async def test_an_invite_for_an_unknown_user_is_refused(federation: Federation) -> None:

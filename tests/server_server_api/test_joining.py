@@ -28,7 +28,7 @@ from tests.support.federation import (
 )
 from tests.support.stranger import FakeRoom, Stranger
 
-CAROL = ServerName("carol.example")
+CAROL = ServerName("c.example")
 
 
 async def test_a_user_of_another_server_joins_and_both_can_talk(federation: Federation) -> None:
@@ -69,7 +69,7 @@ async def test_two_users_of_a_server_can_join_at_once(federation: Federation) ->
     federation.network.latency_s = 0.1
     a, b = await federation.start("a.example"), await federation.start("b.example")
     alice = await a.register("alice")
-    guests = [await b.register(name) for name in ("bob", "bert", "ben")]
+    guests = [await b.register(name) for name in ("bob", "carol", "dave")]
     room_id = await create_room(alice, preset="public_chat")
     async with trio.open_nursery() as nursery:
         for guest in guests:
@@ -176,7 +176,7 @@ async def test_make_join_returns_the_room_version(federation: Federation) -> Non
     for query in ("", "?ver=1&ver=12"):
         status, answer = await carol.get("a.example", f"/_matrix/federation/v1/make_join/{place}{query}")
         assert (status, answer["errcode"], answer["room_version"]) == (400, "M_INCOMPATIBLE_ROOM_VERSION", "11")
-    other = f"{quote(room_id, safe='')}/{quote('@eve:eve.example', safe='')}"
+    other = f"{quote(room_id, safe='')}/{quote('@nobody:stranger.example', safe='')}"
     status, answer = await carol.get("a.example", f"/_matrix/federation/v1/make_join/{other}?ver=11")
     assert (status, answer["errcode"]) == (403, "M_FORBIDDEN")
 
@@ -191,7 +191,12 @@ async def test_send_join_accepts_only_a_join_of_the_requesting_server(federation
         room.text("no join"),
         room.event("m.room.member", {"membership": "leave"}, state_key=room.user_id),
         room.event("m.room.member", {"membership": "join"}, state_key=carol.user("other")),
-        room.event("m.room.member", {"membership": "join"}, state_key="@eve:eve.example", sender="@eve:eve.example"),
+        room.event(
+            "m.room.member",
+            {"membership": "join"},
+            state_key="@nobody:stranger.example",
+            sender="@nobody:stranger.example",
+        ),
     ):
         status, answer = await carol.send_join("a.example", event)
         assert (status, answer["errcode"]) == (400, "M_INVALID_PARAM")

@@ -19,7 +19,7 @@ from tests.support.federation import Federation, create_room, join, send_text, t
 from tests.support.homeservers import now_ms
 from tests.support.stranger import Stranger
 
-CAROL = ServerName("carol.example")
+CAROL = ServerName("c.example")
 
 
 async def test_own_keys_are_published_and_valid_for_a_while(federation: Federation) -> None:
@@ -153,40 +153,40 @@ async def test_a_key_is_requested_again_after_a_week_at_the_latest(federation: F
 async def test_a_notary_serves_keys_of_servers_that_are_gone(federation: Federation) -> None:
     a = await federation.start("a.example")
     carol = Stranger(federation.network, CAROL)
-    dave = Stranger(federation.network, ServerName("dave.example"))
+    dave = Stranger(federation.network, ServerName("d.example"))
     notary = ServerName("a.example")
     key = VerifyKey(a.hs.signing_key.verify_key_base64, now_ms() + 1000)
     notary_keys = {a.hs.signing_key.key_id: key}
     for _ in range(2):
-        _, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/query/dave.example", headers={})
+        _, answer = await carol.request("a.example", "GET", "/_matrix/key/v2/query/d.example", headers={})
         statements = parse_notary_response(answer, notary, notary_keys, now_ms())
-        assert [statement.server_name for statement in statements] == ["dave.example"]
-        federation.network.leave("dave.example")
+        assert [statement.server_name for statement in statements] == ["d.example"]
+        federation.network.leave("d.example")
         await trio.sleep(24 * 3600)
-    question = {"server_keys": {"dave.example": {}, "nowhere.example": {}, "a.example": {}}}
+    question = {"server_keys": {"d.example": {}, "nowhere.example": {}, "a.example": {}}}
     _, answer = await carol.request("a.example", "POST", "/_matrix/key/v2/query", question, headers={})
     statements = parse_notary_response(answer, notary, notary_keys, now_ms())
-    assert {statement.server_name for statement in statements} == {"dave.example", "a.example"}
+    assert {statement.server_name for statement in statements} == {"d.example", "a.example"}
     assert dave.asked.count(("GET", "/_matrix/key/v2/server")) == 1
 
 
 async def test_keys_of_servers_that_are_gone_are_requested_from_the_notary(federation: Federation) -> None:
     """Bob joins a room with events of a server that does not exist any more: only the notary still has its keys."""
-    n = await federation.start("n.example")
+    n = await federation.start("notary.example")
     a = await federation.start("a.example")
-    b = await federation.start("b.example", federation=FederationSection(trusted_key_servers=("n.example",)))
+    b = await federation.start("b.example", federation=FederationSection(trusted_key_servers=("notary.example",)))
     alice, bob = await a.register("alice"), await b.register("bob")
     room_id = await create_room(alice, preset="public_chat")
     carol = Stranger(federation.network, CAROL)
     room = await carol.join("a.example", room_id, "carol")
     await carol.send("a.example", "1", [room.text("remember me").pdu])
-    await carol.request("n.example", "GET", "/_matrix/key/v2/query/carol.example", headers={})
+    await carol.request("notary.example", "GET", "/_matrix/key/v2/query/c.example", headers={})
     federation.network.leave(CAROL)
     await join(bob, room_id, "a.example")
     members = await bob.ok("GET", f"rooms/{room_id}/joined_members")
     assert room.user_id in members["joined"]
     assert await texts(bob, room_id) == ["remember me"]
-    assert n.hs.server_name == "n.example"
+    assert n.hs.server_name == "notary.example"
 
 
 async def test_an_unresponsive_server_is_not_asked_for_keys_all_the_time(federation: Federation) -> None:

@@ -154,17 +154,17 @@ async def test_a_member_of_the_allowed_room_may_join(federation: Federation, ver
 
 async def test_second_user_of_a_server_that_cannot_vouch_joins_through_another(federation: Federation) -> None:
     a, b = await federation.start("a.example"), await federation.start("b.example")
-    alice, bob, bert = await a.register("alice"), await b.register("bob"), await b.register("bert")
+    alice, bob, carol = await a.register("alice"), await b.register("bob"), await b.register("carol")
     club = await create_room(alice, preset="public_chat")
     levels = {"invite": 50}
     room_id = await create_room(alice, initial_state=[rules("restricted", club)], power_level_content_override=levels)
-    for user in (bob, bert):
+    for user in (bob, carol):
         await join(user, club, "a.example")
         await trio.sleep(1)  # until a.example has heard of it
         await join(user, room_id, "a.example")
         await send_text(user, room_id, f"{user.user_id} is here")
         await wait_text(alice, room_id, f"{user.user_id} is here")
-    assert await state_of(bert, room_id) == await state_of(alice, room_id)
+    assert await state_of(carol, room_id) == await state_of(alice, room_id)
 
 
 async def test_a_join_that_the_rules_forbid_is_not_signed(federation: Federation) -> None:

@@ -17,7 +17,7 @@ async def redacting(federation: Federation, version: str) -> tuple[Server, Clien
     """A room of ours, its creator, and a user of another server without any power in it."""
     a = await federation.start("a.example")
     alice = await a.register("alice")
-    mallory = Stranger(federation.network, ServerName("m.example"))
+    mallory = Stranger(federation.network, ServerName("mallory.example"))
     room_id = await create_room(alice, preset="public_chat", room_version=version)
     return a, alice, await mallory.join("a.example", room_id, "mallory")
 

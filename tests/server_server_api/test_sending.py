@@ -193,7 +193,7 @@ async def test_many_events_are_sent_in_several_transactions(federation: Federati
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     await carol.join("a.example", room_id, "carol")
     federation.network.cut("a.example", carol.name)
     for number in range(130):
@@ -215,7 +215,7 @@ async def test_a_refused_transaction_does_not_block_the_next(federation: Federat
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     await carol.join("a.example", room_id, "carol")
     statuses = iter([(400, {"errcode": "M_BAD_JSON", "error": "No."}), (200, {"pdus": {}})])
     bodies: list[Any] = []
@@ -238,7 +238,7 @@ async def test_a_failing_destination_gets_the_same_transaction_at_growing_interv
     a = await federation.start("a.example")
     alice = await a.register("alice")
     room_id = await create_room(alice, preset="public_chat")
-    carol = Stranger(federation.network, ServerName("carol.example"))
+    carol = Stranger(federation.network, ServerName("c.example"))
     await carol.join("a.example", room_id, "carol")
     times: list[float] = []
 

@@ -97,7 +97,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     }.items():
         assert (await alice.put(path, json=body)).status_code == 200, path
     secret = {"*": {"text": "org.example.secret"}}
-    recipients = {alice.user_id: secret, bob.user_id: secret, "@carl:gone.example": secret}
+    recipients = {alice.user_id: secret, bob.user_id: secret, "@carol:gone.example": secret}
     await alice.ok("PUT", "sendToDevice/org.example.secret/1", json={"messages": recipients})
     await alice.ok("POST", f"user/{own}/filter", json={"event_fields": ["org.example.secret"]})
     await alice.ok("POST", f"{room}/receipt/m.read/{quote(sent['event_id'])}", json={})
@@ -157,8 +157,8 @@ async def leave_keys(alice: Client, bob: Client) -> None:
 async def test_erasure_leaves_only_documented_data(federation: Federation) -> None:
     server = await federation.start("a.example")
     other = await federation.start("b.example")
-    bob, carl = await server.register("bob"), await other.register("carl")
-    elsewhere = await other.make_room(carl)
+    bob, carol = await server.register("bob"), await other.register("carol")
+    elsewhere = await other.make_room(carol)
     alice = await leave_traces(server, bob, federation)
     await join(alice, elsewhere, other.name)
     tables = await server.read(list_tables)
@@ -195,12 +195,12 @@ async def test_erasure_leaves_only_documented_data(federation: Federation) -> No
 async def test_erasure_ends_invites_and_knocks_on_other_servers(federation: Federation, kind: str, away: bool) -> None:
     """Also if that server is away at that moment, and this one is killed before it is back."""
     server, other = await federation.start("a.example"), await federation.start("b.example")
-    alice, carl = await server.register("alice"), await other.register("carl")
+    alice, carol = await server.register("alice"), await other.register("carol")
     rules = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
     body = {"preset": "private_chat", "initial_state": [rules]}
-    room_id = (await carl.ok("POST", "createRoom", json=body))["room_id"]
+    room_id = (await carol.ok("POST", "createRoom", json=body))["room_id"]
     if kind == "invite":
-        await carl.ok("POST", f"rooms/{quote(room_id)}/invite", json={"user_id": alice.user_id})
+        await carol.ok("POST", f"rooms/{quote(room_id)}/invite", json={"user_id": alice.user_id})
     else:
         await alice.ok("POST", f"knock/{quote(room_id)}?via={other.name}", json={})
     if away:
@@ -213,6 +213,6 @@ async def test_erasure_ends_invites_and_knocks_on_other_servers(federation: Fede
 
     async def has_left() -> bool:
         path = f"rooms/{quote(room_id)}/state/m.room.member/{quote(alice.user_id)}"
-        return bool((await carl.get(path)).json().get("membership") == "leave")
+        return bool((await carol.get(path)).json().get("membership") == "leave")
 
     await until(has_left)

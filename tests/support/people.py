@@ -1,13 +1,14 @@
-"""What people do in rooms, as requests of the client-server API.
+"""Actions of users in rooms, as requests of the client-server API.
 
 alice, bob = await server.register("alice"), await server.register("bob")
 room_id = await create(alice, invite=[bob.user_id])
 await join(bob, room_id)
 
-Names in tests: users are alice, bob, carol and dave, in this order; mallory is hostile. A server alone is test.example.
-Several servers are a.example, b.example and c.example, and alice lives at a.example, bob at b.example. A hostile server
-is mallory.example, an honest one without a homeserver behind it stranger.example. Tests of the pure protocol
-(`tests/federation`) use alpha.test and beta.test. A test whose roles matter more than the names may name the roles.
+Names in tests: users are alice, bob, carol, dave and erin, in this order; mallory is hostile. A server alone is
+test.example. Several servers are a.example, b.example and c.example; alice lives at a.example, bob at b.example. A
+hostile server is mallory.example, an honest one without a homeserver behind it stranger.example. Tests of the pure
+protocol (`tests/federation`) use alpha.test and beta.test. Tests of rooms whose members come from there call the users
+of test.example OUR_ALICE, OUR_BOB and OUR_CAROL. If roles matter more than names, name the roles (`notary.example`).
 """
 
 from __future__ import annotations

@@ -38,8 +38,12 @@ from tests.federation.rooms_for_tests import Room
 from tests.support.consistency import check_consistency
 from tests.support.engine import memory_url
 
-OURS = ServerName("ours.test")
-ANNA, BERT, CARL = UserID("@anna:ours.test"), UserID("@bert:ours.test"), UserID("@carl:ours.test")
+OURS = ServerName("test.example")
+OUR_ALICE, OUR_BOB, OUR_CAROL = (
+    UserID("@alice:test.example"),
+    UserID("@bob:test.example"),
+    UserID("@carol:test.example"),
+)
 START_MS = 1_700_000_000_000
 
 
@@ -70,7 +74,7 @@ class Rooms:
         return await self.database.read(lambda tx: fn(tx, *args, **kwargs))
 
     async def create(
-        self, creator: UserID = ANNA, *members: UserID, version: str = DEFAULT_ROOM_VERSION, **create: Any
+        self, creator: UserID = OUR_ALICE, *members: UserID, version: str = DEFAULT_ROOM_VERSION, **create: Any
     ) -> RoomID:
         """A public room of this server with these members."""
 
@@ -124,7 +128,7 @@ class Rooms:
         assert all(isinstance(outcome, Received) for outcome in outcomes), outcomes
         return outcomes  # type: ignore[return-value]
 
-    async def adopt(self, room: Room, user_id: UserID = ANNA) -> Event:
+    async def adopt(self, room: Room, user_id: UserID = OUR_ALICE) -> Event:
         """Joins a room of a peer, who told the state and the auth chain of the join."""
         join = room.build(user_id, "m.room.member", {"membership": "join"}, user_id)
         chain = [event for event in room.events.values() if event.is_state]
@@ -164,7 +168,7 @@ def room_of_peer(tx: Transaction, room_id: RoomID) -> Room:
     last = [events[position] for position in head.extremities]
     by_id = {event.event_id: event for event in events.values()}
     clock = max(event.origin_server_ts for event in events.values()) + 1
-    return Room(head.version, ANNA, state, by_id, last, clock, room_id, [1000 * len(by_id)])
+    return Room(head.version, OUR_ALICE, state, by_id, last, clock, room_id, [1000 * len(by_id)])
 
 
 def named_state(tx: Transaction, root: bytes) -> dict[tuple[str, str], EventID]:

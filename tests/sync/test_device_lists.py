@@ -19,9 +19,9 @@ from homeserver.users.encryption import cross_signing, device_lists
 from homeserver.users.encryption.device_lists import note_device_list_changed
 from tests.federation.rooms_for_tests import BOB, CAROL
 from tests.support.examples import share_of_examples
-from tests.support.rooms import ANNA, BERT, CARL, Rooms, opened_rooms, room_of_peer
+from tests.support.rooms import OUR_ALICE, OUR_BOB, OUR_CAROL, Rooms, opened_rooms, room_of_peer
 
-OURS = [ANNA, BERT, CARL]
+OURS = [OUR_ALICE, OUR_BOB, OUR_CAROL]
 THEIRS = [BOB, CAROL]
 
 numbers = st.integers(0, 7)
@@ -81,7 +81,7 @@ class World:
             content = {"membership": "join", "displayname": f"{c}"}
             await self.rooms.append(room_id, ours, "m.room.member", content, ours)
         elif what == "ban":
-            await self.rooms.member(room_id, ANNA, "ban" if c < 4 else "leave", OURS[1 + b % 2])
+            await self.rooms.member(room_id, OUR_ALICE, "ban" if c < 4 else "leave", OURS[1 + b % 2])
         else:
             await self.rooms.member(room_id, ours, what)
 
@@ -98,7 +98,11 @@ def list_sharers(tx: Transaction, user_id: UserID) -> set[UserID]:
 
 async def run(script: list[tuple[Any, ...]]) -> None:
     async with opened_rooms(device_lists.SCHEMA, cross_signing.SCHEMA) as rooms:
-        room_ids = [await rooms.create(ANNA, BERT), await rooms.create(BERT), await rooms.create(CARL, ANNA)]
+        room_ids = [
+            await rooms.create(OUR_ALICE, OUR_BOB),
+            await rooms.create(OUR_BOB),
+            await rooms.create(OUR_CAROL, OUR_ALICE),
+        ]
         world = World(rooms, room_ids, [DeviceListClient(user_id) for user_id in OURS + OURS])
         for step in script:
             try:

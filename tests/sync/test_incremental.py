@@ -16,10 +16,10 @@ from homeserver.rooms.receive import Received
 from homeserver.users.account_data import SCHEMA as ACCOUNT_DATA
 from tests.federation.rooms_for_tests import BOB, CAROL, Room
 from tests.support.examples import share_of_examples
-from tests.support.rooms import ANNA, BERT, CARL, Rooms, opened_rooms, room_of_peer
+from tests.support.rooms import OUR_ALICE, OUR_BOB, OUR_CAROL, Rooms, opened_rooms, room_of_peer
 from tests.sync.clients import SyncClient
 
-OURS = [ANNA, BERT, CARL]
+OURS = [OUR_ALICE, OUR_BOB, OUR_CAROL]
 THEIRS = [BOB, CAROL]
 PLACES = [("m.room.topic", "topic"), ("m.room.name", "name"), ("org.example.thing", "value")]
 
@@ -96,7 +96,7 @@ class World:
         elif c == 5:
             wanted = (sender, "m.room.member", {"membership": "join", "displayname": f"{a}{b}"}, sender)
         else:
-            target = [BERT, CARL, THEIRS[(b + 1) % 2]][a % 3]
+            target = [OUR_BOB, OUR_CAROL, THEIRS[(b + 1) % 2]][a % 3]
             wanted = (sender, "m.room.member", {"membership": "ban" if c == 6 else "leave"}, target)
         if branch.check(*wanted) is None:
             number = next(n for n, each in enumerate(self.branches) if each is branch)
@@ -117,12 +117,12 @@ class World:
 
 
 async def make_world(rooms: Rooms) -> World:
-    room_ids = [await rooms.create(ANNA, BERT), await rooms.create(ANNA, BERT, version="10")]
+    room_ids = [await rooms.create(OUR_ALICE, OUR_BOB), await rooms.create(OUR_ALICE, OUR_BOB, version="10")]
     for room_id in room_ids:
-        levels = {"users": {BERT: 50, BOB: 50, CAROL: 50}, "invite": 0}
+        levels = {"users": {OUR_BOB: 50, BOB: 50, CAROL: 50}, "invite": 0}
         if room_id == room_ids[1]:
-            levels["users"] = {ANNA: 100, **levels["users"]}
-        await rooms.append(room_id, ANNA, "m.room.power_levels", levels, "")
+            levels["users"] = {OUR_ALICE: 100, **levels["users"]}
+        await rooms.append(room_id, OUR_ALICE, "m.room.power_levels", levels, "")
         for user_id in THEIRS:
             branch = await rooms.read(room_of_peer, room_id)
             await rooms.receive_all([branch.member(user_id, "join")])

@@ -33,7 +33,7 @@ def databases_of_servers() -> Iterator[None]:
 
 
 class Progress:
-    """A dot for every so many tests that passed, so that what did not can be seen."""
+    """Prints a dot only for every few passed tests, so that failures stand out."""
 
     def __init__(self) -> None:
         self.passed = 0

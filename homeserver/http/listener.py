@@ -183,7 +183,9 @@ def _bind(listener: Listener) -> list[socket.socket]:
             if os.path.exists(bind.unix_path) and stat.S_ISSOCK(os.stat(bind.unix_path).st_mode):
                 _remove_dead_socket(bind.unix_path)
             sockets.append(_bound_socket(socket.AF_UNIX, bind.unix_path))
-            os.chmod(bind.unix_path, listener.socket_permissions)  # before it listens, so that nobody gets in too early
+            os.chmod(
+                bind.unix_path, listener.socket_permissions
+            )  # before it listens, so that nobody can connect too early
             return sockets
         found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, target in dict.fromkeys((each[0], each[4]) for each in found):
@@ -227,7 +229,7 @@ def _remove_dead_socket(path: str) -> None:
 
 
 def _find_file(path: str) -> tuple[int, int] | None:
-    """Returns what identifies the file at a path, None if there is none."""
+    """Returns the identity of the file at a path, or None if there is no file."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -248,7 +250,7 @@ def _hypercorn_config() -> HypercornConfig:
     config.errorlog = logging.getLogger("homeserver.http.listener")
     config.include_server_header = False
     config.keep_alive_timeout = limits.http.KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = 100_000  # closing a good connection gains nothing
+    config.keep_alive_max_requests = 100_000  # effectively unlimited: closing a healthy connection gains nothing
     config.h11_max_incomplete_size = limits.http.PATH_CHARACTERS_MAX + 16_384
     return config
 
@@ -270,7 +272,7 @@ def _handler(app: App, door: _Door, context: WorkerContext, connections: Connect
                 return
             await connection.run(wrapped, config, context)
         except (Exception, BaseExceptionGroup) as error:
-            # One client's connection, whatever it sent, must not end the others.
+            # Errors of one connection must not affect the others.
             cancelled, others = error.split(trio.Cancelled) if isinstance(error, BaseExceptionGroup) else (None, error)
             if others is not None and not is_gone(others):
                 _log.debug("connection failed", exc_info=others)
@@ -294,7 +296,7 @@ def _peer_address(sock: trio.socket.SocketType) -> str:
 
 
 async def _follow_certificates(doors: Sequence[_Door], renewal: trio.lowlevel.ParkingLot) -> None:
-    """New connections get a certificate that was renewed, without a restart."""
+    """Uses renewed certificates for new connections, without a restart."""
     while doors:
         with trio.move_on_after(limits.http.CERTIFICATE_CHECK_SECONDS):
             await renewal.park()
@@ -303,7 +305,7 @@ async def _follow_certificates(doors: Sequence[_Door], renewal: trio.lowlevel.Pa
 
 
 def renew_certificate(door: _Door) -> None:
-    """Reads the certificate again where its file has changed."""
+    """Reloads each certificate whose file has changed."""
     modified = _modified(door.listener)
     if door.tls is None or modified == door.certificate_read:
         return

@@ -1,4 +1,4 @@
-"""With whom a user shares rooms, and how that has changed since a position of the stream.
+"""The users who share rooms with a user, and how that has changed since a position of the stream.
 
 Spec: client-server-api/#tracking-the-device-list-for-a-user
 """
@@ -25,8 +25,8 @@ def list_sharing_changes(tx: Transaction, user_id: UserID, since: int) -> tuple[
     own_nid = tx.find(user_id)
     if own_nid is None:
         return set(), set()
-    now: set[int] = set()  # who shares a room in which something has changed
-    before: set[int] = set()  # … who did at `since`
+    now: set[int] = set()  # users who now share a room in which a membership has changed
+    before: set[int] = set()  # users who shared such a room at `since`
     for room_nid, membership, entered_position in _list_changed_rooms(tx, own_nid, since):
         room_id = RoomID(tx.name(room_nid))
         is_in, has_moved = membership == "join", entered_position > since

@@ -24,7 +24,7 @@ from homeserver.rooms.membership import list_joined_rooms
 
 # Cache of when users were last noted as active. A forgotten user costs one more statement.
 ACTIVITY_CACHED_MAX = 100_000
-# Wakes the sweep once there may be somebody whose presence changes with time.
+# Wakes the sweep when a user's presence may change with time.
 WAKE_KEY = "presence"
 _NOTED_FOR_MS = limits.users.CURRENTLY_ACTIVE_MS // 2
 

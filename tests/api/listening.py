@@ -83,7 +83,7 @@ class Running:
         return int(self.bound[0].address.rpartition(":")[2])
 
     async def until_active(self, count: int) -> None:
-        """Waits until so many requests wait for their answers."""
+        """Waits until this many requests wait for their answers."""
         while self.app.dispatch.active < count:  # noqa: ASYNC110
             await trio.sleep(0.005)
 

@@ -1,4 +1,4 @@
-"""What the body of a request may cost, and who pays for it."""
+"""The cost of decoding request bodies, and the users who are charged for it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def joined_rooms(hs: Resources, requester: Requester) -> dict[str, Any]:
 
 
 def dense(value: bytes, length: int) -> bytes:
-    """An object of about so many bytes, made of one value again and again."""
+    """Returns an object of about this many bytes, which repeats one value."""
     return b'{"x":[' + b",".join([value] * (length // (len(value) + 1))) + b"]}"
 
 

@@ -26,7 +26,7 @@ VERSIONS = b"GET /_matrix/client/versions HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 class Crowd:
-    """Connections to a server that may have so many."""
+    """Opens connections to a server with this limit."""
 
     def __init__(self, total: int) -> None:
         self.connections = Connections(total)
@@ -135,7 +135,7 @@ async def test_closed_connections_are_not_counted() -> None:
 
 @contextmanager
 def open_files(count: int) -> Iterator[None]:
-    """This process may have so many."""
+    """Limits the file descriptors of this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
     try:

@@ -241,7 +241,7 @@ async def test_a_client_that_disconnects_during_a_request_leaves_nothing_behind(
 
 
 async def answers(client: Client, wanted: Callable[[Any], bool], count: int) -> None:
-    """Reads until so many wanted events have come."""
+    """Reads until this many of the wanted events have arrived."""
     async for event in client.events():
         if isinstance(event, h2.events.DataReceived):
             client.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)

@@ -1,4 +1,4 @@
-"""What the server tells those who run it."""
+"""Logs and metrics."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ USAGES: tuple[Usage, ...] = ("master", "self_signing", "user_signing")
 
 
 def store_people(tx: Transaction, first: int, count: int) -> None:
-    """People with three devices and cross-signing keys, of whom nobody is logged in."""
+    """Users with three devices and cross-signing keys, none of whom is logged in."""
     for user_id in map(user, range(first, first + count)):
         for device_id in DEVICES:
             create_device(tx, user_id, device_id, "Element Desktop on Linux")

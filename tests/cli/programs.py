@@ -1,4 +1,4 @@
-"""Commands of `homeserver`, in the process of the test or as programs of their own; and servers that run beside them.
+"""Commands of `homeserver`, in the process of the test or as separate programs, and servers to run them against.
 
 A program takes a second to import the server, so `run` calls the command's function here. `run_program` is for what
 only a process has: signals, sockets that outlive a command, the entry point itself.

@@ -1,4 +1,4 @@
-"""`user` and `token`: accounts and registration tokens, managed beside a running server."""
+"""`user` and `token`: accounts and registration tokens are managed while the server is running."""
 
 from __future__ import annotations
 

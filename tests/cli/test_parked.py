@@ -1,4 +1,4 @@
-"""`parked`: what the server left out is listed, tried again and forgotten, beside a running server."""
+"""`parked`: items that the server has left out are listed, retried and forgotten while it is running."""
 
 from __future__ import annotations
 

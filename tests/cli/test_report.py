@@ -1,4 +1,4 @@
-"""`report`: what people have reported, beside a running server."""
+"""`report`: reports of users are read while the server is running."""
 
 from __future__ import annotations
 

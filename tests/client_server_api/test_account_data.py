@@ -204,7 +204,7 @@ async def test_malformed_tags_are_refused(homeserver: Server, tag: str, content:
 
 
 async def test_deeply_nested_json_is_refused_unparsed(homeserver: Server) -> None:
-    """A megabyte of them would take a second to decode, in which nobody else is answered."""
+    """Decoding a megabyte of them would take a second, during which no other request is answered."""
     alice = await homeserver.register("alice")
     brackets = b'{"a": [' + b",".join([b"[[[[[[[[]]]]]]]]"] * 60_000) + b"]}"
     headers = {"authorization": f"Bearer {alice.token}"}

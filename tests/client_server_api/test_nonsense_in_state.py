@@ -1,4 +1,4 @@
-"""Whatever stands in the fields of state events: it is refused, or the room goes on working."""
+"""Any value in the fields of a state event is refused, or the room keeps working."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sync need not say: members told before, rooms without news, names that nobody asks for.
+"""What a sync may leave out: members sent before, rooms without news, names that the filter excludes.
 
 Spec: client-server-api/#lazy-loading-room-members, #filtering, #syncing
 """

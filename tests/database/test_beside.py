@@ -1,4 +1,4 @@
-"""Commands of the administrator write beside a running server, which is told at once."""
+"""Commands of the administrator write while the server is running, and it notices at once."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ async def test_both_nodes_share_the_numbers_of_strings(postgres_url: str) -> Non
 
 
 async def test_nodes_survive_a_restart_of_postgresql(own_cluster: Cluster) -> None:
-    """Writes and reads go on with new connections, and nobody sleeps through news of other nodes."""
+    """Writes and reads continue on new connections, and no notification of other nodes is missed."""
     url = own_cluster.make_database()
     async with opened(url, items.SCHEMA) as one, opened(url, items.SCHEMA) as two:
         await one.write(items.store, "before")

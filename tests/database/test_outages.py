@@ -1,4 +1,4 @@
-"""Engines that fail: which errors mean that storage is out, busy or damaged, and that nobody waits in vain."""
+"""Failing engines: which errors count as an outage, as busy or as damage, and that no request waits in vain."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_a_read_only_connection_is_replaced(postgres_url: str) -> None:
 
 @pytest.mark.postgres
 async def test_terminated_backends_are_replaced(postgres_url: str) -> None:
-    """Between calls and in the midst of one: it runs again, as a whole."""
+    """Between calls and during one: the batch runs again as a whole."""
     async with opened(postgres_url, items.SCHEMA) as database:
         terminate(postgres_url)
         await database.write(items.store, "one")
@@ -173,7 +173,7 @@ async def test_a_statement_timeout_is_not_an_outage(postgres_url: str) -> None:
 
 @pytest.mark.postgres
 async def test_a_stalled_transaction_loses_the_write_lock(postgres_url: str) -> None:
-    """A process that is stopped in the midst of a write holds the lock of all; the server takes it from it."""
+    """A process that is stopped during a write holds the write lock. PostgreSQL ends its transaction."""
     async with opened(postgres_url, items.SCHEMA) as one, opened(postgres_url, items.SCHEMA) as two:
         stopped = threading.Event()
 
@@ -195,7 +195,7 @@ async def test_a_stalled_transaction_loses_the_write_lock(postgres_url: str) -> 
 
 @pytest.mark.postgres
 async def test_while_postgresql_is_down_requests_fail_at_once(own_cluster: Cluster) -> None:
-    """The first call waits for it to come back, as after a restart; with the next nobody is kept waiting."""
+    """The first call waits for PostgreSQL to come back, as after a restart. Later calls fail at once."""
     database = await open_items(own_cluster.make_database())
     outages = database.outages
     await database.write(items.store, "before")

@@ -1,4 +1,4 @@
-"""What a transaction offers, and that the common subset means the same on both engines."""
+"""The methods of a transaction, and that the common subset of SQL means the same on both engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests ask the separate process to do."""
+"""Functions that the tests run in the separate process."""
 
 from __future__ import annotations
 

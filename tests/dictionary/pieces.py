@@ -1,4 +1,4 @@
-"""The pieces of made-up events: identifiers, keys, text. Random: a dictionary learns shapes, and nobody's words."""
+"""Random parts of made-up events: identifiers, keys, text. A dictionary learns shapes, not the words of real users."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Maker:
         return pdu
 
     def reference(self, pdu: Pdu | None = None) -> Any:
-        """How prev_events and auth_events name an event; without one, some event that nobody has."""
+        """Returns the form in which prev_events and auth_events cite an event. Without one, cites an unknown event."""
         if pdu is not None:
             event_id = event_id_of(pdu, self.version)
         else:

@@ -1,4 +1,4 @@
-"""What the comparisons share: Synapse's process, and how much to compare. Run by `make interop`."""
+"""Fixtures of the comparisons: Synapse's process, and the number of examples. Run by `make interop`."""
 
 from __future__ import annotations
 

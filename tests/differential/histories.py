@@ -50,7 +50,7 @@ class Verdict:
 
 @dataclass(slots=True)
 class Server:
-    """What one server knows of the room."""
+    """The events of the room that one server knows."""
 
     name: ServerName
     key: SigningKey

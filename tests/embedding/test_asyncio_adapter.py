@@ -30,7 +30,7 @@ Program = Callable[[AsyncioHomeserver], Awaitable[None]]
 
 
 def _run(folder: Path, program: Program, **sections: object) -> None:
-    """Runs an asyncio program beside a homeserver; it has to end within a minute, and to leave no thread behind."""
+    """Runs an asyncio program with a homeserver. It must end within a minute, and leave no thread behind."""
     config = Config(server_name="example.org", data_dir=str(folder), **sections)  # type: ignore[arg-type]
 
     async def main() -> None:

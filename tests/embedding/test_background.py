@@ -1,4 +1,4 @@
-"""Work in the background of a server: it fails alone, and goes on when it can."""
+"""Background tasks of a server: a failure affects only its own task, which is restarted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program may do wrong, and what the library leaves alone in the program's process."""
+"""Misuse of the library, and the parts of the program's process that it leaves alone."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def make_client(patience_s: float) -> httpx.Client:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody has; below those that the system gives to outgoing connections."""
+    """Returns a free port of the loopback interface, below the range for outgoing connections."""
     candidates = random.SystemRandom()
     while True:
         port = candidates.randrange(12_000, 32_000)
@@ -122,7 +122,7 @@ class Homeserver:
         self.wait_ready()
 
     def epitaph(self) -> str:
-        """How a server ended that nobody told to end, with the end of its log; "" for any other."""
+        """Returns how a server ended unexpectedly, with the end of its log, or ""."""
         if self.process is None or self._was_told_to_end or self.process.poll() is None:
             return ""
         return f"{self.server_name} ended by itself with {self.process.returncode}:\n{self.said()[-4000:]}"

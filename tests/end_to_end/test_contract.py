@@ -63,7 +63,7 @@ SERVER_OPERATIONS = (
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
-    """A server that also talks to the tool, whose certificate nobody has signed."""
+    """A server that accepts the tool's self-signed certificate."""
     place = make_place(tmp_path_factory.mktemp("contract"))
     server = place.organisation(
         "checked",

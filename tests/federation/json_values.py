@@ -1,4 +1,4 @@
-"""What the properties of tests/federation draw from: JSON values, and events of every room version."""
+"""Hypothesis strategies for the tests of the protocol: JSON values, and events of every room version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may join, invite, leave, kick, ban and knock. Spec: rooms/v12/#authorisation-rules (5) and earlier versions'"""
+"""Auth rules of m.room.member events. Spec: rooms/v12/#authorisation-rules (5), and those of earlier versions"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may change power levels, and to what. Spec: rooms/v12/#authorisation-rules (10) and earlier versions'"""
+"""The auth rules for changes of power levels. Spec: rooms/v12/#authorisation-rules (10) and earlier versions'"""
 
 from __future__ import annotations
 

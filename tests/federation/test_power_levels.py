@@ -1,4 +1,4 @@
-"""Who may do what. Spec: client-server-api/#mroompower_levels, rooms/v1/#deprecated-event-content-schemas"""
+"""Power levels. Spec: client-server-api/#mroompower_levels, rooms/v1/#deprecated-event-content-schemas"""
 
 from __future__ import annotations
 

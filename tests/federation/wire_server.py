@@ -28,7 +28,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answers: `raw` bytes instead of a response if given, then the end of the connection if `close`."""
+    """An answer of a server: a response, or `raw` bytes if given. If `close`, the connection ends afterwards."""
 
     status: int = 200
     headers: Sequence[tuple[str, str]] = ()

@@ -1,4 +1,4 @@
-"""What a request of another server may cost before its signature is known to be good, and whose bodies are accepted.
+"""The cost of a request of another server before its signature is verified, and which bodies are accepted.
 
 Spec: server-server-api/#request-authentication
 """

@@ -180,7 +180,7 @@ async def test_a_damaged_row_of_a_room_does_not_affect_other_rooms(
 
 
 async def _check_other_rooms(server: Server, alice: Client, other: str) -> None:
-    """The other room goes on, in an incremental sync too, and the health check tells of the damage."""
+    """Checks that the other room still works, also in an incremental sync, and that the health check fails."""
     answer = await alice.ok("GET", "sync?timeout=0")
     assert other in answer["rooms"]["join"]
     event_id = await send(alice, other, 100)

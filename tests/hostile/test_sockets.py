@@ -246,7 +246,7 @@ def test_a_client_that_disconnects_during_an_answer_does_no_harm(server: Homeser
 
 
 def test_slow_clients_do_not_delay_others(server: Homeserver, token: str) -> None:
-    """Slow loris: heads and bodies that come a byte at a time, and answers that nobody takes."""
+    """Slow loris: heads and bodies that arrive one byte at a time, and answers that are never read."""
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connect(server)) for _ in range(200)]
         upload = request("POST", "/_matrix/media/v3/upload", f"authorization: Bearer {token}", "content-length: 100000")

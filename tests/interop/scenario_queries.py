@@ -1,4 +1,4 @@
-"""What one server asks another: aliases, room lists, profiles, media, hierarchies."""
+"""Queries between servers: aliases, room lists, profiles, media, hierarchies."""
 
 from __future__ import annotations
 

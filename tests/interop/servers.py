@@ -57,7 +57,7 @@ class Program(Protocol):
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Returns a port that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The clean-up of the content repository: nothing that nobody can reach stays."""
+"""The cleanup of the content repository: unreachable files are deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a text message costs on disk, all in: its row, its indexes, its share of the state.
+"""The disk space that a text message takes in total: its row, its indexes, its share of the state.
 
 The words are made up, so that the dictionary that was trained on real ones helps little.
 """

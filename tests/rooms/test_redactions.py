@@ -1,4 +1,4 @@
-"""What a redaction takes from an event is gone, whichever of the two came first."""
+"""Redacted content is deleted, whether the event or its redaction arrived first."""
 
 from __future__ import annotations
 

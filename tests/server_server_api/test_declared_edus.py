@@ -1,4 +1,4 @@
-"""What a feature declares about an EDU type holds for whatever peers send of it. Spec: server-server-api/#edus
+"""The declaration of an EDU type is enforced for everything that peers send. Spec: server-server-api/#edus
 
 The types are made up: `org.example.shout` is one part, of one user in one room; `org.example.moods` has many parts.
 """

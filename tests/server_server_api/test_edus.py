@@ -1,4 +1,4 @@
-"""What servers tell one another and nobody keeps. Spec: server-server-api/#edus"""
+"""Ephemeral data between servers: typing, receipts and presence. Spec: server-server-api/#edus"""
 
 from __future__ import annotations
 

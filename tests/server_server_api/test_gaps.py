@@ -76,7 +76,7 @@ async def test_a_gap_that_can_be_closed_is_closed_before_the_answer(federation: 
 
 
 async def test_an_event_is_received_once_its_server_is_reachable_again(federation: Federation) -> None:
-    """Also if this server was killed meanwhile: the event was accepted, so nobody sends it again."""
+    """Even if this server was killed meanwhile: the event was accepted, so it is not sent again."""
     a, alice, mallory, (room,) = await world(federation)
     lost, after = with_gap(room, "lost", "found")
     is_silent(mallory, room)

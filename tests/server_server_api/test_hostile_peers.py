@@ -1,4 +1,4 @@
-"""What a server of bad will can send us, and that nothing comes of it.
+"""Attacks by a malicious server, and that they have no effect.
 
 Spec: server-server-api/#checks-performed-on-receipt-of-a-pdu, #server-access-control-lists-acls, #authentication
 """
@@ -379,7 +379,7 @@ async def test_a_request_signed_with_the_key_of_another_server_is_refused(federa
 
 
 async def test_an_event_that_cannot_be_processed_does_not_block_the_others(federation: Federation) -> None:
-    """Whatever one event does to us, the rest of the transaction is received, and its sender goes on."""
+    """However processing one event fails, the rest of the transaction is received, and its sender can continue."""
     a, alice, mallory, room = await _room(federation)
     harmless, first = room.event("org.example.poison", {}), room.text("first")
     poison = room.event("org.example.poison", {}, after=[first])

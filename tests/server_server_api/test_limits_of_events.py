@@ -34,7 +34,7 @@ CONTENT_DEPTH_MAX = DEPTH_MAX - 1
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """A content with so many levels."""
+    """Returns content with this many levels."""
     value: Any = 0
     for _ in range(depth - 1):
         value = [value]

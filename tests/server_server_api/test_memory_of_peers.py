@@ -35,7 +35,7 @@ MOST = (
 
 
 class Teller:
-    """A server that answers with a JSON string of so many bytes, of which the last waits for `go_on`."""
+    """A server that answers with a JSON string of this many bytes. The last one waits for `go_on`."""
 
     def __init__(
         self, federation: Federation, name: str, size: int, *, before: bytes = b"", after: bytes = b""

@@ -24,7 +24,7 @@ MALLORY = ServerName("mallory.example")
 
 
 def _damage(tx: Transaction, event_id: str) -> None:
-    """Makes the row of an event such as nobody can read it."""
+    """Damages the row of an event, so that it cannot be read."""
     stored = find_stored_by_id(tx, event_id)
     assert stored is not None
     tx.run("UPDATE events SET content = ?, envelope = ? WHERE position = ?", b"\xff\xff", b"\xff", stored.position)

@@ -1,4 +1,4 @@
-"""What a server asks of another about its users and aliases. Spec: server-server-api/#querying-for-information"""
+"""Queries for the profiles and aliases of another server. Spec: server-server-api/#querying-for-information"""
 
 from __future__ import annotations
 

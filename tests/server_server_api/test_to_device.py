@@ -171,7 +171,7 @@ async def test_large_messages_are_split_into_edus_of_an_accepted_size(federation
 
 
 def fill(tx: Transaction, server: str, size_bytes: int) -> int:
-    """Fills an outbox with messages to nobody; returns how many were dropped."""
+    """Fills an outbox with messages to unknown users. Returns how many were dropped."""
     count = limits.peers.OUTBOX_BYTES_MAX // size_bytes + 2
     content = {"sender": "@x:a.example", "type": "a", "message_id": "x", "messages": {}, "text": "x" * size_bytes}
     return sum(insert_edu(tx, ServerName(server), to_json(content)) for _ in range(count))

@@ -1,4 +1,4 @@
-"""While storage takes no writes, reading goes on, writes are refused with an error to retry, and nothing is lost."""
+"""While storage refuses writes, reading continues, writes fail with a temporary error, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server had begun when it was killed it finishes after its next start, though nobody asks for it again."""
+"""Work that was under way when the server was killed is finished after the next start, without a new request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def start_again(federation: Federation, *clients: Client, **sections: Any)
 
 
 async def begin(request: Callable[[], Awaitable[Any]], is_begun: Callable[[], Awaitable[bool]]) -> None:
-    """Returns in the midst of a request, which nobody waits for any more."""
+    """Returns during a request, whose client no longer waits for it."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(request)
         while not await is_begun():

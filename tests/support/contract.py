@@ -1,4 +1,4 @@
-"""The specification's own schemas, where the shared folder lies beside the checkout or MATRIX_CONTRACT names it."""
+"""The specification's own schemas, from the shared folder beside the checkout or from MATRIX_CONTRACT."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if ENGINE not in ("sqlite", "postgres"):
 
 
 def memory_url() -> str:
-    """The URL of a new database that nobody opens twice."""
+    """The URL of a new database that is opened only once."""
     return "sqlite::memory:" if ENGINE == "sqlite" else _cluster().make_database()
 
 

@@ -61,7 +61,7 @@ class Federation:
         return a, b, await a.register("alice"), await b.register("bob")
 
     async def kill(self, name: str) -> None:
-        """Ends the server on the spot, in the midst of whatever it does."""
+        """Kills the server: nothing that is under way is finished."""
         self.network.leave(name)
         running = self._running.pop(name)
         running.scope.cancel()

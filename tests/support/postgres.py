@@ -86,7 +86,7 @@ class Cluster:
         return f"postgresql://tester@/{name}?host={quote(str(self._folder), safe='')}"
 
     def drop_idle_databases(self) -> None:
-        """Removes those of the databases that were made to which nobody is connected."""
+        """Removes the databases that were created and have no connections."""
         for name in self._names[:]:
             try:
                 self._run("dropdb", "-h", str(self._folder), "-U", "tester", name)

@@ -16,7 +16,7 @@ import pytest
 
 MEMORY = "/dev/shm"
 ROOM_BYTES_MIN = 2**31
-"""What the files of a run may need at one time, with room to spare."""
+"""The space that the files of a run need at one time, with room to spare."""
 
 _ON_DISK = os.environ.get("TMPDIR_ON_DISK", tempfile.gettempdir())
 

@@ -21,7 +21,7 @@ StateKey = tuple[str, str]
 
 @dataclass
 class KnownRoom:
-    """What the client knows of a room. `timeline` is unbroken: what came before a gap is forgotten."""
+    """A room as the client knows it. `timeline` has no gaps: events before a gap are forgotten."""
 
     section: str
     state: dict[StateKey, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a feature may rely on that takes part in sync, shown with a made-up one."""
+"""The guarantees for features that take part in sync, tested with a made-up one."""
 
 from __future__ import annotations
 

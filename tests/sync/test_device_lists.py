@@ -38,7 +38,7 @@ steps = st.lists(
 
 @dataclass
 class DeviceListClient:
-    """What a client keeps: the version of the keys of each user that it tracks."""
+    """A client, which keeps the version of the keys of each user that it tracks."""
 
     user_id: UserID
     since: int = 0

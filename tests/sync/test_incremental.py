@@ -78,7 +78,7 @@ class World:
             await self.rooms.append(room_id, OURS[b % 3], "m.room.redaction", {}, redacts=sent[c % len(sent)])
 
     async def _branch(self, room_id: RoomID, a: int, b: int, c: int) -> None:
-        """A peer has seen what there is, and goes on from here without us."""
+        """A peer has seen all events, and continues from here without us."""
         self.branches.append(await self.rooms.read(room_of_peer, room_id))
         self.undelivered.append([])
 

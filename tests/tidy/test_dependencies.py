@@ -1,4 +1,4 @@
-"""What the packages import is what installing them brings."""
+"""The packages import only what installing them provides."""
 
 from __future__ import annotations
 

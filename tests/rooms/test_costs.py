@@ -27,7 +27,7 @@ from homeserver.rooms.timeline import END, START, list_by_timestamp
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL
 from tests.rooms.test_receive import accepted, joined, said
 from tests.support.engine import ENGINE
-from tests.support.rooms import ANNA, Rooms
+from tests.support.rooms import OUR_ALICE, Rooms
 
 
 async def test_a_banned_user_cannot_make_each_event_more_expensive(rooms: Rooms) -> None:
@@ -71,10 +71,10 @@ async def test_events_are_found_by_timestamp_through_an_index(rooms: Rooms, dire
 @pytest.mark.skipif(ENGINE != "sqlite", reason="it is SQLite that tells how it reads")
 async def test_relations_are_listed_and_counted_by_indexes(rooms: Rooms) -> None:
     room_id = await rooms.create()
-    root = await rooms.append(room_id, ANNA)
+    root = await rooms.append(room_id, OUR_ALICE)
     for rel_type in ("m.thread", "m.annotation"):
         relates_to = {"rel_type": rel_type, "event_id": root.event_id, "key": "x"}
-        await rooms.append(room_id, ANNA, content={"m.relates_to": relates_to})
+        await rooms.append(room_id, OUR_ALICE, content={"m.relates_to": relates_to})
     parent = (await rooms.stored(root.event_id)).position
 
     def plans(tx: Transaction) -> list[str]:
@@ -86,11 +86,11 @@ async def test_relations_are_listed_and_counted_by_indexes(rooms: Rooms) -> None
         list_aggregations(explaining, (parent,))
         list_edits(explaining, parent, 10)
         list_threads(explaining, room_id, END, 10)
-        list_participated(explaining, ANNA, (parent,))
-        count_replies(explaining, parent, (ANNA,))
+        list_participated(explaining, OUR_ALICE, (parent,))
+        count_replies(explaining, parent, (OUR_ALICE,))
         count_replies_upto(explaining, parent, END)
         with pytest.raises(MatrixError):
-            check_may_relate(explaining, ANNA, "m.room.message", {"m.relates_to": relates_to})
+            check_may_relate(explaining, OUR_ALICE, "m.room.message", {"m.relates_to": relates_to})
         return [plan for plan in explaining.plans if "events" not in plan]
 
     found = await rooms.read(plans)

@@ -60,7 +60,7 @@ async def test_an_answer_with_a_message_has_its_count(server: Server) -> None:
         assert room_in(answer, room_id)["unread_notifications"]["notification_count"] == number
 
 
-async def test_what_was_there_before_one_joined_does_not_count(server: Server) -> None:
+async def test_events_before_the_join_do_not_count(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice)
     await say(alice, room_id, "1", "2")
@@ -82,7 +82,7 @@ async def test_mentions_are_highlights(server: Server) -> None:
     assert await counts(bob, room_id) == (1, 1)
 
 
-async def test_who_sends_a_message_has_read_what_came_before(server: Server) -> None:
+async def test_sending_a_message_clears_the_counts(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     (root,) = await say(alice, room_id, "root")
@@ -93,7 +93,7 @@ async def test_who_sends_a_message_has_read_what_came_before(server: Server) -> 
     assert await threads(bob, room_id) == {"main": 0}
 
 
-async def test_threads_have_counts_and_receipts_of_their_own(server: Server) -> None:
+async def test_threads_have_their_own_counts_and_receipts(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     root, other = await say(alice, room_id, "root", "other")
@@ -117,7 +117,7 @@ async def test_threads_have_counts_and_receipts_of_their_own(server: Server) -> 
         ("org.example.other", {"body": "hello"}),
     ],
 )
-async def test_notices_reactions_edits_and_unknown_events_notify_nobody(
+async def test_notices_reactions_edits_and_unknown_events_do_not_notify(
     server: Server, kind: str, content: dict[str, Any]
 ) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
@@ -133,7 +133,7 @@ async def test_encrypted_events_notify(server: Server) -> None:
     assert await counts(bob, room_id) == (1, 0)
 
 
-async def test_a_redacted_message_counts_no_more(server: Server) -> None:
+async def test_redacted_messages_do_not_count(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     first = await send(alice, room_id, mention(bob.user_id))
@@ -143,7 +143,7 @@ async def test_a_redacted_message_counts_no_more(server: Server) -> None:
     assert await counts(bob, room_id) == (1, 0)
 
 
-async def test_own_rules(server: Server) -> None:
+async def test_the_users_own_rules_decide_what_counts(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id, muted = await public_room(alice, bob), await public_room(alice, bob)
     await bob.ok("PUT", f"pushrules/global/room/{muted}", json={"actions": []})
@@ -158,7 +158,7 @@ async def test_own_rules(server: Server) -> None:
     assert await counts(bob, room_id) == (3, 1)
 
 
-async def test_ignored_users_notify_nobody_who_ignores_them(server: Server) -> None:
+async def test_ignored_users_do_not_notify(server: Server) -> None:
     alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(alice, bob, carol)
     ignored = {"ignored_users": {alice.user_id: {}}}

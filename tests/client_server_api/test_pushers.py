@@ -70,7 +70,7 @@ async def test_an_app_may_ask_for_ids_only(federation: Federation) -> None:
     assert told["devices"][0]["data"] == {"format": "event_id_only", "own": {"a": 1}}
 
 
-async def test_encrypted_events_and_invitations_are_told_too(federation: Federation) -> None:
+async def test_encrypted_events_and_invitations_are_pushed_too(federation: Federation) -> None:
     server, gateway, alice, bob, room_id = await start(federation)
     encrypted = await send(alice, room_id, ENCRYPTED, kind="m.room.encrypted")
     other = await public_room(alice, name="Garden")
@@ -97,7 +97,7 @@ async def test_the_badge_follows_what_is_read(federation: Federation) -> None:
     assert gateway.told[-1]["counts"] == {"unread": 1}
 
 
-async def test_nothing_is_lost_or_late_for_others_when_a_gateway_is_away(federation: Federation) -> None:
+async def test_an_unreachable_gateway_loses_nothing_and_delays_no_other(federation: Federation) -> None:
     server, gateway, alice, bob, room_id = await start(federation)
     dead = Gateway.on(federation.network, "dead.example")
     carol = await server.register("carol")
@@ -120,7 +120,7 @@ async def test_nothing_is_lost_or_late_for_others_when_a_gateway_is_away(federat
     assert dead.events("tablet") == gateway.events("phone") == [first, second]
 
 
-async def test_what_is_too_old_read_or_redacted_is_told_no_more(federation: Federation) -> None:
+async def test_old_read_and_redacted_events_are_not_pushed(federation: Federation) -> None:
     server, gateway, alice, bob, room_id = await start(federation)
     gateway.status = 503
     await say(alice, room_id, "old")
@@ -134,7 +134,7 @@ async def test_what_is_too_old_read_or_redacted_is_told_no_more(federation: Fede
     assert gateway.events("phone") == [last]
 
 
-async def test_what_a_gateway_refuses_is_not_sent_again(federation: Federation) -> None:
+async def test_refused_notifications_are_not_sent_again(federation: Federation) -> None:
     server, gateway, alice, bob, room_id = await start(federation)
     gateway.status = 400
     await send(alice, room_id)
@@ -146,7 +146,7 @@ async def test_what_a_gateway_refuses_is_not_sent_again(federation: Federation) 
     assert gateway.events("phone") == [event_id]
 
 
-async def test_a_rejected_key_ends_its_pusher(federation: Federation) -> None:
+async def test_a_rejected_key_deletes_its_pusher(federation: Federation) -> None:
     server, gateway, alice, bob, room_id = await start(federation)
     await set_pusher(bob, gateway.pusher("tablet"))
     gateway.rejected = ["phone", 7]  # type: ignore[list-item]
@@ -205,7 +205,7 @@ async def test_a_key_moves_to_the_user_who_set_it_last(server: Server) -> None:
     assert (await keys(alice), await keys(bob), await keys(carol)) == ([], [], ["phone"])
 
 
-async def test_pushers_end_with_their_device(server: Server) -> None:
+async def test_deleting_a_device_deletes_its_pushers(server: Server) -> None:
     gateway = Gateway("push.example")
     alice = await server.register("alice")
     phone = await server.log_in("alice")
@@ -234,13 +234,13 @@ async def test_pushers_end_with_their_device(server: Server) -> None:
         ({"append": "yes"}, (400, "M_BAD_JSON")),
     ],
 )
-async def test_bad_pushers(server: Server, change: dict[str, Any], refusal: tuple[int, str]) -> None:
+async def test_malformed_pushers_are_refused(server: Server, change: dict[str, Any], refusal: tuple[int, str]) -> None:
     alice = await server.register("alice")
     assert await alice.refused("POST", "pushers/set", json={**Gateway("push.example").pusher("a"), **change}) == refusal
     assert await pushers(alice) == []
 
 
-async def test_a_user_has_so_many_pushers_and_no_more(server: Server) -> None:
+async def test_the_number_of_pushers_of_a_user_is_limited(server: Server) -> None:
     gateway, alice = Gateway("push.example"), await server.register("alice")
     for number in range(limits.users.PUSHERS_MAX):
         await set_pusher(alice, gateway.pusher(f"phone {number}"))
@@ -249,13 +249,13 @@ async def test_a_user_has_so_many_pushers_and_no_more(server: Server) -> None:
     await set_pusher(alice, gateway.pusher("phone 0"))
 
 
-async def test_strangers_have_no_pushers(server: Server) -> None:
+async def test_pushers_require_an_access_token(server: Server) -> None:
     assert await server.anonymous.refused("GET", "pushers") == (401, "M_MISSING_TOKEN")
     assert await server.anonymous.refused("GET", "notifications") == (401, "M_MISSING_TOKEN")
     assert await server.anonymous.refused("POST", "pushers/set", json={}) == (401, "M_MISSING_TOKEN")
 
 
-async def test_the_list_of_notifications(server: Server) -> None:
+async def test_notifications_are_listed(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id, other = await public_room(alice, bob), await public_room(alice, bob)
     first, second = await say(alice, room_id, "1", "2")

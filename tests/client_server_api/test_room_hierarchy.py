@@ -65,7 +65,7 @@ async def test_a_tree_is_walked_depth_first(server: Server) -> None:
         assert await rooms_of(alice, outer, limit=limit) == [outer, inner, a, b, c]
 
 
-async def test_what_is_said_of_a_room(server: Server) -> None:
+async def test_rooms_are_summarised(server: Server) -> None:
     alice = await server.register("alice")
     encryption = {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
     rules = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": "!a:b"}, 7, {"room_id": 1}]}

@@ -80,7 +80,7 @@ async def test_a_room_of_every_version_can_be_upgraded(server: Server, version: 
     assert levels["users"] == {alice.user_id: 100}
 
 
-async def test_the_recommended_state_is_taken_over(server: Server) -> None:
+async def test_the_recommended_state_is_copied(server: Server) -> None:
     alice = await server.register("alice")
     contents = {
         "m.room.server_acl": {"allow": ["*"], "deny": ["evil.example"]},
@@ -120,7 +120,7 @@ async def test_join_rules_that_the_version_does_not_know_become_invite(server: S
     assert await get_state(alice, await upgrade(alice, old, "7"), "m.room.join_rules") == {"join_rule": "invite"}
 
 
-async def test_power_levels_are_taken_over(server: Server) -> None:
+async def test_power_levels_are_copied(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     old = await public_room(alice, bob, room_version="9")
     levels = await get_state(alice, old, "m.room.power_levels")
@@ -145,7 +145,7 @@ async def test_creators_with_unlimited_power_get_a_level_in_older_versions(serve
     assert levels["users"] == {alice.user_id: 120, bob.user_id: 120, carol.user_id: 120}
 
 
-async def test_someone_else_than_the_creator_may_upgrade(server: Server) -> None:
+async def test_members_other_than_the_creator_may_upgrade(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     old = await public_room(alice, bob, room_version="10")
     levels = await get_state(alice, old, "m.room.power_levels")
@@ -158,7 +158,7 @@ async def test_someone_else_than_the_creator_may_upgrade(server: Server) -> None
     assert await get_state(alice, old, "m.room.power_levels") == levels
 
 
-async def test_additional_creators(server: Server) -> None:
+async def test_additional_creators_can_be_given(server: Server) -> None:
     alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     old = await create(alice, room_version="12", creation_content={"additional_creators": [carol.user_id]})
     new = await upgrade(alice, old, additional_creators=[bob.user_id, bob.user_id, alice.user_id])
@@ -174,7 +174,7 @@ async def test_additional_creators(server: Server) -> None:
     assert await rooms_and_state(alice, new) == before
 
 
-async def test_bans_are_taken_over(server: Server) -> None:
+async def test_bans_are_copied(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     old = await public_room(alice, bob)
     await act(alice, old, "ban", bob, reason="spilled the tea")
@@ -186,7 +186,7 @@ async def test_bans_are_taken_over(server: Server) -> None:
     assert await bob.refused("POST", f"join/{quote(new)}", json={}) == (403, "M_FORBIDDEN")
 
 
-async def test_of_too_many_bans_the_latest_are_taken_over(server: Server) -> None:
+async def test_if_there_are_too_many_bans_the_latest_are_copied(server: Server) -> None:
     alice = await server.register("alice")
     old = await create(alice)
     spammers = [f"@spam{number}:evil.example" for number in range(limits.UPGRADE_BANS_MAX + 2)]
@@ -217,7 +217,7 @@ async def test_aliases_and_the_directory_entry_move(server: Server) -> None:
     assert [room["room_id"] for room in listed] == [new]
 
 
-async def test_nobody_is_invited_or_may_speak_in_the_old_room(server: Server) -> None:
+async def test_inviting_and_speaking_are_restricted_in_the_old_room(server: Server) -> None:
     alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     old = await public_room(alice, bob)
     await upgrade(alice, old)
@@ -229,7 +229,7 @@ async def test_nobody_is_invited_or_may_speak_in_the_old_room(server: Server) ->
     assert await bob.refused("POST", path_of(old, "invite"), json={"user_id": carol.user_id}) == (403, "M_FORBIDDEN")
 
 
-async def test_levels_above_everyone_s_are_raised_and_higher_ones_are_not_lowered(server: Server) -> None:
+async def test_levels_above_everyones_are_raised_and_higher_ones_are_not_lowered(server: Server) -> None:
     alice = await server.register("alice")
     old = await create(alice, power_level_content_override={"users_default": 60, "events_default": 80, "invite": 0})
     await upgrade(alice, old)
@@ -250,7 +250,7 @@ async def test_only_members_who_may_send_a_tombstone_upgrade(server: Server) -> 
     assert (await bob.ok("GET", f"directory/room/{quote('#tea:test.example')}"))["room_id"] == old
 
 
-async def test_an_upgrade_that_fails_half_way_leaves_nothing(server: Server) -> None:
+async def test_an_upgrade_that_fails_halfway_leaves_nothing_behind(server: Server) -> None:
     """Here the old room's state has a number that rooms of the new version do not accept."""
     alice = await server.register("alice")
     old = await create(alice, room_version="5", room_alias_name="tea")
@@ -263,7 +263,7 @@ async def test_an_upgrade_that_fails_half_way_leaves_nothing(server: Server) -> 
     assert (await alice.ok("GET", f"directory/room/{quote('#tea:test.example')}"))["room_id"] == old
 
 
-async def test_a_room_with_nonsense_in_its_state_can_be_upgraded(server: Server) -> None:
+async def test_a_room_with_malformed_state_can_be_upgraded(server: Server) -> None:
     alice = await server.register("alice")
     old = await create(alice, room_version="9")
     levels = await get_state(alice, old, "m.room.power_levels")
@@ -340,7 +340,7 @@ async def test_settings_of_the_new_room_are_not_overwritten(server: Server) -> N
     assert (await bob.ok("GET", f"pushrules/global/room/{room}"))["actions"] == []
 
 
-async def test_a_room_that_only_says_so_itself_is_not_a_replacement(server: Server) -> None:
+async def test_a_room_that_the_old_one_does_not_name_is_not_a_replacement(server: Server) -> None:
     alice, mallory = await server.register("alice"), await server.register("mallory")
     old = await public_room(alice, mallory)
     await arrange(alice, old, mallory.user_id)
@@ -351,7 +351,7 @@ async def test_a_room_that_only_says_so_itself_is_not_a_replacement(server: Serv
     assert await alice.ok("GET", path) == {"tags": {}}
 
 
-async def test_an_account_that_is_full_joins_without_its_rules(server: Server) -> None:
+async def test_a_full_account_joins_without_its_push_rules(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     old = await public_room(alice, bob)
     await arrange(bob, old, alice.user_id)

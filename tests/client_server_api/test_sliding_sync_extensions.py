@@ -72,7 +72,7 @@ async def test_messages_to_devices_are_told_until_they_are_acknowledged(server: 
     assert (await client.ask())["extensions"]["to_device"]["events"] == []
 
 
-async def test_whose_keys_have_changed_is_told(server: Server) -> None:
+async def test_changed_keys_are_reported(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     client = Connection(alice, {"extensions": {"e2ee": {"enabled": True}}})
     await client.ask()

@@ -78,7 +78,7 @@ async def test_people_who_share_a_room_find_each_other(server: Server) -> None:
     assert await search(alice, "alice") == [], "people do not search for themselves"
 
 
-async def test_people_in_rooms_that_anyone_may_join_or_read_are_found_by_all(server: Server) -> None:
+async def test_members_of_public_and_world_readable_rooms_are_found_by_all(server: Server) -> None:
     alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(bob)
     assert await search(alice, "bob") == [bob.user_id]
@@ -125,7 +125,7 @@ async def test_new_names_and_pictures_are_shown_at_once(server: Server) -> None:
     assert await search(alice, "bertha") == [] and await search(alice, "bob") == [bob.user_id]
 
 
-async def test_a_local_user_is_called_by_the_profile_not_by_a_name_in_one_room(server: Server) -> None:
+async def test_local_users_appear_with_their_profile_not_a_name_in_one_room(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await public_room(alice, bob)
     await set_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "Nickname"}, bob.user_id)
@@ -167,7 +167,7 @@ async def test_a_deactivated_user_is_not_found(server: Server) -> None:
     assert await server.read(_count_words, bob.user_id) == await server.read(_count_words, carol.user_id) == 0
 
 
-async def test_nonsense_finds_nobody(server: Server) -> None:
+async def test_nonsense_finds_no_users(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     await public_room(alice, bob)
     for term in ("", " ", "@", "@:", "%", "_", "*", "' OR 1=1 --", "\u0000", "\u202e", "x" * 256):

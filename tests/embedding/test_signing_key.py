@@ -188,7 +188,7 @@ async def test_servers_that_start_at_once_agree_on_one_key(tmp_path: Path) -> No
     assert [each.name for each in tmp_path.iterdir()] == ["signing.key"]
 
 
-async def test_of_two_nodes_with_different_keys_the_second_is_refused(config: Config, tmp_path: Path) -> None:
+async def test_the_second_of_two_nodes_with_different_keys_is_refused(config: Config, tmp_path: Path) -> None:
     key = await start(config)
     database = await open_data(config, inline=True, now_ms=now_ms)
     elsewhere = Config(server_name=NAME, data_dir=str(tmp_path / "elsewhere"))

@@ -101,7 +101,7 @@ def test_conflicts_of_members_are_resolved_independently() -> None:
     assert state["m.room.member", BOB] == other.state["m.room.member", BOB].event_id
 
 
-def test_of_other_events_the_deepest_allowed_one_wins() -> None:
+def test_the_deepest_allowed_of_other_events_wins() -> None:
     room = room_of_three()
     one, other = room.fork(), room.fork()
     shallow = one.send(ALICE, "m.room.topic", {"topic": "shallow"}, "")

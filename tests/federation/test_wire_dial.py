@@ -76,7 +76,7 @@ async def test_a_slow_address_is_raced_by_the_next(autojump_clock: trio.testing.
     assert trio.current_time() == 2 * STAGGER_S + 0.1
 
 
-async def test_of_two_simultaneous_winners_one_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+async def test_one_of_two_simultaneous_winners_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     connector, both = Connector({A: (0, True), B: (0, True)}), trio.Event()
 
     async def connect(address: Address) -> trio.abc.Stream:

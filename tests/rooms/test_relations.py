@@ -171,7 +171,7 @@ def test_bundles_follow_from_the_events(
     trio.run(run, version, old, new, own, size)
 
 
-async def test_the_relations_of_older_databases_are_stored_bit_by_bit(rooms: Rooms) -> None:
+async def test_relations_of_older_databases_are_stored_step_by_step(rooms: Rooms) -> None:
     room_id = await rooms.create()
     root = await rooms.append(room_id, OUR_ALICE)
     for number in range(30):
@@ -227,7 +227,7 @@ async def test_hostile_relations_of_peers_break_nothing(rooms: Rooms, version: s
     await check_bundles(rooms, RoomID(str(peer.room.room_id)))
 
 
-async def test_an_event_that_relates_to_itself(rooms: Rooms) -> None:
+async def test_an_event_that_relates_to_itself_is_harmless(rooms: Rooms) -> None:
     peer = Peer("1")  # in which servers choose event IDs
     await rooms.adopt(peer.room)
     peer.room.numbers[0] += 1
@@ -238,7 +238,7 @@ async def test_an_event_that_relates_to_itself(rooms: Rooms) -> None:
     await check_bundles(rooms, RoomID(str(peer.room.room_id)))
 
 
-async def test_events_that_relate_to_each_other(rooms: Rooms) -> None:
+async def test_events_that_relate_to_each_other_are_harmless(rooms: Rooms) -> None:
     peer = Peer("1")
     await rooms.adopt(peer.room)
     second_id = EventID(f"$event{peer.room.numbers[0] + 2}:alpha.test")

@@ -89,7 +89,7 @@ async def test_a_space_that_this_server_is_not_in(federation: Federation) -> Non
     assert await ids(alice, new) == [new, leaf]
 
 
-async def test_what_a_server_may_know(federation: Federation) -> None:
+async def test_servers_see_only_rooms_that_they_may_know(federation: Federation) -> None:
     a, _, alice, bob = await federation.start_two()
     club = await create_room(bob, preset="public_chat")
 
@@ -228,7 +228,7 @@ async def test_answers_of_no_use_leave_the_room_out(federation: Federation, kind
     assert await alice.refused("GET", summary_path(room_id, EVIL)) == (404, "M_NOT_FOUND")
 
 
-async def test_of_a_hostile_answer_only_what_makes_sense_is_used(federation: Federation) -> None:
+async def test_only_sensible_parts_of_a_hostile_answer_are_used(federation: Federation) -> None:
     _, _, alice, _ = await federation.start_two()
     mallory = Stranger(federation.network, EVIL)
     bad, leaf = f"!bad:{EVIL}", f"!leaf:{EVIL}"

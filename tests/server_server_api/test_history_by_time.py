@@ -65,7 +65,7 @@ async def test_a_day_before_the_join_is_found(federation: Federation) -> None:
     assert await all_texts(bob, room_id, 7) == [f"message {number}" for number in range(60)]
 
 
-async def test_pages_go_on_from_the_event_of_a_time(federation: Federation) -> None:
+async def test_pagination_continues_from_the_event_of_a_time(federation: Federation) -> None:
     clock = Clock()
     a, b = await federation.start("a.example", clock=clock), await federation.start("b.example", clock=clock)
     alice, bob = await a.register("alice"), await b.register("bob")
@@ -78,7 +78,7 @@ async def test_pages_go_on_from_the_event_of_a_time(federation: Federation) -> N
     assert [event["event_id"] for event in page["chunk"]] == [each for each, _ in sent[19:14:-1]]
 
 
-async def test_nobody_is_asked_where_history_is_complete(federation: Federation) -> None:
+async def test_no_server_is_asked_if_history_is_complete(federation: Federation) -> None:
     clock = Clock()
     a, b = await federation.start("a.example", clock=clock), await federation.start("b.example", clock=clock)
     alice, bob = await a.register("alice"), await b.register("bob")
@@ -91,7 +91,7 @@ async def test_nobody_is_asked_where_history_is_complete(federation: Federation)
     assert await at_time(bob, room_id, sent[1][1], "b") == sent[1][0]
 
 
-async def test_what_is_here_is_the_answer_while_others_are_away(federation: Federation) -> None:
+async def test_local_events_are_the_answer_while_others_are_away(federation: Federation) -> None:
     clock = Clock()
     a, b = await federation.start("a.example", clock=clock), await federation.start("b.example", clock=clock)
     alice, bob = await a.register("alice"), await b.register("bob")
@@ -103,7 +103,7 @@ async def test_what_is_here_is_the_answer_while_others_are_away(federation: Fede
     assert (await around(bob, room_id, event_id))["event"]["content"]["membership"] == "join"
 
 
-async def test_the_event_of_a_time_is_one_that_the_user_may_see(federation: Federation) -> None:
+async def test_timestamps_resolve_to_visible_events_only(federation: Federation) -> None:
     clock = Clock()
     a, b = await federation.start("a.example", clock=clock), await federation.start("b.example", clock=clock)
     alice, bob = await a.register("alice"), await b.register("bob")

@@ -21,7 +21,7 @@ async def wait_bundle(client: Client, room_id: str, event_id: str, expected: Any
     await until(is_so)
 
 
-async def test_servers_bundle_alike(federation: Federation) -> None:
+async def test_servers_bundle_identically(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
     room_id = await create_room(alice, preset="public_chat")
     await join(bob, room_id, "a.example")

@@ -64,10 +64,11 @@ async def add_devices(
     await people.unreadable(alice2, early)
     for one, other in ((alice2, alice), (bob2, bob), (alice2, bob), (alice, bob2), (alice2, bob2)):
         await people.compare_emoji(one, other)
-    require(await alice2.client.request_room_key(alice2.events[early.event_id]))
-    await people.read([alice2], early)  # the first device has forwarded the key
     for sender in everyone:
         await people.read(everyone, await people.say(sender, room_id, f"to four devices, {sender}"))
+    # Only now: matrix-nio puts off requests of devices that it has no Olm session with until a sync has news.
+    require(await alice2.client.request_room_key(alice2.events[early.event_id]))
+    await people.read([alice2], early)  # the first device has forwarded the key
     await people.unreadable(bob2, early)  # it has asked for no key
     return [alice2, bob2]
 

@@ -63,3 +63,6 @@ RESYNC_RETRY_MS_MAX = 6 * 60 * 60 * 1000
 # How often we look for lists of users with whom no room is shared any more, and how many in one write.
 LIST_SWEEP_INTERVAL_S = 60 * 60
 LISTS_PER_SWEEP = 200
+
+# The private keys of a dehydrated device: an identity and a hundred one-time keys, encrypted, in base64.
+DEHYDRATED_DATA_BYTES_MAX = 64 * 1024

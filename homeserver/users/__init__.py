@@ -21,7 +21,15 @@ from homeserver.users import (
     sync_connections,
     user_interactive,
 )
-from homeserver.users.encryption import cross_signing, device_keys, device_lists, inbox, one_time_keys, outbox
+from homeserver.users.encryption import (
+    cross_signing,
+    dehydrated,
+    device_keys,
+    device_lists,
+    inbox,
+    one_time_keys,
+    outbox,
+)
 from homeserver.users.push import notifications, pushers
 
 SCHEMAS: tuple[Schema, ...] = (
@@ -32,6 +40,7 @@ SCHEMAS: tuple[Schema, ...] = (
     sync_connections.SCHEMA,
     device_lists.SCHEMA,
     device_keys.SCHEMA,
+    dehydrated.SCHEMA,
     one_time_keys.SCHEMA,
     cross_signing.SCHEMA,
     inbox.SCHEMA,

@@ -17,6 +17,7 @@ from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.process.token_cache import Seen
 from homeserver.users.encryption.cross_signing import has_cross_signing_key
+from homeserver.users.encryption.dehydrated import delete_dehydrated
 from homeserver.users.encryption.device_keys import delete_device_keys
 from homeserver.users.encryption.device_lists import note_device_created, note_device_list_changed
 from homeserver.users.encryption.inbox import forget_inbox
@@ -204,6 +205,7 @@ def delete_devices_of_user(
         forget_inbox(tx, user_id, device_id)
         delete_pushers_of_device(tx, user_id, device_id)
         forget_connections(tx, user_id, device_id)
+        delete_dehydrated(tx, user_id, device_id)
     if ended:
         note_device_list_changed(tx, user_id, ended)
 

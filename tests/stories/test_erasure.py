@@ -146,6 +146,9 @@ async def leave_keys(alice: Client, bob: Client) -> None:
     await alice.ok("POST", "keys/upload", json={**body, "fallback_keys": device.fallback_key("F")})
     claim = {"one_time_keys": {alice.user_id: {alice.device_id: "signed_curve25519"}}}
     assert (await bob.ok("POST", "keys/claim", json=claim))["one_time_keys"]
+    body = {"device_id": "DRIED", "device_keys": Device(alice.user_id, "DRIED").keys()}
+    path = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
+    await alice.ok("PUT", path, json={**body, "device_data": {"algorithm": SECRETS[3]}})
     people = [(client, CrossSigning(client.user_id)) for client in (alice, bob)]
     for client, keys in people:
         await client.ok("POST", "keys/device_signing/upload", json=keys.body())

@@ -2,6 +2,7 @@
 
 `uploads` stores a device's keys, `queries` finds the keys of users of any server, and `claims` takes one-time keys.
 `cross_signing` stores the keys with which users sign their devices and one another, `federation` answers other servers.
+`dehydration` keeps a device that receives keys while no other is logged in.
 What is stored, and the rules for it, are in `homeserver/users/encryption/`.
 
 Spec: client-server-api/#key-management-api, server-server-api/#end-to-end-encryption
@@ -12,7 +13,7 @@ from __future__ import annotations
 from homeserver.api.routes import Routes
 from homeserver.database import Transaction
 from homeserver.feature import UNTIL_NEWS_MS, BeforeSync, Feature, SyncContext, SyncStart
-from homeserver.features.encryption_keys import claims, cross_signing, federation, queries, uploads
+from homeserver.features.encryption_keys import claims, cross_signing, dehydration, federation, queries, uploads
 from homeserver.features.encryption_keys.queries import FEDERATION_RATE_LIMIT, RATE_LIMIT
 from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
@@ -20,7 +21,7 @@ from homeserver.users.encryption.cross_signing import forget_cross_signing
 from homeserver.users.encryption.one_time_keys import count_keys, delete_restored_keys, has_restored_keys
 
 routes = Routes()
-for part in (uploads, queries, claims, cross_signing, federation):
+for part in (uploads, queries, claims, cross_signing, dehydration, federation):
     routes.include(part.routes)
 
 

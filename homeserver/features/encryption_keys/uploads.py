@@ -15,6 +15,7 @@ from homeserver.errors import invalid_param, not_found
 from homeserver.feature import JsonObject
 from homeserver.features.encryption_keys.cross_signing import refusal
 from homeserver.features.encryption_keys.queries import RATE_LIMIT
+from homeserver.federation.identifiers import UserID
 from homeserver.federation.signed_keys import (
     DeviceKeys,
     InvalidKey,
@@ -41,7 +42,7 @@ class UploadBody(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _Upload:
+class Upload:
     """The content of an upload, whose shapes have been checked."""
 
     device_keys: DeviceKeys | None
@@ -61,22 +62,27 @@ async def upload_keys(hs: Resources, requester: Requester, body: UploadBody) -> 
             counts = await hs.database.read(count_keys, requester.user_id, requester.device_id)
             return {"one_time_key_counts": counts.one_time}
         stored = await hs.database.read(find_signing_key, requester.user_id, requester.device_id)
-    try:
-        if count > limits.encryption.SIGNATURES_INLINE_MAX:
-            upload = await hs.workers.run(_parse, requester, body, stored)
-        else:
-            upload = _parse(requester, body, stored)
-    except InvalidKey as error:
-        raise refusal(error) from error
+    upload = await check_upload(hs, requester.user_id, requester.device_id, body, stored)
     return {"one_time_key_counts": await hs.database.write(_store, requester, upload)}
 
 
-def _parse(requester: Requester, body: UploadBody, stored: str | None) -> _Upload:
-    """Returns what is uploaded, after checking its signatures. Raises InvalidKey.
+async def check_upload(
+    hs: Resources, user_id: UserID, device_id: str, body: UploadBody, stored: str | None = None
+) -> Upload:
+    """Returns what is uploaded for a device, after checking its signatures. Raises MatrixError.
 
     stored: the Ed25519 key that the device has already. Without identity keys, signatures cannot be checked yet.
     """
-    user_id, device_id = requester.user_id, requester.device_id
+    count = len(body.one_time_keys or {}) + len(body.fallback_keys or {})
+    try:
+        if count > limits.encryption.SIGNATURES_INLINE_MAX:
+            return await hs.workers.run(_parse, user_id, device_id, body, stored)
+        return _parse(user_id, device_id, body, stored)
+    except InvalidKey as error:
+        raise refusal(error) from error
+
+
+def _parse(user_id: UserID, device_id: str, body: UploadBody, stored: str | None) -> Upload:
     device_keys, ed25519 = None, stored
     if body.device_keys is not None:
         device_keys = parse_device_keys(body.device_keys, user_id, device_id)
@@ -85,7 +91,7 @@ def _parse(requester: Requester, body: UploadBody, stored: str | None) -> _Uploa
     if ed25519 is not None:
         for key in (*one_time, *fallback):
             check_signed_by_device(key, user_id, device_id, ed25519)
-    return _Upload(device_keys, one_time, fallback)
+    return Upload(device_keys, one_time, fallback)
 
 
 def _parse_keys(given: JsonObject) -> list[OneTimeKey]:
@@ -94,7 +100,7 @@ def _parse_keys(given: JsonObject) -> list[OneTimeKey]:
     return [parse_one_time_key(name, key) for name, key in given.items()]
 
 
-def _store(tx: Transaction, requester: Requester, upload: _Upload) -> dict[str, int]:
+def _store(tx: Transaction, requester: Requester, upload: Upload) -> dict[str, int]:
     """Stores an upload and returns how many one-time keys the device has, by algorithm."""
     check_device(tx, requester)
     user_id, device_id = requester.user_id, requester.device_id
@@ -102,8 +108,13 @@ def _store(tx: Transaction, requester: Requester, upload: _Upload) -> dict[str, 
         if requester.appservice is not None:
             raise not_found("The user has no such device: create it first.")
         create_device(tx, user_id, device_id, None)  # a client in this process has no device until it needs one
+    store_upload(tx, user_id, device_id, upload)
+    return count_keys(tx, user_id, device_id).one_time
+
+
+def store_upload(tx: Transaction, user_id: UserID, device_id: str, upload: Upload) -> None:
+    """Stores the keys of a device that exists."""
     if upload.device_keys is not None:
         store_uploaded_keys(tx, user_id, device_id, upload.device_keys)
     store_one_time_keys(tx, user_id, device_id, upload.one_time)
     store_fallback_keys(tx, user_id, device_id, upload.fallback)
-    return count_keys(tx, user_id, device_id).one_time

@@ -61,7 +61,8 @@ class SyncContext:
 
     The span is since < position ≤ upto; `since` is 0 on an initial sync, and with `is_anew` if the client knows another
     history, see `SyncStart`. Each room in `rooms` has a `since` of its own,
-    and `rooms_by_since` groups the rooms by it: 0 for those new to the client. `filter` is the request's. The engine
+    and `rooms_by_since` groups the rooms by it: 0 for those new to the client. `left` are rooms that the user has left,
+    of which only the account data is used. `filter` is the request's. The engine
     applies it to account data, ephemeral events and presence, so a feature needs it only to avoid work.
 
     Features add two kinds of things, in two functions:
@@ -92,6 +93,7 @@ class SyncContext:
     queue_since: int
     queue_upto: int
     is_anew: bool = False
+    left: dict[RoomID, RoomSection] = field(default_factory=dict)
     account_data: list[JsonObject] = field(default_factory=list)
     presence: list[JsonObject] = field(default_factory=list)
     to_device: list[JsonObject] = field(default_factory=list)

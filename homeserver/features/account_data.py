@@ -74,7 +74,7 @@ def _found(content: JsonObject | None) -> JsonObject:
 
 
 def sync_account_data(tx: Transaction, context: SyncContext) -> None:
-    """Adds the changes, and for newly joined rooms all account data."""
+    """Adds the changes, and for rooms that are new to the client all account data."""
     changes = list_changes(tx, context.user_id, context.since, context.upto)
     context.account_data += [_event(tx, type_nid, content) for room_nid, type_nid, content in changes if room_nid == 0]
     for since, room_ids in context.rooms_by_since.items():
@@ -88,6 +88,10 @@ def sync_account_data(tx: Transaction, context: SyncContext) -> None:
         for room_nid, type_nid, content in rows:
             if room_nid in nids:
                 context.rooms[nids[room_nid]].account_data.append(_event(tx, type_nid, content))
+    left = {tx.find(room_id): section for room_id, section in context.left.items()}
+    for room_nid, type_nid, content in changes if context.since else list_of_rooms(tx, context.user_id, left):
+        if room_nid in left:
+            left[room_nid].account_data.append(_event(tx, type_nid, content))
 
 
 def _event(tx: Transaction, type_nid: int, content: bytes) -> JsonObject:

@@ -262,6 +262,7 @@ def compute(
         is_anew=request.is_anew,
         filter=request.filter,
         rooms={each.room_id: _section(each, 0 if each.room_id in rooms.newly_joined else since) for each in joined},
+        left={each.room_id: RoomSection(since) for each in wanted if rooms.tells_of_left(each)},
     )
     add_sections(tx, sections.news, context, around_damage=around_damage)
     body = _body(request, rooms, context)
@@ -308,6 +309,13 @@ class _Rooms:
                 self.leave[room_id] = left_room(self._tx, self._viewer, membership, since)
             elif (self._viewer.filter.room.include_leave or self._is_anew) and not membership.forgotten:
                 self.leave[room_id] = left_room(self._tx, self._viewer, membership, 0)
+
+    def tells_of_left(self, membership: RoomMembership) -> bool:
+        """Returns whether the user has left the room, and the client gets it or wants to hear of such rooms."""
+        if membership.membership not in ("leave", "ban"):
+            return False
+        wants_left = self._viewer.filter.room.include_leave and not membership.forgotten
+        return wants_left or membership.room_id in self.leave
 
     def add_if_readable(self, membership: RoomMembership) -> None:
         """Like `add`, but shows a damaged room of the user as a gap. A client that paginates into it gets an error."""
@@ -381,6 +389,10 @@ def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str
             entry["account_data"] = {"events": account_data}
         if section.summary:
             entry["summary"] = {**entry.get("summary", {}), **section.summary}
+    for room_id, section in context.left.items():
+        account_data = _wanted(filter_.room.account_data, room_id, section.account_data)
+        if account_data:
+            rooms.leave.setdefault(room_id, {})["account_data"] = {"events": account_data}
     body: dict[str, Any] = {}
     by_membership = {"join": rooms.join, "invite": rooms.invite, "knock": rooms.knock, "leave": rooms.leave}
     if any(by_membership.values()):

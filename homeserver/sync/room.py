@@ -23,6 +23,7 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.access import find_in_state
 from homeserver.rooms.bundles import bundled_events
 from homeserver.rooms.client_event import client_event, client_events
+from homeserver.rooms.events import to_events
 from homeserver.rooms.history import Reader, list_wanted, point_beside, read_page
 from homeserver.rooms.membership import RoomMembership, count_members, has_come_or_gone, list_heroes
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
@@ -293,6 +294,9 @@ def _sections(
     state_events = [
         client_event(tx, event, {"age": now_ms - event.origin_server_ts}, with_room_id=False) for event in state
     ]
+    if viewer.filter.event_format == "federation":
+        events = federation_events(tx, timeline.events, events)
+        state_events = federation_events(tx, state, state_events)
     return {
         "timeline": {
             "events": select_fields(events, fields),
@@ -301,6 +305,19 @@ def _sections(
         },
         "state_after" if viewer.use_state_after else "state": {"events": select_fields(state_events, fields)},
     }
+
+
+def federation_events(
+    tx: Transaction, stored: Sequence[StoredEvent], shown: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns events as servers send them to one another, each with its ID and with `unsigned` as in `shown`.
+
+    Spec: client-server-api/#post_matrixclientv3useruseridfilter (event_format)
+    """
+    return [
+        {**event.pdu, "event_id": event.event_id, "unsigned": client["unsigned"]}
+        for event, client in zip(to_events(tx, stored), shown, strict=True)
+    ]
 
 
 def _summary(tx: Transaction, room_id: RoomID, heroes: Sequence[UserID]) -> dict[str, Any]:

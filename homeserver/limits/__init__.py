@@ -240,8 +240,10 @@ VIA_SERVERS_MAX = 20
 MESSAGES_LIMIT_MAX = 1000
 # Events in one page of relations or threads: each may come with the events that are bundled with it.
 RELATIONS_LIMIT_MAX = 100
-# Descendants of an event that a recursive request visits: some milliseconds of work.
+# Descendants of an event that a recursive request visits on each level: some milliseconds of work.
 RELATED_WALKED_MAX = 10_000
+# Descendants whose own children it lists, each by a query.
+RELATED_PARENTS_MAX = 1_000
 # References that are listed with an event. Votes of a poll are references; clients read all of them as relations.
 REFERENCES_BUNDLED_MAX = 100
 # How many of the newest edits or replies are read for one that the user may see, when the newest is not.

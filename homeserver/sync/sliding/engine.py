@@ -263,19 +263,22 @@ def compute(
         "rooms": rooms.told,
         "extensions": extensions.body,
     }
-    names = tx.names([each.room_nid for each in view.activity if each.membership == "join"])
+    keys: frozenset[str] = frozenset()
+    if request.since is not None:  # the first answer never waits
+        names = tx.names([each.room_nid for each in view.activity if each.membership == "join"])
+        keys = frozenset((user_id, *names.values()))
     queue_upto = extensions.queue_upto if request.extensions.to_device.enabled else tokens.position
     return SlidingAnswer(
         body=body,
         upto=tokens.position,
         queue_upto=queue_upto,
         has_news=has_news,
-        keys=frozenset((user_id, *names.values())),
+        keys=keys,
         members=viewer.members,
         changed=rooms.changed,
         configs=rooms.configs,
         # A room that was left is in its lists until the client has been told.
-        is_settled=queue_upto == tokens.position and not rooms.has_left,
+        is_settled=bool(keys) and queue_upto == tokens.position and not rooms.has_left,
     )
 
 

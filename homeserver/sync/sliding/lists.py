@@ -60,7 +60,7 @@ def find_view(
 ) -> View:
     """Returns the rooms that the request asks for. `state`: what the client has been told."""
     activity = list_activity(tx, request.requester.user_id)
-    listed = [each for each in activity if _is_listed(tx, each, request, state, ignored)]
+    listed = [each for each in activity if each.membership == "join" or _is_listed(tx, each, request, state, ignored)]
     rooms: dict[int, Wanted] = {}
     counts: dict[str, int] = {}
     for name, config in request.lists.items():
@@ -98,11 +98,11 @@ def _is_told(each: RoomActivity, state: ConnectionState) -> bool:
 def _is_listed(
     tx: Transaction, each: RoomActivity, request: SlidingRequest, state: ConnectionState, ignored: frozenset[str]
 ) -> bool:
-    """Returns whether a room belongs to the user's list: rooms that users have left on their own do not.
+    """Returns whether a room that the user is not in belongs to their list: rooms that they left on their own do not.
 
     The client still has to learn that a room which it knows was left: until then the room stays in the list.
     """
-    if each.membership in ("join", "knock"):
+    if each.membership == "knock":
         return True
     user_id = request.requester.user_id
     if each.membership == "invite":

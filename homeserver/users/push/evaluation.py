@@ -224,11 +224,13 @@ def evaluate(tx: Transaction, since: int, upto: int) -> Evaluated:
 
 
 def is_written(event: TimelineEvent) -> bool:
-    """Returns whether the sender of an event has read the room up to it. Clients send state without anybody reading.
+    """Returns whether the sender of an event has read its thread up to it. Clients send state without anybody reading.
+
+    A redacted event does not tell its thread.
 
     Spec: client-server-api/#marking-notifications-as-read
     """
-    return not event.is_state and event.type != "m.room.redaction"
+    return not event.is_state and event.redacted_by is None and event.type != "m.room.redaction"
 
 
 def find_redacted(tx: Transaction, redaction: TimelineEvent) -> Iterator[TimelineEvent]:

@@ -1,6 +1,6 @@
 """What rooms cost: CPU per append, page, sync and member list, and bytes per message. Prints one JSON object.
 
-python -m tests.bench.bench_rooms [append|pages|sync|members|bytes …]
+python -m tests.bench.bench_rooms [append|notified|pages|sync|members|bytes …]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from homeserver.authenticate import Requester
 from homeserver.client import Client
 from homeserver.config import Config, DatabaseSection, FederationSection, RateLimitsSection
 from homeserver.database import Transaction
+from homeserver.database.tail import find_position
 from homeserver.encoding import to_json
 from homeserver.features import FEATURES
 from homeserver.features.room_history import MessagesQuery, get_room_events
@@ -136,6 +137,25 @@ async def bench_append(writers: int = 32, seconds: float = 3.0) -> dict[str, Any
         }
 
 
+async def bench_notified(messages: int = 400) -> dict[str, Any]:
+    """A message with all that follows from it, such as notifications, in a room of 10 and in one of 1000 members."""
+    async with running() as place:
+        hs = place.hs
+        figures: dict[str, Any] = {}
+        for members in (10, 1000):
+            room_id = await place.make_room(members)
+            await trio.sleep(2)  # for the tails
+            before = cpu_seconds()
+            for number in range(messages):
+                await hs.database.write(append, room_id, 0, number)
+            for _ in range(1200):
+                if (await hs.database.read(find_position, "notifications") or 0) >= hs.stream.position:
+                    break
+                await trio.sleep(0.05)
+            figures[f"message_to_{members}_us"] = round((cpu_seconds() - before) / messages * 1e6, 1)
+        return figures
+
+
 async def bench_pages() -> dict[str, Any]:
     """GET /messages, 100 events a page."""
     async with running() as place:
@@ -239,6 +259,7 @@ def _used_bytes(tx: Transaction) -> int:
 
 BENCHES = {
     "append": bench_append,
+    "notified": bench_notified,
     "pages": bench_pages,
     "sync": bench_sync,
     "members": bench_members,

@@ -265,8 +265,8 @@ async def test_a_walk_survives_changes_between_pages(server: Server) -> None:
     assert (await page(alice, outer, start=answer["next_batch"]))["rooms"] == []
 
 
-async def test_a_large_space_is_read_in_pages_and_without_its_members(server: Server) -> None:
-    """The number of statements does not grow with the members of the space."""
+async def test_so_many_children_are_examined_for_a_page_and_no_more(server: Server) -> None:
+    """No matter how many of them the user must not know of, or how many users are banned from the space."""
     alice = await server.register("alice")
     leaf = await public_room(alice)
 

@@ -86,7 +86,8 @@ class Story:
         )
         for person in self.people[1:]:
             await join(person, self.room_id, "a.example")
-        await until(self.agree)
+            # Nobody would send a server that joins at this moment what others are sending, until they go on.
+            await until(self.agree)
 
     async def act(self, what: str, *details: Any) -> None:
         """One step; what is not allowed just does not happen."""

@@ -153,7 +153,8 @@ class BeforeSync:
 class OutgoingEdu:
     """The content of an EDU to send to the servers in `room_id` and to those in `destinations`.
 
-    position: the position of the change, for durable EDUs. It says up to where a destination has everything.
+    position: the position of the change, for durable EDUs. It says up to where a destination has everything. Without
+    one an EDU is delivered as if its type were not durable: after the events of its span, which it is about.
     """
 
     content: JsonObject

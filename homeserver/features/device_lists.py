@@ -88,8 +88,8 @@ def list_news(tx: Transaction, user_id: UserID, since: int, upto: int) -> tuple[
 def list_device_edus(tx: Transaction, since: int, upto: int) -> Iterator[OutgoingEdu]:
     """Yields an m.device_list_update for each change of a device, to the other servers in the user's rooms.
 
-    When a user comes into a room, servers that shared none with the user before get the last one again. They do not
-    know the update before it, so they ask for the whole list.
+    When a user comes into a room, servers that shared none with the user before get the last one again, after the
+    user's member event: others ignore it. They do not know the update before it, so they ask for the whole list.
     """
     for update in list_device_list_updates(tx, since, upto):
         servers = _servers_around(tx, update.user_id) if update.device_id is not None else frozenset()

@@ -5,8 +5,9 @@ and EDUs are encoded here, once for all destinations.
 
 Theory of operation
 - `collect` reads a span of the stream for all destinations at once. `list_due` reads what one destination has missed.
-- A destination has two lanes (`homeserver/process/lanes.py`). Durable EDUs go in the durable lane, each at its own
-  position. Events and all other EDUs go in the ordinary one: events at their positions, EDUs at the end of the span.
+- A destination has two lanes (`homeserver/process/lanes.py`). Durable EDUs that have a position of their own go in the
+  durable lane. Events and all other EDUs go in the ordinary one: events at their positions, then EDUs at the end of the
+  span.
 - What is missed in the ordinary lane is bounded: the newest events of each room, no short-lived EDUs, and the EDUs of
   the positions that were read. In the durable lane nothing is left out: from a type with an `EduQueue` we read the
   first rows of the destination, and from any other one span after span until there is enough for a transaction.
@@ -146,7 +147,7 @@ def list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, s
 
     Only the newest events of busy rooms are listed.
     """
-    lasting = {edu_type: edu for edu_type, edu in edus.items() if not (edu.short_lived or edu.durable)}
+    lasting = {edu_type: edu for edu_type, edu in edus.items() if not edu.short_lived and edu.queue is None}
     try:
         return tx.attempt(_list_due, tx, own, lasting, server, since, upto)
     except Exception as error:  # something cannot be read, but the rest can still be sent
@@ -172,7 +173,7 @@ def list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: Serve
         return try_each(tx, items, fn)
 
     items, failed = _edu_items(tx, durable, since, upto, _only_to(tx, own, server), each)
-    return Batch(upto, [item for item, _ in items], failed)
+    return Batch(upto, [item for item, _ in items if item.is_durable], failed)
 
 
 def _list_due_durable(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, since: int, upto: int) -> Batch:
@@ -200,7 +201,7 @@ def _first_of_source(
     while since < upto and len(items) < limits.peers.CATCH_UP_DURABLE_EDUS:
         end = min(upto, since + limits.TAIL_SPAN_MAX)
         found, _ = _edu_items(tx, edus, since, end, destinations_of, _together)
-        items += [item for item, _ in found]
+        items += [item for item, _ in found if item.is_durable]
         since = end
     return items, since
 
@@ -226,7 +227,7 @@ def _list_due(tx: Transaction, own: ServerName, edus: Edus, server: ServerName, 
         tx, [row for row in rows if server in _destinations(tx, own, row, _head(tx, heads, row.room_id))]
     )
     edu_items, _ = _edu_items(tx, edus, since, upto, _only_to(tx, own, server), _together)
-    return Batch(upto, items + [item for item, _ in edu_items], [])
+    return Batch(upto, items + [item for item, _ in edu_items if not item.is_durable], [])
 
 
 def _pdu_items(tx: Transaction, rows: Sequence[PlacedEvent]) -> list[Item]:
@@ -266,12 +267,13 @@ def _edu_items(
 
 
 def _edu_item(upto: int, edu_type: str, edu: Edu[Any], outgoing: OutgoingEdu) -> Item:
-    position = upto if outgoing.position is None or not edu.durable else outgoing.position
+    is_durable = edu.durable and outgoing.position is not None
+    position = outgoing.position if is_durable and outgoing.position is not None else upto
     encoded = canonical_json.encode(
         {"edu_type": edu_type, "content": outgoing.content}, strict=False, depth_max=canonical_json.WRAPPED_DEPTH_MAX
     )
     subjects = frozenset((edu_type, subject) for subject in edu.subjects(outgoing.content))
-    return Item(position, edu_type, encoded, is_edu=True, subjects=subjects, is_durable=edu.durable)
+    return Item(position, edu_type, encoded, is_edu=True, subjects=subjects, is_durable=is_durable)
 
 
 def _list_events_to_send(tx: Transaction, own: ServerName, positions: Collection[int]) -> list[PlacedEvent]:

@@ -227,3 +227,26 @@ async def test_a_server_that_starts_sharing_a_room_gets_an_update(federation: Fe
     await join(alice, rooms[1])
     await trio.sleep(60)
     assert await is_told(), "it knew the user already"
+
+
+async def test_the_devices_of_someone_who_joins_a_room_follow_the_join(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice, bob = await a.register("alice"), await a.register("bob")
+    await upload(bob)
+    mallory = Stranger(federation.network, ServerName("mallory.example"))
+    told: list[str] = []
+
+    def take(body: Any) -> None:
+        told.extend("join" for pdu in body["pdus"] if pdu.get("state_key") == bob.user_id)
+        told.extend("devices" for edu in body["edus"] if edu["content"].get("user_id") == bob.user_id)
+
+    mallory.take = take
+    room_id = await create_room(alice, preset="public_chat")
+    await mallory.join(a.name, room_id, "mallory")
+    await join(bob, room_id)
+    await until(lambda: _has(told, "devices"))
+    assert told == ["join", "devices"]
+
+
+async def _has(found: list[str], wanted: str) -> bool:
+    return wanted in found

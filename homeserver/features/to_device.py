@@ -131,7 +131,7 @@ def _send(
         for recipient, contents in local.items():
             store_messages(tx, requester.user_id, event_type, recipient, contents, posting)
         for server, content in edus:
-            dropped += insert_edu(tx, server, content)
+            dropped += insert_edu(tx, server, requester.user_id, content)
     return posting, dropped
 
 

@@ -29,6 +29,7 @@ from homeserver.users.encryption import (
     inbox,
     one_time_keys,
     outbox,
+    queue_sizes,
 )
 from homeserver.users.push import notifications, pushers
 
@@ -43,6 +44,7 @@ SCHEMAS: tuple[Schema, ...] = (
     dehydrated.SCHEMA,
     one_time_keys.SCHEMA,
     cross_signing.SCHEMA,
+    queue_sizes.SCHEMA,
     inbox.SCHEMA,
     outbox.SCHEMA,
     profile.SCHEMA,

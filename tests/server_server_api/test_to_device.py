@@ -15,7 +15,7 @@ from homeserver.config import FederationSection, RateLimitsSection
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.features.to_device import note_received
-from homeserver.federation.identifiers import ServerName
+from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.users.encryption.outbox import insert_edu
 from tests.support.federation import Federation, create_room, join, send_text, sync, texts, until
 from tests.support.homeservers import Client, Server
@@ -170,11 +170,11 @@ async def test_large_messages_are_split_into_edus_of_an_accepted_size(federation
     await bob.wait_for(1)
 
 
-def fill(tx: Transaction, server: str, size_bytes: int) -> int:
-    """Fills an outbox with messages to unknown users. Returns how many were dropped."""
+def fill(tx: Transaction, server: str, size_bytes: int, sender: str = "@x:a.example") -> int:
+    """Fills an outbox with a user's messages to unknown users. Returns how many were dropped."""
     count = limits.peers.OUTBOX_BYTES_MAX // size_bytes + 2
     content = {"sender": "@x:a.example", "type": "a", "message_id": "x", "messages": {}, "text": "x" * size_bytes}
-    return sum(insert_edu(tx, ServerName(server), to_json(content)) for _ in range(count))
+    return sum(insert_edu(tx, ServerName(server), UserID(sender), to_json(content)) for _ in range(count))
 
 
 async def test_a_server_that_is_gone_does_not_fill_the_disk(
@@ -182,7 +182,7 @@ async def test_a_server_that_is_gone_does_not_fill_the_disk(
 ) -> None:
     a, b, alice, bob = await two(federation)
     federation.network.cut("a.example", "b.example")
-    assert await a.write(fill, "b.example", (4 << 20) - 1_000) == 1
+    assert await a.write(fill, "b.example", (4 << 20) - 1_000) == 2
     for n in range(5):
         await send(alice, [(bob.client.user_id, bob.client.device_id)], n=n, text="x" * 60_000)
     rows = await a.read(lambda tx: tx.all("SELECT LENGTH(content) FROM to_device_outbox"))
@@ -281,13 +281,62 @@ async def test_a_peer_that_floods_an_inbox_drops_its_own_messages_only(federatio
         assert await a.read(list_sizes) == await a.read(list_sizes_counted)
 
 
+async def test_a_user_who_floods_an_inbox_drops_their_own_messages_only(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice, bob, eve = Device(await a.register("alice")), await a.register("bob"), await a.register("eve")
+    recipient = [(alice.client.user_id, alice.client.device_id)]
+    await send(bob, recipient, n="a key")
+    text = "x" * 60_000
+    for n in range(limits.users.INBOX_BYTES_MAX // len(text) + 10):
+        await send(eve, recipient, n=n, text=text)
+    await alice.sync()
+    assert alice.got[0] == "a key"
+    assert await a.read(list_sizes) == await a.read(list_sizes_counted)
+
+
+async def test_a_user_who_floods_an_outbox_drops_their_own_messages_only(federation: Federation) -> None:
+    a, b, alice, bob = await two(federation)
+    eve = await a.register("eve")
+    recipient = [(bob.client.user_id, bob.client.device_id)]
+    federation.network.cut("a.example", "b.example")
+    await send(alice, recipient, n="a key")
+    await a.write(fill, "b.example", (4 << 20) - 1_000, eve.user_id)
+    await send(eve, recipient, n="from eve")
+    await a.write(lambda tx: tx.run("DELETE FROM to_device_outbox WHERE LENGTH(content) > 1000000"))  # takes too long
+    federation.network.heal()
+    await bob.wait_for("from eve")
+    assert bob.got == ["a key", "from eve"]
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_wrong_sizes_of_a_queue_stop_nobody_for_long(federation: Federation, is_known: bool) -> None:
+    a = await federation.start("a.example")
+    alice, bob = Device(await a.register("alice")), await a.register("bob")
+    recipient = [(alice.client.user_id, alice.client.device_id)]
+    await send(bob, recipient, n=1)
+    await a.write(damage_sizes, bob.user_id if is_known else None)
+    await send(bob, recipient, n=2)
+    await send(bob, recipient, n=3)
+    await alice.sync()
+    assert alice.got[-1] == 3
+    await alice.sync()
+    assert await a.read(list_sizes) == []
+
+
+def damage_sizes(tx: Transaction, holder: str | None) -> None:
+    nid = 0 if holder is None else tx.intern(holder)
+    tx.run("UPDATE to_device_queue_sizes SET bytes = ?, messages = 7 WHERE holder_nid IN (0, ?)", 1 << 40, nid)
+    if holder is None:
+        tx.run("DELETE FROM to_device_queue_sizes WHERE holder_nid <> 0")
+
+
 def list_sizes(tx: Transaction) -> list[Any]:
-    return tx.all("SELECT server_nid, messages, bytes FROM to_device_inbox_sizes ORDER BY server_nid")
+    return tx.all("SELECT holder_nid, messages, bytes FROM to_device_queue_sizes ORDER BY holder_nid")
 
 
 def list_sizes_counted(tx: Transaction) -> list[Any]:
     """Returns the expected sizes of the only inbox."""
-    rows = tx.all("SELECT server_nid, LENGTH(content) FROM to_device_inbox")
+    rows = tx.all("SELECT holder_nid, LENGTH(content) FROM to_device_inbox")
     return [
         (nid, len(sizes), sum(sizes))
         for nid in sorted({0, *(row[0] for row in rows)})

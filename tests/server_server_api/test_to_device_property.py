@@ -121,7 +121,7 @@ class World:
             await device.sync()
             assert device.got == device.sent
         for server in self.servers.values():
-            for table in ("inbox", "inbox_sizes", "outbox"):
+            for table in ("inbox", "outbox", "queue_sizes"):
                 assert await server.read(lambda tx, table=table: tx.all(f"SELECT 1 FROM to_device_{table}")) == []
 
 

@@ -2,8 +2,7 @@
 
 Theory of operation. An inbox is a queue with a row for each message, in the order of the rows' positions. Rows leave it
 when the device has acknowledged them. If the device stays away until its inbox is full, messages are dropped: the
-oldest ones of the server whose users hold the most of it. So a server that floods an inbox drops its own messages, and
-nobody else's. `to_device_inbox_sizes` knows how much each server holds, so that a new message takes no counting.
+oldest ones of the holder with the most, see `queue_sizes.py`.
 
 Beside it are the IDs of the latest requests with which a device has sent messages, so that a repeated request sends
 nothing. Their number is limited, instead of their age, so that no clock is needed.
@@ -23,7 +22,16 @@ from homeserver import limits
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.database.interning import check_string
 from homeserver.feature import JsonObject
-from homeserver.federation.identifiers import UserID, server_name_of
+from homeserver.federation.identifiers import UserID
+from homeserver.users.encryption.queue_sizes import (
+    Queue,
+    delete_empty,
+    find_holder_to_cut,
+    forget_holder,
+    forget_sizes,
+    intern_holder,
+    store_change,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -78,11 +86,16 @@ SCHEMA = Schema(
                 SELECT user_nid, device_id, 0, messages, bytes FROM to_device_inbox_sizes;
             """,
         ),
+        Step(
+            "003_holders",
+            """
+            -- holder_nid: whom the message counts for, see `queue_sizes.py`. Up to now: the sender's server.
+            ALTER TABLE to_device_inbox RENAME COLUMN server_nid TO holder_nid;
+            DROP TABLE to_device_inbox_sizes;
+            """,
+        ),
     ),
 )
-
-
-WHOLE = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,54 +113,35 @@ def insert_message(
 
     Returns how many messages were dropped to make room.
     """
-    nid, server_nid = tx.intern(user_id), tx.intern(server_name_of(sender))
+    nid, holder_nid = tx.intern(user_id), intern_holder(tx, sender)
+    queue = Queue(nid, device_id)
     tx.run(
-        "INSERT INTO to_device_inbox (position, user_nid, device_id, server_nid, sender, type, content)"
+        "INSERT INTO to_device_inbox (position, user_nid, device_id, holder_nid, sender, type, content)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        tx.next_position(user_id), nid, device_id, server_nid, sender, message_type, content,
+        tx.next_position(user_id), nid, device_id, holder_nid, sender, message_type, content,
     )  # fmt: skip
-    _store_change(tx, nid, device_id, server_nid, 1, len(content))
+    store_change(tx, queue, holder_nid, 1, len(content))
     dropped = 0
-    while _is_full(tx, nid, device_id):
-        _delete_oldest_of_largest(tx, nid, device_id)
-        dropped += 1
+    most = (limits.users.INBOX_MESSAGES_MAX, limits.users.INBOX_BYTES_MAX)
+    while (cut_nid := find_holder_to_cut(tx, queue, *most)) is not None:
+        dropped += _delete_oldest(tx, queue, cut_nid)
     return dropped
 
 
-def _store_change(tx: Transaction, nid: int, device_id: str, server_nid: int, messages: int, size_bytes: int) -> None:
-    """Adds to what a server holds of an inbox, and to the whole; negative numbers take away."""
-    tx.many(
-        "INSERT INTO to_device_inbox_sizes (user_nid, device_id, server_nid, messages, bytes) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (user_nid, device_id, server_nid) DO UPDATE SET"
-        " messages = to_device_inbox_sizes.messages + excluded.messages,"
-        " bytes = to_device_inbox_sizes.bytes + excluded.bytes",
-        [(nid, device_id, each, messages, size_bytes) for each in (server_nid, WHOLE)],
-    )
-
-
-def _is_full(tx: Transaction, nid: int, device_id: str) -> bool:
-    messages, size_bytes = tx.one(
-        "SELECT messages, bytes FROM to_device_inbox_sizes WHERE user_nid = ? AND device_id = ? AND server_nid = ?",
-        nid, device_id, WHOLE,
-    ) or (0, 0)  # fmt: skip
-    return messages > limits.users.INBOX_MESSAGES_MAX or size_bytes > limits.users.INBOX_BYTES_MAX
-
-
-def _delete_oldest_of_largest(tx: Transaction, nid: int, device_id: str) -> None:
-    """Deletes the oldest message of the server that holds the most of a full inbox."""
+def _delete_oldest(tx: Transaction, queue: Queue, holder_nid: int) -> int:
+    """Deletes the oldest message of a holder. Returns 0 if there is none, 1 otherwise."""
     row = tx.one(
-        "SELECT server_nid FROM to_device_inbox_sizes WHERE user_nid = ? AND device_id = ? AND server_nid <> ?"
-        " ORDER BY messages * ? + bytes * ? DESC LIMIT 1",
-        nid, device_id, WHOLE, limits.users.INBOX_BYTES_MAX, limits.users.INBOX_MESSAGES_MAX,
+        "SELECT position, COALESCE(LENGTH(content), 0) FROM to_device_inbox"
+        " WHERE user_nid = ? AND device_id = ? AND holder_nid = ? ORDER BY position LIMIT 1",
+        *queue, holder_nid,
     )  # fmt: skip
-    assert row is not None
-    position, size_bytes = tx.one(
-        "SELECT position, LENGTH(content) FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND server_nid = ?"
-        " ORDER BY position LIMIT 1",
-        nid, device_id, row[0],
-    ) or (0, 0)  # fmt: skip
+    if row is None:
+        forget_holder(tx, queue, holder_nid)
+        return 0
+    position, size_bytes = row
     tx.run("DELETE FROM to_device_inbox WHERE position = ?", position)
-    _store_change(tx, nid, device_id, row[0], -1, -size_bytes)
+    store_change(tx, queue, holder_nid, -1, -size_bytes)
+    return 1
 
 
 def list_inbox(tx: Transaction, user_id: UserID, device_id: str, since: int, upto: int) -> Page:
@@ -201,22 +195,25 @@ def delete_inbox_upto(tx: Transaction, user_id: UserID, device_id: str, upto: in
     nid = tx.find(user_id)
     if nid is None:
         return
+    queue = Queue(nid, device_id)
     held = tx.all(
-        "SELECT server_nid, COUNT(*), SUM(LENGTH(content)) FROM to_device_inbox WHERE user_nid = ? AND device_id = ?"
-        " AND position <= ? GROUP BY server_nid",
-        nid, device_id, upto,
+        "SELECT holder_nid, COUNT(*), COALESCE(SUM(LENGTH(content)), 0) FROM to_device_inbox"
+        " WHERE user_nid = ? AND device_id = ? AND position <= ? GROUP BY holder_nid",
+        *queue, upto,
     )  # fmt: skip
-    for server_nid, messages, size_bytes in held:
-        _store_change(tx, nid, device_id, server_nid, -messages, -int(size_bytes))
-    tx.run("DELETE FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND position <= ?", nid, device_id, upto)
-    tx.run("DELETE FROM to_device_inbox_sizes WHERE user_nid = ? AND device_id = ? AND messages <= 0", nid, device_id)
+    for holder_nid, messages, size_bytes in held:
+        store_change(tx, queue, holder_nid, -messages, -int(size_bytes))
+    tx.run("DELETE FROM to_device_inbox WHERE user_nid = ? AND device_id = ? AND position <= ?", *queue, upto)
+    delete_empty(tx, queue)
 
 
 def forget_inbox(tx: Transaction, user_id: UserID, device_id: str) -> None:
     """Deletes everything that is kept here for a device, which is gone."""
     nid = tx.find(user_id)
+    if nid is None:
+        return
     tx.run("DELETE FROM to_device_inbox WHERE user_nid = ? AND device_id = ?", nid, device_id)
-    tx.run("DELETE FROM to_device_inbox_sizes WHERE user_nid = ? AND device_id = ?", nid, device_id)
+    forget_sizes(tx, Queue(nid, device_id))
     tx.run("DELETE FROM to_device_requests WHERE user_nid = ? AND device_id = ?", nid, device_id)
 
 

@@ -2,8 +2,7 @@
 
 Theory of operation. An outbox is a queue with a row for each EDU that its server has still to get, at a position of the
 stream. It is the `EduQueue` of m.direct_to_device: the sender reads it, and deletes what has arrived. If a server stays
-away until its outbox is full, the oldest rows are dropped. Each row has running totals of its outbox (`number`,
-`bytes_upto`). Rows leave at the front only, so two look-ups tell whether it is full.
+away until its outbox is full, messages are dropped: the oldest ones of the user with the most, see `queue_sizes.py`.
 
 Spec: server-server-api/#send-to-device-messaging
 """
@@ -17,7 +16,15 @@ import orjson
 from homeserver import limits
 from homeserver.database import Row, Schema, Step, Transaction
 from homeserver.feature import OutgoingEdu
-from homeserver.federation.identifiers import ServerName
+from homeserver.federation.identifiers import ServerName, UserID
+from homeserver.users.encryption.queue_sizes import (
+    Queue,
+    delete_empty,
+    find_holder_to_cut,
+    forget_holder,
+    intern_holder,
+    store_change,
+)
 
 SCHEMA = Schema(
     "to_device_outbox",
@@ -37,36 +44,49 @@ SCHEMA = Schema(
             CREATE INDEX to_device_outbox_of_server ON to_device_outbox (server_nid, position);
             """,
         ),
+        Step(
+            "002_holders",
+            """
+            -- holder_nid: of the sender; -1 for messages that came before it was noted.
+            ALTER TABLE to_device_outbox ADD COLUMN holder_nid INTEGER NOT NULL DEFAULT -1;
+            ALTER TABLE to_device_outbox DROP COLUMN number;
+            ALTER TABLE to_device_outbox DROP COLUMN bytes_upto;
+            CREATE INDEX to_device_outbox_by_holder ON to_device_outbox (server_nid, holder_nid, position);
+            """,
+        ),
     ),
 )
 
 
-def insert_edu(tx: Transaction, server: ServerName, content: bytes) -> int:
-    """Appends an EDU to the outbox of a server. Returns how many of the oldest ones were dropped to make room."""
-    nid = tx.intern(server)
-    number, bytes_upto = tx.one(
-        "SELECT number, bytes_upto FROM to_device_outbox WHERE server_nid = ? ORDER BY position DESC LIMIT 1", nid
-    ) or (0, 0)
-    number, bytes_upto = number + 1, bytes_upto + len(content)
+def insert_edu(tx: Transaction, server: ServerName, sender: UserID, content: bytes) -> int:
+    """Appends an EDU of a user to the outbox of a server. Returns how many EDUs were dropped to make room."""
+    queue, holder_nid = Queue(tx.intern(server)), intern_holder(tx, sender)
     tx.run(
-        "INSERT INTO to_device_outbox (position, server_nid, content, number, bytes_upto) VALUES (?, ?, ?, ?, ?)",
-        tx.next_position(), nid, content, number, bytes_upto,
+        "INSERT INTO to_device_outbox (position, server_nid, holder_nid, content) VALUES (?, ?, ?, ?)",
+        tx.next_position(), queue.owner_nid, holder_nid, content,
     )  # fmt: skip
-    return _delete_excess(tx, nid, number, bytes_upto)
-
-
-def _delete_excess(tx: Transaction, nid: int, number: int, bytes_upto: int) -> int:
-    """Deletes the oldest EDUs of an outbox that is too full. Returns how many."""
+    store_change(tx, queue, holder_nid, 1, len(content))
     dropped = 0
-    while True:
-        position, first_number, first_bytes_upto = tx.one(
-            "SELECT position, number, bytes_upto FROM to_device_outbox WHERE server_nid = ? ORDER BY position LIMIT 1",
-            nid,
-        ) or (0, number, bytes_upto)
-        is_too_many = first_number <= number - limits.peers.OUTBOX_EDUS_MAX
-        if not is_too_many and first_bytes_upto > bytes_upto - limits.peers.OUTBOX_BYTES_MAX:
-            return dropped
-        dropped += tx.run("DELETE FROM to_device_outbox WHERE position = ?", position)
+    most = (limits.peers.OUTBOX_EDUS_MAX, limits.peers.OUTBOX_BYTES_MAX)
+    while (cut_nid := find_holder_to_cut(tx, queue, *most)) is not None:
+        dropped += _delete_oldest(tx, queue, cut_nid)
+    return dropped
+
+
+def _delete_oldest(tx: Transaction, queue: Queue, holder_nid: int) -> int:
+    """Deletes the oldest EDU of a holder. Returns 0 if there is none, 1 otherwise."""
+    row = tx.one(
+        "SELECT position, LENGTH(content) FROM to_device_outbox WHERE server_nid = ? AND holder_nid = ?"
+        " ORDER BY position LIMIT 1",
+        queue.owner_nid, holder_nid,
+    )  # fmt: skip
+    if row is None:
+        forget_holder(tx, queue, holder_nid)
+        return 0
+    position, size_bytes = row
+    tx.run("DELETE FROM to_device_outbox WHERE position = ?", position)
+    store_change(tx, queue, holder_nid, -1, -size_bytes)
+    return 1
 
 
 def count_unknown(tx: Transaction, servers: Collection[ServerName]) -> int:
@@ -96,7 +116,20 @@ def list_first_edus(tx: Transaction, server: ServerName, since: int, upto: int, 
 
 def delete_edus_upto(tx: Transaction, server: ServerName, upto: int) -> None:
     """Deletes the EDUs to a server up to a position: the server has them."""
-    tx.run("DELETE FROM to_device_outbox WHERE server_nid = ? AND position <= ?", tx.find(server), upto)
+    nid = tx.find(server)
+    if nid is None:
+        return
+    held = tx.all(
+        "SELECT holder_nid, COUNT(*), COALESCE(SUM(LENGTH(content)), 0) FROM to_device_outbox"
+        " WHERE server_nid = ? AND position <= ? GROUP BY holder_nid",
+        nid, upto,
+    )  # fmt: skip
+    if not held:
+        return
+    for holder_nid, messages, size_bytes in held:
+        store_change(tx, Queue(nid), holder_nid, -messages, -int(size_bytes))
+    tx.run("DELETE FROM to_device_outbox WHERE server_nid = ? AND position <= ?", nid, upto)
+    delete_empty(tx, Queue(nid))
 
 
 def _outgoing(server: ServerName, row: Row) -> OutgoingEdu:

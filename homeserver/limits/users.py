@@ -29,8 +29,10 @@ FILTERS_PER_USER_MAX = 200
 
 # A user makes a new version when the key of the backup is lost. Clients show the newest only.
 KEY_BACKUP_VERSIONS_MAX = 100
-# All versions together, in session_data. The backup of a user with 100,000 sessions has about 80 MB.
+# All versions together, with what each key takes besides its session_data: the IDs of room and session have up to 255
+# bytes each. The backup of a user with 100,000 sessions has about 120 MB.
 KEY_BACKUP_BYTES_MAX = 256 << 20
+KEY_BACKUP_ROW_BYTES = 600
 # An encrypted session key has 700 bytes.
 KEY_BACKUP_SESSION_BYTES_MAX = 16 * 1024
 # It has a public key and signatures of the user's devices.

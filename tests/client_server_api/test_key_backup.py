@@ -308,6 +308,17 @@ async def test_the_total_size_of_a_users_backups_is_limited(homeserver: Server) 
     await put(alice, version, {"s": key(verified=True, text="y")})
 
 
+async def test_small_keys_do_not_get_around_the_limit(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    version = await make_version(alice)
+    await put(alice, version, {"s": key()})
+    count = limits.users.KEY_BACKUP_BYTES_MAX // 500
+    await homeserver.write(lambda tx: tx.run("UPDATE key_backup_versions SET keys = ?, bytes = 0", count))
+    empty = {**key(), "session_data": {}}
+    body = {"sessions": {"x" * 255: empty}}
+    assert await alice.refused("PUT", path(version, ROOM), json=body) == (403, "M_USER_LIMIT_EXCEEDED")
+
+
 # Large backups
 
 

@@ -225,7 +225,7 @@ def store_keys(tx: Transaction, version: Version, rooms: Mapping[RoomID, Mapping
             rows.append((version.store, room_id, session_id, *_columns(key)))
     if not rows:
         return version
-    _check_size(tx, version.user_id, new_bytes)
+    _check_size(tx, version.user_id, new_keys, new_bytes)
     tx.many(
         "INSERT INTO key_backup_keys (store, room_id, session_id, first_message_index, forwarded_count, is_verified,"
         " session_data) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (store, room_id, session_id) DO UPDATE SET"
@@ -293,9 +293,13 @@ def _note_change(tx: Transaction, version: Version, new_keys: int, new_bytes: in
     return changed
 
 
-def _check_size(tx: Transaction, user_id: UserID, new_bytes: int) -> None:
-    row = tx.one("SELECT SUM(bytes) FROM key_backup_versions WHERE user_nid = ?", tx.find(user_id))
+def _check_size(tx: Transaction, user_id: UserID, new_keys: int, new_bytes: int) -> None:
+    row = tx.one(
+        "SELECT SUM(bytes + keys * ?) FROM key_backup_versions WHERE user_nid = ?",
+        limits.users.KEY_BACKUP_ROW_BYTES, tx.find(user_id),
+    )  # fmt: skip
     assert row is not None
+    new_bytes += new_keys * limits.users.KEY_BACKUP_ROW_BYTES
     if new_bytes > 0 and row[0] + new_bytes > limits.users.KEY_BACKUP_BYTES_MAX:
         most = limits.users.KEY_BACKUP_BYTES_MAX >> 20
         raise _limit_exceeded(tx, f"The key backups of an account are limited to {most} MiB. Delete older versions.")

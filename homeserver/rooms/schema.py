@@ -196,5 +196,12 @@ SCHEMA = Schema(
                 WHERE type_nid = (SELECT nid FROM strings WHERE value = 'm.space.child') AND state_key_nid IS NOT NULL;
             """,
         ),
+        Step(
+            "010_first_of_server",
+            """
+            DROP INDEX memberships_of_room;
+            CREATE INDEX memberships_of_room ON memberships (room_nid, membership, server_nid, entered_position);
+            """,
+        ),
     ),
 )

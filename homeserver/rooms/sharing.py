@@ -67,17 +67,19 @@ def list_shared_since(tx: Transaction, user_ids: Collection[UserID], server_name
         "SELECT user_nid, room_nid, entered_position FROM memberships WHERE user_nid IN (?*) AND membership = 'join'",
         by_nid,
     )
+    # The first of the server's users in each room, by an index: how many there are must not matter.
     entered: dict[int, int] = dict(
         tx.all_in(
-            "SELECT room_nid, MIN(entered_position) FROM memberships WHERE room_nid IN (?*) AND membership = 'join'"
-            " AND server_nid = ? GROUP BY room_nid",
+            "SELECT room_nid, (SELECT m.entered_position FROM memberships m WHERE m.room_nid = rooms.room_nid"
+            " AND m.membership = 'join' AND m.server_nid = ? ORDER BY m.entered_position LIMIT 1)"
+            " FROM rooms WHERE room_nid IN (?*)",
             {room_nid for _, room_nid, _ in rows},
             tx.find(server_name),
         )
     )
     found: dict[UserID, int] = {}
     for user_nid, room_nid, entered_position in rows:
-        if room_nid in entered:
+        if entered.get(room_nid) is not None:
             since = max(entered_position, entered[room_nid])
             found[by_nid[user_nid]] = min(since, found.get(by_nid[user_nid], since))
     return found

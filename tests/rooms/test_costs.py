@@ -9,6 +9,7 @@ import pytest
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.federation.event import Event
+from homeserver.federation.identifiers import server_name_of
 from homeserver.rooms.gaps import BEHIND_EVENTS_MAX
 from homeserver.rooms.receive import Received, receive_event
 from homeserver.rooms.relations import (
@@ -23,6 +24,7 @@ from homeserver.rooms.relations import (
     list_participated,
     list_threads,
 )
+from homeserver.rooms.sharing import list_shared_since
 from homeserver.rooms.timeline import END, START, list_by_timestamp
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL
 from tests.rooms.test_receive import accepted, joined, said
@@ -66,6 +68,20 @@ async def test_events_are_found_by_timestamp_through_an_index(rooms: Rooms, dire
         return explaining.plans
 
     assert "USING INDEX events_by_time (room_nid=? AND origin_server_ts" in (await rooms.read(plans))[0]
+
+
+@pytest.mark.skipif(ENGINE != "sqlite", reason="it is SQLite that tells how it reads")
+async def test_since_when_rooms_are_shared_is_found_without_reading_their_members(rooms: Rooms) -> None:
+    await rooms.create()
+
+    def plans(tx: Transaction) -> list[str]:
+        explaining = ExplainingTransaction(tx)
+        list_shared_since(explaining, [OUR_ALICE], server_name_of(OUR_ALICE))  # type: ignore[arg-type]
+        return explaining.plans
+
+    found = await rooms.read(plans)
+    assert any("m USING COVERING INDEX memberships_of_room" in plan for plan in found)
+    assert not any("TEMP B-TREE" in plan for plan in found)
 
 
 @pytest.mark.skipif(ENGINE != "sqlite", reason="it is SQLite that tells how it reads")

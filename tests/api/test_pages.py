@@ -52,7 +52,7 @@ async def test_unknown_paths_get_a_page_except_protocol_paths(start_server: Star
 @pytest.mark.parametrize(
     ("registration", "said"),
     [
-        (Registration(), "made by the people who run this server"),
+        (Registration(), "created by the people who run this server"),
         (Registration(enabled=True), "Registration is open"),
         (Registration(enabled=True, require_token=True), "need a registration token"),
     ],

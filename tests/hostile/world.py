@@ -41,6 +41,8 @@ MAY_CHANGE = frozenset({
     "presence",  # asking is being there
     "server_keys",  # who claims to sign with a key that is not known makes us ask for it
     "tails", "stream_position",
+    # Tails write these after other requests, which were not refused.
+    "directory_rooms", "directory_words", "notified_events", "own_notifications", "profile_renames", "written_up_to",
 })  # fmt: skip
 
 
@@ -89,6 +91,8 @@ class World:
             "filter_id": self.filter_id,
             "version": self.backup_version,
             "session_id": "session",
+            "rel_type": "m.thread",
+            "profile_tag": "tag",
             "key_name": "displayname",
             "data_type": "org.example.data",
             "tag": "u.work",

@@ -28,9 +28,9 @@ from homeserver.users.push.rules import compile_ruleset
 from homeserver.users.push_rules import Kind, delete_rule, get_ruleset, set_rule_fields, store_rule
 from homeserver.users.receipts import is_ahead, store_receipt
 from tests.support.examples import share_of_examples
-from tests.support.rooms import ANNA, BERT, CARL, Rooms, opened_rooms
+from tests.support.rooms import OUR_ALICE, OUR_BOB, OUR_CAROL, Rooms, opened_rooms
 
-PEOPLE = (ANNA, BERT, CARL)
+PEOPLE = (OUR_ALICE, OUR_BOB, OUR_CAROL)
 HIGHLIGHT = ["notify", {"set_tweak": "highlight"}]
 
 numbers = st.integers(0, 11)
@@ -139,7 +139,9 @@ class World:
             return
         await self.tail()  # the thread of an event cannot be seen any more once it is redacted
         sent = self.sent[-1 - which % len(self.sent)]
-        redaction = await self.rooms.append(self.room_id, ANNA, "m.room.redaction", {"redacts": sent.event.event_id})
+        redaction = await self.rooms.append(
+            self.room_id, OUR_ALICE, "m.room.redaction", {"redacts": sent.event.event_id}
+        )
         sent.is_redacted = True
         await self._note(redaction.event_id, None)  # a rule may be about redactions
 
@@ -183,7 +185,7 @@ _RULES: list[tuple[Kind, str, dict[str, Any]]] = [
     ("content", "cake", {"pattern": "cake", "actions": HIGHLIGHT}),
     ("room", "ROOM", {"actions": []}),
     ("room", "!elsewhere:ours.test", {"actions": []}),
-    ("sender", BERT, {"actions": []}),
+    ("sender", OUR_BOB, {"actions": []}),
     ("override", "notices", {"conditions": [{"kind": "room_member_count", "is": ">2"}], "actions": HIGHLIGHT}),
     ("underride", ".m.rule.message", {"enabled": False}),
     ("override", ".m.rule.master", {"enabled": True}),
@@ -202,7 +204,7 @@ def _change(tx: Transaction, who: UserID, kind: Kind, rule_id: str, content: dic
 
 async def run(script: list[tuple[str, int, int, int]]) -> None:
     async with opened_rooms(*users.SCHEMAS) as rooms:
-        world = World(rooms, await rooms.create(ANNA, BERT, CARL))
+        world = World(rooms, await rooms.create(OUR_ALICE, OUR_BOB, OUR_CAROL))
         await rooms.write(store_position, TAIL, await rooms.read(lambda tx: tx.position))
         for what, first, second, third in script:
             who = PEOPLE[first % 3]

@@ -14,7 +14,6 @@ from homeserver.api.routes import Routes
 from homeserver.database import Transaction
 from homeserver.feature import UNTIL_NEWS_MS, BeforeSync, Feature, SyncContext, SyncStart
 from homeserver.features.encryption_keys import claims, cross_signing, dehydration, federation, queries, uploads
-from homeserver.features.encryption_keys.queries import FEDERATION_RATE_LIMIT, RATE_LIMIT
 from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
 from homeserver.users.encryption.cross_signing import forget_cross_signing
@@ -58,8 +57,8 @@ FEATURE = Feature(
     routes=routes,
     limits={
         # Per user: everybody in a large room, twice. Ten take a millisecond, or use up ten keys of others.
-        RATE_LIMIT: Bucket(20_000, 100),
-        FEDERATION_RATE_LIMIT: Bucket(50_000, 1_000),  # per origin: a large server has many users
+        "encryption_keys": Bucket(20_000, 100),
+        "federation_encryption_keys": Bucket(50_000, 1_000),  # per origin: a large server has many users
     },
     before_sync=BeforeSync(_has_restored_keys, _delete_restored_keys, _idle_ms),
     sync_always=tell_key_counts,

@@ -14,7 +14,6 @@ from homeserver.authenticate import Requester, limit_requester
 from homeserver.errors import invalid_param
 from homeserver.feature import JsonObject
 from homeserver.features.encryption_keys.queries import (
-    RATE_LIMIT,
     check_local,
     failures_body,
     limit_origin,
@@ -46,7 +45,7 @@ class FederationClaimBody(msgspec.Struct, frozen=True):
 @routes.post("/_matrix/client/v3/keys/claim", allow_guest=True, allow_suspended=True)
 async def claim_keys(hs: Resources, requester: Requester, body: ClaimBody) -> JsonObject:
     claims = _parse_claims(body.one_time_keys)
-    limit_requester(hs, requester, RATE_LIMIT, len(claims))
+    limit_requester(hs, requester, "encryption_keys", len(claims))
     local = [claim for claim in claims if is_local(hs, claim.user_id)]
     remote = [claim for claim in claims if not is_local(hs, claim.user_id)]
     keys = await _issue(hs, local)

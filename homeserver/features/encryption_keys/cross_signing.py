@@ -14,7 +14,7 @@ from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, forbidden, invalid_param
 from homeserver.feature import JsonObject
-from homeserver.features.encryption_keys.queries import RATE_LIMIT, parse_owner, read_timeout_s
+from homeserver.features.encryption_keys.queries import parse_owner, read_timeout_s
 from homeserver.federation.identifiers import UserID, server_name_of
 from homeserver.federation.signed_keys import CrossSigningKey, InvalidKey, InvalidKeySignature, Usage, check_signatures
 from homeserver.federation.signed_keys import parse_cross_signing_key as parse_key
@@ -117,7 +117,7 @@ def _store_keys(
 @routes.post("/_matrix/client/v3/keys/signatures/upload", allow_suspended=True)
 async def upload_cross_signing_signatures(hs: Resources, requester: Requester, body: dict) -> JsonObject:
     signed = _parse_signed(body)
-    limit_requester(hs, requester, RATE_LIMIT, len(signed))
+    limit_requester(hs, requester, "encryption_keys", len(signed))
     failures: dict[str, JsonObject] = {}
     masters = await _fetch_master_keys(hs, {user_id for user_id, _, _ in signed if not is_local(hs, user_id)})
     for start in range(0, len(signed), limits.encryption.SIGNED_KEYS_PER_WRITE):

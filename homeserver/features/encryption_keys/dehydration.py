@@ -14,7 +14,6 @@ from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
 from homeserver.feature import JsonObject
-from homeserver.features.encryption_keys.queries import RATE_LIMIT
 from homeserver.features.encryption_keys.uploads import Upload, UploadBody, check_upload, store_upload
 from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
@@ -53,7 +52,7 @@ async def put_dehydrated_device(hs: Resources, requester: Requester, body: Dehyd
         raise MatrixError(
             413, "M_TOO_LARGE", f"device_data is limited to {limits.encryption.DEHYDRATED_DATA_BYTES_MAX >> 10} KiB."
         )
-    limit_requester(hs, requester, RATE_LIMIT, len(body.one_time_keys or {}) + len(body.fallback_keys or {}))
+    limit_requester(hs, requester, "encryption_keys", len(body.one_time_keys or {}) + len(body.fallback_keys or {}))
     keys = UploadBody(body.device_keys, body.one_time_keys, body.fallback_keys)
     upload = await check_upload(hs, requester.user_id, body.device_id, keys)
     await hs.database.write(_replace, requester.user_id, body, upload)

@@ -19,7 +19,6 @@ from homeserver.users.accounts import is_local
 from homeserver.users.encryption.cross_signing import list_user_signatures
 from homeserver.users.encryption.shown_keys import list_shown_keys, sign_for
 
-RATE_LIMIT, FEDERATION_RATE_LIMIT = "encryption_keys", "federation_encryption_keys"
 """What a request takes of these depends on how many users, devices or keys it is about."""
 
 routes = Routes()
@@ -35,7 +34,7 @@ class QueryBody(msgspec.Struct, frozen=True):
 @routes.post("/_matrix/client/v3/keys/query", allow_guest=True, allow_suspended=True)
 async def query_keys(hs: Resources, requester: Requester, body: QueryBody) -> JsonObject:
     wanted = parse_users(body.device_keys)
-    limit_requester(hs, requester, RATE_LIMIT, len(wanted))
+    limit_requester(hs, requester, "encryption_keys", len(wanted))
     local = {user_id: device_ids for user_id, device_ids in wanted.items() if is_local(hs, user_id)}
     remote = {user_id: device_ids for user_id, device_ids in wanted.items() if user_id not in local}
     shown = await hs.database.read(list_shown_keys, local, requester.user_id)
@@ -98,4 +97,4 @@ def check_local(hs: Resources, user_ids: Iterable[UserID]) -> None:
 
 def limit_origin(hs: Resources, origin: ServerName, cost: int) -> None:
     """Takes from another server's bucket. Raises M_LIMIT_EXCEEDED."""
-    hs.rate_limits.take(FEDERATION_RATE_LIMIT, origin, hs.now_ms(), cost)
+    hs.rate_limits.take("federation_encryption_keys", origin, hs.now_ms(), cost)

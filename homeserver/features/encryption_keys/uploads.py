@@ -14,7 +14,6 @@ from homeserver.database import Transaction
 from homeserver.errors import invalid_param, not_found
 from homeserver.feature import JsonObject
 from homeserver.features.encryption_keys.cross_signing import refusal
-from homeserver.features.encryption_keys.queries import RATE_LIMIT
 from homeserver.federation.identifiers import UserID
 from homeserver.federation.signed_keys import (
     DeviceKeys,
@@ -55,7 +54,7 @@ async def upload_keys(hs: Resources, requester: Requester, body: UploadBody) -> 
     if not requester.device_id:
         raise invalid_param("Keys belong to a device, and this request comes from none: name one in device_id.")
     count = len(body.one_time_keys or {}) + len(body.fallback_keys or {})
-    limit_requester(hs, requester, RATE_LIMIT, count)
+    limit_requester(hs, requester, "encryption_keys", count)
     stored = None
     if body.device_keys is None:
         if not count:  # a client that only wants to know how many keys it has

@@ -190,9 +190,11 @@ def _query_string(operation: Operation, query: Query) -> str:
     if plan is None:
         raise TypeError(f"{operation.name} takes no query.")
     known = [each.encode_name for each in msgspec.structs.fields(plan.kind)]
+    # An operation that waits takes the request to learn when to stop; others may read parameters of any name from it.
+    takes_any = operation.plan.request and not operation.waits
     pairs = []
     for name, value in query.items():
-        if name not in known and not operation.plan.request:
+        if name not in known and not takes_any:
             raise TypeError(f"{operation.name} has no query parameter {name!r}; it has {', '.join(known)}.")
         for each in value if isinstance(value, list | tuple | set | frozenset) else (value,):
             if each is not None:

@@ -184,7 +184,8 @@ async def test_a_large_room_is_indexed_as_a_whole(server: Server) -> None:
     await set_state(alice, room_id, "m.room.join_rules", {"join_rule": "invite"})
 
     async def is_indexed() -> bool:  # many people are indexed in the background
-        return not await server.read(_count_words_in_open_rooms)
+        last = await server.read(_count_words, f"@member{PEOPLE_PER_WRITE}:test.example")
+        return last > 0 and not await server.read(_count_words_in_open_rooms)
 
     await until(is_indexed)
     answer = await alice.ok("POST", "user_directory/search", json={"search_term": "member", "limit": 100})

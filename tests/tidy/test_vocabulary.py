@@ -14,12 +14,6 @@ import pytest
 
 from tests.tidy.source import PACKAGES, ROOT, Source, python_files, source_of
 
-# Folders and files whose prose has not been revised yet. This list only shrinks: remove an entry once it is clean.
-NOT_YET_PLAIN: tuple[str, ...] = ()
-
-# Pages of the same kind.
-PAGES_NOT_YET_PLAIN = ("docs/roadmap.md",)
-
 # Turns of phrase that nobody uses outside of this project, each with what to write instead.
 BANNED = {
     r"\b(?:for|to|by|from|with|but|than) who(?:ever)?\b": 'name the person or program: "for the requester"',
@@ -60,6 +54,7 @@ BANNED = {
 }
 
 # How a function's docstring begins: with a verb in the third person, or with the noun that names the value.
+BAD_NAME = re.compile(r"test_(?:who|whom|whose|what|whatever|whoever|those|of)_")
 BAD_BEGINNING = re.compile(r"(?:What|Who|Whom|Whose|Those|That|As `|Whether|How (?:many|long|far)|Where|Why|Which)\b")
 
 # The first word of the name of every function whose own body runs SQL.
@@ -159,12 +154,7 @@ def paragraphs(source: Source) -> Iterator[tuple[int, str]]:
         yield begin, " ".join(block)
 
 
-def is_plain(source: Source) -> bool:
-    """Returns whether the file's prose must be plain English already."""
-    return not source.name.startswith(NOT_YET_PLAIN)
-
-
-PLAIN = [source for source in python_files(*PACKAGES, "tests", ".ci") if is_plain(source)]
+SOURCES = python_files(*PACKAGES, "tests", ".ci")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -229,21 +219,30 @@ def test_good_english_is_left_alone(text: str) -> None:
 
 
 def test_prose_is_plain_english() -> None:
-    found = [complaint for source in PLAIN for complaint in complaints(source)]
+    found = [complaint for source in SOURCES for complaint in complaints(source)]
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_are_plain_english(page: Path) -> None:
-    if page.relative_to(ROOT).as_posix() not in PAGES_NOT_YET_PLAIN:
-        found = [each for part in paragraphs_of_page(page.read_text()) for each in complaints_about(part)]
-        assert not found, "\n".join(found)
+    found = [each for part in paragraphs_of_page(page.read_text()) for each in complaints_about(part)]
+    assert not found, "\n".join(found)
+
+
+def test_names_of_tests_begin_with_a_subject() -> None:
+    found = [
+        f"{source.name}:{node.lineno} {node.name}"
+        for source in SOURCES
+        for node in ast.walk(source.tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and BAD_NAME.match(node.name)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_docstrings_of_functions_say_what_the_function_does() -> None:
     found = [
         f"{source.name}:{node.lineno} {node.name}: {docstring.splitlines()[0]}"
-        for source in PLAIN
+        for source in SOURCES
         for node in ast.walk(source.tree)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and not any(ast.unparse(each).endswith("property") for each in node.decorator_list)
@@ -298,11 +297,6 @@ def test_get_raises_if_there_is_nothing() -> None:
         and "None" in ast.unparse(node.returns)
     ]
     assert not found, "A get_… raises if there is nothing; call it find_… if it may return None: " + "\n".join(found)
-
-
-def test_entries_of_the_list_of_exceptions_exist() -> None:
-    names = {source.name for source in python_files(*PACKAGES, "tests")}
-    assert [each for each in NOT_YET_PLAIN if not any(name.startswith(each) for name in names)] == []
 
 
 def has_theory(name: str) -> bool:

@@ -23,6 +23,7 @@ from homeserver.authenticate.identify import (
 from homeserver.authenticate.refresh import replace_tokens
 from homeserver.authenticate.requester import (
     Requester,
+    charge_requester,
     check_admin,
     check_may_call,
     check_not_suspended,
@@ -49,6 +50,7 @@ __all__ = [
     "OriginClaim",
     "Requester",
     "TokenLookup",
+    "charge_requester",
     "check_admin",
     "check_device",
     "check_may_call",

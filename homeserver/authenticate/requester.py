@@ -66,6 +66,15 @@ def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: 
         hs.rate_limits.take(rate_class, requester.user_id, hs.now_ms(), cost)
 
 
+def charge_requester(hs: Resources, requester: Requester, rate_class: str, cost: float) -> None:
+    """Takes a cost that became known only afterwards from the bucket that `limit_requester` takes from.
+
+    The bucket may go into debt. Until that is paid off, `limit_requester` raises M_LIMIT_EXCEEDED, for a cost of 0 too.
+    """
+    if requester.appservice is None and requester.token_id:
+        hs.rate_limits.charge(rate_class, requester.user_id, hs.now_ms(), cost)
+
+
 def user_locked() -> MatrixError:
     """Returns 401 M_USER_LOCKED as a soft logout, so the client keeps its keys: the account may be unlocked again."""
     return MatrixError(401, "M_USER_LOCKED", "This account has been locked.", soft_logout=True)

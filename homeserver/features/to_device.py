@@ -18,7 +18,7 @@ import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Empty, Routes
-from homeserver.authenticate import Requester, limit_requester
+from homeserver.authenticate import Requester, charge_requester, limit_requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, bad_json, invalid_param
@@ -71,6 +71,7 @@ class SendBody(msgspec.Struct, frozen=True):
 async def send_to_device(hs: Resources, requester: Requester, event_type: str, txn_id: str, body: SendBody) -> Empty:
     if max(len(event_type.encode()), len(txn_id.encode())) > limits.TXN_ID_BYTES_MAX:
         raise invalid_param(f"An event type and a transaction ID are at most {limits.TXN_ID_BYTES_MAX} bytes each.")
+    limit_requester(hs, requester, "to_device_kib", 0)
     contents = _parse_contents(body)
     local = {user_id: each for user_id, each in contents.items() if server_name_of(user_id) == hs.server_name}
     edus = _build_edus(requester.user_id, event_type, contents, hs.server_name) if hs.config.federation.enabled else []
@@ -79,6 +80,8 @@ async def send_to_device(hs: Resources, requester: Requester, event_type: str, t
         limit_requester(hs, requester, "to_device_servers", unknown)
     request = f"{event_type}/{txn_id}"
     posting, dropped = await hs.database.write(_send, requester, event_type, request, local, edus)
+    stored_bytes = posting.bytes + sum(len(content) for _, content in edus)
+    charge_requester(hs, requester, "to_device_kib", stored_bytes / 1024)
     _note_dropped(hs, "inbox", posting.dropped, {"user_id": requester.user_id})
     _note_dropped(hs, "outbox", dropped, {"user_id": requester.user_id})
     return Empty()
@@ -273,6 +276,9 @@ FEATURE = Feature(
     limits={
         "to_device_servers": Bucket(100, 0.1),  # servers unknown so far, which are tried for ever
         "to_device": Bucket(500, 50),  # keys for a room of thousands of devices, 20 to a request
+        # What is stored, in KiB: a rotation of keys takes 10 MiB in a room of 10,000 devices. Nobody fills the disk
+        # faster than by 6 GB a day, which can be noticed.
+        "to_device_kib": Bucket(65_536, 64),
     },
     edus={
         "m.direct_to_device": Edu(

@@ -345,3 +345,13 @@ async def test_sending_is_rate_limited(homeservers: Homeservers) -> None:
     alice = await server.register("alice")
     statuses = [(await alice.put(f"sendToDevice/a/{n}", json={"messages": {}})).status_code for n in range(520)]
     assert statuses[:500] == [200] * 500 and 429 in statuses
+
+
+async def test_a_star_cannot_fill_the_disk_with_many_requests(homeservers: Homeservers) -> None:
+    server = await homeservers.start(rate_limits=RateLimitsSection(enabled=True))
+    alice, phone, _ = await people(server)
+    await server.write(add_devices, phone, 130)
+    body = {"messages": {phone.user_id: {"*": {"n": "x" * 60_000}}}}
+    statuses = [(await alice.put(f"sendToDevice/a/{n}", json=body)).status_code for n in range(12)]
+    assert statuses == [200] * 9 + [429] * 3, "a burst of 64 MiB, at 7.6 MiB a request"
+    assert (await phone.put("sendToDevice/a/1", json=body)).status_code == 200, "others are not limited by that"

@@ -164,7 +164,7 @@ def _join_rules(content: JsonObject, version: RoomVersion) -> JsonObject:
 def power_levels_content(old: PowerLevels, create: Event) -> JsonObject:
     """Returns the content of m.room.power_levels for the new room: the levels of the old one, as integers.
 
-    Creators whose power is unlimited in the new room have no level; those for whom it no longer is get a high one.
+    Creators whose power is unlimited in the new room have no level. Former ones, whose power is not, get a high one.
     Values that are not levels are left out.
     """
     content: JsonObject = dict(old.content or {})

@@ -57,6 +57,7 @@ FEATURE = Feature(
     routes=routes,
     limits={
         # Per user: everybody in a large room, twice. Ten take a millisecond, or use up ten keys of others.
+        # What a request takes of these depends on how many users, devices or keys it is about.
         "encryption_keys": Bucket(20_000, 100),
         "federation_encryption_keys": Bucket(50_000, 1_000),  # per origin: a large server has many users
     },

@@ -19,8 +19,6 @@ from homeserver.users.accounts import is_local
 from homeserver.users.encryption.cross_signing import list_user_signatures
 from homeserver.users.encryption.shown_keys import list_shown_keys, sign_for
 
-"""What a request takes of these depends on how many users, devices or keys it is about."""
-
 routes = Routes()
 
 

@@ -32,7 +32,7 @@ from homeserver.rooms.relations import (
     store_backlog,
 )
 from homeserver.rooms.storage import TimelineEvent, list_stored
-from homeserver.rooms.timeline import END, START, Token, Tokens, get_point, parse_token
+from homeserver.rooms.timeline import END, Token, Tokens, get_bounds, get_point, parse_token
 from homeserver.rooms.visibility import filter_visible
 from homeserver.users.blocking import ignored_users
 
@@ -113,14 +113,6 @@ class _Children:
     recurse: bool
     generation: str
 
-    def points(self, tx: Transaction) -> tuple[int, int]:
-        """Returns the points of the timeline where the page starts, and beyond which it does not go."""
-        first, last = (START, END) if self.forwards else (END, START)
-        return (
-            first if self.start is None else get_point(tx, self.start, forwards=self.forwards),
-            last if self.stop is None else get_point(tx, self.stop, forwards=not self.forwards),
-        )
-
 
 async def _read(
     hs: Resources, requester: Requester, room_id: RoomID, event_id: EventID, wanted: Wanted, query: RelationsQuery
@@ -150,7 +142,7 @@ def _page(tx: Transaction, children: _Children) -> JsonObject:
     parents = [parent.position]
     if children.recurse:
         parents = list_parents_below(tx, parent.position, children.wanted, RECURSION_DEPTH)
-    begin, stop = children.points(tx)
+    begin, stop = get_bounds(tx, children.start, children.stop, forwards=children.forwards)
     end, found, scanned = begin, list[TimelineEvent](), 0
     more = True
     while more and len(found) <= limit and scanned <= SCAN_FACTOR * (limit + 1):

@@ -33,7 +33,7 @@ from homeserver.rooms.timeline import (
     Timestamp,
     Token,
     Tokens,
-    get_point,
+    get_bounds,
     list_by_timestamp,
     parse_token,
 )
@@ -124,20 +124,12 @@ class _Wanted:
     forwards: bool
     generation: str
 
-    def points(self, tx: Transaction) -> tuple[int, int]:
-        """Returns the point where the page starts, and the point beyond which it does not go."""
-        first, last = (START, END) if self.forwards else (END, START)
-        return (
-            first if self.start is None else get_point(tx, self.start, forwards=self.forwards),
-            last if self.stop is None else get_point(tx, self.stop, forwards=not self.forwards),
-        )
-
 
 def _page(tx: Transaction, wanted: _Wanted, filled: bool = False) -> JsonObject | int:
     """Returns a page of the timeline, or its first point if it meets a gap that other servers may be able to fill."""
     requester, room_id = wanted.requester, wanted.room_id
     access = read_access(tx, room_id, requester.user_id)
-    begin, to = wanted.points(tx)
+    begin, to = get_bounds(tx, wanted.start, wanted.stop, forwards=wanted.forwards)
     reader = Reader(requester.user_id, room_id, wanted.filter, ignored_users(tx, requester.user_id))
     if wanted.forwards:
         page = read_page(tx, reader, begin, min(to, access.upto), wanted.limit, forwards=True)

@@ -117,6 +117,15 @@ def get_point(tx: Transaction, token: Token, *, forwards: bool) -> int:
     return parted
 
 
+def get_bounds(tx: Transaction, start: Token | None, stop: Token | None, *, forwards: bool) -> tuple[int, int]:
+    """Returns the point where a page starts, and the point beyond which it does not go. None: the timeline's end."""
+    first, last = (START, END) if forwards else (END, START)
+    return (
+        first if start is None else get_point(tx, start, forwards=forwards),
+        last if stop is None else get_point(tx, stop, forwards=not forwards),
+    )
+
+
 def after_position(position: int) -> int:
     """Returns the point of a timeline after everything up to a stream position."""
     return min(position << ORDERING_SHIFT, END)

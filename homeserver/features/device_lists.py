@@ -16,10 +16,24 @@ import orjson
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.feature import (
+    UNTIL_NEWS_MS,
+    BeforeSync,
+    Edu,
+    Feature,
+    JsonObject,
+    OutgoingEdu,
+    SyncContext,
+    SyncStart,
+)
 from homeserver.federation.edus import DeviceListUpdateContent, SigningKeyUpdateContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
-from homeserver.remote.device_lists import store_device_updates, store_signing_key_updates
+from homeserver.remote.device_lists import (
+    has_restored_lists,
+    set_restored_lists_stale,
+    store_device_updates,
+    store_signing_key_updates,
+)
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import list_joined_rooms, list_joined_servers, list_sharing
@@ -69,6 +83,19 @@ def sync_device_lists(tx: Transaction, context: SyncContext) -> None:
     changed, left = list_news(tx, context.user_id, context.since, context.upto)
     if changed or left:
         context.extra["device_lists"] = {"changed": sorted(changed), "left": sorted(left)}
+
+
+def _has_restored_lists(tx: Transaction, start: SyncStart) -> bool:
+    return start.is_anew and has_restored_lists(tx)
+
+
+def _set_restored_lists_stale(tx: Transaction, start: SyncStart) -> None:
+    set_restored_lists_stale(tx)
+
+
+def _idle_ms(tx: Transaction, start: SyncStart) -> int:
+    """Only the first sync after a restore is due, and that one is never answered without asking."""
+    return UNTIL_NEWS_MS
 
 
 def list_news(tx: Transaction, user_id: UserID, since: int, upto: int) -> tuple[set[UserID], set[UserID]]:
@@ -189,5 +216,6 @@ FEATURE = Feature(
             durable=True,
         ),
     },
+    before_sync=BeforeSync(_has_restored_lists, _set_restored_lists_stale, _idle_ms),
     sync=sync_device_lists,
 )

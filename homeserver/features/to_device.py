@@ -186,8 +186,12 @@ def _encode_edu(sender: UserID, event_type: str, contents: Contents) -> bytes:
 
 
 async def receive_messages(hs: Resources, origin: ServerName, edus: Sequence[DirectToDeviceContent]) -> None:
-    """Stores messages of another server's users for devices of this server, unless they have come before."""
+    """Stores messages of another server's users for devices of this server, unless they have come before.
+
+    Raises M_LIMIT_EXCEEDED while the origin has stored too much. It sends the transaction again later.
+    """
     for edu in edus:
+        hs.rate_limits.require("federation_to_device_kib", origin, hs.now_ms())
         contents = {
             user_id: {device_id: to_json(content) for device_id, content in by_device.items()}
             for user_id, by_device in edu.messages.items()
@@ -197,6 +201,7 @@ async def receive_messages(hs: Resources, origin: ServerName, edus: Sequence[Dir
             raise MatrixError(413, "M_TOO_LARGE", "The EDU has too many messages.")
         if contents:
             posting = await hs.database.write(_receive, origin, edu, contents)
+            hs.rate_limits.charge("federation_to_device_kib", origin, hs.now_ms(), posting.bytes / 1024)
             _note_dropped(hs, "inbox", posting.dropped, {"origin": origin})
 
 
@@ -279,6 +284,8 @@ FEATURE = Feature(
         # What is stored, in KiB: a rotation of keys takes 10 MiB in a room of 10,000 devices. Nobody fills the disk
         # faster than by 6 GB a day, which can be noticed.
         "to_device_kib": Bucket(65_536, 64),
+        # … per origin: all devices of a large server change their keys in turn, for many of our devices.
+        "federation_to_device_kib": Bucket(262_144, 128),
     },
     edus={
         "m.direct_to_device": Edu(

@@ -12,6 +12,8 @@ Theory of operation
   hear no more of a stale list before it has been fetched. So a flood of updates that fit nothing wakes nobody twice.
 - Lists to be fetched are rows of `device_list_resyncs`, one for each user. `homeserver/remote/resyncs.py` fetches them.
   If something was missed again while a list was being fetched, it is fetched once more (`wanted_position`).
+- After a restore from a backup all lists are stale: updates have been lost. The first client that comes with a token of
+  the lost history tells us that there was a restore.
 - Nothing is stored of users with whom nobody here shares a room. Lists with too many devices are not cached.
 
 Spec: server-server-api/#device-management
@@ -27,7 +29,8 @@ import orjson
 
 from homeserver import limits
 from homeserver.database import Transaction
-from homeserver.encoding import to_json
+from homeserver.database.generations import get_beginning
+from homeserver.encoding import is_intact, to_json
 from homeserver.federation.edus import DeviceListUpdateContent, SigningKeyUpdateContent
 from homeserver.federation.identifiers import UserID, server_name_of
 from homeserver.federation.signed_keys import InvalidKey
@@ -83,15 +86,15 @@ def list_cached_keys(tx: Transaction, wanted: Wanted) -> tuple[ShownKeys, list[U
     for user_id in fresh:
         known = lists[user_id]
         shown.device_keys[user_id] = {}
-        if known.master_key is not None:
+        if known.master_key is not None and is_intact(known.master_key, "cross-signing key"):
             shown.master_keys[user_id] = orjson.loads(known.master_key)
-        if known.self_signing_key is not None:
+        if known.self_signing_key is not None and is_intact(known.self_signing_key, "cross-signing key"):
             shown.self_signing_keys[user_id] = orjson.Fragment(known.self_signing_key)
     for user_nid, device_id, keys in tx.all_in(
         "SELECT user_nid, device_id, keys FROM remote_devices WHERE user_nid IN (?*)", by_nid
     ):
         user_id = by_nid[user_nid]
-        if not wanted[user_id] or device_id in wanted[user_id]:
+        if (not wanted[user_id] or device_id in wanted[user_id]) and is_intact(keys, "device keys"):
             shown.device_keys[user_id][device_id] = orjson.Fragment(keys)
     unknown = tx.find_all(user_id for user_id in shared if user_id not in fresh)
     wanted_already = tx.all_in("SELECT user_nid FROM device_list_resyncs WHERE user_nid IN (?*)", unknown.values())
@@ -238,6 +241,24 @@ def store_snapshot(tx: Transaction, snapshot: Snapshot, *, was_late: bool) -> No
         _store_device(tx, tx.intern(user_id), device_id, keys)
     if is_changed or was_late:
         note_device_list_changed(tx, user_id)
+
+
+def has_restored_lists(tx: Transaction) -> bool:
+    """Returns whether fresh lists may come from a backup, and lack updates. Ask only if there was a restore."""
+    found = tx.one(
+        "SELECT 1 FROM remote_device_lists WHERE is_fresh = 1 AND tracked_position <= ? LIMIT 1", get_beginning(tx)
+    )
+    return found is not None
+
+
+def set_restored_lists_stale(tx: Transaction) -> None:
+    """Makes all fresh lists that may come from a backup stale. They are fetched again, and clients told of changes."""
+    nids = tx.values(
+        "UPDATE remote_device_lists SET is_fresh = 0 WHERE is_fresh = 1 AND tracked_position <= ? RETURNING user_nid",
+        get_beginning(tx),
+    )
+    for user_id in tx.names(nids).values():
+        _note_wanted(tx, UserID(user_id), again=True)
 
 
 def is_known(tx: Transaction, user_id: UserID) -> bool:

@@ -13,7 +13,7 @@ Theory of operation. A transaction goes through these steps:
 
 An EDU or event that this server fails on is left out, logged and counted; the others are received. An outage of storage
 ends the transaction without an answer, so the origin sends it again. Events that were stored before the outage are
-recognised then.
+recognised then. The same happens if a feature limits the origin (429), so that what it sends is late and not lost.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ async def _receive_edus(
             if allowed:
                 await edu.handler(hs, origin, allowed)
         except MatrixError as error:
+            if error.status == 429:
+                raise
             _log.info("EDU refused", extra={"edu_type": edu_type, "origin": origin, "reason": error.error})
         except Exception as error:  # must not block the other EDUs, or make the origin repeat the transaction forever
             if is_outage(error):

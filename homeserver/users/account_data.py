@@ -9,7 +9,7 @@ import orjson
 from homeserver import limits
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Schema, Step, Transaction
-from homeserver.encoding import to_json
+from homeserver.encoding import is_intact, to_json
 from homeserver.errors import MatrixError, forbidden, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
@@ -105,21 +105,26 @@ def find_account_data(tx: Transaction, user_id: UserID, room_id: RoomID | None, 
 
 
 def list_changes(tx: Transaction, user_id: UserID, since: int, upto: int) -> list[Row]:
-    """Returns room_nid (0: no room), type_nid and content of changes in since < position ≤ upto, in that order."""
-    return tx.all(
+    """Returns room_nid (0: no room), type_nid and content of changes in since < position ≤ upto, in that order.
+
+    Damaged ones are left out.
+    """
+    rows = tx.all(
         "SELECT room_nid, type_nid, content FROM account_data WHERE user_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position",
         tx.find(user_id), since, upto,
     )  # fmt: skip
+    return [row for row in rows if is_intact(row[2], "account data")]
 
 
 def list_of_rooms(tx: Transaction, user_id: UserID, room_nids: Collection[int | None]) -> list[Row]:
     """Returns the same for all data of these rooms."""
-    return tx.all_in(
+    rows = tx.all_in(
         "SELECT room_nid, type_nid, content FROM account_data WHERE room_nid IN (?*) AND user_nid = ?",
         [nid for nid in room_nids if nid is not None],
         tx.find(user_id),
     )
+    return [row for row in rows if is_intact(row[2], "account data")]
 
 
 def list_of_type(tx: Transaction, user_id: UserID, data_type: str) -> list[Row]:

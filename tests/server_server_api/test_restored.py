@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from homeserver.config import DatabaseSection
+from tests.support.device_lists import follow, now, query, told, upload
 from tests.support.federation import (
     Federation,
     create_room,
@@ -113,3 +114,36 @@ async def test_new_transactions_after_a_restore_are_not_taken_for_repetitions(
         shutil.rmtree(tmp_path / NAME)
         shutil.copytree(tmp_path / "backup", tmp_path / NAME)
     assert len(taken) == len(set(taken)) >= 2
+
+
+async def test_device_lists_from_a_backup_are_fetched_again(federation: Federation, tmp_path: Path) -> None:
+    a, b = await started(federation), await federation.start("b.example")
+    alice, carol, bob = await a.register("alice"), await a.register("carol"), await b.register("bob")
+    room_id = await create_room(alice, preset="public_chat")
+    await join(carol, room_id)
+    await join(bob, room_id, NAME)
+    await upload(bob)
+    await follow(alice, bob.user_id)
+    carols = await now(carol)
+    await federation.kill(NAME)
+    shutil.copytree(tmp_path / NAME, tmp_path / "backup")
+
+    alice = again(await started(federation), alice)
+    await upload(await b.log_in("bob", device_id="TABLET"))
+    await until(lambda: has_devices(alice, bob.user_id, 2))
+    lost = await now(alice)
+    await federation.kill(NAME)
+    shutil.rmtree(tmp_path / NAME)
+    shutil.copytree(tmp_path / "backup", tmp_path / NAME)
+
+    a = await started(federation)
+    alice, carol = again(a, alice), again(a, carol)
+    assert await has_devices(alice, bob.user_id, 1)  # nothing shows yet that this is a backup
+    await sync(alice, lost)
+    await told(carol, carols, bob.user_id)  # she has not noticed the restore
+    federation.network.cut(NAME, "b.example")
+    assert await has_devices(alice, bob.user_id, 2)
+
+
+async def has_devices(client: Client, user_id: str, number: int) -> bool:
+    return len(await query(client, user_id)) == number

@@ -14,7 +14,7 @@ from homeserver import limits
 from homeserver.config import FederationSection, RateLimitsSection
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
-from homeserver.features.to_device import note_received
+from homeserver.features.to_device import FEATURE, note_received
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.users.encryption.outbox import insert_edu
 from tests.support.federation import Federation, create_room, join, send_text, sync, texts, until
@@ -279,6 +279,21 @@ async def test_a_peer_that_floods_an_inbox_drops_its_own_messages_only(federatio
     while len(alice.got) < limits.users.INBOX_BYTES_MAX // len(text):
         await alice.sync()
         assert await a.read(list_sizes) == await a.read(list_sizes_counted)
+
+
+async def test_a_peer_stores_only_so_much_at_a_time_and_sends_the_rest_later(federation: Federation) -> None:
+    a = await federation.start("a.example", rate_limits=RateLimitsSection(enabled=True))
+    alice, mallory = Device(await a.register("alice")), Stranger(federation.network, MALLORY)
+    most_kib, _ = FEATURE.limits["federation_to_device_kib"]
+    a.hs.rate_limits.charge("federation_to_device_kib", MALLORY, a.hs.now_ms(), most_kib)
+    edus = [edu(mallory.user("m"), alice.client, f"{n}" * 200_000, f"{n}") for n in range(2)]
+    transaction = {"origin": MALLORY, "origin_server_ts": a.hs.now_ms(), "pdus": [], "edus": edus}
+    for stored in range(3):
+        status, answer = await mallory.put("a.example", "/_matrix/federation/v1/send/1", transaction)
+        assert (status, await a.read(count_inbox)) == (429 if stored < 2 else 200, stored)
+        await trio.sleep(answer.get("retry_after_ms", 0) / 1000)
+    await alice.sync()
+    assert [text[0] for text in alice.got] == ["0", "1"]
 
 
 async def test_a_user_who_floods_an_inbox_drops_their_own_messages_only(federation: Federation) -> None:

@@ -15,7 +15,7 @@ from homeserver import limits
 from homeserver.api.routes import Response, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.encoding import to_json
+from homeserver.encoding import is_intact, to_json
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.feature import JsonObject
 from homeserver.features.key_backup.storage import (
@@ -122,11 +122,12 @@ async def _one_room(hs: Resources, version: Version, room_id: RoomID) -> AsyncIt
 
 
 async def _pages(hs: Resources, version: Version, room_id: RoomID | None) -> AsyncIterator[list[tuple[str, str, Key]]]:
-    """Yields the keys in order, some at a time, without empty pages."""
+    """Yields the keys in order, some at a time, without empty pages. Leaves out keys that are damaged."""
     after = ("", "")
     size = limits.users.KEY_BACKUP_PAGE_KEYS
     while page := await hs.database.read(list_keys, version.store, room_id, after, size):
-        yield page
+        if intact := [each for each in page if is_intact(each[2].session_data, "key of a backup")]:
+            yield intact
         if len(page) < size:
             return
         after = page[-1][:2]

@@ -23,7 +23,7 @@ import orjson
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
-from homeserver.encoding import to_json
+from homeserver.encoding import is_intact, to_json
 from homeserver.errors import MatrixError, invalid_param, missing_param, not_found
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
@@ -102,13 +102,14 @@ def find_cross_signing_keys(tx: Transaction, user_id: UserID) -> KeysByUsage:
 def list_cross_signing_keys(
     tx: Transaction, user_ids: Collection[UserID]
 ) -> dict[UserID, dict[Usage, tuple[str, bytes]]]:
-    """Returns the public key and the JSON of these users' keys, by usage."""
+    """Returns the public key and the JSON of these users' keys, by usage. Leaves out keys that are damaged."""
     by_nid = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}
     found: dict[UserID, dict[Usage, tuple[str, bytes]]] = {}
     for nid, usage, public_key, key in tx.all_in(
         "SELECT user_nid, usage, public_key, key FROM cross_signing_keys WHERE user_nid IN (?*)", by_nid
     ):
-        found.setdefault(by_nid[nid], {})[usage] = (public_key, key)
+        if is_intact(key, "cross-signing key"):
+            found.setdefault(by_nid[nid], {})[usage] = (public_key, key)
     return found
 
 

@@ -12,7 +12,7 @@ import orjson
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
-from homeserver.encoding import to_json
+from homeserver.encoding import is_intact, to_json
 from homeserver.errors import MatrixError
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
@@ -50,13 +50,17 @@ def find_signing_key(tx: Transaction, user_id: UserID, device_id: str) -> str | 
 
 
 def list_device_keys(tx: Transaction, user_ids: Collection[UserID]) -> dict[UserID, dict[str, bytes]]:
-    """Returns the keys of all devices of these users by device ID, as JSON. Users without keys are left out."""
+    """Returns the keys of all devices of these users by device ID, as JSON.
+
+    Users without keys are left out, and so are keys that are damaged.
+    """
     by_nid: dict[int, UserID] = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}
     found: dict[UserID, dict[str, bytes]] = {}
     for nid, device_id, keys in tx.all_in(
         "SELECT user_nid, device_id, keys FROM device_keys WHERE user_nid IN (?*) ORDER BY user_nid, device_id", by_nid
     ):
-        found.setdefault(by_nid[nid], {})[device_id] = keys
+        if is_intact(keys, "device keys"):
+            found.setdefault(by_nid[nid], {})[device_id] = keys
     return found
 
 

@@ -28,7 +28,7 @@ import orjson
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.database.generations import get_beginning
-from homeserver.encoding import to_json
+from homeserver.encoding import is_intact, to_json
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.federation.identifiers import UserID
 from homeserver.federation.signed_keys import OneTimeKey
@@ -187,9 +187,12 @@ def store_fallback_keys(tx: Transaction, user_id: UserID, device_id: str, keys: 
 
 
 def issue_keys(tx: Transaction, claims: Iterable[Claim]) -> list[IssuedKey]:
-    """Issues a key for each claim, in their order: a one-time key, else the fallback key. Leaves out the others."""
+    """Issues a key for each claim, in their order: a one-time key, else the fallback key. Leaves out the others.
+
+    Keys that are damaged are not issued.
+    """
     issued = (_delete_first_key(tx, claim) or _find_fallback_key(tx, claim) for claim in claims)
-    return [each for each in issued if each is not None]
+    return [each for each in issued if each is not None and is_intact(each.key, "one-time key")]
 
 
 def delete_one_time_keys(tx: Transaction, user_id: UserID, device_id: str) -> None:

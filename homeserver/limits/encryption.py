@@ -58,6 +58,9 @@ CACHED_LIST_BYTES_MAX = 512 * 1024
 LISTS_WANTED_PER_QUERY = 500
 # Servers that are asked for lists at the same time, one list of each after another.
 RESYNC_SERVERS_AT_ONCE = 20
+# … and how long each of them counts. Four a second that are silent until FEDERATION_TIMEOUT_S take a sixth of all
+# connections.
+RESYNC_PATIENCE_S = 5.0
 # A list that cannot be fetched is asked for again after a growing pause. Until then each query asks directly.
 RESYNC_RETRY_MS_MAX = 6 * 60 * 60 * 1000
 # How often we look for lists of users with whom no room is shared any more, and how many in one write.

@@ -29,6 +29,7 @@ from homeserver.federation.signed_keys import (
     signatures_by,
     with_signatures,
 )
+from homeserver.process.turns import Turns
 from homeserver.remote.requests import ask, path_to
 from homeserver.resources import Resources
 from homeserver.users.encryption.one_time_keys import Claim
@@ -70,7 +71,7 @@ async def _ask_all(
     timeout_s: float,
 ) -> Asked[A]:
     asked: Asked[A] = Asked()
-    turns = trio.Semaphore(limits.encryption.REMOTE_KEYS_SERVERS_AT_ONCE)
+    turns = Turns(limits.encryption.REMOTE_KEYS_SERVERS_AT_ONCE, limits.encryption.REMOTE_KEYS_PATIENCE_S)
     unanswered = Counter(server for server, _ in questions)
 
     async def run(server: ServerName, question: Q) -> None:
@@ -81,11 +82,8 @@ async def _ask_all(
             asked.failures[server] = error
 
     async def take_turn(server: ServerName, question: Q) -> None:
-        await turns.acquire()
-        async with trio.open_nursery() as turn:
-            turn.start_soon(_release_after, turns, limits.encryption.REMOTE_KEYS_PATIENCE_S, over := trio.Event())
+        async with turns.take():
             await run(server, question)
-            over.set()
 
     with trio.move_on_after(timeout_s):
         async with trio.open_nursery() as nursery:
@@ -94,12 +92,6 @@ async def _ask_all(
     for server in +unanswered:
         asked.failures.setdefault(server, MatrixError(504, "M_UNKNOWN", f"{server} did not answer in time."))
     return asked
-
-
-async def _release_after(turns: trio.Semaphore, patience_s: float, over: trio.Event) -> None:
-    with trio.move_on_after(patience_s):
-        await over.wait()
-    turns.release()
 
 
 def _parts(users: Mapping[UserID, Sequence[str]]) -> Iterator[dict[UserID, Sequence[str]]]:

@@ -1,9 +1,9 @@
 """Fetching the device lists of users of other servers. What is done with them: `homeserver/remote/device_lists.py`.
 
 Theory of operation. Each server with lists to fetch has one task, which asks for one list after another, so that no
-server is flooded; servers are asked in parallel, and a slow or silent one delays no other. A list that cannot be
-fetched is tried again after a growing pause, and at once when its server sends an update of it. Everything is in the
-table `device_list_resyncs`, so a restart loses nothing.
+server is flooded. Servers are asked in parallel, and take turns, one list each: a slow or silent one delays no other
+for long, however many lists it has. A list that cannot be fetched is tried again after a growing pause, and at once
+when its server sends an update of it. Everything is in the table `device_list_resyncs`, so a restart loses nothing.
 
 Spec: server-server-api/#get_matrixfederationv1userdevicesuserid
 """
@@ -27,6 +27,7 @@ from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.moments import latest
 from homeserver.process.back_off import retry_delay_ms
 from homeserver.process.peers import peer
+from homeserver.process.turns import Turns
 from homeserver.remote.device_keys import check_keys
 from homeserver.remote.device_lists import (
     WAKE_KEY,
@@ -66,7 +67,7 @@ class _Fetching:
         self._hs = hs
         self._nursery = nursery
         self._busy: set[ServerName] = set()
-        self._limiter = trio.CapacityLimiter(limits.encryption.RESYNC_SERVERS_AT_ONCE)
+        self._turns = Turns(limits.encryption.RESYNC_SERVERS_AT_ONCE, limits.encryption.RESYNC_PATIENCE_S)
         self._lane = Lane("device_lists", hs.database, hs.metrics)
         self._waiting = trio.CancelScope()
 
@@ -83,10 +84,10 @@ class _Fetching:
 
     async def _fetch_from(self, server: ServerName) -> None:
         is_stuck = True
-        async with self._limiter:
-            while due := await self._lane.without_parked(await self._hs.database.read(list_due, server), _name_of):
-                is_stuck = False
-                for resync in due:
+        while due := await self._lane.without_parked(await self._hs.database.read(list_due, server), _name_of):
+            is_stuck = False
+            for resync in due:
+                async with self._turns.take():
                     await self._lane.work([resync], self._fetch, _name_of)
         if is_stuck:  # all its lists are parked, which `list_servers_due` does not see
             await trio.sleep(limits.BACKGROUND_PAUSE_S)

@@ -13,16 +13,19 @@ from homeserver.database import Transaction
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import UserID
 from homeserver.federation.redaction import redact
+from homeserver.rooms.rewrites import note_rewrites_of_user
 from homeserver.rooms.storage import SomeEvent
 from homeserver.rooms.versions import get_room_version
 
 
 def note_erased(tx: Transaction, user_id: UserID) -> None:
     """Notes that the user is erased from now on."""
+    user_nid = tx.intern(user_id)
     tx.run(
         "INSERT INTO erased_senders (sender_nid, position) VALUES (?, ?) ON CONFLICT (sender_nid) DO NOTHING",
-        tx.intern(user_id), tx.next_position(user_id),
+        user_nid, tx.next_position(user_id),
     )  # fmt: skip
+    note_rewrites_of_user(tx, user_nid)
 
 
 def find_erased(tx: Transaction, senders: Iterable[str]) -> dict[str, int]:

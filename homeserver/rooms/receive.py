@@ -37,6 +37,7 @@ from homeserver.rooms.heads import find_head, open_room, set_create_position
 from homeserver.rooms.redactions import apply_pending, apply_redaction
 from homeserver.rooms.relations import store_relation, store_waiting_relations
 from homeserver.rooms.resolve import store_state
+from homeserver.rooms.rewrites import note_rewrite
 from homeserver.rooms.state_before import find_given_state, find_state_before
 from homeserver.rooms.storage import (
     ORDERING_SHIFT,
@@ -97,6 +98,8 @@ def receive_event(
     children = delete_missing(tx, head, event)
     past = look_behind(tx, event) if status == Status.TIMELINE or children else NOTHING_BEHIND
     note_missing(tx, head, (position,) if status == Status.TIMELINE else children, past.missing)
+    if children or not (is_new and stored is None):
+        note_rewrite(tx, head.room_nid)
     if is_new:
         advance_beside(tx, head, event, position, followed=past.positions, is_past=bool(children))
     elif status == Status.TIMELINE:

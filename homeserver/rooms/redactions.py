@@ -20,6 +20,7 @@ from homeserver.rooms.events import forget_auth_event, to_events
 from homeserver.rooms.heads import StateKey, find_head, state_events
 from homeserver.rooms.membership import list_outsiders, list_told_of, replace_stripped
 from homeserver.rooms.relations import delete_relation
+from homeserver.rooms.rewrites import note_rewrite
 from homeserver.rooms.storage import PlacedEvent, StoredEvent, find_stored_by_id, list_stored, replace_content
 
 _CREATE: StateKey = ("m.room.create", "")
@@ -82,6 +83,7 @@ def apply_pending(tx: Transaction, event: Event) -> None:
             continue
         if _apply(tx, target, redaction, position, stored.state_before):
             _delete_withheld(tx, position)
+            note_rewrite(tx, tx.find(event.room_id))
 
 
 def _list_pending(tx: Transaction, event_id: EventID) -> list[int]:

@@ -203,5 +203,12 @@ SCHEMA = Schema(
             CREATE INDEX memberships_of_room ON memberships (room_nid, membership, server_nid, entered_position);
             """,
         ),
+        Step(
+            "011_rewrites",
+            """
+            -- How often the room's stored history has changed, other than by a new event at its end: see `rewrites.py`.
+            ALTER TABLE rooms ADD COLUMN rewrites INTEGER NOT NULL DEFAULT 0;
+            """,
+        ),
     ),
 )

@@ -24,6 +24,7 @@ from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.rooms import envelope
 from homeserver.rooms.envelope import event_id_of_key, event_key
+from homeserver.rooms.rewrites import note_rewrite
 
 EVENTS_REMEMBERED_BYTES_MAX = 32 << 20  # some 25,000 messages: what the syncs and pages of an hour keep asking for
 EVENT_ROW_BYTES = 1_000  # of a row and its StoredEvent, besides what is counted
@@ -151,6 +152,7 @@ def insert_event(
 
 def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by: int) -> None:
     """Removes from an event what the redaction removes. It cannot be read again."""
+    note_rewrite(tx, tx.find(redacted.room_id))
     known = find_positions(tx, {*redacted.prev_events, *redacted.auth_events})
     tx.run(
         "UPDATE events SET redacted_by = ?, envelope = ?, content = ? WHERE position = ?",

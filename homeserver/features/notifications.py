@@ -35,7 +35,7 @@ from homeserver.users.push.notifications import (
     store_notifications,
 )
 from homeserver.users.push.pushers import COUNTS_ONLY, list_with_pushers, store_queued
-from homeserver.users.receipts import list_readers
+from homeserver.users.receipts import list_read_rooms, list_readers
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
@@ -98,9 +98,15 @@ def _shown(tx: Transaction, requester: Requester, listed: Listed) -> JsonObject:
 
 
 def tell_counts(tx: Transaction, context: SyncContext) -> None:
-    """Adds the counts of all rooms in the answer, and of those whose counts have changed without an event."""
-    late = list_late_rooms(tx, context.since) if context.since else []
-    told = [room_id for room_id in context.rooms if room_id in context.rooms_told or room_id in late]
+    """Adds the counts of all rooms in the answer, and of those whose counts have changed without an event.
+
+    The answer may lack a room that the user has read: the client need not ask for receipts.
+    """
+    changed = set(list_late_rooms(tx, context.since)) if context.since else set()
+    for since, room_ids in context.rooms_by_since.items():
+        if since:
+            changed |= list_read_rooms(tx, context.user_id, room_ids, since, context.upto)
+    told = [room_id for room_id in context.rooms if room_id in context.rooms_told or room_id in changed]
     apart = context.filter.room.timeline.unread_thread_notifications
     for room_id, counts in count_unread(tx, context.user_id, told).items():
         section = context.rooms[room_id]

@@ -25,6 +25,7 @@ from homeserver.rooms.storage import find_stored_by_id
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.presence import note_activity
 from homeserver.users.receipts import (
+    SPAN_BY_POSITION_MAX,
     find_thread,
     forget_receipts,
     is_ahead,
@@ -35,9 +36,6 @@ from homeserver.users.receipts import (
 )
 
 routes = Routes()
-
-# Over a longer span of the stream, the receipts of all rooms outnumber those of the user's rooms.
-SPAN_BY_POSITION_MAX = 1_000
 
 ReceiptType = Literal["m.read", "m.read.private", "m.fully_read"]
 Markers = Mapping[ReceiptType, EventID]

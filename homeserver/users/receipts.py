@@ -43,6 +43,9 @@ SCHEMA = Schema(
 # How many relations to follow from an event to one in a thread. Spec: client-server-api/#threaded-read-receipts
 THREAD_HOPS_MAX = 3
 
+# Over a longer span of the stream, the receipts of all rooms outnumber those of the user's rooms.
+SPAN_BY_POSITION_MAX = 1_000
+
 
 def find_thread(tx: Transaction, event: StoredEvent) -> str | None:
     """Returns the root of the thread that an event is in, None if it is in the main timeline.
@@ -154,6 +157,24 @@ def list_receipts_of_rooms(tx: Transaction, room_nids: Collection[int], since: i
         room_nids,
         since,
     )
+
+
+def list_read_rooms(
+    tx: Transaction, user_id: UserID, room_ids: Collection[RoomID], since: int, upto: int
+) -> set[RoomID]:
+    """Returns those of these rooms in which the user has sent a receipt of any type in since < position ≤ upto."""
+    user_nid = tx.find(user_id)
+    if upto - since <= SPAN_BY_POSITION_MAX:
+        sql = "SELECT room_nid FROM receipts WHERE position > ? AND position <= ? AND user_nid = ?"
+        read = tx.names(set(tx.values(sql, since, upto, user_nid)))
+        return {RoomID(room_id) for room_id in read.values()}.intersection(room_ids)
+    rows = tx.all_in(
+        "SELECT room_nid FROM receipts WHERE room_nid IN (?*) AND user_nid = ? AND position > ?",
+        tx.find_all(room_ids).values(),
+        user_nid,
+        since,
+    )
+    return {RoomID(room_id) for room_id in tx.names({room_nid for (room_nid,) in rows}).values()}
 
 
 def forget_receipts(tx: Transaction, user_id: UserID, erase: bool) -> bool:

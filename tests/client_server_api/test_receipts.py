@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from homeserver import limits
-from homeserver.features.receipts import SPAN_BY_POSITION_MAX
+from homeserver.users.receipts import SPAN_BY_POSITION_MAX
 from tests.support.homeservers import Client, Server
 from tests.support.people import act, ephemeral, join, leave, path_of, public_room, room_in, say, send, sync
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from homeserver.users.receipts import SPAN_BY_POSITION_MAX
 from tests.support.homeservers import Server
 from tests.support.people import path_of, public_room, say
-from tests.support.sliding import EVERY_EXTENSION, Connection, window
+from tests.support.sliding import EVERY_EXTENSION, Connection, Json, window
 
 
 async def test_extensions_tell_what_features_know(server: Server) -> None:
@@ -56,6 +59,32 @@ async def test_receipts_of_a_room_out_of_view_are_told_when_it_comes_back(server
     assert "receipts" not in (await client.ask())["extensions"]
     client.body = {**body, "lists": {"top": window(0, 1)}}
     assert event_id in (await client.ask())["extensions"]["receipts"]["rooms"][first]["content"]
+
+
+@pytest.mark.parametrize("extensions", [{}, EVERY_EXTENSION], ids=["without-receipts", "with-receipts"])
+@pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
+async def test_counts_go_when_the_user_reads_on_any_device(server: Server, extensions: Json, kind: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    client = Connection(alice, {"lists": {"all": window()}, "extensions": extensions})
+    await client.ask()
+    (event_id,) = await say(bob, room_id, "hello")
+    assert (await client.ask())["rooms"][room_id]["notification_count"] == 1
+    await alice.ok("POST", path_of(room_id, "receipt", kind, event_id), json={})
+    assert (await client.ask())["rooms"] == {room_id: {"notification_count": 0, "highlight_count": 0}}
+    await bob.ok("POST", path_of(room_id, "receipt", kind, event_id), json={})
+    assert (await client.ask())["rooms"] == {}
+
+
+async def test_counts_of_a_room_are_told_however_long_ago_the_user_has_read_it(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    (event_id,) = await say(bob, room_id, "hello")
+    client = Connection(alice)
+    await client.ask()
+    await alice.ok("POST", path_of(room_id, "receipt", "m.read", event_id), json={})
+    await server.write(lambda tx: [tx.next_position() for _ in range(SPAN_BY_POSITION_MAX)])
+    assert (await client.ask())["rooms"][room_id]["notification_count"] == 0
 
 
 async def test_messages_to_devices_are_told_until_they_are_acknowledged(server: Server) -> None:

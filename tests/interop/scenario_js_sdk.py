@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-
 import pytest
 
-from tests.interop.clients import PASSWORD, Client
+from tests.interop.clients import Client
+from tests.interop.programs import run_js_sdk
 from tests.interop.servers import Server
-from tests.interop.setup import JS_SDK, js_sdk_folder
-
-TIMEOUT_S = 240
 
 # The SDK asks for a key backup before there is one, and for keys in it before they are uploaded.
 NO_BACKUP = "404 GET /_matrix/client/v3/room_keys/version M_NOT_FOUND"
 NO_KEY_IN_BACKUP = "404 GET /_matrix/client/v3/room_keys/keys/… M_NOT_FOUND"
 # It sends the password only after it was asked for it.
 PASSWORD_WANTED = "401 POST /_matrix/client/v3/keys/device_signing/upload"
+# What a server answers to a client that waits for news when it is stopped.
+STOPPED = "503 POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync M_UNKNOWN"
 
 Sides = tuple[Server, Server]
-
-
-def run_program(program: str, *people: Client, **plan: bool) -> set[str]:
-    """Runs a program of js_sdk/ to its end. Returns what the servers refused."""
-    described = [
-        {
-            "url": person.server.url,
-            "server_name": person.server.server_name,
-            "user": person.localpart,
-            "password": PASSWORD,
-        }
-        for person in people
-    ]
-    command = ["node", str(JS_SDK / program), str(js_sdk_folder()), json.dumps({**plan, "people": described})]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    print(ran.stdout)
-    assert ran.returncode == 0, f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
-    return set(json.loads(ran.stdout.splitlines()[-1])["refused"])
 
 
 @pytest.mark.parametrize("encryption", [False, True], ids=["without-encryption", "with-encryption"])
 def test_a_conversation_with_matrix_js_sdk(organisations: Sides, encryption: bool) -> None:
     here, there = organisations
-    refused = run_program("conversation.mjs", Client(here, "alice"), Client(there, "bob"), encryption=encryption)
+    refused = run_js_sdk("conversation.mjs", Client(here, "alice"), Client(there, "bob"), encryption=encryption)
     assert refused == ({NO_BACKUP} if encryption else set())
 
 
 def assert_matrix_js_sdk_encrypts(here: Server, there: Server) -> None:
     """Plays encryption.mjs, which checks that every message is read by the devices it is for, and by no others."""
-    refused = run_program("encryption.mjs", Client(here, "alice"), Client(there, "bob"), Client(there, "carol"))
+    refused = run_js_sdk("encryption.mjs", Client(here, "alice"), Client(there, "bob"), Client(there, "carol"))
     assert refused <= {NO_BACKUP, NO_KEY_IN_BACKUP, PASSWORD_WANTED}
 
 
@@ -59,3 +38,21 @@ def test_encryption_with_matrix_js_sdk(organisations: Sides) -> None:
 
 def test_encryption_with_matrix_js_sdk_and_synapse(sides: Sides) -> None:
     assert_matrix_js_sdk_encrypts(*sides)
+
+
+def test_sliding_sync_with_matrix_js_sdk(organisations: Sides) -> None:
+    """Restarts both servers and loses answers on their way: nothing is lost, and nothing comes twice."""
+    here, there = organisations
+
+    def restart(wish: dict[str, int]) -> None:
+        organisations[wish["restart"]].stop()
+        organisations[wish["restart"]].start()
+
+    refused = run_js_sdk("sliding.mjs", Client(here, "alice"), Client(there, "bob"), grant=restart)
+    assert refused <= {NO_BACKUP, STOPPED}
+
+
+def test_sliding_sync_with_matrix_js_sdk_and_synapse(sides: Sides) -> None:
+    here, there = sides
+    refused = run_js_sdk("sliding.mjs", Client(here, "alice"), Client(there, "bob"), brief=True)
+    assert refused == {NO_BACKUP}

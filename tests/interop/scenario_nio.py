@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
-from tests.interop.clients import PASSWORD, Client
+from tests.interop.clients import Client
+from tests.interop.programs import describe, run
 from tests.interop.servers import Server
 from tests.interop.setup import MATRIX_NIO, nio_venv
-
-TIMEOUT_S = 240
 
 Sides = tuple[Server, Server]
 
@@ -17,11 +15,8 @@ Sides = tuple[Server, Server]
 def assert_matrix_nio_encrypts(here: Server, there: Server) -> None:
     """Plays matrix_nio/encryption.py, which checks that every message is read by those it is for, and nobody else."""
     people = (Client(here, "alice"), Client(there, "bob"), Client(there, "carol"))
-    described = [{"url": each.server.url, "user": each.localpart, "password": PASSWORD} for each in people]
-    program = [str(nio_venv() / "bin" / "python"), str(MATRIX_NIO / "encryption.py"), json.dumps({"people": described})]
-    ran = subprocess.run(program, capture_output=True, text=True, timeout=TIMEOUT_S)
-    print(ran.stdout)
-    assert ran.returncode == 0, f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
+    plan = json.dumps({"people": describe(*people)})
+    run([str(nio_venv() / "bin" / "python"), str(MATRIX_NIO / "encryption.py"), plan])
 
 
 def test_encryption_with_matrix_nio(organisations: Sides) -> None:

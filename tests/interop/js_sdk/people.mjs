@@ -1,14 +1,17 @@
 // What the programs of this folder share: matrix-js-sdk, clients that log in with it, and waiting for things.
 //
 // Programs are started as `node PROGRAM FOLDER PLAN`: FOLDER has matrix-js-sdk in its node_modules, PLAN is JSON. They
-// print each step. Their last line is JSON, and they exit with 1 at the first step that fails.
+// print each step. A line that is JSON asks for something; a line on their standard input says that it is done. Their last
+// line is JSON, and they exit with 1 at the first step that fails.
 
 import { join } from "node:path";
-import { argv, exit } from "node:process";
+import { argv, exit, stdin } from "node:process";
+import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 
 const [, , folder, argument] = argv;
-const load = (file) => import(pathToFileURL(join(folder, "node_modules/matrix-js-sdk/lib", file)));
+/** Returns a module of matrix-js-sdk. */
+export const load = (file) => import(pathToFileURL(join(folder, "node_modules/matrix-js-sdk/lib", file)));
 export const sdk = await load("index.js");
 export const cryptoApi = await load("crypto-api/index.js");
 (await load("logger.js")).logger.setLevel("silent");
@@ -16,6 +19,7 @@ export const print = console.log;
 console.debug = console.info = console.warn = console.log = () => {}; // the SDK's own
 export const plan = JSON.parse(argument);
 
+const lines = createInterface({ input: stdin })[Symbol.asyncIterator]();
 const PATIENCE_MS = 30_000;
 const refused = new Set();
 
@@ -29,6 +33,13 @@ export async function tell(story) {
         print(error.stack, [...refused]);
         exit(1);
     }
+}
+
+/** Asks the scenario that runs this program for something, and returns when it is done. */
+export async function askFor(wish) {
+    print(JSON.stringify(wish));
+    const { done } = await lines.next();
+    if (done) throw new Error(`not done: ${JSON.stringify(wish)}`);
 }
 
 /** Like fetch, but notes each request that the server refuses. */

@@ -6,19 +6,10 @@ these are not all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice, product
-from typing import Any
-
 from homeserver.federation.auth_state import AuthState, Rejection
-from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.event import Event
 from homeserver.federation.power_levels import is_user_id, room_creator
-from homeserver.federation.signing import signed_bytes, verify_bytes
-
-INVITE_VERIFICATIONS_MAX = 256
-"""Pairs of a signature and a key that a third-party invite is checked against. A real one has a few; two events full of
-them would make some hundred thousand, each 50 µs of CPU."""
+from homeserver.federation.third_party_invites import find_proving_keys
 
 
 def check_membership(event: Event, auth: AuthState) -> Rejection | None:
@@ -137,43 +128,10 @@ def _check_third_party_invite(event: Event, target: str, auth: AuthState) -> Rej
     if event.sender != invite.sender:
         return Rejection("The third-party invite was sent by another user.")
     # If any signature in signed matches any public key in the m.room.third_party_invite event, allow.
-    if _is_signed_by_any(signed, invite.content):
+    if any(find_proving_keys(signed, invite.content)):
         return None
     # Otherwise, reject.
     return Rejection("No key of the third-party invite has signed its signed object.")
-
-
-def _is_signed_by_any(signed: Mapping[str, Any], invite: Mapping[str, Any]) -> bool:
-    try:
-        message = signed_bytes(signed)
-    except NotCanonical:
-        return False
-    pairs = product(_public_keys(invite), _signatures(signed))
-    return any(verify_bytes(message, each, key) for key, each in islice(pairs, INVITE_VERIFICATIONS_MAX))
-
-
-def _public_keys(invite: Mapping[str, Any]) -> Iterator[str]:
-    # The public keys are in content of m.room.third_party_invite as: a single public key in the public_key property,
-    if isinstance(invite.get("public_key"), str):
-        yield invite["public_key"]
-    # a list of public keys in the public_keys property.
-    public_keys = invite.get("public_keys")
-    for entry in public_keys if isinstance(public_keys, list) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("public_key"), str):
-            yield entry["public_key"]
-
-
-def _signatures(signed: Mapping[str, Any]) -> list[str]:
-    # Sorted, so that every server checks the same signatures if there are too many.
-    signatures = signed.get("signatures")
-    by_server = sorted(signatures.items()) if isinstance(signatures, dict) else ()
-    return [
-        signature
-        for _, by_key in by_server
-        if isinstance(by_key, dict)
-        for key_id, signature in sorted(by_key.items())
-        if key_id.startswith("ed25519:") and isinstance(signature, str)
-    ]
 
 
 def _check_leave(event: Event, target: str, auth: AuthState) -> Rejection | None:

@@ -40,8 +40,8 @@ def required_signatures(event: Event) -> frozenset[ServerName]:
     """
     servers = set()
     # unless the event is a 3rd party invite, only the signature(s) from the originating server (the server the sender
-    # belongs to) are required
-    if not is_third_party_invite(event):
+    # belongs to) are required. One whose hash is wrong may be a plain invite without its proof, once it is redacted.
+    if not is_third_party_invite(event) or not is_third_party_invite(check_hash(event)):
         servers.add(ServerName(domain_of(event.sender)))
     # v1-v2: also require that a signature is present from the domain in the event_id
     if event.version.event_id_domain_must_sign:

@@ -198,9 +198,9 @@ def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
 
 
 def _optional(kind: Any) -> tuple[bool, Any]:
-    """Returns whether None is allowed, and the type without None."""
+    """Returns whether None or nothing at all is allowed, and the type without these."""
     if get_origin(kind) in (Union, types.UnionType):
-        others = [each for each in get_args(kind) if each is not type(None)]
+        others = [each for each in get_args(kind) if each not in (type(None), msgspec.UnsetType)]
         if len(others) == 1 and len(others) < len(get_args(kind)):
             return True, others[0]
     return False, kind

@@ -5,6 +5,7 @@ If this server is in the room, a change is one appended event. Otherwise `homese
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,20 +13,21 @@ import msgspec
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError, forbidden, not_found
+from homeserver.errors import MatrixError, forbidden, missing_param, not_found
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import (
     RoomID,
     ServerName,
     UserID,
-    server_name_of,
 )
 from homeserver.remote.directory import list_servers_to_ask, parse_via, resolve_room
-from homeserver.remote.inviting import invite_user as invite_remote_user
+from homeserver.remote.identity_server import Address, parse_address
+from homeserver.remote.inviting import invite_anyone
 from homeserver.remote.joining import join_room as join_remote_room
 from homeserver.remote.joining import knock_room as knock_remote_room
 from homeserver.remote.leaves import leave_room as leave_remote_room
+from homeserver.remote.third_party_invites import claim_invite, invite_by_address, read_claim
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
 from homeserver.rooms.guests import check_guests_may_join
@@ -39,7 +41,6 @@ from homeserver.rooms.membership import (
     set_forgotten,
 )
 from homeserver.rooms.restricted import authorised_via
-from homeserver.users.blocking import check_takes_invites
 from homeserver.users.profile import get_member_profile
 from homeserver.users.room_upgrades import carry_over, find_predecessor
 
@@ -56,10 +57,21 @@ class ReasonBody(msgspec.Struct, frozen=True):
 
 
 class TargetBody(msgspec.Struct, frozen=True):
-    """The user to invite, kick, ban or unban."""
+    """The user to kick, ban or unban."""
 
     user_id: UserID
     reason: str | None = None
+
+
+class InviteBody(msgspec.Struct, frozen=True):
+    """The user to invite: a user ID, or an address that the identity server `id_server` knows or tells."""
+
+    user_id: UserID | msgspec.UnsetType = msgspec.UNSET
+    reason: str | None = None
+    id_server: str | None = None
+    id_access_token: str | None = None
+    medium: str | None = None
+    address: str | None = None
 
 
 class ViaQuery(msgspec.Struct, frozen=True):
@@ -105,15 +117,22 @@ async def knock_room(
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/invite", rate_limit="invite")
-async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body: TargetBody) -> Empty:
+async def invite_user(hs: Resources, requester: Requester, room_id: RoomID, body: InviteBody) -> Empty:
     content = _content("invite", body.reason)
-    if server_name_of(body.user_id) == hs.server_name:
-        await hs.database.write(_invite_local, room_id, requester.user_id, body.user_id, content)
-        return Empty()
-    await hs.database.read(_check_may_invite, room_id, requester.user_id, body.user_id)
-    draft = Draft(room_id, requester.user_id, "m.room.member", content, state_key=body.user_id)
-    await invite_remote_user(hs, draft)
+    draft = Draft(room_id, requester.user_id, "m.room.member", content)
+    if body.user_id is not msgspec.UNSET:
+        await invite_anyone(hs, replace(draft, state_key=body.user_id))
+    else:
+        await invite_by_address(hs, draft, _address(body))
     return Empty()
+
+
+def _address(body: InviteBody) -> Address:
+    if body.id_server is None and body.address is None:
+        raise missing_param("user_id is required, or the address of the user and an identity server.")
+    if body.id_server is None or body.id_access_token is None or body.medium is None or body.address is None:
+        raise missing_param("id_server, id_access_token, medium and address are required to invite by an address.")
+    return parse_address(body.id_server, body.id_access_token, body.medium, body.address)
 
 
 @routes.post("/_matrix/client/v3/rooms/{room_id}/leave", rate_limit="message", allow_guest=True, allow_suspended=True)
@@ -152,6 +171,8 @@ async def forget_room(hs: Resources, requester: Requester, room_id: RoomID) -> E
 async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[ServerName], body: JoinBody) -> RoomID:
     user_id = requester.user_id
     content = _content("join", body.reason)
+    if body.third_party_signed is not None:
+        await _claim(hs, user_id, room_id, body.third_party_signed)
     refusal = await hs.database.write(_join_local, requester, room_id, content)
     if refusal is None:
         return room_id
@@ -164,6 +185,13 @@ async def _join(hs: Resources, requester: Requester, room_id: RoomID, via: list[
     if await hs.database.read(find_predecessor, room_id) is not None:
         await hs.database.write(carry_over, user_id, room_id)
     return room_id
+
+
+async def _claim(hs: Resources, user_id: UserID, room_id: RoomID, signed: JsonObject) -> None:
+    """Turns the third-party invite that the client proves to be its user's into an invite, unless there is one."""
+    claim = read_claim(room_id, signed.get("sender"), user_id, signed)
+    if await hs.database.read(find_membership, room_id, user_id) not in ("join", "invite"):
+        await claim_invite(hs, claim)
 
 
 def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content: JsonObject) -> MatrixError | None:
@@ -187,21 +215,6 @@ def _join_local(tx: Transaction, requester: Requester, room_id: RoomID, content:
     _change(tx, room_id, user_id, user_id, {**content, **get_member_profile(tx, user_id)})
     carry_over(tx, user_id, room_id)
     return None
-
-
-def _invite_local(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID, content: JsonObject) -> None:
-    _check_may_invite(tx, room_id, sender, target)
-    check_takes_invites(tx, target)
-    _change(tx, room_id, sender, target, {**content, **get_member_profile(tx, target)})
-
-
-def _check_may_invite(tx: Transaction, room_id: RoomID, sender: UserID, target: UserID) -> None:
-    check_joined(tx, room_id, sender)
-    membership = find_membership(tx, room_id, target)
-    if membership == "join":
-        raise forbidden(f"{target} is already in the room.")
-    if membership == "ban":
-        raise forbidden(f"{target} is banned from the room.")
 
 
 def _leave(tx: Transaction, room_id: RoomID, user_id: UserID, content: JsonObject) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
+import trio
 
 from homeserver import limits
 from homeserver.api.routes import Routes
@@ -23,7 +24,9 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomAlias, RoomID, ServerName, UserID, fits, server_name_of
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.limits import Bucket
+from homeserver.remote.identity_server import parse_address
 from homeserver.remote.inviting import invite_users
+from homeserver.remote.third_party_invites import invite_addresses
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local, choose_room_id
@@ -48,6 +51,15 @@ class InitialState(msgspec.Struct, frozen=True):
     state_key: str = ""
 
 
+class InvitedAddress(msgspec.Struct, frozen=True):
+    """Someone to invite by an address. Spec: Invite3pid"""
+
+    id_server: str
+    id_access_token: str
+    medium: str
+    address: str
+
+
 class CreateRoomBody(msgspec.Struct, frozen=True):
     """Spec: client-server-api/#post_matrixclientv3createroom"""
 
@@ -56,7 +68,7 @@ class CreateRoomBody(msgspec.Struct, frozen=True):
     name: str | None = None
     topic: str | None = None
     invite: list[UserID] = []
-    invite_3pid: list[dict[str, Any]] = []
+    invite_3pid: list[InvitedAddress] = []
     room_version: str | None = None
     creation_content: dict[str, Any] = {}
     initial_state: list[InitialState] = []
@@ -70,24 +82,29 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
     version = ROOM_VERSIONS.get(hs.config.rooms.default_version if body.room_version is None else body.room_version)
     if version is None:
         raise MatrixError(400, "M_UNSUPPORTED_ROOM_VERSION", "This server does not know that room version.")
-    if body.invite_3pid:
-        raise MatrixError(
-            400, "M_SERVER_NOT_TRUSTED", "This server does not support invites by email address or phone number."
-        )
-    if len(body.invite) > limits.CREATE_ROOM_INVITES_MAX or len(body.initial_state) > limits.CREATE_ROOM_STATE_MAX:
+    count = len(body.invite) + len(body.invite_3pid)
+    if count > limits.CREATE_ROOM_INVITES_MAX or len(body.initial_state) > limits.CREATE_ROOM_STATE_MAX:
         raise invalid_param(
             "This is too much for one request: invite the other users or send the other state afterwards."
         )
     if requester.user_id in body.invite:
         raise forbidden("You cannot invite yourself: as the creator you are in the room.")
     invited = list(dict.fromkeys(body.invite))
-    limit_requester(hs, requester, "invite", min(len(invited), limits.RATE_LIMITS["invite"].burst))
+    addresses = [
+        parse_address(each.id_server, each.id_access_token, each.medium, each.address) for each in body.invite_3pid
+    ]
+    limit_requester(hs, requester, "invite", min(len(invited) + len(addresses), limits.RATE_LIMITS["invite"].burst))
     ours = [user_id for user_id in invited if server_name_of(user_id) == hs.server_name]
-    room_id = await hs.database.write(_create, requester.user_id, body, version, ours, len(invited))
     others = [user_id for user_id in invited if server_name_of(user_id) != hs.server_name]
+    if others and body.creation_content.get("m.federate") is False:
+        raise forbidden("Users of other servers cannot be invited to a room whose m.federate is false.")
+    room_id = await hs.database.write(_create, requester.user_id, body, version, ours, len(invited) + len(addresses))
     drafts = [_invite(room_id, requester.user_id, user_id, {}, body.is_direct) for user_id in others]
     # The room exists, so from here on nothing may fail: the client would retry and get a second room.
-    await invite_users(hs, drafts, limits.CREATE_ROOM_INVITES_SECONDS)
+    by_address = Draft(room_id, requester.user_id, "m.room.member", _invite_content({}, body.is_direct))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invite_users, hs, drafts, limits.CREATE_ROOM_INVITES_SECONDS)
+        nursery.start_soon(invite_addresses, hs, by_address, addresses, limits.CREATE_ROOM_INVITES_SECONDS)
     return {"room_id": room_id}
 
 
@@ -133,8 +150,11 @@ def _create(
 
 
 def _invite(room_id: RoomID, sender: UserID, user_id: UserID, profile: JsonObject, is_direct: bool) -> Draft:
-    content = {"membership": "invite", **profile, **({"is_direct": True} if is_direct else {})}
-    return Draft(room_id, sender, "m.room.member", content, state_key=user_id)
+    return Draft(room_id, sender, "m.room.member", _invite_content(profile, is_direct), state_key=user_id)
+
+
+def _invite_content(profile: JsonObject, is_direct: bool) -> JsonObject:
+    return {"membership": "invite", **profile, **({"is_direct": True} if is_direct else {})}
 
 
 def _parse_alias_name(server_name: ServerName, localpart: str) -> RoomAlias:

@@ -230,6 +230,25 @@ STRIPPED_BYTES_MAX = 64 * 1024
 # Pending invites from one server's users, so that one server alone cannot keep others from inviting.
 INVITES_PENDING_PER_SERVER_MAX = 50
 
+# Identity servers and third-party invites
+
+# An identity server is chosen by a user, who waits for a look-up and an invite: three requests.
+IDENTITY_TIMEOUT_S = 10.0
+# A token, a few keys and a name. A look-up of one address has one user.
+IDENTITY_ANSWER_BYTES_MAX = 64 * 1024
+# What of it becomes part of an event: two keys of 43 characters, each with a URL, and a name. All must fit into one.
+IDENTITY_KEYS_MAX = 10
+IDENTITY_KEY_CHARACTERS_MAX = 255
+IDENTITY_URL_CHARACTERS_MAX = 1000
+IDENTITY_NAME_CHARACTERS_MAX = 1000
+# Invites in one notification of an identity server. Each may be a request to another server.
+BINDING_INVITES_MAX = 50
+BINDING_INVITES_AT_ONCE = 5
+# 50 invites with a signature or two each.
+BINDING_BODY_BYTES_MAX = 256 * 1024
+# Keys of one invite whose validity is asked for. A real one is signed with one or two.
+INVITE_KEYS_ASKED_MAX = 3
+
 # Sending
 
 # Events waiting in memory for one destination. Beyond it, the destination's events are read from the database.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from homeserver.api.routes import Routes
 from homeserver.feature import Feature, combine
 from homeserver.limits import Bucket
-from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, resyncs, serving
+from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, resyncs, serving, third_party_invites
 from homeserver.remote.authorization import identify_origin
 from homeserver.remote.identity import open_identity
 from homeserver.remote.inbound import transaction_routes
@@ -37,12 +37,14 @@ def feature_of(features: Sequence[Feature]) -> Feature:
                 serving.query_routes(features),
                 handshakes.routes,
                 inviting.routes,
+                third_party_invites.routes,
                 transaction_routes(edus),
             ]
         ),
         limits={
             "federation_state": Bucket(50, 2),  # per origin: the state of a room, for a large one 100 MB in memory
             "federation_invite": Bucket(100, 1),  # per origin: spam is sent this way, and each may take 64 KiB forever
+            "third_party_bindings": Bucket(20, 0.2),  # per address: anyone may notify us, and a user has few addresses
             "signatures": Bucket(200, 1),  # wrong ones from one address, by 64 KiB: a check costs 5 ms per MiB
             "keys": Bucket(200, 2),  # servers that one address makes us ask for keys: anyone may, about any server
         },

@@ -301,6 +301,8 @@ def _destinations(tx: Transaction, own: ServerName, row: PlacedEvent, head: Head
         # Not if it only lifts a ban: that server is not in the room.
         if membership_in(tx, row.state_before, row.state_key) in ("join", "invite", "knock"):
             servers = servers | {ServerName(row.state_key.partition(":")[2])}
+    if row.content.get("membership") == "invite" and "third_party_invite" in row.content:
+        return servers - {own}  # the invited user's server may have made it, then the sender's does not have it
     return servers - {own, server_name_of(row.sender)}
 
 

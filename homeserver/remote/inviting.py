@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -43,13 +44,15 @@ from homeserver.remote.keys import WantedKey, find_keys
 from homeserver.remote.outside import check_room_for_invite, is_outside, read_stripped, store_outside
 from homeserver.remote.requests import Answer, Unreachable, put_event
 from homeserver.resources import Resources
-from homeserver.rooms.append import build_unplaced
+from homeserver.rooms.append import append_local, build_unplaced
 from homeserver.rooms.graph import Missing
-from homeserver.rooms.heads import find_head
-from homeserver.rooms.membership import find_membership
+from homeserver.rooms.heads import find_head, get_head, state_content
+from homeserver.rooms.membership import check_joined, find_membership
 from homeserver.rooms.receive import receive_event
 from homeserver.rooms.storage import Status
 from homeserver.users.accounts import is_active
+from homeserver.users.blocking import check_takes_invites
+from homeserver.users.profile import get_member_profile
 
 _log = logging.getLogger("homeserver.federation")
 
@@ -60,7 +63,38 @@ _TAKES_AN_INVITE: dict[str, Any] = {
     "decode": decode_wrapped,
 }
 
-# Inviting a user of another server
+# Inviting
+
+
+async def invite_anyone(hs: Resources, draft: Draft) -> None:
+    """Invites a user of this server or of another one. draft: the m.room.member event, which gets our user's profile.
+
+    Raises MatrixError: 403 if it is not allowed; for users of other servers see `invite_user`.
+    """
+    assert draft.state_key is not None
+    if server_name_of(draft.state_key) == hs.server_name:
+        await hs.database.write(_invite_ours, draft)
+        return
+    await hs.database.read(_check_may_invite, draft)
+    await invite_user(hs, draft)
+
+
+def _invite_ours(tx: Transaction, draft: Draft) -> None:
+    _check_may_invite(tx, draft)
+    target = UserID(draft.state_key or "")
+    check_takes_invites(tx, target)
+    append_local(tx, replace(draft, content={**draft.content, **get_member_profile(tx, target)}))
+
+
+def _check_may_invite(tx: Transaction, draft: Draft) -> None:
+    """Raises MatrixError 403 with a better reason than the authorisation rules would give."""
+    room_id, target = draft.room_id or "", draft.state_key or ""
+    check_joined(tx, room_id, draft.sender)
+    membership = find_membership(tx, room_id, target)
+    if membership == "join":
+        raise forbidden(f"{target} is already in the room.")
+    if membership == "ban":
+        raise forbidden(f"{target} is banned from the room.")
 
 
 async def invite_user(hs: Resources, draft: Draft) -> Event:
@@ -107,7 +141,7 @@ async def _invite_one_by_one(hs: Resources, drafts: Sequence[Draft], answered: t
 
 
 async def _invite_user(hs: Resources, draft: Draft, destination: ServerName) -> Event:
-    event = await hs.database.read(build_unplaced, draft)
+    event = await hs.database.read(_build, draft)
     _check_size(event)
     state = await hs.database.read(list_stripped_pdus, event.room_id, event.sender)
     try:
@@ -118,6 +152,17 @@ async def _invite_user(hs: Resources, draft: Draft, destination: ServerName) -> 
         raise _refusal(answer, destination)
     signed = await _with_their_signature(hs, destination, event, answer.content)
     return await hs.database.write(_append, signed)
+
+
+def _build(tx: Transaction, draft: Draft) -> Event:
+    """Returns the event, not appended yet. Raises MatrixError 403 if it is not allowed.
+
+    The authorisation rules let users of other servers be invited to a room that they could never join.
+    """
+    create = state_content(tx, get_head(tx, draft.room_id or "").state_root, "m.room.create")
+    if create is not None and create.get("m.federate") is False:
+        raise forbidden("The room is only for users of this server: m.federate is false.")
+    return build_unplaced(tx, draft)
 
 
 def _check_size(event: Event) -> None:

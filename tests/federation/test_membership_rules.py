@@ -8,9 +8,9 @@ import pytest
 
 from homeserver.federation.auth_rules import check
 from homeserver.federation.event import Event, trusted_event
-from homeserver.federation.membership_rules import INVITE_VERIFICATIONS_MAX
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.federation.signing import SigningKey, sign_json
+from homeserver.federation.third_party_invites import INVITE_VERIFICATIONS_MAX
 from tests.federation.rooms_for_tests import (
     ALICE,
     ALL,

@@ -148,6 +148,7 @@ class World:
         rule = {"actions": ["notify", {"set_tweak": "sound", "value": "x"}], "conditions": conditions, "pattern": "x"}
         return {
             "create_room": creation,
+            "invite_user": {"user_id": self.bob.user_id, "reason": "x"},  # an address would be looked up elsewhere
             "login": login,
             "register": register,
             "send_message": {"msgtype": "m.text", "body": "x", "m.mentions": {"user_ids": [self.bob.user_id]}},

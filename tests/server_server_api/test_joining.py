@@ -129,9 +129,19 @@ async def test_failed_joins_have_fitting_errors(federation: Federation) -> None:
 
 async def test_members_of_an_unfederated_room_cannot_invite_remote_users(federation: Federation) -> None:
     a, b, alice, bob = await federation.start_two()
-    room_id = await create_room(alice, creation_content={"m.federate": False})
-    await invite(alice, room_id, bob.user_id)  # the invite itself is of a user of the room's own server
-    assert (await bob.refused("POST", f"join/{quote(room_id)}", json={}))[0] == 403
+    unfederated = {"m.federate": False}
+    room_id = await create_room(alice, creation_content=unfederated)
+    path = f"rooms/{quote(room_id)}"
+    assert await alice.refused("POST", f"{path}/invite", json={"user_id": bob.user_id}) == (403, "M_FORBIDDEN")
+    state = f"{path}/state/m.room.member/{quote(bob.user_id)}"
+    assert await alice.refused("PUT", state, json={"membership": "invite"}) == (403, "M_FORBIDDEN")
+    body = {"creation_content": unfederated, "invite": [bob.user_id]}
+    assert await alice.refused("POST", "createRoom", json=body) == (403, "M_FORBIDDEN")
+    assert (await alice.ok("GET", "joined_rooms"))["joined_rooms"] == [room_id]
+    assert membership_in(await sync(bob), room_id) is None
+    carol = await a.register("carol")
+    await invite(alice, room_id, carol.user_id)
+    await join(carol, room_id)
 
 
 @pytest.mark.parametrize("version", ["1", "6", "12"])

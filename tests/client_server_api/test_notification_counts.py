@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
+from homeserver.database import Transaction
+from homeserver.users.push.notifications import KEPT_MAX, PRUNED_EVERY
 from tests.support.homeservers import Client, Server
 from tests.support.people import act, invite, join, path_of, public_room, redact, room_in, say, send, sync
 
@@ -188,4 +191,43 @@ async def test_invited_users_are_notified_of_the_invitation(server: Server) -> N
     await act(bob, room_id, "leave")
     await join(bob, room_id)
     await send(alice, room_id)
+    assert await counts(bob, room_id) == (1, 0)
+
+
+@pytest.mark.parametrize("thread", [0, 7])
+async def test_only_the_newest_notifications_of_a_room_are_kept(server: Server, thread: int) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    rule = f"pushrules/global/room/{quote(room_id)}"
+    await bob.ok("PUT", rule, json={"actions": []})
+
+    def fill(tx: Transaction) -> None:
+        room_nid, user_nid, sender_nid = tx.intern(room_id), tx.intern(bob.user_id), tx.intern(alice.user_id)
+        olds = range(-KEPT_MAX - 100, 0)
+        tx.many(
+            "INSERT INTO notified_events (room_nid, thread, ordering, level, sender_nid) VALUES (?, ?, ?, 1, ?)",
+            [(room_nid, thread, old, sender_nid) for old in olds],
+        )
+        tx.many(
+            "INSERT INTO own_notifications (user_nid, room_nid, ordering, thread, default_level, level, sender_nid)"
+            " VALUES (?, ?, ?, ?, 1, 0, ?)",
+            [(user_nid, room_nid, old, thread, sender_nid) for old in olds],
+        )
+
+    await server.write(fill)
+
+    async def numbers() -> tuple[int, int]:
+        tables = ("notified_events WHERE thread " + ("<> 0" if thread else "= 0"), "own_notifications")
+        counted = [await server.read(lambda tx, of=of: tx.values(f"SELECT COUNT(*) FROM {of}")[0]) for of in tables]
+        return counted[0], counted[1]
+
+    sent = 0
+    while max(await numbers()) > KEPT_MAX + 10:
+        await say(alice, room_id, "message")
+        sent += 1
+        assert sent <= 2 * PRUNED_EVERY
+    assert min(await numbers()) >= KEPT_MAX
+    assert await counts(bob, room_id) == (0, 0)
+    await bob.ok("DELETE", rule)
+    await say(alice, room_id, "another")
     assert await counts(bob, room_id) == (1, 0)

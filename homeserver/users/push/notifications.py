@@ -8,9 +8,10 @@ the user has read, corrected by those of the second kind: ranges of two indexes,
 What a user has read follows from receipts, from the messages that the user has sent (`written_up_to`), and from when
 they joined. Own events, and events of ignored users, do not count.
 
-A tail of the stream writes the rows. Events that it has not reached yet when a sync is answered are judged in that
-read, so an answer with an event has its count. If the tail is too far behind for that (UNREACHED_MAX), it wakes the
-rooms concerned once it has caught up, and `late_rooms` says that their counts are to be told again.
+A tail of the stream writes the rows, and deletes those that are too old to count from time to time. Events that it has
+not reached yet when a sync is answered are judged in that read, so an answer with an event has its count. If the tail
+is too far behind for that (UNREACHED_MAX), it wakes the rooms concerned once it has caught up, and `late_rooms` says
+that their counts are to be told again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ TAIL = "notifications"
 
 COUNTED_MAX = 1_000
 """Counts stop here. Nobody reads on from there, and clients show "99+"."""
+KEPT_MAX = 2 * COUNTED_MAX
+"""Notifications kept of a room, of its threads, and of a user in a room: those that can count, and as many to list."""
+PRUNED_EVERY = 256
+"""An event whose position is a multiple of this makes the tail delete older notifications: some 2 ms of work."""
 UNREACHED_MAX = 500
 """Positions by which the tail may be behind while a sync judges events itself: at most 20 ms of work."""
 
@@ -162,17 +167,37 @@ def store_notifications(tx: Transaction, found: Evaluated, since: int, upto: int
     )
     for event in found.redacted:
         delete_notification(tx, event)
+    for each in found.notified:
+        if each.event.position % PRUNED_EVERY == 0:
+            _delete_old(tx, tx.intern(each.event.room_id), each.others)
     _note_late(tx, found, since)
     store_position(tx, TAIL, upto)
+
+
+def _delete_old(tx: Transaction, room_nid: int, user_ids: Iterable[UserID]) -> None:
+    """Deletes all but the newest notifications of a room, and of these users in it."""
+    tx.run(
+        "DELETE FROM notified_events WHERE room_nid = ? AND thread = 0 AND ordering < (SELECT ordering"
+        " FROM notified_events WHERE room_nid = ? AND thread = 0 ORDER BY ordering DESC LIMIT 1 OFFSET ?)",
+        room_nid, room_nid, KEPT_MAX - 1,
+    )  # fmt: skip
+    tx.run(
+        "DELETE FROM notified_events WHERE room_nid = ? AND thread <> 0 AND ordering < (SELECT ordering"
+        " FROM notified_events WHERE room_nid = ? AND thread <> 0 ORDER BY ordering DESC LIMIT 1 OFFSET ?)",
+        room_nid, room_nid, KEPT_MAX - 1,
+    )  # fmt: skip
+    for user_nid in tx.find_all(user_ids).values():
+        tx.run(
+            "DELETE FROM own_notifications WHERE user_nid = ? AND room_nid = ? AND ordering < (SELECT ordering"
+            " FROM own_notifications WHERE user_nid = ? AND room_nid = ? ORDER BY ordering DESC LIMIT 1 OFFSET ?)",
+            user_nid, room_nid, user_nid, room_nid, KEPT_MAX - 1,
+        )  # fmt: skip
 
 
 def delete_notification(tx: Transaction, event: TimelineEvent) -> None:
     """Deletes what a redacted event means to anybody."""
     room_nid = tx.find(event.room_id)
-    tx.run(
-        "DELETE FROM notified_events WHERE room_nid = ? AND thread = ? AND ordering = ?",
-        room_nid, 0, event.ordering,
-    )  # fmt: skip
+    tx.run("DELETE FROM notified_events WHERE room_nid = ? AND thread = 0 AND ordering = ?", room_nid, event.ordering)
     tx.run("DELETE FROM notified_events WHERE room_nid = ? AND thread <> 0 AND ordering = ?", room_nid, event.ordering)
     tx.run("DELETE FROM own_notifications WHERE room_nid = ? AND ordering = ?", room_nid, event.ordering)
 

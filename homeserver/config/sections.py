@@ -23,6 +23,9 @@ from homeserver.config.values import (
     check_range,
     check_server_name,
     check_url,
+    check_user_id,
+    is_email_address,
+    is_verify_key,
 )
 from homeserver.federation.identifiers import ServerName, parse_server_name
 from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
@@ -37,11 +40,29 @@ class Public(Section, frozen=True):
     base_url: str = ""
     federation_address: str = ""
     serve_well_known: bool = True
+    support_page: str = ""
+    support_user: str = ""
+    support_email: str = ""
+    security_user: str = ""
+    security_email: str = ""
+    policy_server_key: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.base_url:
             check_url("public.base_url", self.base_url)
+        if self.support_page:
+            check_url("public.support_page", self.support_page)
+        for key in ("support_user", "security_user"):
+            if getattr(self, key):
+                check_user_id(f"public.{key}", getattr(self, key))
+        for key in ("support_email", "security_email"):
+            if getattr(self, key) and not is_email_address(getattr(self, key)):
+                raise ConfigError(f"public.{key}: {getattr(self, key)!r} is not an email address")
+        if self.policy_server_key and not is_verify_key(self.policy_server_key):
+            raise ConfigError(
+                "public.policy_server_key must be an ed25519 public key: 43 characters of unpadded base64"
+            )
         if self.federation_address:
             check_server_name("public.federation_address", self.federation_address)
             if self.federation_address.endswith(":0"):

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from homeserver.federation.identifiers import InvalidIdentifier, parse_server_name
+from homeserver.federation.identifiers import InvalidIdentifier, parse_server_name, parse_user_id
+from homeserver.federation.signing import decode_base64
 
 # Some numbers are told to clients: no JSON number of Matrix is larger.
 JSON_INTEGER_MAX = 2**53 - 1
@@ -107,6 +108,28 @@ def check_url(key: str, value: str) -> None:
         valid = False
     if not valid:
         raise ConfigError(f"{key}: {value!r} is not an http or https URL")
+
+
+def check_user_id(key: str, value: str) -> None:
+    """Raises ConfigError unless the value is a user ID."""
+    try:
+        parse_user_id(value)
+    except InvalidIdentifier as error:
+        raise ConfigError(f'{key}: {value!r} is not a user ID, as in "@alice:example.org" ({error})') from error
+
+
+def is_email_address(value: str) -> bool:
+    """Returns whether the value looks like an email address: text around one "@", without spaces."""
+    local, _, domain = value.partition("@")
+    return bool(local and domain) and "@" not in domain and value.isprintable() and " " not in value
+
+
+def is_verify_key(value: str) -> bool:
+    """Returns whether the value is the unpadded base64 of an ed25519 public key."""
+    try:
+        return len(decode_base64(value)) == 32 and "=" not in value
+    except ValueError:
+        return False
 
 
 def check_range(key: str, value: int, lowest: int, highest: int) -> None:

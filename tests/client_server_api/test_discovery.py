@@ -58,3 +58,30 @@ async def test_guests_get_the_capabilities_of_guests(homeservers: Homeservers) -
     capabilities = (await server.with_token(token).ok("GET", "capabilities"))["capabilities"]
     assert capabilities["m.change_password"] == {"enabled": False}
     assert capabilities["m.profile_fields"] == {"enabled": True, "allowed": ["displayname"]}
+
+
+async def test_contacts_are_published_if_there_are_any(homeservers: Homeservers) -> None:
+    server = await homeservers.start()
+    client = server.anonymous
+    assert await client.refused("GET", "/.well-known/matrix/support") == (404, "M_NOT_FOUND")
+    assert await client.refused("GET", "/.well-known/matrix/policy_server") == (404, "M_NOT_FOUND")
+
+
+async def test_contacts_and_the_policy_key_are_published_as_the_settings_say(homeservers: Homeservers) -> None:
+    key = "6yhHGKhCiXTSEN2ksjV7kX/N6rBQZ3Xb+M7LlC6NS+s"
+    public = Public(
+        support_page="https://example.org/help",
+        support_user="@admin:example.org",
+        security_email="security@example.org",
+        policy_server_key=key,
+    )
+    server = await homeservers.start(public=public)
+    client = server.anonymous
+    assert await client.ok("GET", "/.well-known/matrix/support") == {
+        "contacts": [
+            {"role": "m.role.admin", "matrix_id": "@admin:example.org"},
+            {"role": "m.role.security", "email_address": "security@example.org"},
+        ],
+        "support_page": "https://example.org/help",
+    }
+    assert await client.ok("GET", "/.well-known/matrix/policy_server") == {"public_keys": {"ed25519": key}}

@@ -16,10 +16,10 @@ from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
 from homeserver.rooms.access import read_access
-from homeserver.rooms.client_event import client_events
+from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import check_joined, find_joined_version, list_joined_contents
-from homeserver.rooms.resolve import StateAt, entries_of, head_at
-from homeserver.rooms.storage import StoredEvent, list_stored
+from homeserver.rooms.prepared import encode_events, list_prepared_state
+from homeserver.rooms.resolve import StateAt, head_at
 from homeserver.rooms.timeline import START, get_point, list_backwards, list_forwards, parse_token
 from homeserver.rooms.visibility import filter_visible
 
@@ -46,7 +46,7 @@ async def get_joined_members_by_room(hs: Resources, requester: Requester, room_i
     return {"joined": await hs.database.read(_joined_members, requester, room_id)}
 
 
-def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query: MembersQuery) -> list[JsonObject]:
+def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query: MembersQuery) -> orjson.Fragment:
     readable = read_access(tx, room_id, requester.user_id)
     state = readable.state
     at = None if query.at is None else parse_token(query.at)
@@ -55,8 +55,12 @@ def _list_members(tx: Transaction, requester: Requester, room_id: RoomID, query:
         if newest and not filter_visible(tx, requester.user_id, room_id, newest):
             raise forbidden("You may not see the room's state at that point.")
         state = head_at(tx, room_id, point) or _state_at_the_start(tx, room_id)
-    events = [event for event in _member_events(tx, state) if _wanted(query, event.content.get("membership"))]
-    return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
+    events = [
+        each
+        for each in list_prepared_state(tx, get_head(tx, room_id), state)
+        if each.event.type == "m.room.member" and _wanted(query, each.membership)
+    ]
+    return encode_events(tx, room_id, events, user_id=requester.user_id, device_id=requester.device_id)
 
 
 def _state_at_the_start(tx: Transaction, room_id: RoomID) -> StateAt:
@@ -70,12 +74,6 @@ def _wanted(query: MembersQuery, membership: object) -> bool:
         return True
     # Given both, either suffices: the spec's wording of the two together.
     return membership == query.membership or (query.not_membership is not None and membership != query.not_membership)
-
-
-def _member_events(tx: Transaction, state: StateAt) -> list[StoredEvent]:
-    member_nid = tx.find("m.room.member")
-    positions = {position for key, position in entries_of(tx, state).items() if key[0] == member_nid}
-    return list(list_stored(tx, positions).values())
 
 
 def _joined_members(tx: Transaction, requester: Requester, room_id: RoomID) -> orjson.Fragment:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
+import orjson
 
 from homeserver.api.routes import Response, Routes
 from homeserver.authenticate import Requester, check_not_suspended, limit_requester
@@ -27,14 +28,15 @@ from homeserver.resources import Resources
 from homeserver.rooms.access import find_in_state, readable_state
 from homeserver.rooms.aliases import find_alias, read_canonical_aliases
 from homeserver.rooms.append import append_local
-from homeserver.rooms.client_event import client_event, client_events
+from homeserver.rooms.client_event import client_event
 from homeserver.rooms.guests import check_guests_may_join
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.membership import check_joined, find_membership
 from homeserver.rooms.power import check_may_send_state
-from homeserver.rooms.resolve import StateAt, entries_of
+from homeserver.rooms.prepared import encode_events, list_prepared_state
+from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.restricted import authorised_via
-from homeserver.rooms.storage import list_stored, without_withheld
+from homeserver.rooms.storage import without_withheld
 from homeserver.users.blocking import check_takes_invites
 from homeserver.users.presence import note_activity
 from homeserver.users.room_upgrades import carry_over
@@ -102,10 +104,10 @@ async def set_room_state_by_type(
     return await set_room_state_with_key(hs, requester, room_id, event_type, "", body)
 
 
-def _list_state(tx: Transaction, room_id: RoomID, requester: Requester) -> list[JsonObject]:
-    positions = entries_of(tx, readable_state(tx, room_id, requester.user_id)).values()
-    events = without_withheld(tx, list(list_stored(tx, set(positions)).values()))
-    return client_events(tx, events, user_id=requester.user_id, device_id=requester.device_id)
+def _list_state(tx: Transaction, room_id: RoomID, requester: Requester) -> orjson.Fragment:
+    state = readable_state(tx, room_id, requester.user_id)
+    events = list_prepared_state(tx, get_head(tx, room_id), state)
+    return encode_events(tx, room_id, events, user_id=requester.user_id, device_id=requester.device_id)
 
 
 def _get_state(

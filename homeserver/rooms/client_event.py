@@ -26,8 +26,8 @@ def client_events(
     replaces_state for state events (with prev_content if the user may see it), redacted_because and
     redacted_by for redacted events.
     """
-    replaced = _replaced(tx, events)
-    shown = _visible_by_position(tx, user_id, replaced.values()) if replaced else {}
+    replaced = list_replaced(tx, events)
+    shown = list_visible(tx, user_id, replaced.values()) if replaced else {}
     redactions = list_stored(tx, {event.redacted_by for event in events if event.redacted_by is not None})
     memberships = Memberships(tx, user_id)
     now_ms = tx.now_ms
@@ -53,7 +53,7 @@ def client_events(
     return answer
 
 
-def _visible_by_position(tx: Transaction, user_id: str, events: Collection[StoredEvent]) -> dict[int, StoredEvent]:
+def list_visible(tx: Transaction, user_id: str, events: Collection[StoredEvent]) -> dict[int, StoredEvent]:
     """Returns the visible events by position. Those that were never in a timeline count as state.
 
     The events belong to one room, or to a few.
@@ -125,13 +125,13 @@ def own_member_event(tx: Transaction, event: StoredEvent) -> dict[str, Any]:
         "event_id": event.event_id,
         "origin_server_ts": event.origin_server_ts,
     }
-    before = _replaced(tx, [event]).get(event.position)
+    before = list_replaced(tx, [event]).get(event.position)
     if before is not None:
         told["unsigned"] = {"prev_content": before.content}
     return told
 
 
-def _replaced(tx: Transaction, events: Sequence[StoredEvent]) -> dict[int, StoredEvent]:
+def list_replaced(tx: Transaction, events: Sequence[StoredEvent]) -> dict[int, StoredEvent]:
     """Returns, by the position of a state event, the event that it replaced."""
     positions: dict[int, int] = {}
     for event in events:

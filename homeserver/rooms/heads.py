@@ -24,8 +24,8 @@ from homeserver.rooms.events import load_auth_events
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(tuple[int | bytes, ...]).decode
 _NO_EXTREMITIES = _pack(())
-# version, create_position, state_root, extremities, depth, last_position, members_position
-_HEAD_ROW = row_types(str, int, bytes, bytes, int, int, int)
+# version, create_position, state_root, extremities, depth, last_position, members_position, rewrites
+_HEAD_ROW = row_types(str, int, bytes, bytes, int, int, int, int)
 
 StateKey = tuple[str, str]
 
@@ -33,7 +33,8 @@ StateKey = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class Head:
     """The head of a room. `extremities`: positions, oldest first; `extremity_ids`: their event IDs in the same order.
-    Both are empty while this server is not in the room. `depth`: the largest depth of the extremities."""
+    Both are empty while this server is not in the room. `depth`: the largest depth of the extremities. `rewrites`: see
+    `homeserver.rooms.rewrites`."""
 
     room_id: RoomID
     room_nid: int
@@ -45,6 +46,7 @@ class Head:
     depth: int
     last_position: int
     members_position: int
+    rewrites: int
 
 
 def find_head(tx: Transaction, room_id: str) -> Head | None:
@@ -53,14 +55,14 @@ def find_head(tx: Transaction, room_id: str) -> Head | None:
     if room_nid is None:
         return None
     row = tx.one(
-        "SELECT version, create_position, state_root, extremities, depth, last_position, members_position FROM rooms"
-        " WHERE room_nid = ?",
+        "SELECT version, create_position, state_root, extremities, depth, last_position, members_position, rewrites"
+        " FROM rooms WHERE room_nid = ?",
         room_nid,
     )
     if row is None:
         return None
     check_rows([row], _HEAD_ROW, f"room {room_id}, of version")
-    version, create_position, root, packed, depth, last_position, members_position = row
+    version, create_position, root, packed, depth, last_position, members_position, rewrites = row
     if version not in ROOM_VERSIONS:
         raise DatabaseDamaged(f"The room {room_id} is damaged: it has no such version as {version!r:.100}.")
     try:
@@ -78,6 +80,7 @@ def find_head(tx: Transaction, room_id: str) -> Head | None:
         depth,
         last_position,
         members_position,
+        rewrites,
     )
 
 

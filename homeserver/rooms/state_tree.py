@@ -135,6 +135,39 @@ def get(tx: Transaction, root: Root, key: Key) -> int | None:
     return position
 
 
+class Finder:
+    """Finds one key in many states. It remembers the nodes below the roots, which related states have in common."""
+
+    __slots__ = ("_found", "_key", "_known", "_mixed", "_tx")
+
+    def __init__(self, tx: Transaction, key: Key) -> None:
+        self._tx = tx
+        self._key = key
+        self._mixed = _mix(key)
+        self._known = tx.cache("state_nodes", NODE_CACHE_MAX).get
+        self._found: dict[bytes, int | None] = {b"": None}
+
+    def find(self, root: Root) -> int | None:
+        """Returns the position of the event at the key, or None."""
+        node = self._known(root) or _get_node(self._tx, root)
+        if not isinstance(node, tuple):
+            return node.get(self._key)
+        child = node[self._mixed & (FANOUT - 1)]
+        found = self._found
+        if child not in found:
+            found[child] = self._find_below(child, self._mixed >> FANOUT_BITS)
+        return found[child]
+
+    def _find_below(self, node_id: bytes, mixed: int) -> int | None:
+        node = _get_node(self._tx, node_id)
+        while isinstance(node, tuple):
+            child = node[mixed & (FANOUT - 1)]
+            if not child:
+                return None
+            node, mixed = _get_node(self._tx, child), mixed >> FANOUT_BITS
+        return node.get(self._key)
+
+
 def children(tx: Transaction, node_id: bytes) -> list[bytes]:
     """Returns the IDs of the nodes just below a node; none below a leaf."""
     node = _get_node(tx, node_id)

@@ -104,6 +104,7 @@ class Memberships:
     def __init__(self, tx: Transaction, user_id: str) -> None:
         self._tx = tx
         self._key = state_tree.find_key(tx, "m.room.member", user_id)
+        self._finder = None if self._key is None else state_tree.Finder(tx, self._key)
         self._said_by: dict[int, str] = {}
         self._by_root: dict[bytes, str] = {}
 
@@ -111,7 +112,7 @@ class Memberships:
         """Returns the membership in a state; "leave" if there is none."""
         membership = self._by_root.get(root)
         if membership is None:
-            position = None if self._key is None else state_tree.get(self._tx, root, self._key)
+            position = None if self._finder is None else self._finder.find(root)
             membership = self._by_root[root] = self._said_at(position)
         return membership
 

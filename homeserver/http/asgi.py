@@ -25,32 +25,31 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+Upgrade = Callable[[Request, trio.abc.Stream], Awaitable[None]]
+"""Continues a connection as a WebSocket. From the stream it receives everything from the request's first byte on."""
+
 API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
-
-
-def _too_many_large() -> MatrixError:
-    said = "Receive the large answers to your earlier requests before you send more."
-    return MatrixError(429, "M_LIMIT_EXCEEDED", said, retry_after_ms=limits.http.LARGE_ANSWERS_RETRY_MS)
 
 
 @dataclass(slots=True)
 class App:
     """An ASGI application. `groups`: the groups of operations that it serves. The optional parts are passed in.
 
-    proxies: the proxies whose X-Forwarded-For is trusted. websocket: answers WebSocket scopes. pages: creates the ASGI
-    application for people at its first request.
+    proxies: the proxies whose X-Forwarded-For is trusted. websocket: answers WebSocket scopes. upgrade: the same for
+    our own listeners. pages: creates the ASGI application for people at its first request.
     """
 
     dispatch: Dispatch
     groups: Collection[str] = frozenset(SERVE_GROUPS)
     proxies: Proxies = field(default_factory=Proxies)
     websocket: AsgiApp | None = None
+    upgrade: Upgrade | None = None
     pages: Callable[[], AsgiApp] | None = None
     _pages: AsgiApp | None = None
 
     def serving(self, groups: Collection[str], proxies: Proxies | None = None) -> App:
         """Returns the same application for a listener that serves only these groups, perhaps behind other proxies."""
-        return App(self.dispatch, frozenset(groups), proxies or self.proxies, self.websocket, self.pages)
+        return App(self.dispatch, frozenset(groups), proxies or self.proxies, self.websocket, self.upgrade, self.pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -83,22 +82,13 @@ class App:
             response = _closing(
                 error_response(MatrixError(400, "M_UNKNOWN", "The length of the request is ambiguous."))
             )
-        elif len(path) > limits.http.PATH_CHARACTERS_MAX:
-            response = error_response(MatrixError(414, "M_TOO_LARGE", "The path is too long."))
-        elif self.dispatch.active >= limits.http.REQUESTS_AT_ONCE_MAX:
-            response = error_response(MatrixError(503, "M_UNKNOWN", "This server is too busy."))
         else:
             response = await self.dispatch.answer(request, self.groups)
-        size, answers = len(response.body or b""), self.dispatch.hs.budgets.answers
-        if size <= limits.http.LARGE_ANSWER_BYTES:
+        if len(response.body or b"") <= limits.http.LARGE_ANSWER_BYTES:
             await self._send(scope, request, body, response, send)
             return
-        with answers.hold(request.asker) as hold:
-            if answers.has_room_for_one(request.asker, size):
-                hold.become(size)
-            else:
-                response = error_response(_too_many_large())
-            await self._send(scope, request, body, response, send)
+        with self.dispatch.hold_answer(request, response) as held:
+            await self._send(scope, request, body, held, send)
 
     async def _send(self, scope: Scope, request: Request, body: _Body, response: Response, send: Send) -> None:
         head = scope["method"] == "HEAD"

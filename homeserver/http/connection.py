@@ -1,169 +1,38 @@
-"""One client's connection: Hypercorn's HTTP/1.1, HTTP/2 and WebSocket code between a trio stream and the application.
+"""Connections: how many there may be, since when each has been in its state, and which one must make room for another.
 
-Theory of operation. Hypercorn's own trio server spends more on each request than the application does: a task and a few
-checkpoints for each idle period, queue entry and empty write. Here there are no timers per connection. Each connection
-notes since when it is idle, receives the head of a request, or sends an answer. A sweep checks all connections
-regularly and closes those that have been in one of these states for too long. The head of an answer is held back and
-sent together with the beginning of its body. `Connections` limits their number and decides which one must make room.
+Theory of operation. There are no timers per connection. Each connection notes since when it is idle, receives the head
+of a request, or sends an answer. A sweep (`listener.py`) checks all connections regularly and closes those that have
+been in one of these states for too long. `Connections` limits their number and decides which one must make room.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
-from hypercorn.utils import parse_socket_addr
 
 from homeserver import limits
-from homeserver.http.asgi import Message
-from homeserver.http.http1 import Http1
-from homeserver.http.http2 import Http2
+from homeserver.http.sockets import RECEIVE_BYTES
 
-_log = logging.getLogger("homeserver.http.listener")
-
-_QUEUE_MESSAGES_MAX = 8
-_RECEIVE_BYTES = 65_536
-
-
-class Queue:
-    """The messages from a connection to one request. A full queue blocks the connection; a left one drops messages.
-
-    A body that stands still is given up. To the request it looks as if the client had disconnected.
-    """
-
-    __slots__ = ("_before_body", "_left", "_messages", "_more_body", "_readers", "_writers")
-
-    def __init__(self, *, has_body: bool, before_body: Callable[[], Awaitable[None]] | None = None) -> None:
-        """before_body: awaited when the body is requested for the first time."""
-        self._more_body = has_body
-        self._before_body = before_body
-        self._messages: deque[Message] = deque()
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-        self._left = False
-
-    async def put(self, message: Message) -> None:
-        if self._left:
-            return
-        self._messages.append(message)
-        self._readers.unpark()
-        while len(self._messages) > _QUEUE_MESSAGES_MAX and not self._left:
-            await self._writers.park()
-
-    async def get(self) -> Message:
-        if self._before_body is not None:
-            before_body, self._before_body = self._before_body, None
-            await before_body()
-        if not self._messages:
-            with trio.move_on_after(limits.http.REQUEST_CHUNK_SECONDS_MAX if self._more_body else inf):
-                while not self._messages:
-                    await self._readers.park()
-            if not self._messages:
-                return {"type": "http.disconnect"}
-        if self._writers:
-            self._writers.unpark_all()
-        message = self._messages.popleft()
-        if self._more_body:
-            self._more_body = message.get("more_body", False)
-        return message
-
-    def leave(self) -> None:
-        """Ends the request: it needs no more messages, and tasks waiting in `put` return."""
-        self._left = True
-        self._messages.clear()
-        self._writers.unpark_all()
-
-
-@dataclass(slots=True)
-class _Tasks:
-    """Starts tasks for Hypercorn's protocols."""
-
-    nursery: trio.Nursery
-    before_body: Callable[[], Awaitable[None]] | None = None  # for the next request
-
-    async def spawn_app(
-        self, app: ASGIWrapper, config: HypercornConfig, scope: Any, send: Callable[[Any], Awaitable[None]]
-    ) -> Callable[[Message], Awaitable[None]]:
-        queue = Queue(has_body=scope["type"] == "http", before_body=self.before_body)
-        self.before_body = None
-        self.nursery.start_soon(_run_app, app, scope, queue, send)
-        return queue.put
-
-    def spawn(self, fn: Callable[..., Awaitable[Any]], *args: Any) -> None:
-        self.nursery.start_soon(fn, *args)
-
-
-async def _run_app(app: ASGIWrapper, scope: Any, queue: Queue, send: Callable[[Any], Awaitable[None]]) -> None:
-    try:
-        await app.app(scope, queue.get, send)
-    except Exception as error:
-        # The answer broke off in the middle. This must only affect this connection. The application has already
-        # answered and logged errors that happened before the answer began.
-        if not is_gone(error):
-            _log.error("answer broke off", exc_info=error, extra={"path": scope.get("path", "")})
-    finally:
-        queue.leave()
-        await send(None)
-
-
-def is_gone(error: BaseException) -> bool:
-    """Returns whether the error only means that the client has closed its connection."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_gone(each) for each in error.exceptions)
-    return isinstance(error, (trio.BrokenResourceError, trio.ClosedResourceError, OSError))
+Tls = trio.SSLStream[trio.abc.HalfCloseableStream]
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
     """One client's connection, and since when it has been in each of its states (inf while it is not in that state).
 
-    idle_since: no request is in progress. asking_since: receiving the head of a request. sending_since: sending.
+    stream: with TLS if there is TLS. idle_since: no request is in progress. asking_since: receiving the head of a
+    request. sending_since: sending.
     """
 
-    stream: trio.abc.Stream
-    socket: trio.socket.SocketType
-    is_tls: bool
+    stream: trio.abc.HalfCloseableStream | Tls
     idle_since: float = field(default_factory=trio.current_time)
     asking_since: float = inf
     sending_since: float = inf
     crowd: Crowd | None = None  # the connections that it is counted with
-    _held: bytes = b""
-    _lock: trio.Lock = field(default_factory=trio.Lock)
-    _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
-    _protocol: Any = None  # None until it has begun
-
-    async def run(self, app: ASGIWrapper, config: HypercornConfig, context: WorkerContext) -> None:
-        """Serves the connection until either side closes it."""
-        alpn = "http/1.1"
-        if isinstance(self.stream, trio.SSLStream):
-            with trio.fail_after(limits.http.TLS_HANDSHAKE_SECONDS_MAX):
-                await self.stream.do_handshake()
-            alpn = self.stream.selected_alpn_protocol() or alpn
-        client = parse_socket_addr(self.socket.family, self.socket.getpeername())
-        server = parse_socket_addr(self.socket.family, self.socket.getsockname())
-        async with trio.open_nursery() as nursery:
-            protocol = Http2 if alpn == "h2" else Http1
-            self._protocol = protocol(
-                app, config, context, _Tasks(nursery), ConnectionState({}),
-                self.is_tls, client, server, self._send,
-            )  # fmt: skip
-            await self._protocol.initiate()
-            self.idle_since = trio.current_time()
-            with self._reading:
-                await self._read()
-            await self._protocol.handle(Closed())
-        await self._linger()
 
     def overdue(self, now: float) -> bool:
         """Returns whether the client has sent no request, or received nothing, for too long."""
@@ -175,81 +44,42 @@ class Connection:
 
     @property
     def is_idle(self) -> bool:
+        """Whether no request is in progress."""
         return self.idle_since is not inf
 
-    async def _read(self) -> None:
-        protocol, stream = self._protocol, self.stream
-        while True:
-            try:
-                data = await stream.receive_some(_RECEIVE_BYTES)
-            except (trio.ClosedResourceError, trio.BrokenResourceError):
-                return
-            if self.asking_since is inf and self.idle_since is not inf:
-                self.asking_since = trio.current_time()
-            await protocol.handle(RawData(bytes(data)))
-            if not data:
-                return
+    def become_busy(self) -> None:
+        """Notes that a request has begun."""
+        self.idle_since = self.asking_since = inf
+        if self.crowd is not None:
+            self.crowd.note(self)
 
-    async def _send(self, event: Event) -> None:
-        if isinstance(event, RawData):
-            await self._send_data(event.data)
-        elif isinstance(event, Updated):
-            await self._flush()
-            self.idle_since = trio.current_time() if event.idle else inf
-            self.asking_since = inf
-            if self.crowd is not None:
-                self.crowd.note(self)
-        else:
-            await self._flush()
-            await self._end()
-            await self._protocol.handle(Closed())
-            self._reading.cancel()  # the protocol may block the next request, which would wait in vain
+    def become_idle(self) -> None:
+        """Notes that no request is in progress any more."""
+        self.idle_since = trio.current_time()
+        self.asking_since = inf
+        if self.crowd is not None:
+            self.crowd.note(self)
 
-    async def _send_data(self, data: bytes) -> None:
-        if not data:
-            return
-        if self._held:
-            if len(data) > limits.http.SEND_BYTES:
-                await self._flush()  # copying a large answer would cost more than a packet
-            else:
-                data, self._held = self._held + data, b""
-        elif data.startswith(b"HTTP/1.1 ") and data[9:10] != b"1" and b"\r\ncontent-length: " in data:
-            self._held = data  # its body, or the end of the answer, follows at once
-            return
-        await self._write(data)
-
-    async def _flush(self) -> None:
-        if self._held:
-            data, self._held = self._held, b""
-            await self._write(data)
-
-    async def _write(self, data: bytes) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
+    async def send(self, data: bytes | memoryview) -> None:
+        """Sends everything, in parts: a client that does not receive one in time is gone, see `overdue`."""
         try:
             if len(data) <= limits.http.SEND_BYTES:
                 self.sending_since = trio.current_time()
                 await self.stream.send_all(data)
-            else:
-                view = memoryview(data)
-                for start in range(0, len(view), limits.http.SEND_BYTES):
-                    self.sending_since = trio.current_time()
-                    await self.stream.send_all(view[start : start + limits.http.SEND_BYTES])
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._protocol.handle(Closed())
+                return
+            view = memoryview(data)
+            for start in range(0, len(view), limits.http.SEND_BYTES):
+                self.sending_since = trio.current_time()
+                await self.stream.send_all(view[start : start + limits.http.SEND_BYTES])
         finally:
             self.sending_since = inf
-            self._lock.release()
 
     @property
     def _transport(self) -> trio.abc.HalfCloseableStream:
-        transport = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
-        assert isinstance(transport, trio.abc.HalfCloseableStream)
-        return transport
+        stream = self.stream
+        return stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         """Tells the client that nothing more will be sent."""
         try:
             await self._transport.send_eof()
@@ -258,7 +88,7 @@ class Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client closed it first
 
-    async def _linger(self) -> None:
+    async def linger(self) -> None:
         """Drops whatever the client still sends, until the client closes too.
 
         A connection that is closed with unread bytes is reset, and the client may lose its answer.
@@ -266,12 +96,19 @@ class Connection:
         transport, seen = self._transport, 0
         with trio.move_on_after(limits.http.LINGER_SECONDS):
             try:
-                while data := await transport.receive_some(_RECEIVE_BYTES):
+                while data := await transport.receive_some(RECEIVE_BYTES):
                     seen += len(data)
                     if seen > limits.http.REFUSED_BODY_BYTES_MAX:
                         break
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
+
+
+def is_gone(error: BaseException) -> bool:
+    """Returns whether the error only means that the client has closed its connection."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_gone(each) for each in error.exceptions)
+    return isinstance(error, (trio.BrokenResourceError, trio.ClosedResourceError, OSError))
 
 
 class _Sizes:

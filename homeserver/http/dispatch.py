@@ -102,6 +102,7 @@ class Dispatch:
         self.active += 1
         operation = None
         try:
+            self._check_size(request)
             operation, raw = self._find(request, groups)
             if operation is None:
                 return Response(204, b"", PREFLIGHT)
@@ -123,6 +124,19 @@ class Dispatch:
             return Response(response.status, response.body, {**CORS, **response.headers}, response.stream)
         return response
 
+    @contextmanager
+    def hold_answer(self, request: Request, response: Response) -> Iterator[Response]:
+        """Counts a large answer while it is being sent. Yields it, or a refusal if its requester has too many."""
+        size, answers = len(response.body or b""), self.hs.budgets.answers
+        with answers.hold(request.asker) as hold:
+            if answers.has_room_for_one(request.asker, size):
+                hold.become(size)
+            else:
+                said = "Receive the large answers to your earlier requests before you send more."
+                wait_ms = limits.http.LARGE_ANSWERS_RETRY_MS
+                response = error_response(MatrixError(429, "M_LIMIT_EXCEEDED", said, retry_after_ms=wait_ms))
+            yield response
+
     def drain(self) -> None:
         """Ends waiting operations; the others finish. From now on nothing waits."""
         self.hs.is_ready = False
@@ -133,6 +147,13 @@ class Dispatch:
     async def call(self, operation: Operation, request: Request, requester: Requester | None, path: list[Any]) -> Any:
         """Returns the handler's result, for transports that are not HTTP. `path`: decoded path arguments in order."""
         return await self._handle(operation, request, requester, None, path)
+
+    def _check_size(self, request: Request) -> None:
+        """Raises 414 M_TOO_LARGE for a long path, and 503 if too many requests are being answered."""
+        if len(request.path) > limits.http.PATH_CHARACTERS_MAX:
+            raise MatrixError(414, "M_TOO_LARGE", "The path is too long.")
+        if self.active > limits.http.REQUESTS_AT_ONCE_MAX:
+            raise MatrixError(503, "M_UNKNOWN", "This server is too busy.")
 
     def _find(self, request: Request, groups: Collection[str]) -> tuple[Operation | None, list[str]]:
         """Returns the operation and its path parameters; the operation is None for a preflight request."""

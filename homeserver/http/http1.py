@@ -1,36 +1,45 @@
-"""HTTP/1.1, read strictly: Hypercorn's protocol on h11, without the ambiguities that both of them accept.
+"""HTTP/1.1, read strictly: from bytes to the head of a request and the chunks of its body. Does no input or output.
 
 Theory of operation. A reverse proxy and this server must agree where each request begins and ends, and what it asks
 for. Wherever they read a message differently, somebody can smuggle a request past the proxy's rules. So a message that
-RFC 9112 allows to be read in more than one way is refused, and its connection is closed:
-- `check_head` checks the raw bytes, since h11 accepts bare line feeds, folded lines, control characters and repeated
-  lengths, and does not report them.
-- `check_request` checks the request line and the Host header. A target in absolute form is converted to origin form.
-- A connection ends after a request with a chunked body, because h11 reads chunk framing leniently too. Bytes after such
-  a body are never taken for a request.
-- The protocol never changes: `Upgrade: h2c` is ignored, and the preface of HTTP/2 is an unknown version. HTTP/2 is only
-  spoken if TLS has agreed on it (ALPN), so a proxy knows about it.
-A client that asks whether to continue (`Expect: 100-continue`) gets the go-ahead when the application starts reading
-the body, and never if the request is refused before that.
+RFC 9112 allows to be read in more than one way is refused, and its connection is closed. Three readers look at each
+head, and all of them must accept it:
+- `check_head` checks the raw bytes: every line ends with CRLF, no line is folded, there are no control characters.
+  It also checks the part of a head that has arrived so far, so nonsense is refused at once.
+- `_REQUEST_LINE` splits the first line, with exactly one space between its parts.
+- llhttp (httptools) splits the header fields. It gets nothing but this head, and a new parser for each request, so it
+  never decides where a message ends.
+`_find_framing` then finds the length of the body, and `_find_target` checks the target and the Host header. A target in
+absolute form is converted to origin form.
+
+A body with a length is cut by that length alone. Chunks are decoded by llhttp, which does not tell where the last one
+ended: a connection ends after a chunked body, and bytes after it are never taken for a request. The protocol never
+changes: `Upgrade` is ignored, except for a WebSocket if the application serves them, and the preface of HTTP/2 is an
+unknown version. HTTP/2 is only spoken if TLS has agreed on it (ALPN), so a proxy knows about it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import h11
-from hypercorn.events import Closed, Updated
-from hypercorn.protocol.events import Body, EndBody, Response
-from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+import httptools
 
 from homeserver import limits
 
+Headers = list[tuple[bytes, bytes]]
+
+HEAD_BYTES_MAX = limits.http.PATH_CHARACTERS_MAX + limits.http.HEADERS_BYTES_MAX
+# What a length may have: a body of 18 digits takes longer than a connection lives.
+_LENGTH_DIGITS_MAX = 18
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\r\n"))
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+;=:\[\]]*")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)(.*)")
+# A request has one of each of these at most: two might be read differently.
+_SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+CHUNKED = -1
 
 
 class Refused(Exception):
@@ -41,130 +50,183 @@ class Refused(Exception):
         self.status = status
 
 
-def check_head(data: bytes) -> None:
-    """Checks the received part of a request's head, which may be followed by more. Raises Refused.
+class Head:
+    """The head of a request. Also what httptools calls while it parses one (`on_header`).
 
-    Spec: RFC 9112, sections 2.2 (line ends), 5.2 (folding), 6.1 and 6.3 (lengths); RFC 9110, section 5.5 (controls)
+    length: of the body; CHUNKED if only its chunks tell. headers: in order, with lower-case names. fields: the same by
+    name. is_last: the connection ends after the answer. expects_continue: the client waits for 100 Continue before it
+    sends the body (RFC 9110, section 10.1.1). raw: the bytes of the head.
     """
-    end = data.find(b"\r\n\r\n")
-    head = data if end < 0 else data[: end + 2]
-    lines = head.count(b"\r\n")
-    # The last byte may be one half of a line end.
-    if head.count(b"\n") != lines or head.count(b"\r") - head.endswith(b"\r") > lines:
+
+    __slots__ = (
+        "expects_continue", "fields", "headers", "is_last", "is_modern", "length", "method", "path", "query", "raw",
+    )  # fmt: skip
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.headers: Headers = []
+        self.fields: Mapping[bytes, bytes] = {}
+        self.method = self.path = self.query = ""
+        self.length = 0
+        self.is_modern = True  # HTTP/1.1 rather than HTTP/1.0
+        self.is_last = False
+        self.expects_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Adds a header field."""
+        self.headers.append((name.lower(), value))
+
+    @property
+    def connection_options(self) -> Sequence[bytes]:
+        """What the client says about the connection, in lower case. Spec: RFC 9110, section 7.6.1"""
+        if b"connection" not in self.fields:
+            return ()
+        values = b",".join([value for name, value in self.headers if name == b"connection"])
+        return [option.strip(b" \t") for option in values.lower().split(b",")]
+
+    @property
+    def asks_for_websocket(self) -> bool:
+        """Whether the client asks to go on with the WebSocket protocol. Spec: RFC 6455, section 4.1"""
+        if self.method != "GET" or not self.is_modern or self.length:
+            return False
+        return self.fields.get(b"upgrade", b"").lower() == b"websocket" and b"upgrade" in self.connection_options
+
+
+def parse_head(raw: bytes) -> Head:
+    """Returns the head of a request. raw: up to and including the empty line. Raises Refused."""
+    check_head(raw)
+    line = _REQUEST_LINE.match(raw)
+    if line is None:
         raise Refused
-    if len(head.translate(None, _CONTROLS)) != len(head) or b"\r\n " in head or b"\r\n\t" in head:
-        raise Refused
-    if lines > limits.http.HEADERS_MAX:
-        raise Refused(431)
-    if end >= 0:
-        _check_lengths(head.lower())
-
-
-def _check_lengths(head: bytes) -> None:
-    """Checks the Content-Length headers of `head`, which is complete and in lower case."""
-    at = head.find(b"\r\ncontent-length:")
-    if at < 0:
-        return
-    value = head[at + 17 : head.index(b"\r\n", at + 17)].strip(b" \t")
-    repeated = head.find(b"\r\ncontent-length:", at + 17) >= 0
-    if not value.isdigit() or repeated or b"\r\ntransfer-encoding:" in head:
-        raise Refused
-
-
-def check_request(request: h11.Request, fields: Mapping[bytes, bytes]) -> h11.Request:
-    """Returns the request with the path as its target. Raises Refused. fields: its headers, by lower-case name.
-
-    Spec: RFC 9112, sections 2.3 (version), 3.2 (target, Host), 6.1 (chunks are of HTTP/1.1)
-    """
-    target = request.target
-    if request.method == b"CONNECT":
-        raise Refused(405)
-    if not request.http_version.startswith(b"1."):
+    method, target, major, minor = line.groups()
+    if major != b"1" or minor not in b"01":
         raise Refused(505)
-    host = fields.get(b"host")  # h11 refuses a second one
-    if host is not None and _HOST.fullmatch(host) is None:
+    if method == b"CONNECT":
+        raise Refused(405)
+    head = Head(raw)
+    parser = httptools.HttpRequestParser(head)
+    try:
+        parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass  # of any kind: the connection decides whether to do as it asks
+    except httptools.HttpParserInvalidMethodError as error:
+        raise Refused(405) from error
+    except httptools.HttpParserError as error:
+        raise Refused from error
+    head.method = method.decode("ascii")
+    head.is_modern = minor == b"1"
+    fields = head.fields = dict(head.headers)
+    if len(fields) != len(head.headers):
+        names = [name for name, _ in head.headers]
+        if any(names.count(name) > 1 for name in _SINGLE):
+            raise Refused
+    head.is_last = not head.is_modern or b"close" in head.connection_options
+    _find_framing(head, fields)
+    _find_target(head, fields, target)
+    return head
+
+
+def check_head(data: bytes) -> None:
+    """Checks the received part of a request's head, which may lack its end. Raises Refused.
+
+    Spec: RFC 9112, sections 2.2 (line ends) and 5.2 (folding); RFC 9110, section 5.5 (controls)
+    """
+    lines = data.count(b"\r\n")
+    # The last byte may be one half of a line end.
+    if data.count(b"\n") != lines or data.count(b"\r") - data.endswith(b"\r") != lines:
         raise Refused
-    if b"transfer-encoding" in fields and request.http_version == b"1.0":
+    if len(data.translate(None, _CONTROLS)) != len(data) or b"\r\n " in data or b"\r\n\t" in data:
         raise Refused
-    if target.startswith(b"/") and b"#" not in target:
-        return request
-    if target == b"*" and request.method == b"OPTIONS":
-        return request
-    absolute = _ABSOLUTE.fullmatch(target)
-    if absolute is None or b"#" in target or _HOST.fullmatch(absolute[1]) is None:
+    if lines > limits.http.HEADERS_MAX + 2 or len(data) > HEAD_BYTES_MAX:
+        raise Refused(431)
+
+
+def _find_framing(head: Head, fields: Mapping[bytes, bytes]) -> None:
+    """Sets the length of the body. Spec: RFC 9112, sections 6.1 and 6.3; RFC 9110, section 10.1.1"""
+    coding = fields.get(b"transfer-encoding")
+    length = fields.get(b"content-length")
+    if coding is not None:
+        if length is not None or not head.is_modern:
+            raise Refused
+        if coding.lower() != b"chunked":
+            raise Refused(501)
+        head.length = CHUNKED
+        head.is_last = True
+    elif length is not None:
+        if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX:
+            raise Refused
+        head.length = int(length)
+    if head.length and head.is_modern and b"expect" in fields:
+        head.expects_continue = fields[b"expect"].lower() == b"100-continue"
+
+
+def _find_target(head: Head, fields: Mapping[bytes, bytes], target: bytes) -> None:
+    """Sets path and query. Spec: RFC 9112, section 3.2 (target, Host)"""
+    host = fields.get(b"host")
+    if host is None:
+        if head.is_modern:
+            raise Refused
+    elif _HOST.fullmatch(host) is None:
         raise Refused
-    authority, path = absolute.groups()
-    return h11.Request(
-        method=request.method,
-        target=path if path.startswith(b"/") else b"/" + path,
-        headers=[*((name, value) for name, value in request.headers if name != b"host"), (b"host", authority)],
-        http_version=request.http_version,
-    )
+    if b"#" in target:
+        raise Refused
+    if not target.startswith(b"/") and not (target == b"*" and head.method == "OPTIONS"):
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is None or _HOST.fullmatch(absolute[1]) is None:
+            raise Refused
+        authority, target = absolute.groups()
+        if not target.startswith(b"/"):
+            target = b"/" + target
+        head.headers = [*((name, value) for name, value in head.headers if name != b"host"), (b"host", authority)]
+        head.fields = dict(head.headers)
+    path, _, query = target.decode("ascii").partition("?")
+    head.path = path
+    head.query = query
 
 
-class Http1(H11Protocol):  # type: ignore[misc]  # its types do not foresee it
-    """One connection. Used by `homeserver.http.connection` in place of Hypercorn's own protocol."""
+class Chunks:
+    """Decodes the chunks of a body. Also what httptools calls meanwhile (`on_…`).
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._is_chunked = False
-        self._chunks = 0
-        self._chunk_bytes = 0
+    Each chunk costs as much as kilobytes do, so a body in tiny chunks is refused.
+    """
 
-    async def stream_send(self, event: Any) -> None:
-        """Sends an event of the application's answer."""
-        if self._is_chunked and isinstance(event, Response):
-            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
-        await super().stream_send(event)
+    __slots__ = ("_bytes", "_count", "_fed", "_parser", "_parts", "is_done")
 
-    async def _handle_events(self) -> None:
+    def __init__(self) -> None:
+        self._parser: Any = httptools.HttpRequestParser(self)
+        # A head of our own, whatever the client's was: the parser expects one.
+        self._parser.feed_data(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        self._parts: list[bytes] = []
+        self._count = self._bytes = self._fed = 0
+        self.is_done = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Returns the part of the body that `data` contains. Raises Refused for malformed chunks."""
+        self._parts = []
         try:
-            await self._read_events()
-        except (Refused, h11.RemoteProtocolError) as error:
-            if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-                status = error.status if isinstance(error, Refused) else error.error_status_hint
-                await self._send_error_response(status)
-            await self.send(Closed())
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.is_done:  # otherwise the body was followed by something that nobody will read
+                raise Refused from error
+        part = b"".join(self._parts)
+        self._bytes += len(part)
+        self._fed += len(data)
+        if self._count > limits.http.SMALL_CHUNKS_MAX + self._bytes // limits.http.CHUNK_BYTES_USUAL:
+            raise Refused
+        ignored_max = limits.http.TRAILER_BYTES_MAX + self._count * limits.http.CHUNK_EXTENSION_BYTES_USUAL
+        if not self.is_done and self._fed - self._bytes > ignored_max:
+            raise Refused
+        return part
 
-    async def _read_events(self) -> None:
-        while True:
-            if self.connection.their_state is h11.IDLE:
-                check_head(self.connection.trailing_data[0])
-            event = self.connection.next_event()
-            kind = type(event)
-            if kind is h11.Request:
-                await self.send(Updated(idle=False))
-                await self._begin(event)
-            elif event is h11.PAUSED:
-                await self.can_read.clear()
-                await self.can_read.wait()
-            elif event is h11.NEED_DATA or kind is h11.ConnectionClosed or self.stream is None:
-                return
-            elif kind is h11.Data:
-                self._check_chunk(len(event.data))
-                await self.stream.handle(Body(stream_id=STREAM_ID, data=event.data))
-            elif kind is h11.EndOfMessage:
-                await self.stream.handle(EndBody(stream_id=STREAM_ID))
-            else:  # of a WebSocket
-                await self.stream.handle(event)
+    def on_chunk_header(self) -> None:
+        """Counts a chunk."""
+        self._count += 1
 
-    async def _begin(self, request: h11.Request) -> None:
-        fields = {name.lower(): value for name, value in request.headers.raw_items()}
-        request = check_request(request, fields)
-        self._is_chunked = b"transfer-encoding" in fields
-        self._chunks = self._chunk_bytes = 0
-        if self.connection.they_are_waiting_for_100_continue:
-            self.task_group.before_body = self._send_continue
-        await self._create_stream(request)
+    def on_body(self, data: bytes) -> None:
+        """Takes a part of the body."""
+        if not self.is_done:
+            self._parts.append(data)
 
-    async def _send_continue(self) -> None:
-        if self.connection.they_are_waiting_for_100_continue:
-            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
-
-    def _check_chunk(self, length: int) -> None:
-        """Counts a chunk. Each costs as much as kilobytes do, so bodies in tiny chunks raise Refused."""
-        if self._is_chunked:
-            self._chunks += 1
-            self._chunk_bytes += length
-            if self._chunks > limits.http.SMALL_CHUNKS_MAX + self._chunk_bytes // limits.http.CHUNK_BYTES_USUAL:
-                raise Refused
+    def on_message_complete(self) -> None:
+        """Notes that the last chunk and the trailer, which is ignored, have arrived."""
+        self.is_done = True

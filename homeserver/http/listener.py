@@ -1,7 +1,7 @@
-"""Listeners: the ASGI application on sockets, TLS and HTTP/2, served by Hypercorn's protocol code on trio.
+"""Listeners: the application on sockets, with or without TLS, in HTTP/1.1 or HTTP/2.
 
-Only this file and `homeserver.http.connection` know Hypercorn. They manage sockets and connections themselves, so that
-starting, stopping and misbehaving clients are handled the same way for every protocol.
+Sockets, certificates, starting and stopping, and the number of connections are handled here for both protocols.
+`http1_connection` answers HTTP/1.1, `http2_connection` HTTP/2.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio.worker_context import WorkerContext
 
 from homeserver import limits
 from homeserver.config import ConfigError, Listener, parse_bind
 from homeserver.http.addresses import Proxies
+from homeserver.http.answers import AnswerHeads
 from homeserver.http.asgi import App
-from homeserver.http.connection import Connection, Connections, is_gone, room_for_connections
+from homeserver.http.asgi_exchange import Address
+from homeserver.http.connection import Connection, Connections, Tls, is_gone, room_for_connections
+from homeserver.http.http1_connection import Http1Connection
+from homeserver.http.http2_connection import Http2Connection
+from homeserver.http.sockets import SocketStream
 from homeserver.process.rate_limits import address_key
 
 _log = logging.getLogger("homeserver.http.listener")
@@ -244,33 +247,24 @@ def _address(listener: Listener, sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def _hypercorn_config() -> HypercornConfig:
-    config = HypercornConfig()
-    config.accesslog = None
-    config.errorlog = logging.getLogger("homeserver.http.listener")
-    config.include_server_header = False
-    config.keep_alive_timeout = limits.http.KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = 100_000  # effectively unlimited: closing a healthy connection gains nothing
-    config.h11_max_incomplete_size = limits.http.PATH_CHARACTERS_MAX + 16_384
-    return config
-
-
 def _handler(app: App, door: _Door, context: WorkerContext, connections: Connections) -> Callable:
-    config = _hypercorn_config()
     proxies = Proxies(door.listener.trusted_proxies)
-    wrapped = ASGIWrapper(app.serving(door.listener.serve, proxies))
+    served = app.serving(door.listener.serve, proxies)
+    heads = AnswerHeads(app.dispatch.hs.now_ms)
 
     async def handle(accepted: trio.SocketStream) -> None:
-        stream: trio.abc.Stream = accepted
-        if door.tls is not None:
-            stream = trio.SSLStream(accepted, door.tls, server_side=True, https_compatible=True)
-        connection = Connection(stream, accepted.socket, door.tls is not None)
-        address = _peer_address(accepted.socket)
+        sock = socket.socket(door.sock.family, socket.SOCK_STREAM, fileno=accepted.socket.detach())
+        stream = SocketStream(sock)
+        connection = Connection(stream)
+        client, server = _address_of(sock.getpeername), _address_of(sock.getsockname)
+        address = client[0] if client is not None else ""
         try:
             if not await connections.admit(connection, address_key(address), is_proxy=proxies.trusts(address)):
                 app.dispatch.hs.metrics.count("homeserver_connections_refused_total")
-                return
-            await connection.run(wrapped, config, context)
+            elif await _shake_hands(connection, door.tls) == "h2":
+                await Http2Connection(connection, served, client, server, context).run()
+            else:
+                await Http1Connection(connection, served, heads, client, server).run()
         except (Exception, BaseExceptionGroup) as error:
             # Errors of one connection must not affect the others.
             cancelled, others = error.split(trio.Cancelled) if isinstance(error, BaseExceptionGroup) else (None, error)
@@ -280,19 +274,31 @@ def _handler(app: App, door: _Door, context: WorkerContext, connections: Connect
                 raise cancelled from None
         finally:
             connections.discard(connection)
-            await trio.aclose_forcefully(accepted)
+            await trio.aclose_forcefully(stream)
 
     return handle
 
 
-def _peer_address(sock: trio.socket.SocketType) -> str:
-    """The address of the other end; "" for a unix socket, and for a client that has gone already."""
-    if sock.family == socket.AF_UNIX:
-        return ""
+async def _shake_hands(connection: Connection, tls: ssl.SSLContext | None) -> str:
+    """Begins TLS, if the listener has it. Returns the protocol that the client has chosen."""
+    if tls is None:
+        return "http/1.1"
+    assert isinstance(connection.stream, SocketStream)
+    stream: Tls = trio.SSLStream(connection.stream, tls, server_side=True, https_compatible=True)
+    connection.stream = stream
+    with trio.fail_after(limits.http.TLS_HANDSHAKE_SECONDS_MAX):
+        await stream.do_handshake()
+    connection.idle_since = trio.current_time()
+    return stream.selected_alpn_protocol() or "http/1.1"
+
+
+def _address_of(get_name: Callable[[], Any]) -> Address:
+    """Returns one end's address and port; None for a unix socket, and for a client that has gone already."""
     try:
-        return str(sock.getpeername()[0])
+        name = get_name()
     except OSError:
-        return ""
+        return None
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
 
 
 async def _follow_certificates(doors: Sequence[_Door], renewal: trio.lowlevel.ParkingLot) -> None:

@@ -72,12 +72,23 @@ BODY_SECONDS_MAX = 120
 # Five identifiers of 255 bytes, each byte percent-encoded, with room to spare.
 PATH_CHARACTERS_MAX = 8_192
 
+# The header fields of a request, without its path: a token, cookies of other services on the same host, addresses of
+# proxies.
+HEADERS_BYTES_MAX = 16_384
+
 # Browsers send 20, and each proxy adds some. Reading one costs as much as a hundred bytes of a body.
 HEADERS_MAX = 200
 
 # Chunks of a chunked body that are smaller than usual. Reading 1000 takes 10 ms, however small they are.
 SMALL_CHUNKS_MAX = 1_000
 CHUNK_BYTES_USUAL = 512
+
+# Extensions of chunks and the trailer are ignored. Beyond these a body is refused.
+CHUNK_EXTENSION_BYTES_USUAL = 32
+TRAILER_BYTES_MAX = 16_384
+
+# What a client may send ahead while it waits for an answer, before its connection is not read any more.
+PIPELINED_BYTES_MAX = 65_536
 
 # Frames of HTTP/2 on one connection, of any kind. Each costs 15 microseconds. Browsers send a dozen at the start, about
 # five for each request, and two for each 16 KiB of an answer.

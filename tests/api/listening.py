@@ -97,9 +97,9 @@ def make_app() -> tuple[App, Any]:
 
 
 @asynccontextmanager
-async def serving(*listeners: Listener, websocket: Any = None) -> AsyncIterator[Running]:
+async def serving(*listeners: Listener, upgrade: Any = None) -> AsyncIterator[Running]:
     app, hs = make_app()
-    app.websocket = websocket
+    app.upgrade = upgrade
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypercorn.events import Updated
 
 from homeserver import limits
 from homeserver.config import Listener
@@ -35,8 +34,7 @@ class Crowd:
     async def come(self, key: str, *, busy: bool = False, is_proxy: bool = False) -> Connection | None:
         """One more, None if it is refused."""
         client, server = trio.testing.memory_stream_pair()
-        connection = Connection(server, trio.socket.from_stdlib_socket(socket.socket()), False)
-        connection.socket.close()
+        connection = Connection(server)
         if busy:
             connection.idle_since = inf
         self.ends[connection] = client
@@ -118,7 +116,7 @@ async def test_a_connection_is_idle_again_after_its_request() -> None:
     assert await crowd.come("new") is None
     connection = all_busy[5]
     assert connection is not None
-    await connection._send(Updated(idle=True))
+    connection.become_idle()
     assert await crowd.come("new")
     assert await crowd.has_ended(connection)
 
@@ -152,11 +150,10 @@ def test_connections_leave_file_descriptors_for_files(files: int, room: int) -> 
 
 async def test_a_request_head_must_arrive_promptly(autojump_clock: trio.testing.MockClock) -> None:
     client, server = trio.testing.memory_stream_pair()
-    connection = Connection(server, trio.socket.socket(), False)
+    connection = Connection(server)
     connection.asking_since = trio.current_time()
     assert not connection.overdue(trio.current_time() + limits.http.HEAD_SECONDS_MAX - 1)
     assert connection.overdue(trio.current_time() + limits.http.HEAD_SECONDS_MAX + 1)
-    connection.socket.close()
 
 
 async def test_idle_connections_of_one_address_do_not_exclude_others() -> None:

@@ -144,8 +144,8 @@ async def test_ambiguous_requests_are_refused(data: bytes) -> None:
 CHUNKS = {
     "good ones": (b"2;name=value\r\n{}\r\n0\r\n\r\n", [200]),
     "a good trailer": (b"2\r\n{}\r\n0\r\na: b\r\n\r\n", [200]),
-    "a line feed ends the trailer": (b"2\r\n{}\r\n0\r\n\n", [200]),
-    "a line feed in the trailer": (b"2\r\n{}\r\n0\r\na: b\n\n", [200]),
+    "a line feed ends the trailer": (b"2\r\n{}\r\n0\r\n\n", [400]),
+    "a line feed in the trailer": (b"2\r\n{}\r\n0\r\na: b\n\n", [400]),
     "a space before the size": (b" 2\r\n{}\r\n0\r\n\r\n", [400]),
     "a size in hexadecimal": (b"0x2\r\n{}\r\n0\r\n\r\n", [400]),
     "a line feed after the size": (b"2\n{}\r\n0\r\n\r\n", [400]),

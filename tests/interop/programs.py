@@ -7,7 +7,6 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tests.interop.clients import PASSWORD, Client
@@ -32,7 +31,7 @@ def describe(*people: Client) -> list[dict[str, str]]:
 
 
 def run_js_sdk(
-    program: str, *people: Client, grant: Callable[[dict[str, Any]], None] | None = None, **plan: bool
+    program: str, *people: Client, grant: Callable[[dict[str, Any]], None] | None = None, **plan: Any
 ) -> set[str]:
     """Runs a program of js_sdk/ to its end. Returns what the servers refused."""
     described = json.dumps({**plan, "people": describe(*people)})
@@ -40,18 +39,16 @@ def run_js_sdk(
     return set(run(command, grant)["refused"])
 
 
-def run(
-    command: list[str], grant: Callable[[dict[str, Any]], None] | None = None, folder: Path | None = None
-) -> dict[str, Any]:
+def run(command: list[str], grant: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Runs a program until it exits with 0. Returns its last line, decoded from JSON: {} if it is something else.
 
     grant: does what an earlier line asks for, if that is a JSON object. Then the program gets a line on its standard
-    input. folder: where the program runs. AssertionError, with the end of the output, if it fails or takes too long.
+    input. Raises AssertionError, with the end of the output, if the program fails or takes too long.
     """
     wish: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+") as errors:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        process = subprocess.Popen(command, text=True, cwd=folder, **pipes)  # type: ignore[call-overload]
+        process = subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
         clock = threading.Timer(TIMEOUT_S, process.kill)
         clock.start()
         printed: list[str] = []

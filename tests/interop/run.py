@@ -1,4 +1,4 @@
-"""`make interop`: a real Synapse as the other organisation and as the judge of ours; two client libraries.
+"""`make interop`: a real Synapse as the other organisation and as the judge of ours; several client libraries.
 
 Arguments go to pytest.
 
@@ -16,16 +16,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+NEED_NODE = ("scenario_js_sdk.py", "scenario_bot_sdk.py")
 sys.path.insert(0, str(REPOSITORY))
 
-from tests.interop.setup import ensure_js_sdk, ensure_nio, ensure_synapse  # noqa: E402 (found only now)
+from tests.interop.setup import ensure_nio, ensure_node_packages, ensure_synapse  # noqa: E402 (found only now)
 
 
 def main(arguments: list[str]) -> int:
     """Installs what is needed, then runs tests/differential and tests/interop, which `make test` does not."""
     python = ensure_synapse()
     ensure_nio()
-    lacking = ensure_js_sdk()
+    lacking = ensure_node_packages()
     chosen = [argument for argument in arguments if not argument.startswith("-")]
     options = [
         "-o",
@@ -37,13 +38,13 @@ def main(arguments: list[str]) -> int:
         "--timeout=300",
     ]
     if lacking:
-        options.append(f"--ignore={HERE / 'scenario_js_sdk.py'}")
+        options += [f"--ignore={HERE / name}" for name in NEED_NODE]
     where = arguments if chosen else ["tests/differential", "tests/interop", *arguments]
     environment = {**os.environ, "SYNAPSE_VENV": str(python.parents[1])}
     command = [sys.executable, "-m", "pytest", *options, *where]
     status = subprocess.run(command, cwd=REPOSITORY, env=environment).returncode
     if lacking:
-        print(f"NOT RUN: the scenarios with matrix-js-sdk. {lacking}.", flush=True)
+        print(f"NOT RUN: {', '.join(NEED_NODE)}. {lacking}.", flush=True)
     return status
 
 

@@ -1,15 +1,16 @@
-"""Installs what the scenarios run besides our server, unless it is installed: Synapse, matrix-nio, matrix-js-sdk.
+"""Installs what the scenarios run besides our server, unless it is installed: Synapse, and the libraries of clients.
 
 Synapse never shares an environment with us: it is another program, under another licence, with its own dependencies.
 matrix-nio has an environment of its own here because its cryptography (vodozemac) is compiled for some platforms only.
-matrix-js-sdk, on which Element is built, needs Node; without Node, its scenarios are left out and the run says so.
+matrix-js-sdk, on which Element is built, and matrix-bot-sdk need Node; without Node, their scenarios are left out and
+the run says so.
 
 To move to another Synapse or matrix-nio, change its requirements-….in and run in this folder, for example:
 
     uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
     requirements-synapse.in -o requirements-synapse.lock
 
-To move to another matrix-js-sdk, change js_sdk/package.json and run there:
+To move to another matrix-js-sdk or matrix-bot-sdk, change package.json in js_sdk/ or bot_sdk/ and run there:
 
     npm install --package-lock-only --omit-lockfile-registry-resolved
 
@@ -32,6 +33,7 @@ sys.path.insert(0, str(REPOSITORY / ".ci"))
 from environment import ensure_environment  # noqa: E402 (found only now)
 
 JS_SDK = HERE / "js_sdk"
+BOT_SDK = HERE / "bot_sdk"
 MATRIX_NIO = HERE / "matrix_nio"
 NODE_MAJOR_MIN = 20
 
@@ -66,26 +68,35 @@ def js_sdk_folder() -> Path:
     return REPOSITORY / ".node-js-sdk"
 
 
-def ensure_js_sdk() -> str:
-    """Puts matrix-js-sdk into its folder, as js_sdk/package-lock.json says. Answers why not, "" if it is there."""
+def bot_sdk_folder() -> Path:
+    """Returns the folder of matrix-bot-sdk: `.node-bot-sdk` in the repository."""
+    return REPOSITORY / ".node-bot-sdk"
+
+
+def ensure_node_packages() -> str:
+    """Puts matrix-js-sdk and matrix-bot-sdk into their folders. Returns why that is not possible, "" if it is done."""
     lacking = _lacking_for_node()
-    if lacking:
-        return lacking
-    folder = js_sdk_folder()
+    if not lacking:
+        _ensure_node_folder("matrix-js-sdk", JS_SDK, js_sdk_folder())
+        _ensure_node_folder("matrix-bot-sdk", BOT_SDK, bot_sdk_folder())
+    return lacking
+
+
+def _ensure_node_folder(name: str, source: Path, folder: Path) -> None:
+    """Installs what the package-lock.json in `source` lists, unless it is installed. No scripts of packages run."""
     stamp = folder / "made-from"
-    fingerprint = hashlib.sha256((JS_SDK / "package-lock.json").read_bytes()).hexdigest()
+    fingerprint = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == fingerprint:
-        print(f"matrix-js-sdk: {folder} is up to date")
-        return ""
-    print(f"matrix-js-sdk: making {folder} (once)", flush=True)
+        print(f"{name}: {folder} is up to date")
+        return
+    print(f"{name}: making {folder} (once)", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(JS_SDK / name, folder)
+    for file in ("package.json", "package-lock.json"):
+        shutil.copy(source / file, folder)
     install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
     subprocess.run(install, cwd=folder, check=True)
     stamp.write_text(fingerprint)
-    return ""
 
 
 def _lacking_for_node() -> str:

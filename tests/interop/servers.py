@@ -129,6 +129,14 @@ class Server:
             raise ServerFailed(f"{self.kind} did not stop within {STOP_TIMEOUT_S} s\n{self.log_tail()}") from None
         print(f"{self.kind} stopped", flush=True)
 
+    def kill(self) -> None:
+        """SIGKILL: the server has no time to do anything."""
+        process, self._process = self._process, None
+        assert process is not None
+        process.kill()
+        process.wait()
+        print(f"{self.kind} killed", flush=True)
+
     def log_tail(self) -> str:
         """The last of what the server said."""
         logs = [path for path in (self.log_path, self.folder / "homeserver.log") if path.exists()]
@@ -170,6 +178,9 @@ enabled = false
 
 [federation]
 ca_file = "ca.pem"
+allow_private_addresses = true
+
+[outbound_http]
 allow_private_addresses = true
 
 [directory]

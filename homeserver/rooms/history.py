@@ -16,14 +16,15 @@ repeats nothing, as long as user and filter stay the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from homeserver.api.filters import RoomEventFilter, wants, wants_room
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.gaps import find_newest_gap
-from homeserver.rooms.storage import SomeEvent, StoredEvent, TimelineEvent
+from homeserver.rooms.storage import SomeEvent, StoredEvent, TimelineEvent, without_withheld
 from homeserver.rooms.timeline import find_types, list_backwards, list_forwards
 from homeserver.rooms.visibility import filter_visible
 
@@ -40,11 +41,32 @@ class Reader:
     filter: RoomEventFilter
     ignored: frozenset[str] = frozenset()
 
-    def list_shown(self, visible: list[SomeEvent]) -> list[SomeEvent]:
-        """Returns which visible events to show: those that the filter accepts and whose sender is not ignored."""
+    def list_shown(self, tx: Transaction, events: Sequence[TimelineEvent]) -> list[TimelineEvent]:
+        """Returns the events that the user may see, that the filter accepts, and whose sender is not ignored."""
+        visible = filter_visible(tx, self.user_id, self.room_id, events)
         if self.ignored:
             visible = [event for event in visible if event.is_state or event.sender not in self.ignored]
         return list_wanted(self.filter, visible)
+
+
+@dataclass(frozen=True, slots=True)
+class Everyone:
+    """Reads a room for all who were in it at each of the events. It notes what their view depends on.
+
+    roots: the states before the events that were read. senders: of these events.
+    """
+
+    room_id: RoomID
+    filter: RoomEventFilter = field(default_factory=RoomEventFilter)
+    roots: set[bytes] = field(default_factory=set)
+    senders: set[str] = field(default_factory=set)
+
+    def list_shown(self, tx: Transaction, events: Sequence[TimelineEvent]) -> list[TimelineEvent]:
+        """Returns the events without redactions that have no effect."""
+        shown = without_withheld(tx, events)
+        self.roots.update([event.state_before for event in shown])
+        self.senders.update([event.sender for event in shown])
+        return list(shown)
 
 
 class Page(NamedTuple):
@@ -60,7 +82,9 @@ class Page(NamedTuple):
     at_gap: bool = False
 
 
-def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, *, forwards: bool = False) -> Page:
+def read_page(
+    tx: Transaction, reader: Reader | Everyone, point: int, to: int, limit: int, *, forwards: bool = False
+) -> Page:
     """Reads at most `limit` events between two points of the timeline: `to` < `point`, or vice versa if `forwards`."""
     filter_, room_id = reader.filter, reader.room_id
     if filter_.types == [] or not wants_room(filter_, room_id):
@@ -81,8 +105,7 @@ def read_page(tx: Transaction, reader: Reader, point: int, to: int, limit: int, 
             start = point_beside(batch[0], is_after=not forwards) if scanned == 0 else start
             end = point_beside(batch[-1], is_after=forwards)
             scanned += len(batch)
-            visible = filter_visible(tx, reader.user_id, room_id, batch)
-            found += reader.list_shown(visible)
+            found += reader.list_shown(tx, batch)
         if is_next_damaged and len(found) <= limit:
             return Page(found, start, end, more=True)
         if len(found) > limit:

@@ -139,13 +139,14 @@ def encode_events(
     device_id: str = "",
     with_room_id: bool = True,
     encoded: Mapping[int, bytes] | None = None,
+    memberships: Memberships | None = None,
 ) -> orjson.Fragment:
     """Returns events of a room as a user's device gets them, in order: a JSON array with what `client_events` returns.
 
-    encoded: events that the caller has encoded by itself, by position.
+    encoded: events that the caller has encoded by itself, by position. memberships: the user's, if the caller has them.
     """
     now_ms = tx.now_ms
-    memberships = Memberships(tx, user_id)
+    memberships = memberships or Memberships(tx, user_id)
     apart = dict(encoded or {})
     apart |= _encode_individually(
         tx, [each.event for each in events if each.is_individual and each.event.position not in apart],

@@ -27,6 +27,7 @@ from homeserver.errors import MatrixError
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomID, fits, parse_event_id
 from homeserver.rooms.envelope import event_key
+from homeserver.rooms.rewrites import note_rewrite
 from homeserver.rooms.storage import (
     StoredEvent,
     TimelineEvent,
@@ -271,6 +272,7 @@ def store_backlog(tx: Transaction, limit: int) -> bool:
     for event in list_stored(tx, list_positions(tx, since, upto)).values():
         if isinstance(event, TimelineEvent):
             store_relation(tx, event, event.position, event.ordering)
+            note_rewrite(tx, tx.find(event.room_id))
     tx.run("UPDATE relations_backlog SET position = ? WHERE id = 1", upto)
     return bool(upto < row[1])
 

@@ -38,6 +38,7 @@ from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.timeline import Tokens, after_position
 from homeserver.sync.lazy_members import DeviceMembers, ToldMembers
 from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
+from homeserver.sync.room_news import find_room_entry, is_shareable
 from homeserver.sync.sections import Sections, add_sections, is_due
 from homeserver.sync.waiting import USERS_REMEMBERED_MAX, Preparation, wait_for_news
 from homeserver.users.blocking import blocks_invites, ignored_users
@@ -287,6 +288,7 @@ class _Rooms:
         self._viewer = viewer
         self._since = since
         self._is_anew = is_anew
+        self._is_shareable = is_shareable(viewer)
         self._invites: list[RoomMembership] = []
         self.newly_joined: set[RoomID] = set()
         self.join: dict[RoomID, dict[str, Any]] = {}
@@ -361,7 +363,11 @@ class _Rooms:
             self.newly_joined.add(room_id)
         head = find_head(self._tx, room_id)
         assert head is not None
-        entry = joined_room(self._tx, self._viewer, membership, StateAt(head.state_root), since or 0, whole=whole)
+        entry = None
+        if self._is_shareable:
+            entry = find_room_entry(self._tx, self._viewer, membership, head, since or 0, whole=whole)
+        if entry is None:
+            entry = joined_room(self._tx, self._viewer, membership, StateAt(head.state_root), since or 0, whole=whole)
         if entry:
             entry["timeline"]["limited"] |= self._is_anew
             self.join[room_id] = entry

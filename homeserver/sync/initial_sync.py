@@ -5,6 +5,7 @@ Spec: client-server-api/#get_matrixclientv3initialsync
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +14,7 @@ from homeserver.api.filters import Filter, RoomEventFilter, RoomFilter
 from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
@@ -36,7 +38,7 @@ def initial_sync_routes(engine: Engine) -> Routes:
         timeline = RoomEventFilter(limit=query.limit)
         filter_ = Filter(room=RoomFilter(timeline=timeline, include_leave=query.archived))
         request = SyncRequest(requester, since=None, filter=filter_, use_state_after=True)
-        answer = await engine.sync(hs, request)
+        answer = json.loads(to_json(await engine.sync(hs, request)))  # events may be encoded already
         rooms = answer.get("rooms", {})
         room_ids = [room_id for name in ("join", "leave") for room_id in rooms.get(name, ())]
         about = await hs.database.read(_read_about, requester.user_id, room_ids)

@@ -24,7 +24,7 @@ from homeserver.rooms.access import find_in_state
 from homeserver.rooms.bundles import bundled_events
 from homeserver.rooms.client_event import client_event, client_events
 from homeserver.rooms.events import to_events
-from homeserver.rooms.history import Reader, list_wanted, point_beside, read_page
+from homeserver.rooms.history import Everyone, Reader, list_wanted, point_beside, read_page
 from homeserver.rooms.membership import RoomMembership, count_members, has_come_or_gone, list_heroes
 from homeserver.rooms.resolve import StateAt, changes_between, entries_of, head_at, position_in, state_after
 from homeserver.rooms.state_tree import Key, get_key
@@ -83,18 +83,18 @@ def joined_room(
     since_point = after_position(since)
     timeline = read_timeline(tx, viewer, room_id, START if whole else since_point, END)
     before = None if whole or viewer.full_state else head_at(tx, room_id, since_point)
-    with_summary = whole or _is_summary_news(tx, viewer, membership, before, head, since)
-    heroes = list_heroes(tx, room_id, viewer.user_id) if with_summary and not _is_named(tx, head) else []
-    timeline, state = _state(tx, viewer, room_id, before, head, timeline, heroes)
+    with_summary = whole or is_summary_news(tx, viewer, membership, before, head, since)
+    heroes = list_heroes(tx, room_id, viewer.user_id) if with_summary and not is_named(tx, head) else []
+    timeline, state = read_state(tx, viewer, room_id, before, head, timeline, heroes)
     if not (whole or viewer.full_state or with_summary or timeline.events or timeline.limited or state):
         return {}
     answer = _sections(tx, viewer, room_id, timeline, state)
     if with_summary:
-        answer["summary"] = _summary(tx, room_id, heroes)
+        answer["summary"] = read_summary(tx, room_id, heroes)
     return answer
 
 
-def _is_summary_news(
+def is_summary_news(
     tx: Transaction, viewer: Viewer, membership: RoomMembership, before: StateAt | None, head: StateAt, since: int
 ) -> bool:
     """Returns whether the summary has changed since a stream position, if the user wants to hear of members."""
@@ -102,10 +102,10 @@ def _is_summary_news(
         return False
     if membership.members_position > since and has_come_or_gone(tx, membership.room_id, since):
         return True
-    return before is not None and before != head and _is_named(tx, before) != _is_named(tx, head)
+    return before is not None and before != head and is_named(tx, before) != is_named(tx, head)
 
 
-def _is_named(tx: Transaction, state: StateAt) -> bool:
+def is_named(tx: Transaction, state: StateAt) -> bool:
     """Returns whether the room has a name or an alias, so that clients do not need heroes to name it."""
     for event_type, field in (("m.room.name", "name"), ("m.room.canonical_alias", "alias")):
         event = find_in_state(tx, state, event_type, "")
@@ -133,8 +133,8 @@ def left_room(tx: Transaction, viewer: Viewer, membership: RoomMembership, since
     timeline = read_timeline(tx, viewer, room_id, START if membership_then is None else since_point, left.ordering)
     before = was if membership_then == "join" and not viewer.full_state else None
     then = state_after(tx, left)
-    heroes = list_heroes(tx, room_id, viewer.user_id) if before is None and not _is_named(tx, then) else []
-    timeline, state = _state(tx, viewer, room_id, before, then, timeline, heroes)
+    heroes = list_heroes(tx, room_id, viewer.user_id) if before is None and not is_named(tx, then) else []
+    timeline, state = read_state(tx, viewer, room_id, before, then, timeline, heroes)
     return _sections(tx, viewer, room_id, timeline, state)
 
 
@@ -161,14 +161,22 @@ def was_joined(tx: Transaction, room_id: RoomID, user_id: str, since: int) -> bo
     return state is not None and _membership_at(tx, state, user_id) == "join"
 
 
-def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point: int, upto_point: int) -> Timeline:
+def read_timeline(
+    tx: Transaction,
+    viewer: Viewer,
+    room_id: RoomID,
+    since_point: int,
+    upto_point: int,
+    reader: Reader | Everyone | None = None,
+) -> Timeline:
     """Returns the newest events between two points that the user may see and wants, as many as the filter allows.
 
     The timeline stops at a gap, where other servers have events that we lack: a client that paginates back from there
-    makes us fetch them.
+    makes us fetch them. reader: the viewer, unless someone else is given.
     """
     filter_ = viewer.filter.room.timeline
-    reader = Reader(viewer.user_id, room_id, filter_, viewer.ignored)
+    if reader is None:
+        reader = Reader(viewer.user_id, room_id, filter_, viewer.ignored)
     page = read_page(tx, reader, upto_point, since_point, timeline_limit(filter_.limit))
     if page.at_gap:
         start = page.end
@@ -180,7 +188,7 @@ def read_timeline(tx: Transaction, viewer: Viewer, room_id: RoomID, since_point:
     return Timeline(page.events[::-1], page.more, after_position(tx.position) if start == END else start)
 
 
-def _state(
+def read_state(
     tx: Transaction,
     viewer: Viewer,
     room_id: RoomID,
@@ -202,14 +210,14 @@ def _state(
     else:
         changes = changes_between(tx, before, head)
         positions = {key: after for key, (_, after) in changes.items() if after is not None}
-    shown = _by_key(tx, timeline)
+    shown = list_by_key(tx, timeline)
     if not viewer.use_state_after and timeline.events:
         _rewind(tx, positions, shown, before, timeline.events[0])
     if members is not None and before is None:
         member_nid = tx.find("m.room.member")
         positions = {key: at for key, at in positions.items() if key[0] != member_nid or key[1] in members}
     elif members is not None:
-        positions.update(_unknown_members(tx, viewer, room_id, members, head, shown))
+        positions.update(list_unknown_members(tx, viewer, room_id, members, head, shown))
     filter_ = viewer.filter.room.state
     if not wants_room(filter_, room_id):
         return timeline, []
@@ -227,7 +235,9 @@ def _without_overruled(tx: Transaction, head: StateAt, timeline: Timeline) -> Ti
     State resolution may have rejected a state event in the timeline. A client that does not use `state_after` takes the
     last event of a timeline as the current state, so it may see such an event only when it paginates back.
     """
-    overruled = [event for key, event in _by_key(tx, timeline).items() if position_in(tx, head, key) != event.position]
+    overruled = [
+        event for key, event in list_by_key(tx, timeline).items() if position_in(tx, head, key) != event.position
+    ]
     if not overruled:
         return timeline
     cut = max(timeline.events.index(event) for event in overruled)
@@ -257,7 +267,7 @@ def _wanted_members(
     return {nid for user_id in users if (nid := tx.find(user_id)) is not None}
 
 
-def _unknown_members(
+def list_unknown_members(
     tx: Transaction,
     viewer: Viewer,
     room_id: RoomID,
@@ -320,7 +330,8 @@ def federation_events(
     ]
 
 
-def _summary(tx: Transaction, room_id: RoomID, heroes: Sequence[UserID]) -> dict[str, Any]:
+def read_summary(tx: Transaction, room_id: RoomID, heroes: Sequence[UserID]) -> dict[str, Any]:
+    """Returns how many members a room has, with the heroes of a nameless one."""
     counts = {
         "m.joined_member_count": count_members(tx, room_id, "join"),
         "m.invited_member_count": count_members(tx, room_id, "invite"),
@@ -334,6 +345,6 @@ def _membership_at(tx: Transaction, state: StateAt, user_id: str) -> str | None:
     return membership if isinstance(membership, str) else None
 
 
-def _by_key(tx: Transaction, timeline: Timeline) -> dict[Key, TimelineEvent]:
+def list_by_key(tx: Transaction, timeline: Timeline) -> dict[Key, TimelineEvent]:
     """Returns the last state event of each key in the timeline."""
     return {get_key(tx, event.type, event.state_key): event for event in timeline.events if event.state_key is not None}

@@ -53,11 +53,15 @@ class WireResponse:
 
 @dataclass(frozen=True, slots=True)
 class WireStream:
-    """A response whose body is still to come. `chunks` can be read once, inside the context manager that yielded it."""
+    """A response whose body is still to come. `chunks` can be read once, inside the context manager that yielded it.
+
+    `url`: where the response comes from, after redirects; "" if the request was not for a URL.
+    """
 
     status: int
     headers: Mapping[str, str]
     chunks: AsyncIterator[bytes]
+    url: str = ""
 
 
 class Wire(Protocol):
@@ -78,6 +82,12 @@ class Wire(Protocol):
 
     def stream_url(self, url: str, *, timeout_s: float, max_bytes: int) -> AbstractAsyncContextManager[WireStream]:
         """Sends a GET to an https URL from a server (the `Location` of its media). Follows redirects."""
+        ...
+
+    def stream_page(
+        self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
+    ) -> AbstractAsyncContextManager[WireStream]:
+        """Sends a GET to an http or https URL of a web page that a user has chosen. Follows redirects."""
         ...
 
     async def request_url(

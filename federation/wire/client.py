@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, urljoin, urlsplit
 
 import trio
@@ -68,7 +68,7 @@ class HttpClient:
     ) -> WireResponse:
         """Returns the response. Follows redirects for GET only; more than `redirects_max` of them are an error."""
         with trio.move_on_after(timeout_s):
-            origin, connection, head = await self._follow(method, url, headers, body, redirects_max, schemes)
+            origin, connection, head, _ = await self._follow(method, url, headers, body, redirects_max, schemes)
             try:
                 return WireResponse(head.status, head.headers, await connection.read_body(head, max_bytes))
             finally:
@@ -92,9 +92,9 @@ class HttpClient:
             begun = await self._follow("GET", url, headers, None, redirects_max, schemes)
         if begun is None:
             raise timed_out(url, timeout_s)
-        origin, connection, head = begun
+        origin, connection, head, from_url = begun
         try:
-            yield as_stream(connection, head, timeout_s, max_bytes)
+            yield replace(as_stream(connection, head, timeout_s, max_bytes), url=from_url)
         finally:
             await self._pool.end(origin, connection)
 
@@ -110,12 +110,12 @@ class HttpClient:
         body: bytes | None,
         redirects_max: int,
         schemes: tuple[str, ...],
-    ) -> tuple[Origin, Connection, Head]:
+    ) -> tuple[Origin, Connection, Head, str]:
         for _ in range(redirects_max + 1):
             origin, target = parse_url(url, schemes)
             connection, head = await self._pool.begin(origin, WireRequest(method, target, headers, body))
             if method != "GET" or head.status not in _REDIRECTS or "location" not in head.headers or not redirects_max:
-                return origin, connection, head
+                return origin, connection, head, url
             # The redirect's body is not read, so its connection cannot be kept. Redirects are too rare to matter.
             await self._pool.end(origin, connection)
             url = _join_url(url, head.headers["location"])

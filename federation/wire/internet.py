@@ -122,6 +122,20 @@ class InternetWire:
         async with self._client.stream(url, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes) as response:
             yield response
 
+    @asynccontextmanager
+    async def stream_page(
+        self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
+    ) -> AsyncIterator[WireStream]:
+        """See `Wire`."""
+        async with self._outbound.stream(
+            url,
+            headers=_with_user_agent(headers),
+            timeout_s=timeout_s,
+            max_bytes=max_bytes,
+            schemes=("https", "http"),
+        ) as response:
+            yield response
+
     async def request_url(
         self,
         method: str,

@@ -175,7 +175,14 @@ class OutboundHttp(Section, frozen=True):
 
 
 class UrlPreviews(Section, frozen=True):
+    """bytes_max: the space for the pictures of previews."""
+
     enabled: bool = False
+    bytes_max: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("url_previews.bytes_max", self.bytes_max)
 
 
 class Directory(Section, frozen=True):
@@ -299,7 +306,6 @@ WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
     ("registration", "recaptcha_private_key"),
     ("registration", "recaptcha_verify_url"),
     ("email",),
-    ("url_previews",),
     ("search",),
     ("application_services",),
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -151,6 +151,17 @@ class FakeWire:
         request = WireRequest("GET", path, {})
         async with self.stream(ServerName(parts.netloc), request, timeout_s=timeout_s, max_bytes=max_bytes) as response:
             yield response
+
+    @asynccontextmanager
+    async def stream_page(
+        self, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int
+    ) -> AsyncIterator[WireStream]:
+        """See `Wire`. Does not follow redirects either."""
+        parts = urlsplit(url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        request = WireRequest("GET", path, headers)
+        async with self.stream(ServerName(parts.netloc), request, timeout_s=timeout_s, max_bytes=max_bytes) as response:
+            yield replace(response, url=url)
 
     async def request_url(
         self,

@@ -28,6 +28,11 @@ class Intranet:
         raise WireError(TOLD, "refused")
         yield
 
+    @asynccontextmanager
+    async def stream_page(self, url: str, **_: Any) -> Any:
+        raise WireError(TOLD, "refused")
+        yield
+
     async def request_url(self, method: str, url: str, **_: Any) -> Any:
         raise WireError(TOLD, "refused")
 

@@ -12,6 +12,7 @@ from homeserver.database import Database, Transaction
 from homeserver.errors import MatrixError
 from homeserver.features.media import storage, thumbnail_storage
 from homeserver.features.media.receiving import blob_created_ms, new_blob_key
+from homeserver.features.media.schema import SCHEMA
 from homeserver.features.media.storage import Blob, Description, Media, Pending
 from homeserver.features.media.thumbnail_storage import Image, Size, Thumbnail
 from homeserver.federation.identifiers import ServerName, UserID
@@ -36,7 +37,7 @@ async def upload(database: Database, media_id: str, what: Blob, who: UserID = AL
 
 
 async def test_files_are_stored_and_found(database_url: str) -> None:
-    async with opened(database_url, storage.SCHEMA) as database:
+    async with opened(database_url, SCHEMA) as database:
         first = blob(b"first")
         await upload(database, "one", first)
         found = await database.read(storage.find_media, HERE, "one")
@@ -60,7 +61,7 @@ async def test_files_are_stored_and_found(database_url: str) -> None:
 
 
 async def test_created_uris_are_stored_and_completed(database_url: str) -> None:
-    async with opened(database_url, storage.SCHEMA) as database:
+    async with opened(database_url, SCHEMA) as database:
         later_ms = await database.read(lambda tx: tx.now_ms) + 60_000
         await database.write(storage.store_pending, "one", ALICE, later_ms)
         await database.write(storage.store_pending, "two", ALICE, 1)
@@ -79,7 +80,7 @@ async def test_created_uris_are_stored_and_completed(database_url: str) -> None:
 
 
 async def test_remote_files_are_stored_and_found(database_url: str) -> None:
-    async with opened(database_url, storage.SCHEMA) as database:
+    async with opened(database_url, SCHEMA) as database:
         blobs = [blob(b"%d" % number * 100) for number in range(5)]
         for number, each in enumerate(blobs):
             await database.write(storage.store_remote, each, THERE, f"m{number}", PICTURE)
@@ -98,7 +99,7 @@ async def test_remote_files_are_stored_and_found(database_url: str) -> None:
 
 
 async def test_thumbnails_are_stored_and_found(database_url: str) -> None:
-    async with opened(database_url, storage.SCHEMA) as database:
+    async with opened(database_url, SCHEMA) as database:
         await upload(database, "one", blob(b"picture"))
         media = await database.read(storage.find_media, HERE, "one")
         assert media is not None
@@ -130,7 +131,7 @@ async def test_thumbnails_are_stored_and_found(database_url: str) -> None:
 
 
 async def test_the_sweep_deletes_expired_rows(database_url: str) -> None:
-    async with opened(database_url, storage.SCHEMA) as database:
+    async with opened(database_url, SCHEMA) as database:
         assert await database.read(storage.get_sweep) == 0
         await database.write(storage.store_sweep, 5)
         assert await database.read(storage.get_sweep) == 5

@@ -38,6 +38,8 @@ READ = {
     "typing.expires_ms": "homeserver/features/typing.py::_is_typing",
     "user_interactive_sessions.created_ms": "homeserver/users/user_interactive.py::_find_session",
     "own_keys.expired_ts": "homeserver/remote/identity.py::list_old_keys",
+    "url_previews.fetched_ms": "homeserver/features/media/previews.py::_is_fresh",
+    "url_preview_pictures.used_ms": "homeserver/features/media/preview_storage.py::delete_expired_previews",
 }
 SHOWN = "It is shown to people and decides nothing."
 HARMLESS = {

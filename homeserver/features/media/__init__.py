@@ -6,9 +6,10 @@ Spec: client-server-api/#content-repository, server-server-api/#content-reposito
 from __future__ import annotations
 
 from homeserver.feature import Feature
-from homeserver.features.media import cleanup, federation_media, storage  # noqa: F401  federation_media registers routes
+from homeserver.features.media import cleanup, federation_media, previews, storage  # noqa: F401  they register routes
 from homeserver.features.media.downloads import download, parse_mxc
 from homeserver.features.media.operations import routes
+from homeserver.features.media.schema import SCHEMA
 from homeserver.features.media.uploads import upload
 from homeserver.federation.identifiers import ServerName
 from homeserver.limits import Bucket
@@ -28,11 +29,12 @@ async def delete(hs: Resources, mxc: str) -> bool:
 FEATURE = Feature(
     name="media",
     spec="client-server-api/#content-repository",
-    schema=storage.SCHEMA,
+    schema=SCHEMA,
     routes=routes,
     limits={
         "media": Bucket(100, 20),  # a timeline full of thumbnails
         "upload": Bucket(30, 2),  # uploads fill the disk
+        "url_preview": Bucket(20, 0.5),  # pages to fetch: a timeline full of links, then one link every other second
     },
     background=(cleanup.clean_up_forever,),
     forget_user=cleanup.forget_media,

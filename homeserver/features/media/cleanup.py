@@ -1,7 +1,8 @@
 """Clean-up: deletes what is no longer needed, in small steps that can be interrupted anywhere and resumed.
 
-It deletes created URIs that got no content in time; remote files beyond the limit, least recently used first; blobs
-whose last row is gone; blobs that never got a row, because a crash came in between; temporary files left by a crash.
+It deletes created URIs that got no content in time; remote files beyond the limit, least recently used first; URL
+previews that are too old; blobs whose last row is gone; blobs that never got a row, because a crash came in between;
+temporary files left by a crash.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import trio
 
 from homeserver.blobs import BlobError
 from homeserver.database import Transaction
-from homeserver.features.media import storage
+from homeserver.features.media import preview_storage, storage
 from homeserver.features.media.receiving import blob_created_ms, shard_folder, temporary_folder
 from homeserver.federation.identifiers import UserID
 from homeserver.limits import (
@@ -48,6 +49,8 @@ async def clean_up(hs: Resources) -> None:
     excess_bytes = await hs.database.read(storage.get_remote_bytes) - hs.config.blobs.remote_bytes_max
     while excess_bytes > 0:
         excess_bytes -= await hs.database.write(storage.delete_oldest_remote, excess_bytes, MEDIA_CLEANUP_ROWS)
+    while await hs.database.write(preview_storage.delete_expired_previews, hs.server_name, MEDIA_CLEANUP_ROWS):
+        pass
     await find_orphans(hs)
     await delete_released(hs)
     await hs.workers.run(_delete_temporary_files, temporary_folder(hs))

@@ -202,7 +202,7 @@ def _share(tx: Transaction, blob: Blob, store: Callable[[Transaction, Blob], T])
     return store(tx, blob)
 
 
-async def limited(chunks: AsyncIterator[bytes], bytes_max: int, error: MatrixError) -> AsyncGenerator[bytes]:
+async def limited(chunks: AsyncIterator[bytes], bytes_max: int, error: Exception) -> AsyncGenerator[bytes]:
     """Yields the chunks. Raises `error` once they are longer than `bytes_max`."""
     size_bytes = 0
     async for chunk in chunks:

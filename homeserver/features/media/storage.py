@@ -1,4 +1,4 @@
-"""The tables of the content repository: the file of each `mxc://` URI, and the blob that stores it.
+"""The files of the content repository, by `mxc://` URI, and the blobs that store them.
 
 A blob's key is never reused or overwritten. So a reader that has found a key in a row needs no lock, and deleting a
 blob never collides with storing one. Rows with the same content hash share a blob.
@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from homeserver.config import BlobsSection
-from homeserver.database import Schema, Step, Transaction
+from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.limits import (
@@ -20,72 +20,6 @@ from homeserver.limits import (
     MEDIA_PENDING_PER_USER_MAX,
 )
 from homeserver.moments import latest
-
-SCHEMA = Schema(
-    "media",
-    (
-        Step(
-            "create",
-            """
-            CREATE TABLE media (
-                media_nid INTEGER PRIMARY KEY,
-                server_nid INTEGER NOT NULL,
-                media_id TEXT NOT NULL,
-                blob_key TEXT NOT NULL,
-                sha256 BLOB NOT NULL,
-                size_bytes INTEGER NOT NULL,
-                content_type TEXT NOT NULL,
-                filename TEXT,
-                uploader_nid INTEGER,
-                created_ms INTEGER NOT NULL,
-                used_ms INTEGER NOT NULL,
-                is_public INTEGER NOT NULL,
-                UNIQUE (server_nid, media_id)
-            );
-            CREATE INDEX media_sha256 ON media (sha256);
-            CREATE INDEX media_used ON media (used_ms) WHERE uploader_nid IS NULL;
-            CREATE TABLE media_pending (
-                media_id TEXT PRIMARY KEY,
-                uploader_nid INTEGER NOT NULL,
-                expires_ms INTEGER NOT NULL
-            );
-            CREATE INDEX media_pending_uploader ON media_pending (uploader_nid, expires_ms);
-            CREATE INDEX media_pending_expiry ON media_pending (expires_ms);
-            CREATE TABLE media_usage (
-                uploader_nid INTEGER PRIMARY KEY,
-                files INTEGER NOT NULL,
-                size_bytes INTEGER NOT NULL
-            );
-            CREATE TABLE media_images (
-                media_nid INTEGER PRIMARY KEY,
-                content_type TEXT NOT NULL,
-                width INTEGER NOT NULL,
-                height INTEGER NOT NULL,
-                is_animated INTEGER NOT NULL,
-                failure TEXT NOT NULL,
-                checked_ms INTEGER NOT NULL
-            );
-            CREATE TABLE media_thumbnails (
-                media_nid INTEGER NOT NULL,
-                method TEXT NOT NULL,
-                width INTEGER NOT NULL,
-                height INTEGER NOT NULL,
-                animated INTEGER NOT NULL,
-                content_type TEXT NOT NULL,
-                blob_key TEXT NOT NULL,
-                size_bytes INTEGER NOT NULL,
-                content BLOB,
-                PRIMARY KEY (media_nid, method, width, height, animated)
-            );
-            CREATE INDEX media_thumbnails_blob ON media_thumbnails (blob_key);
-            CREATE TABLE media_deletions (blob_key TEXT PRIMARY KEY);
-            CREATE TABLE media_sweep (id INTEGER PRIMARY KEY CHECK (id = 1), next_shard INTEGER NOT NULL);
-            INSERT INTO media_sweep (id, next_shard) VALUES (1, 0);
-            """,
-        ),
-        Step("uploader", "CREATE INDEX media_uploader ON media (uploader_nid) WHERE uploader_nid IS NOT NULL;"),
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +189,13 @@ def store_upload(
     if is_pending:
         tx.run("DELETE FROM media_pending WHERE media_id = ?", media_id)
         tx.wake(wake_key(media_id))
+
+
+def insert_unowned(
+    tx: Transaction, blob: Blob, server_name: ServerName, media_id: str, description: Description
+) -> None:
+    """Makes a blob the content of a URI of this server that belongs to no user."""
+    _insert_media(tx, blob, server_name, media_id, description, tx.intern(""), False)
 
 
 def wake_key(media_id: str) -> str:

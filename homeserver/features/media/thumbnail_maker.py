@@ -85,6 +85,18 @@ def make_thumbnail(data: bytes, method: str, width: int, height: int, animated: 
         raise ValueError(str(error) if str(error) == TOO_LARGE else UNSUPPORTED) from None
 
 
+def read_image(data: bytes) -> list[Any]:
+    """Returns [content type, width, height] of an image, as it is shown. Raises ValueError with UNSUPPORTED."""
+    try:
+        with _pillow_settings(True), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image)
+            width, height = image.size
+            turned = not getattr(image, "is_animated", False) and _read_orientation(image) >= 5
+            return [CONTENT_TYPES[image.format or ""], *((height, width) if turned else (width, height))]
+    except Exception:  # as above
+        raise ValueError(UNSUPPORTED) from None
+
+
 def _make_of(data: bytes, method: str, box: tuple[int, int], animated: bool, *, whole: bool) -> list[Any]:
     with _pillow_settings(whole), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return _make(image, method, box, animated)

@@ -24,6 +24,7 @@ from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.event import Event, trusted_event
 from homeserver.federation.hashing import content_hash, signed_part
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_server_name
+from homeserver.federation.policy import POLICY_KEY_ID
 from homeserver.federation.power_levels import is_user_id
 from homeserver.federation.redaction import redact
 from homeserver.federation.server_keys import VerifyKey
@@ -122,7 +123,12 @@ def _is_valid_at(key: VerifyKey, event: Event) -> bool:
 def _signatures_of(event: Event, server: ServerName) -> dict[str, str]:
     signatures = event.pdu.get("signatures")
     by_key = signatures.get(server) if isinstance(signatures, dict) else None
-    return by_key if isinstance(by_key, dict) else {}
+    if not isinstance(by_key, dict):
+        return {}
+    # the policy server key is not expected to be published and therefore should be skipped at this stage.
+    if POLICY_KEY_ID not in by_key:
+        return by_key
+    return {key_id: signature for key_id, signature in by_key.items() if key_id != POLICY_KEY_ID}
 
 
 def _is_server_name(name: str) -> bool:

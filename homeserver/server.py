@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -234,6 +235,7 @@ class Homeserver:
             rate_limits=RateLimits(rate_limits_of(features)),
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )
+        database.get_needed_by(partial(remote.give_signature, self._resources))
         nursery.start_soon(database.outages.watch)
         register_metrics(self._resources)
         self._app = App(

@@ -30,13 +30,14 @@ from homeserver.database.peek import peek
 from homeserver.database.schema import CORE_SCHEMA, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Schema, Step
 from homeserver.database.session import Row
 from homeserver.database.sqlite import open_sqlite
-from homeserver.database.transaction import Transaction
+from homeserver.database.transaction import Needed, Transaction
 
 __all__ = [
     "Database",
     "DatabaseDamaged",
     "DatabaseError",
     "DatabaseUnavailable",
+    "Needed",
     "Row",
     "Schema",
     "Step",

@@ -20,7 +20,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -34,8 +34,8 @@ from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseEr
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.database.session import Holder, Opened, Session
 from homeserver.database.stream import Stream
-from homeserver.database.transaction import Transaction
-from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS
+from homeserver.database.transaction import Needed, Transaction
+from homeserver.limits import DATABASE_BATCH_MAX, DATABASE_HOLD_SECONDS, DATABASE_NEEDS_MAX
 from homeserver.process.outages import DATABASE_READS, DATABASE_WRITES, WRITE_PROVEN_SECONDS, Outages
 
 _log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Database:
         self._opened = opened
         self._now_ms = now_ms
         self._server: ServerIdentity | None = None
+        self._get_needed: Callable[[Needed], Awaitable[object]] | None = None
         self._cache = StringCache()
         self._taken = opened.position
         self._closed = False
@@ -87,6 +88,10 @@ class Database:
         """Makes `server` the `tx.server` of all reads and writes from now on."""
         self._server = server
 
+    def get_needed_by(self, get: Callable[[Needed], Awaitable[object]]) -> None:
+        """Sets how to get what writes need from elsewhere: see `Needed`."""
+        self._get_needed = get
+
     @property
     def generation(self) -> str:
         """The name of the stream's current generation, for new tokens."""
@@ -110,11 +115,28 @@ class Database:
     async def write(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
         """Returns fn(tx, *args), run in a write that is durable when this returns.
 
+        If fn raises Needed, its changes are undone, and it is called again when what it needs is there.
         If fn raises, its changes are undone and the exception is raised here. Cancelling the wait does not undo the
         write. If the connection is lost before the commit, fn is called again.
         """
-        result: T = await self._ask(self._writes, fn, args)
+        try:
+            result: T = await self._ask(self._writes, fn, args)
+        except Needed as needed:
+            return await self._write_with(needed, fn, args)
         return result
+
+    async def _write_with(self, needed: Needed, fn: Callable[[Transaction, *Ts], T], args: tuple[*Ts]) -> T:
+        """Gets what the write needs and repeats it, until it needs nothing more."""
+        given: dict[Hashable, object] = {}
+        while True:
+            if self._get_needed is None or needed.key in given or len(given) == DATABASE_NEEDS_MAX:
+                raise RuntimeError("A write needs something that it does not get.") from needed
+            given[needed.key] = await self._get_needed(needed)
+            try:
+                result: T = await self._ask(self._writes, _run_with, (dict(given), fn, args))
+                return result
+            except Needed as more:
+                needed = more
 
     async def note(self, fn: Callable[[Transaction, *Ts], object], *args: *Ts) -> None:
         """Does the same as `write` for a dispensable note made by a read: that a device was seen, that a file was used.
@@ -335,6 +357,11 @@ def _store_probe(tx: Transaction) -> None:
         "INSERT INTO write_probes (id, at_ms) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at_ms = excluded.at_ms",
         tx.now_ms,
     )
+
+
+def _run_with(tx: Transaction, given: Mapping[Hashable, object], fn: Callable[..., T], args: tuple[Any, ...]) -> T:
+    tx.given = given
+    return fn(tx, *args)
 
 
 def _look(tx: Transaction) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
 from homeserver.database.cache import Cache, SizedCache
@@ -13,6 +13,17 @@ from homeserver.database.session import IN_VALUES_MAX, Row, Session
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+class Needed(Exception):
+    """Raised by a write that cannot go on without something from elsewhere, such as the answer of another server.
+
+    `Database.write` gets it and calls the write again, with what it got in `tx.given[key]`.
+    """
+
+    def __init__(self, key: Hashable) -> None:
+        super().__init__(f"needed: {key!r:.200}")
+        self.key = key
 
 
 class Transaction:
@@ -29,6 +40,7 @@ class Transaction:
         "_server",
         "_session",
         "callbacks",
+        "given",
         "interned",
         "is_write",
         "now_ms",
@@ -49,6 +61,7 @@ class Transaction:
         self.wakes: set[str] = set()
         self.callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self.interned: dict[str, int] = {}
+        self.given: Mapping[Hashable, object] = {}  # by the key of a Needed that an earlier attempt has raised
         self._session = session
         self._execute = session.execute
         self._cache = cache

@@ -19,6 +19,8 @@ __all__ = ["encryption", "http", "peers", "users"]
 
 # Writes that are committed together. With more, the first would wait for long without any further saving.
 DATABASE_BATCH_MAX = 256
+# What one write may need from elsewhere, one thing after the other: its author waits for all of it.
+DATABASE_NEEDS_MAX = 100
 # How often a node checks whether it may take over from another, or whether another may have taken over from it.
 DATABASE_HOLD_SECONDS = 2.0
 # How often a server on SQLite checks whether an administration command has written. People expect an instant effect.

@@ -249,6 +249,13 @@ BINDING_BODY_BYTES_MAX = 256 * 1024
 # Keys of one invite whose validity is asked for. A real one is signed with one or two.
 INVITE_KEYS_ASKED_MAX = 3
 
+# Policy servers
+
+# How long a person who sends an event waits for its check, and a peer's event for a missing one.
+POLICY_TIMEOUT_S = 10.0
+# Requests for the events of one transaction at a time. A policy server answers each of its own accord.
+POLICY_REQUESTS_AT_ONCE = 5
+
 # Sending
 
 # Events waiting in memory for one destination. Beyond it, the destination's events are read from the database.

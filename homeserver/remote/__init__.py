@@ -14,10 +14,11 @@ from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, resy
 from homeserver.remote.authorization import identify_origin
 from homeserver.remote.identity import open_identity
 from homeserver.remote.inbound import transaction_routes
+from homeserver.remote.policy_servers import give_signature
 from homeserver.remote.schema import SCHEMA
 from homeserver.resources import Resources
 
-__all__ = ["feature_of", "identify_origin", "open_identity"]
+__all__ = ["feature_of", "give_signature", "identify_origin", "open_identity"]
 
 
 def feature_of(features: Sequence[Feature]) -> Feature:

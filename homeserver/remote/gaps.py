@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -34,12 +34,14 @@ from homeserver.federation import canonical_json
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.federation.pdu_checks import required_signatures
+from homeserver.federation.policy import POLICY_TYPE, PolicyServer
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.moments import latest
 from homeserver.process.outages import is_outage
 from homeserver.process.peers import peer
 from homeserver.remote.access import choose_servers, is_resident
 from homeserver.remote.checking import check_signed, list_keyless, parse_pdu
+from homeserver.remote.policy_servers import list_unmet, sign_unmet
 from homeserver.remote.receiving import Gap, receive, receive_behind_gap
 from homeserver.resources import Resources
 from homeserver.rooms.graph import Missing
@@ -73,9 +75,10 @@ async def receive_events(hs: Resources, events: Sequence[Event], origin: ServerN
     origin: the server to ask first for what is missing, if it is in the room. wait_s: how long to wait for that.
     """
     outcomes: list[str | None] = []
-    for start in range(0, len(events), limits.peers.EVENTS_PER_WRITE):
-        part = events[start : start + limits.peers.EVENTS_PER_WRITE]
-        await hs.database.read(_resolve_all, part)
+    for part in _in_parts(events):
+        unmet = await hs.database.read(_prepare, part)
+        if unmet:
+            part = await sign_unmet(hs, part, unmet, peer(origin))
         outcomes += await hs.database.write(_receive_or_park, part, origin)
     if None in outcomes:
         hs.peers.note_parked()
@@ -116,11 +119,25 @@ async def retry_parked(hs: Resources) -> None:
                 start_aside(hs, close_gaps, hs, room_id, 0)
 
 
-def _resolve_all(tx: Transaction, events: Sequence[Event]) -> None:
+def _in_parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    """Yields the events in order, as many as one write takes. A new m.room.policy counts for the events after it."""
+    part: list[Event] = []
+    for event in events:
+        part.append(event)
+        if len(part) == limits.peers.EVENTS_PER_WRITE or event.type == POLICY_TYPE:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _prepare(tx: Transaction, events: Sequence[Event]) -> list[tuple[int, PolicyServer]]:
+    """Resolves states, so that the write need not, and returns what policy servers have to sign: see `list_unmet`."""
     coming = {event.event_id for event in events}
     for event in events:
         if coming.isdisjoint(event.prev_events):  # otherwise the state before it is still unknown
             resolve_beforehand(tx, event)
+    return list_unmet(tx, events)
 
 
 def _receive_or_park(tx: Transaction, events: Sequence[Event], origin: ServerName) -> list[str | None]:

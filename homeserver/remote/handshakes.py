@@ -30,6 +30,7 @@ from homeserver.federation.room_versions import RoomVersion
 from homeserver.process.peers import peer
 from homeserver.remote.access import resident_head
 from homeserver.remote.checking import Dropped, check_pdu, dropped
+from homeserver.remote.policy_servers import recommend_received
 from homeserver.remote.receiving import receive
 from homeserver.remote.serving import whole_pdus
 from homeserver.resources import Resources
@@ -189,6 +190,7 @@ async def _accept(
         raise invalid_param("The content hash of the event is wrong.")
     await wait_for_invite(hs, room_id, UserID(event.sender))
     await hs.database.read(resolve_beforehand, event)
+    (event,) = await recommend_received(hs, [event], peer(origin))
     received = await hs.database.write(_take_in, origin, event)
     return event, received
 

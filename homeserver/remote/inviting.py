@@ -42,6 +42,7 @@ from homeserver.remote.checking import Dropped, check_good_pdus, check_pdu
 from homeserver.remote.handshakes import invite_key, list_stripped_pdus
 from homeserver.remote.keys import WantedKey, find_keys
 from homeserver.remote.outside import check_room_for_invite, is_outside, read_stripped, store_outside
+from homeserver.remote.policy_servers import recommend
 from homeserver.remote.requests import Answer, Unreachable, put_event
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local, build_unplaced
@@ -141,7 +142,7 @@ async def _invite_one_by_one(hs: Resources, drafts: Sequence[Draft], answered: t
 
 
 async def _invite_user(hs: Resources, draft: Draft, destination: ServerName) -> Event:
-    event = await hs.database.read(_build, draft)
+    event = await recommend(hs, await hs.database.read(_build, draft))
     _check_size(event)
     state = await hs.database.read(list_stripped_pdus, event.room_id, event.sender)
     try:

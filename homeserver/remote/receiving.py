@@ -14,6 +14,7 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, ServerName, server_name_of
 from homeserver.process.peers import Cause
 from homeserver.remote.fetching import fetch_auth_events, fetch_missing, fetch_state_before
+from homeserver.remote.policy_servers import recommend_received
 from homeserver.resources import Resources
 from homeserver.rooms.events import to_events
 from homeserver.rooms.graph import Missing, leading_to
@@ -71,6 +72,7 @@ async def receive_behind_gap(hs: Resources, event: Event, gap: Gap) -> Received 
 async def _receive(hs: Resources, event: Event, gap: Gap, *, may_walk: bool) -> Received | None:
     """Receives the event after fetching what it needs. `may_walk`: ancestors are received too, one level deep."""
     state: list[EventID] | None = None
+    (event,) = await recommend_received(hs, [event], gap.cause)
     for _ in range(ROUNDS_MAX):
         outcome = await hs.database.write(_receive_with, event, state)
         if isinstance(outcome, Received):

@@ -4,7 +4,8 @@ Theory of operation. `append_local` reads the head of the room and chooses the p
 hashes and signs the event, checks it against the authorisation rules, stores it and moves the head. All this happens in
 one write without an `await`, so no other event can come between, and an event that fails leaves nothing behind. The
 client's transaction ID is stored in the event's row, so a retry finds the first event. `rooms/receive.py` does the same
-for events of other servers. Spec: server-server-api/#signing-events, rooms/v12/#authorization-rules
+for events of other servers. In a room with a policy server, that server signs the event first: see `rooms/policy.py`.
+Spec: server-server-api/#signing-events, rooms/v12/#authorization-rules
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from homeserver.rooms import state_tree
 from homeserver.rooms.advance import STRIPPED_KEYS as STRIPPED_KEYS
 from homeserver.rooms.advance import advance_beside, advance_onto
 from homeserver.rooms.events import load_auth_events, load_events
+from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import (
     Head,
     StateKey,
@@ -35,10 +37,20 @@ from homeserver.rooms.heads import (
     open_room,
     set_create_position,
 )
+from homeserver.rooms.policy import find_recommended
+from homeserver.rooms.receive import receive_event
 from homeserver.rooms.redactions import apply_redaction, check_may_redact
 from homeserver.rooms.relations import check_may_relate, store_relation
 from homeserver.rooms.resolve import StateAt, positions_in, resolve_states, state_after, store_state
-from homeserver.rooms.storage import ORDERING_SHIFT, Status, find_position, insert_event, list_in_timeline, list_stored
+from homeserver.rooms.storage import (
+    ORDERING_SHIFT,
+    Status,
+    find_position,
+    insert_event,
+    list_in_timeline,
+    list_stored,
+    set_txn,
+)
 
 AUTH_CACHED_MAX = 5_000
 
@@ -97,6 +109,9 @@ def append_local(
     event = _build_at(tx, draft, place)
     check_may_redact(tx, event, place.auth.state, as_admin=as_admin)
     check_may_relate(tx, event.sender, event.type, event.content)
+    recommended = find_recommended(tx, head, event)
+    if recommended is not None:
+        return _append_recommended(tx, recommended, device_id, txn_id)
     position = tx.next_position(event.room_id)
     known = dict(zip(event.prev_events, place.prev_positions, strict=True))
     for key, auth_event in place.auth.events.items():
@@ -119,6 +134,16 @@ def append_local(
     else:
         advance_beside(tx, head, event, position, followed=place.prev_positions, is_past=False)
     apply_redaction(tx, event, position, root)
+    return event
+
+
+def _append_recommended(tx: Transaction, event: Event, device_id: str | None, txn_id: str | None) -> Event:
+    """Appends an event that the room's policy server has signed at its place, which may not be the end any more."""
+    outcome = receive_event(tx, event)
+    if isinstance(outcome, Missing) or outcome.status != Status.TIMELINE:
+        raise forbidden("The room has changed in the meantime, and you may not send this event any more.")
+    if txn_id is not None:
+        set_txn(tx, outcome.position, device_id, txn_id)
     return event
 
 

@@ -5,7 +5,8 @@ events:
 
 1. The state before the event is computed from its prev_events (`rooms/state_before.py`).
 2. The event is checked against its auth events, that state and the current state (`rooms/authorization.py`). The
-   outcome is a Status: TIMELINE, SOFT_FAILED or REJECTED. All three are stored, with a place in the graph.
+   outcome is a Status: TIMELINE, SOFT_FAILED or REJECTED. All three are stored, with a place in the graph. A new event
+   that the room's policy server has not signed is soft-failed too (`rooms/policy.py`).
 3. A timeline event gets an ordering: at the end if it is new, else the one that backfill has chosen.
 4. What it means for gaps is noted (`rooms/gaps.py`).
 5. The head moves (`rooms/advance.py`). A new event becomes an extremity, and the ones that it follows are none any
@@ -34,6 +35,7 @@ from homeserver.rooms.authorization import authorize
 from homeserver.rooms.gaps import NOTHING_BEHIND, delete_missing, look_behind, note_missing
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import find_head, open_room, set_create_position
+from homeserver.rooms.policy import find_unmet_policy
 from homeserver.rooms.redactions import apply_pending, apply_redaction
 from homeserver.rooms.relations import store_relation, store_waiting_relations
 from homeserver.rooms.resolve import store_state
@@ -83,6 +85,8 @@ def receive_event(
     status, reason = verdict
     if status == Status.SOFT_FAILED and ordering is not None:
         status, reason = Status.TIMELINE, ""  # an event of the past is not checked against the current state
+    if status == Status.TIMELINE and ordering is None and (policy := find_unmet_policy(tx, head, event)):
+        status, reason = Status.SOFT_FAILED, f"The room's policy server, {policy.name}, has not signed the event."
     is_new = status == Status.TIMELINE and ordering is None
     moment = tx.next_position(*((event.room_id,) if is_new else ()))
     position = moment if stored is None else stored.position

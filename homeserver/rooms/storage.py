@@ -176,6 +176,11 @@ def set_place_in_timeline(
     )
 
 
+def set_txn(tx: Transaction, position: int, device_id: str | None, txn_id: str) -> None:
+    """Notes the transaction ID of an event that was stored without it."""
+    tx.run("UPDATE events SET device_id = ?, txn_id = ? WHERE position = ?", device_id, txn_id, position)
+
+
 def list_positions(tx: Transaction, since: int, upto: int, event_type: str | None = None) -> list[int]:
     """Returns the positions of events in since < position ≤ upto, whatever their room and status; all or of a type."""
     if event_type is None:

@@ -22,7 +22,7 @@ from homeserver.process.outages import Outages
 from homeserver.process.peers import Peers
 from homeserver.process.rate_limits import RateLimits
 from homeserver.process.token_cache import TokenCache
-from homeserver.process.workers import Workers
+from homeserver.process.workers import Service, Workers
 
 ForgetUser = Callable[[Transaction, UserID, bool], bool]
 """forget_user(tx, user_id, erase): forgets what a feature keeps of a user whose account ends.
@@ -39,6 +39,7 @@ class Resources:
 
     is_ready: False once the server has been told to stop.
     forgetters: how each feature forgets a user.
+    search: the index, see `homeserver.search.service`; None if search is turned off.
     `now_ms` is the one source of wall time. `nursery` outlives requests: work started there is awaited at close.
     """
 
@@ -61,3 +62,4 @@ class Resources:
     forgetters: tuple[ForgetUser, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
     is_ready: bool = True
+    search: Service | None = None

@@ -36,10 +36,11 @@ from homeserver.http.asgi import App
 from homeserver.http.dispatch import Dispatch
 from homeserver.http.listener import Bound, serve
 from homeserver.http.measuring import measure_loop_lag, register_metrics
+from homeserver.limits.search import INDEX_MEMORY_BYTES_MAX
 from homeserver.pages import make_pages
 from homeserver.process.outages import Outages
 from homeserver.process.rate_limits import RateLimits
-from homeserver.process.workers import Workers
+from homeserver.process.workers import Service, Workers
 from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
 from homeserver.resources import Resources
 from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
@@ -213,6 +214,9 @@ class Homeserver:
         database.serve_as(identity)
         workers = Workers(inline=self._inline)
         self._stack.push_async_callback(workers.aclose)
+        search = self._open_search()
+        if search is not None:
+            self._stack.push_async_callback(search.aclose)
         wire = self._wire
         if wire is None:
             internet = _open_internet(config)
@@ -233,6 +237,7 @@ class Homeserver:
             nursery=nursery,
             outages=database.outages,
             rate_limits=RateLimits(rate_limits_of(features)),
+            search=search,
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )
         database.get_needed_by(partial(remote.give_signature, self._resources))
@@ -250,6 +255,15 @@ class Homeserver:
         if not self._beside:
             nursery.start_soon(measure_loop_lag, self._app.dispatch)
             start_background(self._resources, features)
+
+    def _open_search(self) -> Service | None:
+        """Returns the index; its process starts with the first call."""
+        if not self.config.search.enabled:
+            return None
+        folder = str(self.config.data_path("search"))
+        return Service(
+            "homeserver.search.service:Service", folder, memory_bytes=INDEX_MEMORY_BYTES_MAX, inline=self._inline
+        )
 
 
 async def open_data(

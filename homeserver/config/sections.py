@@ -306,7 +306,6 @@ WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
     ("registration", "recaptcha_private_key"),
     ("registration", "recaptcha_verify_url"),
     ("email",),
-    ("search",),
     ("application_services",),
 )
 

@@ -1,7 +1,8 @@
-"""The separate process of `Workers.run_process`: a script that reads calls from stdin and writes results to stdout.
+"""The separate process of `Workers.run_process` and of `Service`: it reads calls from stdin and writes to stdout.
 
-Its input may be hostile and may take it over. So it has limits on memory and files, and it communicates in msgpack,
-which unlike pickle cannot make the server run anything.
+It communicates in msgpack, which unlike pickle cannot make the server run anything. The input of `run_process` may be
+hostile and may take the process over. So it has a limit on memory, and cannot write files. The process of a service
+keeps an object, whose methods it calls, and may write files. It has a lower priority than the server.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import resource
 import select
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import msgspec
+
+SERVICE_NICENESS = 5  # requests and syncs come first
 
 
 def read_exactly(descriptor: int, count: int) -> bytes:
@@ -51,32 +55,50 @@ def find_function(name: str) -> Any:
     return getattr(importlib.import_module(module_name), function_name)
 
 
-def answer(request: bytes) -> bytes:
-    """Returns the encoded answer to a call: [True, result] or [False, kind of error, message]."""
+def answer(find: Callable[[str], Any], request: bytes) -> bytes:
+    """Returns the encoded answer to a call: [True, result] or [False, kind of error, message].
+
+    find: returns the function of a name.
+    """
     try:
         name, args = msgspec.msgpack.decode(request)
-        return msgspec.msgpack.encode([True, find_function(name)(*args)])
+        return msgspec.msgpack.encode([True, find(name)(*args)])
     except BaseException as error:  # whatever it is, the server decides how to treat it
         return msgspec.msgpack.encode([False, type(error).__name__, str(error)[:1000]])
 
 
-def main(memory_bytes: int, idle_seconds: float) -> None:
-    """Answers calls until the input ends. Exits with status 0 if no call arrives for `idle_seconds`."""
+def main(memory_bytes: int, idle_seconds: float, factory: str = "", *args: str) -> None:
+    """Answers calls until the input ends. Exits with status 0 if no call arrives for `idle_seconds`.
+
+    factory: "package.module:Class" of a service, and its arguments. Its `close` is called in the end.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, answers = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):  # output of the called functions must not mix with the answers
         os.dup2(null, standard)
+    if not factory:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        _answer_calls(requests, answers, idle_seconds, find_function)
+        return
+    os.nice(SERVICE_NICENESS)
+    service = find_function(factory)(*args)
+    try:
+        _answer_calls(requests, answers, idle_seconds, lambda name: getattr(service, name))
+    finally:
+        service.close()
+
+
+def _answer_calls(requests: int, answers: int, idle_seconds: float, find: Callable[[str], Any]) -> None:
     while select.select([requests], [], [], idle_seconds)[0]:
         header = read_exactly(requests, 8)
         if len(header) < 8:
             return
         (length,) = struct.unpack("<Q", header)
-        body = answer(read_exactly(requests, length))
+        body = answer(find, read_exactly(requests, length))
         write_all(answers, struct.pack("<Q", len(body)) + body)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:])

@@ -1,4 +1,7 @@
-"""Workers: for work that would block the event loop. Threads if it releases the GIL, a process if input is hostile."""
+"""Workers: for work that would block the event loop. Threads if it releases the GIL, a process if input is hostile.
+
+A `Service` is an object in a process of its own, which is started by the first call and ends when it is idle.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from homeserver.limits import (
     WORKER_SECONDS_MAX,
     WORKER_THREADS_MAX,
 )
+from homeserver.process.worker_process import find_function
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -77,11 +81,69 @@ class Workers:
         await trio.lowlevel.checkpoint()
 
 
+class Service:
+    """An object in a process of its own. Its arguments, and those of calls, are as for `Workers.run_process`.
+
+    The process ends by itself when it is idle, and the next call starts it again: what the object has to remember must
+    be in files. `lock` is for callers whose calls belong together.
+    """
+
+    def __init__(
+        self,
+        factory: str,
+        *args: str,
+        memory_bytes: int = WORKER_MEMORY_BYTES_MAX,
+        idle_seconds: float = WORKER_IDLE_SECONDS,
+        inline: bool = False,
+    ) -> None:
+        """factory: "package.module:Class". inline: the object is in this process, and calls block; for tests."""
+        self.lock = trio.Lock()
+        self._factory = factory
+        self._args = args
+        self._inline = inline
+        self._object: Any = None
+        self._memory_bytes = memory_bytes
+        self._process = _Process(memory_bytes, idle_seconds, factory, *args)
+        self._limiter = trio.CapacityLimiter(1)
+
+    def beside(self) -> Service:
+        """Returns another one of the same kind, for a call that takes long. The caller closes it."""
+        return Service(self._factory, *self._args, memory_bytes=self._memory_bytes, inline=self._inline)
+
+    async def call(self, method: str, *args: Any, timeout_s: float = WORKER_SECONDS_MAX) -> Any:
+        """Returns what the method returns, one call at a time. Raises ValueError if it does, else WorkerFailed.
+
+        Cancelling the wait does not undo the call.
+        """
+        if not self._inline:
+            return await trio.to_thread.run_sync(
+                self._process.call, method, args, timeout_s, limiter=self._limiter, abandon_on_cancel=True
+            )
+        await trio.lowlevel.checkpoint()
+        if self._object is None:
+            self._object = find_function(self._factory)(*self._args)
+        try:
+            return getattr(self._object, method)(*msgspec.msgpack.decode(msgspec.msgpack.encode(args)))
+        except ValueError:
+            raise
+        except Exception as error:  # as the separate process does
+            raise WorkerFailed(f"{method}: {type(error).__name__}: {error}") from error
+
+    async def aclose(self) -> None:
+        """Ends the process at once, and with it any running call."""
+        self._process.kill()
+        if self._object is not None:
+            self._object.close()
+            self._object = None
+        await trio.lowlevel.checkpoint()
+
+
 class _Process:
     """Talks to the process. Synchronous, one call at a time."""
 
-    def __init__(self, memory_bytes: int, idle_seconds: float) -> None:
-        self._arguments = (str(memory_bytes), str(idle_seconds))
+    def __init__(self, memory_bytes: int, idle_seconds: float, *service: str) -> None:
+        """service: the factory of a service and its arguments."""
+        self._arguments = (str(memory_bytes), str(idle_seconds), *service)
         self._running: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 

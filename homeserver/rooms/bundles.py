@@ -62,6 +62,22 @@ def bundled_events(
     return _bundled(tx, _Viewer(user_id, device_id, ignored, with_room_id), events)
 
 
+def shown_edits(
+    tx: Transaction, events: Sequence[StoredEvent], *, user_id: str, ignored: frozenset[str] = frozenset()
+) -> dict[int, TimelineEvent]:
+    """Returns the edit that each of the events is bundled with for the user, by the position of the edited event."""
+    viewer = _Viewer(user_id, "", ignored, with_room_id=True)
+    parents = {event.position: event for event in events if event.state_key is None}
+    found = [
+        each
+        for each in list_aggregations(tx, parents)
+        if each.kind == Kind.EDITS and _may_have(parents[each.parent], each.kind, is_nested=False)
+    ]
+    latest = _list_latest(tx, viewer, found)
+    edits = {each.parent: latest.get(each.latest) or _find_earlier(tx, viewer, each) for each in found}
+    return {parent: edit for parent, edit in edits.items() if edit is not None}
+
+
 def visible_children(
     tx: Transaction, user_id: str, ignored: frozenset[str], events: Iterable[TimelineEvent]
 ) -> list[TimelineEvent]:

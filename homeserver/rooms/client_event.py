@@ -97,12 +97,17 @@ def _redacts(tx: Transaction, event: StoredEvent) -> dict[str, Any]:
 
     The value in the place that does not count in this version is only the sender's claim, and was not checked.
     """
-    content = event.content
-    in_content = get_room_version(tx, event.room_id).redacts_in_content
-    redacts = (content if in_content else unpack(event.envelope).rest).get("redacts")
-    if isinstance(redacts, str):
+    redacts, content = find_redacts(tx, event), event.content
+    if redacts is not None:
         return {"redacts": redacts, "content": {**content, "redacts": redacts}}
     return {"content": {key: value for key, value in content.items() if key != "redacts"}}
+
+
+def find_redacts(tx: Transaction, event: StoredEvent) -> str | None:
+    """Returns the event ID that a redaction names, where its room version has it; None if it names none."""
+    in_content = get_room_version(tx, event.room_id).redacts_in_content
+    redacts = (event.content if in_content else unpack(event.envelope).rest).get("redacts")
+    return redacts if isinstance(redacts, str) else None
 
 
 def stripped_event(event: StoredEvent) -> dict[str, Any]:

@@ -35,6 +35,11 @@ def find_erased(tx: Transaction, senders: Iterable[str]) -> dict[str, int]:
     return {nids[nid]: position for nid, position in rows}
 
 
+def list_erased(tx: Transaction, since: int, upto: int) -> list[int]:
+    """Returns the numbers of the users who were erased at since < position ≤ upto."""
+    return tx.values("SELECT sender_nid FROM erased_senders WHERE position > ? AND position <= ?", since, upto)
+
+
 def redacted_copy(tx: Transaction, event: SomeEvent) -> SomeEvent:
     """Returns the event with the content that a redaction would leave."""
     kept = redact({"type": event.type, "content": event.content}, get_room_version(tx, event.room_id))["content"]

@@ -252,6 +252,16 @@ def find_stored(tx: Transaction, position: int) -> StoredEvent | None:
     return None if row is None else stored_events(tx, [row])[0]
 
 
+def find_stored_at(tx: Transaction, positions: Collection[int]) -> dict[int, StoredEvent]:
+    """Returns the events at those of the positions that have one."""
+    rows = tx.all_in(
+        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
+        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position IN (?*)",
+        positions,
+    )
+    return {event.position: event for event in stored_events(tx, rows)}
+
+
 def list_placed(tx: Transaction, event_ids: Collection[EventID]) -> list[EventID]:
     """Returns the events that have their place in the graph, so that the state before them is known."""
     positions = find_positions(tx, event_ids)

@@ -1,0 +1,118 @@
+"""Keeps the index up to date: a tail of the change stream.
+
+Theory of operation. The index itself says up to which position it has the stream (`begin`), because only it knows what
+survived when its process ended. Whoever needs it up to date reads the changes after that position and adds them, one
+caller at a time (`catch_up`): a background task if many changes wait, or for long, and each search, so that people find
+what they have just written. Nothing happens while a message is sent, and a quiet server does not start the process.
+
+Every server process has an index of its own, in its data folder. The index also says to which history it belongs, as
+tokens do (`homeserver.database.generations`): after a restore from a backup it may have events that never happened, and
+is reset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+
+import trio
+
+from homeserver import limits
+from homeserver.database import Database, Transaction
+from homeserver.database.generations import find_reach
+from homeserver.features.search.texts import read_span
+from homeserver.process.workers import Service, WorkerFailed
+from homeserver.resources import Resources
+from homeserver.search.manifest import find_status
+
+_log = logging.getLogger(__name__)
+
+
+async def catch_up(database: Database, index: Service, upto: int) -> None:
+    """Adds everything up to a position of the stream to the index. Raises WorkerFailed."""
+    async with index.lock:
+        position = await _begin(database, index)
+        while position < upto:
+            following = min(upto, position + limits.search.INDEX_SPAN)
+            span = await database.read(read_span, position, following)
+            deleted = [span.deleted_positions, [], span.deleted_authors]
+            if await index.call("add", position, following, span.documents, deleted):
+                position = following
+            else:  # it was reset, or its process has ended and started again
+                position = await _begin(database, index)
+
+
+async def _begin(database: Database, index: Service) -> int:
+    """Returns how far the index has come. One that belongs to another history is reset."""
+    history, position, damage = await index.call("begin", database.generation)
+    if damage:
+        _log.warning("the search index is rebuilt", extra={"reason": damage})
+    if history == database.generation:
+        return int(position)
+    if not position or await database.read(_is_same_history, history, position):
+        await index.call("set_history", database.generation)
+        return int(position)
+    _log.warning("the search index is rebuilt", extra={"reason": "the database was restored from a backup"})
+    await index.call("reset", "", database.generation)
+    return 0
+
+
+def _is_same_history(tx: Transaction, history: str, position: int) -> bool:
+    reach = find_reach(tx, history)
+    return reach is not None and position <= reach
+
+
+async def follow(hs: Resources) -> None:
+    """Follows the stream for as long as the server is open."""
+    index = hs.search
+    if index is None:
+        return
+    known, has_deleted = _find_known(hs)
+    purge_at = trio.current_time()
+    async with hs.stream.subscribe_all() as subscription:
+        while True:
+            with trio.move_on_at(purge_at if has_deleted else math.inf):
+                await subscription.wait(known)
+            with trio.move_on_after(limits.search.INDEX_DELAY_SECONDS):
+                await subscription.wait(known + limits.search.INDEX_WAITING_MAX)
+            known = hs.stream.position
+            try:
+                await catch_up(hs.database, index, known)
+                is_purge_due = trio.current_time() >= purge_at
+                await merge(index, deletions=is_purge_due)
+                has_deleted = (await index.call("status"))["deleted"] > 0
+            except WorkerFailed as error:
+                _log.warning("the search index cannot be updated", extra={"reason": str(error)})
+                known = 0
+                await trio.sleep(limits.search.INDEX_DELAY_SECONDS)
+            else:
+                if is_purge_due:
+                    purge_at = trio.current_time() + limits.search.INDEX_PURGE_SECONDS
+
+
+def _find_known(hs: Resources) -> tuple[int, bool]:
+    """Returns how far the index has come, and whether deleted texts are in its files, without starting its process."""
+    with contextlib.suppress(OSError, ValueError):
+        status = find_status(hs.config.data_path("search"))
+        if status is not None:
+            return int(status["position"]), status["deleted"] > 0
+    return 0, False
+
+
+async def merge(index: Service, *, deletions: bool = False) -> None:
+    """Merges what should be merged, in another process, so that searches do not wait. Raises WorkerFailed."""
+    while plan := await index.call("plan_merge", deletions):
+        folder, *names = plan
+        merger = index.beside()
+        merged = failure = None
+        try:
+            merged = await merger.call("merge", folder, names, timeout_s=limits.search.INDEX_MERGE_SECONDS_MAX)
+        except WorkerFailed as error:
+            failure = error
+        finally:
+            with trio.CancelScope(shield=True):
+                await merger.aclose()
+        await index.call("adopt", folder, names, merged)
+        if failure is not None:
+            raise failure

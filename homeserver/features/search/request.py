@@ -1,0 +1,93 @@
+"""The request of a search, and the token of its next page. Spec: client-server-api/#post_matrixclientv3search"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Literal
+
+import msgspec
+
+from homeserver import limits
+from homeserver.api.filters import RoomEventFilter
+from homeserver.errors import invalid_param
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class EventContext(msgspec.Struct, frozen=True):
+    """Which events to show around each result."""
+
+    before_limit: Count = 5
+    after_limit: Count = 5
+    include_profile: bool = False
+
+
+class Group(msgspec.Struct, frozen=True):
+    key: Literal["room_id", "sender"]
+
+
+class Groupings(msgspec.Struct, frozen=True):
+    group_by: list[Group] = []
+
+
+class RoomEvents(msgspec.Struct, frozen=True):
+    """The criteria for events of rooms."""
+
+    search_term: str
+    keys: list[Literal["content.body", "content.name", "content.topic"]] | None = None
+    filter: RoomEventFilter | None = None
+    order_by: Literal["recent", "rank"] = "rank"
+    event_context: EventContext | None = None
+    include_state: bool = False
+    groupings: Groupings | None = None
+
+
+class Categories(msgspec.Struct, frozen=True):
+    room_events: RoomEvents | None = None
+
+
+class SearchBody(msgspec.Struct, frozen=True):
+    """Spec: client-server-api/#post_matrixclientv3search"""
+
+    search_categories: Categories
+
+
+class SearchQuery(msgspec.Struct, frozen=True):
+    next_batch: str | None = None
+
+
+class NextBatch(msgspec.Struct, frozen=True, array_like=True):
+    """Where the next page begins. seen: how many results came before. group: that the page is limited to.
+
+    It says nothing that its holder has not been shown, and changing it shows nothing that a new search would not.
+    """
+
+    order_by: Literal["recent", "rank"]
+    score: float
+    time: int
+    number: int
+    seen: Count
+    group_key: Literal["", "room_id", "sender"] = ""
+    group: str = ""
+
+    def encode(self) -> str:
+        """Returns the token that clients get."""
+        return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
+
+
+def parse_next_batch(token: str | None, order_by: str) -> NextBatch | None:
+    """Returns where the page begins, None for the first one. Raises MatrixError 400."""
+    if token is None:
+        return None
+    wrong = invalid_param("next_batch is not a token of this search.")
+    if len(token) > limits.search.SEARCH_TOKEN_CHARACTERS_MAX or not token.isascii():
+        raise wrong
+    try:
+        data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        batch = msgspec.msgpack.decode(data, type=NextBatch)
+    except (binascii.Error, msgspec.DecodeError) as error:
+        raise wrong from error
+    if batch.order_by != order_by or not all(abs(each) < 1 << 63 for each in (batch.time, batch.number)):
+        raise wrong
+    return batch

@@ -1,0 +1,117 @@
+"""What of an event is searched, and how an index gets to know it. Spec: client-server-api/#room_events"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from homeserver.database import Transaction
+from homeserver.rooms.client_event import find_redacts
+from homeserver.rooms.erasure import find_erased, list_erased
+from homeserver.rooms.relations import EDIT, find_relation
+from homeserver.rooms.storage import StoredEvent, find_stored_at, find_stored_by_id, list_positions
+from homeserver.search.documents import Document
+
+BODY, NAME, TOPIC = "content.body", "content.name", "content.topic"
+KEYS = (BODY, NAME, TOPIC)
+TYPES = {"m.room.message": BODY, "m.room.name": NAME, "m.room.topic": TOPIC}
+
+# Labels of documents: bits.
+KEY_LABELS = {BODY: 1, NAME: 2, TOPIC: 4}
+EDITED, URL = 8, 16
+
+
+class Span(NamedTuple):
+    """What changed in a span of the stream. deleted: the positions, and the numbers of the authors, to remove."""
+
+    documents: list[Document]
+    deleted_positions: list[int]
+    deleted_authors: list[int]
+
+
+def text_of(event: StoredEvent) -> str:
+    """Returns the text of an event that is searched; empty if there is none. An edit has the new text."""
+    content = event.content
+    key = TYPES.get(event.type)
+    if key == BODY and is_edit(event):
+        edited = content.get("m.new_content")
+        content = edited if isinstance(edited, dict) else {}
+    return "\n".join(_texts(content, key))
+
+
+def is_edit(event: StoredEvent) -> bool:
+    """Returns whether the event claims to replace another one."""
+    if event.type != "m.room.message":
+        return False
+    relation = find_relation(event.content)
+    return relation is not None and relation.rel_type == EDIT
+
+
+def find_edited(tx: Transaction, event: StoredEvent) -> StoredEvent | None:
+    """Returns the event that an edit claims to replace, if it is stored and in the same room."""
+    relation = find_relation(event.content)
+    edited = None if relation is None else find_stored_by_id(tx, relation.parent_id)
+    return edited if edited is not None and edited.room_id == event.room_id else None
+
+
+def read_span(tx: Transaction, since: int, upto: int) -> Span:
+    """Returns what changed in since < position ≤ upto."""
+    positions = [position for kind in TYPES for position in list_positions(tx, since, upto, kind)]
+    events = [event for event in find_stored_at(tx, positions).values() if event.redacted_by is None]
+    erased = find_erased(tx, {event.sender for event in events})
+    documents = [
+        document for event in events if event.sender not in erased and (document := _document(tx, event)) is not None
+    ]
+    redactions = find_stored_at(tx, list_positions(tx, since, upto, "m.room.redaction")).values()
+    return Span(documents, _list_redacted(tx, redactions), list_erased(tx, since, upto))
+
+
+def _document(tx: Transaction, event: StoredEvent) -> Document | None:
+    text = text_of(event)
+    if not text:
+        return None
+    # An edit is sorted by the time of the message, which is what is shown.
+    edited = find_edited(tx, event) if is_edit(event) else None
+    labels = KEY_LABELS[TYPES[event.type]] | (EDITED if is_edit(event) else 0)
+    labels |= URL if "url" in event.content else 0
+    room_nid, sender_nid = tx.find(event.room_id), tx.find(event.sender)
+    assert room_nid is not None and sender_nid is not None
+    moment = event.origin_server_ts if edited is None else edited.origin_server_ts
+    return Document(event.position, moment, room_nid, sender_nid, labels, text)
+
+
+def _list_redacted(tx: Transaction, redactions: Iterable[StoredEvent]) -> list[int]:
+    """Returns the positions of the events that these redactions have redacted."""
+    named = [(find_redacts(tx, event), event.room_id) for event in redactions]
+    targets = [(find_stored_by_id(tx, redacts), room_id) for redacts, room_id in named if redacts is not None]
+    return [
+        target.position
+        for target, room_id in targets
+        if target is not None and target.room_id == room_id and target.redacted_by is not None
+    ]
+
+
+def _texts(content: dict[str, Any], key: str | None) -> Sequence[str]:
+    if key == BODY:
+        values: Collection[Any] = (content.get("body"),)
+    elif key == NAME:
+        values = (content.get("name"),)
+    elif key == TOPIC:
+        values = dict.fromkeys((_text(content.get("topic")), _plain_topic(content)))
+    else:
+        values = ()
+    return [text for value in values if (text := _text(value))]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _plain_topic(content: dict[str, Any]) -> str:
+    """Returns the plain text of an extensible topic. Spec: client-server-api/#mroomtopic"""
+    extensible = content.get("m.topic")
+    representations = extensible.get("m.text") if isinstance(extensible, dict) else None
+    for each in representations if isinstance(representations, list) else ():
+        if isinstance(each, dict) and each.get("mimetype", "text/plain") == "text/plain":
+            return _text(each.get("body"))
+    return ""

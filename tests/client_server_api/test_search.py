@@ -1,0 +1,299 @@
+"""Spec: client-server-api/#server-side-search"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.homeservers import Client, Server
+from tests.support.people import Json, create, invite, join, leave, public_room, redact, say, send, set_state
+
+
+async def search(client: Client, term: str, *, next_batch: str | None = None, **asked: Any) -> Json:
+    """The `room_events` of the answer. The most recent results come first unless `order_by` says otherwise."""
+    body = {"search_categories": {"room_events": {"search_term": term, "order_by": "recent", **asked}}}
+    params = {} if next_batch is None else {"next_batch": next_batch}
+    answer = await client.ok("POST", "search", json=body, params=params)
+    return dict(answer["search_categories"]["room_events"])
+
+
+def ids(found: Json) -> list[str]:
+    return [result["result"]["event_id"] for result in found["results"]]
+
+
+async def find(client: Client, term: str, **asked: Any) -> list[str]:
+    """The IDs of the events that a search finds."""
+    return ids(await search(client, term, **asked))
+
+
+async def test_messages_are_found_by_their_words_as_soon_as_they_are_sent(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    kettle, _, kettles = await say(alice, room_id, "The kettle is on.", "Tea, anyone?", "Two blue KETTLES")
+    assert await find(alice, "kettle") == [kettles, kettle], "also in another form, the most recent first"
+    assert await find(alice, "blue kettle") == await find(alice, "kettle blue") == [kettles]
+    assert await find(alice, "coffee") == await find(alice, "kettle coffee") == await find(alice, "!?") == []
+    (later,) = await say(alice, room_id, "kettle!")
+    assert await find(alice, "kettle") == [later, kettles, kettle]
+
+
+async def test_results_come_with_their_number_and_the_words_to_highlight(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    (sent,) = await say(alice, room_id, "Running the Kettle")
+    found = await search(alice, "run kettles")
+    assert (found["count"], found["highlights"]) == (1, ["Kettle", "Running"])
+    (result,) = found["results"]
+    assert result["result"]["content"]["body"] == "Running the Kettle"
+    assert (result["result"]["room_id"], result["result"]["event_id"]) == (room_id, sent)
+    assert "context" not in result and "next_batch" not in found and "state" not in found and "groups" not in found
+
+
+async def test_results_by_rank_are_the_closest_first(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    close, far = await say(
+        alice, room_id, "kettle kettle", "a kettle among a great many other words of tea and of cake"
+    )
+    found = await search(alice, "kettle", order_by="rank")
+    assert ids(found) == [close, far]
+    ranks = [result["rank"] for result in found["results"]]
+    assert ranks == sorted(ranks, reverse=True) and ranks[0] > ranks[1] > 0
+
+
+async def test_names_and_topics_are_found_by_their_keys(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    name = await set_state(alice, room_id, "m.room.name", {"name": "Kettle club"})
+    content = {"topic": "On kettles", "m.topic": {"m.text": [{"body": "Also on samovars"}]}}
+    topic = await set_state(alice, room_id, "m.room.topic", content)
+    (body,) = await say(alice, room_id, "kettle")
+    assert await find(alice, "kettle") == [body, topic, name]
+    assert await find(alice, "samovar") == [topic]
+    for key, event_id in (("content.body", body), ("content.name", name), ("content.topic", topic)):
+        assert await find(alice, "kettle", keys=[key]) == [event_id]
+    assert await find(alice, "kettle", keys=["content.name", "content.topic"]) == [topic, name]
+
+
+async def test_filters_hold(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    tea, cake = await public_room(alice, bob), await public_room(alice, bob)
+    of_alice = await send(alice, tea, "kettle")
+    of_bob = await send(bob, tea, {"msgtype": "m.image", "body": "kettle.jpg", "url": "mxc://test.example/x"})
+    in_cake = await send(bob, cake, "kettle")
+    name = await set_state(alice, cake, "m.room.name", {"name": "kettle"})
+
+    async def filtered(**conditions: Any) -> list[str]:
+        return await find(alice, "kettle", filter=conditions)
+
+    assert await filtered() == [name, in_cake, of_bob, of_alice]
+    assert await filtered(rooms=[tea]) == await filtered(not_rooms=[cake]) == [of_bob, of_alice]
+    assert await filtered(senders=[bob.user_id]) == await filtered(not_senders=[alice.user_id]) == [in_cake, of_bob]
+    assert await filtered(types=["m.room.message"], rooms=[cake]) == [in_cake]
+    assert await filtered(types=["m.room.n*"]) == await filtered(not_types=["m.room.message"]) == [name]
+    assert await filtered(contains_url=True) == [of_bob]
+    assert await filtered(contains_url=False) == [name, in_cake, of_alice]
+    assert await filtered(rooms=[]) == await filtered(senders=[]) == await filtered(types=[]) == []
+    assert await filtered(rooms=["!elsewhere:test.example"]) == await filtered(senders=["@carol:test.example"]) == []
+    assert await filtered(limit=2) == [name, in_cake]
+
+
+@pytest.mark.parametrize("order_by", ["recent", "rank"])
+async def test_pages_follow_on_one_another(server: Server, order_by: str) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    sent = await say(alice, room_id, *(f"kettle {'and ' * number}tea" for number in range(7)))
+    found: list[str] = []
+    token: str | None = None
+    while True:
+        page = await search(alice, "kettle", order_by=order_by, filter={"limit": 3}, next_batch=token)
+        found += ids(page)
+        assert page["count"] == 7
+        token = page.get("next_batch")
+        if token is None:
+            break
+    assert found == (sent[::-1] if order_by == "recent" else sent)
+
+
+async def test_groups_list_their_results_and_have_pages_of_their_own(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    tea, cake = await public_room(alice, bob), await public_room(alice, bob)
+    first, second = await say(alice, tea, "kettle 1", "kettle 2")
+    (third,) = await say(bob, cake, "kettle 3")
+    asked: Json = {"groupings": {"group_by": [{"key": "room_id"}, {"key": "sender"}]}, "filter": {"limit": 2}}
+    page = await search(alice, "kettle", **asked)
+    rooms, senders = page["groups"]["room_id"], page["groups"]["sender"]
+    assert {name: (group["order"], group["results"]) for name, group in rooms.items()} == {
+        cake: (1, [third]),
+        tea: (2, [second]),
+    }
+    assert set(senders) == {alice.user_id, bob.user_id}
+    of_tea = await search(alice, "kettle", next_batch=rooms[tea]["next_batch"], **asked)
+    assert ids(of_tea) == [first] and set(of_tea["groups"]["room_id"]) == {tea}
+    of_bob = await search(alice, "kettle", next_batch=senders[bob.user_id]["next_batch"], **asked)
+    assert ids(of_bob) == [] and "next_batch" not in of_bob
+
+
+async def test_results_have_their_context_with_the_profiles_of_that_time(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Bob"})
+    room_id = await public_room(alice, bob)
+    before = await say(alice, room_id, "one", "two")
+    (found,) = await say(bob, room_id, "kettle")
+    after = await say(alice, room_id, "three", "four")
+    await bob.ok("PUT", f"profile/{bob.user_id}/displayname", json={"displayname": "Robert"})
+    context = {"before_limit": 1, "after_limit": 2, "include_profile": True}
+    ((result),) = (await search(alice, "kettle", event_context=context))["results"]
+    assert result["result"]["event_id"] == found
+    shown = result["context"]
+    assert [event["event_id"] for event in shown["events_before"]] == before[1:]
+    assert [event["event_id"] for event in shown["events_after"]] == after
+    assert shown["profile_info"][bob.user_id] == {"displayname": "Bob"}
+    assert set(shown["profile_info"]) == {alice.user_id, bob.user_id}
+    page = await alice.ok("GET", f"rooms/{room_id}/messages", params={"dir": "b", "from": shown["start"], "limit": 1})
+    assert [event["event_id"] for event in page["chunk"]] == before[:1]
+
+
+async def test_the_state_of_the_rooms_of_the_results_is_included_on_request(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id, _ = await public_room(alice, bob), await create(alice)
+    await say(alice, room_id, "kettle")
+    state = (await search(alice, "kettle", include_state=True))["state"]
+    assert set(state) == {room_id}
+    assert {event["state_key"] for event in state[room_id] if event["type"] == "m.room.member"} == {
+        alice.user_id,
+        bob.user_id,
+    }
+    lazily = (await search(alice, "kettle", include_state=True, filter={"lazy_load_members": True}))["state"]
+    assert {event["state_key"] for event in lazily[room_id] if event["type"] == "m.room.member"} == {alice.user_id}
+
+
+# --- what changes ---
+
+
+async def test_edited_messages_are_found_by_what_they_say_now(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    sent = await send(alice, room_id, "the kettle")
+    edit = {
+        "msgtype": "m.text", "body": "* the teapot", "m.new_content": {"msgtype": "m.text", "body": "the teapot"},
+        "m.relates_to": {"rel_type": "m.replace", "event_id": sent},
+    }  # fmt: skip
+    edited = await send(alice, room_id, edit)
+    assert await find(alice, "kettle") == []
+    (result,) = (await search(alice, "teapot"))["results"]
+    assert result["result"]["event_id"] == sent
+    assert result["result"]["unsigned"]["m.relations"]["m.replace"]["event_id"] == edited
+    await redact(alice, room_id, edited)
+    assert await find(alice, "kettle") == [sent] and await find(alice, "teapot") == []
+
+
+async def test_redacted_messages_are_found_no_more(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    (sent,) = await say(alice, room_id, "kettle")
+    assert await find(alice, "kettle") == [sent]
+    await redact(alice, room_id, sent)
+    assert (await search(alice, "kettle"))["count"] == 0
+
+
+async def test_messages_of_ignored_users_are_not_found(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await say(bob, await public_room(alice, bob), "kettle")
+    ignored = {"ignored_users": {bob.user_id: {}}}
+    await alice.ok("PUT", f"user/{alice.user_id}/account_data/m.ignored_user_list", json=ignored)
+    assert await find(alice, "kettle") == []
+
+
+async def test_encrypted_messages_are_not_indexed(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    await send(alice, room_id, {"algorithm": "m.megolm.v1.aes-sha2", "body": "kettle"}, kind="m.room.encrypted")
+    assert await find(alice, "kettle") == []
+
+
+# --- who sees what ---
+
+
+async def test_only_members_find_messages(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice)
+    await say(alice, room_id, "kettle")
+    found = await search(bob, "kettle")
+    assert (found["results"], found["count"], found["highlights"]) == ([], 0, [])
+
+
+async def test_former_members_find_what_was_said_before_they_left(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    (before,) = await say(alice, room_id, "kettle")
+    await leave(bob, room_id)
+    await say(alice, room_id, "kettle again")
+    found = await search(bob, "kettle")
+    assert ids(found) == [before] and found["count"] == 1
+    await bob.ok("POST", f"rooms/{room_id}/forget", json={})
+    assert await find(bob, "kettle") == []
+
+
+async def test_history_that_is_hidden_from_new_members_is_not_found_or_counted(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await create(alice, preset="private_chat")
+    await set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
+    await say(alice, room_id, *["secret kettle"] * 3)
+    await invite(alice, room_id, bob)
+    await join(bob, room_id)
+    (shown,) = await say(alice, room_id, "kettle")
+    found = await search(bob, "kettle", order_by="rank")
+    assert ids(found) == [shown] and found["count"] == 1 and "next_batch" not in found
+    assert len(await find(alice, "kettle")) == 4
+
+
+async def test_an_edit_that_is_hidden_from_a_former_member_does_not_change_what_they_find(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    sent = await send(alice, room_id, "the kettle")
+    await leave(bob, room_id)
+    edit = {
+        "msgtype": "m.text", "body": "* the teapot", "m.new_content": {"msgtype": "m.text", "body": "the teapot"},
+        "m.relates_to": {"rel_type": "m.replace", "event_id": sent},
+    }  # fmt: skip
+    await send(alice, room_id, edit)
+    assert await find(bob, "kettle") == await find(alice, "teapot") == [sent]
+    assert await find(bob, "teapot") == await find(alice, "kettle") == []
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"search_term": "a" * 513},
+        {"search_term": " ".join(f"word{number}" for number in range(25))},
+        {"search_term": 7},
+        {"search_term": "kettle", "order_by": "size"},
+        {"search_term": "kettle", "keys": ["content.formatted_body"]},
+        {"search_term": "kettle", "groupings": {"group_by": [{"key": "type"}]}},
+        {"search_term": "kettle", "filter": {"rooms": "!a:b"}},
+        {"search_term": "kettle", "event_context": {"before_limit": -1}},
+        {},
+    ],
+)
+async def test_malformed_searches_are_refused(server: Server, asked: Json) -> None:
+    alice = await server.register("alice")
+    response = await alice.request("POST", "search", json={"search_categories": {"room_events": asked}})
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize("token", ["", "x", "AAAA", "a" * 2000, "ü", "lqZyZWNlbnQBAgME", "!!!!"])
+async def test_tokens_of_elsewhere_are_refused(server: Server, token: str) -> None:
+    alice = await server.register("alice")
+    body = {"search_categories": {"room_events": {"search_term": "kettle"}}}
+    response = await alice.request("POST", "search", json=body, params={"next_batch": token})
+    assert (response.status_code, response.json()["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+async def test_a_search_in_no_category_finds_nothing(server: Server) -> None:
+    alice = await server.register("alice")
+    assert await alice.ok("POST", "search", json={"search_categories": {}}) == {"search_categories": {}}

@@ -37,6 +37,7 @@ class MutualRoomsQuery(msgspec.Struct, frozen=True):
 
 
 @routes.get("/_matrix/client/v1/mutual_rooms", rate_limit="mutual_rooms")
+@routes.get("/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms", rate_limit="mutual_rooms")
 async def get_mutual_rooms(hs: Resources, requester: Requester, query: MutualRoomsQuery) -> JsonObject:
     if query.user_id == requester.user_id:
         raise invalid_param("user_id must be another user's.")
@@ -67,4 +68,9 @@ FEATURE = Feature(
     spec="client-server-api/#mutual-rooms",
     routes=routes,
     limits={"mutual_rooms": Bucket(50, 5)},  # a look-up for each room of the user; clients ask for each profile shown
+    # Clients from before v1.19 ask at the unstable path, and only if it is announced.
+    unstable_features={
+        "uk.half-shot.msc2666.query_mutual_rooms": True,
+        "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
+    },
 )

@@ -46,6 +46,9 @@ _SPECIFIED = frozenset({"displayname", "avatar_url", "m.tz"})
 _FIELD = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)+", re.ASCII)
 _MXC = re.compile(r"mxc://[^/?#\s]+/[A-Za-z0-9_-]+", re.ASCII)
 
+# Clients from before v1.16 use this path, if the feature is announced.
+UNSTABLE_PATH = "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{key_name}"
+
 routes = Routes()
 
 
@@ -55,6 +58,7 @@ async def get_user_profile(hs: Resources, user_id: UserID) -> JsonObject:
 
 
 @routes.get("/_matrix/client/v3/profile/{user_id}/{key_name}")
+@routes.get(UNSTABLE_PATH)
 async def get_profile_field(hs: Resources, user_id: UserID, key_name: str) -> JsonObject:
     profile = await _look_up(hs, user_id, key_name)
     is_unset = not accounts.is_local(hs, user_id) and profile.get(key_name) is None  # servers may send null for "none"
@@ -77,6 +81,7 @@ def _read_profile(tx: Transaction, user_id: UserID, field: str | None) -> JsonOb
 
 
 @routes.put("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile", allow_guest=True)
+@routes.put(UNSTABLE_PATH, rate_limit="profile")
 async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str, body: dict) -> Empty:
     _check_may_change(requester, user_id, key_name)
     if key_name not in body:
@@ -87,6 +92,7 @@ async def set_profile_field(hs: Resources, requester: Requester, user_id: UserID
 
 
 @routes.delete("/_matrix/client/v3/profile/{user_id}/{key_name}", rate_limit="profile", allow_guest=True)
+@routes.delete(UNSTABLE_PATH, rate_limit="profile")
 async def delete_profile_field(hs: Resources, requester: Requester, user_id: UserID, key_name: str) -> Empty:
     _check_may_change(requester, user_id, key_name)
     await change_profile(hs, user_id, key_name, None)
@@ -190,4 +196,5 @@ FEATURE = Feature(
     },
     worklists=(Worklist("profiles", list_unfinished, finish_update),),
     forget_user=forget_profile,
+    unstable_features={"uk.tcpip.msc4133": True, "uk.tcpip.msc4133.stable": True},
 )

@@ -290,4 +290,6 @@ FEATURE = Feature(
     limits={"directory": Bucket(50, 5)},  # may query another server
     queries={"directory": answer_directory_query},
     forget_user=forget_aliases,
+    # Element lists spaces only where this is announced, although `room_types` is in the spec since v1.4.
+    unstable_features={"org.matrix.msc3827.stable": True},
 )

@@ -76,3 +76,33 @@ async def test_keys_of_this_server_are_found_by_id(server: Server) -> None:
         path = f"/_matrix/key/v2/query/{server.name}/{quote(wanted, safe='')}"
         (answered,) = (await server.anonymous.ok("GET", path))["server_keys"]
         assert answered["verify_keys"] == keys["verify_keys"]
+
+
+async def test_features_that_clients_look_for_are_announced(server: Server) -> None:
+    """Clients of before these were in the spec go on using, and asking for, the names that they had."""
+    features = (await server.anonymous.ok("GET", "/_matrix/client/versions"))["unstable_features"]
+    for name in (
+        "org.matrix.e2e_cross_signing",  # without it Element neither sets up cross-signing nor verifies anybody
+        "org.matrix.msc3827.stable",  # without it Element does not list public spaces
+        "uk.half-shot.msc2666.query_mutual_rooms",
+        "uk.tcpip.msc4133",
+    ):
+        assert features[name] is True
+
+
+async def test_profile_fields_at_their_old_path(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    path = f"/_matrix/client/unstable/uk.tcpip.msc4133/profile/{quote(alice.user_id)}/us.cloke.msc4175.tz"
+    time_zone = {"us.cloke.msc4175.tz": "Europe/Lisbon"}
+    await alice.ok("PUT", path, json=time_zone)
+    assert await bob.ok("GET", path) == time_zone
+    assert (await bob.refused("PUT", path, json=time_zone))[0] == 403
+    await alice.ok("DELETE", path)
+    assert await bob.refused("GET", path) == (404, "M_NOT_FOUND")
+
+
+async def test_mutual_rooms_at_their_old_path(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob)
+    path = "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"
+    assert (await alice.ok("GET", path, params={"user_id": bob.user_id}))["joined"] == [room_id]

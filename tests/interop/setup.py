@@ -1,18 +1,22 @@
-"""Installs what the scenarios run besides our server, unless it is installed: Synapse, and the libraries of clients.
+"""Installs what the scenarios run besides our server, unless it is installed.
+
+That is Synapse, the libraries of clients, and Element Web's user interface with what drives a browser.
 
 Synapse never shares an environment with us: it is another program, under another licence, with its own dependencies.
 matrix-nio has an environment of its own here because its cryptography (vodozemac) is compiled for some platforms only.
 matrix-js-sdk, on which Element is built, and matrix-bot-sdk need Node; without Node, their scenarios are left out and
-the run says so.
+the run says so. Element is built from matrix-react-sdk, its user interface, because only that is in npm's registry
+(until 2024-11, when it was merged into Element Web). It needs Chromium, too, which the machine must have.
 
 To move to another Synapse or matrix-nio, change its requirements-….in and run in this folder, for example:
 
     uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
     requirements-synapse.in -o requirements-synapse.lock
 
-To move to another matrix-js-sdk or matrix-bot-sdk, change package.json in js_sdk/ or bot_sdk/ and run there:
+To move to another matrix-js-sdk, matrix-bot-sdk or Element, change package.json in js_sdk/, bot_sdk/ or element/ and
+run there:
 
-    npm install --package-lock-only --omit-lockfile-registry-resolved
+    npm install --package-lock-only --omit-lockfile-registry-resolved --legacy-peer-deps
 
 Then remove the "funding" entries, which contain addresses.
 """
@@ -32,10 +36,12 @@ sys.path.insert(0, str(REPOSITORY / ".ci"))
 
 from environment import ensure_environment  # noqa: E402 (found only now)
 
+ELEMENT = HERE / "element"
 JS_SDK = HERE / "js_sdk"
 BOT_SDK = HERE / "bot_sdk"
 MATRIX_NIO = HERE / "matrix_nio"
 NODE_MAJOR_MIN = 20
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def synapse_venv() -> Path:
@@ -82,11 +88,46 @@ def ensure_node_packages() -> str:
     return lacking
 
 
+def element_site() -> Path:
+    """Returns the folder of Element as a browser loads it."""
+    return REPOSITORY / ".node-element" / "site"
+
+
+def playwright_venv() -> Path:
+    """Returns the folder of the environment that drives the browser: `.venv-playwright` in the repository."""
+    return REPOSITORY / ".venv-playwright"
+
+
+def find_chromium() -> str | None:
+    """Returns the path of Chromium or Chrome, or None if this machine has neither."""
+    return next((path for name in CHROMIUM_NAMES if (path := shutil.which(name)) is not None), None)
+
+
+def ensure_element() -> str:
+    """Builds Element, and installs what drives the browser. Returns why that is not possible, "" if it is done."""
+    lacking = _lacking_for_node()
+    if find_chromium() is None:
+        lacking = "Chromium is not on this machine (Debian: apt-get install chromium)"
+    if lacking:
+        return lacking
+    ensure_environment("Playwright", playwright_venv(), HERE / "requirements-playwright.lock", "make interop")
+    folder = element_site().parent
+    _ensure_node_folder("Element", ELEMENT, folder)
+    sources = [path for path in sorted(ELEMENT.iterdir()) if path.suffix in (".html", ".js", ".json", ".mjs")]
+    stamp, fingerprint = folder / "built-from", _fingerprint(*sources)
+    if not _is_made(stamp, fingerprint):
+        print(f"Element: building {element_site()} (once)", flush=True)
+        for path in sources:
+            shutil.copy(path, folder)
+        subprocess.run(["node", "build.mjs", "."], cwd=folder, check=True)
+        stamp.write_text(fingerprint)
+    return ""
+
+
 def _ensure_node_folder(name: str, source: Path, folder: Path) -> None:
     """Installs what the package-lock.json in `source` lists, unless it is installed. No scripts of packages run."""
-    stamp = folder / "made-from"
-    fingerprint = hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == fingerprint:
+    stamp, fingerprint = folder / "made-from", _fingerprint(source / "package-lock.json")
+    if _is_made(stamp, fingerprint):
         print(f"{name}: {folder} is up to date")
         return
     print(f"{name}: making {folder} (once)", flush=True)
@@ -94,9 +135,18 @@ def _ensure_node_folder(name: str, source: Path, folder: Path) -> None:
     folder.mkdir()
     for file in ("package.json", "package-lock.json"):
         shutil.copy(source / file, folder)
-    install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
-    subprocess.run(install, cwd=folder, check=True)
+    # Old packages do not know of newer versions of those that they go together with, and npm would refuse.
+    quiet = ["--no-audit", "--no-fund", "--no-update-notifier"]
+    subprocess.run(["npm", "ci", "--ignore-scripts", "--legacy-peer-deps", *quiet], cwd=folder, check=True)
     stamp.write_text(fingerprint)
+
+
+def _fingerprint(*files: Path) -> str:
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _is_made(stamp: Path, fingerprint: str) -> bool:
+    return stamp.exists() and stamp.read_text() == fingerprint
 
 
 def _lacking_for_node() -> str:

@@ -14,6 +14,7 @@ LOCK_NAMES = (
     "requirements.lock",
     "tests/requirements.lock",
     "tests/interop/requirements-nio.lock",
+    "tests/interop/requirements-playwright.lock",
     "tests/interop/requirements-synapse.lock",
 )
 LOCKS = {name: (ROOT / name).read_text() for name in LOCK_NAMES}
@@ -65,8 +66,9 @@ def test_the_lock_names_no_index(lock: str) -> None:
     assert "\n-" not in LOCKS[lock]
 
 
-def test_the_node_lock_pins_by_hash_and_names_no_index() -> None:
-    text = (ROOT / "tests/interop/js_sdk/package-lock.json").read_text()
+@pytest.mark.parametrize("folder", ["element", "js_sdk"])
+def test_the_node_lock_pins_by_hash_and_names_no_index(folder: str) -> None:
+    text = (ROOT / "tests/interop" / folder / "package-lock.json").read_text()
     assert "://" not in text
     lock = json.loads(text)
     packages = [package for name, package in lock["packages"].items() if name]

@@ -64,4 +64,6 @@ FEATURE = Feature(
     before_sync=BeforeSync(_has_restored_keys, _delete_restored_keys, _idle_ms),
     sync_always=tell_key_counts,
     forget_user=forget_user,
+    # Element sets up and offers cross-signing only where it is announced, although it is in the spec since v1.1.
+    unstable_features={"org.matrix.e2e_cross_signing": True},
 )

@@ -1,0 +1,14 @@
+// Configures Element, and starts it then: its modules read the configuration while they are loaded.
+
+import SdkConfig from "matrix-react-sdk/src/SdkConfig";
+
+const homeserver = new URLSearchParams(location.search).get("homeserver");
+SdkConfig.put({
+    brand: "Element",
+    default_server_config: { "m.homeserver": { base_url: homeserver } },
+    disable_guests: true,
+    features: {},
+    setting_defaults: {},
+});
+const { start } = await import("./element.mjs");
+await start(homeserver);

@@ -1,0 +1,127 @@
+"""A person who uses Element in Chromium, and what they do with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Response, expect
+
+PATIENCE_MS = 60_000
+VIEWPORT = {"width": 1280, "height": 800}
+# What is different for each user, room or event in a path.
+NAMES = re.compile(r"(?<=/)(?:(?:[!$@#]|%(?:21|24|40|23))[^/]+|m\d{10,}[^/]*|[^/]{23,})")
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+class Traffic:
+    """What Element asked of the servers."""
+
+    def __init__(self) -> None:
+        self.called: set[str] = set()
+        self.refused: set[str] = set()
+
+    def note(self, response: Response, server_url: str) -> None:
+        """Notes an answer of the server."""
+        request = response.request
+        if not response.url.startswith(f"{server_url}/_matrix/") or request.method == "OPTIONS":
+            return
+        path = NAMES.sub("…", response.url.removeprefix(server_url).partition("?")[0])
+        self.called.add(f"{request.method} {path}")
+        if response.status >= 400:
+            try:
+                errcode = response.json().get("errcode")
+            except (Error, ValueError):  # the page has gone, or the body is not JSON
+                errcode = "without errcode"
+            self.refused.add(f"{response.status} {request.method} {path} {errcode}")
+
+
+class Person:
+    """A user of one server, in a browser of their own."""
+
+    def __init__(self, browser: Browser, described: dict[str, str], site: str, screenshots: Path) -> None:
+        self.name = described["user"]
+        self.user_id = described["user_id"]
+        self.traffic = Traffic()
+        self._password = described["password"]
+        self._server_url = described["url"]
+        self._site = site
+        self._screenshots = screenshots
+        # The server's name points to its federation port, where Element looks for the file well-known.
+        self._context = browser.new_context(viewport=VIEWPORT, ignore_https_errors=True)
+        self._context.on("response", lambda response: self.traffic.note(response, self._server_url))
+        self.page = self._context.new_page()
+        self.page.set_default_timeout(PATIENCE_MS)
+        self.page.on("console", self._print_complaint)
+        self.page.on("pageerror", lambda error: print(f"{self.name}: uncaught: {error}"))
+
+    def _print_complaint(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            print(f"{self.name}: {message.type}: {' '.join(message.text.split())[:300]}")
+
+    def screenshot(self, name: str) -> None:
+        """Stores what is on the screen, for people to look at."""
+        self.page.screenshot(path=self._screenshots / f"{name}-{self.name}.png")
+
+    # -- the account -----------------------------------------------------------------------------------
+
+    def log_in(self) -> None:
+        """Opens Element, logs in with the password, and closes what it explains to new users."""
+        self.page.goto(f"{self._site}?homeserver={self._server_url}#/login")
+        self.page.get_by_label("Username", exact=True).fill(self.name)
+        self.page.get_by_label("Password", exact=True).fill(self._password)
+        self.page.get_by_role("button", name="Sign in").click()
+        self.page.get_by_role("button", name="OK", exact=True).click()
+
+    # -- rooms -----------------------------------------------------------------------------------------
+
+    def create_room(self, name: str) -> None:
+        """Creates a private room, which Element encrypts."""
+        self.page.get_by_role("button", name="Add room").click()
+        self.page.get_by_role("menuitem", name="New room").click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_label("Name", exact=True).fill(name)
+        dialog.get_by_role("button", name="Create room").click()
+        expect(self.page.get_by_text("This is the start of")).to_be_visible()
+
+    def invite(self, other: Person) -> None:
+        """Invites another person to the room that is open."""
+        self.page.get_by_role("button", name="Invite to this room").click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("textbox").fill(other.user_id)
+        dialog.locator(".mx_InviteDialog_tile", has_text=other.user_id).first.click()
+        dialog.get_by_role("button", name="Invite", exact=True).click()
+        expect(dialog).to_be_hidden()
+
+    def accept(self, name: str) -> None:
+        """Accepts the invite to a room."""
+        self.open(name)
+        self.page.get_by_role("button", name="Accept").click()
+        expect(self.composer).to_be_visible()
+
+    def open(self, name: str) -> None:
+        """Opens a room from the list."""
+        self.page.get_by_role("treeitem", name=re.compile(name)).click()
+
+    # -- the timeline ----------------------------------------------------------------------------------
+
+    @property
+    def composer(self) -> Locator:
+        """Where a message to the room is written."""
+        return self.page.locator(".mx_RoomView").get_by_role("textbox", name=re.compile("^Send a"))
+
+    def say(self, text: str) -> None:
+        self.composer.click()
+        self.page.keyboard.type(text)
+        self.page.keyboard.press("Enter")
+
+    def message(self, text: str) -> Locator:
+        """The message with this text in the room that is open."""
+        return self.page.locator(".mx_RoomView_timeline .mx_EventTile").filter(has_text=text).last
+
+    def read(self, text: str) -> Locator:
+        """Waits until the message is on the screen, and returns it."""
+        message = self.message(text)
+        expect(message).to_be_visible()
+        return message

@@ -1,0 +1,49 @@
+"""Element Web in Chromium: what people see and do, across two servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from tests.interop.clients import PASSWORD, Client
+from tests.interop.servers import Server
+from tests.interop.setup import ELEMENT, element_site, find_chromium, playwright_venv
+
+TIMEOUT_S = 280
+
+# Element asks for a key backup before there is one.
+NO_BACKUP = "404 GET /_matrix/client/v3/room_keys/version M_NOT_FOUND"
+# It asks whether the server leaves logging in to another program. Ours does that itself.
+NO_ISSUER = "404 GET /_matrix/client/unstable/org.matrix.msc2965/auth_issuer M_UNRECOGNIZED"
+# It asks for the members of a room of another server before the user has joined, and does without them.
+NO_MEMBERS = "403 GET /_matrix/client/v3/rooms/…/members M_FORBIDDEN"
+EXPECTED = {NO_BACKUP, NO_ISSUER, NO_MEMBERS}
+
+Sides = tuple[Server, Server]
+
+
+def run_program(program: str, here: Server, there: Server, tmp_path: Path) -> set[str]:
+    """Runs a program of element/ to its end, with a user of each server. Returns what the servers refused."""
+    people = [Client(here, "alice"), Client(there, "bob")]
+    screenshots = Path(os.environ.get("INTEROP_SCREENSHOTS", tmp_path))
+    print(f"\nscreenshots are in {screenshots}")
+    plan = {
+        "chromium": find_chromium(),
+        "people": [
+            {"url": each.server.url, "user": each.localpart, "user_id": each.user_id, "password": PASSWORD}
+            for each in people
+        ],
+        "screenshots": str(screenshots),
+        "site": str(element_site()),
+    }
+    command = [str(playwright_venv() / "bin" / "python"), str(ELEMENT / program), json.dumps(plan)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    print(ran.stdout)
+    assert ran.returncode == 0, f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
+    return set(json.loads(ran.stdout.splitlines()[-1])["refused"])
+
+
+def test_an_encrypted_conversation_with_element(organisations: Sides, tmp_path: Path) -> None:
+    assert run_program("conversation.py", *organisations, tmp_path) <= EXPECTED

@@ -8,7 +8,7 @@ SdkConfig.put({
     default_server_config: { "m.homeserver": { base_url: homeserver } },
     disable_guests: true,
     features: {},
-    setting_defaults: {},
+    setting_defaults: { developerMode: true }, // with it, rooms are upgraded to any version
 });
 const { start } = await import("./element.mjs");
 await start(homeserver);

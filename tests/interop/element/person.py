@@ -25,7 +25,9 @@ class Traffic:
     def note(self, response: Response, server_url: str) -> None:
         """Notes an answer of the server."""
         request = response.request
-        if not response.url.startswith(f"{server_url}/_matrix/") or request.method == "OPTIONS":
+        # The requests of the service worker itself are noted, too.
+        is_other = request.method == "OPTIONS" or response.from_service_worker
+        if is_other or not response.url.startswith(f"{server_url}/_matrix/"):
             return
         path = NAMES.sub("…", response.url.removeprefix(server_url).partition("?")[0])
         self.called.add(f"{request.method} {path}")
@@ -34,7 +36,10 @@ class Traffic:
                 errcode = response.json().get("errcode")
             except (Error, ValueError):  # the page has gone, or the body is not JSON
                 errcode = "without errcode"
-            self.refused.add(f"{response.status} {request.method} {path} {errcode}")
+            refusal = f"{response.status} {request.method} {path} {errcode}"
+            if refusal not in self.refused:
+                print(f"refused: {refusal}")
+            self.refused.add(refusal)
 
 
 class Person:
@@ -112,7 +117,11 @@ class Person:
         return self.page.locator(".mx_RoomView").get_by_role("textbox", name=re.compile("^Send a"))
 
     def say(self, text: str) -> None:
-        self.composer.click()
+        """Sends a message to the room that is open."""
+        self._write(self.composer, text)
+
+    def _write(self, where: Locator, text: str) -> None:
+        where.click()
         self.page.keyboard.type(text)
         self.page.keyboard.press("Enter")
 
@@ -125,3 +134,68 @@ class Person:
         message = self.message(text)
         expect(message).to_be_visible()
         return message
+
+    def _act(self, message: Locator, action: str) -> None:
+        """Clicks one of the buttons that appear while the pointer is over a message."""
+        message.hover()
+        message.get_by_role("toolbar").get_by_label(action, exact=True).click()
+
+    def react(self, text: str, emoji: str) -> None:
+        """Reacts to the message with this text."""
+        self._act(self.read(text), "React")
+        self.page.get_by_role("toolbar", name="Quick reactions").get_by_text(emoji).click()
+
+    def reply(self, text: str, answer: str) -> None:
+        """Replies to the message with this text."""
+        self._act(self.read(text), "Reply")
+        self.say(answer)
+
+    def edit(self, text: str, corrected: str) -> None:
+        """Changes one's own message with this text."""
+        self._act(self.read(text), "Edit")
+        editor = self.page.get_by_role("textbox", name="Edit message")
+        editor.press("ControlOrMeta+a")
+        self.page.keyboard.type(corrected)
+        self.page.keyboard.press("Enter")
+
+    def remove(self, text: str) -> None:
+        """Redacts one's own message with this text."""
+        self._act(self.read(text), "Options")
+        self.page.get_by_role("menuitem", name="Remove").click()
+        self.page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+
+    def send_picture(self, path: Path) -> None:
+        """Sends a picture to the room that is open."""
+        self.page.locator(".mx_RoomView .mx_MessageComposer input[type=file]").set_input_files(path)
+        self.page.get_by_role("dialog").get_by_role("button", name="Upload").click()
+
+    def see_picture(self) -> None:
+        """Waits until a picture in the room that is open has been loaded, and decrypted."""
+        picture = self.page.locator(".mx_MImageBody img.mx_MImageBody_thumbnail").last
+        expect(picture).to_be_visible()
+        expect(picture).to_have_js_property("complete", True)
+        expect(picture).not_to_have_js_property("naturalWidth", 0)
+
+    # -- threads ---------------------------------------------------------------------------------------
+
+    @property
+    def thread(self) -> Locator:
+        """The thread that is open beside the room."""
+        return self.page.locator(".mx_ThreadView")
+
+    def start_thread(self, text: str, answer: str) -> None:
+        """Starts a thread on the message with this text."""
+        self._act(self.read(text), "Reply in thread")
+        self.say_in_thread(answer)
+
+    def open_thread(self, text: str) -> None:
+        """Opens the thread on the message with this text."""
+        self.read(text).get_by_role("button", name="Open thread").click()
+
+    def say_in_thread(self, text: str) -> None:
+        """Sends a message to the thread that is open."""
+        self._write(self.thread.get_by_role("textbox"), text)
+
+    def read_in_thread(self, text: str) -> None:
+        """Waits until the message is in the thread that is open."""
+        expect(self.thread.locator(".mx_EventTile").filter(has_text=text).last).to_be_visible()

@@ -68,7 +68,7 @@ def parse_address(id_server: str, id_access_token: str, medium: str, address: st
 
 
 async def look_up(hs: Resources, address: Address) -> UserID | None:
-    """Returns the user who owns the address, None if the identity server knows nobody. Raises MatrixError 502."""
+    """Returns the user who owns the address, None if the identity server knows nobody. Raises MatrixError 400, 403."""
     details = await _ask(hs, address, "GET", "hash_details")
     algorithms, pepper = details.get("algorithms"), details.get("lookup_pepper")
     if not isinstance(algorithms, list) or not isinstance(pepper, str):
@@ -79,7 +79,7 @@ async def look_up(hs: Resources, address: Address) -> UserID | None:
     elif "none" in algorithms:
         algorithm, hashed = "none", f"{address.address} {address.medium}"
     else:
-        raise MatrixError(502, "M_UNKNOWN", f"{address.server} knows no algorithm for look-ups that this server knows.")
+        raise _useless(f"{address.server} knows no algorithm for look-ups that this server knows.")
     body = {"algorithm": algorithm, "pepper": pepper, "addresses": [hashed]}
     found = (await _ask(hs, address, "POST", "lookup", body)).get("mappings")
     if not isinstance(found, dict):
@@ -150,7 +150,7 @@ async def _send(
         )
     except WireError as error:
         # Without the text of the error: it could tell users what names in our network resolve to.
-        raise MatrixError(502, "M_UNKNOWN", f"The identity server {address.server} cannot be reached.") from error
+        raise _useless(f"The identity server {address.server} cannot be reached.") from error
 
 
 def _read_json(response: WireResponse) -> JsonObject | None:
@@ -187,4 +187,9 @@ def _read_user(server: ServerName, user_id: object) -> UserID:
 
 
 def _unusable(server: ServerName) -> MatrixError:
-    return MatrixError(502, "M_UNKNOWN", f"The identity server {server} gave an unusable answer.")
+    return _useless(f"The identity server {server} gave an unusable answer.")
+
+
+def _useless(error: str) -> MatrixError:
+    """Returns the error for a request that names an identity server of no use. The client has chosen it."""
+    return MatrixError(400, "M_UNKNOWN", error)

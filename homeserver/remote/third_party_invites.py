@@ -95,7 +95,7 @@ async def invite_by_address(hs: Resources, draft: Draft, address: Address) -> No
     """Invites the owner of the address, now or once there is one.
 
     draft: the m.room.member event for an owner, without state key.
-    Raises MatrixError: 403 not allowed in the room or by the identity server, 502 the identity server does not answer.
+    Raises MatrixError: 403 not allowed in the room or by the identity server, 400 the identity server is of no use.
     """
     assert draft.room_id is not None
     details = await hs.database.read(_check_may_invite, draft.room_id, UserID(draft.sender))

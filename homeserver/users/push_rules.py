@@ -65,7 +65,7 @@ def _rule(rule_id: str, conditions: list[JsonObject], actions: list[Any], *, ena
 
 
 def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
-    """Returns the server-default rules of a user. Spec: client-server-api/#predefined-rules"""
+    """Returns the server-default rules of a user. Spec: client-server-api/#predefined-rules; for polls MSC3930"""
     mentions_user = {
         "kind": "event_property_contains", "key": r"content.m\.mentions.user_ids", "value": user_id,
     }  # fmt: skip
@@ -75,6 +75,9 @@ def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
     invites_user = [
         _matches("type", "m.room.member"), _matches("content.membership", "invite"), _matches("state_key", user_id),
     ]  # fmt: skip
+
+    def is_of_type(event_type: str) -> list[JsonObject]:
+        return [{"kind": "event_property_is", "key": "type", "value": event_type}]
 
     def is_state(event_type: str) -> list[JsonObject]:
         return [_matches("type", event_type), _matches("state_key", "")]
@@ -90,6 +93,7 @@ def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
             _rule(".m.rule.tombstone", is_state("m.room.tombstone"), ["notify", _HIGHLIGHT]),
             _rule(".m.rule.reaction", [_matches("type", "m.reaction")], []),
             _rule(".m.rule.room.server_acl", is_state("m.room.server_acl"), []),
+            _rule(".m.rule.poll_response", is_of_type("m.poll.response"), []),
             _rule(".m.rule.suppress_edits", [is_edit], []),
         ],
         "content": [],
@@ -105,6 +109,10 @@ def default_rules(user_id: UserID) -> dict[Kind, list[JsonObject]]:
             _rule(".m.rule.room_one_to_one", [_TWO_MEMBERS, _matches("type", "m.room.message")], ["notify", _SOUND]),
             _rule(".m.rule.message", [_matches("type", "m.room.message")], ["notify"]),
             _rule(".m.rule.encrypted", [_matches("type", "m.room.encrypted")], ["notify"]),
+            _rule(".m.rule.poll_start_one_to_one", [_TWO_MEMBERS, *is_of_type("m.poll.start")], ["notify", _SOUND]),
+            _rule(".m.rule.poll_start", is_of_type("m.poll.start"), ["notify"]),
+            _rule(".m.rule.poll_end_one_to_one", [_TWO_MEMBERS, *is_of_type("m.poll.end")], ["notify", _SOUND]),
+            _rule(".m.rule.poll_end", is_of_type("m.poll.end"), ["notify"]),
         ],
     }
 

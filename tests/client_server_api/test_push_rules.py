@@ -15,11 +15,12 @@ from tests.support.homeservers import Client, Server
 DEFAULT_OVERRIDES = [
     ".m.rule.master", ".m.rule.suppress_notices", ".m.rule.invite_for_me", ".m.rule.member_event",
     ".m.rule.is_user_mention", ".m.rule.is_room_mention", ".m.rule.tombstone", ".m.rule.reaction",
-    ".m.rule.room.server_acl", ".m.rule.suppress_edits",
+    ".m.rule.room.server_acl", ".m.rule.poll_response", ".m.rule.suppress_edits",
 ]  # fmt: skip
 DEFAULT_UNDERRIDES = [
     ".m.rule.call", ".m.rule.encrypted_room_one_to_one", ".m.rule.room_one_to_one", ".m.rule.message",
-    ".m.rule.encrypted",
+    ".m.rule.encrypted", ".m.rule.poll_start_one_to_one", ".m.rule.poll_start", ".m.rule.poll_end_one_to_one",
+    ".m.rule.poll_end",
 ]  # fmt: skip
 ROOM = "!726s6s6q:example.com"
 BOB = "@bob:example.com"

@@ -41,6 +41,7 @@ CLIENT_MODULES = {
     ),
     "sync": ("sync", "defineFilter", "getFilter"),
     "encryption": ("sendToDevice",),
+    "administration": ("getWellknownSupport", "getWellknownPolicy"),
     "ephemeral": ("postReceipt", "setReadMarker", "setTyping", "getPresence", "setPresence"),
     "users' data": (
         "getUserProfile", "getProfileField", "setProfileField", "deleteProfileField", "setAccountData",
@@ -57,7 +58,7 @@ SERVER_OPERATIONS = (
     "sendInviteV2", "makeJoin", "sendJoinV2", "makeLeave", "sendLeaveV2", "makeKnock", "sendKnock",
     "backfillRoom", "getMissingPreviousEvents", "getRoomState", "getRoomStateIds", "getEventAuth", "getEvent",
     "queryProfile", "queryRoomDirectory", "queryInfo", "getContent", "getContentThumbnail", "getPublicRooms",
-    "queryPublicRooms", "getVersion", "getWellKnown",
+    "queryPublicRooms", "getVersion", "getWellKnown", "onBindThirdPartyIdentifier", "exchangeThirdPartyInvite",
 )  # fmt: skip
 
 
@@ -67,7 +68,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
     place = make_place(tmp_path_factory.mktemp("contract"))
     server = place.organisation(
         "checked",
-        {"federation": {"verify_tls": False, "allow_private_addresses": True}, "registration": {"guests": True}},
+        {
+            "federation": {"verify_tls": False, "allow_private_addresses": True},
+            "registration": {"guests": True},
+            "public": {"support_email": "help@example.org", "policy_server_key": "A" * 43},
+        },
     )
     try:
         server.start()

@@ -101,7 +101,7 @@ async def test_a_new_room_invites_addresses(federation: Federation) -> None:
         ({**GOOD, "address": ""}, (400, "M_INVALID_PARAM")),
         ({**GOOD, "id_access_token": "wrong"}, FORBIDDEN),
         ({**GOOD, "medium": "msisdn"}, (400, "M_UNRECOGNIZED")),
-        ({**GOOD, "id_server": "away.example"}, (502, "M_UNKNOWN")),
+        ({**GOOD, "id_server": "away.example"}, (400, "M_UNKNOWN")),
     ],
 )
 async def test_a_wrong_request_for_an_invite_by_address_is_refused(
@@ -115,17 +115,17 @@ async def test_a_wrong_request_for_an_invite_by_address_is_refused(
 @pytest.mark.parametrize(
     ("path", "answer", "error"),
     [
-        ("hash_details", (200, b"[" * 5000), (502, "M_UNKNOWN")),
-        ("hash_details", (200, {"lookup_pepper": 7, "algorithms": ["sha256"]}), (502, "M_UNKNOWN")),
-        ("hash_details", (200, {"lookup_pepper": "x", "algorithms": ["rot13"]}), (502, "M_UNKNOWN")),
+        ("hash_details", (200, b"[" * 5000), (400, "M_UNKNOWN")),
+        ("hash_details", (200, {"lookup_pepper": 7, "algorithms": ["sha256"]}), (400, "M_UNKNOWN")),
+        ("hash_details", (200, {"lookup_pepper": "x", "algorithms": ["rot13"]}), (400, "M_UNKNOWN")),
         ("hash_details", (403, {"errcode": "M_TERMS_NOT_SIGNED", "error": "Read them."}), (403, "M_TERMS_NOT_SIGNED")),
         ("hash_details", (403, {"errcode": "M_UNKNOWN_TOKEN", "error": "x"}), FORBIDDEN),
-        ("hash_details", (500, {"errcode": "M_UNKNOWN", "error": "x"}), (502, "M_UNKNOWN")),
-        ("lookup", (200, {"mappings": []}), (502, "M_UNKNOWN")),
-        ("lookup", (200, b"x" * (limits.peers.IDENTITY_ANSWER_BYTES_MAX + 1)), (502, "M_UNKNOWN")),
-        ("store-invite", (200, {"token": "a b", "public_keys": [], "display_name": "x"}), (502, "M_UNKNOWN")),
-        ("store-invite", (200, {"token": "t", "public_keys": "x", "display_name": "x"}), (502, "M_UNKNOWN")),
-        ("store-invite", (400, {"errcode": "M_THREEPID_IN_USE", "error": "x", "mxid": "bob"}), (502, "M_UNKNOWN")),
+        ("hash_details", (500, {"errcode": "M_UNKNOWN", "error": "x"}), (400, "M_UNKNOWN")),
+        ("lookup", (200, {"mappings": []}), (400, "M_UNKNOWN")),
+        ("lookup", (200, b"x" * (limits.peers.IDENTITY_ANSWER_BYTES_MAX + 1)), (400, "M_UNKNOWN")),
+        ("store-invite", (200, {"token": "a b", "public_keys": [], "display_name": "x"}), (400, "M_UNKNOWN")),
+        ("store-invite", (200, {"token": "t", "public_keys": "x", "display_name": "x"}), (400, "M_UNKNOWN")),
+        ("store-invite", (400, {"errcode": "M_THREEPID_IN_USE", "error": "x", "mxid": "bob"}), (400, "M_UNKNOWN")),
     ],
 )
 async def test_unusable_answers_of_an_identity_server_are_refused(

@@ -157,14 +157,14 @@ async def test_a_url_is_required(web: Web) -> None:
 async def test_previews_are_off_unless_the_operator_turns_them_on(tmp_path: Path) -> None:
     async with a_web(tmp_path, url_previews=UrlPreviews()) as web:
         web.page("http://a.example/", "<title>T</title>")
-        assert await web.refusal("http://a.example/") == (404, "M_UNRECOGNIZED")
+        assert await web.refusal("http://a.example/") == (403, "M_FORBIDDEN")
         assert not web.requests
 
 
 async def test_a_page_that_fails_is_not_tried_again_at_once(web: Web, autojump_clock: MockClock) -> None:
-    assert await web.refusal("http://a.example/") == (502, "M_UNKNOWN")
+    assert await web.refusal("http://a.example/") == (404, "M_NOT_FOUND")
     web.page("http://a.example/", "<title>T</title>")
-    assert await web.refusal("http://a.example/") == (502, "M_UNKNOWN")
+    assert await web.refusal("http://a.example/") == (404, "M_NOT_FOUND")
     assert len(web.requests) == 1
     await trio.sleep(limits.PREVIEW_FAILURE_MS / 1000)
     assert await web.preview("http://a.example/") == {"og:title": "T"}

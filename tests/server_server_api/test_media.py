@@ -16,6 +16,7 @@ from PIL import Image
 from trio.testing import MockClock
 
 from homeserver import Config, Homeserver, limits
+from homeserver.authenticate import AccountFlags, store_account_flags
 from homeserver.features import media
 from homeserver.features.media import cleanup, storage
 from homeserver.federation.identifiers import ServerName
@@ -27,6 +28,7 @@ from tests.media.servers import V1, V3, server_with_media, upload
 from tests.support.homeservers import Client, Server
 
 FEDERATION = "/_matrix/federation/v1/media"
+PURGE = "/_synapse/admin/v1/purge_media_cache"
 
 
 @dataclass
@@ -396,3 +398,71 @@ async def test_media_travel_between_two_whole_servers(tmp_path: Path) -> None:
         picture = images.encoded(images.gradient(300, 300), "PNG")
         uri = await media.upload(beta.resources, bob.user_id, picture, "image/png", "a.png")
         assert await media.download(alpha.resources, uri) == ("image/png", picture)
+
+
+# --- quarantine ---
+
+
+async def administrator(server: Server) -> Client:
+    boss = await server.register("boss")
+    await server.write(store_account_flags, boss.user_id, AccountFlags(is_admin=True))
+    return boss
+
+
+async def test_quarantined_files_are_not_served_to_other_servers(world: World) -> None:
+    place, boss = await upload(world.bob, b"a file"), await administrator(world.beta)
+    await boss.ok("POST", f"/_homeserver/admin/v1/media/quarantine/{place}")
+    media_id = place.partition("/")[2]
+    for path in (f"{FEDERATION}/download/{media_id}", f"{FEDERATION}/thumbnail/{media_id}?width=10&height=10"):
+        assert (await signed_get(world, path)).status_code == 404
+    assert await world.alice.refused("GET", f"{V1}/download/{place}") == (404, "M_NOT_FOUND")
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+async def test_quarantined_files_of_other_servers_are_not_fetched_again(world: World, is_cached: bool) -> None:
+    place, boss = await upload(world.bob, b"a file"), await administrator(world.alpha)
+    if is_cached:
+        assert (await world.alice.get(f"{V1}/download/{place}")).content == b"a file"
+    await boss.ok("POST", f"/_homeserver/admin/v1/media/quarantine/{place}")
+    if is_cached:
+        assert await boss.ok("POST", f"{PURGE}?before_ts=9007199254740991") == {"deleted": 1}
+    before = len(world.network.exchanges)
+    for path in (f"download/{place}", f"thumbnail/{place}?width=10&height=10"):
+        assert await world.alice.refused("GET", f"{V1}/{path}") == (404, "M_NOT_FOUND")
+    assert len(world.network.exchanges) == before
+    await boss.ok("POST", f"/_homeserver/admin/v1/media/unquarantine/{place}")
+    assert (await world.alice.get(f"{V1}/download/{place}")).content == b"a file"
+
+
+async def test_content_in_quarantine_is_not_served_from_another_server(world: World) -> None:
+    boss = await administrator(world.alpha)
+    here = await upload(world.alice, b"a file")
+    await boss.ok("POST", f"/_homeserver/admin/v1/media/quarantine/{here}")
+    there = await upload(world.bob, b"a file")
+    assert await world.alice.refused("GET", f"{V1}/download/{there}") == (404, "M_NOT_FOUND")
+    await boss.ok("DELETE", f"/_homeserver/admin/v1/media/{there}")
+    before = len(world.network.exchanges)
+    assert await world.alice.refused("GET", f"{V1}/download/{there}") == (404, "M_NOT_FOUND")
+    assert len(world.network.exchanges) == before
+
+
+async def test_deleted_files_of_other_servers_are_fetched_again_on_demand(world: World) -> None:
+    place, boss = await upload(world.bob, b"a file"), await administrator(world.alpha)
+    await world.alice.get(f"{V1}/download/{place}")
+    await boss.ok("DELETE", f"/_homeserver/admin/v1/media/{place}")
+    assert (await world.alice.get(f"{V1}/download/{place}")).content == b"a file"
+    assert len(world.paths()) == 2
+
+
+async def test_remote_files_that_were_not_used_lately_can_be_purged(world: World, autojump_clock: MockClock) -> None:
+    old = await upload(world.bob, b"old")
+    await world.alice.get(f"{V1}/download/{old}")
+    own, boss = await upload(world.alice, b"own"), await administrator(world.alpha)
+    await trio.sleep(60)
+    moment = world.alpha.hs.now_ms()
+    await trio.sleep(60)
+    await world.alice.get(f"{V1}/download/{await upload(world.bob, b'new')}")
+    assert await boss.ok("POST", f"{PURGE}?before_ts={moment}") == {"deleted": 1}
+    assert len(await blob_keys(world.alpha)) == 2
+    assert (await world.alice.get(f"{V1}/download/{own}")).content == b"own"
+    assert await boss.refused("POST", PURGE) == (400, "M_MISSING_PARAM")

@@ -6,7 +6,13 @@ Spec: client-server-api/#content-repository, server-server-api/#content-reposito
 from __future__ import annotations
 
 from homeserver.feature import Feature
-from homeserver.features.media import cleanup, federation_media, previews, storage  # noqa: F401  they register routes
+from homeserver.features.media import (  # noqa: F401  some of them only register routes
+    administration,
+    cleanup,
+    federation_media,
+    previews,
+    storage,
+)
 from homeserver.features.media.downloads import download, parse_mxc
 from homeserver.features.media.operations import routes
 from homeserver.features.media.schema import SCHEMA

@@ -112,6 +112,7 @@ def forget_media(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     if not erase:
         return False
     tx.run("DELETE FROM media_usage WHERE uploader_nid = ?", nid)
+    tx.run("UPDATE media_quarantine SET by_nid = ? WHERE by_nid = ?", tx.intern(""), nid)
     changed = tx.run(
         "UPDATE media SET uploader_nid = ?, filename = NULL WHERE media_nid IN"
         " (SELECT media_nid FROM media WHERE uploader_nid = ? LIMIT ?)",

@@ -124,7 +124,7 @@ async def get_media(hs: Resources, server_name: ServerName, media_id: str, timeo
     check_media_id(media_id)
     if server_name == hs.server_name:
         return await get_local_media(hs, media_id, timeout_ms)
-    media = await hs.database.read(storage.find_media, server_name, media_id)
+    media = await hs.database.read(storage.find_served, server_name, media_id)
     if media is None:
         return await fetch_remote(hs, server_name, media_id, min(timeout_ms, MEDIA_WAIT_MS_MAX))
     note_used(hs, media)
@@ -152,7 +152,7 @@ async def get_public_media(hs: Resources, server_name: ServerName, media_id: str
     They are frozen: files that are uploaded, or fetched from another server, are served with a token only.
     """
     check_media_id(media_id)
-    media = await hs.database.read(storage.find_media, server_name, media_id)
+    media = await hs.database.read(storage.find_served, server_name, media_id)
     if media is None or not media.is_public:
         raise not_found("There is no such media, or it needs an access token.")
     return media

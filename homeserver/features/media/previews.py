@@ -21,7 +21,7 @@ from homeserver.api.routes import Response
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
-from homeserver.errors import MatrixError, invalid_param, unrecognized
+from homeserver.errors import MatrixError, forbidden, invalid_param, not_found
 from homeserver.features.media import preview_storage
 from homeserver.features.media.operations import routes
 from homeserver.features.media.page_fetching import Picture, make_preview
@@ -63,7 +63,7 @@ async def get_url_preview(hs: Resources, requester: Requester, query: PreviewQue
 
 async def _answer(hs: Resources, requester: Requester, query: PreviewQuery) -> Response:
     if not hs.config.url_previews.enabled:
-        raise unrecognized()
+        raise forbidden("This server makes no URL previews.")
     url = read_url(query.url)
     url_sha256 = hashlib.sha256(url.encode()).digest()
     found = await hs.database.read(preview_storage.find_preview, url_sha256)
@@ -71,7 +71,7 @@ async def _answer(hs: Resources, requester: Requester, query: PreviewQuery) -> R
         limit_requester(hs, requester, "url_preview")
         found = await hs.flights.join(hs.nursery, ("url preview", url), _preview, hs, url, url_sha256)
     if not found.body:
-        raise MatrixError(502, "M_UNKNOWN", "There is no preview: the page could not be fetched.")
+        raise not_found("There is no preview: the page could not be fetched.")
     return Response(200, found.body, {"content-type": "application/json"})
 
 

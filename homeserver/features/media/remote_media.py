@@ -58,7 +58,7 @@ async def fetch_remote(hs: Resources, server_name: ServerName, media_id: str, ti
 
 async def _fetch(hs: Resources, server_name: ServerName, media_id: str, timeout_ms: int) -> Media:
     async with hs.flights.limiter("remote media", MEDIA_FETCHES_AT_ONCE_MAX):
-        already = await hs.database.read(storage.find_media, server_name, media_id)
+        already = await hs.database.read(storage.find_served, server_name, media_id)
         if already is not None:  # another fetch of it ended while this one was being started
             return already
         if not hs.peers.admit(server_name, hs.now_ms(), PERSON):
@@ -149,7 +149,10 @@ async def _keep(
 
     async with aclosing(limited(chunks, hs.config.blobs.upload_bytes_max, _too_large())) as at_most:
         async with receive(hs, at_most) as received:
-            return await keep(hs, received, store)
+            media = await keep(hs, received, store)
+    if media.is_quarantined:
+        raise storage.quarantined()
+    return media
 
 
 async def _raise_for(server_name: ServerName, answer: WireStream, *, may_be_unknown: bool) -> None:

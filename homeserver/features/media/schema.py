@@ -86,5 +86,18 @@ SCHEMA = Schema(
             CREATE INDEX url_preview_pictures_used ON url_preview_pictures (used_ms, size_bytes);
             """,
         ),
+        Step(
+            "quarantine",
+            """
+            CREATE TABLE media_quarantine (
+                server_nid INTEGER NOT NULL,
+                media_id TEXT NOT NULL,
+                sha256 BLOB NOT NULL,
+                by_nid INTEGER NOT NULL,
+                PRIMARY KEY (server_nid, media_id)
+            );
+            CREATE INDEX media_quarantine_sha256 ON media_quarantine (sha256);
+            """,
+        ),
     ),
 )

@@ -41,7 +41,10 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One file of the repository. `is_public`: the deprecated endpoints serve it too, without a token."""
+    """One file of the repository. `is_public`: the deprecated endpoints serve it too, without a token.
+
+    is_quarantined: an administrator has taken it, or a file of the same content, out of service (`quarantine`).
+    """
 
     media_nid: int
     blob: Blob
@@ -49,6 +52,7 @@ class Media:
     is_remote: bool
     is_public: bool
     used_ms: int
+    is_quarantined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +74,56 @@ class BlobGone(Exception):
 def find_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media | None:
     """Returns the file of a URI, None if this server does not have its content."""
     row = tx.one(
-        "SELECT media_nid, blob_key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms"
+        "SELECT media_nid, blob_key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms,"
+        " EXISTS (SELECT 1 FROM media_quarantine WHERE media_quarantine.sha256 = media.sha256),"
+        " EXISTS (SELECT 1 FROM media_quarantine WHERE media_quarantine.server_nid = media.server_nid"
+        " AND media_quarantine.media_id = media.media_id)"
         " FROM media WHERE server_nid = ? AND media_id = ?",
         tx.find(server_name),
         media_id,
     )
     if row is None:
         return None
-    nid, key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms = row
-    blob = Blob(key, bytes(sha256), size_bytes)
-    return Media(nid, blob, Description(content_type, filename), uploader_nid is None, bool(is_public), used_ms)
+    nid, key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms, by_hash, by_uri = row
+    return Media(
+        nid,
+        Blob(key, bytes(sha256), size_bytes),
+        Description(content_type, filename),
+        is_remote=uploader_nid is None,
+        is_public=bool(is_public),
+        used_ms=used_ms,
+        is_quarantined=bool(by_hash or by_uri),
+    )
+
+
+def find_served(tx: Transaction, server_name: ServerName, media_id: str) -> Media | None:
+    """Returns the file of a URI to serve it, None if this server does not have its content.
+
+    Raises M_NOT_FOUND if it is in quarantine, even if this server does not have it: then it must not be fetched.
+    """
+    media = find_media(tx, server_name, media_id)
+    if media.is_quarantined if media is not None else is_uri_in_quarantine(tx, server_name, media_id):
+        raise quarantined()
+    return media
+
+
+def quarantined() -> MatrixError:
+    """Returns the error for a file in quarantine."""
+    return not_found("An administrator of this server has taken this media out of service.")
+
+
+def is_uri_in_quarantine(tx: Transaction, server_name: ServerName, media_id: str) -> bool:
+    """Returns whether an administrator has put a URI into quarantine, no matter whether its content is stored."""
+    sql = "SELECT 1 FROM media_quarantine WHERE server_nid = ? AND media_id = ?"
+    return tx.one(sql, tx.find(server_name), media_id) is not None
 
 
 def find_local(tx: Transaction, server_name: ServerName, media_id: str) -> Media | Pending | None:
-    """Returns the file of a URI of this server, or the Pending if its content has not been uploaded yet."""
-    return find_media(tx, server_name, media_id) or find_pending(tx, media_id)
+    """Returns the file of a URI of this server, or the Pending if its content has not been uploaded yet.
+
+    Raises M_NOT_FOUND if it is in quarantine.
+    """
+    return find_served(tx, server_name, media_id) or find_pending(tx, media_id)
 
 
 def find_pending(tx: Transaction, media_id: str) -> Pending | None:
@@ -142,7 +181,7 @@ def check_may_upload(
     media_id: str | None,
     size_bytes: int,
 ) -> None:
-    """Raises M_FORBIDDEN if the user's space is used up; for a created `media_id` also what `check_pending` raises."""
+    """Raises M_USER_LIMIT_EXCEEDED if the user's space is used up. For a created `media_id` see `check_pending`."""
     if media_id is not None:
         check_pending(tx, server_name, uploader, media_id)
     row = tx.one("SELECT files, size_bytes FROM media_usage WHERE uploader_nid = ?", tx.find(uploader))
@@ -212,6 +251,15 @@ def store_remote(
         _insert_media(tx, blob, server_name, media_id, description, None, False)
         found = find_media(tx, server_name, media_id)
         assert found is not None
+        if found.is_quarantined:  # because of its content: its URI is added, so that it is not fetched again
+            tx.run(
+                "INSERT INTO media_quarantine (server_nid, media_id, sha256, by_nid)"
+                " SELECT CAST(? AS INTEGER), CAST(? AS TEXT), sha256, by_nid FROM media_quarantine"
+                " WHERE sha256 = ? LIMIT 1 ON CONFLICT (server_nid, media_id) DO NOTHING",
+                tx.intern(server_name),
+                media_id,
+                blob.sha256,
+            )
     elif found.blob.key != blob.key:
         note_released(tx, blob.key)
     return found
@@ -335,6 +383,19 @@ def delete_oldest_remote(tx: Transaction, excess_bytes: int, count: int) -> int:
         _delete_row(tx, media_nid, blob_key, None, size_bytes)
         freed_bytes += size_bytes
     return freed_bytes if oldest else excess_bytes
+
+
+def delete_unused_remote(tx: Transaction, before_ms: int, count: int) -> int:
+    """Deletes up to `count` remote files that have not been used since a moment. Returns how many it has deleted."""
+    unused = tx.all(
+        "SELECT media_nid, blob_key, size_bytes FROM media WHERE uploader_nid IS NULL AND used_ms < ?"
+        " ORDER BY used_ms LIMIT ?",
+        before_ms,
+        count,
+    )
+    for media_nid, blob_key, size_bytes in unused:
+        _delete_row(tx, media_nid, blob_key, None, size_bytes)
+    return len(unused)
 
 
 def list_deletions(tx: Transaction, count: int) -> list[str]:

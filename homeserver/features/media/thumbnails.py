@@ -182,7 +182,7 @@ def look_up(
     tx: Transaction, server_name: ServerName, media_id: str, size: Size
 ) -> tuple[Media | None, Image | None, Thumbnail | None, Size]:
     """Returns the file, its Image, its thumbnail, and the size to make, which may differ from the requested one."""
-    media = storage.find_media(tx, server_name, media_id)
+    media = storage.find_served(tx, server_name, media_id)
     if media is None:
         return None, None, None, size
     image = thumbnail_storage.find_image(tx, media.media_nid)

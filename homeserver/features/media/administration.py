@@ -1,0 +1,224 @@
+"""The admin API for media: quarantine, deletion and lists, for administrators of the server.
+
+It is not part of the specification. Every operation has two paths: under `/_homeserver/admin/v1`, and the one that
+tools for Synapse's admin API expect. The formats are those of these tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from homeserver.authenticate import Requester, check_admin
+from homeserver.database import Transaction
+from homeserver.errors import MatrixError, invalid_param, not_found
+from homeserver.feature import JsonObject
+from homeserver.features.media import cleanup, listing, quarantine, storage
+from homeserver.features.media.downloads import check_media_id, parse_mxc
+from homeserver.features.media.listing import Listed
+from homeserver.features.media.operations import routes
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
+from homeserver.limits import MEDIA_CLEANUP_ROWS
+from homeserver.resources import Resources
+from homeserver.rooms.timeline import END, list_backwards
+
+OWN = "/_homeserver/admin/v1"
+TOOLS = "/_synapse/admin/v1"
+_PAGE_MAX = 1000
+# Files that one request deletes or puts into quarantine. The tool repeats it until nothing is left.
+_PER_REQUEST_MAX = 10_000
+# Events of a room that one read goes through: some milliseconds.
+_EVENTS_PER_READ = 500
+
+
+# --- one file ---
+
+
+@routes.post(f"{OWN}/media/quarantine/{{server_name}}/{{media_id}}")
+@routes.post(f"{TOOLS}/media/quarantine/{{server_name}}/{{media_id}}")
+async def quarantine_media(hs: Resources, requester: Requester, server_name: ServerName, media_id: str) -> JsonObject:
+    check_admin(requester)
+    check_media_id(media_id)
+    await hs.database.write(quarantine.store_quarantine, server_name, media_id, requester.user_id)
+    return {}
+
+
+@routes.post(f"{OWN}/media/unquarantine/{{server_name}}/{{media_id}}")
+@routes.post(f"{TOOLS}/media/unquarantine/{{server_name}}/{{media_id}}")
+async def unquarantine_media(hs: Resources, requester: Requester, server_name: ServerName, media_id: str) -> JsonObject:
+    check_admin(requester)
+    await hs.database.write(quarantine.delete_quarantine, server_name, media_id)
+    return {}
+
+
+@routes.get(f"{OWN}/media/{{server_name}}/{{media_id}}")
+@routes.get(f"{TOOLS}/media/{{server_name}}/{{media_id}}")
+async def get_media_for_admin(
+    hs: Resources, requester: Requester, server_name: ServerName, media_id: str
+) -> JsonObject:
+    check_admin(requester)
+    found = await hs.database.read(listing.find_listed, server_name, media_id)
+    if found is None:
+        raise not_found("This server does not have that media.")
+    return {"media_info": {"media_origin": server_name, **_body(found)}}
+
+
+@routes.delete(f"{OWN}/media/{{server_name}}/{{media_id}}")
+@routes.delete(f"{TOOLS}/media/{{server_name}}/{{media_id}}")
+async def delete_media(hs: Resources, requester: Requester, server_name: ServerName, media_id: str) -> JsonObject:
+    check_admin(requester)
+    if not await hs.database.write(storage.delete_media, server_name, media_id):
+        raise not_found("This server does not have that media.")
+    await cleanup.delete_released(hs)
+    return _deleted([media_id])
+
+
+# --- a user's files ---
+
+
+class MediaQuery(msgspec.Struct, frozen=True):
+    """from: the `next_token` of the previous page."""
+
+    start: int = msgspec.field(name="from", default=0)
+    limit: int = 100
+
+
+@routes.get(f"{OWN}/users/{{user_id}}/media")
+@routes.get(f"{TOOLS}/users/{{user_id}}/media")
+async def list_media_of_user(hs: Resources, requester: Requester, user_id: UserID, query: MediaQuery) -> JsonObject:
+    check_admin(requester)
+    if not 1 <= query.limit <= _PAGE_MAX or query.start < 0:
+        raise invalid_param(f"The limit must be from 1 to {_PAGE_MAX}, and from a next_token.")
+    page, total = await hs.database.read(_list_page, user_id, query)
+    more = {"next_token": page[-1].media_nid} if len(page) == query.limit else {}
+    return {"media": [_body(each) for each in page], "total": total, **more}
+
+
+def _list_page(tx: Transaction, user_id: UserID, query: MediaQuery) -> tuple[list[Listed], int]:
+    return listing.list_media_of(tx, user_id, query.start, query.limit), listing.count_media_of(tx, user_id)
+
+
+@routes.delete(f"{OWN}/users/{{user_id}}/media")
+@routes.delete(f"{TOOLS}/users/{{user_id}}/media")
+async def delete_media_of_user(hs: Resources, requester: Requester, user_id: UserID) -> JsonObject:
+    check_admin(requester)
+    deleted: list[str] = []
+    while len(deleted) < _PER_REQUEST_MAX:
+        some = await hs.database.write(listing.delete_media_of, user_id, MEDIA_CLEANUP_ROWS)
+        deleted += some
+        if len(some) < MEDIA_CLEANUP_ROWS:
+            break
+    await cleanup.delete_released(hs)
+    return _deleted(deleted)
+
+
+@routes.post(f"{OWN}/users/{{user_id}}/media/quarantine")
+@routes.post(f"{TOOLS}/user/{{user_id}}/media/quarantine")
+async def quarantine_media_of_user(hs: Resources, requester: Requester, user_id: UserID) -> JsonObject:
+    check_admin(requester)
+    count, after = 0, 0
+    while True:
+        page = await hs.database.read(listing.list_media_of, user_id, after, MEDIA_CLEANUP_ROWS)
+        uris = [(hs.server_name, each.media_id) for each in page]
+        count += await hs.database.write(_quarantine_all, uris, requester.user_id)
+        if len(page) < MEDIA_CLEANUP_ROWS:
+            return {"num_quarantined": count}
+        after = page[-1].media_nid
+
+
+def _quarantine_all(tx: Transaction, uris: Sequence[tuple[ServerName, str]], by: UserID) -> int:
+    return sum(quarantine.store_quarantine(tx, server_name, media_id, by) for server_name, media_id in uris)
+
+
+# --- a room's files ---
+
+
+@routes.get(f"{OWN}/rooms/{{room_id}}/media")
+@routes.get(f"{TOOLS}/room/{{room_id}}/media")
+async def list_media_of_room(hs: Resources, requester: Requester, room_id: RoomID) -> JsonObject:
+    """Lists the URIs in the unencrypted events of the room, the newest 10,000 at most."""
+    check_admin(requester)
+    uris = await _uris_in(hs, room_id)
+    listed: dict[str, list[str]] = {"local": [], "remote": []}
+    for server_name, media_id in uris:
+        listed["local" if server_name == hs.server_name else "remote"].append(f"mxc://{server_name}/{media_id}")
+    return dict(listed)
+
+
+@routes.post(f"{OWN}/rooms/{{room_id}}/media/quarantine")
+@routes.post(f"{TOOLS}/room/{{room_id}}/media/quarantine")
+async def quarantine_media_of_room(hs: Resources, requester: Requester, room_id: RoomID) -> JsonObject:
+    check_admin(requester)
+    uris, count = await _uris_in(hs, room_id), 0
+    for start in range(0, len(uris), MEDIA_CLEANUP_ROWS):
+        some = uris[start : start + MEDIA_CLEANUP_ROWS]
+        count += await hs.database.write(_quarantine_all, some, requester.user_id)
+    return {"num_quarantined": count}
+
+
+async def _uris_in(hs: Resources, room_id: RoomID) -> list[tuple[ServerName, str]]:
+    """Returns the URIs in a room's events, newest first, at most _PER_REQUEST_MAX of them."""
+    found: dict[tuple[ServerName, str], None] = {}
+    point: int | None = END
+    while point is not None and len(found) < _PER_REQUEST_MAX:
+        uris, point = await hs.database.read(_list_uris, room_id, point)
+        found.update(dict.fromkeys(uris))
+    return list(found)[:_PER_REQUEST_MAX]
+
+
+def _list_uris(tx: Transaction, room_id: RoomID, point: int) -> tuple[list[tuple[ServerName, str]], int | None]:
+    events = list_backwards(tx, room_id, point, _EVENTS_PER_READ)
+    uris = [uri for event in events for uri in _uris_of(event.content)]
+    last = events[-1].ordering if len(events) == _EVENTS_PER_READ else None
+    return uris, None if last is None else last - 1
+
+
+def _uris_of(content: JsonObject) -> Iterator[tuple[ServerName, str]]:
+    """Yields the files that an event shows: pictures and other files, and their thumbnails."""
+    info = content.get("info")
+    shown = [content.get("url"), info.get("thumbnail_url") if isinstance(info, dict) else None]
+    for uri in shown:
+        if isinstance(uri, str):
+            try:
+                yield parse_mxc(uri)
+            except MatrixError:
+                continue
+
+
+# --- all files ---
+
+
+class BeforeQuery(msgspec.Struct, frozen=True):
+    """before_ts: milliseconds since 1970. Files of other servers that have not been used since then are deleted."""
+
+    before_ts: int
+
+
+@routes.post(f"{OWN}/purge_media_cache")
+@routes.post(f"{TOOLS}/purge_media_cache")
+async def purge_media_cache(hs: Resources, requester: Requester, query: BeforeQuery) -> JsonObject:
+    check_admin(requester)
+    count = 0
+    while some := await hs.database.write(storage.delete_unused_remote, query.before_ts, MEDIA_CLEANUP_ROWS):
+        count += some
+    await cleanup.delete_released(hs)
+    return {"deleted": count}
+
+
+def _deleted(media_ids: Sequence[str]) -> JsonObject:
+    return {"deleted_media": list(media_ids), "total": len(media_ids)}
+
+
+def _body(each: Listed) -> JsonObject:
+    """Returns a file in the format that tools expect."""
+    return {
+        "media_id": each.media_id,
+        "media_type": each.content_type,
+        "media_length": each.size_bytes,
+        "upload_name": each.filename,
+        "created_ts": each.created_ms,
+        "last_access_ts": each.used_ms,
+        "quarantined_by": each.quarantined_by,
+        "safe_from_quarantine": False,
+    }

@@ -1,0 +1,66 @@
+"""Lists of files, and deletion of many, for administrators. Each call reads or deletes a limited number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeserver.database import Row, Transaction
+from homeserver.features.media import quarantine, storage
+from homeserver.federation.identifiers import ServerName, UserID
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file as administrators see it. `media_nid` grows with each upload."""
+
+    media_nid: int
+    media_id: str
+    size_bytes: int
+    content_type: str
+    filename: str | None
+    created_ms: int
+    used_ms: int
+    quarantined_by: UserID | None
+
+
+def find_listed(tx: Transaction, server_name: ServerName, media_id: str) -> Listed | None:
+    """Returns a file that this server has."""
+    row = tx.one(
+        "SELECT media_nid, media_id, size_bytes, content_type, filename, created_ms, used_ms, sha256 FROM media"
+        " WHERE server_nid = ? AND media_id = ?",
+        tx.find(server_name),
+        media_id,
+    )
+    return None if row is None else _to_listed(tx, server_name, row)
+
+
+def list_media_of(tx: Transaction, user_id: UserID, after_nid: int, limit: int) -> list[Listed]:
+    """Returns the first `limit` of a user's files after one of them, in the order of their upload."""
+    rows = tx.all(
+        "SELECT media_nid, media_id, size_bytes, content_type, filename, created_ms, used_ms, sha256 FROM media"
+        " WHERE uploader_nid = ? AND media_nid > ? ORDER BY media_nid LIMIT ?",
+        tx.find(user_id),
+        after_nid,
+        limit,
+    )
+    return [_to_listed(tx, tx.server.name, row) for row in rows]
+
+
+def count_media_of(tx: Transaction, user_id: UserID) -> int:
+    """Returns how many files a user has uploaded."""
+    row = tx.one("SELECT files FROM media_usage WHERE uploader_nid = ?", tx.find(user_id))
+    return 0 if row is None else row[0]
+
+
+def _to_listed(tx: Transaction, server_name: ServerName, row: Row) -> Listed:
+    nid, media_id, size_bytes, content_type, filename, created_ms, used_ms, sha256 = row
+    by = quarantine.find_quarantined_by(tx, server_name, media_id, bytes(sha256))
+    return Listed(nid, media_id, size_bytes, content_type, filename, created_ms, used_ms, by)
+
+
+def delete_media_of(tx: Transaction, user_id: UserID, limit: int) -> list[str]:
+    """Deletes up to `limit` of a user's files. Returns their IDs."""
+    media_ids = tx.values("SELECT media_id FROM media WHERE uploader_nid = ? LIMIT ?", tx.find(user_id), limit)
+    for media_id in media_ids:
+        storage.delete_media(tx, tx.server.name, media_id)
+    return media_ids

@@ -87,6 +87,7 @@ class BlobsSection(Section, frozen=True):
     upload_bytes_max: int = 52428800
     user_bytes_max: int = 100 << 30
     user_files_max: int = 100_000
+    quota_info_url: str = ""
     remote_bytes_max: int = 20 << 30
 
     def __post_init__(self) -> None:
@@ -97,6 +98,8 @@ class BlobsSection(Section, frozen=True):
             raise ConfigError('blobs.url: "file:" needs the path of a folder, as in "file:blobs"')
         for key in ("upload_bytes_max", "user_bytes_max", "user_files_max", "remote_bytes_max"):
             check_positive(f"blobs.{key}", getattr(self, key))
+        if self.quota_info_url:
+            check_url("blobs.quota_info_url", self.quota_info_url)
 
 
 class Registration(Section, frozen=True):

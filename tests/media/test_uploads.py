@@ -141,12 +141,16 @@ async def test_uploads_are_limited_in_bytes(tmp_path: Path) -> None:
     async with server_with_media(tmp_path, user_bytes_max=100) as server:
         alice, bob = await server.register("alice"), await server.register("bob")
         first = await upload(alice, b"x" * 60)
-        assert await alice.refused("POST", f"{V3}/upload", content=b"x" * 41) == (403, "M_FORBIDDEN")
+        assert await alice.refused("POST", f"{V3}/upload", content=b"x" * 41) == (403, "M_USER_LIMIT_EXCEEDED")
         assert len(await blob_keys(server)) == 1
+        pending = (await alice.ok("POST", "/_matrix/media/v1/create"))["content_uri"].removeprefix("mxc://")
+        refused = await alice.put(f"{V3}/upload/{pending}", content=b"x" * 41)
+        assert (refused.status_code, refused.json()["errcode"]) == (403, "M_USER_LIMIT_EXCEEDED")
+        assert refused.json()["info_uri"] == server.hs.config.base_url
         await upload(bob, b"x" * 100)
         await media.delete(server.hs, f"mxc://{first}")
         await upload(alice, b"y" * 100)
-        assert await alice.refused("POST", f"{V3}/upload", content=b"z") == (403, "M_FORBIDDEN")
+        assert await alice.refused("POST", f"{V3}/upload", content=b"z") == (403, "M_USER_LIMIT_EXCEEDED")
 
 
 async def test_uploads_are_limited_in_number(tmp_path: Path) -> None:
@@ -154,10 +158,18 @@ async def test_uploads_are_limited_in_number(tmp_path: Path) -> None:
         alice, bob = await server.register("alice"), await server.register("bob")
         first = await upload(alice, b"")
         await upload(alice, b"")
-        assert await alice.refused("POST", f"{V3}/upload", content=b"") == (403, "M_FORBIDDEN")
+        assert await alice.refused("POST", f"{V3}/upload", content=b"") == (403, "M_USER_LIMIT_EXCEEDED")
         await upload(bob, b"")
         await media.delete(server.hs, f"mxc://{first}")
         await upload(alice, b"")
+
+
+async def test_the_operator_chooses_the_page_about_quotas(tmp_path: Path) -> None:
+    async with server_with_media(tmp_path, user_files_max=1, quota_info_url="https://example.org/space") as server:
+        alice = await server.register("alice")
+        await upload(alice, b"x")
+        refused = await alice.post(f"{V3}/upload", content=b"y")
+        assert refused.json()["info_uri"] == "https://example.org/space"
 
 
 async def test_files_can_be_uploaded_from_python(server: Server, alice: Client) -> None:

@@ -187,7 +187,10 @@ def check_may_upload(
     row = tx.one("SELECT files, size_bytes FROM media_usage WHERE uploader_nid = ?", tx.find(uploader))
     files, used_bytes = row if row is not None else (0, 0)
     if files >= quotas.user_files_max or used_bytes + size_bytes > quotas.user_bytes_max:
-        raise forbidden("You have used up the space that this server has for your uploads.")
+        raise MatrixError(
+            403, "M_USER_LIMIT_EXCEEDED", "You have used up the space that this server has for your uploads.",
+            info_uri=quotas.quota_info_url or tx.server.config.base_url,
+        )  # fmt: skip
 
 
 def check_pending(tx: Transaction, server_name: ServerName, uploader: UserID, media_id: str) -> None:

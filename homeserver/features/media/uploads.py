@@ -121,7 +121,7 @@ async def upload(
     *,
     is_public: bool = False,
 ) -> str:
-    """Stores a file for a user. Returns its `mxc://` URI. Raises M_TOO_LARGE, M_FORBIDDEN (no space), M_INVALID_PARAM.
+    """Stores a file for a user. Returns its `mxc://` URI. Raises M_TOO_LARGE, M_USER_LIMIT_EXCEEDED, M_INVALID_PARAM.
 
     is_public: the deprecated endpoints serve it too, without a token, as icons of identity providers require.
     """

@@ -26,6 +26,7 @@ from homeserver.authenticate.requester import (
     charge_requester,
     check_admin,
     check_may_call,
+    check_not_guest,
     check_not_suspended,
     limit_requester,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "check_admin",
     "check_device",
     "check_may_call",
+    "check_not_guest",
     "check_not_suspended",
     "check_token",
     "create_tokens",

@@ -36,10 +36,16 @@ def check_may_call(requester: Requester, operation: Operation) -> None:
         raise user_locked()
     if operation.plan.requester_optional:
         return
-    if requester.is_guest and not operation.allow_guest:
-        raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not do this.")
+    if not operation.allow_guest:
+        check_not_guest(requester)
     if not operation.allow_suspended:
         check_not_suspended(requester)
+
+
+def check_not_guest(requester: Requester) -> None:
+    """Raises M_GUEST_ACCESS_FORBIDDEN if the requester is a guest. For operations that need no access token."""
+    if requester.is_guest:
+        raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not do this.")
 
 
 def check_not_suspended(requester: Requester) -> None:

@@ -26,9 +26,9 @@ import trio
 
 from homeserver import authenticate, limits
 from homeserver.api.routes import Empty, Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, check_not_guest
 from homeserver.database import DatabaseDamaged, Schema, Step, Transaction
-from homeserver.errors import MatrixError
+from homeserver.errors import MatrixError, forbidden
 from homeserver.feature import Feature, JsonObject, Worklist
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, UserID
@@ -40,7 +40,9 @@ from homeserver.rooms.erasure import note_erased
 from homeserver.rooms.membership import find_membership, list_memberships
 from homeserver.users import accounts
 from homeserver.users.devices import delete_devices_of_user
+from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.passwords import check_new_password, hash_password
+from homeserver.users.threepids import EMAIL, find_owner
 from homeserver.users.user_interactive import (
     Authentication,
     delete_session,
@@ -60,6 +62,7 @@ routes = Routes()
 
 # The stream key of the worklist that finishes deactivations.
 WAKE_KEY = "departures"
+EMAIL_STAGE = email_stage("reset")
 _OPEN = ("join", "invite", "knock")
 
 
@@ -70,10 +73,17 @@ class PasswordBody(msgspec.Struct, frozen=True):
 
 
 @routes.post("/_matrix/client/v3/account/password", rate_limit="login", allow_suspended=True)
-async def change_password(hs: Resources, requester: Requester, body: PasswordBody) -> Empty:
+async def change_password(hs: Resources, requester: Requester | None, body: PasswordBody) -> Empty:
+    """Users who are not logged in show that an email address of the account is theirs."""
+    user_id = None
+    if requester is not None:
+        check_not_guest(requester)
+        user_id = requester.user_id
     check_new_password(hs, body.new_password)
-    flows = [(password_stage(requester.user_id),)]
-    authentication = await require_stages(hs, "change password", body.auth, flows, requester.user_id)
+    if user_id is None and not hs.config.email.smtp_host:
+        raise MatrixError(401, "M_MISSING_TOKEN", "Log in to change the password. This server sends no email.")
+    flows = [(EMAIL_STAGE,)] if user_id is None else [(password_stage(user_id),)]
+    authentication = await require_stages(hs, "change password", body.auth, flows, user_id)
     password_hash = await hash_password(hs, body.new_password)
     await hs.database.write(_change_password, requester, password_hash, body.logout_devices, authentication)
     return Empty()
@@ -81,16 +91,28 @@ async def change_password(hs: Resources, requester: Requester, body: PasswordBod
 
 def _change_password(
     tx: Transaction,
-    requester: Requester,
+    requester: Requester | None,
     password_hash: str,
     logout_devices: bool,
     authentication: Authentication,
 ) -> None:
     delete_session(tx, authentication)
-    accounts.store_password_hash(tx, requester.user_id, password_hash)
+    user_id = _use_email(tx, authentication) if requester is None else requester.user_id
+    device_id = None if requester is None else requester.device_id
+    accounts.store_password_hash(tx, user_id, password_hash)
     if logout_devices:
-        authenticate.delete_tokens_of_user(tx, requester.user_id, except_device_id=requester.device_id)
-        delete_devices_of_user(tx, requester.user_id, except_device_id=requester.device_id)
+        authenticate.delete_tokens_of_user(tx, user_id, except_device_id=device_id)
+        delete_devices_of_user(tx, user_id, except_device_id=device_id)
+
+
+def _use_email(tx: Transaction, authentication: Authentication) -> UserID:
+    """Ends the validation of an email address, and returns the user whose it is."""
+    result = authentication.results[EMAIL_STAGE.type]
+    delete_validation(tx, result["sid"])
+    user_id = find_owner(tx, EMAIL, result["address"])
+    if user_id is None or not accounts.is_active(tx, user_id):
+        raise forbidden("No account has this email address any more.")
+    return user_id
 
 
 async def set_password(hs: Resources, user_id: UserID, password: str | None, *, logout_devices: bool) -> None:

@@ -18,6 +18,7 @@ from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.passwords import verify_password
+from homeserver.users.threepids import identify
 
 _log = logging.getLogger(__name__)
 
@@ -84,8 +85,7 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
     identifier = body.identifier
     if identifier is None and body.user is None and body.address is not None:
         identifier = {"type": "m.id.thirdparty", "medium": body.medium, "address": body.address}
-    user_id = accounts.read_identifier(hs.server_name, identifier, body.user)
-    user = await hs.database.read(accounts.find_user, user_id)
+    user_id, user = await hs.database.read(_find_account, identifier, body.user)
     password_hash = None if user is None else user.password_hash
     verdict = await verify_password(hs, user_id, password_hash, body.password, address=address)
     if user is not None and user.is_deactivated:
@@ -93,6 +93,14 @@ async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple
     if not verdict.is_right:
         raise accounts.wrong_password()
     return user_id, verdict.new_hash
+
+
+def _find_account(
+    tx: Transaction, identifier: JsonObject | None, name: str | None
+) -> tuple[UserID, accounts.User | None]:
+    """Returns the user that an identifier means, and the account if there is one."""
+    user_id = identify(tx, identifier, name)
+    return user_id, accounts.find_user(tx, user_id)
 
 
 def _store_login(tx: Transaction, user_id: UserID, body: LoginBody, new_hash: str | None) -> JsonObject:

@@ -24,12 +24,15 @@ from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
+from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.passwords import check_new_password, hash_password, verify_password
 from homeserver.users.registration_tokens import TOKEN_STAGE, is_valid_token, note_token_used
+from homeserver.users.threepids import EMAIL, store_threepid
 from homeserver.users.user_interactive import (
     DUMMY,
     Attempt,
     Authentication,
+    Flow,
     begin,
     delete_session,
     proceed,
@@ -52,6 +55,8 @@ SCHEMA = Schema(
         ),
     ),
 )
+
+EMAIL_STAGE = email_stage("register")
 
 routes = Routes()
 
@@ -174,8 +179,12 @@ def _read_registration(tx: Transaction, user_id: UserID, body: RegisterBody) -> 
         _check_guest(tx, user_id, body.guest_access_token or "")
     elif accounts.find_user(tx, user_id) is not None:
         raise accounts.user_in_use()
-    stage = TOKEN_STAGE if tx.server.config.registration.require_token else DUMMY
-    return begin(tx, "register", body.auth, [(stage,)]), guest
+    settings = tx.server.config
+    first = (TOKEN_STAGE,) if settings.registration.require_token else ()
+    flows: list[Flow] = [first or (DUMMY,)]
+    if settings.email.smtp_host:
+        flows.append((*first, EMAIL_STAGE))
+    return begin(tx, "register", body.auth, flows), guest
 
 
 def _check_guest(tx: Transaction, user_id: UserID, access_token: str) -> None:
@@ -195,6 +204,9 @@ def _store_registration(
 ) -> JsonObject:
     delete_session(tx, authentication)
     note_token_used(tx, authentication)
+    email = authentication.results.get(EMAIL_STAGE.type)
+    if email is not None:
+        delete_validation(tx, email["sid"])
     if guest:
         _check_guest(tx, user_id, body.guest_access_token or "")
         flags = authenticate.get_account_flags(tx, user_id)
@@ -202,6 +214,8 @@ def _store_registration(
         accounts.store_password_hash(tx, user_id, password_hash)
     else:
         accounts.create_user(tx, user_id, password_hash)
+    if email is not None:
+        store_threepid(tx, user_id, EMAIL, email["address"], email["validated_ms"])
     answer = _answer(tx, user_id, body)
     if authentication.session is not None:
         tx.run(

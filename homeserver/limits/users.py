@@ -179,3 +179,36 @@ USER_SEARCH_LIMIT_MAX = 100
 USER_SEARCH_READ_MAX = 500
 # Rooms of a person in which their names are compared with the search. Most people have one name everywhere.
 USER_SEARCH_ROOMS_MAX = 20
+
+# Email
+
+# Emails that wait for a mail server that is away, at some 2 KiB each.
+MAILS_WAITING_MAX = 10_000
+# A mail server may end a connection after some hundred emails.
+MAILS_PER_CONNECTION = 50
+# For each step of SMTP. Mail servers that look up their client's name take their time.
+MAIL_TIMEOUT_S = 20.0
+# The first pause after a failure, and the longest.
+MAIL_RETRY_MS = 60 * 1000
+MAIL_RETRY_MS_MAX = 60 * 60 * 1000
+# An email that comes later has nothing to say any more: its link has expired.
+MAIL_AGE_MS = 24 * 60 * 60 * 1000
+
+# RFC 5321: 64 bytes, @, 255 bytes; but a whole path has at most 256.
+EMAIL_ADDRESS_BYTES_MAX = 254
+# For each account: private, at work, and some that are not used any more.
+EMAIL_ADDRESSES_MAX = 20
+# How long the link in an email can be used. Spec: "a token which expires"; people read mail once a day.
+EMAIL_VALIDATION_LIFETIME_MS = 24 * 60 * 60 * 1000
+# Validations at a time, at 300 bytes each. The oldest ones end.
+EMAIL_VALIDATIONS_MAX = 100_000
+
+# How long notifications wait before they are told by email, and the pause after an email. It doubles up to the
+# longest, which is shorter than PUSH_AGE_MS.
+EMAIL_DELAY_MS = 10 * 60 * 1000
+EMAIL_PAUSE_MS = 60 * 60 * 1000
+EMAIL_PAUSE_MS_MAX = 12 * 60 * 60 * 1000
+# Rooms and messages shown in one email; the rest is a number.
+EMAIL_ROOMS_MAX = 10
+EMAIL_MESSAGES_PER_ROOM_MAX = 5
+EMAIL_MESSAGE_CHARACTERS_MAX = 200

@@ -62,6 +62,12 @@ class Workers:
             return fn(*args)
         return await trio.to_thread.run_sync(fn, *args, limiter=self._limiter)
 
+    async def wait_for(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Runs fn(*args) in a thread of its own. For what waits for others: it is left alone when it is cancelled."""
+        if self._inline:
+            return await self.run(fn, *args)
+        return await trio.to_thread.run_sync(fn, *args, abandon_on_cancel=True)
+
     async def run_process(self, function: str, *args: Any, timeout_s: float = WORKER_SECONDS_MAX) -> Any:
         """Calls `function` ("package.module:name") in the separate process, one call at a time.
 

@@ -22,10 +22,13 @@ from homeserver.feature import JsonObject
 from homeserver.federation import canonical_json
 from homeserver.federation.canonical_json import NotCanonical
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, UserID, parse_server_name, parse_user_id
+from homeserver.federation.request_auth import build_authorization
 from homeserver.federation.signing import encode_base64
 from homeserver.federation.wire import WireError, WireResponse
 from homeserver.resources import Resources
 
+# Characters of a medium and address that an identity server names.
+_BOUND_MAX = 512
 # Errors of an identity server that a client understands and gets.
 _PASSED_STATUSES = frozenset({400, 403, 404, 429})
 
@@ -67,6 +70,41 @@ def parse_address(id_server: str, id_access_token: str, medium: str, address: st
     return Address(server, id_access_token, medium, address)
 
 
+def parse_id_server(id_server: str, id_access_token: str) -> ServerName:
+    """Returns the identity server of a client's request. Raises M_INVALID_PARAM, also for an unusable token."""
+    return parse_address(id_server, id_access_token, "email", "a").server
+
+
+async def bind(
+    hs: Resources, server: ServerName, access_token: str, sid: str, client_secret: str, user_id: UserID
+) -> tuple[str, str]:
+    """Tells an identity server that the address it has validated is the user's. Returns medium and address of it.
+
+    Raises MatrixError. Spec: identity-service-api/#post_matrixidentityv23pidbind
+    """
+    about = Address(server, access_token, "", "")
+    answer = await _ask(hs, about, "POST", "3pid/bind", {"sid": sid, "client_secret": client_secret, "mxid": user_id})
+    medium, address = answer.get("medium"), answer.get("address")
+    if not isinstance(medium, str) or not isinstance(address, str) or len(medium) + len(address) > _BOUND_MAX:
+        raise _unusable(server)
+    return medium, address
+
+
+async def unbind(hs: Resources, server: ServerName, user_id: UserID, medium: str, address: str) -> bool:
+    """Asks an identity server to forget that an address is the user's. Returns False if it does not take that.
+
+    Raises MatrixError 400 if it cannot be reached. Spec: identity-service-api/#post_matrixidentityv23pidunbind
+    """
+    content = {"mxid": user_id, "threepid": {"medium": medium, "address": address}}
+    uri = "/_matrix/identity/v2/3pid/unbind"
+    authorization = build_authorization("POST", uri, hs.server_name, server, hs.signing_key, content)
+    response = await _send(hs, server, authorization, "POST", "3pid/unbind", content)
+    if response.status in (400, 404, 501):  # as the specification says of servers without support for it
+        return False
+    _check(server, response, _read_json(response))
+    return True
+
+
 async def look_up(hs: Resources, address: Address) -> UserID | None:
     """Returns the user who owns the address, None if the identity server knows nobody. Raises MatrixError 400, 403."""
     details = await _ask(hs, address, "GET", "hash_details")
@@ -94,7 +132,7 @@ async def store_invite(hs: Resources, address: Address, details: Mapping[str, st
     meanwhile. Raises MatrixError.
     """
     body = {**details, "medium": address.medium, "address": address.address}
-    response = await _send(hs, address, "POST", "store-invite", body)
+    response = await _send(hs, address.server, _bearer(address), "POST", "store-invite", body)
     content = _read_json(response)
     if response.status == 400 and content is not None and content.get("errcode") == "M_THREEPID_IN_USE":
         return _read_user(address.server, content.get("mxid"))
@@ -129,20 +167,24 @@ async def is_key_valid(hs: Resources, url: str, public_key: str) -> bool:
 async def _ask(
     hs: Resources, address: Address, method: str, path: str, content: Mapping[str, Any] | None = None
 ) -> JsonObject:
-    response = await _send(hs, address, method, path, content)
+    response = await _send(hs, address.server, _bearer(address), method, path, content)
     return _check(address.server, response, _read_json(response))
 
 
+def _bearer(address: Address) -> str:
+    return f"Bearer {address.access_token}"
+
+
 async def _send(
-    hs: Resources, address: Address, method: str, path: str, content: Mapping[str, Any] | None
+    hs: Resources, server: ServerName, authorization: str, method: str, path: str, content: Mapping[str, Any] | None
 ) -> WireResponse:
-    headers = {"authorization": f"Bearer {address.access_token}"}
+    headers = {"authorization": authorization}
     if content is not None:
         headers["content-type"] = "application/json"
     try:
         return await hs.wire.request_url(
             method,
-            f"https://{address.server}/_matrix/identity/v2/{path}",
+            f"https://{server}/_matrix/identity/v2/{path}",
             headers=headers,
             body=None if content is None else to_json(content),
             timeout_s=limits.peers.IDENTITY_TIMEOUT_S,
@@ -150,7 +192,7 @@ async def _send(
         )
     except WireError as error:
         # Without the text of the error: it could tell users what names in our network resolve to.
-        raise _useless(f"The identity server {address.server} cannot be reached.") from error
+        raise _useless(f"The identity server {server} cannot be reached.") from error
 
 
 def _read_json(response: WireResponse) -> JsonObject | None:

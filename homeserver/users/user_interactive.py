@@ -29,6 +29,7 @@ from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.passwords import verify_password
+from homeserver.users.threepids import identify
 
 # number: 1, 2, … in order of creation, so that the oldest can be dropped. completed: JSON object, stage → result.
 SCHEMA = Schema(
@@ -247,7 +248,7 @@ def password_stage(user_id: UserID) -> Stage:
         identifier = auth.get("identifier")
         if not isinstance(identifier, dict | None):
             raise bad_json("The identifier must be an object.")
-        if accounts.read_identifier(tx.server.name, identifier, auth.get("user")) != user_id:
+        if identify(tx, identifier, auth.get("user")) != user_id:
             raise forbidden("Only the user who sent this request can authenticate it.")
         user = accounts.find_user(tx, user_id)
         return None if user is None else user.password_hash

@@ -12,7 +12,7 @@ import pytest
 
 from homeserver import limits
 from homeserver.api.routes import Operation
-from tests.hostile.asking import check_client_answer
+from tests.hostile.asking import check_answer_of, check_client_answer
 from tests.hostile.values import NOT_AN_OBJECT, NOT_JSON, changes
 from tests.hostile.world import CLIENT_OPERATIONS, ENDING, World, contents, identify, make_world
 
@@ -72,7 +72,7 @@ async def test_any_value_may_be_wrong(world: World, operation: Operation) -> Non
     for change in changes(world.body(operation), plan.kind, world.schema(operation)):
         path = world.path(operation)
         answer = await world.ask(operation, path=path, body=change.body)
-        check_client_answer(operation.method, path, answer)
+        check_answer_of(operation, path, answer)
         if change.is_refused:
             assert answer.status in (400, 413), f"{change.where}: {answer}"
         if answer.status >= 400:

@@ -12,9 +12,12 @@ from urllib.parse import quote
 import pytest
 import trio
 
+from homeserver.config import Email
 from homeserver.database import Transaction
 from homeserver.database.compression import CorruptData, decompress
+from homeserver.federation.identifiers import ServerName
 from homeserver.users.presence import find_presence
+from homeserver.users.threepids import EMAIL, store_binding, store_threepid
 from tests.support.engine import ENGINE, list_tables
 from tests.support.federation import Federation, join, until
 from tests.support.homeservers import Client, Server
@@ -112,6 +115,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await alice.post("/_matrix/media/v1/create")
     await alice.post("account/password", json={"new_password": "another long password"})  # begins a session
     await back_up_keys(alice, room_id)
+    await leave_addresses(server, alice)
     await alice.get("sync?timeout=0")
     await slide(alice, conn_id="org.example.secret", lists={"all": window(state=[["org.example.secret", ""]])})
     return alice
@@ -127,6 +131,14 @@ async def leave_notifications(alice: Client, bob: Client, room_id: str) -> None:
         content = {"msgtype": "m.text", "body": "you", "m.mentions": {"user_ids": [other.user_id]}}
         await client.ok("PUT", f"rooms/{quote(room_id)}/send/m.room.message/mention", json=content)
     await trio.sleep(1)
+
+
+async def leave_addresses(server: Server, alice: Client) -> None:
+    """An email address of the account, which is bound, and another one that is being validated."""
+    await server.write(store_threepid, alice.user_id, EMAIL, "alice@mail.example", 1)
+    await server.write(store_binding, alice.user_id, EMAIL, "alice@mail.example", ServerName("identity.example"))
+    body = {"client_secret": "secret", "email": "alice@work.example", "send_attempt": 1}
+    await alice.ok("POST", "account/3pid/email/requestToken", json=body)
 
 
 async def back_up_keys(alice: Client, room_id: str) -> None:
@@ -158,7 +170,8 @@ async def leave_keys(alice: Client, bob: Client) -> None:
 
 
 async def test_erasure_leaves_only_documented_data(federation: Federation) -> None:
-    server = await federation.start("a.example")
+    nowhere = Email(smtp_host="127.0.0.1", smtp_port=9, from_address="noreply@a.example")
+    server = await federation.start("a.example", email=nowhere)
     other = await federation.start("b.example")
     bob, carol = await server.register("bob"), await other.register("carol")
     elsewhere = await other.make_room(carol)

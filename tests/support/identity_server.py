@@ -17,6 +17,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs
 
 from homeserver.federation.identifiers import ServerName, server_name_of
+from homeserver.federation.request_auth import parse_authorization, verify
 from homeserver.federation.signing import SigningKey, encode_base64, sign_json
 from homeserver.federation.wire import WireRequest
 from homeserver.testing import FakeNetwork
@@ -36,6 +37,8 @@ OPTIONAL = (
 class IdentityServer:
     """`stored`: the bodies of /store-invite. `revoked`: public keys that are not valid any more.
 
+    validated: the address of each complete validation, by its ID and client secret. homeservers: those it knows.
+
     answers: what to answer instead, by the last part of the path, as (status, JSON) or (status, bytes).
     """
 
@@ -47,6 +50,8 @@ class IdentityServer:
     algorithms: list[str] = field(default_factory=lambda: ["none", "sha256"])
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     revoked: set[str] = field(default_factory=set)
+    validated: dict[tuple[str, str], str] = field(default_factory=dict)
+    homeservers: dict[ServerName, SigningKey] = field(default_factory=dict)
     pepper: str = "matrixrocks"
     _tokens: dict[str, Json] = field(default_factory=dict)
     _ephemeral: dict[str, SigningKey] = field(default_factory=dict)
@@ -95,15 +100,36 @@ class IdentityServer:
             return 200, {"valid": query["public_key"] == [self.key.verify_key_base64] and not self._is_revoked(query)}
         if method == "GET" and path == "pubkey/ephemeral/isvalid":
             return 200, {"valid": query["public_key"][0] in self._ephemeral and not self._is_revoked(query)}
+        if method == "POST" and path == "3pid/unbind":
+            return self._unbind(headers["authorization"], content)
         if headers.get("authorization") != f"Bearer {TOKEN}":
             return 401, {"errcode": "M_UNAUTHORIZED", "error": "Unrecognised access token."}
         if method == "GET" and path == "hash_details":
             return 200, {"lookup_pepper": self.pepper, "algorithms": self.algorithms}
+        if method == "POST" and path == "3pid/bind":
+            return self._bind(content)
         if method == "POST" and path == "lookup":
             return self._look_up(content)
         if method == "POST" and path == "store-invite":
             return self._store(content)
         return 404, {"errcode": "M_UNRECOGNIZED", "error": "No such request."}
+
+    def _bind(self, content: Any) -> tuple[int, Json]:
+        address = self.validated.get((content["sid"], content["client_secret"]))
+        if address is None:
+            return 404, {"errcode": "M_NO_VALID_SESSION", "error": "No such validation."}
+        self.owners["email", address] = content["mxid"]
+        return 200, {"medium": "email", "address": address, "mxid": content["mxid"]}
+
+    def _unbind(self, authorization: str, content: Any) -> tuple[int, Json]:
+        credentials = parse_authorization(authorization)
+        assert credentials.origin == server_name_of(content["mxid"])
+        key = self.homeservers[credentials.origin].verify_key_base64
+        if not verify(credentials, "POST", f"{V2}3pid/unbind", ServerName(self.name), content, key):
+            return 403, {"errcode": "M_FORBIDDEN", "error": "Wrong signature."}
+        threepid = content["threepid"]
+        self.owners.pop((threepid["medium"], threepid["address"]), None)
+        return 200, {}
 
     def _is_revoked(self, query: dict[str, list[str]]) -> bool:
         return query["public_key"][0] in self.revoked

@@ -30,6 +30,10 @@ OTHER_PUBLIC = {
     "GET /_homeserver/metrics": "a listener of its own decides who reaches it",
     "GET /_synapse/admin/v1/register": "gives out the nonce that the shared secret signs",
     "POST /_synapse/admin/v1/register": "is signed with the shared secret",
+    "GET /_homeserver/client/v1/validate_email": "the link in an email, with a token of its own",
+    "POST /_homeserver/client/v1/validate_email": "the button on that page",
+    "GET /_homeserver/client/v1/unsubscribe": "the link in an email, with a token of its own",
+    "POST /_homeserver/client/v1/unsubscribe": "the button on that page, or of a mail program",
 }
 
 

@@ -36,10 +36,10 @@ def find_due(tx: Transaction, number: int) -> Due | None:
         return None
     if queued.position == COUNTS_ONLY:
         return Due(pusher, queued, {"devices": [_device(pusher, {})]})
-    return Due(pusher, queued, _notification(tx, pusher, queued))
+    return Due(pusher, queued, find_notification(tx, pusher, queued))
 
 
-def _notification(tx: Transaction, pusher: Pusher, queued: Queued) -> JsonObject | None:
+def find_notification(tx: Transaction, pusher: Pusher, queued: Queued) -> JsonObject | None:
     """Returns the notification of an event, None if it came to nothing: it is too old, read, redacted or hidden."""
     event = find_stored(tx, queued.position)
     if not is_recent(queued.queued_ms, tx.now_ms, limits.users.PUSH_AGE_MS):

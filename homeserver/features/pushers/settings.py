@@ -18,7 +18,8 @@ from homeserver.federation.wire import WireError
 from homeserver.federation.wire.client import parse_url
 from homeserver.limits import Bucket
 from homeserver.resources import Resources
-from homeserver.users.push.pushers import delete_pusher, list_pushers, store_pusher
+from homeserver.users.push.pushers import EMAIL_APP_ID, delete_pusher, list_pushers, store_pusher
+from homeserver.users.threepids import EMAIL, find_owner, fold_email
 
 NOTIFY_PATH = "/_matrix/push/v1/notify"
 LIMITS = {"pusher": Bucket(20, 0.2)}  # an app sets its pusher when it starts; each URL is a machine that we contact
@@ -58,7 +59,14 @@ async def post_pusher(hs: Resources, requester: Requester, body: PusherBody) -> 
 
 
 def _store(tx: Transaction, requester: Requester, body: PusherBody, content: JsonObject) -> None:
-    store_pusher(tx, requester.user_id, requester.device_id, body.app_id, body.pushkey, content, append=body.append)
+    pushkey, device_id = body.pushkey, requester.device_id
+    if body.kind == "email":
+        if not tx.server.config.email.smtp_host:
+            raise invalid_param("This server sends no email.")
+        pushkey, device_id = fold_email(pushkey), ""  # it stays when the device is logged out
+        if find_owner(tx, EMAIL, pushkey) != requester.user_id:
+            raise MatrixError(400, "M_THREEPID_NOT_FOUND", "Add the email address to your account first.")
+    store_pusher(tx, requester.user_id, device_id, body.app_id, pushkey, content, append=body.append)
 
 
 def _check_key(body: PusherBody) -> None:
@@ -70,8 +78,10 @@ def _check_key(body: PusherBody) -> None:
 
 def _content_of(body: PusherBody, *, allows_http: bool) -> JsonObject:
     """Returns what is stored of a new pusher. Raises M_MISSING_PARAM, M_INVALID_PARAM or M_TOO_LARGE."""
-    if body.kind != "http":
-        raise invalid_param("This server has no pushers of that kind. Set kind to http.")
+    if body.kind not in ("http", "email"):
+        raise invalid_param("This server has no pushers of that kind. Set kind to http or email.")
+    if (body.kind == "email") != (body.app_id == EMAIL_APP_ID):
+        raise invalid_param(f"The app_id of an email pusher, and of no other, is {EMAIL_APP_ID}.")
     content: JsonObject = {
         "app_display_name": body.app_display_name,
         "device_display_name": body.device_display_name,
@@ -83,7 +93,10 @@ def _content_of(body: PusherBody, *, allows_http: bool) -> JsonObject:
         raise missing_param(f"A pusher needs {', '.join(missing)}.")
     if body.profile_tag is not None:
         content["profile_tag"] = body.profile_tag
-    _check_url(content["data"].get("url"), allows_http=allows_http)
+    if body.kind == "email":
+        content["kind"] = body.kind
+    else:
+        _check_url(content["data"].get("url"), allows_http=allows_http)
     if not isinstance(content["data"].get("format", ""), str):
         raise invalid_param("data.format must be a string.")
     if len(to_json(content)) > limits.users.PUSHER_BYTES_MAX:

@@ -6,6 +6,9 @@ lost if the server stops in between, and the gateway may be told twice, which it
 queue has PUSH_QUEUE_MAX rows at most; what is older than PUSH_AGE_MS is of no use to anybody. A row of position 0 says
 that the number of unread notifications has changed without a new one.
 
+Pushers of kind "email" have the email address as their key and EMAIL_APP_ID as their app. Their queue is emptied into
+one email from time to time.
+
 A pusher is known by the position at which it was created. Spec: client-server-api/#push-notifications
 """
 
@@ -27,6 +30,8 @@ WAKE_KEY = "pushers"
 """Wakes the delivery when there is something to be sent."""
 COUNTS_ONLY = 0
 """The position of a row that tells no event, only the number of unread ones."""
+
+EMAIL_APP_ID = "m.email"
 
 # content: names, language, profile tag and data, as the client has set them. device_id: of the token that set it.
 # added: the position at which a row was added, or changed.
@@ -58,13 +63,24 @@ SCHEMA = Schema(
             CREATE INDEX push_queue_by_added ON push_queue (added);
             """,
         ),
+        Step(
+            "002_emails",
+            """
+            -- mailed_ms: when the last email was written, 0 if all was read since. pause_ms: until the next one.
+            ALTER TABLE pushers ADD COLUMN mailed_ms INTEGER NOT NULL DEFAULT 0;
+            ALTER TABLE pushers ADD COLUMN pause_ms INTEGER NOT NULL DEFAULT 0;
+            """,
+        ),
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Pusher:
-    """A pusher as stored. content: what the client has set beside app_id and pushkey. set_ms: when it was set."""
+    """A pusher as stored. content: what the client has set beside app_id and pushkey. set_ms: when it was set.
+
+    pause_ms: how long after an email the next one may be written.
+    """
 
     number: int
     user_id: UserID
@@ -72,6 +88,12 @@ class Pusher:
     pushkey: str
     set_ms: int
     content: JsonObject
+    pause_ms: int
+
+    @property
+    def is_email(self) -> bool:
+        """Whether the pusher sends email, instead of telling a gateway."""
+        return self.content.get("kind") == "email"
 
     @property
     def url(self) -> str:
@@ -130,7 +152,8 @@ def store_pusher(
 def list_pushers(tx: Transaction, user_id: UserID) -> list[Pusher]:
     """Returns the user's pushers, oldest first."""
     rows = tx.all(
-        "SELECT pusher, user_nid, app_id, pushkey, set_ms, content FROM pushers WHERE user_nid = ? ORDER BY pusher",
+        "SELECT pusher, user_nid, app_id, pushkey, set_ms, content, pause_ms FROM pushers WHERE user_nid = ?"
+        " ORDER BY pusher",
         tx.find(user_id),
     )
     return [_pusher(tx, row) for row in rows]
@@ -138,13 +161,15 @@ def list_pushers(tx: Transaction, user_id: UserID) -> list[Pusher]:
 
 def find_pusher(tx: Transaction, number: int) -> Pusher | None:
     """Returns a pusher, None if it was deleted."""
-    row = tx.one("SELECT pusher, user_nid, app_id, pushkey, set_ms, content FROM pushers WHERE pusher = ?", number)
+    row = tx.one(
+        "SELECT pusher, user_nid, app_id, pushkey, set_ms, content, pause_ms FROM pushers WHERE pusher = ?", number
+    )
     return None if row is None else _pusher(tx, row)
 
 
 def _pusher(tx: Transaction, row: Row) -> Pusher:
-    number, user_nid, app_id, pushkey, set_ms, content = row
-    return Pusher(number, UserID(tx.name(user_nid)), app_id, pushkey, set_ms, orjson.loads(content))
+    number, user_nid, app_id, pushkey, set_ms, content, pause_ms = row
+    return Pusher(number, UserID(tx.name(user_nid)), app_id, pushkey, set_ms, orjson.loads(content), pause_ms)
 
 
 def find_last_pusher(tx: Transaction) -> int:
@@ -174,6 +199,11 @@ def delete_pusher(tx: Transaction, user_id: UserID, app_id: str, pushkey: str) -
 def delete_rejected(tx: Transaction, numbers: Iterable[int]) -> None:
     """Deletes pushers whose key the gateway has rejected."""
     _delete(tx, list(numbers))
+
+
+def delete_email_pushers(tx: Transaction, user_id: UserID, address: str) -> None:
+    """Deletes the pusher of an email address that is the user's no more."""
+    delete_pusher(tx, user_id, EMAIL_APP_ID, address)
 
 
 def _delete_of_others(tx: Transaction, user_id: UserID, app_id: str, pushkey: str) -> None:
@@ -242,8 +272,27 @@ def _delete_oldest(tx: Transaction, number: int) -> None:
 
 
 def list_waiting(tx: Transaction, since: int) -> list[int]:
-    """Returns the pushers that were given something to tell after position `since`."""
-    return tx.values("SELECT DISTINCT pusher FROM push_queue WHERE added > ?", since)
+    """Returns the pushers with a gateway that were given something to tell after position `since`."""
+    return tx.values(
+        "SELECT DISTINCT push_queue.pusher FROM push_queue JOIN pushers ON pushers.pusher = push_queue.pusher"
+        " WHERE added > ? AND app_id <> ?",
+        since, EMAIL_APP_ID,
+    )  # fmt: skip
+
+
+def list_email_queues(tx: Transaction) -> list[Row]:
+    """Returns the email pushers with events to tell: number, since when, when the last email was, and the pause."""
+    return tx.all(
+        "SELECT pushers.pusher, MIN(queued_ms), MIN(mailed_ms), MIN(pause_ms) FROM pushers"
+        " JOIN push_queue ON push_queue.pusher = pushers.pusher"
+        " WHERE app_id = ? AND position <> ? GROUP BY pushers.pusher",
+        EMAIL_APP_ID, COUNTS_ONLY,
+    )  # fmt: skip
+
+
+def set_mailed(tx: Transaction, number: int, mailed_ms: int, pause_ms: int) -> None:
+    """Notes when an email was written, and the pause until the next one."""
+    tx.run("UPDATE pushers SET mailed_ms = ?, pause_ms = ? WHERE pusher = ?", mailed_ms, pause_ms, number)
 
 
 def find_first_queued(tx: Transaction, number: int) -> Queued | None:
@@ -253,6 +302,14 @@ def find_first_queued(tx: Transaction, number: int) -> Queued | None:
         number,
     )
     return None if row is None else Queued(*row)
+
+
+def list_queued(tx: Transaction, number: int) -> list[Queued]:
+    """Returns everything that a pusher is to be told, in order."""
+    rows = tx.all(
+        "SELECT pusher, position, actions, queued_ms, added FROM push_queue WHERE pusher = ? ORDER BY position", number
+    )
+    return [Queued(*row) for row in rows]
 
 
 def delete_queued(tx: Transaction, queued: Queued) -> None:

@@ -61,9 +61,9 @@ def third(started: World) -> Iterator[Server]:
         server.relay.close()
 
 
-@pytest.fixture(scope="module")
-def organisations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
-    """Two of our servers."""
+@pytest.fixture(scope="session")
+def started_organisations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    """Two of our servers, started once."""
     folder, ca = tmp_path_factory.mktemp("organisations"), trustme.CA()
     print(f"\nconfigurations, databases and logs are in {folder}")
     servers = (
@@ -81,6 +81,14 @@ def organisations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Se
             with suppress(ServerFailed):  # what is said above matters more
                 server.stop()
             server.relay.close()
+
+
+@pytest.fixture
+def organisations(started_organisations: tuple[Server, Server]) -> tuple[Server, Server]:
+    """Two of our servers, running whatever the scenario before has left behind."""
+    for server in started_organisations:
+        server.ensure_running()
+    return started_organisations
 
 
 @pytest.fixture(params=["from-ours", "from-synapse"])

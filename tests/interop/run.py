@@ -22,6 +22,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests.interop.setup import (  # noqa: E402 (found only now)
     ensure_element,
+    ensure_mautrix,
     ensure_nio,
     ensure_node_packages,
     ensure_synapse,
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     """Installs what is needed, then runs tests/differential and tests/interop, which `make test` does not."""
     python = ensure_synapse()
     ensure_nio()
+    ensure_mautrix()
     lacking = {**dict.fromkeys(NEED_NODE, ensure_node_packages()), "scenario_element.py": ensure_element()}
     left_out = {name: why for name, why in lacking.items() if why}
     chosen = [argument for argument in arguments if not argument.startswith("-")]

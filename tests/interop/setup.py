@@ -8,7 +8,7 @@ matrix-js-sdk, on which Element is built, and matrix-bot-sdk need Node; without 
 the run says so. Element is built from matrix-react-sdk, its user interface, because only that is in npm's registry
 (until 2024-11, when it was merged into Element Web). It needs Chromium, too, which the machine must have.
 
-To move to another Synapse or matrix-nio, change its requirements-….in and run in this folder, for example:
+To move to another Synapse, matrix-nio or mautrix, change its requirements-….in and run in this folder, for example:
 
     uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
     requirements-synapse.in -o requirements-synapse.lock
@@ -40,6 +40,7 @@ ELEMENT = HERE / "element"
 JS_SDK = HERE / "js_sdk"
 BOT_SDK = HERE / "bot_sdk"
 MATRIX_NIO = HERE / "matrix_nio"
+MAUTRIX = HERE / "mautrix_client"
 NODE_MAJOR_MIN = 20
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -67,6 +68,19 @@ def nio_venv() -> Path:
 def ensure_nio() -> Path:
     """Returns the Python that has matrix-nio with its cryptography, and makes its environment if necessary."""
     return ensure_environment("matrix-nio", nio_venv(), HERE / "requirements-nio.lock", "make interop")
+
+
+def mautrix_venv() -> Path:
+    """Returns the folder of mautrix's environment: `.venv-mautrix` in the repository."""
+    return REPOSITORY / ".venv-mautrix"
+
+
+def ensure_mautrix() -> Path:
+    """Returns the Python that has mautrix, and makes its environment if necessary. Its cryptography is left out.
+
+    libolm, which that needs, has to be compiled on many machines.
+    """
+    return ensure_environment("mautrix", mautrix_venv(), HERE / "requirements-mautrix.lock", "make interop")
 
 
 def js_sdk_folder() -> Path:

@@ -14,7 +14,7 @@ from homeserver import limits
 from homeserver.api.routes import Operation
 from tests.hostile.asking import check_answer_of, check_client_answer
 from tests.hostile.values import NOT_AN_OBJECT, NOT_JSON, changes
-from tests.hostile.world import CLIENT_OPERATIONS, ENDING, World, contents, identify, make_world
+from tests.hostile.world import CLIENT_OPERATIONS, ENDING, World, identify, make_world
 
 WITH_BODY = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.body is not None)
 every_operation_with_a_body = pytest.mark.parametrize("operation", WITH_BODY, ids=identify)
@@ -22,25 +22,25 @@ every_operation_with_a_body = pytest.mark.parametrize("operation", WITH_BODY, id
 
 @every_operation_with_a_body
 async def test_bodies_that_are_not_json_are_refused(world: World, operation: Operation) -> None:
-    before = await world.server.read(contents)
+    before = await world.contents()
     for body in NOT_JSON:
         answer = await world.ask(operation, body=body)
         check_client_answer(operation.method, world.path(operation), answer)
         assert answer.verdict == (400, "M_NOT_JSON"), str(answer)
-    assert await world.server.read(contents) == before
+    assert await world.contents() == before
 
 
 @every_operation_with_a_body
 async def test_bodies_that_are_not_objects_are_refused(world: World, operation: Operation) -> None:
-    before = await world.server.read(contents)
+    before = await world.contents()
     for body in NOT_AN_OBJECT:
         answer = await world.ask(operation, body=body)
         check_client_answer(operation.method, world.path(operation), answer)
         if body == b"null" and operation.plan.body is not None and operation.plan.body.optional:
-            before = await world.server.read(contents)  # it stands for no body
+            before = await world.contents()  # it stands for no body
             continue
         assert answer.verdict == (400, "M_BAD_JSON"), str(answer)
-        assert await world.server.read(contents) == before
+        assert await world.contents() == before
 
 
 @every_operation_with_a_body
@@ -67,7 +67,7 @@ async def test_an_oversized_body_is_refused_unread(world: World, operation: Oper
 async def test_any_value_may_be_wrong(world: World, operation: Operation) -> None:
     plan = operation.plan.body
     assert plan is not None
-    written = await world.server.read(contents)
+    written = await world.contents()
     number = 0
     for change in changes(world.body(operation), plan.kind, world.schema(operation)):
         path = world.path(operation)
@@ -76,13 +76,13 @@ async def test_any_value_may_be_wrong(world: World, operation: Operation) -> Non
         if change.is_refused:
             assert answer.status in (400, 413), f"{change.where}: {answer}"
         if answer.status >= 400:
-            now = await world.server.read(contents)
+            now = await world.contents()
             assert now == written, f"{change.where} left something in {_changed(written, now)}: {answer}"
             continue
         if operation.name in ENDING:
             number += 1
             world = await make_world(world.server, f"alice{number}")
-        written = await world.server.read(contents)
+        written = await world.contents()
     await _is_well(world)
 
 

@@ -14,7 +14,7 @@ from homeserver.api.arguments import PARSERS
 from homeserver.api.routes import Operation
 from tests.hostile.asking import ask, check_answer_of, check_client_answer
 from tests.hostile.values import wrong_query_values
-from tests.hostile.world import CLIENT_OPERATIONS, ENDING, OPERATIONS, World, contents, identify, make_world
+from tests.hostile.world import CLIENT_OPERATIONS, ENDING, OPERATIONS, World, identify, make_world
 
 every_client_operation = pytest.mark.parametrize("operation", CLIENT_OPERATIONS, ids=identify)
 WITH_PATH = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.path)
@@ -55,13 +55,13 @@ async def test_any_part_of_a_path_may_be_wrong(world: World, operation: Operatio
 
 @pytest.mark.parametrize("operation", WITH_PATH, ids=identify)
 async def test_malformed_identifiers_are_refused(world: World, operation: Operation) -> None:
-    before = await world.server.read(contents)
+    before = await world.contents()
     kinds = {name: decode for name, decode in operation.plan.path if decode in PARSERS.values()}
     for name in kinds:
         for text in ("%00", "nonsense%20", "%20", "a" * 300, "@%00:b", "!%00", "%23"):
             answer = await world.ask(operation, path=world.path(operation, **{name: text}))
             assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
-    assert await world.server.read(contents) == before
+    assert await world.contents() == before
 
 
 @pytest.mark.parametrize("operation", WITH_QUERY, ids=identify)
@@ -140,7 +140,7 @@ async def test_unknown_paths_are_unrecognized(world: World, prefix: str) -> None
 
 @pytest.mark.parametrize("operation", WITH_TOKEN, ids=identify)
 async def test_missing_credentials_are_refused_first(world: World, operation: Operation) -> None:
-    before = await world.server.read(contents)
+    before = await world.contents()
     optional = operation.plan.requester_optional
     for body in (b"", b"{", b"{}", b"x" * 10_000):
         answer = await world.ask(operation, headers=[], body=body)
@@ -158,4 +158,4 @@ async def test_missing_credentials_are_refused_first(world: World, operation: Op
         assert optional or answer.status == 401, str(answer)
     answer = await world.ask(operation, headers=[], query="access_token=")
     assert optional or answer.status == 401, str(answer)
-    assert optional or await world.server.read(contents) == before
+    assert optional or await world.contents() == before

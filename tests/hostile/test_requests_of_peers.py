@@ -18,7 +18,7 @@ from homeserver.federation.signing import SigningKey
 from tests.hostile.asking import Answer, ask, check_error
 from tests.hostile.test_paths import NO_UTF8, UNKIND
 from tests.hostile.values import NOT_AN_OBJECT, NOT_JSON, encode, sample, wrong_query_values
-from tests.hostile.world import FEDERATION_OPERATIONS, OPERATIONS, World, contents, identify, make_world
+from tests.hostile.world import FEDERATION_OPERATIONS, OPERATIONS, World, identify, make_world
 from tests.support.federation import Federation, send_text, sync
 from tests.support.homeservers import Client
 from tests.support.stranger import Stranger
@@ -103,13 +103,13 @@ def bad_headers(stranger: Stranger, method: str, uri: str, content: Any) -> list
 async def test_badly_signed_requests_are_refused(peers: Peers, operation: Operation) -> None:
     world, stranger = peers
     path, content = world.path(operation), body_of(peers, operation)
-    before = await world.server.read(contents)
+    before = await world.contents()
     for header in bad_headers(stranger, operation.method, path, content):
         answer = await send(peers, operation, header, path=path, body=b"" if content is None else encode(content))
         check_error(answer)
         assert answer.status in (400, 401, 403), f"{header!r:.200}: {answer}"
         assert answer.errcode in ("M_UNAUTHORIZED", "M_FORBIDDEN", "M_BAD_JSON", "M_INVALID_PARAM"), str(answer)
-    assert await world.server.read(contents) == before
+    assert await world.contents() == before
 
 
 @every_operation
@@ -170,7 +170,7 @@ WITH_BODY = tuple(operation for operation in OPERATIONS if operation.group == "f
 @pytest.mark.parametrize("operation", WITH_BODY, ids=identify)
 async def test_a_body_that_is_not_a_json_object_is_refused(peers: Peers, operation: Operation) -> None:
     world, stranger = peers
-    before = await world.server.read(contents)
+    before = await world.contents()
     for body in (*NOT_JSON, *NOT_AN_OBJECT, b""):
         path = world.path(operation)
         try:
@@ -180,7 +180,7 @@ async def test_a_body_that_is_not_a_json_object_is_refused(peers: Peers, operati
         answer = await send(peers, operation, header, path=path, body=body)
         assert answer.status in (400, 401), str(answer)
         check_error(answer)
-    assert await world.server.read(contents) == before
+    assert await world.contents() == before
 
 
 @pytest.mark.parametrize("operation", WITH_BODY, ids=identify)

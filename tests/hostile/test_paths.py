@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin
 
 import msgspec
@@ -14,9 +14,8 @@ from homeserver.api.arguments import PARSERS
 from homeserver.api.routes import Operation
 from tests.hostile.asking import ask, check_answer_of, check_client_answer
 from tests.hostile.values import wrong_query_values
-from tests.hostile.world import CLIENT_OPERATIONS, ENDING, OPERATIONS, World, identify, make_world
+from tests.hostile.world import CLIENT_OPERATIONS, ENDING, OPERATIONS, World, identify, in_groups, make_world
 
-every_client_operation = pytest.mark.parametrize("operation", CLIENT_OPERATIONS, ids=identify)
 WITH_PATH = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.path)
 WITH_QUERY = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.query is not None)
 WITH_TOKEN = tuple(operation for operation in CLIENT_OPERATIONS if operation.plan.requester)
@@ -53,15 +52,16 @@ async def test_any_part_of_a_path_may_be_wrong(world: World, operation: Operatio
     await world.bob.ok("GET", "sync")
 
 
-@pytest.mark.parametrize("operation", WITH_PATH, ids=identify)
-async def test_malformed_identifiers_are_refused(world: World, operation: Operation) -> None:
-    before = await world.contents()
-    kinds = {name: decode for name, decode in operation.plan.path if decode in PARSERS.values()}
-    for name in kinds:
-        for text in ("%00", "nonsense%20", "%20", "a" * 300, "@%00:b", "!%00", "%23"):
-            answer = await world.ask(operation, path=world.path(operation, **{name: text}))
-            assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
-    assert await world.contents() == before
+@in_groups(WITH_PATH)
+async def test_malformed_identifiers_are_refused(world: World, operations: Sequence[Operation]) -> None:
+    for operation in operations:
+        before = await world.contents()
+        kinds = {name: decode for name, decode in operation.plan.path if decode in PARSERS.values()}
+        for name in kinds:
+            for text in ("%00", "nonsense%20", "%20", "a" * 300, "@%00:b", "!%00", "%23"):
+                answer = await world.ask(operation, path=world.path(operation, **{name: text}))
+                assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
+        assert await world.contents() == before
 
 
 @pytest.mark.parametrize("operation", WITH_QUERY, ids=identify)
@@ -82,14 +82,15 @@ async def test_any_parameter_of_a_query_may_be_wrong(world: World, operation: Op
     await world.alice.ok("GET", "sync")
 
 
-@pytest.mark.parametrize("operation", WITH_QUERY, ids=identify)
-async def test_a_parameter_of_the_wrong_type_is_refused(world: World, operation: Operation) -> None:
-    plan = operation.plan.query
-    assert plan is not None
-    for field in msgspec.structs.fields(plan.kind):
-        if any(kind in (int, bool) for kind in kinds_of(field.type)) and str not in kinds_of(field.type):
-            answer = await world.ask(operation, query=f"dir=b&{field.encode_name}=nonsense")
-            assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
+@in_groups(WITH_QUERY)
+async def test_a_parameter_of_the_wrong_type_is_refused(world: World, operations: Sequence[Operation]) -> None:
+    for operation in operations:
+        plan = operation.plan.query
+        assert plan is not None
+        for field in msgspec.structs.fields(plan.kind):
+            if any(kind in (int, bool) for kind in kinds_of(field.type)) and str not in kinds_of(field.type):
+                answer = await world.ask(operation, query=f"dir=b&{field.encode_name}=nonsense")
+                assert answer.verdict == (400, "M_INVALID_PARAM"), str(answer)
 
 
 def kinds_of(kind: Any) -> set[Any]:
@@ -98,21 +99,24 @@ def kinds_of(kind: Any) -> set[Any]:
     return {kind}.union(*(kinds_of(each) for each in inner if isinstance(each, type) or get_args(each)))
 
 
-@every_client_operation
-async def test_other_methods_are_not_allowed(world: World, operation: Operation) -> None:
-    path = world.path(operation)
-    offered = {each.method for each in OPERATIONS if match(each.path, operation.path)}
-    if "GET" in offered:
-        offered.add("HEAD")
-    for method in METHODS:
-        if method in offered:
-            continue
-        answer = await ask(world.server.app, method, path, headers=[("authorization", f"Bearer {world.alice.token}")])
-        assert answer.verdict == (405, "M_UNRECOGNIZED"), str(answer)
-        check_client_answer("GET", "/", answer)
-    preflight = await ask(world.server.app, "OPTIONS", path)
-    assert (preflight.status, preflight.body) == (204, b"")
-    assert preflight.headers["access-control-allow-origin"] == "*"
+@in_groups(CLIENT_OPERATIONS)
+async def test_other_methods_are_not_allowed(world: World, operations: Sequence[Operation]) -> None:
+    for operation in operations:
+        path = world.path(operation)
+        offered = {each.method for each in OPERATIONS if match(each.path, operation.path)}
+        if "GET" in offered:
+            offered.add("HEAD")
+        for method in METHODS:
+            if method in offered:
+                continue
+            answer = await ask(
+                world.server.app, method, path, headers=[("authorization", f"Bearer {world.alice.token}")]
+            )
+            assert answer.verdict == (405, "M_UNRECOGNIZED"), str(answer)
+            check_client_answer("GET", "/", answer)
+        preflight = await ask(world.server.app, "OPTIONS", path)
+        assert (preflight.status, preflight.body) == (204, b"")
+        assert preflight.headers["access-control-allow-origin"] == "*"
 
 
 def match(one: str, other: str) -> bool:
@@ -138,24 +142,25 @@ async def test_unknown_paths_are_unrecognized(world: World, prefix: str) -> None
         check_client_answer("GET", "/", answer)
 
 
-@pytest.mark.parametrize("operation", WITH_TOKEN, ids=identify)
-async def test_missing_credentials_are_refused_first(world: World, operation: Operation) -> None:
-    before = await world.contents()
-    optional = operation.plan.requester_optional
-    for body in (b"", b"{", b"{}", b"x" * 10_000):
-        answer = await world.ask(operation, headers=[], body=body)
-        check_client_answer(operation.method, world.path(operation), answer)
-        assert optional or answer.verdict == (401, "M_MISSING_TOKEN"), str(answer)
-    tokens = ("x", "\xff", "a" * 5_000, f"{world.alice.token}x", "null", "Bearer", "%00", '"')
-    for token in tokens:
-        answer = await world.ask(operation, headers=[("authorization", f"Bearer {token}")])
-        check_client_answer(operation.method, world.path(operation), answer)
-        assert optional or answer.verdict == (401, "M_UNKNOWN_TOKEN"), str(answer)
-    schemes = ("", "Bearer", "Bearer ", f"Basic {world.alice.token}", f"{world.alice.token}", "X-Matrix origin=x")
-    for scheme in schemes:
-        answer = await world.ask(operation, headers=[("authorization", scheme)])
-        check_client_answer(operation.method, world.path(operation), answer)
+@in_groups(WITH_TOKEN)
+async def test_missing_credentials_are_refused_first(world: World, operations: Sequence[Operation]) -> None:
+    for operation in operations:
+        before = await world.contents()
+        optional = operation.plan.requester_optional
+        for body in (b"", b"{", b"{}", b"x" * 10_000):
+            answer = await world.ask(operation, headers=[], body=body)
+            check_client_answer(operation.method, world.path(operation), answer)
+            assert optional or answer.verdict == (401, "M_MISSING_TOKEN"), str(answer)
+        tokens = ("x", "\xff", "a" * 5_000, f"{world.alice.token}x", "null", "Bearer", "%00", '"')
+        for token in tokens:
+            answer = await world.ask(operation, headers=[("authorization", f"Bearer {token}")])
+            check_client_answer(operation.method, world.path(operation), answer)
+            assert optional or answer.verdict == (401, "M_UNKNOWN_TOKEN"), str(answer)
+        schemes = ("", "Bearer", "Bearer ", f"Basic {world.alice.token}", f"{world.alice.token}", "X-Matrix origin=x")
+        for scheme in schemes:
+            answer = await world.ask(operation, headers=[("authorization", scheme)])
+            check_client_answer(operation.method, world.path(operation), answer)
+            assert optional or answer.status == 401, str(answer)
+        answer = await world.ask(operation, headers=[], query="access_token=")
         assert optional or answer.status == 401, str(answer)
-    answer = await world.ask(operation, headers=[], query="access_token=")
-    assert optional or answer.status == 401, str(answer)
-    assert optional or await world.contents() == before
+        assert optional or await world.contents() == before

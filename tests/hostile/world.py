@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
+
+import pytest
 
 from homeserver.api.routes import Operation
 from homeserver.database import Transaction
@@ -46,9 +48,21 @@ MAY_CHANGE = frozenset({
 })  # fmt: skip
 
 
+GROUP_SIZE = 15
+
+
 def identify(operation: Operation) -> str:
     """How an operation is called in the names of tests."""
     return f"{operation.method} {operation.path}"
+
+
+def in_groups(operations: Sequence[Operation]) -> pytest.MarkDecorator:
+    """Parametrizes a test by `operations`, a few of these at a time.
+
+    It is for requests that change nothing: one world serves many of them, and making it takes longer than asking.
+    """
+    groups = [operations[start : start + GROUP_SIZE] for start in range(0, len(operations), GROUP_SIZE)]
+    return pytest.mark.parametrize("operations", groups, ids=[f"{identify(group[0])} …" for group in groups])
 
 
 @dataclass(slots=True)

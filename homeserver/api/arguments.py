@@ -9,7 +9,7 @@ import inspect
 import types
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_to_bytes
 
@@ -197,6 +197,9 @@ def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
     return Plan(tuple(order), tuple((name, _segment_decoder(hints[name], where)) for name in in_path), **special)
 
 
+# Some routes are declared anew for each server. Their types are the same every time, so what follows from these is kept.
+
+
 def _optional(kind: Any) -> tuple[bool, Any]:
     """Returns whether None or nothing at all is allowed, and the type without these."""
     if get_origin(kind) in (Union, types.UnionType):
@@ -206,6 +209,7 @@ def _optional(kind: Any) -> tuple[bool, Any]:
     return False, kind
 
 
+@cache
 def _segment_decoder(kind: Any, where: str) -> Decode:
     if kind in PARSERS:
         return PARSERS[kind]
@@ -239,6 +243,7 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+@cache
 def _body_plan(kind: Any, optional: bool, where: str) -> BodyPlan:
     if kind is dict or get_origin(kind) is dict:
         return BodyPlan(dict, optional, ())
@@ -247,6 +252,7 @@ def _body_plan(kind: Any, optional: bool, where: str) -> BodyPlan:
     raise TypeError(f"{where}: body must be a Struct or a dict, not {kind}")
 
 
+@cache
 def _query_plan(kind: Any, where: str) -> QueryPlan:
     if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         raise TypeError(f"{where}: query must be a Struct, not {kind}")
@@ -258,6 +264,7 @@ def _query_plan(kind: Any, where: str) -> QueryPlan:
     return QueryPlan(kind, lists, _identifier_fields(kind))
 
 
+@cache
 def _identifier_fields(kind: type[msgspec.Struct]) -> Identifiers:
     """Returns the fields that contain an identifier, and what checks each. To msgspec they are plain strings."""
     found = []

@@ -40,8 +40,7 @@ venv venv-test:
 
 ifeq ($(strip $(ARGS)),)
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/federation
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/federation --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=95
 else
 test: venv-test
 	$(BIN)/python -m pytest $(ARGS)

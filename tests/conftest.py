@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.coverage import CoverageOfProtocol
 from tests.support.database import database_url, postgres_cluster, postgres_url, sqlite_url
 from tests.support.engine import drop_databases
 from tests.support.temporary import folder_on_disk, keep_in_memory
@@ -58,3 +59,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Makes the output short, and commits fast."""
     keep_in_memory()
     config.pluginmanager.register(Progress(), "progress")
+    cov = config.pluginmanager.get_plugin("_cov")
+    if cov is not None:
+        config.pluginmanager.register(CoverageOfProtocol(cov), "coverage of the protocol")

@@ -147,7 +147,7 @@ class Connection:
                 self._overhead_bytes += len(data)
                 if self._overhead_bytes > 0:
                     raise WireError("the response has too much besides its body", "protocol")
-                self._feed(bytes(data))
+                self._h11.receive_data(bytes(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if not self._answered:
                 raise ConnectionEnded from error
@@ -163,12 +163,6 @@ class Connection:
         except h11.RemoteProtocolError as error:
             raise WireError(f"the response is not HTTP/1.1: {error}", "protocol") from error
         return None if found is h11.NEED_DATA else found  # type: ignore[return-value]
-
-    def _feed(self, data: bytes) -> None:
-        try:
-            self._h11.receive_data(data)
-        except h11.RemoteProtocolError as error:
-            raise WireError(f"the response is not HTTP/1.1: {error}", "protocol") from error
 
 
 def check_announced_length(head: Head, max_bytes: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver.federation.canonical_json import NotCanonical
-from homeserver.federation.json_stream import MEMBERS_MAX, Splitter
+from homeserver.federation.json_stream import DEPTH_MAX, MEMBERS_MAX, Splitter
 
 TEXT = st.text(st.sampled_from('ab"\\[]{},:é\n \u2028'), max_size=8)
 VALUE = st.recursive(
@@ -89,6 +89,7 @@ def test_an_answer_of_version_1_is_wrapped_in_an_array_with_its_status(size: int
         b"{}x", b"{1:2}",
         b'{"a":1,"a":2}', b'{"state":[],"state":[]}', b'{"' + b"k" * 1000 + b'":1}', b'{"state":[' + b"1" * 5000,
         b"{" + b",".join(b'"%d":1' % number for number in range(MEMBERS_MAX + 1)) + b"}",
+        b'{"state":[' + b"[" * (DEPTH_MAX + 1),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1, 7, 10_000])

@@ -16,6 +16,7 @@ from homeserver.federation.transaction import (
     encode_transaction,
     find_room,
     parse_transaction,
+    sort_parts,
 )
 
 ORIGIN = ServerName("example.org")
@@ -124,3 +125,16 @@ def test_a_large_transaction_that_is_not_json_is_an_error(text: bytes) -> None:
 def test_a_malformed_large_transaction_is_an_error(text: bytes) -> None:
     with pytest.raises(InvalidTransaction):
         parse_transaction(decode_transaction(text))
+
+
+def test_small_transactions_are_decoded_as_a_whole() -> None:
+    assert decode_transaction(b'{"origin":"example.org","pdus":[{"type":"x"}]}')["pdus"] == [{"type": "x"}]
+
+
+def test_the_parts_of_a_transaction_are_sorted_without_decoding_them() -> None:
+    canonical = encode_transaction(ORIGIN, 5, [b'{"type":"x"}'], [b"{}"])
+    assert sort_parts(canonical) == canonical
+    assert sort_parts(b'{"pdus": [{"b": 1,"a":2}] ,"edus":[]}') == b'{"edus":[],"pdus":[{"b": 1,"a":2}]}'
+    deep = b"[" * (1 << 20)
+    for other in (b"", b"[]", b"{", b'{"x":1}', deep, b'{"pdus":' + deep, b'{"pdus":[}'):
+        assert sort_parts(other) is None

@@ -16,7 +16,7 @@ import trustme
 from homeserver.federation.discovery import Address, SrvRecord
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.wire import WireError, WireRequest, WireResponse
-from homeserver.federation.wire.internet import InternetWire
+from homeserver.federation.wire.internet import InternetWire, OutboundRules
 from tests.federation.wire_server import Received, Reply, Site, World, always, headers_of
 from tests.support.wires import send
 
@@ -60,6 +60,7 @@ async def setting(tmp_path: Path, *, allow_private_addresses: bool = False) -> A
             resolver=world,
             connect_tcp=world.connect_tcp,
             below=lambda n: 0,
+            outbound=OutboundRules(str(tmp_path / "ca.pem")),
         )
         yield Setting(world, ca, wire)
         await wire.aclose()
@@ -302,6 +303,19 @@ async def test_media_may_be_redirected_elsewhere(tmp_path: Path) -> None:
             async with at.wire.stream_url("https://127.0.0.1/", timeout_s=3, max_bytes=10):
                 raise AssertionError("the guard has slept")
         assert caught.value.reason == "refused"
+
+
+async def test_urls_of_other_services_are_requested(tmp_path: Path) -> None:
+    async with setting(tmp_path) as at:
+        site = at.serve(WEB_IP, 443, "push.org", "push.org", handler=always(Reply(body=b"{}")))
+        headers = {"content-type": "application/json"}
+        response = await at.wire.request_url(
+            "POST", "https://push.org/notify", headers=headers, body=b"[1]", timeout_s=3, max_bytes=10
+        )
+        assert (response.status, response.body) == (200, b"{}")
+        (request,) = site.received
+        assert (request.method, request.target, request.body) == ("POST", "/notify", b"[1]")
+        assert request.headers.items() >= {**headers, "user-agent": "homeserver"}.items()
 
 
 @pytest.mark.sockets

@@ -17,7 +17,6 @@ from homeserver.config import RateLimitsSection
 from homeserver.federation.canonical_json import encode
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.request_auth import build_authorization
-from homeserver.federation.transaction import sort_parts
 from tests.support.federation import Federation
 from tests.support.homeservers import Server
 from tests.support.stranger import Stranger
@@ -135,11 +134,3 @@ async def test_more_values_than_in_any_honest_transaction_are_refused(
     content = transaction([], pdus=[[]] * (limits.peers.TRANSACTION_JSON_NODES_MAX // 2 + 10))
     answer = await put(server, signed(stranger, content), encode(content))
     assert (answer.status_code, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
-
-
-def test_the_parts_of_a_transaction_are_sorted_without_decoding_them() -> None:
-    canonical = encode(transaction([{"x": 1}]))
-    assert sort_parts(canonical) == canonical
-    assert sort_parts(b'{"pdus": [{"b": 1,"a":2}] ,"edus":[]}') == b'{"edus":[],"pdus":[{"b": 1,"a":2}]}'
-    for other in (b"", b"[]", b"{", b'{"x":1}', b"[" * MIB, b'{"pdus":' + b"[" * MIB, b'{"pdus":[}'):
-        assert sort_parts(other) is None

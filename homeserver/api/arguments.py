@@ -197,7 +197,7 @@ def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
     return Plan(tuple(order), tuple((name, _segment_decoder(hints[name], where)) for name in in_path), **special)
 
 
-# Some routes are declared for each server again. Their types are the same every time, so what follows from these is kept.
+# Some routes are declared again for each server. Their types stay the same, so what follows from these is kept.
 
 
 def _optional(kind: Any) -> tuple[bool, Any]:

@@ -56,6 +56,7 @@ class Stubborn:
                 time.sleep(0.02)
                 continue
             if answer.status_code == 503:  # it is about to stop
+                time.sleep(0.02)
                 continue
             assert answer.status_code == 200, f"{method} {path}: {answer.status_code} {answer.text}"
             return answer.json()

@@ -1,18 +1,16 @@
 """Looks up addresses and SRV records.
 
 Addresses come from the system's resolver, so that /etc/hosts and the administrator's other settings apply. It does not
-support SRV records, so those come from dnspython, which asks the system's name servers.
+support SRV records, so those come from dnspython, which asks the system's name servers. Importing dnspython takes a
+tenth of a server's start, so it is imported when the first record is looked up.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-import dns.asyncresolver
-import dns.exception
-import dns.resolver
 import trio
 
 from homeserver.federation.discovery import SrvRecord
@@ -35,13 +33,13 @@ class Resolver(Protocol):
 
 
 class SystemResolver:
-    """The resolver of this machine. `open_resolver` creates the one for SRV records at first use."""
+    """The resolver of this machine. `open_resolver` creates the `dns.asyncresolver.Resolver` for SRV records."""
 
     __slots__ = ("_open_resolver", "_srv")
 
-    def __init__(self, open_resolver: Callable[[], dns.asyncresolver.Resolver] = dns.asyncresolver.Resolver) -> None:
+    def __init__(self, open_resolver: Callable[[], Any] | None = None) -> None:
         self._open_resolver = open_resolver
-        self._srv: dns.asyncresolver.Resolver | None = None
+        self._srv: Any = None
 
     async def find_addresses(self, hostname: str) -> list[str]:
         with trio.move_on_after(ADDRESS_TIMEOUT_S):
@@ -53,6 +51,8 @@ class SystemResolver:
         return []
 
     async def find_srv(self, name: str) -> list[SrvRecord]:
+        import dns.exception
+
         with trio.move_on_after(SRV_TIMEOUT_S):
             try:
                 resolver = self._resolver()
@@ -65,10 +65,13 @@ class SystemResolver:
             ]
         return []
 
-    def _resolver(self) -> dns.asyncresolver.Resolver:
+    def _resolver(self) -> Any:
         if self._srv is None:
+            import dns.asyncresolver
+            import dns.resolver
+
             # dnspython reads /etc/resolv.conf, and raises if the file does not exist.
-            self._srv = self._open_resolver()
+            self._srv = (self._open_resolver or dns.asyncresolver.Resolver)()
             self._srv.cache = dns.resolver.LRUCache(1000)
         return self._srv
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
-
-import trio
 
 from homeserver.api.routes import Operation
 from tests.support.contract import check_response
+from tests.support.exchange import exchange
 
 ERRCODE = re.compile(r"M_[A-Z_]+")
 CORS = {
@@ -63,39 +61,10 @@ async def ask(
     sent += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     if body or length is not None:
         sent.append((b"content-length", (str(len(body)) if length is None else length).encode("latin-1")))
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "https",
-        "path": unquote(path),
-        "raw_path": path.encode("latin-1"),
-        "query_string": query.encode("latin-1"),
-        "root_path": "",
-        "headers": sent,
-        "client": ("192.0.2.66", 666),
-        "server": ("test.example", 443),
-        "extensions": {},
-    }
-    pieces = [body[at : at + 65_536] for at in range(0, len(body), 65_536)] or [b""]
-    told: list[MutableMapping[str, Any]] = []
-
-    async def receive() -> MutableMapping[str, Any]:
-        if pieces:
-            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
-        await trio.sleep_forever()  # the client waits for its answer
-        raise AssertionError
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        told.append(message)
-
-    await app(scope, receive, send)
     shown = f"{method} {path}{'?' + query if query else ''} {body[:120]!r}{'…' if len(body) > 120 else ''}"
-    assert told and told[0]["type"] == "http.response.start", f"{shown}: no answer"
-    answered = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in told[0]["headers"]}
-    data = b"".join(bytes(message.get("body", b"")) for message in told[1:])
-    return Answer(shown, told[0]["status"], answered, data)
+    status, told, data = await exchange(app, method, path.encode("latin-1"), query.encode("latin-1"), sent, body)
+    answered = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in told}
+    return Answer(shown, status, answered, data)
 
 
 def check_client_answer(method: str, path: str, answer: Answer) -> None:

@@ -7,6 +7,7 @@ members keep for themselves follow when they join the new room: see `homeserver.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
-from homeserver.federation.identifiers import InvalidIdentifier, RoomAlias, RoomID, UserID, parse_user_id
+from homeserver.federation.identifiers import EventID, InvalidIdentifier, RoomAlias, RoomID, UserID, parse_user_id
 from homeserver.federation.power_levels import LEVEL_DEFAULTS, PowerLevels, is_user_id, parse_level, room_creators
 from homeserver.federation.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.limits import Bucket
@@ -67,7 +68,25 @@ async def upgrade_room(hs: Resources, requester: Requester, room_id: RoomID, bod
     creators: list[UserID] = []
     if version.additional_creators:
         creators = _parse_creators(body.additional_creators, requester.user_id)
-    return {"replacement_room": await hs.database.write(_upgrade, requester.user_id, room_id, version, creators)}
+    plan = await hs.database.read(_plan, requester.user_id, room_id, version)
+    return {"replacement_room": await hs.database.write(_upgrade, requester.user_id, room_id, version, creators, plan)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the new room's ID depends on. It stays the same if the write is repeated: see `rooms/policy.py`.
+
+    new_id: None if the ID follows from the create event. last_event: of the old room. now_ms: when the room is created.
+    """
+
+    new_id: RoomID | None
+    last_event: EventID
+    now_ms: int
+
+
+def _plan(tx: Transaction, user_id: UserID, room_id: RoomID, version: RoomVersion) -> _Plan:
+    check_joined(tx, room_id, user_id)
+    return _Plan(choose_room_id(tx, version), get_head(tx, room_id).extremity_ids[-1], tx.now_ms)
 
 
 def _parse_creators(given: list[str], user_id: UserID) -> list[UserID]:
@@ -79,19 +98,21 @@ def _parse_creators(given: list[str], user_id: UserID) -> list[UserID]:
     return [each for each in dict.fromkeys(creators) if each != user_id]
 
 
-def _upgrade(tx: Transaction, user_id: UserID, room_id: RoomID, version: RoomVersion, creators: list[UserID]) -> RoomID:
+def _upgrade(
+    tx: Transaction, user_id: UserID, room_id: RoomID, version: RoomVersion, creators: list[UserID], plan: _Plan
+) -> RoomID:
     """Replaces the room. Raises MatrixError 403 if the user may not, 400 M_INVALID_ROOM_STATE if its state does not
     fit into a room of that version."""
     check_joined(tx, room_id, user_id)
     old = get_head(tx, room_id)
     check_may_send_state(tx, old, user_id, "m.room.tombstone")
-    new_id = choose_room_id(tx, version)
-    last_event = old.extremity_ids[-1]
+    new_id, last_event = plan.new_id, plan.last_event
     if new_id is not None:
         last_event = _append_tombstone(tx, room_id, user_id, new_id).event_id
     content = _creation_content(tx, old, version, user_id, creators)
     content["predecessor"] = {"room_id": room_id, "event_id": last_event}
-    create = append_create(tx, Draft(new_id, user_id, "m.room.create", content, state_key=""), version)
+    draft = Draft(new_id, user_id, "m.room.create", content, state_key="", origin_server_ts=plan.now_ms)
+    create = append_create(tx, draft, version)
     _fill(tx, old, create, user_id)
     moved = replace_room_of_aliases(tx, room_id, create.room_id)
     if new_id is None:

@@ -57,7 +57,7 @@ from homeserver.remote.requests import ask, path_to
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local, build_unplaced
 from homeserver.rooms.heads import get_head, state_content, state_events
-from homeserver.rooms.membership import check_joined, find_membership
+from homeserver.rooms.membership import check_joined
 from homeserver.rooms.storage import find_position
 from homeserver.users.accounts import is_active
 from homeserver.users.blocking import check_takes_invites
@@ -201,7 +201,7 @@ async def _append_invite(hs: Resources, claim: Claim, origin: ServerName) -> Non
     if not await _is_any_valid(hs, keys):
         raise forbidden("The identity server has revoked the key of this invite.")
     if server_name_of(claim.user_id) == hs.server_name:
-        await hs.database.write(_append_of_ours, draft)
+        await hs.database.write(_append_of_ours, claim, draft)
     else:
         await invite_user(hs, draft)
 
@@ -248,14 +248,13 @@ async def _is_any_valid(hs: Resources, keys: Sequence[InviteKey]) -> bool:
     return False
 
 
-def _append_of_ours(tx: Transaction, draft: Draft) -> None:
+def _append_of_ours(tx: Transaction, claim: Claim, draft: Draft) -> None:
     """Invites a user of this server. If the inviter is not one of ours, only we have the event, and send it."""
-    user_id = UserID(draft.state_key or "")
-    check_takes_invites(tx, user_id)
-    if find_membership(tx, draft.room_id or "", user_id) == "join":
-        return
-    content = {**draft.content, **get_member_profile(tx, user_id)}
-    event = append_local(tx, Draft(draft.room_id, draft.sender, draft.type, content, state_key=user_id))
+    if _check_claim(tx, claim, tx.server.name) is None:
+        return  # another request was faster
+    check_takes_invites(tx, claim.user_id)
+    content = {**draft.content, **get_member_profile(tx, claim.user_id)}
+    event = append_local(tx, replace(draft, content=content))
     position = find_position(tx, event.event_id)
     if server_name_of(draft.sender) != tx.server.name and position is not None:
         note_relay(tx, position, is_ours=True)
@@ -340,9 +339,12 @@ async def on_bind_third_party_identifier(hs: Resources, body: BindingBody, reque
                 if error.status >= 500:
                     unreached.append(error)
 
-    async with hs.peers.locks.hold(("binding", body.mxid)), trio.open_nursery() as nursery:
-        for claim in claims:
-            nursery.start_soon(claim_one, claim)
+    with trio.move_on_after(limits.peers.BINDING_SECONDS_MAX) as deadline:
+        async with trio.open_nursery() as nursery:
+            for claim in claims:
+                nursery.start_soon(claim_one, claim)
+    if deadline.cancelled_caught:
+        raise MatrixError(504, "M_UNKNOWN", "The servers of the inviters are too slow: repeat the notification later.")
     if unreached:
         raise unreached[0]
     return Empty()

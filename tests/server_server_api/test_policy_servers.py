@@ -241,6 +241,22 @@ async def test_invites_and_joins_across_servers_are_signed_too(federation: Feder
     assert await dave.refused("POST", f"join/{quote(room_id)}?via=a.example", json={}) == (403, "M_FORBIDDEN")
 
 
+@pytest.mark.parametrize(("version", "new_version"), [("10", "11"), ("12", "12")])
+async def test_a_room_with_a_policy_server_can_be_upgraded(
+    federation: Federation, version: str, new_version: str
+) -> None:
+    a, b, alice, bob, policy, _, room_id = await start(federation, version)
+    policy.asked.clear()
+    answer = await alice.ok("POST", path_of(room_id, "upgrade"), json={"new_version": new_version})
+    assert policy.kinds() == ["m.room.tombstone", "m.room.power_levels"]
+    tombstone = await alice.ok("GET", path_of(room_id, "state", "m.room.tombstone", ""))
+    assert tombstone["replacement_room"] == answer["replacement_room"]
+    create = await alice.ok("GET", path_of(answer["replacement_room"], "state", "m.room.create", ""))
+    assert create["predecessor"]["room_id"] == room_id
+    rooms = (await alice.ok("GET", "joined_rooms"))["joined_rooms"]
+    assert sorted(rooms) == sorted([room_id, answer["replacement_room"]])  # and none of the undone attempts
+
+
 async def test_a_repeated_request_in_a_room_with_a_policy_server_sends_one_event(federation: Federation) -> None:
     a, b, alice, bob, policy, _, room_id = await start(federation)
     path = path_of(room_id, "send", "m.room.message", "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from homeserver.config.values import (
     ConfigError,
     Section,
     check_database_port,
+    check_date,
     check_one_of,
     check_port,
     check_positive,
@@ -32,6 +34,8 @@ from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSI
 
 # Someone silent for a week is not online; and moments this long ago are still moments.
 _ONLINE_TIMEOUT_S_MAX = 7 * 24 * 3600
+# A hundred years: 0 stands for no limit.
+_REMOTE_DAYS_MAX = 36_500
 
 
 class Public(Section, frozen=True):
@@ -89,6 +93,8 @@ class BlobsSection(Section, frozen=True):
     user_files_max: int = 100_000
     quota_info_url: str = ""
     remote_bytes_max: int = 20 << 30
+    remote_days_max: int = 0
+    unauthenticated_before: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,8 +104,18 @@ class BlobsSection(Section, frozen=True):
             raise ConfigError('blobs.url: "file:" needs the path of a folder, as in "file:blobs"')
         for key in ("upload_bytes_max", "user_bytes_max", "user_files_max", "remote_bytes_max"):
             check_positive(f"blobs.{key}", getattr(self, key))
+        check_range("blobs.remote_days_max", self.remote_days_max, 0, _REMOTE_DAYS_MAX)
         if self.quota_info_url:
             check_url("blobs.quota_info_url", self.quota_info_url)
+        if self.unauthenticated_before:
+            check_date("blobs.unauthenticated_before", self.unauthenticated_before)
+
+    @property
+    def unauthenticated_before_ms(self) -> int:
+        """The moment of the freeze: files stored before it are served without a token. 0 if there are none."""
+        if not self.unauthenticated_before:
+            return 0
+        return int(datetime.fromisoformat(self.unauthenticated_before).replace(tzinfo=UTC).timestamp() * 1000)
 
 
 class Registration(Section, frozen=True):

@@ -6,6 +6,7 @@ import difflib
 import ipaddress
 import os
 from collections.abc import Iterable, Mapping
+from datetime import date
 from functools import cache
 from os import PathLike
 from typing import Any, Literal, get_args, get_origin
@@ -108,6 +109,16 @@ def check_url(key: str, value: str) -> None:
         valid = False
     if not valid:
         raise ConfigError(f"{key}: {value!r} is not an http or https URL")
+
+
+def check_date(key: str, value: str) -> None:
+    """Raises ConfigError unless the value is a date such as 2025-01-31."""
+    try:
+        valid = len(value) == 10 and date.fromisoformat(value).year >= 1970
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigError(f'{key}: {value!r} is not a date such as "2025-01-31"')
 
 
 def check_user_id(key: str, value: str) -> None:

@@ -156,6 +156,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"blobs": {"url": "ftp:x"}}, "blobs.url must begin with"),
         ({"blobs": {"upload_bytes_max": 0}}, "blobs.upload_bytes_max must be more than 0, not 0"),
         ({"blobs": {"user_bytes_max": 0}}, "blobs.user_bytes_max must be more than 0, not 0"),
+        ({"blobs": {"remote_days_max": -1}}, "blobs.remote_days_max"),
+        ({"blobs": {"quota_info_url": "x"}}, "blobs.quota_info_url: 'x' is not an http or https URL"),
+        (
+            {"blobs": {"unauthenticated_before": "1.2.2024"}},
+            "blobs.unauthenticated_before: '1.2.2024' is not a date such as \"2025-01-31\"",
+        ),
         ({"blobs": {"user_files_max": -1}}, "blobs.user_files_max must be more than 0, not -1"),
         ({"blobs": {"upload_bytes_max": 2**53}}, "blobs.upload_bytes_max must be at most 9007199254740991"),
         ({"presence": {"online_timeout_s": 2**63 - 1}}, "presence.online_timeout_s must be at most 604800, not"),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+from datetime import date, timedelta
+from pathlib import Path
 
+import trio
 from PIL import Image
+from trio.testing import MockClock
 
 from homeserver.features import media
 from tests.media import images
-from tests.media.servers import V3, upload
-from tests.support.homeservers import Client, Server
+from tests.media.servers import V1, V3, server_with_media, upload
+from tests.support.homeservers import Client, Server, now_ms
 
 
 async def test_new_uploads_need_a_token(server: Server, alice: Client) -> None:
@@ -33,3 +37,17 @@ async def test_media_stored_as_public_need_no_token(server: Server, alice: Clien
     assert response.headers["content-disposition"] == "inline; filename=other.png"
     response = await server.anonymous.get(f"{V3}/thumbnail/{uri[6:]}?width=32&height=32&method=crop&allow_remote=false")
     assert Image.open(io.BytesIO(response.content)).size == (32, 32)
+
+
+async def test_media_stored_before_the_freeze_need_no_token(tmp_path: Path, autojump_clock: MockClock) -> None:
+    day = date.fromtimestamp(now_ms() / 1000) + timedelta(days=2)
+    async with server_with_media(tmp_path, unauthenticated_before=day.isoformat()) as server:
+        alice = await server.register("alice")
+        picture = images.encoded(images.gradient(200, 200), "PNG")
+        old = await upload(alice, picture, "image/png")
+        await trio.sleep(3 * 24 * 3600)
+        new = await upload(alice, picture, "image/png")
+        for path in ("download/{}", "download/{}/name.png", "thumbnail/{}?width=32&height=32"):
+            assert (await server.anonymous.get(f"{V3}/{path.format(old)}")).status_code == 200
+            assert await server.anonymous.refused("GET", f"{V3}/{path.format(new)}") == (404, "M_NOT_FOUND")
+        assert await server.anonymous.refused("GET", f"{V1}/download/{old}") == (401, "M_MISSING_TOKEN")

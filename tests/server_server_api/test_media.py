@@ -466,3 +466,21 @@ async def test_remote_files_that_were_not_used_lately_can_be_purged(world: World
     assert len(await blob_keys(world.alpha)) == 2
     assert (await world.alice.get(f"{V1}/download/{own}")).content == b"own"
     assert await boss.refused("POST", PURGE) == (400, "M_MISSING_PARAM")
+
+
+async def test_remote_files_that_nobody_uses_for_days_are_fetched_again_on_demand(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with two_servers(tmp_path, remote_days_max=10) as world:
+        unused, used = await upload(world.bob, b"unused"), await upload(world.bob, b"used")
+        own = await upload(world.alice, b"own")
+        for place in (unused, used):
+            await world.alice.get(f"{V1}/download/{place}")
+        for _ in range(4):
+            await trio.sleep(3 * 24 * 3600)
+            await world.alice.get(f"{V1}/download/{used}")
+        assert len(await blob_keys(world.alpha)) == 2
+        assert len(world.paths()) == 2
+        assert (await world.alice.get(f"{V1}/download/{own}")).content == b"own"
+        assert (await world.alice.get(f"{V1}/download/{unused}")).content == b"unused"
+        assert len(world.paths()) == 3

@@ -52,7 +52,7 @@ HARMLESS = {
     "users.deactivated_ms": "Whether it is set counts, not when.",
     "devices.created_ms": SHOWN,
     "devices.last_seen_ms": SHOWN,
-    "media.created_ms": SHOWN,
+    "media.created_ms": "An operator has named the day of the freeze; a wrong clock makes single files old or new.",
     "pushers.set_ms": SHOWN,
     "pushers.pause_ms": "A length of time, at most EMAIL_PAUSE_MS_MAX when it is read.",
     "email_validations.validated_ms": "Whether it is set counts, not when.",

@@ -1,8 +1,8 @@
 """Clean-up: deletes what is no longer needed, in small steps that can be interrupted anywhere and resumed.
 
-It deletes created URIs that got no content in time; remote files beyond the limit, least recently used first; URL
-previews that are too old; blobs whose last row is gone; blobs that never got a row, because a crash came in between;
-temporary files left by a crash.
+It deletes created URIs that got no content in time; remote files that nobody uses, or beyond the limit, least recently
+used first; URL previews that are too old; blobs whose last row is gone; blobs that never got a row, because a crash
+came in between; temporary files left by a crash.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ SHARDS = 16
 """One shard per hourly round, so that the whole store has been listed after 16 hours, a little at a time."""
 
 
+_DAY_MS = 24 * 60 * 60 * 1000
+
 # How many rows one write changes when a user is erased: some milliseconds.
 _FORGOTTEN_PER_WRITE = 500
 
@@ -46,6 +48,10 @@ async def clean_up_forever(hs: Resources) -> None:
 async def clean_up(hs: Resources) -> None:
     """Runs one round of everything."""
     await hs.database.write(storage.delete_expired_pending)
+    if hs.config.blobs.remote_days_max:
+        unused_since_ms = hs.now_ms() - hs.config.blobs.remote_days_max * _DAY_MS
+        while await hs.database.write(storage.delete_unused_remote, unused_since_ms, MEDIA_CLEANUP_ROWS):
+            pass
     excess_bytes = await hs.database.read(storage.get_remote_bytes) - hs.config.blobs.remote_bytes_max
     while excess_bytes > 0:
         excess_bytes -= await hs.database.write(storage.delete_oldest_remote, excess_bytes, MEDIA_CLEANUP_ROWS)

@@ -1,6 +1,7 @@
 """Downloads. Spec: client-server-api/#content-repo-client-behaviour
 
-The deprecated endpoints, which need no token, are frozen: they serve only files that were stored as public.
+The deprecated endpoints, which need no token, are frozen: they serve only files that were stored as public, or before
+the day that the operator has set.
 """
 
 from __future__ import annotations
@@ -149,11 +150,12 @@ async def get_local_media(hs: Resources, media_id: str, timeout_ms: int) -> Medi
 async def get_public_media(hs: Resources, server_name: ServerName, media_id: str) -> Media:
     """Returns the file of a URI if the deprecated endpoints may serve it. Raises M_NOT_FOUND otherwise.
 
-    They are frozen: files that are uploaded, or fetched from another server, are served with a token only.
+    They are frozen: files that were uploaded, or fetched from another server, after the freeze need a token.
     """
     check_media_id(media_id)
     media = await hs.database.read(storage.find_served, server_name, media_id)
-    if media is None or not media.is_public:
+    frozen_ms = hs.config.blobs.unauthenticated_before_ms
+    if media is None or not (media.is_public or media.created_ms < frozen_ms):
         raise not_found("There is no such media, or it needs an access token.")
     return media
 

@@ -52,6 +52,7 @@ class Media:
     is_remote: bool
     is_public: bool
     used_ms: int
+    created_ms: int = 0
     is_quarantined: bool = False
 
 
@@ -75,6 +76,7 @@ def find_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media
     """Returns the file of a URI, None if this server does not have its content."""
     row = tx.one(
         "SELECT media_nid, blob_key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms,"
+        " created_ms,"
         " EXISTS (SELECT 1 FROM media_quarantine WHERE media_quarantine.sha256 = media.sha256),"
         " EXISTS (SELECT 1 FROM media_quarantine WHERE media_quarantine.server_nid = media.server_nid"
         " AND media_quarantine.media_id = media.media_id)"
@@ -84,7 +86,7 @@ def find_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media
     )
     if row is None:
         return None
-    nid, key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms, by_hash, by_uri = row
+    nid, key, sha256, size_bytes, content_type, filename, uploader_nid, is_public, used_ms, created_ms, *by = row
     return Media(
         nid,
         Blob(key, bytes(sha256), size_bytes),
@@ -92,7 +94,8 @@ def find_media(tx: Transaction, server_name: ServerName, media_id: str) -> Media
         is_remote=uploader_nid is None,
         is_public=bool(is_public),
         used_ms=used_ms,
-        is_quarantined=bool(by_hash or by_uri),
+        created_ms=created_ms,
+        is_quarantined=any(by),
     )
 
 

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
 from io import RawIOBase
 from pathlib import Path
@@ -97,13 +97,17 @@ class Blobs:
         self._outages.failed(BLOBS, str(error))
         return BlobError(f"The blob storage failed: {error}")
 
-    async def put(self, key: str, data: bytes | Path) -> None:
+    async def put(self, key: str, data: bytes | Path, headers: Mapping[str, str] | None = None) -> None:
         """Stores `data`, or the content of the file at that path, under `key`. The blob is durable when this returns.
 
+        headers: "Content-Type" and "Content-Disposition" with which an object store serves it at its `find_url`.
         The caller may delete the file afterwards but must not write to it: a local folder may hard-link it.
         """
         _check_key(key)
-        await self._call(self._put_in_folder if self._folder is not None else self._put_in_store, key, data)
+        if self._folder is not None:
+            await self._call(self._put_in_folder, key, data)
+        else:
+            await self._call(self._put_in_store, key, data, headers)
 
     async def get(self, key: str, *, expected_bytes: int | None = None) -> bytes:
         """Returns the whole blob. Raises KeyError if there is none, BlobDamaged if it is not `expected_bytes` long."""
@@ -129,6 +133,15 @@ class Blobs:
         while (chunk := await self._call(_next_chunk, chunks)) is not None:
             for offset in range(0, len(chunk), BLOB_CHUNK_BYTES):  # some stores return everything at once
                 yield chunk[offset : offset + BLOB_CHUNK_BYTES]
+
+    async def find_url(self, key: str, seconds: int) -> str | None:
+        """Returns a URL from which anyone can GET the blob for so long; None if the storage cannot make one.
+
+        Does not check whether there is such a blob.
+        """
+        if self._folder is not None or self._url.startswith("memory:"):
+            return None
+        return await self._call(self._sign, _check_key(key), timedelta(seconds=seconds))
 
     async def size_bytes(self, key: str) -> int:
         """Returns the length of the blob in bytes. Raises KeyError if there is none."""
@@ -231,8 +244,13 @@ class Blobs:
         except OSError as error:
             raise BlobError(f"nothing can be stored in {folder}: {error.strerror}") from error
 
-    def _put_in_store(self, key: str, data: bytes | Path) -> None:
-        self._store.put(key, data)
+    def _put_in_store(self, key: str, data: bytes | Path, headers: Mapping[str, str] | None) -> None:
+        self._store.put(key, data, attributes=headers)
+
+    def _sign(self, key: str, duration: timedelta) -> str:
+        from obstore import sign  # as late as the store itself
+
+        return sign(self._store, "GET", key, duration)
 
     def _put_in_folder(self, key: str, data: bytes | Path) -> None:
         """Writes the blob to a temporary file, syncs it to the disk and renames it. obstore would not sync."""

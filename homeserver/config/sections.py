@@ -88,6 +88,7 @@ class DatabaseSection(Section, frozen=True):
 
 class BlobsSection(Section, frozen=True):
     url: str = "file:blobs"
+    redirect: bool = False
     upload_bytes_max: int = 52428800
     user_bytes_max: int = 100 << 30
     user_files_max: int = 100_000

@@ -180,6 +180,9 @@ MEDIA_PENDING_PER_USER_MAX = 50
 # The longest `timeout_ms`: a waiting request holds a connection, and proxies give up after a minute.
 MEDIA_WAIT_MS_MAX = 60_000
 
+# How long the URL of a blob in the object store is valid: for a slow client to begin, too short to pass it on.
+MEDIA_REDIRECT_SECONDS = 300
+
 # How precisely the last use of another server's file is known: at most one write a day for each.
 MEDIA_USED_INTERVAL_MS = 24 * 60 * 60 * 1000
 # Parallel fetches from other servers. Each may write to the disk as fast as the network is.

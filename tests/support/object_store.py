@@ -13,9 +13,16 @@ MODIFIED = "2024-01-01T00:00:00.000Z"
 
 
 class Objects(dict[str, bytes]):
-    """The objects by key. While `fails` is set, the store answers every request with 500."""
+    """The objects by key. While `fails` is set, the store answers every request with 500.
+
+    headers: those that an object was stored with, and is served with.
+    """
 
     fails = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers: dict[str, dict[str, str]] = {}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -33,6 +40,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self.objects[self._key()] = self._read_body()
+        stored = ("Content-Type", "Content-Disposition")
+        self.objects.headers[self._key()] = {name: self.headers[name] for name in stored if name in self.headers}
         self._answer(200, {"ETag": '"1"'})
 
     def do_GET(self) -> None:
@@ -45,6 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {}, b"<Error><Code>NoSuchKey</Code></Error>")
             return
         headers = {"ETag": '"1"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        headers |= self.objects.headers.get(self._key(), {})
         asked = self.headers.get("Range")
         if asked is None:
             self._answer(200, headers, data)

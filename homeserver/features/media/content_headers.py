@@ -84,6 +84,17 @@ def content_disposition(content_type: str, filename: str | None) -> str:
     return f"{kind}; {_filename_parameter(filename)}" if filename else kind
 
 
+def stored_headers(content_type: str) -> dict[str, str]:
+    """Returns the headers with which an object store serves the content, to whoever has its URL.
+
+    Files share content, so they contain no name, and no type that a browser would run.
+    """
+    kind = bare_type(content_type)
+    if kind in INLINE_TYPES:
+        return {"Content-Type": kind, "Content-Disposition": "inline"}
+    return {"Content-Type": OCTET_STREAM, "Content-Disposition": "attachment"}
+
+
 def _filename_parameter(filename: str) -> str:
     if _PLAIN_FILENAME.fullmatch(filename):
         return f"filename={filename}"

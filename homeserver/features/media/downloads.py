@@ -60,7 +60,7 @@ async def get_content_authed(
 ) -> Response:
     """Serves the content of a URI."""
     media = await get_media(hs, server_name, media_id, query.timeout_ms)
-    return await _serve(hs, request, media, media.description.filename, CACHE_PRIVATE)
+    return await _serve(hs, request, media, media.description.filename, CACHE_PRIVATE, may_redirect=True)
 
 
 @routes.get(
@@ -77,7 +77,7 @@ async def get_content_override_name_authed(
 ) -> Response:
     """Serves the content of a URI under the requester's file name."""
     media = await get_media(hs, server_name, media_id, query.timeout_ms)
-    return await _serve(hs, request, media, file_name, CACHE_PRIVATE)
+    return await _serve(hs, request, media, file_name, CACHE_PRIVATE, may_redirect=True)
 
 
 @routes.get("/_matrix/media/v3/download/{server_name}/{media_id}", rate_limit="media")
@@ -86,7 +86,7 @@ async def get_content(
 ) -> Response:
     """Serves the content of a URI that was stored as public."""
     media = await get_public_media(hs, server_name, media_id)
-    return await _serve(hs, request, media, media.description.filename, CACHE_PUBLIC)
+    return await _serve(hs, request, media, media.description.filename, CACHE_PUBLIC, may_redirect=query.allow_redirect)
 
 
 @routes.get("/_matrix/media/v3/download/{server_name}/{media_id}/{file_name}", rate_limit="media")
@@ -100,10 +100,12 @@ async def get_content_override_name(
 ) -> Response:
     """Serves the content of a URI that was stored as public, under the requester's file name."""
     media = await get_public_media(hs, server_name, media_id)
-    return await _serve(hs, request, media, file_name, CACHE_PUBLIC)
+    return await _serve(hs, request, media, file_name, CACHE_PUBLIC, may_redirect=query.allow_redirect)
 
 
-async def _serve(hs: Resources, request: Request, media: Media, filename: str | None, cache_control: str) -> Response:
+async def _serve(
+    hs: Resources, request: Request, media: Media, filename: str | None, cache_control: str, *, may_redirect: bool
+) -> Response:
     content_type = media.description.content_type
     return await serve(
         hs,
@@ -114,6 +116,7 @@ async def _serve(hs: Resources, request: Request, media: Media, filename: str | 
         content_type=content_type,
         disposition=content_disposition(content_type, filename),
         cache_control=cache_control,
+        may_redirect=may_redirect,
     )
 
 

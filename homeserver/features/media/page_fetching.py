@@ -135,7 +135,7 @@ async def _keep_picture(hs: Resources, answer: WireStream, properties: dict[str,
         picture = await _read_picture(hs, received)
         if picture is None:
             return []
-        return [await keep(hs, received, lambda tx, blob: store(tx, properties, picture, blob))]
+        return [await keep(hs, received, picture.content_type, lambda tx, blob: store(tx, properties, picture, blob))]
 
 
 async def _read_picture(hs: Resources, received: Received) -> Picture | None:

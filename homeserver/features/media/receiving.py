@@ -24,6 +24,7 @@ import trio
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.features.media import storage
+from homeserver.features.media.content_headers import stored_headers
 from homeserver.features.media.storage import Blob, BlobGone
 from homeserver.limits import MEDIA_CHUNK_BYTES
 from homeserver.resources import Resources
@@ -133,8 +134,10 @@ def blob_created_ms(blob_key: str) -> int | None:
     return None if match is None else int(match[1], 16)
 
 
-async def keep(hs: Resources, received: Received, store: Callable[[Transaction, Blob], T]) -> T:
+async def keep(hs: Resources, received: Received, content_type: str, store: Callable[[Transaction, Blob], T]) -> T:
     """Makes the content durable, then runs `store` in one write. Returns its result, raises its exceptions.
+
+    content_type: what an object store says that it is, if clients fetch it there.
 
     If the same content is stored already, its blob is shared. If that blob turns out to be lost or truncated, this
     content replaces it for every file that shared it.
@@ -150,7 +153,7 @@ async def keep(hs: Resources, received: Received, store: Callable[[Transaction, 
                 pass  # its last owner has just deleted it
         lost_key = shared_key
     blob = Blob(new_blob_key(received.sha256, hs.now_ms()), received.sha256, received.size_bytes)
-    await hs.blobs.put(blob.key, received.data)
+    await hs.blobs.put(blob.key, received.data, stored_headers(content_type))
     try:
         while True:
             try:

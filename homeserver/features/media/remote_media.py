@@ -149,7 +149,7 @@ async def _keep(
 
     async with aclosing(limited(chunks, hs.config.blobs.upload_bytes_max, _too_large())) as at_most:
         async with receive(hs, at_most) as received:
-            media = await keep(hs, received, store)
+            media = await keep(hs, received, description.content_type, store)
     if media.is_quarantined:
         raise storage.quarantined()
     return media

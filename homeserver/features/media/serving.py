@@ -10,7 +10,7 @@ from homeserver.api.routes import Request, Response
 from homeserver.errors import not_found
 from homeserver.features.media.content_headers import SAFETY_HEADERS
 from homeserver.federation.signing import encode_base64
-from homeserver.limits import MEDIA_CHUNK_BYTES
+from homeserver.limits import MEDIA_CHUNK_BYTES, MEDIA_REDIRECT_SECONDS
 from homeserver.resources import Resources
 
 # A URI's content never changes. If a token is required, shared caches must not keep it; otherwise anyone may.
@@ -30,10 +30,13 @@ async def serve(
     content_type: str,
     disposition: str,
     cache_control: str = CACHE_PRIVATE,
+    may_redirect: bool = False,
     content: bytes | None = None,
 ) -> Response:
     """Returns the response with a blob as its body. `tag`: the content's hash. Raises M_NOT_FOUND if the blob is lost.
 
+    may_redirect: whether the client may be sent to the object store, if the operator wants that. The deprecated
+    endpoints must not redirect clients that do not say `allow_redirect`.
     content: the blob's content, if it is in memory.
     """
     etag = f'"{encode_base64(tag)}"'
@@ -65,6 +68,9 @@ async def serve(
         return Response(200, None, headers, _nothing())
     if content is not None:
         return Response(status, content[start:end], headers)
+    if may_redirect and (url := await find_location(hs, blob_key)) is not None:
+        # The client repeats the request there, with its Range header.
+        return Response(307, b"", {**SAFETY_HEADERS, "location": url, "cache-control": "no-store"})
     try:
         if end - start == size_bytes and size_bytes <= MEDIA_CHUNK_BYTES:
             return Response(status, await hs.blobs.get(blob_key, expected_bytes=size_bytes), headers)
@@ -72,6 +78,13 @@ async def serve(
         return Response(status, None, headers, await open_stream(hs, blob_key, size_bytes, start, end))
     except KeyError:
         raise not_found("The content of this media has been lost.") from None
+
+
+async def find_location(hs: Resources, blob_key: str) -> str | None:
+    """Returns the URL of a blob in the object store; None if there is none, or the operator does not want redirects."""
+    if not hs.config.blobs.redirect:
+        return None
+    return await hs.blobs.find_url(blob_key, MEDIA_REDIRECT_SECONDS)
 
 
 def read_range(value: str, size_bytes: int) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from homeserver.blobs import BlobError
 from homeserver.database import DatabaseUnavailable, Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found
 from homeserver.features.media import storage, thumbnail_storage
-from homeserver.features.media.content_headers import bare_type
+from homeserver.features.media.content_headers import bare_type, stored_headers
 from homeserver.features.media.downloads import (
     TimeoutMs,
     check_media_id,
@@ -108,7 +108,7 @@ async def get_content_thumbnail_authed(
     """Serves a thumbnail of an image."""
     size = read_size(query)
     thumbnail = await get_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
-    return await _serve(hs, request, thumbnail, CACHE_PRIVATE)
+    return await _serve(hs, request, thumbnail, CACHE_PRIVATE, may_redirect=True)
 
 
 @routes.get("/_matrix/media/v3/thumbnail/{server_name}/{media_id}", rate_limit="media")
@@ -119,10 +119,12 @@ async def get_content_thumbnail(
     size = read_size(query)
     await get_public_media(hs, server_name, media_id)
     thumbnail = await get_thumbnail(hs, server_name, media_id, size, query.timeout_ms)
-    return await _serve(hs, request, thumbnail, CACHE_PUBLIC)
+    return await _serve(hs, request, thumbnail, CACHE_PUBLIC, may_redirect=query.allow_redirect)
 
 
-async def _serve(hs: Resources, request: Request, thumbnail: Thumbnail, cache_control: str) -> Response:
+async def _serve(
+    hs: Resources, request: Request, thumbnail: Thumbnail, cache_control: str, *, may_redirect: bool
+) -> Response:
     return await serve(
         hs,
         request,
@@ -132,6 +134,7 @@ async def _serve(hs: Resources, request: Request, thumbnail: Thumbnail, cache_co
         content_type=thumbnail.content_type,
         disposition=thumbnail_disposition(thumbnail.content_type),
         cache_control=cache_control,
+        may_redirect=may_redirect,
         content=thumbnail.content,
     )
 
@@ -243,7 +246,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
     size = replace(size, animated=size.animated and image.is_animated)
     try:
         if not small:
-            await hs.blobs.put(key, made.content)
+            await hs.blobs.put(key, made.content, stored_headers(made.content_type))
         return await hs.database.write(thumbnail_storage.store_thumbnail, media.media_nid, image, size, thumbnail)
     except (DatabaseUnavailable, BlobError):  # serve it anyway, and make it again next time
         return replace(thumbnail, content=made.content)

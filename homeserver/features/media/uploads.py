@@ -88,7 +88,7 @@ async def _store(
 
     hs.metrics.describe("homeserver_media_uploads_total", "Files that users have uploaded.")
     async with receive(hs, chunks) as received:
-        await keep(hs, received, store)
+        await keep(hs, received, description.content_type, store)
     hs.metrics.count("homeserver_media_uploads_total")
 
 

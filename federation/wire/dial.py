@@ -21,6 +21,8 @@ STAGGER_S = 0.25
 CONNECT_TIMEOUT_S = 10.0
 TLS_TIMEOUT_S = 10.0
 
+WEB_PORTS = frozenset({80, 443})
+
 ConnectTCP = Callable[[Address], Awaitable[trio.abc.Stream]]
 """Opens a TCP connection to exactly this address. Raises OSError."""
 
@@ -29,9 +31,11 @@ class Dialer:
     """Opens streams to the first address that answers, by the rules of one section of the configuration.
 
     `ca_file` is a PEM bundle trusted in addition to the system's, "" for none; raises OSError if it cannot be read.
+    `is_refused_own` is for URLs that users choose: addresses for which it is true are refused, except at the ports of
+    web servers. Services that listen at a public address of this machine may trust its own requests.
     """
 
-    __slots__ = ("_allow_private_addresses", "_connect_tcp", "_tls", "resolver")
+    __slots__ = ("_allow_private_addresses", "_connect_tcp", "_is_refused_own", "_tls", "resolver")
 
     def __init__(
         self,
@@ -41,7 +45,9 @@ class Dialer:
         *,
         resolver: Resolver | None = None,
         connect_tcp: ConnectTCP | None = None,
+        is_refused_own: Callable[[str], bool] = lambda ip: False,
     ) -> None:
+        self._is_refused_own = is_refused_own
         self._tls = make_tls_context(ca_file, verify_tls)
         self._allow_private_addresses = allow_private_addresses
         self._connect_tcp = connect_tcp if connect_tcp is not None else open_tcp
@@ -79,12 +85,15 @@ class Dialer:
     def _guard(self, addresses: Sequence[Address]) -> list[Address]:
         if self._allow_private_addresses:
             return list(addresses)
-        reasons = [(address, refusal(address.ip)) for address in addresses]
+        reasons = [(address, refusal(address.ip) or self._refusal_of_own(address)) for address in addresses]
         passed = [address for address, reason in reasons if reason is None]
         if not passed:
             told = ", ".join(f"{address.ip} is {reason}" for address, reason in reasons)
             raise WireError(told or "no address", "refused")
         return passed
+
+    def _refusal_of_own(self, address: Address) -> str | None:
+        return "our own" if address.port not in WEB_PORTS and self._is_refused_own(address.ip) else None
 
     async def _connect(self, addresses: Sequence[Address]) -> trio.abc.Stream:
         with trio.move_on_after(CONNECT_TIMEOUT_S):
@@ -133,6 +142,16 @@ async def open_tcp(address: Address) -> trio.abc.Stream:
     except BaseException:  # cancelled, e.g. because another address was faster: nobody else knows the socket
         sock.close()
         raise
+
+
+def is_own_address(ip: str) -> bool:
+    """Returns whether the address is one of this machine: the system would send from it. Sends nothing."""
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((ip, 9))
+        except OSError:  # there is no way to the address
+            return False
+        return sock.getsockname()[0] == ip
 
 
 def make_tls_context(ca_file: str, verify_tls: bool) -> ssl.SSLContext:

@@ -29,7 +29,7 @@ from homeserver.federation.discovery import (
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.wire import WireError, WireRequest, WireResponse, WireStream
 from homeserver.federation.wire.client import HttpClient, as_stream, timed_out
-from homeserver.federation.wire.dial import ConnectTCP, Dialer
+from homeserver.federation.wire.dial import ConnectTCP, Dialer, is_own_address
 from homeserver.federation.wire.dns import Resolver
 from homeserver.federation.wire.http1 import Connection
 from homeserver.federation.wire.pool import Pool, PoolLimits
@@ -92,6 +92,7 @@ class InternetWire:
             rules.allow_private_addresses,
             resolver=self._dialer.resolver,
             connect_tcp=connect_tcp,
+            is_refused_own=is_own_address,
         )
         self._outbound = HttpClient(outbound_dialer, OUTBOUND_LIMITS)
         self._outbound_schemes = ("https", "http") if rules.allow_private_addresses else ("https",)

@@ -17,6 +17,7 @@ from homeserver.federation.wire.dial import (
     STAGGER_S,
     TLS_TIMEOUT_S,
     Dialer,
+    is_own_address,
     make_tls_context,
     open_tcp,
 )
@@ -139,6 +140,25 @@ async def test_private_addresses_are_skipped() -> None:
     assert caught.value.reason == "refused"
     await dialer(connector, allow_private_addresses=True).open_stream([loopback], None)
     assert connector.began[-1][1] == loopback
+
+
+async def test_urls_of_users_lead_to_our_own_addresses_at_the_ports_of_web_servers_only() -> None:
+    own, own_website, other = Address("9.9.9.1", 9200), Address("9.9.9.1", 443), Address("9.9.9.3", 9200)
+    connector = Connector(dict.fromkeys((own, own_website, other), (0, True)))
+    outbound = Dialer(connect_tcp=connector, is_refused_own=lambda ip: ip == "9.9.9.1")
+    with pytest.raises(WireError, match=r"9\.9\.9\.1 is our own") as caught:
+        await outbound.open_stream([own], None)
+    assert caught.value.reason == "refused"
+    await outbound.open_stream([own_website], None)
+    await outbound.open_stream([own, other], None)
+    assert own not in [address for _, address in connector.began]
+
+
+@pytest.mark.sockets
+def test_own_addresses_are_recognised() -> None:
+    assert is_own_address("127.0.0.1")
+    assert not is_own_address("192.0.2.1")
+    assert not is_own_address("2001:db8::1")
 
 
 async def test_a_host_without_addresses_fails() -> None:

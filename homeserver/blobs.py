@@ -135,9 +135,9 @@ class Blobs:
                 yield chunk[offset : offset + BLOB_CHUNK_BYTES]
 
     async def find_url(self, key: str, seconds: int) -> str | None:
-        """Returns a URL from which anyone can GET the blob for so long; None if the storage cannot make one.
+        """Returns a URL from which anyone can GET the blob for some seconds; None if the storage cannot make one.
 
-        Does not check whether there is such a blob.
+        Does not check whether the blob exists.
         """
         if self._folder is not None or self._url.startswith("memory:"):
             return None

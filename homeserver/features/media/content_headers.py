@@ -85,7 +85,7 @@ def content_disposition(content_type: str, filename: str | None) -> str:
 
 
 def stored_headers(content_type: str) -> dict[str, str]:
-    """Returns the headers with which an object store serves the content, to whoever has its URL.
+    """Returns the headers with which an object store serves the content to clients that are redirected to it.
 
     Files share content, so they contain no name, and no type that a browser would run.
     """

@@ -167,3 +167,24 @@ async def _quarantine_a_room(server: Server, listed: str, quarantined: str) -> N
     assert await boss.ok("POST", quarantined.format(room_id)) == {"num_quarantined": 3}
     assert await alice.refused("GET", f"{V1}/download/{places[0]}") == GONE
     assert (await alice.get(f"{V1}/download/{places[2]}")).content == b"a2"
+
+
+@pytest.mark.parametrize("base", BASES)
+async def test_old_and_large_files_can_be_deleted_except_avatars(tmp_path: Path, base: str) -> None:
+    async with running(config_for_tests("test.example", tmp_path), wire=NoWire()) as server:
+        alice, boss = await server.register("alice"), await server.register("boss")
+        await server.write(store_account_flags, boss.user_id, AccountFlags(is_admin=True))
+        avatar, of_room, large, small = [await upload(alice, b"x" * size) for size in (11, 12, 13, 10)]
+        await alice.ok("PUT", f"profile/{alice.user_id}/avatar_url", json={"avatar_url": f"mxc://{avatar}"})
+        room_id = (await alice.ok("POST", "createRoom", json={}))["room_id"]
+        await alice.ok("PUT", f"rooms/{room_id}/state/m.room.avatar", json={"url": f"mxc://{of_room}"})
+        path, now = f"{base}/media/delete", server.hs.now_ms() + 1
+        assert (await boss.ok("POST", f"{path}?before_ts=1"))["total"] == 0
+        deleted = await boss.ok("POST", f"{path}?before_ts={now}&size_gt=10")
+        assert deleted == {"deleted_media": [large.partition("/")[2]], "total": 1}
+        assert (await alice.get(f"{V1}/download/{small}")).content == b"x" * 10
+        assert (await boss.ok("POST", f"{path}?before_ts={now}&keep_profiles=false"))["total"] == 3
+        for place in (avatar, of_room, small):
+            assert await alice.refused("GET", f"{V1}/download/{place}") == GONE
+        assert await alice.refused("POST", f"{path}?before_ts={now}") == (403, "M_FORBIDDEN")
+        assert await boss.refused("POST", path) == (400, "M_MISSING_PARAM")

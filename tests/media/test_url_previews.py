@@ -79,6 +79,11 @@ async def test_an_oembed_description_supplies_what_a_page_lacks(web: Web) -> Non
     assert (found["og:description"], found["og:image:width"]) == ("About tea", 120)
 
 
+async def test_titles_are_cut_wherever_they_come_from(web: Web) -> None:
+    web.page("http://a.example/", f"<meta property='og:title' content='{'a' * 2000}'>")
+    assert len((await web.preview("http://a.example/"))["og:title"]) == limits.PREVIEW_TITLE_CHARACTERS_MAX
+
+
 async def test_a_malformed_oembed_description_is_ignored(web: Web) -> None:
     malformed = ["", "[]", "{", "null", '{"title": 7, "html": {}}', "[" * 100_000, '{"html": ""}']
     for number, oembed in enumerate(malformed):

@@ -18,10 +18,13 @@ from homeserver.features.media import cleanup, listing, quarantine, storage
 from homeserver.features.media.downloads import check_media_id, parse_mxc
 from homeserver.features.media.listing import Listed
 from homeserver.features.media.operations import routes
+from homeserver.features.media.uploads import mxc_uri
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.limits import MEDIA_CLEANUP_ROWS
 from homeserver.resources import Resources
+from homeserver.rooms.storage import list_positions, list_stored
 from homeserver.rooms.timeline import END, list_backwards
+from homeserver.users.profile import list_avatars
 
 OWN = "/_homeserver/admin/v1"
 TOOLS = "/_synapse/admin/v1"
@@ -30,6 +33,9 @@ _PAGE_MAX = 1000
 _PER_REQUEST_MAX = 10_000
 # Events of a room that one read goes through: some milliseconds.
 _EVENTS_PER_READ = 500
+# Rows of files, and positions of events, that one read searches: some milliseconds.
+_ROWS_PER_READ = 10_000
+_POSITIONS_PER_READ = 50_000
 
 
 # --- one file ---
@@ -204,6 +210,58 @@ async def purge_media_cache(hs: Resources, requester: Requester, query: BeforeQu
         count += some
     await cleanup.delete_released(hs)
     return {"deleted": count}
+
+
+class DeletionQuery(msgspec.Struct, frozen=True):
+    """size_gt: only files with more bytes. keep_profiles: not the avatars of users and rooms."""
+
+    before_ts: int
+    size_gt: int = 0
+    keep_profiles: bool = True
+
+
+@routes.post(f"{OWN}/media/delete")
+@routes.post(f"{TOOLS}/media/delete")
+async def delete_old_media(hs: Resources, requester: Requester, query: DeletionQuery) -> JsonObject:
+    """Deletes files of this server, 10,000 at most: repeat it until nothing is left."""
+    check_admin(requester)
+    kept = await _list_avatars(hs) if query.keep_profiles else set()
+    last_nid = await hs.database.read(listing.get_last_nid)
+    deleted: list[str] = []
+    for after in range(0, last_nid, _ROWS_PER_READ):
+        ids = await hs.database.read(
+            listing.list_local_ids, hs.server_name, after, after + _ROWS_PER_READ, query.before_ts, query.size_gt + 1
+        )
+        ids = [media_id for media_id in ids if mxc_uri(hs.server_name, media_id) not in kept]
+        for start in range(0, len(ids), MEDIA_CLEANUP_ROWS):
+            deleted += await hs.database.write(_delete_all, hs.server_name, ids[start : start + MEDIA_CLEANUP_ROWS])
+        if len(deleted) >= _PER_REQUEST_MAX:
+            break
+    await cleanup.delete_released(hs)
+    return _deleted(deleted)
+
+
+def _delete_all(tx: Transaction, server_name: ServerName, media_ids: Sequence[str]) -> list[str]:
+    return [media_id for media_id in media_ids if storage.delete_media(tx, server_name, media_id)]
+
+
+async def _list_avatars(hs: Resources) -> set[str]:
+    """Returns the avatar URLs of the users of this server, and all that rooms have or have had."""
+    found = set(await hs.database.read(list_avatars))
+    last = await hs.database.read(_get_position)
+    for since in range(0, last, _POSITIONS_PER_READ):
+        found.update(await hs.database.read(_list_room_avatars, since, since + _POSITIONS_PER_READ))
+    return found
+
+
+def _get_position(tx: Transaction) -> int:
+    return tx.position
+
+
+def _list_room_avatars(tx: Transaction, since: int, upto: int) -> list[str]:
+    events = list_stored(tx, list_positions(tx, since, upto, "m.room.avatar"))
+    urls = [event.content.get("url") for event in events.values()]
+    return [url for url in urls if isinstance(url, str)]
 
 
 def _deleted(media_ids: Sequence[str]) -> JsonObject:

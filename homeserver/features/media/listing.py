@@ -64,3 +64,28 @@ def delete_media_of(tx: Transaction, user_id: UserID, limit: int) -> list[str]:
     for media_id in media_ids:
         storage.delete_media(tx, tx.server.name, media_id)
     return media_ids
+
+
+def list_local_ids(
+    tx: Transaction, server_name: ServerName, after_nid: int, upto_nid: int, before_ms: int, size_min: int
+) -> list[str]:
+    """Returns the IDs of local files that were stored before a moment and have at least that many bytes.
+
+    after_nid, upto_nid: the part of the table to search, after_nid < media_nid ≤ upto_nid.
+    """
+    return tx.values(
+        "SELECT media_id FROM media WHERE media_nid > ? AND media_nid <= ? AND server_nid = ? AND created_ms < ?"
+        " AND size_bytes >= ?",
+        after_nid,
+        upto_nid,
+        tx.find(server_name),
+        before_ms,
+        size_min,
+    )
+
+
+def get_last_nid(tx: Transaction) -> int:
+    """Returns the greatest `media_nid`, 0 if there are no files."""
+    row = tx.one("SELECT COALESCE(MAX(media_nid), 0) FROM media")
+    assert row is not None
+    return int(row[0])

@@ -154,7 +154,7 @@ async def _understand(hs: Resources, url: str, data: bytes, charset: str, deadli
         other = await _fetch_oembed(hs, _join(base, read.oembed), deadline_s)
     properties = {**other.properties, **read.properties}
     for name, value in (
-        ("og:title", read.properties.get("og:title") or other.title or read.title),
+        ("og:title", read.title if "og:title" in read.properties else other.title or read.title),
         ("og:description", read.description or other.description),
     ):
         if value:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from functools import partial
-from urllib.parse import urldefrag
+from urllib.parse import urldefrag, urlsplit
 
 import msgspec
 import trio
@@ -103,7 +103,8 @@ async def _preview(hs: Resources, url: str, url_sha256: bytes) -> Preview:
             return found
         return await make_preview(hs, url, partial(_store, hs, url_sha256))
     except WireError as error:
-        _log.info("page not fetched", extra={"url": url[:200], "reason": str(error)})
+        # Paths and queries are between the user and the web site.
+        _log.info("page not fetched", extra={"host": urlsplit(url).hostname, "reason": error.reason})
         return await hs.database.write(_store_failure, url_sha256)
     finally:
         limiter.release_on_behalf_of(place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from tests.support.homeservers import Server
+from tests.support.keys import CrossSigning
 from tests.support.people import create, get_event, messages, path_of, public_room, redact, say, texts
 
 RULE = "pushrules/global/override/mine"
@@ -106,3 +107,12 @@ async def test_mutual_rooms_at_their_old_path(server: Server) -> None:
     room_id = await public_room(alice, bob)
     path = "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"
     assert (await alice.ok("GET", path, params={"user_id": bob.user_id}))["joined"] == [room_id]
+
+
+async def test_cross_signing_keys_at_their_old_path(server: Server) -> None:
+    alice = await server.register("alice")
+    path, body = "/_matrix/client/unstable/keys/device_signing/upload", CrossSigning(alice.user_id).body()
+    await alice.ok("POST", path, json=body)
+    assert await alice.ok("POST", path, json={}) == {}, "Element asks so what it takes to replace keys"
+    answer = await alice.ok("POST", "keys/query", json={"device_keys": {alice.user_id: []}})
+    assert answer["master_keys"] == {alice.user_id: body["master_key"]}

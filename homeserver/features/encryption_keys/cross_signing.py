@@ -50,6 +50,9 @@ class KeysBody(msgspec.Struct, frozen=True):
 
 
 @routes.post("/_matrix/client/v3/keys/device_signing/upload", allow_suspended=True)
+@routes.post(
+    "/_matrix/client/unstable/keys/device_signing/upload", allow_suspended=True
+)  # matrix-js-sdk still asks here
 async def upload_cross_signing_keys(hs: Resources, requester: Requester, body: KeysBody) -> Empty:
     keys = _parse_keys(requester.user_id, body)
     authentication = Authentication()

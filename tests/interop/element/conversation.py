@@ -81,13 +81,5 @@ def share(alice: Person, bob: Person) -> None:
     alice.read_in_thread("Brown.")
 
 
-def story(alice: Person, bob: Person) -> None:
-    for scene in (meet, talk, change, share):
-        scene(alice, bob)
-        for person in (alice, bob):
-            person.screenshot(scene.__name__)
-        print(scene.__doc__)
-
-
 if __name__ == "__main__":
-    play(story)
+    play(meet, talk, change, share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Response, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Response, expect
 
 PATIENCE_MS = 60_000
 VIEWPORT = {"width": 1280, "height": 800}
@@ -32,14 +32,7 @@ class Traffic:
         path = NAMES.sub("…", response.url.removeprefix(server_url).partition("?")[0])
         self.called.add(f"{request.method} {path}")
         if response.status >= 400:
-            try:
-                errcode = response.json().get("errcode")
-            except (Error, ValueError):  # the page has gone, or the body is not JSON
-                errcode = "without errcode"
-            refusal = f"{response.status} {request.method} {path} {errcode}"
-            if refusal not in self.refused:
-                print(f"refused: {refusal}")
-            self.refused.add(refusal)
+            self.refused.add(f"{response.status} {request.method} {path}")
 
 
 class Person:
@@ -48,6 +41,7 @@ class Person:
     def __init__(self, browser: Browser, described: dict[str, str], site: str, screenshots: Path) -> None:
         self.name = described["user"]
         self.user_id = described["user_id"]
+        self.server_name = self.user_id.partition(":")[2]
         self.traffic = Traffic()
         self._password = described["password"]
         self._server_url = described["url"]
@@ -73,11 +67,46 @@ class Person:
 
     def log_in(self) -> None:
         """Opens Element, logs in with the password, and closes what it explains to new users."""
+        self._sign_in()
+        self.page.get_by_role("button", name="OK", exact=True).click()
+
+    def _sign_in(self) -> None:
         self.page.goto(f"{self._site}?homeserver={self._server_url}#/login")
         self.page.get_by_label("Username", exact=True).fill(self.name)
         self.page.get_by_label("Password", exact=True).fill(self._password)
         self.page.get_by_role("button", name="Sign in").click()
-        self.page.get_by_role("button", name="OK", exact=True).click()
+
+    def log_out(self) -> None:
+        """Logs out, and waits until Element offers to log in again."""
+        self.page.get_by_role("button", name="User menu").click()
+        self.page.get_by_role("menuitem", name="Sign out").click()
+        self.page.get_by_role("dialog").get_by_role("button", name="Sign out").click()
+        expect(self.page.get_by_label("Password", exact=True)).to_be_visible()
+
+    def set_up_backup(self) -> str:
+        """Sets up secret storage and the backup of keys. Returns the security key, which opens both."""
+        self.page.get_by_role("alert").get_by_role("button", name="Continue").click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("button", name="Continue").click()
+        security_key = dialog.locator("code").inner_text()
+        with self.page.expect_download():
+            dialog.get_by_role("button", name="Download").click()
+        with self.page.expect_response(
+            lambda response: "/room_keys/keys?" in response.url
+        ):  # the keys are in the backup
+            dialog.get_by_role("button", name="Continue").click()
+        dialog.get_by_role("button", name="Done").click()
+        expect(dialog).to_be_hidden()
+        return security_key
+
+    def log_in_again(self, security_key: str) -> None:
+        """Logs in with a new device, and verifies it with the security key."""
+        self._sign_in()
+        self.page.get_by_role("button", name="Verify with Security Key").click()
+        dialog = self.page.get_by_role("dialog").last
+        dialog.get_by_label("Security Key").fill(security_key)
+        dialog.get_by_role("button", name="Continue").click()
+        self.page.get_by_role("button", name="Done").click()
 
     # -- rooms -----------------------------------------------------------------------------------------
 
@@ -89,6 +118,38 @@ class Person:
         dialog.get_by_label("Name", exact=True).fill(name)
         dialog.get_by_role("button", name="Create room").click()
         expect(self.page.get_by_text("This is the start of")).to_be_visible()
+
+    def create_old_room(self, name: str, alias: str) -> None:
+        """Creates a public room of an older version, which Element would not, and opens it."""
+        options = {"name": name, "preset": "public_chat", "room_version": "10", "room_alias_name": alias}
+        self.page.evaluate("options => mxMatrixClientPeg.get().createRoom(options)", options)
+        self.open(name)
+
+    def upgrade_room(self, version: str) -> None:
+        """Upgrades the room that is open."""
+        self.say(f"/upgraderoom {version}")
+        self.page.get_by_role("dialog").get_by_role("button", name="Upgrade", exact=True).click()
+        expect(self.page.get_by_text("This room has been replaced")).to_be_visible()
+
+    def follow_upgrade(self) -> None:
+        """Goes from a room that was upgraded to its successor."""
+        self.page.get_by_role("link", name="The conversation continues here.").click()
+        expect(self.page.get_by_text("This room is a continuation of another conversation.")).to_be_visible()
+
+    def create_space(self, name: str) -> None:
+        """Creates a public space with the rooms that Element suggests."""
+        self.page.get_by_role("button", name="Create a space").click()
+        self.page.get_by_role("button", name=re.compile("^Public")).click()
+        self.page.locator(".mx_SpaceCreateMenu_wrapper").get_by_label("Name", exact=True).fill(name)
+        self.page.get_by_role("button", name="Create", exact=True).click()
+        self.page.get_by_role("button", name="Continue").click()
+        expect(self.page.get_by_text(f"Share {name}")).to_be_visible()
+
+    def join_alias(self, alias: str) -> None:
+        """Joins a room or space by its alias."""
+        self.page.get_by_role("button", name="Search").first.click()
+        self.page.locator(".mx_SpotlightDialog_searchBox input").fill(alias)
+        self.page.get_by_role("option", name=f"Join {alias}").click()
 
     def invite(self, other: Person) -> None:
         """Invites another person to the room that is open."""
@@ -175,6 +236,14 @@ class Person:
         expect(picture).to_be_visible()
         expect(picture).to_have_js_property("complete", True)
         expect(picture).not_to_have_js_property("naturalWidth", 0)
+
+    def search(self, term: str) -> Locator:
+        """Searches the room that is open. Returns the results."""
+        self.page.get_by_role("button", name="Room info").first.click()
+        field = self.page.get_by_placeholder("Search messages")
+        field.fill(term)
+        field.press("Enter")
+        return self.page.locator(".mx_RoomView_searchResultsPanel")
 
     # -- threads ---------------------------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from person import Person
 from playwright.sync_api import sync_playwright
@@ -27,6 +27,14 @@ class Plan(TypedDict):
     people: list[dict[str, str]]
     screenshots: str
     site: str
+
+
+class Scene(Protocol):
+    """A part of a story. Its docstring is printed when it has been played."""
+
+    __name__: str
+
+    def __call__(self, alice: Person, bob: Person) -> None: ...
 
 
 class Files(SimpleHTTPRequestHandler):
@@ -51,17 +59,19 @@ def serving(folder: str) -> Iterator[str]:
         thread.join()
 
 
-def play(story: Callable[[Person, Person], None]) -> None:
-    """Plays the story as PLAN says, and prints what Element has called."""
+def play(*scenes: Scene) -> None:
+    """Plays one scene after the other, as PLAN says, and keeps what both people see at the end of each."""
     plan: Plan = json.loads(sys.argv[1])
     with serving(plan["site"]) as site, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=plan["chromium"])
         alice, bob = (Person(browser, each, site, Path(plan["screenshots"])) for each in plan["people"])
-        try:
-            story(alice, bob)
-        finally:
-            for person in (alice, bob):
-                person.screenshot("end")
+        for scene in scenes:
+            try:
+                scene(alice, bob)
+            finally:
+                for person in (alice, bob):
+                    person.screenshot(scene.__name__)
+            print(scene.__doc__)
         browser.close()
     called = sorted(alice.traffic.called | bob.traffic.called)
     print(json.dumps({"called": called, "refused": sorted(alice.traffic.refused | bob.traffic.refused)}))

@@ -177,6 +177,7 @@ class Slice:
     def __init__(self, folder: Path, documents: int, checksums: Mapping[str, int], deleted: set[int]) -> None:
         """Raises SliceDamaged if the files do not have these checksums."""
         self.deleted = deleted
+        self._ranges: dict[int, tuple[int, int]] = {}  # of each group in `_by_group`
         try:
             if checksums_of(folder) != checksums:
                 raise SliceDamaged(f"{folder}: a file has changed")
@@ -230,9 +231,9 @@ class Slice:
         if not lists or not all(each.documents for each in lists):
             return
         if wanted.groups is not None:
-            in_groups = self._list_groups(wanted.groups)
-            if len(in_groups) * _SELECTIVE < min(each.documents for each in lists):
-                lists.append(Listed(sorted(in_groups)))
+            in_groups = self._list_groups(wanted.groups, min(each.documents for each in lists) // _SELECTIVE)
+            if in_groups is not None:
+                lists.append(Listed(in_groups))
         found = AllOf(lists)
         at = found.advance(start)
         steps = 0
@@ -249,15 +250,23 @@ class Slice:
                 yield Hit(score, self.times[at], self.numbers[at])
             at = found.advance(at + 1)
 
-    def _list_groups(self, wanted: frozenset[int]) -> list[int]:
-        """Returns the documents of some groups."""
-        found: list[int] = []
-        groups, by_group = self.groups, self._by_group
-        for group in wanted:
-            begin = bisect_left(by_group, group, key=lambda index: groups[index])
-            end = bisect_left(by_group, group + 1, key=lambda index: groups[index])
-            found += by_group[begin:end]
-        return found
+    def _list_groups(self, wanted: frozenset[int], fewer_than: int) -> list[int] | None:
+        """Returns the documents of some groups; None if they are too many for this to be worth it."""
+        ranges = self._ranges
+        if not ranges:
+            groups, by_group = self.groups, self._by_group
+            start = 0
+            while start < len(by_group):
+                group = groups[by_group[start]]
+                end = bisect_left(by_group, group + 1, start, key=lambda index: groups[index])
+                ranges[group] = start, end
+                start = end
+        chosen = [ranges[group] for group in wanted & ranges.keys()]
+        if not chosen:
+            return []
+        if sum(end - start for start, end in chosen) >= fewer_than:
+            return None
+        return sorted(document for start, end in chosen for document in self._by_group[start:end])
 
     def _alternative(self, sequence: Sequence[Term]) -> _Alternative | None:
         """Returns the documents that have all terms of a sequence; None if there are none."""

@@ -72,7 +72,9 @@ def main(memory_bytes: int, idle_seconds: float, factory: str = "", *args: str) 
 
     factory: "package.module:Class" of a service, and its arguments. Its `close` is called in the end.
     """
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    # A service may map large files, which take no memory of their own.
+    kind = resource.RLIMIT_DATA if factory else resource.RLIMIT_AS
+    resource.setrlimit(kind, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, answers = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)

@@ -38,6 +38,10 @@ class WorkerFailed(Exception):
     """The separate process took too long or too much memory, died, or raised an unexpected error."""
 
 
+class ProcessDied(WorkerFailed):
+    """The separate process ended, with an error or by a signal, before it answered."""
+
+
 class Workers:
     """`run` uses a limited number of threads. `run_process` uses a separate process, started when it is needed."""
 
@@ -91,7 +95,8 @@ class Service:
     """An object in a process of its own. Its arguments, and those of calls, are as for `Workers.run_process`.
 
     The process ends by itself when it is idle, and the next call starts it again: what the object has to remember must
-    be in files. `lock` is for callers whose calls belong together.
+    be in files. If it dies, the call is repeated once, so methods must be repeatable. `lock` is for callers whose calls
+    belong together.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class Service:
         self._args = args
         self._inline = inline
         self._object: Any = None
+        self._is_closed = False
         self._memory_bytes = memory_bytes
         self._process = _Process(memory_bytes, idle_seconds, factory, *args)
         self._limiter = trio.CapacityLimiter(1)
@@ -123,7 +129,7 @@ class Service:
         """
         if not self._inline:
             return await trio.to_thread.run_sync(
-                self._process.call, method, args, timeout_s, limiter=self._limiter, abandon_on_cancel=True
+                self._call, method, args, timeout_s, limiter=self._limiter, abandon_on_cancel=True
             )
         await trio.lowlevel.checkpoint()
         if self._object is None:
@@ -135,8 +141,17 @@ class Service:
         except Exception as error:  # as the separate process does
             raise WorkerFailed(f"{method}: {type(error).__name__}: {error}") from error
 
+    def _call(self, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        try:
+            return self._process.call(method, args, timeout_s)
+        except ProcessDied:
+            if self._is_closed:
+                raise
+            return self._process.call(method, args, timeout_s)
+
     async def aclose(self) -> None:
         """Ends the process at once, and with it any running call."""
+        self._is_closed = True
         self._process.kill()
         if self._object is not None:
             self._object.close()
@@ -190,7 +205,7 @@ class _Process:
             raise WorkerFailed(str(error)) from None
         status = self._end(process)
         if status != 0:
-            raise WorkerFailed(f"the process died (status {status})")
+            raise ProcessDied(f"the process died (status {status})")
         return None
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from tests.support.homeservers import Client, Server
+from homeserver.config import SearchSection
+from homeserver.features.search.feeding import merge
+from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.people import Json, create, invite, join, leave, public_room, redact, say, send, set_state
 
 
@@ -297,3 +300,65 @@ async def test_tokens_of_elsewhere_are_refused(server: Server, token: str) -> No
 async def test_a_search_in_no_category_finds_nothing(server: Server) -> None:
     alice = await server.register("alice")
     assert await alice.ok("POST", "search", json={"search_categories": {}}) == {"search_categories": {}}
+
+
+# --- the simple form ---
+
+
+async def find_simply(client: Client, q: str, **query: Any) -> list[str]:
+    answer = await client.ok("GET", "/_homeserver/client/v1/search", params={"q": q, **query})
+    return ids(answer)
+
+
+async def test_the_simple_form_finds_the_same(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    tea, cake = await public_room(alice, bob), await public_room(alice, bob)
+    first = await send(alice, tea, "kettle https://kettle.example/")
+    second = await send(bob, cake, {"msgtype": "m.image", "body": "kettle.jpg", "url": "mxc://test.example/x"})
+    assert await find_simply(alice, "kettle") == [second, first]
+    assert await find_simply(alice, "kettle", room_id=tea) == await find_simply(alice, "kettle", has="link") == [first]
+    assert await find_simply(alice, "kettle", sender=bob.user_id) == [second]
+    assert await find_simply(alice, "kettle", has="image,file") == [second]
+    assert await find_simply(alice, "kettle", has="file") == []
+    page = await alice.ok("GET", "/_homeserver/client/v1/search", params={"q": "kettle", "limit": 1})
+    assert ids(page) == [second]
+    assert await find_simply(alice, "kettle", **{"limit": 1, "from": page["next_batch"]}) == [first]
+    moment = page["results"][0]["result"]["origin_server_ts"]
+    assert await find_simply(alice, "kettle", before=moment + 1) == [second, first]
+    assert await find_simply(alice, "kettle", after=moment + 1) == []
+    refused = await alice.refused("GET", "/_homeserver/client/v1/search", params={"q": "kettle", "has": "smell"})
+    assert refused == (400, "M_INVALID_PARAM")
+
+
+async def test_a_server_without_search_does_not_know_the_operation(homeservers: Homeservers) -> None:
+    server = await homeservers.start(search=SearchSection(enabled=False))
+    alice = await server.register("alice")
+    body = {"search_categories": {"room_events": {"search_term": "kettle"}}}
+    assert await alice.refused("POST", "search", json=body) == (404, "M_UNRECOGNIZED")
+
+
+# --- what is not in the index any more ---
+
+
+async def test_redacted_messages_and_those_of_erased_users_leave_the_files(server: Server) -> None:
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id = await public_room(alice, bob, carol)
+    (redacted,) = await say(alice, room_id, "kettle redactedword")
+    await say(bob, room_id, "kettle erasedword")
+    (kept,) = await say(carol, room_id, "kettle keptword")
+    assert len(await find(alice, "kettle")) == 3
+    index = server.hs.search
+    assert index is not None
+    await index.call("store")
+    assert read_index(server) >= {b"redactedword", b"erasedword", b"keptword"}
+    await redact(alice, room_id, redacted)
+    await bob.ok("POST", "account/deactivate", json={"erase": True, "auth": bob.password_auth()})
+    assert await find(alice, "kettle") == await find(carol, "kettle") == [kept]
+    await merge(index, deletions=True)
+    assert read_index(server) & {b"redactedword", b"erasedword", b"keptword"} == {b"keptword"}
+
+
+def read_index(server: Server) -> set[bytes]:
+    """Returns the words in the files of the index."""
+    files = [path for path in server.hs.config.data_path("search").rglob("*") if path.is_file()]
+    return {word for path in files for word in re.findall(rb"[a-z]+word", path.read_bytes())}

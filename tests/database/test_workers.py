@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from homeserver.process.workers import WorkerFailed, Workers
+from homeserver.process.workers import Service, WorkerFailed, Workers
 
 FUNCTIONS = "tests.database.worker_functions"
 
@@ -204,3 +204,38 @@ def is_gone(pid: int) -> bool:
         return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return True
+
+
+async def test_a_service_keeps_an_object_in_a_process_of_its_own(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    service = Service(f"{FUNCTIONS}:Notebook", str(notes), idle_seconds=0.2)
+    pid, words = await service.call("note", "a")
+    assert pid != os.getpid() and words == ["a"]
+    assert await service.call("note", "b") == [pid, ["a", "b"]]
+    with pytest.raises(ValueError, match="no"):
+        await service.call("refuse")
+    with pytest.raises(WorkerFailed, match="LookupError: nothing there"):
+        await service.call("fail")
+    for _ in range(1000):  # it closes itself when it is idle
+        if notes.exists():
+            break
+        await trio.sleep(0.01)
+    assert await service.call("note", "c") != [pid, ["a", "b", "c"]], "a new process begins with what is in files"
+    await service.aclose()
+
+
+async def test_a_call_of_a_service_is_repeated_if_its_process_dies(tmp_path: Path) -> None:
+    service = Service(f"{FUNCTIONS}:Notebook", str(tmp_path / "notes"))
+    assert await service.call("die_once") == "died"
+    await service.aclose()
+
+
+async def test_an_inline_service_behaves_like_one_in_a_process(tmp_path: Path) -> None:
+    service = Service(f"{FUNCTIONS}:Notebook", str(tmp_path / "notes"), inline=True)
+    assert await service.call("note", "a") == [os.getpid(), ["a"]]
+    with pytest.raises(ValueError, match="no"):
+        await service.call("refuse")
+    with pytest.raises(WorkerFailed, match="LookupError: nothing there"):
+        await service.call("fail")
+    await service.aclose()
+    assert (tmp_path / "notes").read_text() == "a"

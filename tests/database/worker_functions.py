@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 
 def describe() -> dict[str, object]:
@@ -69,3 +72,30 @@ def chatter() -> str:
 def return_object() -> object:
     """Something that has no place in an answer."""
     return object()
+
+
+class Notebook:
+    """An object for a service: keeps words in memory, and in a file once it is closed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._words: list[str] = []
+
+    def note(self, word: str) -> list[Any]:
+        self._words.append(word)
+        return [os.getpid(), self._words]
+
+    def die_once(self) -> str:
+        if not self._path.exists():
+            self._path.write_text("died")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._path.read_text()
+
+    def refuse(self) -> None:
+        raise ValueError("no")
+
+    def fail(self) -> None:
+        raise LookupError("nothing there")
+
+    def close(self) -> None:
+        self._path.write_text(" ".join(self._words))

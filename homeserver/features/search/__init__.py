@@ -6,6 +6,7 @@ proposes, `answer` shows the results.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,16 @@ from homeserver.errors import MatrixError, invalid_param, unrecognized
 from homeserver.feature import Feature, JsonObject
 from homeserver.features.search.answer import Page, describe
 from homeserver.features.search.feeding import catch_up, follow
-from homeserver.features.search.matches import Match, Searched, list_matches
-from homeserver.features.search.request import NextBatch, RoomEvents, SearchBody, SearchQuery, parse_next_batch
+from homeserver.features.search.matches import Match, Narrowed, Searched, list_matches
+from homeserver.features.search.request import (
+    NextBatch,
+    RoomEvents,
+    SearchBody,
+    SearchQuery,
+    SimpleQuery,
+    parse_has,
+    parse_next_batch,
+)
 from homeserver.features.search.texts import EDITED, KEY_LABELS, KEYS, TYPES, URL
 from homeserver.limits import Bucket
 from homeserver.process.workers import Service, WorkerFailed
@@ -34,27 +43,65 @@ from homeserver.search.words import Stemmers
 
 RESULTS_DEFAULT = 10
 
+_log = logging.getLogger(__name__)
+
 routes = Routes()
 
 
 @routes.post("/_matrix/client/v3/search", rate_limit="search")
 async def search(hs: Resources, requester: Requester, query: SearchQuery, body: SearchBody) -> JsonObject:
-    index = hs.search
-    if index is None:
-        raise unrecognized()
-    asked = body.search_categories.room_events
+    index, asked = _get_index(hs), body.search_categories.room_events
     if asked is None:
         return {"search_categories": {}}
-    try:
-        page = await _search(hs, index, requester, query, asked)
-    except WorkerFailed as error:
-        raise MatrixError(503, "M_UNKNOWN", "Search is not available at the moment. Try again later.") from error
-    found = await hs.database.read(describe, requester, asked, page, hs.database.generation)
+    found = await _answer(hs, index, requester, query.next_batch, asked, Narrowed())
     return {"search_categories": {"room_events": found}}
 
 
-async def _search(hs: Resources, index: Service, requester: Requester, query: SearchQuery, asked: RoomEvents) -> Page:
-    batch = parse_next_batch(query.next_batch, asked.order_by)
+@routes.get("/_homeserver/client/v1/search", rate_limit="search")
+async def search_simply(hs: Resources, requester: Requester, query: SimpleQuery) -> JsonObject:
+    filter_ = RoomEventFilter(
+        limit=query.limit,
+        rooms=None if query.room_id is None else [query.room_id],
+        senders=None if query.sender is None else [query.sender],
+    )
+    asked = RoomEvents(query.q, filter=filter_, order_by="recent")
+    narrowed = Narrowed(parse_has(query.has), query.after, query.before)
+    return await _answer(hs, _get_index(hs), requester, query.from_, asked, narrowed)
+
+
+def _get_index(hs: Resources) -> Service:
+    """Returns the index. Raises MatrixError 404 if search is turned off."""
+    if hs.search is None:
+        raise unrecognized()
+    return hs.search
+
+
+async def _answer(
+    hs: Resources,
+    index: Service,
+    requester: Requester,
+    next_batch: str | None,
+    asked: RoomEvents,
+    narrowed: Narrowed,
+) -> JsonObject:
+    """Returns `room_events` of the response. Raises MatrixError 503 if the index does not work."""
+    batch = parse_next_batch(next_batch, asked.order_by)
+    try:
+        page = await _search(hs, index, requester, batch, asked, narrowed)
+    except WorkerFailed as error:
+        _log.warning("a search has failed", extra={"reason": str(error)})
+        raise MatrixError(503, "M_UNKNOWN", "Search is not available at the moment. Try again later.") from error
+    return await hs.database.read(describe, requester, asked, page, hs.database.generation)
+
+
+async def _search(
+    hs: Resources,
+    index: Service,
+    requester: Requester,
+    batch: NextBatch | None,
+    asked: RoomEvents,
+    narrowed: Narrowed,
+) -> Page:
     stemmers = Stemmers()
     try:
         parsed = parse_query(asked.search_term, stemmers)
@@ -62,7 +109,7 @@ async def _search(hs: Resources, index: Service, requester: Requester, query: Se
         raise invalid_param(str(error)) from error
     filter_ = asked.filter or RoomEventFilter()
     keys = frozenset(key for kind, key in TYPES.items() if key in (asked.keys or KEYS) and wants(filter_, kind, None))
-    searched = Searched(requester, parsed, stemmers, keys, filter_)
+    searched = Searched(requester, parsed, stemmers, keys, filter_, narrowed)
     wanted = await hs.database.read(_wanted, searched, batch)
     if not parsed.units or not keys or wanted is None:
         return Page([], 0 if batch is None else batch.seen, None)
@@ -104,6 +151,8 @@ def _wanted(tx: Transaction, searched: Searched, batch: NextBatch | None) -> dic
     labels = [sum(KEY_LABELS[key] for key in searched.keys)]
     if filter_.contains_url:
         labels.append(URL | EDITED)  # an edit has its own content; the filter is about the message
+    if searched.narrowed.has:
+        labels.append(searched.narrowed.has)
     authors = None if senders is None else list(tx.find_all(senders).values())
     if not rooms or authors == []:
         return None
@@ -112,6 +161,8 @@ def _wanted(tx: Transaction, searched: Searched, batch: NextBatch | None) -> dic
         "authors": authors,
         "not_authors": list(tx.find_all(filter_.not_senders).values()),
         "labels_any": labels,
+        "from_time": searched.narrowed.after,
+        "to_time": searched.narrowed.before,
     }
 
 

@@ -15,6 +15,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -24,7 +27,9 @@ from homeserver.database.generations import find_reach
 from homeserver.features.search.texts import read_span
 from homeserver.process.workers import Service, WorkerFailed
 from homeserver.resources import Resources
+from homeserver.search.documents import Deleted
 from homeserver.search.manifest import find_status
+from homeserver.search.words import Stemmers
 
 _log = logging.getLogger(__name__)
 
@@ -116,3 +121,33 @@ async def merge(index: Service, *, deletions: bool = False) -> None:
         await index.call("adopt", folder, names, merged)
         if failure is not None:
             raise failure
+
+
+async def rebuild(database: Database, folder: Path, tell: Callable[[int, int], object]) -> dict[str, Any]:
+    """Builds an index from the whole history, makes it the current one, and returns its status.
+
+    For a process beside the server, which goes on with the old index meanwhile. tell(done, of): called for each span.
+    """
+    from homeserver.search.index import Index, merge  # these import Whoosh, which a server leaves to other processes
+    from homeserver.search.service import new_index_folder, switch
+
+    index = Index(new_index_folder(folder), Stemmers())
+    try:
+        index.set_history(database.generation)
+        while (upto := await database.read(_position)) > index.position:
+            following = min(upto, index.position + limits.search.INDEX_SPAN)
+            span = await database.read(read_span, index.position, following)
+            deleted = Deleted(frozenset(span.deleted_positions), frozenset(), frozenset(span.deleted_authors))
+            index.add(span.documents, deleted, following)
+            while names := index.plan_merge():
+                index.adopt(names, merge(index.folder, names))
+            tell(following, upto)
+        index.store()
+        switch(folder, index.folder)
+        return index.status()
+    finally:
+        index.close()
+
+
+def _position(tx: Transaction) -> int:
+    return tx.position

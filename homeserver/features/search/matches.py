@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from homeserver.api.filters import RoomEventFilter
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.features.search.texts import TYPES, find_edited, is_edit, text_of
+from homeserver.features.search.texts import TYPES, find_edited, is_edit, labels_of, text_of
 from homeserver.federation.identifiers import RoomID
 from homeserver.rooms.bundles import shown_edits
 from homeserver.rooms.erasure import find_erased
@@ -33,14 +33,32 @@ from homeserver.users.blocking import ignored_users
 
 
 @dataclass(frozen=True, slots=True)
+class Narrowed:
+    """Further conditions. has: labels, of which an event has at least one; 0 for any. after ≤ time of it < before."""
+
+    has: int = 0
+    after: int | None = None
+    before: int | None = None
+
+    def accepts(self, message: StoredEvent, shown: StoredEvent) -> bool:
+        """Returns whether a message fulfils them. shown: the message, or its edit."""
+        return (
+            (not self.has or bool(labels_of(shown) & self.has))
+            and (self.after is None or message.origin_server_ts >= self.after)
+            and (self.before is None or message.origin_server_ts < self.before)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Searched:
-    """What a user searches for, and where: keys as in the request, rooms that the user was in and has not forgotten."""
+    """What a user searches for. keys: as in the request. narrowed: conditions that only our own operation has."""
 
     requester: Requester
     query: Query
     stemmers: Stemmers
     keys: frozenset[str]
     filter: RoomEventFilter
+    narrowed: Narrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +90,7 @@ def list_matches(tx: Transaction, searched: Searched, hits: Sequence[Hit]) -> li
         if message is None or message.position not in shown:
             continue
         current = edits.get(message.position, message)
-        if current.position != hit.number:
+        if current.position != hit.number or not searched.narrowed.accepts(message, current):
             continue
         words = searched.query.find(text_of(current), searched.stemmers)
         if words is not None:

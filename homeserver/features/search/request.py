@@ -11,6 +11,8 @@ import msgspec
 from homeserver import limits
 from homeserver.api.filters import RoomEventFilter
 from homeserver.errors import invalid_param
+from homeserver.features.search.texts import HAS_LABELS
+from homeserver.rooms.timeline import Timestamp
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -57,6 +59,22 @@ class SearchQuery(msgspec.Struct, frozen=True):
     next_batch: str | None = None
 
 
+class SimpleQuery(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """The simple form of a search: a query, and conditions. has: of "image", "file" and "link", separated by commas.
+
+    after, before: times in milliseconds since 1970.
+    """
+
+    q: str
+    room_id: str | None = None
+    sender: str | None = None
+    has: str = ""
+    after: Timestamp | None = None
+    before: Timestamp | None = None
+    limit: Count = 10
+    from_: str | None = None
+
+
 class NextBatch(msgspec.Struct, frozen=True, array_like=True):
     """Where the next page begins. seen: how many results came before. group: that the page is limited to.
 
@@ -74,6 +92,16 @@ class NextBatch(msgspec.Struct, frozen=True, array_like=True):
     def encode(self) -> str:
         """Returns the token that clients get."""
         return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
+
+
+def parse_has(text: str) -> int:
+    """Returns the labels, of which events must have one; 0 if the text is empty. Raises MatrixError 400."""
+    labels = 0
+    for name in text.split(",") if text else ():
+        if name not in HAS_LABELS:
+            raise invalid_param(f"has may be {', '.join(HAS_LABELS)}, or several of them with commas.")
+        labels |= HAS_LABELS[name]
+    return labels
 
 
 def parse_next_batch(token: str | None, order_by: str) -> NextBatch | None:

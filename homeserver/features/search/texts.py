@@ -19,6 +19,8 @@ TYPES = {"m.room.message": BODY, "m.room.name": NAME, "m.room.topic": TOPIC}
 # Labels of documents: bits.
 KEY_LABELS = {BODY: 1, NAME: 2, TOPIC: 4}
 EDITED, URL = 8, 16
+HAS_LABELS = {"image": 32, "file": 64, "link": 128}
+_HAS_FILE = frozenset({"m.file", "m.audio", "m.video"})
 
 
 class Span(NamedTuple):
@@ -31,12 +33,30 @@ class Span(NamedTuple):
 
 def text_of(event: StoredEvent) -> str:
     """Returns the text of an event that is searched; empty if there is none. An edit has the new text."""
+    return "\n".join(_texts(_shown_content(event), TYPES.get(event.type)))
+
+
+def labels_of(event: StoredEvent) -> int:
+    """Returns the labels of a document: what was searched in, and what else is in the content."""
+    content = _shown_content(event)
+    labels = KEY_LABELS[TYPES[event.type]] | (EDITED if is_edit(event) else 0) | (URL if "url" in event.content else 0)
+    kind, body = content.get("msgtype"), content.get("body")
+    if kind == "m.image":
+        labels |= HAS_LABELS["image"]
+    elif isinstance(kind, str) and kind in _HAS_FILE:
+        labels |= HAS_LABELS["file"]
+    if isinstance(body, str) and ("https://" in body or "http://" in body):
+        labels |= HAS_LABELS["link"]
+    return labels
+
+
+def _shown_content(event: StoredEvent) -> dict[str, Any]:
+    """Returns the content that clients show: that of an edit is the new one."""
     content = event.content
-    key = TYPES.get(event.type)
-    if key == BODY and is_edit(event):
-        edited = content.get("m.new_content")
-        content = edited if isinstance(edited, dict) else {}
-    return "\n".join(_texts(content, key))
+    if not is_edit(event):
+        return content
+    edited = content.get("m.new_content")
+    return edited if isinstance(edited, dict) else {}
 
 
 def is_edit(event: StoredEvent) -> bool:
@@ -72,12 +92,10 @@ def _document(tx: Transaction, event: StoredEvent) -> Document | None:
         return None
     # An edit is sorted by the time of the message, which is what is shown.
     edited = find_edited(tx, event) if is_edit(event) else None
-    labels = KEY_LABELS[TYPES[event.type]] | (EDITED if is_edit(event) else 0)
-    labels |= URL if "url" in event.content else 0
     room_nid, sender_nid = tx.find(event.room_id), tx.find(event.sender)
     assert room_nid is not None and sender_nid is not None
     moment = event.origin_server_ts if edited is None else edited.origin_server_ts
-    return Document(event.position, moment, room_nid, sender_nid, labels, text)
+    return Document(event.position, moment, room_nid, sender_nid, labels_of(event), text)
 
 
 def _list_redacted(tx: Transaction, redactions: Iterable[StoredEvent]) -> list[int]:

@@ -1,0 +1,95 @@
+"""`homeserver search …`: the search index."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell
+
+_BAR_CHARACTERS = 40
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `search status` and `rebuild`."""
+    group = commands.add_parser("search", help="manage the search index")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    add_shared_arguments(actions.add_parser("status", help="show how large the index is"), run_status)
+    rebuild = actions.add_parser("rebuild", help="build the index again; a running server goes on answering")
+    add_shared_arguments(rebuild, run_rebuild)
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Prints the size of the index, and how much it lacks."""
+
+    async def show(server: Any) -> None:
+        from homeserver.search.manifest import find_status
+
+        try:
+            status = find_status(server.config.data_path("search"))
+        except ValueError as error:
+            raise CommandError(
+                f"the search index is damaged and will be rebuilt at the next search: {error}"
+            ) from error
+        status = status or {"position": 0, "documents": 0, "deleted": 0, "slices": 0, "bytes": 0}
+        behind = await server.resources.database.read(_position) - status["position"]
+        tell(args, _describe(status, behind), **status, behind=behind)
+
+    return run_beside(_read_config(args), show)
+
+
+def run_rebuild(args: argparse.Namespace) -> int:
+    """Builds an index beside the current one, and replaces it."""
+
+    async def rebuild(server: Any) -> None:
+        from homeserver.features.search.feeding import rebuild
+
+        bar = _Bar(is_shown=not args.json and sys.stderr.isatty())
+        status = await rebuild(server.resources.database, server.config.data_path("search"), bar.show)
+        bar.end()
+        tell(args, f"The index is rebuilt: {_describe(status, 0)}", **status, behind=0)
+
+    return run_beside(_read_config(args), rebuild)
+
+
+def _read_config(args: argparse.Namespace) -> Any:
+    config = read_config(args)
+    if not config.search.enabled:
+        raise CommandError("search is turned off: [search] enabled = false")
+    return config
+
+
+def _position(tx: Any) -> int:
+    position: int = tx.position
+    return position
+
+
+def _describe(status: dict[str, Any], behind: int) -> str:
+    size = f"{status['documents']} texts in {status['slices']} slices, {status['bytes'] / 1e6:.1f} MB"
+    if status["deleted"]:
+        size += f", {status['deleted']} deleted ones still in the files"
+    return f"{size}; {behind} changes are not indexed yet." if behind else f"{size}; up to date."
+
+
+class _Bar:
+    """A progress bar on standard error."""
+
+    def __init__(self, *, is_shown: bool) -> None:
+        self._is_shown = is_shown
+        self._began = time.monotonic()
+
+    def show(self, done: int, of: int) -> None:
+        """Shows how much is done."""
+        if self._is_shown:
+            share = done / of if of else 1.0
+            filled = "#" * int(share * _BAR_CHARACTERS)
+            speed = done / max(0.001, time.monotonic() - self._began)
+            text = f"[{filled:<{_BAR_CHARACTERS}}] {share:4.0%}  {done} of {of} changes, {speed:.0f}/s"
+            print(f"\r{text}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leaves the line of the bar."""
+        if self._is_shown:
+            print(file=sys.stderr)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.clock import run_under_virtual_clock, virtual_clock
 from tests.support.coverage import CoverageOfProtocol
 from tests.support.database import database_url, postgres_cluster, postgres_url, sqlite_url
 from tests.support.engine import drop_databases
 from tests.support.temporary import folder_on_disk, keep_in_memory
 
-__all__ = ["database_url", "folder_on_disk", "postgres_cluster", "postgres_url", "sqlite_url"]
+__all__ = ["database_url", "folder_on_disk", "postgres_cluster", "postgres_url", "sqlite_url", "virtual_clock"]
 
 # Other processes on the machine must not decide whether a property holds. `--hypothesis-profile=deep` looks at many
 # more examples, and at others in each run.
@@ -46,6 +47,13 @@ class Progress:
             return None
         self.passed += 1
         return "passed", "" if self.passed % PASSED_PER_DOT else ".", "PASSED"
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Every test that uses the fixture `virtual_clock`, itself or through another fixture, runs under that clock."""
+    for item in items:
+        if "virtual_clock" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.trio(run=run_under_virtual_clock))
 
 
 def pytest_collection_finish() -> None:

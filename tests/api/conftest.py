@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,6 @@ from homeserver.http.dispatch import Dispatch
 from homeserver.process.workers import Workers
 from homeserver.resources import Resources
 from homeserver.testing import now_ms
-from tests.support.homeservers import run_under_virtual_clock
 
 
 @dataclass(slots=True)
@@ -55,15 +54,8 @@ def _call(fn: Callable[..., Any], options: dict[str, Any], tx: Any, *args: Any) 
     return fn(tx, *args, **options)
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Every test with `start_server` runs under the virtual clock."""
-    for item in items:
-        if "start_server" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.trio(run=run_under_virtual_clock))
-
-
 @pytest.fixture
-def start_server(tmp_path: Path) -> StartServer:
+def start_server(tmp_path: Path, virtual_clock: None) -> StartServer:
     """`async with start_server(routes, rate_limits=…) as server`: answers these routes and nothing else."""
 
     @asynccontextmanager

@@ -1,7 +1,7 @@
 """Fixtures of the client-server API's tests."""
 
 from tests.support.federation import federation
-from tests.support.homeservers import homeserver, homeservers, pytest_collection_modifyitems
+from tests.support.homeservers import homeserver, homeservers
 from tests.support.people import server
 
-__all__ = ["federation", "homeserver", "homeservers", "pytest_collection_modifyitems", "server"]
+__all__ = ["federation", "homeserver", "homeservers", "server"]

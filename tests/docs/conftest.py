@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tests.support.federation import federation
-from tests.support.homeservers import homeserver, homeservers, pytest_collection_modifyitems
+from tests.support.homeservers import homeserver, homeservers
 
-__all__ = ["federation", "homeserver", "homeservers", "pytest_collection_modifyitems"]
+__all__ = ["federation", "homeserver", "homeservers"]

@@ -11,15 +11,15 @@ import pytest
 from homeserver import Homeserver
 from homeserver.testing import FakeNetwork
 from tests.support.database import own_cluster
-from tests.support.homeservers import config_for_tests, now_ms, pytest_collection_modifyitems
+from tests.support.homeservers import config_for_tests, now_ms
 
-__all__ = ["own_cluster", "pytest_collection_modifyitems"]
+__all__ = ["own_cluster"]
 
 Open = Callable[[str], AbstractAsyncContextManager[Homeserver]]
 
 
 @pytest.fixture
-def homeservers(tmp_path: Path) -> Open:
+def homeservers(tmp_path: Path, virtual_clock: None) -> Open:
     """`async with homeservers("a.example") as a:`; those that are open reach one another."""
     network = FakeNetwork()
 

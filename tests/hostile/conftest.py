@@ -6,7 +6,7 @@ import pytest
 
 from tests.hostile.world import World, make_world
 from tests.support.federation import federation
-from tests.support.homeservers import homeserver, homeservers, pytest_collection_modifyitems
+from tests.support.homeservers import homeserver, homeservers
 
 
 @pytest.fixture
@@ -15,4 +15,4 @@ async def world(homeserver):  # type: ignore[no-untyped-def]
     return await make_world(homeserver)
 
 
-__all__ = ["World", "federation", "homeserver", "homeservers", "pytest_collection_modifyitems", "world"]
+__all__ = ["World", "federation", "homeserver", "homeservers", "world"]

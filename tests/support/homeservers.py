@@ -22,8 +22,6 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from trio.abc import Clock, Instrument
-from trio.testing import MockClock
 
 from homeserver import sync, users
 from homeserver.authenticate import SCHEMA as AUTHENTICATE
@@ -345,22 +343,8 @@ class NoWire:
         raise WireError(f"{url} cannot be reached.")
 
 
-def run_under_virtual_clock(
-    test: Callable[[], Any], clock: Clock | None = None, instruments: Sequence[Instrument] = ()
-) -> Any:
-    """As trio.run; the time jumps to the next deadline whenever there is nothing to do."""
-    return trio.run(test, clock=clock or MockClock(autojump_threshold=0), instruments=instruments)
-
-
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Every test that uses homeservers runs under the virtual clock, without having to ask for it."""
-    for item in items:
-        if "homeservers" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.trio(run=run_under_virtual_clock))
-
-
 @pytest.fixture
-async def homeservers(tmp_path: Path) -> AsyncIterator[Homeservers]:
+async def homeservers(tmp_path: Path, virtual_clock: None) -> AsyncIterator[Homeservers]:
     """`await homeservers.start("a.example", registration=Registration(guests=True))`"""
     async with trio.open_nursery() as nursery:
         yield Homeservers(nursery, tmp_path, NoWire())

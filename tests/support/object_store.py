@@ -113,7 +113,8 @@ def running_object_store() -> Iterator[tuple[dict[str, str], Objects]]:
     """The environment that leads obstore to a new, empty store with the bucket `bucket`, and its objects by key."""
     objects = Objects()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"objects": objects}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # A server looks that often whether it is to stop: by default every half second.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield (

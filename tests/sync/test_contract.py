@@ -14,11 +14,9 @@ import trio
 from homeserver.features import FEATURES
 from homeserver.rooms.timeline import parse_sync_token
 from homeserver.testing import config_for_tests
-from tests.support.homeservers import Client, NoWire, Server, run_under_virtual_clock, running
+from tests.support.homeservers import Client, NoWire, Server, running
 from tests.support.people import ALWAYS_TOLD, join, public_room, room_in, send, sync
 from tests.sync.parcels import Parcels, count_parcels, cut_notches, send_parcel, set_stamps
-
-pytestmark = pytest.mark.trio(run=run_under_virtual_clock)
 
 WAIT_S = 20
 
@@ -61,7 +59,7 @@ async def opened(folder: Path) -> AsyncIterator[Place]:
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def place(tmp_path: Path, virtual_clock: None) -> AsyncIterator[Place]:
     async with opened(tmp_path) as place:
         yield place
 

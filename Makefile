@@ -38,19 +38,23 @@ venv venv-test:
 	@if [ -z "$(PYTHON)" ]; then bash .ci/python-missing.sh "make $(MAKECMDGOALS)" >&2; exit 1; fi
 	@"$(PYTHON)" .ci/environment.py $(if $(findstring test,$@),test,run) --again "make $(MAKECMDGOALS)"
 
+LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+
 ifeq ($(strip $(ARGS)),)
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=95
+# Lint runs beside the tests, and prints when it has ended. The first failure of either fails the goal, after both.
+test: venv-test
+	@(said=$$( ($(LINT)) 2>&1 ); status=$$?; printf '\nmake lint:\n%s\n' "$$said"; exit $$status) & \
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=homeserver.federation --cov-report=term-missing:skip-covered --cov-fail-under=99; \
+	tests=$$?; wait $$!; lint=$$?; \
+	[ $$lint = 0 ] || echo "make lint failed, see above."; \
+	exit $$((tests || lint))
 else
 test: venv-test
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
 lint: venv-test
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	$(LINT)
 
 demo: venv
 	$(BIN)/homeserver demo $(ARGS)

@@ -110,7 +110,7 @@ async def test_any_field_of_a_handshake_may_be_wrong(federation: Federation, ver
         place = f"{quote(room_id, safe='')}/{quote(event.event_id, safe='')}"
         for api in ("v1", "v2") if kind != "send_knock" else ("v1",):
             path = f"/_matrix/federation/{api}/{kind}/{place}"
-            status, answer = await mallory.put("a.example", path, pdu if api == "v1" else body)
+            status, answer = await mallory.put_past_the_network(a, path, pdu if api == "v1" else body)
             assert status < 500, f"{field}: {str(value)[:30]!r}: {status} {answer}"
     await sync(alice)
     await send_text(alice, room_id, "still here")

@@ -44,6 +44,17 @@ def test_a_partial_run_does_not_enforce_coverage() -> None:
     assert "--cov" not in planned
 
 
+@pytest.mark.parametrize(("lint", "tests"), [(0, 0), (0, 2), (1, 0), (1, 2)])
+def test_a_full_run_fails_if_lint_or_the_tests_fail(tmp_path: Path, lint: int, tests: int) -> None:
+    for program, code in (("ruff", 0), ("mypy", lint), ("lint-imports", 0), ("python", tests)):
+        (tmp_path / program).write_text(f"#!/bin/sh\necho {program} ran\nexit {code}\n")
+        (tmp_path / program).chmod(0o755)
+    result = make("test", f"BIN={tmp_path}", "PYTHON=/bin/true", check=False)
+    assert (result.returncode == 0) == (lint == tests == 0)
+    assert "mypy ran" in result.stdout and "python ran" in result.stdout
+    assert ("make lint failed, see above." in result.stdout) == (lint != 0)
+
+
 @pytest.mark.parametrize(("goal", "level"), [("demo", "run"), ("serve", "run"), ("test", "test"), ("lint", "test")])
 def test_only_the_requirements_of_the_goal_are_installed(goal: str, level: str) -> None:
     assert f"environment.py {level} " in make("--dry-run", goal).stdout

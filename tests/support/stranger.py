@@ -23,7 +23,9 @@ from homeserver.federation.server_keys import build_key_response
 from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import WireRequest
 from homeserver.testing import FakeNetwork
-from tests.support.homeservers import now_ms
+from tests.support.exchange import exchange
+from tests.support.federation import checked
+from tests.support.homeservers import Server, now_ms
 from tests.support.wires import send
 
 Answer = Any | Callable[[str, Any], Any]
@@ -95,15 +97,24 @@ class Stranger:
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, Any]:
         """Status and JSON of the answer to a request, signed unless `headers` are given."""
-        body = None
-        if content is not None:  # as other servers send it: canonical, also if we would call it anything but that
-            body = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        body = _encode(content)
         if headers is None:
-            signed = authorize_body(method, uri, self.name, ServerName(destination), self.key, body)
-            headers = {"authorization": signed}
+            headers = {"authorization": self._sign(method, uri, destination, body)}
         request = WireRequest(method, uri, headers, body)
         response = await send(self.network.wire_for(self.name), destination, request, timeout_s=60, max_bytes=1 << 28)
         return response.status, json.loads(response.body)
+
+    async def put_past_the_network(self, server: Server, uri: str, content: Any) -> tuple[int, Any]:
+        """Does the same as `put`, in half the time: for tests that make thousands of requests."""
+        body = _encode(content) or b""
+        signed = self._sign("PUT", uri, server.name, body)
+        status, _, answer = await exchange(
+            checked(server.app), "PUT", uri.encode(), headers=[(b"authorization", signed.encode())], body=body
+        )
+        return status, json.loads(answer)
+
+    def _sign(self, method: str, uri: str, destination: str, body: bytes | None) -> str:
+        return authorize_body(method, uri, self.name, ServerName(destination), self.key, body)
 
     async def get(self, destination: str, uri: str) -> tuple[int, Any]:
         return await self.request(destination, "GET", uri)
@@ -284,3 +295,10 @@ class FakeRoom:
 
         self.server.take_join = take
         return sent
+
+
+def _encode(content: Any) -> bytes | None:
+    """Returns a body as other servers send it: canonical, also if we would call it anything but that."""
+    if content is None:
+        return None
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

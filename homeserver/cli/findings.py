@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import trio
 
 from homeserver.blobs import BlobError, Blobs
-from homeserver.config import Config, ConfigError, check_files, is_loopback, parse_bind
+from homeserver.config import Config, ConfigError, Email, check_files, is_loopback, parse_bind
 from homeserver.database import DatabaseError, peek
+from homeserver.features.mail import try_mail_server
 from homeserver.http.listener import try_listener
 from homeserver.remote import identity
 from homeserver.server import all_schemas, blobs_url, database_url
@@ -41,6 +42,7 @@ async def find_all(config: Config) -> list[Finding]:
     findings += in_database
     findings += _find_in_listeners(config, is_served=is_served)
     findings += await _find_in_store(config)
+    findings += await trio.to_thread.run_sync(_find_in_mail_server, config.email)
     return findings
 
 
@@ -200,6 +202,15 @@ async def _find_in_store(config: Config) -> list[Finding]:
             )
         ]
     return []
+
+
+def _find_in_mail_server(settings: Email) -> list[Finding]:
+    if not settings.smtp_host or not (reason := try_mail_server(settings)):
+        return []
+    where = f"{settings.smtp_host}:{settings.smtp_port}"
+    return [
+        Finding("warning", f"email.smtp_host: {where} takes no email ({reason}): correct the settings under [email]")
+    ]
 
 
 def is_loopback_bind(host: str) -> bool:

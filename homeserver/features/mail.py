@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import smtplib
+import ssl
 from collections.abc import Sequence
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Literal
 
@@ -66,24 +69,9 @@ def _store_outcomes(tx: Transaction, mails: Sequence[Mail], outcomes: Sequence[t
 
 def send_all(settings: Email, mails: Sequence[Mail]) -> list[tuple[Outcome, str]]:
     """Gives emails to the mail server over one connection. Blocks. Returns the outcome of each, and why."""
-    import smtplib  # late on purpose: few servers need it when they start
-    import ssl
-
-    context = ssl.create_default_context()
     outcomes: list[tuple[Outcome, str]] = []
     try:
-        if settings.smtp_tls == "tls":
-            connection: smtplib.SMTP = smtplib.SMTP_SSL(
-                settings.smtp_host, settings.smtp_port, timeout=limits.users.MAIL_TIMEOUT_S, context=context
-            )
-        else:
-            connection = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=limits.users.MAIL_TIMEOUT_S)
-        with connection:
-            if settings.smtp_tls == "starttls":
-                connection.starttls(context=context)
-            if settings.smtp_user:
-                password = Path(settings.smtp_password_file).read_text().strip() if settings.smtp_password_file else ""
-                connection.login(settings.smtp_user, password)
+        with _connect(settings) as connection:
             for mail in mails:
                 outcomes.append(_send(connection, settings, mail))
     except (OSError, ValueError) as error:  # smtplib's errors are OSErrors
@@ -91,11 +79,37 @@ def send_all(settings: Email, mails: Sequence[Mail]) -> list[tuple[Outcome, str]
     return outcomes
 
 
-def _send(connection: object, settings: Email, mail: Mail) -> tuple[Outcome, str]:
-    import smtplib
-    from email.utils import parseaddr
+def try_mail_server(settings: Email) -> str:
+    """Returns why the mail server cannot be used, "" if it can. Blocks. Sends nothing."""
+    try:
+        with _connect(settings) as connection:
+            connection.noop()
+    except (OSError, ValueError) as error:
+        return _reason(error)
+    return ""
 
-    assert isinstance(connection, smtplib.SMTP)
+
+def _connect(settings: Email) -> smtplib.SMTP:
+    """Returns a connection over which email can be sent. Raises OSError or ValueError."""
+    context = ssl.create_default_context()
+    where, timeout_s = (settings.smtp_host, settings.smtp_port), limits.users.MAIL_TIMEOUT_S
+    if settings.smtp_tls == "tls":
+        connection: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=timeout_s, context=context)
+    else:
+        connection = smtplib.SMTP(*where, timeout=timeout_s)
+    try:
+        if settings.smtp_tls == "starttls":
+            connection.starttls(context=context)
+        if settings.smtp_user:
+            password = Path(settings.smtp_password_file).read_text().strip() if settings.smtp_password_file else ""
+            connection.login(settings.smtp_user, password)
+    except BaseException:  # whatever it is, the connection must not stay open
+        connection.close()
+        raise
+    return connection
+
+
+def _send(connection: smtplib.SMTP, settings: Email, mail: Mail) -> tuple[Outcome, str]:
     try:
         connection.sendmail(parseaddr(settings.from_address)[1], [mail.address], mail.message)
     except smtplib.SMTPRecipientsRefused as error:

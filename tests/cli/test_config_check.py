@@ -14,6 +14,7 @@ from homeserver.cli.findings import find_all
 from homeserver.config import load_config
 from homeserver.server import Homeserver
 from tests.cli.programs import run, run_program, said
+from tests.support.mail_server import MailServer
 
 GOOD = """
 server_name = "localhost"
@@ -194,3 +195,14 @@ async def test_an_object_store_without_credentials_is_reported(tmp_path: Path, m
 )
 def test_serve_refuses_an_unusable_configuration(tmp_path: Path, words: str, text: str) -> None:
     assert words in said(run_program("serve", "--config", write(tmp_path, text)))
+
+
+async def test_a_mail_server_that_takes_no_email_is_reported(tmp_path: Path) -> None:
+    with MailServer() as mail:
+        port = mail.settings().smtp_port
+        section = f'[email]\nsmtp_host = "localhost"\nsmtp_port = {port}\nfrom = "us@example.org"\nsmtp_tls = "none"\n'
+        assert await findings(tmp_path, GOOD + section) == {}
+        mail.silent = True
+        ((sentence, level),) = (await findings(tmp_path, GOOD + section)).items()
+    assert level == "warning"
+    assert f"localhost:{port} takes no email" in sentence

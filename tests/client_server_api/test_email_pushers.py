@@ -89,7 +89,7 @@ async def test_messages_that_are_read_or_redacted_meanwhile_are_not_told(server:
 async def test_emails_become_rarer_until_the_user_reads(server: Server, mail: MailServer) -> None:
     alice, bob, room_id = await two(server)
     sent: list[float] = []
-    for number in range(30 * 4):
+    for number in range(60):
         if len(news(mail)) > len(sent):
             sent.append(trio.current_time())
         if number % 2 == 0:

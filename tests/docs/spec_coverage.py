@@ -30,7 +30,6 @@ TESTS_SHOWN = 2
 # By operation ID: how an operation that is served differs from the specification.
 DEVIATIONS: Mapping[str, str] = {
     "getTurnServer": "says that there is no TURN server",
-    "postPusher": "takes HTTP pushers only: `kind` cannot be email",
     "getEventByTimestamp": "knows only what this server has of the room",
 }
 

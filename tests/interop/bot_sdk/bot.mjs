@@ -17,7 +17,7 @@ const require = createRequire(join(folder, "package.json"));
 // The native cryptography of matrix-bot-sdk is downloaded from elsewhere when npm installs it, and we install nothing that
 // our lock does not list. Without the module, matrix-bot-sdk cannot even be loaded. The fork's is in its package.
 const NATIVE = "@matrix-org/matrix-sdk-crypto-nodejs";
-const [place] = [require.resolve(NATIVE)];
+const place = require.resolve(NATIVE);
 require.cache[place] = { id: place, filename: place, loaded: true, exports: {} };
 
 const sdk = require(encryption ? "@rocket.chat/forked-matrix-bot-sdk" : "matrix-bot-sdk");

@@ -24,9 +24,9 @@ const REQUIRED_STATE = [
     ["m.room.member", "$ME"],
 ];
 const SUBSCRIPTION = { timeline_limit: 50, required_state: [...REQUIRED_STATE, ["m.room.member", "$LAZY"]] };
-const listOf = (filters, last) => [
-    { ranges: [[0, last]], timeline_limit: 20, required_state: SUBSCRIPTION.required_state, filters },
-];
+const listOf = (filters, last) => {
+    return { ranges: [[0, last]], timeline_limit: 20, required_state: SUBSCRIPTION.required_state, filters };
+};
 
 /** The network as one client sees it: can lose answers on their way, and counts requests. */
 class Wire {
@@ -62,11 +62,11 @@ async function enter(person) {
     const client = await login(person, { fetchFn: wire.fetch });
     await client.initRustCrypto({ useIndexedDB: false });
     const lists = new Map([
-        ["spaces", ...listOf({ room_types: ["m.space"] }, 10)],
-        ["invites", ...listOf({ is_invite: true }, 10)],
-        ["favourites", ...listOf({ tags: ["m.favourite"] }, 10)],
-        ["direct", ...listOf({ is_dm: true, is_invite: false, not_room_types: ["m.space"] }, 10)],
-        ["untagged", ...listOf({ is_invite: false, not_room_types: ["m.space"], not_tags: ["m.favourite"] }, 4)],
+        ["spaces", listOf({ room_types: ["m.space"] }, 10)],
+        ["invites", listOf({ is_invite: true }, 10)],
+        ["favourites", listOf({ tags: ["m.favourite"] }, 10)],
+        ["direct", listOf({ is_dm: true, is_invite: false, not_room_types: ["m.space"] }, 10)],
+        ["untagged", listOf({ is_invite: false, not_room_types: ["m.space"], not_tags: ["m.favourite"] }, 4)],
     ]);
     const sliding = new SlidingSync(person.url, lists, SUBSCRIPTION, client, WAIT_MS);
     await client.startClient({ slidingSync: sliding, lazyLoadMembers: true });
@@ -137,8 +137,8 @@ async function readBy(readers, roomId, { eventId, body }) {
 
 async function react(alice, bob, roomId, said) {
     await bob.sendReadReceipt(event(bob, roomId, said.eventId));
-    const readBy = () => alice.getRoom(roomId).getReadReceiptForUserId(bob.getUserId(), true);
-    await until("a receipt arrives", () => readBy()?.eventId === said.eventId);
+    const receipt = () => alice.getRoom(roomId).getReadReceiptForUserId(bob.getUserId(), true);
+    await until("a receipt arrives", () => receipt()?.eventId === said.eventId);
     await alice.sendTyping(roomId, true, 20_000);
     const isTyping = () => bob.getRoom(roomId).getMember(alice.getUserId())?.typing;
     await until("the typist is seen", isTyping);
@@ -160,7 +160,7 @@ async function react(alice, bob, roomId, said) {
 
 /** A client gets a room that none of its lists shows if it subscribes to the room. */
 async function subscribe({ client: alice, sliding }, roomId) {
-    sliding.setList("untagged", listOf({ is_invite: false, not_tags: ["m.favourite"] }, 0)[0]);
+    sliding.setList("untagged", listOf({ is_invite: false, not_tags: ["m.favourite"] }, 0));
     sliding.setListRanges("favourites", [[0, 0]]);
     const oldest = alice.getRooms().find((room) => room.name === "room 0");
     sliding.modifyRoomSubscriptions(new Set([roomId, oldest.roomId]));

@@ -245,6 +245,33 @@ async def test_a_lost_answer_is_told_again(server: Server) -> None:
     assert told_texts(await client.ask(), room_id) == ["one", "three"]
 
 
+async def test_a_request_that_the_client_has_given_up_does_not_end_the_connection(server: Server) -> None:
+    """The server may not notice for a while that a client has lost its network and asks again from another one."""
+    alice = await server.register("alice")
+    await public_room(alice)
+    client = Connection(alice)
+    await client.ask()
+    abandoned: list[tuple[int, str]] = []
+    rooms: dict[str, Any] = {}
+
+    async def ask_and_lose_the_network() -> None:
+        params = {"pos": client.pos, "timeout": 30_000}
+        response = await alice.request("POST", PATH, json=client.body, params=params)
+        abandoned.append((response.status_code, response.json().get("errcode", "")))
+
+    async def ask_again() -> None:
+        rooms.update((await client.ask(timeout=30_000))["rooms"])
+
+    async with trio.open_nursery() as nursery:
+        for ask in (ask_and_lose_the_network, ask_again):
+            nursery.start_soon(ask)
+            await trio.sleep(1)
+        room_id = await public_room(alice)
+    assert abandoned == [(400, "M_UNKNOWN_POS")]
+    assert set(rooms) == {room_id}
+    await client.ask()
+
+
 async def test_connections_are_apart(server: Server) -> None:
     alice = await server.register("alice")
     room_id = await create(alice)

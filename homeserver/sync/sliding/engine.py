@@ -93,6 +93,7 @@ class SlidingEngine:
         self._preparation = Preparation(sections.before)
         self._told = ToldMembers()
         self._remembered = Cache(USERS_REMEMBERED_MAX)  # ConnectionKey → _Remembered
+        self._newest = Cache(USERS_REMEMBERED_MAX)  # ConnectionKey → the last SlidingRequest that came
 
     @property
     def preparation(self) -> Preparation:
@@ -105,7 +106,11 @@ class SlidingEngine:
         """Returns the answer: at once with news or in a new connection, else with the next news or at the timeout.
 
         wait_ended: raises when nobody waits for the answer any more. Raises M_UNKNOWN_POS.
+
+        A client repeats a request when its network has changed, and the server may not notice that at once. Then only
+        the newest request stores an answer: an answer of the old one, stored later, would end the client's `pos`.
         """
+        self._newest.put(request.key, request)
         deadline = trio.current_time() + request.timeout_ms / 1000
         answer = await self._first_answer(hs, request)
         if request.since is not None:
@@ -114,6 +119,9 @@ class SlidingEngine:
             )
         serial = request.serial
         if answer.changed or request.since is None:
+            newest = self._newest.get(request.key)
+            if newest is not None and newest is not request:
+                raise unknown_pos()
             stored = await hs.database.write(
                 store_connection_answer, request.key, serial, answer.changed, answer.configs, answer.upto
             )

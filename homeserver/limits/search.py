@@ -15,6 +15,8 @@ SEARCH_CHECKED_MIN = 50
 # 50 ms for those who search for what is hidden from them, or for phrases of common words.
 SEARCH_CHECKED_PER_ROUND = 200
 SEARCH_ROUNDS_MAX = 8
+# Characters of proposed texts that are read in one request, most of them for phrases: half a second of reading words.
+SEARCH_CHARACTERS_MAX = 200_000
 # How long the index may look for each round. The worst queries find nothing in a million messages in that time.
 SEARCH_SECONDS_MAX = 0.5
 # How long a search waits until the index has what was sent before it.
@@ -22,8 +24,12 @@ SEARCH_CATCH_UP_SECONDS_MAX = 2.0
 # `next_batch` has some 100 characters, and a room ID or user ID.
 SEARCH_TOKEN_CHARACTERS_MAX = 1_024
 
-# Changes of the stream that are indexed at once: 100 ms of another process, for which searches wait.
+# Only the beginning of longer messages is searched. These are logs and source code rather than language.
+INDEX_TEXT_CHARACTERS_MAX = 10_000
+# Changes of the stream that are indexed at once, and their characters: 100 ms of another process, for which searches
+# wait, or a second if the texts are long.
 INDEX_SPAN = 500
+INDEX_SPAN_CHARACTERS_MAX = 500_000
 # Fewer changes wait for more, for a search, or for this long: starting the process for each message is not worth it.
 INDEX_WAITING_MAX = 200
 INDEX_DELAY_SECONDS = 300

@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
+from homeserver import limits
+from homeserver.api.filters import RoomEventFilter
+from homeserver.authenticate import Requester
 from homeserver.config import SearchSection
 from homeserver.features.search.feeding import merge
+from homeserver.features.search.matches import Narrowed, Searched, check_proposals
+from homeserver.features.search.texts import BODY, read_span
+from homeserver.rooms.storage import find_position
+from homeserver.search.documents import Hit
+from homeserver.search.query import parse_query
+from homeserver.search.words import Stemmers
 from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.people import Json, create, invite, join, leave, public_room, redact, say, send, set_state
 
@@ -300,6 +309,38 @@ async def test_tokens_of_elsewhere_are_refused(server: Server, token: str) -> No
 async def test_a_search_in_no_category_finds_nothing(server: Server) -> None:
     alice = await server.register("alice")
     assert await alice.ok("POST", "search", json={"search_categories": {}}) == {"search_categories": {}}
+
+
+async def test_the_time_for_long_texts_is_bounded(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    sent = await say(alice, room_id, *["kettle blue"] * 3, "blue kettle")
+    assert await find(alice, '"blue kettle"') == sent[3:]
+    stemmers = Stemmers()
+    query = parse_query('"blue kettle"', stemmers)
+    searched = Searched(requester_of(alice), query, stemmers, frozenset({BODY}), RoomEventFilter(), Narrowed())
+    positions = [await server.read(find_position, event_id) for event_id in sent[::-1]]
+    hits = [Hit(0.0, 0, position) for position in positions]
+    checked = await server.read(check_proposals, searched, hits, 25)
+    assert [match.event.event_id for match in checked.matches] == sent[3:]
+    assert checked.last == hits[1], "the third text is too much"
+    assert (await server.read(check_proposals, searched, hits, 1)).last == hits[0], "the first one is always read"
+    assert (await server.read(check_proposals, searched, hits, 44)).last is None
+
+
+def requester_of(client: Client) -> Requester:
+    return Requester(client.user_id, client.device_id, is_guest=False)
+
+
+async def test_long_texts_are_indexed_in_parts(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    length = limits.search.INDEX_TEXT_CHARACTERS_MAX
+    sent = await say(alice, room_id, *[f"kettle {'x' * length} teapot"] * 3)
+    first, last = [await server.read(find_position, event_id) for event_id in (sent[0], sent[-1])]
+    assert (await server.read(read_span, first - 1, last)).upto == last
+    assert await find(alice, "kettle") == sent[::-1]
+    assert await find(alice, "teapot") == [], "only the beginning is searched"
 
 
 # --- the simple form ---

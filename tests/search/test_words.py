@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from homeserver.search.query import QUERY_CHARACTERS_MAX, UNITS_MAX, InvalidQuery, index_terms_of, parse_query
+from homeserver.search.query import (
+    PREFIXES_MAX,
+    QUERY_CHARACTERS_MAX,
+    UNITS_MAX,
+    InvalidQuery,
+    index_terms_of,
+    parse_query,
+)
 from homeserver.search.words import WORDS_MAX, Stemmers, normalize, words_of
 
 STEMMERS = Stemmers()
@@ -115,6 +122,8 @@ def test_queries_that_are_too_long_are_refused() -> None:
         parse_query("a" * (QUERY_CHARACTERS_MAX + 1), STEMMERS)
     with pytest.raises(InvalidQuery, match=f"{UNITS_MAX} words"):
         parse_query(" ".join(f"w{number}" for number in range(UNITS_MAX + 1)), STEMMERS)
+    with pytest.raises(InvalidQuery, match=f"{PREFIXES_MAX} beginnings"):
+        parse_query("aa* bb* cc* dd*", STEMMERS)
     parse_query("kettle " * (UNITS_MAX + 1), STEMMERS)  # one unit
 
 

@@ -22,7 +22,7 @@ from homeserver.errors import MatrixError, invalid_param, unrecognized
 from homeserver.feature import Feature, JsonObject
 from homeserver.features.search.answer import Page, describe
 from homeserver.features.search.feeding import catch_up, follow
-from homeserver.features.search.matches import Match, Narrowed, Searched, list_matches
+from homeserver.features.search.matches import Match, Narrowed, Searched, check_proposals
 from homeserver.features.search.request import (
     NextBatch,
     RoomEvents,
@@ -85,7 +85,7 @@ async def _answer(
     narrowed: Narrowed,
 ) -> JsonObject:
     """Returns `room_events` of the response. Raises MatrixError 503 if the index does not work."""
-    batch = parse_next_batch(next_batch, asked.order_by)
+    batch = parse_next_batch(next_batch, asked.order_by, hs.signing_key)
     try:
         page = await _search(hs, index, requester, batch, asked, narrowed)
     except WorkerFailed as error:
@@ -171,6 +171,7 @@ async def _find_page(hs: Resources, index: Service, search: _Search, limit: int)
     seen = 0 if search.batch is None else search.batch.seen
     place = None if search.batch is None else Hit(search.batch.score, search.batch.time, search.batch.number)
     matches: list[Match] = []
+    characters = limits.search.SEARCH_CHARACTERS_MAX
     number = max(limit + 1, limits.search.SEARCH_CHECKED_MIN)
     for _ in range(limits.search.SEARCH_ROUNDS_MAX):
         wanted = {
@@ -180,9 +181,14 @@ async def _find_page(hs: Resources, index: Service, search: _Search, limit: int)
             "limit": number,
         }
         hits, reached = await index.call("search", search.asked.search_term, wanted, limits.search.SEARCH_SECONDS_MAX)
-        matches += await hs.database.read(list_matches, search.searched, [Hit(*hit) for hit in hits])
+        proposals = [Hit(*hit) for hit in hits]
+        checked = await hs.database.read(check_proposals, search.searched, proposals, characters)
+        matches += checked.matches
+        characters -= checked.characters
         place = None if reached is None else Hit(*reached)
-        if place is None or len(matches) > limit:
+        if checked.last is not None:
+            place = checked.last
+        if place is None or len(matches) > limit or characters <= 0:
             break
         number = limits.search.SEARCH_CHECKED_PER_ROUND
     shown = matches[:limit]

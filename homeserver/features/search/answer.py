@@ -15,6 +15,7 @@ from homeserver.feature import JsonObject
 from homeserver.features.search.matches import Match
 from homeserver.features.search.request import EventContext, Groupings, NextBatch, RoomEvents
 from homeserver.federation.identifiers import RoomID
+from homeserver.federation.signing import SigningKey
 from homeserver.rooms.access import read_access
 from homeserver.rooms.bundles import bundled_events
 from homeserver.rooms.client_event import client_events
@@ -68,16 +69,18 @@ def describe(tx: Transaction, requester: Requester, asked: RoomEvents, page: Pag
         "results": results,
     }
     if page.next_batch is not None:
-        answer["next_batch"] = page.next_batch.encode()
+        answer["next_batch"] = page.next_batch.encode(tx.server.signing_key)
     if asked.groupings is not None:
-        answer["groups"] = _groups(asked.groupings, events, page.next_batch)
+        answer["groups"] = _groups(asked.groupings, events, page.next_batch, tx.server.signing_key)
     if asked.include_state:
         lazily = asked.filter is not None and asked.filter.lazy_load_members
         answer["state"] = _states(tx, requester, senders, lazily=lazily)
     return answer
 
 
-def _groups(groupings: Groupings, events: Sequence[TimelineEvent], next_batch: NextBatch | None) -> JsonObject:
+def _groups(
+    groupings: Groupings, events: Sequence[TimelineEvent], next_batch: NextBatch | None, signing_key: SigningKey
+) -> JsonObject:
     groups: dict[str, dict[str, JsonObject]] = {group.key: {} for group in groupings.group_by}
     for key, of_key in groups.items():
         for event in events:
@@ -89,9 +92,9 @@ def _groups(groupings: Groupings, events: Sequence[TimelineEvent], next_batch: N
                     next_batch.order_by, next_batch.score, next_batch.time, next_batch.number, len(group["results"]),
                     "room_id" if key == "room_id" else "sender", name,
                 )  # fmt: skip
-                group["next_batch"] = within.encode()
+                group["next_batch"] = within.encode(signing_key)
             elif next_batch is not None and (next_batch.group_key, next_batch.group) == (key, name):
-                group["next_batch"] = next_batch.encode()
+                group["next_batch"] = next_batch.encode(signing_key)
     return groups
 
 

@@ -39,11 +39,10 @@ async def catch_up(database: Database, index: Service, upto: int) -> None:
     async with index.lock:
         position = await _begin(database, index)
         while position < upto:
-            following = min(upto, position + limits.search.INDEX_SPAN)
-            span = await database.read(read_span, position, following)
+            span = await database.read(read_span, position, min(upto, position + limits.search.INDEX_SPAN))
             deleted = [span.deleted_positions, [], span.deleted_authors]
-            if await index.call("add", position, following, span.documents, deleted):
-                position = following
+            if await index.call("add", position, span.upto, span.documents, deleted):
+                position = span.upto
             else:  # it was reset, or its process has ended and started again
                 position = await _begin(database, index)
 
@@ -135,13 +134,12 @@ async def rebuild(database: Database, folder: Path, tell: Callable[[int, int], o
     try:
         index.set_history(database.generation)
         while (upto := await database.read(_position)) > index.position:
-            following = min(upto, index.position + limits.search.INDEX_SPAN)
-            span = await database.read(read_span, index.position, following)
+            span = await database.read(read_span, index.position, min(upto, index.position + limits.search.INDEX_SPAN))
             deleted = Deleted(frozenset(span.deleted_positions), frozenset(), frozenset(span.deleted_authors))
-            index.add(span.documents, deleted, following)
+            index.add(span.documents, deleted, span.upto)
             while names := index.plan_merge():
                 index.adopt(names, merge(index.folder, names))
-            tell(following, upto)
+            tell(span.upto, upto)
         index.store()
         switch(folder, index.folder)
         return index.status()

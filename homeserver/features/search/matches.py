@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from homeserver.api.filters import RoomEventFilter
 from homeserver.authenticate import Requester
@@ -70,8 +71,16 @@ class Match:
     words: frozenset[str]
 
 
-def list_matches(tx: Transaction, searched: Searched, hits: Sequence[Hit]) -> list[Match]:
-    """Returns the proposals that are matches, in order."""
+class Checked(NamedTuple):
+    """The proposals that are matches, in order. characters: how many were read. last: where the check has stopped."""
+
+    matches: list[Match]
+    characters: int
+    last: Hit | None
+
+
+def check_proposals(tx: Transaction, searched: Searched, hits: Sequence[Hit], characters_max: int) -> Checked:
+    """Returns which proposals are matches. Stops after `characters_max` characters of their texts."""
     user_id = searched.requester.user_id
     ignored = ignored_users(tx, user_id)
     stored = find_stored_at(tx, [hit.number for hit in hits])
@@ -85,6 +94,8 @@ def list_matches(tx: Transaction, searched: Searched, hits: Sequence[Hit]) -> li
     shown = _list_shown(tx, searched, ignored, list(messages.values()))
     edits = shown_edits(tx, list(shown.values()), user_id=user_id, ignored=ignored)
     matches: list[Match] = []
+    characters = 0
+    last: Hit | None = None
     for hit in hits:
         message = messages.get(hit.number)
         if message is None or message.position not in shown:
@@ -92,10 +103,15 @@ def list_matches(tx: Transaction, searched: Searched, hits: Sequence[Hit]) -> li
         current = edits.get(message.position, message)
         if current.position != hit.number or not searched.narrowed.accepts(message, current):
             continue
-        words = searched.query.find(text_of(current), searched.stemmers)
+        text = text_of(current)
+        characters += len(text)
+        if last is not None and characters > characters_max:
+            return Checked(matches, characters, last)
+        last = hit
+        words = searched.query.find(text, searched.stemmers)
         if words is not None:
             matches.append(Match(message, hit, frozenset(words)))
-    return matches
+    return Checked(matches, characters, None)
 
 
 def _list_messages(tx: Transaction, events: Sequence[TimelineEvent]) -> dict[int, TimelineEvent]:

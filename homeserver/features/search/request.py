@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+from hashlib import blake2b
 from typing import Annotated, Literal
 
 import msgspec
+from nacl.exceptions import CryptoError
+from nacl.secret import SecretBox
 
 from homeserver import limits
 from homeserver.api.filters import RoomEventFilter
 from homeserver.errors import invalid_param
 from homeserver.features.search.texts import HAS_LABELS
+from homeserver.federation.signing import SigningKey
 from homeserver.rooms.timeline import Timestamp
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -78,7 +82,7 @@ class SimpleQuery(msgspec.Struct, frozen=True, rename={"from_": "from"}):
 class NextBatch(msgspec.Struct, frozen=True, array_like=True):
     """Where the next page begins. seen: how many results came before. group: that the page is limited to.
 
-    It says nothing that its holder has not been shown, and changing it shows nothing that a new search would not.
+    The place may be one of an event that the user may not see. So the token is sealed with a key of the server.
     """
 
     order_by: Literal["recent", "rank"]
@@ -89,9 +93,10 @@ class NextBatch(msgspec.Struct, frozen=True, array_like=True):
     group_key: Literal["", "room_id", "sender"] = ""
     group: str = ""
 
-    def encode(self) -> str:
+    def encode(self, key: SigningKey) -> str:
         """Returns the token that clients get."""
-        return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
+        sealed = _box(key).encrypt(msgspec.msgpack.encode(self))
+        return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
 
 
 def parse_has(text: str) -> int:
@@ -104,7 +109,11 @@ def parse_has(text: str) -> int:
     return labels
 
 
-def parse_next_batch(token: str | None, order_by: str) -> NextBatch | None:
+def _box(key: SigningKey) -> SecretBox:
+    return SecretBox(blake2b(key.seed, person=b"search", digest_size=SecretBox.KEY_SIZE).digest())
+
+
+def parse_next_batch(token: str | None, order_by: str, key: SigningKey) -> NextBatch | None:
     """Returns where the page begins, None for the first one. Raises MatrixError 400."""
     if token is None:
         return None
@@ -113,9 +122,9 @@ def parse_next_batch(token: str | None, order_by: str) -> NextBatch | None:
         raise wrong
     try:
         data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        batch = msgspec.msgpack.decode(data, type=NextBatch)
-    except (binascii.Error, msgspec.DecodeError) as error:
+        batch = msgspec.msgpack.decode(_box(key).decrypt(data), type=NextBatch)
+    except (binascii.Error, CryptoError, msgspec.DecodeError, ValueError) as error:
         raise wrong from error
-    if batch.order_by != order_by or not all(abs(each) < 1 << 63 for each in (batch.time, batch.number)):
+    if batch.order_by != order_by:
         raise wrong
     return batch

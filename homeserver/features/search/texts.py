@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.rooms.client_event import find_redacts
 from homeserver.rooms.erasure import find_erased, list_erased
@@ -24,8 +25,9 @@ _HAS_FILE = frozenset({"m.file", "m.audio", "m.video"})
 
 
 class Span(NamedTuple):
-    """What changed in a span of the stream. deleted: the positions, and the numbers of the authors, to remove."""
+    """What changed in a span of the stream. upto: its end. deleted: positions, and numbers of authors, to remove."""
 
+    upto: int
     documents: list[Document]
     deleted_positions: list[int]
     deleted_authors: list[int]
@@ -33,7 +35,7 @@ class Span(NamedTuple):
 
 def text_of(event: StoredEvent) -> str:
     """Returns the text of an event that is searched; empty if there is none. An edit has the new text."""
-    return "\n".join(_texts(_shown_content(event), TYPES.get(event.type)))
+    return "\n".join(_texts(_shown_content(event), TYPES.get(event.type)))[: limits.search.INDEX_TEXT_CHARACTERS_MAX]
 
 
 def labels_of(event: StoredEvent) -> int:
@@ -75,15 +77,23 @@ def find_edited(tx: Transaction, event: StoredEvent) -> StoredEvent | None:
 
 
 def read_span(tx: Transaction, since: int, upto: int) -> Span:
-    """Returns what changed in since < position ≤ upto."""
-    positions = [position for kind in TYPES for position in list_positions(tx, since, upto, kind)]
-    events = [event for event in find_stored_at(tx, positions).values() if event.redacted_by is None]
-    erased = find_erased(tx, {event.sender for event in events})
-    documents = [
-        document for event in events if event.sender not in erased and (document := _document(tx, event)) is not None
-    ]
+    """Returns what changed in since < position ≤ upto, or in the beginning of this span if its texts are long."""
+    positions = sorted(position for kind in TYPES for position in list_positions(tx, since, upto, kind))
+    events = find_stored_at(tx, positions)
+    erased = find_erased(tx, {event.sender for event in events.values()})
+    documents: list[Document] = []
+    characters = 0
+    for position in positions:
+        event = events[position]
+        if event.redacted_by is not None or event.sender in erased or (document := _document(tx, event)) is None:
+            continue
+        characters += len(document.text)
+        if documents and characters > limits.search.INDEX_SPAN_CHARACTERS_MAX:
+            upto = position - 1
+            break
+        documents.append(document)
     redactions = find_stored_at(tx, list_positions(tx, since, upto, "m.room.redaction")).values()
-    return Span(documents, _list_redacted(tx, redactions), list_erased(tx, since, upto))
+    return Span(upto, documents, _list_redacted(tx, redactions), list_erased(tx, since, upto))
 
 
 def _document(tx: Transaction, event: StoredEvent) -> Document | None:

@@ -68,10 +68,12 @@ class IndexInUse(Exception):
 
 @dataclass(slots=True)
 class _Entry:
-    """A slice as the manifest has it. oldest, newest: times of its documents."""
+    """A slice as the manifest has it. first, last: its lowest and highest number. oldest, newest: times."""
 
     name: str
     documents: int
+    first: int
+    last: int
     oldest: int
     newest: int
     bytes: int
@@ -82,8 +84,9 @@ class _Entry:
     def to_json(self) -> dict[str, Any]:
         deleted = sorted(self.opened.deleted) if self.opened is not None else self.deleted
         return {
-            "name": self.name, "documents": self.documents, "oldest": self.oldest, "newest": self.newest,
-            "bytes": self.bytes, "checksums": self.checksums, "deleted": deleted,
+            "name": self.name, "documents": self.documents, "first": self.first, "last": self.last,
+            "oldest": self.oldest, "newest": self.newest, "bytes": self.bytes, "checksums": self.checksums,
+            "deleted": deleted,
         }  # fmt: skip
 
 
@@ -175,6 +178,7 @@ class Index:
         self.damage = why
         self._close_slices()
         self._entries, self._recent, self._merging = [], [], set()
+        self._recent_terms = 0
         self.history, self.position = history, 0
         self._write_manifest()
         self._remove_leftovers()
@@ -212,15 +216,13 @@ class Index:
             for each in self._recent
             if not deleted.concerns(each.document.number, each.document.group, each.document.author)
         ]
+        is_by_number = not (deleted.groups or deleted.authors)
         for entry in self._entries:
+            if is_by_number and not any(entry.first <= number <= entry.last for number in deleted.numbers):
+                continue
             opened = self._open(entry)
-            opened.deleted.update(
-                at
-                for at, (number, group, author) in enumerate(
-                    zip(opened.numbers, opened.groups, opened.authors, strict=True)
-                )
-                if deleted.concerns(number, group, author)
-            )
+            columns = zip(opened.numbers, opened.groups, opened.authors, strict=True)
+            opened.deleted.update(at for at, document in enumerate(columns) if deleted.concerns(*document))
 
     # --- searching ---
 
@@ -295,6 +297,8 @@ class Index:
         free = [entry for entry in self._entries if entry.name not in self._merging]
         chosen = _choose(free, deletions=deletions)
         self._merging.update(entry.name for entry in chosen)
+        if chosen:
+            self.store()  # so that the manifest says what has been deleted
         return [entry.name for entry in chosen]
 
     def adopt(self, sources: Sequence[str], merged: dict[str, Any] | None) -> None:
@@ -376,6 +380,7 @@ def merge(folder: Path, names: Sequence[str]) -> dict[str, Any]:
             return {"documents": 0}
         return {
             "name": name, "documents": documents, "bytes": _size_of(folder / name),
+            "first": min(entry.first for entry in merged), "last": max(entry.last for entry in merged),
             "oldest": min(entry.oldest for entry in merged), "newest": max(entry.newest for entry in merged),
             "checksums": checksums_of(folder / name),
         }  # fmt: skip
@@ -426,9 +431,12 @@ def _deleted(entry: _Entry) -> Sequence[int] | set[int]:
 
 
 def _describe(folder: Path, name: str, documents: Sequence[Document]) -> _Entry:
+    numbers = [document.number for document in documents]
     times = [document.time for document in documents]
-    checksums = checksums_of(folder / name)
-    return _Entry(name, len(documents), min(times), max(times), _size_of(folder / name), checksums)
+    return _Entry(
+        name, len(documents), min(numbers), max(numbers), min(times), max(times), _size_of(folder / name),
+        checksums_of(folder / name),
+    )  # fmt: skip
 
 
 def _size_of(folder: Path) -> int:

@@ -21,6 +21,7 @@ ALWAYS = {
 }
 # It asks for the members of a room of another server before the user has accepted the invite, and does without them.
 BEFORE_JOINING = {"403 GET /_matrix/client/v3/rooms/…/members"}
+BEFORE_JOINING_SYNAPSE = {"404 GET /_matrix/client/v3/rooms/…/members"}
 # It tries to look into a room before it joins, and asks whether an alias is free.
 PUBLIC_ROOMS = {"403 GET /_matrix/client/v3/rooms/…/initialSync", "404 GET /_matrix/client/v3/directory/room/…"}
 # It asks for a device that has received keys meanwhile, in two versions, and for keys before they are in the backup.
@@ -56,6 +57,11 @@ def run_program(program: str, here: Server, there: Server, tmp_path: Path) -> se
 
 def test_an_encrypted_conversation_with_element(organisations: Sides, tmp_path: Path) -> None:
     assert run_program("conversation.py", *organisations, tmp_path) <= ALWAYS | BEFORE_JOINING
+
+
+def test_an_encrypted_conversation_with_element_and_synapse(sides: Sides, tmp_path: Path) -> None:
+    expected = ALWAYS | BEFORE_JOINING | BEFORE_JOINING_SYNAPSE
+    assert run_program("conversation.py", *sides, tmp_path) <= expected
 
 
 def test_public_rooms_search_upgrades_and_spaces_with_element(organisations: Sides, tmp_path: Path) -> None:

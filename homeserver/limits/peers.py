@@ -246,8 +246,6 @@ BINDING_INVITES_MAX = 50
 BINDING_INVITES_AT_ONCE = 5
 # How long the identity server waits for them. It is told to come back if they take longer.
 BINDING_SECONDS_MAX = 60.0
-# 50 invites with a signature or two each.
-BINDING_BODY_BYTES_MAX = 256 * 1024
 # Keys of one invite whose validity is asked for. A real one is signed with one or two.
 INVITE_KEYS_ASKED_MAX = 3
 

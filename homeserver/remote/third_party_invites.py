@@ -316,11 +316,7 @@ async def exchange_third_party_invite(hs: Resources, origin: ServerName, room_id
     return Empty()
 
 
-@routes.put(
-    "/_matrix/federation/v1/3pid/onbind",
-    rate_limit="third_party_bindings",
-    max_body_bytes=limits.peers.BINDING_BODY_BYTES_MAX,
-)
+@routes.put("/_matrix/federation/v1/3pid/onbind", rate_limit="third_party_bindings")
 async def on_bind_third_party_identifier(hs: Resources, body: BindingBody, request: Request) -> Empty:
     claims = [_read_invite(invite, body.mxid) for invite in body.invites]
     if server_name_of(body.mxid) != hs.server_name or not await hs.database.read(is_active, body.mxid):

@@ -324,6 +324,25 @@ async def test_wrong_notifications_are_refused(federation: Federation) -> None:
     assert membership_in(await sync(bob), room_id) is None
 
 
+async def test_strange_values_in_a_proof_do_no_harm(federation: Federation) -> None:
+    """Neither on the server that is notified, nor on the inviter's, which gets the proof from it."""
+    a, b, alice, bob, identity, room_id = await start(federation)
+    await invite_address(alice, room_id, identity.invite(MAIL))
+    good = identity.sign("token0", bob.user_id)
+    invite = {"mxid": bob.user_id, "room_id": room_id, "sender": alice.user_id, "medium": "email", "address": MAIL}
+    for name in ("more", "token", "signatures", "unsigned"):
+        for value in (1.5, 1e300, 2**53, 10**30, "\ud800", "\0", "x" * 60_000, [[]] * 1000, None, True):
+            body = identity.binding(MAIL, bob.user_id, [{**invite, "signed": {**good, name: value}}])
+            status, answer = await identity.notify("b.example", body)
+            assert status in (200, 400), answer
+            if membership_in(await sync(bob), room_id) == "invite":  # of `unsigned` the signature says nothing
+                assert name == "unsigned"
+                await bob.ok("POST", path_of(room_id, "leave"), json={})
+    assert all(each.status is not None and each.status < 500 for each in federation.network.exchanges)
+    assert await identity.bind(MAIL, bob.user_id) == (200, {})
+    assert membership_in(await sync(bob), room_id) == "invite"
+
+
 async def test_notifications_from_one_address_are_limited(federation: Federation) -> None:
     b = await federation.start("b.example", rate_limits=RateLimitsSection())
     bob, identity = await b.register("bob"), IdentityServer.on(federation.network)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import starmap
+from operator import itemgetter
+
+import msgspec
 
 from homeserver.database import Transaction
 from homeserver.rooms.membership import Membership
 
 
-class RoomActivity(NamedTuple):
+class RoomActivity(msgspec.Struct, frozen=True, gc=False):
     """A room of a user. last_position: of what came last for the user: an event, or the change of their membership.
 
     members_position: when a membership of the room last changed.
@@ -35,5 +38,6 @@ def list_activity(tx: Transaction, user_id: str) -> list[RoomActivity]:
         " FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid WHERE m.user_nid = ?",
         tx.find(user_id),
     )
-    rows.sort(key=lambda row: (-row[3], row[0]))  # cheaper than in SQL
-    return list(map(RoomActivity._make, rows))
+    rows.sort(key=itemgetter(0))  # twice is cheaper than by both at once, and than in SQL
+    rows.sort(key=itemgetter(3), reverse=True)
+    return list(starmap(RoomActivity, rows))

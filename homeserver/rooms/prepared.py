@@ -48,7 +48,8 @@ class PreparedEvent(msgspec.Struct, frozen=True, gc=False):
     membership: what a member event says; None for other events.
     replaced: the state event that it replaced. `replaces` is the part of `unsigned` that says so, `previous` the part
     for readers who may see that event.
-    is_individual: `unsigned` has more, so that the event is encoded by itself.
+    has_more: `unsigned` may have more than the age and a membership. is_individual: it has parts that are not prepared,
+    so that the event is encoded by itself.
     """
 
     event: StoredEvent
@@ -57,6 +58,7 @@ class PreparedEvent(msgspec.Struct, frozen=True, gc=False):
     replaced: StoredEvent | None = None
     replaces: bytes = b""
     previous: bytes = b""
+    has_more: bool = False
     is_individual: bool = False
 
     @property
@@ -124,10 +126,19 @@ def _prepare_one(
     # A redaction may be withheld, and an erased user's events look different to each reader.
     is_individual = event.redacted_by is not None or event.type == "m.room.redaction"
     if before is None:
-        return PreparedEvent(event, head, membership, is_individual=is_individual)
+        return PreparedEvent(event, head, membership, has_more=event.txn_id is not None, is_individual=is_individual)
     replaces = b',"replaces_state":' + to_json(before.event_id)
     previous = b',"prev_content":' + before.content_json + b',"prev_sender":' + to_json(before.sender)
-    return PreparedEvent(event, head, membership, before, replaces, previous, is_individual or before.sender in erased)
+    return PreparedEvent(
+        event,
+        head,
+        membership,
+        before,
+        replaces,
+        previous,
+        has_more=True,
+        is_individual=is_individual or before.sender in erased,
+    )
 
 
 def encode_events(
@@ -154,28 +165,37 @@ def encode_events(
     )  # fmt: skip
     hidden = _list_hidden(tx, memberships, user_id, events)
     middle = (b',"room_id":' + to_json(room_id) if with_room_id else b"") + b',"unsigned":{"age":'
-    parts: dict[str, bytes] = {}
+    endings: dict[str, bytes] = {}
     shown: list[bytes] = []
     for each in events:
         event = each.event
         if apart and (alone := apart.get(event.position)) is not None:
             shown.append(alone)
             continue
-        rest = b""
+        ending = b"}}"
         if event.state_before is not None:
-            if event.state_key == user_id and event.type == "m.room.member":
-                rest = b',"membership":' + to_json(each.membership)
-            else:
-                membership = memberships.at(event.state_before)
-                rest = parts.get(membership) or parts.setdefault(membership, b',"membership":' + to_json(membership))
-        if event.txn_id is not None and event.sender == user_id and event.device_id == device_id:
-            rest += b',"transaction_id":' + to_json(txn_id_of_client(event.txn_id))
-        if each.replaced is not None:
-            rest += each.replaces
-            if each.replaced.position not in hidden:
-                rest += each.previous
-        shown.append(b"%b%b%d%b}}" % (each.head, middle, now_ms - event.origin_server_ts, rest))
+            membership = memberships.at(event.state_before)
+            known = endings.get(membership)
+            if known is None:
+                known = endings[membership] = b',"membership":' + to_json(membership) + b"}}"
+            ending = known
+        if each.has_more or event.state_key == user_id:
+            ending = _encode_rest(each, user_id, device_id, hidden, ending)
+        shown.append(b"%b%b%d%b" % (each.head, middle, now_ms - event.origin_server_ts, ending))
     return orjson.Fragment(b"[" + b",".join(shown) + b"]")
+
+
+def _encode_rest(event: PreparedEvent, user_id: str, device_id: str, hidden: Collection[int], ending: bytes) -> bytes:
+    """Returns the end of an event whose `unsigned` may have more than `ending`: the reader's membership."""
+    stored = event.event
+    if stored.state_key == user_id and stored.type == "m.room.member" and stored.state_before is not None:
+        ending = b',"membership":' + to_json(event.membership) + b"}}"
+    if stored.txn_id is not None and stored.sender == user_id and stored.device_id == device_id:
+        ending = b',"transaction_id":' + to_json(txn_id_of_client(stored.txn_id)) + ending
+    if event.replaced is not None:
+        previous = b"" if event.replaced.position in hidden else event.previous
+        ending = event.replaces + previous + ending
+    return ending
 
 
 def encode_bare(tx: Transaction, events: Iterable[PreparedEvent]) -> orjson.Fragment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from homeserver.database import Transaction
@@ -99,13 +99,17 @@ def _without_erased(
 
 
 class Memberships:
-    """One user's membership in many states. Few events define it, so they are cached."""
+    """One user's membership in many states. Few events define it, so they are cached.
 
-    def __init__(self, tx: Transaction, user_id: str) -> None:
+    said: what member events of the user say, by position, as far as the caller knows.
+    """
+
+    def __init__(self, tx: Transaction, user_id: str, said: Mapping[int | None, str] | None = None) -> None:
         self._tx = tx
         self._key = state_tree.find_key(tx, "m.room.member", user_id)
         self._finder = None if self._key is None else state_tree.Finder(tx, self._key)
-        self._said_by: dict[int, str] = {}
+        self._said_by: dict[int | None, str] = {None: "leave"}
+        self._said_by.update(said or ())
         self._by_root: dict[bytes, str] = {}
 
     def at(self, root: bytes) -> str:
@@ -113,7 +117,7 @@ class Memberships:
         membership = self._by_root.get(root)
         if membership is None:
             position = None if self._finder is None else self._finder.find(root)
-            membership = self._by_root[root] = self._said_at(position)
+            membership = self._by_root[root] = self._said_by.get(position) or self._said_at(position)
         return membership
 
     def of(self, state: StateAt) -> str:
@@ -121,10 +125,9 @@ class Memberships:
         return self._said_at(None if self._key is None else position_in(self._tx, state, self._key))
 
     def _said_at(self, position: int | None) -> str:
-        if position is None:
-            return "leave"
         membership = self._said_by.get(position)
         if membership is None:
+            assert position is not None
             said = load_auth_events(self._tx, (position,))[position].content.get("membership")
             membership = self._said_by[position] = said if isinstance(said, str) else "leave"
         return membership

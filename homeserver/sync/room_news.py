@@ -87,7 +87,7 @@ def find_room_entry(
     news = _find_news(tx, viewer, membership, head, since, whole=whole)
     if news is None or not viewer.ignored.isdisjoint(news.senders):
         return None
-    memberships = Memberships(tx, viewer.user_id)
+    memberships = Memberships(tx, viewer.user_id, {membership.event_position: membership.membership})
     if any(memberships.at(root) != "join" for root in news.roots):
         return None
     state = news.state

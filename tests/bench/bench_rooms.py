@@ -9,7 +9,7 @@ import json
 import resource
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from homeserver.config import Config, DatabaseSection, FederationSection, RateLi
 from homeserver.database import Transaction
 from homeserver.database.tail import find_position
 from homeserver.encoding import to_json
+from homeserver.feature import Feature
 from homeserver.features import FEATURES
 from homeserver.features.room_history import MessagesQuery, get_room_events
 from homeserver.features.room_members import MembersQuery, get_joined_members_by_room, get_members_by_room
@@ -62,7 +63,7 @@ class Place:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Place]:
+async def running(features: Sequence[Feature] = FEATURES) -> AsyncIterator[Place]:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         config = Config(
             server_name="bench.example",
@@ -71,7 +72,7 @@ async def running() -> AsyncIterator[Place]:
             rate_limits=RateLimitsSection(enabled=False),
             database=DatabaseSection(url="sqlite:bench.db"),
         )
-        async with Homeserver(config) as homeserver:
+        async with Homeserver(config, features=features) as homeserver:
             founder = await homeserver.register("user0")
             yield Place(homeserver.resources, founder, Path(folder) / "bench.db")
 

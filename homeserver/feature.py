@@ -62,7 +62,8 @@ class SyncContext:
     The span is since < position ≤ upto; `since` is 0 on an initial sync, and with `is_anew` if the client knows another
     history, see `SyncStart`. Each room in `rooms` has a `since` of its own,
     and `rooms_by_since` groups the rooms by it: 0 for those new to the client. `left` are rooms that the user has left,
-    of which only the account data is used. `filter` is the request's. The engine
+    of which only the account data is used. `ignored` are the users whose messages the user does not want, if the caller
+    has read them. `filter` is the request's. The engine
     applies it to account data, ephemeral events and presence, so a feature needs it only to avoid work.
 
     Features add two kinds of things, in two functions:
@@ -79,6 +80,9 @@ class SyncContext:
     user or the room, by `tx.next_position(user_id)` or `tx.next_position(room_id)`: a quiet sync is answered without
     calling the features again. `always` may depend on the user and the device only.
 
+    `Feature.sync` is not called if all positions of the span are those of messages in rooms that the client knows, for
+    then nothing else has changed. So it must not derive news from messages.
+
     A feature whose news is a queue may tell only the first of it, and leave the rest to the next sync: what it tells is
     in queue_since < position ≤ upto, and it lowers `queue_upto` to the last position that it has told. Only one feature
     may do so.
@@ -93,6 +97,7 @@ class SyncContext:
     queue_since: int
     queue_upto: int
     is_anew: bool = False
+    ignored: frozenset[str] | None = None
     left: dict[RoomID, RoomSection] = field(default_factory=dict)
     account_data: list[JsonObject] = field(default_factory=list)
     presence: list[JsonObject] = field(default_factory=list)

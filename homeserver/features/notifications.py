@@ -108,7 +108,7 @@ def tell_counts(tx: Transaction, context: SyncContext) -> None:
             changed |= list_read_rooms(tx, context.user_id, room_ids, since, context.upto)
     told = [room_id for room_id in context.rooms if room_id in context.rooms_told or room_id in changed]
     apart = context.filter.room.timeline.unread_thread_notifications
-    for room_id, counts in count_unread(tx, context.user_id, told).items():
+    for room_id, counts in count_unread(tx, context.user_id, told, context.ignored).items():
         section = context.rooms[room_id]
         if not apart:
             section.unread_notifications = counts.total.body()

@@ -193,6 +193,14 @@ def list_positions(tx: Transaction, since: int, upto: int, event_type: str | Non
     )
 
 
+def count_messages(tx: Transaction, since: int, upto: int) -> int:
+    """Returns how many positions in since < position ≤ upto are those of events that are not state events."""
+    (count,) = tx.values(
+        "SELECT COUNT(*) FROM events WHERE position > ? AND position <= ? AND state_key_nid IS NULL", since, upto
+    )
+    return int(count)
+
+
 def find_position(tx: Transaction, event_id: str) -> int | None:
     """Returns the position of a stored event, or None."""
     row = tx.one("SELECT position FROM events WHERE event_id = ?", event_key(event_id))

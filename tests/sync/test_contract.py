@@ -15,7 +15,7 @@ from homeserver.features import FEATURES
 from homeserver.rooms.timeline import parse_sync_token
 from homeserver.testing import config_for_tests
 from tests.support.homeservers import Client, NoWire, Server, running
-from tests.support.people import ALWAYS_TOLD, join, public_room, room_in, send, sync
+from tests.support.people import ALWAYS_TOLD, join, public_room, room_in, send, set_state, sync
 from tests.sync.parcels import Parcels, count_parcels, cut_notches, send_parcel, set_stamps
 
 WAIT_S = 20
@@ -152,10 +152,29 @@ async def test_a_sync_that_changes_nothing_costs_one_read_and_no_write(place: Pl
     since = (await place.sync(since))["next_batch"]
     (tx,) = {tx for _, tx in place.parcels.asked}
     assert not tx.is_write
-    assert place.parcels.names_asked() == ["is_due", "sync", "sync_always"]
+    assert place.parcels.names_asked() == ["is_due", "sync_always"]
     await place.sync(since)
     assert place.parcels.names_asked() == ["is_due"], "a quiet sync reads more than whether something is due"
     assert place.server.hs.database.writes == writes
+
+
+async def test_news_is_asked_for_unless_only_messages_have_come(place: Place) -> None:
+    async def post() -> None:
+        await place.server.write(send_parcel, place.alice.user_id, place.alice.device_id)
+
+    async def name() -> None:
+        await set_state(place.alice, place.room_id, "m.room.name", {"name": "Kitchen"})
+
+    async def say() -> None:
+        await send(place.alice, place.room_id)
+
+    for steps, is_asked in (([say], False), ([say, say], False), ([say, post], True), ([say, name], True)):
+        since = (await place.sync())["next_batch"]
+        for step in steps:
+            await step()
+        place.parcels.asked.clear()
+        await place.sync(since)
+        assert ("sync" in place.parcels.names_asked()) == is_asked
 
 
 async def test_a_feature_with_nothing_to_write_is_not_asked_again(place: Place) -> None:

@@ -251,10 +251,12 @@ class _Reader(NamedTuple):
     silent: frozenset[int]
 
 
-def count_unread(tx: Transaction, user_id: UserID, room_ids: Collection[RoomID]) -> dict[RoomID, RoomCounts]:
-    """Returns the user's counts in those of these rooms that the user is in."""
+def count_unread(
+    tx: Transaction, user_id: UserID, room_ids: Collection[RoomID], ignored: frozenset[str] | None = None
+) -> dict[RoomID, RoomCounts]:
+    """Returns the user's counts in those of these rooms that the user is in. ignored: by the user, if it is known."""
     nids = {nid: room_id for room_id in room_ids if (nid := tx.find(room_id)) is not None}
-    silent = tx.find_all({user_id, *ignored_users(tx, user_id)})
+    silent = tx.find_all({user_id, *(ignored_users(tx, user_id) if ignored is None else ignored)})
     reader = _Reader(user_id, tx.find(user_id), frozenset(silent.values()))
     read = find_read(tx, user_id, nids)
     unreached = _list_unreached(tx, nids.values())

@@ -15,7 +15,7 @@ import difflib
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
@@ -136,7 +136,11 @@ class Calls:
         if response.status >= 400 and isinstance(response.body, Mapping):
             extra = dict(response.body)
             raise MatrixError(response.status, extra.pop("errcode", "M_UNKNOWN"), extra.pop("error", ""), **extra)
-        return response if response.body is not None or response.stream is not None else replace(response, body={})
+        return (
+            response
+            if response.body is not None or response.stream is not None
+            else msgspec.structs.replace(response, body={})
+        )
 
     def check_fields(self, name: str, body: Mapping[str, Any]) -> None:
         """Raises TypeError if the body has a field that the operation does not know and would ignore."""

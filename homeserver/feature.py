@@ -112,8 +112,7 @@ class SyncContext:
             self.rooms_by_since.setdefault(section.since, []).append(room_id)
 
 
-@dataclass(frozen=True, slots=True)
-class SyncStart:
+class SyncStart(msgspec.Struct, frozen=True):
     """The start of a device's sync. The device has received everything up to `since`; 0 on an initial sync.
 
     queue_since: up to where it has received its queue, of which answers may have had only the first: at most `since`.

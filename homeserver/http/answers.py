@@ -29,6 +29,13 @@ class AnswerHeads:
 
     def encode(self, status: int, headers: Mapping[str, str], length: int | None, *, ends: bool) -> bytes:
         """Returns the head of an answer, see `complete`. Raises ValueError for headers that HTTP cannot express."""
+        block = self.block(status, headers)
+        if status in (204, 304) and length is not None:  # these never have a body. Spec: RFC 9110, section 8.6
+            return self.complete(block, None, ends=ends) + b"\r\n"
+        return self.complete(block, length, ends=ends)
+
+    def block(self, status: int, headers: Mapping[str, str]) -> bytes:
+        """Returns the status line and the header fields. Raises ValueError for headers that HTTP cannot express."""
         key = (status, *headers.items())
         block = self._blocks.get(key)
         if block is None:
@@ -36,9 +43,7 @@ class AnswerHeads:
             if len(self._blocks) >= _BLOCKS_REMEMBERED_MAX:
                 self._blocks.clear()
             self._blocks[key] = block
-        if status in (204, 304) and length is not None:  # these never have a body. Spec: RFC 9110, section 8.6
-            return self.complete(block, None, ends=ends) + b"\r\n"
-        return self.complete(block, length, ends=ends)
+        return block
 
     def complete(self, block: bytes, length: int | None, *, ends: bool) -> bytes:
         """Returns a head that begins with `block`, without the empty line if `length` is None.

@@ -15,7 +15,7 @@ from math import inf
 import trio
 
 from homeserver import limits
-from homeserver.http.sockets import RECEIVE_BYTES
+from homeserver.http.sockets import RECEIVE_BYTES, SocketStream
 
 Tls = trio.SSLStream[trio.abc.HalfCloseableStream]
 
@@ -62,11 +62,12 @@ class Connection:
 
     async def send(self, data: bytes | memoryview) -> None:
         """Sends everything, in parts: a client that does not receive one in time is gone, see `overdue`."""
-        try:
-            if len(data) <= limits.http.SEND_BYTES:
-                self.sending_since = trio.current_time()
-                await self.stream.send_all(data)
+        if len(data) <= limits.http.SEND_BYTES and isinstance(self.stream, SocketStream):
+            sent = self.stream.send_some(data)  # usually all of it
+            if sent == len(data):
                 return
+            data = memoryview(data)[sent:]
+        try:
             view = memoryview(data)
             for start in range(0, len(view), limits.http.SEND_BYTES):
                 self.sending_since = trio.current_time()

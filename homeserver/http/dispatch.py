@@ -40,6 +40,7 @@ from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, unrecognized
 from homeserver.federation.identifiers import ServerName
 from homeserver.process.budgets import Hold
+from homeserver.process.metrics import Counter as MetricsCounter
 from homeserver.process.outages import STORAGE_RETRY_AFTER_MS
 from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
@@ -80,6 +81,7 @@ class Dispatch:
     _scopes: set[trio.CancelScope] = field(default_factory=set)  # of the waiting requests: draining cancels them
     router: Router = field(default_factory=Router)
     by_name: dict[str, Operation] = field(default_factory=dict)
+    _counters: dict[tuple[str, int], tuple[MetricsCounter, MetricsCounter]] = field(default_factory=dict)
     _ids: Any = None
 
     def __post_init__(self) -> None:
@@ -114,15 +116,27 @@ class Dispatch:
             response = error_response(self._unexpected(error, request, operation))
         finally:
             self.active -= 1
+        requests, seconds = self._counters_of(operation, response.status)
+        requests.value += 1
+        seconds.value += perf_counter() - started
+        if operation is not None and operation.group in WITHOUT_CORS:
+            return response
+        headers = _JSON_CORS if response.headers is _JSON_HEADERS else {**CORS, **response.headers}
+        return Response(response.status, response.body, headers, response.stream)
+
+    def _counters_of(self, operation: Operation | None, status: int) -> tuple[MetricsCounter, MetricsCounter]:
+        """Returns what counts the requests with this outcome, and their seconds."""
         name = operation.name if operation is not None else "none"
-        metrics = self.hs.metrics
-        metrics.count("homeserver_requests_total", (("operation", name), ("status", str(response.status))))
-        metrics.count("homeserver_request_seconds_total", (("operation", name),), perf_counter() - started)
-        if response.status == 429:
-            metrics.count("homeserver_rate_limited_total", (("operation", name),))
-        if operation is None or operation.group not in WITHOUT_CORS:
-            return Response(response.status, response.body, {**CORS, **response.headers}, response.stream)
-        return response
+        found = self._counters.get((name, status))
+        if found is None:
+            metrics = self.hs.metrics
+            found = self._counters[name, status] = (
+                metrics.counter("homeserver_requests_total", (("operation", name), ("status", str(status)))),
+                metrics.counter("homeserver_request_seconds_total", (("operation", name),)),
+            )
+        if status == 429:
+            self.hs.metrics.count("homeserver_rate_limited_total", (("operation", name),))
+        return found
 
     @contextmanager
     def hold_answer(self, request: Request, response: Response) -> Iterator[Response]:
@@ -223,8 +237,15 @@ class Dispatch:
         if not operation.waits:
             return await self._handle(operation, request, requester, origin, path)
         request.wait_ended = partial(self._wait_ended, request)
-        with self._turn_to_wait(requester):
+        user_id = "" if requester is None else requester.user_id
+        self._begin_wait(user_id)
+        try:
             return await self._handle(operation, request, requester, origin, path)
+        finally:
+            request.wait_ended = trio.sleep_forever  # no cycle of objects: those cost a collection of garbage
+            self._waiting[user_id] -= 1
+            if not self._waiting[user_id]:
+                del self._waiting[user_id]
 
     def _charge(self, body: Body, requester: Requester | None, origin: ServerName | None) -> None:
         """Raises M_LIMIT_EXCEEDED if the sender has recently sent too many values in large bodies."""
@@ -258,25 +279,14 @@ class Dispatch:
                 arguments.append(source.value)
         return await operation.handler(self.hs, *arguments)
 
-    @contextmanager
-    def _turn_to_wait(self, requester: Requester | None) -> Iterator[None]:
+    def _begin_wait(self, user_id: str) -> None:
         """Raises 429 M_LIMIT_EXCEEDED if too many requests of the user are already waiting, because users share."""
-        if requester is None:
-            yield
-            return
-        user_id = requester.user_id
-        if self._waiting[user_id] >= limits.http.WAITING_PER_USER_MAX:
+        if user_id and self._waiting[user_id] >= limits.http.WAITING_PER_USER_MAX:
             raise MatrixError(
                 429, "M_LIMIT_EXCEEDED", "Too many of your requests are waiting.",
                 retry_after_ms=limits.http.WAITING_RETRY_MS,
             )  # fmt: skip
         self._waiting[user_id] += 1
-        try:
-            yield
-        finally:
-            self._waiting[user_id] -= 1
-            if not self._waiting[user_id]:
-                del self._waiting[user_id]
 
     async def _wait_ended(self, request: Request) -> None:
         """Raises MatrixError as soon as the client has disconnected or the server stops."""
@@ -342,4 +352,5 @@ def _encode(result: Any) -> Response:
 
 
 _JSON_HEADERS = {"content-type": JSON}
+_JSON_CORS = {**CORS, **_JSON_HEADERS}
 _EMPTY = Response(200, b"{}", _JSON_HEADERS)

@@ -2,11 +2,11 @@
 
 Theory of operation. A reverse proxy and this server must agree where each request begins and ends, and what it asks
 for. Wherever they read a message differently, somebody can smuggle a request past the proxy's rules. So a message that
-RFC 9112 allows to be read in more than one way is refused, and its connection is closed. Three readers look at each
-head, and all of them must accept it:
-- `check_head` checks the raw bytes: every line ends with CRLF, no line is folded, there are no control characters.
-  It also checks the part of a head that has arrived so far, so nonsense is refused at once.
-- `_REQUEST_LINE` splits the first line, with exactly one space between its parts.
+RFC 9112 allows to be read in more than one way is refused, and its connection is closed. Two readers look at each
+head, and both must accept it:
+- `_WHOLE` checks the raw bytes: every line ends with CRLF, no line is folded, there are no control characters, and the
+  parts of the first line are separated by one space each. `check_head` does the same for the part of a head that has
+  arrived so far, so nonsense is refused at once.
 - llhttp (httptools) splits the header fields. It gets nothing but this head, and a new parser for each request, so it
   never decides where a message ends.
 `_find_framing` then finds the length of the body, and `_find_target` checks the target and the Host header. A target in
@@ -34,7 +34,11 @@ HEAD_BYTES_MAX = limits.http.PATH_CHARACTERS_MAX + limits.http.HEADERS_BYTES_MAX
 # What a length may have: a body of 18 digits takes longer than a connection lives.
 _LENGTH_DIGITS_MAX = 18
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\r\n"))
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
+# A whole head: the request line, and lines that begin with no space and contain no control characters but tabs.
+_WHOLE = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n"
+    rb"(?:[^\x00-\x20\x7f][^\x00-\x08\x0a-\x1f\x7f]*\r\n)*\r\n"
+)
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+;=:\[\]]*")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)(.*)")
 # A request has one of each of these at most: two might be read differently.
@@ -73,8 +77,8 @@ class Head:
         self.expects_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Adds a header field."""
-        self.headers.append((name.lower(), value))
+        """Adds a header field. llhttp leaves the spaces behind a value."""
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     @property
     def connection_options(self) -> Sequence[bytes]:
@@ -94,11 +98,10 @@ class Head:
 
 def parse_head(raw: bytes) -> Head:
     """Returns the head of a request. raw: up to and including the empty line. Raises Refused."""
-    check_head(raw)
-    line = _REQUEST_LINE.match(raw)
-    if line is None:
+    whole = _WHOLE.fullmatch(raw)
+    if whole is None:
         raise Refused
-    method, target, major, minor = line.groups()
+    method, target, major, minor = whole.groups()
     if major != b"1" or minor not in b"01":
         raise Refused(505)
     if method == b"CONNECT":
@@ -113,6 +116,8 @@ def parse_head(raw: bytes) -> Head:
         raise Refused(405) from error
     except httptools.HttpParserError as error:
         raise Refused from error
+    if len(head.headers) > limits.http.HEADERS_MAX or len(raw) > HEAD_BYTES_MAX:
+        raise Refused(431)
     head.method = method.decode("ascii")
     head.is_modern = minor == b"1"
     fields = head.fields = dict(head.headers)
@@ -137,7 +142,7 @@ def check_head(data: bytes) -> None:
         raise Refused
     if len(data.translate(None, _CONTROLS)) != len(data) or b"\r\n " in data or b"\r\n\t" in data:
         raise Refused
-    if lines > limits.http.HEADERS_MAX + 2 or len(data) > HEAD_BYTES_MAX:
+    if lines > limits.http.HEADERS_MAX + 1 or len(data) > HEAD_BYTES_MAX:
         raise Refused(431)
 
 

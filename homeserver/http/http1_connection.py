@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from math import inf
 
 import trio
 
@@ -59,7 +60,7 @@ class Http1Connection:
                 head = await self._read_head()
                 if head is None or self._is_gone:
                     return  # the client has closed the connection, maybe in the middle of a request
-                if head.asks_for_websocket and self._app.upgrade is not None and "client" in self._app.groups:
+                if self._app.upgrade is not None and head.asks_for_websocket and "client" in self._app.groups:
                     await self._hand_over(head)
                     return
                 if not await self._answer(head):
@@ -103,8 +104,6 @@ class Http1Connection:
     async def _read_head(self) -> Head | None:
         """Returns the head of the next request, None if the connection has ended. Raises Refused."""
         connection, buffer, searched = self.connection, self._buffer, 0
-        if buffer:
-            connection.asking_since = trio.current_time()
         while True:
             if buffer.startswith(b"\r\n"):  # some clients send an empty line after a body. Spec: RFC 9112, section 2.2
                 buffer = buffer[2:]
@@ -113,12 +112,12 @@ class Http1Connection:
                 break
             if buffer:
                 check_head(buffer)
+                if connection.asking_since is inf:
+                    connection.asking_since = trio.current_time()
             searched = max(0, len(buffer) - 3)
             data = await connection.stream.receive_some(RECEIVE_BYTES)
             if not data:
                 return None
-            if not buffer:
-                connection.asking_since = trio.current_time()
             buffer += data
         end += 4
         self._buffer = buffer[end:]
@@ -141,6 +140,7 @@ class Http1Connection:
         response = await dispatch.answer(request, self._app.groups)
         if self._is_gone:
             return False
+        response = self._sendable(response, head)
         is_last = head.is_last or dispatch.is_draining
         if body is not None and not body.is_done:
             is_last = not await body.skip_small() or is_last
@@ -153,6 +153,15 @@ class Http1Connection:
             return False
         self.connection.become_idle()
         return True
+
+    def _sendable(self, response: Response, head: Head) -> Response:
+        """Returns the answer, or 500 if it has a header that HTTP cannot express."""
+        try:
+            self._heads.block(response.status, response.headers)
+        except ValueError as error:
+            _log.error("a header of an answer cannot be sent", exc_info=error, extra={"path": head.path})
+            return Response(500, b"")
+        return response
 
     def _client_ip(self, head: Head) -> str:
         address = self.client[0] if self.client is not None else ""

@@ -44,19 +44,21 @@ class SocketStream(trio.abc.HalfCloseableStream):
             except OSError as error:
                 raise self._failure() from error
 
+    def send_some(self, data: bytes | bytearray | memoryview) -> int:
+        """Sends as much as the buffer takes now. Returns its length. Raises the same errors as `send_all`."""
+        try:
+            return self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            raise self._failure() from error
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Sends everything. Raises BrokenResourceError, or ClosedResourceError if closed."""
-        sock, sent = self._socket, 0
-        while True:
-            try:
-                sent += sock.send(memoryview(data)[sent:] if sent else data)
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError as error:
-                raise self._failure() from error
-            if sent >= len(data):
-                return
+        sent = self.send_some(data)
+        while sent < len(data):
             await self.wait_send_all_might_not_block()
+            sent += self.send_some(memoryview(data)[sent:])
 
     async def wait_send_all_might_not_block(self) -> None:
         """Waits until there is room in the socket's buffer."""

@@ -8,18 +8,33 @@ from dataclasses import dataclass, field
 Labels = tuple[tuple[str, str], ...]
 
 
+class Counter:
+    """The value of one counter. Whoever counts adds to it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+
 @dataclass(slots=True)
 class Metrics:
     """Used on the trio thread only. Names and labels come from the program, never from requests, so they are few."""
 
-    _counters: dict[tuple[str, Labels], float] = field(default_factory=dict)
+    _counters: dict[tuple[str, Labels], Counter] = field(default_factory=dict)
     _read: dict[str, tuple[str, Callable[[], float]]] = field(default_factory=dict)
     _help: dict[str, str] = field(default_factory=dict)
 
     def count(self, name: str, labels: Labels = (), amount: float = 1) -> None:
         """Adds to a counter. `name` ends in `_total`, preceded by its unit."""
-        key = (name, labels)
-        self._counters[key] = self._counters.get(key, 0) + amount
+        self.counter(name, labels).value += amount
+
+    def counter(self, name: str, labels: Labels = ()) -> Counter:
+        """Returns a counter, for those that count often enough to keep it."""
+        counter = self._counters.get((name, labels))
+        if counter is None:
+            counter = self._counters[name, labels] = Counter()
+        return counter
 
     def gauge(self, name: str, read: Callable[[], float], help_text: str = "") -> None:
         """Registers a value that is read whenever the metrics are requested."""
@@ -37,13 +52,13 @@ class Metrics:
 
     def counters(self) -> Mapping[tuple[str, Labels], float]:
         """Returns all counters with their current values."""
-        return self._counters
+        return {key: counter.value for key, counter in self._counters.items()}
 
     def text(self) -> str:
         """Returns everything in the Prometheus text format, sorted."""
         lines: list[str] = []
         before = ""
-        for (name, labels), value in sorted(self._counters.items()):
+        for (name, labels), value in sorted(self.counters().items()):
             if name != before:
                 lines += self._head(name, "counter")
                 before = name

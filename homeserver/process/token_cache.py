@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from homeserver import limits
 
 Value = TypeVar("Value")
-HasNews = Callable[[Iterable[str], int], bool]
+HasNews = Callable[[Collection[str], int], bool]
 """`Stream.has_news`: whether one of these keys may have changed after a position."""
 
 

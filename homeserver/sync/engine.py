@@ -20,9 +20,9 @@ Spec: client-server-api/#syncing
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 import trio
 
 from homeserver.api.filters import Filter, RoomEventFilter, wants, wants_room
@@ -48,8 +48,7 @@ from homeserver.users.blocking import blocks_invites, ignored_users
 SPAN_EXAMINED_MAX = 10
 
 
-@dataclass(frozen=True, slots=True)
-class SyncRequest:
+class SyncRequest(msgspec.Struct, frozen=True):
     """A decoded `/sync` request. `since` is None on an initial sync; `timeout_ms` is how long to wait for news.
 
     queue_since: up to where the client has received its queue, see `SyncContext`. None: up to `since`, like all else.
@@ -93,8 +92,7 @@ class SyncRequest:
         return SyncStart(*self.device, self.since or 0, self.queue_begin, self.set_presence, self.is_anew)
 
 
-@dataclass(frozen=True, slots=True)
-class SyncAnswer:
+class SyncAnswer(msgspec.Struct, frozen=True):
     """An answer, the position that it covers, whether it has news, and the keys to wait for if it has none.
 
     body: the answer without `next_batch` and without `always`, the top-level parts that every answer includes.

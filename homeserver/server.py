@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 
 import trio
 
-from homeserver import authenticate, remote, sync, users
+from homeserver import authenticate, limits, remote, sync, users
 from homeserver.background import single_error, start_background
 from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
@@ -40,6 +40,7 @@ from homeserver.limits.search import INDEX_MEMORY_BYTES_MAX
 from homeserver.pages import make_pages
 from homeserver.process.outages import Outages
 from homeserver.process.rate_limits import RateLimits
+from homeserver.process.token_cache import TokenCache
 from homeserver.process.workers import Service, Workers
 from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
 from homeserver.resources import Resources
@@ -236,6 +237,9 @@ class Homeserver:
             now_ms=self._now_ms,
             nursery=nursery,
             outages=database.outages,
+            token_cache=TokenCache(
+                limits.TOKEN_CACHE_AGE_MS_MAX if database.is_shared else limits.TOKEN_CACHE_ALONE_AGE_MS_MAX
+            ),
             rate_limits=RateLimits(rate_limits_of(features)),
             search=search,
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),

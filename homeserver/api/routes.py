@@ -49,7 +49,7 @@ class Request:
 
     __slots__ = (
         "_address", "_client_ip", "_fields", "_headers", "_query", "_receive", "asker", "confirm", "content", "method",
-        "path", "query_string", "request_id", "wait_ended", "wait_gone",
+        "path", "query_string", "request_id", "token_position", "wait_ended", "wait_gone",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,7 @@ class Request:
         self.request_id = ""  # part of every log entry about this request
         self.content: Any = None  # the decoded JSON body, once it has been read
         self.asker = ""  # the user ID, server name or IP address of the requester
+        self.token_position = 0  # the position of the stream before the requester's token was read
         # raises MatrixError if the requester has lost the right to make this request
         self.confirm: Callable[[], Awaitable[None]] = _nothing
         self.wait_gone = wait_gone  # returns when the client has closed the connection
@@ -99,6 +100,13 @@ class Request:
         if self._fields is None:
             self._fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._headers}
         return self._fields
+
+    def find_header(self, name: bytes) -> str | None:
+        """Returns the value of a header (the last one), without decoding all others."""
+        for other, value in reversed(self._headers):
+            if other == name:
+                return value.decode("latin-1")
+        return None
 
     @property
     def query(self) -> dict[str, list[str]]:

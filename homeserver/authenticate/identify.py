@@ -3,8 +3,8 @@
 Theory of operation. An access token is looked up in the token cache, then in the database, then among the application
 services. An entry of the cache carries the position that the stream had before the database was read. Every write that
 revokes a token or changes an account wakes the user's `tokens_key`, and older entries are not used any more. So a token
-in use costs no read, and a revoked one is refused from the commit on. Another node may hear of it a little later: no
-entry is used for longer than `limits.TOKEN_CACHE_AGE_MS_MAX`.
+in use costs no read, and a revoked one is refused from the commit on. Other nodes of the same database may hear of it a
+little later: if there are any, no entry is used for longer than `limits.TOKEN_CACHE_AGE_MS_MAX`.
 
 A token that replaces others (`refresh`) revokes them with its first use, in a write before the request proceeds. If the
 database cannot write, the request proceeds and the token is not cached: a later use revokes them.
@@ -34,6 +34,9 @@ from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.moments import is_ahead
 from homeserver.process.token_cache import Seen, tokens_key
 from homeserver.resources import Resources
+
+# Requests of a device so soon after one another are noted as one.
+_SEEN_MS = 1_000
 
 
 class OriginClaim(Protocol):
@@ -81,6 +84,7 @@ async def find_requester(
     if requester is None:
         raise unknown_token()
     check_may_call(requester, operation)
+    request.token_position = position
     request.confirm = partial(_confirm, hs, requester, position)
     if requester.device_id:
         note_seen(hs, requester.user_id, requester.device_id, request)
@@ -89,7 +93,7 @@ async def find_requester(
 
 def read_token(request: Request) -> str | None:
     """Returns the access token of the header or else of the query, None if there is none."""
-    header = request.headers.get("authorization")
+    header = request.find_header(b"authorization")
     if header is not None:
         scheme, _, token = header.partition(" ")
         if scheme.lower() == "bearer":
@@ -133,8 +137,10 @@ async def _confirm(hs: Resources, requester: Requester, position: int) -> None:
 
 def note_seen(hs: Resources, user_id: UserID, device_id: str, request: Request) -> None:
     """Notes when and from which address a device made a request. Its owner can see this."""
-    seen = Seen(hs.now_ms(), request.client_ip, request.headers.get("user-agent", "")[:255])
-    hs.token_cache.note_seen(user_id, device_id, seen)
+    now_ms, ip, user_agent = hs.now_ms(), request.client_ip, (request.find_header(b"user-agent") or "")[:255]
+    last = hs.token_cache.last_seen(user_id, device_id)
+    if last is None or not 0 <= now_ms - last.ts_ms < _SEEN_MS or (last.ip, last.user_agent) != (ip, user_agent):
+        hs.token_cache.note_seen(user_id, device_id, Seen(now_ms, ip, user_agent))
 
 
 def check_token(tx: Transaction, requester: Requester) -> None:

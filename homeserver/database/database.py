@@ -98,6 +98,11 @@ class Database:
         return self._opened.generation()
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other nodes write to the database too, whose commits the stream learns of only a moment later."""
+        return self._opened.holder is not None
+
+    @property
     def caches(self) -> Caches:
         """The caches of transactions, for values from elsewhere that requests keep next to them."""
         return self._cache.caches

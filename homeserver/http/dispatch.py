@@ -9,7 +9,6 @@ import itertools
 import logging
 import math
 import secrets
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,7 +39,7 @@ from homeserver.encoding import to_json
 from homeserver.errors import MatrixError, unrecognized
 from homeserver.federation.identifiers import ServerName
 from homeserver.process.budgets import Hold
-from homeserver.process.metrics import Counter as MetricsCounter
+from homeserver.process.metrics import Counter
 from homeserver.process.outages import STORAGE_RETRY_AFTER_MS
 from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
@@ -77,11 +76,11 @@ class Dispatch:
     is_draining: bool = False
     requested: trio.Event = field(default_factory=trio.Event)
     active: int = 0
-    _waiting: Counter[str] = field(default_factory=Counter)  # long-waiting requests, by user
+    _waiting: dict[str, int] = field(default_factory=dict)  # long-waiting requests, by user
     _scopes: set[trio.CancelScope] = field(default_factory=set)  # of the waiting requests: draining cancels them
     router: Router = field(default_factory=Router)
     by_name: dict[str, Operation] = field(default_factory=dict)
-    _counters: dict[tuple[str, int], tuple[MetricsCounter, MetricsCounter]] = field(default_factory=dict)
+    _counters: dict[tuple[str, int], tuple[Counter, Counter]] = field(default_factory=dict)
     _ids: Any = None
 
     def __post_init__(self) -> None:
@@ -124,7 +123,7 @@ class Dispatch:
         headers = _JSON_CORS if response.headers is _JSON_HEADERS else {**CORS, **response.headers}
         return Response(response.status, response.body, headers, response.stream)
 
-    def _counters_of(self, operation: Operation | None, status: int) -> tuple[MetricsCounter, MetricsCounter]:
+    def _counters_of(self, operation: Operation | None, status: int) -> tuple[Counter, Counter]:
         """Returns what counts the requests with this outcome, and their seconds."""
         name = operation.name if operation is not None else "none"
         found = self._counters.get((name, status))
@@ -243,9 +242,9 @@ class Dispatch:
             return await self._handle(operation, request, requester, origin, path)
         finally:
             request.wait_ended = trio.sleep_forever  # no cycle of objects: those cost a collection of garbage
-            self._waiting[user_id] -= 1
-            if not self._waiting[user_id]:
-                del self._waiting[user_id]
+            waiting = self._waiting.pop(user_id) - 1
+            if waiting:
+                self._waiting[user_id] = waiting
 
     def _charge(self, body: Body, requester: Requester | None, origin: ServerName | None) -> None:
         """Raises M_LIMIT_EXCEEDED if the sender has recently sent too many values in large bodies."""
@@ -281,12 +280,13 @@ class Dispatch:
 
     def _begin_wait(self, user_id: str) -> None:
         """Raises 429 M_LIMIT_EXCEEDED if too many requests of the user are already waiting, because users share."""
-        if user_id and self._waiting[user_id] >= limits.http.WAITING_PER_USER_MAX:
+        waiting = self._waiting.get(user_id, 0)
+        if user_id and waiting >= limits.http.WAITING_PER_USER_MAX:
             raise MatrixError(
                 429, "M_LIMIT_EXCEEDED", "Too many of your requests are waiting.",
                 retry_after_ms=limits.http.WAITING_RETRY_MS,
             )  # fmt: skip
-        self._waiting[user_id] += 1
+        self._waiting[user_id] = waiting + 1
 
     async def _wait_ended(self, request: Request) -> None:
         """Raises MatrixError as soon as the client has disconnected or the server stops."""

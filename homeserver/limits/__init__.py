@@ -73,6 +73,9 @@ TOKEN_CACHE_ENTRIES_MAX = 20_000
 
 # How long another node of the same database may still accept a token that this one has deleted.
 TOKEN_CACHE_AGE_MS_MAX = 5_000
+# The same for a server that has its database to itself. It hears of every token that ends; administration commands tell
+# it. This bounds the harm if they cannot, and how long an unused entry is trusted.
+TOKEN_CACHE_ALONE_AGE_MS_MAX = 600_000
 
 # For tokens that can be refreshed: short enough that a leaked one soon expires, long enough to refresh rarely.
 ACCESS_TOKEN_LIFETIME_MS = 60 * 60 * 1000

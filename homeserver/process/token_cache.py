@@ -41,7 +41,11 @@ class TokenCache(Generic[Value]):
 
     An entry carries the stream position before it was read. A transaction that ends tokens or changes an account, on
     any node, wakes the user's `tokens_key`. Entries from before that are not used any more.
+
+    age_ms_max: for how long an entry is used.
     """
+
+    age_ms_max: int = limits.TOKEN_CACHE_AGE_MS_MAX
 
     _entries: OrderedDict[bytes, _Entry[Value]] = field(default_factory=OrderedDict)
     _of_user: dict[str, set[bytes]] = field(default_factory=dict)
@@ -50,7 +54,7 @@ class TokenCache(Generic[Value]):
     def get(self, token_hash: bytes, now_ms: int, has_news: HasNews) -> Value | None:
         """Returns the entry of the token, or None if it is too old or may have changed."""
         entry = self._entries.get(token_hash)
-        if entry is None or not 0 <= now_ms - entry.stored_ms <= limits.TOKEN_CACHE_AGE_MS_MAX:
+        if entry is None or not 0 <= now_ms - entry.stored_ms <= self.age_ms_max:
             return None
         return None if has_news((tokens_key(entry.user_id),), entry.position) else entry.value
 

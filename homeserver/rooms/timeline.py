@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from homeserver.database import Transaction
 from homeserver.database.generations import find_reach
@@ -44,8 +43,7 @@ Timestamp = Annotated[int, Meta(ge=-INT_MAX, le=INT_MAX)]
 """Milliseconds since 1970, within the range allowed for events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True):
     """A point that a client was given. `number`: a position of the stream, or an ordering of a timeline.
 
     position: the stream position when the token was made. Tokens from before generations existed name none; those of a
@@ -59,8 +57,7 @@ class Token:
     queue: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(Struct, frozen=True):
     """Creates the tokens for one answer, which shows the stream up to `position`."""
 
     position: int

@@ -69,6 +69,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
             full_state=query.full_state,
             use_state_after=query.use_state_after,
             set_presence=query.set_presence,
+            token_position=request.token_position,
         )
         return await engine.sync(hs, sync, request.wait_ended)
 

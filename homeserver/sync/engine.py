@@ -31,6 +31,7 @@ from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.database.cache import Cache
 from homeserver.feature import JsonObject, PresenceState, RoomSection, SyncContext, SyncStart
 from homeserver.federation.identifiers import RoomID, UserID
+from homeserver.process.token_cache import tokens_key
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import RoomMembership, list_memberships
@@ -51,6 +52,8 @@ SPAN_EXAMINED_MAX = 10
 class SyncRequest(msgspec.Struct, frozen=True):
     """A decoded `/sync` request. `since` is None on an initial sync; `timeout_ms` is how long to wait for news.
 
+    token_position: the position of the stream before the requester's token was read; 0 if it is not known.
+
     queue_since: up to where the client has received its queue, see `SyncContext`. None: up to `since`, like all else.
 
     is_anew: the client has synced before, but against another history (the database was restored). The answer contains
@@ -67,6 +70,7 @@ class SyncRequest(msgspec.Struct, frozen=True):
     full_state: bool = False
     use_state_after: bool = False
     set_presence: PresenceState = "online"
+    token_position: int = 0
 
     @property
     def user_id(self) -> UserID:
@@ -129,7 +133,7 @@ class Engine:
         answer = await self._first_answer(hs, request)
         if not request.is_whole:
             answer = await wait_for_news(
-                hs, answer, lambda: self._read(hs, request, _compute_again), deadline, wait_ended
+                hs, answer, lambda: self._read(hs, request, _recompute(hs, request)), deadline, wait_ended
             )
         return {
             "next_batch": Tokens(answer.upto, hs.database.generation).stream(answer.queue_upto),
@@ -170,6 +174,8 @@ class Engine:
         """Returns the answer without a read, if none of the user's keys has had news since; otherwise None."""
         if request.since is None or request.full_state or request.queue_begin < request.since:
             return None
+        if request.timeout_ms == 0 and hs.database.is_shared:
+            return None  # the client asks what is new now, and another node's commit may not be known here yet
         known = self._keys.get(request.user_id)
         always: tuple[dict[str, Any], int] | None = ({}, request.since)
         if self._sections.always:
@@ -201,6 +207,14 @@ def _compute_unless_due(
     if not around_damage and is_due(tx, sections.before, request.start):
         return None
     return compute(tx, sections, request, generation, told, around_damage)
+
+
+def _recompute(hs: Resources, request: SyncRequest) -> _Compute[SyncAnswer]:
+    """Returns what answers a request that has waited: with a look at its token, unless it is known to be valid."""
+    key = tokens_key(request.user_id)
+    if hs.database.is_shared or hs.stream.has_news((key,), request.token_position):
+        return _compute_again
+    return compute
 
 
 def _compute_again(

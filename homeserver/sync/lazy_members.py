@@ -9,7 +9,7 @@ answer's token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from homeserver.database.cache import Cache
 from homeserver.federation.identifiers import RoomID
@@ -41,8 +41,7 @@ class ToldMembers:
         self._rooms.put((device, room_id), {user_nid: members[user_nid] for user_nid in newest})
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceMembers:
+class DeviceMembers(msgspec.Struct, frozen=True):
     """What one device knows when an answer is computed for it, and what that answer adds, by room.
 
     reset: rooms that the answer tells in full, so that the device forgets which members it knew.
@@ -51,8 +50,8 @@ class DeviceMembers:
     memory: ToldMembers
     device: tuple[str, str]
     since: int | None
-    told: dict[RoomID, dict[int, int]] = field(default_factory=dict)
-    reset: set[RoomID] = field(default_factory=set)
+    told: dict[RoomID, dict[int, int]] = {}
+    reset: set[RoomID] = set()
 
     def knows(self, room_id: RoomID, user_nid: int, position: int) -> bool:
         """Returns whether the device has this member event already. Always False for requests without a device."""

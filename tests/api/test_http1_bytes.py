@@ -460,7 +460,7 @@ def run(main: Any) -> None:
 @settings(max_examples=500, deadline=None)
 @given(STREAMS)
 def test_a_head_is_read_or_refused(data: bytes) -> None:
-    """What is read could not be read in another way: no other line ends, no two lengths, no unknown version."""
+    """Nothing that is read could be read in another way: no other line ends, no two lengths, no unknown version."""
     raw = data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
     try:
         head = parse_head(raw)

@@ -140,7 +140,6 @@ class Http1Connection:
         response = await dispatch.answer(request, self._app.groups)
         if self._is_gone:
             return False
-        response = self._sendable(response, head)
         is_last = head.is_last or dispatch.is_draining
         if body is not None and not body.is_done:
             is_last = not await body.skip_small() or is_last
@@ -154,15 +153,6 @@ class Http1Connection:
         self.connection.become_idle()
         return True
 
-    def _sendable(self, response: Response, head: Head) -> Response:
-        """Returns the answer, or 500 if it has a header that HTTP cannot express."""
-        try:
-            self._heads.block(response.status, response.headers)
-        except ValueError as error:
-            _log.error("a header of an answer cannot be sent", exc_info=error, extra={"path": head.path})
-            return Response(500, b"")
-        return response
-
     def _client_ip(self, head: Head) -> str:
         address = self.client[0] if self.client is not None else ""
         if b"x-forwarded-for" not in head.fields:
@@ -171,11 +161,17 @@ class Http1Connection:
         return self._app.proxies.find_client(address, forwarded)
 
     async def _send(self, head: Head, response: Response, body: RequestBody | None, *, is_last: bool) -> bool:
-        """Sends an answer. Returns False if it broke off, so that the connection must end at once."""
-        if response.stream is not None:
-            return await self._send_stream(head, response, is_last=is_last)
+        """Sends an answer. Returns False if the connection must end."""
         content = response.body
-        data = self._heads.encode(response.status, response.headers, len(content), ends=is_last)
+        length = None if response.stream is not None else len(content)
+        try:
+            data = self._heads.encode(response.status, response.headers, length, ends=is_last)
+        except ValueError as error:
+            _log.error("a header of an answer cannot be sent", exc_info=error, extra={"path": head.path})
+            await self.connection.send(self._heads.encode(500, {}, 0, ends=True))
+            return False
+        if response.stream is not None:
+            return await self._send_stream(head, response, data)
         if head.method == "HEAD" or response.status in (204, 304):
             content = b""
         if body is not None and not (body.is_done or body.is_broken or body.is_held_back):
@@ -189,11 +185,10 @@ class Http1Connection:
             await self.connection.send(content)
         return True
 
-    async def _send_stream(self, head: Head, response: Response, *, is_last: bool) -> bool:
+    async def _send_stream(self, head: Head, response: Response, fields: bytes) -> bool:
         stream = response.stream
         assert stream is not None
         length = response.headers.get("content-length")
-        fields = self._heads.encode(response.status, response.headers, None, ends=is_last)
         writer = BodyWriter(
             self.connection, fields, None if length is None else int(length),
             is_modern=head.is_modern, sends_body=head.method != "HEAD",

@@ -129,9 +129,10 @@ class Engine:
 
         wait_ended: raises when nobody waits for the answer any more.
         """
-        deadline = trio.current_time() + request.timeout_ms / 1000
+        began = trio.current_time() if request.timeout_ms else 0.0
         answer = await self._first_answer(hs, request)
-        if not request.is_whole:
+        if request.timeout_ms and not request.is_whole:
+            deadline = began + request.timeout_ms / 1000
             answer = await wait_for_news(
                 hs, answer, lambda: self._read(hs, request, _recompute(hs, request)), deadline, wait_ended
             )

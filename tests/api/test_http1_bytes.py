@@ -266,7 +266,7 @@ async def test_the_absolute_form_replaces_the_host() -> None:
 
 async def test_headers_of_an_answer_cannot_contain_line_ends() -> None:
     answers = read_answers(await make_door().talk(ask("GET", "/_matrix/client/v3/unfit") + GET))
-    assert [status for status, _, _ in answers] == [500, 200]
+    assert [status for status, _, _ in answers] == [500]
     assert not any("x-smuggled" in headers for _, headers, _ in answers)
 
 

@@ -98,6 +98,8 @@ class Head:
 
 def parse_head(raw: bytes) -> Head:
     """Returns the head of a request. raw: up to and including the empty line. Raises Refused."""
+    if len(raw) > HEAD_BYTES_MAX or raw.count(b"\n") > limits.http.HEADERS_MAX + 2:
+        raise Refused(431)
     whole = _WHOLE.fullmatch(raw)
     if whole is None:
         raise Refused
@@ -116,8 +118,6 @@ def parse_head(raw: bytes) -> Head:
         raise Refused(405) from error
     except httptools.HttpParserError as error:
         raise Refused from error
-    if len(head.headers) > limits.http.HEADERS_MAX or len(raw) > HEAD_BYTES_MAX:
-        raise Refused(431)
     head.method = method.decode("ascii")
     head.is_modern = minor == b"1"
     fields = head.fields = dict(head.headers)

@@ -6,175 +6,14 @@ Spec: RFC 9112 (HTTP/1.1), RFC 9110 (HTTP semantics)
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
-
 import httpx
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from homeserver import limits
-from homeserver.api.routes import Request, Response, Routes
-from homeserver.features import health
-from homeserver.http.answers import AnswerHeads
-from homeserver.http.asgi import App
-from homeserver.http.connection import Connection
-from homeserver.http.dispatch import Dispatch
-from homeserver.http.http1 import Refused, parse_head
-from homeserver.http.http1_connection import Http1Connection
 from homeserver.http.sockets import RECEIVE_BYTES
-from homeserver.resources import Resources
-from tests.api.listening import make_app
-
-ECHO = "/_matrix/client/v3/echo"
-PARTS = "/_matrix/media/v3/parts"
-routes = Routes()
-
-
-@routes.get("/_matrix/client/v3/echo")
-async def get_echo(hs: Resources, request: Request) -> dict[str, Any]:
-    return {"query": request.query_string, "host": request.headers.get("host", ""), "ip": request.client_ip}
-
-
-@routes.post("/_matrix/client/v3/echo")
-async def post_echo(hs: Resources, request: Request) -> dict[str, Any]:
-    return {"body": b"".join([chunk async for chunk in request.stream(1 << 20)]).decode("latin-1")}
-
-
-@routes.get("/_matrix/client/v3/wait", waits=True)
-async def wait(hs: Resources, request: Request) -> dict[str, Any]:
-    with trio.move_on_after(30):
-        await request.wait_ended()
-    return {"waited": True}
-
-
-@routes.get("/_matrix/media/v3/parts")
-async def parts(hs: Resources) -> Response:
-    async def chunks() -> AsyncIterator[bytes]:
-        for part in (b"one", b"", b"two"):
-            yield part
-
-    return Response(headers={"content-type": "text/plain"}, stream=chunks())
-
-
-@routes.get("/_matrix/media/v3/counted")
-async def counted(hs: Resources) -> Response:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"six"
-        yield b"ty6"
-
-    return Response(headers={"content-type": "text/plain", "content-length": "6"}, stream=chunks())
-
-
-@routes.get("/_matrix/media/v3/none")
-async def none(hs: Resources) -> Response:
-    return Response(204, b"", {"x-a": "b"})
-
-
-@routes.get("/_matrix/client/v3/unfit")
-async def unfit(hs: Resources) -> Response:
-    return Response(200, b"", {"x-a": "b\r\nx-smuggled: c"})
-
-
-class Door:
-    """The listener's code for HTTP/1.1, without sockets."""
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-        self.heads = AnswerHeads(lambda: 0)
-        self.latest: Http1Connection | None = None
-
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[trio.abc.HalfCloseableStream]:
-        """Yields the client's end of a new connection."""
-        client, server = trio.testing.memory_stream_pair()
-
-        self.latest = Http1Connection(Connection(server), self.app, self.heads, ("192.0.2.1", 7), None)
-
-        async def serve(http: Http1Connection) -> None:
-            await http.run()
-            await trio.aclose_forcefully(server)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, self.latest)
-            yield client
-            await trio.aclose_forcefully(client)
-            nursery.cancel_scope.cancel()
-
-    async def talk(self, *pieces: bytes) -> bytes:
-        """Sends the pieces one by one, then the end. Returns all that the server sends."""
-        async with self.connected() as client:
-            for piece in pieces:
-                await client.send_all(piece)
-                await trio.testing.wait_all_tasks_blocked()
-            await client.send_eof()
-            answer = b""
-            while data := await client.receive_some():
-                answer += data
-            return answer
-
-
-def make_door() -> Door:
-    _, hs = make_app()
-    return Door(App(Dispatch(hs, [*routes, *health.routes])))
-
-
-Answer = tuple[int, dict[str, str], bytes]
-
-
-def read_answers(data: bytes, methods: Sequence[str] = ()) -> list[Answer]:
-    """Splits what a client has received into status, headers and body of each answer, strictly."""
-    answers: list[Answer] = []
-    while data:
-        head, separator, data = data.partition(b"\r\n\r\n")
-        assert separator
-        line, *fields = head.decode("latin-1").split("\r\n")
-        found = re.fullmatch(r"HTTP/1\.1 (\d{3}) ([A-Za-z' -]*)", line)
-        assert found is not None, line
-        status, headers = int(found[1]), {}
-        for field in fields:
-            name, _, value = field.partition(": ")
-            assert name == name.lower() and name not in headers
-            headers[name] = value
-        if status == 100:
-            answers.append((status, headers, b""))
-            continue
-        method = methods[len(answers)] if len(answers) < len(methods) else "GET"
-        body = b""
-        if method != "HEAD" and status not in (204, 304):
-            if headers.get("transfer-encoding") == "chunked":
-                while True:
-                    size, _, data = data.partition(b"\r\n")
-                    length = int(size, 16)
-                    body += data[:length]
-                    assert data[length : length + 2] == b"\r\n"
-                    data = data[length + 2 :]
-                    if not length:
-                        break
-            elif "content-length" in headers:
-                length = int(headers["content-length"])
-                body, data = data[:length], data[length:]
-                assert len(body) == length
-            else:
-                body, data = data, b""
-        answers.append((status, headers, body))
-    return answers
-
-
-def ask(method: str, target: str, *headers: str, body: bytes = b"", version: str = "HTTP/1.1") -> bytes:
-    lines = [f"{method} {target} {version}", "host: x", *headers, "", ""]
-    return "\r\n".join(lines).encode("latin-1") + body
-
-
-def chunked(*pieces: bytes, trailer: bytes = b"") -> bytes:
-    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n" + trailer + b"\r\n"
-
+from tests.api.http1_door import ECHO, PARTS, ask, chunked, make_door, read_answers
 
 # Requests that every server answers
 
@@ -371,107 +210,29 @@ async def test_a_draining_server_ends_connections_after_their_answer() -> None:
         assert (status, headers["connection"]) == (503, "close")
 
 
-# Any bytes at all
+class Spawned(trio.abc.Instrument):
+    """Counts the tasks that are started."""
 
-TOKENS = st.sampled_from(
-    [
-        b"GET ",
-        b"POST ",
-        b"HEAD ",
-        b"OPTIONS ",
-        b"PUT ",
-        b"BREW ",
-        b"PRI * ",
-        ECHO.encode(),
-        PARTS.encode(),
-        b"*",
-        b"?a=b",
-        b"http://x/",
-        b"#",
-        b" HTTP/1.1",
-        b" HTTP/1.0",
-        b" HTTP/2.0",
-        b"\r\n",
-        b"\r\n",
-        b"\r\n\r\n",
-        b"\n",
-        b"\r",
-        b" ",
-        b"\t",
-        b":",
-        b"host: x\r\n",
-        b"content-length: 5\r\n",
-        b"content-length: 0\r\n",
-        b"Content-Length:",
-        b"hello",
-        b"\0",
-        b"\xff",
-        b"transfer-encoding: chunked\r\n",
-        b"transfer-encoding: x\r\n",
-        b"connection: close\r\n",
-        b"5\r\nhello\r\n",
-        b"0\r\n\r\n",
-        b"connection: upgrade\r\n",
-        b"upgrade: websocket\r\n",
-        b"expect: 100-continue\r\n",
-        GET,
-        ask("POST", ECHO, "content-length: 5", body=b"hello"),
-        ask("POST", ECHO, CHUNKED),
-    ]
-)
-STREAMS = st.lists(TOKENS | st.binary(max_size=8), max_size=25).map(b"".join)
+    count = 0
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
 
 
-@settings(max_examples=400, deadline=None)
-@given(STREAMS, st.lists(st.integers(0, 400), max_size=6))
-def test_any_bytes_have_the_same_answers_however_they_arrive(data: bytes, cuts: list[int]) -> None:
-    """There is always an end, and never a 500. Answers to nonsense may come before all of it has arrived."""
-
-    async def main() -> None:
-        door = make_door()
-        ends = sorted({min(cut, len(data)) for cut in cuts} | {len(data)})
-        pieces = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        with trio.fail_after(60):
-            whole = statuses_of(await door.talk(data))
-            parts = statuses_of(await door.talk(*pieces))
-        assert [status for status in whole if status != 100] == [status for status in parts if status != 100]
-        assert all(status < 500 or status in (501, 505) for status in whole)
-
-    run(main)
-
-
-def statuses_of(answer: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
-
-
-def run(main: Any) -> None:
-    """Runs under a virtual clock. Fails if anything was logged."""
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append  # type: ignore[method-assign]
-    logging.getLogger("homeserver").addHandler(handler)
-    try:
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    finally:
-        logging.getLogger("homeserver").removeHandler(handler)
-    assert not records
-
-
-@settings(max_examples=500, deadline=None)
-@given(STREAMS)
-def test_a_head_is_read_or_refused(data: bytes) -> None:
-    """Nothing that is read could be read in another way: no other line ends, no two lengths, no unknown version."""
-    raw = data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-    try:
-        head = parse_head(raw)
-    except Refused as refused:
-        assert refused.status in (400, 405, 431, 501, 505)
-        return
-    assert raw.count(b"\n") == raw.count(b"\r") == raw.count(b"\r\n")
-    lines = [line.lower() for line in raw[:-4].split(b"\r\n")[1:]]
-    assert len(lines) == len(head.headers)
-    framing = [line for line in lines if line.startswith((b"content-length", b"transfer-encoding"))]
-    assert len(framing) <= 1
-    assert bool(framing) or head.length == 0
-    assert head.path.startswith("/") or head.path == "*"
-    assert head.method.encode() + b" " == raw[: len(head.method) + 1]
+async def test_requests_need_no_tasks_of_their_own(autojump_clock: trio.testing.MockClock) -> None:
+    spawned = Spawned()
+    async with make_door().connected() as client:
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(spawned)
+        try:
+            for path in (ECHO, PARTS, "/_matrix/client/v3/wait"):
+                await client.send_all(ask("GET", path))
+                await trio.testing.wait_all_tasks_blocked()
+                assert (await client.receive_some()).startswith(b"HTTP/1.1 200 ")
+            await client.send_all(ask("POST", ECHO, "content-length: 5", body=b"he"))
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send_all(b"llo")
+            assert (await client.receive_some()).startswith(b"HTTP/1.1 200 ")
+        finally:
+            trio.lowlevel.remove_instrument(spawned)
+    assert spawned.count == 0

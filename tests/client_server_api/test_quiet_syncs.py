@@ -5,7 +5,9 @@ Spec: client-server-api/#lazy-loading-room-members, #filtering, #syncing
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -222,3 +224,53 @@ async def test_events_that_pass_the_filter_are_sent(server: Server) -> None:
     room = room_in(await sync(alice, since), room_id)
     assert texts(room["timeline"]["events"]) == ["so?"]
     assert room["summary"]["m.joined_member_count"] == 3
+
+
+# What memory knows
+
+
+@contextmanager
+def counted_reads(server: Server) -> Iterator[list[str]]:
+    """Yields the names of the functions that are run as reads of the database."""
+    names: list[str] = []
+    database = server.hs.database
+    read = database.read
+
+    async def counting(fn: Callable[..., Any], *args: Any) -> Any:
+        names.append(fn.__name__)
+        return await read(fn, *args)
+
+    database.read = counting  # type: ignore[method-assign, assignment]
+    try:
+        yield names
+    finally:
+        database.read = read  # type: ignore[method-assign]
+
+
+async def test_a_client_that_is_up_to_date_costs_no_read(server: Server) -> None:
+    """Also after a silence that is longer than other nodes trust a token. With other nodes, only the database knows."""
+    alice = await server.register("alice")
+    since = (await sync(alice, set_presence="offline"))["next_batch"]
+    since = (await sync(alice, since, set_presence="offline"))["next_batch"]
+    await trio.sleep(30)
+    with counted_reads(server) as reads:
+        assert (await alice.ok("GET", "account/whoami"))["user_id"] == alice.user_id
+        assert (await sync(alice, since, set_presence="offline"))["next_batch"] == since
+    assert bool(reads) == server.hs.database.is_shared
+
+
+async def test_a_sync_that_waited_looks_at_its_token_only_if_one_of_the_user_has_ended(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    other = await server.log_in("alice")
+    room_id = await public_room(alice, bob)
+    with counted_reads(server) as reads:
+        for end_other in (False, True):
+            since = (await sync(alice, set_presence="offline"))["next_batch"]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(sync, alice, since, timeout=30_000, set_presence="offline"))
+                await trio.sleep(5)
+                reads.clear()
+                if end_other:
+                    await other.ok("POST", "logout")
+                await say(bob, room_id, "hello")
+            assert ("_compute_again" in reads) == (end_other or server.hs.database.is_shared)

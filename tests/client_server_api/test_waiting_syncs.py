@@ -139,7 +139,7 @@ class Spawned(trio.abc.Instrument):
         self.names: list[str] = []
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        if task.name.startswith("homeserver."):
+        if task.name.startswith(("homeserver.http.", "homeserver.sync.")):  # others work in the background
             self.names.append(task.name)
 
 

@@ -102,6 +102,9 @@ def test_parameters_are_decoded(a: str, b: str) -> None:
     except UnicodeEncodeError:
         return
     match = found(made, path)
+    if {a, b} & {".", ".."}:
+        assert match is None  # a proxy would resolve it
+        return
     assert match is not None
     assert [decode_segment(raw) for raw in match[1]] == [a, b]
 

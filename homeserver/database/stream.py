@@ -110,12 +110,16 @@ class Stream:
 
         until: awaited meanwhile. If it returns or raises, the wait ends. News and the deadline cancel it.
         """
-        await trio.lowlevel.checkpoint()
         if self.has_news(keys, after):
+            await trio.lowlevel.checkpoint()
             return self._position
         waiter = _Waiter(after, deadline)
         for key in keys:
-            self._waiters.setdefault(key, set()).add(waiter)
+            waiters = self._waiters.get(key)
+            if waiters is None:
+                self._waiters[key] = {waiter}
+            else:
+                waiters.add(waiter)
         self._waiting += 1
         try:
             with waiter.scope:

@@ -103,10 +103,11 @@ class Http1Connection:
 
     async def _read_head(self) -> Head | None:
         """Returns the head of the next request, None if the connection has ended. Raises Refused."""
-        connection, buffer, searched = self.connection, self._buffer, 0
+        connection, buffer, searched, has_skipped = self.connection, self._buffer, 0, False
         while True:
-            if buffer.startswith(b"\r\n"):  # some clients send an empty line after a body. Spec: RFC 9112, section 2.2
-                buffer = buffer[2:]
+            # Some clients send an empty line after a body, which is skipped. Spec: RFC 9112, section 2.2
+            if buffer.startswith(b"\r\n") and not has_skipped:
+                buffer, has_skipped = buffer[2:], True
             end = buffer.find(b"\r\n\r\n", searched)
             if end >= 0:
                 break
@@ -128,10 +129,7 @@ class Http1Connection:
         self.connection.become_busy()
         body = RequestBody(self, head) if head.length else None
         if not head.path.startswith(API_PREFIXES):
-            if not await self._answer_page(head, body):
-                return False
-            self.connection.become_idle()
-            return True
+            return await self._answer_page(head, body) and self._become_idle()
         dispatch = self._app.dispatch
         request = Request(
             head.method, head.path, head.query, head.headers, partial(self._client_ip, head),
@@ -148,7 +146,11 @@ class Http1Connection:
         else:
             with dispatch.hold_answer(request, response) as held:
                 is_sent = await self._send(head, held, body, is_last=is_last)
-        if is_last or not is_sent:
+        return is_sent and not is_last and self._become_idle()
+
+    def _become_idle(self) -> bool:
+        """Waits for the next request, unless the server has begun to stop. Returns whether it does."""
+        if self._app.dispatch.is_draining:
             return False
         self.connection.become_idle()
         return True

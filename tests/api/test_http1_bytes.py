@@ -28,6 +28,7 @@ CONVERSATIONS: dict[str, tuple[bytes, list[int]]] = {
     "an empty body": (ask("POST", ECHO, "content-length: 0") + GET, [200, 200]),
     "a body that nobody reads": (ask("GET", ECHO, "content-length: 5", body=b"hello") + GET, [200, 200]),
     "an empty line between requests": (GET + b"\r\n" + GET, [200, 200]),
+    "two empty lines between requests": (GET + b"\r\n\r\n" + GET, [200, 400]),
     "names in capitals": (ask("POST", ECHO, "CONTENT-LENGTH: 5", body=b"hello") + GET, [200, 200]),
     "no space after a colon": (ask("POST", ECHO, "content-length:5", body=b"hello") + GET, [200, 200]),
     "spaces around a length": (ask("POST", ECHO, "content-length:  5 \t", body=b"hello") + GET, [200, 200]),

@@ -1,5 +1,6 @@
 """How operations are served: listeners, connections, HTTP/1.1 and HTTP/2, the ASGI application, and the dispatch.
 
-A request passes from `listener` through `connection` (`http1` or `http2`) to `asgi.App`, or directly to `asgi.App` if
-another program serves it. `dispatch` then finds the operation, identifies the requester and calls the handler.
+`dispatch` finds the operation of a request, identifies the requester and calls the handler. There are two ways to it.
+On our own `listener`s, `http1_connection` reads requests and sends answers. `asgi.App` serves programs that embed the
+server, HTTP/2 (`http2_connection`), and the pages for people.
 """

@@ -149,7 +149,7 @@ class Http1Connection:
         return is_sent and not is_last and self._become_idle()
 
     def _become_idle(self) -> bool:
-        """Waits for the next request, unless the server has begun to stop. Returns whether it does."""
+        """Notes that the connection waits for a request. Returns False if it must end: the server has begun to stop."""
         if self._app.dispatch.is_draining:
             return False
         self.connection.become_idle()

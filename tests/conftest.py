@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.clock import run_under_virtual_clock, virtual_clock
+from tests.support.collecting import import_own_share
 from tests.support.coverage import CoverageOfProtocol
 from tests.support.database import database_url, postgres_cluster, postgres_url, sqlite_url
 from tests.support.engine import drop_databases
@@ -47,6 +48,13 @@ class Progress:
             return None
         self.passed += 1
         return "passed", "" if self.passed % PASSED_PER_DOT else ".", "PASSED"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Shares the work of the first import among the workers, if all tests are to run."""
+    if session.config.args == session.config.getini("testpaths"):
+        import_own_share()
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -39,6 +39,7 @@ from homeserver.search.query import STEM_MARK, Query, Term, index_terms_of
 from homeserver.search.slices import (
     OutOfTime,
     Slice,
+    SliceDamaged,
     checksums_of,
     merge_slices,
     synchronise_folder,
@@ -144,7 +145,7 @@ class Index:
     # --- what is in it ---
 
     def add(self, documents: Sequence[Document], deleted: Deleted, position: int) -> None:
-        """Adds documents, removes others, and notes that the index has come to `position`.
+        """Removes documents, adds others, and notes that the index has come to `position`.
 
         Documents up to the position that it had already are ignored.
         """
@@ -302,7 +303,10 @@ class Index:
         return [entry.name for entry in chosen]
 
     def adopt(self, sources: Sequence[str], merged: dict[str, Any] | None) -> None:
-        """Replaces slices by what `merge` made of them. None: it failed, or nothing was left."""
+        """Replaces slices by what `merge` made of them. None: it failed.
+
+        Does nothing if the result is gone: a process that starts after a kill takes it for a leftover.
+        """
         self._merging.difference_update(sources)
         old = [entry for entry in self._entries if entry.name in set(sources)]
         if len(old) < len(sources):
@@ -311,7 +315,10 @@ class Index:
         if merged is not None and merged["documents"]:
             entry = _Entry(**merged)
             deleted = {opened.numbers[at] for opened in map(self._open, old) for at in opened.deleted}
-            opened = self._open(entry)
+            try:
+                opened = self._open(entry)
+            except SliceDamaged:
+                return
             opened.deleted.update(at for at, number in enumerate(opened.numbers) if number in deleted)
         elif merged is None:
             return

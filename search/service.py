@@ -111,6 +111,10 @@ class Service:
         if str(self._path) == folder:
             index.adopt(names, merged)
 
+    def status(self) -> dict[str, Any]:
+        """Returns how large the index is."""
+        return self._open().status()
+
     def store(self) -> None:
         """Writes what is only in memory."""
         self._open().store()

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+import trio
 
 from homeserver import limits
 from homeserver.api.filters import RoomEventFilter
@@ -341,6 +342,32 @@ async def test_long_texts_are_indexed_in_parts(server: Server) -> None:
     assert (await server.read(read_span, first - 1, last)).upto == last
     assert await find(alice, "kettle") == sent[::-1]
     assert await find(alice, "teapot") == [], "only the beginning is searched"
+
+
+async def test_many_changes_are_indexed_before_anyone_searches(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    await say(alice, room_id, "kettle")
+    index = server.hs.search
+    assert index is not None
+    await trio.sleep(limits.search.INDEX_DELAY_SECONDS + 1)
+    assert (await index.call("status"))["documents"] == 1, "after a while"
+    many = limits.search.INDEX_WAITING_MAX + 1
+    await say(alice, room_id, *["kettle"] * many)
+    await trio.sleep(1)
+    assert (await index.call("status"))["documents"] == many + 1, "or if there are many"
+
+
+async def test_redacted_messages_leave_the_files_by_themselves(server: Server) -> None:
+    alice = await server.register("alice")
+    room_id = await create(alice)
+    (sent,) = await say(alice, room_id, "kettle redactedword")
+    assert await find(alice, "kettle") == [sent]
+    assert server.hs.search is not None
+    await server.hs.search.call("store")
+    await redact(alice, room_id, sent)
+    await trio.sleep(2 * limits.search.INDEX_PURGE_SECONDS)
+    assert read_index(server) == set()
 
 
 # --- the simple form ---

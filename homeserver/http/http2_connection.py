@@ -24,6 +24,7 @@ from hypercorn.typing import ConnectionState
 from homeserver import limits
 from homeserver.http.asgi import App, Message
 from homeserver.http.connection import Connection, is_gone
+from homeserver.http.dispatch import Dispatch
 from homeserver.http.http2 import Http2
 from homeserver.http.sockets import RECEIVE_BYTES
 
@@ -114,7 +115,6 @@ class Http2Connection:
     app: App
     client: tuple[str, int] | None
     server: tuple[str, int] | None
-    draining: WorkerContext
     _lock: trio.Lock = field(default_factory=trio.Lock)
     _reading: trio.CancelScope = field(default_factory=trio.CancelScope)
     _protocol: Any = None  # None until it has begun
@@ -123,7 +123,7 @@ class Http2Connection:
         """Serves requests."""
         async with trio.open_nursery() as nursery:
             self._protocol = Http2(
-                ASGIWrapper(self.app), _config(), self.draining, _Tasks(nursery), ConnectionState({}),
+                ASGIWrapper(self.app), _config(), _context(self.app.dispatch), _Tasks(nursery), ConnectionState({}),
                 True, self.client, self.server, self._send,
             )  # fmt: skip
             await self._protocol.initiate()
@@ -172,6 +172,22 @@ class Http2Connection:
             await self._protocol.handle(Closed())
         finally:
             self._lock.release()
+
+
+class _Draining:
+    """Whether the server has been told to stop, as Hypercorn asks for it."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+
+    def is_set(self) -> bool:
+        return self._dispatch.is_draining
+
+
+def _context(dispatch: Dispatch) -> WorkerContext:
+    context = WorkerContext(None)
+    context.terminated = _Draining(dispatch)
+    return context
 
 
 def _config() -> HypercornConfig:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from hypercorn.trio.worker_context import WorkerContext
 
 from homeserver import limits
 from homeserver.config import ConfigError, Listener, parse_bind
@@ -30,7 +29,6 @@ from homeserver.http.asgi import App
 from homeserver.http.asgi_exchange import Address
 from homeserver.http.connection import Connection, Connections, Tls, is_gone, room_for_connections
 from homeserver.http.http1_connection import Http1Connection
-from homeserver.http.http2_connection import Http2Connection
 from homeserver.http.sockets import SocketStream
 from homeserver.process.rate_limits import address_key
 
@@ -84,7 +82,6 @@ async def serve(
     have changed are reloaded from time to time, and whenever `renewal` is unparked.
     """
     doors = open_doors(listeners)
-    context = WorkerContext(None)
     connections = Connections(room_for_connections())
     metrics = app.dispatch.hs.metrics
     metrics.gauge("homeserver_connections", lambda: len(connections), "Connections that are open.")
@@ -94,7 +91,7 @@ async def serve(
             async with trio.open_nursery() as accepting:
                 for door in doors:
                     door.sock.listen(limits.http.LISTEN_BACKLOG)
-                    handle = _handler(app, door, context, connections)
+                    handle = _handler(app, door, connections)
                     sock = trio.SocketListener(trio.socket.from_stdlib_socket(door.sock))
                     accepting.start_soon(partial(trio.serve_listeners, handle, [sock], handler_nursery=nursery))
                 task_status.started([Bound(door.listener, door.address) for door in doors])
@@ -105,8 +102,7 @@ async def serve(
                 )  # fmt: skip
                 await stop.wait()
                 accepting.cancel_scope.cancel()
-            app.dispatch.drain()
-            await context.terminated.set()  # idle connections end now, busy ones after their answer
+            app.dispatch.drain()  # idle connections end now, busy ones after their answer
             await _close([connection for connection in connections if connection.is_idle])
             nursery.cancel_scope.deadline = trio.current_time() + limits.http.DRAIN_SECONDS
     finally:
@@ -247,10 +243,13 @@ def _address(listener: Listener, sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def _handler(app: App, door: _Door, context: WorkerContext, connections: Connections) -> Callable:
+def _handler(app: App, door: _Door, connections: Connections) -> Callable:
     proxies = Proxies(door.listener.trusted_proxies)
     served = app.serving(door.listener.serve, proxies)
     heads = AnswerHeads(app.dispatch.hs.now_ms)
+    if door.tls is not None:
+        # Late on purpose: Hypercorn is a tenth of what a server imports, and HTTP/2 is only spoken over TLS.
+        from homeserver.http.http2_connection import Http2Connection
 
     async def handle(accepted: trio.SocketStream) -> None:
         sock = socket.socket(door.sock.family, socket.SOCK_STREAM, fileno=accepted.socket.detach())
@@ -262,7 +261,7 @@ def _handler(app: App, door: _Door, context: WorkerContext, connections: Connect
             if not await connections.admit(connection, address_key(address), is_proxy=proxies.trusts(address)):
                 app.dispatch.hs.metrics.count("homeserver_connections_refused_total")
             elif await _shake_hands(connection, door.tls) == "h2":
-                await Http2Connection(connection, served, client, server, context).run()
+                await Http2Connection(connection, served, client, server).run()
             else:
                 await Http1Connection(connection, served, heads, client, server).run()
         except (Exception, BaseExceptionGroup) as error:

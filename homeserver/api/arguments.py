@@ -10,7 +10,7 @@ import types
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -19,7 +19,6 @@ from homeserver.errors import MatrixError, bad_json, invalid_param, missing_para
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import (
     EventID,
-    InvalidIdentifier,
     RoomAlias,
     RoomID,
     ServerName,
@@ -33,7 +32,7 @@ from homeserver.federation.identifiers import (
 from homeserver.federation.transaction import decode_transaction
 
 Decode = Callable[[str], Any]
-Identifiers = tuple[tuple[str, Callable[[object], Any]], ...]
+Checks = tuple[tuple[str, Callable[[object], Any]], ...]
 SPECIAL = frozenset({"requester", "origin", "body", "query", "request"})
 PARSERS: Mapping[Any, Callable[[object], Any]] = {
     UserID: parse_user_id,
@@ -50,7 +49,7 @@ class BodyPlan:
 
     kind: Any
     optional: bool
-    identifiers: Identifiers
+    checks: Checks
 
     def decode(self, content: Any) -> Any:
         """Returns the argument for decoded JSON. Raises M_BAD_JSON, M_MISSING_PARAM or M_INVALID_PARAM."""
@@ -60,7 +59,7 @@ class BodyPlan:
             raise bad_json("The body must be a JSON object.")
         if self.kind is dict:
             return content
-        return _convert(content, self.kind, self.identifiers, bad_json)
+        return _convert(content, self.kind, self.checks, bad_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +68,19 @@ class QueryPlan:
 
     kind: Any
     lists: frozenset[str]
-    identifiers: Identifiers
+    checks: Checks
 
     def decode(self, values: Mapping[str, list[str]]) -> Any:
         """Returns the Struct for the query. Ignores repeated values, except in lists. Raises MatrixError."""
         lists = self.lists
         flat = {name: given if name in lists else given[0] for name, given in values.items()}
-        return _convert(flat, self.kind, self.identifiers, invalid_param, strict=False)
+        return _convert(flat, self.kind, self.checks, invalid_param, strict=False)
 
 
 def _convert(
-    content: Any, kind: Any, identifiers: Identifiers, refuse: Callable[[str], MatrixError], *, strict: bool = True
+    content: Any, kind: Any, checks: Checks, refuse: Callable[[str], MatrixError], *, strict: bool = True
 ) -> Any:
-    """Returns the Struct for decoded JSON and checks its identifiers. `refuse` makes the error for a wrong type."""
+    """Returns the Struct for decoded JSON, with its fields checked. `refuse` makes the error for a wrong type."""
     try:
         value = msgspec.convert(content, kind, strict=strict)
     except msgspec.ValidationError as error:
@@ -89,7 +88,7 @@ def _convert(
         if what.startswith("Object missing required field"):
             raise missing_param(f"{what}.") from error
         raise refuse(f"{what}.") from error
-    _check_identifiers(value, identifiers)
+    _check_fields(value, checks)
     return value
 
 
@@ -248,7 +247,7 @@ def _body_plan(kind: Any, optional: bool, where: str) -> BodyPlan:
     if kind is dict or get_origin(kind) is dict:
         return BodyPlan(dict, optional, ())
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return BodyPlan(kind, optional, _identifier_fields(kind))
+        return BodyPlan(kind, optional, _fields_to_check(kind))
     raise TypeError(f"{where}: body must be a Struct or a dict, not {kind}")
 
 
@@ -261,30 +260,38 @@ def _query_plan(kind: Any, where: str) -> QueryPlan:
         for field in msgspec.structs.fields(kind)
         if get_origin(_optional(field.type)[1]) in (list, tuple, frozenset, set)
     )
-    return QueryPlan(kind, lists, _identifier_fields(kind))
+    return QueryPlan(kind, lists, _fields_to_check(kind))
 
 
 @cache
-def _identifier_fields(kind: type[msgspec.Struct]) -> Identifiers:
-    """Returns the fields that contain an identifier, and what checks each. To msgspec they are plain strings."""
-    found = []
+def _fields_to_check(kind: type[msgspec.Struct]) -> Checks:
+    """Returns the fields that contain an identifier or a number, and what checks each: msgspec takes any of them."""
+    found: list[tuple[str, Callable[[object], Any]]] = []
     for field in msgspec.structs.fields(kind):
         inner = _optional(field.type)[1]
         if get_origin(inner) in (list, tuple):
             inner = get_args(inner)[0]
         if isinstance(inner, NewType) and inner in PARSERS:
             found.append((field.name, PARSERS[inner]))
+        elif inner is int or (get_origin(inner) is Annotated and get_args(inner)[0] is int):
+            found.append((field.name, _check_number))
     return tuple(found)
 
 
-def _check_identifiers(value: Any, fields: Identifiers) -> None:
-    for name, parse in fields:
+def _check_number(value: object) -> None:
+    """Raises ValueError for a number that is too large to be stored. JSON allows any."""
+    if isinstance(value, int) and abs(value) > canonical_json.INT_MAX:
+        raise ValueError(f"it must lie within ±{canonical_json.INT_MAX}")
+
+
+def _check_fields(value: Any, checks: Checks) -> None:
+    for name, check in checks:
         given = getattr(value, name)
         try:
-            if isinstance(given, str):
-                parse(given)
+            if isinstance(given, (str, int)):
+                check(given)
             elif isinstance(given, (list, tuple)):
                 for each in given:
-                    parse(each)
-        except InvalidIdentifier as error:
+                    check(each)
+        except ValueError as error:  # InvalidIdentifier too
             raise invalid_param(f"{name} is invalid: {error}") from error

@@ -11,13 +11,19 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.message import EmailMessage
-from email.utils import format_datetime, parseaddr
+from email.charset import QP, Charset
+from email.header import Header
+from email.message import Message
+from email.policy import compat32
+from email.utils import format_datetime, formataddr, parseaddr
 
 from homeserver import limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.federation.identifiers import UserID
 from homeserver.moments import latest
+
+# The newer policies of `email` parse what they write, and fail for some subjects that strangers can choose.
+_POLICY = compat32.clone(mangle_from_=False)
 
 WAKE_KEY = "mail"
 """The stream key of the task that sends."""
@@ -68,17 +74,17 @@ def insert_mail(
 
     Over MAILS_WAITING_MAX the oldest ones are dropped.
     """
+    message = Message(_POLICY)
     sender = tx.server.config.email.from_address
-    message = EmailMessage()
-    message["From"] = sender
+    message["From"] = formataddr(parseaddr(sender))
     message["To"] = address
-    message["Subject"] = " ".join(subject.split())
+    message["Subject"] = _encoded(subject)
     message["Date"] = format_datetime(datetime.fromtimestamp(tx.now_ms / 1000, UTC))
     message["Message-ID"] = f"<{secrets.token_urlsafe(18)}@{parseaddr(sender)[1].rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
     for name, value in headers:
         message[name] = value
-    message.set_content(text)
+    message.set_payload(text, _charset_of(text))
     tx.run(
         "INSERT INTO outgoing_mail (position, user_nid, address, message, queued_ms, failures, retry_after_ms)"
         " VALUES (?, ?, ?, ?, ?, 0, 0)",
@@ -89,6 +95,19 @@ def insert_mail(
         " ORDER BY position DESC LIMIT 1 OFFSET ?), 0)",
         limits.users.MAILS_WAITING_MAX,
     )
+
+
+def _charset_of(text: str) -> Charset:
+    charset = Charset("us-ascii" if text.isascii() else "utf-8")
+    if not text.isascii():
+        charset.body_encoding = QP
+    return charset
+
+
+def _encoded(text: str) -> str:
+    """Returns the text of a header. What only looks like an encoded word (RFC 2047) is encoded too."""
+    line = " ".join(text.split())
+    return Header(line, "us-ascii" if line.isascii() and "=?" not in line else "utf-8", header_name="Subject").encode()
 
 
 def list_mail_due(tx: Transaction) -> list[Mail]:

@@ -11,6 +11,9 @@ import pytest
 import trio
 
 from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import EventID
+from homeserver.rooms.storage import find_position
 from homeserver.users.threepids import EMAIL, store_threepid
 from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.mail_server import MailServer, link_in, text_of
@@ -147,3 +150,43 @@ async def test_emails_go_on_when_the_device_that_asked_is_logged_out(server: Ser
 async def test_without_a_mail_server_there_are_no_email_pushers(homeserver: Server) -> None:
     bob = await homeserver.register("bob")
     assert await bob.refused("POST", "pushers/set", json=pusher()) == (400, "M_INVALID_PARAM")
+
+
+ODD_NAMES = (
+    "=?utf-8?q?=0ABcc:_x@example.org?= " + "x" * 80,
+    "\u0301" + "a" * 80 + "?=?=?= " + "a" * 80 + "=?x?b?zz?=\u0645\u0631\u062d\u0628\u0627",
+    "\u00e9\U00028810," + '"=?x?b?zz?=,("\u6487',
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+async def test_the_subject_tells_the_name_of_a_room_whatever_it_is(server: Server, mail: MailServer, name: str) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await public_room(alice, bob, name=name)
+    await server.write(store_threepid, bob.user_id, EMAIL, ADDRESS, 1)
+    await bob.ok("POST", "pushers/set", json=pusher())
+    await say(alice, room_id, f"From {name}")
+    await trio.sleep(DELAY_S + 60)
+    (message,) = news(mail)
+    assert str(message["Subject"]).endswith(name) and "Bcc" not in message
+    assert f"  alice: From {name}" in text_of(message).splitlines()
+
+
+async def test_what_cannot_be_read_keeps_nothing_else_from_being_told(server: Server, mail: MailServer) -> None:
+    alice, bob, room_id = await two(server)
+    other = await public_room(alice, bob, name="Garden")
+    (damaged,) = await say(alice, room_id, "damaged")
+    await say(alice, other, "whole")
+    await server.write(_damage, damaged)
+    await server.read(_empty_caches)
+    await trio.sleep(2 * DELAY_S + 300)
+    (message,) = news(mail)
+    assert "  alice: whole" in text_of(message).splitlines() and "damaged" not in text_of(message)
+
+
+def _damage(tx: Transaction, event_id: EventID) -> None:
+    tx.run("UPDATE events SET content = ? WHERE position = ?", b"\x01" + b"\xff" * 40, find_position(tx, event_id))
+
+
+def _empty_caches(tx: Transaction) -> None:
+    tx._cache.caches._by_name.clear()

@@ -8,6 +8,9 @@ import pytest
 import trio
 
 from homeserver import limits
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import EventID
+from homeserver.rooms.storage import find_position
 from tests.support.federation import Federation, until
 from tests.support.gateway import Gateway
 from tests.support.homeservers import Client, Server
@@ -118,6 +121,25 @@ async def test_an_unreachable_gateway_loses_nothing_and_delays_no_other(federati
     dead.status = 200
     await until(dead.has("tablet", 2))
     assert dead.events("tablet") == gateway.events("phone") == [first, second]
+
+
+async def test_an_event_that_cannot_be_read_holds_up_no_other(federation: Federation) -> None:
+    server, gateway, alice, bob, room_id = await start(federation)
+    gateway.status = 503
+    damaged, whole = await say(alice, room_id, "damaged", "whole")
+    await server.write(_damage, damaged)
+    await server.read(_empty_caches)
+    gateway.status = 200
+    await until(gateway.has("phone", 1), seconds=3600)
+    assert gateway.events("phone") == [whole]
+
+
+def _damage(tx: Transaction, event_id: EventID) -> None:
+    tx.run("UPDATE events SET content = ? WHERE position = ?", b"\x01" + b"\xff" * 40, find_position(tx, event_id))
+
+
+def _empty_caches(tx: Transaction) -> None:
+    tx._cache.caches._by_name.clear()
 
 
 async def test_old_read_and_redacted_events_are_not_pushed(federation: Federation) -> None:

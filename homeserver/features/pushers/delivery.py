@@ -25,10 +25,10 @@ import orjson
 import trio
 
 from homeserver import limits
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.encoding import to_json
 from homeserver.feature import JsonObject
-from homeserver.features.pushers.messages import Due, find_due
+from homeserver.features.pushers.messages import Due, find_due, list_unusable
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.federation.wire import WireError
 from homeserver.process.back_off import BackOff, after_failure
@@ -36,7 +36,7 @@ from homeserver.process.outages import is_outage
 from homeserver.resources import Resources
 from homeserver.rooms.membership import list_joined_rooms
 from homeserver.users.push.notifications import count_unread
-from homeserver.users.push.pushers import WAKE_KEY, delete_queued, delete_rejected, list_waiting
+from homeserver.users.push.pushers import WAKE_KEY, delete_all_queued, delete_queued, delete_rejected, list_waiting
 
 _log = logging.getLogger("homeserver.push")
 
@@ -122,7 +122,13 @@ class _Delivery:
         """Tells everything that waits for one pusher."""
         while True:
             self._more.discard(number)
-            due = await self._hs.database.read(find_due, number)
+            try:
+                due = await self._hs.database.read(find_due, number)
+            except DatabaseDamaged:
+                _log.exception("push notifications are dropped", extra={"pusher": number})
+                unusable = await self._hs.database.read(list_unusable, number)
+                await self._hs.database.write(delete_all_queued, unusable)
+                continue
             if due is not None:
                 await self._tell_carefully(due)
             elif number not in self._more:

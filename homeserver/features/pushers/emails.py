@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 from collections.abc import Sequence
 from urllib.parse import quote
@@ -24,14 +25,16 @@ from homeserver.api.forms import make_page
 from homeserver.api.routes import Response, Routes
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
-from homeserver.features.pushers.messages import find_notification
+from homeserver.features.pushers.messages import find_notification, list_unusable
 from homeserver.moments import passed
+from homeserver.process.outages import is_outage
 from homeserver.resources import Resources
 from homeserver.users.mail import insert_mail
 from homeserver.users.push.pushers import (
     COUNTS_ONLY,
     WAKE_KEY,
     Pusher,
+    delete_all_queued,
     delete_pusher,
     delete_queued,
     find_pusher,
@@ -39,6 +42,8 @@ from homeserver.users.push.pushers import (
     list_queued,
     set_mailed,
 )
+
+_log = logging.getLogger("homeserver.push")
 
 PATH = "/_homeserver/client/v1/unsubscribe"
 
@@ -56,10 +61,20 @@ async def write_emails(hs: Resources) -> None:
         while True:
             numbers, next_ms, position = await hs.database.read(list_due)
             for number in numbers:
-                await hs.database.write(write_email, number)
+                await _write_carefully(hs, number)
             if not numbers:
                 wait_s = math.inf if next_ms is None else max(0, next_ms - hs.now_ms()) / 1000
                 await hs.stream.wait((WAKE_KEY,), position, trio.current_time() + wait_s)
+
+
+async def _write_carefully(hs: Resources, number: int) -> None:
+    try:
+        await hs.database.write(write_email, number)
+    except Exception as error:  # whatever is wrong with one notification, all others are told
+        if is_outage(error):
+            raise
+        _log.exception("notifications are not told by email", extra={"pusher": number})
+        await hs.database.write(delete_all_queued, await hs.database.read(list_unusable, number))
 
 
 def list_due(tx: Transaction) -> tuple[list[int], int | None, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from homeserver import limits
-from homeserver.database import Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.moments import is_recent
@@ -15,7 +15,7 @@ from homeserver.rooms.heads import find_head, state_content
 from homeserver.rooms.storage import TimelineEvent, find_stored
 from homeserver.rooms.visibility import filter_visible
 from homeserver.users.push.notifications import is_unread, unpack_actions
-from homeserver.users.push.pushers import COUNTS_ONLY, Pusher, Queued, find_first_queued, find_pusher
+from homeserver.users.push.pushers import COUNTS_ONLY, Pusher, Queued, find_first_queued, find_pusher, list_queued
 from homeserver.users.push.rules import tweaks_of
 
 
@@ -57,6 +57,20 @@ def find_notification(tx: Transaction, pusher: Pusher, queued: Queued) -> JsonOb
         told |= _event_fields(tx, event, pusher.user_id, is_target=is_target)
         told["prio"] = _priority(event, actions)
     return {**told, "devices": [_device(pusher, tweaks_of(actions))]}
+
+
+def list_unusable(tx: Transaction, number: int) -> list[Queued]:
+    """Returns what is in a pusher's queue but cannot be read; everything if that is not what is wrong with it."""
+    pusher, queued = find_pusher(tx, number), list_queued(tx, number)
+    damaged: list[Queued] = []
+    if pusher is None:
+        return queued
+    for row in queued:
+        try:
+            tx.attempt(find_notification, tx, pusher, row)
+        except DatabaseDamaged:
+            damaged.append(row)
+    return damaged or queued
 
 
 def _event_fields(tx: Transaction, event: TimelineEvent, user_id: UserID, *, is_target: bool) -> JsonObject:

@@ -318,3 +318,9 @@ def delete_queued(tx: Transaction, queued: Queued) -> None:
         "DELETE FROM push_queue WHERE pusher = ? AND position = ? AND added = ?",
         queued.pusher, queued.position, queued.added,
     )  # fmt: skip
+
+
+def delete_all_queued(tx: Transaction, queued: Sequence[Queued]) -> None:
+    """Deletes several rows."""
+    for each in queued:
+        delete_queued(tx, each)

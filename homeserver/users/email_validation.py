@@ -6,6 +6,9 @@ email for harm open links. Once the button was pressed the validation is complet
 the secret may use it: to add the address to an account, to register with it, or to set a new password. Using it ends
 it. A client that repeats its request gets the same validation, and another email only if `send_attempt` has grown.
 
+The email names the account that it is about, and its reader agrees to nothing else. So a validation can only be used
+for that account, even if the address has got another owner meanwhile.
+
 Spec: client-server-api/#post_matrixclientv3account3pidemailrequesttoken, identity-service-api/#email-associations
 """
 
@@ -67,9 +70,9 @@ _SUBJECTS: dict[Purpose, str] = {
     "reset": "Set a new password on {server}",
 }
 _TEXTS: dict[Purpose, str] = {
-    "add": "Somebody, most likely you, wants to add this email address to the account {user} on {server}.",
+    "add": "Somebody, most likely you, wants to add this email address to {account} on {server}.",
     "register": "Somebody, most likely you, wants to create an account on {server} with this email address.",
-    "reset": "Somebody, most likely you, wants to set a new password for the account {user} on {server}.",
+    "reset": "Somebody, most likely you, wants to set a new password for {account} on {server}.",
 }
 
 
@@ -103,15 +106,16 @@ def create_validation(
 
     user_id: the account that the email speaks of, None if there is none yet. address: folded.
     """
-    known = _find_requested(tx, purpose, address, client_secret)
+    user_nid = tx.intern(user_id) if user_id else 0
+    known = _find_requested(tx, purpose, user_nid, address, client_secret)
     if known is not None and known.validated_ms is None and send_attempt > known.send_attempt:
         tx.run("UPDATE email_validations SET send_attempt = ? WHERE sid = ?", send_attempt, known.sid)
     elif known is not None:
         return known.sid
     else:
-        known = _store_validation(tx, purpose, user_id, address, client_secret, send_attempt)
+        known = _store_validation(tx, purpose, user_nid, address, client_secret, send_attempt)
     query = urlencode({"sid": known.sid, "client_secret": client_secret, "token": known.token})
-    about = {"server": tx.server.name, "user": user_id or ""}
+    about = {"server": tx.server.name, "account": f"the account {user_id}" if user_id else "an account"}
     insert_mail(
         tx, user_id, address, _SUBJECTS[purpose].format(**about),
         f"{_TEXTS[purpose].format(**about)}\n\nTo confirm, open this page within a day and press the button:\n\n"
@@ -145,10 +149,15 @@ def find_validation(tx: Transaction, sid: str, client_secret: str, purpose: Purp
     return known if known is not None and purpose in (None, known.purpose) else None
 
 
-def delete_validation(tx: Transaction, sid: str) -> None:
-    """Ends a validation that was used. Raises M_THREEPID_AUTH_FAILED if another request has used it."""
-    if not tx.run("DELETE FROM email_validations WHERE sid = ?", sid):
+def use_validation(tx: Transaction, sid: str, user_id: UserID) -> None:
+    """Ends a validation that is used for an account.
+
+    Raises M_THREEPID_AUTH_FAILED if another request has used it, or if it is for another account.
+    """
+    row = tx.one("SELECT user_nid FROM email_validations WHERE sid = ?", sid)
+    if row is None or row[0] not in (0, tx.find(user_id)):
         raise not_validated()
+    tx.run("DELETE FROM email_validations WHERE sid = ?", sid)
 
 
 def forget_validations(tx: Transaction, user_id: UserID) -> None:
@@ -188,12 +197,15 @@ def email_stage(purpose: Purpose) -> Stage:
 # --- storage ---
 
 
-def _find_requested(tx: Transaction, purpose: Purpose, address: str, client_secret: str) -> Validation | None:
+def _find_requested(
+    tx: Transaction, purpose: Purpose, user_nid: int, address: str, client_secret: str
+) -> Validation | None:
     """Returns the validation that a client has asked for before."""
     row = tx.one(
         "SELECT sid, purpose, address, token, send_attempt, validated_ms FROM email_validations"
-        " WHERE client_secret = ? AND address = ? AND purpose = ? AND created_ms > ? AND created_ms <= ?",
-        client_secret, address, purpose, *_lifetime(tx),
+        " WHERE client_secret = ? AND address = ? AND purpose = ? AND user_nid = ? AND created_ms > ?"
+        " AND created_ms <= ?",
+        client_secret, address, purpose, user_nid, *_lifetime(tx),
     )  # fmt: skip
     return None if row is None else Validation(*row)
 
@@ -205,7 +217,7 @@ def _lifetime(tx: Transaction) -> tuple[int, int]:
 def _store_validation(
     tx: Transaction,
     purpose: Purpose,
-    user_id: UserID | None,
+    user_nid: int,
     address: str,
     client_secret: str,
     send_attempt: int,
@@ -221,7 +233,7 @@ def _store_validation(
     tx.run(
         "INSERT INTO email_validations (sid, number, purpose, user_nid, address, client_secret, token, send_attempt,"
         " created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        new.sid, number, purpose, tx.intern(user_id) if user_id else 0, address, client_secret, new.token, send_attempt,
+        new.sid, number, purpose, user_nid, address, client_secret, new.token, send_attempt,
         tx.now_ms,
     )  # fmt: skip
     tx.run("DELETE FROM email_validations WHERE number <= ?", number - limits.users.EMAIL_VALIDATIONS_MAX)

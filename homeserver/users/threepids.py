@@ -59,11 +59,12 @@ class ThreePid:
 def fold_email(address: str) -> str:
     """Returns an email address as it is stored and compared. Raises M_INVALID_EMAIL unless it can be one.
 
+    "=?" is refused, because mail programs would decode what follows, and show another address.
     Spec: appendices/#e-mail-addresses: case folding, whatever the mail server does.
     """
     folded = address.strip().casefold()
     local, _, domain = folded.rpartition("@")
-    is_plain = folded.isprintable() and not set(folded) & set(' <>()[]\\,;:"')
+    is_plain = folded.isprintable() and not set(folded) & set(' <>()[]\\,;:"') and "=?" not in folded
     if not local or not domain or "@" in local or not is_plain or domain.startswith("."):
         raise MatrixError(400, "M_INVALID_EMAIL", "This is not an email address.")
     try:

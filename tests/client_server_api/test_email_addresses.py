@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ async def test_links_end_after_a_day(server: Server, mail: MailServer) -> None:
 NO_ADDRESSES = ("", "alice", "@example.org", "alice@", "a@b@c", "a b@example.org", "a\r\nBcc: x@example.org", "<a@b>")
 
 
-@pytest.mark.parametrize("address", [*NO_ADDRESSES, "a@b,c@d", "ä@example.org", "x" * 251 + "@b.c"])
+@pytest.mark.parametrize(
+    "address", [*NO_ADDRESSES, "a@b,c@d", "ä@example.org", "x" * 251 + "@b.c", "=?utf-8?q?a=40b?=@c.d"]
+)
 async def test_texts_that_are_not_addresses_get_no_email(server: Server, mail: MailServer, address: str) -> None:
     alice = await server.register("alice")
     body = {"client_secret": "secret", "email": address, "send_attempt": 1}
@@ -186,6 +189,26 @@ async def test_addresses_are_forgotten_with_the_account(server: Server, mail: Ma
     assert (await add(bob, creds)).status_code == 200
 
 
+async def test_an_address_is_added_to_no_other_account_than_the_email_says(server: Server, mail: MailServer) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    creds = await ask(alice)
+    await press(server, await receive(mail))
+    refused = await add(bob, creds)
+    assert (refused.status_code, refused.json()["errcode"]) == (400, "M_THREEPID_AUTH_FAILED")
+    assert (await add(alice, creds)).status_code == 200
+    early = await ask(Client(server), client_secret="early", email="bob@example.org")  # clients may not say who asks
+    await press(server, await receive(mail, "bob@example.org"))
+    assert "to an account on test.example" in text_of(mail.to("bob@example.org")[0])
+    assert (await add(bob, early)).status_code == 200
+
+
+@pytest.mark.parametrize("attempt", [2**53, 2**63, -(2**63) - 1, 10**30])
+async def test_numbers_that_cannot_be_stored_are_refused(server: Server, attempt: int) -> None:
+    body = {"client_secret": "secret", "email": ADDRESS, "send_attempt": attempt}
+    path = "account/password/email/requestToken"
+    assert await Client(server).refused("POST", path, json=body) == (400, "M_INVALID_PARAM")
+
+
 # Passwords, log-ins, registration
 
 
@@ -208,6 +231,29 @@ async def test_a_forgotten_password_is_replaced_by_email(server: Server, mail: M
     assert (await stranger.post("login", json={**login, "password": "a new password"})).status_code == 200
     again = await stranger.post("account/password", json={"new_password": "another one", "auth": auth})
     assert again.status_code == 401
+
+
+async def test_an_email_about_one_account_sets_no_password_of_another(server: Server, mail: MailServer) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await add_address(mail, alice)
+    stranger = Client(server)
+    creds = await ask(stranger, "account/password")
+    await press(server, await receive(mail, number=2))
+    await alice.ok("POST", "account/3pid/delete", json={"medium": "email", "address": ADDRESS})
+    bobs = await ask(bob, client_secret="bobs")
+    await press(server, await receive(mail, number=3))
+    assert (await add(bob, bobs)).status_code == 200
+    auth = {"type": "m.login.email.identity", "threepid_creds": creds}
+    body = {"new_password": "a new password", "auth": auth}
+    assert await stranger.refused("POST", "account/password", json=body) == (400, "M_THREEPID_AUTH_FAILED")
+    assert (await bob.get("account/whoami")).status_code == 200
+    again = await ask(stranger, "account/password", send_attempt=2)
+    assert again != creds and bob.user_id in text_of(await last(mail))
+
+
+async def last(mail: MailServer) -> EmailMessage:
+    await receive(mail, number=4)
+    return mail.to(ADDRESS)[-1]
 
 
 async def test_nobody_gets_an_email_for_an_unknown_account(server: Server, mail: MailServer) -> None:

@@ -25,6 +25,7 @@ from homeserver.federation.identifiers import InvalidIdentifier, ServerName, Use
 from homeserver.federation.request_auth import build_authorization
 from homeserver.federation.signing import encode_base64
 from homeserver.federation.wire import WireError, WireResponse
+from homeserver.remote.requests import ERRORS_OF_ACCOUNTS
 from homeserver.resources import Resources
 
 # Characters of a medium and address that an identity server names.
@@ -213,7 +214,7 @@ def _check(server: ServerName, response: WireResponse, content: JsonObject | Non
     errcode = None if content is None else content.get("errcode")
     if response.status not in _PASSED_STATUSES or not isinstance(errcode, str) or not errcode.startswith("M_"):
         raise _unusable(server)
-    if errcode == "M_UNKNOWN_TOKEN":
+    if errcode in ERRORS_OF_ACCOUNTS:
         raise forbidden(f"{server} does not accept the id_access_token.")
     text = content.get("error") if content is not None else None
     shown = text[: limits.peers.IDENTITY_NAME_CHARACTERS_MAX] if isinstance(text, str) else str(server)

@@ -32,6 +32,12 @@ _log = logging.getLogger("homeserver.federation")
 ERROR_CHARACTERS_MAX = 1_000  # how much of a peer's error message is passed on to a client
 # Errors of a peer that a client understands and gets. For any other the client is told that the peer has failed.
 _PASSED_STATUSES = frozenset({400, 403, 404})
+# These are about the client's session or account here, which only this server may judge. Clients that are told
+# M_UNKNOWN_TOKEN log out, and delete their keys.
+ERRORS_OF_ACCOUNTS = frozenset({
+    "M_CONSENT_NOT_GIVEN", "M_MISSING_TOKEN", "M_UNKNOWN_TOKEN", "M_USER_DEACTIVATED", "M_USER_LOCKED",
+    "M_USER_SUSPENDED",
+})  # fmt: skip
 _NOBODY_THERE = frozenset({502, 503, 504})
 
 
@@ -59,7 +65,8 @@ class Answer:
 
     def error(self, destination: ServerName) -> MatrixError:
         """Returns the error for the client on whose behalf the peer was asked."""
-        if self.status == 200 or self.status not in _PASSED_STATUSES or not self.errcode.startswith("M_"):
+        is_passed = self.status in _PASSED_STATUSES and self.errcode.startswith("M_")
+        if not is_passed or self.errcode in ERRORS_OF_ACCOUNTS:
             return MatrixError(502, "M_UNKNOWN", f"{destination} gave an unusable answer (status {self.status}).")
         text = self.content.get("error")
         return MatrixError(

@@ -14,6 +14,7 @@ from homeserver.federation.identifiers import ServerName
 from homeserver.federation.policy import POLICY_KEY_ID
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.federation.signing import SigningKey, encode_base64, sign_json
+from homeserver.remote.requests import ERRORS_OF_ACCOUNTS
 from homeserver.rooms.events import find_event
 from tests.support.federation import (
     Federation,
@@ -143,6 +144,14 @@ async def test_an_event_without_a_valid_signature_is_not_sent(federation: Federa
     path = path_of(room_id, "send", "m.room.message", "1")
     assert await alice.refused("PUT", path, json={"body": "tea"}) == (502, "M_UNKNOWN")
     assert await texts(alice, room_id) == []
+
+
+@pytest.mark.parametrize("errcode", sorted(ERRORS_OF_ACCOUNTS))
+async def test_other_servers_cannot_log_a_client_out(federation: Federation, errcode: str) -> None:
+    _, _, alice, _, policy, _, room_id = await start(federation)
+    policy.answer = 403, {"errcode": errcode, "error": "Log in again"}
+    path = path_of(room_id, "send", "m.room.message", "1")
+    assert await alice.refused("PUT", path, json={"msgtype": "m.text", "body": "tea"}) == (502, "M_UNKNOWN")
 
 
 async def test_a_room_whose_policy_server_is_away_can_be_left_and_do_without_it(federation: Federation) -> None:

@@ -291,15 +291,18 @@ class RequestBody:
         return data
 
     async def skip_small(self) -> bool:
-        """Reads the rest of an unused body. Returns False if it is too long for that, or held back."""
+        """Reads the rest of an unused body. Returns False if it is too long or too slow for that, or held back."""
         if self.is_held_back or not 0 <= self._left <= limits.http.UNREAD_BODY_BYTES:
             return False
-        try:
-            while await self.next_chunk() is not None:
-                pass
-        except (MatrixError, trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        return True
+        with trio.move_on_after(limits.http.UNREAD_BODY_SECONDS_MAX) as waiting:
+            try:
+                while await self.next_chunk() is not None:
+                    pass
+            except (MatrixError, trio.BrokenResourceError, trio.ClosedResourceError):
+                return False
+        if waiting.cancelled_caught:
+            self.is_broken = False  # nothing was lost: `drain` may read on
+        return self.is_done
 
     async def drain(self) -> None:
         """Drops the rest of the body, up to a limit."""

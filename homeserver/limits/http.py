@@ -116,6 +116,8 @@ LINGER_SECONDS = 3
 
 # A small unused body is read before the answer, so that the connection can be used again.
 UNREAD_BODY_BYTES = 65_536
+# Such a body is under way already. A slow client gets its answer, and has to connect again.
+UNREAD_BODY_SECONDS_MAX = 5
 
 # A proxy keeps its connections to the server for about a minute; a shorter time here would race with its next request.
 KEEP_ALIVE_SECONDS = 75

@@ -243,6 +243,16 @@ async def test_the_size_of_a_chunked_upload_is_limited() -> None:
         assert (await http.post(url, content=b"")).json() == {"length": 0}
 
 
+async def test_an_answer_does_not_wait_long_for_an_unused_body(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        began = trio.current_time()
+        await stream.send_all(b"GET /_matrix/client/versions HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n{")
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+        assert trio.current_time() - began < 2 * limits.http.UNREAD_BODY_SECONDS_MAX
+        await stream.aclose()
+
+
 async def test_an_unread_body_does_not_close_the_connection() -> None:
     async with serving() as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)

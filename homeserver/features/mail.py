@@ -58,7 +58,7 @@ def _read_due(tx: Transaction) -> tuple[list[Mail], int | None, int]:
 
 
 def _store_outcomes(tx: Transaction, mails: Sequence[Mail], outcomes: Sequence[tuple[Outcome, str]]) -> None:
-    for mail, (outcome, reason) in zip(mails, outcomes, strict=True):
+    for mail, (outcome, reason) in zip(mails, outcomes, strict=False):  # the rest was not tried
         if outcome != "sent":  # without the address, which does not belong in the log
             _log.warning("email not sent", extra={"outcome": outcome, "reason": reason})
         if outcome == "failed":
@@ -68,14 +68,22 @@ def _store_outcomes(tx: Transaction, mails: Sequence[Mail], outcomes: Sequence[t
 
 
 def send_all(settings: Email, mails: Sequence[Mail]) -> list[tuple[Outcome, str]]:
-    """Gives emails to the mail server over one connection. Blocks. Returns the outcome of each, and why."""
+    """Gives emails to the mail server over one connection. Blocks. Returns the outcome of each, and why.
+
+    If the mail server ends the connection, the emails that it has not seen are left out: it may only have disliked the
+    last one, and the others are sent over a new connection.
+    """
     outcomes: list[tuple[Outcome, str]] = []
+    tried = len(mails)
     try:
         with _connect(settings) as connection:
-            for mail in mails:
+            for number, mail in enumerate(mails, 1):
+                tried = number
                 outcomes.append(_send(connection, settings, mail))
+                if connection.sock is None:  # smtplib has closed it, because the answer was 421
+                    break
     except (OSError, ValueError) as error:  # smtplib's errors are OSErrors
-        outcomes += [("failed", _reason(error))] * (len(mails) - len(outcomes))
+        outcomes += [("failed", _reason(error))] * (tried - len(outcomes))
     return outcomes
 
 

@@ -141,8 +141,8 @@ def note_mail_failed(tx: Transaction, mail: Mail) -> None:
         mail.failures + 1, tx.now_ms + delay_ms, mail.position,
     )  # fmt: skip
     tx.run(
-        "DELETE FROM outgoing_mail WHERE position = ? AND queued_ms <= ?",
-        mail.position, tx.now_ms - limits.users.MAIL_AGE_MS,
+        "DELETE FROM outgoing_mail WHERE position = ? AND (queued_ms <= ? OR queued_ms > ?)",
+        mail.position, tx.now_ms - limits.users.MAIL_AGE_MS, latest(tx.now_ms, 0),
     )  # fmt: skip
 
 

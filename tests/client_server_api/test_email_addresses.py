@@ -336,6 +336,14 @@ async def test_email_that_is_refused_stops_no_other(server: Server, mail: MailSe
     assert mail.to("gone@example.org") == []
 
 
+async def test_an_email_that_ends_the_connection_holds_up_no_other(server: Server, mail: MailServer) -> None:
+    mail.answers = {"poison@example.org": "421 go away"}
+    for address in ("poison@example.org", ADDRESS):
+        await ask(Client(server), "register", email=address)
+    await trio.sleep(60)
+    assert len(mail.to(ADDRESS)) == 1
+
+
 async def test_email_that_nobody_takes_is_dropped_after_a_day(server: Server, mail: MailServer) -> None:
     mail.silent = True
     await ask(Client(server), "register")

@@ -35,8 +35,7 @@ _PASSED_STATUSES = frozenset({400, 403, 404})
 # These are about the client's session or account here, which only this server may judge. Clients that are told
 # M_UNKNOWN_TOKEN log out, and delete their keys.
 ERRORS_OF_ACCOUNTS = frozenset({
-    "M_CONSENT_NOT_GIVEN", "M_MISSING_TOKEN", "M_UNKNOWN_TOKEN", "M_USER_DEACTIVATED", "M_USER_LOCKED",
-    "M_USER_SUSPENDED",
+    "M_MISSING_TOKEN", "M_UNKNOWN_TOKEN", "M_USER_DEACTIVATED", "M_USER_LOCKED", "M_USER_SUSPENDED",
 })  # fmt: skip
 _NOBODY_THERE = frozenset({502, 503, 504})
 

@@ -172,7 +172,7 @@ async def test_the_subject_tells_the_name_of_a_room_whatever_it_is(server: Serve
     assert f"  alice: From {name}" in text_of(message).splitlines()
 
 
-async def test_what_cannot_be_read_keeps_nothing_else_from_being_told(server: Server, mail: MailServer) -> None:
+async def test_an_event_that_cannot_be_read_keeps_no_other_from_being_told(server: Server, mail: MailServer) -> None:
     alice, bob, room_id = await two(server)
     other = await public_room(alice, bob, name="Garden")
     (damaged,) = await say(alice, room_id, "damaged")

@@ -49,7 +49,8 @@ from homeserver.search.words import Stemmers
 
 # Writing this many documents takes 0.1 s, for which searches wait. They are the memory that a kill loses.
 WRITE_AT = 500
-WRITE_AT_TERMS = 100_000  # 10 MB
+# Or documents with this many words or terms, if they are long: 10 MB, and a second or two.
+WRITE_AT_TERMS = 100_000
 # Slices below this number of documents are small, and so many of them are merged. A search visits each.
 SMALL_DOCUMENTS = 4_000
 SMALL_SLICES_MAX = 8
@@ -154,8 +155,9 @@ class Index:
         if deleted:
             self._delete(deleted)
         for document in documents:
-            self._recent.append(_Recent(document, *index_terms_of(document.text, self._stemmers)))
-            self._recent_terms += len(self._recent[-1].frequencies)
+            frequencies, length = index_terms_of(document.text, self._stemmers)
+            self._recent.append(_Recent(document, frequencies, length))
+            self._recent_terms += max(len(frequencies), length)  # a word that is repeated takes as long to read again
         self.position = position
         self._is_stored = False
         if len(self._recent) >= WRITE_AT or self._recent_terms >= WRITE_AT_TERMS:

@@ -303,3 +303,11 @@ def test_a_damaged_index_is_reset_and_says_why(tmp_path: Path, what: str) -> Non
 def test_one_process_at_a_time_has_an_index_open(index: Index) -> None:
     with pytest.raises(IndexInUse):
         Index(index.folder, STEMMERS)
+
+
+@pytest.mark.parametrize("text", [" ".join(f"word{number}" for number in range(10_000)), "kettle " * 10_000])
+def test_long_documents_are_written_before_writing_them_takes_long(index: Index, text: str) -> None:
+    for number in range(1, 14):
+        index.add(documents_of(text, first=number), Deleted(), number)
+    assert index.status()["slices"] >= 1
+    assert len(numbers(index, text.split()[0])) == 13

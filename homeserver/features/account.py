@@ -40,7 +40,7 @@ from homeserver.rooms.erasure import note_erased
 from homeserver.rooms.membership import find_membership, list_memberships
 from homeserver.users import accounts
 from homeserver.users.devices import delete_devices_of_user
-from homeserver.users.email_validation import email_stage, use_validation
+from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.passwords import check_new_password, hash_password
 from homeserver.users.threepids import EMAIL, find_owner
 from homeserver.users.user_interactive import (
@@ -111,7 +111,7 @@ def _use_email(tx: Transaction, authentication: Authentication) -> UserID:
     user_id = find_owner(tx, EMAIL, result["address"])
     if user_id is None or not accounts.is_active(tx, user_id):
         raise forbidden("No account has this email address any more.")
-    use_validation(tx, result["sid"], user_id)
+    delete_validation(tx, result["sid"], user_id)
     return user_id
 
 

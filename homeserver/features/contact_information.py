@@ -27,12 +27,12 @@ from homeserver.users.email_validation import (
     Purpose,
     check_client_secret,
     create_validation,
+    delete_validation,
     find_link,
     find_validation,
     forget_validations,
     not_validated,
     set_validated,
-    use_validation,
 )
 from homeserver.users.push.pushers import delete_email_pushers
 from homeserver.users.threepids import (
@@ -189,7 +189,7 @@ def _add(tx: Transaction, user_id: UserID, body: AddBody, authentication: Authen
     if found is None or found.validated_ms is None:
         raise not_validated()
     delete_session(tx, authentication)
-    use_validation(tx, found.sid, user_id)
+    delete_validation(tx, found.sid, user_id)
     store_threepid(tx, user_id, EMAIL, found.address, found.validated_ms)
 
 

@@ -24,7 +24,7 @@ from homeserver.moments import latest
 from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
-from homeserver.users.email_validation import email_stage, use_validation
+from homeserver.users.email_validation import delete_validation, email_stage
 from homeserver.users.passwords import check_new_password, hash_password, verify_password
 from homeserver.users.registration_tokens import TOKEN_STAGE, is_valid_token, note_token_used
 from homeserver.users.threepids import EMAIL, store_threepid
@@ -206,7 +206,7 @@ def _store_registration(
     note_token_used(tx, authentication)
     email = authentication.results.get(EMAIL_STAGE.type)
     if email is not None:
-        use_validation(tx, email["sid"], user_id)
+        delete_validation(tx, email["sid"], user_id)
     if guest:
         _check_guest(tx, user_id, body.guest_access_token or "")
         flags = authenticate.get_account_flags(tx, user_id)

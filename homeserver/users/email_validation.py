@@ -149,7 +149,7 @@ def find_validation(tx: Transaction, sid: str, client_secret: str, purpose: Purp
     return known if known is not None and purpose in (None, known.purpose) else None
 
 
-def use_validation(tx: Transaction, sid: str, user_id: UserID) -> None:
+def delete_validation(tx: Transaction, sid: str, user_id: UserID) -> None:
     """Ends a validation that is used for an account.
 
     Raises M_THREEPID_AUTH_FAILED if another request has used it, or if it is for another account.

@@ -196,7 +196,7 @@ async def test_an_address_is_added_to_no_other_account_than_the_email_says(serve
     refused = await add(bob, creds)
     assert (refused.status_code, refused.json()["errcode"]) == (400, "M_THREEPID_AUTH_FAILED")
     assert (await add(alice, creds)).status_code == 200
-    early = await ask(Client(server), client_secret="early", email="bob@example.org")  # clients may not say who asks
+    early = await ask(Client(server), client_secret="early", email="bob@example.org")  # without a token
     await press(server, await receive(mail, "bob@example.org"))
     assert "to an account on test.example" in text_of(mail.to("bob@example.org")[0])
     assert (await add(bob, early)).status_code == 200

@@ -85,7 +85,8 @@ def find_owner(tx: Transaction, medium: str, address: str) -> UserID | None:
 def identify(tx: Transaction, identifier: Mapping[str, Any] | None, user: str | None = None) -> UserID:
     """Returns the local user that an identifier object means, or the older `user` key. The account need not exist.
 
-    An address that is nobody's means a user who cannot exist, so that finding out takes as long as a wrong password.
+    An address that is nobody's means a user who cannot exist, each another one: so finding out takes as long as a wrong
+    password, and is counted against the same limits.
     Raises MatrixError. Spec: client-server-api/#identifier-types
     """
     if identifier is None or identifier.get("type", "") not in ("m.id.thirdparty", ""):
@@ -93,7 +94,8 @@ def identify(tx: Transaction, identifier: Mapping[str, Any] | None, user: str | 
     medium, address = identifier.get("medium"), identifier.get("address")
     if medium != EMAIL or not isinstance(address, str):
         return read_identifier(tx.server.name, identifier, user)
-    return find_owner(tx, EMAIL, fold_email(address)) or UserID(f"@:{tx.server.name}")
+    folded = fold_email(address)
+    return find_owner(tx, EMAIL, folded) or UserID(f"@{folded}:{tx.server.name}")
 
 
 def list_threepids(tx: Transaction, user_id: UserID) -> list[ThreePid]:

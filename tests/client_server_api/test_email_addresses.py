@@ -276,6 +276,20 @@ async def test_users_log_in_with_an_address(server: Server, mail: MailServer) ->
         assert await Client(server).refused("POST", "login", json={**body, **wrong}) == (403, "M_FORBIDDEN")
 
 
+async def test_guesses_at_unknown_addresses_are_counted_like_those_at_known_ones(
+    homeservers: Homeservers, mail: MailServer
+) -> None:
+    """An answer of another kind would tell which addresses have accounts."""
+    server = await homeservers.start(email=mail.settings(), rate_limits=RateLimitsSection(enabled=True))
+    statuses: set[int] = set()
+    for number in range(20):
+        identifier = {"type": "m.id.thirdparty", "medium": "email", "address": f"unknown{number}@example.org"}
+        body = {"type": "m.login.password", "identifier": identifier, "password": "wrong"}
+        statuses.add((await Client(server).post("login", json=body)).status_code)
+        await trio.sleep(6)
+    assert statuses == {403}
+
+
 async def test_users_register_with_an_address(server: Server, mail: MailServer) -> None:
     stranger = Client(server)
     body = {"username": "carol", "password": "a good password"}

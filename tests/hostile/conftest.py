@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from homeserver.config import Email
 from tests.hostile.world import World, make_world
 from tests.support.federation import federation
-from tests.support.homeservers import homeserver, homeservers
+from tests.support.homeservers import Homeservers, homeserver, homeservers
+
+EMAIL = Email(smtp_host="localhost", smtp_port=1, from_address="noreply@example.org", smtp_tls="none")
 
 
 @pytest.fixture
-async def world(homeserver):  # type: ignore[no-untyped-def]
-    """alice, bob, their room, and a server that trusts them."""
-    return await make_world(homeserver)
+async def world(homeservers: Homeservers) -> World:
+    """alice, bob, their room, and a server that trusts them. Its mail server is away."""
+    return await make_world(await homeservers.start(email=EMAIL))
 
 
 __all__ = ["World", "federation", "homeserver", "homeservers", "world"]

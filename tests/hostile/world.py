@@ -41,6 +41,7 @@ MAY_CHANGE = frozenset({
     "strings",  # numbers for texts, given out once and for ever
     "devices",  # when a device was last seen
     "presence",  # asking is being there
+    "outgoing_mail",  # it is tried again and again while the mail server is away
     "server_keys",  # who claims to sign with a key that is not known makes us ask for it
     "tails", "stream_position",
     # Tails write these after other requests, which were not refused.
@@ -178,6 +179,8 @@ class World:
             "set_push_rule": rule,
             "set_push_rule_actions": {"actions": rule["actions"]},
             "deactivate_account": {"auth": auth, "erase": False},
+            "request_token_to_3pid_email": {"client_secret": "s", "email": "x@example.org", "send_attempt": 1},
+            "request_token_to_register_email": {"client_secret": "s", "email": "y@example.org", "send_attempt": 1},
             "change_password": {"auth": auth, "new_password": "another password", "logout_devices": False},
             "delete_devices": {"auth": auth, "devices": [self.alice.device_id]},
             "delete_device": {"auth": auth},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import NewType
+from collections.abc import Collection
+from typing import NewType, cast
 
 ServerName = NewType("ServerName", str)
 UserID = NewType("UserID", str)
@@ -57,6 +58,23 @@ def parse_user_id(value: object) -> UserID:
     """Returns the user ID. Historical localparts are allowed: any code points but ":" and NUL, even none at all."""
     _parse_with_domain(value, "@", "user ID")
     return UserID(value)  # type: ignore[arg-type]
+
+
+def parse_user_ids(values: Collection[str]) -> Collection[UserID]:
+    """Returns the user IDs. Does the same as `parse_user_id` with each, but parses the name of each server once."""
+    domains: set[str] = set()
+    for value in values:
+        localpart, _, domain = value.partition(":")
+        if (
+            domain not in domains
+            or localpart[:1] != "@"
+            or "\0" in localpart
+            or not value.isascii()
+            or len(value) > ID_BYTES_MAX
+        ):
+            parse_user_id(value)
+            domains.add(domain)
+    return cast(Collection[UserID], values)
 
 
 def parse_room_alias(value: object) -> RoomAlias:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,11 +18,13 @@ from homeserver.federation.identifiers import (
     parse_room_id,
     parse_server_name,
     parse_user_id,
+    parse_user_ids,
     server_name_of,
 )
 from tests.federation.json_values import PROPERTY
 
 HASH = "Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg"
+NEAR_IDS = ("@a:a", "@ü:a", "a:a", "@:a", "@\0:a", f"@{'a' * 253}:a", f"@{'ü' * 127}:a")
 NOT_STRINGS = [None, 1, 1.5, True, [], {}, b"example.org"]
 
 
@@ -124,6 +128,22 @@ def test_a_user_id_may_have_a_historical_localpart(user_id: str) -> None:
 def test_other_user_ids_are_refused(user_id: object) -> None:
     with pytest.raises(InvalidIdentifier):
         parse_user_id(user_id)
+
+
+@PROPERTY
+@given(
+    st.lists(
+        st.text("@:.\0aü", max_size=6) | st.sampled_from(["@a:a", "@ü:a", "a:a", "@:a", "@\0:a", f"@{'a' * 253}:a"])
+    )
+)
+def test_several_user_ids_are_parsed_as_each_would_be(values: list[str]) -> None:
+    try:
+        expected = [parse_user_id(value) for value in values]
+    except InvalidIdentifier as error:
+        with pytest.raises(InvalidIdentifier, match=re.escape(str(error))):
+            parse_user_ids(values)
+    else:
+        assert list(parse_user_ids(values)) == expected
 
 
 def test_new_localparts_must_follow_the_current_grammar() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -11,7 +11,7 @@ from homeserver.api.routes import Routes
 from homeserver.authenticate import Requester, limit_requester
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
-from homeserver.federation.identifiers import InvalidIdentifier, ServerName, UserID, parse_user_id
+from homeserver.federation.identifiers import InvalidIdentifier, ServerName, UserID, parse_user_ids
 from homeserver.remote.device_keys import query_keys as query_remote_keys
 from homeserver.remote.device_lists import list_cached_keys, note_wanted
 from homeserver.resources import Resources
@@ -34,7 +34,7 @@ async def query_keys(hs: Resources, requester: Requester, body: QueryBody) -> Js
     wanted = parse_users(body.device_keys)
     limit_requester(hs, requester, "encryption_keys", len(wanted))
     local = {user_id: device_ids for user_id, device_ids in wanted.items() if is_local(hs, user_id)}
-    remote = {user_id: device_ids for user_id, device_ids in wanted.items() if user_id not in local}
+    remote = {user_id: wanted[user_id] for user_id in wanted if user_id not in local}
     shown = await hs.database.read(list_shown_keys, local, requester.user_id)
     failures: JsonObject = {}
     if remote:
@@ -65,13 +65,18 @@ def parse_users(device_keys: Mapping[str, list[str]]) -> dict[UserID, list[str]]
     """Returns the users and devices of a query. Raises M_INVALID_PARAM for what is not a user ID, and for too many."""
     if len(device_keys) > limits.encryption.KEY_QUERY_USERS_MAX:
         raise invalid_param(f"At most {limits.encryption.KEY_QUERY_USERS_MAX} users in one query of keys.")
-    return {parse_owner(user_id): device_ids for user_id, device_ids in device_keys.items()}
+    return {owner: device_keys[owner] for owner in _parse_owners(device_keys)}
 
 
 def parse_owner(user_id: str) -> UserID:
     """Returns the user ID. Raises M_INVALID_PARAM if it is none."""
+    (owner,) = _parse_owners([user_id])
+    return owner
+
+
+def _parse_owners(user_ids: Collection[str]) -> Collection[UserID]:
     try:
-        return parse_user_id(user_id)
+        return parse_user_ids(user_ids)
     except InvalidIdentifier as error:
         raise invalid_param(f"Keys belong to users: {error}") from error
 

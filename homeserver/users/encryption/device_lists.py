@@ -13,12 +13,15 @@ in the same write. It keeps two things:
 
 What an update says of a device is read when it is sent, so it is never older than the update.
 
+Nothing that is shown of a user's devices and keys changes without a change in `device_lists`: the cache of
+`shown_keys.py` relies on it.
+
 Spec: client-server-api/#tracking-the-device-list-for-a-user, server-server-api/#device-management
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from homeserver.database import Schema, Step, Transaction
@@ -27,6 +30,9 @@ from homeserver.rooms.membership import list_joined_rooms
 
 # A server that lags by more updates of one user asks for the whole list, in one request.
 UPDATES_KEPT_MAX = 50
+
+# What is older is read from the database again when it is needed, which takes a microsecond for each user.
+RECENT_CHANGES_MAX = 1_000
 
 SCHEMA = Schema(
     "device_lists",
@@ -65,6 +71,18 @@ class DeviceListUpdate:
     previous: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class RecentChanges:
+    """The users whose lists changed in since < position ≤ upto, with when each last changed.
+
+    upto: the position of the snapshot that this is true of. positions: by the user's number.
+    """
+
+    since: int
+    upto: int
+    positions: Mapping[int, int]
+
+
 def note_device_list_changed(
     tx: Transaction, user_id: UserID, device_ids: Collection[str] = (), *, signing_keys: bool = False
 ) -> None:
@@ -93,6 +111,30 @@ def list_changed_users(tx: Transaction, since: int, upto: int) -> list[UserID]:
     """Returns the users whose list last changed in since < position ≤ upto."""
     nids = tx.values("SELECT user_nid FROM device_lists WHERE position > ? AND position <= ?", since, upto)
     return [UserID(name) for name in tx.names(nids).values()]
+
+
+def list_last_changes(tx: Transaction, user_nids: Collection[int]) -> dict[int, int]:
+    """Returns when each user's list last changed. Users whose list has never changed are left out."""
+    return dict(tx.all_in("SELECT user_nid, position FROM device_lists WHERE user_nid IN (?*)", user_nids))
+
+
+def list_recent_changes(tx: Transaction) -> RecentChanges:
+    """Returns the lists that changed not long ago. Only the changes since the last call are read from the database."""
+    cache = tx.cache("recent_list_changes", 1)
+    known: RecentChanges | None = cache.get("")
+    if known is not None and known.upto == tx.position:
+        return known
+    recent = RecentChanges(tx.position, tx.position, {})
+    if known is not None:
+        changed = tx.all(
+            "SELECT user_nid, position FROM device_lists WHERE position > ? ORDER BY position LIMIT ?",
+            known.upto, RECENT_CHANGES_MAX + 1,
+        )  # fmt: skip
+        if len(known.positions) + len(changed) <= RECENT_CHANGES_MAX:
+            positions = {**known.positions, **dict(changed)} if changed else known.positions
+            recent = RecentChanges(known.since, tx.position, positions)
+    cache.put("", recent)
+    return recent
 
 
 def list_device_list_updates(tx: Transaction, since: int, upto: int) -> list[DeviceListUpdate]:

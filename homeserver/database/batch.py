@@ -54,6 +54,8 @@ def run_read(session: Session, cache: StringCache, request: Request) -> None:
                 raise
             request.result = outcome.Value(_read(session, cache, request))  # on a new connection
     except BaseException as error:  # every exception belongs to the waiting caller, not to this thread
+        if not isinstance(error, Exception):  # Ctrl-C, in the middle of a read on the caller's own thread
+            session.recover()
         request.result = outcome.Error(session.explain(error))
 
 

@@ -201,3 +201,15 @@ def test_translation_keeps_the_number_of_parameters(parts: list[str]) -> None:
     translated = translate_statement(sql)
     assert translated.replace("%%", "").count("%s") == parts.count("?")
     assert translated.replace("%%", "").replace("%s", "").count("%") == 0
+
+
+async def test_reads_go_on_after_one_that_was_interrupted(database_url: str) -> None:
+    def interrupt(tx: Transaction) -> None:
+        tx.all("SELECT position FROM items")
+        raise KeyboardInterrupt
+
+    async with opened(database_url, items.SCHEMA) as database:
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                await database.read(interrupt)
+        assert await database.read(lambda tx: tx.all("SELECT position FROM items")) == []

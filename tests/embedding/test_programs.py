@@ -122,8 +122,13 @@ def test_control_c_while_it_serves_is_a_keyboard_interrupt(tmp_path: Path) -> No
         async with Homeserver(_config(tmp_path), wire=NoWire(), inline_database=True) as hs:
             await hs.serve(task_status=Interrupt())
 
-    with pytest.raises(KeyboardInterrupt):
-        trio.run(main)
+    # A shell starts background jobs with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trio.run(main)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def test_servers_and_nurseries_can_be_nested_in_any_order(homeservers: Open) -> None:

@@ -1,4 +1,4 @@
-"""What is new in a room, read and encoded once for all members whom it reaches.
+"""What is new in a room, read and encoded once for all members who get it.
 
 Theory of operation. A member who was in the room at every event of a span may see all of it, and is told the same as
 any other such member, except for parts of `unsigned`, the members that lazy loading leaves out, and the heroes of a

@@ -70,7 +70,7 @@ def insert_mail(
     *,
     headers: tuple[tuple[str, str], ...] = (),
 ) -> None:
-    """Writes an email, and wakes the task that sends it. user_id: whom it is for, None if there is no account yet.
+    """Writes an email, and wakes the task that sends it. user_id: the recipient, None without an account.
 
     Over MAILS_WAITING_MAX the oldest ones are dropped.
     """

@@ -14,6 +14,7 @@ from homeserver.users import (
     devices,
     email_validation,
     filters,
+    friends,
     mail,
     presence,
     profile,
@@ -61,4 +62,5 @@ SCHEMAS: tuple[Schema, ...] = (
     notifications.SCHEMA,
     pushers.SCHEMA,
     presence.SCHEMA,
+    friends.SCHEMA,
 )

@@ -60,6 +60,7 @@ HARMLESS = {
     "threepids.added_ms": SHOWN,
     "threepids.validated_ms": SHOWN,
     "receipts.ts_ms": SHOWN,
+    "friends.since_ms": SHOWN,
     "reports.received_ms": SHOWN,
     "events.origin_server_ts": "Other servers claim what they like: nothing trusts it.",
     "relations.edit_ts": "The same timestamp, by which the specification orders edits.",

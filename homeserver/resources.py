@@ -17,6 +17,7 @@ from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire
 from homeserver.process.budgets import Budgets
 from homeserver.process.flights import Flights
+from homeserver.process.heartbeats import Heartbeats
 from homeserver.process.metrics import Metrics
 from homeserver.process.outages import Outages
 from homeserver.process.peers import Peers
@@ -53,6 +54,7 @@ class Resources:
     wire: Wire
     now_ms: Callable[[], int]
     nursery: trio.Nursery
+    heartbeats: Heartbeats
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     flights: Flights = field(default_factory=Flights)

@@ -236,6 +236,7 @@ class Homeserver:
             wire=wire,
             now_ms=self._now_ms,
             nursery=nursery,
+            heartbeats=identity.heartbeats,
             outages=database.outages,
             token_cache=TokenCache(
                 limits.TOKEN_CACHE_AGE_MS_MAX if database.is_shared else limits.TOKEN_CACHE_ALONE_AGE_MS_MAX

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from homeserver.config import Config
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.signing import SigningKey
+from homeserver.process.heartbeats import Heartbeats, LocalHeartbeats
 
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """The server's name, the key that signs its events, and its settings.
+    """The server's name, the key that signs its events, its settings, and the heartbeats of its users.
 
-    All threads of the database share it, so it never changes. It must not contain anything that belongs to the trio
-    thread, such as caches, nurseries and sockets.
+    All threads of the database share it, so it never changes, and the heartbeats may be used on any thread. It must not
+    contain anything that belongs to the trio thread, such as caches, nurseries and sockets.
     """
 
     name: ServerName
     signing_key: SigningKey
     config: Config
+    heartbeats: Heartbeats = field(default_factory=LocalHeartbeats, compare=False)

@@ -7,7 +7,7 @@ import orjson
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError, not_found
+from homeserver.errors import MatrixError, bad_json, not_found
 from homeserver.feature import Feature, JsonObject, SyncContext
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.resources import Resources
@@ -19,6 +19,8 @@ from homeserver.users.account_data import (
     list_of_rooms,
     store_account_data,
 )
+from homeserver.users.privacy import DATA_TYPE as PRIVACY_TYPE
+from homeserver.users.privacy import parse_privacy
 from homeserver.users.push_rules import get_ruleset
 
 # "event types that the server manages" (client-server-api/#client-config)
@@ -30,6 +32,8 @@ routes = Routes()
 @routes.put("/_matrix/client/v3/user/{user_id}/account_data/{data_type}", allow_guest=True, allow_suspended=True)
 async def set_account_data(hs: Resources, requester: Requester, user_id: UserID, data_type: str, body: dict) -> Empty:
     _check_may_set(requester, user_id, data_type)
+    if data_type == PRIVACY_TYPE:
+        _check_privacy(body)
     await hs.database.write(store_account_data, user_id, None, data_type, body)
     return Empty()
 
@@ -65,6 +69,14 @@ def _check_may_set(requester: Requester, user_id: UserID, data_type: str) -> Non
     check_own(requester, user_id)
     if data_type in MANAGED_TYPES:
         raise MatrixError(405, "M_BAD_JSON", f"{data_type} is managed by the server; it cannot be set as account data.")
+
+
+def _check_privacy(body: JsonObject) -> None:
+    """Raises M_BAD_JSON for settings that the server does not understand, because it could not enforce them."""
+    try:
+        parse_privacy(body)
+    except ValueError as error:
+        raise bad_json(f"{error}.") from None
 
 
 def _found(content: JsonObject | None) -> JsonObject:

@@ -61,6 +61,7 @@ from homeserver.users.presence import (
     set_status,
     store_presence,
 )
+from homeserver.users.status import note_heartbeat
 
 routes = Routes()
 
@@ -199,6 +200,7 @@ def _store_remote(tx: Transaction, updates: Sequence[PresenceUpdate]) -> None:
         if update.last_active_ago is not None:
             active_ms = max(0, tx.now_ms - update.last_active_ago)
         is_online = update.presence == "online"
+        note_heartbeat(tx, update.user_id, active_ms if update.presence == "offline" else tx.now_ms)
         new = replace(
             old,
             state=update.presence,

@@ -256,7 +256,9 @@ class Dispatch:
     async def _handle(
         self, operation: Operation, request: Request, requester: Requester | None, origin: Any, path: list[Any]
     ) -> Any:
-        plan = operation.plan
+        plan, hs = operation.plan, self.hs
+        if requester is not None and requester.device_id and hs.config.presence.enabled:
+            hs.heartbeats.note(requester.user_id, hs.now_ms())
         arguments: list[Any] = []
         for source in plan.order:
             if isinstance(source, int):
@@ -276,7 +278,7 @@ class Dispatch:
             else:
                 assert isinstance(source, Constant)
                 arguments.append(source.value)
-        return await operation.handler(self.hs, *arguments)
+        return await operation.handler(hs, *arguments)
 
     def _begin_wait(self, user_id: str) -> None:
         """Raises 429 M_LIMIT_EXCEEDED if too many requests of the user are already waiting, because users share."""

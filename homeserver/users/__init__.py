@@ -21,6 +21,7 @@ from homeserver.users import (
     push_rules,
     receipts,
     registration_tokens,
+    status,
     sync_connections,
     threepids,
     user_interactive,
@@ -63,4 +64,5 @@ SCHEMAS: tuple[Schema, ...] = (
     pushers.SCHEMA,
     presence.SCHEMA,
     friends.SCHEMA,
+    status.SCHEMA,
 )

@@ -104,6 +104,17 @@ def find_account_data(tx: Transaction, user_id: UserID, room_id: RoomID | None, 
     return None if row is None else orjson.loads(row[0])
 
 
+def list_of_users(tx: Transaction, user_ids: Collection[UserID], data_type: str) -> dict[UserID, JsonObject]:
+    """Returns each user's data of this type that belongs to no room. Users without any are left out."""
+    nids = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}
+    rows = tx.all_in(
+        "SELECT user_nid, content FROM account_data WHERE user_nid IN (?*) AND room_nid = 0 AND type_nid = ?",
+        list(nids),
+        tx.find(data_type),
+    )
+    return {nids[user_nid]: orjson.loads(content) for user_nid, content in rows}
+
+
 def list_changes(tx: Transaction, user_id: UserID, since: int, upto: int) -> list[Row]:
     """Returns room_nid (0: no room), type_nid and content of changes in since < position ≤ upto, in that order.
 

@@ -50,6 +50,17 @@ def is_friend(tx: Transaction, user_id: str, other: str) -> bool:
     return row is not None and row[0] == "friend"
 
 
+def list_having_friend(tx: Transaction, user_ids: Collection[str], friend: str) -> set[UserID]:
+    """Returns those of these users of this server who have this friend."""
+    nids = tx.find_all(user_ids)
+    rows = tx.all_in(
+        "SELECT user_nid FROM friends WHERE user_nid IN (?*) AND friend_nid = ? AND state = 'friend'",
+        list(nids.values()),
+        tx.find(friend),
+    )
+    return {UserID(name) for name in tx.names([row[0] for row in rows]).values()}
+
+
 def list_friends_among(tx: Transaction, user_id: str, others: Collection[str]) -> set[UserID]:
     """Returns those of `others` who are friends of a user of this server."""
     nids = tx.find_all(others)

@@ -77,6 +77,7 @@ def start_server(tmp_path: Path, virtual_clock: None) -> StartServer:
                 wire=None,  # type: ignore[arg-type]
                 now_ms=now_ms,
                 nursery=nursery,
+                heartbeats=identity.heartbeats,
             )
             app = App(Dispatch(hs, routes))
             transport = httpx.ASGITransport(app, client=("192.0.2.7", 4711))

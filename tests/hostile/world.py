@@ -40,7 +40,7 @@ MAY_CHANGE = frozenset({
     "user_interactive_sessions",  # a refusal is how such a session begins
     "strings",  # numbers for texts, given out once and for ever
     "devices",  # when a device was last seen
-    "presence",  # asking is being there
+    "presence", "heartbeats",  # asking is being there
     "outgoing_mail",  # it is tried again and again while the mail server is away
     "server_keys",  # who claims to sign with a key that is not known makes us ask for it
     "tails", "stream_position",

@@ -291,6 +291,7 @@ async def _few_features(
             wire=wire,
             now_ms=now_ms,
             nursery=nursery,
+            heartbeats=identity.heartbeats,
             rate_limits=RateLimits(rate_limits_of(served)),
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )

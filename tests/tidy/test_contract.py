@@ -108,6 +108,7 @@ GET sync
 
 # Without these no client works for a guest, and none of them shows or changes more than the guest's own.
 FOR_GUESTS_TOO = """
+POST /_homeserver/client/v1/heartbeat
 GET capabilities
 POST join/{}
 GET joined_rooms
@@ -151,6 +152,8 @@ PUT rooms/{}/state/{}/{}
 
 # What reading takes ("see and receive messages"), and what only the user's own clients get to see.
 FOR_SUSPENDED_TOO = """
+POST /_homeserver/client/v1/heartbeat
+PUT /_homeserver/client/v1/privacy
 POST account/password
 PUT devices/{}
 POST keys/claim

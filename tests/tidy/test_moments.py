@@ -21,6 +21,7 @@ READ = {
     "access_tokens.expires_ms": "homeserver/authenticate/identify.py::_requester_of",
     "device_list_resyncs.retry_after_ms": "homeserver/remote/resyncs.py::list_servers_due",
     "destinations_behind.retry_after_ms": "homeserver/process/back_off.py::is_over",
+    "heartbeats.last_ms": "homeserver/users/status.py::find_last_heartbeats",
     "media.used_ms": "homeserver/features/media/downloads.py::note_used",
     "media_images.checked_ms": "homeserver/features/media/thumbnails.py::get_thumbnail",
     "media_pending.expires_ms": "homeserver/features/media/storage.py::_pending_between",

@@ -1,0 +1,91 @@
+"""Privacy: what each person lets others see and ask. Kept as account data, so that all their devices agree.
+
+Settings and audiences are those of `Privacy`. "friends" are those of `homeserver.users.friends`, "shared_room" is
+everyone who is joined to one of the person's rooms. A person may always see their own data. The settings of people of
+other servers are unknown here, because their servers enforce them: they tell us only what we may know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from homeserver.database import Transaction
+from homeserver.feature import JsonObject
+from homeserver.federation.identifiers import UserID, server_name_of
+from homeserver.rooms.membership import list_sharing
+from homeserver.users.account_data import find_account_data, list_of_users, store_account_data
+from homeserver.users.friends import is_friend, list_having_friend
+
+DATA_TYPE = "org.homeserver.privacy"
+
+Audience = Literal["everyone", "shared_room", "friends", "nobody"]
+Setting = Literal["status", "friend_requests", "invites", "delivery"]
+
+
+class Privacy(msgspec.Struct, frozen=True):
+    """A person's settings.
+
+    status: who sees whether they are online, and when they were last. friend_requests, invites: who may send them.
+    delivery: who sees that messages have reached their devices.
+    """
+
+    status: Literal["everyone", "friends", "nobody"] = "everyone"
+    friend_requests: Literal["everyone", "shared_room", "nobody"] = "everyone"
+    invites: Audience = "everyone"
+    delivery: Literal["everyone", "friends", "nobody"] = "everyone"
+
+    def audience(self, setting: Setting) -> Audience:
+        """Returns the audience of one setting."""
+        audience: Audience = getattr(self, setting)
+        return audience
+
+
+_DEFAULT = Privacy()
+
+
+def parse_privacy(content: JsonObject) -> Privacy:
+    """Returns the settings of account data. Raises ValueError with a sentence if a value is not an audience."""
+    return msgspec.convert(content, Privacy)
+
+
+def read_privacy(tx: Transaction, user_id: UserID) -> Privacy:
+    """Returns a local user's settings."""
+    content = find_account_data(tx, user_id, None, DATA_TYPE)
+    return _DEFAULT if content is None else parse_privacy(content)
+
+
+def set_privacy(tx: Transaction, user_id: UserID, changes: JsonObject) -> Privacy:
+    """Changes some of a local user's settings and returns all of them. Raises ValueError for an unknown value."""
+    content = find_account_data(tx, user_id, None, DATA_TYPE) or {}
+    privacy = parse_privacy({**content, **changes})
+    store_account_data(tx, user_id, None, DATA_TYPE, {**content, **changes})
+    return privacy
+
+
+def allows(tx: Transaction, owner: UserID, asker: UserID, audience: Audience) -> bool:
+    """Returns whether the asker belongs to an audience of the owner."""
+    if owner == asker or audience == "everyone":
+        return True
+    if audience == "shared_room":
+        return bool(list_sharing(tx, asker, (owner,)))
+    return audience == "friends" and is_friend(tx, owner, asker)
+
+
+def list_allowing(tx: Transaction, asker: UserID, owners: Iterable[UserID], setting: Setting) -> set[UserID]:
+    """Returns those of the owners whose setting includes the asker, in one read for all of them.
+
+    Users of other servers are always included: what their servers have told us, we may know.
+    """
+    owners = set(owners)
+    local = [owner for owner in owners if owner != asker and server_name_of(owner) == tx.server.name]
+    asked: dict[Audience, set[UserID]] = {}
+    for owner, content in list_of_users(tx, local, DATA_TYPE).items():
+        asked.setdefault(parse_privacy(content).audience(setting), set()).add(owner)
+    if friends := asked.get("friends"):
+        friends -= list_having_friend(tx, friends, asker)
+    if sharing := asked.get("shared_room"):
+        sharing -= list_sharing(tx, asker, sharing)
+    return owners - asked.get("friends", set()) - asked.get("shared_room", set()) - asked.get("nobody", set())

@@ -6,12 +6,24 @@ from typing import Any
 
 import pytest
 
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import UserID
 from tests.client_server_api.test_status import OURS, status_of
 from tests.support.homeservers import Server
 
 PRIVACY = f"{OURS}/privacy"
 EVERYONE = {"status": "everyone", "friend_requests": "everyone", "invites": "everyone", "delivery": "everyone"}
 DATA = "user/{}/account_data/org.homeserver.privacy"
+
+
+def befriend(tx: Transaction, user_id: UserID, friend: UserID) -> None:
+    tx.run(
+        "INSERT INTO friends (user_nid, friend_nid, state, room_nid, since_ms, position)"
+        " VALUES (?, ?, 'friend', 0, 1, ?)",
+        tx.intern(user_id),
+        tx.intern(friend),
+        tx.next_position(user_id),
+    )
 
 
 async def test_everyone_may_see_everything_by_default(server: Server) -> None:
@@ -66,3 +78,11 @@ async def test_a_hidden_status_is_seen_by_its_owner_only(server: Server) -> None
     assert await status_of(server, bob, alice) is None
     own = await status_of(server, bob, bob)
     assert own is not None and own.online
+
+
+async def test_friends_see_a_status_that_is_for_friends(server: Server) -> None:
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    await bob.ok("PUT", PRIVACY, json={"status": "friends"})
+    await server.write(befriend, bob.user_id, alice.user_id)
+    assert await status_of(server, bob, alice) is not None
+    assert await status_of(server, bob, carol) is None

@@ -17,6 +17,7 @@ from homeserver.database import Transaction
 from homeserver.database.compression import CorruptData, decompress
 from homeserver.federation.identifiers import ServerName
 from homeserver.users.presence import find_presence
+from homeserver.users.status import store_heartbeats
 from homeserver.users.threepids import EMAIL, store_binding, store_threepid
 from tests.support.engine import ENGINE, list_tables
 from tests.support.federation import Federation, join, until
@@ -117,6 +118,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await back_up_keys(alice, room_id)
     await leave_addresses(server, alice)
     await alice.get("sync?timeout=0")
+    await server.write(store_heartbeats)
     await slide(alice, conn_id="org.example.secret", lists={"all": window(state=[["org.example.secret", ""]])})
     return alice
 

@@ -44,6 +44,8 @@ from homeserver.process.token_cache import TokenCache
 from homeserver.process.workers import Service, Workers
 from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
 from homeserver.resources import Resources
+from homeserver.rooms.keys import list_masters
+from homeserver.rooms.master_keys import check_keys, claim, open_master_keys
 from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
 from homeserver.users.accounts import create_account, find_local
 from homeserver.users.filters import find_filter
@@ -211,8 +213,13 @@ class Homeserver:
             config, inline=self._inline, exclusive=not self._beside, now_ms=self._now_ms, features=self._features
         )
         self._stack.push_async_callback(database.aclose)
-        identity = ServerIdentity(server_name_of(config), await remote.open_identity(config, database), config)
+        signing_key = await remote.open_identity(config, database)
+        master_keys = await open_master_keys(config, database)
+        identity = ServerIdentity(server_name_of(config), signing_key, config, master_keys)
         database.serve_as(identity)
+        if not await database.read(list_masters):
+            await database.note(claim)
+            check_keys(await database.read(list_masters), master_keys)  # another node may have been faster
         workers = Workers(inline=self._inline)
         self._stack.push_async_callback(workers.aclose)
         search = self._open_search()

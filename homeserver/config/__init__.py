@@ -12,6 +12,7 @@ from homeserver.config.loading import check_files, config_from_table, load_confi
 from homeserver.config.sections import (
     WITHOUT_EFFECT,
     ApplicationServices,
+    AtRest,
     BlobsSection,
     Config,
     DatabaseSection,
@@ -37,6 +38,7 @@ __all__ = [
     "SERVE_GROUPS",
     "WITHOUT_EFFECT",
     "ApplicationServices",
+    "AtRest",
     "Bind",
     "BlobsSection",
     "Config",

@@ -119,6 +119,20 @@ class BlobsSection(Section, frozen=True):
         return int(datetime.fromisoformat(self.unauthenticated_before).replace(tzinfo=UTC).timestamp() * 1000)
 
 
+class AtRest(Section, frozen=True):
+    """What is sealed in the database and the blobs. Nothing that is sealed already depends on it."""
+
+    master_key_file: str = "master.key"
+    events: bool = True
+    media: bool = True
+    archive: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.master_key_file:
+            raise ConfigError("at_rest.master_key_file must name a file")
+
+
 class Registration(Section, frozen=True):
     enabled: bool = False
     require_token: bool = False
@@ -248,6 +262,7 @@ class Config(Section, frozen=True):
     public: Public = Public()
     database: DatabaseSection = DatabaseSection()
     blobs: BlobsSection = BlobsSection()
+    at_rest: AtRest = AtRest()
     registration: Registration = Registration()
     rooms: Rooms = Rooms()
     passwords: Passwords = Passwords()

@@ -8,11 +8,13 @@ from homeserver.config import Config
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.signing import SigningKey
 from homeserver.process.heartbeats import Heartbeats, LocalHeartbeats
+from homeserver.process.sealing import MasterKeys
 
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """The server's name, the key that signs its events, its settings, and the heartbeats of its users.
+    """The server's name, the key that signs its events, its settings, its master keys (`rooms/keys.py`), and the
+    heartbeats of its users.
 
     All threads of the database share it, so it never changes, and the heartbeats may be used on any thread. It must not
     contain anything that belongs to the trio thread, such as caches, nurseries and sockets.
@@ -21,4 +23,5 @@ class ServerIdentity:
     name: ServerName
     signing_key: SigningKey
     config: Config
+    master_keys: MasterKeys
     heartbeats: Heartbeats = field(default_factory=LocalHeartbeats, compare=False)

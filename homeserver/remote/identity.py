@@ -22,7 +22,6 @@ No setting changes the name, because accounts, rooms and signatures cannot be mo
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from homeserver.config import Config, ConfigError
 from homeserver.database import Database, Transaction
 from homeserver.federation.server_keys import VerifyKey
 from homeserver.federation.signing import SigningKey, format_signing_key, parse_signing_key
+from homeserver.process.key_files import create_file, sync_folder, write_aside
 from homeserver.users.accounts import list_users
 
 # A key has about 60 bytes. A longer file is not a key.
@@ -82,7 +82,7 @@ async def replace_key(config: Config, database: Database) -> tuple[SigningKey, P
     path = config.data_path(config.federation.signing_key_file)
     check_name(await database.read(get_identity), config.server_name)
     key = _new_key()
-    unfinished = _write_aside(path, key)
+    unfinished = write_aside(path, format_signing_key(key))
     try:
         await database.write(_store_identity, config.server_name, key)
         # From here on the server needs the new key. If the command is interrupted, it has to be run again.
@@ -90,7 +90,7 @@ async def replace_key(config: Config, database: Database) -> tuple[SigningKey, P
         if old is not None:
             path.rename(old)
         unfinished.rename(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise ConfigError(f"federation.signing_key_file: {path} cannot be replaced: {error.strerror}") from error
     finally:
@@ -160,13 +160,7 @@ def make_key(path: Path) -> tuple[SigningKey, bool]:
     """
     key = _new_key()
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        unfinished = _write_aside(path, key)
-        try:
-            os.link(unfinished, path)
-        finally:
-            unfinished.unlink()
-        _sync_folder(path.parent)
+        create_file(path, format_signing_key(key))
     except FileExistsError:
         found = read_key(path)
         if found is not None:
@@ -179,25 +173,6 @@ def make_key(path: Path) -> tuple[SigningKey, bool]:
 
 def _new_key() -> SigningKey:
     return SigningKey(secrets.token_hex(4), secrets.token_bytes(32))
-
-
-def _write_aside(path: Path, key: SigningKey) -> Path:
-    """Writes the key to a new file next to `path`, which is on the disk and which only its owner may read."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="ascii") as file:
-        file.write(format_signing_key(key))
-        file.flush()
-        os.fsync(file.fileno())
-    return unfinished
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Storage

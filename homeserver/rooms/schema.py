@@ -210,5 +210,23 @@ SCHEMA = Schema(
             ALTER TABLE rooms ADD COLUMN rewrites INTEGER NOT NULL DEFAULT 0;
             """,
         ),
+        Step(
+            "012_sealing_keys",
+            """
+            -- Keys that seal what is stored, see keys.py. room_nid: the conversation, NULL for the key of a file.
+            -- master: the fingerprint of the master key that wraps it. wrapped: NULL once the key is forgotten.
+            CREATE TABLE sealing_keys (
+                number INTEGER PRIMARY KEY,
+                room_nid INTEGER,
+                master TEXT NOT NULL,
+                wrapped BLOB
+            );
+            CREATE UNIQUE INDEX sealing_keys_of_room ON sealing_keys (room_nid)
+                WHERE room_nid IS NOT NULL AND wrapped IS NOT NULL;
+            CREATE INDEX sealing_keys_by_master ON sealing_keys (master, number) WHERE wrapped IS NOT NULL;
+            -- is_current: 1 if it wraps new keys. Others are being replaced, see `homeserver keys rotate`.
+            CREATE TABLE master_keys (fingerprint TEXT PRIMARY KEY, is_current INTEGER NOT NULL);
+            """,
+        ),
     ),
 )

@@ -41,7 +41,8 @@ def now_ms() -> int:
 def config_for_tests(server_name: str, folder: str | PathLike[str], **sections: Any) -> Config:
     """Returns a configuration with open registration, no rate limits and very cheap passwords.
 
-    Database and files are in memory; only the signing key is written to `folder`. `sections` replace its sections.
+    Database and files are in memory; only the signing key and the master key are written to `folder`. `sections`
+    replace its sections.
     """
     chosen: dict[str, Any] = {
         "database": DatabaseSection(url="sqlite::memory:"),

@@ -28,6 +28,7 @@ from homeserver.http.dispatch import Dispatch
 from homeserver.process.workers import Workers
 from homeserver.resources import Resources
 from homeserver.testing import now_ms
+from tests.support.sealing import MASTER_KEYS
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ def start_server(tmp_path: Path, virtual_clock: None) -> StartServer:
         sections = {"rate_limits": RateLimitsSection(enabled=False), **sections}
         config = Config(server_name="test.example", data_dir=str(tmp_path), **sections)
         database = await open_database("sqlite::memory:", [SCHEMA], inline=True, now_ms=now_ms)
-        identity = ServerIdentity(ServerName("test.example"), SigningKey("test", bytes(32)), config)
+        identity = ServerIdentity(ServerName("test.example"), SigningKey("test", bytes(32)), config, MASTER_KEYS)
         database.serve_as(identity)
         async with trio.open_nursery() as nursery:
             hs = Resources(

@@ -49,6 +49,7 @@ from tests.support.database import opened
 from tests.support.examples import share_of_examples
 from tests.support.keys import CrossSigning, Device
 from tests.support.rooms import KEY, OURS
+from tests.support.sealing import MASTER_KEYS
 
 ALICE, BOB, CAROL, NOBODY = (UserID(f"@{name}:{OURS}") for name in ("alice", "bob", "carol", "nobody"))
 PEOPLE = (ALICE, BOB, CAROL)
@@ -76,11 +77,11 @@ async def nodes(url: str) -> AsyncIterator[tuple[Database, Database]]:
     """Two nodes on one database, with an account for each of `PEOPLE`."""
     schemas = (AUTHENTICATE, ROOMS, *users.SCHEMAS)
     async with opened(url, *schemas) as one:
-        one.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere")))
+        one.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere"), MASTER_KEYS))
         for user_id in PEOPLE:
             await one.write(create_user, user_id)
         async with opened(url, *schemas, exclusive=False) as two:
-            two.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere")))
+            two.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere"), MASTER_KEYS))
             yield one, two
 
 

@@ -74,6 +74,7 @@ from homeserver.users.profile import get_member_profile
 from tests.support.contract import check_response
 from tests.support.engine import file_url, memory_url
 from tests.support.exchange import exchange
+from tests.support.sealing import MASTER_KEYS
 
 CLIENT_API = "/_matrix/client/v3/"
 
@@ -275,7 +276,7 @@ async def _few_features(
     schemas = [AUTHENTICATE, ROOMS, *users.SCHEMAS, *of_features]
     database = await open_database(memory_url(), schemas, inline=True, now_ms=now_ms)
     key = SigningKey("test", config.server_name.encode().ljust(32, b"\0")[:32])
-    identity = ServerIdentity(ServerName(config.server_name), key, config)
+    identity = ServerIdentity(ServerName(config.server_name), key, config, MASTER_KEYS)
     database.serve_as(identity)
     served = [*features, sync.feature_of(features, find_filter)]
     served += [versions.feature_of(served), capabilities.feature_of(served)]

@@ -37,6 +37,7 @@ from homeserver.rooms.timeline import END, list_backwards
 from tests.federation.rooms_for_tests import Room
 from tests.support.consistency import check_consistency
 from tests.support.engine import memory_url
+from tests.support.sealing import MASTER_KEYS
 
 OURS = ServerName("test.example")
 OUR_ALICE, OUR_BOB, OUR_CAROL = (
@@ -183,7 +184,7 @@ async def opened_rooms(*schemas: Schema) -> AsyncIterator[Rooms]:
     """The rooms in a new database, with further tables; consistent at the end."""
     clock = itertools.count(START_MS, 20)
     database = await open_database(memory_url(), [SCHEMA, *schemas], inline=True, now_ms=lambda: next(clock))
-    database.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere")))
+    database.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere"), MASTER_KEYS))
     try:
         rooms = Rooms(database)
         yield rooms

@@ -16,6 +16,7 @@ from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire
 from homeserver.process.budgets import Budgets
+from homeserver.process.claims import Claims
 from homeserver.process.flights import Flights
 from homeserver.process.heartbeats import Heartbeats
 from homeserver.process.metrics import Metrics
@@ -57,6 +58,7 @@ class Resources:
     heartbeats: Heartbeats
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)
+    claims: Claims = field(default_factory=Claims)
     flights: Flights = field(default_factory=Flights)
     peers: Peers = field(default_factory=Peers)
     metrics: Metrics = field(default_factory=Metrics)

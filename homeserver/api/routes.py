@@ -217,6 +217,7 @@ class Operation:
     waits: bool
     decode: Callable[[bytes], Any]
     max_json_nodes: int
+    headers: Mapping[str, str]
 
 
 class Routes:
@@ -264,6 +265,7 @@ class Routes:
         waits: bool = False,
         decode: Callable[[bytes], Any] = decode_json,
         max_json_nodes: int = 0,
+        headers: Mapping[str, str] | None = None,
     ) -> Callable[[Handler], Handler]:
         """Registers a handler. Several routes may be stacked on one function.
 
@@ -275,6 +277,7 @@ class Routes:
         waits: the handler may wait a long time. While it waits, it has to await `request.wait_ended` too, which raises
         when the client disconnects or the server stops.
         decode: decodes the JSON body. Use `decode_parts` if a malformed part must not invalidate the others.
+        headers: fields that every answer has, refusals included. They may replace those of CORS.
         """
         group = group or guess_group(path)
 
@@ -295,6 +298,7 @@ class Routes:
                     waits=waits,
                     decode=decode,
                     max_json_nodes=max_json_nodes or limits.http.JSON_NODES_MAX[group],
+                    headers=headers or {},
                 )
             )
             return handler

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,7 +120,10 @@ class Dispatch:
         seconds.value += perf_counter() - started
         if operation is not None and operation.group in WITHOUT_CORS:
             return response
-        headers = _JSON_CORS if response.headers is _JSON_HEADERS else {**CORS, **response.headers}
+        if operation is not None and operation.headers:
+            headers: Mapping[str, str] = {**CORS, **response.headers, **operation.headers}
+        else:
+            headers = _JSON_CORS if response.headers is _JSON_HEADERS else {**CORS, **response.headers}
         return Response(response.status, response.body, headers, response.stream)
 
     def _counters_of(self, operation: Operation | None, status: int) -> tuple[Counter, Counter]:

@@ -180,6 +180,19 @@ MEDIA_ID_CHARACTERS_MAX = 255
 MEDIA_PENDING_LIFETIME_MS = 24 * 60 * 60 * 1000
 # A client creates one for each file that it is about to send.
 MEDIA_PENDING_PER_USER_MAX = 50
+# How long a resumable upload is kept after its last byte. With the pause between two clean-ups, and a margin for a
+# server that is down for an hour, a broken one costs its storage no longer than a day.
+RESUMABLE_LIFETIME_MS = 22 * 60 * 60 * 1000
+# Someone who sends a folder has a few under way at a time, and some that broke off.
+RESUMABLE_PER_USER_MAX = 50
+# What is received before it is made durable and acknowledged. A crash makes the client repeat no more than this; each
+# costs a sync of the disk and a commit.
+RESUMABLE_CHECKPOINT_BYTES = 8 << 20
+# A request that has received nothing for this long makes way for another one for the same upload: its client has
+# probably come back on another network.
+RESUMABLE_PATIENCE_S = 5.0
+# A file name, a type, and what a client adds. It is a header of answers, and stored for each upload.
+RESUMABLE_METADATA_BYTES_MAX = 4 * 1024
 # The longest `timeout_ms`: a waiting request holds a connection, and proxies give up after a minute.
 MEDIA_WAIT_MS_MAX = 60_000
 

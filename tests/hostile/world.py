@@ -121,6 +121,7 @@ class World:
             "receipt_type": "m.read",
             "query_type": "profile",
             "file_name": "file.txt",
+            "upload_id": "upload",
         }
 
         def fill(match: re.Match[str]) -> str:

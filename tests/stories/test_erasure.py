@@ -114,6 +114,14 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await leave_notifications(alice, bob, room_id)
     await alice.post("/_matrix/media/v3/upload?filename=holiday.png", content=b"x" * 100)
     await alice.post("/_matrix/media/v1/create")
+    await alice.post(
+        "/_homeserver/client/v1/uploads",
+        headers={
+            "tus-resumable": "1.0.0",
+            "upload-length": "9",
+            "upload-metadata": "filename b3JnLmV4YW1wbGUuc2VjcmV0",
+        },
+    )
     await alice.post("account/password", json={"new_password": "another long password"})  # begins a session
     await back_up_keys(alice, room_id)
     await leave_addresses(server, alice)

@@ -25,6 +25,7 @@ READ = {
     "media.used_ms": "homeserver/features/media/downloads.py::note_used",
     "media_images.checked_ms": "homeserver/features/media/thumbnails.py::get_thumbnail",
     "media_pending.expires_ms": "homeserver/features/media/storage.py::_pending_between",
+    "media_uploads.expires_ms": "homeserver/features/media/resumable_storage.py::_unexpired",
     "parked_events.retry_ms": "homeserver/remote/gaps.py::_due",
     "pending_leaves.retry_after_ms": "homeserver/remote/pending_leaves.py::list_due",
     "presence.due_ms": "homeserver/users/presence.py::_due",

@@ -11,6 +11,7 @@ from homeserver.features.media import (  # noqa: F401  some of them only registe
     cleanup,
     federation_media,
     previews,
+    resumable,
     storage,
 )
 from homeserver.features.media.downloads import download, parse_mxc
@@ -40,6 +41,7 @@ FEATURE = Feature(
     limits={
         "media": Bucket(100, 20),  # a timeline full of thumbnails
         "upload": Bucket(30, 2),  # uploads fill the disk
+        "upload_part": Bucket(300, 30),  # some clients send pieces of a few kilobytes
         "url_preview": Bucket(20, 0.5),  # pages to fetch: a timeline full of links, then one link every other second
     },
     background=(cleanup.clean_up_forever,),

@@ -1,8 +1,8 @@
 """Clean-up: deletes what is no longer needed, in small steps that can be interrupted anywhere and resumed.
 
-It deletes created URIs that got no content in time; remote files that nobody uses, or beyond the limit, least recently
-used first; URL previews that are too old; blobs whose last row is gone; blobs that never got a row, because a crash
-came in between; temporary files left by a crash.
+It deletes created URIs that got no content in time; resumable uploads that have expired; remote files that nobody uses,
+or beyond the limit, least recently used first; URL previews that are too old; blobs whose last row is gone; blobs that
+never got a row, because a crash came in between; temporary files left by a crash.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import trio
 
 from homeserver.blobs import BlobError
 from homeserver.database import Transaction
-from homeserver.features.media import preview_storage, storage
+from homeserver.features.media import preview_storage, resumable_storage, storage
 from homeserver.features.media.receiving import blob_created_ms, shard_folder, temporary_folder
+from homeserver.features.media.resumable_files import delete_parts, list_parts
 from homeserver.federation.identifiers import UserID
 from homeserver.limits import (
     MEDIA_CLEANUP_INTERVAL_S,
@@ -48,6 +49,7 @@ async def clean_up_forever(hs: Resources) -> None:
 async def clean_up(hs: Resources) -> None:
     """Runs one round of everything."""
     await hs.database.write(storage.delete_expired_pending)
+    await delete_expired_uploads(hs)
     if hs.config.blobs.remote_days_max:
         unused_since_ms = hs.now_ms() - hs.config.blobs.remote_days_max * _DAY_MS
         while await hs.database.write(storage.delete_unused_remote, unused_since_ms, MEDIA_CLEANUP_ROWS):
@@ -60,6 +62,16 @@ async def clean_up(hs: Resources) -> None:
     await find_orphans(hs)
     await delete_released(hs)
     await hs.workers.run(_delete_temporary_files, temporary_folder(hs))
+
+
+async def delete_expired_uploads(hs: Resources) -> None:
+    """Deletes resumable uploads that have expired, and the files of those that are over."""
+    await hs.database.write(resumable_storage.delete_expired_uploads)
+    stored = await hs.workers.run(list_parts, temporary_folder(hs))  # before the rows: these come before the files
+    if stored:
+        unfinished = set(await hs.database.read(resumable_storage.list_unfinished))
+        over = [upload_id for upload_id in stored if upload_id not in unfinished]
+        await hs.workers.run(delete_parts, temporary_folder(hs), over)
 
 
 async def find_orphans(hs: Resources) -> None:
@@ -115,6 +127,7 @@ def forget_media(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """
     nid = tx.find(user_id)
     tx.run("DELETE FROM media_pending WHERE uploader_nid = ?", nid)
+    tx.run("DELETE FROM media_uploads WHERE owner_nid = ?", nid)
     if not erase:
         return False
     tx.run("DELETE FROM media_usage WHERE uploader_nid = ?", nid)

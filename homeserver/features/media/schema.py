@@ -1,4 +1,4 @@
-"""The tables of the content repository. Their functions are in `storage`, `thumbnail_storage` and `preview_storage`."""
+"""The tables of the content repository. Their functions are in the modules called `…storage`."""
 
 from __future__ import annotations
 
@@ -97,6 +97,25 @@ SCHEMA = Schema(
                 PRIMARY KEY (server_nid, media_id)
             );
             CREATE INDEX media_quarantine_sha256 ON media_quarantine (sha256);
+            """,
+        ),
+        Step(
+            "uploads",
+            """
+            CREATE TABLE media_uploads (
+                upload_id TEXT PRIMARY KEY,
+                owner_nid INTEGER NOT NULL,
+                length_bytes INTEGER NOT NULL,
+                offset_bytes INTEGER NOT NULL,
+                content_type TEXT NOT NULL,
+                filename TEXT,
+                metadata TEXT NOT NULL,
+                expires_ms INTEGER NOT NULL,
+                media_id TEXT NOT NULL,
+                info TEXT NOT NULL
+            );
+            CREATE INDEX media_uploads_owner ON media_uploads (owner_nid, media_id);
+            CREATE INDEX media_uploads_expiry ON media_uploads (expires_ms);
             """,
         ),
     ),

@@ -187,8 +187,20 @@ def check_may_upload(
     """Raises M_USER_LIMIT_EXCEEDED if the user's space is used up. For a created `media_id` see `check_pending`."""
     if media_id is not None:
         check_pending(tx, server_name, uploader, media_id)
-    row = tx.one("SELECT files, size_bytes FROM media_usage WHERE uploader_nid = ?", tx.find(uploader))
+    check_space(tx, quotas, uploader, size_bytes)
+
+
+def check_space(tx: Transaction, quotas: BlobsSection, uploader: UserID, size_bytes: int) -> None:
+    """Raises M_USER_LIMIT_EXCEEDED if the user has no space for another file. Unfinished resumable uploads count."""
+    uploader_nid = tx.find(uploader)
+    row = tx.one("SELECT files, size_bytes FROM media_usage WHERE uploader_nid = ?", uploader_nid)
     files, used_bytes = row if row is not None else (0, 0)
+    unfinished = tx.one(
+        "SELECT COUNT(*), COALESCE(SUM(length_bytes), 0) FROM media_uploads WHERE owner_nid = ? AND media_id = ''",
+        uploader_nid,
+    )
+    assert unfinished is not None
+    files, used_bytes = files + unfinished[0], used_bytes + int(unfinished[1])
     if files >= quotas.user_files_max or used_bytes + size_bytes > quotas.user_bytes_max:
         raise MatrixError(
             403, "M_USER_LIMIT_EXCEEDED", "You have used up the space that this server has for your uploads.",

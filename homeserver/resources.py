@@ -39,7 +39,7 @@ erase: the user asked to be erased, so what others see of the user goes as well,
 class Resources:
     """Opened by `homeserver.server`, closed by it in reverse order.
 
-    is_ready: False once the server has been told to stop.
+    is_ready: False once the server has been told to stop. stopping: set at the same time, for those that wait.
     forgetters: how each feature forgets a user.
     search: the index, see `homeserver.search.service`; None if search is turned off.
     `now_ms` is the one source of wall time. `nursery` outlives requests: work started there is awaited at close.
@@ -66,4 +66,5 @@ class Resources:
     forgetters: tuple[ForgetUser, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
     is_ready: bool = True
+    stopping: trio.Event = field(default_factory=trio.Event)
     search: Service | None = None

@@ -47,8 +47,10 @@ from homeserver.resources import Resources
 from homeserver.rooms.keys import list_masters
 from homeserver.rooms.master_keys import check_keys, claim, open_master_keys
 from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
+from homeserver.sync import Syncs
 from homeserver.users.accounts import create_account, find_local
 from homeserver.users.filters import find_filter
+from homeserver.websocket import Sockets
 
 T = TypeVar("T")
 
@@ -208,7 +210,8 @@ class Homeserver:
             _log.warning("this part of the configuration has no effect yet", extra={"key": name})
         for said in check_files(config):
             raise ConfigError(said)
-        features = all_features(self._features)
+        sockets = Sockets(Syncs(self._features, find_filter))
+        features = all_features(self._features, sockets)
         database = await open_data(
             config, inline=self._inline, exclusive=not self._beside, now_ms=self._now_ms, features=self._features
         )
@@ -261,8 +264,11 @@ class Homeserver:
                 [operation for feature in features for operation in feature.routes],
                 identify_origin=remote.identify_origin if config.federation.enabled else authenticate.refuse_origin,
             ),
+            websocket=sockets.serve_asgi,
+            upgrade=sockets.serve,
             pages=lambda: make_pages(config),
         )
+        sockets.open(self._app.dispatch)
         self._calls = Calls(self._app.dispatch)
         if not self._beside:
             nursery.start_soon(measure_loop_lag, self._app.dispatch)
@@ -302,9 +308,10 @@ def _check_text(**given: object) -> None:
             raise TypeError(f"{name} must be a str, not {type(value).__name__}.")
 
 
-def all_features(features: Sequence[Feature] = FEATURES) -> list[Feature]:
-    """Returns the features, and the four that are generated from their declarations."""
-    served = [*features, sync.feature_of(features, find_filter), remote.feature_of(features)]
+def all_features(features: Sequence[Feature] = FEATURES, sockets: Sockets | None = None) -> list[Feature]:
+    """Returns the features, and the five that are generated from their declarations."""
+    sockets = sockets or Sockets(Syncs(features, find_filter))
+    served = [*features, sync.feature_of(sockets.syncs), sockets.feature(), remote.feature_of(features)]
     return [*served, versions.feature_of(served), capabilities.feature_of(served)]
 
 

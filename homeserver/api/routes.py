@@ -167,6 +167,20 @@ class Request:
                 raise too_large(max_bytes)
 
 
+class UpgradeRequest(Request):
+    """A request to continue the connection as a WebSocket. The operation agrees with status 101, and sets these:
+
+    requester: None for a client without a token. extension: how messages are compressed; None if they are not.
+    is_raw: whether the operation does the handshake; otherwise an ASGI server has done it.
+    """
+
+    __slots__ = ("extension", "is_raw", "requester")
+
+    requester: Any
+    extension: Any
+    is_raw: bool
+
+
 def parse_query(text: str) -> dict[str, list[str]]:
     """Returns all values of each parameter of a query string. Raises M_INVALID_PARAM if it cannot be read."""
     values: dict[str, list[str]] = {}

@@ -29,6 +29,7 @@ from homeserver.config.sections import (
     Rooms,
     SearchSection,
     UrlPreviews,
+    WebsocketSection,
     is_loopback,
     server_name_of,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Section",
     "ServeGroup",
     "UrlPreviews",
+    "WebsocketSection",
     "check_files",
     "config_from_table",
     "is_loopback",

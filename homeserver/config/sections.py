@@ -237,6 +237,17 @@ class SearchSection(Section, frozen=True):
     enabled: bool = True
 
 
+class WebsocketSection(Section, frozen=True):
+    """connections_max: of all users together."""
+
+    enabled: bool = True
+    connections_max: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("websocket.connections_max", self.connections_max)
+
+
 class ApplicationServices(Section, frozen=True):
     files: tuple[str, ...] = ()
 
@@ -274,6 +285,7 @@ class Config(Section, frozen=True):
     directory: Directory = Directory()
     presence: Presence = Presence()
     search: SearchSection = SearchSection()
+    websocket: WebsocketSection = WebsocketSection()
     application_services: ApplicationServices = ApplicationServices()
     log: Log = Log()
 

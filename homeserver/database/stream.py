@@ -25,6 +25,35 @@ class _Waiter:
         self.after = after
         self.scope = trio.CancelScope(deadline=deadline)  # cancelled by news
 
+    def wake(self) -> None:
+        self.scope.cancel()
+
+
+class Watch:
+    """Calls `wake` at news of its keys after a position, without a task that waits. See `Stream.watch`."""
+
+    __slots__ = ("_keys", "_stream", "after", "wake")
+
+    def __init__(self, stream: Stream, wake: Callable[[], None]) -> None:
+        self._stream = stream
+        self._keys: Collection[str] = ()
+        self.after = 0
+        self.wake = wake
+
+    def move(self, keys: Collection[str], after: int) -> None:
+        """Watches these keys from now on. Calls `wake` at once if they may have had news after the position."""
+        if keys is not self._keys and keys != self._keys:
+            self._stream.change_waiter(self, self._keys, keys)
+            self._keys = keys
+        self.after = after
+        if self._stream.has_news(keys, after):
+            self.wake()
+
+    def close(self) -> None:
+        """Ends it."""
+        self._stream.change_waiter(self, self._keys, ())
+        self._keys = ()
+
 
 class _Follower:
     __slots__ = ("event",)
@@ -44,7 +73,7 @@ class Stream:
         self._old: dict[str, int] = {}
         self._floor = position
         self._young_since = position
-        self._waiters: dict[str, set[_Waiter]] = {}
+        self._waiters: dict[str, set[_Waiter | Watch]] = {}
         self._followers: set[_Follower] = set()
         self._waiting = 0
 
@@ -66,7 +95,7 @@ class Stream:
             self._young[key] = max(position, self._young.get(key, 0))
             for waiter in self._waiters.get(key, ()):
                 if position > waiter.after:
-                    waiter.scope.cancel()
+                    waiter.wake()
         for follower in self._followers:
             follower.event.set()
         if len(self._young) > STREAM_KEYS_REMEMBERED_MAX:
@@ -81,7 +110,7 @@ class Stream:
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if position > waiter.after:
-                    waiter.scope.cancel()
+                    waiter.wake()
         for follower in self._followers:
             follower.event.set()
 
@@ -114,25 +143,37 @@ class Stream:
             await trio.lowlevel.checkpoint()
             return self._position
         waiter = _Waiter(after, deadline)
-        for key in keys:
-            waiters = self._waiters.get(key)
-            if waiters is None:
-                self._waiters[key] = {waiter}
-            else:
-                waiters.add(waiter)
+        self.change_waiter(waiter, (), keys)
         self._waiting += 1
         try:
             with waiter.scope:
                 await until()
         finally:
             self._waiting -= 1
-            for key in keys:
-                waiters = self._waiters.get(key)
-                if waiters is not None:
-                    waiters.discard(waiter)
-                    if not waiters:
-                        del self._waiters[key]
+            self.change_waiter(waiter, keys, ())
         return self._position if self.has_news(keys, after) else after
+
+    def watch(self, wake: Callable[[], None]) -> Watch:
+        """Returns what calls `wake`, which must not block, at news of the keys that `Watch.move` names.
+
+        For those who would otherwise have a waiting task each. It is called as often as there is news.
+        """
+        return Watch(self, wake)
+
+    def change_waiter(self, waiter: _Waiter | Watch, old: Collection[str], new: Collection[str]) -> None:
+        """Replaces the keys at which a waiter is woken."""
+        for key in old:
+            waiters = self._waiters.get(key)
+            if waiters is not None:
+                waiters.discard(waiter)
+                if not waiters:
+                    del self._waiters[key]
+        for key in new:
+            waiters = self._waiters.get(key)
+            if waiters is None:
+                self._waiters[key] = {waiter}
+            else:
+                waiters.add(waiter)
 
     @asynccontextmanager
     async def subscribe_all(self) -> AsyncIterator[Subscription]:

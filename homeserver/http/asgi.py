@@ -13,10 +13,11 @@ from urllib.parse import quote
 import trio
 
 from homeserver import limits
-from homeserver.api.routes import Request, Response
+from homeserver.api.routes import Request, Response, UpgradeRequest
 from homeserver.config import SERVE_GROUPS
 from homeserver.errors import MatrixError, unrecognized
 from homeserver.http.addresses import Proxies
+from homeserver.http.connection import Connection
 from homeserver.http.dispatch import Dispatch, error_response
 
 Scope = MutableMapping[str, Any]
@@ -25,24 +26,29 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-Upgrade = Callable[[Request, trio.abc.Stream], Awaitable[None]]
-"""Continues a connection as a WebSocket. From the stream it receives everything from the request's first byte on."""
+Upgrade = Callable[[UpgradeRequest, Connection, bytes, Collection[str]], Awaitable[None]]
+"""Continues a connection as a WebSocket: the request, the bytes received after it, and the groups of operations."""
+
+OpenSocket = Callable[[UpgradeRequest, Receive, Send, Collection[str]], Awaitable[None]]
+"""Serves a WebSocket that an ASGI server has accepted."""
 
 API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
+WEBSOCKET_PATH = "/_homeserver/client/v1/ws"
 
 
 @dataclass(slots=True)
 class App:
     """An ASGI application. `groups`: the groups of operations that it serves. The optional parts are passed in.
 
-    proxies: the proxies whose X-Forwarded-For is trusted. websocket: answers WebSocket scopes. upgrade: the same for
-    our own listeners. pages: creates the ASGI application for people at its first request.
+    proxies: the proxies whose X-Forwarded-For is trusted. websocket: serves WebSockets of ASGI servers. upgrade: the
+    same for our own listeners. Both after the operation at WEBSOCKET_PATH has agreed. pages: creates the ASGI
+    application for people at its first request.
     """
 
     dispatch: Dispatch
     groups: Collection[str] = frozenset(SERVE_GROUPS)
     proxies: Proxies = field(default_factory=Proxies)
-    websocket: AsgiApp | None = None
+    websocket: OpenSocket | None = None
     upgrade: Upgrade | None = None
     pages: Callable[[], AsgiApp] | None = None
     _pages: AsgiApp | None = None
@@ -59,13 +65,31 @@ class App:
             else:
                 await self._show_page(scope, receive, send)
         elif scope["type"] == "websocket":
-            if self.websocket is not None and "client" in self.groups:
-                await self.websocket(scope, receive, send)
-            else:
-                await receive()
-                await send({"type": "websocket.close", "code": 1000})
+            await self._open_socket(scope, receive, send)
         elif scope["type"] == "lifespan":
             await lifespan(receive, send)
+
+    async def _open_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        path = raw_path(scope)
+        request = UpgradeRequest(
+            "GET", path, scope["query_string"].decode("latin-1"), scope["headers"],
+            lambda: client_address(scope, self.proxies),
+        )  # fmt: skip
+        request.is_raw = False
+        if self.websocket is None or path != WEBSOCKET_PATH:
+            response = error_response(unrecognized())
+        else:
+            response = await self.dispatch.answer(request, self.groups)
+        if response.status == 101 and self.websocket is not None:
+            await send({"type": "websocket.accept"})
+            await self.websocket(request, receive, send, self.groups)
+        elif "websocket.http.response" in scope.get("extensions", {}):
+            headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+            await send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "websocket.http.response.body", "body": response.body})
+        else:  # the ASGI server answers 403
+            await send({"type": "websocket.close", "code": 1008})
 
     async def _answer(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         body = _Body(receive)

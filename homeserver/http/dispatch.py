@@ -28,6 +28,7 @@ from homeserver.authenticate import (
     IdentifyOrigin,
     OriginClaim,
     Requester,
+    check_may_call,
     find_requester,
     limit_requester,
     refuse_origin,
@@ -95,8 +96,13 @@ class Dispatch:
         metrics.describe("homeserver_request_seconds_total", "Time from a request to the start of its answer.")
         metrics.gauge("homeserver_requests_active", lambda: self.active, "Requests that are being answered.")
 
-    async def answer(self, request: Request, groups: Collection[str]) -> Response:
-        """Returns the answer to a request at a listener for `groups`. Either its body is bytes or its stream is set."""
+    async def answer(
+        self, request: Request, groups: Collection[str], named: tuple[Operation, list[str]] | None = None
+    ) -> Response:
+        """Returns the answer to a request at a listener for `groups`. Either its body is bytes or its stream is set.
+
+        named: the operation and its percent-encoded path parameters, if they do not follow from the request's path.
+        """
         request.request_id = next(self._ids)
         self.requested.set()
         started = perf_counter()
@@ -104,7 +110,7 @@ class Dispatch:
         operation = None
         try:
             self._check_size(request)
-            operation, raw = self._find(request, groups)
+            operation, raw = named or self._find(request, groups)
             if operation is None:
                 return Response(204, b"", PREFLIGHT)
             result = await self._run(operation, request, raw)
@@ -112,7 +118,8 @@ class Dispatch:
         except MatrixError as error:
             response = error_response(error)
         except Exception as error:  # an unexpected exception must not reach the client or end the server
-            response = error_response(self._unexpected(error, request, operation))
+            name = operation.name if operation is not None else "none"
+            response = error_response(self.explain(error, name, request.request_id, request.method))
         finally:
             self.active -= 1
         requests, seconds = self._counters_of(operation, response.status)
@@ -156,6 +163,7 @@ class Dispatch:
     def drain(self) -> None:
         """Ends waiting operations; the others finish. From now on nothing waits."""
         self.hs.is_ready = False
+        self.hs.stopping.set()
         self.is_draining = True
         for scope in self._scopes:
             scope.cancel()
@@ -312,7 +320,13 @@ class Dispatch:
         else:
             limit_requester(self.hs, requester, operation.rate_limit)
 
-    def _unexpected(self, error: Exception, request: Request, operation: Operation | None) -> MatrixError:
+    def admit(self, operation: Operation, requester: Requester) -> None:
+        """Raises MatrixError if the requester may not call the operation, or not now: for other ways to call it."""
+        check_may_call(requester, operation)
+        if operation.rate_limit and self.hs.rate_limits.enabled:
+            limit_requester(self.hs, requester, operation.rate_limit)
+
+    def explain(self, error: Exception, operation: str, request_id: str = "", method: str = "") -> MatrixError:
         """Returns the error for an exception: the MatrixError in a group, else 500 M_UNKNOWN with a log entry."""
         inner = single_error(error)
         if isinstance(inner, MatrixError):
@@ -326,13 +340,10 @@ class Dispatch:
                 "The storage of this server is not working at the moment. Try again later.",
                 retry_after_ms=STORAGE_RETRY_AFTER_MS,
             )
-        name = operation.name if operation is not None else "none"
-        _log.error(
-            "request failed",
-            exc_info=error,
-            extra={"request_id": request.request_id, "operation": name, "method": request.method},
-        )
-        return MatrixError(500, "M_UNKNOWN", f"An unexpected error happened; it is logged as {request.request_id}.")
+        request_id = request_id or next(self._ids)
+        about = {"request_id": request_id, "operation": operation, "method": method}
+        _log.error("request failed", exc_info=error, extra=about)
+        return MatrixError(500, "M_UNKNOWN", f"An unexpected error happened; it is logged as {request_id}.")
 
 
 def error_response(error: MatrixError) -> Response:

@@ -27,10 +27,10 @@ from math import inf
 import trio
 
 from homeserver import limits
-from homeserver.api.routes import Request, Response
+from homeserver.api.routes import Request, Response, UpgradeRequest
 from homeserver.errors import MatrixError
-from homeserver.http.answers import CONTINUE, AnswerHeads, BodyWriter
-from homeserver.http.asgi import API_PREFIXES, App
+from homeserver.http.answers import CONTINUE, AnswerHeads, BodyWriter, encode_fields
+from homeserver.http.asgi import API_PREFIXES, WEBSOCKET_PATH, App, Upgrade
 from homeserver.http.asgi_exchange import Address, AsgiExchange
 from homeserver.http.connection import Connection, is_gone
 from homeserver.http.http1 import Chunks, Head, Refused, check_head, parse_head
@@ -60,9 +60,10 @@ class Http1Connection:
                 head = await self._read_head()
                 if head is None or self._is_gone:
                     return  # the client has closed the connection, maybe in the middle of a request
-                if self._app.upgrade is not None and head.asks_for_websocket and "client" in self._app.groups:
-                    await self._hand_over(head)
-                    return
+                if self._app.upgrade is not None and head.asks_for_websocket and head.path == WEBSOCKET_PATH:
+                    if await self._hand_over(head, self._app.upgrade):
+                        return
+                    break
                 if not await self._answer(head):
                     break
                 if self._buffer:
@@ -229,12 +230,22 @@ class Http1Connection:
             _log.error("answer broke off", exc_info=error, extra={"path": head.path})
         self._is_gone = True  # so that the client does not take what it has got for the whole answer
 
-    async def _hand_over(self, head: Head) -> None:
-        """Lets the application go on with another protocol. It reads the request again, and what followed it."""
-        assert self._app.upgrade is not None
+    async def _hand_over(self, head: Head, upgrade: Upgrade) -> bool:
+        """Continues as a WebSocket, until its end. Returns False if the request was refused."""
         self.connection.become_busy()
-        request = Request(head.method, head.path, head.query, head.headers, partial(self._client_ip, head))
-        await self._app.upgrade(request, Rewound(self.connection.stream, head.raw + self._buffer))
+        request = UpgradeRequest(
+            head.method, head.path, head.query, head.headers, partial(self._client_ip, head), None, self.wait_gone
+        )
+        request.is_raw = True
+        response = await self._app.dispatch.answer(request, self._app.groups)
+        if response.status != 101:
+            await self._send(head, response, None, is_last=True)
+            return False
+        fields = [(name.encode(), value.encode("latin-1")) for name, value in response.headers.items()]
+        await self.connection.send(self._heads.complete(encode_fields(101, fields), None, ends=False) + b"\r\n")
+        received, self._buffer = self._buffer, b""
+        await upgrade(request, self.connection, received, self._app.groups)
+        return True
 
 
 class RequestBody:
@@ -313,34 +324,3 @@ class RequestBody:
                     seen += len(data)
             except (MatrixError, trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # there is no more
-
-
-class Rewound(trio.abc.Stream):
-    """A stream of which some bytes have been received already: they are received again."""
-
-    __slots__ = ("_ahead", "_stream")
-
-    def __init__(self, stream: trio.abc.Stream, ahead: bytes) -> None:
-        self._stream = stream
-        self._ahead = ahead
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Returns the bytes that were received before, then what arrives."""
-        if self._ahead:
-            await trio.lowlevel.checkpoint()
-            size = len(self._ahead) if max_bytes is None else max_bytes
-            data, self._ahead = self._ahead[:size], self._ahead[size:]
-            return data
-        return bytes(await self._stream.receive_some(max_bytes))
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends everything."""
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Waits until sending might not block."""
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        """Closes the connection."""
-        await self._stream.aclose()

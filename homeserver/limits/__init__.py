@@ -1,8 +1,9 @@
 """Every limit of the server, each with its reason. Grouped by topic.
 
 `limits.http` has the limits of HTTP, `limits.users` those of data stored for a user, `limits.encryption` those of keys,
-`limits.peers` those of federation, `limits.search` those of search. A limit that only one file uses is in that file.
-Units are in the names. A limit that an operator should decide is a key of `homeserver.config` instead.
+`limits.peers` those of federation, `limits.search` those of search, `limits.websocket` those of sockets. A limit that
+only one file uses is in that file. Units are in the names. A limit that an operator should decide is a key of
+`homeserver.config` instead.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from homeserver.limits import encryption, http, peers, search, users
+from homeserver.limits import encryption, http, peers, search, users, websocket
 
-__all__ = ["encryption", "http", "peers", "search", "users"]
+__all__ = ["encryption", "http", "peers", "search", "users", "websocket"]
 
 # Database
 

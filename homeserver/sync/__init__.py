@@ -1,4 +1,4 @@
-"""/sync: one engine and its HTTP operations. `feature_of` makes the feature that serves the sections of all others.
+"""/sync: one engine and its HTTP operations. `Syncs` makes syncs of the features' sections, `feature_of` serves them.
 
 `engine`, `room` and `lazy_members` answer `/v3/sync`; `sliding` has the shape in which clients name the rooms to show.
 Both ask the same `sections` of the features, read timelines with the same reader, and wait in the same way (`waiting`).
@@ -46,34 +46,52 @@ class SyncQuery(msgspec.Struct, frozen=True):
     use_state_after: bool = False
 
 
-def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
-    """Returns the feature that answers /sync with the sections of `features`. get_filter: reads a stored filter."""
-    sections = Sections.of(features)
-    engine = Engine(sections)
-    filters = Cache(FILTERS_CACHED_MAX)
-    routes = Routes()
+class Syncs:
+    """Starts syncs of all kinds: the engine, and the filters that clients refer to by ID."""
 
-    @routes.get("/_matrix/client/v3/sync", rate_limit="sync", waits=True, allow_guest=True)
-    async def sync_events(hs: Resources, requester: Requester, request: Request, query: SyncQuery) -> dict[str, Any]:
+    def __init__(self, features: Sequence[Feature], get_filter: GetFilter) -> None:
+        """features: those whose sections the answers have. get_filter: reads a stored filter."""
+        self.sections = Sections.of(features)
+        self.engine = Engine(self.sections)
+        self._get_filter = get_filter
+        self._filters = Cache(FILTERS_CACHED_MAX)
+
+    async def make_request(
+        self, hs: Resources, requester: Requester, query: SyncQuery, token_position: int
+    ) -> SyncRequest:
+        """Returns the request that the client makes. Raises MatrixError if it is not valid, or one too many.
+
+        token_position: the position of the stream before the requester's token was read.
+        """
         token = None if query.since is None else parse_sync_token(query.since)
-        since = None if token is None else await _read_since(hs, token)
+        since = None if token is None else await read_since(hs, token)
         if since is None or query.full_state:
             limit_requester(hs, requester, "initial_sync")
-        sync = SyncRequest(
+        return SyncRequest(
             requester=requester,
             since=since,
             is_anew=since is None and query.since is not None,
-            filter=await _read_filter(hs, filters, get_filter, requester, query.filter),
+            filter=await _read_filter(hs, self._filters, self._get_filter, requester, query.filter),
             queue_since=None if token is None or since is None else token.queue,
             timeout_ms=min(query.timeout, SYNC_TIMEOUT_MS_MAX),
             full_state=query.full_state,
             use_state_after=query.use_state_after,
             set_presence=query.set_presence,
-            token_position=request.token_position,
+            token_position=token_position,
         )
+
+
+def feature_of(syncs: Syncs) -> Feature:
+    """Returns the feature that answers /sync with the sections of all others."""
+    engine = syncs.engine
+    routes = Routes()
+
+    @routes.get("/_matrix/client/v3/sync", rate_limit="sync", waits=True, allow_guest=True)
+    async def sync_events(hs: Resources, requester: Requester, request: Request, query: SyncQuery) -> dict[str, Any]:
+        sync = await syncs.make_request(hs, requester, query, request.token_position)
         return await engine.sync(hs, sync, request.wait_ended)
 
-    routes.include(routes_of(sections))
+    routes.include(routes_of(syncs.sections))
     routes.include(initial_sync_routes(engine))
     return Feature(
         name="sync",
@@ -88,7 +106,7 @@ def feature_of(features: Sequence[Feature], get_filter: GetFilter) -> Feature:
     )
 
 
-async def _read_since(hs: Resources, token: Token) -> int | None:
+async def read_since(hs: Resources, token: Token) -> int | None:
     """Returns the position of a token; None if it belongs to another history, see `rooms.timeline`."""
     if token.generation == hs.database.generation and token.position <= hs.stream.position:
         return token.number

@@ -130,19 +130,25 @@ class Engine:
         wait_ended: raises when nobody waits for the answer any more.
         """
         began = trio.current_time() if request.timeout_ms else 0.0
-        answer = await self._first_answer(hs, request)
+        answer = await self.first_answer(hs, request)
         if request.timeout_ms and not request.is_whole:
             deadline = began + request.timeout_ms / 1000
             answer = await wait_for_news(
                 hs, answer, lambda: self._read(hs, request, _recompute(hs, request)), deadline, wait_ended
             )
-        return {
-            "next_batch": Tokens(answer.upto, hs.database.generation).stream(answer.queue_upto),
-            **answer.body,
-            **answer.always,
-        }
+        return body_of(hs, answer)
 
-    async def _first_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
+    async def prepare(self, hs: Resources, start: SyncStart) -> None:
+        """Lets features write what is due, without an answer: the client has everything up to `start.since`."""
+        if await self._preparation.is_due(hs, start):
+            await self._preparation.write(hs, start)
+
+    async def read(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
+        """Returns an answer as of now, for a client that has acknowledged nothing since its last one."""
+        quiet = self._quiet_answer(hs, request)
+        return await self._read(hs, request, compute) if quiet is None else quiet
+
+    async def first_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
         """Lets features write what is due, then answers. If nothing is due, one read does both."""
         quiet = self._quiet_answer(hs, request)
         if quiet is None:
@@ -190,6 +196,12 @@ class Engine:
         # never backwards: a client may know of a commit before the stream does
         upto = max(hs.stream.position, request.since)
         return SyncAnswer({}, always[0], upto, upto, False, keys, _members_of(request, self._told))
+
+
+def body_of(hs: Resources, answer: SyncAnswer) -> dict[str, Any]:
+    """Returns the body of the answer."""
+    token = Tokens(answer.upto, hs.database.generation).stream(answer.queue_upto)
+    return {"next_batch": token, **answer.body, **answer.always}
 
 
 _Answer = TypeVar("_Answer", bound=SyncAnswer | None)

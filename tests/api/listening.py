@@ -91,15 +91,15 @@ class Running:
 def make_app() -> tuple[App, Any]:
     hs = SimpleNamespace(
         config=Config(server_name="a.example"), rate_limits=RateLimits(), token_cache=TokenCache(), metrics=Metrics(),
-        budgets=Budgets(), is_ready=True, now_ms=lambda: 0, ended=trio.Event(), may_end=trio.Event(),
+        budgets=Budgets(), is_ready=True, stopping=trio.Event(), now_ms=lambda: 0, ended=trio.Event(),
+        may_end=trio.Event(),
     )  # fmt: skip
     return App(Dispatch(hs, [*routes, *health.routes])), hs
 
 
 @asynccontextmanager
-async def serving(*listeners: Listener, upgrade: Any = None) -> AsyncIterator[Running]:
+async def serving(*listeners: Listener) -> AsyncIterator[Running]:
     app, hs = make_app()
-    app.upgrade = upgrade
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
 

@@ -17,11 +17,9 @@ import httpx
 import pytest
 import trio
 import trio.testing
-import trio_websocket
 import trustme
 
 from homeserver import limits
-from homeserver.api.routes import Request
 from homeserver.config import ConfigError, Listener
 from homeserver.http.listener import open_doors, renew_certificate, serve
 from tests.api.listening import make_app, serving, talk
@@ -131,24 +129,6 @@ async def test_a_host_name_binds_all_of_its_addresses() -> None:
         assert {bound.address.rpartition(":")[0] for bound in server.bound} <= {"127.0.0.1", "[::1]"}
         for bound in server.bound:
             assert (await http.get(bound.url + "/_homeserver/health/live")).status_code == 200
-
-
-async def test_websockets_are_handed_over() -> None:
-    async def echo(request: Request, stream: trio.abc.Stream) -> None:
-        async with trio.open_nursery() as nursery:
-            asked = await trio_websocket.wrap_server_stream(nursery, stream)
-            async with await asked.accept() as socket_:
-                await socket_.send_message(request.path + (await socket_.get_message()).upper())
-
-    async with serving() as server:
-        url = f"ws://127.0.0.1:{server.port}/_homeserver/socket"
-        with pytest.raises(trio_websocket.HandshakeError):
-            async with trio_websocket.open_websocket_url(url):
-                pass
-    async with serving(upgrade=echo) as server:
-        async with trio_websocket.open_websocket_url(f"ws://127.0.0.1:{server.port}/_homeserver/socket") as socket_:
-            await socket_.send_message("hello")
-            assert await socket_.get_message() == "/_homeserver/socketHELLO"
 
 
 async def test_http2_is_supported(tls_files: tuple[str, str, ssl.SSLContext]) -> None:

@@ -278,7 +278,7 @@ async def _few_features(
     key = SigningKey("test", config.server_name.encode().ljust(32, b"\0")[:32])
     identity = ServerIdentity(ServerName(config.server_name), key, config, MASTER_KEYS)
     database.serve_as(identity)
-    served = [*features, sync.feature_of(features, find_filter)]
+    served = [*features, sync.feature_of(sync.Syncs(features, find_filter))]
     served += [versions.feature_of(served), capabilities.feature_of(served)]
     async with trio.open_nursery() as nursery:
         hs = Resources(

@@ -248,6 +248,10 @@ class WebsocketSection(Section, frozen=True):
         check_positive("websocket.connections_max", self.connections_max)
 
 
+class ChatSection(Section, frozen=True):
+    enabled: bool = True
+
+
 class ApplicationServices(Section, frozen=True):
     files: tuple[str, ...] = ()
 
@@ -286,6 +290,7 @@ class Config(Section, frozen=True):
     presence: Presence = Presence()
     search: SearchSection = SearchSection()
     websocket: WebsocketSection = WebsocketSection()
+    chat: ChatSection = ChatSection()
     application_services: ApplicationServices = ApplicationServices()
     log: Log = Log()
 

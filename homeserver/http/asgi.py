@@ -34,6 +34,7 @@ OpenSocket = Callable[[UpgradeRequest, Receive, Send, Collection[str]], Awaitabl
 
 API_PREFIXES = ("/_matrix", "/_homeserver", "/_synapse", "/.well-known")
 WEBSOCKET_PATH = "/_homeserver/client/v1/ws"
+CHAT_PAGE = "/_homeserver/chat"  # the one page below these prefixes, and the files below it
 
 
 @dataclass(slots=True)
@@ -60,10 +61,10 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = raw_path(scope)
-            if path.startswith(API_PREFIXES):
-                await self._answer(scope, path, receive, send)
-            else:
+            if is_page(path):
                 await self._show_page(scope, receive, send)
+            else:
+                await self._answer(scope, path, receive, send)
         elif scope["type"] == "websocket":
             await self._open_socket(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -211,6 +212,11 @@ class _Body:
         """Returns when the client has closed its connection."""
         while (await self._receive())["type"] != "http.disconnect":
             self._done = True  # a waiting operation does not read its body
+
+
+def is_page(path: str) -> bool:
+    """Returns whether a path belongs to the pages for people, not to an operation."""
+    return not path.startswith(API_PREFIXES) or path == CHAT_PAGE or path.startswith(f"{CHAT_PAGE}/")
 
 
 def raw_path(scope: Scope) -> str:

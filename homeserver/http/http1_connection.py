@@ -30,7 +30,7 @@ from homeserver import limits
 from homeserver.api.routes import Request, Response, UpgradeRequest
 from homeserver.errors import MatrixError
 from homeserver.http.answers import CONTINUE, AnswerHeads, BodyWriter, encode_fields
-from homeserver.http.asgi import API_PREFIXES, WEBSOCKET_PATH, App, Upgrade
+from homeserver.http.asgi import WEBSOCKET_PATH, App, Upgrade, is_page
 from homeserver.http.asgi_exchange import Address, AsgiExchange
 from homeserver.http.connection import Connection, is_gone
 from homeserver.http.http1 import Chunks, Head, Refused, check_head, parse_head
@@ -129,7 +129,7 @@ class Http1Connection:
         """Answers a request. Returns whether the connection can be used for another one."""
         self.connection.become_busy()
         body = RequestBody(self, head) if head.length else None
-        if not head.path.startswith(API_PREFIXES):
+        if is_page(head.path):
             return await self._answer_page(head, body) and self._become_idle()
         dispatch = self._app.dispatch
         request = Request(

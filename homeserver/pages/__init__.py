@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from homeserver.config import Config
+from homeserver.pages import chat
 
 # These pages load nothing from elsewhere and cannot be framed; the markup needs only its own style.
 SECURITY_HEADERS = {
@@ -20,8 +21,8 @@ SECURITY_HEADERS = {
 
 
 def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
-    """Returns the ASGI application for every path outside the Matrix API."""
-    from quart import render_template  # late on purpose, see above
+    """Returns the ASGI application for every path outside the Matrix API, and for the page to talk in."""
+    from quart import Response, abort, render_template, request  # late on purpose, see above
     from quart_trio import QuartTrio
 
     pages = QuartTrio(__name__, template_folder=".", static_folder=None)
@@ -30,6 +31,17 @@ def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
     async def show_welcome() -> str:
         return await render_template("welcome.html", **welcome(config))
 
+    if config.chat.enabled:
+        files = chat.ChatFiles(config.server_name)
+
+        @pages.get(chat.PATH)
+        @pages.get(f"{chat.PATH}/<path:file>")
+        async def show_chat(file: str = "") -> Any:
+            answer = files.find(request.path, {name.lower(): value for name, value in request.headers.items()})
+            if answer is None:
+                abort(404)
+            return Response(answer.body, answer.status, dict(answer.headers))
+
     @pages.errorhandler(404)
     async def show_missing(_: Exception) -> tuple[str, int]:
         return await render_template("missing.html", server_name=config.server_name), 404
@@ -37,7 +49,7 @@ def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
     @pages.after_request
     async def add_headers(response: Any) -> Any:
         for name, value in SECURITY_HEADERS.items():
-            response.headers[name] = value
+            response.headers.setdefault(name, value)
         return response
 
     return pages
@@ -59,4 +71,5 @@ def welcome(config: Config) -> dict[str, Any]:
         "homeserver": config.server_name if by_name else config.base_url,
         "accounts": accounts,
         "federates": config.federation.enabled,
+        "chat": config.chat.enabled,
     }

@@ -1,0 +1,71 @@
+// The first module: decides between logging in and the conversations.
+
+import { Api, NetworkError } from "./api.js";
+import { App } from "./app.js";
+import { h } from "./dom.js";
+import { showLogin } from "./login.js";
+import { forgetSession, loadSession, loadSettings } from "./session.js";
+
+const LOOPBACK = new Set(["localhost", "127.0.0.1", "[::1]"]);
+
+const root = document.getElementById("page");
+const api = new Api(location.pathname.replace(/\/_homeserver\/chat\/?$/, ""));
+let said = "";
+
+document.documentElement.dataset.theme = loadSettings().theme;
+await followLink();
+for (;;) {
+  api.session ??= loadSession();
+  if (!api.session) await showLogin(root, api, said);
+  said = "";
+  await converse();
+}
+
+// Logs in with the link that `homeserver demo` prints: `#link=<refresh token>`, good for one use.
+//
+// Only on this machine's own addresses. Anywhere else a link that logs in would let its sender have somebody write
+// under the sender's account without noticing.
+async function followLink() {
+  const token = location.hash.match(/^#link=(.+)$/)?.[1];
+  if (!token) return;
+  history.replaceState(null, "", location.pathname);
+  if (!LOOPBACK.has(location.hostname) || loadSession()) return;
+  try {
+    await api.logInByLink(decodeURIComponent(token));
+  } catch (error) {
+    api.session = null;
+    said = error.message;
+  }
+}
+
+// Shows the conversations until the session has ended, by the person or by the server.
+async function converse() {
+  const app = new App(root, api, async () => {
+    await api.call("logout", [], { body: {} }).catch(() => {}); // logged out here even if the server cannot be reached
+    end("");
+  });
+  const end = (text) => {
+    said = text;
+    forgetSession();
+    api.session = null;
+    history.replaceState(null, "", location.pathname);
+    app.stop();
+  };
+  api.onLoggedOut = () => end("You have been logged out.");
+  try {
+    await app.run();
+  } catch (error) {
+    if (api.session) end(error instanceof NetworkError ? error.message : `Something went wrong: ${error.message}`);
+  }
+}
+
+addEventListener("storage", (event) => {
+  // Another tab has logged out.
+  if (event.key === "homeserver.chat.session" && event.newValue === null && api.session?.keep) location.reload();
+});
+
+// A script that cannot run at all leaves index.html's sentence; one that fails later says so.
+addEventListener("unhandledrejection", (event) => {
+  console.error(event.reason);
+  document.getElementById("toasts").append(h("p", { class: "toast" }, `Something went wrong: ${event.reason?.message ?? event.reason}`));
+});

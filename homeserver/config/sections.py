@@ -252,6 +252,10 @@ class ChatSection(Section, frozen=True):
     enabled: bool = True
 
 
+class Analytics(Section, frozen=True):
+    enabled: bool = True
+
+
 class ApplicationServices(Section, frozen=True):
     files: tuple[str, ...] = ()
 
@@ -291,6 +295,7 @@ class Config(Section, frozen=True):
     search: SearchSection = SearchSection()
     websocket: WebsocketSection = WebsocketSection()
     chat: ChatSection = ChatSection()
+    analytics: Analytics = Analytics()
     application_services: ApplicationServices = ApplicationServices()
     log: Log = Log()
 

@@ -11,7 +11,6 @@ from homeserver.config.listeners import SERVE_GROUPS, Bind, Listener, ServeGroup
 from homeserver.config.loading import check_files, config_from_table, load_config, read_secret
 from homeserver.config.sections import (
     WITHOUT_EFFECT,
-    Analytics,
     ApplicationServices,
     AtRest,
     BlobsSection,
@@ -21,6 +20,7 @@ from homeserver.config.sections import (
     Directory,
     Email,
     FederationSection,
+    Friends,
     Log,
     OutboundHttp,
     Passwords,
@@ -40,7 +40,6 @@ from homeserver.config.values import ConfigError, Section
 __all__ = [
     "SERVE_GROUPS",
     "WITHOUT_EFFECT",
-    "Analytics",
     "ApplicationServices",
     "AtRest",
     "Bind",
@@ -52,6 +51,7 @@ __all__ = [
     "Directory",
     "Email",
     "FederationSection",
+    "Friends",
     "Listener",
     "Log",
     "OutboundHttp",

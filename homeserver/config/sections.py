@@ -252,8 +252,9 @@ class ChatSection(Section, frozen=True):
     enabled: bool = True
 
 
-class Analytics(Section, frozen=True):
+class Friends(Section, frozen=True):
     enabled: bool = True
+    encrypted: bool = True
 
 
 class ApplicationServices(Section, frozen=True):
@@ -295,7 +296,7 @@ class Config(Section, frozen=True):
     search: SearchSection = SearchSection()
     websocket: WebsocketSection = WebsocketSection()
     chat: ChatSection = ChatSection()
-    analytics: Analytics = Analytics()
+    friends: Friends = Friends()
     application_services: ApplicationServices = ApplicationServices()
     log: Log = Log()
 

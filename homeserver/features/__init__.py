@@ -10,13 +10,13 @@ from homeserver.features import (
     account,
     account_data,
     administration,
-    analytics,
     contact_information,
     device_lists,
     devices,
     encryption_keys,
     events,
     filters,
+    friends,
     guest_access,
     health,
     key_backup,
@@ -87,6 +87,7 @@ FEATURES: tuple[Feature, ...] = (
     filters.FEATURE,
     push_rules.FEATURE,
     pushers.FEATURE,
+    friends.FEATURE,
     # Rooms: creating them, finding them, and their members
     room_creation.FEATURE,
     room_upgrade.FEATURE,
@@ -114,7 +115,6 @@ FEATURES: tuple[Feature, ...] = (
     media.FEATURE,
     # Running the server
     administration.FEATURE,
-    analytics.FEATURE,
     reports.FEATURE,
     health.FEATURE,
 )

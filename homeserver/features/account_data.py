@@ -19,12 +19,14 @@ from homeserver.users.account_data import (
     list_of_rooms,
     store_account_data,
 )
+from homeserver.users.friend_rooms import read_states
+from homeserver.users.friends import LIST_TYPE
 from homeserver.users.privacy import DATA_TYPE as PRIVACY_TYPE
 from homeserver.users.privacy import parse_privacy
 from homeserver.users.push_rules import get_ruleset
 
 # "event types that the server manages" (client-server-api/#client-config)
-MANAGED_TYPES = frozenset({"m.fully_read", "m.push_rules"})
+MANAGED_TYPES = frozenset({"m.fully_read", "m.push_rules", LIST_TYPE})
 
 routes = Routes()
 
@@ -43,6 +45,8 @@ async def get_account_data(hs: Resources, requester: Requester, user_id: UserID,
     check_own(requester, user_id)
     if data_type == "m.push_rules":
         return {"global": await hs.database.read(get_ruleset, user_id)}
+    if data_type == LIST_TYPE:
+        return await hs.database.read(read_states, user_id)
     return _found(await hs.database.read(find_account_data, user_id, None, data_type))
 
 

@@ -30,6 +30,7 @@ from homeserver.remote.third_party_invites import invite_addresses
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local, choose_room_id
+from homeserver.rooms.power import initial_levels
 from homeserver.users.blocking import find_refusal
 from homeserver.users.profile import get_member_profile
 
@@ -226,26 +227,8 @@ def power_levels_content(body: CreateRoomBody, creator: UserID, version: RoomVer
         users[creator] = 100
         if body.preset == "trusted_private_chat":
             users.update(dict.fromkeys(body.invite, 100))
-    content: JsonObject = {
-        "users": users,
-        "users_default": 0,
-        "events": {
-            "m.room.name": 50,
-            "m.room.power_levels": 100,
-            "m.room.history_visibility": 100,
-            "m.room.canonical_alias": 50,
-            "m.room.avatar": 50,
-            "m.room.tombstone": 150 if version.creators_privileged else 100,
-            "m.room.server_acl": 100,
-            "m.room.encryption": 100,
-        },
-        "events_default": 0,
-        "state_default": 50,
-        "ban": 50,
-        "kick": 50,
-        "redact": 50,
-        "invite": 50 if (body.preset == "public_chat" or body.visibility == "public") else 0,
-    }
+    is_public = body.preset == "public_chat" or body.visibility == "public"
+    content = initial_levels(version, users, invite=50 if is_public else 0)
     content.update(body.power_level_content_override)
     creators = {creator, *create.content.get("additional_creators", ())}
     if version.creators_privileged and isinstance(content["users"], dict) and creators & content["users"].keys():

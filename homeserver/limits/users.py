@@ -215,3 +215,14 @@ EMAIL_PAUSE_MS_MAX = 12 * 60 * 60 * 1000
 EMAIL_ROOMS_MAX = 10
 EMAIL_MESSAGES_PER_ROOM_MAX = 5
 EMAIL_MESSAGE_CHARACTERS_MAX = 200
+
+# Friends
+
+# Friends and pending requests of one user. The whole list is one answer, 300 bytes for each.
+FRIENDS_MAX = 5_000
+# The message of a request. It is part of a member event, in the clear, and nobody reads more from a stranger.
+FRIEND_MESSAGE_BYTES_MAX = 1_000
+# What a list shows of the last message: a few lines. The rest is in the conversation.
+FRIEND_TEXT_CHARACTERS_MAX = 200
+# Events at the end of a conversation that are searched for the last message. Reactions and calls may follow it.
+FRIEND_EVENTS_SEARCHED_MAX = 100

@@ -41,7 +41,7 @@ def list_rooms_changed(tx: Transaction, since: int, upto: int) -> set[int]:
 
     Rooms whose members changed later are included: their earlier changes may be in the span too.
     """
-    found = set(tx.values("SELECT room_nid FROM rooms WHERE members_position > ?", since))
+    found = set(list_rooms_with_member_changes(tx, since))
     found.update(
         tx.values(
             "SELECT room_nid FROM events WHERE position > ? AND position <= ? AND type_nid IN (?, ?)",
@@ -55,6 +55,11 @@ def list_rooms_changed(tx: Transaction, since: int, upto: int) -> set[int]:
         )
     )  # fmt: skip
     return found
+
+
+def list_rooms_with_member_changes(tx: Transaction, since: int) -> list[int]:
+    """Returns the rooms of which a membership has changed after position `since`."""
+    return tx.values("SELECT room_nid FROM rooms WHERE members_position > ?", since)
 
 
 def list_members_changed(tx: Transaction, room_nid: int, since: int, upto: int) -> list[int]:

@@ -13,7 +13,6 @@ from homeserver.users import (
     accounts,
     devices,
     email_validation,
-    figures,
     filters,
     friends,
     mail,
@@ -66,5 +65,4 @@ SCHEMAS: tuple[Schema, ...] = (
     presence.SCHEMA,
     friends.SCHEMA,
     status.SCHEMA,
-    figures.SCHEMA,
 )

@@ -13,10 +13,12 @@ from homeserver.rooms.membership import count_pending
 from homeserver.users.account_data import find_account_data
 from homeserver.users.accounts import find_user
 
+IGNORED_TYPE = "m.ignored_user_list"
+
 
 def ignored_users(tx: Transaction, user_id: UserID) -> frozenset[str]:
     """Returns the users whose messages and invitations this user does not want. Nobody can ignore themselves."""
-    content = find_account_data(tx, user_id, None, "m.ignored_user_list")
+    content = find_account_data(tx, user_id, None, IGNORED_TYPE)
     ignored = None if content is None else content.get("ignored_users")
     return frozenset(ignored) - {user_id} if isinstance(ignored, dict) else frozenset()
 

@@ -156,6 +156,9 @@ PUT rooms/{}/state/{}/{}
 FOR_SUSPENDED_TOO = """
 POST /_homeserver/client/v1/heartbeat
 PUT /_homeserver/client/v1/privacy
+DELETE /_homeserver/client/v1/friends/{}
+PUT /_homeserver/client/v1/friends/{}/block
+DELETE /_homeserver/client/v1/friends/{}/block
 POST account/password
 PUT devices/{}
 POST keys/claim

@@ -22,6 +22,7 @@ READ = {
     "device_list_resyncs.retry_after_ms": "homeserver/remote/resyncs.py::list_servers_due",
     "destinations_behind.retry_after_ms": "homeserver/process/back_off.py::is_over",
     "heartbeats.last_ms": "homeserver/users/status.py::find_last_heartbeats",
+    "friend_tasks.retry_after_ms": "homeserver/users/friend_rooms.py::list_tasks_due",
     "media.used_ms": "homeserver/features/media/downloads.py::note_used",
     "media_images.checked_ms": "homeserver/features/media/thumbnails.py::get_thumbnail",
     "media_pending.expires_ms": "homeserver/features/media/storage.py::_pending_between",
@@ -63,6 +64,7 @@ HARMLESS = {
     "threepids.validated_ms": SHOWN,
     "receipts.ts_ms": SHOWN,
     "friends.since_ms": SHOWN,
+    "friend_tasks.since_ms": "A request to a server that is away is given up after months, or some later.",
     "reports.received_ms": SHOWN,
     "events.origin_server_ts": "Other servers claim what they like: nothing trusts it.",
     "relations.edit_ts": "The same timestamp, by which the specification orders edits.",
@@ -70,7 +72,6 @@ HARMLESS = {
     "registration_tokens.expires_ms": "An operator has named the day: it is right whatever the clock says meanwhile.",
     "parked_events.received_ms": "The events are kept for a while, or a while longer.",
     "parked_items.parked_ms": SHOWN,
-    "figures_clock.clock_ms": "Never taken beyond the present; days that it closed too early are closed again.",
     "destinations_behind.since_ms": SHOWN,
     "pending_leaves.since_ms": "It tells a leave from the one that it replaces; and when it is given up after months.",
 }

@@ -94,6 +94,7 @@ THEORY = (
     "homeserver/database/postgres.py",
     "homeserver/database/sqlite.py",
     "homeserver/database/stream.py",
+    "homeserver/features/friends/settling.py",
     "homeserver/features/room_hierarchy.py",
     "homeserver/http/connection.py",
     "homeserver/http/http1.py",
@@ -129,6 +130,7 @@ THEORY = (
     "homeserver/sync/engine.py",
     "homeserver/users/encryption/cross_signing.py",
     "homeserver/users/encryption/one_time_keys.py",
+    "homeserver/users/friend_rooms.py",
     "homeserver/users/presence.py",
     "homeserver/users/user_interactive.py",
 )

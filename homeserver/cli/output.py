@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -72,6 +74,20 @@ def tell_table(args: argparse.Namespace, heads: Sequence[str], rows: Sequence[Se
     widths = [max(len(row[column]) for row in shown) for column in range(len(heads))]
     for row in shown:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip(), flush=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that it is either complete or unchanged. Raises CommandError."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CommandError(f"cannot write {path}: {error.strerror}") from error
 
 
 def run_beside(config: Any, act: Callable[[Any], Awaitable[None]]) -> int:

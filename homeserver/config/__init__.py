@@ -11,6 +11,7 @@ from homeserver.config.listeners import SERVE_GROUPS, Bind, Listener, ServeGroup
 from homeserver.config.loading import check_files, config_from_table, load_config, read_secret
 from homeserver.config.sections import (
     WITHOUT_EFFECT,
+    Analytics,
     ApplicationServices,
     AtRest,
     BlobsSection,
@@ -40,6 +41,7 @@ from homeserver.config.values import ConfigError, Section
 __all__ = [
     "SERVE_GROUPS",
     "WITHOUT_EFFECT",
+    "Analytics",
     "ApplicationServices",
     "AtRest",
     "Bind",

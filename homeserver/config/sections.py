@@ -257,6 +257,10 @@ class Friends(Section, frozen=True):
     encrypted: bool = True
 
 
+class Analytics(Section, frozen=True):
+    enabled: bool = True
+
+
 class ApplicationServices(Section, frozen=True):
     files: tuple[str, ...] = ()
 
@@ -297,6 +301,7 @@ class Config(Section, frozen=True):
     websocket: WebsocketSection = WebsocketSection()
     chat: ChatSection = ChatSection()
     friends: Friends = Friends()
+    analytics: Analytics = Analytics()
     application_services: ApplicationServices = ApplicationServices()
     log: Log = Log()
 

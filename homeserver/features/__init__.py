@@ -10,6 +10,7 @@ from homeserver.features import (
     account,
     account_data,
     administration,
+    analytics,
     contact_information,
     device_lists,
     devices,
@@ -115,6 +116,7 @@ FEATURES: tuple[Feature, ...] = (
     media.FEATURE,
     # Running the server
     administration.FEATURE,
+    analytics.FEATURE,
     reports.FEATURE,
     health.FEATURE,
 )

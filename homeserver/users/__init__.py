@@ -13,6 +13,7 @@ from homeserver.users import (
     accounts,
     devices,
     email_validation,
+    figures,
     filters,
     friends,
     mail,
@@ -65,4 +66,5 @@ SCHEMAS: tuple[Schema, ...] = (
     presence.SCHEMA,
     friends.SCHEMA,
     status.SCHEMA,
+    figures.SCHEMA,
 )

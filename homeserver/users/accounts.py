@@ -227,6 +227,11 @@ def list_users(tx: Transaction, after: str = "", limit: int = 1000) -> list[User
     return [User(UserID(row[0]), row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
 
 
+def list_created(tx: Transaction, begin_ms: int, end_ms: int) -> list[int]:
+    """Returns when accounts were created, in begin_ms ≤ moment < end_ms."""
+    return tx.values("SELECT created_ms FROM users WHERE created_ms >= ? AND created_ms < ?", begin_ms, end_ms)
+
+
 def store_password_hash(tx: Transaction, user_id: UserID, password_hash: str | None) -> None:
     """Replaces the password of an account unless it is deactivated."""
     tx.run(

@@ -45,6 +45,7 @@ MAY_CHANGE = frozenset({
     "server_keys",  # who claims to sign with a key that is not known makes us ask for it
     "tails", "stream_position",
     # Tails write these after other requests, which were not refused.
+    "active_people", "daily_figures", "figures_clock", "hourly_figures",
     "directory_rooms", "directory_words", "notified_events", "own_notifications", "profile_renames", "written_up_to",
 })  # fmt: skip
 

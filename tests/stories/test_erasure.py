@@ -140,7 +140,7 @@ async def leave_notifications(alice: Client, bob: Client, room_id: str) -> None:
     for client, other in ((alice, bob), (bob, alice)):
         content = {"msgtype": "m.text", "body": "you", "m.mentions": {"user_ids": [other.user_id]}}
         await client.ok("PUT", f"rooms/{quote(room_id)}/send/m.room.message/mention", json=content)
-    await trio.sleep(1)
+    await trio.sleep(25)  # until she is counted as active
 
 
 async def leave_addresses(server: Server, alice: Client) -> None:

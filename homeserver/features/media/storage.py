@@ -20,6 +20,7 @@ from homeserver.limits import (
     MEDIA_PENDING_PER_USER_MAX,
 )
 from homeserver.moments import latest
+from homeserver.users.figures import note_figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,8 @@ def store_upload(
         uploader_nid,
         blob.size_bytes,
     )
+    note_figure(tx, "media_files")
+    note_figure(tx, "media_bytes", blob.size_bytes)
     if is_pending:
         tx.run("DELETE FROM media_pending WHERE media_id = ?", media_id)
         tx.wake(wake_key(media_id))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
 from homeserver.client import Client
 from homeserver.config import Config, ConfigError, check_files, server_name_of
-from homeserver.database import Database, Schema, open_database
+from homeserver.database import Database, Needed, Schema, open_database
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import ClosedError
 from homeserver.feature import Feature, rate_limits_of
@@ -44,9 +44,12 @@ from homeserver.process.token_cache import TokenCache
 from homeserver.process.workers import Service, Workers
 from homeserver.remote.schema import SCHEMA as REMOTE_SCHEMA
 from homeserver.resources import Resources
+from homeserver.rooms import SCHEMAS as ROOM_SCHEMAS
+from homeserver.rooms.archive.blocks import BlocksNeeded
+from homeserver.rooms.archive.fetching import fetch_blocks
 from homeserver.rooms.keys import list_masters
 from homeserver.rooms.master_keys import check_keys, claim, open_master_keys
-from homeserver.rooms.schema import SCHEMA as ROOMS_SCHEMA
+from homeserver.rooms.policy import PolicySignatureNeeded
 from homeserver.sync import Syncs
 from homeserver.users.accounts import create_account, find_local
 from homeserver.users.filters import find_filter
@@ -255,7 +258,7 @@ class Homeserver:
             search=search,
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
         )
-        database.get_needed_by(partial(remote.give_signature, self._resources))
+        database.get_needed_by(partial(_give_needed, self._resources))
         nursery.start_soon(database.outages.watch)
         register_metrics(self._resources)
         self._app = App(
@@ -282,6 +285,14 @@ class Homeserver:
         return Service(
             "homeserver.search.service:Service", folder, memory_bytes=INDEX_MEMORY_BYTES_MAX, inline=self._inline
         )
+
+
+async def _give_needed(hs: Resources, needed: Needed) -> Mapping[Hashable, object]:
+    """Returns what a read or write of the database needs from elsewhere."""
+    if isinstance(needed, BlocksNeeded):
+        return await fetch_blocks(hs.blobs, hs.workers, needed.wanted)
+    assert isinstance(needed, PolicySignatureNeeded), needed
+    return {needed.key: await remote.give_signature(hs, needed)}
 
 
 async def open_data(
@@ -318,7 +329,7 @@ def all_features(features: Sequence[Feature] = FEATURES, sockets: Sockets | None
 def all_schemas(features: Sequence[Feature] = FEATURES) -> list[Schema]:
     """Returns the tables of the core and of all features."""
     schemas = [feature.schema for feature in features if feature.schema is not None]
-    return [authenticate.SCHEMA, ROOMS_SCHEMA, *users.SCHEMAS, *schemas, REMOTE_SCHEMA]
+    return [authenticate.SCHEMA, *ROOM_SCHEMAS, *users.SCHEMAS, *schemas, REMOTE_SCHEMA]
 
 
 def database_url(config: Config) -> str:

@@ -44,6 +44,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _Requests = queue.SimpleQueue[Request | None]
+Given = Mapping[Hashable, object]
 
 
 class Database:
@@ -59,7 +60,7 @@ class Database:
         self._opened = opened
         self._now_ms = now_ms
         self._server: ServerIdentity | None = None
-        self._get_needed: Callable[[Needed], Awaitable[object]] | None = None
+        self._get_needed: Callable[[Needed], Awaitable[Given]] | None = None
         self._cache = StringCache()
         self._taken = opened.position
         self._closed = False
@@ -88,8 +89,8 @@ class Database:
         """Makes `server` the `tx.server` of all reads and writes from now on."""
         self._server = server
 
-    def get_needed_by(self, get: Callable[[Needed], Awaitable[object]]) -> None:
-        """Sets how to get what writes need from elsewhere: see `Needed`."""
+    def get_needed_by(self, get: Callable[[Needed], Awaitable[Given]]) -> None:
+        """Sets how to get what reads and writes need from elsewhere, see `Needed`: a map to be added to `tx.given`."""
         self._get_needed = get
 
     @property
@@ -113,8 +114,14 @@ class Database:
         return self._writes.qsize()
 
     async def read(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
-        """Returns fn(tx, *args), run on a snapshot that includes every write that has returned before."""
-        result: T = await self._ask(self._reads, fn, args)
+        """Returns fn(tx, *args), run on a snapshot that includes every write that has returned before.
+
+        If fn raises Needed, it is called again, on a later snapshot, when what it needs is there.
+        """
+        try:
+            result: T = await self._ask(self._reads, fn, args)
+        except Needed as needed:
+            return await self._ask_with(self._reads, needed, fn, args)
         return result
 
     async def write(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
@@ -127,21 +134,25 @@ class Database:
         try:
             result: T = await self._ask(self._writes, fn, args)
         except Needed as needed:
-            return await self._write_with(needed, fn, args)
+            return await self._ask_with(self._writes, needed, fn, args)
         return result
 
-    async def _write_with(self, needed: Needed, fn: Callable[[Transaction, *Ts], T], args: tuple[*Ts]) -> T:
-        """Gets what the write needs and repeats it, until it needs nothing more."""
+    async def _ask_with(
+        self, requests: _Requests, needed: Needed, fn: Callable[[Transaction, *Ts], T], args: tuple[*Ts]
+    ) -> T:
+        """Gets what a call needs and repeats it, until it needs nothing more."""
         given: dict[Hashable, object] = {}
-        while True:
-            if self._get_needed is None or needed.key in given or len(given) == DATABASE_NEEDS_MAX:
-                raise RuntimeError("A write needs something that it does not get.") from needed
-            given[needed.key] = await self._get_needed(needed)
+        for _ in range(DATABASE_NEEDS_MAX):
+            got = None if self._get_needed is None else await self._get_needed(needed)
+            if got is None or not got.keys() - given.keys():
+                break
+            given |= got
             try:
-                result: T = await self._ask(self._writes, _run_with, (dict(given), fn, args))
+                result: T = await self._ask(requests, _run_with, (dict(given), fn, args))
                 return result
             except Needed as more:
                 needed = more
+        raise RuntimeError("A call of the database needs something that it does not get.") from needed
 
     async def note(self, fn: Callable[[Transaction, *Ts], object], *args: *Ts) -> None:
         """Does the same as `write` for a dispensable note made by a read: that a device was seen, that a file was used.

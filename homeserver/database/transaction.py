@@ -15,10 +15,11 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Needed(Exception):
-    """Raised by a write that cannot go on without something from elsewhere, such as the answer of another server.
+class Needed(BaseException):
+    """Raised by a read or write that needs something from elsewhere, such as a blob or the answer of another server.
 
-    `Database.write` gets it and calls the write again, with what it got in `tx.given[key]`.
+    `Database.read` and `Database.write` get it and call the function again, with what they got in `tx.given`.
+    Not an Exception, because nothing has failed: code that goes on after any failure must not go on without it.
     """
 
     def __init__(self, key: Hashable) -> None:
@@ -61,7 +62,7 @@ class Transaction:
         self.wakes: set[str] = set()
         self.callbacks: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self.interned: dict[str, int] = {}
-        self.given: Mapping[Hashable, object] = {}  # by the key of a Needed that an earlier attempt has raised
+        self.given: Mapping[Hashable, object] = {}  # what was got for the Needed of earlier attempts, by its keys
         self._session = session
         self._execute = session.execute
         self._cache = cache

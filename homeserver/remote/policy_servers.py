@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import trio
 
 from homeserver import limits
-from homeserver.database import Needed, Transaction
+from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import ServerName
@@ -27,9 +27,8 @@ from homeserver.rooms.storage import find_position
 URI = "/_matrix/policy/v1/sign"
 
 
-async def give_signature(hs: Resources, needed: Needed) -> object:
+async def give_signature(hs: Resources, needed: PolicySignatureNeeded) -> Event | MatrixError:
     """Returns what a write needs: the event with the signature of the policy server, or a MatrixError."""
-    assert isinstance(needed, PolicySignatureNeeded), needed
     try:
         return await _sign(hs, needed.event, needed.policy, PERSON)
     except MatrixError as error:

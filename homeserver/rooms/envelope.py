@@ -43,7 +43,8 @@ class Envelope(msgspec.Struct, array_like=True):
     irregular: bytes | None = None
 
 
-_encode = msgspec.msgpack.Encoder().encode
+encode_envelope = msgspec.msgpack.Encoder().encode
+"""Returns the stored form of an Envelope; `unpack` is its inverse."""
 _decode = msgspec.msgpack.Decoder(Envelope).decode
 
 
@@ -84,11 +85,11 @@ def pack(event: Event, positions: Mapping[EventID, int]) -> bytes:
         if packed is None and name in pdu:
             rest[name] = pdu[name]
     try:
-        return _encode(Envelope(event.depth, prev_events, auth_events, sha256, signature, rest))
+        return encode_envelope(Envelope(event.depth, prev_events, auth_events, sha256, signature, rest))
     except OverflowError:
         irregular = {name: rest.pop(name) for name, value in tuple(rest.items()) if _is_irregular(value)}
         packed = canonical_json.encode(irregular, strict=False)
-        return _encode(Envelope(event.depth, prev_events, auth_events, sha256, signature, rest, packed))
+        return encode_envelope(Envelope(event.depth, prev_events, auth_events, sha256, signature, rest, packed))
 
 
 def _is_irregular(value: Any) -> bool:
@@ -123,10 +124,10 @@ def restore(envelope: Envelope, columns: dict[str, Any], event_ids: Mapping[int,
     if envelope.auth_events is not None:
         pdu["auth_events"] = _unpack_references(envelope.auth_events, event_ids)
     if envelope.sha256 is not None:
-        pdu["hashes"] = {"sha256": _base64(envelope.sha256)}
+        pdu["hashes"] = {"sha256": unpadded_base64(envelope.sha256)}
     if envelope.signature is not None:
         key_id, signature = envelope.signature
-        pdu["signatures"] = {server_name_of(columns["sender"]): {key_id: _base64(signature)}}
+        pdu["signatures"] = {server_name_of(columns["sender"]): {key_id: unpadded_base64(signature)}}
     return pdu
 
 
@@ -135,7 +136,7 @@ def _unpack_references(packed: list[int | bytes], event_ids: Mapping[int, EventI
 
 
 def _pack_sha256(hashes: Mapping[str, str]) -> bytes | None:
-    return _exact_bytes(hashes["sha256"], 32) if hashes.keys() == {"sha256"} else None
+    return exact_bytes(hashes["sha256"], 32) if hashes.keys() == {"sha256"} else None
 
 
 def _pack_signature(signatures: Any, sender: str) -> tuple[str, bytes] | None:
@@ -145,11 +146,11 @@ def _pack_signature(signatures: Any, sender: str) -> tuple[str, bytes] | None:
     if not isinstance(keys, dict) or len(keys) != 1:
         return None
     ((key_id, text),) = keys.items()
-    signature = _exact_bytes(text, 64)
+    signature = exact_bytes(text, 64)
     return None if signature is None else (key_id, signature)
 
 
-def _exact_bytes(text: Any, length: int) -> bytes | None:
+def exact_bytes(text: Any, length: int) -> bytes | None:
     """Returns the bytes of `text`, or None if encoding them again would give a different text."""
     if not isinstance(text, str) or not text.isascii():
         return None
@@ -157,8 +158,9 @@ def _exact_bytes(text: Any, length: int) -> bytes | None:
         raw = a2b_base64(text + "=" * (-len(text) % 4))
     except (Base64Error, ValueError):
         return None
-    return raw if len(raw) == length and _base64(raw) == text else None
+    return raw if len(raw) == length and unpadded_base64(raw) == text else None
 
 
-def _base64(raw: bytes) -> str:
+def unpadded_base64(raw: bytes) -> str:
+    """Returns the text that stands for these bytes in PDUs."""
     return b64encode(raw).decode().rstrip("=")

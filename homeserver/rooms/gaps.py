@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID
+from homeserver.rooms.archive.reading import has_archived
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import Head
@@ -176,7 +177,10 @@ def _get_free_place(tx: Transaction, room_nid: int | None, place: int, taken: Co
         while place in taken:
             place -= 1
         if tx.one("SELECT 1 FROM events WHERE room_nid = ? AND ordering = ?", room_nid, place) is None:
-            return place
+            if not has_archived(tx, room_nid, place):
+                return place
+            place -= 1
+            continue
         (beyond,) = tx.values(
             "SELECT MAX(e.ordering) FROM events e WHERE e.room_nid = ? AND e.ordering <= ? AND NOT EXISTS"
             " (SELECT 1 FROM events before WHERE before.room_nid = e.room_nid AND before.ordering = e.ordering - 1)",

@@ -12,8 +12,9 @@ from heapq import heapify, heappop, heappush
 from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID
+from homeserver.rooms.archive.reading import nodes_at
 from homeserver.rooms.envelope import event_key, unpack
-from homeserver.rooms.storage import Status, find_positions
+from homeserver.rooms.storage import Status, find_positions, find_positions_of_keys
 
 CITATIONS_CACHED_MAX = 100_000
 
@@ -146,14 +147,13 @@ def _list_nodes(tx: Transaction, positions: Collection[int]) -> dict[int, Node]:
     rows = tx.all_in(
         "SELECT position, room_nid, status, state_before, envelope FROM events WHERE position IN (?*)", list(positions)
     )
+    if len(rows) < len(positions):
+        rows += nodes_at(tx, {*positions} - {row[0] for row in rows})
     unpacked = [(*row[:4], unpack(bytes(row[4]))) for row in rows]
     prev = {row[0]: _citations(row[4].prev_events, row[4].rest.get("prev_events")) for row in unpacked}
     auth = {row[0]: _citations(row[4].auth_events, row[4].rest.get("auth_events")) for row in unpacked}
     keys = {key for cited in (*prev.values(), *auth.values()) for key in cited if isinstance(key, bytes)}
-    by_key = {
-        bytes(key): position
-        for key, position in tx.all_in("SELECT event_id, position FROM events WHERE event_id IN (?*)", list(keys))
-    }
+    by_key = find_positions_of_keys(tx, keys)
     return {
         position: Node(
             position,

@@ -32,6 +32,7 @@ from homeserver.rooms.storage import (
     StoredEvent,
     TimelineEvent,
     find_position,
+    find_stored,
     find_stored_by_id,
     list_in_timeline,
     list_positions,
@@ -175,11 +176,11 @@ def delete_relation(tx: Transaction, event: StoredEvent) -> None:
             tx.run("DELETE FROM thread_senders WHERE root = ?", parent)
         else:
             _store_replies(tx, parent, sender_nid, -1)
-            tx.run(
-                "DELETE FROM thread_senders WHERE root = ? AND sender_nid = ? AND replies = 0"
-                " AND sender_nid <> (SELECT sender_nid FROM events WHERE position = ?)",
-                parent, sender_nid, parent,
-            )  # fmt: skip
+            root = find_stored(tx, parent)
+            if root is None or root.sender != tx.name(sender_nid):
+                tx.run(
+                    "DELETE FROM thread_senders WHERE root = ? AND sender_nid = ? AND replies = 0", parent, sender_nid
+                )
 
 
 def _insert_child(

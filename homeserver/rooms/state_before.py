@@ -20,6 +20,7 @@ from homeserver.database import Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID
 from homeserver.rooms import state_tree
+from homeserver.rooms.archive.blocks import find_archived
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import Head, find_head
@@ -72,6 +73,7 @@ def find_given_state(tx: Transaction, head: Head, event_ids: Collection[EventID]
         list(keys),
     )
     missing = keys.keys() - {bytes(row[0]) for row in rows}
+    missing -= find_archived(tx, missing).keys()  # archived events are not state events
     if missing:
         return Missing(auth_events=frozenset(keys[key] for key in missing))
     entries: dict[state_tree.Key, int | None] = {

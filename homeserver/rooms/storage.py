@@ -23,6 +23,7 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.rooms import envelope
+from homeserver.rooms.archive import blocks, reading
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.rewrites import note_rewrite
 
@@ -154,12 +155,27 @@ def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by
     """Removes from an event what the redaction removes. It cannot be read again."""
     note_rewrite(tx, tx.find(redacted.room_id))
     known = find_positions(tx, {*redacted.prev_events, *redacted.auth_events})
-    tx.run(
+    packed = envelope.pack(redacted, known)
+    content = compress(canonical_json.encode(redacted.content, strict=False))
+    changed = tx.run(
         "UPDATE events SET redacted_by = ?, envelope = ?, content = ? WHERE position = ?",
         redacted_by,
-        envelope.pack(redacted, known),
-        compress(canonical_json.encode(redacted.content, strict=False)),
+        packed,
+        content,
         position,
+    )
+    if not changed:  # it is archived: its row counts from now on, and its block is rewritten without it
+        (row,) = reading.rows_at(tx, (position,))
+        _insert_row(tx, (*row[:9], redacted_by, *row[10:13], packed, content))
+        blocks.note_stale(tx, position)
+
+
+def _insert_row(tx: Transaction, row: Row) -> None:
+    tx.run(
+        "INSERT INTO events (position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid,"
+        " origin_server_ts, status, redacted_by, state_before, device_id, txn_id, envelope, content)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        *row,
     )
 
 
@@ -184,17 +200,23 @@ def set_txn(tx: Transaction, position: int, device_id: str | None, txn_id: str) 
 def list_positions(tx: Transaction, since: int, upto: int, event_type: str | None = None) -> list[int]:
     """Returns the positions of events in since < position ≤ upto, whatever their room and status; all or of a type."""
     if event_type is None:
-        return tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
-    return tx.values(
-        "SELECT position FROM events WHERE position > ? AND position <= ? AND type_nid = ?",
-        since,
-        upto,
-        tx.find(event_type),
+        stored = tx.values("SELECT position FROM events WHERE position > ? AND position <= ?", since, upto)
+        return sorted({*stored, *reading.list_in_span(tx, since, upto)})
+    type_nid = tx.find(event_type)
+    stored = tx.values(
+        "SELECT position FROM events WHERE position > ? AND position <= ? AND type_nid = ?", since, upto, type_nid
     )
+    return sorted({*stored, *(() if type_nid is None else reading.list_in_span(tx, since, upto, type_nid))})
 
 
 def count_messages(tx: Transaction, since: int, upto: int) -> int:
     """Returns how many positions in since < position ≤ upto are those of events that are not state events."""
+    archived = reading.list_in_span(tx, since, upto)
+    if archived:
+        stored = tx.values(
+            "SELECT position FROM events WHERE position > ? AND position <= ? AND state_key_nid IS NULL", since, upto
+        )
+        return len({*stored, *archived})
     (count,) = tx.values(
         "SELECT COUNT(*) FROM events WHERE position > ? AND position <= ? AND state_key_nid IS NULL", since, upto
     )
@@ -203,21 +225,34 @@ def count_messages(tx: Transaction, since: int, upto: int) -> int:
 
 def find_position(tx: Transaction, event_id: str) -> int | None:
     """Returns the position of a stored event, or None."""
-    row = tx.one("SELECT position FROM events WHERE event_id = ?", event_key(event_id))
-    return None if row is None else int(row[0])
+    key = event_key(event_id)
+    row = tx.one("SELECT position FROM events WHERE event_id = ?", key)
+    return blocks.find_archived(tx, (key,)).get(key) if row is None else int(row[0])
 
 
 def find_status(tx: Transaction, event_id: str) -> tuple[int, int] | None:
     """Returns position and status of a stored event, or None."""
-    row = tx.one("SELECT position, status FROM events WHERE event_id = ?", event_key(event_id))
-    return None if row is None else (int(row[0]), int(row[1]))
+    key = event_key(event_id)
+    row = tx.one("SELECT position, status FROM events WHERE event_id = ?", key)
+    if row is not None:
+        return int(row[0]), int(row[1])
+    position = blocks.find_archived(tx, (key,)).get(key)
+    return None if position is None else (position, int(Status.TIMELINE))
 
 
 def find_positions(tx: Transaction, event_ids: Collection[str]) -> dict[EventID, int]:
     """Returns the positions of those events that are stored."""
     keys = {event_key(event_id): EventID(event_id) for event_id in event_ids}
+    return {keys[key]: position for key, position in find_positions_of_keys(tx, keys).items()}
+
+
+def find_positions_of_keys(tx: Transaction, keys: Collection[bytes]) -> dict[bytes, int]:
+    """Does the same for event keys."""
     rows = tx.all_in("SELECT event_id, position FROM events WHERE event_id IN (?*)", list(keys))
-    return {keys[bytes(key)]: position for key, position in rows}
+    found = {bytes(key): position for key, position in rows}
+    if len(found) < len(keys):
+        found |= blocks.find_archived(tx, [key for key in keys if key not in found])
+    return found
 
 
 def without_withheld(tx: Transaction, events: Sequence[SomeEvent]) -> Sequence[SomeEvent]:
@@ -237,16 +272,22 @@ def _list_withheld(tx: Transaction, positions: Collection[int]) -> set[int]:
 def list_event_ids(tx: Transaction, positions: Collection[int]) -> dict[int, EventID]:
     """Returns the IDs of stored events by position."""
     rows = tx.all_in("SELECT position, event_id FROM events WHERE position IN (?*)", list(positions))
-    return {position: event_id_of_key(bytes(key)) for position, key in rows}
+    found = {position: event_id_of_key(bytes(key)) for position, key in rows}
+    if len(found) < len(positions):
+        archived = reading.keys_at(tx, {*positions} - found.keys())
+        found |= {position: event_id_of_key(key) for position, key in archived.items()}
+    return found
 
 
 def find_stored_by_id(tx: Transaction, event_id: str) -> StoredEvent | None:
     """Returns the event, whatever its status, or None."""
+    key = event_key(event_id)
     row = tx.one(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE event_id = ?",
-        event_key(event_id),
+        key,
     )
+    row = reading.row_of_id(tx, key) if row is None else row
     return None if row is None else stored_events(tx, [row])[0]
 
 
@@ -257,17 +298,28 @@ def find_stored(tx: Transaction, position: int) -> StoredEvent | None:
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position = ?",
         position,
     )
-    return None if row is None else stored_events(tx, [row])[0]
+    rows = reading.rows_at(tx, (position,)) if row is None else [row]
+    return stored_events(tx, rows)[0] if rows else None
 
 
 def find_stored_at(tx: Transaction, positions: Collection[int]) -> dict[int, StoredEvent]:
     """Returns the events at those of the positions that have one."""
+    return {event.position: event for event in stored_events(tx, list_rows(tx, positions))}
+
+
+def list_rows(tx: Transaction, positions: Collection[int], *, archived: bool = True) -> list[Row]:
+    """Returns the rows at those of the positions that have one, with all columns of `events`; archived ones last.
+
+    archived: whether events count that are archived and have no row.
+    """
     rows = tx.all_in(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position IN (?*)",
         positions,
     )
-    return {event.position: event for event in stored_events(tx, rows)}
+    if archived and len(rows) < len(positions) and (missing := {*positions} - {row[0] for row in rows}):
+        rows += reading.rows_at(tx, missing)
+    return rows
 
 
 def list_placed(tx: Transaction, event_ids: Collection[EventID]) -> list[EventID]:
@@ -289,12 +341,7 @@ def list_in_timeline(tx: Transaction, positions: Collection[int]) -> dict[int, T
 def _list_at(
     tx: Transaction, positions: Collection[int], kinds: Mapping[tuple[type, ...], type[Place]], widest: type[Place]
 ) -> dict[int, Place]:
-    rows = tx.all_in(
-        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
-        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position IN (?*)",
-        list(positions),
-    )
-    found = {event.position: event for event in _to_stored(tx, rows, kinds, widest)}
+    found = {event.position: event for event in _to_stored(tx, list_rows(tx, positions), kinds, widest)}
     if len(found) < len(positions) and (missing := {*positions} - found.keys()):
         raise DatabaseDamaged(f"The event at position {min(missing)} is missing.")
     return found

@@ -24,11 +24,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from homeserver.database import Transaction
+from homeserver.database import Row, Transaction
 from homeserver.database.generations import find_reach
 from homeserver.errors import invalid_param
 from homeserver.federation.canonical_json import INT_MAX
 from homeserver.federation.identifiers import RoomID, ServerName
+from homeserver.rooms.archive import reading
 from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, list_in_timeline, timeline_events
 
 _TOKEN = re.compile(
@@ -36,6 +37,8 @@ _TOKEN = re.compile(
     r"(?:~[0-9]{1,19}\.[0-9]{1,3})?",
     re.ASCII,
 )
+_ORDERING = 3  # the column of a row of `events`
+_BRIEFS_AT_ONCE = 1_000
 START = -(1 << 62)  # before every event
 END = 1 << 62  # after every event
 
@@ -132,44 +135,61 @@ def list_backwards(
     tx: Transaction, room_id: RoomID, point: int, limit: int, down_to: int = START
 ) -> list[TimelineEvent]:
     """Returns at most `limit` events with down_to < ordering ≤ point, newest first."""
+    room_nid = tx.find(room_id)
     rows = tx.all(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events"
         " WHERE room_nid = ? AND ordering IS NOT NULL AND ordering <= ? AND ordering > ?"
         " ORDER BY ordering DESC LIMIT ?",
-        tx.find(room_id),
+        room_nid,
         point,
         down_to,
         limit,
     )
-    return timeline_events(tx, rows)
+    low = down_to if len(rows) < limit else rows[-1][_ORDERING]
+    archived = reading.rows_between(tx, room_nid, low, point, limit, forwards=False)
+    return timeline_events(tx, _merge(rows, archived, limit, forwards=False) if archived else rows)
 
 
 def list_forwards(tx: Transaction, room_id: RoomID, point: int, limit: int, up_to: int = END) -> list[TimelineEvent]:
     """Returns at most `limit` events with point < ordering ≤ up_to, oldest first."""
+    room_nid = tx.find(room_id)
     rows = tx.all(
         "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
         " redacted_by, state_before, device_id, txn_id, envelope, content FROM events"
         " WHERE room_nid = ? AND ordering IS NOT NULL AND ordering > ? AND ordering <= ?"
         " ORDER BY ordering LIMIT ?",
-        tx.find(room_id),
+        room_nid,
         point,
         up_to,
         limit,
     )
-    return timeline_events(tx, rows)
+    high = up_to if len(rows) < limit else rows[-1][_ORDERING]
+    archived = reading.rows_between(tx, room_nid, point, high, limit, forwards=True)
+    return timeline_events(tx, _merge(rows, archived, limit, forwards=True) if archived else rows)
+
+
+def _merge(rows: list[Row], archived: list[Row], limit: int, *, forwards: bool) -> list[Row]:
+    """Returns the first `limit` of both. An archived event that has a row again is the row."""
+    by_ordering = {row[_ORDERING]: row for row in archived}
+    by_ordering |= {row[_ORDERING]: row for row in rows}
+    return [by_ordering[ordering] for ordering in sorted(by_ordering, reverse=not forwards)[:limit]]
 
 
 def find_types(tx: Transaction, room_id: RoomID, point: int, up_to: int, limit: int) -> set[str] | None:
     """Returns the types of the events with point < ordering ≤ up_to, None if there are more than `limit` events."""
+    room_nid = tx.find(room_id)
     nids = tx.values(
         "SELECT type_nid FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND ordering > ? AND ordering <= ?"
         " LIMIT ?",
-        tx.find(room_id),
+        room_nid,
         point,
         up_to,
         limit + 1,
     )
+    if len(nids) <= limit:
+        briefs = reading.briefs_between(tx, room_nid, point, up_to, limit + 1 - len(nids))
+        nids += [each.type_nid for each in briefs]
     return None if len(nids) > limit else set(tx.names(set(nids)).values())
 
 
@@ -181,14 +201,19 @@ def find_newest_of_types(
     Only the newest `limit` events are searched. If none of these is of the types, and there are more events, the oldest
     of the searched ones stands for the others. None if there is no such event.
     """
+    room_nid = tx.find(room_id)
     rows = tx.all(
         "SELECT ordering, type_nid FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND ordering > ?"
         " AND ordering <= ? ORDER BY ordering DESC LIMIT ?",
-        tx.find(room_id),
+        room_nid,
         point,
         up_to,
         limit,
     )
+    low = point if len(rows) < limit else rows[-1][0]
+    archived = [(each.ordering, each.type_nid) for each in reading.briefs_between(tx, room_nid, low, up_to, limit)]
+    if archived:
+        rows = sorted({*rows, *archived}, reverse=True)[:limit]
     nids = set(tx.find_all(types).values())
     found = next((ordering for ordering, type_nid in rows if type_nid in nids), None)
     if found is None and len(rows) == limit:
@@ -200,29 +225,50 @@ def list_newest_from(
     tx: Transaction, room_nid: int, server: ServerName, since: int, upto: int, limit: int
 ) -> list[int]:
     """Returns at most `limit` positions of events by a server's users between two stream positions, newest first."""
-    return tx.values(
-        "SELECT position FROM events WHERE room_nid = ? AND ordering > ? AND ordering <= ?"
+    low, high = since << ORDERING_SHIFT, upto << ORDERING_SHIFT
+    found = tx.all(
+        "SELECT ordering, position FROM events WHERE room_nid = ? AND ordering > ? AND ordering <= ?"
         " AND sender_nid IN (SELECT user_nid FROM memberships WHERE room_nid = ?"
         " AND membership IN ('join', 'leave', 'ban', 'invite', 'knock') AND server_nid = ?)"
         " ORDER BY ordering DESC LIMIT ?",
         room_nid,
-        since << ORDERING_SHIFT,
-        upto << ORDERING_SHIFT,
+        low,
+        high,
         room_nid,
         tx.find(server),
         limit,
     )
+    if len(found) < limit:
+        found = sorted({*found, *_list_archived_from(tx, room_nid, server, low, high, limit)}, reverse=True)[:limit]
+    return [position for _, position in found]
+
+
+def _list_archived_from(
+    tx: Transaction, room_nid: int, server: ServerName, low: int, high: int, limit: int
+) -> list[tuple[int, int]]:
+    """Returns ordering and position of the newest archived events by a server's users."""
+    found: list[tuple[int, int]] = []
+    while briefs := reading.briefs_between(tx, room_nid, low, high, _BRIEFS_AT_ONCE):
+        users = {
+            nid for nid, name in tx.names({each.sender_nid for each in briefs}).items() if name.endswith(f":{server}")
+        }
+        found += [(each.ordering, each.position) for each in briefs if each.sender_nid in users]
+        if len(found) >= limit or len(briefs) < _BRIEFS_AT_ONCE:
+            break
+        high = briefs[-1].ordering - 1
+    return found[:limit]
 
 
 def list_by_timestamp(
     tx: Transaction, room_id: RoomID, ts: int, direction: Literal["f", "b"], limit: int
 ) -> list[TimelineEvent]:
     """Returns at most `limit` events whose `origin_server_ts` is ≥ `ts` ("f") or ≤ `ts` ("b"), nearest first."""
+    room_nid = tx.find(room_id)
     if direction == "f":
         positions = tx.values(
             "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts >= ?"
             " ORDER BY origin_server_ts, ordering LIMIT ?",
-            tx.find(room_id),
+            room_nid,
             ts,
             limit,
         )
@@ -230,9 +276,16 @@ def list_by_timestamp(
         positions = tx.values(
             "SELECT position FROM events WHERE room_nid = ? AND ordering IS NOT NULL AND origin_server_ts <= ?"
             " ORDER BY origin_server_ts DESC, ordering DESC LIMIT ?",
-            tx.find(room_id),
+            room_nid,
             ts,
             limit,
         )
     stored = list_in_timeline(tx, positions)
-    return [stored[position] for position in positions]
+    archived = reading.rows_at_time(tx, room_nid, ts, direction, limit)
+    if not archived:
+        return [stored[position] for position in positions]
+    stored = {event.position: event for event in timeline_events(tx, archived)} | stored
+    nearest = sorted(
+        stored.values(), key=lambda event: (event.origin_server_ts, event.ordering), reverse=direction == "b"
+    )
+    return nearest[:limit]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import EventID, RoomID, UserID
+from homeserver.rooms.archive.blocks import find_archived_txn
 from homeserver.rooms.envelope import event_id_of_key
+from homeserver.rooms.storage import list_event_ids
 
 _TXN_SEPARATOR = "\x1f"
 
@@ -26,13 +28,13 @@ def find_txn(
     tx: Transaction, sender: UserID, device_id: str, room_id: RoomID, event_type: str, txn_id: str
 ) -> EventID | None:
     """Returns the event that this device sent to this endpoint with this transaction ID, or None."""
+    key = (tx.find(sender), txn_id, device_id, tx.find(room_id), tx.find(event_type))
     row = tx.one(
         "SELECT event_id FROM events WHERE sender_nid = ? AND txn_id = ? AND device_id = ? AND room_nid = ?"
         " AND type_nid = ?",
-        tx.find(sender),
-        txn_id,
-        device_id,
-        tx.find(room_id),
-        tx.find(event_type),
+        *key,
     )
-    return None if row is None else event_id_of_key(bytes(row[0]))
+    if row is not None:
+        return event_id_of_key(bytes(row[0]))
+    position = find_archived_txn(tx, key)
+    return None if position is None else list_event_ids(tx, (position,)).get(position)

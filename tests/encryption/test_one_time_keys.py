@@ -16,7 +16,7 @@ from homeserver.authenticate import SCHEMA as AUTHENTICATE
 from homeserver.database import Database, Schema
 from homeserver.federation.identifiers import UserID
 from homeserver.federation.signed_keys import OneTimeKey, parse_one_time_key
-from homeserver.rooms.schema import SCHEMA as ROOMS
+from homeserver.rooms import SCHEMAS as ROOMS
 from homeserver.users.encryption.one_time_keys import (
     Claim,
     count_keys,
@@ -46,7 +46,7 @@ STEPS = st.lists(
 
 
 def schemas() -> Sequence[Schema]:
-    return (AUTHENTICATE, ROOMS, *users.SCHEMAS)
+    return (AUTHENTICATE, *ROOMS, *users.SCHEMAS)
 
 
 def one_time_key(device_id: str, number: int) -> OneTimeKey:

@@ -26,7 +26,7 @@ from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
 from homeserver.federation.signed_keys import Usage, parse_cross_signing_key, parse_device_keys
-from homeserver.rooms.schema import SCHEMA as ROOMS
+from homeserver.rooms import SCHEMAS as ROOMS
 from homeserver.users.accounts import create_user, set_deactivated
 from homeserver.users.devices import (
     create_device,
@@ -75,7 +75,7 @@ STEPS = st.lists(
 @asynccontextmanager
 async def nodes(url: str) -> AsyncIterator[tuple[Database, Database]]:
     """Two nodes on one database, with an account for each of `PEOPLE`."""
-    schemas = (AUTHENTICATE, ROOMS, *users.SCHEMAS)
+    schemas = (AUTHENTICATE, *ROOMS, *users.SCHEMAS)
     async with opened(url, *schemas) as one:
         one.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere"), MASTER_KEYS))
         for user_id in PEOPLE:

@@ -6,17 +6,22 @@ Everything is computed here from the plainest definitions, bypassing the caches.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from itertools import pairwise
 
-from homeserver.database import Transaction
+from homeserver.database import Row, Transaction
 from homeserver.federation.event import Event, parse_event
 from homeserver.federation.hashing import content_hash
 from homeserver.federation.identifiers import EventID, server_name_of
 from homeserver.federation.state_resolution import Missing, resolve
 from homeserver.rooms import state_tree
+from homeserver.rooms.archive import reading
+from homeserver.rooms.archive.blocks import find_archived, list_blocks, list_blocks_of, load_blocks
+from homeserver.rooms.archive.format import EVENT_ID, POSITION, REDACTED_BY, STATE_BEFORE
 from homeserver.rooms.envelope import event_id_of_key, references, unpack
 from homeserver.rooms.events import to_events
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.storage import Status, StoredEvent, stored_events
+from homeserver.rooms.timeline import END, START
 from tests.support.consistent_relations import check_relations
 
 State = dict[tuple[str, str], EventID]
@@ -31,7 +36,8 @@ def check_consistency(tx: Transaction) -> None:
     _check_nodes(tx)
     _check_positions(tx)
     _check_redactions(tx)
-    check_relations(tx)
+    _check_archive(tx)
+    check_relations(tx, _list_all_rows(tx))
 
 
 class _Check:
@@ -40,12 +46,7 @@ class _Check:
     def __init__(self, tx: Transaction, head: Head) -> None:
         self.tx = tx
         self.head = head
-        rows = tx.all(
-            "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts,"
-            " status, redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE room_nid = ?"
-            " ORDER BY position",
-            head.room_nid,
-        )
+        rows = list_rows_of_room(tx, head.room_nid)
         self.stored = {row.event_id: row for row in stored_events(tx, rows)}
         events = to_events(tx, list(self.stored.values()))
         self.events: dict[EventID, Event] = {event.event_id: event for event in events}
@@ -196,7 +197,7 @@ class _Check:
 def _check_nodes(tx: Transaction) -> None:
     """Every root and every node below it is stored, and nothing else is."""
     stored = {bytes(node_id) for node_id in tx.values("SELECT node_id FROM state_nodes")}
-    roots = {bytes(root) for root in tx.values("SELECT state_before FROM events WHERE state_before IS NOT NULL")}
+    roots = {bytes(row[STATE_BEFORE]) for row in _list_all_rows(tx) if row[STATE_BEFORE] is not None}
     roots |= {bytes(root) for root in tx.values("SELECT state_root FROM rooms")}
     roots |= {bytes(root) for root in tx.values("SELECT state_root FROM resolved_heads")}
     reached = _reach(tx, roots - {state_tree.EMPTY_ROOT})
@@ -224,18 +225,48 @@ def _largest(values: Iterable[int]) -> int:
 
 
 def _check_redactions(tx: Transaction) -> None:
-    known = {bytes(key) for key in tx.values("SELECT event_id FROM events")}
+    rows = _list_all_rows(tx)
+    known = {bytes(row[EVENT_ID]) for row in rows}
+    by_position = {row[POSITION]: row for row in rows}
     for key, redaction in tx.all("SELECT event_id, redaction FROM pending_redactions"):
         assert bytes(key) not in known, "the target of a pending redaction is there"
-        assert tx.one("SELECT 1 FROM events WHERE position = ?", redaction) is not None
-    for target, redacted_by in tx.all("SELECT event_id, redacted_by FROM events WHERE redacted_by IS NOT NULL"):
-        rows = tx.all(
-            "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts,"
-            " status, redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE position = ?",
-            redacted_by,
-        )
-        (redaction,) = to_events(tx, stored_events(tx, rows))
-        assert redaction.type == "m.room.redaction"
-        redacts = redaction.redacts
-        is_redacted_itself = rows[0][9] is not None and not redaction.version.redacts_in_content
-        assert is_redacted_itself or redacts == event_id_of_key(bytes(target))
+        assert redaction in by_position
+    for row in rows:
+        if row[REDACTED_BY] is not None:
+            redacting = by_position[row[REDACTED_BY]]
+            (redaction,) = to_events(tx, stored_events(tx, [redacting]))
+            assert redaction.type == "m.room.redaction"
+            redacts = redaction.redacts
+            is_redacted_itself = redacting[REDACTED_BY] is not None and not redaction.version.redacts_in_content
+            assert is_redacted_itself or redacts == event_id_of_key(bytes(row[EVENT_ID]))
+
+
+def list_rows_of_room(tx: Transaction, room_nid: int) -> list[Row]:
+    """Returns all events of a room, archived or not, by position. A row counts for more than the event in a block."""
+    rows = tx.all(
+        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts,"
+        " status, redacted_by, state_before, device_id, txn_id, envelope, content FROM events WHERE room_nid = ?",
+        room_nid,
+    )
+    archived = reading.rows_between(tx, room_nid, START, END, 1 << 20, forwards=True)
+    by_position = {row[POSITION]: row for row in (*archived, *rows)}
+    return [by_position[position] for position in sorted(by_position)]
+
+
+def _list_all_rows(tx: Transaction) -> list[Row]:
+    return [row for nid in tx.values("SELECT room_nid FROM rooms") for row in list_rows_of_room(tx, nid)]
+
+
+def _check_archive(tx: Transaction) -> None:
+    """Blocks of a room do not overlap, and each event of a block is found by its ID and by its position."""
+    for room_nid in tx.values("SELECT room_nid FROM rooms"):
+        listed = list_blocks(tx, room_nid)
+        for before, after in pairwise(listed):
+            assert before.last_ordering < after.first_ordering, "two blocks overlap"
+        for row, block in zip(listed, load_blocks(tx, listed), strict=True):
+            keys = {block.key(index): block.positions[index] for index in range(len(block))}
+            assert find_archived(tx, keys) == keys
+            assert {*list_blocks_of(tx, block.positions)[row.block]} == {*block.positions}
+            assert (row.first_ordering, row.last_ordering) == (block.orderings[0], block.orderings[-1])
+            changed = tx.all_in("SELECT position FROM events WHERE position IN (?*)", block.positions)
+            assert not changed or tx.one("SELECT 1 FROM archive_stale WHERE block = ?", row.block) is not None

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from homeserver.database import Transaction
+from homeserver.database import Row, Transaction
 from homeserver.rooms.storage import Status, StoredEvent, stored_events
 
 KINDS = {"m.replace": 1, "m.reference": 2, "m.thread": 3}
 
 
-def check_relations(tx: Transaction) -> None:
-    """Raises AssertionError if a relation is missing or left over, or a count is wrong."""
-    rows = tx.all(
-        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts,"
-        " status, redacted_by, state_before, device_id, txn_id, envelope, content FROM events"
-    )
+def check_relations(tx: Transaction, rows: Sequence[Row]) -> None:
+    """Raises AssertionError if a relation is missing or left over, or a count is wrong. rows: all events."""
     events = {event.event_id: event for event in stored_events(tx, rows)}
     children: dict[StoredEvent, tuple[StoredEvent, str]] = {}
     waiting = set()

@@ -64,8 +64,8 @@ from homeserver.http.dispatch import Dispatch
 from homeserver.process.rate_limits import RateLimits
 from homeserver.process.workers import Workers
 from homeserver.resources import Resources
+from homeserver.rooms import SCHEMAS as ROOMS
 from homeserver.rooms.append import append_create, append_local
-from homeserver.rooms.schema import SCHEMA as ROOMS
 from homeserver.server import Homeserver
 from homeserver.testing import config_for_tests as in_memory_config
 from homeserver.testing import now_ms
@@ -273,7 +273,7 @@ async def _few_features(
     config: Config, wire: Wire, features: Sequence[Feature]
 ) -> AsyncIterator[tuple[Resources, App]]:
     of_features = [feature.schema for feature in features if feature.schema is not None]
-    schemas = [AUTHENTICATE, ROOMS, *users.SCHEMAS, *of_features]
+    schemas = [AUTHENTICATE, *ROOMS, *users.SCHEMAS, *of_features]
     database = await open_database(memory_url(), schemas, inline=True, now_ms=now_ms)
     key = SigningKey("test", config.server_name.encode().ljust(32, b"\0")[:32])
     identity = ServerIdentity(ServerName(config.server_name), key, config, MASTER_KEYS)

@@ -24,14 +24,13 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
 from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver.federation.signing import SigningKey
-from homeserver.rooms import state_tree
+from homeserver.rooms import SCHEMAS, state_tree
 from homeserver.rooms.append import append_create, append_local
 from homeserver.rooms.events import load_events
 from homeserver.rooms.graph import Missing
 from homeserver.rooms.heads import get_head
 from homeserver.rooms.outliers import store_outliers
 from homeserver.rooms.receive import Received, adopt_room, receive_event
-from homeserver.rooms.schema import SCHEMA
 from homeserver.rooms.storage import StoredEvent, find_stored_by_id, list_event_ids
 from homeserver.rooms.timeline import END, list_backwards
 from tests.federation.rooms_for_tests import Room
@@ -183,7 +182,7 @@ def named_state(tx: Transaction, root: bytes) -> dict[tuple[str, str], EventID]:
 async def opened_rooms(*schemas: Schema) -> AsyncIterator[Rooms]:
     """The rooms in a new database, with further tables; consistent at the end."""
     clock = itertools.count(START_MS, 20)
-    database = await open_database(memory_url(), [SCHEMA, *schemas], inline=True, now_ms=lambda: next(clock))
+    database = await open_database(memory_url(), [*SCHEMAS, *schemas], inline=True, now_ms=lambda: next(clock))
     database.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere"), MASTER_KEYS))
     try:
         rooms = Rooms(database)

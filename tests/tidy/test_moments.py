@@ -18,6 +18,7 @@ MOMENT = re.compile(r"^\s*(\w+_(?:ms|ts|at|until)|expires|deadline)\s+(?:INTEGER
 
 # What is looked up in a moment that decides something, and where.
 READ = {
+    "archive_garbage.due_ms": "homeserver/rooms/archive/blocks.py::list_garbage",
     "access_tokens.expires_ms": "homeserver/authenticate/identify.py::_requester_of",
     "device_list_resyncs.retry_after_ms": "homeserver/remote/resyncs.py::list_servers_due",
     "destinations_behind.retry_after_ms": "homeserver/process/back_off.py::is_over",
@@ -49,6 +50,9 @@ READ = {
 }
 SHOWN = "It is shown to people and decides nothing."
 HARMLESS = {
+    "archived_txns.event_ts": "A client's retry is recognised for a while, or a while longer.",
+    "archive_blocks.first_ts": "What senders claim: it says in which blocks to look.",
+    "archive_blocks.last_ts": "What senders claim: it says in which blocks to look.",
     "access_tokens.created_ms": SHOWN,
     "refresh_tokens.created_ms": SHOWN,
     "users.created_ms": SHOWN,

@@ -1,0 +1,149 @@
+"""Archived events are read like stored ones, and nothing is lost on the way into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from homeserver.blobs import Blobs
+from homeserver.database import Database, DatabaseDamaged, Needed, Transaction
+from homeserver.federation.event import Event
+from homeserver.federation.identifiers import RoomID
+from homeserver.process.workers import Workers
+from homeserver.rooms.archive.blocks import BlocksNeeded, GivenBlocks, list_blocks
+from homeserver.rooms.archive.fetching import fetch_blocks
+from homeserver.rooms.events import find_event, load_events
+from homeserver.rooms.storage import StoredEvent, find_position, list_positions
+from homeserver.rooms.timeline import END, START, list_backwards, list_by_timestamp, list_forwards
+from tests.support.archive import archive_all
+from tests.support.rooms import OUR_ALICE, OUR_BOB, Rooms
+
+
+@dataclass
+class Archivist:
+    """A database without a server, and where its archive is."""
+
+    database: Database
+    blobs: Blobs
+    workers: Workers
+
+    async def get_needed(self, needed: Needed) -> GivenBlocks:
+        assert isinstance(needed, BlocksNeeded)
+        return await fetch_blocks(self.blobs, self.workers, needed.wanted)
+
+
+@pytest.fixture
+async def archivist(rooms: Rooms) -> AsyncIterator[Archivist]:
+    workers = Workers(inline=True)
+    archivist = Archivist(rooms.database, Blobs("memory:", inline=True), workers)
+    rooms.database.get_needed_by(archivist.get_needed)
+    yield archivist
+    await workers.aclose()
+
+
+async def _chat(rooms: Rooms, number: int) -> tuple[RoomID, list[Event]]:
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB)
+    sent = []
+    for each in range(number):
+        sender = (OUR_ALICE, OUR_BOB)[each % 2]
+        sent.append(await rooms.append(room_id, sender, content={"msgtype": "m.text", "body": f"message {each}"}))
+        if each % 10 == 5:
+            sent.append(await rooms.append(room_id, OUR_ALICE, "m.room.topic", {"topic": f"topic {each}"}, ""))
+    return room_id, sent
+
+
+def _rows(tx: Transaction) -> int:
+    (count,) = tx.values("SELECT COUNT(*) FROM events WHERE state_key_nid IS NULL")
+    return int(count)
+
+
+async def test_archived_events_are_read_like_stored_ones(rooms: Rooms, archivist: Archivist) -> None:
+    room_id, sent = await _chat(rooms, 60)
+
+    async def read() -> list[object]:
+        found: list[object] = []
+        for fn, start in ((list_backwards, END), (list_forwards, START)):
+            everything = await rooms.read(fn, room_id, start, 500)
+            found += [everything, await rooms.read(fn, room_id, everything[30].ordering, 17)]
+        found.append(await rooms.read(list_positions, 0, END))
+        for event in sent:
+            found.append(await rooms.read(find_position, event.event_id))
+            found.append((await rooms.read(find_event, event.event_id)).pdu)
+        for ts in (sent[0].origin_server_ts, sent[31].origin_server_ts + 1, sent[-1].origin_server_ts):
+            found.append(await rooms.read(list_by_timestamp, room_id, ts, "f", 3))
+            found.append(await rooms.read(list_by_timestamp, room_id, ts, "b", 3))
+        return found
+
+    before = await read()
+    assert (await archive_all(archivist)).events == 59
+    assert await rooms.read(_rows) == 1
+    assert await read() == before
+
+
+async def test_archived_events_have_their_ids_and_signatures(rooms: Rooms, archivist: Archivist) -> None:
+    _, sent = await _chat(rooms, 40)
+    await archive_all(archivist)
+    for event in sent:
+        found = await rooms.read(find_event, event.event_id)
+        assert found.pdu == event.pdu
+        assert found.pdu["signatures"] == event.pdu["signatures"]
+
+
+async def test_new_messages_join_the_last_block(rooms: Rooms, archivist: Archivist) -> None:
+    room_id, _ = await _chat(rooms, 10)
+    await archive_all(archivist)
+    for number in range(5):
+        await rooms.append(room_id, OUR_ALICE, content={"body": f"more {number}"})
+    timeline = await rooms.timeline(room_id)
+    await archive_all(archivist)
+    assert await rooms.timeline(room_id) == timeline
+    (block,) = await rooms.read(lambda tx: list_blocks(tx, tx.find(room_id)))
+    assert block.events == 14
+
+
+async def test_redacting_an_archived_event_rewrites_its_block(rooms: Rooms, archivist: Archivist) -> None:
+    room_id, sent = await _chat(rooms, 10)
+    await archive_all(archivist)
+    (old,) = await rooms.read(lambda tx: list_blocks(tx, tx.find(room_id)))
+    secret = await rooms.append(room_id, OUR_BOB, content={"body": "a secret"})
+    await rooms.append(room_id, OUR_BOB)
+    await archive_all(archivist)
+    await rooms.append(room_id, OUR_BOB, "m.room.redaction", {"redacts": secret.event_id}, redacts=secret.event_id)
+    redacted = await rooms.stored(secret.event_id)
+    assert redacted.content == {}
+    assert redacted.redacted_by is not None
+    timeline = await rooms.timeline(room_id)
+    await archive_all(archivist)
+    assert await rooms.stored(secret.event_id) == redacted
+    assert await rooms.timeline(room_id) == timeline
+    (new,) = await rooms.read(lambda tx: list_blocks(tx, tx.find(room_id)))
+    assert new.blob != old.blob
+    assert (await rooms.read(find_event, secret.event_id)).event_id == secret.event_id
+
+
+async def test_a_lost_block_is_named_and_the_rest_is_readable(rooms: Rooms, archivist: Archivist) -> None:
+    room_id, sent = await _chat(rooms, 10)
+    await archive_all(archivist)
+    (block,) = await rooms.read(lambda tx: list_blocks(tx, tx.find(room_id)))
+    data = await archivist.blobs.get(block.blob)
+    await archivist.blobs.delete(block.blob)
+    rooms.database.caches.sized("archive_blocks", 0).clear()
+    with pytest.raises(DatabaseDamaged, match=block.blob):
+        await rooms.read(list_backwards, room_id, END, 100)
+    newest: list[StoredEvent] = await rooms.read(list_backwards, room_id, END, 1)
+    assert newest[0].event_id == sent[-1].event_id
+    await rooms.append(room_id, OUR_ALICE)
+    await archivist.blobs.put(block.blob, b"damaged")
+    with pytest.raises(DatabaseDamaged, match=block.blob):
+        await rooms.read(find_event, sent[0].event_id)
+    await archivist.blobs.put(block.blob, data)
+
+
+async def test_events_that_cite_one_another_across_blocks_come_back(rooms: Rooms, archivist: Archivist) -> None:
+    room_id, _ = await _chat(rooms, 30)
+    await archive_all(archivist)
+    positions = await rooms.read(list_positions, 0, END)
+    events = await rooms.read(load_events, positions)
+    assert len(events) == len(positions)

@@ -174,6 +174,11 @@ MEDIA_CHUNK_BYTES = 256 * 1024
 MEDIA_CONTENT_TYPE_CHARACTERS_MAX = 255
 # The longest name that file systems take is 255 bytes; percent-encoded it still fits into a header line.
 MEDIA_FILENAME_BYTES_MAX = 1_024
+# How long an upload waits for what can be known of its file. The file is stored already; the client would rather send
+# its message without.
+MEDIA_INFO_SECONDS_MAX = 5.0
+# The longest recording that is believed: a month.
+MEDIA_DURATION_MS_MAX = 31 * 24 * 60 * 60 * 1000
 # Media IDs are in a path and in a table's index. Those of all known servers have fewer than 70 characters.
 MEDIA_ID_CHARACTERS_MAX = 255
 

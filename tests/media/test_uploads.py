@@ -32,7 +32,7 @@ async def test_the_upload_limit_is_published_and_enforced(tmp_path: Path) -> Non
         created = await alice.ok("POST", "/_matrix/media/v1/create")
         path = f"{V3}/upload/{created['content_uri'][6:]}"
         assert await alice.refused("PUT", path, content=b"x" * 1001) == (413, "M_TOO_LARGE")
-        assert await alice.ok("PUT", path, content=b"x" * 1000) == {}
+        await alice.ok("PUT", path, content=b"x" * 1000)
         with pytest.raises(MatrixError, match="M_TOO_LARGE"):
             await media.upload(server.hs, alice.user_id, b"x" * 1001, "text/plain")
 
@@ -116,7 +116,7 @@ async def test_a_lost_file_is_restored_under_its_old_uri(server: Server, alice: 
     first, place = await upload(alice, content), await create(alice)
     for key in await blob_keys(server):
         await server.hs.blobs.delete(key)
-    assert await alice.ok("PUT", f"{V3}/upload/{place}", content=content) == {}
+    await alice.ok("PUT", f"{V3}/upload/{place}", content=content)
     for each in (first, place):
         assert (await alice.get(f"{V1}/download/{each}")).content == content
 

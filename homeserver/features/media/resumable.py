@@ -220,4 +220,4 @@ def _state(hs: Resources, upload: Upload) -> dict[str, str]:
 
 def _result(hs: Resources, upload: Upload) -> dict[str, Any]:
     """Returns the JSON that describes the file. Empty if the upload is not finished."""
-    return {"content_uri": mxc_uri(hs.server_name, upload.media_id)} if upload.media_id else {}
+    return {"content_uri": mxc_uri(hs.server_name, upload.media_id), "info": upload.info} if upload.media_id else {}

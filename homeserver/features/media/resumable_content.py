@@ -9,9 +9,11 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from homeserver.api.routes import Request
+from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, not_found
 from homeserver.features.media import resumable_storage, storage
+from homeserver.features.media.information import examine, store_findings
 from homeserver.features.media.receiving import Received, keep, temporary_folder
 from homeserver.features.media.resumable_files import PartFile, PartGone, delete_part, hash_slice, new_digest
 from homeserver.features.media.resumable_headers import Checksum
@@ -111,16 +113,18 @@ async def _finish(hs: Resources, owner: UserID, upload: Upload, part: PartFile) 
     hashed_bytes = 0
     while hashed_bytes < upload.length_bytes:
         hashed_bytes += await _on_disk(hs, hash_slice, part.path, hashed_bytes, digest)
+    received = Received(digest.digest(), upload.length_bytes, part.path)
+    findings = await examine(hs, received, upload.description)
     media_id = new_media_id()
 
     def store(tx: Transaction, blob: Blob) -> None:
-        resumable_storage.store_finished(tx, upload, media_id, {})
+        resumable_storage.store_finished(tx, upload, media_id, findings.info)
         storage.store_upload(
             tx, blob, hs.server_name, hs.config.blobs, media_id, owner, upload.description,
             is_pending=False, is_public=False,
         )  # fmt: skip
 
-    received = Received(digest.digest(), upload.length_bytes, part.path)
     await keep(hs, received, upload.description.content_type, store)
     hs.metrics.count("homeserver_media_uploads_total")
-    return replace(upload, offset_bytes=upload.length_bytes, media_id=media_id)
+    start_aside(hs, store_findings, hs, media_id, findings)
+    return replace(upload, offset_bytes=upload.length_bytes, media_id=media_id, info=findings.info)

@@ -1,4 +1,4 @@
-"""Thumbnails: made on first request, in a fixed set of sizes, and stored. Spec: client-server-api/#thumbnails"""
+"""Thumbnails: made at the upload or on first request, in fixed sizes, stored. Spec: client-server-api/#thumbnails"""
 
 from __future__ import annotations
 
@@ -240,16 +240,23 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
     if made.content is None:
         await hs.database.note(thumbnail_storage.store_image, media.media_nid, image)
         return _original(media, image)
-    key = new_blob_key(hashlib.sha256(made.content).digest(), hs.now_ms())
-    small = len(made.content) <= THUMBNAIL_INLINE_BYTES_MAX
-    thumbnail = Thumbnail(made.content_type, key, len(made.content), made.content if small else None)
     size = replace(size, animated=size.animated and image.is_animated)
+    return await store_made(hs, media, image, size, made.content, made.content_type)
+
+
+async def store_made(
+    hs: Resources, media: Media, image: Image, size: Size, content: bytes, content_type: str
+) -> Thumbnail:
+    """Stores a thumbnail that has been made. Returns it; if it cannot be stored, with its content."""
+    key = new_blob_key(hashlib.sha256(content).digest(), hs.now_ms())
+    small = len(content) <= THUMBNAIL_INLINE_BYTES_MAX
+    thumbnail = Thumbnail(content_type, key, len(content), content if small else None)
     try:
         if not small:
-            await hs.blobs.put(key, made.content, stored_headers(made.content_type))
+            await hs.blobs.put(key, content, stored_headers(content_type))
         return await hs.database.write(thumbnail_storage.store_thumbnail, media.media_nid, image, size, thumbnail)
     except (DatabaseUnavailable, BlobError):  # serve it anyway, and make it again next time
-        return replace(thumbnail, content=made.content)
+        return replace(thumbnail, content=content)
     except MatrixError:  # the file was deleted meanwhile
         await hs.blobs.delete(key)
         raise

@@ -8,12 +8,14 @@ from typing import Any
 
 import msgspec
 
-from homeserver.api.routes import Empty, Request, too_large
+from homeserver.api.routes import Request, too_large
 from homeserver.authenticate import Requester
+from homeserver.background import start_aside
 from homeserver.database import Transaction
 from homeserver.errors import invalid_param, not_found
 from homeserver.features.media import storage
 from homeserver.features.media.content_headers import clean_content_type, clean_filename
+from homeserver.features.media.information import examine, store_findings
 from homeserver.features.media.operations import routes
 from homeserver.features.media.receiving import keep, limited, receive, whole
 from homeserver.features.media.storage import Blob, Description
@@ -30,8 +32,8 @@ class UploadQuery(msgspec.Struct, frozen=True):
 async def upload_content(hs: Resources, requester: Requester, query: UploadQuery, request: Request) -> dict[str, Any]:
     """Stores the body under a new URI."""
     media_id = new_media_id()
-    await _upload(hs, requester, query, request, media_id, is_pending=False)
-    return {"content_uri": mxc_uri(hs.server_name, media_id)}
+    info = await _upload(hs, requester, query, request, media_id, is_pending=False)
+    return {"content_uri": mxc_uri(hs.server_name, media_id), "info": info}
 
 
 @routes.post("/_matrix/media/v1/create", rate_limit="upload")
@@ -46,17 +48,17 @@ async def create_content(hs: Resources, requester: Requester) -> dict[str, Any]:
 @routes.put("/_matrix/media/v3/upload/{server_name}/{media_id}", rate_limit="upload")
 async def upload_content_to_mxc(
     hs: Resources, requester: Requester, server_name: ServerName, media_id: str, query: UploadQuery, request: Request
-) -> Empty:
+) -> dict[str, Any]:
     """Stores the body under a URI that the requester has created."""
     if server_name != hs.server_name:
         raise not_found("This media ID was not created here.")
-    await _upload(hs, requester, query, request, media_id, is_pending=True)
-    return Empty()
+    return {"info": await _upload(hs, requester, query, request, media_id, is_pending=True)}
 
 
 async def _upload(
     hs: Resources, requester: Requester, query: UploadQuery, request: Request, media_id: str, *, is_pending: bool
-) -> None:
+) -> dict[str, Any]:
+    """Returns what is known of the file, see `information`."""
     description = describe(request.headers.get("content-type"), query.filename)
     declared = request.headers.get("content-length", "")
     expected_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
@@ -67,7 +69,7 @@ async def _upload(
             hs.server_name, hs.config.blobs, requester.user_id, pending_id, expected_bytes,
         )  # fmt: skip
     chunks = request.stream(hs.config.blobs.upload_bytes_max)
-    await _store(hs, requester.user_id, chunks, description, media_id, is_pending=is_pending, is_public=False)
+    return await _store(hs, requester.user_id, chunks, description, media_id, is_pending=is_pending, is_public=False)
 
 
 async def _store(
@@ -79,7 +81,7 @@ async def _store(
     *,
     is_pending: bool,
     is_public: bool,
-) -> None:
+) -> dict[str, Any]:
     def store(tx: Transaction, blob: Blob) -> None:
         storage.store_upload(
             tx, blob, hs.server_name, hs.config.blobs, media_id, user_id, description,
@@ -88,8 +90,11 @@ async def _store(
 
     hs.metrics.describe("homeserver_media_uploads_total", "Files that users have uploaded.")
     async with receive(hs, chunks) as received:
+        findings = await examine(hs, received, description)
         await keep(hs, received, description.content_type, store)
     hs.metrics.count("homeserver_media_uploads_total")
+    start_aside(hs, store_findings, hs, media_id, findings)
+    return findings.info
 
 
 def describe(content_type: str | None, filename: str | None) -> Description:

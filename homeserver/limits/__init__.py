@@ -202,6 +202,8 @@ RESUMABLE_METADATA_BYTES_MAX = 4 * 1024
 # The longest `timeout_ms`: a waiting request holds a connection, and proxies give up after a minute.
 MEDIA_WAIT_MS_MAX = 60_000
 
+# Parts of a file in one answer. Players ask for one or two, readers of PDF files for a few.
+MEDIA_RANGES_MAX = 16
 # How long the URL of a blob in the object store is valid: for a slow client to begin, too short to pass it on.
 MEDIA_REDIRECT_SECONDS = 300
 

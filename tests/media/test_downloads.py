@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import hashlib
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from homeserver import authenticate, limits
 from homeserver.authenticate import AccountFlags
 from homeserver.features.media.receiving import temporary_folder
-from homeserver.features.media.serving import read_range
+from homeserver.features.media.serving import read_ranges
 from tests.media.servers import V1, V3, blob_keys, get_raw, upload
 from tests.support.homeservers import Client, Server
 
@@ -147,16 +148,56 @@ async def test_ranges_are_honoured(alice: Client, size: int) -> None:
     for value in (f"bytes={size}-", "bytes=-0"):
         response = await get_raw(alice, f"{V1}/download/{place}", range=value)
         assert response.status_code == 416 and response.headers["content-range"] == f"bytes */{size}"
-    for value in ("bytes=5-2", "bytes=-", "items=0-1", "bytes=0-1,5-6", "bytes=a-b"):
+    for value in ("bytes=5-2", "bytes=-", "items=0-1", "bytes=0-1,x", "bytes=a-b", "bytes"):
         response = await get_raw(alice, f"{V1}/download/{place}", range=value)
         assert response.status_code == 200 and response.content == data
     headers = {"range": "bytes=0-0", "if-range": '"other"'}
     assert (await alice.get(f"{V1}/download/{place}", headers=headers)).status_code == 200
 
 
+@pytest.mark.parametrize("size", [1000, limits.MEDIA_CHUNK_BYTES * 3])
+async def test_several_ranges_come_as_parts_of_one_answer(alice: Client, size: int) -> None:
+    data = bytes(index % 251 for index in range(size))
+    place = await upload(alice, data, "video/mp4")
+    response = await get_raw(alice, f"{V1}/download/{place}", range=f"bytes=0-9, 500-599,{size + 1}-,-5")
+    assert response.status_code == 206
+    assert int(response.headers["content-length"]) == len(response.content)
+    head = f"content-type: {response.headers['content-type']}\r\n\r\n".encode()
+    parts = email.message_from_bytes(head + response.content).get_payload()
+    assert [(part["content-type"], part["content-range"]) for part in parts] == [
+        ("video/mp4", f"bytes 0-9/{size}"),
+        ("video/mp4", f"bytes 500-599/{size}"),
+        ("video/mp4", f"bytes {size - 5}-{size - 1}/{size}"),
+    ]
+    assert [part.get_payload(decode=True) for part in parts] == [data[:10], data[500:600], data[-5:]]
+    one = await get_raw(alice, f"{V1}/download/{place}", range=f"bytes={size}-,0-0")
+    assert (one.status_code, one.content) == (206, data[:1])
+
+
+async def test_ranges_that_would_cost_more_than_the_file_are_ignored(alice: Client) -> None:
+    data = bytes(1000)
+    place = await upload(alice, data, "video/mp4")
+    for value in ("bytes=0-,0-", "bytes=0-700,200-900", "bytes=" + "0-0," * limits.MEDIA_RANGES_MAX + "0-0"):
+        response = await get_raw(alice, f"{V1}/download/{place}", range=value)
+        assert (response.status_code, response.content) == (200, data)
+
+
+async def test_a_range_is_honoured_only_of_the_version_that_the_client_has(alice: Client) -> None:
+    place = await upload(alice, b"0123456789", "video/mp4")
+    etag = (await alice.get(f"{V1}/download/{place}")).headers["etag"]
+    for condition, status in (
+        (etag, 206),
+        ('"other"', 200),
+        (f"W/{etag}", 200),
+        ("Mon, 30 Nov 2026 00:00:00 GMT", 200),
+    ):
+        response = await get_raw(alice, f"{V1}/download/{place}", range="bytes=2-3", if_range=condition)
+        assert response.status_code == status
+
+
 def test_ranges_of_an_empty_file_are_refused() -> None:
-    assert read_range("bytes=0-", 0) == (0, 0)
-    assert read_range("bytes=-5", 0) == (0, 0)
+    assert read_ranges("bytes=0-", 0) == []
+    assert read_ranges("bytes=-5", 0) == []
 
 
 async def test_lost_content_is_reported_as_missing(server: Server, alice: Client) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from homeserver.api.routes import Request, Response
 from homeserver.errors import not_found
 from homeserver.features.media.content_headers import SAFETY_HEADERS
 from homeserver.federation.signing import encode_base64
-from homeserver.limits import MEDIA_CHUNK_BYTES, MEDIA_REDIRECT_SECONDS
+from homeserver.limits import MEDIA_CHUNK_BYTES, MEDIA_RANGES_MAX, MEDIA_REDIRECT_SECONDS
 from homeserver.resources import Resources
 
 # A URI's content never changes. If a token is required, shared caches must not keep it; otherwise anyone may.
 CACHE_PRIVATE = "private, max-age=31536000, immutable"
 CACHE_PUBLIC = "public, max-age=31536000, immutable"
 
-_RANGE = re.compile(r"bytes[ \t]*=[ \t]*([0-9]{0,18})-([0-9]{0,18})", re.ASCII | re.IGNORECASE)
+_RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
+
+Range = tuple[int, int]
+"""The bytes start ≤ i < end of a content."""
 
 
 async def serve(
@@ -51,33 +56,94 @@ async def serve(
         "content-type": content_type,
         "content-disposition": disposition,
         "accept-ranges": "bytes",
+        "access-control-expose-headers": "Accept-Ranges, Content-Range, Content-Disposition, ETag",
     }
-    status, start, end = 200, 0, size_bytes
+    ranges: list[Range] | None = None
     wanted = request.headers.get("range")
     if wanted is not None and request.method == "GET" and request.headers.get("if-range", etag) == etag:
-        part = read_range(wanted, size_bytes)
-        if part is not None:
-            start, end = part
-            if start >= end:
-                body = {"errcode": "M_INVALID_PARAM", "error": "The range is outside the content."}
-                return Response(416, body, {**SAFETY_HEADERS, "content-range": f"bytes */{size_bytes}"})
-            status = 206
-            headers["content-range"] = f"bytes {start}-{end - 1}/{size_bytes}"
+        ranges = read_ranges(wanted, size_bytes)
+        if ranges == []:
+            body = {"errcode": "M_INVALID_PARAM", "error": "The range is outside the content."}
+            return Response(416, body, {**SAFETY_HEADERS, "content-range": f"bytes */{size_bytes}"})
     if request.method == "HEAD":
         headers["content-length"] = str(size_bytes)
         return Response(200, None, headers, _nothing())
-    if content is not None:
-        return Response(status, content[start:end], headers)
-    if may_redirect and (url := await find_location(hs, blob_key)) is not None:
+    if content is None and may_redirect and (url := await find_location(hs, blob_key)) is not None:
         # The client repeats the request there, with its Range header.
         return Response(307, b"", {**SAFETY_HEADERS, "location": url, "cache-control": "no-store"})
+    source = Source(hs, blob_key, size_bytes, content)
     try:
-        if end - start == size_bytes and size_bytes <= MEDIA_CHUNK_BYTES:
-            return Response(status, await hs.blobs.get(blob_key, expected_bytes=size_bytes), headers)
-        headers["content-length"] = str(end - start)
-        return Response(status, None, headers, await open_stream(hs, blob_key, size_bytes, start, end))
+        if ranges is None:
+            return await _answer(source, 200, headers, (0, size_bytes))
+        if len(ranges) == 1:
+            headers["content-range"] = _content_range(ranges[0], size_bytes)
+            return await _answer(source, 206, headers, ranges[0])
+        return await _answer_several(source, headers, ranges)
     except KeyError:
         raise not_found("The content of this media has been lost.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The content that is served: a blob of that size. content: the same, if it is in memory."""
+
+    hs: Resources
+    blob_key: str
+    size_bytes: int
+    content: bytes | None
+
+    async def read(self, part: Range) -> bytes | AsyncIterator[bytes]:
+        """Returns a part: bytes if it is short, else chunks. Raises KeyError or BlobError before the first chunk."""
+        start, end = part
+        if self.content is not None:
+            return self.content[start:end]
+        if end - start == self.size_bytes <= MEDIA_CHUNK_BYTES:
+            return await self.hs.blobs.get(self.blob_key, expected_bytes=self.size_bytes)
+        return await open_stream(self.hs, self.blob_key, self.size_bytes, start, end)
+
+
+async def _answer(source: Source, status: int, headers: dict[str, str], part: Range) -> Response:
+    content = await source.read(part)
+    if isinstance(content, bytes):
+        return Response(status, content, headers)
+    return Response(status, None, {**headers, "content-length": str(part[1] - part[0])}, content)
+
+
+async def _answer_several(source: Source, headers: dict[str, str], ranges: Sequence[Range]) -> Response:
+    """Returns several parts as one body. RFC 9110, section 14.6"""
+    boundary = secrets.token_hex(24)
+    heads = [
+        f"\r\n--{boundary}\r\nContent-Type: {headers['content-type']}\r\n"
+        f"Content-Range: {_content_range(part, source.size_bytes)}\r\n\r\n".encode("latin-1")
+        for part in ranges
+    ]
+    tail = f"\r\n--{boundary}--\r\n".encode("ascii")
+    length = sum(map(len, heads)) + sum(end - start for start, end in ranges) + len(tail)
+    headers = {
+        **headers,
+        "content-type": f"multipart/byteranges; boundary={boundary}",
+        "content-length": str(length),
+    }
+    return Response(206, None, headers, _enclose(source, heads, ranges, tail))
+
+
+async def _enclose(
+    source: Source, heads: Sequence[bytes], ranges: Sequence[Range], tail: bytes
+) -> AsyncIterator[bytes]:
+    for head, part in zip(heads, ranges, strict=True):
+        yield head
+        content = await source.read(part)
+        if isinstance(content, bytes):
+            yield content
+            continue
+        async with aclosing(content):  # type: ignore[type-var]
+            async for chunk in content:
+                yield chunk
+    yield tail
+
+
+def _content_range(part: Range, size_bytes: int) -> str:
+    return f"bytes {part[0]}-{part[1] - 1}/{size_bytes}"
 
 
 async def find_location(hs: Resources, blob_key: str) -> str | None:
@@ -87,22 +153,33 @@ async def find_location(hs: Resources, blob_key: str) -> str | None:
     return await hs.blobs.find_url(blob_key, MEDIA_REDIRECT_SECONDS)
 
 
-def read_range(value: str, size_bytes: int) -> tuple[int, int] | None:
-    """Returns the range start ≤ i < end of a Range header; start ≥ end if it cannot be satisfied.
+def read_ranges(value: str, size_bytes: int) -> list[Range] | None:
+    """Returns the ranges start ≤ i < end of a Range header that the content has; none of them: it is unsatisfiable.
 
-    None if the header is to be ignored because it is not a single range of bytes.
+    None if the header is to be ignored: it is malformed, or asks for too many parts, or for more than the whole.
     """
-    match = _RANGE.fullmatch(value.strip())
-    if match is None:
+    unit, equals, listed = value.partition("=")
+    texts = listed.split(",")
+    if not equals or unit.strip().lower() != "bytes" or len(texts) > MEDIA_RANGES_MAX:
         return None
-    first, last = match.groups()
-    if first:
-        if last and int(last) < int(first):
+    ranges: list[Range] = []
+    for text in texts:
+        match = _RANGE.fullmatch(text.strip(" \t"))
+        if match is None:
             return None
-        return int(first), min(int(last) + 1, size_bytes) if last else size_bytes
-    if not last:
-        return None
-    return max(0, size_bytes - int(last)), size_bytes
+        first, last = match.groups()
+        if first:
+            if last and int(last) < int(first):
+                return None
+            start, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+        elif last:
+            start, end = max(0, size_bytes - int(last)), size_bytes
+        else:
+            return None
+        if start < end:
+            ranges.append((start, end))
+    is_more = len(ranges) > 1 and sum(end - start for start, end in ranges) > size_bytes
+    return None if is_more else ranges
 
 
 def _matches(header: str | None, etag: str) -> bool:

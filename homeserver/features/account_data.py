@@ -22,7 +22,7 @@ from homeserver.users.account_data import (
 from homeserver.users.friend_rooms import read_states
 from homeserver.users.friends import LIST_TYPE
 from homeserver.users.privacy import DATA_TYPE as PRIVACY_TYPE
-from homeserver.users.privacy import parse_privacy
+from homeserver.users.privacy import set_privacy
 from homeserver.users.push_rules import get_ruleset
 
 # "event types that the server manages" (client-server-api/#client-config)
@@ -35,8 +35,9 @@ routes = Routes()
 async def set_account_data(hs: Resources, requester: Requester, user_id: UserID, data_type: str, body: dict) -> Empty:
     _check_may_set(requester, user_id, data_type)
     if data_type == PRIVACY_TYPE:
-        _check_privacy(body)
-    await hs.database.write(store_account_data, user_id, None, data_type, body)
+        await hs.database.write(_set_privacy, user_id, body)
+    else:
+        await hs.database.write(store_account_data, user_id, None, data_type, body)
     return Empty()
 
 
@@ -75,10 +76,10 @@ def _check_may_set(requester: Requester, user_id: UserID, data_type: str) -> Non
         raise MatrixError(405, "M_BAD_JSON", f"{data_type} is managed by the server; it cannot be set as account data.")
 
 
-def _check_privacy(body: JsonObject) -> None:
+def _set_privacy(tx: Transaction, user_id: UserID, body: JsonObject) -> None:
     """Raises M_BAD_JSON for settings that the server does not understand, because it could not enforce them."""
     try:
-        parse_privacy(body)
+        set_privacy(tx, user_id, body)
     except ValueError as error:
         raise bad_json(f"{error}.") from None
 

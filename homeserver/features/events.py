@@ -35,7 +35,7 @@ from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, find_stored_
 from homeserver.rooms.timeline import END, START, Tokens, after_position, find_since, parse_sync_token
 from homeserver.rooms.visibility import find_leave
 from homeserver.users.account_data import list_of_rooms
-from homeserver.users.blocking import blocks_invites, ignored_users
+from homeserver.users.blocking import ignored_users, read_invite_filter
 
 EVENTS_TIMEOUT_MS_MAX = 90_000  # as of /sync
 EVENTS_PER_ANSWER_MAX = 100
@@ -149,17 +149,15 @@ def _span(tx: Transaction, requester: Requester, membership: RoomMembership, sin
 def _list_invites(
     tx: Transaction, requester: Requester, memberships: list[RoomMembership], since: int
 ) -> list[JsonObject]:
-    """Returns the user's new invites, except those that the user blocks."""
+    """Returns the user's new invites, except those that the user does not want to see."""
     new = [each for each in memberships if each.membership == "invite" and each.changed_position > since]
-    if not new or blocks_invites(tx, requester.user_id):
+    if not new:
         return []
-    ignored = ignored_users(tx, requester.user_id)
-    told = [(each.room_id, each.stripped[-1]) for each in new if each.stripped]
-    return [
-        {**event, "room_id": room_id}
-        for room_id, event in told
-        if "event_id" in event and event["sender"] not in ignored
+    unwanted = read_invite_filter(tx, requester.user_id, ignored_users(tx, requester.user_id))
+    told = [
+        (each.room_id, each.stripped[-1]) for each in new if each.stripped and not unwanted.hides(tx, each.stripped)
     ]
+    return [{**event, "room_id": room_id} for room_id, event in told if "event_id" in event]
 
 
 # --- single events, and rooms as they are now ---

@@ -33,7 +33,7 @@ from homeserver.feature import (
     SyncStart,
 )
 from homeserver.federation.edus import PresenceUpdate, parse_presence
-from homeserver.federation.identifiers import RoomID, ServerName, UserID
+from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.resources import Resources
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.membership import (
@@ -44,6 +44,7 @@ from homeserver.rooms.membership import (
     list_sharing,
 )
 from homeserver.rooms.visibility import list_arrivals
+from homeserver.users.account_data import find_change
 from homeserver.users.presence import (
     WAKE_KEY,
     Presence,
@@ -61,6 +62,7 @@ from homeserver.users.presence import (
     set_status,
     store_presence,
 )
+from homeserver.users.privacy import DATA_TYPE, list_allowing, list_servers_allowed
 from homeserver.users.status import note_heartbeat
 
 routes = Routes()
@@ -92,7 +94,10 @@ def _read_presence(tx: Transaction, requester: Requester, user_id: UserID) -> Js
     is_own = requester.user_id == user_id
     if not (is_own or requester.is_admin or list_sharing(tx, requester.user_id, (user_id,))):
         raise forbidden("You share no room with that user.")
-    return (find_presence(tx, user_id) or Presence(user_id, True)).body(tx.now_ms)
+    nothing = Presence(user_id, True)
+    if not (requester.is_admin or list_allowing(tx, requester.user_id, (user_id,), "status")):
+        return nothing.body(tx.now_ms)
+    return (find_presence(tx, user_id) or nothing).body(tx.now_ms)
 
 
 async def follow_time(hs: Resources) -> None:
@@ -146,7 +151,17 @@ def sync_presence(tx: Transaction, context: SyncContext) -> None:
     told = [presence for presence in news if presence.user_id in sharing]
     if context.since > 0:
         told += _of_newcomers(tx, context, {presence.user_id for presence in told})
-    context.presence += [presence.event(tx.now_ms) for presence in told]
+    allowed = list_allowing(tx, context.user_id, [presence.user_id for presence in told], "status")
+    for presence in told:
+        if presence.user_id in allowed:
+            context.presence.append(presence.event(tx.now_ms))
+        elif context.since > 0 and _has_just_hidden(tx, presence.user_id, context.since):
+            context.presence.append(Presence(presence.user_id, True).event(tx.now_ms))
+
+
+def _has_just_hidden(tx: Transaction, user_id: UserID, since: int) -> bool:
+    """Returns whether a user has changed their settings since, so that others have to be told that they are gone."""
+    return find_change(tx, user_id, DATA_TYPE) > since
 
 
 def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:
@@ -163,7 +178,8 @@ def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> l
 def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
     """Yields an m.presence for each local user whose presence has changed, to the servers in the user's rooms.
 
-    Also yields one for each user who has joined a room, to the servers in that room.
+    Also yields one for each user who has joined a room, to the servers in that room. Only servers of users who may see
+    it get it. The others get a last one when the user has just hidden from them: the user is offline.
     """
     rooms: dict[UserID, list[RoomID]] = defaultdict(list)
     for user_id, room_id in list_arrivals(tx, since, upto):
@@ -178,11 +194,18 @@ def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[Outgo
         for room_id in rooms[presence.user_id]:
             head = find_head(tx, room_id)
             servers |= list_joined_servers(tx, head) if head is not None else set()
-        servers.discard(ServerName(presence.user_id.partition(":")[2]))
-        if servers:
-            # The spec requires last_active_ago, even of a user who was never active.
-            update = {"user_id": presence.user_id, "last_active_ago": 0, **presence.body(tx.now_ms)}
-            yield OutgoingEdu({"push": [update]}, destinations=tuple(sorted(servers)))
+        servers.discard(server_name_of(presence.user_id))
+        allowed = list_servers_allowed(tx, presence.user_id, servers)
+        if allowed:
+            yield _edu(tx, presence, allowed)
+        if allowed != servers and _has_just_hidden(tx, presence.user_id, since):
+            yield _edu(tx, Presence(presence.user_id, True), servers - allowed)
+
+
+def _edu(tx: Transaction, presence: Presence, servers: set[ServerName]) -> OutgoingEdu:
+    # The spec requires last_active_ago, even of a user who was never active.
+    update = {"user_id": presence.user_id, "last_active_ago": 0, **presence.body(tx.now_ms)}
+    return OutgoingEdu({"push": [update]}, destinations=tuple(sorted(servers)))
 
 
 async def receive_presence(hs: Resources, origin: ServerName, updates: Sequence[PresenceUpdate]) -> None:

@@ -132,7 +132,7 @@ def _create(
         for event_type, state_key, content in _initial_events(tx, creator, body, version, create, alias):
             append_local(tx, Draft(create.room_id, creator, event_type, content, state_key=state_key))
         for user_id in ours:
-            if refusal := find_refusal(tx, user_id):
+            if refusal := find_refusal(tx, user_id, creator, create.content):
                 refusals.append(refusal)
             else:
                 profile = get_member_profile(tx, user_id)

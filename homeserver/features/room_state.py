@@ -143,7 +143,7 @@ def _check_member(tx: Transaction, requester: Requester, room_id: RoomID, draft:
     membership = draft.content.get("membership")
     target = draft.state_key or ""
     if membership == "invite" and target.partition(":")[2] == tx.server.name:
-        check_takes_invites(tx, UserID(target))
+        check_takes_invites(tx, UserID(target), UserID(draft.sender), room_id)
     if membership != "join" or target != draft.sender:
         return draft
     if requester.is_guest and find_membership(tx, room_id, target) != "join":

@@ -52,7 +52,7 @@ from homeserver.rooms.membership import check_joined, find_membership
 from homeserver.rooms.receive import receive_event
 from homeserver.rooms.storage import Status
 from homeserver.users.accounts import is_active
-from homeserver.users.blocking import check_takes_invites
+from homeserver.users.blocking import check_audience, check_takes_invites
 from homeserver.users.profile import get_member_profile
 
 _log = logging.getLogger("homeserver.federation")
@@ -83,7 +83,7 @@ async def invite_anyone(hs: Resources, draft: Draft) -> None:
 def _invite_ours(tx: Transaction, draft: Draft) -> None:
     _check_may_invite(tx, draft)
     target = UserID(draft.state_key or "")
-    check_takes_invites(tx, target)
+    check_takes_invites(tx, target, UserID(draft.sender), draft.room_id or "")
     append_local(tx, replace(draft, content={**draft.content, **get_member_profile(tx, target)}))
 
 
@@ -226,6 +226,7 @@ async def send_invite_v2(
         raise bad_json("event must be an object.")
     event = await _receive_invite(hs, origin, room_id, event_id, body["event"], version)
     stripped = await _read_room_state(hs, event, body.get("invite_room_state"))
+    await hs.database.read(_check_wanted, event, stripped)
     await hs.database.write(_store_if_outside, hs.server_name, event, stripped)
     return {"event": event.pdu}
 
@@ -236,7 +237,9 @@ async def send_invite_v1(hs: Resources, origin: ServerName, room_id: RoomID, eve
     state = unsigned.get("invite_room_state") if isinstance(unsigned, dict) else None
     # "Servers which receive a v1 invite request must assume that the room version is either "1" or "2"."
     event = await _receive_invite(hs, origin, room_id, event_id, body, ROOM_VERSIONS["1"])
-    await hs.database.write(_store_if_outside, hs.server_name, event, read_stripped(state))
+    stripped = read_stripped(state)
+    await hs.database.read(_check_wanted, event, stripped)
+    await hs.database.write(_store_if_outside, hs.server_name, event, stripped)
     return Response(200, [200, {"event": event.pdu}])
 
 
@@ -307,6 +310,11 @@ async def _read_room_state(hs: Resources, event: Event, state: object) -> list[J
     if not any(each.type == "m.room.create" for each in events):
         raise invalid_param("invite_room_state has no m.room.create.")
     return stripped
+
+
+def _check_wanted(tx: Transaction, event: Event, stripped: list[JsonObject]) -> None:
+    """Raises MatrixError 403 if the invited user's settings do not include the inviter."""
+    check_audience(tx, UserID(event.state_key or ""), UserID(event.sender), stripped)
 
 
 def _store_if_outside(tx: Transaction, own: ServerName, event: Event, stripped: list[JsonObject]) -> None:

@@ -175,7 +175,7 @@ async def claim_invite(hs: Resources, claim: Claim, cause: Cause = PERSON) -> No
 
     Raises MatrixError: 403 the proof is not right or not valid any more, 404 unknown room, 502 no answer.
     """
-    await hs.database.read(check_takes_invites, claim.user_id)
+    await hs.database.read(check_takes_invites, claim.user_id, claim.sender, claim.room_id)
     if await hs.database.read(is_resident, hs.server_name, claim.room_id):
         await _append_invite(hs, claim, hs.server_name)
         return
@@ -252,7 +252,7 @@ def _append_of_ours(tx: Transaction, claim: Claim, draft: Draft) -> None:
     """Invites a user of this server. If the inviter is not one of ours, only we have the event, and send it."""
     if _check_claim(tx, claim, tx.server.name) is None:
         return  # another request was faster
-    check_takes_invites(tx, claim.user_id)
+    check_takes_invites(tx, claim.user_id, claim.sender, claim.room_id)
     content = {**draft.content, **get_member_profile(tx, claim.user_id)}
     event = append_local(tx, replace(draft, content=content))
     position = find_position(tx, event.event_id)

@@ -43,7 +43,7 @@ from homeserver.sync.room import Viewer, joined_room, left_room, was_joined
 from homeserver.sync.room_news import find_room_entry, is_shareable
 from homeserver.sync.sections import Sections, add_sections, is_due
 from homeserver.sync.waiting import USERS_REMEMBERED_MAX, Preparation, wait_for_news
-from homeserver.users.blocking import blocks_invites, ignored_users
+from homeserver.users.blocking import ignored_users, read_invite_filter
 
 # The longest span in which we count messages before we ask the features: a few µs each, against some 20 µs per feature.
 SPAN_EXAMINED_MAX = 10
@@ -376,12 +376,12 @@ class _Rooms:
                 self.join[membership.room_id] = {"timeline": {"events": [], "limited": True, "prev_batch": token}}
 
     def add_invites(self) -> None:
-        """Adds the invites, except those that the user blocks."""
-        if not self._invites or blocks_invites(self._tx, self._viewer.user_id):
+        """Adds the invites, except those that the user does not want to see."""
+        if not self._invites:
             return
+        unwanted = read_invite_filter(self._tx, self._viewer.user_id, self._viewer.ignored)
         for membership in self._invites:
-            stripped = membership.stripped or []
-            if _inviter(stripped, self._viewer.user_id) not in self._viewer.ignored:
+            if not unwanted.hides(self._tx, membership.stripped or ()):
                 self.invite[membership.room_id] = self._outside_entry("invite_state", membership)
 
     def _outside_entry(self, name: str, membership: RoomMembership) -> dict[str, Any]:
@@ -418,11 +418,6 @@ class _Rooms:
         if entry:
             entry["timeline"]["limited"] |= self._is_anew
             self.join[room_id] = entry
-
-
-def _inviter(stripped: list[JsonObject], user_id: UserID) -> str | None:
-    found = [event for event in stripped if (event.get("type"), event.get("state_key")) == ("m.room.member", user_id)]
-    return found[-1].get("sender") if found else None
 
 
 def _body(request: SyncRequest, rooms: _Rooms, context: SyncContext) -> dict[str, Any]:

@@ -104,6 +104,16 @@ def find_account_data(tx: Transaction, user_id: UserID, room_id: RoomID | None, 
     return None if row is None else orjson.loads(row[0])
 
 
+def find_change(tx: Transaction, user_id: UserID, data_type: str) -> int:
+    """Returns the position of the last change of the user's data of this type that belongs to no room, 0 if none."""
+    row = tx.one(
+        "SELECT position FROM account_data WHERE user_nid = ? AND room_nid = 0 AND type_nid = ?",
+        tx.find(user_id),
+        tx.find(data_type),
+    )
+    return 0 if row is None else int(row[0])
+
+
 def list_of_users(tx: Transaction, user_ids: Collection[UserID], data_type: str) -> dict[UserID, JsonObject]:
     """Returns each user's data of this type that belongs to no room. Users without any are left out."""
     nids = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}

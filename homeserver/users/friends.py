@@ -101,6 +101,12 @@ def is_friend(tx: Transaction, user_id: str, other: str) -> bool:
     return row is not None and row[0] == "friend"
 
 
+def list_confirmed(tx: Transaction, user_id: str) -> list[UserID]:
+    """Returns the friends of a user of this server, without those who were only asked."""
+    nids = tx.values("SELECT friend_nid FROM friends WHERE user_nid = ? AND state = 'friend'", tx.find(user_id))
+    return [UserID(name) for name in tx.names(nids).values()]
+
+
 def list_having_friend(tx: Transaction, user_ids: Collection[str], friend: str) -> set[UserID]:
     """Returns those of these users of this server who have this friend."""
     nids = tx.find_all(user_ids)

@@ -207,6 +207,13 @@ def store_presence(tx: Transaction, old: Presence, new: Presence) -> None:
     )  # fmt: skip
 
 
+def repeat_presence(tx: Transaction, user_id: UserID) -> None:
+    """Shows a local user's presence again to everyone who may see it, because that may be others than before."""
+    old = find_presence(tx, user_id)
+    if old is not None:
+        store_presence(tx, replace(old, position=0), old)
+
+
 def forget_presence(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes everything except that the user is offline, which others still have to be told."""
     tx.run("DELETE FROM presence_devices WHERE user_nid = ?", tx.find(user_id))

@@ -14,10 +14,11 @@ import msgspec
 
 from homeserver.database import Transaction
 from homeserver.feature import JsonObject
-from homeserver.federation.identifiers import UserID, server_name_of
+from homeserver.federation.identifiers import ServerName, UserID, server_name_of
 from homeserver.rooms.membership import list_sharing
 from homeserver.users.account_data import find_account_data, list_of_users, store_account_data
-from homeserver.users.friends import is_friend, list_having_friend
+from homeserver.users.friends import is_friend, list_confirmed, list_having_friend
+from homeserver.users.presence import repeat_presence
 
 DATA_TYPE = "org.homeserver.privacy"
 
@@ -57,11 +58,15 @@ def read_privacy(tx: Transaction, user_id: UserID) -> Privacy:
     return _DEFAULT if content is None else parse_privacy(content)
 
 
-def set_privacy(tx: Transaction, user_id: UserID, changes: JsonObject) -> Privacy:
-    """Changes some of a local user's settings and returns all of them. Raises ValueError for an unknown value."""
-    content = find_account_data(tx, user_id, None, DATA_TYPE) or {}
-    privacy = parse_privacy({**content, **changes})
-    store_account_data(tx, user_id, None, DATA_TYPE, {**content, **changes})
+def set_privacy(tx: Transaction, user_id: UserID, content: JsonObject) -> Privacy:
+    """Replaces a local user's settings. Raises ValueError, and changes nothing, if a value is not an audience.
+
+    If others may see the user's presence than before, all are shown it again, and it is hidden from the rest.
+    """
+    before, privacy = read_privacy(tx, user_id), parse_privacy(content)
+    store_account_data(tx, user_id, None, DATA_TYPE, content)
+    if privacy.status != before.status:
+        repeat_presence(tx, user_id)
     return privacy
 
 
@@ -89,3 +94,13 @@ def list_allowing(tx: Transaction, asker: UserID, owners: Iterable[UserID], sett
     if sharing := asked.get("shared_room"):
         sharing -= list_sharing(tx, asker, sharing)
     return owners - asked.get("friends", set()) - asked.get("shared_room", set()) - asked.get("nobody", set())
+
+
+def list_servers_allowed(tx: Transaction, owner: UserID, servers: Iterable[ServerName]) -> set[ServerName]:
+    """Returns those of the servers to which a local user's presence is sent: the ones of an allowed user."""
+    audience = read_privacy(tx, owner).status
+    if audience == "everyone":
+        return set(servers)
+    if audience == "nobody":
+        return set()
+    return {server_name_of(friend) for friend in list_confirmed(tx, owner)}.intersection(servers)

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 
 from homeserver.database import Transaction
+from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import UserID
+from homeserver.rooms.append import append_local
 from tests.client_server_api.test_status import OURS, status_of
-from tests.support.homeservers import Server
+from tests.support.homeservers import Client, Server
+from tests.support.people import create, invite, path_of, public_room, sync
+from tests.support.sliding import slide, window
 
 PRIVACY = f"{OURS}/privacy"
 EVERYONE = {"status": "everyone", "friend_requests": "everyone", "invites": "everyone", "delivery": "everyone"}
@@ -86,3 +90,106 @@ async def test_friends_see_a_status_that_is_for_friends(server: Server) -> None:
     await server.write(befriend, bob.user_id, alice.user_id)
     assert await status_of(server, bob, alice) is not None
     assert await status_of(server, bob, carol) is None
+
+
+# Presence
+
+
+def presence_in(answer: dict[str, Any], person: Client) -> list[str]:
+    """The states of somebody's presence in a sync, oldest first."""
+    events = answer.get("presence", {}).get("events", [])
+    return [each["content"]["presence"] for each in events if each["sender"] == person.user_id]
+
+
+async def test_presence_of_a_hidden_person_is_not_in_syncs(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await public_room(alice, bob)
+    await sync(bob)
+    assert presence_in(await sync(alice), bob) == ["online"]
+    await bob.ok("PUT", PRIVACY, json={"status": "nobody"})
+    first = await sync(alice)
+    assert presence_in(first, bob) == []
+    await bob.ok("PUT", f"presence/{bob.user_id}/status", json={"presence": "online", "status_msg": "here"})
+    assert presence_in(await sync(alice, first["next_batch"]), bob) == []
+    path = f"presence/{bob.user_id}/status"
+    assert await alice.ok("GET", path) == {"presence": "offline"}
+    assert (await bob.ok("GET", path))["presence"] == "online"
+
+
+async def test_a_person_who_hides_is_offline_for_others_once(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await public_room(alice, bob)
+    await sync(bob)
+    since = (await sync(alice))["next_batch"]
+    await bob.ok("PUT", PRIVACY, json={"status": "friends"})
+    answer = await sync(alice, since)
+    assert presence_in(answer, bob) == ["offline"]
+    await bob.ok("PUT", f"presence/{bob.user_id}/status", json={"presence": "unavailable"})
+    answer = await sync(alice, answer["next_batch"])
+    assert presence_in(answer, bob) == []
+    await bob.ok("PUT", PRIVACY, json={"status": "everyone"})
+    assert presence_in(await sync(alice, answer["next_batch"]), bob) == ["unavailable"]
+
+
+# Invitations
+
+
+async def test_invitations_are_accepted_from_the_audience_only(server: Server) -> None:
+    alice, bob, carol, dave = [await server.register(name) for name in ("alice", "bob", "carol", "dave")]
+    await public_room(bob, carol)
+    await server.write(befriend, bob.user_id, dave.user_id)
+    for audience, accepted in {
+        "everyone": (alice, carol, dave),
+        "shared_room": (carol,),
+        "friends": (dave,),
+        "nobody": (),
+    }.items():
+        await bob.ok("PUT", PRIVACY, json={"invites": audience})
+        for inviter in (alice, carol, dave):
+            room_id = await create(inviter)
+            answers = [
+                await inviter.post(path_of(room_id, "invite"), json={"user_id": bob.user_id}),
+                await inviter.put(
+                    path_of(room_id, "state", "m.room.member", bob.user_id), json={"membership": "invite"}
+                ),
+                await inviter.post("createRoom", json={"invite": [bob.user_id]}),
+            ]
+            for answer in answers:
+                if inviter in accepted:
+                    assert answer.status_code == 200 or "already" in answer.text
+                else:
+                    error = f"{bob.user_id} does not accept this invitation."
+                    assert (answer.status_code, answer.json()) == (403, {"errcode": "M_FORBIDDEN", "error": error})
+
+
+async def test_friend_requests_have_an_audience_of_their_own(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    request = {"creation_content": {"org.homeserver.friend": True}}
+    await bob.ok("PUT", PRIVACY, json={"invites": "nobody"})
+    await invite(alice, await create(alice, **request), bob)
+    assert len((await sync(bob))["rooms"]["invite"]) == 1
+    await bob.ok("PUT", PRIVACY, json={"invites": "everyone", "friend_requests": "nobody"})
+    await invite(alice, await create(alice), bob)
+    assert await alice.refused("POST", "createRoom", json={**request, "invite": [bob.user_id]}) == (403, "M_FORBIDDEN")
+
+
+async def test_an_invitation_that_could_not_be_refused_is_hidden(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    room_id = await create(alice)
+    await bob.ok("PUT", PRIVACY, json={"invites": "friends"})
+    # as if it had come as an event of a room that this server is in
+    draft = Draft(room_id, alice.user_id, "m.room.member", {"membership": "invite"}, state_key=bob.user_id)
+    await server.write(append_local, draft)
+    assert "rooms" not in await sync(bob)
+    assert (await slide(bob, lists={"all": window()}))["rooms"] == {}
+    await server.write(befriend, bob.user_id, alice.user_id)
+    assert room_id in (await sync(bob))["rooms"]["invite"]
+
+
+async def test_an_ignored_person_does_not_learn_that_from_inviting(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    path = f"user/{bob.user_id}/account_data/m.ignored_user_list"
+    await bob.ok("PUT", path, json={"ignored_users": {alice.user_id: {}}})
+    await invite(alice, await create(alice), bob)
+    assert "rooms" not in await sync(bob)
+    assert await status_of(server, bob, alice) is not None

@@ -25,7 +25,7 @@ from homeserver.rooms.visibility import find_leave
 from homeserver.sync.sliding.request import ListConfig, RoomFilters, SlidingRequest
 from homeserver.sync.sliding.required_state import RoomConfig, combine
 from homeserver.users.account_data import find_account_data, list_of_type
-from homeserver.users.blocking import blocks_invites
+from homeserver.users.blocking import read_invite_filter
 from homeserver.users.sync_connections import ConnectionState
 
 ROOM_KINDS_CACHED_MAX = 20_000
@@ -119,15 +119,9 @@ def _is_listed(
 
 def _is_blocked(tx: Transaction, room_id: RoomID, user_id: UserID, ignored: frozenset[str]) -> bool:
     """Returns whether the user does not want to see an invite."""
-    if blocks_invites(tx, user_id):
-        return True
     membership = find_room_membership(tx, room_id, user_id)
-    own = [
-        event
-        for event in (membership.stripped or () if membership is not None else ())
-        if (event.get("type"), event.get("state_key")) == ("m.room.member", user_id)
-    ]
-    return bool(own) and own[-1].get("sender") in ignored
+    stripped = membership.stripped if membership is not None else None
+    return read_invite_filter(tx, user_id, ignored).hides(tx, stripped or ())
 
 
 class OwnRooms:

@@ -7,7 +7,7 @@ Nothing here checks whether the origin may speak for the users and rooms that an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -56,7 +56,7 @@ class TypingContent(Struct, frozen=True, kw_only=True):
 class Receipt(Struct, frozen=True, kw_only=True):
     """How far one user has read in a room, from an `m.receipt`. Spec: server-server-api/#receipts
 
-    `ts` in ms. `thread_id`: an event ID, "main", or None if unthreaded.
+    `ts` in ms. `thread_id`: an event ID, "main", or None if unthreaded. `receipt_type`: one of those asked for.
     """
 
     room_id: RoomID
@@ -64,6 +64,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     event_id: EventID
     ts: int
     thread_id: str | None = None
+    receipt_type: str = "m.read"
 
 
 class _ReceiptData(Struct, frozen=True):
@@ -143,29 +144,34 @@ def parse_edu(edu: object) -> tuple[str, dict[str, Any]]:
     return parsed.edu_type, parsed.content
 
 
-def parse_receipts(content: dict[str, Any]) -> Iterator[Receipt]:
+def parse_receipts(content: dict[str, Any], types: Collection[str] = ("m.read",)) -> Iterator[Receipt]:
     """Yields the receipts of an `m.receipt`, without malformed ones.
 
-    Only public read receipts travel between servers; other kinds are not read.
+    types: the receipt types to read. The spec lets only public read receipts travel between servers.
     """
     for room, kinds in content.items():
-        read = kinds.get("m.read") if isinstance(kinds, dict) else None
-        if not isinstance(read, dict):
-            continue
         try:
             room_id = parse_room_id(room)
         except InvalidIdentifier:
             continue
-        for user, receipt in read.items():
-            try:
-                user_id = parse_user_id(user)
-                told = msgspec.convert(receipt, _UserReceipt)
-                event_id = parse_event_id(told.event_ids[0])
-            except ValueError:  # msgspec.ValidationError and InvalidIdentifier are ValueErrors
-                continue
-            yield Receipt(
-                room_id=room_id, user_id=user_id, event_id=event_id, ts=told.data.ts, thread_id=told.data.thread_id
-            )
+        for receipt_type in types:
+            receipts = kinds.get(receipt_type) if isinstance(kinds, dict) else None
+            if isinstance(receipts, dict):
+                yield from _receipts_of_users(room_id, receipt_type, receipts)
+
+
+def _receipts_of_users(room_id: RoomID, receipt_type: str, receipts: dict[str, Any]) -> Iterator[Receipt]:
+    for user, receipt in receipts.items():
+        try:
+            user_id = parse_user_id(user)
+            told = msgspec.convert(receipt, _UserReceipt)
+            event_id = parse_event_id(told.event_ids[0])
+        except ValueError:  # msgspec.ValidationError and InvalidIdentifier are ValueErrors
+            continue
+        yield Receipt(
+            room_id=room_id, user_id=user_id, event_id=event_id, ts=told.data.ts, thread_id=told.data.thread_id,
+            receipt_type=receipt_type,
+        )  # fmt: skip
 
 
 def parse_presence(content: dict[str, Any]) -> Iterator[PresenceUpdate]:

@@ -307,6 +307,8 @@ class Feature:
 
     edus: the EDUs that this feature sends and receives, by type. EDUs of undeclared types are ignored.
     before_sync, sync, sync_always: this feature's part in `/sync`, see `BeforeSync` and `SyncContext`.
+    acknowledged(hs, start): called on the trio thread whenever a device says that it has everything up to
+    `start.since`, which is every sync with a token. It must only touch memory.
     queries: handlers of `/_matrix/federation/v1/query/{type}`, by type.
     limits: the rate limit classes that only this feature's operations use.
     capabilities: entries of `/capabilities`, computed from the configuration and the requester.
@@ -323,6 +325,7 @@ class Feature:
     before_sync: BeforeSync | None = None
     sync: SyncSection | None = None
     sync_always: SyncSection | None = None
+    acknowledged: Callable[[Resources, SyncStart], None] | None = None
     queries: Mapping[str, QueryHandler] = field(default_factory=dict)
     limits: Mapping[str, Bucket] = field(default_factory=dict)
     capabilities: Mapping[str, Capability] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from homeserver.database.stream import Stream
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire
+from homeserver.process.acknowledged import Acknowledged
 from homeserver.process.budgets import Budgets
 from homeserver.process.claims import Claims
 from homeserver.process.flights import Flights
@@ -56,6 +57,7 @@ class Resources:
     now_ms: Callable[[], int]
     nursery: trio.Nursery
     heartbeats: Heartbeats
+    acknowledged: Acknowledged = field(default_factory=Acknowledged)
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)
     claims: Claims = field(default_factory=Claims)

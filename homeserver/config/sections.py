@@ -34,6 +34,8 @@ from homeserver.federation.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSI
 
 # Someone silent for a week is not online; and moments this long ago are still moments.
 _ONLINE_TIMEOUT_S_MAX = 7 * 24 * 3600
+# Each member of a room tells all others, so this grows with the square.
+_DELIVERY_MEMBERS_MAX = 1_000
 # A hundred years: 0 stands for no limit.
 _REMOTE_DAYS_MAX = 36_500
 
@@ -155,6 +157,16 @@ class Rooms(Section, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("rooms.default_version", self.default_version, ROOM_VERSIONS)
+
+
+class Messages(Section, frozen=True):
+    """delivery_members_max: the size of the largest rooms in which it is kept who has received a message."""
+
+    delivery_members_max: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("messages.delivery_members_max", self.delivery_members_max, 0, _DELIVERY_MEMBERS_MAX)
 
 
 class Passwords(Section, frozen=True):
@@ -297,6 +309,7 @@ class Config(Section, frozen=True):
     url_previews: UrlPreviews = UrlPreviews()
     directory: Directory = Directory()
     presence: Presence = Presence()
+    messages: Messages = Messages()
     search: SearchSection = SearchSection()
     websocket: WebsocketSection = WebsocketSection()
     chat: ChatSection = ChatSection()

@@ -7,6 +7,7 @@ that storage does not grow with each message read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -18,17 +19,22 @@ from homeserver.database import Row, Transaction
 from homeserver.errors import invalid_param, not_found
 from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import Receipt, parse_receipts
-from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id
+from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
 from homeserver.resources import Resources
-from homeserver.rooms.membership import check_joined, find_membership
+from homeserver.rooms.membership import check_joined, find_membership, list_members
 from homeserver.rooms.storage import find_stored_by_id
 from homeserver.users.account_data import find_account_data, store_account_data
+from homeserver.users.friends import list_friends_among
 from homeserver.users.presence import note_activity
+from homeserver.users.privacy import list_allowing, read_privacy
 from homeserver.users.receipts import (
+    DELIVERED,
+    PRIVATE,
     SPAN_BY_POSITION_MAX,
     find_thread,
     forget_receipts,
     is_ahead,
+    is_kept_in,
     list_public_receipts,
     list_receipts_between,
     list_receipts_of_rooms,
@@ -134,9 +140,11 @@ async def receive_receipts(hs: Resources, origin: ServerName, receipts: Sequence
 def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
     for receipt in receipts:
         room_id, user_id, event_id = receipt.room_id, receipt.user_id, receipt.event_id
+        receipt_type, thread_id = receipt.receipt_type, receipt.thread_id or ""
         if find_membership(tx, room_id, user_id) != "join":
             continue
-        thread_id = receipt.thread_id or ""
+        if receipt_type == DELIVERED and (thread_id or not is_kept_in(tx, tx.intern(room_id))):
+            continue
         event = find_stored_by_id(tx, event_id)
         if event is not None and event.room_id != room_id:
             event = None
@@ -146,12 +154,15 @@ def _store_remote(tx: Transaction, receipts: Sequence[Receipt]) -> None:
             # Anyone can make up threads, and each would be sent to everyone in the room.
             thread_id = find_thread(tx, event) or "main"
         ordering = None if event is None else event.ordering
-        if ordering is None or is_ahead(tx, room_id, user_id, "m.read", thread_id, ordering):
-            store_receipt(tx, room_id, user_id, "m.read", thread_id, event_id, ordering, receipt.ts, is_local=False)
+        if ordering is None or is_ahead(tx, room_id, user_id, receipt_type, thread_id, ordering):
+            store_receipt(tx, room_id, user_id, receipt_type, thread_id, event_id, ordering, receipt.ts, is_local=False)
 
 
 def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
-    """Adds an m.receipt event for each room with new receipts; private ones are for their own user only."""
+    """Adds an m.receipt event for each room with new receipts. Private ones are for their own user only.
+
+    Delivered receipts are only for those whom their user lets see them.
+    """
     if not wants(ctx.filter.room.ephemeral, "m.receipt", None):
         return
     nids: dict[int, RoomID] = {}
@@ -164,11 +175,15 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
         else:
             rows += list_receipts_of_rooms(tx, of_rooms, since)
     names = tx.names({row[1] for row in rows})
+    recipients = {UserID(names[row[1]]) for row in rows if row[2] == DELIVERED}
+    shown = list_allowing(tx, ctx.user_id, recipients, "delivery") if recipients else recipients
     content: dict[tuple[RoomID, str], JsonObject] = {}
     for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in rows:
         user_id = names[user_nid]
-        if receipt_type == "m.read.private" and user_id != ctx.user_id:
+        if receipt_type == PRIVATE and user_id != ctx.user_id:
             continue
+        if receipt_type == DELIVERED and (user_id == ctx.user_id or user_id not in shown):
+            continue  # a user's own would only end the wait of the device that has just acknowledged
         receipt = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
         by_event = content.setdefault((nids[room_nid], thread_id), {})
         by_event.setdefault(event_id, {}).setdefault(receipt_type, {})[user_id] = receipt
@@ -177,14 +192,30 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
 
 
 def list_receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
-    """Yields an EDU with the public receipts of local users for each room and thread."""
+    """Yields an EDU with the public receipts of local users for each room and thread.
+
+    Delivered receipts that are for friends go to the friends' servers only. Every EDU has `m.read`, if only an empty
+    one, because the spec requires it and some servers refuse receipts without it.
+    """
     by_thread: dict[tuple[RoomID, str], JsonObject] = {}
-    for room_nid, user_nid, thread_id, event_id, ts_ms in list_public_receipts(tx, since, upto):
+    for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in list_public_receipts(tx, since, upto):
         data: dict[str, Any] = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
-        users = by_thread.setdefault((RoomID(tx.name(room_nid)), thread_id), {})
-        users[tx.name(user_nid)] = {"event_ids": [event_id], "data": data}
-    for (room_id, _), users in by_thread.items():
-        yield OutgoingEdu({room_id: {"m.read": users}}, room_id)
+        room_id, user_id = RoomID(tx.name(room_nid)), UserID(tx.name(user_nid))
+        receipts = {user_id: {"event_ids": [event_id], "data": data}}
+        if receipt_type == DELIVERED and (audience := read_privacy(tx, user_id).delivery) != "everyone":
+            if audience == "friends" and (servers := _list_servers_of_friends(tx, user_id, room_id)):
+                yield OutgoingEdu({room_id: {"m.read": {}, DELIVERED: receipts}}, destinations=servers)
+            continue
+        kinds = by_thread.setdefault((room_id, thread_id), {"m.read": {}})
+        kinds.setdefault(receipt_type, {}).update(receipts)
+    for (room_id, _), kinds in by_thread.items():
+        yield OutgoingEdu({room_id: kinds}, room_id)
+
+
+def _list_servers_of_friends(tx: Transaction, user_id: UserID, room_id: RoomID) -> tuple[ServerName, ...]:
+    """Returns the other servers with a friend of the user in the room."""
+    friends = list_friends_among(tx, user_id, list_members(tx, room_id, "join"))
+    return tuple(sorted({server_name_of(friend) for friend in friends} - {tx.server.name}))
 
 
 FEATURE = Feature(
@@ -193,12 +224,12 @@ FEATURE = Feature(
     routes=routes,
     edus={
         "m.receipt": Edu(
-            parse_receipts,
+            partial(parse_receipts, types=("m.read", DELIVERED)),
             receive_receipts,
             user=lambda receipt: receipt.user_id,
             room=lambda receipt: receipt.room_id,
             source=list_receipt_edus,
-            coalesce_by=lambda receipt: (receipt.room_id, receipt.user_id, receipt.thread_id),
+            coalesce_by=lambda receipt: (receipt.room_id, receipt.user_id, receipt.receipt_type, receipt.thread_id),
         )
     },
     sync=sync_receipts,

@@ -155,6 +155,9 @@ PRESENCE_WRITE_INTERVAL_MS = 60 * 1000
 # How often we sweep for silent users: a fraction of presence.online_timeout_s.
 PRESENCE_SWEEP_INTERVAL_S = 15
 
+# For how long acks come together before they become delivered receipts. Each receipt wakes the room.
+DELIVERED_INTERVAL_S = 1
+
 # How often heartbeats are stored, all of them together. A crash of the server loses no more than this.
 HEARTBEATS_STORED_INTERVAL_S = 60
 

@@ -85,6 +85,14 @@ def count_joined(tx: Transaction, room_nid: int) -> int:
     return int(count)
 
 
+def has_at_most(tx: Transaction, room_nid: int, members_max: int) -> bool:
+    """Returns whether no more users than that are in the room. The cost does not grow with the room."""
+    nids = tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership = 'join' LIMIT ?", room_nid, members_max + 1
+    )
+    return len(nids) <= members_max
+
+
 def list_joined(tx: Transaction, user_nids: Collection[int]) -> list[Joined]:
     """Returns all rooms that the users are in."""
     rows = tx.all_in(

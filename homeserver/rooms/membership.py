@@ -276,6 +276,16 @@ def list_members(tx: Transaction, room_id: str, membership: Membership) -> list[
     return [UserID(name) for name in tx.names(nids).values()]
 
 
+def list_entered(tx: Transaction, room_id: str) -> dict[UserID, int]:
+    """Returns since which position of the stream each member of the room has been in it without a break."""
+    rows = tx.all(
+        "SELECT user_nid, entered_position FROM memberships WHERE room_nid = ? AND membership = 'join'",
+        tx.find(room_id),
+    )
+    names = tx.names([user_nid for user_nid, _ in rows])
+    return {UserID(names[user_nid]): entered for user_nid, entered in rows}
+
+
 def list_latest(tx: Transaction, room_id: str, membership: Membership, limit: int) -> list[UserID]:
     """Returns the users whose membership became this one last, at most `limit`, latest first."""
     nids = tx.values(

@@ -116,7 +116,7 @@ class Engine:
 
     def __init__(self, sections: Sections) -> None:
         self._sections = sections
-        self._preparation = Preparation(sections.before)
+        self._preparation = Preparation(sections)
         self._told = ToldMembers()
         self._keys = Cache(USERS_REMEMBERED_MAX)  # user ID → (keys, the position at which they were read)
         # (user ID, device ID) → (the parts for every answer, the position at which they were read)
@@ -152,6 +152,7 @@ class Engine:
         """Lets features write what is due, then answers. If nothing is due, one read does both."""
         quiet = self._quiet_answer(hs, request)
         if quiet is None:
+            self._preparation.acknowledge(hs, request.start)
             answer = await self._read(hs, request, _compute_unless_due)
         else:
             answer = None if await self._preparation.is_due(hs, request.start) else quiet

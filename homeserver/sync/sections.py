@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.feature import BeforeSync, Feature, SyncContext, SyncSection, SyncStart
+from homeserver.resources import Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class Sections:
     """The features' parts of `/sync`, each in the order of the features."""
 
     before: tuple[BeforeSync, ...] = ()
+    acknowledged: tuple[Callable[[Resources, SyncStart], None], ...] = ()
     news: tuple[SyncSection, ...] = ()
     always: tuple[SyncSection, ...] = ()
 
@@ -24,6 +26,7 @@ class Sections:
         """Returns the parts that these features declare."""
         return cls(
             before=tuple(feature.before_sync for feature in features if feature.before_sync is not None),
+            acknowledged=tuple(feature.acknowledged for feature in features if feature.acknowledged is not None),
             news=tuple(feature.sync for feature in features if feature.sync is not None),
             always=tuple(feature.sync_always for feature in features if feature.sync_always is not None),
         )

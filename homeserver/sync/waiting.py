@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import trio
 
 from homeserver.database.cache import Cache
-from homeserver.feature import BeforeSync, PresenceState, SyncStart
+from homeserver.feature import PresenceState, SyncStart
 from homeserver.resources import Resources
-from homeserver.sync.sections import look_ahead, write_before
+from homeserver.sync.sections import Sections, look_ahead, write_before
 
 USERS_REMEMBERED_MAX = 10_000
 
@@ -51,15 +51,23 @@ async def wait_for_news(
 
 
 class Preparation:
-    """What features write when a sync starts. It remembers for how long nothing will be due."""
+    """What features do when a sync starts. It remembers for how long there will be nothing to write."""
 
-    def __init__(self, before: Sequence[BeforeSync]) -> None:
-        self.before = before
+    def __init__(self, sections: Sections) -> None:
+        self.before = sections.before
+        self._acknowledged = sections.acknowledged
         # (user ID, device ID) → (set_presence, the position at which nothing was due, how long it stays so)
         self._idle = Cache(USERS_REMEMBERED_MAX)
 
+    def acknowledge(self, hs: Resources, start: SyncStart) -> None:
+        """Tells features that the device has everything up to `start.since`."""
+        if start.since > 0:
+            for acknowledged in self._acknowledged:
+                acknowledged(hs, start)
+
     async def is_due(self, hs: Resources, start: SyncStart) -> bool:
-        """Returns whether a feature has something to write first, usually without a read."""
+        """Returns whether a feature has something to write first, usually without a read. It also acknowledges."""
+        self.acknowledge(hs, start)
         if not self.before:
             return False
         device = (start.user_id, start.device_id)

@@ -11,6 +11,7 @@ from homeserver.database import Schema
 from homeserver.users import (
     account_data,
     accounts,
+    delivered,
     devices,
     email_validation,
     figures,
@@ -61,6 +62,7 @@ SCHEMAS: tuple[Schema, ...] = (
     filters.SCHEMA,
     push_rules.SCHEMA,
     receipts.SCHEMA,
+    delivered.SCHEMA,
     notifications.SCHEMA,
     pushers.SCHEMA,
     presence.SCHEMA,

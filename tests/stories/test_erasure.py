@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 import trio
 
+from homeserver import limits
 from homeserver.config import Email
 from homeserver.database import Transaction
 from homeserver.database.compression import CorruptData, decompress
@@ -127,6 +128,10 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     await leave_addresses(server, alice)
     await alice.get("sync?timeout=0")
     await server.write(store_heartbeats)
+    await bob.ok("PUT", f"{room}/send/m.room.message/delivered", json={"msgtype": "m.text", "body": "tea?"})
+    token = (await alice.ok("GET", "sync?timeout=0"))["next_batch"]
+    await alice.ok("GET", f"sync?timeout=0&since={token}")
+    await trio.sleep(limits.users.DELIVERED_INTERVAL_S + 0.1)
     await slide(alice, conn_id="org.example.secret", lists={"all": window(state=[["org.example.secret", ""]])})
     return alice
 

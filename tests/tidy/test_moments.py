@@ -67,6 +67,7 @@ HARMLESS = {
     "threepids.added_ms": SHOWN,
     "threepids.validated_ms": SHOWN,
     "receipts.ts_ms": SHOWN,
+    "receipt_moves.ts_ms": SHOWN,
     "friends.since_ms": SHOWN,
     "friend_tasks.since_ms": "A request to a server that is away is given up after months, or some later.",
     "reports.received_ms": SHOWN,

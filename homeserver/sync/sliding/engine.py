@@ -90,7 +90,7 @@ class SlidingEngine:
 
     def __init__(self, sections: Sections) -> None:
         self._sections = sections
-        self._preparation = Preparation(sections.before)
+        self._preparation = Preparation(sections)
         self._told = ToldMembers()
         self._remembered = Cache(USERS_REMEMBERED_MAX)  # ConnectionKey → _Remembered
         self._newest = Cache(USERS_REMEMBERED_MAX)  # ConnectionKey → the last SlidingRequest that came
@@ -140,6 +140,7 @@ class SlidingEngine:
             if not await self._preparation.is_due(hs, request.start):
                 return quiet
         else:
+            self._preparation.acknowledge(hs, request.start)
             answer = await self._read(hs, request, compute_unless_due)
             if answer is not None:
                 return answer

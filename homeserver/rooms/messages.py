@@ -1,0 +1,65 @@
+"""The newest messages of a user's rooms, found without reading events. A message is an event that is not a state event.
+
+Rooms and users are numbers here, as in the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import EventID
+from homeserver.rooms.envelope import event_id_of_key
+from homeserver.rooms.storage import ORDERING_SHIFT
+
+# Somebody who has written this many messages in a row is hardly waiting for what came before.
+EXAMINED_MAX = 1_000
+
+
+def list_message_rooms(tx: Transaction, since: int, upto: int) -> list[tuple[int, int]]:
+    """Returns position and room of each message with since < position ≤ upto, in order."""
+    rows = tx.all(
+        "SELECT position, room_nid FROM events WHERE position > ? AND position <= ? AND state_key_nid IS NULL"
+        " AND ordering IS NOT NULL ORDER BY position",
+        since,
+        upto,
+    )
+    return [(position, room_nid) for position, room_nid in rows]
+
+
+def find_newest_message(
+    tx: Transaction, room_nid: int, user_nid: int | None, since: int, upto: int
+) -> tuple[EventID, int] | None:
+    """Returns ID and ordering of a room's newest message with since < position ≤ upto that the user did not send."""
+    row = tx.one(
+        "SELECT event_id, ordering FROM (SELECT event_id, ordering, position, state_key_nid, sender_nid FROM events"
+        " WHERE room_nid = ? AND ordering > ? AND ordering < ? ORDER BY ordering DESC LIMIT ?) AS newest"
+        " WHERE position <= ? AND state_key_nid IS NULL AND sender_nid <> ? ORDER BY ordering DESC LIMIT 1",
+        room_nid,
+        since << ORDERING_SHIFT,
+        (upto + 1) << ORDERING_SHIFT,
+        EXAMINED_MAX,
+        upto,
+        user_nid or 0,
+    )
+    return None if row is None else (event_id_of_key(bytes(row[0])), int(row[1]))
+
+
+def list_joined_among(tx: Transaction, user_id: str, room_nids: Collection[int]) -> list[int]:
+    """Returns the numbers of those of these rooms that the user is in."""
+    rows = tx.all_in(
+        "SELECT room_nid FROM memberships WHERE room_nid IN (?*) AND user_nid = ? AND membership = 'join'",
+        room_nids,
+        tx.find(user_id),
+    )
+    return [room_nid for (room_nid,) in rows]
+
+
+def list_rooms_active_since(tx: Transaction, user_id: str, since: int) -> list[int]:
+    """Returns the numbers of the user's rooms that have had events after position `since`."""
+    return tx.values(
+        "SELECT m.room_nid FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
+        " WHERE m.user_nid = ? AND m.membership = 'join' AND r.last_position > ?",
+        tx.find(user_id),
+        since,
+    )

@@ -17,6 +17,7 @@ from homeserver.authenticate.identify import (
     check_device,
     check_token,
     find_requester,
+    note_heartbeat,
     note_seen,
     refuse_origin,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "get_account_flags",
     "hash_token",
     "limit_requester",
+    "note_heartbeat",
     "note_seen",
     "refuse_origin",
     "replace_tokens",

@@ -143,6 +143,12 @@ def note_seen(hs: Resources, user_id: UserID, device_id: str, request: Request) 
         hs.token_cache.note_seen(user_id, device_id, Seen(now_ms, ip, user_agent))
 
 
+def note_heartbeat(hs: Resources, user_id: UserID) -> None:
+    """Notes that a local user is online, unless presence is turned off."""
+    if hs.config.presence.enabled:
+        hs.heartbeats.note(user_id, hs.now_ms())
+
+
 def check_token(tx: Transaction, requester: Requester) -> None:
     """Raises MatrixError 401 if the requester's token was revoked, or their account locked, since the request began.
 

@@ -44,7 +44,6 @@ from homeserver.rooms.membership import (
     list_sharing,
 )
 from homeserver.rooms.visibility import list_arrivals
-from homeserver.users.account_data import find_change
 from homeserver.users.presence import (
     WAKE_KEY,
     Presence,
@@ -62,7 +61,7 @@ from homeserver.users.presence import (
     set_status,
     store_presence,
 )
-from homeserver.users.privacy import DATA_TYPE, list_allowing, list_servers_allowed
+from homeserver.users.privacy import has_just_hidden, list_allowing, list_servers_allowed
 from homeserver.users.status import note_heartbeat
 
 routes = Routes()
@@ -155,13 +154,8 @@ def sync_presence(tx: Transaction, context: SyncContext) -> None:
     for presence in told:
         if presence.user_id in allowed:
             context.presence.append(presence.event(tx.now_ms))
-        elif context.since > 0 and _has_just_hidden(tx, presence.user_id, context.since):
+        elif context.since > 0 and has_just_hidden(tx, presence.user_id, context.since, context.upto):
             context.presence.append(Presence(presence.user_id, True).event(tx.now_ms))
-
-
-def _has_just_hidden(tx: Transaction, user_id: UserID, since: int) -> bool:
-    """Returns whether a user has changed their settings since, so that others have to be told that they are gone."""
-    return find_change(tx, user_id, DATA_TYPE) > since
 
 
 def _of_newcomers(tx: Transaction, context: SyncContext, told: set[UserID]) -> list[Presence]:
@@ -198,7 +192,7 @@ def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[Outgo
         allowed = list_servers_allowed(tx, presence.user_id, servers)
         if allowed:
             yield _edu(tx, presence, allowed)
-        if allowed != servers and _has_just_hidden(tx, presence.user_id, since):
+        if allowed != servers and has_just_hidden(tx, presence.user_id, since, upto):
             yield _edu(tx, Presence(presence.user_id, True), servers - allowed)
 
 

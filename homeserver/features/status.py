@@ -12,7 +12,7 @@ import trio
 
 from homeserver import limits
 from homeserver.api.routes import Empty, Routes
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, note_heartbeat
 from homeserver.database import DatabaseUnavailable
 from homeserver.feature import Feature
 from homeserver.resources import Resources
@@ -27,8 +27,7 @@ routes = Routes()
 @routes.post("/_homeserver/client/v1/heartbeat", allow_guest=True, allow_suspended=True)
 async def heartbeat(hs: Resources, requester: Requester) -> Empty:
     """Shows that the requester is online. Application services do so for their users as well."""
-    if hs.config.presence.enabled:
-        hs.heartbeats.note(requester.user_id, hs.now_ms())
+    note_heartbeat(hs, requester.user_id)
     return Empty()
 
 

@@ -31,6 +31,7 @@ from homeserver.authenticate import (
     check_may_call,
     find_requester,
     limit_requester,
+    note_heartbeat,
     refuse_origin,
 )
 from homeserver.background import single_error
@@ -268,8 +269,8 @@ class Dispatch:
         self, operation: Operation, request: Request, requester: Requester | None, origin: Any, path: list[Any]
     ) -> Any:
         plan, hs = operation.plan, self.hs
-        if requester is not None and requester.device_id and hs.config.presence.enabled:
-            hs.heartbeats.note(requester.user_id, hs.now_ms())
+        if requester is not None and requester.device_id:
+            note_heartbeat(hs, requester.user_id)
         arguments: list[Any] = []
         for source in plan.order:
             if isinstance(source, int):

@@ -52,10 +52,11 @@ from homeserver.rooms.membership import (
 )
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.accounts import is_active
-from homeserver.users.blocking import ignored_users
-from homeserver.users.friends import FriendState, list_friends, store_friend
+from homeserver.users.blocking import FRIEND_MARK, ignored_users
+from homeserver.users.friends import FriendState, is_friend, list_friends, store_friend
+from homeserver.users.privacy import note_other_friends
 
-CREATE_KEY = "org.homeserver.friend"
+CREATE_KEY = FRIEND_MARK
 """In the content of m.room.create: the room is the conversation of two friends."""
 WAKE_KEY = "friends"
 """Wakes the task that does what is listed in `friend_tasks`."""
@@ -172,7 +173,10 @@ def refresh(tx: Transaction, user_id: UserID, other: UserID) -> None:
         else:
             store_task(tx, Task(user_id, other, room_id, kind))
     state, chosen = derive(list_conversations(tx, user_id, other))
+    was_friend = is_friend(tx, user_id, other)
     store_friend(tx, user_id, other, state, chosen)
+    if (state == "friend") != was_friend:
+        note_other_friends(tx, user_id)
     if state in ("friend", "outgoing") and chosen is not None:
         _note_direct(tx, user_id, other, chosen)
 

@@ -16,8 +16,8 @@ from homeserver.database import Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import ServerName, UserID, server_name_of
 from homeserver.rooms.membership import list_sharing
-from homeserver.users.account_data import find_account_data, list_of_users, store_account_data
-from homeserver.users.friends import is_friend, list_confirmed, list_having_friend
+from homeserver.users.account_data import find_account_data, find_change, list_of_users, store_account_data
+from homeserver.users.friends import has_changed, is_friend, list_confirmed, list_having_friend
 from homeserver.users.presence import repeat_presence
 
 DATA_TYPE = "org.homeserver.privacy"
@@ -68,6 +68,22 @@ def set_privacy(tx: Transaction, user_id: UserID, content: JsonObject) -> Privac
     if privacy.status != before.status:
         repeat_presence(tx, user_id)
     return privacy
+
+
+def note_other_friends(tx: Transaction, user_id: UserID) -> None:
+    """Shows the presence of a local user, who has just gained or lost a friend, to those who may see it now."""
+    if read_privacy(tx, user_id).status == "friends":
+        repeat_presence(tx, user_id)
+
+
+def has_just_hidden(tx: Transaction, user_id: UserID, since: int, upto: int) -> bool:
+    """Returns whether fewer people may see a local user's status since a change in since < position ≤ upto.
+
+    It may also be true if there are others now. Those who may not see it any more are told once that the user is gone.
+    """
+    if since < find_change(tx, user_id, DATA_TYPE) <= upto:
+        return True
+    return read_privacy(tx, user_id).status == "friends" and has_changed(tx, user_id, since, upto)
 
 
 def allows(tx: Transaction, owner: UserID, asker: UserID, audience: Audience) -> bool:

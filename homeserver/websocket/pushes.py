@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from homeserver import limits
-from homeserver.authenticate import Requester
+from homeserver.authenticate import Requester, note_heartbeat
 from homeserver.database import DatabaseError
 from homeserver.database.stream import Stream
 from homeserver.encoding import to_json
@@ -150,12 +150,14 @@ class Pushes:
         if push is not None and not push.is_first:
             told = push.request
             since, queue = min(since, told.since or 0), min(queue, told.queue_begin)
+        note_heartbeat(self._hs, requester.user_id)
         start = SyncStart(requester.user_id, requester.device_id, since, min(queue, since), state)
         await self.syncs.engine.prepare(self._hs, start)
 
     async def heartbeat(self, push: Push) -> None:
         """Notes that the client of a push is still there, without acknowledging anything new."""
         request = push.request
+        note_heartbeat(self._hs, request.user_id)
         if request.set_presence != "offline" and not push.is_first:
             start = SyncStart(*request.device, 0, 0, request.set_presence)
             try:

@@ -173,6 +173,30 @@ async def test_friend_requests_have_an_audience_of_their_own(server: Server) -> 
     assert await alice.refused("POST", "createRoom", json={**request, "invite": [bob.user_id]}) == (403, "M_FORBIDDEN")
 
 
+async def test_people_who_take_no_friend_requests_cannot_be_asked(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await bob.ok("PUT", PRIVACY, json={"friend_requests": "shared_room"})
+    path = f"{OURS}/friends/{bob.user_id}"
+    assert await alice.refused("PUT", path, json={}) == (403, "M_FORBIDDEN")
+    await public_room(alice, bob)
+    assert (await alice.ok("PUT", path, json={}))["state"] == "outgoing"
+
+
+async def test_new_friends_see_a_status_that_is_for_friends(server: Server) -> None:
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await public_room(alice, bob)
+    await bob.ok("PUT", PRIVACY, json={"status": "friends"})
+    await sync(bob)
+    since = (await sync(alice))["next_batch"]
+    await alice.ok("PUT", f"{OURS}/friends/{bob.user_id}", json={})
+    assert presence_in(await sync(alice, since), bob) == []
+    await bob.ok("PUT", f"{OURS}/friends/{alice.user_id}", json={})
+    answer = await sync(alice, since)
+    assert presence_in(answer, bob) == ["online"]
+    await bob.ok("DELETE", f"{OURS}/friends/{alice.user_id}")
+    assert presence_in(await sync(alice, answer["next_batch"]), bob) == ["offline"]
+
+
 async def test_an_invitation_that_could_not_be_refused_is_hidden(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice)

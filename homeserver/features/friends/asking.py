@@ -23,7 +23,7 @@ from homeserver.rooms.append import append_create, append_local, choose_room_id
 from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.power import initial_levels
 from homeserver.users.accounts import find_user
-from homeserver.users.blocking import check_takes_invites, ignored_users
+from homeserver.users.blocking import check_pending, find_refusal, ignored_users
 from homeserver.users.friend_rooms import (
     CREATE_KEY,
     Conversation,
@@ -97,7 +97,7 @@ def _invite(tx: Transaction, request: Asking) -> None:
     user_id, other = request.user_id, request.other
     is_ours = server_name_of(other) == tx.server.name
     if is_ours:
-        _check_person(tx, other)
+        _check_person(tx, user_id, other)
     room_id = _find_kept(tx, user_id, other) or _create(tx, request)
     note_room(tx, user_id, other, room_id)
     if is_ours:
@@ -113,14 +113,16 @@ def invitation(message: str) -> JsonObject:
     return {**content, "reason": message} if message else content
 
 
-def _check_person(tx: Transaction, other: UserID) -> None:
-    """Raises MatrixError if this user of this server cannot be asked."""
+def _check_person(tx: Transaction, user_id: UserID, other: UserID) -> None:
+    """Raises MatrixError if this user of this server cannot be asked by another one."""
     user = find_user(tx, other)
     if user is None:
         raise not_found(f"There is no user {other}.")
     if get_account_flags(tx, other).is_guest:
         raise forbidden(f"{other} is a guest, and guests have no friends.")
-    check_takes_invites(tx, other)
+    if refusal := find_refusal(tx, other, user_id, {CREATE_KEY: True}):
+        raise refusal
+    check_pending(tx, other)
 
 
 def _find_kept(tx: Transaction, user_id: UserID, other: UserID) -> RoomID | None:

@@ -276,12 +276,17 @@ class RequestBody:
             return None
         if self.is_broken:
             raise MatrixError(400, "M_UNKNOWN", "The body of the request cannot be read.")
-        if self.is_held_back:
-            await self._http.connection.send(CONTINUE)
+        asks = self.is_held_back
         self._has_begun = True
         self.is_broken = True  # unless it turns out otherwise
+        data = b""
         with trio.move_on_after(limits.http.REQUEST_CHUNK_SECONDS_MAX) as waiting:
-            data = await self._http.receive()
+            try:
+                if asks:
+                    await self._http.connection.send(CONTINUE)
+                data = await self._http.receive()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # cut off by the client, or by us, for instance because the server stops
         if waiting.cancelled_caught:
             raise MatrixError(408, "M_UNKNOWN", "The body of the request arrived too slowly.")
         if not data:

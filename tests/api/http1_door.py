@@ -14,7 +14,7 @@ from homeserver.api.routes import Request, Response, Routes
 from homeserver.features import health
 from homeserver.http.answers import AnswerHeads
 from homeserver.http.asgi import App
-from homeserver.http.connection import Connection
+from homeserver.http.connection import Connection, is_gone
 from homeserver.http.dispatch import Dispatch
 from homeserver.http.http1_connection import Http1Connection
 from homeserver.resources import Resources
@@ -86,7 +86,11 @@ class Door:
         self.latest = Http1Connection(Connection(server), self.app, self.heads, ("192.0.2.1", 7), None)
 
         async def serve(http: Http1Connection) -> None:
-            await http.run()
+            try:
+                await http.run()
+            except Exception as error:
+                if not is_gone(error):
+                    raise
             await trio.aclose_forcefully(server)
 
         async with trio.open_nursery() as nursery:

@@ -178,6 +178,31 @@ async def test_a_body_that_ends_early_is_refused() -> None:
         assert [status for status, _, _ in read_answers(await door.talk(data))] == [400]
 
 
+@pytest.mark.parametrize("expectation", [(), ("expect: 100-continue",)])
+async def test_a_connection_that_is_cut_off_during_a_body_is_no_failure_of_the_server(
+    expectation: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    door = make_door()
+    async with door.connected() as client:
+        await client.send_all(ask("POST", ECHO, "content-length: 10", *expectation, body=b"hello"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert door.latest is not None
+        await trio.aclose_forcefully(door.latest.connection.stream)
+        await trio.testing.wait_all_tasks_blocked()
+    assert not caplog.records
+
+
+async def test_a_connection_that_is_cut_off_before_100_continue_is_no_failure_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door = make_door()
+    async with door.connected() as client:
+        await client.send_all(ask("POST", ECHO, "content-length: 10", "expect: 100-continue"))
+        await trio.aclose_forcefully(client)
+        await trio.testing.wait_all_tasks_blocked()
+    assert not caplog.records
+
+
 async def test_a_client_that_waits_may_send_ahead(autojump_clock: trio.testing.MockClock) -> None:
     async with make_door().connected() as client:
         await client.send_all(ask("GET", "/_matrix/client/v3/wait"))

@@ -4,8 +4,8 @@ Arguments go to pytest.
 
 SYNAPSE_VENV names an environment to use instead of our own; INTEROP_BOTH=synapse lets Synapse play both parts, which
 tells mistakes of the scenarios from ours; INTEROP_LOG_LEVEL and INTEROP_SYNAPSE_LOG_LEVEL set how much the servers say;
-INTEROP_SCREENSHOTS names a folder for pictures of what Element shows; DIFFERENTIAL_SEED and DIFFERENTIAL_COUNT
-(percent) say which and how many comparisons are made.
+INTEROP_SCREENSHOTS names a folder for pictures of what Element and the chat page show; DIFFERENTIAL_SEED and
+DIFFERENTIAL_COUNT (percent) say which and how many comparisons are made.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ NEED_NODE = ("scenario_js_sdk.py", "scenario_bot_sdk.py")
 sys.path.insert(0, str(REPOSITORY))
 
 from tests.interop.setup import (  # noqa: E402 (found only now)
+    ensure_chat_page,
     ensure_element,
     ensure_mautrix,
     ensure_nio,
@@ -34,7 +35,11 @@ def main(arguments: list[str]) -> int:
     python = ensure_synapse()
     ensure_nio()
     ensure_mautrix()
-    lacking = {**dict.fromkeys(NEED_NODE, ensure_node_packages()), "scenario_element.py": ensure_element()}
+    lacking = {
+        **dict.fromkeys(NEED_NODE, ensure_node_packages()),
+        "scenario_element.py": ensure_element(),
+        "scenario_chat_page.py": ensure_chat_page(),
+    }
     left_out = {name: why for name, why in lacking.items() if why}
     chosen = [argument for argument in arguments if not argument.startswith("-")]
     options = [

@@ -13,8 +13,8 @@ To move to another Synapse, matrix-nio or mautrix, change its requirements-….i
     uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
     requirements-synapse.in -o requirements-synapse.lock
 
-To move to another matrix-js-sdk, matrix-bot-sdk or Element, change package.json in js_sdk/, bot_sdk/ or element/ and
-run there:
+To move to another matrix-js-sdk, matrix-bot-sdk, Element or axe-core, change package.json in js_sdk/, bot_sdk/,
+element/ or chat_page/ and run there:
 
     npm install --package-lock-only --omit-lockfile-registry-resolved --legacy-peer-deps
 
@@ -37,6 +37,7 @@ sys.path.insert(0, str(REPOSITORY / ".ci"))
 from environment import ensure_environment  # noqa: E402 (found only now)
 
 ELEMENT = HERE / "element"
+CHAT_PAGE = HERE / "chat_page"
 JS_SDK = HERE / "js_sdk"
 BOT_SDK = HERE / "bot_sdk"
 MATRIX_NIO = HERE / "matrix_nio"
@@ -117,14 +118,34 @@ def find_chromium() -> str | None:
     return next((path for name in CHROMIUM_NAMES if (path := shutil.which(name)) is not None), None)
 
 
-def ensure_element() -> str:
-    """Builds Element, and installs what drives the browser. Returns why that is not possible, "" if it is done."""
+def axe_source() -> Path:
+    """Returns the file of axe-core, which checks pages for accessibility."""
+    return REPOSITORY / ".node-axe" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+def ensure_chat_page() -> str:
+    """Installs what tests the chat page in a browser. Returns why that is not possible, "" if it is done."""
+    lacking = _ensure_browser()
+    if not lacking:
+        _ensure_node_folder("axe-core", CHAT_PAGE, axe_source().parents[2])
+    return lacking
+
+
+def _ensure_browser() -> str:
+    """Installs what drives the browser. Returns what is missing for that, "" if it is done."""
     lacking = _lacking_for_node()
     if find_chromium() is None:
         lacking = "Chromium is not on this machine (Debian: apt-get install chromium)"
+    if not lacking:
+        ensure_environment("Playwright", playwright_venv(), HERE / "requirements-playwright.lock", "make interop")
+    return lacking
+
+
+def ensure_element() -> str:
+    """Builds Element, and installs what drives the browser. Returns why that is not possible, "" if it is done."""
+    lacking = _ensure_browser()
     if lacking:
         return lacking
-    ensure_environment("Playwright", playwright_venv(), HERE / "requirements-playwright.lock", "make interop")
     folder = element_site().parent
     _ensure_node_folder("Element", ELEMENT, folder)
     sources = [path for path in sorted(ELEMENT.iterdir()) if path.suffix in (".html", ".js", ".json", ".mjs")]

@@ -36,9 +36,14 @@ export class Api {
     return this.session.userId;
   }
 
+  // Returns the address of a path of this server.
+  address(path) {
+    return `${this.#base}${path}`;
+  }
+
   // Returns the address of the socket.
   get socketUrl() {
-    const url = new URL(`${this.#base}/_homeserver/client/v1/ws`, location.href);
+    const url = new URL(this.address("/_homeserver/client/v1/ws"), location.href);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     return url.href;
   }
@@ -50,7 +55,7 @@ export class Api {
   }
 
   async request(method, path, { query, body, headers = {}, signal, raw = false, timeout = TIMEOUT_MS } = {}) {
-    const url = `${this.#base}${path}${asQuery(query)}`;
+    const url = this.address(path) + asQuery(query);
     const isJson = body !== undefined && !(body instanceof Blob);
     for (let tries = 1; ; tries += 1) {
       const token = this.session?.accessToken;
@@ -101,7 +106,7 @@ export class Api {
 
   // Returns the tokens that a refresh token is exchanged for; null if the server does not take it.
   async #refresh(refreshToken) {
-    const response = await reach(`${this.#base}${pathOf("refresh", [])}`, {
+    const response = await reach(this.address(pathOf("refresh", [])), {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify({ refresh_token: refreshToken }),

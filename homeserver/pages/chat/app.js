@@ -33,7 +33,9 @@ export class App {
     this.sidebar = new Sidebar(this);
     this.conversation = new Conversation(this);
     this.banner = h("p", { class: "banner", role: "status", hidden: true });
-    fill(root, this.banner, h("div", { class: "panes" }, this.sidebar.element, this.conversation.element));
+    const title = h("h1", { class: "unseen" }, `Chat on ${document.documentElement.dataset.serverName}`);
+    const panes = h("main", { class: "panes" }, this.sidebar.element, this.conversation.element);
+    fill(root, title, this.banner, panes);
     this.root = root;
   }
 

@@ -63,6 +63,7 @@ export class Composer {
     this.#room = room;
     this.field.value = this.#drafts.get(room.id) ?? "";
     this.#reset();
+    requestAnimationFrame(() => this.#grow());
   }
 
   leave() {
@@ -138,8 +139,9 @@ export class Composer {
       if (text && text !== this.#edited.content.body) this.#app.messages.edit(room, { event_id: this.#edited.eventId, content: this.#edited.content }, text);
     } else {
       if (!text && !this.#files.length) return;
-      for (const file of this.#files) this.#app.messages.sendFile(room, file, answered);
-      if (text) this.#app.messages.sendText(room, text, answered);
+      const isCaption = this.#files.length === 1;
+      for (const file of this.#files) this.#app.messages.sendFile(room, file, isCaption ? text : "", answered);
+      if (text && !isCaption) this.#app.messages.sendText(room, text, answered);
     }
     this.field.value = "";
     this.#reset();
@@ -189,7 +191,8 @@ export class Composer {
 
   #grow() {
     this.field.style.setProperty("height", "auto");
-    this.field.style.setProperty("height", `${this.field.scrollHeight}px`);
+    const height = this.field.scrollHeight; // 0 while the field is not on the screen
+    if (height) this.field.style.setProperty("height", `${height}px`);
     this.#showSend();
   }
 

@@ -43,7 +43,7 @@ export class Conversation {
     this.locked = h("p", { class: "locked", hidden: true }, icon("lock"), LOCKED);
     this.room_ = h("div", { class: "room" }, this.header, h("div", { class: "frame" }, this.scroller, this.down), this.typing, this.composer.element, this.locked);
     this.nothing = h("div", { class: "nothing" }, h("b", { "aria-hidden": "true" }, "[m]"), h("p", {}, "Choose a conversation, or begin one."));
-    this.element = h("main", { class: "conversation" }, this.room_, this.nothing);
+    this.element = h("section", { class: "conversation", "aria-label": "Conversation" }, this.room_, this.nothing);
     this.element.addEventListener("dragover", (event) => this.#onDrag(event, true));
     this.element.addEventListener("dragleave", (event) => this.#onDrag(event, false));
     this.element.addEventListener("drop", (event) => this.#onDrop(event));
@@ -165,7 +165,7 @@ export class Conversation {
       this.header,
       iconButton("back", "Back to the conversations", () => this.#app.open(null), { class: "back" }),
       avatar(this.#app.media, { id: room.partner ?? room.id, name: room.name, url: room.avatar, presence, size: 40 }),
-      h("div", { class: "title" }, h("h1", {}, room.name, room.isEncrypted ? icon("lock") : null), h("p", { class: presence?.online ? "online" : null }, about)),
+      h("div", { class: "title" }, h("h2", {}, room.name, room.isEncrypted ? icon("lock") : null), h("p", { class: presence?.online ? "online" : null }, about)),
       iconButton("search", "Search in this conversation", () => this.#app.sidebar.searchIn(room), { class: "search-here" }),
       iconButton("more", "About this conversation", (event) => openRoomMenu(this.#app, room, event.currentTarget), { "aria-haspopup": "menu" }),
     );

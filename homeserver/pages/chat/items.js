@@ -20,7 +20,8 @@ export function listItems(room, timeline, newAfter) {
         isNew = false;
         newAfter = null;
       }
-      items.push(item);
+      if (item.kind === "notice") pushNotice(items, item);
+      else items.push(item);
     }
     if (newAfter && event.event_id === newAfter) isNew = true;
   }
@@ -38,7 +39,7 @@ function itemOf(room, timeline, event, status) {
   if (isEdit(event)) return null;
   if (!isMessage(event)) {
     const text = describeChange(event, room);
-    return text ? { kind: "notice", key: event.event_id, text } : null;
+    return text ? { kind: "notice", key: event.event_id, texts: [text] } : null;
   }
   const isOwn = event.sender === room.ownId;
   const isRedacted = timeline.isRedacted(event);
@@ -88,6 +89,13 @@ function describeAnswered(room, timeline, eventId) {
   if (!event) return { eventId, name: "", text: "an earlier message" };
   const text = timeline.isRedacted(event) ? "Deleted message" : preview(timeline.contentOf(event).content, event.type);
   return { eventId, name: room.nameOf(event.sender), text };
+}
+
+// Changes that follow one another are one item: a group that begins is one line, not ten.
+function pushNotice(items, item) {
+  const previous = items.at(-1);
+  if (previous?.kind === "notice") previous.texts.push(...item.texts);
+  else items.push(item);
 }
 
 function pushDay(items, ts) {

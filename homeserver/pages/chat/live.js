@@ -7,7 +7,7 @@
 
 import { NetworkError, ServerError, pause } from "./api.js";
 import { THROUGH_SOCKET } from "./operations.js";
-import { Socket, SocketUnavailable } from "./socket.js";
+import { Socket, SocketUnavailable, TokenEnded } from "./socket.js";
 
 export const FILTER = {
   presence: { limit: 500 },
@@ -83,6 +83,9 @@ export class Live {
     this.#socket = new Socket(this.#api, this.#stop.signal);
     try {
       await this.#socket.follow(this.#since, FILTER, (sync) => this.#take(sync, "socket"));
+    } catch (error) {
+      if (!(error instanceof TokenEnded)) throw error;
+      await this.#api.call("get_token_owner"); // gets a new token if it can, otherwise raises
     } finally {
       this.#socket = null;
     }

@@ -60,7 +60,7 @@ export class Media {
     // fetch() does not tell how far an upload is; this older way does.
     return new Promise((resolve, reject) => {
       const request = new XMLHttpRequest();
-      request.open("POST", `${pathOf("upload_content", [])}?${new URLSearchParams({ filename: name })}`);
+      request.open("POST", `${this.#api.address(pathOf("upload_content", []))}?${new URLSearchParams({ filename: name })}`);
       request.setRequestHeader("authorization", `Bearer ${this.#api.session.accessToken}`);
       request.setRequestHeader("content-type", file.type || "application/octet-stream");
       request.responseType = "json";

@@ -9,11 +9,13 @@ import { isPicture } from "./media.js";
 import { confirm, openEmoji, openMenu } from "./menu.js";
 import { openDetails } from "./room_info.js";
 import { ticks } from "./ticks.js";
-import { clockTime, dayTitle, fullTime, sizeText, tickText } from "./words.js";
+import { clockTime, count, dayTitle, fullTime, sizeText, tickText } from "./words.js";
 import { openPicture } from "./viewer.js";
 
 const PICTURE_PX = 340;
 const BLUR_PX = 24;
+const NOTICES_MAX = 6;
+const UNKNOWN = "This message cannot be shown here.";
 
 export class MessageView {
   #app;
@@ -35,7 +37,7 @@ export class MessageView {
   make(item, room) {
     if (item.kind === "day") return h("li", { class: "day" }, h("span", {}, dayTitle(item.ts)));
     if (item.kind === "new") return h("li", { class: "new-line" }, h("span", {}, "New messages"));
-    if (item.kind === "notice") return h("li", { class: "notice" }, item.text);
+    if (item.kind === "notice") return h("li", { class: "notice" }, noticeText(item.texts));
     return this.#message(item, room);
   }
 
@@ -87,6 +89,7 @@ export class MessageView {
     if (item.type === "m.sticker" || (content.msgtype === "m.image" && isPicture(content.info?.mimetype))) return this.#picture(item, room, text);
     if (content.msgtype === "m.video" || content.msgtype === "m.audio") return this.#playable(content, text);
     if (["m.file", "m.image"].includes(content.msgtype)) return this.#file(content, text, item);
+    if (!text) return { kind: "deleted", element: h("p", { class: "text" }, UNKNOWN), text: UNKNOWN };
     if (isJumbo(text)) return { kind: "jumbo", element: h("p", { class: "text" }, text), text };
     const isEmote = content.msgtype === "m.emote";
     const element = h("div", { class: `text ${content.msgtype === "m.notice" ? "by-program" : ""}` }, isEmote ? h("i", {}, `${item.name} `) : null, elementsOf(nodesOf(content, text)));
@@ -280,6 +283,11 @@ function elementsOf(nodes) {
     if (node.tag !== "a") return h(node.tag, {}, elementsOf(node.children));
     return node.href ? h("a", { href: node.href, target: "_blank", rel: "noopener noreferrer nofollow" }, elementsOf(node.children)) : h("span", {}, elementsOf(node.children));
   });
+}
+
+function noticeText(texts) {
+  const shown = texts.slice(0, NOTICES_MAX).join(" · ");
+  return texts.length > NOTICES_MAX ? `${shown} · and ${count(texts.length - NOTICES_MAX, "more change")}` : shown;
 }
 
 function sizeOf(info) {

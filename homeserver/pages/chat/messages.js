@@ -7,6 +7,7 @@ const PAGE = 40;
 const TYPING_MS = 20_000;
 const TYPING_AGAIN_MS = 8_000;
 const RETRIES_MAX = 6;
+const PREVIEW_MS = 60_000; // until the server's own thumbnail is surely shown
 
 export class Messages {
   #app;
@@ -25,36 +26,30 @@ export class Messages {
     return this.#send(room, { msgtype: "m.text", body: text, ...relation(answered) });
   }
 
-  // Sends a file, as a picture if it is one.
-  async sendFile(room, file, answered) {
+  // Sends a file, as a picture if it is one. caption: a text that belongs to it, or "".
+  async sendFile(room, file, caption, answered) {
+    const name = file.name || "picture.png";
+    const content = { msgtype: "m.file", body: caption || name, filename: name, info: {}, ...relation(answered) };
+    const pending = this.#begin(room, content);
+    pending.file = file;
+    pending.progress = 0;
     const size = await measure(file);
     const major = file.type.split("/")[0];
-    const msgtype = size.w ? "m.image" : { video: "m.video", audio: "m.audio" }[major] ?? "m.file";
-    const info = { mimetype: file.type || "application/octet-stream", size: file.size, ...size };
-    const content = { msgtype, body: file.name || "picture.png", filename: file.name || "picture.png", info, ...relation(answered) };
-    const pending = this.#begin(room, content);
+    content.msgtype = size.w ? "m.image" : { video: "m.video", audio: "m.audio" }[major] ?? "m.file";
+    content.info = { mimetype: file.type || "application/octet-stream", size: file.size, ...size };
     if (size.w) pending.preview = URL.createObjectURL(file);
-    pending.file = file;
-    await this.#upload(room, pending);
+    this.#app.changed();
+    await this.#deliver(room, pending);
   }
 
-  async #upload(room, pending) {
-    pending.failed = null;
+  async #upload(pending) {
     pending.progress = 0;
-    this.#app.changed();
-    try {
-      const answer = await this.#app.media.upload(pending.file, pending.content.filename, (part) => {
-        pending.progress = part;
-        this.#app.changed();
-      });
-      pending.content = { ...pending.content, url: answer.content_uri, info: { ...pending.content.info, ...answer.info } };
-      pending.progress = undefined;
-    } catch (error) {
-      pending.failed = error.message;
+    const answer = await this.#app.media.upload(pending.file, pending.content.filename, (part) => {
+      pending.progress = part;
       this.#app.changed();
-      return;
-    }
-    await this.#deliver(room, pending);
+    });
+    pending.content = { ...pending.content, url: answer.content_uri, info: { ...answer.info, ...pending.content.info } };
+    pending.progress = undefined;
   }
 
   #send(room, content) {
@@ -79,10 +74,12 @@ export class Messages {
 
   async #deliverNow(room, pending) {
     try {
+      if (pending.file && !pending.content.url) await this.#upload(pending);
       const answer = await this.#insist(() =>
         this.#app.live.call("send_message", [room.id, "m.room.message", pending.key], { body: pending.content }),
       );
       pending.eventId = answer.event_id;
+      if (pending.preview) setTimeout(() => URL.revokeObjectURL(pending.preview), PREVIEW_MS);
       if (room.timeline.has(answer.event_id)) room.pending = room.pending.filter((each) => each !== pending);
     } catch (error) {
       pending.failed = error.message;
@@ -104,9 +101,7 @@ export class Messages {
   // Sends a message again that could not be sent.
   retry(room, key) {
     const pending = room.pending.find((each) => each.key === key);
-    if (!pending) return;
-    if (pending.file && !pending.content.url) this.#upload(room, pending);
-    else this.#deliver(room, pending);
+    if (pending) this.#deliver(room, pending);
   }
 
   // Forgets a message that could not be sent.

@@ -31,14 +31,14 @@ export const OPERATIONS = {
   get_content_authed: ["GET", "/_matrix/client/v1/media/download/{}/{}"],
   get_content_thumbnail_authed: ["GET", "/_matrix/client/v1/media/thumbnail/{}/{}"],
   get_friends: ["GET", `${OWN}/friends`],
-  put_friend: ["PUT", `${OWN}/friends/{}`],
+  set_friend: ["PUT", `${OWN}/friends/{}`],
   delete_friend: ["DELETE", `${OWN}/friends/{}`],
-  block: ["PUT", `${OWN}/friends/{}/block`],
-  unblock: ["DELETE", `${OWN}/friends/{}/block`],
+  block_user: ["PUT", `${OWN}/friends/{}/block`],
+  unblock_user: ["DELETE", `${OWN}/friends/{}/block`],
   get_blocked: ["GET", `${OWN}/blocked`],
   get_privacy: ["GET", `${OWN}/privacy`],
   put_privacy: ["PUT", `${OWN}/privacy`],
-  get_event_status: ["GET", `${OWN}/rooms/{}/events/{}/status`],
+  get_message_status: ["GET", `${OWN}/rooms/{}/events/{}/status`],
 };
 
 // What is sent through the socket if it is open: small requests, of which there are many.

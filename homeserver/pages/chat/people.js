@@ -39,7 +39,7 @@ export class People {
     const { api, store } = this.#app;
     if (!store.friendsServed) return this.#talk(userId);
     const body = { encrypted: false, ...(message ? { message } : {}) };
-    const answer = await api.call("put_friend", [userId], { body });
+    const answer = await api.call("set_friend", [userId], { body });
     await this.load();
     return answer.state === "friend" ? answer.room_id : null;
   }
@@ -67,13 +67,13 @@ export class People {
   }
 
   async setBlocked(userId, isBlocked) {
-    await this.#app.api.call(isBlocked ? "block" : "unblock", [userId]);
+    await this.#app.api.call(isBlocked ? "block_user" : "unblock_user", [userId]);
     await this.load();
   }
 
   async blocked() {
     const answer = await this.#app.api.call("get_blocked");
-    return answer.blocked ?? answer.users ?? [];
+    return answer.blocked;
   }
 
   async createGroup(name, userIds) {
@@ -83,6 +83,7 @@ export class People {
 
   async acceptInvite(invite) {
     await this.#app.api.call("join_room", [invite.roomId], { body: {} });
+    if (invite.isDirect) await this.#markDirect(invite.sender, invite.roomId);
     return invite.roomId;
   }
 

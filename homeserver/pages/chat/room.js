@@ -61,6 +61,10 @@ export class Room {
     return this.#state.get(`${type}|${key}`)?.content ?? {};
   }
 
+  get creator() {
+    return this.#state.get("m.room.create|")?.sender;
+  }
+
   get isEncrypted() {
     return this.#state.has("m.room.encryption|");
   }

@@ -66,7 +66,7 @@ function leave(app, room) {
 export function openDetails(app, room, item) {
   const table = h("div", {}, "Loading…");
   openDialog("Who has read this", () => table);
-  app.api.call("get_event_status", [room.id, item.eventId]).then(
+  app.api.call("get_message_status", [room.id, item.eventId]).then(
     (status) => fill(table, rowsOf(room, status.recipients)),
     (error) => {
       const isUnknown = error instanceof ServerError && error.errcode === "M_UNRECOGNIZED";

@@ -96,8 +96,7 @@ function blocked(app) {
     app.people.blocked().then(
       (people) => {
         section.hidden = people.length === 0;
-        for (const entry of people) {
-          const userId = entry.user_id ?? entry;
+        for (const userId of people) {
           const row = h("p", { class: "inline" }, h("span", {}, userId), h("button", { type: "button", on: { click: () => app.attempt(() => unblock()) } }, "Unblock"));
           const unblock = async () => {
             await app.people.setBlocked(userId, false);

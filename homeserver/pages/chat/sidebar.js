@@ -71,8 +71,9 @@ export class Sidebar {
   #search() {
     const text = this.search.value.trim();
     const isSearching = text !== "" || this.results.room !== null;
-    this.browsing.hidden = this.tabs.hidden = isSearching;
+    this.browsing.hidden = isSearching;
     this.results.element.hidden = !isSearching;
+    this.#app.changed();
     if (isSearching) this.results.search(text);
   }
 
@@ -113,6 +114,7 @@ export class Sidebar {
         id: entry.user_id,
         name: entry.display_name || entry.user_id,
         text: "wants to be your friend",
+        reason: store.invites.get(entry.room_id)?.reason,
         accept: async () => this.#app.open(await people.add(entry.user_id)),
         refuse: () => people.remove(entry.user_id),
         block: () => people.setBlocked(entry.user_id, true),
@@ -122,12 +124,13 @@ export class Sidebar {
         id: invite.sender,
         name: invite.senderName || invite.sender,
         text: invite.name ? `invites you to “${invite.name}”` : "invites you to a conversation",
+        reason: invite.reason,
         accept: async () => this.#app.open(await people.acceptInvite(invite)),
         refuse: () => people.declineInvite(invite),
       })),
     ];
     this.asks.hidden = asks.length === 0;
-    this.#asks.update(asks, (ask) => ask.key, (ask) => ask.name + ask.text, (ask) => this.#askRow(ask));
+    this.#asks.update(asks, (ask) => ask.key, (ask) => JSON.stringify([ask.name, ask.text, ask.reason]), (ask) => this.#askRow(ask));
   }
 
   #askRow(ask) {
@@ -137,7 +140,7 @@ export class Sidebar {
       "li",
       { class: "ask" },
       avatar(this.#app.media, { id: ask.id, name: ask.name }),
-      h("div", {}, h("p", {}, h("b", {}, ask.name), ` ${ask.text}`), h("small", {}, ask.id)),
+      h("div", {}, h("p", {}, h("b", {}, ask.name), ` ${ask.text}`), ask.reason ? h("p", { class: "reason" }, `“${ask.reason}”`) : null, h("small", {}, ask.id)),
       h("div", { class: "buttons" }, ask.block ? button("Block", ask.block, "quiet") : null, button("Decline", ask.refuse), button("Accept", ask.accept, "primary")),
     );
   }

@@ -15,6 +15,9 @@ const TOKEN_ENDED = 4001;
 // The socket could not be opened at all: blocked on the way, or switched off.
 export class SocketUnavailable extends Error {}
 
+// The access token has expired, or the session was ended.
+export class TokenEnded extends Error {}
+
 export class Socket {
   #api;
   #stopped;
@@ -34,7 +37,7 @@ export class Socket {
   }
 
   // Gives `onSync` every sync answer from `since` on. Never returns: raises SocketUnavailable if the socket could not be
-  // opened, NetworkError once it has ended, ServerError if the server refuses.
+  // opened, TokenEnded or NetworkError once it has ended, ServerError if the server refuses.
   async follow(since, filter, onSync) {
     if (!("WebSocket" in globalThis)) throw new SocketUnavailable();
     await this.#open();
@@ -131,8 +134,7 @@ export class Socket {
   }
 
   #ended(event) {
-    if (event.code === TOKEN_ENDED) this.#api.call("get_token_owner").catch(() => {}); // refreshes the token, or logs out
-    return new NetworkError("The connection was lost.");
+    return event.code === TOKEN_ENDED ? new TokenEnded() : new NetworkError("The connection was lost.");
   }
 
   #send(frame) {

@@ -4,7 +4,7 @@ import { Room, isEdit, isMessage, localpart } from "./room.js";
 
 export class Store {
   rooms = new Map();
-  invites = new Map(); // room ID → {roomId, name, sender, senderName, isFriendRequest}
+  invites = new Map(); // room ID → what describeInvite returns
   friends = new Map(); // user ID → an entry of GET /friends
   friendsServed = true;
   #direct = new Map(); // room ID → user ID
@@ -67,8 +67,6 @@ export class Store {
       if (entry.status) {
         const ago = entry.status.last_active_ago;
         this.#presence.set(entry.user_id, { online: entry.status.online, lastActive: ago === undefined || ago === null ? null : now - ago });
-      } else {
-        this.#presence.delete(entry.user_id);
       }
     }
   }
@@ -122,7 +120,10 @@ export class Store {
 
 function describeInvite(roomId, events, ownId) {
   const find = (type, key = "") => events.find((event) => event.type === type && event.state_key === key);
-  const sender = find("m.room.member", ownId)?.sender ?? "";
+  const own = find("m.room.member", ownId);
+  const sender = own?.sender ?? "";
   const senderName = find("m.room.member", sender)?.content?.displayname || (sender && localpart(sender));
-  return { roomId, sender, senderName, name: find("m.room.name")?.content?.name || "", avatar: find("m.room.avatar")?.content?.url ?? null };
+  const isDirect = own?.content?.is_direct === true;
+  const reason = typeof own?.content?.reason === "string" ? own.content.reason : "";
+  return { roomId, sender, senderName, isDirect, reason, name: find("m.room.name")?.content?.name || "", avatar: find("m.room.avatar")?.content?.url ?? null };
 }

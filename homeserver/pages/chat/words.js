@@ -89,6 +89,7 @@ export function tickText({ status, read = 0, others = 0 }) {
 // Returns a sentence about a change of a room; "" if it is not worth one.
 export function describeChange(event, room) {
   const who = room.nameOf(event.sender);
+  if (room.partner && isBeginning(event)) return ""; // that two people met is not news to them
   if (event.type === "m.room.member") return describeMember(event, room, who);
   if (event.type === "m.room.create") return `${who} began this conversation`;
   if (event.type === "m.room.name") return event.content.name ? `${who} named the conversation “${event.content.name}”` : "";
@@ -99,12 +100,17 @@ export function describeChange(event, room) {
   return "";
 }
 
+function isBeginning(event) {
+  return event.type === "m.room.create" || ["join", "invite"].includes(event.content?.membership);
+}
+
 function describeMember(event, room, who) {
   const before = event.unsigned?.prev_content?.membership ?? "leave";
   const { membership } = event.content;
   const whom = event.content.displayname || room.nameOf(event.state_key);
   const isOwn = event.sender === event.state_key;
-  if (membership === "join") return before === "join" ? describeProfile(event) : `${whom} joined`;
+  if (membership === "join" && before === "join") return describeProfile(event);
+  if (membership === "join") return room.creator === event.state_key ? "" : `${whom} joined`; // who began it is in it
   if (membership === "invite") return `${who} invited ${whom}`;
   if (membership === "knock") return `${whom} asks to join`;
   if (membership === "ban") return `${who} banned ${whom}`;

@@ -17,13 +17,6 @@ from typing import Any
 from homeserver.cli.output import CommandError, add_json_argument, run_trio, tell
 
 PASSWORD = "o-happy-dagger"
-DIALOGUE = (
-    ("romeo", "But soft, what light through yonder window breaks?"),
-    ("juliet", "Three words, dear Romeo, and good night indeed."),
-    ("romeo", "O, wilt thou leave me so unsatisfied?"),
-    ("mercutio", "A plague o’ both your houses! (Though both servers are up.)"),
-    ("juliet", "Parting is such sweet sorrow, that I shall say good night till it be morrow."),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +56,7 @@ def run_demo(args: argparse.Namespace) -> int:
 async def _demo(args: argparse.Namespace, folder: Path) -> None:
     import trio
 
+    from homeserver.cli.demo_story import Stage, play
     from homeserver.server import Homeserver
 
     ports = _free_ports((8008, 8448, 8009, 8449))
@@ -86,9 +80,10 @@ async def _demo(args: argparse.Namespace, folder: Path) -> None:
                     clients=organisation.base_url,
                     servers=f"https://{organisation.server_name}",
                 )
-            people = await _converse(Stage(args), organisations)
+            addresses = [organisation.base_url for organisation in organisations]
+            people = await play(Stage(args), addresses, PASSWORD)
             if not args.exit:
-                _tell_credentials(args, people)
+                await _tell_log_ins(args, people)
                 await anext(signals)
                 tell(args, "\nBoth servers stop. Nothing is kept.", stopped=True)
             for server in servers:
@@ -104,72 +99,16 @@ async def _run(homeserver: Any, config: Any, *, task_status: Any) -> None:
         task_status.started(server)
 
 
-class Stage:
-    """Prints what happens as it happens."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
-
-    def scene(self, title: str) -> None:
-        tell(self._args, f"\n{title}", scene=title)
-
-    def step(self, text: str, took_ms: float) -> None:
-        tell(self._args, f"  {text:<86} {took_ms:7.1f} ms", step=text.strip(), took_ms=round(took_ms, 1))
-
-
-async def _converse(stage: Stage, organisations: list[Organisation]) -> list[Any]:
-    """Plays the conversation step by step. Returns when every client has received everything."""
-    import trio
-
-    from homeserver.cli.demo_people import Person, picture
-
-    montague, capulet = organisations
-    romeo = Person("romeo", montague.base_url)
-    mercutio = Person("mercutio", montague.base_url)
-    juliet = Person("juliet", capulet.base_url)
-    everyone = {person.name: person for person in (romeo, mercutio, juliet)}
-    stage.scene("They register and log in")
-    for person in everyone.values():
-        await person.register(PASSWORD)
-        stage.step(f"{person.name} registers", person.took_ms)
-        await person.log_in(PASSWORD)
-        stage.step(f"{person.user_id} is logged in", person.took_ms)
-    async with trio.open_nursery() as nursery:
-        for person in everyone.values():
-            nursery.start_soon(person.listen)
-        stage.scene("Romeo creates a room and invites people of both organisations (time until they see the invite)")
-        room_id = await romeo.create_room("The balcony")
-        stage.step(f"room {room_id}", romeo.took_ms)
-        for person in (mercutio, juliet):
-            started = trio.current_time()
-            await romeo.invite(room_id, person.user_id)
-            stage.step(f"{person.name} is invited", await person.wait_invited(room_id, started))
-            await person.join(room_id)
-            stage.step(f"{person.name} joins", person.took_ms)
-        for person in everyone.values():
-            await person.wait_members(room_id, len(everyone))
-        stage.scene("They talk (time until everyone else has received the message)")
-        for name, text in DIALOGUE:
-            event_id, sent_at = await everyone[name].send_text(room_id, text)
-            others = [person for person in everyone.values() if person.name != name]
-            waited_ms = max([await person.wait_event(event_id, sent_at) for person in others])
-            stage.step(f"{name:>8}: {text}", waited_ms)
-        stage.scene("Juliet sends a picture and reads the messages")
-        event_id, sent_at, mxc = await juliet.send_picture(room_id, picture(640, 480))
-        await romeo.wait_event(event_id, sent_at)
-        size = await romeo.download(mxc)
-        stage.step(f"romeo has the picture: {size} bytes of {mxc}", romeo.took_ms)
-        started = trio.current_time()
-        await romeo.read(room_id, event_id)
-        waited_ms = await juliet.wait_receipt(romeo.user_id, event_id, started)
-        stage.step("juliet sees that romeo has read it", waited_ms)
-        nursery.cancel_scope.cancel()
-    stage.scene("Everything has arrived on both servers.")
-    return list(everyone.values())
-
-
-def _tell_credentials(args: argparse.Namespace, people: list[Any]) -> None:
-    tell(args, "\nBoth servers keep running. Log in with any Matrix client, as one of:\n", running=True)
+async def _tell_log_ins(args: argparse.Namespace, people: list[Any]) -> None:
+    """Prints a link for one person of each organisation, and what other clients need."""
+    tell(args, "\nBoth servers keep running. Talk in two windows of a browser; each link logs in once:\n", running=True)
+    shown: set[str] = set()
+    for person in people:
+        if person.base_url not in shown:
+            shown.add(person.base_url)
+            link = await person.link(PASSWORD)
+            tell(args, f"  {person.name.title():<8} {link}", chat=link, user_id=person.user_id)
+    tell(args, "\nOr log in there, or with any Matrix client, as one of:\n", others=True)
     for person in people:
         tell(
             args,
@@ -178,11 +117,7 @@ def _tell_credentials(args: argparse.Namespace, people: list[Any]) -> None:
             user_id=person.user_id,
             password=PASSWORD,
         )
-    tell(
-        args,
-        "\nIf your client encrypts new rooms by default, switch that off. Ctrl-C stops both servers.",
-        ends="SIGINT",
-    )
+    tell(args, "\nCtrl-C stops both servers.", ends="SIGINT")
 
 
 def _config(organisation: Organisation, folder: Path) -> Any:

@@ -16,6 +16,8 @@ from homeserver.federation.wire.dial import Dialer
 
 TIMEOUT_S = 30.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+MATRIX = "/_matrix/client"
+OWN = "/_homeserver/client/v1"
 
 
 class Person:
@@ -28,7 +30,7 @@ class Person:
         self.took_ms = 0.0
         self._token = ""
         self._http = HttpClient(Dialer("", True, True))
-        self._seen: dict[str, float] = {}  # event ID, "invite <room>" or "receipt <user> <event>" → time of arrival
+        self._seen: dict[str, float] = {}  # event ID, or what `wait_…` waits for → time of arrival
         self._members: dict[str, set[str]] = {}
         self._news = trio.Event()
 
@@ -44,6 +46,48 @@ class Person:
             "initial_device_display_name": "Demo",
         }
         self._token = (await self._request("POST", "/v3/login", body))["access_token"]
+
+    async def link(self, password: str) -> str:
+        """Returns the address of the chat page with a log-in in it that works once.
+
+        The secret in it is a refresh token: the page exchanges it at once, and only on an address of this machine.
+        """
+        body = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": self.name},
+            "password": password,
+            "refresh_token": True,
+            "initial_device_display_name": "Chat page",
+        }
+        answer = await self._request("POST", "/v3/login", body)
+        return f"{self.base_url}/_homeserver/chat#link={quote(answer['refresh_token'])}"
+
+    async def set_display_name(self, name: str) -> None:
+        await self._request("PUT", f"/v3/profile/{quote(self.user_id)}/displayname", {"displayname": name})
+
+    async def search(self, term: str) -> list[str]:
+        """Returns the texts of the messages that a search finds."""
+        body = {"search_categories": {"room_events": {"search_term": term}}}
+        answer = await self._request("POST", "/v3/search", body)
+        found = answer["search_categories"]["room_events"]["results"]
+        return [each["result"]["content"]["body"] for each in found]
+
+    async def ask_friend(self, user_id: str) -> None:
+        """Asks somebody to be a friend, or accepts what they asked. The conversation is not end-to-end encrypted."""
+        await self._request("PUT", f"/friends/{quote(user_id)}", {"encrypted": False}, root=OWN)
+
+    async def list_friends(self) -> list[dict[str, Any]]:
+        """Returns the list of friends and of requests, with status, conversation and last message."""
+        friends: list[dict[str, Any]] = (await self._request("GET", "/friends", root=OWN))["friends"]
+        return friends
+
+    async def wait_friend(self, user_id: str, state: str, since: float) -> float:
+        """Returns the milliseconds from `since` until this client's sync contained the state of a friendship."""
+        return await self._wait(f"friend {user_id} {state}", since)
+
+    async def message_status(self, room_id: str, event_id: str) -> dict[str, Any]:
+        """Returns to whom a message was delivered and who has read it, with times."""
+        return await self._request("GET", f"/rooms/{quote(room_id)}/events/{quote(event_id)}/status", root=OWN)
 
     async def create_room(self, name: str) -> str:
         body = {"name": name, "preset": "private_chat"}
@@ -73,6 +117,12 @@ class Person:
         """Returns the size of the file in bytes."""
         return len(await self._raw("GET", f"/_matrix/client/v1/media/download/{mxc.removeprefix('mxc://')}"))
 
+    async def thumbnail(self, mxc: str, width: int, height: int) -> int:
+        """Returns the size of a small version of a picture in bytes."""
+        query = urlencode({"width": width, "height": height})
+        path = f"/_matrix/client/v1/media/thumbnail/{mxc.removeprefix('mxc://')}?{query}"
+        return len(await self._raw("GET", path))
+
     async def read(self, room_id: str, event_id: str) -> None:
         await self._request("POST", f"/v3/rooms/{quote(room_id)}/receipt/m.read/{quote(event_id)}", {})
 
@@ -84,9 +134,9 @@ class Person:
         """Returns the milliseconds from `since` until this client's sync contained the event."""
         return await self._wait(event_id, since)
 
-    async def wait_receipt(self, user_id: str, event_id: str, since: float) -> float:
+    async def wait_receipt(self, user_id: str, event_id: str, since: float, kind: str = "m.read") -> float:
         """Returns the milliseconds from `since` until this client's sync contained the user's receipt for the event."""
-        return await self._wait(f"receipt {user_id} {event_id}", since)
+        return await self._wait(f"{kind} {user_id} {event_id}", since)
 
     async def wait_members(self, room_id: str, count: int) -> None:
         with trio.fail_after(TIMEOUT_S):
@@ -101,6 +151,7 @@ class Person:
             answer = await self._request("GET", f"/v3/sync?{urlencode(query)}", timed=False)
             since = answer["next_batch"]
             self._note(answer.get("rooms", {}), trio.current_time())
+            self._note_friends(answer.get("account_data", {}).get("events", []), trio.current_time())
             self._news.set()
             self._news = trio.Event()
 
@@ -114,10 +165,21 @@ class Person:
                 if event["type"] == "m.room.member" and event["content"].get("membership") == "join":
                     self._members.setdefault(room_id, set()).add(event["state_key"])
             for event in room.get("ephemeral", {}).get("events", []):
-                if event["type"] == "m.receipt":
-                    for event_id, receipts in event["content"].items():
-                        for user_id in receipts.get("m.read", {}):
-                            self._seen.setdefault(f"receipt {user_id} {event_id}", now)
+                self._note_receipts(event, now)
+
+    def _note_receipts(self, event: dict[str, Any], now: float) -> None:
+        if event["type"] != "m.receipt":
+            return
+        for event_id, receipts in event["content"].items():
+            for kind, users in receipts.items():
+                for user_id in users:
+                    self._seen.setdefault(f"{kind} {user_id} {event_id}", now)
+
+    def _note_friends(self, events: list[dict[str, Any]], now: float) -> None:
+        for event in events:
+            if event["type"] == "org.homeserver.friends":
+                for friend in event["content"]["friends"]:
+                    self._seen.setdefault(f"friend {friend['user_id']} {friend['state']}", now)
 
     async def _wait(self, what: str, since: float) -> float:
         with trio.fail_after(TIMEOUT_S):
@@ -130,9 +192,11 @@ class Person:
         path = f"/v3/rooms/{quote(room_id)}/send/m.room.message/{started:.6f}"
         return str((await self._request("PUT", path, content))["event_id"]), started
 
-    async def _request(self, method: str, path: str, body: Any = None, *, timed: bool = True) -> dict[str, Any]:
+    async def _request(
+        self, method: str, path: str, body: Any = None, *, root: str = MATRIX, timed: bool = True
+    ) -> dict[str, Any]:
         data = None if body is None else orjson.dumps(body)
-        raw = await self._raw(method, "/_matrix/client" + path, data, timed=timed)
+        raw = await self._raw(method, root + path, data, timed=timed)
         answer: dict[str, Any] = orjson.loads(raw)
         return answer
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from homeserver.cli.demo import DIALOGUE
+from homeserver.cli.demo_story import DIALOGUE
 from homeserver.errors import MatrixError
 from tests.end_to_end.programs import COMMAND, Homeserver, Place, free_port, run, wait_until, write_config
 

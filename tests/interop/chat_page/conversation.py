@@ -48,7 +48,7 @@ def talk(stage: Stage, alice: Person, bob: Person) -> None:
 
 
 def wait(stage: Stage, alice: Person, bob: Person) -> None:
-    """What was sent to somebody who is offline is sent; it is delivered and read once they are there and look."""
+    """A message to a person who is offline is sent; it is delivered and read once they are there and look."""
     bob.page.goto("about:blank")
     alice.say("Art thou there?")
     alice.expect_status("Art thou there?", "Sent")
@@ -260,7 +260,7 @@ def look(stage: Stage, alice: Person, bob: Person) -> None:
 
 
 def part(stage: Stage, alice: Person, bob: Person) -> None:
-    """Who blocks somebody gets nothing more of them; who logs out leaves nothing in the browser."""
+    """A person who blocks another one gets nothing more of them; logging out leaves nothing in the browser."""
     bob.page.get_by_role("button", name="About this conversation").click()
     bob.page.get_by_role("menuitem", name="Block").click()
     bob.page.get_by_role("dialog").get_by_role("button", name="Block").click()

@@ -17,6 +17,9 @@ LIST_TYPE = "org.homeserver.friends"
 ENDED_KEPT_MAX = 500
 """Ended rows that each user keeps, so that `?since=` can say who is not a friend any more."""
 
+LISTS_CACHED_MAX = 1_000
+"""Some 100 KB each for people with hundreds of friends, of whom there are few."""
+
 FriendState = Literal["friend", "incoming", "outgoing", "none"]
 
 # friends: one row for each user of this server and each person they have asked, or were asked by. state: friend,
@@ -141,18 +144,26 @@ def find_friend(tx: Transaction, user_id: str, other: str) -> Friend | None:
     return Friend(UserID(other), row[0], room_id, row[2], row[3])
 
 
-def list_friends(tx: Transaction, user_id: str) -> list[Friend]:
-    """Returns everybody with whom the user has or had anything, in no order."""
+def list_friends(tx: Transaction, user_id: str) -> tuple[Friend, ...]:
+    """Returns everybody with whom the user has or had anything, in no order. It is kept until something changes."""
     user_nid = tx.find(user_id)
+    version = tx.one("SELECT MAX(position), COUNT(*) FROM friends WHERE user_nid = ?", user_nid)
+    cache = tx.cache("friends", LISTS_CACHED_MAX)
+    known: tuple[object, tuple[Friend, ...]] | None = cache.get(user_id)
+    if known is not None and known[0] == version:
+        return known[1]
     rows = tx.all(
         "SELECT friend_nid, state, room_nid, since_ms, position FROM friends WHERE user_nid = ? AND friend_nid <> ?",
         user_nid, user_nid,
     )  # fmt: skip
     names = tx.names({nid for row in rows for nid in (row[0], row[2]) if nid})
-    return [
+    found = tuple(
         Friend(UserID(names[friend]), state, RoomID(names[room]) if room else None, since_ms, position)
         for friend, state, room, since_ms, position in rows
-    ]
+    )
+    if not tx.is_write:  # what a write has stored may still be rolled back
+        cache.put(user_id, (version, found))
+    return found
 
 
 def count_friends(tx: Transaction, user_id: str) -> int:

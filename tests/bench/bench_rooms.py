@@ -51,6 +51,7 @@ def cpu_seconds() -> float:
 class Place:
     """A server on a file of its own, without federation, and the user who makes its rooms."""
 
+    homeserver: Homeserver
     hs: Resources
     founder: Client
     database: Path
@@ -74,7 +75,7 @@ async def running(features: Sequence[Feature] = FEATURES) -> AsyncIterator[Place
         )
         async with Homeserver(config, features=features) as homeserver:
             founder = await homeserver.register("user0")
-            yield Place(homeserver.resources, founder, Path(folder) / "bench.db")
+            yield Place(homeserver, homeserver.resources, founder, Path(folder) / "bench.db")
 
 
 def user(number: int) -> UserID:

@@ -1,8 +1,8 @@
 """The list of friends, in one read. Its cost is some microseconds a friend: nothing is read for a friend without news.
 
 What is shown of a friend beside status and counts is a `Card`: names, picture, message and last message. It is made
-again only if the row of the friend or of the conversation says that something has changed. The counts of a conversation
-are kept with the point up to which the user has read it. Both are kept in memory for the database's lifetime.
+again only if the row of the friend or of the conversation says that something has changed. Counts are kept, too, until
+there is an event in the conversation or the user reads it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from homeserver.database import Transaction
+from homeserver.database.tail import find_position
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.limits.users import FRIEND_EVENTS_SEARCHED_MAX, FRIEND_TEXT_CHARACTERS_MAX
@@ -20,7 +21,6 @@ from homeserver.rooms.bundles import shown_edits
 from homeserver.rooms.conversations import MemberPosition, RoomVersions, list_member_positions, list_versions
 from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.storage import (
-    ORDERING_SHIFT,
     StoredEvent,
     TimelineEvent,
     find_stored_at,
@@ -29,10 +29,10 @@ from homeserver.rooms.timeline import Tokens, after_position, find_since, list_b
 from homeserver.rooms.visibility import filter_visible
 from homeserver.users.account_data import list_changes
 from homeserver.users.blocking import IGNORED_TYPE, ignored_users
-from homeserver.users.friends import Friend, find_deleted_upto, list_friends
+from homeserver.users.friends import LISTS_CACHED_MAX, Friend, find_deleted_upto, list_friends
 from homeserver.users.presence import list_presence_changes
-from homeserver.users.push.notifications import Counts, count_unread, find_read
-from homeserver.users.receipts import ReadUpTo, list_read_rooms
+from homeserver.users.push.notifications import TAIL, UNREACHED_MAX, Counts, count_unread
+from homeserver.users.receipts import list_read_rooms
 from homeserver.users.status import read_statuses
 
 CARDS_CACHED_MAX = 50_000
@@ -122,11 +122,12 @@ def _describe(
     language: str,
 ) -> list[JsonObject]:
     cards = _list_cards(tx, user_id, friends, versions, ignored)
-    counts = _count(tx, user_id, friends, versions, ignored)
+    counts = _count(tx, user_id, versions, ignored)
     statuses = read_statuses(tx, user_id, [each.user_id for each in friends], tx.now_ms, language)
     shown = []
     for friend, card in sorted(zip(friends, cards, strict=True), key=lambda each: each[1].position, reverse=True):
-        unread = _NO_COUNTS if friend.room_id is None else counts.get(friend.room_id, _NO_COUNTS)
+        counted = None if friend.room_id is None else counts.get(friend.room_id)
+        unread = _NO_COUNTS if counted is None else counted[1]
         shown.append({
             **card.fields,
             "status": statuses[friend.user_id],
@@ -276,41 +277,32 @@ def _last_message(event: StoredEvent, edit: StoredEvent | None) -> JsonObject:
 
 
 class _Counted(NamedTuple):
-    """The counts of a conversation, as long as it is at `version` and the user has read up to there."""
+    """The unread messages of conversations, as they were at `position`: by room, with its version then."""
 
-    version: tuple[object, ...]
-    counts: Counts
+    position: int
+    ignored: frozenset[str]
+    by_room: Mapping[RoomID, tuple[RoomVersions, Counts]]
 
 
 def _count(
-    tx: Transaction,
-    user_id: UserID,
-    friends: Sequence[Friend],
-    versions: Mapping[RoomID, RoomVersions],
-    ignored: frozenset[str],
-) -> dict[RoomID, Counts]:
-    """Returns the unread messages of the conversations that have any."""
-    nids = {room.room_nid: room_id for room_id, room in versions.items()}
-    cache = tx.cache("friend_counts", CARDS_CACHED_MAX)
-    found: dict[RoomID, Counts] = {}
-    stale: dict[RoomID, tuple[object, ...]] = {}
-    for room_nid, read in find_read(tx, user_id, nids).items():
-        room_id = nids[room_nid]
-        room = versions[room_id]
-        if _is_read(room, read):
-            continue
-        version = (room, read.everywhere, read.main, tuple(read.threads.items()), ignored)
-        known: _Counted | None = cache.get((user_id, room_id))
-        if known is not None and known.version == version:
-            found[room_id] = known.counts
-        else:
-            stale[room_id] = version
-    for room_id, counts in (count_unread(tx, user_id, stale, ignored) if stale else {}).items():
-        found[room_id] = counts.total
-        cache.put((user_id, room_id), _Counted(stale[room_id], counts.total))
-    return found
-
-
-def _is_read(room: RoomVersions, read: ReadUpTo) -> bool:
-    """Returns whether the user has read up to the newest event. Threads are counted if there is anything after that."""
-    return read.everywhere >= room.last_position << ORDERING_SHIFT
+    tx: Transaction, user_id: UserID, versions: Mapping[RoomID, RoomVersions], ignored: frozenset[str]
+) -> Mapping[RoomID, tuple[RoomVersions, Counts]]:
+    """Returns the unread messages of the conversations. They change with their rooms, and as the user reads."""
+    cache = tx.cache("friend_counts", LISTS_CACHED_MAX)
+    known: _Counted | None = cache.get(user_id)
+    by_room: dict[RoomID, tuple[RoomVersions, Counts]] = {}
+    if known is not None and known.ignored == ignored and known.position <= tx.position:
+        read = set()
+        if known.position < tx.position:
+            read = list_read_rooms(tx, user_id, versions, known.position, tx.position)
+        for room_id, counted in known.by_room.items():
+            if versions.get(room_id) == counted[0] and room_id not in read:
+                by_room[room_id] = counted
+    stale = versions.keys() - by_room.keys()
+    if stale:
+        counts = count_unread(tx, user_id, stale, ignored)
+        for room_id in stale:
+            by_room[room_id] = (versions[room_id], counts[room_id].total if room_id in counts else _NO_COUNTS)
+    if tx.position - (find_position(tx, TAIL) or 0) <= UNREACHED_MAX:  # otherwise events are missing in the counts
+        cache.put(user_id, _Counted(tx.position, ignored, by_room))
+    return by_room

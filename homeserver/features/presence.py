@@ -44,6 +44,7 @@ from homeserver.rooms.membership import (
     list_sharing,
 )
 from homeserver.rooms.visibility import list_arrivals
+from homeserver.users.blocking import ignored_in_sync
 from homeserver.users.presence import (
     WAKE_KEY,
     Presence,
@@ -150,6 +151,8 @@ def sync_presence(tx: Transaction, context: SyncContext) -> None:
     told = [presence for presence in news if presence.user_id in sharing]
     if context.since > 0:
         told += _of_newcomers(tx, context, {presence.user_id for presence in told})
+    ignored = ignored_in_sync(tx, context)
+    told = [presence for presence in told if presence.user_id not in ignored]
     allowed = list_allowing(tx, context.user_id, [presence.user_id for presence in told], "status")
     for presence in told:
         if presence.user_id in allowed:

@@ -24,6 +24,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, find_membership, list_members
 from homeserver.rooms.storage import find_stored_by_id
 from homeserver.users.account_data import find_account_data, store_account_data
+from homeserver.users.blocking import ignored_in_sync
 from homeserver.users.friends import list_friends_among
 from homeserver.users.presence import note_activity
 from homeserver.users.privacy import list_allowing, read_privacy
@@ -175,12 +176,13 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
         else:
             rows += list_receipts_of_rooms(tx, of_rooms, since)
     names = tx.names({row[1] for row in rows})
+    ignored = ignored_in_sync(tx, ctx)
     recipients = {UserID(names[row[1]]) for row in rows if row[2] == DELIVERED}
     shown = list_allowing(tx, ctx.user_id, recipients, "delivery") if recipients else recipients
     content: dict[tuple[RoomID, str], JsonObject] = {}
     for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in rows:
         user_id = names[user_nid]
-        if receipt_type == PRIVATE and user_id != ctx.user_id:
+        if user_id in ignored or (receipt_type == PRIVATE and user_id != ctx.user_id):
             continue
         if receipt_type == DELIVERED and (user_id == ctx.user_id or user_id not in shown):
             continue  # a user's own would only end the wait of the device that has just acknowledged

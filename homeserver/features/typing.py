@@ -26,6 +26,7 @@ from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.moments import is_ahead, latest
 from homeserver.resources import Resources
 from homeserver.rooms.membership import check_joined, find_join_position, find_membership
+from homeserver.users.blocking import ignored_in_sync
 from homeserver.users.presence import note_activity
 
 SCHEMA = Schema(
@@ -129,13 +130,15 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
     """Adds the typing users to each room in which someone has started or stopped typing."""
     if not wants(ctx.filter.room.ephemeral, "m.typing", None):
         return
+    ignored = ignored_in_sync(tx, ctx)
     for since, room_ids in ctx.rooms_by_since.items():
         changed = _list_rooms_changed(tx, since) if since else _list_rooms_with_typists(tx)
         for room_id in room_ids:
             section = ctx.rooms[room_id]
             if (changed and tx.find(room_id) in changed) or (section.members_changed and _has_typist_left(tx, room_id)):
-                users = list_typing(tx, room_id)
-                if users or since:
+                everybody = list_typing(tx, room_id)
+                users = [user_id for user_id in everybody if user_id not in ignored]
+                if users or (since and not everybody):
                     section.ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden
-from homeserver.feature import JsonObject
+from homeserver.feature import JsonObject, SyncContext
 from homeserver.federation.identifiers import UserID
 from homeserver.rooms.heads import find_head, state_content
 from homeserver.rooms.membership import count_pending
@@ -33,6 +33,11 @@ def ignored_users(tx: Transaction, user_id: UserID) -> frozenset[str]:
     content = find_account_data(tx, user_id, None, IGNORED_TYPE)
     ignored = None if content is None else content.get("ignored_users")
     return frozenset(ignored) - {user_id} if isinstance(ignored, dict) else frozenset()
+
+
+def ignored_in_sync(tx: Transaction, context: SyncContext) -> frozenset[str]:
+    """Returns the users whom the user of a sync ignores: no presence, receipt or typing of theirs is news."""
+    return ignored_users(tx, context.user_id) if context.ignored is None else context.ignored
 
 
 def blocks_invites(tx: Transaction, user_id: UserID) -> bool:

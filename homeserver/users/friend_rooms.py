@@ -56,8 +56,6 @@ from homeserver.users.blocking import FRIEND_MARK, ignored_users
 from homeserver.users.friends import FriendState, is_friend, list_friends, store_friend
 from homeserver.users.privacy import note_other_friends
 
-CREATE_KEY = FRIEND_MARK
-"""In the content of m.room.create: the room is the conversation of two friends."""
 WAKE_KEY = "friends"
 """Wakes the task that does what is listed in `friend_tasks`."""
 RETRY_MS_MAX = 60_000
@@ -264,7 +262,7 @@ def find_partner(tx: Transaction, room_id: RoomID, user_id: UserID) -> UserID | 
 
 
 def _is_marked(create: object) -> bool:
-    return isinstance(create, Mapping) and create.get(CREATE_KEY) is True
+    return isinstance(create, Mapping) and create.get(FRIEND_MARK) is True
 
 
 def _is_to_direct_chat(content: object) -> bool:

@@ -172,13 +172,18 @@ def count_friends(tx: Transaction, user_id: str) -> int:
     return int(count)
 
 
-def has_changed(tx: Transaction, user_id: str, since: int, upto: int) -> bool:
-    """Returns whether the user's friends or requests have changed in since < position ≤ upto."""
-    row = tx.one(
-        "SELECT 1 FROM friends WHERE user_nid = ? AND position > ? AND position <= ? LIMIT 1",
+def list_changed(tx: Transaction, user_id: str, since: int, upto: int) -> set[UserID]:
+    """Returns the people who have become something else to the user in since < position ≤ upto."""
+    nids = tx.values(
+        "SELECT friend_nid FROM friends WHERE user_nid = ? AND position > ? AND position <= ?",
         tx.find(user_id), since, upto,
     )  # fmt: skip
-    return row is not None
+    return {UserID(name) for name in tx.names(nids).values()}
+
+
+def has_changed(tx: Transaction, user_id: str, since: int, upto: int) -> bool:
+    """Returns whether anybody has become something else to the user in since < position ≤ upto."""
+    return bool(list_changed(tx, user_id, since, upto))
 
 
 def find_deleted_upto(tx: Transaction, user_id: str) -> int:

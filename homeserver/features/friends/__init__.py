@@ -23,9 +23,9 @@ from homeserver.remote.leaves import leave_room
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
 from homeserver.users.account_data import find_account_data, list_changes, store_account_data
-from homeserver.users.blocking import IGNORED_TYPE, ignored_users
+from homeserver.users.blocking import IGNORED_TYPE, ignored_in_sync, ignored_users
 from homeserver.users.friend_rooms import read_states, refresh
-from homeserver.users.friends import LIST_TYPE, find_friend, forget_friends, has_changed
+from homeserver.users.friends import LIST_TYPE, find_friend, forget_friends, list_changed
 from homeserver.users.status import find_language
 
 PREFIX = "/_homeserver/client/v1"
@@ -140,9 +140,12 @@ def _set_blocked(tx: Transaction, user_id: UserID, other: UserID, is_blocked: bo
 
 
 def sync_friends(tx: Transaction, context: SyncContext) -> None:
-    """Adds the list of ids and states as account data, if it has changed. Blocking somebody changes it, too."""
+    """Adds the list of ids and states as account data, if it has changed. Blocking somebody changes it, too.
+
+    What people do whom the user blocks does not change it.
+    """
     user_id, since, upto = context.user_id, context.since, context.upto
-    if since > 0 and not has_changed(tx, user_id, since, upto):
+    if since > 0 and not list_changed(tx, user_id, since, upto) - ignored_in_sync(tx, context):
         ignored_nid = tx.find(IGNORED_TYPE)
         if all(type_nid != ignored_nid for _, type_nid, _ in list_changes(tx, user_id, since, upto)):
             return

@@ -23,9 +23,8 @@ from homeserver.rooms.append import append_create, append_local, choose_room_id
 from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.power import initial_levels
 from homeserver.users.accounts import find_user
-from homeserver.users.blocking import check_pending, find_refusal, ignored_users
+from homeserver.users.blocking import FRIEND_MARK, check_pending, find_refusal, ignored_users
 from homeserver.users.friend_rooms import (
-    CREATE_KEY,
     Conversation,
     Task,
     delete_task,
@@ -120,7 +119,7 @@ def _check_person(tx: Transaction, user_id: UserID, other: UserID) -> None:
         raise not_found(f"There is no user {other}.")
     if get_account_flags(tx, other).is_guest:
         raise forbidden(f"{other} is a guest, and guests have no friends.")
-    if refusal := find_refusal(tx, other, user_id, {CREATE_KEY: True}):
+    if refusal := find_refusal(tx, other, user_id, {FRIEND_MARK: True}):
         raise refusal
     check_pending(tx, other)
 
@@ -143,7 +142,7 @@ def _can_go_on(tx: Transaction, conversation: Conversation) -> bool:
 def _create(tx: Transaction, request: Asking) -> RoomID:
     user_id, other = request.user_id, request.other
     version = ROOM_VERSIONS[tx.server.config.rooms.default_version]
-    content: JsonObject = {CREATE_KEY: True, "room_version": version.id}
+    content: JsonObject = {FRIEND_MARK: True, "room_version": version.id}
     if version.create_content_has_creator:
         content["creator"] = user_id
     if version.additional_creators:

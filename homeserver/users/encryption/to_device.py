@@ -13,6 +13,7 @@ from homeserver.database import Transaction
 from homeserver.database.interning import check_string
 from homeserver.errors import MatrixError
 from homeserver.federation.identifiers import UserID
+from homeserver.users.blocking import ignored_users
 from homeserver.users.devices import list_devices
 from homeserver.users.encryption.inbox import insert_message
 
@@ -50,10 +51,13 @@ def store_messages(
 ) -> None:
     """Stores messages for devices of a user of this server. contents: JSON by device ID.
 
-    The content of "*" is for every device that is not listed. Devices that do not exist are ignored. Raises MatrixError
-    400 if the type cannot be stored, 413 if `posting` becomes too large.
+    The content of "*" is for every device that is not listed. Devices that do not exist are ignored, and nothing is
+    stored for a user who ignores the sender. Raises MatrixError 400 if the type cannot be stored, 413 if `posting`
+    becomes too large.
     """
     check_string(message_type)
+    if sender in ignored_users(tx, recipient):
+        return
     for device in list_devices(tx, recipient):
         content = contents.get(device.device_id, contents.get(EVERY_DEVICE))
         if content is not None:

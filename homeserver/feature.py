@@ -30,6 +30,7 @@ from homeserver.federation.identifiers import (
 from homeserver.limits import RATE_LIMITS, Bucket
 from homeserver.limits.peers import EDU_PARTS_MAX
 from homeserver.resources import ForgetUser, Resources
+from homeserver.rooms.storage import TimelineEvent
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -78,7 +79,8 @@ class SyncContext:
 
     Everything that features add must follow from what is committed up to `upto`, and each change to it must wake the
     user or the room, by `tx.next_position(user_id)` or `tx.next_position(room_id)`: a quiet sync is answered without
-    calling the features again. `always` may depend on the user and the device only.
+    calling the features again. `always` may depend on the user and the device only, and must not change
+    because of messages. A feature that counts the messages of rooms has a `recount` too, see `Recount`.
 
     `Feature.sync` is not called if all positions of the span are those of messages in rooms that the client knows, for
     then nothing else has changed. So it must not derive news from messages.
@@ -262,6 +264,11 @@ class Edu(Generic[P]):
 
 
 SyncSection = Callable[[Transaction, SyncContext], None]
+Recount = Callable[[Transaction, Sequence[TimelineEvent]], Callable[[UserID, JsonObject], JsonObject | None] | None]
+"""recount(tx, messages): new messages of one room. Returns what they do to `unread_notifications`: a function of a
+member who sent none of them and ignores no sender, and of the counts before. They are those of clients that do not ask
+for the counts of threads. Either function returns None if the counts must be counted anew, by `sync_always`.
+"""
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 Background = Callable[[Resources], Awaitable[None]]
 Capability = Callable[[Config, Requester], JsonObject]
@@ -309,6 +316,7 @@ class Feature:
     before_sync, sync, sync_always: this feature's part in `/sync`, see `BeforeSync` and `SyncContext`.
     acknowledged(hs, start): called on the trio thread whenever a device says that it has everything up to
     `start.since`, which is every sync with a token. It must only touch memory.
+    recount: does the same as `sync_always` for messages that many are told of at once. Only one feature may have it.
     queries: handlers of `/_matrix/federation/v1/query/{type}`, by type.
     limits: the rate limit classes that only this feature's operations use.
     capabilities: entries of `/capabilities`, computed from the configuration and the requester.
@@ -326,6 +334,7 @@ class Feature:
     sync: SyncSection | None = None
     sync_always: SyncSection | None = None
     acknowledged: Callable[[Resources, SyncStart], None] | None = None
+    recount: Recount | None = None
     queries: Mapping[str, QueryHandler] = field(default_factory=dict)
     limits: Mapping[str, Bucket] = field(default_factory=dict)
     capabilities: Mapping[str, Capability] = field(default_factory=dict)

@@ -5,6 +5,7 @@ Spec: client-server-api/#receiving-notifications, #listing-notifications
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -19,12 +20,13 @@ from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
 from homeserver.resources import Resources
 from homeserver.rooms.client_event import client_events
-from homeserver.rooms.storage import list_event_ids
+from homeserver.rooms.storage import TimelineEvent, list_event_ids
 from homeserver.rooms.visibility import filter_visible
 from homeserver.users.push.evaluation import Evaluated, evaluate
 from homeserver.users.push.notifications import (
     TAIL,
     UNREACHED_MAX,
+    Counts,
     Listed,
     RoomCounts,
     count_unread,
@@ -32,6 +34,7 @@ from homeserver.users.push.notifications import (
     list_late_rooms,
     list_notifications,
     pack_actions,
+    recount_unread,
     store_notifications,
 )
 from homeserver.users.push.pushers import COUNTS_ONLY, list_with_pushers, store_queued
@@ -117,6 +120,21 @@ def tell_counts(tx: Transaction, context: SyncContext) -> None:
         section.unread_thread_notifications = _by_thread(tx, counts)
 
 
+def recount(
+    tx: Transaction, messages: Sequence[TimelineEvent]
+) -> Callable[[UserID, JsonObject], JsonObject | None] | None:
+    """Returns what new messages do to the counts of their room, see `homeserver.feature.Recount`."""
+    add = recount_unread(tx, messages)
+    if add is None:
+        return None
+
+    def count(user_id: UserID, before: JsonObject) -> JsonObject | None:
+        counts = add(user_id, Counts(before["notification_count"], before["highlight_count"]))
+        return None if counts is None else counts.body()
+
+    return count
+
+
 def _by_thread(tx: Transaction, counts: RoomCounts) -> JsonObject | None:
     unread = {thread: each for thread, each in counts.threads.items() if each.notifications > 0}
     if not unread:
@@ -157,6 +175,7 @@ FEATURE = Feature(
     routes=routes,
     limits={"notifications": Bucket(30, 1)},  # a page reads a little of each room
     sync_always=tell_counts,
+    recount=recount,
     tails=(Follower(TAIL, follow, from_now=True),),
     forget_user=forget_notifications,
 )

@@ -23,6 +23,7 @@ from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import Token, find_since, parse_sync_token
+from homeserver.sync.broadcast import Listener, Told, broadcast
 from homeserver.sync.engine import Engine, SyncRequest
 from homeserver.sync.initial_sync import initial_sync_routes
 from homeserver.sync.sections import Sections
@@ -79,6 +80,11 @@ class Syncs:
             set_presence=query.set_presence,
             token_position=token_position,
         )
+
+    async def broadcast(self, hs: Resources, listeners: Sequence[Listener]) -> list[Told | None]:
+        """Returns what each of them is told of new messages, in the same order; None if the engine must answer it."""
+        generation = hs.database.generation
+        return await hs.database.read(broadcast, self.sections, self.engine.told, generation, listeners)
 
 
 def feature_of(syncs: Syncs) -> Feature:

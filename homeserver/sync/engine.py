@@ -100,6 +100,7 @@ class SyncAnswer(msgspec.Struct, frozen=True):
     """An answer, the position that it covers, whether it has news, and the keys to wait for if it has none.
 
     body: the answer without `next_batch` and without `always`, the top-level parts that every answer includes.
+    ignored: by the user; None if it has not been read.
     """
 
     body: dict[str, Any]
@@ -109,6 +110,7 @@ class SyncAnswer(msgspec.Struct, frozen=True):
     has_news: bool
     keys: frozenset[str]
     members: DeviceMembers
+    ignored: frozenset[str] | None = None
 
 
 class Engine:
@@ -117,7 +119,7 @@ class Engine:
     def __init__(self, sections: Sections) -> None:
         self._sections = sections
         self._preparation = Preparation(sections)
-        self._told = ToldMembers()
+        self.told = ToldMembers()  # which member events each device has received
         self._keys = Cache(USERS_REMEMBERED_MAX)  # user ID → (keys, the position at which they were read)
         # (user ID, device ID) → (the parts for every answer, the position at which they were read)
         self._always = Cache(USERS_REMEMBERED_MAX)
@@ -163,7 +165,7 @@ class Engine:
         return await self._read(hs, request, compute) if quiet is None else quiet
 
     async def _read(self, hs: Resources, request: SyncRequest, compute_: _Compute[_Answer]) -> _Answer:
-        known = (self._sections, request, hs.database.generation, self._told)
+        known = (self._sections, request, hs.database.generation, self.told)
         around_damage = False
         try:
             answer = await hs.database.read(compute_, *known, around_damage)
@@ -196,7 +198,7 @@ class Engine:
             return None
         # never backwards: a client may know of a commit before the stream does
         upto = max(hs.stream.position, request.since)
-        return SyncAnswer({}, always[0], upto, upto, False, keys, _members_of(request, self._told))
+        return SyncAnswer({}, always[0], upto, upto, False, keys, _members_of(request, self.told))
 
 
 def body_of(hs: Resources, answer: SyncAnswer) -> dict[str, Any]:
@@ -305,7 +307,9 @@ def compute(
         add_sections(tx, sections.always, context, around_damage=around_damage)
         _add_counts(body, rooms, context)
     keys = {request.user_id, *(each.room_id for each in memberships if each.membership == "join")}
-    return SyncAnswer(body, context.always, upto, context.queue_upto, has_news, frozenset(keys), viewer.members)
+    return SyncAnswer(
+        body, context.always, upto, context.queue_upto, has_news, frozenset(keys), viewer.members, viewer.ignored
+    )
 
 
 def _has_only_messages(tx: Transaction, context: SyncContext) -> bool:

@@ -32,6 +32,7 @@ from homeserver.rooms.membership import RoomMembership, list_heroes
 from homeserver.rooms.prepared import PreparedEvent, encode_bare, encode_events, list_prepared
 from homeserver.rooms.relations import list_aggregations
 from homeserver.rooms.resolve import StateAt, head_at
+from homeserver.rooms.storage import StoredEvent
 from homeserver.rooms.timeline import END, START, after_position
 from homeserver.rooms.visibility import Memberships
 from homeserver.sync.room import (
@@ -112,6 +113,48 @@ def find_room_entry(
     if news.summary is not None:
         entry["summary"] = {"m.heroes": heroes, **news.summary} if heroes else {**news.summary}
     return entry
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMessages:
+    """New messages of a room as all members get them who were in it all the time, and sent none of them.
+
+    entry: the room's entry in an answer, as JSON. roots, senders: as in `RoomNews`.
+    """
+
+    entry: bytes
+    roots: frozenset[bytes]
+    senders: frozenset[str]
+    messages: Sequence[StoredEvent]
+
+
+def find_shared_messages(
+    tx: Transaction, viewer: Viewer, membership: RoomMembership, head: Head, since: int
+) -> SharedMessages | None:
+    """Returns the news of a room in which there are only new messages since a position of the stream.
+
+    viewer: any member. None if the news is not the same for all: it is too much, or has more than messages.
+    """
+    news = _find_news(tx, viewer, membership, head, since, whole=False)
+    if news is None or news.summary is not None or news.state or news.timeline.limited or not news.shown:
+        return None
+    if any(each.event.state_key is not None or each.is_individual for each in news.shown):
+        return None
+    memberships = Memberships(tx, viewer.user_id, {membership.event_position: membership.membership})
+    if any(memberships.at(root) != "join" for root in news.roots):
+        return None  # each event says what the reader's membership was
+    events = encode_events(
+        tx, head.room_id, news.shown, user_id=viewer.user_id, with_room_id=False, memberships=memberships
+    )
+    entry = {
+        "timeline": {
+            "events": events,
+            "limited": False,
+            "prev_batch": viewer.tokens.timeline(news.timeline.start),
+        },
+        "state_after" if viewer.use_state_after else "state": {"events": []},
+    }
+    return SharedMessages(to_json(entry), news.roots, news.senders, [each.event for each in news.shown])
 
 
 def _find_news(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from homeserver.database import DatabaseDamaged, Transaction
-from homeserver.feature import BeforeSync, Feature, SyncContext, SyncSection, SyncStart
+from homeserver.feature import BeforeSync, Feature, Recount, SyncContext, SyncSection, SyncStart
 from homeserver.resources import Resources
 
 
@@ -20,15 +20,20 @@ class Sections:
     acknowledged: tuple[Callable[[Resources, SyncStart], None], ...] = ()
     news: tuple[SyncSection, ...] = ()
     always: tuple[SyncSection, ...] = ()
+    recount: Recount | None = None
 
     @classmethod
     def of(cls, features: Sequence[Feature]) -> Self:
         """Returns the parts that these features declare."""
+        recounts = [feature.recount for feature in features if feature.recount is not None]
+        if len(recounts) > 1:
+            raise ValueError("Only one feature can count the messages of rooms.")
         return cls(
             before=tuple(feature.before_sync for feature in features if feature.before_sync is not None),
             acknowledged=tuple(feature.acknowledged for feature in features if feature.acknowledged is not None),
             news=tuple(feature.sync for feature in features if feature.sync is not None),
             always=tuple(feature.sync_always for feature in features if feature.sync_always is not None),
+            recount=recounts[0] if recounts else None,
         )
 
 

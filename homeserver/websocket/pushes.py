@@ -3,7 +3,8 @@
 Theory of operation. A `Push` is the sync of one connection: its request, the position up to which its client has been
 told, and the keys at which it may have news (`Stream.watch`). A push with news is *due*; one task takes all that are
 due and whose channel has nothing unsent. So a client that does not receive holds up nobody, and gets all its news in
-one answer later. Each due push is read by a task of its own, at most PUSHES_AT_ONCE_MAX at a time.
+one answer later. New messages of rooms are read for all of them together, and encoded once (`sync.broadcast`). Whatever
+else is new is read for each push by a task of its own, at most PUSHES_AT_ONCE_MAX at a time.
 
     idle -> due -> reading -> idle          due again, if there was news meanwhile or the client's queue has more
 
@@ -17,6 +18,7 @@ Invariant: what a client gets over its connection, starting from a token, is wha
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 import msgspec
@@ -28,22 +30,30 @@ from homeserver.database import DatabaseError
 from homeserver.database.stream import Stream
 from homeserver.encoding import to_json
 from homeserver.errors import MatrixError
-from homeserver.feature import SyncStart
+from homeserver.feature import JsonObject, SyncStart
+from homeserver.federation.identifiers import RoomID
 from homeserver.resources import Resources
 from homeserver.rooms.timeline import parse_sync_token
 from homeserver.sync import Syncs, read_since
+from homeserver.sync.broadcast import Listener, Told, can_listen
 from homeserver.sync.engine import SyncAnswer, SyncRequest, body_of
 from homeserver.websocket.channel import Channel
 
 _log = logging.getLogger(__name__)
 
+_NOBODY: frozenset[str] = frozenset()
+# Rooms whose counts are kept for each connection: those with the latest news.
+_COUNTS_MAX = 20
 _RETRY_SECONDS = 1.0  # after which news that could not be read is read again
 
 
 class Push:
     """The sync of one connection. request: with the position up to which the client has been told."""
 
-    __slots__ = ("channel", "is_due", "is_first", "is_removed", "is_started", "request", "watch")
+    __slots__ = (
+        "always", "can_listen", "channel", "counts", "ignored", "is_due", "is_first", "is_removed", "is_started",
+        "keys", "request", "watch",
+    )  # fmt: skip
 
     def __init__(self, pushes: Pushes, stream: Stream, channel: Channel, request: SyncRequest) -> None:
         self.channel = channel
@@ -53,6 +63,18 @@ class Push:
         self.is_due = False  # it is in the list of those to be read
         self.is_started = False  # it is being read
         self.is_removed = False
+        # What the last answer was made of, see `homeserver.sync.broadcast`
+        self.can_listen = can_listen(request)
+        self.keys: frozenset[str] = frozenset()
+        self.ignored: frozenset[str] | None = None
+        self.always = b""
+        self.counts: dict[RoomID, JsonObject] = {}
+
+    @property
+    def is_listener(self) -> bool:
+        """Whether new messages can be told to it together with others."""
+        request = self.request
+        return self.can_listen and self.ignored is not None and request.queue_begin == request.since
 
 
 class Pushes:
@@ -92,9 +114,44 @@ class Pushes:
             await self._is_due.wait()
             self._is_due = trio.Event()
             due, self._due = self._due, {}
+            listeners: list[Push] = []
             for push in due:
                 push.is_started, push.is_due = True, False
+                if push.is_listener:
+                    listeners.append(push)
+                else:
+                    self._hs.nursery.start_soon(self._tell, push)
+            size = limits.websocket.PUSHES_PER_READ_MAX
+            for start in range(0, len(listeners), size):
+                await self._broadcast(listeners[start : start + size])
+
+    async def _broadcast(self, pushes: Sequence[Push]) -> None:
+        """Tells many connections of new messages. Those with other news are read one by one."""
+        listeners = [
+            Listener(push.request, push.keys, push.ignored or _NOBODY, push.always, push.counts) for push in pushes
+        ]
+        answers: Sequence[Told | None]
+        try:
+            answers = await self.syncs.broadcast(self._hs, listeners)
+        except Exception as error:  # of one connection's data, perhaps: each is read alone, and fails alone
+            if not isinstance(error, DatabaseError):
+                _log.error("news could not be read together", exc_info=error)
+            answers = [None] * len(pushes)
+        for push, told in zip(pushes, answers, strict=True):
+            if told is None:
                 self._hs.nursery.start_soon(self._tell, push)
+                continue
+            push.is_started = False
+            if push.is_removed:
+                continue
+            if told.body:
+                push.channel.post(b'{"sync":' + told.body + b"}")
+                self._told.value += 1
+            push.counts.update(told.counts)
+            push.request = msgspec.structs.replace(push.request, since=told.upto, queue_since=told.upto)
+            push.watch.move(push.keys, told.upto)
+            if push.is_due:
+                self.wake(push)
 
     async def _tell(self, push: Push) -> None:
         """Reads what is new for one connection, and sends it."""
@@ -135,6 +192,13 @@ class Pushes:
         )
         if answer.queue_upto < answer.upto:
             push.is_due = True
+        push.keys, push.ignored = answer.keys, answer.ignored
+        push.always = b"".join(b",%b:%b" % (to_json(name), to_json(each)) for name, each in answer.always.items())
+        for room_id, entry in answer.body.get("rooms", {}).get("join", {}).items():
+            if "unread_notifications" in entry:
+                push.counts[room_id] = entry["unread_notifications"]
+        while len(push.counts) > _COUNTS_MAX:
+            del push.counts[next(iter(push.counts))]
         push.watch.move(answer.keys, answer.upto)
 
     async def acknowledge(self, requester: Requester, push: Push | None, text: str) -> None:

@@ -55,5 +55,7 @@ DEFLATE_BYTES_MAX = 512 * 1024
 
 # Event streams (server-sent events) send a comment if there is no news, so that proxies keep the connection.
 EVENT_STREAM_PING_SECONDS = 25
+# Then a stream ends and the client asks again, so that no proxy or server has to be patient for ever.
+EVENT_STREAM_SECONDS_MAX = 10 * 60
 # Event streams of one user: as for connections.
 EVENT_STREAMS_PER_USER_MAX = 50

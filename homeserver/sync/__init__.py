@@ -25,6 +25,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.timeline import Token, find_since, parse_sync_token
 from homeserver.sync.broadcast import Listener, Told, broadcast
 from homeserver.sync.engine import Engine, SyncRequest
+from homeserver.sync.event_stream import EventStreamQuery, event_stream_routes
 from homeserver.sync.initial_sync import initial_sync_routes
 from homeserver.sync.sections import Sections
 from homeserver.sync.sliding import SYNC_TIMEOUT_MS_MAX, UNSTABLE_FEATURE, routes_of
@@ -97,6 +98,13 @@ def feature_of(syncs: Syncs) -> Feature:
         sync = await syncs.make_request(hs, requester, query, request.token_position)
         return await engine.sync(hs, sync, request.wait_ended)
 
+    async def make_request(
+        hs: Resources, requester: Requester, query: EventStreamQuery, token_position: int
+    ) -> SyncRequest:
+        asked = SyncQuery(**msgspec.structs.asdict(query))
+        return await syncs.make_request(hs, requester, asked, token_position)
+
+    routes.include(event_stream_routes(engine, make_request))
     routes.include(routes_of(syncs.sections))
     routes.include(initial_sync_routes(engine))
     return Feature(

@@ -150,6 +150,10 @@ class Engine:
         quiet = self._quiet_answer(hs, request)
         return await self._read(hs, request, compute) if quiet is None else quiet
 
+    async def read_again(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
+        """Does the same as `read`, and raises MatrixError 401 if the request's token has ended meanwhile."""
+        return await self._read(hs, request, _recompute(hs, request))
+
     async def first_answer(self, hs: Resources, request: SyncRequest) -> SyncAnswer:
         """Lets features write what is due, then answers. If nothing is due, one read does both."""
         quiet = self._quiet_answer(hs, request)

@@ -44,7 +44,7 @@ class Sockets:
         self._pushes: Pushes | None = None
         self._wires: dict[Session, Wire | AsgiWire] = {}
         self._by_user: Counter[str] = Counter()
-        self._opening = 0  # agreed to, but not served yet
+        self._has_some = trio.Event()
 
     def feature(self) -> Feature:
         """Returns the operation that opens a connection, and its rate limit."""
@@ -111,6 +111,7 @@ class Sockets:
         session = Session(self._dispatch, self._pushes, wire, request, groups)
         wire.count_frame = session.count_frame
         self._wires[session] = wire
+        self._has_some.set()
         user_id = ""
         try:
             if not await self._authenticate(session, wire, request):
@@ -156,6 +157,9 @@ class Sockets:
     async def _sweep(self) -> None:
         """Looks after all connections: who has gone silent, who does not read, and whose token has ended."""
         while True:
+            if not self._wires:  # an idle server sleeps
+                self._has_some = trio.Event()
+                await self._has_some.wait()
             await trio.sleep(limits.websocket.SWEEP_SECONDS)
             now = trio.current_time()
             for session, wire in tuple(self._wires.items()):

@@ -91,7 +91,7 @@ async def open_socket(
     """Yields a WebSocket of a client, who is authenticated by a header; of nobody without one."""
     extra = [*headers]
     if client is not None:
-        extra.append(("Authorization", f"Bearer {client.token}"))
+        extra.append((b"authorization", f"Bearer {client.token}".encode()))
     async with connected(server.app) as stream, trio.open_nursery() as nursery:
         websocket = await wrap_client_stream(nursery, stream, "test.example", WEBSOCKET_PATH, extra_headers=extra)
         yield Socket(websocket)

@@ -133,6 +133,7 @@ GET user/{}/filter/{}
 GET user/{}/rooms/{}/account_data/{}
 PUT user/{}/rooms/{}/account_data/{}
 GET voip/turnServer
+GET /_homeserver/client/v1/events
 """
 
 # Spec: client-server-api/#account-suspension, "Servers SHOULD permit the user to perform at least the following". What

@@ -267,7 +267,7 @@ SyncSection = Callable[[Transaction, SyncContext], None]
 Recount = Callable[[Transaction, Sequence[TimelineEvent]], Callable[[UserID, JsonObject], JsonObject | None] | None]
 """recount(tx, messages): new messages of one room. Returns what they do to `unread_notifications`: a function of a
 member who sent none of them and ignores no sender, and of the counts before. They are those of clients that do not ask
-for the counts of threads. Either function returns None if the counts must be counted anew, by `sync_always`.
+for the counts of threads. Either function returns None if the counts must be counted again, by `sync_always`.
 """
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 Background = Callable[[Resources], Awaitable[None]]
@@ -316,7 +316,7 @@ class Feature:
     before_sync, sync, sync_always: this feature's part in `/sync`, see `BeforeSync` and `SyncContext`.
     acknowledged(hs, start): called on the trio thread whenever a device says that it has everything up to
     `start.since`, which is every sync with a token. It must only touch memory.
-    recount: does the same as `sync_always` for messages that many are told of at once. Only one feature may have it.
+    recount: does the same as `sync_always` for messages that many get at once. Only one feature may have it.
     queries: handlers of `/_matrix/federation/v1/query/{type}`, by type.
     limits: the rate limit classes that only this feature's operations use.
     capabilities: entries of `/capabilities`, computed from the configuration and the requester.

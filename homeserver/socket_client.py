@@ -33,8 +33,6 @@ import trio
 from trio_websocket import (
     ConnectionClosed,
     ConnectionRejected,
-    ConnectionTimeout,
-    DisconnectionTimeout,
     HandshakeError,
     WebSocketConnection,
     open_websocket_url,
@@ -55,7 +53,7 @@ PAUSE_SECONDS = 0.5
 PAUSE_SECONDS_MAX = 30
 _LOGGED_OUT = 4001
 # How a connection fails, or ends: the client connects again.
-_LOST = (OSError, HandshakeError, ConnectionClosed, ConnectionTimeout, DisconnectionTimeout, trio.TooSlowError)
+_LOST = (OSError, HandshakeError, ConnectionClosed, trio.TooSlowError)
 
 
 class ConnectionLost(Exception):

@@ -34,10 +34,10 @@ from homeserver.users.push.notifications import (
     list_late_rooms,
     list_notifications,
     pack_actions,
-    recount_unread,
     store_notifications,
 )
 from homeserver.users.push.pushers import COUNTS_ONLY, list_with_pushers, store_queued
+from homeserver.users.push.recount import recount_unread
 from homeserver.users.receipts import list_read_rooms, list_readers
 
 LIMIT_DEFAULT = 20

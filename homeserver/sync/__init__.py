@@ -83,7 +83,7 @@ class Syncs:
         )
 
     async def broadcast(self, hs: Resources, listeners: Sequence[Listener]) -> list[Told | None]:
-        """Returns what each of them is told of new messages, in the same order; None if the engine must answer it."""
+        """Returns what each of them gets of new messages, in the same order; None if the engine must answer it."""
         generation = hs.database.generation
         return await hs.database.read(broadcast, self.sections, self.engine.told, generation, listeners)
 

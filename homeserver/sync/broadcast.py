@@ -8,7 +8,7 @@ Added for each client are its counts (`Recount`) and the parts of every answer, 
 
 `broadcast` returns None for a client to whom this does not apply: it sent one of the messages, ignores a sender, was
 not in the room all the time, filters events, lacks members that it loads lazily, or has counts that must be counted
-anew. The engine answers it.
+again. The engine answers it.
 
 Invariant: what a client gets from here is what the engine would answer in the same read.
 """
@@ -75,7 +75,7 @@ def can_listen(request: SyncRequest) -> bool:
 def broadcast(
     tx: Transaction, sections: Sections, told: ToldMembers, generation: str, listeners: Sequence[Listener]
 ) -> list[Told | None]:
-    """Returns what each client is told of new messages, in the same order; None for those that the engine must answer.
+    """Returns what each client gets of new messages, in the same order; None for those that the engine must answer.
 
     told: the member events that each device has received. generation: of the stream, for tokens.
     """

@@ -30,7 +30,7 @@ class Waiting:
         self.listener: Listener | None = None
 
     async def read(self) -> dict[str, Any]:
-        """The engine's answer, which the client has from now on."""
+        """Returns the engine's answer, which the client has from now on."""
         answer = await self._syncs.engine.read(self._server.hs, self.request)
         rooms = answer.body.get("rooms", {}).get("join", {})
         counts = dict(self.listener.counts) if self.listener is not None else {}
@@ -44,7 +44,7 @@ class Waiting:
         return shown
 
     async def hear(self) -> dict[str, Any] | None:
-        """What a broadcast tells the client; None if it leaves that to the engine."""
+        """Returns what a broadcast tells the client; None if it leaves that to the engine."""
         assert self.listener is not None
         if not can_listen(self.request):
             return None

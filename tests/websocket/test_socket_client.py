@@ -106,7 +106,7 @@ async def test_a_message_that_is_repeated_on_a_new_connection_is_sent_once(homes
                 nursery.start_soon(client.send, room_id, f"message {number}")
             await trio.testing.wait_all_tasks_blocked()
             await line.cut()
-        page = await client.call("get_room_events", room_id, query={"dir": "b", "limit": 100})
+        page = await client.call("get_room_events", room_id, query={"dir": "b", "limit": 100}, repeat=True)
         sent = sorted(each["content"]["body"] for each in page["chunk"] if each["type"] == "m.room.message")
         assert sent == sorted(f"message {number}" for number in range(20))
 

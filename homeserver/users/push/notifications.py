@@ -17,7 +17,7 @@ that their counts are to be told again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,15 +30,7 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.membership import list_join_positions, list_joined_rooms
 from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, list_in_timeline, list_positions, list_stored
 from homeserver.users.blocking import ignored_users
-from homeserver.users.push.evaluation import (
-    Evaluated,
-    find_redacted,
-    get_audience,
-    is_new,
-    is_written,
-    judge,
-    judge_for,
-)
+from homeserver.users.push.evaluation import Evaluated, find_redacted, is_new, is_written, judge, judge_for
 from homeserver.users.push.rules import HIGHLIGHT, NOTIFY, Outcome
 from homeserver.users.receipts import ReadUpTo, find_read_up_to
 
@@ -272,36 +264,6 @@ def count_unread(
         nids[nid]: _count_room(tx, reader, nid, up_to, unreached.get(nids[nid], _NO_EVENTS))
         for nid, up_to in read.items()
     }
-
-
-def recount_unread(
-    tx: Transaction, messages: Sequence[TimelineEvent]
-) -> Callable[[UserID, Counts], Counts | None] | None:
-    """Returns what new messages of a room do to the counts of a member who sent none of them, and ignores no sender.
-
-    None, from either function, if they must be counted anew: because of threads and redactions, and near the limit. For
-    a member with the default rules whom no message mentions it costs no query.
-    """
-    by_default = Counts()
-    apart: set[str] = set(get_audience(tx, messages[0].room_id).individuals)
-    for event in messages:
-        judged = judge(tx, event)
-        if judged.thread or event.type == "m.room.redaction" or not is_new(event):
-            return None
-        by_default.add(judged.by_default.level)
-        apart |= judged.mentioned
-
-    def add(user_id: UserID, before: Counts) -> Counts | None:
-        counts = Counts(before.notifications, before.highlights)
-        if user_id in apart:
-            for event in messages:
-                counts.add(judge_for(tx, event, user_id).level)
-        else:
-            counts.notifications += by_default.notifications
-            counts.highlights += by_default.highlights
-        return counts if counts.notifications < COUNTED_MAX // 2 else None
-
-    return add
 
 
 def find_read(tx: Transaction, user_id: UserID, room_nids: Iterable[int]) -> dict[int, ReadUpTo]:

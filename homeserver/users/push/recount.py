@@ -1,0 +1,41 @@
+"""What new messages do to the unread counts of their room, without counting again: for many members at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from homeserver.database import Transaction
+from homeserver.federation.identifiers import UserID
+from homeserver.rooms.storage import TimelineEvent
+from homeserver.users.push.evaluation import get_audience, is_new, judge, judge_for
+from homeserver.users.push.notifications import COUNTED_MAX, Counts
+
+
+def recount_unread(
+    tx: Transaction, messages: Sequence[TimelineEvent]
+) -> Callable[[UserID, Counts], Counts | None] | None:
+    """Returns what new messages of a room do to the counts of a member who sent none of them, and ignores no sender.
+
+    None, from either function, if they must be counted again: because of threads and redactions, and near the limit.
+    For a member with the default rules whom no message mentions it costs no query.
+    """
+    by_default = Counts()
+    apart: set[str] = set(get_audience(tx, messages[0].room_id).individuals)
+    for event in messages:
+        judged = judge(tx, event)
+        if judged.thread or event.type == "m.room.redaction" or not is_new(event):
+            return None
+        by_default.add(judged.by_default.level)
+        apart |= judged.mentioned
+
+    def add(user_id: UserID, before: Counts) -> Counts | None:
+        counts = Counts(before.notifications, before.highlights)
+        if user_id in apart:
+            for event in messages:
+                counts.add(judge_for(tx, event, user_id).level)
+        else:
+            counts.notifications += by_default.notifications
+            counts.highlights += by_default.highlights
+        return counts if counts.notifications < COUNTED_MAX // 2 else None
+
+    return add

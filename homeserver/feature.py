@@ -30,7 +30,6 @@ from homeserver.federation.identifiers import (
 from homeserver.limits import RATE_LIMITS, Bucket
 from homeserver.limits.peers import EDU_PARTS_MAX
 from homeserver.resources import ForgetUser, Resources
-from homeserver.rooms.storage import TimelineEvent
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -264,8 +263,8 @@ class Edu(Generic[P]):
 
 
 SyncSection = Callable[[Transaction, SyncContext], None]
-Recount = Callable[[Transaction, Sequence[TimelineEvent]], Callable[[UserID, JsonObject], JsonObject | None] | None]
-"""recount(tx, messages): new messages of one room. Returns what they do to `unread_notifications`: a function of a
+Recount = Callable[[Transaction, Sequence[int]], Callable[[UserID, JsonObject], JsonObject | None] | None]
+"""recount(tx, positions): of new messages of one room. Returns what they do to `unread_notifications`: a function of a
 member who sent none of them and ignores no sender, and of the counts before. They are those of clients that do not ask
 for the counts of threads. Either function returns None if the counts must be counted again, by `sync_always`.
 """

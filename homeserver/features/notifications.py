@@ -20,7 +20,7 @@ from homeserver.federation.identifiers import UserID
 from homeserver.limits import Bucket
 from homeserver.resources import Resources
 from homeserver.rooms.client_event import client_events
-from homeserver.rooms.storage import TimelineEvent, list_event_ids
+from homeserver.rooms.storage import list_event_ids
 from homeserver.rooms.visibility import filter_visible
 from homeserver.users.push.evaluation import Evaluated, evaluate
 from homeserver.users.push.notifications import (
@@ -120,11 +120,9 @@ def tell_counts(tx: Transaction, context: SyncContext) -> None:
         section.unread_thread_notifications = _by_thread(tx, counts)
 
 
-def recount(
-    tx: Transaction, messages: Sequence[TimelineEvent]
-) -> Callable[[UserID, JsonObject], JsonObject | None] | None:
+def recount(tx: Transaction, positions: Sequence[int]) -> Callable[[UserID, JsonObject], JsonObject | None] | None:
     """Returns what new messages do to the counts of their room, see `homeserver.feature.Recount`."""
-    add = recount_unread(tx, messages)
+    add = recount_unread(tx, positions)
     if add is None:
         return None
 

@@ -26,7 +26,7 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.resolve import StateAt
-from homeserver.rooms.storage import TimelineEvent, count_messages, list_rooms_with_events
+from homeserver.rooms.storage import count_messages, list_rooms_with_events
 from homeserver.rooms.timeline import Tokens
 from homeserver.rooms.visibility import Memberships
 from homeserver.sync.engine import SyncRequest
@@ -167,8 +167,7 @@ class _Span:
             return None
         recount = None
         if self._sections.recount is not None:
-            placed = [each for each in messages.messages if isinstance(each, TimelineEvent)]
-            recount = self._sections.recount(self._tx, placed)
+            recount = self._sections.recount(self._tx, messages.positions)
             if recount is None:
                 return None
         return _Shared(head, messages, recount)

@@ -32,7 +32,6 @@ from homeserver.rooms.membership import RoomMembership, list_heroes
 from homeserver.rooms.prepared import PreparedEvent, encode_bare, encode_events, list_prepared
 from homeserver.rooms.relations import list_aggregations
 from homeserver.rooms.resolve import StateAt, head_at
-from homeserver.rooms.storage import StoredEvent
 from homeserver.rooms.timeline import END, START, after_position
 from homeserver.rooms.visibility import Memberships
 from homeserver.sync.room import (
@@ -125,7 +124,7 @@ class SharedMessages:
     entry: bytes
     roots: frozenset[bytes]
     senders: frozenset[str]
-    messages: Sequence[StoredEvent]
+    positions: Sequence[int]
 
 
 def find_shared_messages(
@@ -154,7 +153,7 @@ def find_shared_messages(
         },
         "state_after" if viewer.use_state_after else "state": {"events": []},
     }
-    return SharedMessages(to_json(entry), news.roots, news.senders, [each.event for each in news.shown])
+    return SharedMessages(to_json(entry), news.roots, news.senders, [each.event.position for each in news.shown])
 
 
 def _find_news(

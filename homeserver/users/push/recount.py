@@ -6,19 +6,18 @@ from collections.abc import Callable, Sequence
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import UserID
-from homeserver.rooms.storage import TimelineEvent
+from homeserver.rooms.storage import TimelineEvent, list_stored
 from homeserver.users.push.evaluation import get_audience, is_new, judge, judge_for
 from homeserver.users.push.notifications import COUNTED_MAX, Counts
 
 
-def recount_unread(
-    tx: Transaction, messages: Sequence[TimelineEvent]
-) -> Callable[[UserID, Counts], Counts | None] | None:
+def recount_unread(tx: Transaction, positions: Sequence[int]) -> Callable[[UserID, Counts], Counts | None] | None:
     """Returns what new messages of a room do to the counts of a member who sent none of them, and ignores no sender.
 
     None, from either function, if they must be counted again: because of threads and redactions, and near the limit.
     For a member with the default rules whom no message mentions it costs no query.
     """
+    messages = [each for each in list_stored(tx, positions).values() if isinstance(each, TimelineEvent)]
     by_default = Counts()
     apart: set[str] = set(get_audience(tx, messages[0].room_id).individuals)
     for event in messages:

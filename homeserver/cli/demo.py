@@ -11,6 +11,7 @@ import signal
 import socket
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,29 @@ async def _demo(args: argparse.Namespace, folder: Path) -> None:
                     servers=f"https://{organisation.server_name}",
                 )
             addresses = [organisation.base_url for organisation in organisations]
-            people = await play(Stage(args), addresses, PASSWORD)
+            people = await play(Stage(args), addresses, PASSWORD, partial(_archive, servers[0]))
             if not args.exit:
                 await _tell_log_ins(args, people)
                 await anext(signals)
                 tell(args, "\nBoth servers stop. Nothing is kept.", stopped=True)
             for server in servers:
                 server.stop()
+
+
+async def _archive(server: Any, room_id: str) -> tuple[int, int]:
+    """Archives everything of a room that is not needed to go on in it, as `homeserver archive run` does.
+
+    Returns how many events are in the archive, and the bytes of their blocks.
+    """
+    from homeserver.rooms.archive.blocks import list_blocks
+    from homeserver.rooms.archiving import Wanted, archive
+    from homeserver.rooms.heads import find_head
+
+    hs = server.resources
+    room_nid = (await hs.database.read(find_head, room_id)).room_nid
+    await archive(hs, [room_nid], Wanted(hs.now_ms()))
+    blocks = await hs.database.read(list_blocks, room_nid)
+    return sum(block.events for block in blocks), sum(block.size_bytes for block in blocks)
 
 
 async def _run(homeserver: Any, config: Any, *, task_status: Any) -> None:

@@ -85,9 +85,18 @@ class Person:
         """Returns the milliseconds from `since` until this client's sync contained the state of a friendship."""
         return await self._wait(f"friend {user_id} {state}", since)
 
+    async def wait_online(self, user_id: str, since: float) -> float:
+        """Returns the milliseconds from `since` until this client's sync showed that somebody is online."""
+        return await self._wait(f"online {user_id}", since)
+
     async def message_status(self, room_id: str, event_id: str) -> dict[str, Any]:
         """Returns to whom a message was delivered and who has read it, with times."""
         return await self._request("GET", f"/rooms/{quote(room_id)}/events/{quote(event_id)}/status", root=OWN)
+
+    async def read_history(self, room_id: str) -> list[str]:
+        """Returns the texts of the newest hundred events of a room, the oldest first."""
+        page = await self._request("GET", f"/v3/rooms/{quote(room_id)}/messages?dir=b&limit=100")
+        return [event["content"]["body"] for event in reversed(page["chunk"]) if "body" in event["content"]]
 
     async def create_room(self, name: str) -> str:
         body = {"name": name, "preset": "private_chat"}
@@ -151,6 +160,8 @@ class Person:
             answer = await self._request("GET", f"/v3/sync?{urlencode(query)}", timed=False)
             since = answer["next_batch"]
             self._note(answer.get("rooms", {}), trio.current_time())
+            for event in answer.get("presence", {}).get("events", []):
+                self._seen.setdefault(f"{event['content']['presence']} {event['sender']}", trio.current_time())
             self._note_friends(answer.get("account_data", {}).get("events", []), trio.current_time())
             self._news.set()
             self._news = trio.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,10 @@ DIALOGUE = (
     ("juliet", "Parting is such sweet sorrow, that I shall say good night till it be morrow."),
 )
 LETTER = "Lady, by yonder blessed moon I vow."
+LINES = 60  # of the conversation that is archived
+
+Archive = Callable[[str], Awaitable[tuple[int, int]]]
+"""Moves the events of a room into the archive. Returns how many events are in it, and the bytes of their blocks."""
 
 
 class Stage:
@@ -37,10 +41,10 @@ class Stage:
         tell(self._args, f"  {text:<86} {took_ms:7.1f} ms", step=text.strip(), took_ms=round(took_ms, 1))
 
 
-async def play(stage: Stage, clients: Sequence[str], password: str) -> list[Person]:
+async def play(stage: Stage, clients: Sequence[str], password: str, archive: Archive) -> list[Person]:
     """Plays the story. Returns its people when every client has received everything.
 
-    clients: the addresses for clients of the two servers.
+    clients: the addresses for clients of the two servers. archive: archives a room on the first of them.
     """
     romeo = Person("romeo", clients[0])
     mercutio = Person("mercutio", clients[0])
@@ -56,6 +60,7 @@ async def play(stage: Stage, clients: Sequence[str], password: str) -> list[Pers
         await talk(stage, people, room_id)
         await show_picture(stage, room_id, juliet, romeo)
         await search(stage, juliet)
+        await read_archive(stage, romeo, archive)
         nursery.cancel_scope.cancel()
     stage.scene("Everything has arrived on both servers.")
     return people
@@ -73,7 +78,7 @@ async def log_in(stage: Stage, people: Sequence[Person], password: str) -> None:
 
 
 async def become_friends(stage: Stage, asker: Person, asked: Person) -> None:
-    """One asks, the other accepts, and both see each other's status."""
+    """One asks, the other accepts, and is listed with their status."""
     stage.scene(f"{asker.name.title()} asks {asked.name.title()}, on the other server, to be friends")
     started = trio.current_time()
     await asker.ask_friend(asked.user_id)
@@ -81,10 +86,9 @@ async def become_friends(stage: Stage, asker: Person, asked: Person) -> None:
     started = trio.current_time()
     await asked.ask_friend(asker.user_id)
     stage.step(f"{asked.name} accepts", await asker.wait_friend(asked.user_id, "friend", started))
-    for person, other in ((asker, asked), (asked, asker)):
-        (friend,) = await person.list_friends()
-        status = friend["status"]["text"] if friend["status"] else "not shown"
-        stage.step(f"{person.name} sees {other.name}: {status}", person.took_ms)
+    await asker.wait_online(asked.user_id, started)
+    (friend,) = await asker.list_friends()
+    stage.step(f"{asker.name}’s list of friends: {asked.name}: {friend['status']['text']}", asker.took_ms)
 
 
 async def watch_ticks(stage: Stage, sender: Person, recipient: Person) -> None:
@@ -153,6 +157,20 @@ async def search(stage: Stage, person: Person) -> None:
     for term in ("windows", "sweet sorrow"):
         found = await person.search(term)
         stage.step(f"“{term}” finds: {found[0] if found else 'nothing'}", person.took_ms)
+
+
+async def read_archive(stage: Stage, person: Person, archive: Archive) -> None:
+    """Old messages are moved into compressed, sealed blocks, and are read back like all others."""
+    stage.scene("An old conversation moves into the archive, and is read back")
+    (friend,) = await person.list_friends()
+    room_id = friend["room_id"]
+    for number in range(1, LINES + 1):
+        await person.send_text(room_id, f"Love’s light wings, feather {number} of {LINES}")
+    started = trio.current_time()
+    events, size = await archive(room_id)
+    stage.step(f"{events} events are in the archive, in {size} bytes", (trio.current_time() - started) * 1000)
+    texts = await person.read_history(room_id)
+    stage.step(f"{person.name} reads {len(texts)} messages; the first: {texts[0]}", person.took_ms)
 
 
 def clock_time(ts: Any) -> str:

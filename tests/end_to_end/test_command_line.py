@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -64,6 +65,29 @@ def test_the_demo_prints_machine_readable_output_on_request() -> None:
     steps = {line["step"]: line["took_ms"] for line in told if "step" in line}
     assert all(f"{name}: {text}" in steps for name, text in DIALOGUE)
     assert all(took_ms > 0 for took_ms in steps.values())
+
+
+def test_the_demo_prints_links_that_log_in_to_the_chat_pages_once() -> None:
+    with subprocess.Popen([COMMAND, "demo", "--json"], stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        told: list[dict[str, str]] = []
+        try:
+            while "ends" not in (told[-1] if told else {}):
+                told.append(json.loads(demo.stdout.readline()))
+            links = {line["user_id"]: line["chat"] for line in told if "chat" in line}
+            assert len({link.partition("/_homeserver")[0] for link in links.values()}) == 2
+            for user_id, link in links.items():
+                page, _, token = link.partition("#link=")
+                assert httpx.get(page, timeout=60).headers["content-type"].startswith("text/html")
+                client = page.replace("/_homeserver/chat", "/_matrix/client/v3")
+                used = httpx.post(f"{client}/refresh", json={"refresh_token": unquote(token)})
+                headers = {"authorization": f"Bearer {used.json()['access_token']}"}
+                assert httpx.get(f"{client}/account/whoami", headers=headers).json()["user_id"] == user_id
+                again = httpx.post(f"{client}/refresh", json={"refresh_token": unquote(token)})
+                assert again.status_code == 401
+        finally:
+            demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0
 
 
 def test_closing_the_output_ends_the_demo_quietly() -> None:

@@ -34,8 +34,8 @@ export class App {
     this.conversation = new Conversation(this);
     this.banner = h("p", { class: "banner", role: "status", hidden: true });
     const title = h("h1", { class: "unseen" }, `Chat on ${document.documentElement.dataset.serverName}`);
-    const panes = h("main", { class: "panes" }, this.sidebar.element, this.conversation.element);
-    fill(root, title, this.banner, panes);
+    const panes = h("main", { class: "panes" }, title, this.sidebar.element, this.conversation.element);
+    fill(root, this.banner, panes);
     this.root = root;
   }
 

@@ -96,6 +96,7 @@ export class Conversation {
   showPresent() {
     if (!this.#timeline.isLive || this.#timeline !== this.#room.timeline) this.#followLive();
     this.#isAtBottom = true;
+    this.#sought = null;
     this.update();
     this.#scrollDown();
     this.#app.changed();

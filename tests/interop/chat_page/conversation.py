@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from person import Person
 from playwright.sync_api import expect
@@ -174,6 +175,21 @@ def gather(stage: Stage, alice: Person, bob: Person) -> None:
     bob.open(alice.name)
 
 
+def keep_secrets(stage: Stage, alice: Person, bob: Person) -> None:
+    """An end-to-end encrypted conversation has a lock, and the page says where to open it instead of pretending."""
+    encryption = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    room = {"name": "Secrets", "preset": "private_chat", "initial_state": [encryption]}
+    room_id = alice.call("POST", "createRoom", room)["room_id"]
+    ciphertext = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgAEnACgAk", "session_id": "s", "device_id": "D"}
+    alice.call("PUT", f"rooms/{quote(room_id)}/send/m.room.encrypted/secret", ciphertext)
+    alice.page.get_by_role("button", name="Secrets, end-to-end encrypted, Encrypted message").click()
+    expect(alice.page.get_by_text("open it in a client that encrypts, such as Element")).to_be_visible()
+    expect(alice.message("Encrypted.")).to_be_visible()
+    expect(alice.composer).to_be_hidden()
+    stage.check(alice, "encrypted conversation")
+    alice.open(bob.name)
+
+
 def use_keys(stage: Stage, alice: Person, bob: Person) -> None:
     """Everything can be done with the keyboard alone."""
     page = alice.page
@@ -214,7 +230,7 @@ def use_keys(stage: Stage, alice: Person, bob: Person) -> None:
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.keyboard.press("Escape")
     page.keyboard.press("Alt+ArrowDown")
-    expect(page.get_by_role("heading", name="The balcony")).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("^(The balcony|Secrets)"))).to_be_visible()
     page.keyboard.press("Alt+ArrowUp")
     expect(page.get_by_role("heading", name=bob.name)).to_be_visible()
 
@@ -273,5 +289,8 @@ def part(stage: Stage, alice: Person, bob: Person) -> None:
     stage.check(alice, "log in")
 
 
+TALKING = (meet, talk, wait, show, change, attack, remember, notice, gather, keep_secrets)
+USING = (use_keys, lose_connection, look, part)
+
 if __name__ == "__main__":
-    play(meet, talk, wait, show, change, attack, remember, notice, gather, use_keys, lose_connection, look, part)
+    play(*TALKING, *USING)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
@@ -24,14 +26,14 @@ window.Notification = class {
 };
 """
 
-# Sends an event as it is, with the token of the page: what another client might send.
-SEND_RAW = """
-async ([roomId, type, content]) => {
+# Calls an operation with the token of the page: what another client of the same person might do.
+CALL = """
+async ([method, path, content]) => {
   const { accessToken } = JSON.parse(localStorage.getItem("homeserver.chat.session"));
-  const path = `/_matrix/client/v3/rooms/${encodeURIComponent(roomId)}/send/${type}/${Math.random()}`;
   const headers = { authorization: `Bearer ${accessToken}`, "content-type": "application/json" };
-  const answer = await fetch(path, { method: "PUT", headers, body: JSON.stringify(content) });
+  const answer = await fetch(path, { method, headers, body: JSON.stringify(content) });
   if (!answer.ok) throw new Error(await answer.text());
+  return answer.json();
 }
 """
 
@@ -50,6 +52,7 @@ class Person:
         self._password = described["password"]
         self._url = f"{described['url']}/_homeserver/chat"
         self._screenshots = screenshots
+        self._transactions = itertools.count(1)
         self.context = browser.new_context(
             viewport=PHONE if phone else DESKTOP, has_touch=phone, is_mobile=phone, ignore_https_errors=True, **options
         )
@@ -134,9 +137,14 @@ class Person:
         self.composer.fill(text)
         self.page.keyboard.press("Enter")
 
-    def send_raw(self, content: dict[str, Any], kind: str = "m.room.message") -> None:
-        """Sends an event to the conversation that is open, which the page itself would not send."""
-        self.page.evaluate(SEND_RAW, [self.room_id, kind, content])
+    def call(self, method: str, path: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Calls an operation of the client-server API, as another client of this person would."""
+        answer: dict[str, Any] = self.page.evaluate(CALL, [method, f"/_matrix/client/v3/{path}", content])
+        return answer
+
+    def send_raw(self, content: dict[str, Any]) -> None:
+        """Sends a message to the conversation that is open, which the page itself would not send."""
+        self.call("PUT", f"rooms/{quote(self.room_id)}/send/m.room.message/{next(self._transactions)}", content)
 
     def message(self, text: str) -> Locator:
         """The last message with this text."""

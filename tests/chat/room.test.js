@@ -90,6 +90,20 @@ test("hostile names and contents are text or nothing", () => {
   assert.equal(listItems(shown, shown.timeline, null).filter((item) => item.kind === "message").length, 2);
 });
 
+test("a hostile invitation and room are shown all the same", () => {
+  const store = new Store(ME);
+  const events = [
+    { ...member(ME, "invite", { reason: {}, is_direct: "x" }), sender: HER, state_key: ME },
+    member(HER, "join", { displayname: ["evil"] }),
+    { ...message(HER, ""), type: "m.room.name", state_key: "", content: { name: 7 } },
+  ];
+  store.apply({ rooms: { invite: { "!i": { invite_state: { events } } } } }, 0);
+  assert.deepEqual(store.otherInvites, [{ roomId: "!i", sender: HER, senderName: "juliet", isDirect: false, reason: "", name: "" }]);
+  const creation = { ...message(HER, ""), type: "m.room.create", state_key: "", content: { additional_creators: {} } };
+  assert.equal(room([creation]).may("invite"), true);
+  assert.equal(room([creation]).may("redact"), false);
+});
+
 test("the quote that older clients begin answers with is not shown", () => {
   const content = { body: "> <@a:b> old\n> more\n\nnew", "m.relates_to": { "m.in_reply_to": { event_id: "$1" } } };
   assert.equal(withoutQuote(content), "new");

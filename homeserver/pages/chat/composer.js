@@ -22,6 +22,7 @@ export class Composer {
     this.#conversation = conversation;
     this.field = h("textarea", {
       rows: 1,
+      dir: "auto",
       maxlength: TEXT_MAX,
       placeholder: "Write a message",
       "aria-label": "Write a message",

@@ -15,6 +15,7 @@ import { dayTitle, statusText, typingText } from "./words.js";
 
 const NEAR_PX = 400; // history is loaded when its end comes this close
 const BOTTOM_PX = 60;
+const FOUND_MS = 4000; // how long a message that was gone to is marked
 const LOCKED = "This conversation is end-to-end encrypted. This page does not have its keys: open it in a client that encrypts, such as Element.";
 
 export class Conversation {
@@ -200,6 +201,7 @@ export class Conversation {
     node.scrollIntoView({ block: this.#sought === "new" ? "start" : "center" });
     if (this.#sought !== "new") {
       node.classList.add("found");
+      setTimeout(() => node.classList.remove("found"), FOUND_MS);
       node.querySelector("[tabindex]")?.focus({ preventScroll: true });
     }
     this.#sought = null;

@@ -5,6 +5,7 @@
 
 import { NetworkError } from "./api.js";
 import { pathOf } from "./operations.js";
+import { PIECE_BYTES, uploadInPieces } from "./uploads.js";
 
 const PICTURES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);
 const PLAYABLE = new Set(["video/mp4", "video/webm", "video/ogg", "audio/mpeg", "audio/mp4", "audio/aac", "audio/ogg", "audio/webm", "audio/wav", "audio/x-wav", "audio/flac"]);
@@ -56,7 +57,16 @@ export class Media {
   }
 
   // Uploads a file. `onProgress` gets a number between 0 and 1. Returns {content_uri, info?}.
-  upload(file, name, onProgress, signal) {
+  async upload(file, name, onProgress) {
+    if (file.size > PIECE_BYTES) return uploadInPieces(this.#api, file, name, onProgress);
+    const first = await this.#post(file, name, onProgress);
+    if (first.status === 401) await this.#api.call("get_token_owner"); // gets a new token, or ends the session
+    const { status, response } = first.status === 401 ? await this.#post(file, name, onProgress) : first;
+    if (status !== 200) throw new Error(response?.error ?? `The server answered with status ${status}.`);
+    return response;
+  }
+
+  #post(file, name, onProgress) {
     // fetch() does not tell how far an upload is; this older way does.
     return new Promise((resolve, reject) => {
       const request = new XMLHttpRequest();
@@ -65,13 +75,8 @@ export class Media {
       request.setRequestHeader("content-type", file.type || "application/octet-stream");
       request.responseType = "json";
       request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
-      request.onload = () => {
-        if (request.status === 200) resolve(request.response);
-        else reject(new Error(request.response?.error ?? `The server answered with status ${request.status}.`));
-      };
+      request.onload = () => resolve({ status: request.status, response: request.response });
       request.onerror = () => reject(new NetworkError("The upload was interrupted."));
-      request.onabort = () => reject(new DOMException("The upload was cancelled.", "AbortError"));
-      signal?.addEventListener("abort", () => request.abort());
       request.send(file);
     });
   }

@@ -52,7 +52,7 @@ export class MessageView {
       h(
         "article",
         { class: `bubble ${body.kind}`, tabindex: -1, "data-key": item.key, "aria-label": this.#label(item, body) },
-        isGroup && item.isFirst ? h("p", { class: "sender" }, item.name) : null,
+        isGroup && item.isFirst ? h("p", { class: "sender", dir: "auto" }, item.name) : null,
         item.answered ? this.#answered(item.answered) : null,
         body.element,
         h("p", { class: "meta" }, item.isEdited ? "edited " : null, h("time", { title: fullTime(item.ts) }, clockTime(item.ts)), item.status ? ticks(item.status) : null),
@@ -92,7 +92,7 @@ export class MessageView {
     if (!text) return { kind: "deleted", element: h("p", { class: "text" }, UNKNOWN), text: UNKNOWN };
     if (isJumbo(text)) return { kind: "jumbo", element: h("p", { class: "text" }, text), text };
     const isEmote = content.msgtype === "m.emote";
-    const element = h("div", { class: `text ${content.msgtype === "m.notice" ? "by-program" : ""}` }, isEmote ? h("i", {}, `${item.name} `) : null, elementsOf(nodesOf(content, text)));
+    const element = h("div", { dir: "auto", class: `text ${content.msgtype === "m.notice" ? "by-program" : ""}` }, isEmote ? h("i", {}, `${item.name} `) : null, elementsOf(nodesOf(content, text)));
     return { kind: isEmote ? "emote" : "plain", element, text };
   }
 

@@ -116,7 +116,8 @@ export class Room {
   may(action, userId = this.ownId) {
     const levels = this.state("m.room.power_levels");
     const creation = this.#state.get("m.room.create|");
-    const creators = [creation?.sender, ...(creation?.content?.additional_creators ?? [])];
+    const others = creation?.content?.additional_creators;
+    const creators = [creation?.sender, ...(Array.isArray(others) ? others : [])];
     if (creators.includes(userId) && Number.parseInt(creation?.content?.room_version ?? "1", 10) >= 12) return true;
     const own = levels.users?.[userId] ?? levels.users_default ?? 0;
     if (action === "invite") return own >= (levels.invite ?? 0);
@@ -204,6 +205,7 @@ export function isEdit(event) {
   return event.content?.["m.relates_to"]?.rel_type === "m.replace";
 }
 
-function isText(value) {
+// Returns whether a value that others have chosen is a text with something in it.
+export function isText(value) {
   return typeof value === "string" && value.trim() !== "";
 }

@@ -20,8 +20,9 @@ export function loadSession() {
 }
 
 export function saveSession(session) {
-  forgetSession();
+  // Never removed in between: other tabs would take that for a log-out.
   (session.keep ? localStorage : sessionStorage).setItem(KEY, JSON.stringify(session));
+  (session.keep ? sessionStorage : localStorage).removeItem(KEY);
 }
 
 export function forgetSession() {

@@ -193,7 +193,7 @@ export class Sidebar {
           on: { click: () => this.#app.open(row.id) },
         },
         avatar(this.#app.media, { id: row.about, name: row.name, url: row.url, presence: { online: row.online } }),
-        h("span", { class: "name" }, row.name, row.isEncrypted ? icon("lock") : null),
+        h("span", { class: "name", dir: "auto" }, row.name, row.isEncrypted ? icon("lock") : null),
         h("time", {}, row.time),
         h("span", { class: `said ${row.typing ? "typing" : ""}` }, row.status ? ticks(row.status) : null, row.typing || row.said),
         row.unread ? h("span", { class: `badge ${row.highlight ? "highlight" : ""}` }, row.unread > 99 ? "99+" : String(row.unread)) : null,

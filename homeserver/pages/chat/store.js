@@ -1,6 +1,6 @@
 // Everything the page knows, made from sync answers. It knows neither the network nor the page.
 
-import { Room, isEdit, isMessage, localpart } from "./room.js";
+import { Room, isEdit, isMessage, isText, localpart } from "./room.js";
 
 export class Store {
   rooms = new Map();
@@ -87,10 +87,10 @@ export class Store {
   // Returns the name of a person, wherever it is known.
   nameOf(userId) {
     const friend = this.friends.get(userId);
-    if (friend?.display_name) return friend.display_name;
+    if (isText(friend?.display_name)) return friend.display_name;
     for (const room of this.rooms.values()) {
       const { displayname } = room.state("m.room.member", userId);
-      if (displayname) return displayname;
+      if (isText(displayname)) return displayname;
     }
     return localpart(userId);
   }
@@ -122,8 +122,10 @@ function describeInvite(roomId, events, ownId) {
   const find = (type, key = "") => events.find((event) => event.type === type && event.state_key === key);
   const own = find("m.room.member", ownId);
   const sender = own?.sender ?? "";
-  const senderName = find("m.room.member", sender)?.content?.displayname || (sender && localpart(sender));
+  const { displayname } = find("m.room.member", sender)?.content ?? {};
+  const senderName = isText(displayname) ? displayname : sender && localpart(sender);
   const isDirect = own?.content?.is_direct === true;
-  const reason = typeof own?.content?.reason === "string" ? own.content.reason : "";
-  return { roomId, sender, senderName, isDirect, reason, name: find("m.room.name")?.content?.name || "", avatar: find("m.room.avatar")?.content?.url ?? null };
+  const reason = isText(own?.content?.reason) ? own.content.reason : "";
+  const { name } = find("m.room.name")?.content ?? {};
+  return { roomId, sender, senderName, isDirect, reason, name: isText(name) ? name : "" };
 }

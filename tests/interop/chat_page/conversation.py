@@ -59,7 +59,7 @@ def wait(stage: Stage, alice: Person, bob: Person) -> None:
 
 
 def show(stage: Stage, alice: Person, bob: Person) -> None:
-    """A picture with a caption and a file get to the other one, who opens one and saves the other."""
+    """A picture with a caption and files get to the other one, who opens the one and saves the others."""
     alice.attach("evening.png", "image/png", png())
     stage.check(alice, "attached picture")
     alice.say("The view from below")
@@ -74,6 +74,12 @@ def show(stage: Stage, alice: Person, bob: Person) -> None:
     with alice.page.expect_download() as download:
         alice.read("notes.txt").get_by_role("button", name="Save notes.txt").click()
     assert Path(download.value.path()).read_bytes() == b"A rose by any other name."
+    large = bytes(range(256)) * (9 * 4096)  # more than two pieces of a resumable upload
+    bob.attach("film.bin", "application/octet-stream", large)
+    bob.page.get_by_role("button", name="Send", exact=True).click()
+    with alice.page.expect_download() as download:
+        alice.read("film.bin").get_by_role("button", name="Save film.bin").click()
+    assert Path(download.value.path()).read_bytes() == large
 
 
 def change(stage: Stage, alice: Person, bob: Person) -> None:

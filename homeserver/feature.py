@@ -29,7 +29,7 @@ from homeserver.federation.identifiers import (
 )
 from homeserver.limits import RATE_LIMITS, Bucket
 from homeserver.limits.peers import EDU_PARTS_MAX
-from homeserver.resources import ForgetUser, Resources
+from homeserver.resources import ForgetRoom, ForgetUser, Resources
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -322,6 +322,7 @@ class Feature:
     unstable_features: entries of `/versions`.
     tails, worklists, background: what runs while the server is open. Background tasks are those that wait for time.
     forget_user: deletes what this feature's tables and caches hold of a user whose account ends, see `ForgetUser`.
+    forget_room: deletes what this feature's tables hold of the contents of a room, see `ForgetRoom`.
     """
 
     name: str
@@ -342,6 +343,7 @@ class Feature:
     worklists: Sequence[Worklist] = ()
     background: Sequence[Background] = ()
     forget_user: ForgetUser | None = None
+    forget_room: ForgetRoom | None = None
 
 
 def combine(what: str, tables: Iterable[Mapping[str, T]]) -> dict[str, T]:

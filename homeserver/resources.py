@@ -12,7 +12,7 @@ from homeserver.blobs import Blobs
 from homeserver.config import Config
 from homeserver.database import Database, Transaction
 from homeserver.database.stream import Stream
-from homeserver.federation.identifiers import ServerName, UserID
+from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.federation.signing import SigningKey
 from homeserver.federation.wire import Wire
 from homeserver.process.acknowledged import Acknowledged
@@ -36,12 +36,19 @@ erase: the user asked to be erased, so what others see of the user goes as well,
 """
 
 
+ForgetRoom = Callable[[Transaction, RoomID], None]
+"""forget_room(tx, room_id): deletes what a feature keeps of a room's contents, see `homeserver.rooms.forgetting`.
+
+Called in the write that deletes the room's key. What a feature keeps sealed with that key is unreadable afterwards.
+"""
+
+
 @dataclass(slots=True)
 class Resources:
     """Opened by `homeserver.server`, closed by it in reverse order.
 
     is_ready: False once the server has been told to stop. stopping: set at the same time, for those that wait.
-    forgetters: how each feature forgets a user.
+    forgetters, room_forgetters: how each feature forgets a user, or the contents of a room.
     search: the index, see `homeserver.search.service`; None if search is turned off.
     `now_ms` is the one source of wall time. `nursery` outlives requests: work started there is awaited at close.
     """
@@ -66,6 +73,7 @@ class Resources:
     metrics: Metrics = field(default_factory=Metrics)
     outages: Outages = field(default_factory=Outages)
     forgetters: tuple[ForgetUser, ...] = ()
+    room_forgetters: tuple[ForgetRoom, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
     is_ready: bool = True
     stopping: trio.Event = field(default_factory=trio.Event)

@@ -47,7 +47,7 @@ from homeserver.resources import Resources
 from homeserver.rooms import SCHEMAS as ROOM_SCHEMAS
 from homeserver.rooms.archive.blocks import BlocksNeeded
 from homeserver.rooms.archive.fetching import fetch_blocks
-from homeserver.rooms.keys import list_masters
+from homeserver.rooms.keys import list_needed_masters
 from homeserver.rooms.master_keys import check_keys, claim, open_master_keys
 from homeserver.rooms.policy import PolicySignatureNeeded
 from homeserver.sync import Syncs
@@ -223,9 +223,9 @@ class Homeserver:
         master_keys = await open_master_keys(config, database)
         identity = ServerIdentity(server_name_of(config), signing_key, config, master_keys)
         database.serve_as(identity)
-        if not await database.read(list_masters):
+        if not await database.read(list_needed_masters):
             await database.note(claim)
-            check_keys(await database.read(list_masters), master_keys)  # another node may have been faster
+            check_keys(await database.read(list_needed_masters), master_keys)  # another node may have been faster
         workers = Workers(inline=self._inline)
         self._stack.push_async_callback(workers.aclose)
         search = self._open_search()
@@ -257,6 +257,7 @@ class Homeserver:
             rate_limits=RateLimits(rate_limits_of(features)),
             search=search,
             forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
+            room_forgetters=tuple(feature.forget_room for feature in features if feature.forget_room is not None),
         )
         database.get_needed_by(partial(_give_needed, self._resources))
         nursery.start_soon(database.outages.watch)

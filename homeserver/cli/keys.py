@@ -1,25 +1,36 @@
-"""`homeserver keys …`: the key that signs events and requests."""
+"""`homeserver keys …`: the key that signs events and requests, and the master key of what is sealed in storage."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from homeserver.cli.output import add_shared_arguments, read_config, run_trio, tell
+from homeserver.cli.output import add_shared_arguments, read_config, run_beside, run_trio, tell
+from homeserver.cli.progress import Bar
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `keys show` and `keys new`."""
-    group = commands.add_parser("keys", help="show or replace the signing key")
+    """Adds `keys show`, `new`, `status` and `rotate`."""
+    group = commands.add_parser("keys", help="show or replace the signing key and the master key")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    add_shared_arguments(actions.add_parser("show", help="show the public keys"), run_show)
+    add_shared_arguments(actions.add_parser("show", help="show the public signing keys"), run_show)
     new = actions.add_parser(
         "new",
         help="replace the signing key after it was lost or stolen",
         description="Replaces the signing key. Stop the server first, on every node; give the new file to all nodes.",
     )
     add_shared_arguments(new, run_new)
+    status = actions.add_parser("status", help="show what the master key wraps")
+    add_shared_arguments(status, run_status)
+    rotate = actions.add_parser(
+        "rotate",
+        help="replace the master key; a running server goes on",
+        description="Replaces the master key, which wraps the keys of conversations and files. If it is interrupted,"
+        " run it again. Then back up the new key, apart from the database.",
+    )
+    add_shared_arguments(rotate, run_rotate)
 
 
 def run_show(args: argparse.Namespace) -> int:
@@ -58,6 +69,50 @@ def run_new(args: argparse.Namespace) -> int:
              key_id=key.key_id, file=str(path), old_file=None if put_aside is None else str(put_aside))  # fmt: skip
 
     return _run(args, make, exclusive=True)
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Prints the fingerprint of the master key, and how many keys it wraps; never a secret."""
+
+    async def show(server: Any) -> None:
+        from homeserver.rooms.rotation import get_status
+
+        database, config = server.resources.database, server.config
+        status = await database.read(get_status)
+        place = database.server.master_keys.place
+        sealed = [name for name in ("events", "media", "archive") if getattr(config.at_rest, name)]
+        if status.current is None:
+            text = "There is no master key: nothing is sealed."
+        else:
+            text = (
+                f"The master key is {status.current}, in {place}. It wraps the keys of {status.rooms} conversations and"
+                f" {status.files} files; {status.forgotten} keys are forgotten."
+                f" Sealed from now on: {', '.join(sealed) or 'nothing'}."
+            )
+        for old, count in status.replaced.items():
+            text += f"\nThe old master key {old} still wraps {count} keys: run `homeserver keys rotate` again."
+        tell(args, text, master_key=status.current, place=place, rooms=status.rooms, files=status.files,
+             forgotten=status.forgotten, replaced=status.replaced, sealed=sealed)  # fmt: skip
+
+    return run_beside(read_config(args), show)
+
+
+def run_rotate(args: argparse.Namespace) -> int:
+    """Replaces the master key, with a progress bar."""
+
+    async def rotate_key(server: Any) -> None:
+        from homeserver.rooms.rotation import rotate
+
+        database = server.resources.database
+        keys = database.server.master_keys
+        bar = Bar("keys", is_shown=not args.json and sys.stderr.isatty())
+        new, has_old = await rotate(server.config, database, keys, bar.show)
+        bar.end()
+        rest = " Remove the old key there, and restart every server." if has_old else ""
+        tell(args, f"The master key is now {new}, in {keys.place}. Back it up, apart from the database.{rest}",
+             master_key=new, place=keys.place, has_old_key=has_old)  # fmt: skip
+
+    return run_beside(read_config(args), rotate_key)
 
 
 def _run(args: argparse.Namespace, act: Callable[[Any, Any], Awaitable[None]], *, exclusive: bool) -> int:

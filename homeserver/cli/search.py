@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from typing import Any
 
 from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell
-
-_BAR_CHARACTERS = 40
+from homeserver.cli.progress import Bar
 
 
 def add_commands(commands: Any) -> None:
@@ -46,7 +44,7 @@ def run_rebuild(args: argparse.Namespace) -> int:
     async def rebuild(server: Any) -> None:
         from homeserver.features.search.feeding import rebuild
 
-        bar = _Bar(is_shown=not args.json and sys.stderr.isatty())
+        bar = Bar("changes", is_shown=not args.json and sys.stderr.isatty())
         status = await rebuild(server.resources.database, server.config.data_path("search"), bar.show)
         bar.end()
         tell(args, f"The index is rebuilt: {_describe(status, 0)}", **status, behind=0)
@@ -71,25 +69,3 @@ def _describe(status: dict[str, Any], behind: int) -> str:
     if status["deleted"]:
         size += f", {status['deleted']} deleted ones still in the files"
     return f"{size}; {behind} changes are not indexed yet." if behind else f"{size}; up to date."
-
-
-class _Bar:
-    """A progress bar on standard error."""
-
-    def __init__(self, *, is_shown: bool) -> None:
-        self._is_shown = is_shown
-        self._began = time.monotonic()
-
-    def show(self, done: int, of: int) -> None:
-        """Shows how much is done."""
-        if self._is_shown:
-            share = done / of if of else 1.0
-            filled = "#" * int(share * _BAR_CHARACTERS)
-            speed = done / max(0.001, time.monotonic() - self._began)
-            text = f"[{filled:<{_BAR_CHARACTERS}}] {share:4.0%}  {done} of {of} changes, {speed:.0f}/s"
-            print(f"\r{text}", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Leaves the line of the bar."""
-        if self._is_shown:
-            print(file=sys.stderr)

@@ -89,6 +89,12 @@ class Database:
         """Makes `server` the `tx.server` of all reads and writes from now on."""
         self._server = server
 
+    @property
+    def server(self) -> ServerIdentity:
+        """The server that owns this database, see `serve_as`."""
+        assert self._server is not None
+        return self._server
+
     def get_needed_by(self, get: Callable[[Needed], Awaitable[Given]]) -> None:
         """Sets how to get what reads and writes need from elsewhere, see `Needed`: a map to be added to `tx.given`."""
         self._get_needed = get
@@ -107,6 +113,10 @@ class Database:
     def caches(self) -> Caches:
         """The caches of transactions, for values from elsewhere that requests keep next to them."""
         return self._cache.caches
+
+    def drop_caches(self) -> None:
+        """Empties the caches, because another process has deleted what they hold: see `Transaction.drop_caches`."""
+        self._cache.drop_caches()
 
     @property
     def writes_waiting(self) -> int:
@@ -188,6 +198,19 @@ class Database:
 
     async def _probe_reads(self) -> None:
         await self.read(_look)
+
+    async def scrub(self, *tables: str) -> None:
+        """Removes what was deleted or replaced in these tables from the files of the database.
+
+        SQLite overwrites deleted values, but its log still has the pages of before: they are removed. PostgreSQL keeps
+        old rows: the tables are written again. Its log, and copies elsewhere, stay. Raises DatabaseUnavailable.
+        """
+        scrub = self._opened.scrub
+        if scrub is not None:
+            if self._inline:
+                scrub(tables)
+            else:
+                await trio.to_thread.run_sync(scrub, tables)
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[None]:

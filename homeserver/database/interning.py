@@ -42,6 +42,10 @@ class StringCache:
         self._lock = threading.Lock()
         self._limit = limit
 
+    def drop_caches(self) -> None:
+        """Replaces the caches of other modules by empty ones."""
+        self.caches = Caches()
+
     def add(self, committed: Mapping[str, int]) -> None:
         """Adds committed pairs. Forgets the oldest ones when there are too many."""
         with self._lock:

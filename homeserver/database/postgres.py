@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import psycopg
+from psycopg import sql
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
 from psycopg.errors import ReadOnlySqlTransaction, error_from_result
@@ -274,8 +275,21 @@ def open_postgres(url: str, schemas: Sequence[Schema], *, inline: bool) -> Opene
         holder.close()
 
     return Opened(
-        writer, readers, position, lambda: listener.generation, background=listener.run, holder=holder, close=close_all
-    )
+        writer, readers, position, lambda: listener.generation, background=listener.run, holder=holder, close=close_all,
+        scrub=functools.partial(_write_again, url),
+    )  # fmt: skip
+
+
+def _write_again(url: str, tables: Collection[str]) -> None:
+    """Writes these tables to new files, without the old versions of their rows. The tables are locked meanwhile."""
+    connection = connect(url)
+    try:
+        for table in tables:
+            connection.execute(sql.SQL("VACUUM (FULL) {}").format(sql.Identifier(table)))
+    except psycopg.Error as error:
+        raise DatabaseUnavailable(f"The old rows of {table} could not be removed: {describe(error)}.") from error
+    finally:
+        connection.close()
 
 
 def connect(url: str) -> psycopg.Connection[Row]:

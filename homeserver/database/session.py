@@ -94,6 +94,7 @@ class Opened:
     background: runs as long as the database is open, and notifies the stream of other nodes' commits.
     holder: None if there are no other nodes. generation: the name of the stream's generation, see `generations.py`.
     check_room: raises DatabaseUnavailable if the disk of the database file is full; None if the disk is not ours.
+    scrub: removes what was deleted from these tables from the files, as far as the engine lets us.
     """
 
     writer: Session
@@ -104,3 +105,4 @@ class Opened:
     holder: Holder | None
     close: Callable[[], None]
     check_room: Callable[[], None] | None = None
+    scrub: Callable[[Collection[str]], None] | None = None

@@ -36,6 +36,7 @@ class Transaction:
     __slots__ = (
         "_batch_interned",
         "_cache",
+        "_caches",
         "_execute",
         "_position",
         "_server",
@@ -66,6 +67,7 @@ class Transaction:
         self._session = session
         self._execute = session.execute
         self._cache = cache
+        self._caches = cache.caches  # as they were when the snapshot began: see `drop_caches`
         self._batch_interned = batch_interned  # by earlier writes of the same commit
         self._position = position  # None: not looked up yet (in reads)
         self.is_write = position is not None  # a write may see rows that are not committed yet
@@ -154,11 +156,18 @@ class Transaction:
 
         Add only committed values, or values named by the hash of their content.
         """
-        return self._cache.caches.named(name, limit)
+        return self._caches.named(name, limit)
 
     def sized_cache(self, name: str, limit_bytes: int) -> SizedCache:
         """Does the same as `cache`, for a cache that is limited by the bytes of its values."""
-        return self._cache.caches.sized(name, limit_bytes)
+        return self._caches.sized(name, limit_bytes)
+
+    def drop_caches(self) -> None:
+        """Empties all caches after the commit, because something that they hold must not be known any more.
+
+        Reads that began before go on with the old caches, so they cannot put it into the new ones.
+        """
+        self.after_commit(self._cache.drop_caches)
 
     def intern(self, value: str) -> int:
         """Returns the number of `value` in all tables, and assigns one if it has none. Raises MatrixError if `value`

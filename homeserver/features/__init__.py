@@ -11,6 +11,7 @@ from homeserver.features import (
     account_data,
     administration,
     analytics,
+    at_rest,
     contact_information,
     device_lists,
     devices,
@@ -116,6 +117,8 @@ FEATURES: tuple[Feature, ...] = (
     voice_over_ip.FEATURE,
     # Files
     media.FEATURE,
+    # Keys at rest
+    at_rest.FEATURE,
     # Running the server
     administration.FEATURE,
     analytics.FEATURE,

@@ -31,6 +31,7 @@ from homeserver.users.user_directory import (
     SCHEMA,
     Name,
     Stale,
+    forget_room_words,
     forget_words,
     list_names,
     list_open_rooms,
@@ -213,4 +214,5 @@ FEATURE = Feature(
     limits={"user_directory": Bucket(60, 10)},  # clients search at each keystroke
     tails=(Follower(TAIL, follow_members),),
     forget_user=forget_words,
+    forget_room=forget_room_words,
 )

@@ -8,9 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from homeserver.api.routes import Routes
+from homeserver.database import Transaction
 from homeserver.feature import Feature, combine
+from homeserver.federation.identifiers import RoomID
 from homeserver.limits import Bucket
-from homeserver.remote import gaps, handshakes, inviting, leaves, outbound, resyncs, serving, third_party_invites
+from homeserver.remote import (
+    gaps,
+    handshakes,
+    inviting,
+    leaves,
+    outbound,
+    outside,
+    resyncs,
+    serving,
+    third_party_invites,
+)
 from homeserver.remote.authorization import identify_origin
 from homeserver.remote.identity import open_identity
 from homeserver.remote.inbound import transaction_routes
@@ -50,7 +62,13 @@ def feature_of(features: Sequence[Feature]) -> Feature:
             "keys": Bucket(200, 2),  # servers that one address makes us ask for keys: anyone may, about any server
         },
         background=(send, leaves.deliver_later, gaps.retry_parked, resyncs.fetch_lists, resyncs.sweep),
+        forget_room=_forget_room,
     )
+
+
+def _forget_room(tx: Transaction, room_id: RoomID) -> None:
+    gaps.forget_parked(tx, room_id)
+    outside.forget_outside_contents(tx, room_id)
 
 
 def _join(tables: Iterable[Routes]) -> Routes:

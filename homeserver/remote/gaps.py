@@ -45,6 +45,7 @@ from homeserver.remote.policy_servers import list_unmet, sign_unmet
 from homeserver.remote.receiving import Gap, receive, receive_behind_gap
 from homeserver.resources import Resources
 from homeserver.rooms.graph import Missing
+from homeserver.rooms.keys import open_sealed, seal
 from homeserver.rooms.receive import Received
 from homeserver.rooms.state_before import resolve_beforehand
 from homeserver.rooms.storage import Status
@@ -231,7 +232,8 @@ def _store_parked(tx: Transaction, event: Event, origin: ServerName) -> None:
     tx.run(
         "INSERT INTO parked_events (room_nid, event_id, origin_nid, depth, received_ms, attempts, retry_ms, pdu)"
         " VALUES (?, ?, ?, ?, ?, 0, 0, ?) ON CONFLICT (room_nid, event_id) DO NOTHING",
-        room_nid, event.event_id, tx.intern(origin), event.depth, tx.now_ms, to_json(event.pdu),
+        room_nid, event.event_id, tx.intern(origin), event.depth, tx.now_ms,
+        seal(tx, room_nid, _place(event.event_id), to_json(event.pdu)),
     )  # fmt: skip
     in_room = tx.values(
         "SELECT event_id FROM parked_events WHERE room_nid = ? ORDER BY received_ms DESC, depth DESC", room_nid
@@ -256,16 +258,30 @@ def _list_parked(
     """
     if not is_resident(tx, own, room_id):
         return None, []
+    room_nid = tx.intern(room_id)
     rows = tx.all(
         "SELECT event_id, origin_nid, attempts, pdu FROM parked_events"
         " WHERE room_nid = ? AND (retry_ms <= ? OR retry_ms > ?)"
         " ORDER BY attempts, depth, received_ms",
-        tx.find(room_id),
+        room_nid,
         *_due(now_ms),
     )
     names = tx.names({row[1] for row in rows})
-    listed = [Parked(EventID(row[0]), ServerName(names[row[1]]), row[2], bytes(row[3])) for row in rows]
+    listed = [
+        Parked(EventID(row[0]), ServerName(names[row[1]]), row[2], pdu)
+        for row in rows
+        if (pdu := open_sealed(tx, room_nid, _place(row[0]), bytes(row[3]))) is not None
+    ]
     return find_room_version(tx, room_id), listed
+
+
+def forget_parked(tx: Transaction, room_id: RoomID) -> None:
+    """Deletes the parked events of a room whose contents are forgotten."""
+    tx.run("DELETE FROM parked_events WHERE room_nid = ?", tx.find(room_id))
+
+
+def _place(event_id: str) -> bytes:
+    return b"parked event " + event_id.encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,12 @@ from homeserver.federation.identifiers import (
     parse_user_id,
     server_name_of,
 )
+from homeserver.federation.redaction import redact
 from homeserver.remote.pending_leaves import delete_leaves
 from homeserver.rooms.heads import insert_room
+from homeserver.rooms.keys import open_sealed, seal
 from homeserver.rooms.membership import find_membership, find_room_membership, is_server_joined, store_membership
+from homeserver.rooms.versions import find_room_version
 from homeserver.users.blocking import check_pending
 
 
@@ -53,7 +56,7 @@ def store_outside(tx: Transaction, event: Event, stripped: list[JsonObject]) -> 
         room_nid,
         tx.intern(user_id),
         tx.intern(event.sender),
-        canonical_json.encode(event.pdu, strict=False),
+        _seal(tx, room_nid, user_id, event.pdu),
     )
     own = _as_told(event)
     if replaced is not None:
@@ -169,11 +172,34 @@ def _names(event: Event, held: JsonObject) -> bool:
 def _find_outside(tx: Transaction, room_id: RoomID, user_id: str) -> JsonObject | None:
     """Returns the PDU of a user's invite or knock, or None. The room version may have been different then."""
     row = tx.one(
-        "SELECT pdu FROM outside_memberships WHERE room_nid = ? AND user_nid = ?",
+        "SELECT room_nid, pdu FROM outside_memberships WHERE room_nid = ? AND user_nid = ?",
         tx.find(room_id),
         tx.find(user_id),
     )
-    return None if row is None else orjson.loads(bytes(row[0]))
+    pdu = None if row is None else open_sealed(tx, row[0], _place(user_id), bytes(row[1]))
+    return None if pdu is None else orjson.loads(pdu)
+
+
+def _seal(tx: Transaction, room_nid: int, user_id: str, pdu: JsonObject) -> bytes:
+    return seal(tx, room_nid, _place(user_id), canonical_json.encode(pdu, strict=False))
+
+
+def _place(user_id: str) -> bytes:
+    return b"outside membership of " + user_id.encode()
+
+
+def forget_outside_contents(tx: Transaction, room_id: RoomID) -> None:
+    """Removes from invites and knocks what a redaction removes, because the contents of the room are forgotten."""
+    room_nid = tx.find(room_id)
+    version = find_room_version(tx, room_id)
+    for (user_nid,) in tx.all("SELECT user_nid FROM outside_memberships WHERE room_nid = ?", room_nid):
+        user_id = tx.name(user_nid)
+        pdu = _find_outside(tx, room_id, user_id)
+        if pdu is not None and room_nid is not None and version is not None:
+            tx.run(
+                "UPDATE outside_memberships SET pdu = ? WHERE room_nid = ? AND user_nid = ?",
+                _seal(tx, room_nid, user_id, redact(pdu, version)), room_nid, user_nid,
+            )  # fmt: skip
 
 
 def _find_server_of_inviter(tx: Transaction, room_id: RoomID, user_id: str) -> ServerName | None:

@@ -24,6 +24,7 @@ from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID
 from homeserver.moments import is_ahead
 from homeserver.process.back_off import retry_delay_ms
+from homeserver.rooms.keys import open_sealed, seal
 from homeserver.rooms.membership import find_membership
 
 # The key of the stream that wakes the task waiting for the next stored leave.
@@ -90,13 +91,18 @@ def note_failed_join(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
         tx.next_position(WAKE_KEY)
 
 
+def _place(user_nid: int) -> bytes:
+    return b"pending leave of user %d" % user_nid
+
+
 def _store(tx: Transaction, leave: Leave, retry_after_ms: int) -> None:
+    room_nid, user_nid = tx.intern(leave.room_id), tx.intern(leave.user_id)
     tx.run(
         "INSERT INTO pending_leaves (room_nid, user_nid, content, servers, since_ms, failures, retry_after_ms, joins)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_nid) DO UPDATE SET content = excluded.content,"
         " servers = excluded.servers, since_ms = excluded.since_ms, failures = excluded.failures,"
         " retry_after_ms = excluded.retry_after_ms, joins = excluded.joins",
-        tx.intern(leave.room_id), tx.intern(leave.user_id), to_json(leave.content), to_json(list(leave.servers)),
+        room_nid, user_nid, seal(tx, room_nid, _place(user_nid), to_json(leave.content)), to_json(list(leave.servers)),
         leave.since_ms, leave.failures, retry_after_ms, to_json(list(leave.joins)) if leave.joins else None,
     )  # fmt: skip
 
@@ -129,7 +135,8 @@ def list_due(tx: Transaction) -> tuple[list[Leave], float, int]:
 
 
 def _read(tx: Transaction, row: Sequence[Any]) -> Leave:
-    room_nid, user_nid, content, servers, since_ms, failures, joins = row[:7]
+    room_nid, user_nid, sealed, servers, since_ms, failures, joins = row[:7]
+    content = open_sealed(tx, room_nid, _place(user_nid), bytes(sealed)) or b"{}"  # it may have a reason
     return Leave(
         RoomID(tx.name(room_nid)), UserID(tx.name(user_nid)), orjson.loads(content), orjson.loads(servers), since_ms,
         failures, orjson.loads(joins) if joins is not None else (),

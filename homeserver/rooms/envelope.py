@@ -27,6 +27,10 @@ _HASH_ID = re.compile(r"\$[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]", re.ASCII)
 _COLUMNS = frozenset({"type", "sender", "content", "origin_server_ts", "room_id", "state_key", "event_id"})
 _PACKED = frozenset({"depth", "prev_events", "auth_events", "hashes", "signatures", "unsigned"})
 _ELSEWHERE = _COLUMNS | _PACKED
+_GRAPH = frozenset({"prev_events", "auth_events", "hashes", "signatures"})
+# Begins a stored envelope of which a part is sealed, see sealed_rows.py. No MessagePack array begins with it.
+_SPLIT = b"\xfe"
+_SPLIT_START = 5
 
 
 class Envelope(msgspec.Struct, array_like=True):
@@ -101,11 +105,41 @@ def _is_irregular(value: Any) -> bool:
 
 
 def unpack(blob: bytes) -> Envelope:
-    """Returns the decoded envelope. Raises DatabaseDamaged."""
+    """Returns the decoded envelope; of one that was split the part that is not sealed. Raises DatabaseDamaged."""
     try:
-        return _decode(blob)
+        return _decode(bare_part(blob))
     except msgspec.DecodeError as error:
         raise DatabaseDamaged(f"The envelope of an event is damaged: {error}.") from error
+
+
+def split(blob: bytes) -> bytes | None:
+    """Returns the envelope without the fields that only the event's readers need: what has no column, and is not part
+    of the graph. None if it has no such fields.
+    """
+    whole = _decode(blob)
+    kept = {name: value for name, value in whole.rest.items() if name in _GRAPH}
+    if len(kept) == len(whole.rest) and whole.irregular is None:
+        return None
+    return encode_envelope(msgspec.structs.replace(whole, rest=kept, irregular=None))
+
+
+def join(bare: bytes, sealed: bytes) -> bytes:
+    """Returns the stored form of an envelope that was split. sealed: the whole envelope, sealed."""
+    return _SPLIT + len(bare).to_bytes(4, "big") + bare + sealed
+
+
+def sealed_part(blob: bytes) -> bytes | None:
+    """Returns the sealed part of a stored envelope, None if it was not split."""
+    if blob[:1] != _SPLIT:
+        return None
+    return blob[_SPLIT_START + int.from_bytes(blob[1:_SPLIT_START], "big") :]
+
+
+def bare_part(blob: bytes) -> bytes:
+    """Returns the part of a stored envelope that is not sealed."""
+    if blob[:1] != _SPLIT:
+        return blob
+    return blob[_SPLIT_START : _SPLIT_START + int.from_bytes(blob[1:_SPLIT_START], "big")]
 
 
 def references(envelope: Envelope) -> list[int]:

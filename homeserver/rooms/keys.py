@@ -1,15 +1,16 @@
 """The keys that seal what is stored: one for each conversation, and one for each file of the media repository.
 
 Theory of operation. A key is random. It is in `sealing_keys`, wrapped by the master key, which is not in the database
-(`master_keys.py`). A room has at most one key that is in use; it is made when it is first needed. Forgetting a key
+(`master_keys.py`). A room has at most one key in use; it is made when it is first needed. Forgetting a key
 deletes its wrapped form and leaves the row, so everything that it has sealed is known to be unreadable, in contrast to
 damaged. Afterwards the room gets a new key, for what is stored from then on.
 
-    state of a key     wrapped                             what it has sealed
-    in use             by the current master key           can be read
-    to be wrapped      by an older master key, which a     can be read
-                       rotation replaces by the current
-    forgotten          NULL                                cannot be read, and is shown as if it was redacted
+    state of a key     is_current   wrapped                           what it has sealed
+    in use             1            by the current master key, or     can be read
+                                    by an older one, which a
+                                    rotation replaces
+    being forgotten    0            the same                          can be read
+    forgotten          0            NULL                              cannot be read, is shown as if it was redacted
 
 Sealed data names its key by number, and the number's row names the room: data of another room does not open. Loaded
 keys are cached under their number, which never gets another key. Which key a room uses is read in the transaction that
@@ -36,8 +37,11 @@ KEYS_CACHED_MAX = 20_000  # 300 bytes each: the rooms and files of an hour
 
 
 def seal(tx: Transaction, room_nid: int, where: bytes, plaintext: bytes) -> bytes:
-    """Returns `plaintext` sealed with the room's key. where: the place of the value, see `process/sealing.py`."""
-    return room_key(tx, room_nid).seal(where, plaintext)
+    """Returns `plaintext` sealed with the room's key, or as it is if the configuration says that rows are not sealed.
+
+    where: the place of the value, see `process/sealing.py`.
+    """
+    return room_key(tx, room_nid).seal(where, plaintext) if tx.server.config.at_rest.events else plaintext
 
 
 def open_sealed(tx: Transaction, room_nid: int, where: bytes, data: bytes) -> bytes | None:
@@ -99,14 +103,14 @@ def list_keys(tx: Transaction, numbers: Collection[int], room_nid: int | None) -
 def unwrap(tx: Transaction, number: int, room_nid: int | None, master: str, wrapped: bytes) -> bytes:
     """Returns the secret of a key. Raises DatabaseDamaged, and DatabaseUnavailable if the master key is missing."""
     try:
-        return _master(tx, master).unwrap(_where(number, room_nid), wrapped)
+        return get_master(tx, master).unwrap(_where(number, room_nid), wrapped)
     except SealBroken as error:
         raise DatabaseDamaged(f"The sealing key {number} is damaged: {error}.") from None
 
 
 def create_key(tx: Transaction, room_nid: int | None) -> SealingKey:
     """Creates a key: of a room that has none in use, or of a file if room_nid is None."""
-    master = _master(tx, get_current_master(tx))
+    master = get_master(tx, get_current_master(tx))
     secret = new_secret()
     row = tx.one(
         "INSERT INTO sealing_keys (room_nid, master, wrapped) VALUES (?, ?, NULL) RETURNING number",
@@ -129,14 +133,25 @@ def replace_wrapped(tx: Transaction, key: SealingKey, room_nid: int | None, mast
 
 def find_number(tx: Transaction, room_nid: int) -> int | None:
     """Returns the number of the room's key that is in use, or None."""
-    row = tx.one("SELECT number FROM sealing_keys WHERE room_nid = ? AND wrapped IS NOT NULL", room_nid)
+    row = tx.one("SELECT number FROM sealing_keys WHERE room_nid = ? AND is_current = 1", room_nid)
     return None if row is None else int(row[0])
 
 
+def set_out_of_use(tx: Transaction, room_nid: int) -> None:
+    """Lets the room seal with a new key from now on. What the old one has sealed can still be read."""
+    tx.run("UPDATE sealing_keys SET is_current = 0 WHERE room_nid = ? AND is_current = 1", room_nid)
+
+
+def forget_old_keys(tx: Transaction, room_nid: int) -> None:
+    """Deletes the keys that the room no longer seals with. What they have sealed cannot be read again."""
+    tx.run("UPDATE sealing_keys SET wrapped = NULL WHERE room_nid = ? AND is_current = 0", room_nid)
+    tx.drop_caches()
+
+
 def forget_key(tx: Transaction, number: int) -> None:
-    """Deletes a key. What it has sealed cannot be read again."""
-    tx.run("UPDATE sealing_keys SET wrapped = NULL WHERE number = ?", number)
-    tx.after_commit(tx.cache("sealing_keys", KEYS_CACHED_MAX).forget, number)
+    """Deletes the key of a file. What it has sealed cannot be read again."""
+    tx.run("UPDATE sealing_keys SET wrapped = NULL, is_current = 0 WHERE number = ?", number)
+    tx.drop_caches()
 
 
 # --- master keys ---
@@ -167,12 +182,22 @@ def set_current_master(tx: Transaction, fingerprint: str) -> None:
 
 
 def list_masters(tx: Transaction) -> dict[str, bool]:
-    """Returns the master keys that the database needs, by fingerprint; True is the current one."""
+    """Returns the master keys by fingerprint, the current one first: True. The others are being replaced."""
     rows = tx.all("SELECT fingerprint, is_current FROM master_keys ORDER BY is_current DESC, fingerprint")
     return {fingerprint: bool(is_current) for fingerprint, is_current in rows}
 
 
-def _master(tx: Transaction, fingerprint: str) -> MasterKey:
+def list_needed_masters(tx: Transaction) -> list[str]:
+    """Returns the fingerprints of the master keys without which something cannot be read or sealed."""
+    return tx.values(
+        "SELECT fingerprint FROM master_keys WHERE is_current = 1 OR EXISTS (SELECT 1 FROM sealing_keys"
+        " WHERE sealing_keys.master = master_keys.fingerprint AND sealing_keys.wrapped IS NOT NULL)"
+        " ORDER BY fingerprint"
+    )
+
+
+def get_master(tx: Transaction, fingerprint: str) -> MasterKey:
+    """Returns a master key. Raises DatabaseUnavailable if we do not have it."""
     try:
         return tx.server.master_keys.get(fingerprint)
     except MasterKeyMissing as error:

@@ -22,14 +22,14 @@ During a rotation (`rotation.py`) there are two.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from homeserver.config import Config, ConfigError
 from homeserver.database import Database, Transaction
 from homeserver.process.key_files import create_file
 from homeserver.process.sealing import MasterKey, MasterKeys, new_secret, parse_master_keys
-from homeserver.rooms.keys import get_current_master, list_masters
+from homeserver.rooms.keys import get_current_master, list_needed_masters
 
 VARIABLE = "HOMESERVER_MASTER_KEY"
 _CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
@@ -46,7 +46,7 @@ async def open_master_keys(
 
     Raises ConfigError if one that the database needs is missing, or if a source is damaged.
     """
-    needed = await database.read(list_masters)
+    needed = await database.read(list_needed_masters)
     path = config.data_path(config.at_rest.master_key_file)
     is_file = find_fixed_source(config, environment) is None
     if is_file and not needed and _is_used(config) and not path.exists():
@@ -56,7 +56,7 @@ async def open_master_keys(
     return keys
 
 
-def check_keys(needed: Mapping[str, bool], keys: MasterKeys, exists: bool = True) -> None:
+def check_keys(needed: Collection[str], keys: MasterKeys, exists: bool = True) -> None:
     """Raises ConfigError if a master key that the database needs is missing. exists: whether its source exists."""
     for fingerprint in needed:
         if keys.find(fingerprint) is None:

@@ -19,6 +19,7 @@ from homeserver.errors import forbidden
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.rooms.heads import Head, find_head
+from homeserver.rooms.sealed_rows import RowOpener, open_stripped, seal_stripped
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def store_memberships(tx: Transaction, room_nid: int, rows: Sequence[MembershipR
                 changed_position,
                 changed_position,
                 tx.intern(server_name_of(row.user_id)),
-                None if row.stripped is None else to_json(row.stripped),
+                None if row.stripped is None else _seal(tx, room_nid, row.user_id, row.stripped),
             )
             for row in rows
         ],
@@ -132,10 +133,12 @@ def replace_stripped(tx: Transaction, room_nid: int, user_id: UserID, stripped: 
     """Replaces the stripped state that the user was shown. This does not count as news."""
     tx.run(
         "UPDATE memberships SET stripped = ? WHERE user_nid = ? AND room_nid = ?",
-        to_json(stripped),
-        tx.find(user_id),
-        room_nid,
-    )
+        _seal(tx, room_nid, user_id, stripped), tx.find(user_id), room_nid,
+    )  # fmt: skip
+
+
+def _seal(tx: Transaction, room_nid: int, user_id: UserID, stripped: list[dict[str, Any]]) -> bytes:
+    return seal_stripped(tx, room_nid, tx.intern(user_id), to_json(stripped))
 
 
 def set_forgotten(tx: Transaction, room_id: RoomID, user_id: UserID) -> None:
@@ -162,7 +165,7 @@ def find_room_membership(tx: Transaction, room_id: str, user_id: str) -> RoomMem
         tx.find(user_id),
         tx.find(room_id),
     )
-    return None if row is None else _room_membership(tx, row)
+    return None if row is None else _room_membership(tx, row, user_id)
 
 
 def find_join_position(tx: Transaction, room_id: str, user_id: str) -> int | None:
@@ -218,11 +221,11 @@ def list_memberships(tx: Transaction, user_id: str, *, around_damage: bool = Fal
         tx.find(user_id),
     )
     if not around_damage:
-        return [_room_membership(tx, row) for row in rows]
+        return [_room_membership(tx, row, user_id) for row in rows]
     found = []
     for row in rows:
         with contextlib.suppress(DatabaseDamaged):
-            found.append(_room_membership(tx, row))
+            found.append(_room_membership(tx, row, user_id))
     return found
 
 
@@ -321,14 +324,16 @@ def find_joined_version(tx: Transaction, room_id: str) -> tuple[int, int] | None
 def list_joined_contents(tx: Transaction, room_id: str) -> list[tuple[UserID, dict[str, Any]]]:
     """Returns the joined users, each with the content of their member event."""
     rows = tx.all(
-        "SELECT m.user_nid, e.content FROM memberships m JOIN events e ON e.position = m.event_position"
+        "SELECT m.user_nid, e.room_nid, e.position, e.event_id, e.content"
+        " FROM memberships m JOIN events e ON e.position = m.event_position"
         " WHERE m.room_nid = ? AND m.membership = 'join'",
         tx.find(room_id),
     )
     names = tx.names([row[0] for row in rows])
+    opener = RowOpener(tx)
     return [
-        (UserID(names[user_nid]), orjson.loads(decompress_json(content, EVENT_CONTENT_BYTES_MAX)))
-        for user_nid, content in rows
+        (UserID(names[user_nid]), orjson.loads(decompress_json(opener.open_content(*row), EVENT_CONTENT_BYTES_MAX)))
+        for user_nid, *row in rows
     ]
 
 
@@ -465,7 +470,7 @@ def list_sharing(tx: Transaction, user_id: str, others: Iterable[str]) -> set[Us
     return {UserID(name) for name in tx.names([nid for (nid,) in rows]).values()}
 
 
-def _room_membership(tx: Transaction, row: tuple[Any, ...]) -> RoomMembership:
+def _room_membership(tx: Transaction, row: tuple[Any, ...], user_id: str) -> RoomMembership:
     check_rows([row], _MEMBERSHIP_ROW, "membership in the room")
     room_nid, membership, event_position, changed_position, forgotten, last_position, members_position, stripped = row
     return RoomMembership(
@@ -476,7 +481,7 @@ def _room_membership(tx: Transaction, row: tuple[Any, ...]) -> RoomMembership:
         bool(forgotten),
         last_position,
         members_position,
-        None if stripped is None else _read_stripped(stripped),
+        None if stripped is None else _read_stripped(open_stripped(tx, room_nid, tx.intern(user_id), stripped)),
     )
 
 

@@ -183,6 +183,22 @@ def delete_relation(tx: Transaction, event: StoredEvent) -> None:
                 )
 
 
+def forget_relations(tx: Transaction, positions: Collection[int]) -> None:
+    """Deletes the relations of and to these events, and what is bundled with them. Their contents are forgotten."""
+    rows = [(position,) for position in positions]
+    tx.many("DELETE FROM relations WHERE child = ?", rows)
+    tx.many("DELETE FROM relations WHERE parent = ?", rows)
+    tx.many("DELETE FROM aggregations WHERE parent = ?", rows)
+    tx.many("DELETE FROM thread_senders WHERE root = ?", rows)
+    if positions:
+        waiting = tx.all(
+            "SELECT event_id, child FROM pending_relations WHERE child >= ? AND child <= ?",
+            min(positions), max(positions),
+        )  # fmt: skip
+        ours = [row for row in waiting if row[1] in {*positions}]
+        tx.many("DELETE FROM pending_relations WHERE event_id = ? AND child = ?", ours)
+
+
 def _insert_child(
     tx: Transaction,
     parent: StoredEvent,

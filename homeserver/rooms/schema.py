@@ -228,5 +228,25 @@ SCHEMA = Schema(
             CREATE TABLE master_keys (fingerprint TEXT PRIMARY KEY, is_current INTEGER NOT NULL);
             """,
         ),
+        Step(
+            "013_forgotten_rooms",
+            """
+            -- While a room is being forgotten it has two keys. is_current: 1 if the room seals with it.
+            ALTER TABLE sealing_keys ADD COLUMN is_current INTEGER NOT NULL DEFAULT 1;
+            DROP INDEX sealing_keys_of_room;
+            CREATE UNIQUE INDEX sealing_keys_in_use ON sealing_keys (room_nid)
+                WHERE room_nid IS NOT NULL AND is_current = 1;
+            -- Rooms whose key was forgotten, see forgetting.py. Events at positions <= upto are concerned, those at
+            -- positions <= reached are done. forgotten_position: of the last time this was finished, 0 if it never was.
+            CREATE TABLE forgotten_rooms (
+                room_nid INTEGER PRIMARY KEY,
+                upto INTEGER NOT NULL,
+                reached INTEGER NOT NULL,
+                is_done INTEGER NOT NULL,
+                forgotten_position INTEGER NOT NULL
+            );
+            CREATE INDEX forgotten_rooms_by_position ON forgotten_rooms (forgotten_position);
+            """,
+        ),
     ),
 )

@@ -16,16 +16,15 @@ import msgspec
 import orjson
 
 from homeserver.database import DatabaseDamaged, Row, Transaction
-from homeserver.database.compression import compress, decompress_json
+from homeserver.database.compression import decompress_json
 from homeserver.database.row_types import kinds_of, row_types
-from homeserver.federation import canonical_json
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
-from homeserver.rooms import envelope
 from homeserver.rooms.archive import blocks, reading
 from homeserver.rooms.envelope import event_id_of_key, event_key
 from homeserver.rooms.rewrites import note_rewrite
+from homeserver.rooms.sealed_rows import RowOpener, pack_row
 
 EVENTS_REMEMBERED_BYTES_MAX = 32 << 20  # some 25,000 messages: what the syncs and pages of an hour keep asking for
 EVENT_ROW_BYTES = 1_000  # of a row and its StoredEvent, besides what is counted
@@ -125,13 +124,15 @@ def insert_event(
     """Stores a new event under a position just taken. `known`: the positions of all events that it cites."""
     if known is None:
         known = find_positions(tx, {*event.prev_events, *event.auth_events})
+    room_nid = tx.intern(event.room_id)
+    packed, content = pack_row(tx, room_nid, position, event, known)
     tx.run(
         "INSERT INTO events (position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid,"
         " origin_server_ts, status, state_before, device_id, txn_id, envelope, content)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         position,
         event_key(event.event_id),
-        tx.intern(event.room_id),
+        room_nid,
         ordering,
         tx.intern(event.type),
         None if event.state_key is None else tx.intern(event.state_key),
@@ -141,22 +142,24 @@ def insert_event(
         state_before,
         device_id,
         txn_id,
-        envelope.pack(event, known),
-        compress(canonical_json.encode(event.content, strict=False)),
+        packed,
+        content,
     )
     if event.type == "m.space.child" and event.state_key is not None:
         tx.run(
             "INSERT INTO space_children (room_nid, child_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            tx.intern(event.room_id), tx.intern(event.state_key),
+            room_nid, tx.intern(event.state_key),
         )  # fmt: skip
 
 
-def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by: int) -> None:
-    """Removes from an event what the redaction removes. It cannot be read again."""
-    note_rewrite(tx, tx.find(redacted.room_id))
+def replace_content(tx: Transaction, position: int, redacted: Event, redacted_by: int | None) -> None:
+    """Removes from an event what a redaction removes. It cannot be read again. redacted_by: the position of the
+    redaction; None if the event is forgotten, see `forgetting.py`.
+    """
+    room_nid = tx.intern(redacted.room_id)
+    note_rewrite(tx, room_nid)
     known = find_positions(tx, {*redacted.prev_events, *redacted.auth_events})
-    packed = envelope.pack(redacted, known)
-    content = compress(canonical_json.encode(redacted.content, strict=False))
+    packed, content = pack_row(tx, room_nid, position, redacted, known)
     changed = tx.run(
         "UPDATE events SET redacted_by = ?, envelope = ?, content = ? WHERE position = ?",
         redacted_by,
@@ -398,6 +401,7 @@ def _convert(tx: Transaction, rows: Sequence[Row], kinds: Mapping[tuple[type, ..
     for row in rows:
         nids.update((row[2], row[4], row[6]) if row[5] is None else (row[2], row[4], row[6], row[5]))
     names = tx.names(nids)
+    opener = RowOpener(tx)
     return [
         kind(
             position,
@@ -413,8 +417,8 @@ def _convert(tx: Transaction, rows: Sequence[Row], kinds: Mapping[tuple[type, ..
             state_before,
             device_id,
             txn_id,
-            bytes(packed),
-            decompress_json(content, EVENT_CONTENT_BYTES_MAX),
+            opener.open_envelope(room_nid, position, key, bytes(packed)),
+            decompress_json(opener.open_content(room_nid, position, key, bytes(content)), EVENT_CONTENT_BYTES_MAX),
         )
         for kind, (
             position, key, room_nid, ordering, type_nid, state_key_nid, sender_nid, ts, status, redacted_by,

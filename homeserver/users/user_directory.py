@@ -18,13 +18,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from homeserver.database import Schema, Step, Transaction
-from homeserver.federation.identifiers import UserID, localpart_of, server_name_of
+from homeserver.federation.identifiers import RoomID, UserID, localpart_of, server_name_of
 from homeserver.rooms.member_changes import (
     Joined,
     count_joined,
     is_open,
     list_joined,
     list_member_contents,
+    list_members_after,
     list_members_changed,
     list_rooms_changed,
 )
@@ -33,6 +34,7 @@ from homeserver.users.directory_words import words_of_person
 from homeserver.users.profile import delete_renames, find_profile
 
 OPEN_SCOPE = 0  # no room has this number
+_MEMBERS_PER_READ = 500
 
 SCHEMA = Schema(
     "user_directory",
@@ -218,3 +220,15 @@ def forget_words(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Deletes all entries of a user whose account ends. While the user leaves rooms, no new ones are made."""
     tx.run("DELETE FROM directory_words WHERE user_nid = ?", tx.find(user_id))
     return False
+
+
+def forget_room_words(tx: Transaction, room_id: RoomID) -> None:
+    """Deletes the words of names that a room's member events contained."""
+    room_nid = tx.find(room_id)
+    assert room_nid is not None
+    tx.run("DELETE FROM directory_words WHERE scope = ?", room_nid)
+    nids, last = [], 0
+    while some := list_members_after(tx, room_nid, last, _MEMBERS_PER_READ):
+        nids += some
+        last = some[-1]
+    store_words(tx, room_nid, nids)

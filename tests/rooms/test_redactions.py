@@ -17,6 +17,7 @@ from homeserver.rooms.heads import get_head, state_content
 from homeserver.rooms.membership import find_room_membership
 from homeserver.rooms.outliers import store_outliers
 from homeserver.rooms.receive import Received
+from homeserver.rooms.sealed_rows import RowOpener
 from homeserver.rooms.storage import Status
 from tests.federation.rooms_for_tests import ALICE, BOB, CAROL, Room, new_room
 from tests.support.rooms import OUR_ALICE, OUR_BOB, OUR_CAROL, Rooms
@@ -27,8 +28,9 @@ SECRET = "the secret recipe"
 
 def _raw_contents(tx: Transaction) -> str:
     """Everything that any row of `events` holds as content."""
-    rows = tx.values("SELECT content FROM events")
-    return "\n".join(decompress(bytes(content), 1 << 20).decode() for content in rows)
+    rows = tx.all("SELECT room_nid, position, event_id, content FROM events")
+    opener = RowOpener(tx)
+    return "\n".join(decompress(opener.open_content(*row), 1 << 20).decode() for row in rows)
 
 
 async def assert_gone(rooms: Rooms, event: Event, redaction: Event) -> None:

@@ -21,7 +21,7 @@ from homeserver.database import Transaction
 from homeserver.errors import MatrixError, invalid_param, unrecognized
 from homeserver.feature import Feature, JsonObject
 from homeserver.features.search.answer import Page, describe
-from homeserver.features.search.feeding import catch_up, follow
+from homeserver.features.search.feeding import catch_up, follow, purge_forgotten
 from homeserver.features.search.matches import Match, Narrowed, Searched, check_proposals
 from homeserver.features.search.request import (
     NextBatch,
@@ -203,5 +203,5 @@ FEATURE = Feature(
     spec="client-server-api/#server-side-search",
     routes=routes,
     limits={"search": Bucket(20, 2)},  # some 10 ms each, and much more for malicious ones
-    background=(follow,),
+    background=(follow, purge_forgotten),
 )

@@ -27,6 +27,7 @@ from homeserver.database.generations import find_reach
 from homeserver.features.search.texts import read_span
 from homeserver.process.workers import Service, WorkerFailed
 from homeserver.resources import Resources
+from homeserver.rooms.forgetting import FORGOTTEN, list_forgotten
 from homeserver.search.documents import Deleted
 from homeserver.search.manifest import find_status
 from homeserver.search.words import Stemmers
@@ -40,7 +41,7 @@ async def catch_up(database: Database, index: Service, upto: int) -> None:
         position = await _begin(database, index)
         while position < upto:
             span = await database.read(read_span, position, min(upto, position + limits.search.INDEX_SPAN))
-            deleted = [span.deleted_positions, [], span.deleted_authors]
+            deleted = [span.deleted_positions, span.deleted_rooms, span.deleted_authors]
             if await index.call("add", position, span.upto, span.documents, deleted):
                 position = span.upto
             else:  # it was reset, or its process has ended and started again
@@ -95,6 +96,27 @@ async def follow(hs: Resources) -> None:
                     purge_at = trio.current_time() + limits.search.INDEX_PURGE_SECONDS
 
 
+async def purge_forgotten(hs: Resources) -> None:
+    """Removes the texts of rooms from the files at once when their contents are forgotten. Runs like `follow`."""
+    index = hs.search
+    if index is None:
+        return
+    position, _ = _find_known(hs)
+    while True:
+        upto = hs.stream.position
+        if await hs.database.read(list_forgotten, position, upto):
+            await remove_deleted(hs.database, index, upto)
+        await hs.stream.wait((FORGOTTEN,), upto, math.inf)
+        position = upto
+
+
+async def remove_deleted(database: Database, index: Service, upto: int) -> None:
+    """Brings the index up to a position, and removes what was deleted from its files. Raises WorkerFailed."""
+    await catch_up(database, index, upto)
+    await index.call("store")
+    await merge(index, deletions=True)
+
+
 def _find_known(hs: Resources) -> tuple[int, bool]:
     """Returns how far the index has come, and whether deleted texts are in its files, without starting its process."""
     with contextlib.suppress(OSError, ValueError):
@@ -135,7 +157,7 @@ async def rebuild(database: Database, folder: Path, tell: Callable[[int, int], o
         index.set_history(database.generation)
         while (upto := await database.read(_position)) > index.position:
             span = await database.read(read_span, index.position, min(upto, index.position + limits.search.INDEX_SPAN))
-            deleted = Deleted(frozenset(span.deleted_positions), frozenset(), frozenset(span.deleted_authors))
+            deleted = Deleted(*map(frozenset, (span.deleted_positions, span.deleted_rooms, span.deleted_authors)))
             index.add(span.documents, deleted, span.upto)
             while names := index.plan_merge():
                 index.adopt(names, merge(index.folder, names))

@@ -9,6 +9,7 @@ from homeserver import limits
 from homeserver.database import Transaction
 from homeserver.rooms.client_event import find_redacts
 from homeserver.rooms.erasure import find_erased, list_erased
+from homeserver.rooms.forgetting import list_forgotten
 from homeserver.rooms.relations import EDIT, find_relation
 from homeserver.rooms.storage import StoredEvent, find_stored_at, find_stored_by_id, list_positions
 from homeserver.search.documents import Document
@@ -25,11 +26,14 @@ _HAS_FILE = frozenset({"m.file", "m.audio", "m.video"})
 
 
 class Span(NamedTuple):
-    """What changed in a span of the stream. upto: its end. deleted: positions, and numbers of authors, to remove."""
+    """What changed in a span of the stream. upto: its end. deleted: what to remove, by positions, and by numbers of
+    rooms and of authors.
+    """
 
     upto: int
     documents: list[Document]
     deleted_positions: list[int]
+    deleted_rooms: list[int]
     deleted_authors: list[int]
 
 
@@ -93,7 +97,8 @@ def read_span(tx: Transaction, since: int, upto: int) -> Span:
             break
         documents.append(document)
     redactions = find_stored_at(tx, list_positions(tx, since, upto, "m.room.redaction")).values()
-    return Span(upto, documents, _list_redacted(tx, redactions), list_erased(tx, since, upto))
+    forgotten = list_forgotten(tx, since, upto)
+    return Span(upto, documents, _list_redacted(tx, redactions), forgotten, list_erased(tx, since, upto))
 
 
 def _document(tx: Transaction, event: StoredEvent) -> Document | None:

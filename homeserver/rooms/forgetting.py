@@ -1,0 +1,138 @@
+"""Forgetting: makes everything that a room's key has sealed unreadable, for ever.
+
+Theory of operation. Afterwards the room looks as if each of its events had been redacted. What a redaction leaves is
+what the room needs to go on: memberships, power levels, join rules. Messages lose everything; signatures and event IDs
+stay valid, because they cover only what a redaction leaves. So clients and other servers get valid events.
+
+    step                 in one write                                             if the process ends there
+    `note_forgetting`    the room gets a new key; the row in `forgotten_rooms`    the command or the next start goes on
+    `forget_events`      some events of which a redaction leaves something, and   the same: `reached` says how far it is
+                         all that were never sealed, are redacted and sealed
+                         with the new key; relations are deleted
+    `note_forgotten`  what outsiders are shown is redacted; each feature       nothing is left to do
+                         deletes its part (`Feature.forget_room`); the old key
+                         is deleted; the caches are emptied
+
+The sealed messages themselves are not touched. The last step takes a position of the stream and wakes `FORGOTTEN`:
+servers on other nodes empty their caches, and the search index removes the room's texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+from homeserver.database import Transaction
+from homeserver.errors import not_found
+from homeserver.federation.event import trusted_event
+from homeserver.federation.identifiers import RoomID, UserID
+from homeserver.federation.redaction import redact
+from homeserver.federation.room_versions import RoomVersion
+from homeserver.process.sealing import is_sealed
+from homeserver.rooms.events import to_events
+from homeserver.rooms.keys import forget_old_keys, set_out_of_use
+from homeserver.rooms.membership import replace_stripped
+from homeserver.rooms.relations import forget_relations
+from homeserver.rooms.rewrites import note_rewrite
+from homeserver.rooms.sealed_rows import open_stripped
+from homeserver.rooms.storage import list_stored, replace_content
+from homeserver.rooms.versions import get_room_version
+
+FORGOTTEN = "forgotten-rooms"
+"""The stream key that is woken when a room is forgotten."""
+
+EVENTS_PER_WRITE = 200  # a redaction costs 0.2 ms; other writes wait meanwhile
+_POSITIONS_PER_WRITE = 20_000  # a row that is passed over costs a microsecond
+
+
+def note_forgetting(tx: Transaction, room_id: RoomID) -> int:
+    """Begins to forget everything up to now, or continues an unfinished attempt. Returns the room's number.
+
+    Raises MatrixError 404 if this server knows nothing of the room.
+    """
+    room_nid = tx.find(room_id)
+    if room_nid is None or tx.one("SELECT 1 FROM rooms WHERE room_nid = ?", room_nid) is None:
+        raise not_found(f"This server knows no room {room_id}.")
+    row = tx.one("SELECT is_done FROM forgotten_rooms WHERE room_nid = ?", room_nid)
+    if row is not None and not row[0]:
+        return room_nid
+    set_out_of_use(tx, room_nid)
+    tx.run(
+        "INSERT INTO forgotten_rooms (room_nid, upto, reached, is_done, forgotten_position) VALUES (?, ?, 0, 0, 0)"
+        " ON CONFLICT (room_nid) DO UPDATE SET upto = excluded.upto, reached = 0, is_done = 0",
+        room_nid, tx.position,
+    )  # fmt: skip
+    return room_nid
+
+
+def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
+    """Redacts some events. Returns how far it has come, and how far it has to go, as positions."""
+    row = tx.one("SELECT reached, upto FROM forgotten_rooms WHERE room_nid = ?", room_nid)
+    assert row is not None
+    reached, upto = int(row[0]), int(row[1])
+    end = min(reached + _POSITIONS_PER_WRITE, upto)
+    rows = tx.all(
+        "SELECT position, type_nid, state_key_nid, SUBSTR(content, 1, 1) FROM events"
+        " WHERE position > ? AND position <= ? AND room_nid = ? ORDER BY position",
+        reached, end, room_nid,
+    )  # fmt: skip
+    version = get_room_version(tx, tx.name(room_nid))
+    kept_types = {tx.find(name) for name in version.redaction_content_keys}
+    positions: list[int] = []
+    passed: list[int] = []
+    for position, type_nid, state_key_nid, mark in rows:
+        passed.append(position)
+        if state_key_nid is not None or type_nid in kept_types or not is_sealed(bytes(mark)):
+            positions.append(position)
+            if len(positions) == EVENTS_PER_WRITE:
+                end = position
+                break
+    _redact(tx, positions)
+    forget_relations(tx, passed)
+    note_rewrite(tx, room_nid)
+    tx.run("UPDATE forgotten_rooms SET reached = ? WHERE room_nid = ?", end, room_nid)
+    return end, upto
+
+
+def _redact(tx: Transaction, positions: Sequence[int]) -> None:
+    stored = list_stored(tx, positions)
+    for position, event in zip(stored, to_events(tx, list(stored.values())), strict=True):
+        redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
+        replace_content(tx, position, redacted, stored[position].redacted_by)
+
+
+def note_forgotten(tx: Transaction, room_nid: int) -> None:
+    """Deletes the old key. All events are done, see `forget_events`."""
+    room_id = RoomID(tx.name(room_nid))
+    _forget_stripped(tx, room_nid, get_room_version(tx, room_id))
+    forget_old_keys(tx, room_nid)
+    note_rewrite(tx, room_nid)
+    tx.run(
+        "UPDATE forgotten_rooms SET is_done = 1, forgotten_position = ? WHERE room_nid = ?",
+        tx.next_position(room_id, FORGOTTEN), room_nid,
+    )  # fmt: skip
+
+
+def _forget_stripped(tx: Transaction, room_nid: int, version: RoomVersion) -> None:
+    """Removes from what outsiders were shown of the room what redactions would remove."""
+    rows = tx.all("SELECT user_nid, stripped FROM memberships WHERE room_nid = ? AND stripped IS NOT NULL", room_nid)
+    names = tx.names([user_nid for user_nid, _ in rows])
+    for user_nid, stripped in rows:
+        kept = []
+        for event in orjson.loads(open_stripped(tx, room_nid, user_nid, bytes(stripped))):
+            event.pop("unsigned", None)
+            kept.append({**event, "content": redact(event, version)["content"]})
+        replace_stripped(tx, room_nid, UserID(names[user_nid]), kept)
+
+
+def list_unfinished(tx: Transaction) -> list[int]:
+    """Returns the rooms whose forgetting was interrupted."""
+    return tx.values("SELECT room_nid FROM forgotten_rooms WHERE is_done = 0 ORDER BY room_nid")
+
+
+def list_forgotten(tx: Transaction, since: int, upto: int) -> list[int]:
+    """Returns the rooms that were forgotten at since < position ≤ upto."""
+    return tx.values(
+        "SELECT room_nid FROM forgotten_rooms WHERE forgotten_position > ? AND forgotten_position <= ?", since, upto
+    )

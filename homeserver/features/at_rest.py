@@ -14,6 +14,7 @@ from homeserver.federation.identifiers import RoomID
 from homeserver.resources import ForgetRoom, Resources
 from homeserver.rooms.forgetting import (
     FORGOTTEN,
+    forget_block,
     forget_events,
     list_forgotten,
     list_unfinished,
@@ -31,6 +32,8 @@ async def forget_room(hs: Resources, room_id: RoomID, tell: Callable[[int, int],
 
 
 async def _go_on(hs: Resources, room_nid: int, tell: Callable[[int, int], object]) -> None:
+    while await hs.database.write(forget_block, room_nid):
+        pass
     reached, upto = 0, 1
     while reached < upto:
         reached, upto = await hs.database.write(forget_events, room_nid)

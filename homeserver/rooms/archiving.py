@@ -61,7 +61,7 @@ from homeserver.rooms.archive.format import (
 )
 from homeserver.rooms.envelope import event_key, references, unpack
 from homeserver.rooms.heads import find_head
-from homeserver.rooms.keys import find_key, room_key
+from homeserver.rooms.keys import find_forgotten, room_key
 from homeserver.rooms.storage import list_event_ids, list_rows, stored_events
 from homeserver.rooms.timeline import END, START
 from homeserver.rooms.versions import get_room_version
@@ -116,7 +116,7 @@ class Plan:
     """Rows of one room that become blocks. rows: as they are in `events`. old: the blocks that are replaced.
 
     parts: what each new block has, with contents as plain JSON, in the order of the timeline.
-    moving: how many of the rows were not in a block before.
+    moving: how many of the rows were not in a block before. forgotten: see `find_forgotten`.
     """
 
     room: RoomOfBlock
@@ -125,6 +125,7 @@ class Plan:
     parts: Sequence[Sequence[Row]]
     names: dict[int, str]
     event_keys: dict[int, bytes]
+    forgotten: int
 
     @property
     def freed_bytes(self) -> int:
@@ -215,7 +216,10 @@ def _list_movable(tx: Transaction, room_nid: int, before_ms: int, kept: Collecti
     return [row for row in rows if row[POSITION] not in kept][:limit]
 
 
-def _make_plan(tx: Transaction, room_nid: int, rows: Sequence[Row], old: Sequence[BlockRow]) -> Plan:
+def _make_plan(tx: Transaction, room_nid: int, rows: Sequence[Row], old: Sequence[BlockRow]) -> Plan | None:
+    forgotten = find_forgotten(tx, room_nid)
+    if forgotten is None:
+        return None  # otherwise its contents could get into a block that is sealed with the room's next key
     blocks = load_blocks(tx, old)
     forgotten_ms = tx.now_ms - TXN_KEPT_MS
     by_position: dict[int, Row] = {}
@@ -244,6 +248,7 @@ def _make_plan(tx: Transaction, room_nid: int, rows: Sequence[Row], old: Sequenc
         _divide(merged),
         names,
         {position: event_key(event_id) for position, event_id in event_ids.items()},
+        forgotten,
     )
 
 
@@ -312,8 +317,8 @@ def store_moved(tx: Transaction, plan: Plan, new: Sequence[NewBlock]) -> bool:
     positions = [row[POSITION] for row in plan.rows]
     if sorted(list_rows(tx, positions, archived=False)) != sorted(plan.rows):
         return False
-    if any(each.key_number and find_key(tx, each.key_number, plan.room.nid) is None for each in new):
-        return False  # the key was forgotten meanwhile
+    if find_forgotten(tx, plan.room.nid) != plan.forgotten:
+        return False  # the room was forgotten meanwhile
     old = [row for row, _ in plan.old]
     if len(list_block_rows(tx, [row.block for row in old])) < len(old):
         return False

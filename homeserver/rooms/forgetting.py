@@ -6,6 +6,8 @@ stay valid, because they cover only what a redaction leaves. So clients and othe
 
     step                 in one write                                             if the process ends there
     `note_forgetting`    the room gets a new key; the row in `forgotten_rooms`    the command or the next start goes on
+    `forget_block`       the events of one archived block are redacted, and rows  the same
+                         again; the archive moves no events of the room meanwhile
     `forget_events`      some events of which a redaction leaves something, and   the same: `reached` says how far it is
                          all that were never sealed, are redacted and sealed
                          with the new key; relations are deleted
@@ -30,6 +32,7 @@ from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.federation.redaction import redact
 from homeserver.federation.room_versions import RoomVersion
 from homeserver.process.sealing import is_sealed
+from homeserver.rooms.archive.blocks import delete_block, insert_garbage, list_blocks_between, load_block
 from homeserver.rooms.events import to_events
 from homeserver.rooms.keys import forget_old_keys, set_out_of_use
 from homeserver.rooms.membership import replace_stripped
@@ -37,6 +40,7 @@ from homeserver.rooms.relations import forget_relations
 from homeserver.rooms.rewrites import note_rewrite
 from homeserver.rooms.sealed_rows import open_stripped
 from homeserver.rooms.storage import list_stored, replace_content
+from homeserver.rooms.timeline import END, START
 from homeserver.rooms.versions import get_room_version
 
 FORGOTTEN = "forgotten-rooms"
@@ -64,6 +68,21 @@ def note_forgetting(tx: Transaction, room_id: RoomID) -> int:
         room_nid, tx.position,
     )  # fmt: skip
     return room_nid
+
+
+def forget_block(tx: Transaction, room_nid: int) -> bool:
+    """Redacts the events of an archived block, which ends. Returns False if there is none."""
+    rows = list_blocks_between(tx, room_nid, START, END, 1, forwards=True)
+    if not rows:
+        return False
+    (row,) = rows
+    block = load_block(tx, row)
+    positions = list(block.positions)
+    _redact(tx, positions)
+    delete_block(tx, row, [block.key(index) for index in range(len(block))], positions)
+    insert_garbage(tx, [row.blob], tx.now_ms)
+    note_rewrite(tx, room_nid)
+    return True
 
 
 def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:

@@ -154,6 +154,16 @@ def forget_key(tx: Transaction, number: int) -> None:
     tx.drop_caches()
 
 
+def find_forgotten(tx: Transaction, room_nid: int) -> int | None:
+    """Returns the stream position at which a room was last forgotten, 0 if it never was, None while it is being
+    forgotten: see `forgetting.py`.
+    """
+    row = tx.one("SELECT is_done, forgotten_position FROM forgotten_rooms WHERE room_nid = ?", room_nid)
+    if row is None:
+        return 0
+    return int(row[1]) if row[0] else None
+
+
 # --- master keys ---
 
 

@@ -19,6 +19,7 @@ from homeserver.federation.redaction import redact
 from homeserver.rooms.events import find_event
 from homeserver.rooms.forgetting import forget_events, list_forgotten, note_forgetting
 from homeserver.testing import one_server, two_servers
+from tests.support.archive import archive_all
 from tests.support.consistency import check_consistency
 
 SECRETS = ("marzipan", "gingerbread", "nougat", "praline", "truffle", "caramel", "fudge")
@@ -157,6 +158,25 @@ async def test_other_servers_get_valid_events_of_a_forgotten_room() -> None:
             assert held is not None and held.pdu == redact(whole.pdu, whole.version)
             assert whole.event_id not in seen or seen[whole.event_id].content == {}
         assert "after" in [event.body for event in seen.values() if event.content]
+
+
+async def test_archived_events_are_forgotten(tmp_path: Path) -> None:
+    async with one_server("a.example", folder=tmp_path) as hs:
+        alice, bob = await register(hs)
+        room_id, event_id = await fill(alice, bob)
+        await alice.call("redact_event", room_id, await alice.send(room_id, "oops"), "t", body={"reason": "nougat"})
+        await alice.send(room_id, "last")
+        assert (await archive_all(hs.resources)).events > 3
+        shown = await alice.messages(room_id, limit=50)
+        await forget(hs, room_id)
+        assert found_in(tmp_path) == set()
+        again = await alice.messages(room_id, limit=50)
+        assert [event.event_id for event in again] == [event.event_id for event in shown]
+        assert (await alice.call("get_one_room_event", room_id, event_id))["content"] == {}
+        await hs.resources.database.read(check_consistency)
+        await alice.send(room_id, "later")
+        assert (await archive_all(hs.resources)).events > 3
+        assert (await alice.call("get_one_room_event", room_id, event_id))["content"] == {}
 
 
 async def test_an_interrupted_forgetting_is_finished_at_the_next_start(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import trio
+
 from homeserver.database import Transaction
 from homeserver.feature import Feature
 from homeserver.federation.identifiers import RoomID
@@ -21,6 +23,9 @@ from homeserver.rooms.forgetting import (
     note_forgetting,
     note_forgotten,
 )
+from homeserver.rooms.resealing import is_any_left, store_sealed
+
+_PAUSE_S = 0.05  # between writes of which nobody waits for the end
 
 
 async def forget_room(hs: Resources, room_id: RoomID, tell: Callable[[int, int], object]) -> None:
@@ -28,7 +33,9 @@ async def forget_room(hs: Resources, room_id: RoomID, tell: Callable[[int, int],
 
     Raises MatrixError 404 if this server knows nothing of the room.
     """
-    await _go_on(hs, await hs.database.write(note_forgetting, room_id), tell)
+    room_nid = await hs.database.write(note_forgetting, room_id)
+    await _seal_old(hs, 0)  # only then it is known which files other rooms refer to
+    await _go_on(hs, room_nid, tell)
 
 
 async def _go_on(hs: Resources, room_nid: int, tell: Callable[[int, int], object]) -> None:
@@ -55,6 +62,21 @@ async def finish_interrupted(hs: Resources) -> None:
         await _go_on(hs, room_nid, lambda done, of: None)
 
 
+async def seal_old(hs: Resources) -> None:
+    """Seals what was stored before there were keys."""
+    await _seal_old(hs, _PAUSE_S)
+
+
+async def _seal_old(hs: Resources, pause_s: float) -> None:
+    if not await hs.database.read(is_any_left):
+        return
+    position, upto = await hs.database.write(store_sealed)
+    while position < upto:
+        await trio.sleep(pause_s)
+        position, upto = await hs.database.write(store_sealed)
+    await hs.database.scrub()
+
+
 async def drop_caches(hs: Resources) -> None:
     """Empties the caches when another process has forgotten a room. Runs as long as the server is open."""
     position = hs.stream.position
@@ -65,4 +87,4 @@ async def drop_caches(hs: Resources) -> None:
         position = upto
 
 
-FEATURE = Feature(name="at_rest", spec="", background=(finish_interrupted, drop_caches))
+FEATURE = Feature(name="at_rest", spec="", background=(finish_interrupted, seal_old, drop_caches))

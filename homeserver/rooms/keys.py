@@ -151,7 +151,7 @@ def forget_old_keys(tx: Transaction, room_nid: int) -> None:
 def forget_key(tx: Transaction, number: int) -> None:
     """Deletes the key of a file. What it has sealed cannot be read again."""
     tx.run("UPDATE sealing_keys SET wrapped = NULL, is_current = 0 WHERE number = ?", number)
-    tx.drop_caches()
+    tx.after_commit(tx.cache("sealing_keys", KEYS_CACHED_MAX).forget, number)
 
 
 def find_forgotten(tx: Transaction, room_nid: int) -> int | None:

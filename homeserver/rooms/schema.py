@@ -248,5 +248,25 @@ SCHEMA = Schema(
             CREATE INDEX forgotten_rooms_by_position ON forgotten_rooms (forgotten_position);
             """,
         ),
+        Step(
+            "014_media_references",
+            """
+            -- The files that the events of rooms refer to, see media_references.py.
+            CREATE TABLE media_references (
+                server_nid INTEGER NOT NULL,
+                media_id TEXT NOT NULL,
+                room_nid INTEGER NOT NULL,
+                PRIMARY KEY (server_nid, media_id, room_nid)
+            ) WITHOUT ROWID;
+            CREATE INDEX media_references_of_room ON media_references (room_nid);
+            -- The events from before this step that are to be sealed: position < stream <= upto, see resealing.py.
+            CREATE TABLE sealing_backlog (
+                id INTEGER PRIMARY KEY CHECK (id = 1),
+                position INTEGER NOT NULL,
+                upto INTEGER NOT NULL
+            );
+            INSERT INTO sealing_backlog (id, position, upto) SELECT 1, 0, position FROM stream_position WHERE id = 1;
+            """,
+        ),
     ),
 )

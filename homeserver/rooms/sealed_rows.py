@@ -27,6 +27,7 @@ from homeserver.process.sealing import SealBroken, SealingKey, is_sealed, key_nu
 from homeserver.rooms import envelope
 from homeserver.rooms.envelope import event_key
 from homeserver.rooms.keys import find_key, open_sealed, room_key, seal
+from homeserver.rooms.media_references import note_references
 
 NOTHING = compress(b"{}")  # the content of an event whose key is forgotten
 
@@ -34,9 +35,13 @@ NOTHING = compress(b"{}")  # the content of an event whose key is forgotten
 def pack_row(
     tx: Transaction, room_nid: int, position: int, event: Event, known: Mapping[EventID, int]
 ) -> tuple[bytes, bytes]:
-    """Returns the envelope and the content of an event as the row at `position` holds them."""
+    """Returns the envelope and the content of an event as the row at `position` holds them. Notes the files that the
+    event refers to.
+    """
     packed = envelope.pack(event, known)
-    content = compress(canonical_json.encode(event.content, strict=False))
+    content_json = canonical_json.encode(event.content, strict=False)
+    note_references(tx, room_nid, content_json)
+    content = compress(content_json)
     if not tx.server.config.at_rest.events:
         return packed, content
     return seal_row(room_key(tx, room_nid), position, event_key(event.event_id), packed, content)

@@ -15,6 +15,7 @@ from homeserver.features.media import (  # noqa: F401  some of them only registe
     storage,
 )
 from homeserver.features.media.downloads import download, parse_mxc
+from homeserver.features.media.forgetting import forget_room
 from homeserver.features.media.operations import routes
 from homeserver.features.media.schema import SCHEMA
 from homeserver.features.media.uploads import upload
@@ -46,4 +47,5 @@ FEATURE = Feature(
     },
     background=(cleanup.clean_up_forever,),
     forget_user=cleanup.forget_media,
+    forget_room=forget_room,
 )

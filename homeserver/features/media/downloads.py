@@ -16,7 +16,7 @@ from homeserver.api.routes import Request, Response
 from homeserver.authenticate import Requester
 from homeserver.background import start_aside
 from homeserver.errors import MatrixError, not_found
-from homeserver.features.media import storage
+from homeserver.features.media import sealed_blobs, storage
 from homeserver.features.media.content_headers import content_disposition
 from homeserver.features.media.operations import routes
 from homeserver.features.media.remote_media import fetch_remote
@@ -192,6 +192,6 @@ async def download(hs: Resources, mxc: str, *, timeout_ms: int = 20_000) -> tupl
     server_name, media_id = parse_mxc(mxc)
     media = await get_media(hs, server_name, media_id, timeout_ms)
     try:
-        return media.description.content_type, await hs.blobs.get(media.blob.key, expected_bytes=media.blob.size_bytes)
+        return media.description.content_type, await sealed_blobs.get(hs, media.blob.key, media.blob.size_bytes)
     except KeyError:
         raise not_found("The content of this media has been lost.") from None

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from homeserver.api.routes import Response
 from homeserver.errors import not_found
+from homeserver.features.media import sealed_blobs
 from homeserver.features.media.content_headers import content_disposition
 from homeserver.features.media.downloads import DownloadQuery, get_local_media
 from homeserver.features.media.multipart import Envelope, new_envelope
@@ -42,7 +43,7 @@ async def _answer(
     headers = {"content-type": envelope.content_type}
     try:
         if size_bytes <= MEDIA_CHUNK_BYTES:
-            content = await hs.blobs.get(blob_key, expected_bytes=size_bytes) if content is None else content
+            content = await sealed_blobs.get(hs, blob_key, size_bytes) if content is None else content
             return Response(200, b"".join((envelope.head, content, envelope.tail)), headers)
         chunks = await open_stream(hs, blob_key, size_bytes)
     except KeyError:

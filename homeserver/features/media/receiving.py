@@ -23,7 +23,7 @@ import trio
 
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError
-from homeserver.features.media import storage
+from homeserver.features.media import sealed_blobs, storage
 from homeserver.features.media.content_headers import stored_headers
 from homeserver.features.media.storage import Blob, BlobGone
 from homeserver.limits import MEDIA_CHUNK_BYTES
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_BLOB_KEY = re.compile(r"media/[0-9a-f]/[0-9a-f]{64}-([0-9a-f]{1,16})-[0-9a-f]{8}", re.ASCII)
+_BLOB_KEY = re.compile(r"media/[0-9a-f]/[0-9a-f]{64}-([0-9a-f]{1,16})-[0-9a-f]{8}(?:-k[0-9a-f]{1,8})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +117,13 @@ class _Spool:
                 self.path.unlink()
 
 
-def new_blob_key(sha256: bytes, now_ms: int) -> str:
-    """Returns a new key: the content's hash, the creation time, and a few random characters."""
+def new_blob_key(sha256: bytes, now_ms: int, number: int | None = None) -> str:
+    """Returns a new key: the content's hash, the creation time, and a few random characters.
+
+    number: of the key that seals the blob, see `sealed_blobs.py`.
+    """
     digest = sha256.hex()
-    return f"{shard_folder(sha256[0] >> 4)}/{digest}-{now_ms:x}-{secrets.token_hex(4)}"
+    return f"{shard_folder(sha256[0] >> 4)}/{digest}-{now_ms:x}-{secrets.token_hex(4)}{sealed_blobs.suffix_of(number)}"
 
 
 def shard_folder(shard: int) -> str:
@@ -152,8 +155,9 @@ async def keep(hs: Resources, received: Received, content_type: str, store: Call
             except BlobGone:
                 pass  # its last owner has just deleted it
         lost_key = shared_key
-    blob = Blob(new_blob_key(received.sha256, hs.now_ms()), received.sha256, received.size_bytes)
-    await hs.blobs.put(blob.key, received.data, stored_headers(content_type))
+    number = await sealed_blobs.new_key(hs)
+    blob = Blob(new_blob_key(received.sha256, hs.now_ms(), number), received.sha256, received.size_bytes)
+    await sealed_blobs.put(hs, blob.key, received.data, stored_headers(content_type))
     try:
         while True:
             try:
@@ -180,9 +184,10 @@ async def _is_whole(hs: Resources, blob_key: str, size_bytes: int) -> bool:
         stored_bytes = await hs.blobs.size_bytes(blob_key)
     except KeyError:
         stored_bytes = None
-    if stored_bytes != size_bytes:
+    is_whole = stored_bytes == sealed_blobs.stored_bytes(blob_key, size_bytes)
+    if not is_whole:
         _log.warning("a stored file was lost; it is replaced by a new upload", extra={"blob": blob_key})
-    return stored_bytes == size_bytes
+    return is_whole
 
 
 def _share_or_store(
@@ -197,6 +202,7 @@ def _share_or_store(
     if shared_key != whole_key:
         raise _NotChecked(shared_key)
     storage.note_released(tx, blob.key)
+    storage.forget_unused_key(tx, blob.key)
     return store(tx, replace(blob, key=shared_key))
 
 

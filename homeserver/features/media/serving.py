@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from homeserver.api.routes import Request, Response
 from homeserver.errors import not_found
+from homeserver.features.media import sealed_blobs
 from homeserver.features.media.content_headers import SAFETY_HEADERS
 from homeserver.federation.signing import encode_base64
 from homeserver.limits import MEDIA_CHUNK_BYTES, MEDIA_RANGES_MAX, MEDIA_REDIRECT_SECONDS
@@ -98,7 +99,7 @@ class Source:
         if self.content is not None:
             return self.content[start:end]
         if end - start == self.size_bytes <= MEDIA_CHUNK_BYTES:
-            return await self.hs.blobs.get(self.blob_key, expected_bytes=self.size_bytes)
+            return await sealed_blobs.get(self.hs, self.blob_key, self.size_bytes)
         return await open_stream(self.hs, self.blob_key, self.size_bytes, start, end)
 
 
@@ -148,8 +149,8 @@ def _content_range(part: Range, size_bytes: int) -> str:
 
 async def find_location(hs: Resources, blob_key: str) -> str | None:
     """Returns the URL of a blob in the object store; None if there is none, or the operator does not want redirects."""
-    if not hs.config.blobs.redirect:
-        return None
+    if not hs.config.blobs.redirect or sealed_blobs.number_of(blob_key) is not None:
+        return None  # the store could only serve it sealed
     return await hs.blobs.find_url(blob_key, MEDIA_REDIRECT_SECONDS)
 
 
@@ -192,7 +193,7 @@ async def open_stream(
     hs: Resources, blob_key: str, size_bytes: int, start: int = 0, end: int | None = None
 ) -> AsyncIterator[bytes]:
     """Returns the chunks of a blob of that size. Raises KeyError or BlobError before the first chunk."""
-    chunks = hs.blobs.stream(blob_key, start, end, expected_bytes=size_bytes)
+    chunks = sealed_blobs.stream(hs, blob_key, size_bytes, start, end)
     first = await anext(chunks, b"")
     return _chain(first, chunks)
 

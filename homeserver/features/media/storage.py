@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from homeserver.config import BlobsSection
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, not_found
+from homeserver.features.media.sealed_blobs import number_of
 from homeserver.federation.identifiers import ServerName, UserID
 from homeserver.limits import (
     MEDIA_PENDING_LIFETIME_MS,
     MEDIA_PENDING_PER_USER_MAX,
 )
 from homeserver.moments import latest
+from homeserver.rooms.keys import forget_key
 from homeserver.users.figures import note_figure
 
 
@@ -358,6 +360,14 @@ def _delete_row(tx: Transaction, media_nid: int, blob_key: str, uploader_nid: in
         )
     for key in (blob_key, *keys):
         note_released(tx, key)
+    forget_unused_key(tx, blob_key)
+
+
+def forget_unused_key(tx: Transaction, blob_key: str) -> None:
+    """Forgets the key of a blob that no file refers to any more."""
+    number = number_of(blob_key)
+    if number is not None and not is_blob_used(tx, blob_key):
+        forget_key(tx, number)
 
 
 def note_released(tx: Transaction, blob_key: str) -> None:

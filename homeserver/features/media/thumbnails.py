@@ -13,7 +13,7 @@ from homeserver.authenticate import Requester
 from homeserver.blobs import BlobError
 from homeserver.database import DatabaseUnavailable, Transaction
 from homeserver.errors import MatrixError, invalid_param, not_found
-from homeserver.features.media import storage, thumbnail_storage
+from homeserver.features.media import sealed_blobs, storage, thumbnail_storage
 from homeserver.features.media.content_headers import bare_type, stored_headers
 from homeserver.features.media.downloads import (
     TimeoutMs,
@@ -221,7 +221,7 @@ async def _make(hs: Resources, media: Media, size: Size) -> Thumbnail:
         if media.blob.size_bytes > THUMBNAIL_SOURCE_BYTES_MAX:
             raise await _fail(hs, media, "too_large")
         try:
-            data = await hs.blobs.get(media.blob.key, expected_bytes=media.blob.size_bytes)
+            data = await sealed_blobs.get(hs, media.blob.key, media.blob.size_bytes)
         except KeyError:
             raise not_found("The content of this media has been lost.") from None
         try:
@@ -248,12 +248,13 @@ async def store_made(
     hs: Resources, media: Media, image: Image, size: Size, content: bytes, content_type: str
 ) -> Thumbnail:
     """Stores a thumbnail that has been made. Returns it; if it cannot be stored, with its content."""
-    key = new_blob_key(hashlib.sha256(content).digest(), hs.now_ms())
-    small = len(content) <= THUMBNAIL_INLINE_BYTES_MAX
+    number = sealed_blobs.number_of(media.blob.key)
+    key = new_blob_key(hashlib.sha256(content).digest(), hs.now_ms(), number)
+    small = number is None and len(content) <= THUMBNAIL_INLINE_BYTES_MAX
     thumbnail = Thumbnail(content_type, key, len(content), content if small else None)
     try:
         if not small:
-            await hs.blobs.put(key, content, stored_headers(content_type))
+            await sealed_blobs.put(hs, key, content, stored_headers(content_type))
         return await hs.database.write(thumbnail_storage.store_thumbnail, media.media_nid, image, size, thumbnail)
     except (DatabaseUnavailable, BlobError):  # serve it anyway, and make it again next time
         return replace(thumbnail, content=content)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from homeserver import limits
-from homeserver.config import BlobsSection
+from homeserver.config import AtRest, BlobsSection
 from homeserver.features import media
 from tests.media import images
 from tests.media.servers import V1, V3, get_raw, upload
@@ -31,7 +31,9 @@ async def alice_with_a_bucket(
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         blobs = BlobsSection(url="s3://bucket/prefix", redirect=redirect)
-        async with running(config_for_tests("test.example", folder, blobs=blobs), wire=NoWire()) as server:
+        at_rest = AtRest(media=False)  # the store could only serve sealed files sealed
+        config = config_for_tests("test.example", folder, blobs=blobs, at_rest=at_rest)
+        async with running(config, wire=NoWire()) as server:
             yield await server.register("alice")
 
 

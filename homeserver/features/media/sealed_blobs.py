@@ -25,7 +25,9 @@ from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_decrypt, crypto_aea
 from nacl.exceptions import CryptoError
 
 from homeserver.blobs import BlobDamaged
-from homeserver.process.sealing import SealingKey
+from homeserver.database import DatabaseDamaged, Transaction
+from homeserver.errors import not_found
+from homeserver.process.sealing import SealBroken, SealingKey
 from homeserver.resources import Resources
 from homeserver.rooms.keys import create_key, find_key
 
@@ -56,6 +58,34 @@ def suffix_of(number: int | None) -> str:
 def stored_bytes(blob_key: str, size_bytes: int) -> int:
     """Returns how long a blob with this much content is in the storage."""
     return size_bytes if number_of(blob_key) is None else size_bytes + _TAG_BYTES * _count_chunks(size_bytes)
+
+
+def seal_small(tx: Transaction, blob_key: str, content: bytes) -> bytes:
+    """Returns content that is stored in a row instead of a blob of this name, sealed if the name says so.
+
+    Raises M_NOT_FOUND if the key was forgotten: the file has just been deleted.
+    """
+    number = number_of(blob_key)
+    if number is None:
+        return content
+    key = find_key(tx, number, None)
+    if key is None:
+        raise not_found("This media has been deleted.")
+    return key.seal(blob_key.encode("ascii"), content)
+
+
+def open_small(tx: Transaction, blob_key: str, data: bytes) -> bytes:
+    """Returns what `seal_small` got. Raises DatabaseDamaged, and M_NOT_FOUND if the key was forgotten."""
+    number = number_of(blob_key)
+    if number is None:
+        return bytes(data)
+    key = find_key(tx, number, None)
+    if key is None:
+        raise not_found("This media has been deleted.")
+    try:
+        return key.open(blob_key.encode("ascii"), bytes(data))
+    except SealBroken as error:
+        raise DatabaseDamaged(f"The thumbnail {blob_key} is damaged: {error}.") from None
 
 
 async def put(hs: Resources, blob_key: str, data: bytes | Path, headers: Mapping[str, str]) -> None:

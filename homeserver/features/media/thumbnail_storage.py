@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from homeserver.database import Transaction
 from homeserver.errors import not_found
+from homeserver.features.media.sealed_blobs import open_small, seal_small
 from homeserver.features.media.storage import note_released
 
 
@@ -64,7 +65,10 @@ def find_thumbnail(tx: Transaction, media_nid: int, size: Size) -> Thumbnail | N
         size.height,
         int(size.animated),
     )
-    return None if row is None else Thumbnail(row[0], row[1], row[2], None if row[3] is None else bytes(row[3]))
+    if row is None:
+        return None
+    content_type, blob_key, size_bytes, content = row
+    return Thumbnail(content_type, blob_key, size_bytes, None if content is None else open_small(tx, blob_key, content))
 
 
 def count_thumbnails(tx: Transaction, media_nid: int) -> int:
@@ -116,6 +120,6 @@ def store_thumbnail(tx: Transaction, media_nid: int, image: Image, size: Size, t
         thumbnail.content_type,
         thumbnail.blob_key,
         thumbnail.size_bytes,
-        thumbnail.content,
+        None if thumbnail.content is None else seal_small(tx, thumbnail.blob_key, thumbnail.content),
     )
     return thumbnail

@@ -250,7 +250,7 @@ async def store_made(
     """Stores a thumbnail that has been made. Returns it; if it cannot be stored, with its content."""
     number = sealed_blobs.number_of(media.blob.key)
     key = new_blob_key(hashlib.sha256(content).digest(), hs.now_ms(), number)
-    small = number is None and len(content) <= THUMBNAIL_INLINE_BYTES_MAX
+    small = len(content) <= THUMBNAIL_INLINE_BYTES_MAX
     thumbnail = Thumbnail(content_type, key, len(content), content if small else None)
     try:
         if not small:
@@ -258,6 +258,8 @@ async def store_made(
         return await hs.database.write(thumbnail_storage.store_thumbnail, media.media_nid, image, size, thumbnail)
     except (DatabaseUnavailable, BlobError):  # serve it anyway, and make it again next time
         return replace(thumbnail, content=content)
+    except KeyError:  # the file was deleted meanwhile, and its key with it
+        raise not_found("This media has been deleted.") from None
     except MatrixError:  # the file was deleted meanwhile
         await hs.blobs.delete(key)
         raise

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """backup.py DATA_DIR COPIES: backs up a server's data into a new folder COPIES/<date>. The server may be running.
 
-The copy contains everything in DATA_DIR: database, signing key and media. The database is copied first: a file without
-a row in the database is merely cleaned up later, but a row without a file would be a lost picture. Files that have not
-changed since the previous copy are hard links to it and take no space. An interrupted copy keeps the ending
-".unfinished".
+The copy contains everything in DATA_DIR but the master key and the search index: database, signing key and media. The
+database is copied first: a file without a row in the database is merely cleaned up later, but a row without a file
+would be a lost picture. Files that have not changed since the previous copy are hard links to it and take no space. An
+interrupted copy keeps the ending ".unfinished".
 
 With PostgreSQL, DATA_DIR contains no database: run pg_dump first. This script needs only Python 3.
 """
@@ -22,6 +22,10 @@ DATABASE = "homeserver.db"
 UNFINISHED = ".unfinished"
 # SQLite's own files beside the database. They belong to the running server and are useless in a copy.
 LEFT_OUT = {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}.lock"}
+# What is sealed in the copy must not lie next to its key. Back it up once, in another place.
+LEFT_OUT |= {"master.key"}
+# The search index has the words of messages, and can be rebuilt.
+LEFT_OUT |= {"search"}
 
 
 def back_up(data: Path, copies: Path) -> Path:
@@ -33,8 +37,10 @@ def back_up(data: Path, copies: Path) -> Path:
     unfinished.mkdir(mode=0o700)
     if (data / DATABASE).exists():
         copy_database(data / DATABASE, unfinished / DATABASE)
-    for folder, _, names in os.walk(data):
+    for folder, folders, names in os.walk(data):
         inside = Path(folder).relative_to(data)
+        if inside == Path():
+            folders[:] = [name for name in folders if name not in LEFT_OUT]
         (unfinished / inside).mkdir(mode=0o700, exist_ok=True)
         for name in names:
             if inside != Path() or name not in LEFT_OUT:

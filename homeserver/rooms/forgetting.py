@@ -1,6 +1,7 @@
 """Forgetting: makes everything that a room's key has sealed unreadable, for ever.
 
-Theory of operation. Afterwards the room looks as if each of its events had been redacted. What a redaction leaves is
+Theory of operation. Afterwards the room looks as if each of its events had been redacted, except those that protect it:
+that it is encrypted, and which servers are banned. What a redaction leaves is
 what the room needs to go on: memberships, power levels, join rules. Messages lose everything; signatures and event IDs
 stay valid, because they cover only what a redaction leaves. So clients and other servers get valid events.
 
@@ -46,6 +47,8 @@ from homeserver.rooms.versions import get_room_version
 FORGOTTEN = "forgotten-rooms"
 """The stream key that is woken when a room is forgotten."""
 
+# A room must not become less safe: no client may take it for unencrypted, and no banned server may come back.
+_KEPT_WHOLE = frozenset({"m.room.encryption", "m.room.server_acl"})
 EVENTS_PER_WRITE = 200  # a redaction costs 0.2 ms; other writes wait meanwhile
 _POSITIONS_PER_WRITE = 20_000  # a row that is passed over costs a microsecond
 
@@ -117,8 +120,10 @@ def forget_events(tx: Transaction, room_nid: int) -> tuple[int, int]:
 def _redact(tx: Transaction, positions: Sequence[int]) -> None:
     stored = list_stored(tx, positions)
     for position, event in zip(stored, to_events(tx, list(stored.values())), strict=True):
-        redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
-        replace_content(tx, position, redacted, stored[position].redacted_by)
+        kept = event  # sealed again, with the new key
+        if event.type not in _KEPT_WHOLE:
+            kept = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
+        replace_content(tx, position, kept, stored[position].redacted_by)
 
 
 def note_forgotten(tx: Transaction, room_nid: int) -> None:

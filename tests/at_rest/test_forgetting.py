@@ -100,6 +100,8 @@ async def test_a_forgotten_room_looks_redacted_and_goes_on() -> None:
     async with one_server() as hs:
         alice, bob = await register(hs)
         room_id, event_id = await fill(alice, bob)
+        algorithm = {"algorithm": "m.megolm.v1.aes-sha2"}
+        await alice.set_state(room_id, "m.room.encryption", algorithm)
         other_room, other = await fill(alice, bob)
         await alice.sync()
         await at_rest.forget_room(hs.resources, room_id, lambda done, of: None)
@@ -108,6 +110,7 @@ async def test_a_forgotten_room_looks_redacted_and_goes_on() -> None:
         assert (await alice.call("get_one_room_event", room_id, event_id))["content"] == {}
         with contextlib.suppress(MatrixError):
             assert await alice.call("get_room_state_with_key", room_id, "m.room.name", "") == {}
+        assert await alice.call("get_room_state_with_key", room_id, "m.room.encryption", "") == algorithm
         member = await alice.call("get_room_state_with_key", room_id, "m.room.member", bob.user_id)
         assert member == {"membership": "join"}
         shown = (await (await hs.log_in("alice", "NEW")).sync())["rooms"]["join"][room_id]

@@ -129,6 +129,9 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     (folder / "blobs" / "ab").mkdir(parents=True)
     (folder / "signing.key").write_text("ed25519 a key")
+    (folder / "master.key").write_text("a key that must not be in a backup")
+    (folder / "search").mkdir()
+    (folder / "search" / "words").write_text("plain words")
     (folder / "blobs" / "ab" / "file").write_text("a picture")
     with sqlite3.connect(folder / "homeserver.db") as database:
         database.execute("PRAGMA journal_mode = wal")

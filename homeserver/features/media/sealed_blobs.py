@@ -94,7 +94,7 @@ async def put(hs: Resources, blob_key: str, data: bytes | Path, headers: Mapping
     if secret is None:
         await hs.blobs.put(blob_key, data, headers)
     elif isinstance(data, bytes):
-        await hs.blobs.put(blob_key, b"".join(_seal(secret, data)), headers)
+        await hs.blobs.put(blob_key, b"".join(seal_content(secret, data)), headers)
     else:
         sealed = data.with_name(f"{data.name}.sealed")
         try:
@@ -155,10 +155,11 @@ async def _find_secret(hs: Resources, blob_key: str) -> bytes | None:
     key = await hs.database.read(find_key, number, None)
     if key is None:
         raise KeyError(blob_key)
-    return _subkey(key, blob_key)
+    return subkey(key, blob_key)
 
 
-def _subkey(key: SealingKey, blob_key: str) -> bytes:
+def subkey(key: SealingKey, blob_key: str) -> bytes:
+    """Returns the key that seals the chunks of one blob."""
     return blake2b(blob_key.encode("ascii"), digest_size=32, key=key.secret, person=b"homeserver/blob").digest()
 
 
@@ -170,7 +171,8 @@ def _nonce(index: int, count: int) -> bytes:
     return index.to_bytes(23, "big") + (b"\1" if index == count - 1 else b"\0")
 
 
-def _seal(secret: bytes, data: bytes) -> list[bytes]:
+def seal_content(secret: bytes, data: bytes) -> list[bytes]:
+    """Returns the sealed chunks of content. secret: the subkey of its blob."""
     count = _count_chunks(len(data))
     return [
         crypto_aead_xchacha20poly1305_ietf_encrypt(

@@ -132,8 +132,17 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     token = (await alice.ok("GET", "sync?timeout=0"))["next_batch"]
     await alice.ok("GET", f"sync?timeout=0&since={token}")
     await trio.sleep(limits.users.DELIVERED_INTERVAL_S + 0.1)
+    await leave_friends(alice, bob, federation)
     await slide(alice, conn_id="org.example.secret", lists={"all": window(state=[["org.example.secret", ""]])})
     return alice
+
+
+async def leave_friends(alice: Client, bob: Client, federation: Federation) -> None:
+    """A friend, and a request to a person whose server is away."""
+    federation.network.cut("a.example", "away.example")
+    for client, other in ((alice, bob.user_id), (bob, alice.user_id), (alice, "@dave:away.example")):
+        body = {"message": SECRETS[3]}
+        await client.ok("PUT", f"/_homeserver/client/v1/friends/{quote(other)}", json=body)
 
 
 async def leave_notifications(alice: Client, bob: Client, room_id: str) -> None:

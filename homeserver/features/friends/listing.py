@@ -11,9 +11,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import orjson
 
 from homeserver.database import Transaction
 from homeserver.database.tail import find_position
+from homeserver.encoding import to_json
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.limits.users import FRIEND_EVENTS_SEARCHED_MAX, FRIEND_TEXT_CHARACTERS_MAX
@@ -47,11 +49,15 @@ class ListQuery(msgspec.Struct, frozen=True):
 
 
 class Card(NamedTuple):
-    """What is shown of a friend, as long as `version` is the same. position: of the last message, or of the state."""
+    """What is shown of a friend, as long as `version` is the same. position: of the last message, or of the state.
 
+    head: the JSON up to the fields that may change at any time, which `_describe` adds.
+    """
+
+    user_id: UserID
     version: tuple[object, ...]
     position: int
-    fields: JsonObject
+    head: bytes
 
 
 def read_list(tx: Transaction, user_id: UserID, query: ListQuery, generation: str, language: str) -> JsonObject:
@@ -120,7 +126,8 @@ def _describe(
     versions: Mapping[RoomID, RoomVersions],
     ignored: frozenset[str],
     language: str,
-) -> list[JsonObject]:
+) -> orjson.Fragment:
+    """Returns the JSON of the friends, newest conversation first."""
     cards = _list_cards(tx, user_id, friends, versions, ignored)
     counts = _count(tx, user_id, versions, ignored)
     statuses = read_statuses(tx, user_id, [each.user_id for each in friends], tx.now_ms, language)
@@ -128,13 +135,10 @@ def _describe(
     for friend, card in sorted(zip(friends, cards, strict=True), key=lambda each: each[1].position, reverse=True):
         counted = None if friend.room_id is None else counts.get(friend.room_id)
         unread = _NO_COUNTS if counted is None else counted[1]
-        shown.append({
-            **card.fields,
-            "status": statuses[friend.user_id],
-            "unread": unread.notifications,
-            "highlight": unread.highlights,
-        })  # fmt: skip
-    return shown
+        status = msgspec.json.encode(statuses[friend.user_id])
+        numbers = b"%d" % unread.notifications, b"%d" % unread.highlights
+        shown.append(b'%s,"status":%s,"unread":%s,"highlight":%s}' % (card.head, status, *numbers))
+    return orjson.Fragment(b"[%s]" % b",".join(shown))
 
 
 _NO_COUNTS = Counts()
@@ -161,9 +165,8 @@ def _list_cards(
             stale[friend] = version
     if stale:
         for card in _make_cards(tx, user_id, stale, versions, ignored):
-            other = UserID(card.fields["user_id"])
-            cards[other] = card
-            cache.put((user_id, other), card)
+            cards[card.user_id] = card
+            cache.put((user_id, card.user_id), card)
     return [cards[friend.user_id] for friend in friends]
 
 
@@ -200,7 +203,8 @@ def _make_cards(
             "message": message,
             "last_message": None if last is None else _last_message(last, edits.get(last.position)),
         }
-        yield Card(version, friend.position if last is None else max(friend.position, last.position), fields)
+        position = friend.position if last is None else max(friend.position, last.position)
+        yield Card(friend.user_id, version, position, to_json(fields)[:-1])
 
 
 def _of_invitation(

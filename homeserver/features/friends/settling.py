@@ -60,6 +60,7 @@ from homeserver.users.profile import get_member_profile
 
 _log = logging.getLogger(__name__)
 
+_BUSY_PAUSE_S = 1.0
 _STEPS_MAX = 10
 """Tasks of a pair that one run does: each conversation has one at a time, and a pair rarely has more than two."""
 
@@ -69,7 +70,11 @@ async def settle(hs: Resources, user_id: UserID, other: UserID) -> None:
 
     Raises the MatrixError with which the other server has refused.
     """
-    await hs.flights.join(hs.nursery, ("friends", user_id, other), _settle, hs, user_id, other)
+    for _ in range(2):  # a run that was already under way may have ended just before the newest task was stored
+        await hs.flights.join(hs.nursery, ("friends", user_id, other), _settle, hs, user_id, other)
+        tasks = await hs.database.read(list_tasks, user_id, other)
+        if not any(task.failures == 0 for task in tasks):
+            break
 
 
 async def _settle(hs: Resources, user_id: UserID, other: UserID) -> None:
@@ -205,6 +210,8 @@ async def settle_later(hs: Resources) -> None:
                 await settle(hs, user_id, other)
             except MatrixError as error:  # the request has failed; its user sees that in the list
                 _log.debug("friend request not delivered", extra={"user_id": user_id, "reason": error.error})
+                if error.status >= 500:  # too much is under way, and the task is still due
+                    await trio.sleep(_BUSY_PAUSE_S)
 
     while True:
         async with hs.database.hold("friends"):

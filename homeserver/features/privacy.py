@@ -14,8 +14,7 @@ from homeserver.errors import invalid_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
-from homeserver.users.account_data import find_account_data
-from homeserver.users.privacy import DATA_TYPE, Privacy, read_privacy, set_privacy
+from homeserver.users.privacy import Privacy, read_privacy, set_privacy
 
 routes = Routes()
 
@@ -36,7 +35,7 @@ async def put_privacy(hs: Resources, requester: Requester, body: dict) -> Privac
 
 def _put(tx: Transaction, user_id: UserID, changes: JsonObject) -> Privacy:
     try:
-        return set_privacy(tx, user_id, {**(find_account_data(tx, user_id, None, DATA_TYPE) or {}), **changes})
+        return set_privacy(tx, user_id, {**msgspec.to_builtins(read_privacy(tx, user_id)), **changes})
     except msgspec.ValidationError as error:
         raise invalid_param(f"{error}.") from None
 

@@ -114,15 +114,21 @@ def find_change(tx: Transaction, user_id: UserID, data_type: str) -> int:
     return 0 if row is None else int(row[0])
 
 
-def list_of_users(tx: Transaction, user_ids: Collection[UserID], data_type: str) -> dict[UserID, JsonObject]:
-    """Returns each user's data of this type that belongs to no room. Users without any are left out."""
+def list_of_users(tx: Transaction, user_ids: Collection[UserID], data_type: str) -> dict[UserID, JsonObject | None]:
+    """Returns each user's data of this type that belongs to no room, None if it is damaged.
+
+    Users without any are left out.
+    """
     nids = {nid: UserID(user_id) for user_id, nid in tx.find_all(user_ids).items()}
     rows = tx.all_in(
         "SELECT user_nid, content FROM account_data WHERE user_nid IN (?*) AND room_nid = 0 AND type_nid = ?",
         list(nids),
         tx.find(data_type),
     )
-    return {nids[user_nid]: orjson.loads(content) for user_nid, content in rows}
+    return {
+        nids[user_nid]: orjson.loads(content) if is_intact(content, "account data") else None
+        for user_nid, content in rows
+    }
 
 
 def list_changes(tx: Transaction, user_id: UserID, since: int, upto: int) -> list[Row]:

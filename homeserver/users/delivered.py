@@ -27,8 +27,7 @@ from homeserver.rooms.messages import (
     list_message_rooms,
     list_rooms_active_since,
 )
-from homeserver.users.account_data import list_of_users
-from homeserver.users.privacy import DATA_TYPE, parse_privacy
+from homeserver.users.privacy import read_privacies
 from homeserver.users.receipts import DELIVERED, is_ahead, is_kept_in, store_receipt
 
 SCHEMA = Schema(
@@ -69,11 +68,7 @@ def list_undelivered(
     """
     since = {**find_delivered_upto(tx, acks.keys() - done.keys()), **done}
     reader = _Reader(tx, acks, since)
-    hiding = {
-        user_id
-        for user_id, content in list_of_users(tx, list(acks), DATA_TYPE).items()
-        if parse_privacy(content).delivery == "nobody"
-    }
+    hiding = {user_id for user_id, each in read_privacies(tx, list(acks)).items() if each.delivery == "nobody"}
     pointers = [pointer for user_id in acks if user_id not in hiding for pointer in reader.list_pointers(user_id)]
     return pointers, {user_id: max(ack.position, since.get(user_id, 0)) for user_id, ack in acks.items()}
 

@@ -7,7 +7,7 @@ other servers are unknown here, because their servers enforce them: they tell us
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 import msgspec
@@ -16,7 +16,7 @@ from homeserver.database import Transaction
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import ServerName, UserID, server_name_of
 from homeserver.rooms.membership import list_sharing
-from homeserver.users.account_data import find_account_data, find_change, list_of_users, store_account_data
+from homeserver.users.account_data import find_change, list_of_users, store_account_data
 from homeserver.users.friends import has_changed, is_friend, list_confirmed, list_having_friend
 from homeserver.users.presence import repeat_presence
 
@@ -45,17 +45,26 @@ class Privacy(msgspec.Struct, frozen=True):
 
 
 _DEFAULT = Privacy()
+_CLOSED = Privacy("nobody", "nobody", "nobody", "nobody")
 
 
-def parse_privacy(content: JsonObject) -> Privacy:
-    """Returns the settings of account data. Raises ValueError with a sentence if a value is not an audience."""
-    return msgspec.convert(content, Privacy)
+def _parse_stored(content: JsonObject | None) -> Privacy:
+    """Returns stored settings. Those that are damaged, or that another server wrote, let nobody do anything."""
+    try:
+        return _CLOSED if content is None else msgspec.convert(content, Privacy)
+    except msgspec.ValidationError:
+        return _CLOSED
 
 
 def read_privacy(tx: Transaction, user_id: UserID) -> Privacy:
     """Returns a local user's settings."""
-    content = find_account_data(tx, user_id, None, DATA_TYPE)
-    return _DEFAULT if content is None else parse_privacy(content)
+    return read_privacies(tx, (user_id,)).get(user_id, _DEFAULT)
+
+
+def read_privacies(tx: Transaction, user_ids: Collection[UserID]) -> dict[UserID, Privacy]:
+    """Returns the settings of those of these local users who have made any, in one read."""
+    contents = list_of_users(tx, user_ids, DATA_TYPE)
+    return {user_id: _parse_stored(content) for user_id, content in contents.items()}
 
 
 def set_privacy(tx: Transaction, user_id: UserID, content: JsonObject) -> Privacy:
@@ -63,7 +72,7 @@ def set_privacy(tx: Transaction, user_id: UserID, content: JsonObject) -> Privac
 
     If others may see the user's presence than before, all are shown it again, and it is hidden from the rest.
     """
-    before, privacy = read_privacy(tx, user_id), parse_privacy(content)
+    before, privacy = read_privacy(tx, user_id), msgspec.convert(content, Privacy)
     store_account_data(tx, user_id, None, DATA_TYPE, content)
     if privacy.status != before.status:
         repeat_presence(tx, user_id)
@@ -103,8 +112,8 @@ def list_allowing(tx: Transaction, asker: UserID, owners: Iterable[UserID], sett
     owners = set(owners)
     local = [owner for owner in owners if owner != asker and server_name_of(owner) == tx.server.name]
     asked: dict[Audience, set[UserID]] = {}
-    for owner, content in list_of_users(tx, local, DATA_TYPE).items():
-        asked.setdefault(parse_privacy(content).audience(setting), set()).add(owner)
+    for owner, privacy in read_privacies(tx, local).items():
+        asked.setdefault(privacy.audience(setting), set()).add(owner)
     if friends := asked.get("friends"):
         friends -= list_having_friend(tx, friends, asker)
     if sharing := asked.get("shared_room"):

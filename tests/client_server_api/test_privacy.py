@@ -47,7 +47,7 @@ async def test_settings_are_account_data(server: Server) -> None:
     alice = await server.register("alice")
     await alice.ok("PUT", PRIVACY, json={"delivery": "nobody"})
     path = DATA.format(alice.user_id)
-    assert await alice.ok("GET", path) == {"delivery": "nobody"}
+    assert await alice.ok("GET", path) == {**EVERYONE, "delivery": "nobody"}
     await alice.ok("PUT", path, json={"status": "nobody"})
     assert await alice.ok("GET", PRIVACY) == {**EVERYONE, "status": "nobody"}
 
@@ -69,6 +69,25 @@ async def test_unknown_audiences_are_refused(server: Server, body: dict[str, Any
     assert await alice.refused("PUT", PRIVACY, json=body) == (400, "M_INVALID_PARAM")
     assert await alice.refused("PUT", DATA.format(alice.user_id), json=body) == (400, "M_BAD_JSON")
     assert await alice.ok("GET", PRIVACY) == {**EVERYONE, "status": "nobody"}
+
+
+@pytest.mark.parametrize("content", [b'{"status": "contacts"}', b'{"status":', b"[]"])
+async def test_settings_that_cannot_be_read_count_as_nobody(server: Server, content: bytes) -> None:
+    """Another server may have written them, before this one took over its accounts."""
+    alice, bob = await server.register("alice"), await server.register("bob")
+    await public_room(alice, bob)
+    await bob.ok("PUT", PRIVACY, json={})
+
+    def break_it(tx: Transaction) -> None:
+        nids = (tx.find(bob.user_id), tx.find("org.homeserver.privacy"))
+        tx.run("UPDATE account_data SET content = ? WHERE user_nid = ? AND type_nid = ?", content, *nids)
+
+    await server.write(break_it)
+    assert await status_of(server, bob, alice) is None
+    assert presence_in(await sync(alice), bob) == []
+    assert await bob.ok("PUT", PRIVACY, json={"status": "everyone"}) == {
+        "status": "everyone", "friend_requests": "nobody", "invites": "nobody", "delivery": "nobody",
+    }  # fmt: skip
 
 
 async def test_unknown_settings_are_refused(server: Server) -> None:

@@ -46,7 +46,7 @@ async def test_a_group_across_servers_has_a_status(federation: Federation) -> No
         await until(lambda person=person: is_known(person))  # type: ignore[misc]
 
 
-async def test_what_other_servers_get_is_a_receipt_by_the_spec(federation: Federation) -> None:
+async def test_other_servers_get_receipts_by_the_spec(federation: Federation) -> None:
     """With `m.read`, which the spec requires: servers that do not know delivered receipts read the rest."""
     a = await federation.start("a.example")
     alice = await a.register("alice")

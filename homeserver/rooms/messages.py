@@ -6,6 +6,7 @@ Rooms and users are numbers here, as in the rows.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 from homeserver.database import Transaction
 from homeserver.federation.identifiers import EventID
@@ -16,15 +17,23 @@ from homeserver.rooms.storage import ORDERING_SHIFT
 EXAMINED_MAX = 1_000
 
 
-def list_message_rooms(tx: Transaction, since: int, upto: int) -> list[tuple[int, int]]:
-    """Returns position and room of each message with since < position ≤ upto, in order."""
+class Placed(NamedTuple):
+    """An event of a timeline. state_key_nid: None for a message."""
+
+    position: int
+    room_nid: int
+    state_key_nid: int | None
+
+
+def list_placed(tx: Transaction, since: int, upto: int) -> list[Placed]:
+    """Returns the events of timelines with since < position ≤ upto, in order."""
     rows = tx.all(
-        "SELECT position, room_nid FROM events WHERE position > ? AND position <= ? AND state_key_nid IS NULL"
+        "SELECT position, room_nid, state_key_nid FROM events WHERE position > ? AND position <= ?"
         " AND ordering IS NOT NULL ORDER BY position",
         since,
         upto,
     )
-    return [(position, room_nid) for position, room_nid in rows]
+    return [Placed(*row) for row in rows]
 
 
 def find_newest_message(
@@ -55,11 +64,15 @@ def list_joined_among(tx: Transaction, user_id: str, room_nids: Collection[int])
     return [room_nid for (room_nid,) in rows]
 
 
-def list_rooms_active_since(tx: Transaction, user_id: str, since: int) -> list[int]:
-    """Returns the numbers of the user's rooms that have had events after position `since`."""
-    return tx.values(
-        "SELECT m.room_nid FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
+def list_rooms_active_since(tx: Transaction, user_id: str, since: int) -> dict[int, int]:
+    """Returns the numbers of the user's rooms that have had events after position `since`.
+
+    Each with the position at which the user entered it.
+    """
+    rows = tx.all(
+        "SELECT m.room_nid, m.entered_position FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid"
         " WHERE m.user_nid = ? AND m.membership = 'join' AND r.last_position > ?",
         tx.find(user_id),
         since,
     )
+    return {int(room_nid): int(entered) for room_nid, entered in rows}

@@ -2,9 +2,10 @@
 
 Theory of operation. A receipt is a pointer: one row for each user and room, which moves forward. `list_undelivered`
 turns acks into the pointers that must move. For each user it needs the rooms with messages between the position that
-was examined before and the ack. If that span is short, one query for all users finds those messages; otherwise the
-rooms of the user say when their last event came. `delivered_upto` has the position that was examined, for after a
-restart; it is written only together with pointers, so an ack without messages writes nothing.
+was examined before and the ack, and rooms that the user has entered since, with their earlier messages. If that span is
+short, one query for all users finds those events; otherwise the rooms of the user say when their last event came.
+`delivered_upto` has the position that was examined, for after a restart; it is written only together with pointers, so
+an ack without messages writes nothing.
 
 A pointer does not move for a room that has more than `messages.delivery_members_max` members, for a person whose
 setting says that nobody may know, and to a message that the user has read in public: who has read it has received it.
@@ -22,9 +23,10 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.federation.identifiers import EventID, RoomID, UserID
 from homeserver.process.acknowledged import Ack
 from homeserver.rooms.messages import (
+    Placed,
     find_newest_message,
     list_joined_among,
-    list_message_rooms,
+    list_placed,
     list_rooms_active_since,
 )
 from homeserver.users.privacy import read_privacies
@@ -81,22 +83,22 @@ class _Reader:
     acks: Mapping[UserID, Ack]
     since: Mapping[UserID, int]
     _begin: int = field(init=False)
-    _messages: Sequence[tuple[int, int]] = field(init=False)  # after _begin: position and room of each, in order
+    _placed: Sequence[Placed] = field(init=False)  # the events after _begin
     _is_kept: dict[int, bool] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         last = max(ack.position for ack in self.acks.values())
         first = min(self.since.get(user_id, 0) for user_id in self.acks)
         self._begin = max(first, last - SPAN_SEARCHED_MAX)
-        self._messages = list_message_rooms(self.tx, self._begin, last)
+        self._placed = list_placed(self.tx, self._begin, last)
 
     def list_pointers(self, user_id: UserID) -> list[Pointer]:
         since, ack = self.since.get(user_id, 0), self.acks[user_id]
         found = []
-        for room_nid in self._list_rooms(user_id, since, ack.position):
+        for room_nid, begin in self._list_rooms(user_id, since, ack.position).items():
             if not self._keeps(room_nid):
                 continue
-            newest = find_newest_message(self.tx, room_nid, self.tx.find(user_id), since, ack.position)
+            newest = find_newest_message(self.tx, room_nid, self.tx.find(user_id), begin, ack.position)
             if newest is None:
                 continue
             room_id, (event_id, ordering) = RoomID(self.tx.name(room_nid)), newest
@@ -104,14 +106,25 @@ class _Reader:
                 found.append(Pointer(user_id, room_id, event_id, ordering, ack.ts_ms))
         return found
 
-    def _list_rooms(self, user_id: UserID, since: int, upto: int) -> Collection[int]:
-        """Returns the user's rooms that may have messages in the span."""
+    def _list_rooms(self, user_id: UserID, since: int, upto: int) -> dict[int, int]:
+        """Returns the user's rooms that may have new messages, each with the position after which they are new.
+
+        That is `since`, and 0 in a room that the user has entered meanwhile.
+        """
         if since < self._begin:
-            return list_rooms_active_since(self.tx, user_id, since)
-        begin = bisect_right(self._messages, since, key=itemgetter(0))
-        end = bisect_right(self._messages, upto, key=itemgetter(0))
-        rooms = {room_nid for _, room_nid in self._messages[begin:end]}
-        return list_joined_among(self.tx, user_id, rooms) if rooms else ()
+            active = list_rooms_active_since(self.tx, user_id, since)
+            return {room_nid: 0 if entered > since else since for room_nid, entered in active.items()}
+        rooms: dict[int, int] = {}
+        own_nid = self.tx.find(user_id)
+        begin = bisect_right(self._placed, since, key=itemgetter(0))
+        end = bisect_right(self._placed, upto, key=itemgetter(0))
+        for _, room_nid, state_key_nid in self._placed[begin:end]:
+            if state_key_nid is None:
+                rooms.setdefault(room_nid, since)
+            elif state_key_nid == own_nid:
+                rooms[room_nid] = 0
+        joined = list_joined_among(self.tx, user_id, rooms) if rooms else ()
+        return {room_nid: rooms[room_nid] for room_nid in joined}
 
     def _keeps(self, room_nid: int) -> bool:
         kept = self._is_kept.get(room_nid)

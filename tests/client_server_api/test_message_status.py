@@ -137,10 +137,11 @@ async def test_a_person_invited_to_a_conversation_is_a_recipient_once_there(serv
     room_id = await create(alice, preset="trusted_private_chat", is_direct=True)
     await invite(alice, room_id, bob)
     event_id = await send(alice, room_id)
+    token = await catch_up(bob)
     assert (await message_status(alice, room_id, event_id))["status"] == "sent"
     await join(bob, room_id)
     assert (await message_status(alice, room_id, event_id))["status"] == "sent"
-    await catch_up(bob)
+    await catch_up(bob, token)
     assert (await message_status(alice, room_id, event_id))["status"] == "delivered"
 
 

@@ -91,6 +91,10 @@ class Transaction:
         """Returns the first column of every row."""
         return [row[0] for row in self._execute(sql, params).fetchall()]
 
+    def columns(self, sql: str, *params: object) -> list[str]:
+        """Returns the names of the columns of a query."""
+        return [str(each[0]) for each in self._execute(sql, params).description or ()]
+
     def run(self, sql: str, *params: object) -> int:
         """Runs a statement and returns how many rows were inserted, updated or deleted."""
         assert self.is_write, "this is a read"

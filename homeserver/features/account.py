@@ -41,6 +41,7 @@ from homeserver.rooms.membership import find_membership, list_memberships
 from homeserver.users import accounts
 from homeserver.users.devices import delete_devices_of_user
 from homeserver.users.email_validation import delete_validation, email_stage
+from homeserver.users.inventory import Personal, forget_rest, list_rest
 from homeserver.users.passwords import check_new_password, hash_password
 from homeserver.users.threepids import EMAIL, find_owner
 from homeserver.users.user_interactive import (
@@ -247,18 +248,25 @@ async def finish_departure(hs: Resources, user_id: UserID) -> None:
             nursery.start_soon(leave, room_id)
     while await hs.database.write(_forget_more, hs.forgetters, user_id):
         pass
+    await hs.database.write(_delete_departure, user_id, await hs.database.read(list_rest, user_id))
 
 
 def _forget_more(tx: Transaction, forgetters: Sequence[ForgetUser], user_id: UserID) -> bool:
-    """Deletes more of the user's data. Returns whether some is left. The departure ends with the last of it."""
+    """Deletes more of the user's data. Returns whether some is left."""
     user = accounts.find_user(tx, user_id)
     erase = user is not None and user.erased
     is_more = False
     for forget_user in forgetters:
         is_more |= forget_user(tx, user_id, erase)
-    if not is_more:
-        tx.run("DELETE FROM departures WHERE user_nid = ?", tx.find(user_id))
     return is_more
+
+
+def _delete_departure(tx: Transaction, user_id: UserID, rest: Sequence[Personal]) -> None:
+    """Deletes the departure, and what no feature has deleted. `rest` was read before: some tables have no index."""
+    for each in rest:
+        _log.warning("data of a deactivated user was left in a table", extra={"table": each.table})
+    forget_rest(tx, user_id, rest)
+    tx.run("DELETE FROM departures WHERE user_nid = ?", tx.find(user_id))
 
 
 async def _leave_rooms_here(hs: Resources, user_id: UserID) -> None:

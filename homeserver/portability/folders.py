@@ -1,8 +1,8 @@
 """Folders that are exported and imported.
 
 Theory of operation
-- A folder is written under another name beside its place, and gets its name once everything in it is on the disk. So it is
-  there whole or not at all. What a killed export has left is removed by the next one with the same place; a lock
+- A folder is written under another name beside its place, and gets its name once everything in it is on the disk. So it
+  is there whole or not at all. What a killed export has left is removed by the next one with the same place; a lock
   tells it from one that is still at work.
 - `manifest.json` is written last. It has the size and the SHA-256 of every other file, and is signed with the server's
   key, so that the server knows what it has exported itself.
@@ -51,7 +51,7 @@ class NewFile:
     name: str
     file: BinaryIO
     hash: Any = field(default_factory=hashlib.sha256)
-    bytes: int = 0
+    size: int = 0
 
     def write(self, data: bytes) -> None:
         """Appends to the file. Raises ExportError."""
@@ -60,7 +60,7 @@ class NewFile:
         except OSError as error:
             raise ExportError(f"cannot write {self.name}: {error.strerror}") from error
         self.hash.update(data)
-        self.bytes += len(data)
+        self.size += len(data)
 
 
 class NewFolder:
@@ -119,7 +119,7 @@ class NewFolder:
             file.file.close()
         except OSError as error:
             raise ExportError(f"cannot write {file.name}: {error.strerror}") from error
-        self._files[file.name] = {"bytes": file.bytes, "sha256": file.hash.hexdigest()}
+        self._files[file.name] = {"bytes": file.size, "sha256": file.hash.hexdigest()}
 
     def abandon(self, file: NewFile) -> None:
         """Removes a file whose content cannot be read to its end."""

@@ -24,19 +24,27 @@ _SENDERS_NAMED = 10
 _DAY = "%A, %d %B %Y"
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8883; --soft: #666; --mine: #0001; }
-@media (prefers-color-scheme: dark) { :root { --soft: #aaa; --mine: #fff1; } }
-body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 46rem; padding: 0 .8rem 3rem; overflow-wrap: anywhere; }
+:root { color-scheme: light dark; --line: #8883; --soft: #666; --chosen: #0001; }
+@media (prefers-color-scheme: dark) { :root { --soft: #aaa; --chosen: #fff1; } }
+body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 46rem; padding: 0 .8rem 3rem;
+  overflow-wrap: anywhere; }
 header, footer { padding: 1rem 0; border-bottom: 1px solid var(--line); }
 footer { border: 0; display: flex; justify-content: space-between; gap: 1rem; }
-h1 { font-size: 1.3rem; margin: 0; } h2 { font-size: .85rem; text-align: center; color: var(--soft); margin: 1.5rem 0 .5rem; }
-article { padding: .3rem .5rem; border-radius: .4rem; } article:target { background: var(--mine); }
+h1 { font-size: 1.3rem; margin: 0; }
+h2 { font-size: .85rem; text-align: center; color: var(--soft); margin: 1.5rem 0 .5rem; }
+article { padding: .3rem .5rem; border-radius: .4rem; }
+article:target { background: var(--chosen); }
 article.thread { margin-left: 1.5rem; border-left: 3px solid var(--line); border-radius: 0; }
-.who { font-weight: 600; } time, .soft, .state { color: var(--soft); font-size: .85rem; } .state { text-align: center; }
-.text { white-space: pre-wrap; } .emote .text, .deleted, .encrypted { font-style: italic; }
-blockquote { margin: .2rem 0; padding-left: .6rem; border-left: 3px solid var(--line); color: var(--soft); font-size: .9rem; }
+.who { font-weight: 600; }
+time, .soft, .state { color: var(--soft); font-size: .85rem; }
+.state { text-align: center; }
+.text { white-space: pre-wrap; }
+.emote .text, .deleted, .encrypted { font-style: italic; }
+blockquote { margin: .2rem 0; padding-left: .6rem; border-left: 3px solid var(--line); color: var(--soft);
+  font-size: .9rem; }
 img, video { max-width: 100%; max-height: 24rem; border-radius: .4rem; display: block; }
-.reaction { border: 1px solid var(--line); border-radius: 1rem; padding: 0 .5rem; margin-right: .3rem; font-size: .85rem; }
+.reaction { border: 1px solid var(--line); border-radius: 1rem; padding: 0 .5rem; margin-right: .3rem;
+  font-size: .85rem; }
 a { color: inherit; }
 """
 _STYLE_HASH = b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()

@@ -88,9 +88,9 @@ def _read_batch(tx: Transaction, room_id: RoomID, point: int, upto: int) -> list
     return [(event, encode_event(tx, event)) for event in events]
 
 
-def encode_event(tx: Transaction, event: StoredEvent) -> bytes:
+def encode_event(tx: Transaction, event: StoredEvent, *, with_room_id: bool = False) -> bytes:
     """Returns an event as one line: as clients get it, without `unsigned`, but with what redacted it."""
-    line = client_event(tx, event, with_room_id=False)
+    line = client_event(tx, event, with_room_id=with_room_id)
     del line["unsigned"]
     if event.redacted_by is not None:
         redaction = list_stored(tx, [event.redacted_by])[event.redacted_by]

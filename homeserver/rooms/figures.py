@@ -9,9 +9,10 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from homeserver.database import Transaction
+from homeserver.rooms.archive import reading
 from homeserver.rooms.client_event import list_replaced
 from homeserver.rooms.envelope import event_key
-from homeserver.rooms.storage import ORDERING_SHIFT, find_stored_at
+from homeserver.rooms.storage import ORDERING_SHIFT, StoredEvent, find_stored_at, list_stored
 
 
 class Fact(NamedTuple):
@@ -40,10 +41,19 @@ def list_facts(tx: Transaction, since: int, upto: int) -> list[Fact]:
     """
     rows = tx.all(
         "SELECT position, room_nid, type_nid, state_key_nid, sender_nid, origin_server_ts FROM events"
-        " WHERE position > ? AND position <= ? AND ordering = position * ? ORDER BY position",
+        " WHERE position > ? AND position <= ? AND ordering = position * ?",
         since, upto, 1 << ORDERING_SHIFT,
     )  # fmt: skip
-    return [Fact(row[0], row[1], row[2], row[3] is not None, row[4], row[5]) for row in rows]
+    facts = [Fact(row[0], row[1], row[2], row[3] is not None, row[4], row[5]) for row in rows]
+    archived = reading.list_in_span(tx, since, upto)
+    if archived:
+        known = {fact.position for fact in facts}
+        facts += [
+            Fact(row[0], row[2], row[4], row[5] is not None, row[6], row[7])
+            for row in reading.rows_at(tx, {*archived} - known)
+            if row[3] == row[0] << ORDERING_SHIFT
+        ]
+    return sorted(facts)
 
 
 def list_entering(tx: Transaction, positions: Collection[int]) -> set[int]:
@@ -73,3 +83,13 @@ def list_sizes(tx: Transaction, since: int, upto: int) -> dict[int, RoomSize]:
         since, upto,
     )  # fmt: skip
     return {row[0]: RoomSize(int(row[1]), int(row[2]), int(row[3])) for row in rows}
+
+
+def list_sent(tx: Transaction, user_id: str, since: int, upto: int) -> list[StoredEvent]:
+    """Returns the events in timelines that a user has sent, in since < position ≤ upto, archived ones included."""
+    positions = tx.values(
+        "SELECT position FROM events WHERE position > ? AND position <= ? AND sender_nid = ? AND ordering IS NOT NULL",
+        since, upto, tx.find(user_id),
+    )  # fmt: skip
+    stored = list_stored(tx, {*positions, *reading.list_in_span(tx, since, upto)})
+    return [stored[position] for position in sorted(stored) if stored[position].sender == user_id]

@@ -38,6 +38,7 @@ from homeserver.http.listener import Bound, serve
 from homeserver.http.measuring import measure_loop_lag, register_metrics
 from homeserver.limits.search import INDEX_MEMORY_BYTES_MAX
 from homeserver.pages import make_pages
+from homeserver.portability.schema import SCHEMA as PORTABILITY_SCHEMA
 from homeserver.process.outages import Outages
 from homeserver.process.rate_limits import RateLimits
 from homeserver.process.token_cache import TokenCache
@@ -330,7 +331,7 @@ def all_features(features: Sequence[Feature] = FEATURES, sockets: Sockets | None
 def all_schemas(features: Sequence[Feature] = FEATURES) -> list[Schema]:
     """Returns the tables of the core and of all features."""
     schemas = [feature.schema for feature in features if feature.schema is not None]
-    return [authenticate.SCHEMA, *ROOM_SCHEMAS, *users.SCHEMAS, *schemas, REMOTE_SCHEMA]
+    return [authenticate.SCHEMA, *ROOM_SCHEMAS, *users.SCHEMAS, *schemas, REMOTE_SCHEMA, PORTABILITY_SCHEMA]
 
 
 def database_url(config: Config) -> str:

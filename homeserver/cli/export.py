@@ -1,4 +1,4 @@
-"""`homeserver export …`: history as folders of files, whether or not the server is running."""
+"""`homeserver export …` and `import`: history as folders of files, whether or not the server is running."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from homeserver.cli.progress import Bar
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `export room` and `export user`."""
+    """Adds `export room`, `export user` and `import`."""
     group = commands.add_parser("export", help="write a room, or a person's data, to a folder")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     room = actions.add_parser("room", help="write the history of a room, with its pictures")
@@ -26,6 +26,9 @@ def add_commands(commands: Any) -> None:
             "--out", metavar="DIR", type=Path, required=True, help="the folder, which must not exist yet"
         )
         add_shared_arguments(action, run)
+    read = commands.add_parser("import", help="make a room of a folder that `export room` has written")
+    read.add_argument("folder", metavar="DIR", type=Path)
+    add_shared_arguments(read, run_import)
 
 
 def run_room(args: argparse.Namespace) -> int:
@@ -55,6 +58,19 @@ def run_user(args: argparse.Namespace) -> int:
         tell(args, f"{done['rows']} rows, {done['events']} events and {done['media']} files are in {args.out}.", **done)
 
     return _run(args, "changes", act)
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Makes a room of a folder. After an interruption, the same command goes on."""
+
+    async def act(server: Any, bar: Bar) -> None:
+        from homeserver.portability.importing import import_room
+
+        done = await import_room(server.resources, args.folder, bar.show)
+        bar.end()
+        tell(args, f"{done['events']} events are in the new room {done['room_id']}.", **done)
+
+    return _run(args, "events", act)
 
 
 def _run(args: argparse.Namespace, unit: str, act: Callable[[Any, Bar], Awaitable[None]]) -> int:

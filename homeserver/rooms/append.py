@@ -98,11 +98,13 @@ def append_local(
     device_id: str | None = None,
     txn_id: str | None = None,
     as_admin: bool = False,
+    is_history: bool = False,
 ) -> Event:
     """Appends `draft` to its room and returns the event. MatrixError: 404 unknown room, 403 not allowed, 413 too large.
 
     `device_id` and `txn_id` are stored with the event; call `transaction_ids.find_txn` first to recognise a retry.
-    as_admin: see `check_may_redact`.
+    as_admin: see `check_may_redact`. is_history: it was sent elsewhere long ago, so it notifies nobody, like history
+    that is fetched from other servers.
     """
     place = _get_place(tx, draft)
     head = place.head
@@ -117,18 +119,19 @@ def append_local(
     for key, auth_event in place.auth.events.items():
         known[auth_event.event_id] = place.auth.positions[key]
     root = store_state(tx, place.before)
+    ordering = (position << ORDERING_SHIFT) - int(is_history)
     insert_event(
         tx,
         event,
         position,
         Status.TIMELINE,
         known=known,
-        ordering=position << ORDERING_SHIFT,
+        ordering=ordering,
         state_before=root,
         device_id=device_id if txn_id is not None else None,
         txn_id=txn_id,
     )
-    store_relation(tx, event, position, position << ORDERING_SHIFT)
+    store_relation(tx, event, position, ordering)
     if len(place.prev_positions) == len(head.extremities):
         advance_onto(tx, head, event, position)
     else:

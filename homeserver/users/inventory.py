@@ -93,6 +93,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("own_notifications"),
     Personal("own_notifications", "sender_nid", ends=_LATER, hidden=("user_nid",)),
     Personal("written_up_to"),
+    Personal("imports", "keeper_nid", ends=_LATER),
     # Keys and messages between devices
     Personal("device_keys"),
     Personal("dehydrated_devices"),

@@ -14,10 +14,12 @@ import trio
 
 from homeserver.portability.folders import ExportError
 from homeserver.portability.importing import import_room
+from homeserver.portability.people import export_person
 from homeserver.portability.replaying import IMPORTED
 from homeserver.portability.rooms import export_room
 from tests.media.images import encoded, gradient
 from tests.stories.test_export import lines, nothing, send, upload
+from tests.support.archive import archive_all
 from tests.support.federation import Federation, create_room, join, send_text, sync
 from tests.support.homeservers import Client, Server
 
@@ -232,3 +234,21 @@ async def test_a_forged_folder_speaks_for_nobody(federation: Federation, tmp_pat
     again = await history(a, done["room_id"])
     assert "I owe" in [text for _, _, text in texts_of(again)]
     assert not {alice.user_id, bob.user_id} & {each["sender"] for each in again}
+
+
+async def test_archived_history_is_exported_and_imported_like_the_rest(federation: Federation, tmp_path: Path) -> None:
+    a = await federation.start("a.example")
+    alice, bob = await a.register("alice"), await a.register("bob")
+    room_id = await exported(a, alice, bob, tmp_path / "before")
+    await archive_all(a.hs)
+    assert await a.read(lambda tx: tx.all("SELECT block FROM archive_blocks"))
+    await export_room(a.hs, room_id, tmp_path / "after", "html", nothing)
+    for name in ("events.jsonl", "state.jsonl", "media.jsonl"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+    person = await export_person(a.hs, alice.user_id, tmp_path / "alice", nothing)
+    sent = [each for each in lines(tmp_path / "before" / "events.jsonl") if each["sender"] == alice.user_id]
+    assert person["events"] == len(sent)
+    done = await import_room(a.hs, tmp_path / "before", nothing)
+    expected = texts_of(await history(a, done["room_id"]))
+    await archive_all(a.hs)
+    assert texts_of(await history(a, done["room_id"])) == expected

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from homeserver.database import Transaction
 from homeserver.rooms.figures import list_times
-
-DELIVERED = "org.homeserver.delivered"
+from homeserver.users.receipts import DELIVERED
 
 
 class Reading(NamedTuple):

@@ -16,7 +16,7 @@ from homeserver.federation.identifiers import ServerName
 from homeserver.federation.server_keys import build_key_response
 from homeserver.rooms.storage import list_stored
 from homeserver.users.accounts import store_admin
-from tests.support.federation import Federation, create_room, invite, join, send_text
+from tests.support.federation import Federation, create_room, invite, join, send_text, sync
 from tests.support.homeservers import Client, Server, now_ms
 from tests.support.stranger import Stranger
 
@@ -277,3 +277,22 @@ async def test_a_wrong_span_is_refused(federation: Federation, query: str) -> No
     a = await federation.start("a.example")
     admin = await become_admin(a, await a.register("alice"))
     assert await admin.refused("GET", f"{ANALYTICS}?{query}") == (400, "M_INVALID_PARAM")
+
+
+async def test_the_time_until_a_message_is_delivered_is_a_percentile(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice, bob = await a.register("alice"), await a.register("bob")
+    admin = await become_admin(a, alice)
+    room_id = await create_room(alice, preset="public_chat")
+    await join(bob, room_id)
+    since = (await sync(bob))["next_batch"]
+    await trio.sleep(60)  # until nothing is under way
+    await send_text(alice, room_id, "tea")
+    await trio.sleep(10)
+    for _ in range(3):  # a sync acknowledges the answer of the one before
+        since = (await sync(bob, since))["next_batch"]
+        await trio.sleep(1)
+    await trio.sleep(60)
+    row = await today(admin)
+    assert row["delivered"] >= 1
+    assert 8_000 < row["delivery_ms_p50"] < 16_000

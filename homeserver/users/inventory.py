@@ -81,6 +81,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("friends", "friend_nid", ends=_LATER),
     Personal("typing", ends=_LATER),
     Personal("receipts"),
+    Personal("receipt_moves"),
     Personal("directory_words", ends=_LATER),
     Personal("aliases", "creator_nid", ends=_LATER),
     # Rooms; the events themselves are exported apart
@@ -93,6 +94,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("own_notifications"),
     Personal("own_notifications", "sender_nid", ends=_LATER, hidden=("user_nid",)),
     Personal("written_up_to"),
+    Personal("delivered_upto"),
     Personal("imports", "keeper_nid", ends=_LATER),
     # Keys and messages between devices
     Personal("device_keys"),

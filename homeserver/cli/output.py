@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+
 class CommandError(Exception):
     """A command failed. The message is one sentence for the person who typed it."""
 

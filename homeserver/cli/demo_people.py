@@ -13,6 +13,7 @@ import trio
 from homeserver.errors import MatrixError
 from homeserver.federation.wire.client import HttpClient
 from homeserver.federation.wire.dial import Dialer
+from homeserver.socket_client import SocketClient, open_socket_client
 
 TIMEOUT_S = 30.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
@@ -29,6 +30,7 @@ class Person:
         self.user_id = ""
         self.took_ms = 0.0
         self._token = ""
+        self._socket: SocketClient | None = None
         self._http = HttpClient(Dialer("", True, True))
         self._seen: dict[str, float] = {}  # event ID, or what `wait_…` waits for → time of arrival
         self._members: dict[str, set[str]] = {}
@@ -153,18 +155,15 @@ class Person:
                 await self._news.wait()
 
     async def listen(self) -> None:
-        """Syncs until cancelled."""
-        since = ""
-        while True:
-            query = {"timeout": "20000", **({"since": since} if since else {})}
-            answer = await self._request("GET", f"/v3/sync?{urlencode(query)}", timed=False)
-            since = answer["next_batch"]
-            self._note(answer.get("rooms", {}), trio.current_time())
-            for event in answer.get("presence", {}).get("events", []):
-                self._seen.setdefault(f"{event['content']['presence']} {event['sender']}", trio.current_time())
-            self._note_friends(answer.get("account_data", {}).get("events", []), trio.current_time())
-            self._news.set()
-            self._news = trio.Event()
+        """Keeps a WebSocket open, until cancelled: it tells what is new, and messages are sent over it."""
+        async with open_socket_client(self.base_url, self._token) as self._socket:
+            async for answer in self._socket.syncs():
+                self._note(answer.get("rooms", {}), trio.current_time())
+                for event in answer.get("presence", {}).get("events", []):
+                    self._seen.setdefault(f"{event['content']['presence']} {event['sender']}", trio.current_time())
+                self._note_friends(answer.get("account_data", {}).get("events", []), trio.current_time())
+                self._news.set()
+                self._news = trio.Event()
 
     def _note(self, rooms: dict[str, Any], now: float) -> None:
         for room_id in rooms.get("invite", {}):
@@ -199,9 +198,9 @@ class Person:
         return max(0.0, self._seen[what] - since) * 1000
 
     async def _send(self, room_id: str, content: dict[str, Any]) -> tuple[str, float]:
+        assert self._socket is not None  # only listeners talk
         started = trio.current_time()
-        path = f"/v3/rooms/{quote(room_id)}/send/m.room.message/{started:.6f}"
-        return str((await self._request("PUT", path, content))["event_id"]), started
+        return await self._socket.send(room_id, content), started
 
     async def _request(
         self, method: str, path: str, body: Any = None, *, root: str = MATRIX, timed: bool = True

@@ -22,7 +22,7 @@ UNSENT_BYTES_MAX = 256 * 1024
 # A client that receives nothing of what waits for it for this long does not read: one minute covers a lost network.
 STALLED_SECONDS_MAX = 45
 # How long such a client may take to receive why it is closed.
-STALLED_CLOSE_SECONDS = 5
+STALLED_CLOSE_SECONDS = 15
 
 # A silent client is asked whether it is still there after the first, and closed after the second. Mobile networks and
 # proxies forget a silent connection after a minute or more.

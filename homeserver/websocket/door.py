@@ -167,12 +167,12 @@ class Sockets:
 
     async def _look_after(self, session: Session, wire: Wire | AsgiWire, now: float) -> None:
         channel = session.channel
-        if now - channel.stalled_since > limits.websocket.STALLED_SECONDS_MAX:
-            if channel.code:
-                channel.lose()
-                await wire.end()
-            else:
-                channel.give_up(Close.NOT_READING, "You do not read what you are sent.")
+        stalled_s = now - channel.stalled_since
+        if stalled_s > limits.websocket.STALLED_SECONDS_MAX + limits.websocket.STALLED_CLOSE_SECONDS:
+            channel.lose()
+            await wire.end()
+        elif stalled_s > limits.websocket.STALLED_SECONDS_MAX and channel.is_open:
+            channel.give_up(Close.NOT_READING, "You do not read what you are sent.")
         elif isinstance(wire, Wire) and not session.is_held_back:
             if wire.is_gone(now):
                 channel.lose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,8 +21,9 @@ from tests.support.homeservers import Client, Server
 class Socket:
     """An open WebSocket. Answers and pushes are read in whatever order they come."""
 
-    def __init__(self, websocket: WebSocketConnection) -> None:
+    def __init__(self, websocket: WebSocketConnection, server_stream: trio.abc.HalfCloseableStream) -> None:
         self.websocket = websocket
+        self.server_stream = server_stream
         self.pushed: list[dict[str, Any]] = []
         self._answers: dict[Any, dict[str, Any]] = {}
         self._number = 0
@@ -68,33 +69,73 @@ class Socket:
                     return int(closed.reason.code)
 
 
+Wrap = Callable[[Any], trio.abc.HalfCloseableStream]
+
+
 @asynccontextmanager
 async def connected(app: App) -> AsyncIterator[trio.abc.HalfCloseableStream]:
     """Yields the client's end of a new connection to the application's code for HTTP/1.1."""
-    client, server = trio.testing.memory_stream_pair()
+    async with _both_ends(app, lambda stream: stream) as (client, _):
+        yield client
+
+
+@asynccontextmanager
+async def _both_ends(app: App, wrap: Wrap) -> AsyncIterator[tuple[Any, trio.abc.HalfCloseableStream]]:
+    client, inner = trio.testing.memory_stream_pair()
+    server = wrap(inner)
     http = Http1Connection(Connection(server), app, AnswerHeads(app.dispatch.hs.now_ms), ("192.0.2.1", 7), None)
 
     async def serve() -> None:
-        await http.run()
+        try:
+            await http.run()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # as the listener takes it
         await trio.aclose_forcefully(server)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        yield client
+        yield client, server
         await trio.aclose_forcefully(client)
 
 
 @asynccontextmanager
 async def open_socket(
-    server: Server, client: Client | None = None, *, headers: Sequence[Any] = ()
+    server: Server, client: Client | None = None, *, wrap: Wrap = lambda stream: stream
 ) -> AsyncIterator[Socket]:
-    """Yields a WebSocket of a client, who is authenticated by a header; of nobody without one."""
-    extra = [*headers]
-    if client is not None:
-        extra.append((b"authorization", f"Bearer {client.token}".encode()))
-    async with connected(server.app) as stream, trio.open_nursery() as nursery:
+    """Yields a WebSocket of a client, who is authenticated by a header; of nobody without one.
+
+    wrap: makes the server's end of the connection from its stream.
+    """
+    extra = [] if client is None else [(b"authorization", f"Bearer {client.token}".encode())]
+    async with _both_ends(server.app, wrap) as (stream, server_stream), trio.open_nursery() as nursery:
         websocket = await wrap_client_stream(nursery, stream, "test.example", WEBSOCKET_PATH, extra_headers=extra)
-        yield Socket(websocket)
+        yield Socket(websocket, server_stream)
         with trio.move_on_after(5):
             await websocket.aclose()
         nursery.cancel_scope.cancel()
+
+
+class Line:
+    """The way of a client to its server, which a test can cut, once or for a while."""
+
+    def __init__(self, server: Server, client: Client) -> None:
+        self._server, self._client = server, client
+        self._streams: list[trio.abc.HalfCloseableStream] = []
+        self.is_up = True
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[WebSocketConnection]:
+        if not self.is_up:
+            raise OSError("the line is cut")
+        headers = [(b"authorization", f"Bearer {self._client.token}".encode())]
+        async with connected(self._server.app) as stream, trio.open_nursery() as nursery:
+            self._streams.append(stream)
+            with trio.fail_after(20):
+                websocket = await wrap_client_stream(nursery, stream, "x", WEBSOCKET_PATH, extra_headers=headers)
+            yield websocket
+            nursery.cancel_scope.cancel()
+
+    async def cut(self) -> None:
+        for stream in self._streams:
+            await trio.aclose_forcefully(stream)
+        self._streams.clear()

@@ -155,3 +155,42 @@ async def test_a_stopping_server_answers_what_it_has_and_closes_with_1012(homese
         homeserver.app.dispatch.drain()
         await trio.lowlevel.checkpoint()
         assert await socket.until_closed() == 1012
+
+
+async def test_sockets_work_through_the_asgi_door_of_an_embedding_program(homeserver: Server) -> None:
+    alice = await homeserver.register("alice")
+    to_server, from_client = trio.open_memory_channel[Any](10)
+    to_client, from_server = trio.open_memory_channel[Any](10)
+    scope = {
+        "type": "websocket", "path": WEBSOCKET_PATH, "raw_path": WEBSOCKET_PATH.encode(), "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {alice.token}".encode())], "client": ("192.0.2.1", 1), "extensions": {},
+    }  # fmt: skip
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(homeserver.app, scope, from_client.receive, to_client.send)
+        await to_server.send({"type": "websocket.connect"})
+        assert (await from_server.receive())["type"] == "websocket.accept"
+        await to_server.send({"type": "websocket.receive", "text": '{"op":"ping","id":1}'})
+        answer = await from_server.receive()
+        assert answer == {"type": "websocket.send", "text": '{"id":1,"status":200,"body":{}}'}
+        await to_server.send({"type": "websocket.receive", "bytes": b"{}"})
+        closed = await from_server.receive()
+        assert (closed["type"], closed["code"]) == ("websocket.close", 1007)
+
+
+async def test_the_asgi_door_refuses_a_wrong_token_and_other_paths(homeserver: Server) -> None:
+    for path, token in ((WEBSOCKET_PATH, "nonsense"), ("/_matrix/client/versions", "")):
+        told: list[Any] = []
+
+        async def send(message: Any, told: list[Any] = told) -> None:
+            told.append(message)
+
+        async def receive() -> Any:
+            return {"type": "websocket.connect"}
+
+        scope = {
+            "type": "websocket", "path": path, "raw_path": path.encode(), "query_string": b"",
+            "headers": [(b"authorization", f"Bearer {token}".encode())], "client": None,
+            "extensions": {"websocket.http.response": {}},
+        }  # fmt: skip
+        await homeserver.app(scope, receive, send)
+        assert told[0]["status"] in (401, 404)

@@ -9,40 +9,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from homeserver.errors import MatrixError
-from homeserver.http.asgi import WEBSOCKET_PATH
 from homeserver.socket_client import ConnectionLost, SocketClient, open_socket_client
 from tests.support.federation import create_room, join, send_text
 from tests.support.homeservers import Client, Server
-from tests.support.sockets import connected
-
-
-class Line:
-    """The way of a client to its server, which a test can cut, once or for a while."""
-
-    def __init__(self, server: Server, client: Client) -> None:
-        self._server, self._client = server, client
-        self._streams: list[trio.abc.HalfCloseableStream] = []
-        self.is_up = True
-
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[WebSocketConnection]:
-        if not self.is_up:
-            raise OSError("the line is cut")
-        headers = [(b"authorization", f"Bearer {self._client.token}".encode())]
-        async with connected(self._server.app) as stream, trio.open_nursery() as nursery:
-            self._streams.append(stream)
-            with trio.fail_after(20):
-                websocket = await wrap_client_stream(nursery, stream, "x", WEBSOCKET_PATH, extra_headers=headers)
-            yield websocket
-            nursery.cancel_scope.cancel()
-
-    async def cut(self) -> None:
-        for stream in self._streams:
-            await trio.aclose_forcefully(stream)
-        self._streams.clear()
+from tests.support.sockets import Line
 
 
 @asynccontextmanager

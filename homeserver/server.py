@@ -285,7 +285,11 @@ class Homeserver:
             return None
         folder = str(self.config.data_path("search"))
         return Service(
-            "homeserver.search.service:Service", folder, memory_bytes=INDEX_MEMORY_BYTES_MAX, inline=self._inline
+            "homeserver.search.service:Service",
+            folder,
+            self.config.search.engine,
+            memory_bytes=INDEX_MEMORY_BYTES_MAX,
+            inline=self._inline,
         )
 
 

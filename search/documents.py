@@ -76,6 +76,27 @@ class Deleted:
         return number in self.numbers or group in self.groups or author in self.authors
 
 
+class IndexDamaged(Exception):
+    """The files of an index are not what was written."""
+
+
+class OutOfTime(Exception):
+    """A search has used up its time. time, number: the place to continue from, just after what it has not looked at."""
+
+    def __init__(self, time: int, number: int) -> None:
+        super().__init__(time, number)
+        self.time = time
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to a search. reached: where to continue, None if there is nothing more."""
+
+    hits: list[Hit]
+    reached: Hit | None
+
+
 # Frequent words count for more, up to a point, and less in long texts. The average message has ten words.
 _SATURATION, _LENGTH = 1.2, 10.0
 

@@ -20,7 +20,6 @@ If the manifest or a slice is damaged, the index is reset: it starts empty, and 
 
 from __future__ import annotations
 
-import fcntl
 import heapq
 import os
 import secrets
@@ -33,16 +32,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from homeserver.search.documents import Deleted, Document, Hit, Wanted, score_of
+from homeserver.search.documents import Deleted, Document, Found, Hit, IndexDamaged, OutOfTime, Wanted, score_of
+from homeserver.search.folders import lock_folder, synchronise_folder
 from homeserver.search.manifest import MANIFEST, format_manifest, parse_manifest
 from homeserver.search.query import STEM_MARK, Query, Term, index_terms_of
 from homeserver.search.slices import (
-    OutOfTime,
     Slice,
-    SliceDamaged,
     checksums_of,
     merge_slices,
-    synchronise_folder,
     write_slice,
 )
 from homeserver.search.words import Stemmers
@@ -62,10 +59,6 @@ DELETED_SHARE_MAX = 0.1
 NUMBER_MAX = 1 << 62
 # Matches that are ranked at most, the newest first: 14 µs each.
 RANKED_MAX = 5_000
-
-
-class IndexInUse(Exception):
-    """Another process has the index open."""
 
 
 @dataclass(slots=True)
@@ -101,27 +94,21 @@ class _Recent:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The answer to a search. reached: where to continue, None if there is nothing more."""
-
-    hits: list[Hit]
-    reached: Hit | None
-
-
 class Index:
     """An index in a folder, which is created if it does not exist. Used by one thread of one process at a time.
 
     Raises IndexInUse if another process has it open.
 
     damage: why the index was reset when it was opened, empty if it was not. history, position: what the caller said
-    last: which stream of documents this is, and up to where the index has it.
+    last: which stream of documents this is, and up to where the index has it. since: from where on it has it; 0 unless
+    a first index, which begins with the newest documents, is not complete yet.
     """
 
     def __init__(self, folder: Path, stemmers: Stemmers) -> None:
         self.damage = ""
         self.history = ""
         self.position = 0
+        self.since = 0
         self.folder = folder
         self._stemmers = stemmers
         self._entries: list[_Entry] = []
@@ -130,7 +117,7 @@ class Index:
         self._is_stored = True
         self._merging: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = _lock(folder)
+        self._lock: int | None = lock_folder(folder)
         try:
             self._read_manifest()
         except FileNotFoundError:
@@ -154,11 +141,26 @@ class Index:
             return
         if deleted:
             self._delete(deleted)
+        self.position = position
+        self._take(documents)
+
+    def start_at(self, position: int) -> None:
+        """Begins an empty index at a position: what came before is added later, by `add_older`."""
+        self.position = self.since = position
+        self._is_stored = False
+        self.store()
+
+    def add_older(self, documents: Sequence[Document], since: int) -> None:
+        """Adds the documents after `since` that the index lacks, and notes that it has them."""
+        if since < self.since:
+            self.since = since
+            self._take(documents)
+
+    def _take(self, documents: Sequence[Document]) -> None:
         for document in documents:
             frequencies, length = index_terms_of(document.text, self._stemmers)
             self._recent.append(_Recent(document, frequencies, length))
             self._recent_terms += max(len(frequencies), length)  # a word that is repeated takes as long to read again
-        self.position = position
         self._is_stored = False
         if len(self._recent) >= WRITE_AT or self._recent_terms >= WRITE_AT_TERMS:
             self.store()
@@ -182,7 +184,7 @@ class Index:
         self._close_slices()
         self._entries, self._recent, self._merging = [], [], set()
         self._recent_terms = 0
-        self.history, self.position = history, 0
+        self.history, self.position, self.since = history, 0, 0
         self._write_manifest()
         self._remove_leftovers()
 
@@ -207,6 +209,7 @@ class Index:
         """Returns how large the index is."""
         return {
             "position": self.position,
+            "since": self.since,
             "documents": len(self._recent) + sum(each.documents - len(_deleted(each)) for each in self._entries),
             "deleted": sum(len(_deleted(each)) for each in self._entries),
             "slices": len(self._entries),
@@ -232,7 +235,7 @@ class Index:
     def search(self, wanted: Wanted, seconds: float) -> Found:
         """Returns documents that may match. Stops after `seconds`; then `reached` says how far it has come.
 
-        Raises SliceDamaged if files are damaged; the caller should reset it.
+        Raises IndexDamaged if files are damaged; the caller should reset it.
         """
         if not wanted.query.units:
             return Found([], None)
@@ -319,7 +322,7 @@ class Index:
             deleted = {opened.numbers[at] for opened in map(self._open, old) for at in opened.deleted}
             try:
                 opened = self._open(entry)
-            except SliceDamaged:
+            except IndexDamaged:
                 return
             opened.deleted.update(at for at, number in enumerate(opened.numbers) if number in deleted)
         elif merged is None:
@@ -349,11 +352,13 @@ class Index:
         manifest = parse_manifest((self.folder / MANIFEST).read_text())
         self._entries = [_Entry(**entry) for entry in manifest["slices"]]
         self.history, self.position = manifest["history"], manifest["position"]
+        self.since = manifest.get("since", 0)  # indexes of before had everything
 
     def _write_manifest(self) -> None:
         manifest = {
             "history": self.history,
             "position": self.position,
+            "since": self.since,
             "slices": [entry.to_json() for entry in self._entries],
         }
         new = self.folder / f"{MANIFEST}.new"
@@ -374,7 +379,7 @@ class Index:
 
 
 def merge(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Merges slices into a new one, in any process. Returns what `adopt` needs. Raises SliceDamaged."""
+    """Merges slices into a new one, in any process. Returns what `adopt` needs. Raises IndexDamaged."""
     manifest = parse_manifest((folder / MANIFEST).read_text())
     entries = {entry["name"]: _Entry(**entry) for entry in manifest["slices"]}
     merged = [entries[each] for each in names]
@@ -450,26 +455,6 @@ def _describe(folder: Path, name: str, documents: Sequence[Document]) -> _Entry:
 
 def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _lock(folder: Path) -> int:
-    """Returns a descriptor that holds the lock of the folder until it is closed. Raises IndexInUse."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise IndexInUse(f"Another process has the index in {folder} open.") from None
-    return descriptor
-
-
-def is_in_use(folder: Path) -> bool:
-    """Returns whether a process has the index open."""
-    try:
-        os.close(_lock(folder))
-    except IndexInUse:
-        return True
-    return False
 
 
 def _new_name() -> str:

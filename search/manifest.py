@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from homeserver.search import fts5
+
 FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "current"
@@ -27,6 +29,8 @@ def find_current(folder: Path) -> Path | None:
 def find_status(folder: Path) -> dict[str, Any] | None:
     """Returns how large the current index is, None if there is none. Raises ValueError if its manifest is damaged."""
     current = find_current(folder)
+    if current is not None and (current / fts5.DATABASE).exists():
+        return fts5.find_status(current)
     try:
         return None if current is None else _status_of(parse_manifest((current / MANIFEST).read_text()))
     except FileNotFoundError:
@@ -56,6 +60,7 @@ def _status_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     slices = manifest["slices"]
     return {
         "position": manifest["position"],
+        "since": manifest.get("since", 0),
         "documents": sum(each["documents"] - len(each["deleted"]) for each in slices),
         "deleted": sum(len(each["deleted"]) for each in slices),
         "slices": len(slices),

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from homeserver.search.documents import Deleted, Document, Hit, Wanted
-from homeserver.search.index import Index, IndexInUse, is_in_use, merge
+from homeserver.search.documents import Deleted, Document, Hit, IndexDamaged, Wanted
+from homeserver.search.engines import WHOOSH, Engine, engine_of, merge, open_index
+from homeserver.search.folders import IndexInUse, is_in_use, synchronise_folder
 from homeserver.search.manifest import CURRENT, find_current
 from homeserver.search.query import parse_query
-from homeserver.search.slices import SliceDamaged, synchronise_folder
 from homeserver.search.words import Stemmers
 
 # A process whose server has ended writes what it has in memory, and exits.
@@ -44,18 +44,20 @@ def switch(folder: Path, index: Path) -> None:
 class Service:
     """The index in a folder. Every method may be called from another process."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, engine: str = WHOOSH) -> None:
+        """engine: see `engines`. An index of the other engine is replaced by a new one."""
         self._folder = Path(folder)
+        self._engine = engine
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stemmers = Stemmers()
-        self._index: Index | None = None
+        self._index: Engine | None = None
         self._path: Path | None = None
 
     def begin(self, history: str) -> list[Any]:
-        """Returns history and position of the index, and why it was reset since the last call, if it was."""
+        """Returns history, position and beginning of the index, and why it was reset since the last call, if it was."""
         index = self._open()
         damage, index.damage = index.damage, ""
-        return [index.history, index.position, damage]
+        return [index.history, index.position, index.since, damage]
 
     def set_history(self, history: str) -> None:
         """Notes that the index belongs to this history too."""
@@ -73,9 +75,21 @@ class Service:
         numbers, groups, authors = (frozenset(each) for each in deleted)
         try:
             index.add([Document(*each) for each in documents], Deleted(numbers, groups, authors), upto)
-        except SliceDamaged as error:
+        except IndexDamaged as error:
             index.reset(str(error), index.history)
             return False
+        return True
+
+    def start_at(self, position: int) -> None:
+        """Begins an empty index with what comes after a position."""
+        self._open().start_at(position)
+
+    def add_older(self, since: int, before: int, documents: Sequence[Sequence[Any]]) -> bool:
+        """Adds the documents of since < position ≤ before, if that is what the index lacks. Returns whether it was."""
+        index = self._open()
+        if index.since != before:
+            return False
+        index.add_older([Document(*each) for each in documents], since)
         return True
 
     def search(self, text: str, wanted: dict[str, Any], seconds: float) -> list[Any]:
@@ -91,7 +105,7 @@ class Service:
         index = self._open()
         try:
             found = index.search(Wanted(query, before=None if before is None else Hit(*before), **wanted), seconds)
-        except SliceDamaged as error:
+        except IndexDamaged as error:
             index.reset(str(error), index.history)
             return [[], None]
         return [[list(hit) for hit in found.hits], None if found.reached is None else list(found.reached)]
@@ -125,9 +139,11 @@ class Service:
             self._index.close()
             self._index = None
 
-    def _open(self) -> Index:
+    def _open(self) -> Engine:
         """Returns the current index. Raises IndexInUse if another process has it open."""
         current = find_current(self._folder)
+        if current is not None and current != self._path and self._is_of_another_engine(current):
+            current = None
         if self._index is None or current != self._path:
             self.close()
             path = new_index_folder(self._folder) if current is None else current
@@ -138,12 +154,15 @@ class Service:
             self._remove_others()
         return self._index
 
-    def _wait_for(self, path: Path) -> Index:
+    def _is_of_another_engine(self, index: Path) -> bool:
+        return index.exists() and engine_of(index) != self._engine
+
+    def _wait_for(self, path: Path) -> Engine:
         """Opens an index. The process of a server that was just killed may still have it open."""
         deadline = time.monotonic() + LOCK_SECONDS_MAX
         while True:
             try:
-                return Index(path, self._stemmers)
+                return open_index(self._engine, path, self._stemmers)
             except IndexInUse:
                 if time.monotonic() > deadline:
                     raise

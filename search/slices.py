@@ -25,7 +25,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
-from homeserver.search.documents import Document, Hit, Wanted, score_of
+from homeserver.search.documents import Document, Hit, IndexDamaged, OutOfTime, Wanted, score_of
+from homeserver.search.folders import synchronise_folder
 from homeserver.search.postings import AllOf, AnyOf, Listed, Of, Postings
 from homeserver.search.query import STEM_MARK, Term, index_terms_of
 from homeserver.search.whoosh_files import FILES, TermPostings, Terms, write_terms
@@ -52,19 +53,6 @@ _TYPES: Mapping[str, Literal["q", "I", "H", "B"]] = {
     "labels": "B",
 }
 _LENGTH_MAX = (1 << 16) - 1
-
-
-class SliceDamaged(Exception):
-    """The files of a slice are not what was written."""
-
-
-class OutOfTime(Exception):
-    """A search has used up its time. time, number: the place to continue from, just after what it has not looked at."""
-
-    def __init__(self, time: int, number: int) -> None:
-        super().__init__(time, number)
-        self.time = time
-        self.number = number
 
 
 def checksums_of(folder: Path) -> dict[str, int]:
@@ -164,29 +152,20 @@ def _synchronise(folder: Path) -> None:
     synchronise_folder(folder)
 
 
-def synchronise_folder(folder: Path) -> None:
-    """Makes sure that what was created and renamed in a folder is on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Slice:
     """Reads a slice. deleted: the documents to leave out, by their index in the slice."""
 
     def __init__(self, folder: Path, documents: int, checksums: Mapping[str, int], deleted: set[int]) -> None:
-        """Raises SliceDamaged if the files do not have these checksums."""
+        """Raises IndexDamaged if the files do not have these checksums."""
         self.deleted = deleted
         self._ranges: dict[int, tuple[int, int]] = {}  # of each group in `_by_group`
         try:
             if checksums_of(folder) != checksums:
-                raise SliceDamaged(f"{folder}: a file has changed")
+                raise IndexDamaged(f"{folder}: a file has changed")
             with (folder / _COLUMNS_FILE).open("rb") as file:
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise SliceDamaged(f"{folder}: {error}") from error
+            raise IndexDamaged(f"{folder}: {error}") from error
         self._views: list[memoryview] = []
         self.terms = Terms(folder)
         columns = self._read_columns(documents)

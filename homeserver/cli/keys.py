@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -105,7 +104,7 @@ def run_rotate(args: argparse.Namespace) -> int:
 
         database = server.resources.database
         keys = database.server.master_keys
-        bar = Bar("keys", is_shown=not args.json and sys.stderr.isatty())
+        bar = Bar("keys", is_shown=not args.json)
         new, has_old = await rotate(server.config, database, keys, bar.show)
         bar.end()
         rest = " Remove the old key there, and restart every server." if has_old else ""

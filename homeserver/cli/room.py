@@ -37,7 +37,7 @@ def run_forget_key(args: argparse.Namespace) -> int:
         room_id = await hs.database.read(_find_room, args.room)
         if not args.yes:
             _ask(room_id)
-        bar = Bar("changes", is_shown=not args.json and sys.stderr.isatty())
+        bar = Bar("changes", is_shown=not args.json)
         await forget_room(hs, room_id, bar.show)
         bar.end()
         if hs.search is not None and not is_server_running(server.config):

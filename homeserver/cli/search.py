@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell
@@ -31,8 +30,8 @@ def run_status(args: argparse.Namespace) -> int:
             raise CommandError(
                 f"the search index is damaged and will be rebuilt at the next search: {error}"
             ) from error
-        status = status or {"position": 0, "documents": 0, "deleted": 0, "slices": 0, "bytes": 0}
-        behind = await server.resources.database.read(_position) - status["position"]
+        status = status or {"position": 0, "since": 0, "documents": 0, "deleted": 0, "slices": 0, "bytes": 0}
+        behind = await server.resources.database.read(_position) - status["position"] + status["since"]
         tell(args, _describe(status, behind), **status, behind=behind)
 
     return run_beside(_read_config(args), show)
@@ -44,8 +43,9 @@ def run_rebuild(args: argparse.Namespace) -> int:
     async def rebuild(server: Any) -> None:
         from homeserver.features.search.feeding import rebuild
 
-        bar = Bar("changes", is_shown=not args.json and sys.stderr.isatty())
-        status = await rebuild(server.resources.database, server.config.data_path("search"), bar.show)
+        bar = Bar("changes", is_shown=not args.json)
+        config = server.config
+        status = await rebuild(server.resources.database, config.data_path("search"), config.search.engine, bar.show)
         bar.end()
         tell(args, f"The index is rebuilt: {_describe(status, 0)}", **status, behind=0)
 

@@ -247,6 +247,11 @@ class Presence(Section, frozen=True):
 
 class SearchSection(Section, frozen=True):
     enabled: bool = True
+    engine: str = "whoosh"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_one_of("search.engine", self.engine, ("whoosh", "fts5"))
 
 
 class WebsocketSection(Section, frozen=True):

@@ -1,7 +1,7 @@
 """What search costs: CPU per message that is indexed, bytes per message, and milliseconds per query. Prints one JSON
 object.
 
-python -m tests.bench.bench_search [MESSAGES [ROOMS]]
+python -m tests.bench.bench_search [MESSAGES [ROOMS [whoosh|fts5]]]
 
 The texts have ten words each, of a vocabulary of 50,000 with the frequencies of a natural language. Queries are asked
 as the server does, for the first 50 proposals: in all rooms, in ten and in one. The first query opens the slices.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from homeserver.limits.search import SEARCH_SECONDS_MAX
+from homeserver.search.engines import WHOOSH
 from homeserver.search.manifest import find_status
 from homeserver.search.service import Service
 
@@ -79,18 +80,23 @@ def ask(service: Service, queries: list[str], **wanted: Any) -> dict[str, float]
     return {"p50": round(statistics.median(spent), 2), "p99": round(spent[int(len(spent) * 0.99)], 2)}
 
 
-def main(messages: int = 100_000, rooms: int = 200) -> None:
+def main(messages: int = 100_000, rooms: int = 200, engine: str = WHOOSH) -> None:
     rng = random.Random(2)
     words = make_words(rng)
     with tempfile.TemporaryDirectory() as folder:
-        service = Service(folder)
+        service = Service(folder, engine)
         service.begin("")
-        report: dict[str, Any] = {"messages": messages, "rooms": rooms, **fill(service, messages, rooms, words)}
+        report: dict[str, Any] = {
+            "engine": engine,
+            "messages": messages,
+            "rooms": rooms,
+            **fill(service, messages, rooms, words),
+        }
         status = find_status(Path(folder))
         assert status is not None
         report |= {"index_bytes_per_message": round(status["bytes"] / messages, 1), "slices": status["slices"]}
         service.close()
-        service = Service(folder)
+        service = Service(folder, engine)
         began = time.perf_counter()
         service.search("absent", {"limit": 50}, 60.0)
         report["opening_ms"] = round((time.perf_counter() - began) * 1000)
@@ -112,4 +118,4 @@ def main(messages: int = 100_000, rooms: int = 200) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:3]), *sys.argv[3:])

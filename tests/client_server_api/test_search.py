@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +13,26 @@ from homeserver import limits
 from homeserver.api.filters import RoomEventFilter
 from homeserver.authenticate import Requester
 from homeserver.config import SearchSection
-from homeserver.features.search.feeding import merge
+from homeserver.database import Transaction
+from homeserver.features.search.feeding import catch_up, fill, merge
 from homeserver.features.search.matches import Narrowed, Searched, check_proposals
 from homeserver.features.search.texts import BODY, read_span
+from homeserver.federation.build import Draft
+from homeserver.federation.identifiers import RoomID, UserID
+from homeserver.process.workers import Service
+from homeserver.rooms.append import append_local
 from homeserver.rooms.storage import find_position
 from homeserver.search.documents import Hit
 from homeserver.search.query import parse_query
 from homeserver.search.words import Stemmers
 from tests.support.homeservers import Client, Homeservers, Server
 from tests.support.people import Json, create, invite, join, leave, public_room, redact, say, send, set_state
+
+
+@pytest.fixture(params=["whoosh", "fts5"])
+async def server(homeservers: Homeservers, request: pytest.FixtureRequest) -> Server:
+    """A homeserver with either engine: both are held to the same tests."""
+    return await homeservers.start(search=SearchSection(engine=request.param))
 
 
 async def search(client: Client, term: str, *, next_batch: str | None = None, **asked: Any) -> Json:
@@ -430,3 +442,44 @@ def read_index(server: Server) -> set[bytes]:
     """Returns the words in the files of the index."""
     files = [path for path in server.hs.config.data_path("search").rglob("*") if path.is_file()]
     return {word for path in files for word in re.findall(rb"[a-z]+word", path.read_bytes())}
+
+
+# --- a first index ---
+
+
+@pytest.mark.parametrize("engine", ["whoosh", "fts5"])
+async def test_a_first_index_begins_with_the_newest_messages(homeserver: Server, tmp_path: Path, engine: str) -> None:
+    alice = await homeserver.register("alice")
+    room_id = await homeserver.make_room(alice)
+    texts = [f"kettle number{number}" for number in range(1200)]
+    positions = await homeserver.write(_say_all, alice.user_id, room_id, texts)
+    database = homeserver.hs.database
+    index = Service("homeserver.search.service:Service", str(tmp_path / "index"), engine, inline=True)
+
+    async def find(query: str) -> list[int]:
+        hits, _ = await index.call("search", query, {"limit": 2000}, 60.0)
+        return [hit[2] for hit in hits]
+
+    await catch_up(database, index, positions[-1])
+    newest = await find("kettle")
+    assert newest == positions[::-1][: len(newest)] and 300 < len(newest) < 1200, "the newest ones, without a gap"
+    (later,) = await homeserver.write(_say_all, alice.user_id, room_id, ["kettle later"])
+    await catch_up(database, index, later)
+    assert (await find("kettle"))[0] == later
+    while await fill(database, index):
+        some = await find("kettle")
+        assert some == [later, *positions[::-1]][: len(some)]
+    assert await find("kettle") == [later, *positions[::-1]]
+    assert await find("number0") == positions[:1]
+    assert not await fill(database, index)
+    await index.aclose()
+
+
+def _say_all(tx: Transaction, user_id: UserID, room_id: RoomID, texts: list[str]) -> list[int]:
+    positions = []
+    for text in texts:
+        draft = Draft(room_id, user_id, "m.room.message", {"msgtype": "m.text", "body": text})
+        position = find_position(tx, append_local(tx, draft).event_id)
+        assert position is not None
+        positions.append(position)
+    return positions

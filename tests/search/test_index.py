@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from homeserver.search import index as index_module
 from homeserver.search.documents import Deleted, Document, Hit, Wanted, score_of
-from homeserver.search.index import SLICE_DOCUMENTS, WRITE_AT, Index, IndexInUse, merge
-from homeserver.search.manifest import MANIFEST
+from homeserver.search.engines import FTS5, WHOOSH, Engine, merge, open_index
+from homeserver.search.folders import IndexInUse
+from homeserver.search.fts5 import DATABASE
+from homeserver.search.index import SLICE_DOCUMENTS, WRITE_AT, Index
+from homeserver.search.manifest import MANIFEST, find_status
 from homeserver.search.query import parse_query
 from homeserver.search.service import Service
 from homeserver.search.words import Stemmers
@@ -31,24 +34,42 @@ def documents_of(*texts: str, first: int = 1, **fields: int) -> list[Document]:
     return [Document(number, number * 10, text=text, **values) for number, text in enumerate(texts, first)]
 
 
-def numbers(index: Index, text: str, **conditions: Any) -> list[int]:
+def numbers(index: Engine, text: str, **conditions: Any) -> list[int]:
     wanted = Wanted(parse_query(text, STEMMERS), **{"limit": 1000, **conditions})
     return [hit.number for hit in index.search(wanted, SECONDS).hits]
 
 
+@pytest.fixture(params=[WHOOSH, FTS5])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Both engines are held to the same tests."""
+    return str(request.param)
+
+
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[Index]:
+def index(tmp_path: Path, engine: str) -> Iterator[Engine]:
+    opened = open_index(engine, tmp_path / "index", STEMMERS)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def slices(tmp_path: Path) -> Iterator[Index]:
+    """An index that consists of slices, which only one of the engines has."""
     opened = Index(tmp_path / "index", STEMMERS)
     yield opened
     opened.close()
 
 
-def reopened(index: Index) -> Index:
+def reopened(index: Engine, engine: str) -> Engine:
     index.close()
-    return Index(index.folder, STEMMERS)
+    return open_index(engine, index.folder, STEMMERS)
 
 
-def merge_everything(index: Index) -> None:
+def contents_of(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def merge_everything(index: Engine) -> None:
     names = index.slice_names()
     index.adopt(names, merge(index.folder, names))
 
@@ -95,6 +116,7 @@ def scan(documents: Sequence[Document], wanted: Wanted) -> list[Hit]:
     return sorted(hits, reverse=True)
 
 
+@pytest.mark.parametrize("engine", [WHOOSH, FTS5])
 @settings(max_examples=60, deadline=None)
 @given(
     batches=st.lists(documents_strategy, min_size=1, max_size=4),
@@ -105,6 +127,7 @@ def scan(documents: Sequence[Document], wanted: Wanted) -> list[Hit]:
 )
 def test_pages_of_a_search_are_what_a_scan_finds(
     tmp_path_factory: pytest.TempPathFactory,
+    engine: str,
     batches: list[list[tuple[int, int, int, int, str]]],
     steps: list[str],
     query: str,
@@ -112,7 +135,7 @@ def test_pages_of_a_search_are_what_a_scan_finds(
     limit: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("property")
-    index = Index(folder, STEMMERS)
+    index = open_index(engine, folder, STEMMERS)
     kept: list[Document] = []
     numbering = itertools.count(1)
     for batch, step in itertools.zip_longest(batches, steps):
@@ -125,7 +148,7 @@ def test_pages_of_a_search_are_what_a_scan_finds(
         if step == "merge":
             merge_everything(index)
         if step == "reopen":
-            index = reopened(index)
+            index = reopened(index, engine)
     wanted = Wanted(parse_query(query, STEMMERS), limit=limit, **conditions)
     found: list[Hit] = []
     page = index.search(wanted, SECONDS)
@@ -139,7 +162,47 @@ def test_pages_of_a_search_are_what_a_scan_finds(
     shutil.rmtree(folder)
 
 
-def test_rank_is_the_same_in_memory_and_in_files(index: Index) -> None:
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("qwen", "we tried qwen3.6 today"),
+        ("qwen3.6", "Qwen 3.6 is out"),
+        ("3.6", "we tried qwen3.6 today"),
+        ("example", "see https://docs.example.org/a/path?query=1#part"),
+        ("path", "see https://docs.example.org/a/path?query=1#part"),
+        ("docs.example.org", "see https://docs.example.org/a/path?query=1#part"),
+        ("invoice", "2026-11_invoice-final.pdf"),
+        ("2026-11", "2026-11_invoice-final.pdf"),
+        ("pdf", "2026-11_invoice-final.pdf"),
+        ("name", "call getUserName() first"),
+        ("getusername", "call get_user_name() first"),
+        ("user_name", "call get_user_name() first"),
+        ("東京", "私は東京都に住んでいます"),
+        ("東", "私は東京都に住んでいます"),
+        ("住んで", "私は東京都に住んでいます"),
+        ("北京", "我在北京大学学习"),
+        ("서울", "저는 서울에서 살아요"),
+        ("cafe", "im Café um vier"),
+        ("Café", "im cafe um vier"),
+        ("strasse", "in der Straße"),
+        ("release", "the releases were released"),
+        ("kettles", "a blue kettle"),
+        ("haus", "viele Häuser"),
+        ("lauft", "sie läuft"),
+        ("kleine", "mit kleinen Schritten"),
+        ("kett*", "a blue kettle"),
+        ("🙂", "hello 🙂"),
+    ],
+)
+def test_words_are_found_in_what_people_write(index: Engine, query: str, text: str) -> None:
+    index.add(documents_of("something else", text), Deleted(), 1)
+    found = parse_query(query, STEMMERS).find(text, STEMMERS) is not None
+    assert found and numbers(index, query) == [2]
+    index.store()
+    assert numbers(index, query) == [2]
+
+
+def test_rank_is_the_same_in_memory_and_in_files(index: Engine) -> None:
     texts = ("kettle kettle", "a blue kettle", "kettles and kettles", "blue " * 300 + "kettle")
     index.add(documents_of(*texts), Deleted(), 1)
     wanted = Wanted(parse_query("kettle", STEMMERS), by_rank=True)
@@ -153,76 +216,77 @@ def test_rank_is_the_same_in_memory_and_in_files(index: Index) -> None:
 # --- how slices grow ---
 
 
-def test_documents_are_written_when_there_are_enough(index: Index) -> None:
-    index.add(documents_of(*["kettle"] * (WRITE_AT - 1)), Deleted(), 1)
-    assert index.status()["slices"] == 0
-    index.add(documents_of("kettle", first=WRITE_AT), Deleted(), 2)
-    assert index.status() == {
-        "position": 2, "documents": WRITE_AT, "deleted": 0, "slices": 1, "bytes": index.status()["bytes"],
+def test_documents_are_written_when_there_are_enough(slices: Index) -> None:
+    slices.add(documents_of(*["kettle"] * (WRITE_AT - 1)), Deleted(), 1)
+    assert slices.status()["slices"] == 0
+    slices.add(documents_of("kettle", first=WRITE_AT), Deleted(), 2)
+    assert slices.status() == {
+        "position": 2, "since": 0, "documents": WRITE_AT, "deleted": 0, "slices": 1,
+        "bytes": slices.status()["bytes"],
     }  # fmt: skip
 
 
-def test_many_small_slices_are_merged_and_closed_ones_are_left_alone(index: Index) -> None:
+def test_many_small_slices_are_merged_and_closed_ones_are_left_alone(slices: Index) -> None:
     for number in range(index_module.SMALL_SLICES_MAX):
-        assert index.plan_merge() == []
-        index.add(documents_of("kettle", first=number + 1), Deleted(), number + 1)
-        index.store()
-    names = index.plan_merge()
+        assert slices.plan_merge() == []
+        slices.add(documents_of("kettle", first=number + 1), Deleted(), number + 1)
+        slices.store()
+    names = slices.plan_merge()
     assert len(names) == index_module.SMALL_SLICES_MAX
-    assert index.plan_merge() == [], "they are being merged"
-    index.adopt(names, merge(index.folder, names))
-    assert index.status()["slices"] == 1 and index.plan_merge() == []
-    assert numbers(index, "kettle") == list(range(index_module.SMALL_SLICES_MAX, 0, -1))
-    assert sum(path.is_dir() for path in index.folder.iterdir()) == 1
+    assert slices.plan_merge() == [], "they are being merged"
+    slices.adopt(names, merge(slices.folder, names))
+    assert slices.status()["slices"] == 1 and slices.plan_merge() == []
+    assert numbers(slices, "kettle") == list(range(index_module.SMALL_SLICES_MAX, 0, -1))
+    assert sum(path.is_dir() for path in slices.folder.iterdir()) == 1
     assert SLICE_DOCUMENTS > index_module.SMALL_DOCUMENTS * 4
 
 
-def test_deleted_documents_leave_the_files_with_the_next_merge(index: Index) -> None:
+def test_deleted_documents_leave_the_files_with_the_next_merge(index: Engine) -> None:
     index.add(documents_of("kettle secretword", "teapot"), Deleted(), 1)
     index.store()
     index.add([], Deleted(numbers={1}), 2)
     assert numbers(index, "kettle") == []
     index.store()
-    assert b"secretword" in b"".join(path.read_bytes() for path in index.folder.glob("*/*"))
+    assert b"secretword" in contents_of(index.folder)
     names = index.plan_merge(deletions=True)
     index.adopt(names, merge(index.folder, names))
-    assert b"secretword" not in b"".join(path.read_bytes() for path in index.folder.glob("*/*"))
+    assert b"secretword" not in contents_of(index.folder)
     assert numbers(index, "teapot") == [2] and index.status()["deleted"] == 0
 
 
-def test_a_slice_of_deleted_documents_is_removed(index: Index) -> None:
-    index.add(documents_of("kettle", group=7), Deleted(), 1)
-    index.store()
-    index.add([], Deleted(groups={7}), 2)
-    index.store()
-    names = index.plan_merge()
-    index.adopt(names, merge(index.folder, names))
-    assert index.status()["slices"] == 0
+def test_a_slice_of_deleted_documents_is_removed(slices: Index) -> None:
+    slices.add(documents_of("kettle", group=7), Deleted(), 1)
+    slices.store()
+    slices.add([], Deleted(groups={7}), 2)
+    slices.store()
+    names = slices.plan_merge()
+    slices.adopt(names, merge(slices.folder, names))
+    assert slices.status()["slices"] == 0
 
 
-def test_documents_that_are_deleted_during_a_merge_stay_deleted(index: Index) -> None:
+def test_documents_that_are_deleted_during_a_merge_stay_deleted(slices: Index) -> None:
     for number in (1, 2):
-        index.add(documents_of("kettle", first=number), Deleted(), number)
-        index.store()
-    names = index.slice_names()
-    merged = merge(index.folder, names)
-    index.add([], Deleted(numbers={2}), 3)
-    index.adopt(names, merged)
-    assert numbers(index, "kettle") == [1]
+        slices.add(documents_of("kettle", first=number), Deleted(), number)
+        slices.store()
+    names = slices.slice_names()
+    merged = merge(slices.folder, names)
+    slices.add([], Deleted(numbers={2}), 3)
+    slices.adopt(names, merged)
+    assert numbers(slices, "kettle") == [1]
 
 
-def test_a_failed_merge_changes_nothing(index: Index) -> None:
-    index.add(documents_of("kettle"), Deleted(), 1)
-    index.store()
-    names = index.slice_names()
-    index.adopt(names, None)
-    assert index.slice_names() == names and numbers(index, "kettle") == [1]
+def test_a_failed_merge_changes_nothing(slices: Index) -> None:
+    slices.add(documents_of("kettle"), Deleted(), 1)
+    slices.store()
+    names = slices.slice_names()
+    slices.adopt(names, None)
+    assert slices.slice_names() == names and numbers(slices, "kettle") == [1]
 
 
 # --- bounded time ---
 
 
-def test_a_search_that_is_out_of_time_says_where_to_continue(index: Index) -> None:
+def test_a_search_that_is_out_of_time_says_where_to_continue(index: Engine) -> None:
     index.add(documents_of(*["kettle"] * 2000), Deleted(), 1)
     index.store()
     found: list[int] = []
@@ -241,7 +305,8 @@ def test_a_search_that_is_out_of_time_says_where_to_continue(index: Index) -> No
 # --- kills and damage ---
 
 
-def test_an_index_that_was_killed_is_as_it_was_last_written(index: Index) -> None:
+def test_an_index_that_was_killed_is_as_it_was_last_written(slices: Index) -> None:
+    index = slices
     index.add(documents_of("kettle"), Deleted(), 1)
     index.store()
     index.add(documents_of("kettle", first=2), Deleted(), 2)
@@ -255,14 +320,14 @@ def test_an_index_that_was_killed_is_as_it_was_last_written(index: Index) -> Non
     after.close()
 
 
-def test_leftovers_of_a_kill_are_removed(index: Index) -> None:
-    index.add(documents_of("kettle"), Deleted(), 1)
-    index.store()
-    names = index.slice_names()
-    merge(index.folder, names)  # never adopted
-    (index.folder / "slice-0123").mkdir()
-    (index.folder / f"{MANIFEST}.new").write_text("half")
-    again = reopened(index)
+def test_leftovers_of_a_kill_are_removed(slices: Index) -> None:
+    slices.add(documents_of("kettle"), Deleted(), 1)
+    slices.store()
+    names = slices.slice_names()
+    merge(slices.folder, names)  # never adopted
+    (slices.folder / "slice-0123").mkdir()
+    (slices.folder / f"{MANIFEST}.new").write_text("half")
+    again = reopened(slices, WHOOSH)
     assert {path.name for path in again.folder.iterdir() if path.is_dir()} == set(names)
     assert numbers(again, "kettle") == [1]
     again.close()
@@ -291,23 +356,116 @@ def test_a_damaged_index_is_reset_and_says_why(tmp_path: Path, what: str) -> Non
         shutil.rmtree(file.parent)
     service = Service(str(tmp_path))
     service.search("kettle", {"limit": 10}, SECONDS)
-    history, position, damage = service.begin("h")
+    history, position, _, damage = service.begin("h")
     assert position == 0 and damage
     assert service.add(0, 1, [document], [[], [], []])
     assert [hit[2] for hit in service.search("kettle", {"limit": 10}, SECONDS)[0]] == [1]
-    assert service.begin("h")[2] == "", "it is said once"
+    assert service.begin("h")[3] == "", "it is said once"
     service.close()
     assert history in ("", "h")
 
 
-def test_one_process_at_a_time_has_an_index_open(index: Index) -> None:
+def test_one_process_at_a_time_has_an_index_open(index: Engine, engine: str) -> None:
     with pytest.raises(IndexInUse):
-        Index(index.folder, STEMMERS)
+        open_index(engine, index.folder, STEMMERS)
 
 
 @pytest.mark.parametrize("text", [" ".join(f"word{number}" for number in range(10_000)), "kettle " * 10_000])
-def test_long_documents_are_written_before_writing_them_takes_long(index: Index, text: str) -> None:
+def test_long_documents_are_written_before_writing_them_takes_long(index: Engine, text: str) -> None:
     for number in range(1, 14):
         index.add(documents_of(text, first=number), Deleted(), number)
     assert index.status()["slices"] >= 1
     assert len(numbers(index, text.split()[0])) == 13
+
+
+# --- the second engine ---
+
+
+def test_an_index_in_a_database_is_stored_with_each_addition(tmp_path: Path) -> None:
+    index = open_index(FTS5, tmp_path / "index", STEMMERS)
+    index.add(documents_of("kettle"), Deleted(), 1)
+    copy = tmp_path / "copy"
+    shutil.copytree(index.folder, copy)  # as a kill leaves it
+    index.close()
+    after = open_index(FTS5, copy, STEMMERS)
+    assert after.position == 1 and numbers(after, "kettle") == [1]
+    after.add(documents_of("kettle", "kettle"), Deleted(), 1)  # again: ignored
+    assert numbers(after, "kettle") == [1]
+    after.close()
+
+
+@pytest.mark.parametrize("what", ["cut", "head", "nonsense", "gone"])
+def test_a_damaged_database_is_reset_and_says_why(tmp_path: Path, what: str) -> None:
+    service = Service(str(tmp_path), FTS5)
+    service.begin("h")
+    documents = [list(each) for each in documents_of(*[f"kettle number{each}" for each in range(2000)])]
+    assert service.add(0, 1, documents, [[], [], []])
+    service.close()
+    (file,) = tmp_path.glob(f"index-*/{DATABASE}")
+    content = file.read_bytes()
+    if what == "cut":
+        os.truncate(file, len(content) // 2 // 4096 * 4096 + 100)
+    elif what == "head":
+        file.write_bytes(b"\0" * 100 + content[100:])
+    elif what == "nonsense":
+        file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    else:
+        file.unlink()
+    service = Service(str(tmp_path), FTS5)
+    service.search("kettle", {"limit": 3000}, SECONDS)
+    position, _, damage = service.begin("h")[1:]
+    assert position == 0 and (damage or what == "gone")
+    assert service.add(0, 1, documents, [[], [], []])
+    assert len(service.search("kettle", {"limit": 3000}, SECONDS)[0]) == 2000
+    service.close()
+
+
+def test_documents_of_the_same_millisecond_are_sorted_by_number(index: Engine) -> None:
+    many = [Document(number << 19, 5, 1, 1, 1, "kettle") for number in range(1, 9)]  # their lowest bits are the same
+    index.add(many, Deleted(), 1)
+    assert numbers(index, "kettle") == [each.number for each in reversed(many)]
+    index.add([], Deleted(numbers={many[3].number}), 2)
+    assert many[3].number not in numbers(index, "kettle") and len(numbers(index, "kettle")) == 7
+
+
+@pytest.mark.parametrize("moment", [-(2**53), -(1 << 42), 1 << 42, 2**53])
+def test_forged_times_are_sorted_too(index: Engine, moment: int) -> None:
+    forged = [Document(number, moment + number, 1, 1, 1, "kettle") for number in range(1, 6)]
+    index.add([*forged, *documents_of("kettle", first=6)], Deleted(), 1)
+    expected = [5, 4, 3, 2, 1]
+    assert numbers(index, "kettle") == ([*expected, 6] if moment > 0 else [6, *expected])
+    assert numbers(index, "kettle", limit=1, before=Hit(0.0, moment + 3, 3)) == [2]
+
+
+def test_another_engine_begins_with_an_index_of_its_own(tmp_path: Path) -> None:
+    document = list(documents_of("kettle")[0])
+    for engine in (WHOOSH, FTS5, WHOOSH):
+        service = Service(str(tmp_path), engine)
+        assert service.begin("h")[1] == 0
+        assert service.add(0, 1, [document], [[], [], []])
+        assert [hit[2] for hit in service.search("kettle", {"limit": 10}, SECONDS)[0]] == [1]
+        service.close()
+        status = find_status(tmp_path)
+        assert status is not None and status["documents"] == 1
+        again = Service(str(tmp_path), engine)
+        assert again.begin("h")[1] == 1
+        again.close()
+    assert len(list(tmp_path.glob("index-*"))) == 1
+
+
+# --- a first index begins with the newest documents ---
+
+
+def test_a_first_index_has_the_newest_documents_first(index: Engine, engine: str) -> None:
+    index.start_at(10)
+    index.add(documents_of("kettle", first=11), Deleted(), 11)
+    assert numbers(index, "kettle") == [11] and index.since == 10
+    index.add_older(documents_of("kettle", "kettle", first=9), 8)
+    index.add_older(documents_of("kettle", "kettle", first=9), 8)  # again: ignored
+    assert numbers(index, "kettle") == [11, 10, 9]
+    index.store()
+    index = reopened(index, engine)
+    assert (index.position, index.since) == (11, 8)
+    index.add_older(documents_of("kettle"), 0)
+    assert numbers(index, "kettle") == [11, 10, 9, 1] and index.status()["since"] == 0
+    index.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from homeserver import limits
@@ -26,10 +26,11 @@ _HAS_FILE = frozenset({"m.file", "m.audio", "m.video"})
 
 
 class Span(NamedTuple):
-    """What changed in a span of the stream. upto: its end. deleted: what to remove, by positions, and by numbers of
-    rooms and of authors.
+    """What changed in since < position ≤ upto. deleted: what to remove, by positions, and by numbers of rooms and of
+    authors.
     """
 
+    since: int
     upto: int
     documents: list[Document]
     deleted_positions: list[int]
@@ -82,15 +83,9 @@ def find_edited(tx: Transaction, event: StoredEvent) -> StoredEvent | None:
 
 def read_span(tx: Transaction, since: int, upto: int) -> Span:
     """Returns what changed in since < position ≤ upto, or in the beginning of this span if its texts are long."""
-    positions = sorted(position for kind in TYPES for position in list_positions(tx, since, upto, kind))
-    events = find_stored_at(tx, positions)
-    erased = find_erased(tx, {event.sender for event in events.values()})
     documents: list[Document] = []
     characters = 0
-    for position in positions:
-        event = events[position]
-        if event.redacted_by is not None or event.sender in erased or (document := _document(tx, event)) is None:
-            continue
+    for position, document in _read_documents(tx, since, upto, newest_first=False):
         characters += len(document.text)
         if documents and characters > limits.search.INDEX_SPAN_CHARACTERS_MAX:
             upto = position - 1
@@ -98,7 +93,36 @@ def read_span(tx: Transaction, since: int, upto: int) -> Span:
         documents.append(document)
     redactions = find_stored_at(tx, list_positions(tx, since, upto, "m.room.redaction")).values()
     forgotten = list_forgotten(tx, since, upto)
-    return Span(upto, documents, _list_redacted(tx, redactions), forgotten, list_erased(tx, since, upto))
+    return Span(since, upto, documents, _list_redacted(tx, redactions), forgotten, list_erased(tx, since, upto))
+
+
+def read_span_before(tx: Transaction, since: int, upto: int) -> Span:
+    """Returns the documents of since < position ≤ upto, or of the end of this span if its texts are long.
+
+    What these changes have deleted is left out already, here and in what came after them.
+    """
+    documents: list[Document] = []
+    characters = 0
+    for position, document in _read_documents(tx, since, upto, newest_first=True):
+        characters += len(document.text)
+        if documents and characters > limits.search.INDEX_SPAN_CHARACTERS_MAX:
+            since = position
+            break
+        documents.append(document)
+    return Span(since, upto, documents, [], [], [])
+
+
+def _read_documents(tx: Transaction, since: int, upto: int, *, newest_first: bool) -> Iterator[tuple[int, Document]]:
+    """Yields the documents of a span, as they are now, with their positions."""
+    positions = sorted((each for kind in TYPES for each in list_positions(tx, since, upto, kind)), reverse=newest_first)
+    events = find_stored_at(tx, positions)
+    erased = find_erased(tx, {event.sender for event in events.values()})
+    for position in positions:
+        event = events[position]
+        if event.redacted_by is None and event.sender not in erased:
+            document = _document(tx, event)
+            if document is not None:
+                yield position, document
 
 
 def _document(tx: Transaction, event: StoredEvent) -> Document | None:

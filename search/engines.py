@@ -1,0 +1,59 @@
+"""Engines: the two kinds of index, behind one interface. Both propose the same documents in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from homeserver.search import fts5
+from homeserver.search.documents import Deleted, Document, Found, Wanted
+from homeserver.search.words import Stemmers
+
+WHOOSH, FTS5 = "whoosh", "fts5"
+
+
+class Engine(Protocol):
+    """An index in a folder; see `index.Index`, which explains each attribute and method."""
+
+    damage: str
+    history: str
+    position: int
+    since: int
+    folder: Path
+
+    def add(self, documents: Sequence[Document], deleted: Deleted, position: int) -> None: ...
+    def start_at(self, position: int) -> None: ...
+    def add_older(self, documents: Sequence[Document], since: int) -> None: ...
+    def search(self, wanted: Wanted, seconds: float) -> Found: ...
+    def slice_names(self) -> list[str]: ...
+    def plan_merge(self, *, deletions: bool = False) -> list[str]: ...
+    def adopt(self, sources: Sequence[str], merged: dict[str, Any] | None) -> None: ...
+    def status(self) -> dict[str, Any]: ...
+    def reset(self, why: str, history: str = "") -> None: ...
+    def set_history(self, history: str) -> None: ...
+    def store(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_index(engine: str, folder: Path, stemmers: Stemmers) -> Engine:
+    """Opens an index, and creates it if it does not exist. Raises IndexInUse."""
+    if engine == FTS5:
+        return fts5.FtsIndex(folder, stemmers)
+    from homeserver.search.index import Index  # it imports Whoosh, which the other engine does without
+
+    return Index(folder, stemmers)
+
+
+def merge(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Does what the `plan_merge` of an index has planned, in any process. Returns what `adopt` needs."""
+    if engine_of(folder) == FTS5:
+        return fts5.merge(folder, names)
+    from homeserver.search import index  # as above
+
+    return index.merge(folder, names)
+
+
+def engine_of(folder: Path) -> str:
+    """Returns which engine has made an index."""
+    return FTS5 if (folder / fts5.DATABASE).exists() else WHOOSH

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from homeserver.search import fts5
 from homeserver.search.documents import Deleted, Document, Found, Wanted
+from homeserver.search.fts5_database import DATABASE
 from homeserver.search.words import Stemmers
 
 WHOOSH, FTS5 = "whoosh", "fts5"
@@ -56,4 +57,4 @@ def merge(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 
 def engine_of(folder: Path) -> str:
     """Returns which engine has made an index."""
-    return FTS5 if (folder / fts5.DATABASE).exists() else WHOOSH
+    return FTS5 if (folder / DATABASE).exists() else WHOOSH

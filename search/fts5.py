@@ -5,8 +5,10 @@ Theory of operation. One database in the folder has two tables. `terms` is an FT
 parts of words, but its index is four times as large as the text, and a word of common trigrams takes 50 times as long.)
 `documents` has what belongs to each, and the text, because FTS5 needs it again to delete a document.
 
-The key of a document is its *place*: its time, then the lowest bits of its number. FTS5 lists documents by key, so a
-search walks from the newest on and stops when it has enough. Documents of the same millisecond are sorted afterwards.
+The key of a document is its *place*: its second, then the lowest bits of its number. FTS5 lists documents by key, so a
+search walks from the newest on and stops when it has enough. Documents of one second are sorted afterwards. (FTS5
+stores the distances between keys: keys with milliseconds would make the index a quarter larger.) Documents for which a
+second has no place left, and documents of impossible times, get places elsewhere: a search reads all of these first.
 Groups and authors are tokens, too: a search in one of many rooms reads the documents of that room only.
 
 Each `add` is one transaction, which also stores the position; SQLite takes care of kills. Deleted documents are not
@@ -28,18 +30,31 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from homeserver.search.documents import Deleted, Document, Found, Hit, IndexDamaged, OutOfTime, Wanted, score_of
+from homeserver.search.documents import Deleted, Document, Found, Hit, OutOfTime, Wanted, score_of
 from homeserver.search.folders import lock_folder
-from homeserver.search.query import STEM_MARK, Query, Term, index_terms_of
+from homeserver.search.fts5_database import DATABASE, SCHEMA, connect, damage, read_about, values
+from homeserver.search.fts5_terms import (
+    any_of,
+    author_token,
+    expression_of,
+    expression_of_sequence,
+    frequency_of,
+    group_token,
+    tokens_of,
+)
+from homeserver.search.query import Term, index_terms_of
 from homeserver.search.words import Stemmers
 
-DATABASE = "index.sqlite"
-FORMAT = 1
+FORMAT = 2
 # Matches that are ranked at most, the newest first.
 RANKED_MAX = 5_000
-# Times beyond these, which only forgers claim, have the same place.
+# A second has 1,024 milliseconds here, and as many places.
+_SECOND_BITS = 10
+_PLACE_BITS = 10
+# Times beyond these are claimed by forgers only.
 _TIME_MAX = (1 << 42) - 1
-_NUMBER_BITS = 20
+# From here on are the places of documents that have none in their second.
+_OUTSIDE = 1 << 56
 # Groups are searched by their tokens if there are at most so many, with at most this part of all documents.
 _GROUPS_MAX = 300
 _SELECTIVE = 8
@@ -49,28 +64,6 @@ _STEPS_BETWEEN_CHECKS = 256  # of the clock
 _DELETED_SHARE_MAX = 0.1
 _MERGED_PAGES = 500  # in one transaction, for which `add` waits: some 20 ms
 _LENGTH_MAX = (1 << 16) - 1
-_CACHE_KIB = 32 * 1024
-_BUSY_SECONDS = 30.0
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS documents (
-    place INTEGER PRIMARY KEY,
-    number INTEGER NOT NULL,
-    time INTEGER NOT NULL,
-    grp INTEGER NOT NULL,
-    author INTEGER NOT NULL,
-    labels INTEGER NOT NULL,
-    length INTEGER NOT NULL,
-    repeated TEXT,
-    text TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS documents_number ON documents (number);
-CREATE TABLE IF NOT EXISTS groups (grp INTEGER PRIMARY KEY, documents INTEGER NOT NULL);
-CREATE VIRTUAL TABLE IF NOT EXISTS terms USING fts5 (
-    text, content = '', detail = none, tokenize = "ascii tokenchars '~@#'"
-);
-"""
 
 
 class _Row(NamedTuple):
@@ -169,39 +162,47 @@ class FtsIndex:
     def _insert(self, documents: Sequence[Document]) -> None:
         counts: dict[int, int] = {}
         for document in documents:
-            place = self._free_place(document)
+            place = self._find_place(document)
             frequencies, length = index_terms_of(document.text, self._stemmers)
-            repeated = {term: count for term, count in frequencies.items() if count > 1}
+            repeated = json.dumps({term: count for term, count in frequencies.items() if count > 1})
             self._database.execute(
                 "INSERT INTO documents (place, number, time, grp, author, labels, length, repeated, text)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    place, document.number, document.time, document.group, document.author, document.labels,
-                    min(length, _LENGTH_MAX), json.dumps(repeated) if repeated else None, document.text,
+                    place, document.number, _stored_time(place, document.time), document.group, document.author,
+                    document.labels, min(length, _LENGTH_MAX), None if repeated == "{}" else repeated, document.text,
                 ),
             )  # fmt: skip
-            tokens = _tokens_of(frequencies, document.group, document.author)
+            tokens = tokens_of(frequencies, document.group, document.author)
             self._database.execute("INSERT INTO terms (rowid, text) VALUES (?, ?)", (place, tokens))
             counts[document.group] = counts.get(document.group, 0) + 1
         self._count(counts)
 
-    def _free_place(self, document: Document) -> int:
-        moment = max(-_TIME_MAX, min(document.time, _TIME_MAX))
-        low = document.number & ((1 << _NUMBER_BITS) - 1)
-        while True:
-            place = (moment << _NUMBER_BITS) | low
-            taken = self._database.execute("SELECT 1 FROM documents WHERE place = ?", (place,)).fetchone()
-            if taken is None:
+    def _find_place(self, document: Document) -> int:
+        """Returns a free place for a document."""
+        if abs(document.time) <= _TIME_MAX:
+            second = _second_of(document.time) << _PLACE_BITS
+            mask = (1 << _PLACE_BITS) - 1
+            place = second | (document.number & mask)
+            if not self._is_taken(place):
                 return place
-            low = (low + 1) & ((1 << _NUMBER_BITS) - 1)
+            sql = "SELECT place FROM documents WHERE place BETWEEN ? AND ?"
+            taken = set(values(self._database, sql, second, second | mask))
+            if len(taken) <= mask:
+                return next(each for each in range(second, second + mask + 1) if each not in taken)
+        (last,) = self._database.execute("SELECT MAX(place) FROM documents").fetchone()
+        return max(_OUTSIDE, (last or 0) + 1)
+
+    def _is_taken(self, place: int) -> bool:
+        return self._database.execute("SELECT 1 FROM documents WHERE place = ?", (place,)).fetchone() is not None
 
     def _delete(self, deleted: Deleted) -> None:
         places: set[int] = set()
         for number in deleted.numbers:
-            places.update(_values(self._database, "SELECT place FROM documents WHERE number = ?", number))
-        tokens = [_group_token(group) for group in deleted.groups] + [_author_token(each) for each in deleted.authors]
+            places.update(values(self._database, "SELECT place FROM documents WHERE number = ?", number))
+        tokens = [group_token(group) for group in deleted.groups] + [author_token(each) for each in deleted.authors]
         for token in tokens:
-            places.update(_values(self._database, "SELECT rowid FROM terms WHERE terms MATCH ?", f'"{token}"'))
+            places.update(values(self._database, "SELECT rowid FROM terms WHERE terms MATCH ?", f'"{token}"'))
         counts: dict[int, int] = {}
         for place in places:
             row = self._database.execute("SELECT grp, author, text FROM documents WHERE place = ?", (place,)).fetchone()
@@ -211,13 +212,13 @@ class FtsIndex:
             frequencies, _ = index_terms_of(text, self._stemmers)
             self._database.execute(
                 "INSERT INTO terms (terms, rowid, text) VALUES ('delete', ?, ?)",
-                (place, _tokens_of(frequencies, group, author)),
+                (place, tokens_of(frequencies, group, author)),
             )
             self._database.execute("DELETE FROM documents WHERE place = ?", (place,))
             counts[group] = counts.get(group, 0) - 1
         self._count(counts)
         if counts:
-            self._note("deleted", _read(self._database, "deleted", 0) - sum(counts.values()))
+            self._note("deleted", read_about(self._database, "deleted", 0) - sum(counts.values()))
 
     def _count(self, counts: dict[int, int]) -> None:
         self._database.executemany(
@@ -236,7 +237,7 @@ class FtsIndex:
         if not wanted.query.units:
             return Found([], None)
         deadline = time.monotonic() + seconds
-        with _damage():
+        with damage():
             rows = self._stream(wanted, lambda: time.monotonic() > deadline)
             return self._ranked(wanted, rows) if wanted.by_rank else _recent(wanted, rows)
 
@@ -245,40 +246,54 @@ class FtsIndex:
         before = None if wanted.by_rank or wanted.before is None else (wanted.before.time, wanted.before.number)
         if wanted.to_time is not None:
             before = min(before or (wanted.to_time, 0), (wanted.to_time, 0))
-        lowest, highest = -(1 << 63), (1 << 63) - 1
+
+        def is_wanted(row: _Row) -> bool:
+            return (
+                (before is None or (row.time, row.number) < before)
+                and (wanted.from_time is None or row.time >= wanted.from_time)
+                and wanted.accepts(row.group, row.author, row.labels)
+            )
+
+        lowest, highest = -_OUTSIDE, _OUTSIDE
         if before is not None:
-            highest = (_clamped(before[0]) + 1) << _NUMBER_BITS
+            highest = min(highest, (_second_of(before[0]) + 1) << _PLACE_BITS)
         if wanted.from_time is not None:
-            lowest = _clamped(wanted.from_time) << _NUMBER_BITS
+            lowest = max(lowest, _second_of(wanted.from_time) << _PLACE_BITS)
+        expression = self._expression(wanted)
+        outside = sorted(filter(is_wanted, self._find(expression, _OUTSIDE, (1 << 63) - 1)), key=_moment, reverse=True)
+        steps = 0
+        for _, rows in groupby(self._find(expression, lowest, highest), key=lambda row: row.place >> _PLACE_BITS):
+            same = sorted(rows, key=_moment, reverse=True)
+            if steps >= _STEPS_BETWEEN_CHECKS:
+                steps = 0
+                if is_late():
+                    raise OutOfTime(same[0].time, same[0].number + 1)
+            steps += len(same)
+            for row in filter(is_wanted, same):
+                while outside and _moment(outside[0]) > _moment(row):
+                    yield outside.pop(0)
+                yield row
+        yield from outside
+
+    def _find(self, expression: str, lowest: int, highest: int) -> Iterator[_Row]:
+        """Yields the documents that match, with lowest ≤ place < highest, the highest place first."""
         found = self._database.execute(
             "SELECT place, number, time, grp, author, labels, length, repeated"
             " FROM terms CROSS JOIN documents ON place = terms.rowid"
             " WHERE terms MATCH ? AND terms.rowid < ? AND terms.rowid >= ? ORDER BY terms.rowid DESC",
-            (self._expression(wanted), highest, lowest),
+            (expression, highest, lowest),
         )
-        steps = 0
         with closing(found):
-            for _, rows in groupby(map(_Row._make, found), key=lambda row: row.place >> _NUMBER_BITS):
-                same = sorted(rows, key=lambda row: (row.time, row.number), reverse=True)
-                if steps >= _STEPS_BETWEEN_CHECKS:
-                    steps = 0
-                    if is_late():
-                        raise OutOfTime(same[0].time, same[0].number + 1)
-                steps += len(same)
-                for row in same:
-                    if before is not None and (row.time, row.number) >= before:
-                        continue
-                    if wanted.from_time is not None and row.time < wanted.from_time:
-                        continue
-                    if wanted.accepts(row.group, row.author, row.labels):
-                        yield row
+            for row in map(_Row._make, found):
+                # The place has the beginning of the time already.
+                yield row if row.place >= _OUTSIDE else row._replace(time=row.time + _begin_of(row.place))
 
     def _expression(self, wanted: Wanted) -> str:
-        parts = [_expression_of(wanted.query)]
+        parts = [expression_of(wanted.query)]
         if wanted.groups is not None and len(wanted.groups) <= _GROUPS_MAX and self._is_selective(wanted.groups):
-            parts.append(_any_of([_group_token(each) for each in wanted.groups]))
+            parts.append(any_of([group_token(each) for each in wanted.groups]))
         if wanted.authors is not None and len(wanted.authors) <= _AUTHORS_MAX:
-            parts.append(_any_of([_author_token(each) for each in wanted.authors]))
+            parts.append(any_of([author_token(each) for each in wanted.authors]))
         return " AND ".join(f"({part})" for part in parts)
 
     def _is_selective(self, groups: frozenset[int]) -> bool:
@@ -303,7 +318,7 @@ class FtsIndex:
         for row in rows:
             repeated: dict[str, int] = json.loads(row.repeated) if row.repeated else {}
             frequencies = [
-                max(_frequency(sequence, repeated) if places is None or row.place in places else 0.0
+                max(frequency_of(sequence, repeated) if places is None or row.place in places else 0.0
                     for sequence, places in unit)
                 for unit in units
             ]  # fmt: skip
@@ -319,15 +334,16 @@ class FtsIndex:
         """Returns which matches have a sequence; None if all of them have, because the unit has no other."""
         if len(unit) == 1:
             return None
-        expression = f"({self._expression(wanted)}) AND ({_expression_of_sequence(sequence)})"
+        expression = f"({self._expression(wanted)}) AND ({expression_of_sequence(sequence)})"
         sql = "SELECT rowid FROM terms WHERE terms MATCH ? AND rowid BETWEEN ? AND ?"
-        return set(_values(self._database, sql, expression, rows[-1].place, rows[0].place | ((1 << _NUMBER_BITS) - 1)))
+        places = [row.place for row in rows]
+        return set(values(self._database, sql, expression, min(places), max(places)))
 
     # --- merging ---
 
     def plan_merge(self, *, deletions: bool = False) -> list[str]:
         """Returns what to merge to be rid of deleted documents, nothing if there are few. FTS5 does the rest itself."""
-        deleted = _read(self._database, "deleted", 0)
+        deleted = read_about(self._database, "deleted", 0)
         if self._is_merging or not deleted:
             return []
         (total,) = self._database.execute("SELECT COALESCE(SUM(documents), 0) FROM groups").fetchone()
@@ -345,14 +361,14 @@ class FtsIndex:
     # --- the database ---
 
     def _connect(self) -> sqlite3.Connection:
-        database = _connect(self.folder)
+        database = connect(self.folder)
         try:
-            database.executescript(_SCHEMA)
-            if _read(database, "format", FORMAT) != FORMAT:
+            database.executescript(SCHEMA)
+            if read_about(database, "format", FORMAT) != FORMAT:
                 raise ValueError("it has another format")
             database.execute("INSERT OR IGNORE INTO about (name, value) VALUES ('format', ?)", (FORMAT,))
-            self.history, self.position = _read(database, "history", ""), _read(database, "position", 0)
-            self.since = _read(database, "since", 0)
+            self.history, self.position = read_about(database, "history", ""), read_about(database, "position", 0)
+            self.since = read_about(database, "since", 0)
         except BaseException:  # whatever it is, the file is closed
             database.close()
             raise
@@ -366,7 +382,7 @@ class FtsIndex:
 
     @contextmanager
     def _write(self) -> Iterator[None]:
-        with _damage():
+        with damage():
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -378,8 +394,8 @@ class FtsIndex:
 
 def merge(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     """Merges everything, in any process, in small transactions. Raises IndexDamaged."""
-    with _damage(), closing(_connect(folder)) as database:
-        deleted = _read(database, "deleted", 0)
+    with damage(), closing(connect(folder)) as database:
+        deleted = read_about(database, "deleted", 0)
         pages = -_MERGED_PAGES  # negative: begin to merge everything into one segment
         while True:
             before = database.total_changes
@@ -395,7 +411,7 @@ def merge(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 def find_status(folder: Path) -> dict[str, Any]:
     """Returns how large the index in a folder is, without opening it for good. Raises ValueError if it is damaged."""
     try:
-        with closing(_connect(folder)) as database:
+        with closing(connect(folder)) as database:
             return _status_of(database, folder)
     except sqlite3.DatabaseError as error:
         raise ValueError(str(error)) from None
@@ -405,79 +421,27 @@ def _status_of(database: sqlite3.Connection, folder: Path) -> dict[str, Any]:
     (documents,) = database.execute("SELECT COALESCE(SUM(documents), 0) FROM groups").fetchone()
     sizes = [path.stat().st_size for path in folder.glob(f"{DATABASE}*")]
     return {
-        "position": _read(database, "position", 0), "since": _read(database, "since", 0), "documents": documents,
-        "deleted": _read(database, "deleted", 0), "slices": 1 if documents else 0, "bytes": sum(sizes),
+        "position": read_about(database, "position", 0), "since": read_about(database, "since", 0),
+        "documents": documents, "deleted": read_about(database, "deleted", 0),
+        "slices": 1 if documents else 0, "bytes": sum(sizes),
     }  # fmt: skip
 
 
-@contextmanager
-def _damage() -> Iterator[None]:
-    """Raises IndexDamaged for what SQLite calls damage."""
-    try:
-        yield
-    except sqlite3.OperationalError:
-        raise  # a full disk, or a lock: neither is damage
-    except sqlite3.DatabaseError as error:
-        raise IndexDamaged(f"the database is damaged: {error}") from error
+def _second_of(moment: int) -> int:
+    return max(-_TIME_MAX, min(moment, _TIME_MAX)) >> _SECOND_BITS
 
 
-def _connect(folder: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(folder / DATABASE, isolation_level=None, timeout=_BUSY_SECONDS)
-    for pragma in (
-        "journal_mode = WAL",
-        "synchronous = NORMAL",  # a power failure may lose the last transactions: they are added again
-        "secure_delete = ON",
-        f"cache_size = -{_CACHE_KIB}",
-        "temp_store = MEMORY",
-    ):
-        database.execute(f"PRAGMA {pragma}").fetchall()
-    return database
+def _begin_of(place: int) -> int:
+    """Returns the time at which the second of a place begins."""
+    return place >> _PLACE_BITS << _SECOND_BITS
 
 
-def _read(database: sqlite3.Connection, name: str, otherwise: Any) -> Any:
-    row = database.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
-    return otherwise if row is None else row[0]
+def _stored_time(place: int, moment: int) -> int:
+    return moment if place >= _OUTSIDE else moment - _begin_of(place)
 
 
-def _values(database: sqlite3.Connection, sql: str, *args: Any) -> list[int]:
-    return [row[0] for row in database.execute(sql, args)]
-
-
-def _clamped(moment: int) -> int:
-    return max(-_TIME_MAX, min(moment, _TIME_MAX))
-
-
-def _tokens_of(terms: dict[str, int], group: int, author: int) -> str:
-    return " ".join((*terms, _group_token(group), _author_token(author)))
-
-
-def _group_token(group: int) -> str:
-    return f"@{group}"
-
-
-def _author_token(author: int) -> str:
-    return f"#{author}"
-
-
-def _any_of(tokens: Sequence[str]) -> str:
-    return " OR ".join(f'"{token}"' for token in tokens) or '"@"'
-
-
-def _expression_of(query: Query) -> str:
-    """Returns a query in the language of FTS5."""
-    return " AND ".join(
-        f"({' OR '.join(f'({_expression_of_sequence(each)})' for each in unit)})" for unit in query.units
-    )
-
-
-def _expression_of_sequence(sequence: Sequence[Term]) -> str:
-    return " AND ".join(f'"{term.text}" *' if term.is_prefix else f'"{term.text}"' for term in sequence)
-
-
-def _frequency(sequence: Sequence[Term], repeated: dict[str, int]) -> float:
-    """Returns how often a document that has a sequence has it at most."""
-    weight = 0.5 if sequence[0].text.startswith(STEM_MARK) else 1.0
-    return weight * min(1 if term.is_prefix else repeated.get(term.text, 1) for term in sequence)
+def _moment(row: _Row) -> tuple[int, int]:
+    return row.time, row.number
 
 
 def _recent(wanted: Wanted, stream: Iterator[_Row]) -> Found:

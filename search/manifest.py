@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from homeserver.search import fts5
+from homeserver.search.fts5_database import DATABASE
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -29,7 +30,7 @@ def find_current(folder: Path) -> Path | None:
 def find_status(folder: Path) -> dict[str, Any] | None:
     """Returns how large the current index is, None if there is none. Raises ValueError if its manifest is damaged."""
     current = find_current(folder)
-    if current is not None and (current / fts5.DATABASE).exists():
+    if current is not None and (current / DATABASE).exists():
         return fts5.find_status(current)
     try:
         return None if current is None else _status_of(parse_manifest((current / MANIFEST).read_text()))

@@ -17,7 +17,7 @@ from homeserver.search import index as index_module
 from homeserver.search.documents import Deleted, Document, Hit, Wanted, score_of
 from homeserver.search.engines import FTS5, WHOOSH, Engine, merge, open_index
 from homeserver.search.folders import IndexInUse
-from homeserver.search.fts5 import DATABASE
+from homeserver.search.fts5_database import DATABASE
 from homeserver.search.index import SLICE_DOCUMENTS, WRITE_AT, Index
 from homeserver.search.manifest import MANIFEST, find_status
 from homeserver.search.query import parse_query
@@ -420,12 +420,14 @@ def test_a_damaged_database_is_reset_and_says_why(tmp_path: Path, what: str) -> 
     service.close()
 
 
-def test_documents_of_the_same_millisecond_are_sorted_by_number(index: Engine) -> None:
-    many = [Document(number << 19, 5, 1, 1, 1, "kettle") for number in range(1, 9)]  # their lowest bits are the same
-    index.add(many, Deleted(), 1)
-    assert numbers(index, "kettle") == [each.number for each in reversed(many)]
+@pytest.mark.parametrize("count", [8, 1500])  # more than a second has places for
+def test_documents_of_the_same_second_are_sorted(index: Engine, count: int) -> None:
+    many = [Document(number << 10, 5 + number % 3, 1, 1, 1, "kettle") for number in range(1, count + 1)]
+    index.add([*many, Document(3, 900, 1, 1, 1, "kettle"), Document(5, 5000, 1, 1, 1, "kettle")], Deleted(), 1)
+    ordered = [each.number for each in sorted(many, key=lambda each: (each.time, each.number), reverse=True)]
+    assert numbers(index, "kettle", limit=5000) == [5, 3, *ordered]
     index.add([], Deleted(numbers={many[3].number}), 2)
-    assert many[3].number not in numbers(index, "kettle") and len(numbers(index, "kettle")) == 7
+    assert len(numbers(index, "kettle", limit=5000)) == count + 1
 
 
 @pytest.mark.parametrize("moment", [-(2**53), -(1 << 42), 1 << 42, 2**53])

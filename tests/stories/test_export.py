@@ -115,6 +115,8 @@ async def test_a_room_becomes_pages_that_show_everything_and_run_nothing(
     assert "slip of the tongue" not in page
     assert [each["alt"] for tag, each in tags.tags if tag == "img"] == ["kettle.png"]
     assert (done["media"], done["media_missing"]) == (2, 1)
+    (picture,) = [str(each["src"]) for tag, each in tags.tags if tag == "img"]
+    assert (tmp_path / "out" / picture).read_bytes() == encoded(gradient(20, 10), "PNG")
     events = lines(tmp_path / "out" / "events.jsonl")
     assert len(events) == done["events"]
     assert [each["content"].get("body") for each in events if each["type"] == "m.room.message"][-1] == "last"

@@ -135,6 +135,31 @@ class AtRest(Section, frozen=True):
             raise ConfigError("at_rest.master_key_file must name a file")
 
 
+class ArchiveSection(Section, frozen=True):
+    """after_days: the age of messages that are moved into the archive; 0: none are."""
+
+    after_days: int = 90
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("archive.after_days", self.after_days, 0, _REMOTE_DAYS_MAX)
+
+
+class Retention(Section, frozen=True):
+    """How long messages are kept, in days; 0: as long as nobody deletes them, or no limit."""
+
+    default_days: int = 0
+    min_days: int = 0
+    max_days: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("default_days", "min_days", "max_days"):
+            check_range(f"retention.{key}", getattr(self, key), 0, _REMOTE_DAYS_MAX)
+        if self.max_days and self.min_days > self.max_days:
+            raise ConfigError("retention.min_days must not be more than retention.max_days")
+
+
 class Registration(Section, frozen=True):
     enabled: bool = False
     require_token: bool = False
@@ -304,6 +329,8 @@ class Config(Section, frozen=True):
     database: DatabaseSection = DatabaseSection()
     blobs: BlobsSection = BlobsSection()
     at_rest: AtRest = AtRest()
+    archive: ArchiveSection = ArchiveSection()
+    retention: Retention = Retention()
     registration: Registration = Registration()
     rooms: Rooms = Rooms()
     passwords: Passwords = Passwords()

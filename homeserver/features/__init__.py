@@ -11,6 +11,7 @@ from homeserver.features import (
     account_data,
     administration,
     analytics,
+    archive,
     at_rest,
     contact_information,
     device_lists,
@@ -122,6 +123,7 @@ FEATURES: tuple[Feature, ...] = (
     # Running the server
     administration.FEATURE,
     analytics.FEATURE,
+    archive.FEATURE,
     reports.FEATURE,
     health.FEATURE,
 )

@@ -26,6 +26,7 @@ from typing import Protocol
 
 from homeserver.blobs import BlobDamaged, Blobs
 from homeserver.database import Database, DatabaseDamaged, Row, Transaction
+from homeserver.database.compression import as_it_is
 from homeserver.federation.identifiers import RoomID
 from homeserver.process.sealing import SealingKey
 from homeserver.process.workers import Workers
@@ -35,6 +36,8 @@ from homeserver.rooms.archive.blocks import (
     BlockRow,
     delete_block,
     delete_garbage,
+    find_block_key,
+    find_expiring_block,
     insert_block,
     insert_garbage,
     insert_txns,
@@ -44,7 +47,7 @@ from homeserver.rooms.archive.blocks import (
     load_blocks,
 )
 from homeserver.rooms.archive.codec import RoomOfBlock, decode, encode
-from homeserver.rooms.archive.fetching import sealed_where
+from homeserver.rooms.archive.fetching import fetch_block, sealed_where
 from homeserver.rooms.archive.format import (
     CONTENT,
     DEVICE,
@@ -62,7 +65,17 @@ from homeserver.rooms.archive.format import (
 from homeserver.rooms.envelope import event_key, references, unpack
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.keys import find_forgotten, room_key
-from homeserver.rooms.storage import list_event_ids, list_rows, stored_events
+from homeserver.rooms.retention import expire_rows, forget_expired, reduced_row
+from homeserver.rooms.storage import (
+    StoredEvent,
+    can_expire,
+    count_older,
+    delete_rows,
+    list_event_ids,
+    list_older,
+    list_rows,
+    stored_events,
+)
 from homeserver.rooms.timeline import END, START
 from homeserver.rooms.versions import get_room_version
 
@@ -73,7 +86,7 @@ BLOCK_ROWS_BYTES_MAX = 4 << 20
 BLOCK_ROWS_BYTES_MIN = 4 << 10  # fewer rows stay in the database: a blob takes a page of the disk, or a request
 SMALL_BLOCK_EVENTS = 256  # what is merged with the block before it, if both fit into one
 TXN_KEPT_MS = 7 * 24 * 60 * 60 * 1000  # how long after a message a client may send it again
-_ROW_BYTES = 180  # of a row and its entries in indexes, besides envelope and content
+ROW_BYTES = 180  # of a row and its entries in indexes, besides envelope and content
 
 
 class Archivist(Protocol):
@@ -116,7 +129,8 @@ class Plan:
     """Rows of one room that become blocks. rows: as they are in `events`. old: the blocks that are replaced.
 
     parts: what each new block has, with contents as plain JSON, in the order of the timeline.
-    moving: how many of the rows were not in a block before. forgotten: see `find_forgotten`.
+    forgotten: see `find_forgotten`.
+    expired: events that are reduced to what a redaction leaves, as they were before.
     """
 
     room: RoomOfBlock
@@ -126,6 +140,7 @@ class Plan:
     names: dict[int, str]
     event_keys: dict[int, bytes]
     forgotten: int
+    expired: Sequence[StoredEvent] = ()
 
     @property
     def freed_bytes(self) -> int:
@@ -144,20 +159,10 @@ class NewBlock:
 
 
 def _row_bytes(row: Row) -> int:
-    return _ROW_BYTES + len(row[ENVELOPE]) + len(row[CONTENT])
+    return ROW_BYTES + len(row[ENVELOPE]) + len(row[CONTENT])
 
 
 # --- 1. planning ---
-
-
-def count_movable(tx: Transaction, room_nid: int, before_ms: int) -> tuple[int, int]:
-    """Returns how many events of a room can be moved, and about how many bytes of the database they take."""
-    (row,) = tx.all(
-        "SELECT COUNT(*), COALESCE(SUM(LENGTH(envelope) + LENGTH(content)), 0) FROM events"
-        " WHERE room_nid = ? AND ordering IS NOT NULL AND state_key_nid IS NULL AND origin_server_ts < ?",
-        room_nid, before_ms,
-    )  # fmt: skip
-    return int(row[0]), int(row[1]) + _ROW_BYTES * int(row[0])
 
 
 def list_rooms(tx: Transaction) -> list[int]:
@@ -165,25 +170,26 @@ def list_rooms(tx: Transaction) -> list[int]:
     return tx.values("SELECT room_nid FROM rooms ORDER BY room_nid")
 
 
-def find_plan(tx: Transaction, room_nid: int, wanted: Wanted, kept: Collection[int] = ()) -> Plan | None:
-    """Returns what becomes of the oldest rows of a room that are wanted, except `kept`; None if nothing does."""
-    rows = _list_movable(tx, room_nid, wanted.before_ms, kept, 2 * BLOCK_EVENTS_MAX)
+def find_plan(
+    tx: Transaction, room_nid: int, wanted: Wanted, after: int = START, kept: Collection[int] = ()
+) -> Plan | None:
+    """Returns what becomes of the oldest rows with after < ordering that are wanted, except `kept`; None if nothing."""
+    rows = _list_movable(tx, room_nid, wanted.before_ms, after, kept)
     if not rows:
         return None
     first = rows[0][ORDERING]
     around = list_blocks_between(tx, room_nid, first - 1, END, 1, forwards=True)
-    old: list[BlockRow] = []
     if around and around[0].first_ordering <= first:  # they belong into its span
-        old, end = around, around[0].last_ordering
-    else:
-        end = around[0].first_ordering - 1 if around else END
-    rows = [row for row in rows if row[ORDERING] <= end]
+        return _make_plan(tx, room_nid, [row for row in rows if row[ORDERING] <= around[0].last_ordering], around)
+    if around:
+        rows = [row for row in rows if row[ORDERING] < around[0].first_ordering]
     if len(rows) > BLOCK_EVENTS_MAX + SMALL_BLOCK_EVENTS:
-        del rows[BLOCK_EVENTS_MAX:]
-    elif not old and len(rows) < SMALL_BLOCK_EVENTS:
-        before = list_blocks_between(tx, room_nid, START, first - 1, 1)
-        if before and before[0].events + len(rows) <= BLOCK_EVENTS_MAX:
-            old = before
+        return _make_plan(tx, room_nid, rows[:BLOCK_EVENTS_MAX], ())
+    old: list[BlockRow] = []
+    if len(rows) < SMALL_BLOCK_EVENTS:
+        beside = [*list_blocks_between(tx, room_nid, START, first - 1, 1), *around]
+        fitting = [block for block in beside if block.events + len(rows) <= BLOCK_EVENTS_MAX]
+        old = (fitting or around)[:1]
     if not old and sum(map(_row_bytes, rows)) < wanted.rows_bytes_min:
         return None
     return _make_plan(tx, room_nid, rows, old)
@@ -200,23 +206,33 @@ def find_rewrite(tx: Transaction, block: int) -> Plan | None:
     return _make_plan(tx, row.room_nid, changed, [row])
 
 
-def _list_movable(tx: Transaction, room_nid: int, before_ms: int, kept: Collection[int], limit: int) -> list[Row]:
+def _list_movable(tx: Transaction, room_nid: int, before_ms: int, after: int, kept: Collection[int]) -> list[Row]:
     head = find_head(tx, RoomID(tx.name(room_nid)))
     if head is None:
         return []
-    rows = tx.all(
-        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
-        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events e"
-        " WHERE room_nid = ? AND ordering IS NOT NULL AND state_key_nid IS NULL AND origin_server_ts < ?"
-        " AND NOT EXISTS (SELECT 1 FROM missing_events m WHERE m.room_nid = e.room_nid AND m.child = e.position)"
-        " ORDER BY ordering LIMIT ?",
-        room_nid, before_ms, limit + len(head.extremities) + 1 + len(kept),
-    )  # fmt: skip
-    kept = {*kept, *head.extremities, head.last_position}
-    return [row for row in rows if row[POSITION] not in kept][:limit]
+    needed = {*kept, *head.extremities, head.last_position}
+    rows = list_older(tx, room_nid, before_ms, after, 2 * BLOCK_EVENTS_MAX + len(needed))
+    return [row for row in rows if row[POSITION] not in needed]
 
 
-def _make_plan(tx: Transaction, room_nid: int, rows: Sequence[Row], old: Sequence[BlockRow]) -> Plan | None:
+def find_expiry(tx: Transaction, room_nid: int, before_ms: int) -> Plan | None:
+    """Returns how the next block is rewritten in which messages have expired; None if there is none."""
+    row = find_expiring_block(tx, room_nid, before_ms)
+    if row is None:
+        return None
+    block = load_block(tx, row)
+    plain = [block.row(index) for index in range(len(block)) if block.timestamp(index) < before_ms]
+    rows = [(*each[:CONTENT], as_it_is(each[CONTENT])) for each in plain if can_expire(tx, each)]
+    return _make_plan(tx, room_nid, list_rows(tx, block.positions, archived=False), [row], stored_events(tx, rows))
+
+
+def _make_plan(
+    tx: Transaction,
+    room_nid: int,
+    rows: Sequence[Row],
+    old: Sequence[BlockRow],
+    expired: Sequence[StoredEvent] = (),
+) -> Plan | None:
     forgotten = find_forgotten(tx, room_nid)
     if forgotten is None:
         return None  # otherwise its contents could get into a block that is sealed with the room's next key
@@ -225,6 +241,7 @@ def _make_plan(tx: Transaction, room_nid: int, rows: Sequence[Row], old: Sequenc
     by_position: dict[int, Row] = {}
     for block in blocks:
         by_position |= {row[POSITION]: row for row in map(block.row, range(len(block)))}
+    by_position |= {event.position: reduced_row(tx, event) for event in expired}
     for row, event in zip(rows, stored_events(tx, rows), strict=True):
         by_position[event.position] = (
             event.position, bytes(row[EVENT_ID]), *row[2:10], event.state_before, *row[11:13], event.envelope,
@@ -249,6 +266,7 @@ def _make_plan(tx: Transaction, room_nid: int, rows: Sequence[Row], old: Sequenc
         names,
         {position: event_key(event_id) for position, event_id in event_ids.items()},
         forgotten,
+        expired,
     )
 
 
@@ -330,15 +348,18 @@ def store_moved(tx: Transaction, plan: Plan, new: Sequence[NewBlock]) -> bool:
         insert_block(tx, _to_row(tx, plan.room.nid, each), each.rows)
     insert_txns(tx, [_txn(row) for each in new for row in each.rows if row[TXN] is not None])
     insert_garbage(tx, [row.blob for row in old], tx.now_ms)
-    tx.many("DELETE FROM events WHERE position = ?", [(position,) for position in positions])
+    delete_rows(tx, positions)
+    for event in plan.expired:
+        forget_expired(tx, event)
     return True
 
 
 def _to_row(tx: Transaction, room_nid: int, new: NewBlock) -> BlockRow:
     orderings, times = [row[ORDERING] for row in new.rows], [row[TS] for row in new.rows]
+    kept = [row[TS] for row in new.rows if can_expire(tx, row)]
     return BlockRow(
         tx.next_position(), room_nid, orderings[0], orderings[-1], min(times), max(times), len(new.rows),
-        len(new.data), sha256(new.data).digest(), new.blob, new.key_number,
+        len(new.data), sha256(new.data).digest(), new.blob, new.key_number, min(kept, default=None),
     )  # fmt: skip
 
 
@@ -359,13 +380,12 @@ class Moved:
     events: int = 0
     blocks: int = 0
     freed_bytes: int = 0
-    stored_bytes: int = 0
 
 
 async def archive(hs: Archivist, room_nids: Sequence[int], wanted: Wanted, show: Show = lambda done, of: None) -> Moved:
     """Moves events of these rooms into blocks. show: is told how many events of how many are done."""
     moved = Moved()
-    counts = {nid: (await hs.database.read(count_movable, nid, wanted.before_ms))[0] for nid in room_nids}
+    counts = {nid: (await hs.database.read(count_older, nid, wanted.before_ms))[0] for nid in room_nids}
     total, done = sum(counts.values()), 0
     async with hs.database.hold("archive"):
         for room_nid in room_nids:
@@ -384,16 +404,42 @@ async def archive(hs: Archivist, room_nids: Sequence[int], wanted: Wanted, show:
 async def _plans(hs: Archivist, room_nid: int, wanted: Wanted) -> AsyncIterator[Plan]:
     """Carries out one plan after the other for a room, and yields it. Events that cannot be moved stay."""
     kept: set[int] = set()
+    after = START
     try:
-        while plan := await hs.database.read(find_plan, room_nid, wanted, frozenset(kept)):
+        while plan := await hs.database.read(find_plan, room_nid, wanted, after, frozenset(kept)):
             try:
                 if await move(hs, plan):
                     yield plan
+                    after = plan.rows[-1][ORDERING]
             except Unverified as error:
                 _log.error("events stay in the database", extra={"room": plan.room.room_id, "reason": str(error)})
                 kept.update(error.positions)
     except DatabaseDamaged as error:  # the other rooms can be archived anyway
         _log.error("a room is not archived", extra={"room_nid": room_nid, "damage": str(error)})
+
+
+async def estimate(hs: Archivist, room_nids: Sequence[int], wanted: Wanted) -> Moved:
+    """Returns about what `archive` would do."""
+    moved = Moved()
+    for room_nid in room_nids:
+        events, size_bytes = await hs.database.read(count_older, room_nid, wanted.before_ms)
+        if events and size_bytes >= wanted.rows_bytes_min:
+            moved.rooms += 1
+            moved.events += events
+            moved.blocks += -(-events // BLOCK_EVENTS_MAX)
+            moved.freed_bytes += size_bytes + ROW_BYTES * events
+    return moved
+
+
+async def expire(hs: Archivist, room_nid: int, before_ms: int) -> int:
+    """Reduces all messages of a room that are older than a time. Returns how many."""
+    count = 0
+    while expired := await hs.database.write(expire_rows, room_nid, before_ms):
+        count += expired
+    async with hs.database.hold("archive"):
+        while plan := await hs.database.read(find_expiry, room_nid, before_ms):
+            count += len(plan.expired) if await move(hs, plan) else 0
+    return count
 
 
 async def rewrite(hs: Archivist, block: int) -> None:
@@ -402,3 +448,26 @@ async def rewrite(hs: Archivist, block: int) -> None:
         plan = await hs.database.read(find_rewrite, block)
         while plan is not None and not await move(hs, plan):
             plan = await hs.database.read(find_rewrite, block)
+
+
+async def verify_block(hs: Archivist, row: BlockRow) -> bool:
+    """Reads a block from the blob storage and checks it; returns False if it has been replaced meanwhile.
+
+    Raises DatabaseDamaged if it is lost, damaged or sealed with a key that was forgotten.
+    """
+    key = await hs.database.read(find_block_key, row)
+    try:
+        if row.sealed and key is None:
+            raise DatabaseDamaged(f"The archived block {row.blob} cannot be read: the key of its room was forgotten.")
+        block = await fetch_block(hs.blobs, hs.workers, row, key)
+        await hs.workers.run(_compute_all, block)
+    except DatabaseDamaged:
+        if not await hs.database.read(list_block_rows, (row.block,)):
+            return False
+        raise
+    return True
+
+
+def _compute_all(block: Block) -> None:
+    for index in range(len(block)):
+        block.key(index)

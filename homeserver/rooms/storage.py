@@ -264,8 +264,57 @@ def find_positions_of_keys(tx: Transaction, keys: Collection[bytes]) -> dict[byt
     return found
 
 
+def count_older(tx: Transaction, room_nid: int, before_ms: int) -> tuple[int, int]:
+    """Returns how many messages of a room are older than a time, and how many bytes envelopes and contents take."""
+    (row,) = tx.all(
+        "SELECT COUNT(*), COALESCE(SUM(LENGTH(envelope) + LENGTH(content)), 0) FROM events"
+        " WHERE room_nid = ? AND ordering IS NOT NULL AND state_key_nid IS NULL AND origin_server_ts < ?",
+        room_nid, before_ms,
+    )  # fmt: skip
+    return int(row[0]), int(row[1])
+
+
+def list_older(tx: Transaction, room_nid: int, before_ms: int, after: int, limit: int) -> list[Row]:
+    """Returns the rows of messages with after < ordering that are older than a time and have no gap before them."""
+    return tx.all(
+        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
+        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events e"
+        " WHERE room_nid = ? AND ordering IS NOT NULL AND ordering > ? AND state_key_nid IS NULL"
+        " AND origin_server_ts < ? AND NOT EXISTS"
+        " (SELECT 1 FROM missing_events m WHERE m.room_nid = e.room_nid AND m.child = e.position)"
+        " ORDER BY ordering LIMIT ?",
+        room_nid, after, before_ms, limit,
+    )  # fmt: skip
+
+
+def list_expiring(tx: Transaction, room_nid: int, before_ms: int, limit: int) -> list[Row]:
+    """Returns some rows of messages of a room that are older than a time and have not expired yet."""
+    return tx.all(
+        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
+        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events"
+        " WHERE room_nid = ? AND ordering IS NOT NULL AND state_key_nid IS NULL AND origin_server_ts < ?"
+        " AND (redacted_by IS NULL OR redacted_by <> position) AND type_nid <> ? LIMIT ?",
+        room_nid, before_ms, tx.find("m.room.redaction") or 0, limit,
+    )  # fmt: skip
+
+
+def can_expire(tx: Transaction, row: Row) -> bool:
+    """Returns whether a row is one that `list_expiring` may return."""
+    position, type_nid, state_key_nid, redacted_by = row[0], row[4], row[5], row[9]
+    return state_key_nid is None and redacted_by != position and type_nid != tx.find("m.room.redaction")
+
+
+def delete_rows(tx: Transaction, positions: Collection[int]) -> None:
+    """Deletes the rows of events that are archived from now on."""
+    tx.many("DELETE FROM events WHERE position = ?", [(position,) for position in positions])
+
+
 def without_withheld(tx: Transaction, events: Sequence[SomeEvent]) -> Sequence[SomeEvent]:
-    """Returns the events without redactions that have no effect, because clients would apply these anyway."""
+    """Returns the events without redactions that have no effect, because clients would apply these anyway, and without
+    messages that have expired.
+    """
+    if any(event.redacted_by == event.position for event in events):
+        events = [event for event in events if event.redacted_by != event.position]
     redactions = [event.position for event in events if event.type == "m.room.redaction"]
     if not redactions:
         return events

@@ -234,7 +234,7 @@ def _check_redactions(tx: Transaction) -> None:
         assert bytes(key) not in known, "the target of a pending redaction is there"
         assert redaction in by_position
     for row in rows:
-        if row[REDACTED_BY] is not None:
+        if row[REDACTED_BY] not in (None, row[POSITION]):  # an expired message has redacted itself
             redacting = by_position[row[REDACTED_BY]]
             (redaction,) = to_events(tx, stored_events(tx, [redacting]))
             assert redaction.type == "m.room.redaction"

@@ -52,6 +52,7 @@ SHOWN = "It is shown to people and decides nothing."
 HARMLESS = {
     "archived_txns.event_ts": "A client's retry is recognised for a while, or a while longer.",
     "archive_blocks.first_ts": "What senders claim: it says in which blocks to look.",
+    "archive_blocks.live_ts": "What senders claim: of a message with a wrong time nobody knows when it expires.",
     "archive_blocks.last_ts": "What senders claim: it says in which blocks to look.",
     "access_tokens.created_ms": SHOWN,
     "refresh_tokens.created_ms": SHOWN,

@@ -14,6 +14,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from homeserver.config import Config
 from homeserver.database import DatabaseDamaged, Needed, Row, Transaction
 from homeserver.moments import latest
 from homeserver.process.sealing import SealingKey
@@ -32,6 +33,7 @@ class BlockRow(msgspec.Struct, frozen=True):
     """A row of `archive_blocks`. blob: its key in the blob storage. checksum: SHA-256 of the blob.
 
     first_ts, last_ts: the earliest and the latest `origin_server_ts`. sealed: the number of a key, or 0.
+    live_ts: the earliest of the events that can expire, see `homeserver/rooms/retention.py`; None if there is none.
     """
 
     block: int
@@ -45,10 +47,17 @@ class BlockRow(msgspec.Struct, frozen=True):
     checksum: bytes
     blob: str
     sealed: int
+    live_ts: int | None
 
 
 GivenBlocks = dict[Hashable, object]
 """What a transaction is given for blocks that it needs: each a `Block`, or the DatabaseDamaged that says why not."""
+
+
+def url_of(config: Config, blob: str) -> str:
+    """Returns where a blob is, for people."""
+    kind, _, path = config.blobs.url.partition(":")
+    return f"file:{config.data_path(path)}/{blob}" if kind == "file" else f"{config.blobs.url.rstrip('/')}/{blob}"
 
 
 class BlocksNeeded(Needed):
@@ -108,8 +117,8 @@ def load_blocks(tx: Transaction, rows: Sequence[BlockRow]) -> list[Block]:
 # --- reads ---
 
 _SELECT = (
-    "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob, sealed"
-    " FROM archive_blocks"
+    "SELECT block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes, checksum, blob, sealed,"
+    " live_ts FROM archive_blocks"
 )
 
 
@@ -146,6 +155,12 @@ def list_blocks_at_time(tx: Transaction, room_nid: int, ts: int, limit: int, *, 
     else:
         sql = f"{_SELECT} WHERE room_nid = ? AND first_ts <= ? ORDER BY last_ts DESC LIMIT ?"
     return _to_rows(tx.all(sql, room_nid, ts, limit))
+
+
+def find_expiring_block(tx: Transaction, room_nid: int, before_ms: int) -> BlockRow | None:
+    """Returns a block of the room with events from before a time that can expire, or None."""
+    rows = tx.all(f"{_SELECT} WHERE room_nid = ? AND live_ts < ? ORDER BY first_ordering LIMIT 1", room_nid, before_ms)
+    return next(iter(_to_rows(rows)), None)
 
 
 def find_archived(tx: Transaction, keys: Collection[bytes]) -> dict[bytes, int]:
@@ -224,9 +239,9 @@ def insert_block(tx: Transaction, row: BlockRow, rows: Sequence[Row]) -> None:
     """Stores that these events are in a block from now on."""
     tx.run(
         "INSERT INTO archive_blocks (block, room_nid, first_ordering, last_ordering, first_ts, last_ts, events, bytes,"
-        " checksum, blob, sealed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " checksum, blob, sealed, live_ts) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         row.block, row.room_nid, row.first_ordering, row.last_ordering, row.first_ts, row.last_ts, row.events,
-        row.size_bytes, row.checksum, row.blob, row.sealed,
+        row.size_bytes, row.checksum, row.blob, row.sealed, row.live_ts,
     )  # fmt: skip
     secret = _find_secret(tx) or _insert_secret(tx)
     digests = sorted((_digest(secret, bytes(each[EVENT_ID])), each[POSITION]) for each in rows)

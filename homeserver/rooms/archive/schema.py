@@ -54,5 +54,13 @@ SCHEMA = Schema(
             );
             """,
         ),
+        Step(
+            "002_live_ts",
+            """
+            -- The earliest timestamp of the events that can expire, NULL if there are none: see rooms/retention.py.
+            ALTER TABLE archive_blocks ADD COLUMN live_ts INTEGER;
+            UPDATE archive_blocks SET live_ts = first_ts;
+            """,
+        ),
     ),
 )

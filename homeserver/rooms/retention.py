@@ -1,0 +1,77 @@
+"""How long messages are kept, and what becomes of those whose time is over. Spec: MSC1763 (m.room.retention)
+
+An expired message is reduced to what a redaction leaves, as if it had redacted itself: `redacted_by` is its own
+position. So its content is gone for good, while the graph stays whole, and other servers can still get the event in a
+form whose signature is valid. Clients are not shown it any more (`storage.without_withheld`). State events and
+redactions do not expire: they are what the room consists of.
+"""
+
+from __future__ import annotations
+
+from homeserver.config import Retention
+from homeserver.database import Row, Transaction
+from homeserver.federation import canonical_json
+from homeserver.federation.event import trusted_event
+from homeserver.federation.identifiers import RoomID
+from homeserver.federation.redaction import redact
+from homeserver.rooms import envelope
+from homeserver.rooms.events import forget_auth_event, to_events
+from homeserver.rooms.heads import find_head, state_content
+from homeserver.rooms.relations import delete_relation
+from homeserver.rooms.rewrites import note_rewrite
+from homeserver.rooms.storage import StoredEvent, find_positions, list_expiring, replace_content, stored_events
+
+DAY_MS = 24 * 60 * 60 * 1000
+EXPIRED_PER_WRITE = 100  # each takes about a tenth of a millisecond, for which other writes wait
+
+
+def find_deadline(tx: Transaction, room_nid: int) -> int | None:
+    """Returns the time before which messages of a room have expired; None if they are kept for ever."""
+    head = find_head(tx, RoomID(tx.name(room_nid)))
+    if head is None:
+        return None
+    content = state_content(tx, head.state_root, "m.room.retention") or {}
+    lifetime_ms = lifetime(content.get("max_lifetime"), tx.server.config.retention)
+    return None if lifetime_ms is None else tx.now_ms - lifetime_ms
+
+
+def lifetime(max_lifetime: object, retention: Retention) -> int | None:
+    """Returns how many milliseconds messages are kept in a room with this max_lifetime; None for ever."""
+    wanted = max_lifetime if type(max_lifetime) is int and max_lifetime >= 0 else None
+    if wanted is None:
+        wanted = retention.default_days * DAY_MS or None
+    if retention.max_days:
+        longest = retention.max_days * DAY_MS
+        wanted = longest if wanted is None else min(wanted, longest)
+    return None if wanted is None else max(wanted, retention.min_days * DAY_MS)
+
+
+def expire_rows(tx: Transaction, room_nid: int, before_ms: int) -> int:
+    """Reduces some messages of a room that are not archived and older than a time. Returns how many."""
+    rows = list_expiring(tx, room_nid, before_ms, EXPIRED_PER_WRITE)
+    stored = stored_events(tx, rows)
+    for before, event in zip(stored, to_events(tx, stored), strict=True):
+        redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
+        replace_content(tx, before.position, redacted, before.position)
+        forget_expired(tx, before)
+    return len(rows)
+
+
+def reduced_row(tx: Transaction, event: StoredEvent) -> Row:
+    """Returns what remains of an event that expires, as a row with plain content."""
+    (whole,) = to_events(tx, [event])
+    redacted = trusted_event(redact(whole.pdu, whole.version), whole.version, whole.event_id)
+    known = find_positions(tx, {*redacted.prev_events, *redacted.auth_events})
+    return (
+        event.position, envelope.event_key(event.event_id), tx.find(event.room_id), event.ordering,
+        tx.find(event.type), None, tx.find(event.sender), event.origin_server_ts, event.status, event.position,
+        event.state_before, None, None, envelope.pack(redacted, known),
+        canonical_json.encode(redacted.content, strict=False),
+    )  # fmt: skip
+
+
+def forget_expired(tx: Transaction, event: StoredEvent) -> None:
+    """Deletes what else is stored of an event that expires. `event`: as it was before."""
+    delete_relation(tx, event)
+    forget_auth_event(tx, event.position)
+    note_rewrite(tx, tx.find(event.room_id))

@@ -129,6 +129,6 @@ FEATURE = Feature(
     name="archive",
     spec="",
     routes=routes,
-    worklists=[Worklist("archive", list_stale, rewrite_stale, wake_key=STALE_KEY)],
+    worklists=[Worklist("archived_redactions", list_stale, rewrite_stale, wake_key=STALE_KEY)],
     background=[archive_forever],
 )

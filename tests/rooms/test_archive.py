@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-
 import pytest
 
-from homeserver.blobs import Blobs
-from homeserver.database import Database, DatabaseDamaged, Needed, Transaction
+from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomID
-from homeserver.process.workers import Workers
-from homeserver.rooms.archive.blocks import BlocksNeeded, GivenBlocks, list_blocks
-from homeserver.rooms.archive.fetching import fetch_blocks
+from homeserver.rooms.archive.blocks import list_blocks
 from homeserver.rooms.events import find_event, load_events
 from homeserver.rooms.storage import StoredEvent, find_position, list_positions
 from homeserver.rooms.timeline import END, START, list_backwards, list_by_timestamp, list_forwards
-from tests.support.archive import archive_all
+from tests.support.archive import Archive, archive_all
 from tests.support.rooms import OUR_ALICE, OUR_BOB, Rooms
 
 
-@dataclass
-class Archivist:
-    """A database without a server, and where its archive is."""
-
-    database: Database
-    blobs: Blobs
-    workers: Workers
-
-    async def get_needed(self, needed: Needed) -> GivenBlocks:
-        assert isinstance(needed, BlocksNeeded)
-        return await fetch_blocks(self.blobs, self.workers, needed.wanted)
-
-
 @pytest.fixture
-async def archivist(rooms: Rooms) -> AsyncIterator[Archivist]:
-    workers = Workers(inline=True)
-    archivist = Archivist(rooms.database, Blobs("memory:", inline=True), workers)
-    rooms.database.get_needed_by(archivist.get_needed)
-    yield archivist
-    await workers.aclose()
+def archivist(rooms: Rooms) -> Archive:
+    return rooms.archive
 
 
 async def _chat(rooms: Rooms, number: int) -> tuple[RoomID, list[Event]]:
@@ -59,7 +36,7 @@ def _rows(tx: Transaction) -> int:
     return int(count)
 
 
-async def test_archived_events_are_read_like_stored_ones(rooms: Rooms, archivist: Archivist) -> None:
+async def test_archived_events_are_read_like_stored_ones(rooms: Rooms, archivist: Archive) -> None:
     room_id, sent = await _chat(rooms, 60)
 
     async def read() -> list[object]:
@@ -82,7 +59,7 @@ async def test_archived_events_are_read_like_stored_ones(rooms: Rooms, archivist
     assert await read() == before
 
 
-async def test_archived_events_have_their_ids_and_signatures(rooms: Rooms, archivist: Archivist) -> None:
+async def test_archived_events_have_their_ids_and_signatures(rooms: Rooms, archivist: Archive) -> None:
     _, sent = await _chat(rooms, 40)
     await archive_all(archivist)
     for event in sent:
@@ -91,7 +68,7 @@ async def test_archived_events_have_their_ids_and_signatures(rooms: Rooms, archi
         assert found.pdu["signatures"] == event.pdu["signatures"]
 
 
-async def test_new_messages_join_the_last_block(rooms: Rooms, archivist: Archivist) -> None:
+async def test_new_messages_join_the_last_block(rooms: Rooms, archivist: Archive) -> None:
     room_id, _ = await _chat(rooms, 10)
     await archive_all(archivist)
     for number in range(5):
@@ -103,7 +80,7 @@ async def test_new_messages_join_the_last_block(rooms: Rooms, archivist: Archivi
     assert block.events == 14
 
 
-async def test_redacting_an_archived_event_rewrites_its_block(rooms: Rooms, archivist: Archivist) -> None:
+async def test_redacting_an_archived_event_rewrites_its_block(rooms: Rooms, archivist: Archive) -> None:
     room_id, sent = await _chat(rooms, 10)
     await archive_all(archivist)
     (old,) = await rooms.read(lambda tx: list_blocks(tx, tx.find(room_id)))
@@ -123,7 +100,7 @@ async def test_redacting_an_archived_event_rewrites_its_block(rooms: Rooms, arch
     assert (await rooms.read(find_event, secret.event_id)).event_id == secret.event_id
 
 
-async def test_a_lost_block_is_named_and_the_rest_is_readable(rooms: Rooms, archivist: Archivist) -> None:
+async def test_a_lost_block_is_named_and_the_rest_is_readable(rooms: Rooms, archivist: Archive) -> None:
     room_id, sent = await _chat(rooms, 10)
     await archive_all(archivist)
     (block,) = await rooms.read(lambda tx: list_blocks(tx, tx.find(room_id)))
@@ -141,7 +118,7 @@ async def test_a_lost_block_is_named_and_the_rest_is_readable(rooms: Rooms, arch
     await archivist.blobs.put(block.blob, data)
 
 
-async def test_events_that_cite_one_another_across_blocks_come_back(rooms: Rooms, archivist: Archivist) -> None:
+async def test_events_that_cite_one_another_across_blocks_come_back(rooms: Rooms, archivist: Archive) -> None:
     room_id, _ = await _chat(rooms, 30)
     await archive_all(archivist)
     positions = await rooms.read(list_positions, 0, END)

@@ -27,6 +27,7 @@ from homeserver.features import FEATURES
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
 from homeserver.server import Homeserver
 from homeserver.testing import FakeNetwork
+from tests.support.archive import prepare_archive
 from tests.support.contract import check_federation_response
 from tests.support.homeservers import Client, Homeservers, Server, config_for_tests, now_ms
 
@@ -96,6 +97,7 @@ async def running_homeserver(
     """A homeserver on the network, as long as the context lasts."""
     wire = network.wire_for(config.server_name)
     async with Homeserver(config, wire=wire, now_ms=clock, inline_database=True, features=features) as homeserver:
+        prepare_archive(homeserver.resources)
         network.join(config.server_name, checked(homeserver.app))
         transport = httpx.ASGITransport(homeserver.app, client=("192.0.2.7", 4711))
         async with httpx.AsyncClient(transport=transport, base_url=f"https://{config.server_name}") as http:

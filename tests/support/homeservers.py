@@ -71,6 +71,7 @@ from homeserver.testing import config_for_tests as in_memory_config
 from homeserver.testing import now_ms
 from homeserver.users.filters import find_filter
 from homeserver.users.profile import get_member_profile
+from tests.support.archive import prepare_archive
 from tests.support.contract import check_response
 from tests.support.engine import file_url, memory_url
 from tests.support.exchange import exchange
@@ -261,6 +262,7 @@ async def running(config: Config, *, wire: Wire, features: Sequence[Feature] | N
     """A homeserver as long as the context lasts; with `features` one that has these alone, and everything in memory."""
     if features is None:
         async with Homeserver(config, wire=wire, now_ms=now_ms, inline_database=True) as homeserver:
+            prepare_archive(homeserver.resources)
             async with _http_to(homeserver.app, config) as http:
                 yield Server(homeserver.resources, homeserver.app, http)
         return

@@ -34,6 +34,7 @@ from homeserver.rooms.receive import Received, adopt_room, receive_event
 from homeserver.rooms.storage import StoredEvent, find_stored_by_id, list_event_ids
 from homeserver.rooms.timeline import END, list_backwards
 from tests.federation.rooms_for_tests import Room
+from tests.support.archive import Archive, archive_of
 from tests.support.consistency import check_consistency
 from tests.support.engine import memory_url
 from tests.support.sealing import MASTER_KEYS
@@ -64,6 +65,7 @@ class Rooms:
     """The rooms of this server."""
 
     database: Database
+    archive: Archive
 
     async def write(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """fn(tx, …) in a write."""
@@ -185,7 +187,7 @@ async def opened_rooms(*schemas: Schema) -> AsyncIterator[Rooms]:
     database = await open_database(memory_url(), [*SCHEMAS, *schemas], inline=True, now_ms=lambda: next(clock))
     database.serve_as(ServerIdentity(OURS, KEY, Config(server_name=OURS, data_dir="nowhere"), MASTER_KEYS))
     try:
-        rooms = Rooms(database)
+        rooms = Rooms(database, archive_of(database))
         yield rooms
         await rooms.read(check_consistency)
     finally:

@@ -15,6 +15,7 @@ from homeserver.federation.identifiers import EventID, RoomID
 from homeserver.rooms.receive import Received
 from homeserver.users.account_data import SCHEMA as ACCOUNT_DATA
 from tests.federation.rooms_for_tests import BOB, CAROL, Room
+from tests.support.archive import archive_all
 from tests.support.examples import share_of_examples
 from tests.support.rooms import OUR_ALICE, OUR_BOB, OUR_CAROL, Rooms, opened_rooms, room_of_peer
 from tests.sync.clients import SyncClient
@@ -28,7 +29,7 @@ steps = st.lists(
     st.tuples(
         st.sampled_from(
             ["say"] * 3 + ["state"] * 4 + ["member"] * 5 + ["redact", "branch"] + ["deliver"] * 4
-            + ["build"] * 6 + ["sync"] * 6
+            + ["build"] * 6 + ["sync"] * 6 + ["archive"]
         ),
         numbers,
         numbers,
@@ -109,6 +110,9 @@ class World:
                 outcome = await self.rooms.receive(event)
                 assert isinstance(outcome, Received), outcome
             del events[: 1 + b]
+
+    async def _archive(self, room_id: RoomID, a: int, b: int, c: int) -> None:
+        await archive_all(self.rooms.archive)
 
     async def _sync(self, room_id: RoomID, a: int, b: int, c: int) -> None:
         client = self.clients[(a + 8 * b) % len(self.clients)]

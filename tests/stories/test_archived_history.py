@@ -1,0 +1,196 @@
+"""A tea society's old conversation goes into the archive, and nobody notices, on either of its two servers."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from homeserver.config import Retention
+from homeserver.database import Transaction
+from homeserver.features.archive import DAY_MS, delete_leftovers, expire_old
+from homeserver.rooms.archive.blocks import list_blocks
+from homeserver.rooms.retention import lifetime
+from homeserver.rooms.timeline import list_by_timestamp
+from homeserver.users.accounts import store_admin
+from tests.support.archive import archive_all
+from tests.support.federation import Federation, create_room, invite, join, send_text
+from tests.support.homeservers import Client, Server
+
+
+async def _page_all(client: Client, room_id: str, limit: int = 7) -> list[str]:
+    """The bodies of all messages, newest first, page by page."""
+    bodies: list[str] = []
+    start = ""
+    while True:
+        page = await client.ok("GET", f"rooms/{room_id}/messages?dir=b&limit={limit}{start}")
+        bodies += [each["content"].get("body", "") for each in page["chunk"] if each["type"] == "m.room.message"]
+        if "end" not in page:
+            return bodies
+        start = f"&from={page['end']}"
+
+
+def _rows(tx: Transaction) -> int:
+    return len(tx.values("SELECT position FROM events WHERE state_key_nid IS NULL"))
+
+
+async def test_an_archived_conversation_is_read_searched_answered_and_redacted(federation: Federation) -> None:
+    a, b, alice, bob = await federation.start_two()
+    room_id = await create_room(alice)
+    await invite(alice, room_id, bob.user_id)
+    await join(bob, room_id, a.name)
+    away = (await bob.ok("GET", "sync"))["next_batch"]
+    sent = [await send_text(alice, room_id, f"tea number {number}") for number in range(40)]
+    await trio.sleep(60)
+    expected = [f"tea number {number}" for number in reversed(range(40))]
+    for server in (a, b):
+        await archive_all(server.hs)
+        assert await server.read(_rows) == 1
+
+    # Both page back through it, open a message in the middle, and find it by a word and by its time.
+    assert await _page_all(alice, room_id) == await _page_all(bob, room_id) == expected
+    context = await bob.ok("GET", f"rooms/{room_id}/context/{sent[20]}?limit=4")
+    assert [each["content"]["body"] for each in context["events_before"]] == ["tea number 19", "tea number 18"]
+    body = {"search_categories": {"room_events": {"search_term": "number 13"}}}
+    found = (await alice.ok("POST", "search", json=body))["search_categories"]["room_events"]
+    assert [each["result"]["event_id"] for each in found["results"]] == [sent[13]]
+
+    # A client that was away is told the newest, and pages through the rest.
+    news = await bob.ok("GET", f"sync?since={away}")
+    timeline = news["rooms"]["join"][room_id]["timeline"]
+    assert timeline["limited"]
+    assert timeline["events"][-1]["event_id"] == sent[-1]
+
+    # They react to and answer what is archived; the counts are on the old message.
+    relation = {"rel_type": "m.thread", "event_id": sent[3]}
+    thread = {"msgtype": "m.text", "body": "I remember", "m.relates_to": relation}
+    await bob.ok("PUT", f"rooms/{room_id}/send/m.room.message/t1", json=thread)
+    await trio.sleep(60)
+    for server in (a, b):
+        await archive_all(server.hs)
+    old = await alice.ok("GET", f"rooms/{room_id}/event/{sent[3]}")
+    assert old["unsigned"]["m.relations"]["m.thread"]["latest_event"]["content"]["body"] == "I remember"
+
+    # Alice takes a message back. The blocks of both servers are written anew, and the old ones are deleted.
+    before = {server.name: await _blobs(server) for server in (a, b)}
+    await alice.ok("PUT", f"rooms/{room_id}/redact/{sent[5]}/r1", json={})
+    await trio.sleep(60)
+    for client, server in ((alice, a), (bob, b)):
+        assert (await client.ok("GET", f"rooms/{room_id}/event/{sent[5]}"))["content"] == {}
+        await delete_leftovers(server.hs)
+        now = await _blobs(server)
+        assert not before[server.name] & now
+        for blob in now:
+            assert b"number 5" not in await server.hs.blobs.get(blob)
+
+    # A third server joins, and gets the archived past of the room.
+    c = await federation.start("c.example")
+    carol = await c.register("carol")
+    await invite(alice, room_id, carol.user_id)
+    await join(carol, room_id, a.name)
+    assert len(await _page_all(carol, room_id, 20)) == 41
+
+
+async def _blobs(server: Server) -> set[str]:
+    return {key async for key, _ in server.hs.blobs.list("archive")}
+
+
+async def test_retries_after_archiving_are_recognised(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice)
+    path = f"rooms/{room_id}/send/m.room.message/once"
+    first = await alice.ok("PUT", path, json={"msgtype": "m.text", "body": "tea"})
+    await send_text(alice, room_id, "more tea")
+    await archive_all(a.hs)
+    assert await a.read(_rows) == 1
+    assert await alice.ok("PUT", path, json={"msgtype": "m.text", "body": "tea"}) == first
+
+
+async def test_a_damaged_block_is_named_and_does_not_spoil_other_pages(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    quiet, room_id = await create_room(alice), await create_room(alice)
+    for room in (quiet, room_id):
+        sent = [await send_text(alice, room, f"tea {number}") for number in range(12)]
+    await archive_all(a.hs)
+    (block,) = await a.read(lambda tx: list_blocks(tx, tx.find(room_id)))
+    a.hs.database.caches.sized("archive_blocks", 0).clear()
+    await a.hs.blobs.put(block.blob, b"damaged")
+    page = await alice.get(f"rooms/{room_id}/messages?dir=b&limit=50")
+    assert page.status_code == 500
+    assert page.json()["errcode"] == "M_UNKNOWN"
+    assert (await alice.ok("GET", f"rooms/{room_id}/messages?dir=b&limit=1"))["chunk"][0]["event_id"] == sent[-1]
+    assert len(await _page_all(alice, quiet)) == 12
+    await send_text(alice, room_id, "and on it goes")
+
+
+async def test_administrators_see_where_history_is(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id = await create_room(alice)
+    for number in range(30):
+        await send_text(alice, room_id, f"tea {number}")
+    await archive_all(a.hs)
+    path = f"/_homeserver/admin/v1/rooms/{room_id}/archive"
+    assert (await alice.get(path)).status_code == 403
+    await a.write(store_admin, alice.user_id, True)
+    (block,) = (await alice.ok("GET", path))["blocks"]
+    assert block["events"] == 29
+    assert block["sealed"] is True
+    assert len(block["checksum"]) == 64
+    assert block["first_ts"] <= block["last_ts"]
+    assert block["bytes"] > 1000
+    assert "/archive/" in block["url"]
+    assert (await alice.get("/_homeserver/admin/v1/rooms/!nowhere:a.example/archive")).status_code == 404
+
+
+async def test_messages_are_deleted_when_their_room_keeps_them_no_longer(federation: Federation) -> None:
+    a, b, alice, bob = await federation.start_two()
+    room_id = await create_room(alice)
+    await invite(alice, room_id, bob.user_id)
+    await join(bob, room_id, a.name)
+    old = [await send_text(alice, room_id, f"old tea {number}") for number in range(20)]
+    await trio.sleep(60)
+    await archive_all(a.hs)
+    await alice.ok("PUT", f"rooms/{room_id}/state/m.room.retention/", json={"max_lifetime": 2 * DAY_MS})
+    await trio.sleep(3 * 24 * 3600)
+    new = await send_text(alice, room_id, "fresh tea")
+    for server in (a, b):
+        await expire_old(server.hs)
+        await delete_leftovers(server.hs)
+    for client in (alice, bob):
+        assert await _page_all(client, room_id) == ["fresh tea"]
+        assert (await client.get(f"rooms/{room_id}/event/{old[3]}")).status_code == 404
+        assert (await client.ok("GET", f"rooms/{room_id}/event/{new}"))["content"]["body"] == "fresh tea"
+    c = await federation.start("c.example")
+    carol = await c.register("carol")
+    await invite(alice, room_id, carol.user_id)
+    await join(carol, room_id, a.name)
+    assert all("old tea" not in body for body in await _page_all(carol, room_id, 50))
+    assert not [
+        event for event in await a.read(list_by_timestamp, room_id, 0, "f", 50) if b"old tea" in event.content_json
+    ]
+
+
+@pytest.mark.parametrize(
+    ("max_lifetime", "retention", "days"),
+    [
+        (None, Retention(), None),
+        (5, Retention(), 5),
+        (None, Retention(default_days=7), 7),
+        (30, Retention(default_days=7), 30),
+        (30, Retention(max_days=10), 10),
+        (None, Retention(max_days=10), 10),
+        (1, Retention(min_days=3), 3),
+        (1, Retention(min_days=3, max_days=10), 3),
+        (None, Retention(min_days=3), None),
+        ("soon", Retention(default_days=7), 7),
+        (-1, Retention(), None),
+    ],
+)
+def test_lifetimes_of_messages_follow_from_room_and_server(
+    max_lifetime: object, retention: Retention, days: int | None
+) -> None:
+
+    wanted = max_lifetime * DAY_MS if isinstance(max_lifetime, int) else max_lifetime
+    assert lifetime(wanted, retention) == (None if days is None else days * DAY_MS)

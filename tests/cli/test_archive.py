@@ -1,0 +1,58 @@
+"""`archive`: old messages are moved into blocks, listed and verified, with the server running or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cli.programs import run, serving, write_config
+from tests.cli.test_accounts import add, ran
+from tests.cli.test_search import Person
+
+
+def _say(person: Person, number: int) -> None:
+    for each in range(number):
+        person.say(f"tea number {each}", f"t{each}")
+
+
+def _bodies(person: Person) -> list[str]:
+    page = person.http.get(f"rooms/{person.room_id}/messages?dir=b&limit=100").json()
+    return [each["content"]["body"] for each in page["chunk"] if each["type"] == "m.room.message"]
+
+
+def test_messages_are_archived_while_the_server_answers(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    add(config, "alice")
+    with serving(config) as (_, url):
+        alice = Person(url)
+        _say(alice, 40)
+        before = _bodies(alice)
+        planned = ran(config, "archive", "run", "--older-than", "0d", "--dry-run")
+        assert planned["dry_run"] is True
+        assert planned["events"] >= 39
+        assert planned["freed_bytes"] > 39 * 200
+        assert ran(config, "archive", "list", alice.room_id) == {"blocks": []}
+        done = ran(config, "archive", "run", "--room", alice.room_id, "--older-than", "0d")
+        assert (done["rooms"], done["events"], done["blocks"]) == (1, 39, 1)
+        assert _bodies(alice) == before
+        (block,) = ran(config, "archive", "list", alice.room_id)["blocks"]
+        assert block["events"] == 39
+        assert Path(block["url"].removeprefix("file:")).stat().st_size == block["bytes"]
+        assert ran(config, "archive", "verify") == {"blocks": 1, "damaged": []}
+        assert "39" in run("archive", "list", alice.room_id, "--config", config).stdout
+    Path(block["url"].removeprefix("file:")).unlink()
+    verified = run("archive", "verify", "--config", config, "--json")
+    assert verified.returncode == 1
+    assert block["url"].rpartition("/archive/")[2] in verified.stdout
+
+
+def test_what_cannot_be_archived_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "[archive]\nafter_days = 0")
+    for arguments, words in (
+        (("run",), "after_days is 0"),
+        (("run", "--older-than", "soon"), "90d"),
+        (("run", "--older-than", "1d", "--room", "!nowhere"), "does not know the room"),
+        (("list", "!nowhere"), "does not know the room"),
+    ):
+        answer = run("archive", *arguments, "--config", config)
+        assert answer.returncode == 1
+        assert words in answer.stderr

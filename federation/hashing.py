@@ -15,19 +15,24 @@ from homeserver.federation.room_versions import RoomVersion
 _NOT_HASHED = ("unsigned", "signatures", "hashes")
 
 
-def content_hash(pdu: Mapping[str, Any], version: RoomVersion) -> str:
+def content_hash(pdu: Mapping[str, Any], version: RoomVersion, *, is_checked: bool = False) -> str:
     """Returns the hash of everything but `unsigned`, `signatures` and `hashes`, as unpadded base64 of SHA-256.
 
-    May raise NotCanonical.
+    is_checked: the PDU was hashed before, so it has canonical JSON. Otherwise it may raise NotCanonical.
     """
     hashed = {key: value for key, value in pdu.items() if key not in _NOT_HASHED}
-    digest = sha256(canonical_json.encode(hashed, strict=version.canonical_json_strict)).digest()
-    return b64encode(digest)[:43].decode()
+    return b64encode(sha256(_encode(hashed, version, is_checked)).digest())[:43].decode()
 
 
-def reference_hash(pdu: Mapping[str, Any], version: RoomVersion) -> bytes:
-    """Returns the SHA-256 of the redacted event without its signatures: 32 bytes. May raise NotCanonical."""
-    return sha256(canonical_json.encode(signed_part(pdu, version), strict=version.canonical_json_strict)).digest()
+def reference_hash(pdu: Mapping[str, Any], version: RoomVersion, *, is_checked: bool = False) -> bytes:
+    """Returns the SHA-256 of the redacted event without its signatures: 32 bytes. is_checked: see `content_hash`."""
+    return sha256(_encode(signed_part(pdu, version), version, is_checked)).digest()
+
+
+def _encode(value: dict[str, Any], version: RoomVersion, is_checked: bool) -> bytes:
+    if is_checked and version.canonical_json_strict:  # in older versions a number may be irregular
+        return canonical_json.encode_regular(value)
+    return canonical_json.encode(value, strict=version.canonical_json_strict)
 
 
 def signed_part(pdu: Mapping[str, Any], version: RoomVersion) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import a2b_base64
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, repeat
@@ -10,7 +11,7 @@ from typing import Any
 import orjson
 
 from homeserver.database import Row
-from homeserver.federation.hashing import content_hash, event_id_of
+from homeserver.federation.hashing import content_hash, event_id_from_hash, reference_hash
 from homeserver.federation.room_versions import ROOM_VERSIONS
 from homeserver.rooms.archive.format import NO_SHAPE, ORDERING_SHIFT, SPAN, Columns, fields_of
 from homeserver.rooms.envelope import (
@@ -18,7 +19,6 @@ from homeserver.rooms.envelope import (
     encode_envelope,
     event_id_of_key,
     event_key,
-    exact_bytes,
     restore,
     unpadded_base64,
 )
@@ -151,13 +151,17 @@ class Block:
             if index in self._columns.hashes:
                 sha256 = self._columns.hashes[index]
             else:
-                sha256 = exact_bytes(content_hash(pdu, self._version), 32)
+                hashed = content_hash(pdu, self._version, is_checked=True)
+                pdu["hashes"] = {"sha256": hashed}
+                sha256 = a2b_base64(hashed + "=")
             key = self._keys[index]
             if key is None:
-                if sha256 is not None:
+                if index in self._columns.hashes and sha256 is not None:
                     pdu["hashes"] = {"sha256": unpadded_base64(sha256)}
-                key = event_key(event_id_of(pdu, self._version))
-                self._event_ids[self.positions[index]] = event_id_of_key(key)
+                digest = reference_hash(pdu, self._version, is_checked=True)
+                event_id = event_id_from_hash(digest, self._version)
+                key = digest if self._version.event_id_urlsafe else event_key(event_id)
+                self._event_ids[self.positions[index]] = event_id
             self._computed[index] = (key, sha256)
         return self._computed[wanted]
 

@@ -57,7 +57,7 @@ async def get_room_archive(hs: Resources, requester: Requester, room_id: RoomID)
 
 
 def describe_block(hs: Resources, row: BlockRow) -> JsonObject:
-    """Returns what people are told of a block."""
+    """Returns what administrators see of a block."""
     return {
         "url": url_of(hs.config, row.blob),
         "first_ts": row.first_ts,

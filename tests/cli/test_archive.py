@@ -45,7 +45,7 @@ def test_messages_are_archived_while_the_server_answers(tmp_path: Path) -> None:
     assert block["url"].rpartition("/archive/")[2] in verified.stdout
 
 
-def test_what_cannot_be_archived_is_refused(tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     config = write_config(tmp_path, "[archive]\nafter_days = 0")
     for arguments, words in (
         (("run",), "after_days is 0"),

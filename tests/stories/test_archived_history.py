@@ -46,7 +46,7 @@ async def test_an_archived_conversation_is_read_searched_answered_and_redacted(f
         await archive_all(server.hs)
         assert await server.read(_rows) == 1
 
-    # Both page back through it, open a message in the middle, and find it by a word and by its time.
+    # Both paginate back through it, open a message in the middle, and find it by a word and by its time.
     assert await _page_all(alice, room_id) == await _page_all(bob, room_id) == expected
     context = await bob.ok("GET", f"rooms/{room_id}/context/{sent[20]}?limit=4")
     assert [each["content"]["body"] for each in context["events_before"]] == ["tea number 19", "tea number 18"]
@@ -70,7 +70,7 @@ async def test_an_archived_conversation_is_read_searched_answered_and_redacted(f
     old = await alice.ok("GET", f"rooms/{room_id}/event/{sent[3]}")
     assert old["unsigned"]["m.relations"]["m.thread"]["latest_event"]["content"]["body"] == "I remember"
 
-    # Alice takes a message back. The blocks of both servers are written anew, and the old ones are deleted.
+    # Alice takes a message back. The blocks of both servers are written again, and the old ones are deleted.
     before = {server.name: await _blobs(server) for server in (a, b)}
     await alice.ok("PUT", f"rooms/{room_id}/redact/{sent[5]}/r1", json={})
     await trio.sleep(60)

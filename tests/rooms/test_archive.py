@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 
+from homeserver.blobs import BlobError, Blobs
 from homeserver.database import DatabaseDamaged, Transaction
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomID
-from homeserver.rooms.archive.blocks import list_blocks
+from homeserver.rooms.archive.blocks import list_blocks, list_garbage
+from homeserver.rooms.archiving import Plan, Wanted, find_plan, move
 from homeserver.rooms.events import find_event, load_events
 from homeserver.rooms.storage import StoredEvent, find_position, list_positions
 from homeserver.rooms.timeline import END, START, list_backwards, list_by_timestamp, list_forwards
@@ -124,3 +129,43 @@ async def test_events_that_cite_one_another_across_blocks_come_back(rooms: Rooms
     positions = await rooms.read(list_positions, 0, END)
     events = await rooms.read(load_events, positions)
     assert len(events) == len(positions)
+
+
+async def _plan(rooms: Rooms, room_id: RoomID) -> Plan:
+    wanted = Wanted(1 << 60, rows_bytes_min=0)
+    plan: Plan = await rooms.read(lambda tx: find_plan(tx, tx.find(room_id) or 0, wanted))
+    return plan
+
+
+async def test_an_interrupted_archiving_changes_nothing_and_leaves_only_garbage(
+    rooms: Rooms, archivist: Archive
+) -> None:
+    room_id, sent = await _chat(rooms, 10)
+    timeline = await rooms.timeline(room_id)
+    plan = await _plan(rooms, room_id)
+    archivist.blobs = FailingBlobs("memory:", inline=True)
+    with pytest.raises(BlobError):
+        await move(archivist, plan)
+    assert await rooms.timeline(room_id) == timeline
+    assert await rooms.read(_rows) == 10
+    assert await rooms.read(list_garbage, 10) == []  # not yet: it might still be going on
+    noted = await rooms.read(lambda tx: tx.values("SELECT blob FROM archive_garbage"))
+    assert len(noted) == 1
+
+
+class FailingBlobs(Blobs):
+    """A storage that is full."""
+
+    async def put(self, key: str, data: bytes | Path, headers: Mapping[str, str] | None = None) -> None:
+        raise BlobError("The blob storage is full.")
+
+
+async def test_rows_that_change_meanwhile_are_not_moved(rooms: Rooms, archivist: Archive) -> None:
+    room_id, sent = await _chat(rooms, 10)
+    plan = await _plan(rooms, room_id)
+    await rooms.append(room_id, OUR_ALICE, "m.room.redaction", {"redacts": sent[2].event_id}, redacts=sent[2].event_id)
+    assert not await move(archivist, plan)
+    assert await rooms.read(lambda tx: list_blocks(tx, tx.find(room_id) or 0)) == []
+    assert (await rooms.stored(sent[2].event_id)).content == {}
+    await archive_all(archivist)
+    assert (await rooms.stored(sent[2].event_id)).content == {}

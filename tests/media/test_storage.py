@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from homeserver.config import BlobsSection
+from homeserver.config import BlobsSection, Config
 from homeserver.database import Database, Transaction
+from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import MatrixError
 from homeserver.features.media import storage, thumbnail_storage
 from homeserver.features.media.receiving import blob_created_ms, new_blob_key
@@ -16,7 +19,10 @@ from homeserver.features.media.schema import SCHEMA
 from homeserver.features.media.storage import Blob, Description, Media, Pending
 from homeserver.features.media.thumbnail_storage import Image, Size, Thumbnail
 from homeserver.federation.identifiers import ServerName, UserID
+from homeserver.users import figures
 from tests.support.database import opened
+from tests.support.rooms import KEY
+from tests.support.sealing import MASTER_KEYS
 
 HERE, THERE = ServerName("here.example"), ServerName("there.example")
 ALICE, BOB = UserID("@alice:here.example"), UserID("@bob:here.example")
@@ -28,6 +34,14 @@ def blob(content: bytes) -> Blob:
     return Blob(new_blob_key(sha256, 1_700_000_000_000), sha256, len(content))
 
 
+@asynccontextmanager
+async def opened_for_media(url: str) -> AsyncIterator[Database]:
+    """The database of a server that counts its uploads."""
+    async with opened(url, SCHEMA, figures.SCHEMA) as database:
+        database.serve_as(ServerIdentity(HERE, KEY, Config(server_name=HERE, data_dir="nowhere"), MASTER_KEYS))
+        yield database
+
+
 async def upload(database: Database, media_id: str, what: Blob, who: UserID = ALICE, **options: Any) -> None:
     def store(tx: Transaction) -> None:
         flags = {"is_pending": False, "is_public": False, **options}
@@ -37,7 +51,7 @@ async def upload(database: Database, media_id: str, what: Blob, who: UserID = AL
 
 
 async def test_files_are_stored_and_found(database_url: str) -> None:
-    async with opened(database_url, SCHEMA) as database:
+    async with opened_for_media(database_url) as database:
         first = blob(b"first")
         await upload(database, "one", first)
         found = await database.read(storage.find_media, HERE, "one")
@@ -61,7 +75,7 @@ async def test_files_are_stored_and_found(database_url: str) -> None:
 
 
 async def test_created_uris_are_stored_and_completed(database_url: str) -> None:
-    async with opened(database_url, SCHEMA) as database:
+    async with opened_for_media(database_url) as database:
         later_ms = await database.read(lambda tx: tx.now_ms) + 60_000
         await database.write(storage.store_pending, "one", ALICE, later_ms)
         await database.write(storage.store_pending, "two", ALICE, 1)
@@ -80,7 +94,7 @@ async def test_created_uris_are_stored_and_completed(database_url: str) -> None:
 
 
 async def test_remote_files_are_stored_and_found(database_url: str) -> None:
-    async with opened(database_url, SCHEMA) as database:
+    async with opened_for_media(database_url) as database:
         blobs = [blob(b"%d" % number * 100) for number in range(5)]
         for number, each in enumerate(blobs):
             await database.write(storage.store_remote, each, THERE, f"m{number}", PICTURE)
@@ -99,7 +113,7 @@ async def test_remote_files_are_stored_and_found(database_url: str) -> None:
 
 
 async def test_thumbnails_are_stored_and_found(database_url: str) -> None:
-    async with opened(database_url, SCHEMA) as database:
+    async with opened_for_media(database_url) as database:
         await upload(database, "one", blob(b"picture"))
         media = await database.read(storage.find_media, HERE, "one")
         assert media is not None
@@ -131,7 +145,7 @@ async def test_thumbnails_are_stored_and_found(database_url: str) -> None:
 
 
 async def test_the_sweep_deletes_expired_rows(database_url: str) -> None:
-    async with opened(database_url, SCHEMA) as database:
+    async with opened_for_media(database_url) as database:
         assert await database.read(storage.get_sweep) == 0
         await database.write(storage.store_sweep, 5)
         assert await database.read(storage.get_sweep) == 5

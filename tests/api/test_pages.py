@@ -30,9 +30,9 @@ async def test_the_front_page_explains_how_to_connect(start_server: StartServer)
         assert part in page.text
 
 
-async def test_the_front_page_says_whether_rooms_can_be_encrypted(start_server: StartServer) -> None:
+async def test_the_front_page_says_who_can_read_encrypted_rooms(start_server: StartServer) -> None:
     page = await get(start_server, "/", Config(server_name="a.example"))
-    assert "not end-to-end encrypted" in page.text
+    assert "can be read by their members only" in page.text
 
 
 async def test_the_front_page_loads_nothing_from_elsewhere(start_server: StartServer) -> None:

@@ -76,7 +76,7 @@ async def measure_all(database: Database, seconds: float) -> dict[str, object]:
 
 
 async def main(engine: str, seconds: float) -> None:
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd(), ignore_cleanup_errors=True) as folder:
         if engine == "postgres":
             from tests.support.postgres import running_cluster
 

@@ -65,7 +65,7 @@ class Place:
 
 @asynccontextmanager
 async def running(features: Sequence[Feature] = FEATURES) -> AsyncIterator[Place]:
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd(), ignore_cleanup_errors=True) as folder:
         config = Config(
             server_name="bench.example",
             data_dir=folder,

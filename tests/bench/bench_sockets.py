@@ -115,7 +115,7 @@ class Server:
 
 @contextmanager
 def server(people: int, sockets: int) -> Iterator[Server]:
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=Path.cwd(), ignore_cleanup_errors=True) as folder:
         running = Server(folder, people, sockets)
         try:
             running.is_quiet()

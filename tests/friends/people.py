@@ -77,3 +77,10 @@ async def say(client: Client, room_id: str, body: str) -> str:
 async def state_content(client: Client, room_id: str, event_type: str) -> dict[str, Any]:
     content: dict[str, Any] = await client.ok("GET", f"rooms/{room_id}/state/{event_type}/")
     return content
+
+
+async def befriend(alice: Client, bob: Client) -> str:
+    """Makes the two friends. Returns the room of their conversation, which is not end-to-end encrypted."""
+    room_id: str = (await ask(alice, bob, encrypted=False))["room_id"]
+    await ask(bob, alice)
+    return room_id

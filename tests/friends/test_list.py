@@ -8,24 +8,8 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from tests.friends.people import OURS, ask, block, end, friends_of, say, states_of, unblock
+from tests.friends.people import OURS, ask, befriend, block, end, friends_of, say, states_of, unblock
 from tests.support.homeservers import Client, Server
-
-
-@pytest.fixture
-async def alice(homeserver: Server) -> Client:
-    return await homeserver.register("alice")
-
-
-@pytest.fixture
-async def bob(homeserver: Server) -> Client:
-    return await homeserver.register("bob")
-
-
-async def befriend(alice: Client, bob: Client) -> str:
-    room_id: str = (await ask(alice, bob, encrypted=False))["room_id"]
-    await ask(bob, alice)
-    return room_id
 
 
 async def friend_of(client: Client) -> dict[str, Any]:

@@ -22,16 +22,6 @@ from tests.friends.people import (
 from tests.support.homeservers import Client, Homeservers, Server
 
 
-@pytest.fixture
-async def alice(homeserver: Server) -> Client:
-    return await homeserver.register("alice")
-
-
-@pytest.fixture
-async def bob(homeserver: Server) -> Client:
-    return await homeserver.register("bob")
-
-
 async def test_a_request_is_outgoing_here_and_incoming_there(alice: Client, bob: Client) -> None:
     answer = await ask(alice, bob, message="From the allotment?")
     assert answer["state"] == "outgoing"

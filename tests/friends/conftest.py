@@ -1,5 +1,7 @@
 """Fixtures of the tests of friends."""
 
+from __future__ import annotations
+
 import pytest
 
 from tests.support.federation import federation

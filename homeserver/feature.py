@@ -270,7 +270,8 @@ for the counts of threads. Either function returns None if the counts must be co
 """
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 Background = Callable[[Resources], Awaitable[None]]
-Capability = Callable[[Config, Requester], JsonObject]
+Capability = Callable[[Config, Requester], JsonObject | None]
+"""What `/capabilities` says of one capability; None if it is left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from homeserver.authenticate.tokens import (
     delete_tokens_of_user,
     find_token,
     hash_token,
+    new_token,
 )
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "get_account_flags",
     "hash_token",
     "limit_requester",
+    "new_token",
     "note_heartbeat",
     "note_seen",
     "refuse_origin",

@@ -12,7 +12,7 @@ from homeserver.cli.output import CommandError, add_shared_arguments, read_confi
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `user add`, `list`, `show`, `passwd`, `deactivate` and `admin`."""
+    """Adds `user add`, `list`, `show`, `passwd`, `deactivate`, `admin`, `lock` and `suspend`."""
     group = commands.add_parser("user", help="manage accounts")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     add = _action(actions, "add", run_add, "make an account")
@@ -28,6 +28,11 @@ def add_commands(commands: Any) -> None:
     deactivate.add_argument("--erase", action="store_true", help="erase the user's data as well")
     admin = _action(actions, "admin", run_admin, "make a user an administrator of the server")
     admin.add_argument("--revoke", action="store_true", help="revoke the right instead")
+    for name, run, about in (
+        ("lock", run_lock, "keep a user out of the account, until that is undone"),
+        ("suspend", run_suspend, "let a user read and leave only, until that is undone"),
+    ):
+        _action(actions, name, run, about).add_argument("--undo", action="store_true", help="undo it")
 
 
 def _action(actions: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
@@ -130,6 +135,32 @@ def run_admin(args: argparse.Namespace) -> int:
         await server.resources.database.write(store_admin, account.user_id, not args.revoke)
         now = "no longer administers" if args.revoke else "administers"
         tell(args, f"{account.user_id} {now} this server.", user_id=account.user_id, admin=not args.revoke)
+
+    return run_beside(read_config(args), change)
+
+
+def run_lock(args: argparse.Namespace) -> int:
+    """Locks an account, or unlocks it."""
+    return _moderate(args, "locked", "can use the account again")
+
+
+def run_suspend(args: argparse.Namespace) -> int:
+    """Suspends an account, or lifts the suspension."""
+    return _moderate(args, "suspended", "may do everything again")
+
+
+def _moderate(args: argparse.Namespace, flag: str, undone: str) -> int:
+    async def change(server: Any) -> None:
+        from homeserver.errors import MatrixError
+        from homeserver.users.administration import moderate_account
+
+        account = await _find(server, args)
+        try:
+            await server.resources.database.write(moderate_account, account.user_id, flag, not args.undo)
+        except MatrixError as error:
+            raise CommandError(f"{account.user_id}: {error.error}") from error
+        said = f"{account.user_id} {undone if args.undo else f'is {flag}'}."
+        tell(args, said, user_id=account.user_id, **{flag: not args.undo})
 
     return run_beside(read_config(args), change)
 

@@ -55,7 +55,7 @@ def read_secret(name: str, path: str) -> str:
 
 def check_files(config: Config) -> Iterator[str]:
     """Yields what is wrong with the files named in the configuration, except certificates and the signing key."""
-    for section, key in (("registration", "shared_secret_file"), ("email", "smtp_password_file")):
+    for section, key in SECRET_FILES:
         path = getattr(getattr(config, section), key)
         try:
             if path:
@@ -79,11 +79,16 @@ def check_files(config: Config) -> Iterator[str]:
             yield f"{key}: cannot read {path}: {error.strerror}"
 
 
+# Keys that name a file with a secret.
+SECRET_FILES: tuple[tuple[str, str], ...] = (
+    ("registration", "shared_secret_file"),
+    ("email", "smtp_password_file"),
+    ("turn", "shared_secret_file"),
+)
 # Keys whose paths are relative to the configuration file; "data_dir" keys are resolved by Config.data_path instead.
 FILE_KEYS: tuple[tuple[str, ...], ...] = (
     ("data_dir",),
-    ("registration", "shared_secret_file"),
-    ("email", "smtp_password_file"),
+    *SECRET_FILES,
     ("federation", "ca_file"),
     ("outbound_http", "ca_file"),
 )

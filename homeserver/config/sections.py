@@ -256,6 +256,24 @@ class UrlPreviews(Section, frozen=True):
         check_positive("url_previews.bytes_max", self.bytes_max)
 
 
+class Turn(Section, frozen=True):
+    """TURN servers for calls. lifetime_s: how long a client may use them before it asks again."""
+
+    uris: tuple[str, ...] = ()
+    shared_secret_file: str = ""
+    lifetime_s: int = 86_400
+    guests: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for uri in self.uris:
+            if not uri.startswith(("turn:", "turns:")):
+                raise ConfigError(f"turn.uris: {uri!r} must begin with turn: or turns:")
+        if bool(self.uris) != bool(self.shared_secret_file):
+            raise ConfigError("turn.uris and turn.shared_secret_file need each other: set both, or neither")
+        check_range("turn.lifetime_s", self.lifetime_s, 60, 30 * 86_400)
+
+
 class Directory(Section, frozen=True):
     require_login: bool = True
     over_federation: bool = True
@@ -339,6 +357,7 @@ class Config(Section, frozen=True):
     federation: FederationSection = FederationSection()
     outbound_http: OutboundHttp = OutboundHttp()
     url_previews: UrlPreviews = UrlPreviews()
+    turn: Turn = Turn()
     directory: Directory = Directory()
     presence: Presence = Presence()
     messages: Messages = Messages()

@@ -17,6 +17,7 @@ def feature_of(features: Sequence[Feature]) -> Feature:
 
     @routes.get("/_matrix/client/v3/capabilities", allow_guest=True)
     async def get_capabilities(hs: Resources, requester: Requester) -> JsonObject:
-        return {"capabilities": {name: told(hs.config, requester) for name, told in capabilities.items()}}
+        told = {name: capability(hs.config, requester) for name, capability in capabilities.items()}
+        return {"capabilities": {name: each for name, each in told.items() if each is not None}}
 
     return Feature(name="capabilities", spec="client-server-api/#capabilities-negotiation", routes=routes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 import msgspec
 import trio
@@ -17,7 +16,6 @@ from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.resources import Resources
 from homeserver.users.devices import (
-    Device,
     check_device_id,
     create_device,
     delete_devices_of_user,
@@ -26,6 +24,7 @@ from homeserver.users.devices import (
     list_devices,
     set_display_name,
     store_seen,
+    with_last_seen,
 )
 from homeserver.users.user_interactive import (
     Authentication,
@@ -40,7 +39,7 @@ routes = Routes()
 @routes.get("/_matrix/client/v3/devices", allow_guest=True)
 async def get_devices(hs: Resources, requester: Requester) -> JsonObject:
     devices = await hs.database.read(list_devices, requester.user_id)
-    return {"devices": [_with_last_seen(hs, device).body() for device in devices]}
+    return {"devices": [with_last_seen(device, hs.token_cache).body() for device in devices]}
 
 
 @routes.get("/_matrix/client/v3/devices/{device_id}", allow_guest=True)
@@ -48,15 +47,7 @@ async def get_device(hs: Resources, requester: Requester, device_id: str) -> Jso
     device = await hs.database.read(find_device, requester.user_id, device_id)
     if device is None:
         raise _no_device()
-    return _with_last_seen(hs, device).body()
-
-
-def _with_last_seen(hs: Resources, device: Device) -> Device:
-    """Returns the device, updated with a last-seen time that is not stored yet."""
-    seen = hs.token_cache.last_seen(device.user_id, device.device_id)
-    if seen is None:
-        return device
-    return replace(device, last_seen_ms=seen.ts_ms, last_seen_ip=seen.ip, user_agent=seen.user_agent)
+    return with_last_seen(device, hs.token_cache).body()
 
 
 class DeviceBody(msgspec.Struct, frozen=True):

@@ -1,16 +1,17 @@
-"""Login with a password. Spec: client-server-api/#login"""
+"""Login with a password, or with a token from a device that is logged in. Spec: client-server-api/#login"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Request, Routes
-from homeserver.authenticate import note_seen
+from homeserver.authenticate import Requester, note_seen
 from homeserver.database import Transaction
-from homeserver.errors import MatrixError, missing_param
+from homeserver.errors import MatrixError, forbidden, missing_param
 from homeserver.feature import Feature, JsonObject
 from homeserver.federation.identifiers import UserID
 from homeserver.process.rate_limits import address_key
@@ -18,7 +19,9 @@ from homeserver.resources import Resources
 from homeserver.users import accounts
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.passwords import verify_password
+from homeserver.users.proof_tokens import LIFETIMES_MS, Purpose, create_proof, delete_proof, find_proven
 from homeserver.users.threepids import identify
+from homeserver.users.user_interactive import Authentication, delete_session, password_stage, require_stages
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ routes = Routes()
 
 @routes.get("/_matrix/client/v3/login")
 async def get_login_flows(hs: Resources) -> JsonObject:
-    return {"flows": [{"type": "m.login.password"}]}
+    return {"flows": [{"type": "m.login.password"}, {"type": "m.login.token", "get_login_token": True}]}
 
 
 class LoginBody(msgspec.Struct, frozen=True):
@@ -41,6 +44,7 @@ class LoginBody(msgspec.Struct, frozen=True):
     medium: str | None = None
     address: str | None = None
     password: str | None = None
+    token: str | None = None
     device_id: str | None = None
     initial_device_display_name: str | None = None
     refresh_token: bool | None = None
@@ -48,19 +52,19 @@ class LoginBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/login", rate_limit="login")
 async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
-    if body.type != "m.login.password":
+    log_in_by = _LOGIN_TYPES.get(body.type)
+    if log_in_by is None:
         raise MatrixError(400, "M_UNKNOWN", "This login type is not supported.")
     check_device_id(body.device_id)
-    hs.metrics.describe(LOGINS_COUNTER, "Attempts to log in with a password.")
+    hs.metrics.describe(LOGINS_COUNTER, "Attempts to log in.")
     try:
-        user_id, new_hash = await _check_password(hs, body, address_key(request.client_ip))
-        answer = await hs.database.write(_store_login, user_id, body, new_hash)
+        answer = await log_in_by(hs, body, request)
     except MatrixError as error:
         hs.metrics.count(LOGINS_COUNTER, (("outcome", "refused"),))
         _log_failure(body, request, error)
         raise
     hs.metrics.count(LOGINS_COUNTER, (("outcome", "accepted"),))
-    note_seen(hs, user_id, answer["device_id"], request)
+    note_seen(hs, UserID(answer["user_id"]), answer["device_id"], request)
     if hs.config.public.serve_well_known:
         answer["well_known"] = hs.config.client_discovery()
     return answer
@@ -76,6 +80,14 @@ def _log_failure(body: LoginBody, request: Request, error: MatrixError) -> None:
     _log.warning(
         "login failed", extra={"address": request.client_ip, "user": shown, "errcode": error.errcode}
     )  # fmt: skip
+
+
+# --- with a password ---
+
+
+async def _log_in_with_password(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
+    user_id, new_hash = await _check_password(hs, body, address_key(request.client_ip))
+    return await hs.database.write(_store_login, user_id, body, new_hash)
 
 
 async def _check_password(hs: Resources, body: LoginBody, address: str) -> tuple[UserID, str | None]:
@@ -111,9 +123,50 @@ def _store_login(tx: Transaction, user_id: UserID, body: LoginBody, new_hash: st
     return log_in(tx, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
 
 
+# --- with a token ---
+
+
+async def _log_in_with_token(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
+    if body.token is None:
+        raise missing_param("The token is missing.")
+    return await hs.database.write(_use_login_token, body, body.token)
+
+
+def _use_login_token(tx: Transaction, body: LoginBody, token: str) -> JsonObject:
+    """Logs in with a token, which ends in the same write."""
+    user_id = find_proven(tx, Purpose.LOGIN, token)
+    if user_id is None:
+        raise forbidden("This login token is not valid, or has been used already.")
+    delete_proof(tx, token)
+    return log_in(tx, user_id, body.device_id, body.initial_device_display_name, bool(body.refresh_token))
+
+
+class LoginTokenBody(msgspec.Struct, frozen=True):
+    auth: JsonObject | None = None
+
+
+@routes.post("/_matrix/client/v1/login/get_token", rate_limit="login", allow_suspended=True)
+async def generate_login_token(hs: Resources, requester: Requester, body: LoginTokenBody) -> JsonObject:
+    """Returns a token with which another device can log in once. Each needs the password again."""
+    user_id = requester.user_id
+    authentication = await require_stages(hs, "get a login token", body.auth, [(password_stage(user_id),)], user_id)
+    token = await hs.database.write(_create_login_token, requester, authentication)
+    return {"login_token": token, "expires_in_ms": LIFETIMES_MS[Purpose.LOGIN]}
+
+
+def _create_login_token(tx: Transaction, requester: Requester, authentication: Authentication) -> str:
+    delete_session(tx, authentication)
+    return create_proof(tx, Purpose.LOGIN, requester.user_id, requester.device_id)
+
+
+_LOGIN_TYPES: Mapping[str, Callable[[Resources, LoginBody, Request], Awaitable[JsonObject]]] = {
+    "m.login.password": _log_in_with_password,
+    "m.login.token": _log_in_with_token,
+}
+
 FEATURE = Feature(
     name="login",
     spec="client-server-api/#login",
     routes=routes,
-    capabilities={"m.get_login_token": lambda config, requester: {"enabled": False}},
+    capabilities={"m.get_login_token": lambda config, requester: {"enabled": not requester.is_guest}},
 )

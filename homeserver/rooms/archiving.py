@@ -65,14 +65,13 @@ from homeserver.rooms.archive.format import (
 from homeserver.rooms.envelope import event_key, references, unpack
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.keys import find_forgotten, room_key
-from homeserver.rooms.retention import EXPIRED_PER_WRITE, expire_rows, forget_expired, reduced_row
+from homeserver.rooms.retention import expire_rows, forget_expired, reduced_row
 from homeserver.rooms.storage import (
     StoredEvent,
     can_expire,
     count_older,
     delete_rows,
     list_event_ids,
-    list_expiring,
     list_older,
     list_rows,
     stored_events,
@@ -434,10 +433,9 @@ async def estimate(hs: Archivist, room_nids: Sequence[int], wanted: Wanted) -> M
 
 async def expire(hs: Archivist, room_nid: int, before_ms: int) -> int:
     """Reduces all messages of a room that are older than a time. Returns how many."""
-    count, after = 0, (START, 0)
-    while expiring := await hs.database.read(list_expiring, room_nid, before_ms, after, EXPIRED_PER_WRITE):
-        count += await hs.database.write(expire_rows, [position for _, position in expiring])
-        after = expiring[-1]
+    count = 0
+    while expired := await hs.database.write(expire_rows, room_nid, before_ms):
+        count += expired
     async with hs.database.hold("archive"):
         while plan := await hs.database.read(find_expiry, room_nid, before_ms):
             count += len(plan.expired) if await move(hs, plan) else 0

@@ -8,8 +8,6 @@ redactions do not expire: they are what the room consists of.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from homeserver.config import Retention
 from homeserver.database import Row, Transaction
 from homeserver.federation import canonical_json
@@ -21,14 +19,7 @@ from homeserver.rooms.events import forget_auth_event, to_events
 from homeserver.rooms.heads import find_head, state_content
 from homeserver.rooms.relations import delete_relation
 from homeserver.rooms.rewrites import note_rewrite
-from homeserver.rooms.storage import (
-    StoredEvent,
-    can_expire,
-    find_positions,
-    list_rows,
-    replace_content,
-    stored_events,
-)
+from homeserver.rooms.storage import StoredEvent, find_positions, list_expiring, replace_content, stored_events
 
 DAY_MS = 24 * 60 * 60 * 1000
 EXPIRED_PER_WRITE = 100  # each takes about a tenth of a millisecond, for which other writes wait
@@ -55,9 +46,9 @@ def lifetime(max_lifetime: object, retention: Retention) -> int | None:
     return None if wanted is None else max(wanted, retention.min_days * DAY_MS)
 
 
-def expire_rows(tx: Transaction, positions: Collection[int]) -> int:
-    """Reduces those of these messages that have a row and have not expired yet. Returns how many."""
-    rows = [row for row in list_rows(tx, positions, archived=False) if can_expire(tx, row)]
+def expire_rows(tx: Transaction, room_nid: int, before_ms: int) -> int:
+    """Reduces some messages of a room that are not archived and older than a time. Returns how many."""
+    rows = list_expiring(tx, room_nid, before_ms, EXPIRED_PER_WRITE)
     stored = stored_events(tx, rows)
     for before, event in zip(stored, to_events(tx, stored), strict=True):
         redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from homeserver import authenticate, limits
 from homeserver.database import Schema, Step, Transaction
 from homeserver.errors import MatrixError, invalid_param
 from homeserver.feature import JsonObject
 from homeserver.federation.identifiers import UserID
-from homeserver.process.token_cache import Seen
+from homeserver.process.token_cache import Seen, TokenCache
 from homeserver.users.encryption.cross_signing import has_cross_signing_key
 from homeserver.users.encryption.dehydrated import delete_dehydrated
 from homeserver.users.encryption.device_keys import delete_device_keys
@@ -78,6 +79,20 @@ class Device:
         if self.last_seen_ip:
             body["last_seen_ip"] = self.last_seen_ip
         return body
+
+    def session(self) -> JsonObject:
+        """Returns the device's only session, as `/admin/whois` shows it."""
+        seen = {"ip": self.last_seen_ip, "last_seen": self.last_seen_ms, "user_agent": self.user_agent}
+        connection = {name: value for name, value in seen.items() if value is not None}
+        return {"connections": [connection] if connection else []}
+
+
+def with_last_seen(device: Device, cache: TokenCache[Any]) -> Device:
+    """Returns the device, updated with a last-seen time that is not stored yet."""
+    seen = cache.last_seen(device.user_id, device.device_id)
+    if seen is None:
+        return device
+    return replace(device, last_seen_ms=seen.ts_ms, last_seen_ip=seen.ip, user_agent=seen.user_agent)
 
 
 # --- logging in ---

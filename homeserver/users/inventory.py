@@ -57,6 +57,7 @@ INVENTORY: tuple[Personal, ...] = (
     Personal("email_validations", hidden=("client_secret", "token")),
     Personal("outgoing_mail", ends=_LATER),
     Personal("devices"),
+    Personal("proof_tokens", hidden=("token_hash",)),
     Personal("departures", ends=_LATER),
     Personal("erased_senders", "sender_nid", ends=_LATER),
     # What clients store, and how they sync

@@ -86,6 +86,18 @@ def test_accounts_are_listed_and_shown(tmp_path: Path) -> None:
     assert "@bob:test.example: admin" in run("user", "show", "bob", "--config", config).stdout
 
 
+def test_accounts_can_be_locked_and_suspended_but_not_those_of_administrators(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    add(config, "alice")
+    add(config, "bob", "--admin")
+    assert ran(config, "user", "lock", "alice") == {"user_id": "@alice:test.example", "locked": True}
+    assert ran(config, "user", "suspend", "alice") == {"user_id": "@alice:test.example", "suspended": True}
+    assert "@alice:test.example: locked suspended" in run("user", "show", "alice", "--config", config).stdout
+    assert ran(config, "user", "lock", "alice", "--undo") == {"user_id": "@alice:test.example", "locked": False}
+    assert "@alice:test.example: suspended" in run("user", "show", "alice", "--config", config).stdout
+    assert "is an administrator" in said(run("user", "lock", "bob", "--config", config))
+
+
 def test_administrator_rights_can_be_granted_and_revoked(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     add(config, "alice")

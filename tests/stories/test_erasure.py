@@ -133,6 +133,7 @@ async def leave_traces(server: Server, bob: Client, federation: Federation) -> C
     )
     await alice.post("account/password", json={"new_password": "another long password"})  # begins a session
     await back_up_keys(alice, room_id)
+    await alice.ok("POST", f"user/{own}/openid/request_token", json={})
     await leave_addresses(server, alice)
     await alice.get("sync?timeout=0")
     await server.write(store_heartbeats)

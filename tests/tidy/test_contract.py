@@ -144,6 +144,7 @@ POST delete_devices
 DELETE devices/{}
 POST keys/device_signing/upload
 POST keys/signatures/upload
+POST login/get_token
 POST logout
 POST logout/all
 PUT rooms/{}/redact/{}/{}

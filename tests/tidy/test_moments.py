@@ -43,6 +43,7 @@ READ = {
     "server_keys.valid_until_ts": "homeserver/remote/keys.py::store_statements",
     "transactions.received_ms": "homeserver/remote/inbound.py::store_answer",
     "typing.expires_ms": "homeserver/features/typing.py::_is_typing",
+    "proof_tokens.expires_ms": "homeserver/users/proof_tokens.py::find_proven",
     "user_interactive_sessions.created_ms": "homeserver/users/user_interactive.py::_find_session",
     "own_keys.expired_ts": "homeserver/remote/identity.py::list_old_keys",
     "url_previews.fetched_ms": "homeserver/features/media/previews.py::_is_fresh",

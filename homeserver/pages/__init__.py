@@ -1,16 +1,25 @@
-"""Pages for people who open the server's address in a browser: a Quart application next to the Matrix API.
+"""Pages for people who open the server's address in a browser, next to the Matrix API.
 
-Quart is imported when the first page is requested, so a server that only speaks Matrix never loads it.
+The page to talk in is made of files, which need no framework. The others are a Quart application. It takes much of a
+second to import, so it is imported when the first of them is requested: a server that only speaks Matrix, or serves the
+page to talk in, never loads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Literal
 from urllib.parse import urlsplit
+
+import trio
 
 from homeserver.config import Config
 from homeserver.pages import chat
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # These pages load nothing from elsewhere and cannot be framed; the markup needs only its own style.
 SECURITY_HEADERS = {
@@ -18,11 +27,52 @@ SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+ACCOUNTS = {
+    "token": "New accounts need a registration token. Ask the people who run this server for one.",
+    "open": "Registration is open: choose “Create account” on the chat page or in your client.",
+    "closed": "Accounts are created by the people who run this server. Ask them for one.",
+}
 
 
-def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
+def make_pages(config: Config) -> AsgiApp:
     """Returns the ASGI application for every path outside the Matrix API, and for the page to talk in."""
-    from quart import Response, abort, render_template, request  # late on purpose, see above
+    return Pages(config)
+
+
+class Pages:
+    """The ASGI application of all pages. Its requests are of HTTP only."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._files = chat.ChatFiles(config.server_name, registration_of(config)) if config.chat.enabled else None
+        self._others: AsgiApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = None
+        if self._files is not None:
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+            answer = self._files.find(scope["path"].removeprefix(scope.get("root_path", "")), headers)
+        if answer is None:
+            if self._others is None:
+                self._others = await trio.to_thread.run_sync(_make_others, self._config)
+            await self._others(scope, receive, send)
+        elif scope["method"] not in ("GET", "HEAD"):
+            await _send(chat.Answer(405, {"allow": "GET, HEAD"}), scope, send)
+        else:
+            await _send(answer, scope, send)
+
+
+async def _send(answer: chat.Answer, scope: Scope, send: Send) -> None:
+    fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    if answer.status != 304:
+        fields.append((b"content-length", b"%d" % len(answer.body)))
+    await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+
+
+def _make_others(config: Config) -> AsgiApp:
+    """Returns the Quart application of the pages that are made from templates."""
+    from quart import render_template  # late on purpose, see above
     from quart_trio import QuartTrio
 
     pages = QuartTrio(__name__, template_folder=".", static_folder=None)
@@ -30,17 +80,6 @@ def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
     @pages.get("/")
     async def show_welcome() -> str:
         return await render_template("welcome.html", **welcome(config))
-
-    if config.chat.enabled:
-        files = chat.ChatFiles(config.server_name)
-
-        @pages.get(chat.PATH)
-        @pages.get(f"{chat.PATH}/<path:file>")
-        async def show_chat(file: str = "") -> Any:
-            answer = files.find(request.path, {name.lower(): value for name, value in request.headers.items()})
-            if answer is None:
-                abort(404)
-            return Response(answer.body, answer.status, dict(answer.headers))
 
     @pages.errorhandler(404)
     async def show_missing(_: Exception) -> tuple[str, int]:
@@ -55,15 +94,16 @@ def make_pages(config: Config) -> Callable[..., Awaitable[None]]:
     return pages
 
 
+def registration_of(config: Config) -> Literal["closed", "token", "open"]:
+    """Returns who can create an account: nobody, people with a registration token, or anyone."""
+    if not config.registration.enabled:
+        return "closed"
+    return "token" if config.registration.require_token else "open"
+
+
 def welcome(config: Config) -> dict[str, Any]:
     """Returns the variables of the first page: names, addresses, and how to get an account."""
-    registration = config.registration
-    if registration.enabled and registration.require_token:
-        accounts = "New accounts need a registration token. Ask the people who run this server for one."
-    elif registration.enabled:
-        accounts = "Registration is open: choose “Create account” in your client."
-    else:
-        accounts = "Accounts are created by the people who run this server. Ask them for one."
+    accounts = ACCOUNTS[registration_of(config)]
     by_name = config.public.serve_well_known and urlsplit(config.base_url).hostname == config.server_name
     return {
         "server_name": config.server_name,

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import httpx
+import pytest
 
 from homeserver.api.routes import Routes
-from homeserver.config import ChatSection, Config
+from homeserver.config import ChatSection, Config, Registration
 from homeserver.http.asgi import App
 from homeserver.pages import chat, make_pages
 from tests.api.conftest import StartServer
@@ -84,6 +85,28 @@ async def test_the_chat_page_can_be_switched_off(start_server: StartServer) -> N
     page, front = await get(start_server, "/_homeserver/chat", "/", config=config)
     assert page.status_code == 404
     assert "/_homeserver/chat" not in front.text
+
+
+@pytest.mark.parametrize(
+    ("registration", "offered"),
+    [(Registration(), "closed"), (Registration(True), "open"), (Registration(True, require_token=True), "token")],
+)
+async def test_the_chat_page_knows_who_may_create_an_account(
+    start_server: StartServer, registration: Registration, offered: str
+) -> None:
+    config = Config(server_name="a.example", registration=registration)
+    (page,) = await get(start_server, "/_homeserver/chat", config=config)
+    assert f'data-registration="{offered}"' in page.text
+
+
+async def test_the_chat_page_is_only_read(start_server: StartServer) -> None:
+    async with start_server(Routes()) as server:
+        app = App(server.app.dispatch, pages=lambda: make_pages(CONFIG))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://test.example") as http:
+            posted, head = await http.post(chat.PATH), await http.head(chat.PATH)
+    assert (posted.status_code, posted.headers["allow"]) == (405, "GET, HEAD")
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["content-length"]) > 0
 
 
 async def test_the_front_page_leads_to_the_chat_page(start_server: StartServer) -> None:

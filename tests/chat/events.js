@@ -28,10 +28,10 @@ export function member(userId, membership = "join", more = {}) {
   return { ...message(userId, ""), type: "m.room.member", state_key: userId, content: { membership, ...more } };
 }
 
-export function receipts(type, byUser) {
+export function receipts(type, byUser, ts = DAY) {
   const content = {};
   for (const [userId, event] of Object.entries(byUser)) {
-    content[event.event_id] = { [type]: { ...content[event.event_id]?.[type], [userId]: { ts: DAY } } };
+    content[event.event_id] = { [type]: { ...content[event.event_id]?.[type], [userId]: { ts } } };
   }
   return { type: "m.receipt", content };
 }

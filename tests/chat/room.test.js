@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { HER, ME, joined, member, message, receipts } from "./events.js";
+import { HER, ME, joined, member, message, reaction, receipts } from "./events.js";
 import { listItems, preview, withoutQuote } from "./items.js";
 import { Room } from "./room.js";
 import { Store } from "./store.js";
@@ -41,6 +41,12 @@ test("who answers has read what was before, and a receipt never goes back", () =
   assert.equal(shown.statuses()(2).status, "read");
 });
 
+test("who answers has read what was before, whatever old receipt comes with the answer", () => {
+  const [old, said, answer] = [message(ME, "1"), message(ME, "2"), message(HER, "3")];
+  const shown = room([said, answer], { ephemeral: { events: [receipts("m.read", { [HER]: old }, old.origin_server_ts)] } });
+  assert.equal(shown.statuses()(0).status, "read");
+});
+
 test("receipts of threads do not count for the conversation", () => {
   const said = message(ME, "hello");
   const shown = room([said]);
@@ -48,6 +54,53 @@ test("receipts of threads do not count for the conversation", () => {
   event.content[said.event_id]["m.read"][HER].thread_id = "$thread";
   shown.apply({ ephemeral: { events: [event] } });
   assert.equal(shown.statuses()(0).status, "sent");
+});
+
+test("in a stretch of older history a message has been read if something newer has", () => {
+  const [old, newer, newest] = [message(ME, "1"), message(ME, "2"), message(HER, "3")];
+  const shown = room([newest]);
+  const stretch = shown.stretch("t0", "t9");
+  stretch.append([old, newer]);
+  assert.deepEqual([0, 1].map((index) => shown.statuses(stretch)(index).status), ["read", "read"]);
+});
+
+test("in a stretch of older history a receipt for an unknown event covers what was sent before it", () => {
+  const [old, newer] = [message(ME, "1"), message(ME, "2")];
+  const unknown = message(HER, "0");
+  const shown = room([message(ME, "3")]);
+  shown.apply({ ephemeral: { events: [receipts("m.read", { [HER]: unknown }, old.origin_server_ts)] } });
+  const stretch = shown.stretch("t0", "t9");
+  stretch.append([old, newer]);
+  assert.deepEqual([0, 1].map((index) => shown.statuses(stretch)(index).status), ["read", "sent"]);
+});
+
+test("a reaction that arrives now is seen in whatever stretch of history shows its message", () => {
+  const old = message(ME, "1");
+  const shown = room([message(HER, "2")]);
+  const stretch = shown.stretch("t0", "t9");
+  stretch.append([old]);
+  shown.apply(joined([reaction(HER, old, "👍")]));
+  assert.deepEqual(stretch.reactionsTo(old).map((each) => each.key), ["👍"]);
+  assert.equal(listItems(shown, stretch, null).at(-1).reactions.length, 1);
+});
+
+test("reactions are asked for once, and again after a gap in what was heard", () => {
+  const old = message(ME, "1");
+  const shown = room([message(HER, "2")]);
+  assert.deepEqual(shown.relations.lacking([old]), [old]);
+  assert.deepEqual(shown.relations.lacking([old]), []);
+  shown.apply({ timeline: { limited: true, events: [message(HER, "3")] } });
+  assert.deepEqual(shown.relations.lacking([old]), [old]);
+});
+
+test("an answer to a message that no stretch has quotes it once it has been loaded", () => {
+  const old = message(HER, "Wherefore art thou?");
+  const answer = message(ME, "Here.", { content: { "m.relates_to": { "m.in_reply_to": { event_id: old.event_id } } } });
+  const shown = room([answer]);
+  const answered = () => listItems(shown, shown.timeline, null).at(-1).answered;
+  assert.equal(answered().isUnknown, true);
+  shown.quoted.set(old.event_id, old);
+  assert.equal(answered().text, "Wherefore art thou?");
 });
 
 test("an own message is shown once, whether its answer or its event comes first", () => {

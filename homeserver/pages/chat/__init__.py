@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 PATH = "/_homeserver/chat"
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
@@ -70,7 +71,8 @@ class Asset:
 class ChatFiles:
     """The files of the page, read once."""
 
-    def __init__(self, server_name: str) -> None:
+    def __init__(self, server_name: str, registration: Literal["closed", "token", "open"] = "closed") -> None:
+        """registration: whether people can create accounts: nobody, those with a token, or anyone."""
         paths = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in TYPES)
         contents = {path.name: path.read_bytes() for path in paths}
         digest = hashlib.sha256()
@@ -83,7 +85,8 @@ class ChatFiles:
         }
         page = Path(__file__).with_name("index.html").read_text("utf-8")
         # Relative to the page's own address, so a proxy may serve all of it below another path.
-        page = page.replace("{{ files }}", f"chat/{self.version}").replace("{{ server_name }}", escape(server_name))
+        page = page.replace("{{ files }}", f"chat/{self.version}").replace("{{ registration }}", registration)
+        page = page.replace("{{ server_name }}", escape(server_name))
         self._assets[PATH] = _asset(page.encode(), HTML, ASK_EACH_TIME)
 
     def find(self, path: str, request_headers: Mapping[str, str]) -> Answer | None:

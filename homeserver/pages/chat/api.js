@@ -121,14 +121,23 @@ export class Api {
   // Logs in with a password. `keep`: the browser remembers the session after it is closed.
   async logIn(user, password, keep) {
     const answer = await this.call("login", [], {
-      body: {
-        type: "m.login.password",
-        identifier: { type: "m.id.user", user },
-        password,
-        refresh_token: true,
-        initial_device_display_name: `Chat page (${browserName()})`,
-      },
+      body: { type: "m.login.password", identifier: { type: "m.id.user", user }, password, ...device() },
     });
+    this.#begin(answer.user_id, answer.device_id, answer.access_token, answer.refresh_token, keep);
+  }
+
+  // Creates an account and logs in. `token`: the registration token, if the server asks for one.
+  // Spec: client-server-api/#account-registration
+  async register(username, password, token, keep) {
+    const ask = (auth) => this.call("register", [], { body: { username, password, ...device(), ...auth } });
+    let answer;
+    try {
+      answer = await ask({});
+    } catch (error) {
+      const session = error.body?.session; // the server says how it wants to be asked
+      if (error.status !== 401 || !session) throw error;
+      answer = await ask({ auth: token ? { type: "m.login.registration_token", token, session } : { type: "m.login.dummy", session } });
+    }
     this.#begin(answer.user_id, answer.device_id, answer.access_token, answer.refresh_token, keep);
   }
 
@@ -161,9 +170,11 @@ function asQuery(query = {}) {
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 
-function browserName() {
+// Returns what a log-in says of the device.
+function device() {
   const known = /(Firefox|Edg|Chrome|Safari)\//.exec(navigator.userAgent);
-  return known ? known[1].replace("Edg", "Edge") : "browser";
+  const name = known ? known[1].replace("Edg", "Edge") : "browser";
+  return { refresh_token: true, initial_device_display_name: `Chat page (${name})` };
 }
 
 // Resolves after some time.

@@ -10,11 +10,11 @@ import { KeyedList, fill, h, icon, iconButton } from "./dom.js";
 import { listItems } from "./items.js";
 import { MessageView } from "./message.js";
 import { openRoomMenu } from "./room_info.js";
-import { Timeline } from "./timeline.js";
 import { dayTitle, statusText, typingText } from "./words.js";
 
 const NEAR_PX = 400; // history is loaded when its end comes this close
 const BOTTOM_PX = 60;
+const FAR_UNREAD = 100; // a first unread message farther away than this is jumped to, not paged to
 const FOUND_MS = 4000; // how long a message that was gone to is marked
 const LOCKED = "This conversation is end-to-end encrypted. This page does not have its keys: open it in a client that encrypts, such as Element.";
 
@@ -81,6 +81,7 @@ export class Conversation {
     this.#isAtBottom = true;
     this.#newAfter = room.unread > 0 ? room.readUpTo(this.#app.api.userId) ?? room.fullyRead : null;
     this.#sought = this.#newAfter ? "new" : null;
+    if (this.#newAfter && room.unread > FAR_UNREAD && !room.timeline.has(this.#newAfter)) this.#goAround(room, this.#newAfter, "new");
     this.composer.enter(room);
     this.list.replaceChildren();
     this.#list = new KeyedList(this.list);
@@ -107,25 +108,23 @@ export class Conversation {
   async showEvent(eventId) {
     const room = this.#app.room;
     if (room && room !== this.#room) this.show(room);
-    if (!this.#timeline?.has(eventId)) {
-      const found = await this.#app.attempt(() => this.#loadAround(room, eventId));
-      if (!found || this.#room !== room) return;
-      this.#timeline = found;
-    }
-    this.#isAtBottom = false;
-    this.#sought = eventId;
-    this.update();
+    if (this.#timeline?.has(eventId)) this.#seek(eventId);
+    else await this.#goAround(room, eventId, eventId);
   }
 
-  async #loadAround(room, eventId) {
-    const around = await this.#app.api.call("get_event_context", [room.id, eventId], {
-      query: { limit: 40, filter: JSON.stringify({ lazy_load_members: true }) },
-    });
-    const timeline = new Timeline(around.start ?? null, around.end ?? null);
-    room.addMembers(around.state ?? []);
-    timeline.append([...around.events_before].reverse());
-    timeline.append([around.event, ...around.events_after]);
-    return timeline;
+  // Shows the stretch of history around an event, which is loaded, and seeks an item of it.
+  async #goAround(room, eventId, sought) {
+    const found = await this.#app.attempt(() => this.#app.messages.loadAround(room, eventId));
+    if (!found || this.#room !== room) return;
+    this.#timeline = found;
+    this.#seek(sought);
+    this.#app.messages.loadReactions(room, found);
+  }
+
+  #seek(sought) {
+    this.#isAtBottom = false;
+    this.#sought = sought;
+    this.update();
   }
 
   update() {
@@ -140,6 +139,7 @@ export class Conversation {
     const isPrepended = this.#isPrepended;
     this.#isPrepended = false;
     const items = listItems(room, this.#timeline, this.#newAfter);
+    for (const { answered } of items) if (answered?.isUnknown) this.#app.messages.loadQuoted(room, answered.eventId);
     this.#list.update(items, (item) => item.key, (item) => this.view.signature(item), (item) => this.view.make(item, room));
     this.#setTabStop();
     if (this.#sought) this.#scrollToSought(items);
@@ -188,6 +188,9 @@ export class Conversation {
 
   #showDown() {
     this.down.hidden = Boolean(this.#isAtBottom);
+    const unread = this.#room?.unread ?? 0;
+    this.down.dataset.unread = unread > 99 ? "99+" : unread || "";
+    this.down.setAttribute("aria-label", unread ? `Go to the newest message, ${unread} unread` : "Go to the newest message");
   }
 
   #scrollToSought(items) {
@@ -216,13 +219,15 @@ export class Conversation {
     if (!isNearTop && !isNearEnd) return;
     this.#isLoading = true;
     this.scroller.setAttribute("aria-busy", "true");
+    const room = this.#room;
     try {
       if (isNearTop) {
-        await this.#app.messages.loadOlder(this.#room, timeline);
-        this.#isPrepended = true;
-      } else if (!(await this.#app.messages.loadNewer(this.#room, timeline)) || this.#room.timeline.has(timeline.last.event_id)) {
-        this.#joinPresent(timeline);
+        await this.#app.messages.loadOlder(room, timeline);
+        this.#isPrepended = this.#timeline === timeline;
+      } else if (!(await this.#app.messages.loadNewer(room, timeline)) || room.timeline.has(timeline.last.event_id)) {
+        if (this.#timeline === timeline) this.#joinPresent(timeline);
       }
+      this.#app.messages.loadReactions(room, timeline);
     } catch (error) {
       this.#failure = `Older messages cannot be loaded: ${error.message}`;
       setTimeout(() => ((this.#failure = ""), this.#app.changed()), 5000);
@@ -248,7 +253,7 @@ export class Conversation {
 
   #markRead() {
     const room = this.#room;
-    if (!room || document.hidden || !document.hasFocus() || !this.#isAtBottom || this.#timeline !== room.timeline) return;
+    if (!room || document.hidden || !document.hasFocus() || !this.#isAtBottom || this.#sought || this.#timeline !== room.timeline) return;
     const last = room.timeline.last;
     if (last) this.#app.messages.markRead(room, last.event_id);
   }

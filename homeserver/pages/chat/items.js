@@ -8,7 +8,7 @@ const GROUP_MS = 5 * 60_000; // messages of one person within this time are show
 
 // Returns the items of a stretch of a room's history. newAfter: the event after which the line "New messages" stands.
 export function listItems(room, timeline, newAfter) {
-  const statusAt = timeline === room.timeline ? room.statuses() : () => ({ status: "sent", read: 0, delivered: 0, others: 0 });
+  const statusAt = room.statuses(timeline);
   const items = [];
   let isNew = false;
   for (const [index, event] of timeline.events.entries()) {
@@ -85,8 +85,8 @@ function pendingItem(room, timeline, pending) {
 
 function describeAnswered(room, timeline, eventId) {
   if (!eventId) return undefined;
-  const event = timeline.get(eventId) ?? room.timeline.get(eventId);
-  if (!event) return { eventId, name: "", text: "an earlier message" };
+  const event = timeline.get(eventId) ?? room.timeline.get(eventId) ?? room.quoted.get(eventId);
+  if (!event) return { eventId, isUnknown: true, name: "", text: "An earlier message" };
   const text = timeline.isRedacted(event) ? "Deleted message" : preview(timeline.contentOf(event).content, event.type);
   return { eventId, name: room.nameOf(event.sender), text };
 }

@@ -3,43 +3,75 @@
 import { fill, h } from "./dom.js";
 import { field } from "./menu.js";
 
-// Shows the form. `said`: a sentence above it. Resolves once the person is logged in.
+const LOG_IN = "Log in";
+const REGISTER = "Create account";
+
+// Shows the form. `said`: a sentence above its button. Resolves once the person is logged in.
 export function showLogin(root, api, said = "") {
+  const { serverName, registration } = document.documentElement.dataset;
   return new Promise((resolve) => {
-    const problem = h("p", { class: "problem", role: "alert" }, said);
-    const button = h("button", { class: "primary" }, "Log in");
-    const submit = async (event) => {
+    const problem = h("p", { class: "problem", role: "alert" });
+    const form = h("form", {});
+    const show = (isNew, sentence) => {
+      fill(problem, sentence);
+      fill(form, fields(isNew, serverName, registration), keep(), problem, h("button", { class: "primary" }, isNew ? REGISTER : LOG_IN));
+      fill(other, otherWay(isNew, registration, () => show(!isNew, "")));
+      form.onsubmit = (event) => submit(event, isNew);
+      form.elements.user.focus();
+    };
+    const submit = async (event, isNew) => {
       event.preventDefault();
-      const form = new FormData(event.target);
+      const button = form.querySelector(".primary");
+      const given = new FormData(form);
+      const [user, password, token, isKept] = [given.get("user").trim(), given.get("password"), given.get("token")?.trim(), given.get("keep") === "on"];
       fill(problem);
       button.disabled = true;
       try {
-        await api.logIn(form.get("user").trim(), form.get("password"), form.get("keep") === "on");
+        if (isNew) await api.register(user, password, token, isKept);
+        else await api.logIn(user, password, isKept);
         resolve();
       } catch (error) {
-        fill(problem, error.errcode === "M_FORBIDDEN" ? "The name or the password is wrong." : error.message);
+        fill(problem, sentenceOf(error, isNew));
         button.disabled = false;
-        event.target.elements.password.focus();
+        form.elements[isNew ? "user" : "password"].focus();
       }
     };
-    const serverName = document.documentElement.dataset.serverName;
-    fill(
-      root,
-      h(
-        "main",
-        { class: "login" },
-        h("p", { class: "brand" }, h("b", { "aria-hidden": "true" }, "[m]"), " Chat"),
-        h("h1", {}, serverName),
-        h(
-          "form",
-          { on: { submit } },
-          field("Name", { name: "user", required: true, autofocus: true, autocomplete: "username", autocapitalize: "none", spellcheck: "false", placeholder: `juliet or @juliet:${serverName}` }),
-          field("Password", { name: "password", type: "password", required: true, autocomplete: "current-password" }),
-          h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep", checked: true }), "Keep me logged in on this computer"),
-          problem,
-          button,
-        ),
-      ),
-    );
+    const other = h("p", { class: "other" });
+    const brand = h("p", { class: "brand" }, h("b", { "aria-hidden": "true" }, "[m]"), " Chat");
+    fill(root, h("main", { class: "login" }, brand, h("h1", {}, serverName), form, other));
+    show(false, said);
   });
+}
+
+function fields(isNew, serverName, registration) {
+  const name = { name: "user", required: true, autocomplete: "username", autocapitalize: "none", spellcheck: "false" };
+  const password = { name: "password", type: "password", required: true };
+  if (!isNew) {
+    return [
+      field("Name", { ...name, placeholder: `juliet or @juliet:${serverName}` }),
+      field("Password", { ...password, autocomplete: "current-password" }),
+    ];
+  }
+  return [
+    field("Name", { ...name, placeholder: "juliet" }, "Small letters, digits and . _ - can be used. It cannot be changed later."),
+    field("Password", { ...password, autocomplete: "new-password" }),
+    registration === "token" ? field("Registration token", { name: "token", required: true, autocomplete: "off" }, "You get one from the people who run this server.") : null,
+  ];
+}
+
+function keep() {
+  return h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep", checked: true }), "Keep me logged in on this computer");
+}
+
+// Returns the way to the other form. Servers where nobody can register have none.
+function otherWay(isNew, registration, go) {
+  if (registration === "closed") return null;
+  const link = h("button", { type: "button", class: "link", on: { click: go } }, isNew ? LOG_IN : REGISTER);
+  return [isNew ? "Do you have an account? " : "Are you new here? ", link];
+}
+
+function sentenceOf(error, isNew) {
+  if (!isNew && error.errcode === "M_FORBIDDEN") return "The name or the password is wrong.";
+  if (isNew && error.status === 401) return "This registration token is not valid.";
+  return error.message;
 }

@@ -2,8 +2,10 @@
 
 import { NetworkError, pause } from "./api.js";
 import { measure } from "./media.js";
+import { isMessage } from "./room.js";
 
 const PAGE = 40;
+const REACTIONS_MAX = 100; // of one message, in a stretch of history that was jumped to
 const TYPING_MS = 20_000;
 const TYPING_AGAIN_MS = 8_000;
 const RETRIES_MAX = 6;
@@ -192,6 +194,49 @@ export class Messages {
     timeline.append(page.chunk);
     timeline.end = page.end ?? timeline.end;
     return page.chunk.length > 0;
+  }
+
+  // Loads a stretch of history around an event.
+  async loadAround(room, eventId) {
+    const around = await this.#app.live.call("get_event_context", [room.id, eventId], {
+      query: { limit: PAGE, filter: JSON.stringify({ lazy_load_members: true }) },
+    });
+    room.addMembers(around.state ?? []);
+    const timeline = room.stretch(around.start ?? null, around.end ?? null);
+    timeline.append([...around.events_before].reverse());
+    timeline.append([around.event, ...around.events_after]);
+    return timeline;
+  }
+
+  // Loads the reactions to messages of a stretch that does not reach the present: they are later than the stretch.
+  async loadReactions(room, timeline) {
+    if (timeline.isLive) return;
+    await Promise.all(
+      room.relations.lacking(timeline.events.filter(isMessage)).map(async (event) => {
+        try {
+          const query = { limit: REACTIONS_MAX };
+          const { chunk } = await this.#app.live.call("get_relating_events_with_rel_type", [room.id, event.event_id, "m.annotation"], { query });
+          for (const reaction of chunk.reverse()) room.relations.add(reaction);
+        } catch {
+          room.relations.askAgain([event]); // the next look at this stretch tries again
+        }
+      }),
+    );
+    this.#app.changed();
+  }
+
+  // Loads a message that an answer quotes, and that is in no stretch which has been loaded.
+  async loadQuoted(room, eventId) {
+    if (room.quoted.has(eventId)) return;
+    room.quoted.set(eventId, null);
+    try {
+      const event = await this.#app.live.call("get_one_room_event", [room.id, eventId]);
+      room.relations.add(event);
+      room.quoted.set(eventId, event);
+      this.#app.changed();
+    } catch (error) {
+      if (error instanceof NetworkError) room.quoted.delete(eventId);
+    }
   }
 }
 

@@ -6,6 +6,7 @@ const OWN = "/_homeserver/client/v1";
 export const OPERATIONS = {
   get_login_flows: ["GET", `${CLIENT}/login`],
   login: ["POST", `${CLIENT}/login`],
+  register: ["POST", `${CLIENT}/register`],
   refresh: ["POST", `${CLIENT}/refresh`],
   logout: ["POST", `${CLIENT}/logout`],
   get_token_owner: ["GET", `${CLIENT}/account/whoami`],
@@ -21,6 +22,7 @@ export const OPERATIONS = {
   get_room_events: ["GET", `${CLIENT}/rooms/{}/messages`],
   get_event_context: ["GET", `${CLIENT}/rooms/{}/context/{}`],
   get_one_room_event: ["GET", `${CLIENT}/rooms/{}/event/{}`],
+  get_relating_events_with_rel_type: ["GET", "/_matrix/client/v1/rooms/{}/relations/{}/{}"],
   send_message: ["PUT", `${CLIENT}/rooms/{}/send/{}/{}`],
   redact_event: ["PUT", `${CLIENT}/rooms/{}/redact/{}/{}`],
   set_room_state_with_key: ["PUT", `${CLIENT}/rooms/{}/state/{}/{}`],
@@ -42,7 +44,16 @@ export const OPERATIONS = {
 };
 
 // What is sent through the socket if it is open: small requests, of which there are many.
-export const THROUGH_SOCKET = new Set(["send_message", "redact_event", "set_read_marker", "set_typing", "get_room_events"]);
+export const THROUGH_SOCKET = new Set([
+  "send_message",
+  "redact_event",
+  "set_read_marker",
+  "set_typing",
+  "get_room_events",
+  "get_event_context",
+  "get_one_room_event",
+  "get_relating_events_with_rel_type",
+]);
 
 // Returns the path of an operation with its parameters, each of them escaped as a whole.
 export function pathOf(name, parameters) {

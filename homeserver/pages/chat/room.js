@@ -1,5 +1,6 @@
 // One conversation: its state, the newest stretch of its history, who has read how far, who is typing.
 
+import { Relations } from "./relations.js";
 import { Timeline } from "./timeline.js";
 
 const READ = new Set(["m.read", "m.read.private"]);
@@ -7,8 +8,10 @@ const DELIVERED = "org.homeserver.delivered";
 const LEVELS = ["sent", "delivered", "read"];
 
 export class Room {
-  timeline = new Timeline();
+  relations = new Relations();
+  timeline = this.stretch();
   pending = []; // own messages that the server has not confirmed: {key, content, ts, failed, eventId}
+  quoted = new Map(); // event ID → an event that an answer quotes, and that no loaded stretch has; null while it is asked for
   typing = [];
   unread = 0;
   highlight = 0;
@@ -24,12 +27,18 @@ export class Room {
     this.ownId = ownId;
   }
 
+  // Returns an empty stretch of this room's history.
+  stretch(start = null, end = null) {
+    return new Timeline(start, end, this.relations);
+  }
+
   // Takes what `/sync` says of a joined room. Returns the new events of its timeline.
   apply(joined) {
     const { timeline = {}, state = {}, ephemeral = {}, account_data: data = {}, summary = {} } = joined;
     const events = timeline.events ?? [];
     if (timeline.limited || (this.timeline.events.length === 0 && events.length > 0)) {
-      this.timeline = new Timeline(timeline.prev_batch ?? null); // there may be a hole before these events
+      this.timeline = this.stretch(timeline.prev_batch ?? null); // there may be a hole before these events
+      this.relations.askAgain();
     }
     for (const event of [...(state.events ?? []), ...events]) this.setState(event);
     const fresh = this.timeline.append(events);
@@ -162,8 +171,10 @@ export class Room {
   #note(userId, level, id, ts) {
     const known = this.#receipts.get(userId) ?? {};
     const place = this.timeline.indexOf(id);
-    // A receipt never goes back: one for the whole room and one for the main thread may come in either order.
-    if (known[level] && place >= 0 && this.timeline.indexOf(known[level].id) > place) return;
+    // A receipt never goes back: one for the whole room and one for the main thread may come in either order. Its event
+    // may be unknown because it is old, or because it has not arrived yet.
+    const isBehind = known[level] && this.timeline.indexOf(known[level].id) > place;
+    if (isBehind && (place >= 0 || ts <= known[level].ts)) return;
     this.#receipts.set(userId, { ...known, [level]: { id, ts } });
   }
 
@@ -172,14 +183,14 @@ export class Room {
     return this.#receipts.get(userId)?.read?.id;
   }
 
-  // Returns a function from an index in the timeline to the status of the message there, as all others have it:
+  // Returns a function from an index in a stretch of history to the status of the message there, as all others have it:
   // {status: sent|delivered|read, read, delivered, others}.
-  statuses() {
+  statuses(timeline = this.timeline) {
     const reached = [];
     for (const [userId, receipt] of this.#receipts) {
       if (userId === this.ownId) continue;
-      const read = receipt.read ? this.timeline.indexOf(receipt.read.id) : -1;
-      const delivered = receipt.delivered ? this.timeline.indexOf(receipt.delivered.id) : -1;
+      const read = this.#reach(timeline, receipt.read);
+      const delivered = this.#reach(timeline, receipt.delivered);
       reached.push({ read, delivered: Math.max(read, delivered) });
     }
     const others = Math.max(1, (this.memberCount || this.members().length) - 1);
@@ -189,6 +200,16 @@ export class Room {
       const level = read >= others ? 2 : delivered >= others ? 1 : 0;
       return { status: LEVELS[level], read, delivered, others };
     };
+  }
+
+  // Returns the index of the last event in a stretch that a receipt covers; -1 if it covers none. A receipt for an event
+  // that is neither in this stretch nor in the newest one covers what was sent before the receipt.
+  #reach(timeline, receipt) {
+    if (!receipt) return -1;
+    const place = timeline.indexOf(receipt.id);
+    if (place >= 0 || timeline === this.timeline) return place;
+    if (this.timeline.has(receipt.id)) return timeline.events.length;
+    return timeline.events.findLastIndex((event) => event.origin_server_ts <= receipt.ts);
   }
 }
 

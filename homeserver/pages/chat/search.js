@@ -79,7 +79,9 @@ export class SearchResults {
       this.#app.open(event.room_id);
       this.#app.conversation.showEvent(event.event_id);
     };
-    const where = room && !room.partner && !this.room ? `${sender} in ${room.name}` : sender;
+    const isOwn = event.sender === store.ownId;
+    const who = isOwn ? "You" : sender;
+    const where = !room || this.room || (room.partner && !isOwn) ? who : `${who} ${room.partner ? "to" : "in"} ${room.name}`;
     return this.#button(open, { id: event.sender, name: sender, url: room?.avatarOf(event.sender) ?? null }, where, marked, shortTime(event.origin_server_ts));
   }
 

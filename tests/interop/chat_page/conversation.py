@@ -125,9 +125,12 @@ def attack(stage: Stage, alice: Person, bob: Person) -> None:
 
 def remember(stage: Stage, alice: Person, bob: Person) -> None:
     """A long history is read back to its beginning; a search finds a message of it and goes there."""
+    first = alice.message("But soft").get_attribute("data-key")
     for number in range(MANY):
         alice.send_raw({"msgtype": "m.text", "body": f"Line {number}"})
     bob.read(f"Line {MANY - 1}")
+    late = {"m.relates_to": {"rel_type": "m.annotation", "event_id": first, "key": "🌙"}}
+    alice.call("PUT", f"rooms/{quote(alice.room_id)}/send/m.reaction/late", late)
     found = bob.search("yonder window")
     expect(found).to_have_count(1)
     stage.check(bob, "search")
@@ -135,6 +138,7 @@ def remember(stage: Stage, alice: Person, bob: Person) -> None:
     bob.read(f"Line {MANY - 1}")
     bob.search("yonder window").click()
     expect(bob.read("what light through yonder window")).to_be_in_viewport()
+    expect(bob.page.get_by_role("button", name=f"🌙, from {alice.name}")).to_be_visible()
     bob.page.get_by_role("searchbox").press("Escape")
     bob.page.get_by_role("button", name="Go to the newest message").click()
     expect(bob.read(f"Line {MANY - 1}")).to_be_in_viewport()

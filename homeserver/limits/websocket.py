@@ -48,6 +48,8 @@ PUSHES_PER_READ_MAX = 256
 
 # The window of a client that lets us choose, in bits: 4 KiB. It is held between the fragments of a compressed message.
 DEFLATE_CLIENT_WINDOW_BITS = 12
+# A compressed message that a client sends. Compression that cannot shorten its text adds a few bytes for each 16 KiB.
+DEFLATED_BYTES_MAX = MESSAGE_BYTES_MAX + 1_024
 # Compressing a shorter message saves less than a packet and costs more than sending it.
 DEFLATE_BYTES_MIN = 512
 # A longer one would hold up everybody else for more than some milliseconds.

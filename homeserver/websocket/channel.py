@@ -15,6 +15,8 @@ from typing import Protocol
 
 import trio
 
+from homeserver.process.budgets import Hold
+
 
 class Transport(Protocol):
     """What carries a channel's messages."""
@@ -43,11 +45,13 @@ class Channel:
     """The sending half of a WebSocket, and its state.
 
     on_drained: called when everything has been sent that had to wait. stalled_since: since when the client has received
-    nothing of what waits for it; inf while nothing waits. code: why the server closes it; 0 while it is open.
+    nothing of what waits for it; inf while nothing waits. code: why the server closes it; 0 while it is open. hold:
+    of the budget for answers, which what waits counts towards; None while nobody knows who the client is.
     """
 
     __slots__ = (
-        "_has_sender", "_nursery", "_queue", "_transport", "code", "is_lost", "on_drained", "stalled_since", "unsent",
+        "_has_sender", "_nursery", "_queue", "_transport", "_unsent", "code", "hold", "is_lost", "on_drained",
+        "stalled_since",
     )  # fmt: skip
 
     def __init__(self, transport: Transport, nursery: trio.Nursery) -> None:
@@ -56,11 +60,22 @@ class Channel:
         self._nursery = nursery
         self._queue: deque[bytes | memoryview] | None = None
         self._has_sender = False
-        self.unsent = 0  # bytes
+        self._unsent = 0
         self.code = 0
+        self.hold: Hold | None = None
         self.is_lost = False
         self.on_drained: Callable[[], None] = _nothing
         self.stalled_since = inf
+
+    @property
+    def unsent(self) -> int:
+        """The number of bytes that wait for the client to receive them."""
+        return self._unsent
+
+    def _set_unsent(self, unsent: int) -> None:
+        self._unsent = unsent
+        if self.hold is not None:
+            self.hold.become(unsent)
 
     @property
     def is_open(self) -> bool:
@@ -84,7 +99,7 @@ class Channel:
             kept = self._queue[0]
             self._queue.clear()
             self._queue.append(kept)
-            self.unsent = len(kept)
+            self._set_unsent(len(kept))
         self.close(code, reason)
 
     def put(self, data: bytes) -> None:
@@ -105,7 +120,7 @@ class Channel:
         if self._queue is None:
             self._queue = deque()
         self._queue.append(rest)
-        self.unsent += len(rest)
+        self._set_unsent(self._unsent + len(rest))
         if not self._has_sender:
             self._has_sender = True
             self.stalled_since = trio.current_time()
@@ -127,13 +142,13 @@ class Channel:
                 await self._transport.send(data, self._note_progress)
                 if queue and queue[0] is data:
                     queue.popleft()
-                    self.unsent -= len(data)
+                    self._set_unsent(self._unsent - len(data))
         except Exception:  # of whatever carries it: the connection is gone, as its reader will see
             self.lose()
         finally:
             self._has_sender = False
             self._queue = None
-            self.unsent = 0
+            self._set_unsent(0)
             self.stalled_since = inf
         if self.is_lost:
             with trio.CancelScope(shield=True):

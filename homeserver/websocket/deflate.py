@@ -34,6 +34,7 @@ class Deflate(Extension):
         self._inflater: zlib._Decompress | None = None  # while a compressed message is arriving
         self._is_control = False  # the frame that is arriving
         self._size = 0  # of the message so far
+        self._compressed_size = 0  # of what it was inflated from
 
     def enabled(self) -> bool:
         """Returns True: it is created only once it has been agreed on."""
@@ -51,7 +52,7 @@ class Deflate(Extension):
         if self._is_control or opcode is Opcode.CONTINUATION:
             return _NO_BITS
         self._inflater = zlib.decompressobj(-self._client_bits) if rsv.rsv1 else None
-        self._size = 0
+        self._size = self._compressed_size = 0
         return _COMPRESSED
 
     def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:
@@ -68,7 +69,9 @@ class Deflate(Extension):
 
     def _inflate(self, inflater: zlib._Decompress, data: bytes) -> bytes | CloseReason:
         room = limits.websocket.MESSAGE_BYTES_MAX + 1 - self._size
-        if room <= 0:
+        self._compressed_size += len(data)
+        # Empty blocks, and whatever follows the last block, inflate to nothing, so there could be any number of them.
+        if room <= 0 or self._compressed_size > limits.websocket.DEFLATED_BYTES_MAX:
             return CloseReason.MESSAGE_TOO_BIG
         try:
             found = inflater.decompress(data, room)
@@ -104,7 +107,7 @@ def _accept(parameters: list[str]) -> Deflate | None:
     for parameter in parameters:
         name, equals, value = parameter.partition("=")
         value = value.strip().strip('"')
-        if name in given or (equals and not (value.isascii() and value.isdigit() and 8 <= int(value[:3]) <= 15)):
+        if name in given or (equals and value not in _WINDOWS):
             return None
         given[name] = int(value) if equals else None
     if not given.keys() <= {"server_no_context_takeover", "client_no_context_takeover", *_BITS}:
@@ -126,3 +129,4 @@ def _accept(parameters: list[str]) -> Deflate | None:
 
 
 _BITS = frozenset({"server_max_window_bits", "client_max_window_bits"})
+_WINDOWS = frozenset(map(str, range(8, 16)))  # without leading zeros. Spec: RFC 7692, section 7.1.2

@@ -110,6 +110,8 @@ class Sockets:
         assert self._dispatch is not None and self._pushes is not None
         session = Session(self._dispatch, self._pushes, wire, request, groups)
         wire.count_frame = session.count_frame
+        if isinstance(wire, Wire):
+            wire.wait_for_room = session.wait_for_room
         self._wires[session] = wire
         self._has_some.set()
         user_id = ""
@@ -121,7 +123,8 @@ class Sockets:
             self._by_user[user_id] += 1
             if self._by_user[user_id] > limits.websocket.CONNECTIONS_PER_USER_MAX:
                 session.close(Close.TOO_MANY, "You have too many WebSockets open.")
-            await session.run()
+            with self._dispatch.hs.budgets.answers.hold(user_id) as session.channel.hold:
+                await session.run()
         finally:
             del self._wires[session]
             if user_id:

@@ -78,14 +78,21 @@ def parse(data: bytes) -> Message:
     except msgspec.ValidationError as error:
         if not data.lstrip().startswith(b"{"):
             raise _not_an_object() from None
-        found = _IDENTIFIED.decode(data).id
-        id_ = found if isinstance(found, int | str) and not isinstance(found, bool) else None
-        raise Malformed(id_, bad_json(f"{error}.")) from None
+        raise Malformed(_find_id(data), bad_json(f"{error}.")) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise _not_an_object() from None
     if isinstance(message.id, str) and len(message.id) > _ID_CHARACTERS_MAX:
         raise Malformed(None, invalid_param(f"An id may have at most {_ID_CHARACTERS_MAX} characters."))
     return message
+
+
+def _find_id(data: bytes) -> int | str | None:
+    """Returns the ID of an object that is not a message; None if it has none, or one that cannot be an ID."""
+    try:
+        found = _IDENTIFIED.decode(data).id
+    except (msgspec.DecodeError, RecursionError):  # msgspec refuses numbers that are too long only when it reads them
+        return None
+    return found if isinstance(found, int | str) and not isinstance(found, bool) else None
 
 
 def _not_an_object() -> Closing:

@@ -159,7 +159,10 @@ class Pushes:
             async with self._limit:
                 if push.is_removed or not push.channel.is_open:
                     return
-                await self._read(push)
+                if self._hs.budgets.answers.has_room_for_one(push.request.user_id, 0):
+                    await self._read(push)
+                    return
+            await self._try_again(push)  # the user's other connections have yet to receive what they were told
         except DatabaseError:  # an outage is logged once; the news is still there when it ends
             await self._try_again(push)
         except Exception as error:  # it must not affect the other connections

@@ -88,12 +88,12 @@ class Session:
         self._checked_at = trio.current_time()
         self._allowance: float = limits.websocket.FRAMES_BURST
         self._allowance_at = self._checked_at
+        self.channel.on_drained = self._note_drained
 
     # --- its life ---
 
     async def run(self) -> None:
         """Processes messages until the end of the connection, which the caller has to finish."""
-        self.channel.on_drained = self._note_drained
         try:
             while True:
                 data = await self._carrier.receive()
@@ -102,9 +102,7 @@ class Session:
                 if self._is_ending:  # the client will say it again to the server that it finds next
                     continue
                 await self._process(data)
-                while self.is_held_back and self.channel.is_open:
-                    self._resume = trio.Event()
-                    await self._resume.wait()
+                await self.wait_for_room()
         except Closing as closing:
             self.channel.close(closing.code, closing.reason)
         finally:
@@ -129,6 +127,12 @@ class Session:
         """Whether no more messages are read until something has been answered or received."""
         is_busy = self._requests >= limits.websocket.REQUESTS_AT_ONCE_MAX
         return is_busy or self.channel.unsent > limits.websocket.UNSENT_BYTES_MAX
+
+    async def wait_for_room(self) -> None:
+        """Waits until the client is not held back any more, or the connection is closed."""
+        while self.is_held_back and self.channel.is_open:
+            self._resume = trio.Event()
+            await self._resume.wait()
 
     def end(self) -> None:
         """Closes the connection once the requests that are being processed are answered: the server stops."""
@@ -287,6 +291,8 @@ class Session:
         """Answers a call of an operation."""
         try:
             self.channel.post(await self._answer(message))
+        except Exception as error:  # an unexpected one is logged, and must not end the server
+            self.channel.post(refusal(message.id, self._dispatch.explain(error, message.op)))
         finally:
             self._requests -= 1
             if self._is_ending:
@@ -315,8 +321,10 @@ class Session:
                 await response.stream.aclose()
             said = "This operation answers a file: call it over HTTP."
             return refusal(message.id, MatrixError(400, "M_UNRECOGNIZED", said))
-        with self._dispatch.hold_answer(request, response) as held:
-            return answer(message.id, held.status, bytes(held.body) or b"{}")
+        if len(response.body) <= limits.http.LARGE_ANSWER_BYTES:
+            return answer(message.id, response.status, bytes(response.body) or b"{}")
+        with self._dispatch.hold_answer(request, response) as held:  # the channel holds it from then on
+            return answer(message.id, held.status, bytes(held.body))
 
     def _make_request(self, method: str, path: str, query: str = "", body: bytes = b"") -> Request:
         """Returns the request that the same client would send over HTTP."""

@@ -9,7 +9,7 @@ masked, so they are written here: a header and the payload as it is.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 from wsproto.connection import Connection as Frames
@@ -49,7 +49,7 @@ class Wire:
 
     __slots__ = (
         "_connection", "_deflate", "_frames", "_parts", "_size", "channel", "count_frame", "heard_at", "is_asked",
-        "peer_code",
+        "peer_code", "wait_for_room",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, received: bytes, deflate: Deflate | None, nursery: trio.Nursery) -> None:
@@ -61,6 +61,7 @@ class Wire:
         self._size = 0
         self.channel = Channel(self, nursery)
         self.count_frame: Callable[[], None] = lambda: None  # raises Closing if there were too many
+        self.wait_for_room: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
         self.heard_at = trio.current_time()
         self.is_asked = False
         self.peer_code = 0  # what the client has closed the connection with
@@ -76,6 +77,7 @@ class Wire:
                         return message
                 elif isinstance(event, Ping):
                     self.channel.put(frame(_PONG, bytes(event.payload)))
+                    await self.wait_for_room()  # otherwise pongs pile up for a client that does not receive them
                 elif isinstance(event, BytesMessage):
                     raise Closing(Close.NOT_AN_OBJECT, "Messages must be text, not binary.")
                 elif isinstance(event, CloseConnection):

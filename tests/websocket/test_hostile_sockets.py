@@ -23,7 +23,7 @@ from homeserver.websocket.messages import Closing, Malformed, Message, parse
 from homeserver.websocket.wire import Wire
 from tests.support.federation import create_room, join, send_text
 from tests.support.homeservers import Client, Server
-from tests.support.sockets import connected, open_socket
+from tests.support.sockets import Socket, connected, open_socket
 
 MASK = b"\x01\x02\x03\x04"
 
@@ -230,6 +230,7 @@ class Stuck(trio.abc.HalfCloseableStream):
         await self._stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
+        self.go_on.set()  # what is being sent fails, as on a real connection
         await self._stream.aclose()
 
 
@@ -252,6 +253,71 @@ async def test_a_client_that_does_not_read_is_closed_with_4008_and_holds_up_nobo
         assert await stuck.until_closed() == 4008
         rooms = [answer["rooms"]["join"][room_id] for answer in stuck.pushed if room_id in str(answer.get("rooms"))]
         assert sum(len(room["timeline"]["events"]) for room in rooms) == 1  # the rest was not read from the database
+
+
+async def test_a_client_that_does_not_read_gets_no_more_pongs_than_may_wait_for_it(
+    homeserver: Server, alice: Client
+) -> None:
+    answers = homeserver.app.dispatch.hs.budgets.answers
+    async with open_socket(homeserver, alice, wrap=Stuck) as stuck, trio.open_nursery() as nursery:
+        await stuck.call("whoami")
+        _stop_receiving(stuck)
+        for second in range(12):
+            for number in range(300):
+                nursery.start_soon(stuck.websocket.ping, b"%0125d" % (300 * second + number))
+            await trio.sleep(1)
+        assert 0 < answers.held <= limits.websocket.UNSENT_BYTES_MAX + 200
+        nursery.cancel_scope.cancel()
+
+
+def _stop_receiving(socket: Socket) -> Stuck:
+    assert isinstance(socket.server_stream, Stuck)
+    socket.server_stream.is_stuck = True
+    return socket.server_stream
+
+
+async def test_answers_that_wait_for_a_client_count_towards_the_large_answers_of_its_user(
+    homeserver: Server, alice: Client
+) -> None:
+    answers = homeserver.app.dispatch.hs.budgets.answers
+    await store_large(alice)
+    get = {"op": "get_account_data", "path": [alice.user_id, "org.example.large"]}
+    async with open_socket(homeserver, alice, wrap=Stuck) as stuck:
+        await stuck.call("whoami")
+        stream = _stop_receiving(stuck)
+        for number in range(3):
+            await stuck.send({"id": number, **get})
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert answers.held >= LARGE
+        stream.go_on.set()
+        for number in range(3):
+            assert (await stuck.answer_to(number))["status"] == 200
+        await trio.testing.wait_all_tasks_blocked()
+        assert answers.held == 0
+
+
+async def test_a_user_with_too_many_unreceived_answers_is_told_nothing_large_over_any_socket(
+    homeserver: Server, alice: Client
+) -> None:
+    await store_large(alice)
+    async with open_socket(homeserver, alice) as socket:
+        with homeserver.app.dispatch.hs.budgets.answers.hold(alice.user_id) as hold:
+            hold.become(limits.http.LARGE_ANSWERS_BYTES_EACH + 1)
+            assert (await socket.call("get_account_data", alice.user_id, "org.example.large"))["status"] == 429
+            assert (await socket.call("get_token_owner"))["status"] == 200
+            await socket.send({"op": "sync"})
+            await trio.sleep(3)
+            assert not socket.pushed
+        assert (await socket.next_push())["next_batch"]
+
+
+LARGE = 300_000
+
+
+async def store_large(client: Client) -> None:
+    """Stores account data so large that an answer with it counts."""
+    path = f"/_matrix/client/v3/user/{client.user_id}/account_data/org.example.large"
+    await client.put(path, {"text": "x" * LARGE})
 
 
 # --- compression ---
@@ -289,6 +355,22 @@ async def test_a_message_that_inflates_to_too_much_is_closed_with_1009(homeserve
         assert await socket.close_code() == 1007
 
 
+EMPTY_BLOCK = b"\x00\x00\x00\xff\xff"
+LAST_BLOCK = b"\x03\x00"
+
+
+@pytest.mark.parametrize(
+    "data", [EMPTY_BLOCK * 20_000, LAST_BLOCK + b"\x00" * 100_000], ids=["empty", "after the last"]
+)
+async def test_a_message_of_which_nothing_is_inflated_is_limited_as_well(
+    homeserver: Server, alice: Client, data: bytes
+) -> None:
+    async with raw(homeserver, alice, OFFER) as socket, trio.open_nursery() as nursery:
+        nursery.start_soon(_send, socket.stream, frame(0xC1, data, length=1 << 40))
+        assert await socket.close_code() == 1009
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("offer", "agreed"),
     [
@@ -298,6 +380,10 @@ async def test_a_message_that_inflates_to_too_much_is_closed_with_1009(homeserve
         ("permessage-deflate; server_max_window_bits=8", None),
         ("permessage-deflate; server_max_window_bits", None),
         ("permessage-deflate; server_max_window_bits=16", None),
+        ("permessage-deflate; server_max_window_bits=015", None),
+        ("permessage-deflate; server_max_window_bits=0150", None),
+        ("permessage-deflate; client_max_window_bits=015" + "0" * 5_000, None),
+        ("permessage-deflate; client_max_window_bits=١٢", None),
         ("permessage-deflate; server_no_context_takeover=1", None),
         (
             "permessage-deflate; server_max_window_bits=8, permessage-deflate; server_max_window_bits=10",

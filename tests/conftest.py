@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.bytecode import keep_bytecode
 from tests.support.clock import run_under_virtual_clock, virtual_clock
 from tests.support.collecting import import_own_share
 from tests.support.coverage import CoverageOfProtocol
@@ -72,8 +73,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the output short, and commits fast."""
+    """Makes the output short, and commits and imports fast."""
     keep_in_memory()
+    keep_bytecode(config.rootpath / ".pytest_cache" / "bytecode")
     config.pluginmanager.register(Progress(), "progress")
     cov = config.pluginmanager.get_plugin("_cov")
     if cov is not None:

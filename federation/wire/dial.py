@@ -35,7 +35,14 @@ class Dialer:
     web servers. Services that listen at a public address of this machine may trust its own requests.
     """
 
-    __slots__ = ("_allow_private_addresses", "_connect_tcp", "_is_refused_own", "_tls", "resolver")
+    __slots__ = (
+        "_allow_private_addresses",
+        "_connect_tcp",
+        "_is_refused_own",
+        "_tls_context",
+        "_verify_tls",
+        "resolver",
+    )
 
     def __init__(
         self,
@@ -48,10 +55,20 @@ class Dialer:
         is_refused_own: Callable[[str], bool] = lambda ip: False,
     ) -> None:
         self._is_refused_own = is_refused_own
-        self._tls = make_tls_context(ca_file, verify_tls)
+        self._verify_tls = verify_tls
+        self._tls_context = make_tls_context(ca_file, verify_tls) if ca_file else None
         self._allow_private_addresses = allow_private_addresses
         self._connect_tcp = connect_tcp if connect_tcp is not None else open_tcp
         self.resolver: Resolver = resolver if resolver is not None else SystemResolver()
+
+    def _tls(self) -> ssl.SSLContext:
+        """Returns the context of all handshakes. Without a `ca_file`, which may be wrong, the first one makes it.
+
+        To read the system's authorities takes 25 ms, and most commands never speak to another server.
+        """
+        if self._tls_context is None:
+            self._tls_context = make_tls_context("", self._verify_tls)
+        return self._tls_context
 
     async def find_addresses(self, host: str, port: int) -> list[Address]:
         """Returns the addresses of a host name or IP literal. Raises WireError if there are none."""
@@ -70,7 +87,7 @@ class Dialer:
         if tls_name is None:
             return stream
         try:
-            encrypted = trio.SSLStream(stream, self._tls, server_hostname=tls_name, https_compatible=True)
+            encrypted = trio.SSLStream(stream, self._tls(), server_hostname=tls_name, https_compatible=True)
             with trio.move_on_after(TLS_TIMEOUT_S):
                 await encrypted.do_handshake()
                 return encrypted

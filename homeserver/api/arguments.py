@@ -6,6 +6,7 @@ Spec: client-server-api/#api-standards, #common-error-codes
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ def path_parameters(path: str) -> tuple[str, ...]:
 
 def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
     """Compiles the signature of a handler for `path`. Raises TypeError if they do not match."""
-    hints = get_type_hints(handler)
+    hints = _read_hints(handler.__module__, tuple(handler.__annotations__.items()))
     parameters = inspect.signature(handler).parameters
     names = list(parameters)
     where = f"{handler.__module__}.{handler.__qualname__}"
@@ -197,6 +198,13 @@ def compile_plan(handler: Callable[..., Awaitable[Any]], path: str) -> Plan:
 
 
 # Some routes are declared again for each server. Their types stay the same, so what follows from these is kept.
+
+
+@cache
+def _read_hints(module: str, annotations: tuple[tuple[str, Any], ...]) -> Mapping[str, Any]:
+    """Returns the types that the annotations of a function of that module name."""
+    annotated = types.SimpleNamespace(__annotations__=dict(annotations))
+    return get_type_hints(annotated, vars(sys.modules[module]))
 
 
 def _optional(kind: Any) -> tuple[bool, Any]:

@@ -287,7 +287,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         writer = connect(path)
         connections.append(writer)
         if in_memory and hasattr(writer, "deserialize"):  # it is optional in builds of SQLite
-            _load(writer, _empty_database(tuple(schemas)))
+            _load(writer, empty_database(tuple(schemas)))
         elif not _make_tables(writer, tuple(schemas)):
             migrate_sqlite(writer, schemas)
         session = SqliteSession(
@@ -335,7 +335,7 @@ def _remove_log(path: str, tables: Collection[str]) -> None:
 
 
 @cache
-def _empty_database(schemas: tuple[Schema, ...]) -> bytes:
+def empty_database(schemas: tuple[Schema, ...]) -> bytes:
     """Returns a database with all tables, all empty. Copying it takes a tenth of the time of the migrations.
 
     It depends only on the schemas, so it is made once for each process: tests open thousands of new databases.

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
-from homeserver.database import Transaction
+from homeserver.database import Schema, Transaction
+from homeserver.database.schema import CORE_SCHEMA
+from homeserver.database.sqlite import empty_database
 from tests.support.postgres import Cluster, running_cluster
 
 ENGINE = os.environ.get("TEST_DATABASE", "sqlite")
 if ENGINE not in ("sqlite", "postgres"):
     raise RuntimeError(f'TEST_DATABASE is "sqlite" or "postgres", not {ENGINE!r}')
+
+DATABASE_FILE = "sqlite:homeserver.db"
+"""The database of a server in its `data_dir`."""
 
 
 def memory_url() -> str:
@@ -26,7 +32,15 @@ def memory_url() -> str:
 
 def file_url(folder: Path) -> str:
     """The URL of the database of the server whose `data_dir` this is: the same whenever it is asked for."""
-    return "sqlite:homeserver.db" if ENGINE == "sqlite" else _database_of(folder)
+    return DATABASE_FILE if ENGINE == "sqlite" else _database_of(folder)
+
+
+def make_file(path: Path, schemas: Sequence[Schema]) -> None:
+    """Makes the database file of a new server as its first start does, unless there is one; at a tenth of the cost."""
+    if ENGINE == "sqlite" and not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(empty_database((CORE_SCHEMA, *schemas)))
 
 
 def drop_databases() -> None:

@@ -25,10 +25,11 @@ from homeserver.config import FederationSection
 from homeserver.feature import Feature
 from homeserver.features import FEATURES
 from homeserver.federation.identifiers import EventID, RoomID, ServerName
-from homeserver.server import Homeserver
+from homeserver.server import Homeserver, all_schemas
 from homeserver.testing import FakeNetwork
 from tests.support.archive import prepare_archive
 from tests.support.contract import check_federation_response
+from tests.support.engine import DATABASE_FILE, make_file
 from tests.support.homeservers import Client, Homeservers, Server, config_for_tests, now_ms
 
 
@@ -95,6 +96,8 @@ async def running_homeserver(
     features: Sequence[Feature] = FEATURES,
 ) -> AsyncIterator[Server]:
     """A homeserver on the network, as long as the context lasts."""
+    if config.database.url == DATABASE_FILE:
+        make_file(config.data_path(DATABASE_FILE.removeprefix("sqlite:")), all_schemas(features))
     wire = network.wire_for(config.server_name)
     async with Homeserver(config, wire=wire, now_ms=clock, inline_database=True, features=features) as homeserver:
         prepare_archive(homeserver.resources)

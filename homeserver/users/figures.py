@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from homeserver.database import Schema, Step, Transaction
@@ -282,8 +282,16 @@ def percentiles(classes: Mapping[int, int], shares: Iterable[float]) -> list[int
 def forget_figures(tx: Transaction, user_id: UserID, erase: bool) -> bool:
     """Puts a number that stands for nobody in the place of a user. The figures stay what they are."""
     user_nid = tx.find(user_id)
-    days: Collection[int] = tx.values("SELECT day FROM active_people WHERE user_nid = ?", user_nid)
-    if days:
-        nobody = -secrets.randbits(62) - 1
-        tx.run("UPDATE active_people SET user_nid = ? WHERE user_nid = ?", nobody, user_nid)
+    (first,), (last,) = tx.values("SELECT MIN(day) FROM active_people"), tx.values("SELECT MAX(day) FROM active_people")
+    if user_nid is None or first is None:
+        return False
+    # Day by day, because there is no index by user: it would cost more than it is worth.
+    rows = tx.all_in(
+        "SELECT day FROM active_people WHERE day IN (?*) AND user_nid = ?", range(first, last + 1), user_nid
+    )
+    nobody = -secrets.randbits(62) - 1
+    tx.many(
+        "UPDATE active_people SET user_nid = ? WHERE day = ? AND user_nid = ?",
+        [(nobody, day, user_nid) for (day,) in rows],
+    )
     return False

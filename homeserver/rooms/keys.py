@@ -144,7 +144,9 @@ def set_out_of_use(tx: Transaction, room_nid: int) -> None:
 
 def forget_old_keys(tx: Transaction, room_nid: int) -> None:
     """Deletes the keys that the room no longer seals with. What they have sealed cannot be read again."""
-    tx.run("UPDATE sealing_keys SET wrapped = NULL WHERE room_nid = ? AND is_current = 0", room_nid)
+    tx.run(
+        "UPDATE sealing_keys SET wrapped = NULL WHERE room_nid = ? AND is_current = 0 AND wrapped IS NOT NULL", room_nid
+    )
     tx.drop_caches()
 
 

@@ -268,5 +268,13 @@ SCHEMA = Schema(
             INSERT INTO sealing_backlog (id, position, upto) SELECT 1, 0, position FROM stream_position WHERE id = 1;
             """,
         ),
+        Step(
+            "015_keys_out_of_use",
+            """
+            -- For `forget_old_keys`. It has an entry only while a room is being forgotten.
+            CREATE INDEX sealing_keys_out_of_use ON sealing_keys (room_nid)
+                WHERE room_nid IS NOT NULL AND is_current = 0 AND wrapped IS NOT NULL;
+            """,
+        ),
     ),
 )

@@ -45,12 +45,24 @@ class MemberPosition(NamedTuple):
 
 
 def list_member_positions(tx: Transaction, members: Sequence[tuple[RoomID, UserID]]) -> dict[RoomID, MemberPosition]:
-    """Returns the membership of one user in each of some rooms."""
+    """Returns the membership of one user in each of some rooms. The cost does not grow with the rooms."""
     rooms, users = tx.find_all(room_id for room_id, _ in members), tx.find_all(user_id for _, user_id in members)
-    wanted = {(rooms[room], users[user]): room for room, user in members if room in rooms and user in users}
-    rows = tx.all_in(
-        "SELECT room_nid, user_nid, membership, event_position, entered_position FROM memberships"
-        " WHERE room_nid IN (?*) AND membership IN ('join', 'invite', 'leave', 'ban', 'knock')",
-        list(rooms.values()),
-    )
-    return {wanted[row[0], row[1]]: MemberPosition(*row[2:]) for row in rows if (row[0], row[1]) in wanted}
+    found: dict[RoomID, MemberPosition] = {}
+    for room_id, user_id in members:
+        row = tx.one(
+            "SELECT membership, event_position, entered_position FROM memberships WHERE user_nid = ? AND room_nid = ?",
+            users.get(user_id), rooms.get(room_id),
+        )  # fmt: skip
+        if row is not None:
+            found[room_id] = MemberPosition(*row)
+    return found
+
+
+def find_only_other(tx: Transaction, room_id: RoomID, user_id: UserID) -> UserID | None:
+    """Returns the one other user who is in the room or invited; None if there is nobody, or several."""
+    nids = tx.values(
+        "SELECT user_nid FROM memberships WHERE room_nid = ? AND membership IN ('join', 'invite') AND user_nid <> ?"
+        " LIMIT 2",
+        tx.find(room_id), tx.find(user_id) or 0,
+    )  # fmt: skip
+    return UserID(tx.name(nids[0])) if len(nids) == 1 else None

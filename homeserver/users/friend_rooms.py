@@ -42,13 +42,13 @@ from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import RoomID, ServerName, UserID, server_name_of
 from homeserver.moments import is_ahead
 from homeserver.rooms.append import append_local
+from homeserver.rooms.conversations import find_only_other
 from homeserver.rooms.heads import find_head, state_content
 from homeserver.rooms.membership import (
     Membership,
     find_membership,
     find_room_membership,
     is_server_joined,
-    list_members,
 )
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.accounts import is_active
@@ -257,8 +257,7 @@ def find_partner(tx: Transaction, room_id: RoomID, user_id: UserID) -> UserID | 
     head = find_head(tx, room_id)
     if head is None or not _is_marked(state_content(tx, head.state_root, "m.room.create")):
         return None
-    others = [each for kind in ("join", "invite") for each in list_members(tx, room_id, kind) if each != user_id]
-    return others[0] if len(others) == 1 else None
+    return find_only_other(tx, room_id, user_id)
 
 
 def _is_marked(create: object) -> bool:

@@ -17,8 +17,10 @@ LIST_TYPE = "org.homeserver.friends"
 ENDED_KEPT_MAX = 500
 """Ended rows that each user keeps, so that `?since=` can say who is not a friend any more."""
 
-LISTS_CACHED_MAX = 1_000
-"""Some 100 KB each for people with hundreds of friends, of whom there are few."""
+LISTS_CACHED_BYTES_MAX = 16 << 20
+"""Of the lists of some 500 people with hundreds of friends, or of all those with a few."""
+FRIEND_BYTES = 200
+"""Of a friend in a cached list, or of their counts."""
 
 FriendState = Literal["friend", "incoming", "outgoing", "none"]
 
@@ -148,7 +150,7 @@ def list_friends(tx: Transaction, user_id: str) -> tuple[Friend, ...]:
     """Returns everybody with whom the user has or had anything, in no order. It is kept until something changes."""
     user_nid = tx.find(user_id)
     version = tx.one("SELECT MAX(position), COUNT(*) FROM friends WHERE user_nid = ?", user_nid)
-    cache = tx.cache("friends", LISTS_CACHED_MAX)
+    cache = tx.sized_cache("friends", LISTS_CACHED_BYTES_MAX)
     known: tuple[object, tuple[Friend, ...]] | None = cache.get(user_id)
     if known is not None and known[0] == version:
         return known[1]
@@ -162,7 +164,7 @@ def list_friends(tx: Transaction, user_id: str) -> tuple[Friend, ...]:
         for friend, state, room, since_ms, position in rows
     )
     if not tx.is_write:  # what a write has stored may still be rolled back
-        cache.put(user_id, (version, found))
+        cache.put(user_id, (version, found), FRIEND_BYTES * (1 + len(found)))
     return found
 
 

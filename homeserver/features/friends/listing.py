@@ -31,14 +31,16 @@ from homeserver.rooms.timeline import Tokens, after_position, find_since, list_b
 from homeserver.rooms.visibility import filter_visible
 from homeserver.users.account_data import list_changes
 from homeserver.users.blocking import IGNORED_TYPE, ignored_users
-from homeserver.users.friends import LISTS_CACHED_MAX, Friend, find_deleted_upto, list_friends
+from homeserver.users.friends import FRIEND_BYTES, LISTS_CACHED_BYTES_MAX, Friend, find_deleted_upto, list_friends
 from homeserver.users.presence import list_presence_changes
 from homeserver.users.push.notifications import TAIL, UNREACHED_MAX, Counts, count_unread
 from homeserver.users.receipts import list_read_rooms
 from homeserver.users.status import read_statuses
 
-CARDS_CACHED_MAX = 50_000
-"""Some 1 KB each."""
+CARDS_CACHED_BYTES_MAX = 32 << 20
+"""Some 30,000 friends."""
+_CARD_BYTES = 500
+"""Of a card besides its JSON."""
 MESSAGE_TYPES = frozenset({"m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start"})
 
 
@@ -152,7 +154,7 @@ def _list_cards(
     ignored: frozenset[str],
 ) -> list[Card]:
     """Returns the cards of the friends, in order."""
-    cache = tx.cache("friend_cards", CARDS_CACHED_MAX)
+    cache = tx.sized_cache("friend_cards", CARDS_CACHED_BYTES_MAX)
     cards: dict[UserID, Card] = {}
     stale: dict[Friend, tuple[object, ...]] = {}
     for friend in friends:
@@ -166,7 +168,7 @@ def _list_cards(
     if stale:
         for card in _make_cards(tx, user_id, stale, versions, ignored):
             cards[card.user_id] = card
-            cache.put((user_id, card.user_id), card)
+            cache.put((user_id, card.user_id), card, _CARD_BYTES + len(card.head))
     return [cards[friend.user_id] for friend in friends]
 
 
@@ -292,7 +294,7 @@ def _count(
     tx: Transaction, user_id: UserID, versions: Mapping[RoomID, RoomVersions], ignored: frozenset[str]
 ) -> Mapping[RoomID, tuple[RoomVersions, Counts]]:
     """Returns the unread messages of the conversations. They change with their rooms, and as the user reads."""
-    cache = tx.cache("friend_counts", LISTS_CACHED_MAX)
+    cache = tx.sized_cache("friend_counts", LISTS_CACHED_BYTES_MAX)
     known: _Counted | None = cache.get(user_id)
     by_room: dict[RoomID, tuple[RoomVersions, Counts]] = {}
     if known is not None and known.ignored == ignored and known.position <= tx.position:
@@ -308,5 +310,5 @@ def _count(
         for room_id in stale:
             by_room[room_id] = (versions[room_id], counts[room_id].total if room_id in counts else _NO_COUNTS)
     if tx.position - (find_position(tx, TAIL) or 0) <= UNREACHED_MAX:  # otherwise events are missing in the counts
-        cache.put(user_id, _Counted(tx.position, ignored, by_room))
+        cache.put(user_id, _Counted(tx.position, ignored, by_room), FRIEND_BYTES * (1 + len(by_room)))
     return by_room

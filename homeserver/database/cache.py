@@ -68,11 +68,6 @@ class SizedCache:
             if self._young_bytes > self._half:
                 self._old, self._young, self._young_bytes = self._young, {}, 0
 
-    def clear(self) -> None:
-        """Drops everything."""
-        with self._lock:
-            self._old, self._young, self._young_bytes = {}, {}, 0
-
 
 class Caches:
     """The caches of one database by name. Each is created when it is first asked for."""

@@ -56,11 +56,6 @@ def seal_row(key: SealingKey, position: int, row_key: bytes, packed: bytes, cont
     return packed, key.seal(b"content" + where, content)
 
 
-def is_row_sealed(content: bytes) -> bool:
-    """Returns whether a row of `events` with this content is sealed."""
-    return is_sealed(content)
-
-
 class RowOpener:
     """Opens the rows of one transaction. Keeps the keys that they need."""
 
@@ -72,7 +67,7 @@ class RowOpener:
 
     def open_content(self, room_nid: int, position: int, row_key: bytes, content: bytes) -> bytes:
         """Returns the compressed content of a row. Raises DatabaseDamaged."""
-        if content[:1] != b"\xff":
+        if not is_sealed(content):
             return content
         opened = self._open(room_nid, position, b"content" + _row(position, row_key), content)
         return NOTHING if opened is None else opened

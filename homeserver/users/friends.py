@@ -92,14 +92,6 @@ class Friend(NamedTuple):
     position: int
 
 
-def are_friends(tx: Transaction, user_id: str, other: str) -> bool:
-    """Returns whether two people are friends, at least one of whom is a user of this server. Blocking changes nothing.
-
-    That way nobody learns from what they may see whether they have been blocked.
-    """
-    return is_friend(tx, user_id, other) or is_friend(tx, other, user_id)
-
-
 def is_friend(tx: Transaction, user_id: str, other: str) -> bool:
     """Returns whether a user of this server has this friend."""
     row = tx.one("SELECT state FROM friends WHERE user_nid = ? AND friend_nid = ?", tx.find(user_id), tx.find(other))

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from homeserver.durable_files import sync_path
 from homeserver.errors import StorageDamaged, StorageError
 from homeserver.limits import (
     BLOB_CHUNK_BYTES,
@@ -265,11 +266,11 @@ class Blobs:
                 _link_or_copy(data, temporary)
             else:
                 temporary.write_bytes(data)
-            _sync(temporary)
+            sync_path(temporary)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(target.parent)
+        sync_path(target.parent)
 
     def _get(self, key: str) -> bytes:
         if self._folder is not None:
@@ -341,7 +342,7 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
-        _sync(folder.parent)
+        sync_path(folder.parent)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -351,11 +352,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         raise ValueError(f"there is no file {source}") from None
     except OSError:  # different file systems, or one without hard links
         shutil.copyfile(source, target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from homeserver.durable_files import sync_path
 from homeserver.federation import canonical_json
 from homeserver.federation.identifiers import ServerName
 from homeserver.federation.signing import SigningKey, sign_json
@@ -141,9 +142,9 @@ class NewFolder:
         self.end(file)
         try:
             for folder in {self._beside, *(path for path in self._beside.iterdir() if path.is_dir())}:
-                _sync(folder)
+                sync_path(folder)
             os.rename(self._beside, self.target)
-            _sync(self.target.parent)
+            sync_path(self.target.parent)
         except OSError as error:
             raise ExportError(f"cannot write {self.target}: {error.strerror}") from error
 
@@ -265,11 +266,3 @@ class OldFolder:
     def _read_whole(self, name: str, bytes_max: int) -> bytes:
         with self._open(name, bytes_max) as file:
             return file.read(bytes_max)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

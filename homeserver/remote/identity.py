@@ -28,9 +28,9 @@ from pathlib import Path
 
 from homeserver.config import Config, ConfigError
 from homeserver.database import Database, Transaction
+from homeserver.durable_files import create_file, sync_path, write_aside
 from homeserver.federation.server_keys import VerifyKey
 from homeserver.federation.signing import SigningKey, format_signing_key, parse_signing_key
-from homeserver.process.key_files import create_file, sync_folder, write_aside
 from homeserver.users.accounts import list_users
 
 # A key has about 60 bytes. A longer file is not a key.
@@ -90,7 +90,7 @@ async def replace_key(config: Config, database: Database) -> tuple[SigningKey, P
         if old is not None:
             path.rename(old)
         unfinished.rename(path)
-        sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise ConfigError(f"federation.signing_key_file: {path} cannot be replaced: {error.strerror}") from error
     finally:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from homeserver.config import Config, ConfigError
 from homeserver.database import Database, Transaction
-from homeserver.process.key_files import create_file
+from homeserver.durable_files import create_file
 from homeserver.process.sealing import MasterKey, MasterKeys, new_secret, parse_master_keys
 from homeserver.rooms.keys import get_current_master, list_needed_masters
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from homeserver.config import Config, ConfigError
 from homeserver.database import Database, Transaction
-from homeserver.process.key_files import replace_file
+from homeserver.durable_files import replace_file
 from homeserver.process.sealing import MasterKey, MasterKeys, SealingKey, new_secret
 from homeserver.rooms.keys import get_master, list_masters, replace_wrapped, set_current_master, unwrap
 from homeserver.rooms.master_keys import find_fixed_source, format_keys

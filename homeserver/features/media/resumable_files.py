@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from homeserver.durable_files import sync_path
+
 # How much of a file is hashed in one turn of a worker thread: 50 ms.
 HASHED_BYTES = 32 << 20
 
@@ -45,7 +47,7 @@ class PartFile:
         os.ftruncate(self._descriptor, self.offset_bytes)
         os.lseek(self._descriptor, self.offset_bytes, os.SEEK_SET)
         if is_new:
-            _sync_folder(self.path.parent)
+            sync_path(self.path.parent)
 
     def write(self, parts: list[bytes]) -> None:
         """Writes the parts at the end."""
@@ -97,11 +99,3 @@ def delete_parts(folder: Path, upload_ids: Collection[str]) -> None:
     """Deletes the files of uploads."""
     for upload_id in upload_ids:
         delete_part(folder, upload_id)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,6 @@
-"""Files that hold a secret key. Only their owner may read them, and they appear or change as a whole, durably."""
+"""Files that appear or change as a whole, durably. Those that are written here hold secrets: only their owner may read
+them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def create_file(path: Path, text: str) -> None:
         os.link(unfinished, path)
     finally:
         unfinished.unlink()
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -36,11 +38,11 @@ def replace_file(path: Path, text: str) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Makes what was created or renamed in a folder durable."""
+def sync_path(path: Path) -> None:
+    """Makes the content of a file durable, or what was created and renamed in a folder. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,9 +18,9 @@ ENDED_KEPT_MAX = 500
 """Ended rows that each user keeps, so that `?since=` can say who is not a friend any more."""
 
 LISTS_CACHED_BYTES_MAX = 16 << 20
-"""Of the lists of some 500 people with hundreds of friends, or of all those with a few."""
+"""Enough for the lists of some 500 people with hundreds of friends."""
 FRIEND_BYTES = 200
-"""Of a friend in a cached list, or of their counts."""
+"""What a friend in a cached list takes, or their counts."""
 
 FriendState = Literal["friend", "incoming", "outgoing", "none"]
 

@@ -40,7 +40,7 @@ from homeserver.users.status import read_statuses
 CARDS_CACHED_BYTES_MAX = 32 << 20
 """Some 30,000 friends."""
 _CARD_BYTES = 500
-"""Of a card besides its JSON."""
+"""What a card takes besides its JSON."""
 MESSAGE_TYPES = frozenset({"m.room.message", "m.room.encrypted", "m.sticker", "m.poll.start"})
 
 

@@ -112,9 +112,7 @@ class Blobs:
 
     async def get(self, key: str, *, expected_bytes: int | None = None) -> bytes:
         """Returns the whole blob. Raises KeyError if there is none, BlobDamaged if it is not `expected_bytes` long."""
-        data = await self._call(self._get, _check_key(key))
-        self._check_size(key, len(data), expected_bytes)
-        return data
+        return await self._call(self._get, _check_key(key), expected_bytes)
 
     async def stream(
         self, key: str, start: int = 0, end: int | None = None, *, expected_bytes: int | None = None
@@ -125,8 +123,7 @@ class Blobs:
         """
         if start < 0 or (end is not None and end < start):
             raise ValueError(f"no such range: {start} to {end}")
-        size_bytes = await self.size_bytes(key)
-        self._check_size(key, size_bytes, expected_bytes)
+        size_bytes = await self._call(self._size_bytes, _check_key(key), expected_bytes)
         end = size_bytes if end is None else min(end, size_bytes)
         if start >= end:
             return
@@ -185,12 +182,6 @@ class Blobs:
             await trio.lowlevel.checkpoint()
             return self._translate_errors(fn, *args)
         return await trio.to_thread.run_sync(self._translate_errors, fn, *args, limiter=self._limiter)
-
-    def _check_size(self, key: str, size_bytes: int, expected_bytes: int | None) -> None:
-        if expected_bytes is not None and size_bytes != expected_bytes:
-            damage = f"The blob {key} has {size_bytes} bytes instead of {expected_bytes}."
-            self._outages.damaged(damage)
-            raise BlobDamaged(damage)
 
     async def _probe(self) -> None:
         if self._folder is not None:
@@ -272,20 +263,30 @@ class Blobs:
             temporary.unlink(missing_ok=True)
         sync_path(target.parent)
 
-    def _get(self, key: str) -> bytes:
+    def _get(self, key: str, expected_bytes: int | None) -> bytes:
+        """Returns the whole blob. One of another size is not read: it may be larger than the memory."""
         if self._folder is not None:
-            return (self._folder / key).read_bytes()
-        return bytes(self._store.get(key).bytes())
+            self._size_bytes(key, expected_bytes)
+            data = (self._folder / key).read_bytes()
+        else:
+            found = self._store.get(key)
+            _check_size(key, int(found.meta["size"]), expected_bytes)
+            data = bytes(found.bytes())
+        _check_size(key, len(data), expected_bytes)  # the storage may have said anything
+        return data
 
     def _open(self, key: str, start: int, end: int) -> Iterator[bytes]:
         if self._folder is not None:
             return _read_file((self._folder / key).open("rb", buffering=0), start, end)
         return iter(self._store.get(key, options={"range": (start, end)}).stream(min_chunk_size=BLOB_CHUNK_BYTES))
 
-    def _size_bytes(self, key: str) -> int:
+    def _size_bytes(self, key: str, expected_bytes: int | None = None) -> int:
         if self._folder is not None:
-            return _file_size_bytes(self._folder / key)
-        return int(self._store.head(key)["size"])
+            size_bytes = _file_size_bytes(self._folder / key)
+        else:
+            size_bytes = int(self._store.head(key)["size"])
+        _check_size(key, size_bytes, expected_bytes)
+        return size_bytes
 
     def _delete(self, key: str) -> None:
         try:
@@ -309,6 +310,11 @@ def _check_key(key: str) -> str:
     if len(key) > BLOB_KEY_CHARACTERS_MAX or not _KEY.fullmatch(key):
         raise ValueError(f"not a blob key: {key[:100]!r}")
     return key
+
+
+def _check_size(key: str, size_bytes: int, expected_bytes: int | None) -> None:
+    if expected_bytes is not None and size_bytes != expected_bytes:
+        raise BlobDamaged(f"The blob {key} has {size_bytes} bytes instead of {expected_bytes}.")
 
 
 def _check_folder(folder: Path) -> None:

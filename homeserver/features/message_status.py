@@ -21,6 +21,7 @@ from homeserver.limits import Bucket
 from homeserver.process.acknowledged import Ack
 from homeserver.resources import Resources
 from homeserver.rooms.access import get_visible_event
+from homeserver.rooms.membership import check_joined
 from homeserver.users.delivered import forget_delivered, list_undelivered, store_delivered
 from homeserver.users.message_status import MessageStatus, read_message_status
 
@@ -36,7 +37,9 @@ async def get_message_status(hs: Resources, requester: Requester, room_id: RoomI
 
 
 def _read_status(tx: Transaction, user_id: UserID, room_id: RoomID, event_id: EventID) -> MessageStatus:
-    return read_message_status(tx, user_id, get_visible_event(tx, room_id, event_id, user_id))
+    event = get_visible_event(tx, room_id, event_id, user_id)
+    check_joined(tx, room_id, user_id)  # a former member may see the event, but not what its readers do since
+    return read_message_status(tx, user_id, event)
 
 
 def note_acknowledged(hs: Resources, start: SyncStart) -> None:

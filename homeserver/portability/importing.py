@@ -34,6 +34,7 @@ from typing import Any
 import msgspec
 
 from homeserver.database import Transaction
+from homeserver.features.media.content_headers import clean_content_type, clean_filename
 from homeserver.features.media.receiving import keep, receive
 from homeserver.features.media.storage import Description, find_media, insert_unowned
 from homeserver.federation.identifiers import InvalidIdentifier, ServerName, parse_user_id
@@ -129,7 +130,8 @@ async def _store_media(hs: Resources, folder: OldFolder) -> None:
         size = folder.manifest.files[line.file].bytes
         if size > hs.config.blobs.upload_bytes_max:
             raise ExportError(f"{line.file} has {size} bytes, more than [blobs] upload_bytes_max allows")
-        description = Description(line.content_type[:255], None if line.filename is None else line.filename[:255])
+        filename = None if line.filename is None else clean_filename(line.filename)
+        description = Description(clean_content_type(line.content_type), filename)
         store = partial(_insert_file, server_name=hs.server_name, media_id=media_id, description=description)
         async with receive(hs, _as_async(folder.chunks(line.file))) as received:
             await keep(hs, received, description.content_type, store)

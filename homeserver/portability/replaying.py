@@ -205,8 +205,11 @@ def _levels(
     tx: Transaction, replay: Replay, room_id: RoomID, keeper: UserID, content: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns power levels with the senders of the new room."""
+    listed = content.get("users")
+    if not isinstance(listed, dict):
+        return content
     users: dict[UserID, Any] = {}
-    for exported, level in (content.get("users") or {}).items():
+    for exported, level in listed.items():
         try:
             users[get_sender(tx, parse_user_id(exported), is_own=replay.is_own)] = level
         except InvalidIdentifier:

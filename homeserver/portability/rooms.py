@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from homeserver.database import Transaction
+from homeserver.encoding import to_json
 from homeserver.federation.identifiers import RoomID
 from homeserver.portability.files import MediaWriter, list_uris
 from homeserver.portability.folders import ExportError, NewFolder
@@ -95,7 +94,7 @@ def encode_event(tx: Transaction, event: StoredEvent, *, with_room_id: bool = Fa
     if event.redacted_by is not None:
         redaction = list_stored(tx, [event.redacted_by])[event.redacted_by]
         line["redacted_by"] = redaction.event_id
-    return orjson.dumps(line)
+    return to_json(line)
 
 
 async def _write_state(hs: Resources, folder: NewFolder, room_id: RoomID, media: MediaWriter) -> None:

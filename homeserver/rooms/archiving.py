@@ -301,7 +301,7 @@ async def move(hs: Archivist, plan: Plan) -> bool:
     ]
     for each in new:
         await hs.blobs.put(each.blob, each.data)
-        if await hs.blobs.get(each.blob) != each.data:
+        if await hs.blobs.get(each.blob, expected_bytes=len(each.data)) != each.data:
             raise BlobDamaged(f"The block {each.blob} does not come back from the blob storage as it was stored.")
     return await hs.database.write(store_moved, plan, new)
 

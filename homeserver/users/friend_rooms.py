@@ -46,10 +46,14 @@ from homeserver.rooms.conversations import find_only_other
 from homeserver.rooms.heads import find_head, state_content
 from homeserver.rooms.membership import (
     Membership,
+    find_join_position,
     find_membership,
     find_room_membership,
     is_server_joined,
 )
+from homeserver.rooms.resolve import StateAt, position_in
+from homeserver.rooms.state_tree import find_key
+from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored_at, list_stored
 from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.accounts import is_active
 from homeserver.users.blocking import FRIEND_MARK, ignored_users
@@ -241,7 +245,9 @@ def list_pairs(tx: Transaction, room_nid: int) -> list[tuple[UserID, UserID]]:
 def find_partner(tx: Transaction, room_id: RoomID, user_id: UserID) -> UserID | None:
     """Returns the other person, if the room is a conversation of friends that the user is in or invited to.
 
-    An invitation counts only if it says that it is to a direct chat: other people may be invited to the same room.
+    An invitation counts only if it says that it is to a direct chat: other people may be invited to the same room. For
+    the same reason members count only if they made the room or have accepted such an invitation: nobody becomes a
+    friend by entering a room that anybody may enter.
     """
     membership = find_room_membership(tx, room_id, user_id)
     if membership is None or membership.membership not in ("join", "invite"):
@@ -257,7 +263,35 @@ def find_partner(tx: Transaction, room_id: RoomID, user_id: UserID) -> UserID | 
     head = find_head(tx, room_id)
     if head is None or not _is_marked(state_content(tx, head.state_root, "m.room.create")):
         return None
-    return find_only_other(tx, room_id, user_id)
+    other = find_only_other(tx, room_id, user_id)
+    if other is None or not all(_has_agreed(tx, room_id, each) for each in (user_id, other)):
+        return None
+    return other
+
+
+def _has_agreed(tx: Transaction, room_id: RoomID, user_id: UserID) -> bool:
+    """Returns whether a member of a room has made it, or was invited to it as to a direct chat."""
+    head = find_head(tx, room_id)
+    if head is None:
+        return False
+    create = _find_state(tx, head.state_root, "m.room.create", "")
+    if create is not None and create.sender == user_id:
+        return True
+    entered = find_join_position(tx, room_id, user_id)
+    invitation = None
+    if entered is None:
+        invitation = _find_state(tx, head.state_root, "m.room.member", user_id)
+    elif isinstance(event := find_stored_at(tx, [entered]).get(entered), TimelineEvent):
+        invitation = _find_state(tx, event.state_before, "m.room.member", user_id)
+    content = None if invitation is None else invitation.content
+    return content is not None and content.get("membership") == "invite" and _is_to_direct_chat(content)
+
+
+def _find_state(tx: Transaction, root: bytes, event_type: str, state_key: str) -> StoredEvent | None:
+    """Returns a state event of the state with this root."""
+    key = find_key(tx, event_type, state_key)
+    position = None if key is None else position_in(tx, StateAt(root), key)
+    return None if position is None else list_stored(tx, [position])[position]
 
 
 def _is_marked(create: object) -> bool:

@@ -132,6 +132,19 @@ async def test_people_who_join_later_are_no_recipients(server: Server) -> None:
     }  # fmt: skip
 
 
+async def test_the_status_is_for_members_only(server: Server) -> None:
+    alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
+    room_id = await public_room(alice, bob)
+    content = {"history_visibility": "world_readable"}
+    await alice.ok("PUT", f"rooms/{room_id}/state/m.room.history_visibility/", json=content)
+    event_id = await send(alice, room_id)
+    path = f"{OURS}/{path_of(room_id, 'events', event_id, 'status')}"
+    assert (await bob.ok("GET", path))["counts"]["sent"] == 1
+    await leave(bob, room_id)
+    for outsider in (bob, carol):  # who may see the event, but not what its readers do now
+        assert await outsider.refused("GET", path) == (403, "M_FORBIDDEN")
+
+
 async def test_a_person_invited_to_a_conversation_is_a_recipient_once_there(server: Server) -> None:
     alice, bob = await server.register("alice"), await server.register("bob")
     room_id = await create(alice, preset="trusted_private_chat", is_direct=True)

@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver.blobs import BlobError, Blobs, _check_key
+from homeserver.blobs import BlobDamaged, BlobError, Blobs, _check_key
 from homeserver.limits import BLOB_CHUNK_BYTES
 from tests.support.object_store import running_object_store
 
@@ -76,6 +76,24 @@ async def test_missing_blobs_are_reported(blobs: Blobs) -> None:
         with pytest.raises(KeyError):
             await call
     await blobs.delete("no/such")
+
+
+async def test_a_blob_of_another_size_than_expected_is_damaged(blobs: Blobs) -> None:
+    await blobs.put("media/ab", b"hello")
+    assert await blobs.get("media/ab", expected_bytes=5) == b"hello"
+    for size_bytes in (0, 4, 6):
+        with pytest.raises(BlobDamaged):
+            await blobs.get("media/ab", expected_bytes=size_bytes)
+        with pytest.raises(BlobDamaged):
+            await read_all(blobs.stream("media/ab", expected_bytes=size_bytes))
+
+
+async def test_a_blob_that_has_become_larger_than_the_memory_is_not_read(tmp_path: Path) -> None:
+    blobs = Blobs(f"file:{tmp_path}/blobs")
+    await blobs.put("media/ab", b"hello")
+    os.truncate(tmp_path / "blobs" / "media" / "ab", 1 << 43)
+    with pytest.raises(BlobDamaged):
+        await blobs.get("media/ab", expected_bytes=5)
 
 
 async def test_blobs_can_be_deleted(blobs: Blobs) -> None:

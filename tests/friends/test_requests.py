@@ -187,6 +187,23 @@ async def test_a_room_made_by_another_client_is_a_request_if_it_says_so(alice: C
     assert await ask(bob, alice) == {"state": "friend", "room_id": room_id}
 
 
+@pytest.mark.parametrize("way", ["public", "invited"])
+async def test_a_person_who_enters_a_marked_room_without_a_request_is_no_friend(
+    alice: Client, bob: Client, way: str
+) -> None:
+    body = {"creation_content": {"org.homeserver.friend": True}, "preset": "public_chat", "is_direct": False}
+    room_id = (await alice.ok("POST", "createRoom", json=body))["room_id"]
+    if way == "invited":
+        await alice.ok("POST", f"rooms/{room_id}/invite", json={"user_id": bob.user_id})
+    await bob.ok("POST", f"rooms/{room_id}/join", json={})
+    member = {"membership": "join", "displayname": "A"}
+    for client in (alice, bob):
+        await client.ok("PUT", f"rooms/{room_id}/state/m.room.member/{client.user_id}", json=member)
+    await trio.sleep(10)
+    assert await states_of(bob) == {} and await states_of(alice) == {}
+    assert (await ask(alice, bob))["state"] == "outgoing"
+
+
 # --- refusals ---
 
 

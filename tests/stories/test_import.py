@@ -236,6 +236,52 @@ async def test_a_forged_folder_speaks_for_nobody(federation: Federation, tmp_pat
     assert not {alice.user_id, bob.user_id} & {each["sender"] for each in again}
 
 
+@pytest.mark.parametrize("users", [[1], "alice", 5, {"@alice:a.example": [1]}, {"alice": 100}])
+async def test_levels_of_a_forged_folder_do_not_stop_the_import(
+    federation: Federation, tmp_path: Path, users: Any
+) -> None:
+    a = await federation.start("a.example")
+    alice, bob = await a.register("alice"), await a.register("bob")
+    await exported(a, alice, bob, tmp_path / "out")
+    line = {
+        "type": "m.room.power_levels", "state_key": "", "sender": alice.user_id, "event_id": "$forged",
+        "origin_server_ts": 1, "content": {"users": users},
+    }  # fmt: skip
+    rewrite(tmp_path / "out", "state.jsonl", lambda old: old + json.dumps(line).encode() + b"\n")
+    done = await import_room(a.hs, tmp_path / "out", nothing)
+    assert await import_room(a.hs, tmp_path / "out", nothing) == done
+
+
+async def test_types_and_names_of_a_forged_folder_reach_no_header(federation: Federation, tmp_path: Path) -> None:
+    a = await federation.start("a.example")
+    alice, bob = await a.register("alice"), await a.register("bob")
+    await exported(a, alice, bob, tmp_path / "out")
+    forged = {"content_type": "text/html\r\nx-evil: 1", "filename": "a\r\nx-evil: 1"}
+    rewrite(tmp_path / "out", "media.jsonl", lambda old: json.dumps({**json.loads(old), **forged}).encode() + b"\n")
+    done = await import_room(a.hs, tmp_path / "out", nothing)
+    (event,) = [e for e in await history(a, done["room_id"]) if str(e["content"].get("url")).startswith("mxc://")]
+    path = event["content"]["url"].removeprefix("mxc://")
+    answer = await alice.get(f"/_matrix/client/v1/media/download/{path}")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"].startswith("attachment") and "x-evil" not in answer.headers
+
+
+async def test_numbers_of_any_length_are_exported(federation: Federation, tmp_path: Path) -> None:
+    a = await federation.start("a.example")
+    alice, bob = await a.register("alice"), await a.register("bob")
+    await exported(a, alice, bob, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest["room_version"] = "5"  # the last version that has such numbers
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    line = {
+        "type": "m.room.message", "sender": alice.user_id, "event_id": "$long", "origin_server_ts": 1,
+        "content": {"number": 10**30},
+    }  # fmt: skip
+    rewrite(tmp_path / "out", "events.jsonl", lambda old: old + json.dumps(line).encode() + b"\n")
+    done = await import_room(a.hs, tmp_path / "out", nothing)
+    assert 10**30 in [each["content"].get("number") for each in await history(a, done["room_id"])]
+
+
 async def test_archived_history_is_exported_and_imported_like_the_rest(federation: Federation, tmp_path: Path) -> None:
     a = await federation.start("a.example")
     alice, bob = await a.register("alice"), await a.register("bob")

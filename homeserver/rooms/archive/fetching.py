@@ -53,7 +53,7 @@ async def fetch_block(blobs: Blobs, workers: Workers, row: BlockRow, key: Sealin
     Raises DatabaseDamaged if it is lost or damaged, BlobError if the storage cannot be reached.
     """
     try:
-        data = await blobs.get(row.blob)
+        data = await blobs.get(row.blob, expected_bytes=row.size_bytes)
     except KeyError:
         raise DatabaseDamaged(f"The archived block {row.blob} is lost.") from None
     except BlobDamaged as error:

@@ -77,3 +77,12 @@ test("hits of a search are marked whatever they contain", () => {
   assert.deepEqual(markHits("a.b A.B ab", ["a.b"]).map((part) => part.isHit), [true, false, true, false]);
   assert.deepEqual(markHits("abc", ["", "("]), [{ text: "abc", isHit: false }]);
 });
+
+test("texts that are made to take long take no time", () => {
+  const many = (text) => text.repeat(65_000 / text.length);
+  const began = performance.now();
+  for (const text of ["<!--", "<!-- -", '<a "', "<a '", '<a href="', "<b>", "</b>", "<svg>", "&#", "<a href "]) parseHtml(many(text));
+  for (const end of [")", "]", "}", ".", "(", ")(", ".)", "http://", "https://a)"]) linkify(`https://x${many(end)}`);
+  for (const text of ["\u{1F468}\u200d", "\u{1F468}", " ", "\u{1F1E9}"]) isJumbo(many(text));
+  assert.ok(performance.now() - began < 10_000); // they took minutes
+});

@@ -3,6 +3,7 @@
 // Access tokens are short-lived: every log-in asks for a refresh token, and a request that finds its access token
 // expired gets a new one and is repeated. Several tabs share one session; a lock has one of them refresh it at a time.
 
+import { readJson } from "./json.js";
 import { OPERATIONS, pathOf } from "./operations.js";
 import { loadSession, saveSession } from "./session.js";
 
@@ -69,7 +70,7 @@ export class Api {
         },
         signal: AbortSignal.any([AbortSignal.timeout(timeout), ...(signal ? [signal] : [])]),
       });
-      if (response.ok) return raw ? response : response.json();
+      if (response.ok) return raw ? response : readJson(await response.text());
       const error = new ServerError(response.status, await response.json().catch(() => ({})));
       if (error.errcode === "M_UNKNOWN_TOKEN" && token && tries < TRIES) {
         if (await this.#renew(token)) continue;

@@ -10,7 +10,10 @@ const RENAMED = { strike: "s", h1: "h4", h2: "h4", h3: "h4", h4: "h5", h5: "h6" 
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0" };
 const LENGTH_MAX = 65_536;
 const DEPTH_MAX = 24;
-const TOKEN = /<!--[\s\S]*?-->|<(\/?)([a-zA-Z][a-zA-Z0-9-]*)((?:[^<>"']|"[^"]*"|'[^']*')*)>/g;
+// A comment ends where the next one begins, if not before: otherwise a text of many beginnings would be read to its end
+// from each of them.
+const TOKEN = /<!--(?:(?!<!--)[\s\S])*?-->|<(\/?)([a-zA-Z][a-zA-Z0-9-]*)((?:[^<>"']|"[^"]*"|'[^']*')*)>/g;
+const BRACKETS = { ")": "(", "]": "[", "}": "{" };
 const LINK = /\bhttps?:\/\/[^\s<>"'`]+/gi;
 
 // Returns the nodes of HTML: strings and {tag, href?, children}.
@@ -97,15 +100,19 @@ export function linkify(text) {
   return nodes;
 }
 
-// The end of a sentence is not a part of the address; a closing bracket is if it was opened there.
+// The end of a sentence is not a part of the address; a closing bracket is if it was opened there. Each character is
+// looked at once: a text may consist of brackets.
 function withoutPunctuation(address) {
-  for (;;) {
-    const last = address.at(-1);
-    const opening = { ")": "(", "]": "[", "}": "{" }[last];
-    const isLoose = opening ? address.split(last).length > address.split(opening).length : ".,;:!?*_~".includes(last);
-    if (!isLoose) return address;
-    address = address.slice(0, -1);
+  const counts = {};
+  for (const character of address) counts[character] = (counts[character] ?? 0) + 1;
+  let end = address.length;
+  for (; end > 0; end -= 1) {
+    const last = address[end - 1];
+    const opening = BRACKETS[last];
+    if (opening ? counts[last] <= (counts[opening] ?? 0) : !".,;:!?*_~".includes(last)) break;
+    counts[last] -= 1;
   }
+  return address.slice(0, end);
 }
 
 // Returns the nodes of a text message.

@@ -2,7 +2,7 @@
 
 import { Api, NetworkError } from "./api.js";
 import { App } from "./app.js";
-import { h } from "./dom.js";
+import { fill, h } from "./dom.js";
 import { showLogin } from "./login.js";
 import { forgetSession, loadSession, loadSettings } from "./session.js";
 
@@ -55,8 +55,18 @@ async function converse() {
   try {
     await app.run();
   } catch (error) {
-    if (api.session) end(error instanceof NetworkError ? error.message : `Something went wrong: ${error.message}`);
+    app.stop();
+    if (api.session) await explain(error); // the session is still good: nobody is logged out by what others write
   }
+}
+
+// Says what has ended the page, until the person wants to try again.
+function explain(error) {
+  const text = error instanceof NetworkError ? error.message : `Something went wrong: ${error.message}`;
+  return new Promise((resolve) => {
+    const again = h("button", { type: "button", class: "primary", on: { click: resolve } }, "Try again");
+    fill(root, h("main", { class: "login" }, h("p", { class: "problem", role: "alert" }, text), again));
+  });
 }
 
 addEventListener("storage", (event) => {

@@ -6,6 +6,7 @@
 // the network had failed, and the next socket resumes from the last answer that was applied.
 
 import { NetworkError, ServerError } from "./api.js";
+import { readJson } from "./json.js";
 
 const OPEN_MS = 10_000;
 const PING_MS = 60_000;
@@ -104,7 +105,7 @@ export class Socket {
     this.#heardAt = Date.now();
     let frame;
     try {
-      frame = JSON.parse(event.data);
+      frame = readJson(event.data);
     } catch {
       reject(new NetworkError("The server sent a frame that is no JSON."));
       return;

@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from homeserver.blobs import Blobs
-from homeserver.config import Config
+from homeserver.config import Config, RegisteredServices
 from homeserver.database import Database, Transaction
 from homeserver.database.stream import Stream
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
@@ -64,6 +64,7 @@ class Resources:
     now_ms: Callable[[], int]
     nursery: trio.Nursery
     heartbeats: Heartbeats
+    application_services: RegisteredServices = field(default_factory=RegisteredServices)
     acknowledged: Acknowledged = field(default_factory=Acknowledged)
     token_cache: TokenCache[Any] = field(default_factory=TokenCache)
     rate_limits: RateLimits = field(default_factory=RateLimits)

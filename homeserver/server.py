@@ -24,7 +24,7 @@ from homeserver.background import single_error, start_background
 from homeserver.blobs import BlobError, Blobs
 from homeserver.calls import Calls
 from homeserver.client import Client
-from homeserver.config import Config, ConfigError, check_files, server_name_of
+from homeserver.config import Config, ConfigError, check_files, load_application_services, server_name_of
 from homeserver.database import Database, Needed, Schema, open_database
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import ClosedError
@@ -53,6 +53,7 @@ from homeserver.rooms.master_keys import check_keys, claim, open_master_keys
 from homeserver.rooms.policy import PolicySignatureNeeded
 from homeserver.sync import Syncs
 from homeserver.users.accounts import create_account, find_local
+from homeserver.users.application_services import find_asserted
 from homeserver.users.filters import find_filter
 from homeserver.websocket import Sockets
 
@@ -222,7 +223,8 @@ class Homeserver:
         self._stack.push_async_callback(database.aclose)
         signing_key = await remote.open_identity(config, database)
         master_keys = await open_master_keys(config, database)
-        identity = ServerIdentity(server_name_of(config), signing_key, config, master_keys)
+        services = load_application_services(server_name_of(config), config.application_services.files)
+        identity = ServerIdentity(server_name_of(config), signing_key, config, master_keys, services)
         database.serve_as(identity)
         if not await database.read(list_needed_masters):
             await database.note(claim)
@@ -251,6 +253,7 @@ class Homeserver:
             now_ms=self._now_ms,
             nursery=nursery,
             heartbeats=identity.heartbeats,
+            application_services=services,
             outages=database.outages,
             token_cache=TokenCache(
                 limits.TOKEN_CACHE_AGE_MS_MAX if database.is_shared else limits.TOKEN_CACHE_ALONE_AGE_MS_MAX
@@ -268,6 +271,7 @@ class Homeserver:
                 self._resources,
                 [operation for feature in features for operation in feature.routes],
                 identify_origin=remote.identify_origin if config.federation.enabled else authenticate.refuse_origin,
+                find_appservice=find_asserted,
             ),
             websocket=sockets.serve_asgi,
             upgrade=sockets.serve,

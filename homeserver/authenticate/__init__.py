@@ -19,6 +19,7 @@ from homeserver.authenticate.identify import (
     find_requester,
     note_heartbeat,
     note_seen,
+    read_token,
     refuse_origin,
 )
 from homeserver.authenticate.refresh import replace_tokens
@@ -42,6 +43,7 @@ from homeserver.authenticate.tokens import (
     find_token,
     hash_token,
     new_token,
+    unknown_token,
 )
 
 __all__ = [
@@ -73,7 +75,9 @@ __all__ = [
     "new_token",
     "note_heartbeat",
     "note_seen",
+    "read_token",
     "refuse_origin",
     "replace_tokens",
     "store_account_flags",
+    "unknown_token",
 ]

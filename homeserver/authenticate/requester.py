@@ -15,6 +15,7 @@ class Requester:
     """The user who makes a request. `token_id` is the hash of the access token, b"" if there is none.
 
     appservice: the ID of the application service that makes the request for the user. It may name no device: "".
+    is_limited: whether rate limits apply to requests of an application service; to those of users they always do.
     """
 
     user_id: UserID
@@ -25,6 +26,7 @@ class Requester:
     appservice: str | None = None
     is_suspended: bool = False
     is_locked: bool = False
+    is_limited: bool = False
 
 
 def check_may_call(requester: Requester, operation: Operation) -> None:
@@ -66,9 +68,9 @@ def check_admin(requester: Requester) -> None:
 def limit_requester(hs: Resources, requester: Requester, rate_class: str, cost: float = 1) -> None:
     """Takes from the requester's bucket of a class of rate limits. Raises M_LIMIT_EXCEEDED.
 
-    Does nothing for requests without a user's token, from application services and from embedding programs.
+    Does nothing for embedding programs, and for application services unless their registration says otherwise.
     """
-    if requester.appservice is None and requester.token_id:
+    if requester.token_id or requester.is_limited:
         hs.rate_limits.take(rate_class, requester.user_id, hs.now_ms(), cost)
 
 
@@ -77,7 +79,7 @@ def charge_requester(hs: Resources, requester: Requester, rate_class: str, cost:
 
     The bucket may go into debt. Until that is paid off, `limit_requester` raises M_LIMIT_EXCEEDED, for a cost of 0 too.
     """
-    if requester.appservice is None and requester.token_id:
+    if requester.token_id or requester.is_limited:
         hs.rate_limits.charge(rate_class, requester.user_id, hs.now_ms(), cost)
 
 

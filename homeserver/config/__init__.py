@@ -7,6 +7,11 @@ outside: `homeserver config check` and the start find out whether files exist, p
 Paths in a file are relative to that file. The database, the blobs and the signing key are relative to `data_dir`.
 """
 
+from homeserver.config.application_services import (
+    ApplicationService,
+    RegisteredServices,
+    load_application_services,
+)
 from homeserver.config.listeners import SERVE_GROUPS, Bind, Listener, ServeGroup, parse_bind
 from homeserver.config.loading import check_files, config_from_table, load_config, read_secret
 from homeserver.config.sections import (
@@ -46,6 +51,7 @@ __all__ = [
     "SERVE_GROUPS",
     "WITHOUT_EFFECT",
     "Analytics",
+    "ApplicationService",
     "ApplicationServices",
     "ArchiveSection",
     "AtRest",
@@ -67,6 +73,7 @@ __all__ = [
     "Presence",
     "Public",
     "RateLimitsSection",
+    "RegisteredServices",
     "Registration",
     "Retention",
     "Rooms",
@@ -79,6 +86,7 @@ __all__ = [
     "check_files",
     "config_from_table",
     "is_loopback",
+    "load_application_services",
     "load_config",
     "parse_bind",
     "read_secret",

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from homeserver.config.sections import Config
+from homeserver.config.application_services import load_application_services
+from homeserver.config.sections import Config, server_name_of
 from homeserver.config.shape import check_table
 from homeserver.config.values import ConfigError
 
@@ -65,18 +66,19 @@ def check_files(config: Config) -> Iterator[str]:
     named = {
         "federation.ca_file": config.federation.ca_file,
         "outbound_http.ca_file": config.outbound_http.ca_file,
-        **{f"application_services.files[{n}]": name for n, name in enumerate(config.application_services.files)},
     }
     for key, path in named.items():
         try:
             if path and key.endswith("ca_file"):
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-            elif path:
-                Path(path).open("rb").close()
         except ssl.SSLError:
             yield f"{key}: {path} contains no PEM certificate"
         except OSError as error:
             yield f"{key}: cannot read {path}: {error.strerror}"
+    try:
+        load_application_services(server_name_of(config), config.application_services.files)
+    except ConfigError as error:
+        yield str(error)
 
 
 # Keys that name a file with a secret.

@@ -432,7 +432,6 @@ WITHOUT_EFFECT: tuple[tuple[str, ...], ...] = (
     ("registration", "recaptcha_public_key"),
     ("registration", "recaptcha_private_key"),
     ("registration", "recaptcha_verify_url"),
-    ("application_services",),
 )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Sequence
 
 import msgspec
 
 from homeserver import limits
 from homeserver.api.routes import Request, Routes
-from homeserver.authenticate import Requester, note_seen
+from homeserver.authenticate import Requester, note_seen, read_token, unknown_token
 from homeserver.database import Transaction
 from homeserver.errors import MatrixError, forbidden, missing_param
 from homeserver.feature import Feature, JsonObject
@@ -17,6 +17,7 @@ from homeserver.federation.identifiers import UserID
 from homeserver.process.rate_limits import address_key
 from homeserver.resources import Resources
 from homeserver.users import accounts
+from homeserver.users.accounts import read_identifier
 from homeserver.users.devices import check_device_id, log_in
 from homeserver.users.passwords import verify_password
 from homeserver.users.proof_tokens import LIFETIMES_MS, Purpose, create_proof, delete_proof, find_proven
@@ -32,7 +33,7 @@ routes = Routes()
 
 @routes.get("/_matrix/client/v3/login")
 async def get_login_flows(hs: Resources) -> JsonObject:
-    return {"flows": [{"type": "m.login.password"}, {"type": "m.login.token", "get_login_token": True}]}
+    return {"flows": list(FLOWS)}
 
 
 class LoginBody(msgspec.Struct, frozen=True):
@@ -52,13 +53,17 @@ class LoginBody(msgspec.Struct, frozen=True):
 
 @routes.post("/_matrix/client/v3/login", rate_limit="login")
 async def login(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
-    log_in_by = _LOGIN_TYPES.get(body.type)
-    if log_in_by is None:
-        raise MatrixError(400, "M_UNKNOWN", "This login type is not supported.")
     check_device_id(body.device_id)
     hs.metrics.describe(LOGINS_COUNTER, "Attempts to log in.")
     try:
-        answer = await log_in_by(hs, body, request)
+        if body.type == "m.login.password":
+            answer = await _log_in_with_password(hs, body, request)
+        elif body.type == "m.login.token":
+            answer = await _log_in_with_token(hs, body)
+        elif body.type == "m.login.application_service":
+            answer = await _log_in_by_appservice(hs, body, request)
+        else:
+            raise MatrixError(400, "M_UNKNOWN", "This login type is not supported.")
     except MatrixError as error:
         hs.metrics.count(LOGINS_COUNTER, (("outcome", "refused"),))
         _log_failure(body, request, error)
@@ -126,7 +131,7 @@ def _store_login(tx: Transaction, user_id: UserID, body: LoginBody, new_hash: st
 # --- with a token ---
 
 
-async def _log_in_with_token(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
+async def _log_in_with_token(hs: Resources, body: LoginBody) -> JsonObject:
     if body.token is None:
         raise missing_param("The token is missing.")
     return await hs.database.write(_use_login_token, body, body.token)
@@ -159,10 +164,28 @@ def _create_login_token(tx: Transaction, requester: Requester, authentication: A
     return create_proof(tx, Purpose.LOGIN, requester.user_id, requester.device_id)
 
 
-_LOGIN_TYPES: Mapping[str, Callable[[Resources, LoginBody, Request], Awaitable[JsonObject]]] = {
-    "m.login.password": _log_in_with_password,
-    "m.login.token": _log_in_with_token,
-}
+# --- by an application service ---
+
+
+async def _log_in_by_appservice(hs: Resources, body: LoginBody, request: Request) -> JsonObject:
+    """Spec: client-server-api/#appservice-login"""
+    token = read_token(request)
+    if not token:
+        raise MatrixError(401, "M_MISSING_TOKEN", "This needs the token of an application service.")
+    service = hs.application_services.find_by_token(token)
+    if service is None:
+        raise unknown_token()
+    user_id = read_identifier(hs.server_name, body.identifier, body.user)
+    if not service.covers(user_id):
+        raise accounts.exclusive(f"{user_id} is not in the namespace of this application service.")
+    return await hs.database.write(_store_login, user_id, body, None)
+
+
+FLOWS: Sequence[JsonObject] = (
+    {"type": "m.login.password"},
+    {"type": "m.login.token", "get_login_token": True},
+    {"type": "m.login.application_service"},
+)
 
 FEATURE = Feature(
     name="login",

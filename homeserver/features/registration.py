@@ -68,9 +68,14 @@ class AvailableQuery(msgspec.Struct, frozen=True):
 @routes.get("/_matrix/client/v3/register/available", rate_limit="login")
 async def check_username_availability(hs: Resources, query: AvailableQuery) -> JsonObject:
     user_id = accounts.user_id_of(hs.server_name, query.username)
-    if await hs.database.read(accounts.find_user, user_id) is not None:
-        raise accounts.user_in_use()
+    await hs.database.read(_check_available, user_id)
     return {"available": True}
+
+
+def _check_available(tx: Transaction, user_id: UserID) -> None:
+    accounts.check_name_is_free(tx, user_id)
+    if accounts.find_user(tx, user_id) is not None:
+        raise accounts.user_in_use()
 
 
 class ValidityQuery(msgspec.Struct, frozen=True):
@@ -251,7 +256,7 @@ def _store_guest(tx: Transaction, user_id: UserID, body: RegisterBody) -> JsonOb
 async def _register_for_appservice(hs: Resources, requester: Requester | None, body: RegisterBody) -> JsonObject:
     """Spec: application-service-api/#server-admin-style-permissions"""
     if requester is None or requester.appservice is None:
-        raise forbidden("Only application services can register users without authentication.")
+        raise MatrixError(401, "M_MISSING_TOKEN", "This needs the token of an application service.")
     if body.username is None:
         raise invalid_param("An application service must give the username to register.")
     check_device_id(body.device_id)

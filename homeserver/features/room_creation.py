@@ -31,6 +31,7 @@ from homeserver.resources import Resources
 from homeserver.rooms.aliases import read_canonical_aliases, set_visibility, store_alias
 from homeserver.rooms.append import append_create, append_local, choose_room_id
 from homeserver.rooms.power import initial_levels
+from homeserver.users.application_services import check_may_use_alias
 from homeserver.users.blocking import find_refusal
 from homeserver.users.profile import get_member_profile
 
@@ -99,6 +100,8 @@ async def create_room(hs: Resources, requester: Requester, body: CreateRoomBody)
     others = [user_id for user_id in invited if server_name_of(user_id) != hs.server_name]
     if others and body.creation_content.get("m.federate") is False:
         raise forbidden("Users of other servers cannot be invited to a room whose m.federate is false.")
+    if body.room_alias_name is not None:
+        check_may_use_alias(hs, requester, _parse_alias_name(hs.server_name, body.room_alias_name))
     room_id = await hs.database.write(_create, requester.user_id, body, version, ours, len(invited) + len(addresses))
     drafts = [_invite(room_id, requester.user_id, user_id, {}, body.is_direct) for user_id in others]
     # The room exists, so from here on nothing may fail: the client would retry and get a second room.

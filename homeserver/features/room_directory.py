@@ -46,6 +46,7 @@ from homeserver.rooms.power import check_may_send_state
 from homeserver.rooms.resolve import StateAt
 from homeserver.rooms.summaries import directory_entry
 from homeserver.rooms.visibility import is_world_readable
+from homeserver.users.application_services import check_may_use_alias
 
 routes = Routes()
 
@@ -95,6 +96,7 @@ async def set_room_alias(hs: Resources, requester: Requester, room_alias: RoomAl
         raise invalid_param(f"This server can only create aliases that end with :{hs.server_name}.")
     if room_alias.startswith("#:"):
         raise invalid_param("The local part of an alias must not be empty.")
+    check_may_use_alias(hs, requester, room_alias)
     await hs.database.write(_add_alias, room_alias, body.room_id, requester.user_id)
     return Empty()
 
@@ -193,7 +195,8 @@ def _remove_alias(tx: Transaction, alias: RoomAlias, requester: Requester) -> No
         raise not_found(f"There is no room called {alias}.")
     room_id, creator = found
     head = find_head(tx, room_id)
-    if creator != requester.user_id and not requester.is_admin:
+    owns = tx.server.application_services.owns_alias(alias, requester.appservice)
+    if creator != requester.user_id and not requester.is_admin and not owns:
         if head is None:
             raise forbidden("Only the user who created this alias can delete it.")
         check_may_send_state(tx, head, requester.user_id, "m.room.canonical_alias")

@@ -166,7 +166,11 @@ def create_user(
     flags: AccountFlags = NO_FLAGS,
     appservice: str | None = None,
 ) -> None:
-    """Stores a new account, with its localpart as display name. Raises M_USER_IN_USE; names are never free again."""
+    """Stores a new account, with its localpart as display name. Names are never free again.
+
+    Raises M_USER_IN_USE, and M_EXCLUSIVE if the name belongs to an application service other than `appservice`.
+    """
+    check_name_is_free(tx, user_id, appservice)
     added = tx.run(
         "INSERT INTO users (user_nid, password_hash, created_ms, appservice, erased) VALUES (?, ?, ?, ?, 0)"
         " ON CONFLICT (user_nid) DO NOTHING",
@@ -177,6 +181,17 @@ def create_user(
     store_field(tx, user_id, "displayname", to_json(localpart_of(user_id)))
     if flags != NO_FLAGS:
         authenticate.store_account_flags(tx, user_id, flags)
+
+
+def check_name_is_free(tx: Transaction, user_id: UserID, appservice: str | None = None) -> None:
+    """Raises M_EXCLUSIVE if the name belongs to an application service other than `appservice`."""
+    if not tx.server.application_services.may_use(user_id, appservice):
+        raise exclusive("This username is reserved for an application service.")
+
+
+def exclusive(error: str) -> MatrixError:
+    """Returns 400 M_EXCLUSIVE: a name belongs, or does not belong, to an application service."""
+    return MatrixError(400, "M_EXCLUSIVE", error)
 
 
 def user_in_use() -> MatrixError:

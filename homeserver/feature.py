@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -268,6 +268,21 @@ Recount = Callable[[Transaction, Sequence[int]], Callable[[UserID, JsonObject], 
 member who sent none of them and ignores no sender, and of the counts before. They are those of clients that do not ask
 for the counts of threads. Either function returns None if the counts must be counted again, by `sync_always`.
 """
+
+
+class Ephemeral(NamedTuple):
+    """Something that application services are told, and that is not stored as an event.
+
+    event: as `/sync` has it. Whom it concerns: those interested in the room; without one, in the user it is about.
+    private_to: only those who act for this user may know.
+    """
+
+    event: JsonObject
+    room_id: RoomID | None = None
+    about: UserID | None = None
+    private_to: UserID | None = None
+
+
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 Background = Callable[[Resources], Awaitable[None]]
 Capability = Callable[[Config, Requester], JsonObject | None]
@@ -317,6 +332,7 @@ class Feature:
     acknowledged(hs, start): called on the trio thread whenever a device says that it has everything up to
     `start.since`, which is every sync with a token. It must only touch memory.
     recount: does the same as `sync_always` for messages that many get at once. Only one feature may have it.
+    ephemeral(tx, since, upto): what application services may be told of since < position ≤ upto.
     queries: handlers of `/_matrix/federation/v1/query/{type}`, by type.
     limits: the rate limit classes that only this feature's operations use.
     capabilities: entries of `/capabilities`, computed from the configuration and the requester.
@@ -336,6 +352,7 @@ class Feature:
     sync_always: SyncSection | None = None
     acknowledged: Callable[[Resources, SyncStart], None] | None = None
     recount: Recount | None = None
+    ephemeral: Callable[[Transaction, int, int], Iterable[Ephemeral]] | None = None
     queries: Mapping[str, QueryHandler] = field(default_factory=dict)
     limits: Mapping[str, Bucket] = field(default_factory=dict)
     capabilities: Mapping[str, Capability] = field(default_factory=dict)

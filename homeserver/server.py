@@ -29,7 +29,7 @@ from homeserver.database import Database, Needed, Schema, open_database
 from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import ClosedError
 from homeserver.feature import Feature, rate_limits_of
-from homeserver.features import FEATURES, account, capabilities, versions
+from homeserver.features import FEATURES, account, application_services, capabilities, versions
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire, OutboundRules
 from homeserver.http.asgi import App
@@ -330,15 +330,22 @@ def _check_text(**given: object) -> None:
 
 
 def all_features(features: Sequence[Feature] = FEATURES, sockets: Sockets | None = None) -> list[Feature]:
-    """Returns the features, and the five that are generated from their declarations."""
+    """Returns the features, and the six that are generated from their declarations."""
     sockets = sockets or Sockets(Syncs(features, find_filter))
-    served = [*features, sync.feature_of(sockets.syncs), sockets.feature(), remote.feature_of(features)]
+    served = [
+        *features,
+        sync.feature_of(sockets.syncs),
+        sockets.feature(),
+        remote.feature_of(features),
+        application_services.feature_of(features),
+    ]
     return [*served, versions.feature_of(served), capabilities.feature_of(served)]
 
 
 def all_schemas(features: Sequence[Feature] = FEATURES) -> list[Schema]:
     """Returns the tables of the core and of all features."""
     schemas = [feature.schema for feature in features if feature.schema is not None]
+    schemas.append(application_services.SCHEMA)
     return [authenticate.SCHEMA, *ROOM_SCHEMAS, *users.SCHEMAS, *schemas, REMOTE_SCHEMA, PORTABILITY_SCHEMA]
 
 

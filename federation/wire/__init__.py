@@ -105,3 +105,19 @@ class Wire(Protocol):
         Does not follow redirects. http is allowed only where private addresses are.
         """
         ...
+
+    async def request_service(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> WireResponse:
+        """Returns the whole response to a request to a URL that the operator has chosen: http and private are fine.
+
+        Does not follow redirects.
+        """
+        ...

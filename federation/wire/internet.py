@@ -66,6 +66,7 @@ class InternetWire:
         "_outbound",
         "_outbound_schemes",
         "_pool",
+        "_services",
         "_well_known",
         "_well_known_locks",
     )
@@ -95,6 +96,10 @@ class InternetWire:
             is_refused_own=is_own_address,
         )
         self._outbound = HttpClient(outbound_dialer, OUTBOUND_LIMITS)
+        self._services = HttpClient(
+            Dialer(rules.ca_file, rules.verify_tls, True, resolver=self._dialer.resolver, connect_tcp=connect_tcp),
+            OUTBOUND_LIMITS,
+        )
         self._outbound_schemes = ("https", "http") if rules.allow_private_addresses else ("https",)
         self._below = below
         self._well_known = WellKnownCache()
@@ -158,6 +163,27 @@ class InternetWire:
             schemes=self._outbound_schemes,
         )
 
+    async def request_service(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> WireResponse:
+        """See `Wire`."""
+        return await self._services.request(
+            method,
+            url,
+            headers=_with_user_agent(headers),
+            body=body,
+            timeout_s=timeout_s,
+            max_bytes=max_bytes,
+            schemes=("https", "http"),
+        )
+
     async def discover(self, destination: ServerName) -> Found:
         """Returns where to send requests for a server, without the pool. Raises WireError if its name leads nowhere."""
         discovery = Discovery(destination, self._below)
@@ -179,6 +205,7 @@ class InternetWire:
         await self._pool.aclose()
         await self._client.aclose()
         await self._outbound.aclose()
+        await self._services.aclose()
 
     async def _open_connection(self, destination: ServerName) -> Connection:
         found = await self.discover(destination)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -25,6 +25,7 @@ from homeserver.feature import (
     UNTIL_NEWS_MS,
     BeforeSync,
     Edu,
+    Ephemeral,
     Feature,
     JsonObject,
     OutgoingEdu,
@@ -62,7 +63,7 @@ from homeserver.users.presence import (
     set_status,
     store_presence,
 )
-from homeserver.users.privacy import has_just_hidden, list_allowing, list_servers_allowed
+from homeserver.users.privacy import Privacy, has_just_hidden, list_allowing, list_servers_allowed, read_privacies
 from homeserver.users.status import note_heartbeat
 
 routes = Routes()
@@ -199,6 +200,15 @@ def list_presence_edus(tx: Transaction, since: int, upto: int) -> Iterable[Outgo
             yield _edu(tx, Presence(presence.user_id, True), servers - allowed)
 
 
+def list_ephemeral(tx: Transaction, since: int, upto: int) -> Iterator[Ephemeral]:
+    """Yields the changes of presence that everybody may see."""
+    changed = list_presence_changes(tx, since, upto)
+    privacies = read_privacies(tx, [presence.user_id for presence in changed if presence.is_local])
+    for presence in changed:
+        if privacies.get(presence.user_id, Privacy()).status == "everyone":
+            yield Ephemeral(presence.event(tx.now_ms), about=presence.user_id)
+
+
 def _edu(tx: Transaction, presence: Presence, servers: set[ServerName]) -> OutgoingEdu:
     # The spec requires last_active_ago, even of a user who was never active.
     update = {"user_id": presence.user_id, "last_active_ago": 0, **presence.body(tx.now_ms)}
@@ -248,6 +258,7 @@ FEATURE = Feature(
     },
     before_sync=BeforeSync(_is_shown_anew, _show, _is_shown_for_ms),
     sync=sync_presence,
+    ephemeral=list_ephemeral,
     background=(follow_time,),
     forget_user=forget_presence,
 )

@@ -6,7 +6,7 @@ that storage does not grow with each message read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Transaction
 from homeserver.errors import invalid_param, not_found
-from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.feature import Edu, Ephemeral, Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import Receipt, parse_receipts
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
 from homeserver.resources import Resources
@@ -220,6 +220,17 @@ def _list_servers_of_friends(tx: Transaction, user_id: UserID, room_id: RoomID) 
     return tuple(sorted({server_name_of(friend) for friend in friends} - {tx.server.name}))
 
 
+def list_ephemeral(tx: Transaction, since: int, upto: int) -> Iterator[Ephemeral]:
+    """Yields the receipts of a span, for application services. Spec: application-service-api/#pushing-ephemeral-data"""
+    for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in list_receipts_between(tx, since, upto):
+        if receipt_type != DELIVERED:
+            user_id = UserID(tx.name(user_nid))
+            receipt = {"ts": ts_ms, **({"thread_id": thread_id} if thread_id else {})}
+            event = {"type": "m.receipt", "content": {event_id: {receipt_type: {user_id: receipt}}}}
+            private_to = user_id if receipt_type == PRIVATE else None
+            yield Ephemeral(event, RoomID(tx.name(room_nid)), private_to=private_to)
+
+
 FEATURE = Feature(
     name="receipts",
     spec="client-server-api/#receipts",
@@ -235,5 +246,6 @@ FEATURE = Feature(
         )
     },
     sync=sync_receipts,
+    ephemeral=list_ephemeral,
     forget_user=forget_receipts,
 )

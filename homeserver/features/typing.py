@@ -7,7 +7,7 @@ next write in the room.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import trio
@@ -20,7 +20,7 @@ from homeserver.database import Schema, Step, Transaction
 from homeserver.database.lane import Lane
 from homeserver.database.parked import RETRY_KEY
 from homeserver.errors import forbidden
-from homeserver.feature import Edu, Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.feature import Edu, Ephemeral, Feature, JsonObject, OutgoingEdu, SyncContext
 from homeserver.federation.edus import TypingContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.moments import is_ahead, latest
@@ -142,6 +142,13 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
                     section.ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
 
 
+def list_ephemeral(tx: Transaction, since: int, upto: int) -> Iterator[Ephemeral]:
+    """Yields who is typing in each room in which someone has started or stopped typing."""
+    for room_nid in tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ? AND position <= ?", since, upto):
+        room_id = RoomID(tx.name(room_nid))
+        yield Ephemeral({"type": "m.typing", "content": {"user_ids": list_typing(tx, room_id)}}, room_id)
+
+
 def list_typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
     """Yields an m.typing EDU for each local user who has started or stopped typing."""
     rows = tx.all(
@@ -245,6 +252,7 @@ FEATURE = Feature(
         )
     },
     sync=sync_typing,
+    ephemeral=list_ephemeral,
     background=(follow_time,),
     forget_user=forget_typing,
 )

@@ -290,3 +290,8 @@ PUBLIC_ROOMS_LIMIT_MAX = 500
 PUBLIC_ROOMS_BYTES_MAX = 2 << 20
 # A room's directory entry costs a dozen lookups, and all rooms are sorted for each page: 10 MB.
 DIRECTORY_ENTRIES_CACHED_MAX = 10_000
+
+# Long enough for a bridge that stores what it is sent before it answers.
+APPLICATION_SERVICE_TIMEOUT_S = 60.0
+# Answers to queries: lists of the users and rooms of another network.
+APPLICATION_SERVICE_ANSWER_BYTES_MAX = 1 << 20

@@ -9,8 +9,10 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from homeserver.database import Transaction
-from homeserver.federation.identifiers import RoomID
+from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.heads import find_head, state_content
+from homeserver.rooms.membership import read_stripped
+from homeserver.rooms.sealed_rows import open_stripped
 from homeserver.rooms.storage import ORDERING_SHIFT, list_stored
 from homeserver.rooms.visibility import history_visibility
 
@@ -106,3 +108,31 @@ def list_joined(tx: Transaction, user_nids: Collection[int]) -> list[Joined]:
 def list_member_contents(tx: Transaction, positions: Collection[int]) -> dict[int, dict[str, Any]]:
     """Returns the contents of member events."""
     return {position: event.content for position, event in list_stored(tx, positions).items()}
+
+
+class ShownChange(NamedTuple):
+    """A user's membership of a room that shows them something while they are outside. own_event: their member event."""
+
+    room_id: RoomID
+    user_id: UserID
+    own_event: dict[str, Any] | None
+
+
+def list_shown_changes(tx: Transaction, since: int, upto: int) -> list[tuple[int, ShownChange]]:
+    """Returns the invites and knocks, and how they ended, at since < position ≤ upto, each with its position.
+
+    The events of those in rooms that this server is not in are stored nowhere else.
+    """
+    rows = tx.all(
+        "SELECT changed_position, room_nid, user_nid, stripped FROM memberships"
+        " WHERE stripped IS NOT NULL AND changed_position > ? AND changed_position <= ?",
+        since, upto,
+    )  # fmt: skip
+    changes = []
+    for position, room_nid, user_nid, stripped in rows:
+        user_id = UserID(tx.name(user_nid))
+        shown = read_stripped(open_stripped(tx, room_nid, user_nid, stripped))
+        own = [each for each in shown if each.get("type") == "m.room.member" and each.get("state_key") == user_id]
+        change = ShownChange(RoomID(tx.name(room_nid)), user_id, own[-1] if own else None)
+        changes.append((position, change))
+    return changes

@@ -481,11 +481,12 @@ def _room_membership(tx: Transaction, row: tuple[Any, ...], user_id: str) -> Roo
         bool(forgotten),
         last_position,
         members_position,
-        None if stripped is None else _read_stripped(open_stripped(tx, room_nid, tx.intern(user_id), stripped)),
+        None if stripped is None else read_stripped(open_stripped(tx, room_nid, tx.intern(user_id), stripped)),
     )
 
 
-def _read_stripped(stripped: bytes) -> list[dict[str, Any]]:
+def read_stripped(stripped: bytes) -> list[dict[str, Any]]:
+    """Parses what a user was shown of a room. Raises DatabaseDamaged."""
     try:
         events: list[dict[str, Any]] = orjson.loads(stripped)
     except orjson.JSONDecodeError as error:

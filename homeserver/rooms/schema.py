@@ -276,5 +276,9 @@ SCHEMA = Schema(
                 WHERE room_nid IS NOT NULL AND is_current = 0 AND wrapped IS NOT NULL;
             """,
         ),
+        Step(
+            "016_memberships_stripped",
+            "CREATE INDEX memberships_stripped ON memberships (changed_position) WHERE stripped IS NOT NULL;",
+        ),
     ),
 )

@@ -174,9 +174,24 @@ class FakeWire:
         max_bytes: int,
     ) -> WireResponse:
         """See `Wire`."""
-        parts = urlsplit(url)
-        if parts.scheme != "https":
+        if urlsplit(url).scheme != "https":
             raise WireError("a URL must begin with https", "refused")
+        return await self.request_service(
+            method, url, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes
+        )
+
+    async def request_service(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int,
+    ) -> WireResponse:
+        """See `Wire`."""
+        parts = urlsplit(url)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         request = WireRequest(method, path, headers, body)
         async with self.stream(ServerName(parts.netloc), request, timeout_s=timeout_s, max_bytes=max_bytes) as response:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.application_services import AS_TOKEN, register, registration
+from tests.support.application_services import AS_TOKEN, Bridge, register, registration
+from tests.support.federation import Federation, federation
 from tests.support.homeservers import Client, Homeservers, Server, homeservers
 
-__all__ = ["homeservers"]
+__all__ = ["federation", "homeservers"]
 
 
 @pytest.fixture
@@ -18,6 +19,14 @@ async def server(homeservers: Homeservers, tmp_path: Path) -> Server:
 
 
 @pytest.fixture
-def bridge(server: Server) -> Client:
+def bot(server: Server) -> Client:
     """Acts as the sender of the application service, or as the user in the query."""
     return server.with_token(AS_TOKEN)
+
+
+@pytest.fixture
+def bridge(federation: Federation) -> Bridge:
+    """What the homeservers of the federation reach under the URL of the registration."""
+    bridge = Bridge()
+    federation.network.join("bridge.example", bridge)
+    return bridge

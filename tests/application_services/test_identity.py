@@ -14,25 +14,25 @@ from tests.support.homeservers import PASSWORD, Client, Homeservers, Server
 GHOST = "@irc_ghost:test.example"
 
 
-async def register_ghost(bridge: Client, name: str = "irc_ghost") -> dict[str, Any]:
-    return await bridge.ok("POST", "register", json={"type": "m.login.application_service", "username": name})
+async def register_ghost(bot: Client, name: str = "irc_ghost") -> dict[str, Any]:
+    return await bot.ok("POST", "register", json={"type": "m.login.application_service", "username": name})
 
 
-async def test_it_acts_as_its_sender_unless_it_says_otherwise(bridge: Client) -> None:
-    assert (await bridge.ok("GET", "account/whoami"))["user_id"] == "@ircbot:test.example"
+async def test_it_acts_as_its_sender_unless_it_says_otherwise(bot: Client) -> None:
+    assert (await bot.ok("GET", "account/whoami"))["user_id"] == "@ircbot:test.example"
 
 
-async def test_it_registers_users_of_its_namespace_without_a_password(server: Server, bridge: Client) -> None:
-    assert (await register_ghost(bridge))["user_id"] == GHOST
-    assert (await bridge.ok("GET", f"account/whoami?user_id={GHOST}"))["user_id"] == GHOST
-    room_id = (await bridge.ok("POST", f"createRoom?user_id={GHOST}", json={"preset": "public_chat"}))["room_id"]
+async def test_it_registers_users_of_its_namespace_without_a_password(server: Server, bot: Client) -> None:
+    assert (await register_ghost(bot))["user_id"] == GHOST
+    assert (await bot.ok("GET", f"account/whoami?user_id={GHOST}"))["user_id"] == GHOST
+    room_id = (await bot.ok("POST", f"createRoom?user_id={GHOST}", json={"preset": "public_chat"}))["room_id"]
     alice = await server.register("alice")
     await alice.ok("POST", f"join/{room_id}", json={})
     members = (await alice.ok("GET", f"rooms/{room_id}/joined_members"))["joined"]
     assert set(members) == {GHOST, alice.user_id}
 
 
-async def test_it_may_act_as_nobody_else(server: Server, bridge: Client) -> None:
+async def test_it_may_act_as_nobody_else(server: Server, bot: Client) -> None:
     alice = await server.register("alice")
     for user_id, error in (
         (alice.user_id, (403, "M_FORBIDDEN")),
@@ -40,58 +40,58 @@ async def test_it_may_act_as_nobody_else(server: Server, bridge: Client) -> None
         ("@irc_ghost:elsewhere.example", (403, "M_FORBIDDEN")),
         ("nonsense", (400, "M_INVALID_PARAM")),
     ):
-        assert await bridge.refused("GET", f"account/whoami?user_id={user_id}") == error, user_id
+        assert await bot.refused("GET", f"account/whoami?user_id={user_id}") == error, user_id
 
 
-async def test_its_users_can_have_devices_without_logging_in(bridge: Client) -> None:
-    await register_ghost(bridge)
-    made = await bridge.put(f"devices/PHONE?user_id={GHOST}", json={"display_name": "A phone"})
+async def test_its_users_can_have_devices_without_logging_in(bot: Client) -> None:
+    await register_ghost(bot)
+    made = await bot.put(f"devices/PHONE?user_id={GHOST}", json={"display_name": "A phone"})
     assert made.status_code == 201
-    told = await bridge.ok("GET", f"account/whoami?user_id={GHOST}&device_id=PHONE")
+    told = await bot.ok("GET", f"account/whoami?user_id={GHOST}&device_id=PHONE")
     assert (told["user_id"], told["device_id"]) == (GHOST, "PHONE")
-    await bridge.ok("DELETE", f"devices/PHONE?user_id={GHOST}", json={})
-    refused = await bridge.refused("GET", f"account/whoami?user_id={GHOST}&device_id=PHONE")
+    await bot.ok("DELETE", f"devices/PHONE?user_id={GHOST}", json={})
+    refused = await bot.refused("GET", f"account/whoami?user_id={GHOST}&device_id=PHONE")
     assert refused == (400, "M_UNKNOWN_DEVICE")
 
 
-async def test_it_logs_its_users_in(server: Server, bridge: Client) -> None:
-    await register_ghost(bridge)
+async def test_it_logs_its_users_in(server: Server, bot: Client) -> None:
+    await register_ghost(bot)
     body = {"type": "m.login.application_service", "identifier": {"type": "m.id.user", "user": "irc_ghost"}}
-    answer = await bridge.ok("POST", "login", json=body)
+    answer = await bot.ok("POST", "login", json=body)
     told = await server.with_token(answer["access_token"]).ok("GET", "account/whoami")
     assert (told["user_id"], told["device_id"]) == (GHOST, answer["device_id"])
 
 
-async def test_it_logs_nobody_else_in(server: Server, bridge: Client) -> None:
+async def test_it_logs_nobody_else_in(server: Server, bot: Client) -> None:
     alice = await server.register("alice")
     body = {"type": "m.login.application_service", "identifier": {"type": "m.id.user", "user": "alice"}}
-    assert await bridge.refused("POST", "login", json=body) == (400, "M_EXCLUSIVE")
+    assert await bot.refused("POST", "login", json=body) == (400, "M_EXCLUSIVE")
     assert await server.anonymous.refused("POST", "login", json=body) == (401, "M_MISSING_TOKEN")
     assert await alice.refused("POST", "login", json=body) == (401, "M_UNKNOWN_TOKEN")
 
 
-async def test_names_of_its_namespace_belong_to_nobody_else(server: Server, bridge: Client) -> None:
+async def test_names_of_its_namespace_belong_to_nobody_else(server: Server, bot: Client) -> None:
     for name in ("irc_me", "ircbot"):
         taken = {"username": name, "password": PASSWORD, "auth": {"type": "m.login.dummy"}}
         assert await server.anonymous.refused("POST", "register", json=taken) == (400, "M_EXCLUSIVE"), name
         available = f"register/available?username={name}"
         assert await server.anonymous.refused("GET", available) == (400, "M_EXCLUSIVE"), name
     outside = {"type": "m.login.application_service", "username": "alice"}
-    assert await bridge.refused("POST", "register", json=outside) == (400, "M_EXCLUSIVE")
+    assert await bot.refused("POST", "register", json=outside) == (400, "M_EXCLUSIVE")
 
 
-async def test_aliases_of_its_namespace_belong_to_nobody_else(server: Server, bridge: Client) -> None:
+async def test_aliases_of_its_namespace_belong_to_nobody_else(server: Server, bot: Client) -> None:
     alice = await server.register("alice")
-    theirs = (await bridge.ok("POST", "createRoom", json={}))["room_id"]
-    await bridge.ok("PUT", "directory/room/%23irc_tea:test.example", json={"room_id": theirs})
-    outside = await bridge.refused("PUT", "directory/room/%23tea:test.example", json={"room_id": theirs})
+    theirs = (await bot.ok("POST", "createRoom", json={}))["room_id"]
+    await bot.ok("PUT", "directory/room/%23irc_tea:test.example", json={"room_id": theirs})
+    outside = await bot.refused("PUT", "directory/room/%23tea:test.example", json={"room_id": theirs})
     assert outside == (400, "M_EXCLUSIVE")
     room_id = (await alice.ok("POST", "createRoom", json={}))["room_id"]
     inside = await alice.refused("PUT", "directory/room/%23irc_room:test.example", json={"room_id": room_id})
     assert inside == (400, "M_EXCLUSIVE")
     assert await alice.refused("POST", "createRoom", json={"room_alias_name": "irc_x"}) == (400, "M_EXCLUSIVE")
-    await register_ghost(bridge)
-    await bridge.ok("DELETE", f"directory/room/%23irc_tea:test.example?user_id={GHOST}")
+    await register_ghost(bot)
+    await bot.ok("DELETE", f"directory/room/%23irc_tea:test.example?user_id={GHOST}")
 
 
 @pytest.mark.parametrize(("limited", "fine"), [(False, 120), (True, 101)])
@@ -100,11 +100,11 @@ async def test_rate_limits_apply_if_the_registration_says_so(
 ) -> None:
     services = register(tmp_path, registration(rate_limited=limited))
     limits = RateLimitsSection(enabled=True)
-    bridge = (await homeservers.start(application_services=services, rate_limits=limits)).with_token(AS_TOKEN)
-    await register_ghost(bridge)
-    room_id = (await bridge.ok("POST", f"createRoom?user_id={GHOST}", json={}))["room_id"]
+    bot = (await homeservers.start(application_services=services, rate_limits=limits)).with_token(AS_TOKEN)
+    await register_ghost(bot)
+    room_id = (await bot.ok("POST", f"createRoom?user_id={GHOST}", json={}))["room_id"]
     sent = 0
     for number in range(fine):
         path = f"rooms/{room_id}/send/m.room.message/{number}?user_id={GHOST}"
-        sent += (await bridge.put(path, json={"msgtype": "m.text", "body": "hi"})).status_code == 200
+        sent += (await bot.put(path, json={"msgtype": "m.text", "body": "hi"})).status_code == 200
     assert (sent == fine) is not limited

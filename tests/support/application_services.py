@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import yaml
 from homeserver.config import ApplicationServices
 
 AS_TOKEN, HS_TOKEN = "the-token-of-the-bridge", "the-token-of-the-homeserver"
-URL = "http://bridge.test.example:9000"
+URL = "http://bridge.example"
 
 
 def registration(**fields: Any) -> dict[str, Any]:
@@ -39,3 +41,42 @@ def register(folder: Path, *registrations: dict[str, Any]) -> ApplicationService
         path.write_text(yaml.safe_dump(each))
         paths.append(str(path))
     return ApplicationServices(files=tuple(paths))
+
+
+class Bridge:
+    """The application service itself: an ASGI application that keeps what it is sent.
+
+    statuses: the answers to the next transactions; 200 once they have been used up.
+    """
+
+    def __init__(self) -> None:
+        self.transactions: list[tuple[str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, str]] = []
+        self.statuses: list[int] = []
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The events of all transactions that were taken, each transaction once."""
+        return [event for _, body in dict(self.transactions).items() for event in body["events"]]
+
+    @property
+    def ephemeral(self) -> list[dict[str, Any]]:
+        """The ephemeral data of all transactions that were taken."""
+        return [each for _, body in self.transactions for each in body.get("ephemeral", [])]
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        path, body, more = scope["path"], b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        self.requests.append((scope["method"], path))
+        status = 403
+        if headers.get("authorization") == f"Bearer {HS_TOKEN}":
+            status = self.statuses.pop(0) if self.statuses else 200
+        if status == 200 and "/transactions/" in path:
+            self.transactions.append((path.rpartition("/")[2], json.loads(body)))
+        answer = {} if status == 200 else {"errcode": "M_UNKNOWN" if status != 404 else "M_UNRECOGNIZED"}
+        start = {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
+        await send(start)
+        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})

@@ -343,6 +343,9 @@ class NoWire:
     def stream_page(self, url: str, **_: Any) -> Any:
         raise WireError(f"{url} cannot be reached.")
 
+    async def request_service(self, method: str, url: str, **_: Any) -> Any:
+        raise WireError(f"{url} cannot be reached.")
+
     async def request_url(self, method: str, url: str, **_: Any) -> Any:
         raise WireError(f"{url} cannot be reached.")
 

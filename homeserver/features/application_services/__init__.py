@@ -1,0 +1,32 @@
+"""Application services: bridges and bots that act for many users, and are sent what concerns them.
+
+Spec: application-service-api/
+
+`interest` decides what concerns an application service, `transactions` makes of it what is sent, `delivery` sends it,
+and `ping` answers an application service that asks whether it can be reached. As whom an application service acts is
+decided by `homeserver.users.application_services`, and its registration is read by
+`homeserver.config.application_services`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from homeserver.feature import Feature
+from homeserver.features.application_services.delivery import Deliveries
+from homeserver.features.application_services.ping import routes
+from homeserver.features.application_services.storage import SCHEMA
+
+__all__ = ["SCHEMA", "feature_of"]
+
+
+def feature_of(features: Sequence[Feature]) -> Feature:
+    """Returns the feature that sends application services the events of rooms, and the ephemeral data of `features`."""
+    sources = tuple(feature.ephemeral for feature in features if feature.ephemeral is not None)
+    return Feature(
+        name="application_services",
+        spec="application-service-api/",
+        schema=SCHEMA,
+        routes=routes,
+        background=(Deliveries(sources).run,),
+    )

@@ -273,8 +273,8 @@ for the counts of threads. Either function returns None if the counts must be co
 class Ephemeral(NamedTuple):
     """Something that application services are told, and that is not stored as an event.
 
-    event: as `/sync` has it. Whom it concerns: those interested in the room; without one, in the user it is about.
-    private_to: only those who act for this user may know.
+    event: as `/sync` has it. It is for those that are interested in the room or, without one, in the user that it is
+    about. private_to: it is only for those that act for this user.
     """
 
     event: JsonObject
@@ -332,7 +332,7 @@ class Feature:
     acknowledged(hs, start): called on the trio thread whenever a device says that it has everything up to
     `start.since`, which is every sync with a token. It must only touch memory.
     recount: does the same as `sync_always` for messages that many get at once. Only one feature may have it.
-    ephemeral(tx, since, upto): what application services may be told of since < position ≤ upto.
+    ephemeral(tx, since, upto): yields what application services may get of since < position ≤ upto.
     queries: handlers of `/_matrix/federation/v1/query/{type}`, by type.
     limits: the rate limit classes that only this feature's operations use.
     capabilities: entries of `/capabilities`, computed from the configuration and the requester.

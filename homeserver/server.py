@@ -221,14 +221,7 @@ class Homeserver:
             config, inline=self._inline, exclusive=not self._beside, now_ms=self._now_ms, features=self._features
         )
         self._stack.push_async_callback(database.aclose)
-        signing_key = await remote.open_identity(config, database)
-        master_keys = await open_master_keys(config, database)
-        services = load_application_services(server_name_of(config), config.application_services.files)
-        identity = ServerIdentity(server_name_of(config), signing_key, config, master_keys, services)
-        database.serve_as(identity)
-        if not await database.read(list_needed_masters):
-            await database.note(claim)
-            check_keys(await database.read(list_needed_masters), master_keys)  # another node may have been faster
+        identity = await _open_identity(config, database)
         workers = Workers(inline=self._inline)
         self._stack.push_async_callback(workers.aclose)
         search = self._open_search()
@@ -253,7 +246,7 @@ class Homeserver:
             now_ms=self._now_ms,
             nursery=nursery,
             heartbeats=identity.heartbeats,
-            application_services=services,
+            application_services=identity.application_services,
             outages=database.outages,
             token_cache=TokenCache(
                 limits.TOKEN_CACHE_AGE_MS_MAX if database.is_shared else limits.TOKEN_CACHE_ALONE_AGE_MS_MAX
@@ -295,6 +288,19 @@ class Homeserver:
             memory_bytes=INDEX_MEMORY_BYTES_MAX,
             inline=self._inline,
         )
+
+
+async def _open_identity(config: Config, database: Database) -> ServerIdentity:
+    """Returns what reads and writes know about this server, once it is sure that the database is this server's."""
+    signing_key = await remote.open_identity(config, database)
+    master_keys = await open_master_keys(config, database)
+    services = load_application_services(server_name_of(config), config.application_services.files)
+    identity = ServerIdentity(server_name_of(config), signing_key, config, master_keys, services)
+    database.serve_as(identity)
+    if not await database.read(list_needed_masters):
+        await database.note(claim)
+        check_keys(await database.read(list_needed_masters), master_keys)  # another node may have been faster
+    return identity
 
 
 async def _give_needed(hs: Resources, needed: Needed) -> Mapping[Hashable, object]:

@@ -22,6 +22,7 @@ from homeserver.feature import Feature, JsonObject, Worklist
 from homeserver.federation.build import Draft
 from homeserver.federation.identifiers import InvalidIdentifier, RoomID, ServerName, UserID, parse_user_id
 from homeserver.limits import Bucket
+from homeserver.remote.application_services import provide_user
 from homeserver.remote.profiles import fetch_profile
 from homeserver.resources import Resources
 from homeserver.rooms.append import append_local
@@ -71,6 +72,7 @@ async def _look_up(hs: Resources, user_id: UserID, field: str | None) -> JsonObj
     """Returns the profile, or one field of it if the field is set. Raises M_NOT_FOUND if there is no such user."""
     if not accounts.is_local(hs, user_id):
         return await fetch_profile(hs, user_id, field)
+    await provide_user(hs, user_id)
     return await hs.database.read(_read_profile, user_id, field)
 
 

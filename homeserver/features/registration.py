@@ -255,8 +255,10 @@ def _store_guest(tx: Transaction, user_id: UserID, body: RegisterBody) -> JsonOb
 
 async def _register_for_appservice(hs: Resources, requester: Requester | None, body: RegisterBody) -> JsonObject:
     """Spec: application-service-api/#server-admin-style-permissions"""
-    if requester is None or requester.appservice is None:
+    if requester is None:
         raise MatrixError(401, "M_MISSING_TOKEN", "This needs the token of an application service.")
+    if requester.appservice is None:
+        raise authenticate.unknown_token()
     if body.username is None:
         raise invalid_param("An application service must give the username to register.")
     check_device_id(body.device_id)

@@ -24,6 +24,7 @@ from homeserver.federation.identifiers import (
     server_name_of,
 )
 from homeserver.limits import Bucket
+from homeserver.remote.application_services import provide_alias
 from homeserver.remote.directory import public_rooms as remote_public_rooms
 from homeserver.remote.directory import resolve_alias
 from homeserver.resources import Resources
@@ -85,6 +86,7 @@ class ServerQuery(msgspec.Struct, frozen=True):
 @routes.get("/_matrix/client/v3/directory/room/{room_alias}", rate_limit="directory")
 async def get_room_id_by_alias(hs: Resources, room_alias: RoomAlias) -> JsonObject:
     if server_name_of(room_alias) == hs.server_name:
+        await provide_alias(hs, room_alias)
         return await hs.database.read(_look_up, room_alias)
     room_id, servers = await resolve_alias(hs, room_alias)
     return {"room_id": room_id, "servers": servers}
@@ -170,6 +172,7 @@ async def answer_directory_query(hs: Resources, origin: ServerName, query: Mappi
         alias = parse_room_alias(query["room_alias"])
     except InvalidIdentifier as error:
         raise invalid_param(str(error)) from None
+    await provide_alias(hs, alias)
     return await hs.database.read(_look_up, alias)
 
 

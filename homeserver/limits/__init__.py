@@ -293,5 +293,7 @@ DIRECTORY_ENTRIES_CACHED_MAX = 10_000
 
 # Long enough for a bridge that stores what it is sent before it answers.
 APPLICATION_SERVICE_TIMEOUT_S = 60.0
+# Somebody waits for what a bridge is asked; it may have to make a room first.
+APPLICATION_SERVICE_QUERY_S = 15.0
 # Answers to queries: lists of the users and rooms of another network.
 APPLICATION_SERVICE_ANSWER_BYTES_MAX = 1 << 20

@@ -26,6 +26,7 @@ from homeserver.federation.identifiers import (
 )
 from homeserver.process.peers import PERSON
 from homeserver.remote.answers import Verdict, ask_many
+from homeserver.remote.application_services import provide_alias
 from homeserver.remote.requests import Unreachable, ask, path_to
 from homeserver.resources import Resources
 from homeserver.rooms.aliases import find_alias
@@ -60,6 +61,7 @@ async def resolve_room(hs: Resources, name: str, via: list[ServerName]) -> tuple
     if server_name_of(alias) != hs.server_name:
         room_id, servers = await resolve_alias(hs, alias)
         return room_id, list(dict.fromkeys([*via, *servers]))
+    await provide_alias(hs, alias)
     found = await hs.database.read(find_alias, alias)
     if found is None:
         raise not_found(f"There is no room called {alias}.")

@@ -26,7 +26,7 @@ def bot(server: Server) -> Client:
 
 @pytest.fixture
 def bridge(federation: Federation) -> Bridge:
-    """What the homeservers of the federation reach under the URL of the registration."""
+    """The homeservers of the federation reach it under the URL of the registration."""
     bridge = Bridge()
     federation.network.join("bridge.example", bridge)
     return bridge

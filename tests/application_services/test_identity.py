@@ -1,4 +1,4 @@
-"""Whom an application service acts as. Spec: application-service-api/#identity-assertion"""
+"""The users that an application service acts as. Spec: application-service-api/#identity-assertion"""
 
 from __future__ import annotations
 
@@ -77,6 +77,9 @@ async def test_names_of_its_namespace_belong_to_nobody_else(server: Server, bot:
         available = f"register/available?username={name}"
         assert await server.anonymous.refused("GET", available) == (400, "M_EXCLUSIVE"), name
     outside = {"type": "m.login.application_service", "username": "alice"}
+    bob = await server.register("bob")
+    assert await server.anonymous.refused("POST", "register", json=outside) == (401, "M_MISSING_TOKEN")
+    assert await bob.refused("POST", "register", json=outside) == (401, "M_UNKNOWN_TOKEN")
     assert await bot.refused("POST", "register", json=outside) == (400, "M_EXCLUSIVE")
 
 

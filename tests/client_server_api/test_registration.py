@@ -6,11 +6,7 @@ import pytest
 import trio
 
 from homeserver import limits
-from homeserver.api.routes import Request
-from homeserver.authenticate import Requester
 from homeserver.config import RateLimitsSection, Registration
-from homeserver.features import registration
-from homeserver.federation.identifiers import UserID
 from homeserver.users import accounts
 from tests.support.homeservers import PASSWORD, Homeservers, Server
 
@@ -223,18 +219,3 @@ async def test_registrations_are_limited(homeservers: Homeservers) -> None:
     assert response.status_code == 429
     assert response.json()["errcode"] == "M_LIMIT_EXCEEDED"
     assert int(response.headers["retry-after"]) > 0
-
-
-async def test_an_application_service_registers_users(homeserver: Server) -> None:
-    body = {"type": "m.login.application_service", "username": "Bridged_Bob", "inhibit_login": True}
-    assert await homeserver.anonymous.refused("POST", "register", json=body) == (403, "M_FORBIDDEN")
-    alice = await homeserver.register("alice")
-    assert await alice.refused("POST", "register", json=body) == (403, "M_FORBIDDEN")
-
-    requester = Requester(UserID("@bridge:test.example"), "", appservice="bridge")
-    wanted = registration.RegisterBody(type=body["type"], username="Bridged_Bob", inhibit_login=True)
-    request = Request("POST", "/_matrix/client/v3/register")
-    answer = await registration.register(homeserver.hs, requester, registration.RegisterQuery(), wanted, request)
-    assert answer == {"user_id": "@bridged_bob:test.example"}
-    user = await homeserver.read(accounts.find_user, answer["user_id"])
-    assert (user.appservice, user.password_hash) == ("bridge", None)

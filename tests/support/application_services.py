@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,17 @@ def register(folder: Path, *registrations: dict[str, Any]) -> ApplicationService
 class Bridge:
     """The application service itself: an ASGI application that keeps what it is sent.
 
-    statuses: the answers to the next transactions; 200 once they have been used up.
+    statuses: of the answers to the next requests; 200 once they have been used up.
+    has: what it answers queries with, by path and query; it knows nothing else.
+    provide: called with the path and query of each such query before it is answered.
     """
 
     def __init__(self) -> None:
         self.transactions: list[tuple[str, dict[str, Any]]] = []
         self.requests: list[tuple[str, str]] = []
         self.statuses: list[int] = []
+        self.has: dict[str, Any] = {}
+        self.provide: Callable[[str], Awaitable[None]] = _provide_nothing
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -76,7 +80,22 @@ class Bridge:
             status = self.statuses.pop(0) if self.statuses else 200
         if status == 200 and "/transactions/" in path:
             self.transactions.append((path.rpartition("/")[2], json.loads(body)))
+        if scope["method"] == "GET" and status == 200:
+            asked = path + (f"?{scope['query_string'].decode()}" if scope["query_string"] else "")
+            await self.provide(asked)
+            status = 200 if asked in self.has else 404
+            known = self.has.get(asked, {"errcode": "M_NOT_FOUND"})
+            await _send(send, status, known)
+            return
         answer = {} if status == 200 else {"errcode": "M_UNKNOWN" if status != 404 else "M_UNRECOGNIZED"}
-        start = {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
-        await send(start)
-        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+        await _send(send, status, answer)
+
+
+async def _provide_nothing(path: str) -> None:
+    pass
+
+
+async def _send(send: Any, status: int, answer: Any) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})

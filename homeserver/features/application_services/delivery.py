@@ -24,7 +24,7 @@ from homeserver import limits
 from homeserver.config import ApplicationService
 from homeserver.encoding import to_json
 from homeserver.features.application_services.interest import Interests
-from homeserver.features.application_services.storage import Progress, begin_progress, store_progress
+from homeserver.features.application_services.storage import Progress, create_progress, store_progress
 from homeserver.features.application_services.transactions import EVENTS_MAX, EphemeralSource, Outgoing, read_outgoing
 from homeserver.federation.wire import WireError
 from homeserver.remote.application_services import request
@@ -74,7 +74,7 @@ class _Delivery:
     async def run(self) -> None:
         """Delivers, for ever."""
         hs = self._hs
-        self._progress = await hs.database.write(begin_progress, self._service.id)
+        self._progress = await hs.database.write(create_progress, self._service.id)
         stored, stored_s = self._progress.acked, trio.current_time()
         async with hs.stream.subscribe_all() as subscription:
             while True:

@@ -34,7 +34,7 @@ class Progress(NamedTuple):
     number: int
 
 
-def begin_progress(tx: Transaction, service_id: str) -> Progress:
+def create_progress(tx: Transaction, service_id: str) -> Progress:
     """Returns how far an application service has got. A new one begins with what happens next."""
     tx.run(
         "INSERT INTO application_services (id, acked, sending, number) VALUES (?, ?, 0, 0)"

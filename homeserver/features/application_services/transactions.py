@@ -19,7 +19,7 @@ from homeserver.rooms.storage import ORDERING_SHIFT, TimelineEvent, find_stored_
 EphemeralSource = Callable[[Transaction, int, int], Iterable[Ephemeral]]
 
 EVENTS_MAX = 100
-"""Of one transaction: as many as other servers send, which bridges are made for."""
+"""A transaction has as many as those of other servers, for which bridges are made."""
 SPAN_MAX = 2_000
 """Positions read at a time, so that a bridge that was away for long does not hold up others."""
 

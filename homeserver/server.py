@@ -30,6 +30,7 @@ from homeserver.database.server_identity import ServerIdentity
 from homeserver.errors import ClosedError
 from homeserver.feature import Feature, rate_limits_of
 from homeserver.features import FEATURES, account, application_services, capabilities, versions
+from homeserver.features.search.sealing import get_index_key
 from homeserver.federation.wire import Wire
 from homeserver.federation.wire.internet import InternetWire, OutboundRules
 from homeserver.http.asgi import App
@@ -224,7 +225,7 @@ class Homeserver:
         identity = await _open_identity(config, database)
         workers = Workers(inline=self._inline)
         self._stack.push_async_callback(workers.aclose)
-        search = self._open_search()
+        search = await self._open_search(database)
         if search is not None:
             self._stack.push_async_callback(search.aclose)
         wire = self._wire
@@ -276,7 +277,7 @@ class Homeserver:
             nursery.start_soon(measure_loop_lag, self._app.dispatch)
             start_background(self._resources, features)
 
-    def _open_search(self) -> Service | None:
+    async def _open_search(self, database: Database) -> Service | None:
         """Returns the index; its process starts with the first call."""
         if not self.config.search.enabled:
             return None
@@ -287,6 +288,7 @@ class Homeserver:
             self.config.search.engine,
             memory_bytes=INDEX_MEMORY_BYTES_MAX,
             inline=self._inline,
+            first_call=("unlock", await get_index_key(database, self.config)),
         )
 
 

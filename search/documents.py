@@ -20,6 +20,14 @@ class Document(NamedTuple):
     text: str
 
 
+class Indexed(NamedTuple):
+    """A document with the terms under which it is found, how often it has each, and how many words it has."""
+
+    document: Document
+    frequencies: dict[str, int]
+    length: int
+
+
 class Hit(NamedTuple):
     """A document that may match. Its fields sort it. The last one of an answer is the place to continue from.
 

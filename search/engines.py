@@ -37,22 +37,25 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def open_index(engine: str, folder: Path, stemmers: Stemmers) -> Engine:
-    """Opens an index, and creates it if it does not exist. Raises IndexInUse."""
+def open_index(engine: str, folder: Path, stemmers: Stemmers, key: bytes | None = None) -> Engine:
+    """Opens an index, and creates it if it does not exist. Raises IndexInUse.
+
+    key: 32 bytes that seal it, None if it is not sealed. An index on FTS5 is never sealed: SQLite has to read it.
+    """
     if engine == FTS5:
         return fts5.FtsIndex(folder, stemmers)
     from homeserver.search.index import Index  # it imports Whoosh, which the other engine does without
 
-    return Index(folder, stemmers)
+    return Index(folder, stemmers, key)
 
 
-def merge(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+def merge(folder: Path, names: Sequence[str], key: bytes | None = None) -> dict[str, Any]:
     """Does what the `plan_merge` of an index has planned, in any process. Returns what `adopt` needs."""
     if engine_of(folder) == FTS5:
         return fts5.merge(folder, names)
     from homeserver.search import index  # as above
 
-    return index.merge(folder, names)
+    return index.merge(folder, names, key)
 
 
 def engine_of(folder: Path) -> str:

@@ -15,6 +15,9 @@ A search visits the slices from the newest on, and stops when it has enough. Sli
 the past are added; then the search merges them. Deleted documents are left out at once, and leave the files with the
 next merge of their slice.
 
+With a key, the terms of each slice are sealed; those of slices from before there was a key are sealed by a merge. Not
+sealed are times, groups and authors: the caller's database has them in the clear as well.
+
 If the manifest or a slice is damaged, the index is reset: it starts empty, and says why.
 """
 
@@ -32,16 +35,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from homeserver.search.documents import Deleted, Document, Found, Hit, IndexDamaged, OutOfTime, Wanted, score_of
+from homeserver.search.documents import (
+    Deleted,
+    Document,
+    Found,
+    Hit,
+    IndexDamaged,
+    Indexed,
+    OutOfTime,
+    Wanted,
+    score_of,
+)
 from homeserver.search.folders import lock_folder, synchronise_folder
 from homeserver.search.manifest import MANIFEST, format_manifest, parse_manifest
 from homeserver.search.query import STEM_MARK, Query, Term, index_terms_of
-from homeserver.search.slices import (
-    Slice,
-    checksums_of,
-    merge_slices,
-    write_slice,
-)
+from homeserver.search.sealed_files import Pages
+from homeserver.search.slices import Slice, checksums_of, merge_slices, write_slice
 from homeserver.search.words import Stemmers
 
 # Writing this many documents takes 0.1 s, for which searches wait. They are the memory that a kill loses.
@@ -63,7 +72,10 @@ RANKED_MAX = 5_000
 
 @dataclass(slots=True)
 class _Entry:
-    """A slice as the manifest has it. first, last: its lowest and highest number. oldest, newest: times."""
+    """A slice as the manifest has it. first, last: its lowest and highest number. oldest, newest: times.
+
+    is_sealed: whether its terms are sealed.
+    """
 
     name: str
     documents: int
@@ -73,6 +85,7 @@ class _Entry:
     newest: int
     bytes: int
     checksums: dict[str, int]
+    is_sealed: bool
     deleted: list[int] = field(default_factory=list)
     opened: Slice | None = None
 
@@ -81,38 +94,31 @@ class _Entry:
         return {
             "name": self.name, "documents": self.documents, "first": self.first, "last": self.last,
             "oldest": self.oldest, "newest": self.newest, "bytes": self.bytes, "checksums": self.checksums,
-            "deleted": deleted,
+            "is_sealed": self.is_sealed, "deleted": deleted,
         }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Recent:
-    """A document in memory, with its terms."""
-
-    document: Document
-    frequencies: dict[str, int]
-    length: int
 
 
 class Index:
     """An index in a folder, which is created if it does not exist. Used by one thread of one process at a time.
 
-    Raises IndexInUse if another process has it open.
+    Raises IndexInUse if another process has it open. key: 32 bytes that seal the terms, None if they are not sealed.
 
     damage: why the index was reset when it was opened, empty if it was not. history, position: what the caller said
     last: which stream of documents this is, and up to where the index has it. since: from where on it has it; 0 unless
     a first index, which begins with the newest documents, is not complete yet.
     """
 
-    def __init__(self, folder: Path, stemmers: Stemmers) -> None:
+    def __init__(self, folder: Path, stemmers: Stemmers, key: bytes | None = None) -> None:
         self.damage = ""
         self.history = ""
         self.position = 0
         self.since = 0
         self.folder = folder
         self._stemmers = stemmers
+        self._key = key
+        self._pages = Pages()
         self._entries: list[_Entry] = []
-        self._recent: list[_Recent] = []
+        self._recent: list[Indexed] = []
         self._recent_terms = 0
         self._is_stored = True
         self._merging: set[str] = set()
@@ -159,8 +165,8 @@ class Index:
     def _take(self, documents: Sequence[Document]) -> None:
         for document in documents:
             frequencies, length = index_terms_of(document.text, self._stemmers)
-            self._recent.append(_Recent(document, frequencies, length))
-            self._recent_terms += max(len(frequencies), length)  # a word that is repeated takes as long to read again
+            self._recent.append(Indexed(document, frequencies, length))
+            self._recent_terms += len(frequencies)
         self._is_stored = False
         if len(self._recent) >= WRITE_AT or self._recent_terms >= WRITE_AT_TERMS:
             self.store()
@@ -169,11 +175,10 @@ class Index:
         """Writes what is only in memory."""
         if self._is_stored:
             return
-        documents = [each.document for each in self._recent]
-        if documents:
+        if self._recent:
             name = _new_name()
-            write_slice(self.folder / name, documents, self._stemmers)
-            self._entries.append(_describe(self.folder, name, documents))
+            write_slice(self.folder / name, self._key, self._recent)
+            self._entries.append(self._describe(name, [each.document for each in self._recent]))
         self._write_manifest()
         self._recent.clear()
         self._recent_terms = 0
@@ -302,6 +307,8 @@ class Index:
         """
         free = [entry for entry in self._entries if entry.name not in self._merging]
         chosen = _choose(free, deletions=deletions)
+        if not chosen and self._key is not None:
+            chosen = [entry for entry in free if not entry.is_sealed][:1]
         self._merging.update(entry.name for entry in chosen)
         if chosen:
             self.store()  # so that the manifest says what has been deleted
@@ -337,9 +344,17 @@ class Index:
 
     # --- files ---
 
+    def _describe(self, name: str, documents: Sequence[Document]) -> _Entry:
+        numbers = [document.number for document in documents]
+        times = [document.time for document in documents]
+        return _Entry(
+            name, len(documents), min(numbers), max(numbers), min(times), max(times), _size_of(self.folder / name),
+            checksums_of(self.folder / name), self._key is not None,
+        )  # fmt: skip
+
     def _open(self, entry: _Entry) -> Slice:
         if entry.opened is None:
-            entry.opened = Slice(self.folder / entry.name, entry.documents, entry.checksums, set(entry.deleted))
+            entry.opened = _open_slice(self.folder, entry, self._key, self._pages)
         return entry.opened
 
     def _close_slices(self) -> None:
@@ -378,25 +393,23 @@ class Index:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def merge(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+def merge(folder: Path, names: Sequence[str], key: bytes | None = None) -> dict[str, Any]:
     """Merges slices into a new one, in any process. Returns what `adopt` needs. Raises IndexDamaged."""
     manifest = parse_manifest((folder / MANIFEST).read_text())
     entries = {entry["name"]: _Entry(**entry) for entry in manifest["slices"]}
     merged = [entries[each] for each in names]
-    sources = [
-        Slice(folder / name, entries[name].documents, entries[name].checksums, set(entries[name].deleted))
-        for name in names
-    ]
+    pages = Pages()
+    sources = [_open_slice(folder, entry, key, pages) for entry in merged]
     name = f"merging-{_new_name()}"
     try:
-        documents = merge_slices(folder / name, sources)
+        documents = merge_slices(folder / name, key, sources)
         if not documents:
             return {"documents": 0}
         return {
             "name": name, "documents": documents, "bytes": _size_of(folder / name),
             "first": min(entry.first for entry in merged), "last": max(entry.last for entry in merged),
             "oldest": min(entry.oldest for entry in merged), "newest": max(entry.newest for entry in merged),
-            "checksums": checksums_of(folder / name),
+            "checksums": checksums_of(folder / name), "is_sealed": key is not None,
         }  # fmt: skip
     finally:
         for source in sources:
@@ -444,13 +457,12 @@ def _deleted(entry: _Entry) -> Sequence[int] | set[int]:
     return entry.deleted if entry.opened is None else entry.opened.deleted
 
 
-def _describe(folder: Path, name: str, documents: Sequence[Document]) -> _Entry:
-    numbers = [document.number for document in documents]
-    times = [document.time for document in documents]
-    return _Entry(
-        name, len(documents), min(numbers), max(numbers), min(times), max(times), _size_of(folder / name),
-        checksums_of(folder / name),
-    )  # fmt: skip
+def _open_slice(folder: Path, entry: _Entry, key: bytes | None, pages: Pages) -> Slice:
+    """Raises IndexDamaged."""
+    if entry.is_sealed and key is None:
+        raise IndexDamaged(f"{folder / entry.name} is sealed, and there is no key")
+    slice_key = key if entry.is_sealed else None
+    return Slice(folder / entry.name, entry.documents, entry.checksums, set(entry.deleted), slice_key, pages)
 
 
 def _size_of(folder: Path) -> int:
@@ -458,7 +470,7 @@ def _size_of(folder: Path) -> int:
 
 
 def _new_name() -> str:
-    return f"slice-{secrets.token_hex(8)}"
+    return f"slice-{secrets.token_hex(16)}"
 
 
 def _frequencies_in(query: Query, frequencies: dict[str, int]) -> list[float]:

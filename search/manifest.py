@@ -14,7 +14,7 @@ from typing import Any
 from homeserver.search import fts5
 from homeserver.search.fts5_database import DATABASE
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 CURRENT = "current"
 

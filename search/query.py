@@ -29,6 +29,8 @@ PREFIX_CHARACTERS_MIN = 2
 
 _CHUNK = re.compile(r'"([^"]*)"?|(\S+)')
 STEM_MARK = "~"
+# More occurrences of a word in one text make no difference to its rank, and a frequency takes one byte.
+FREQUENCY_MAX = 255
 
 
 class InvalidQuery(ValueError):
@@ -83,7 +85,10 @@ def parse_query(text: str, stemmers: Stemmers) -> Query:
 
 
 def index_terms_of(text: str, stemmers: Stemmers) -> tuple[dict[str, int], int]:
-    """Returns the terms under which a text is indexed, each with its frequency, and the number of words."""
+    """Returns the terms under which a text is indexed, each with its frequency, and the number of words.
+
+    A term that occurs more often than FREQUENCY_MAX counts as often as that.
+    """
     frequencies: dict[str, int] = {}
     words = words_of(normalize(text))
     for word in words:
@@ -92,6 +97,8 @@ def index_terms_of(text: str, stemmers: Stemmers) -> tuple[dict[str, int], int]:
             if stem != word.text:
                 marked = STEM_MARK + stem
                 frequencies[marked] = frequencies.get(marked, 0) + 1
+    if len(words) > FREQUENCY_MAX:
+        frequencies = {term: min(count, FREQUENCY_MAX) for term, count in frequencies.items()}
     return frequencies, len(words)
 
 

@@ -50,8 +50,13 @@ class Service:
         self._engine = engine
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stemmers = Stemmers()
+        self._key: bytes | None = None
         self._index: Engine | None = None
         self._path: Path | None = None
+
+    def unlock(self, key: bytes | None) -> None:
+        """Takes the key that seals the index, see `engines.open_index`. Comes before everything else."""
+        self._key = key
 
     def begin(self, history: str) -> list[Any]:
         """Returns history, position and beginning of the index, and why it was reset since the last call, if it was."""
@@ -92,10 +97,10 @@ class Service:
         index.add_older([Document(*each) for each in documents], since)
         return True
 
-    def search(self, text: str, wanted: dict[str, Any], seconds: float) -> list[Any]:
+    def search(self, text: str, wanted: dict[str, Any], seconds: float) -> list[Any] | None:
         """Returns hits, each with score, time and number, and where to continue, or None. Raises ValueError.
 
-        wanted: the fields of `Wanted` but the query.
+        wanted: the fields of `Wanted` but the query. Returns None if the index is damaged: it was reset.
         """
         before = wanted.pop("before", None)
         for name in ("groups", "authors", "not_authors"):
@@ -107,7 +112,7 @@ class Service:
             found = index.search(Wanted(query, before=None if before is None else Hit(*before), **wanted), seconds)
         except IndexDamaged as error:
             index.reset(str(error), index.history)
-            return [[], None]
+            return None
         return [[list(hit) for hit in found.hits], None if found.reached is None else list(found.reached)]
 
     def plan_merge(self, deletions: bool) -> list[str]:
@@ -117,7 +122,7 @@ class Service:
 
     def merge(self, folder: str, names: Sequence[str]) -> dict[str, Any]:
         """Merges slices. It takes long: it is meant for another process than the one that searches."""
-        return merge(Path(folder), names)
+        return merge(Path(folder), names, self._key)
 
     def adopt(self, folder: str, names: Sequence[str], merged: dict[str, Any] | None) -> None:
         """Replaces the slices by what was made of them, None if that has failed."""
@@ -162,7 +167,7 @@ class Service:
         deadline = time.monotonic() + LOCK_SECONDS_MAX
         while True:
             try:
-                return open_index(self._engine, path, self._stemmers)
+                return open_index(self._engine, path, self._stemmers, self._key)
             except IndexInUse:
                 if time.monotonic() > deadline:
                     raise

@@ -20,26 +20,27 @@ import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
-from homeserver.search.documents import Document, Hit, IndexDamaged, OutOfTime, Wanted, score_of
+from homeserver.search.documents import Hit, IndexDamaged, Indexed, OutOfTime, Wanted, score_of
 from homeserver.search.folders import synchronise_folder
-from homeserver.search.postings import AllOf, AnyOf, Listed, Of, Postings
-from homeserver.search.query import STEM_MARK, Term, index_terms_of
+from homeserver.search.postings import AllOf, AnyOf, Documents, Listed, Postings, Prefix, all_of
+from homeserver.search.query import STEM_MARK, Term
+from homeserver.search.sealed_files import Pages
 from homeserver.search.whoosh_files import FILES, TermPostings, Terms, write_terms
-from homeserver.search.words import Stemmers
 
-# If a prefix begins more words in a slice, only the first ones count: each costs 30 µs.
+# If a prefix begins more words in a slice, only the first ones count: each costs 10 µs.
 PREFIX_TERMS_MAX = 1_000
 # Documents that are read for a prefix at most, of its first terms: 0.1 s.
 PREFIX_POSTINGS_MAX = 100_000
-# If a filter leaves fewer of a slice's documents than this part of it, the search walks along these.
-_SELECTIVE = 4
-
-STEPS_BETWEEN_CHECKS = 256  # of the clock: some 2 ms
+# The documents of a slice are compared in windows. The first has this many documents of the shortest list of the query,
+# and each one is twice as long as the one before it, up to a number.
+_WINDOW_MIN = 256
+_WINDOW_DOCUMENTS = 64
+_WINDOW_MAX = 16_384
 
 _COLUMNS_FILE = "documents.bin"
 _ALL_FILES = (*FILES, _COLUMNS_FILE)
@@ -67,33 +68,37 @@ def checksums_of(folder: Path) -> dict[str, int]:
     return found
 
 
-def write_slice(folder: Path, documents: Sequence[Document], stemmers: Stemmers) -> None:
-    """Writes a slice with these documents, at least one. When it returns, the files are on the disk."""
-    ordered = sorted(documents, key=lambda each: (each.time, each.number), reverse=True)
-    postings: dict[str, list[tuple[int, int]]] = {}
-    lengths: list[int] = []
-    for index, document in enumerate(ordered):
-        frequencies, length = index_terms_of(document.text, stemmers)
-        lengths.append(min(length, _LENGTH_MAX))
-        for term, frequency in frequencies.items():
-            postings.setdefault(term, []).append((index, frequency))
+def write_slice(folder: Path, key: bytes | None, entries: Sequence[Indexed]) -> None:
+    """Writes a slice with these documents, at least one. When it returns, the files are on the disk.
+
+    key: seals its terms, None if they are not sealed.
+    """
+    ordered = sorted(entries, key=lambda each: (each.document.time, each.document.number), reverse=True)
+    postings: dict[str, tuple[list[int], dict[int, int]]] = {}
+    for index, entry in enumerate(ordered):
+        for term, frequency in entry.frequencies.items():
+            documents, repeated = postings.setdefault(term, ([], {}))
+            documents.append(index)
+            if frequency > 1:
+                repeated[index] = frequency
     folder.mkdir(parents=True)
-    write_terms(folder, (TermPostings(term, postings[term]) for term in sorted(postings, key=str.encode)))
+    terms = sorted((term.encode(), *of_term) for term, of_term in postings.items())
+    write_terms(folder, key, (TermPostings(*each) for each in terms))
     _write_columns(
         folder,
         {
-            "numbers": [each.number for each in ordered],
-            "times": [each.time for each in ordered],
-            "groups": [each.group for each in ordered],
-            "authors": [each.author for each in ordered],
-            "lengths": lengths,
-            "labels": [each.labels for each in ordered],
+            "numbers": [each.document.number for each in ordered],
+            "times": [each.document.time for each in ordered],
+            "groups": [each.document.group for each in ordered],
+            "authors": [each.document.author for each in ordered],
+            "lengths": [min(each.length, _LENGTH_MAX) for each in ordered],
+            "labels": [each.document.labels for each in ordered],
         },
     )
-    _synchronise(folder)
+    synchronise_folder(folder)
 
 
-def merge_slices(folder: Path, sources: Sequence[Slice]) -> int:
+def merge_slices(folder: Path, key: bytes | None, sources: Sequence[Slice]) -> int:
     """Writes a slice with the remaining documents of others. Returns how many it has; if none, nothing is written."""
     order = [
         (-source.times[index], -source.numbers[index], which, index)
@@ -108,30 +113,35 @@ def merge_slices(folder: Path, sources: Sequence[Slice]) -> int:
     for place, (_, _, which, index) in enumerate(order):
         places[which][index] = place
     folder.mkdir(parents=True)
-    write_terms(folder, _merged_terms(sources, places))
+    write_terms(folder, key, _merged_terms(sources, places))
     columns = ("numbers", "times", "groups", "authors", "lengths", "labels")
     _write_columns(
         folder, {name: [getattr(sources[which], name)[index] for _, _, which, index in order] for name in columns}
     )
-    _synchronise(folder)
+    synchronise_folder(folder)
     return len(order)
 
 
 def _merged_terms(sources: Sequence[Slice], places: Sequence[Sequence[int]]) -> Iterator[TermPostings]:
     streams = [_terms_of(source, which) for which, source in enumerate(sources)]
-    for text, group in groupby(heapq.merge(*streams), key=itemgetter(0)):
-        postings = sorted(
-            (places[which][index], frequency)
-            for _, which in group
-            for index, frequency in sources[which].terms.read(text)
-            if places[which][index] >= 0
-        )
-        if postings:
-            yield TermPostings(text.decode(), postings)
+    for text, group in groupby(heapq.merge(*streams, key=itemgetter(0)), key=itemgetter(0)):
+        documents: list[int] = []
+        repeated: dict[int, int] = {}
+        for _, which, postings in group:
+            place_of = places[which].__getitem__
+            old, frequencies = postings.read_all()
+            documents += map(place_of, old)
+            repeated.update((place_of(document), frequency) for document, frequency in frequencies.items())
+        documents.sort()
+        if documents[0] < 0:  # the place of those that were deleted
+            documents = [each for each in documents if each >= 0]
+            repeated.pop(-1, None)
+        if documents:
+            yield TermPostings(text, documents, repeated)
 
 
-def _terms_of(source: Slice, which: int) -> Iterator[tuple[bytes, int]]:
-    return ((text, which) for text in source.terms)
+def _terms_of(source: Slice, which: int) -> Iterator[tuple[bytes, int, Postings]]:
+    return ((text, which, postings) for text, postings in source.terms)
 
 
 def _write_columns(folder: Path, columns: Mapping[str, Sequence[int]]) -> None:
@@ -143,20 +153,26 @@ def _write_columns(folder: Path, columns: Mapping[str, Sequence[int]]) -> None:
             if sys.byteorder == "big":
                 values.byteswap()
             file.write(values.tobytes())
-
-
-def _synchronise(folder: Path) -> None:
-    for name in _ALL_FILES:
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-    synchronise_folder(folder)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Slice:
     """Reads a slice. deleted: the documents to leave out, by their index in the slice."""
 
-    def __init__(self, folder: Path, documents: int, checksums: Mapping[str, int], deleted: set[int]) -> None:
-        """Raises IndexDamaged if the files do not have these checksums."""
+    def __init__(
+        self,
+        folder: Path,
+        documents: int,
+        checksums: Mapping[str, int],
+        deleted: set[int],
+        key: bytes | None,
+        pages: Pages,
+    ) -> None:
+        """key: with which its terms are sealed, None if they are not.
+
+        Raises IndexDamaged if the files do not have these checksums.
+        """
         self.deleted = deleted
         self._ranges: dict[int, tuple[int, int]] = {}  # of each group in `_by_group`
         try:
@@ -167,7 +183,7 @@ class Slice:
         except (OSError, ValueError) as error:
             raise IndexDamaged(f"{folder}: {error}") from error
         self._views: list[memoryview] = []
-        self.terms = Terms(folder)
+        self.terms = Terms(folder, key, pages)
         columns = self._read_columns(documents)
         self.numbers, self.times = columns["numbers"], columns["times"]
         self.groups, self.authors, self._by_group = columns["groups"], columns["authors"], columns["by_group"]
@@ -207,32 +223,57 @@ class Slice:
 
     def search(self, wanted: Wanted, start: int, is_late: Callable[[], bool]) -> Iterator[Hit]:
         """Yields the documents from `start` on that may match, the newest first. Raises OutOfTime."""
-        units = [[self._alternative(sequence) for sequence in unit] for unit in wanted.query.units]
-        lists: list[Postings] = [AnyOf([each for each in unit if each is not None]) for unit in units]
-        if not lists or not all(each.documents for each in lists):
+        units = [self._unit(unit) for unit in wanted.query.units]
+        if not all(unit.documents for unit in units):
             return
+        lists: list[Documents] = [*units]
         if wanted.groups is not None:
-            in_groups = self._list_groups(wanted.groups, min(each.documents for each in lists) // _SELECTIVE)
+            in_groups = self._list_groups(wanted.groups, min(each.documents for each in lists))
             if in_groups is not None:
-                lists.append(Listed(in_groups))
-        found = AllOf(lists)
-        at = found.advance(start)
-        steps = 0
-        while at < len(self):
-            steps += 1
-            if steps % STEPS_BETWEEN_CHECKS == 0 and is_late():
-                raise OutOfTime(self.times[at], self.numbers[at] + 1)
-            if at not in self.deleted and wanted.accepts(self.groups[at], self.authors[at], self.labels[at]):
-                if wanted.from_time is not None and self.times[at] < wanted.from_time:
+                if not in_groups:
                     return
-                score = (
-                    score_of([_frequency_of(unit, at) for unit in units], self.lengths[at]) if wanted.by_rank else 0.0
-                )
-                yield Hit(score, self.times[at], self.numbers[at])
-            at = found.advance(at + 1)
+                lists.append(Listed(in_groups))
+        lists.sort(key=lambda each: each.documents)
+        lead, *others = lists
+        width = max(_WINDOW_MIN, _WINDOW_DOCUMENTS * len(self) // lead.documents)
+        low = start
+        while low < len(self):
+            if low > start and is_late():
+                raise OutOfTime(self.times[low], self.numbers[low] + 1)
+            high = min(low + width, len(self))
+            found = self._accepted(all_of(lead.between(low, high), others), wanted)
+            yield from self._ranked(found, units) if wanted.by_rank else self._unranked(found)
+            if wanted.from_time is not None and self.times[high - 1] < wanted.from_time:
+                return
+            low, width = high, min(2 * width, max(width, _WINDOW_MAX))
+
+    def _accepted(self, documents: Sequence[int], wanted: Wanted) -> list[int]:
+        """Returns those of some documents that are not deleted and fulfil the conditions."""
+        times, groups, authors, labels = self.times, self.groups, self.authors, self.labels
+        deleted, since = self.deleted, wanted.from_time
+        return [
+            at
+            for at in documents
+            if at not in deleted
+            and wanted.accepts(groups[at], authors[at], labels[at])
+            and (since is None or times[at] >= since)
+        ]
+
+    def _unranked(self, documents: Sequence[int]) -> Iterator[Hit]:
+        return (Hit(0.0, self.times[at], self.numbers[at]) for at in documents)
+
+    def _ranked(self, documents: Sequence[int], units: Sequence[AnyOf]) -> Iterator[Hit]:
+        frequencies = [unit.frequencies(documents) for unit in units]
+        scores: dict[tuple[float, ...], float] = {}
+        for at in documents:
+            key = (self.lengths[at], *(each[at] for each in frequencies))
+            score = scores.get(key)
+            if score is None:
+                score = scores[key] = score_of(key[1:], self.lengths[at])
+            yield Hit(score, self.times[at], self.numbers[at])
 
     def _list_groups(self, wanted: frozenset[int], fewer_than: int) -> list[int] | None:
-        """Returns the documents of some groups; None if they are too many for this to be worth it."""
+        """Returns the documents of some groups; None unless they are fewer than the documents that a query has."""
         ranges = self._ranges
         if not ranges:
             groups, by_group = self.groups, self._by_group
@@ -247,44 +288,23 @@ class Slice:
             return []
         if sum(end - start for start, end in chosen) >= fewer_than:
             return None
-        return sorted(document for start, end in chosen for document in self._by_group[start:end])
+        return sorted(chain.from_iterable(self._by_group[start:end] for start, end in chosen))
 
-    def _alternative(self, sequence: Sequence[Term]) -> _Alternative | None:
+    def _unit(self, unit: Sequence[Sequence[Term]]) -> AnyOf:
+        """Returns the documents that have one of some sequences."""
+        return AnyOf([found for sequence in unit if (found := self._find_sequence(sequence)) is not None])
+
+    def _find_sequence(self, sequence: Sequence[Term]) -> AllOf | None:
         """Returns the documents that have all terms of a sequence; None if there are none."""
-        terms: list[Of | Listed] = []
+        terms: list[Documents] = []
         for term in sequence:
-            postings = self._find_prefix(term.text) if term.is_prefix else self.terms.find(term.text)
-            if postings is None:
+            found = self._find_prefix(term.text) if term.is_prefix else self.terms.find(term.text)
+            if found is None:
                 return None
-            terms.append(postings)
-        return _Alternative(terms, weight=0.5 if sequence[0].text.startswith(STEM_MARK) else 1.0)
+            terms.append(found)
+        return AllOf(terms, weight=0.5 if sequence[0].text.startswith(STEM_MARK) else 1.0)
 
-    def _find_prefix(self, prefix: str) -> Listed | None:
-        documents: set[int] = set()
-        left = PREFIX_POSTINGS_MAX
-        for term in self.terms.list_from(prefix, PREFIX_TERMS_MAX):
-            postings = self.terms.read(term.encode())
-            documents.update(document for document, _ in postings)
-            left -= len(postings)
-            if left < 0:
-                break
-        return Listed(sorted(documents)) if documents else None
-
-
-class _Alternative(AllOf):
-    """The documents with all terms of a sequence. weight: of an occurrence, for the rank."""
-
-    def __init__(self, terms: Sequence[Of | Listed], weight: float) -> None:
-        super().__init__(terms)
-        self._terms = terms
-        self._weight = weight
-
-    def frequency_at(self, document: int) -> float:
-        """Returns how often the sequence can occur in a document at most."""
-        if self.advance(document) != document:
-            return 0.0
-        return self._weight * min(term.frequency_at(document) for term in self._terms)
-
-
-def _frequency_of(unit: Sequence[_Alternative | None], document: int) -> float:
-    return max(each.frequency_at(document) for each in unit if each is not None)
+    def _find_prefix(self, prefix: str) -> Prefix | None:
+        terms = self.terms.list_from(prefix, PREFIX_TERMS_MAX)
+        sums = [*accumulate(each.documents for each in terms)]
+        return Prefix(terms[: bisect_left(sums, PREFIX_POSTINGS_MAX) + 1]) if terms else None

@@ -44,8 +44,7 @@ def run_rebuild(args: argparse.Namespace) -> int:
         from homeserver.features.search.feeding import rebuild
 
         bar = Bar("changes", is_shown=not args.json)
-        config = server.config
-        status = await rebuild(server.resources.database, config.data_path("search"), config.search.engine, bar.show)
+        status = await rebuild(server.resources.database, server.config, bar.show)
         bar.end()
         tell(args, f"The index is rebuilt: {_describe(status, 0)}", **status, behind=0)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -106,8 +106,13 @@ class Service:
         memory_bytes: int = WORKER_MEMORY_BYTES_MAX,
         idle_seconds: float = WORKER_IDLE_SECONDS,
         inline: bool = False,
+        first_call: Sequence[Any] = (),
     ) -> None:
-        """factory: "package.module:Class". inline: the object is in this process, and calls block; for tests."""
+        """factory: "package.module:Class". inline: the object is in this process, and calls block; for tests.
+
+        first_call: a method and its arguments, which each new process is called with before anything else. Secrets
+        belong there: the arguments of the factory can be seen in the list of processes.
+        """
         self.lock = trio.Lock()
         self._factory = factory
         self._args = args
@@ -115,12 +120,19 @@ class Service:
         self._object: Any = None
         self._is_closed = False
         self._memory_bytes = memory_bytes
-        self._process = _Process(memory_bytes, idle_seconds, factory, *args)
+        self._first_call = first_call
+        self._process = _Process(memory_bytes, idle_seconds, factory, *args, first_call=first_call)
         self._limiter = trio.CapacityLimiter(1)
 
     def beside(self) -> Service:
         """Returns another one of the same kind, for a call that takes long. The caller closes it."""
-        return Service(self._factory, *self._args, memory_bytes=self._memory_bytes, inline=self._inline)
+        return Service(
+            self._factory,
+            *self._args,
+            memory_bytes=self._memory_bytes,
+            inline=self._inline,
+            first_call=self._first_call,
+        )
 
     async def call(self, method: str, *args: Any, timeout_s: float = WORKER_SECONDS_MAX) -> Any:
         """Returns what the method returns, one call at a time. Raises ValueError if it does, else WorkerFailed.
@@ -134,6 +146,9 @@ class Service:
         await trio.lowlevel.checkpoint()
         if self._object is None:
             self._object = find_function(self._factory)(*self._args)
+            if self._first_call:
+                name, *first = self._first_call
+                getattr(self._object, name)(*first)
         try:
             return getattr(self._object, method)(*msgspec.msgpack.decode(msgspec.msgpack.encode(args)))
         except ValueError:
@@ -162,8 +177,9 @@ class Service:
 class _Process:
     """Talks to the process. Synchronous, one call at a time."""
 
-    def __init__(self, memory_bytes: int, idle_seconds: float, *service: str) -> None:
-        """service: the factory of a service and its arguments."""
+    def __init__(self, memory_bytes: int, idle_seconds: float, *service: str, first_call: Sequence[Any] = ()) -> None:
+        """service: the factory of a service and its arguments. first_call: see `Service`."""
+        self._first_call = first_call
         self._arguments = (str(memory_bytes), str(idle_seconds), *service)
         self._running: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -192,9 +208,13 @@ class _Process:
     def _exchange(self, request: bytes, deadline: float) -> Any:
         """Returns the decoded answer, None if the process had exited on its own before it read the call."""
         process = self._running
-        if process is None or process.poll() is not None:
+        is_new = process is None or process.poll() is not None
+        if process is None or is_new:
             process = self._running = self._start()
         try:
+            if is_new and self._first_call:
+                name, *args = self._first_call
+                self._send_and_receive(process, msgspec.msgpack.encode([name, args]), deadline)
             body = self._send_and_receive(process, request, deadline)
             if body is not None:
                 answer = msgspec.msgpack.decode(body)

@@ -32,8 +32,8 @@ KEYS_PER_WRITE = 500  # wrapping a key again takes 20 µs, for which other write
 
 @dataclass(frozen=True, slots=True)
 class KeyStatus:
-    """current: the fingerprint of the master key that wraps new keys, None before the first start. replaced: those that
-    a rotation is replacing, each with the number of keys that it still wraps.
+    """current: the fingerprint of the master key that wraps new keys, None before the first start. files: including the
+    search index. replaced: master keys that a rotation is replacing, each with the number of keys that it still wraps.
     """
 
     current: str | None

@@ -10,10 +10,11 @@ import pytest
 
 from homeserver import Homeserver
 from homeserver.client import Client
-from homeserver.config import AtRest
+from homeserver.config import AtRest, SearchSection
+from homeserver.database import Transaction
 from homeserver.errors import MatrixError
 from homeserver.features import at_rest
-from homeserver.features.search.feeding import remove_deleted
+from homeserver.features.search.feeding import merge, remove_deleted
 from homeserver.federation.identifiers import RoomID
 from homeserver.federation.redaction import redact
 from homeserver.rooms.events import find_event
@@ -69,10 +70,38 @@ async def register(hs: Homeserver) -> tuple[Client, Client]:
     return await hs.register("alice"), await hs.register("bob")
 
 
-async def test_sealed_contents_are_in_no_file_but_the_index(tmp_path: Path) -> None:
-    async with one_server("a.example", folder=tmp_path) as hs:
-        await fill(*await register(hs))
+@pytest.mark.parametrize("engine", ["whoosh", "fts5"])
+async def test_sealed_contents_are_in_no_file_but_in_an_index_on_fts5(tmp_path: Path, engine: str) -> None:
+    async with one_server("a.example", folder=tmp_path, search=SearchSection(engine=engine)) as hs:
+        alice, bob = await register(hs)
+        _, event_id = await fill(alice, bob)
+        assert await find(alice, "marzipan") == [event_id]
+        assert hs.resources.search is not None
+        await hs.resources.search.call("store")
         assert {name for name, _ in found_in(tmp_path) if "search" not in name} == set()
+        assert bool(found_in(tmp_path)) == (engine == "fts5")
+
+
+async def test_an_index_from_before_there_was_a_key_is_sealed_and_one_whose_key_is_lost_is_made_again(
+    tmp_path: Path,
+) -> None:
+    async with one_server("a.example", folder=tmp_path, at_rest=OFF) as hs:
+        alice, bob = await register(hs)
+        _, event_id = await fill(alice, bob)
+        assert await find(alice, "marzipan") == [event_id]
+    assert {name for name, _ in found_in(tmp_path) if "search" in name}
+    async with one_server("a.example", folder=tmp_path) as hs:
+        assert await find(await hs.log_in("alice"), "marzipan") == [event_id]
+        assert hs.resources.search is not None
+        await merge(hs.resources.search)
+        assert not {name for name, _ in found_in(tmp_path) if "search" in name}
+        await hs.resources.database.write(_lose_index_key)
+    async with one_server("a.example", folder=tmp_path) as hs:
+        assert await find(await hs.log_in("alice"), "marzipan") == [event_id]
+
+
+def _lose_index_key(tx: Transaction) -> None:
+    tx.run("UPDATE sealing_keys SET wrapped = NULL WHERE number IN (SELECT number FROM search_key)")
 
 
 @pytest.mark.parametrize("sealed", [True, False])

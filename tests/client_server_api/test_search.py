@@ -12,7 +12,7 @@ import trio
 from homeserver import limits
 from homeserver.api.filters import RoomEventFilter
 from homeserver.authenticate import Requester
-from homeserver.config import SearchSection
+from homeserver.config import AtRest, SearchSection
 from homeserver.database import Transaction
 from homeserver.features.search.feeding import catch_up, fill, merge
 from homeserver.features.search.matches import Narrowed, Searched, check_proposals
@@ -420,7 +420,11 @@ async def test_a_server_without_search_does_not_know_the_operation(homeservers: 
 # --- what is not in the index any more ---
 
 
-async def test_redacted_messages_and_those_of_erased_users_leave_the_files(server: Server) -> None:
+@pytest.mark.parametrize("engine", ["whoosh", "fts5"])
+async def test_redacted_messages_and_those_of_erased_users_leave_the_files(
+    homeservers: Homeservers, engine: str
+) -> None:
+    server = await homeservers.start(search=SearchSection(engine=engine), at_rest=AtRest(events=False))
     alice, bob, carol = [await server.register(name) for name in ("alice", "bob", "carol")]
     room_id = await public_room(alice, bob, carol)
     (redacted,) = await say(alice, room_id, "kettle redactedword")

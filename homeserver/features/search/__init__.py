@@ -1,7 +1,7 @@
 """Search: full-text search in all rooms that a user was ever in. Spec: client-server-api/#server-side-search
 
-`texts` says what of an event is searched, `feeding` keeps the index up to date, `matches` checks what the index
-proposes, `answer` shows the results.
+`texts` says what of an event is searched, `feeding` keeps the index up to date, `sealing` has its key, `matches` checks
+what the index proposes, `answer` shows the results.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from homeserver.features.search.request import (
     parse_has,
     parse_next_batch,
 )
+from homeserver.features.search.sealing import SCHEMA
 from homeserver.features.search.texts import EDITED, KEY_LABELS, KEYS, TYPES, URL
 from homeserver.limits import Bucket
 from homeserver.process.workers import Service, WorkerFailed
@@ -180,7 +181,7 @@ async def _find_page(hs: Resources, index: Service, search: _Search, limit: int)
             "before": None if place is None else list(place),
             "limit": number,
         }
-        hits, reached = await index.call("search", search.asked.search_term, wanted, limits.search.SEARCH_SECONDS_MAX)
+        hits, reached = await _propose(hs, index, search.asked.search_term, wanted)
         proposals = [Hit(*hit) for hit in hits]
         checked = await hs.database.read(check_proposals, search.searched, proposals, characters)
         matches += checked.matches
@@ -198,9 +199,20 @@ async def _find_page(hs: Resources, index: Service, search: _Search, limit: int)
     return Page(shown, seen + len(matches), following)
 
 
+async def _propose(hs: Resources, index: Service, term: str, wanted: dict[str, Any]) -> list[Any]:
+    """Returns proposals of the index, and where to continue. A damaged index is begun again, and asked once more."""
+    for _ in range(2):
+        found = await index.call("search", term, wanted, limits.search.SEARCH_SECONDS_MAX)
+        if found is not None:
+            return list(found)
+        await catch_up(hs.database, index, hs.stream.position)
+    raise WorkerFailed("the search index is damaged again just after it was begun")
+
+
 FEATURE = Feature(
     name="search",
     spec="client-server-api/#server-side-search",
+    schema=SCHEMA,
     routes=routes,
     limits={"search": Bucket(20, 2)},  # some 10 ms each, and much more for malicious ones
     background=(follow, purge_forgotten),

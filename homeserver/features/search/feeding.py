@@ -19,14 +19,15 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from homeserver import limits
+from homeserver.config import Config
 from homeserver.database import Database, Transaction
 from homeserver.database.generations import find_reach
+from homeserver.features.search.sealing import get_index_key
 from homeserver.features.search.texts import read_span, read_span_before
 from homeserver.process.workers import Service, WorkerFailed
 from homeserver.resources import Resources
@@ -173,14 +174,15 @@ async def merge(index: Service, *, deletions: bool = False) -> None:
             raise failure
 
 
-async def rebuild(database: Database, folder: Path, engine: str, tell: Callable[[int, int], object]) -> dict[str, Any]:
+async def rebuild(database: Database, config: Config, tell: Callable[[int, int], object]) -> dict[str, Any]:
     """Builds an index from the whole history, makes it the current one, and returns its status.
 
     For a process beside the server, which goes on with the old index meanwhile. tell(done, of): called for each span.
     """
     from homeserver.search.service import new_index_folder, switch
 
-    index = open_index(engine, new_index_folder(folder), Stemmers())
+    folder, key = config.data_path("search"), await get_index_key(database, config)
+    index = open_index(config.search.engine, new_index_folder(folder), Stemmers(), key)
     try:
         index.set_history(database.generation)
         while (upto := await database.read(_position)) > index.position:
@@ -188,7 +190,7 @@ async def rebuild(database: Database, folder: Path, engine: str, tell: Callable[
             deleted = Deleted(*map(frozenset, (span.deleted_positions, span.deleted_rooms, span.deleted_authors)))
             index.add(span.documents, deleted, span.upto)
             while names := index.plan_merge():
-                index.adopt(names, merge_slices(index.folder, names))
+                index.adopt(names, merge_slices(index.folder, names, key))
             tell(span.upto, upto)
         index.store()
         switch(folder, index.folder)

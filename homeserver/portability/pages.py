@@ -1,87 +1,72 @@
 """Pages of an exported room for people: plain HTML that works from a folder, without network and without scripts.
 
-Everything that someone in the room has chosen is escaped, and appears as text only. Beside that, the policy in each
-page allows nothing but its own style sheet and files of the folder, so even a mistake here could run no script and
-fetch nothing. Formatted texts are shown by their plain text: cleaning HTML of strangers is not worth the risk.
+Everything that someone in the room has chosen is escaped, or made harmless (`formatted.py`). Beside that, the policy in
+each page allows nothing but its own style sheet and files of the folder, so even a mistake here could run no script and
+fetch nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from base64 import b64encode
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
 from homeserver.portability.files import PICTURES
 from homeserver.portability.folders import NewFile, NewFolder
-from homeserver.portability.shown import Quote, Shown
+from homeserver.portability.formatted import link
+from homeserver.portability.page_style import COLOURS, POLICY, STYLE
+from homeserver.portability.shown import Member, Quote, Shown
 
 ENTRIES_PER_PAGE = 1_000
+_TOGETHER_MS = 5 * 60 * 1000  # messages of one person that follow each other so closely share their head
 _SENDERS_NAMED = 10
 _DAY = "%A, %d %B %Y"
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8883; --soft: #666; --chosen: #0001; }
-@media (prefers-color-scheme: dark) { :root { --soft: #aaa; --chosen: #fff1; } }
-body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 46rem; padding: 0 .8rem 3rem;
-  overflow-wrap: anywhere; }
-header, footer { padding: 1rem 0; border-bottom: 1px solid var(--line); }
-footer { border: 0; display: flex; justify-content: space-between; gap: 1rem; }
-h1 { font-size: 1.3rem; margin: 0; }
-h2 { font-size: .85rem; text-align: center; color: var(--soft); margin: 1.5rem 0 .5rem; }
-article { padding: .3rem .5rem; border-radius: .4rem; }
-article:target { background: var(--chosen); }
-article.thread { margin-left: 1.5rem; border-left: 3px solid var(--line); border-radius: 0; }
-.who { font-weight: 600; }
-time, .soft, .state { color: var(--soft); font-size: .85rem; }
-.state { text-align: center; }
-.text { white-space: pre-wrap; }
-.emote .text, .deleted, .encrypted { font-style: italic; }
-blockquote { margin: .2rem 0; padding-left: .6rem; border-left: 3px solid var(--line); color: var(--soft);
-  font-size: .9rem; }
-img, video { max-width: 100%; max-height: 24rem; border-radius: .4rem; display: block; }
-.reaction { border: 1px solid var(--line); border-radius: 1rem; padding: 0 .5rem; margin-right: .3rem;
-  font-size: .85rem; }
-a { color: inherit; }
-"""
-_STYLE_HASH = b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src 'self' file:; media-src 'self' file:;"
-    " base-uri 'none'; form-action 'none'"
-)
 
 
 class PageWriter:
     """Writes pages of ENTRIES_PER_PAGE entries: `index.html`, `page-2.html` …"""
 
     def __init__(self, folder: NewFolder, about: Mapping[str, Any]) -> None:
-        """about: `name`, `topic`, `room_id`, `server_name`, `exported_ts`."""
+        """about: `name`, `topic`, `picture`, `room_id`, `server_name`, `exported_ts`."""
         self._folder = folder
         self._about = about
-        self._names: dict[str, str] = {}
+        self._members: dict[str, Member] = {}
+        self._avatars: set[str] = set()
         self._starts: list[int] = []  # the ordering of the first entry of each page
         self._entries = 0
         self._day = ""
+        self._last: Shown | None = None
         self._file: NewFile | None = None
 
-    def write(self, entries: Sequence[Shown]) -> None:
-        """Appends entries."""
+    @property
+    def known(self) -> Set[str]:
+        """The users whose names are known."""
+        return self._members.keys()
+
+    def know(self, members: Iterable[Member]) -> None:
+        """Takes the names of users who may have come before the history began."""
+        self._members |= {member.user_id: member for member in members}
+
+    def write(self, entries: Sequence[Shown]) -> Collection[str]:
+        """Appends entries. Returns the URIs of the avatars in them."""
+        self._avatars.clear()
         for entry in entries:
             if entry.member is not None:
-                user_id, name = entry.member
-                self._names[user_id] = name or user_id
+                self.know([entry.member])
             if self._file is None or self._entries == ENTRIES_PER_PAGE:
                 self._turn(entry)
             assert self._file is not None
             day = _moment(entry.ts).strftime(_DAY)
             if day != self._day:
                 self._file.write(f"<h2>{escape(day)}</h2>\n".encode())
-                self._day = day
+                self._day, self._last = day, None
             self._file.write(self._entry(entry).encode(errors="replace"))
             self._entries += 1
+            self._last = entry
+        return {*self._avatars}
 
     def finish(self) -> None:
         """Ends the last page. A room without history has one, too."""
@@ -97,7 +82,7 @@ class PageWriter:
 
     def _begin(self) -> None:
         self._file = self._folder.begin(_page_name(len(self._starts) or 1))
-        self._entries, self._day = 0, ""
+        self._entries, self._day, self._last = 0, "", None
         about = {name: escape(str(value)) for name, value in self._about.items()}
         moment = _moment(self._about["exported_ts"]).strftime("%d %B %Y, %H:%M UTC")
         self._file.write(
@@ -105,10 +90,11 @@ class PageWriter:
             f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<meta name="referrer" content="no-referrer">\n'
-            f"<title>{about['name']}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-            f'<header><h1>{about["name"]}</h1>\n<div class="soft">{about["topic"]}</div>\n'
+            f"<title>{about['name']}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+            f"<header>{_picture_of(self._about['room_id'], self._about['name'], self._about['picture'])}\n<div>"
+            f"<h1>{about['name']}</h1>\n<div>{about['topic']}</div>\n"
             f'<div class="soft">{about["room_id"]}, exported from {about["server_name"]} on {moment}. '
-            f"Times are UTC.</div></header>\n<main>\n".encode(errors="replace")
+            f"Times are UTC.</div></div></header>\n<main>\n".encode(errors="replace")
         )
 
     def _end(self, *, has_next: bool) -> None:
@@ -124,41 +110,76 @@ class PageWriter:
     def _entry(self, entry: Shown) -> str:
         moment = _moment(entry.ts)
         time = f'<time datetime="{moment.isoformat()}">{moment:%H:%M}</time>'
-        name = f'<span class="who" title="{escape(entry.sender)}">{escape(self._name(entry.sender))}</span>'
         anchor = f'id="{_anchor(entry.event_id)}"'
         if entry.kind == "state":
+            name = f'<span class="who" title="{escape(entry.sender)}">{escape(self._name(entry.sender))}</span>'
             return f'<article class="state" {anchor}>{name} {escape(entry.text)} {time}</article>\n'
-        parts = [f"{name} {time}"]
+        is_first = not self._follows(entry)
+        kinds = f"{entry.kind}{' thread' if entry.thread is not None else ''} {'first' if is_first else 'more'}"
+        body = f"{self._above(entry)}{self._content(entry)}{self._reactions(entry)}"
+        if not is_first:
+            return f'<article class="{kinds}" {anchor}><div class="at">{time}</div><div>{body}</div></article>\n'
+        who = f"who c{_colour_of(entry.sender)}"
+        name = f'<span class="{who}" title="{escape(entry.sender)}">{escape(self._name(entry.sender))}</span>'
+        return (
+            f'<article class="{kinds}" {anchor}>{self._avatar(entry.sender)}<div>{name}{time}{body}</div></article>\n'
+        )
+
+    def _follows(self, entry: Shown) -> bool:
+        """Returns whether an entry belongs to the same person's message before it."""
+        last = self._last
+        return (
+            last is not None
+            and last.kind != "state"
+            and (last.sender, last.thread is None) == (entry.sender, entry.thread is None)
+            and 0 <= entry.ts - last.ts < _TOGETHER_MS
+        )
+
+    def _avatar(self, user_id: str) -> str:
+        member = self._members.get(user_id)
+        if member is not None and member.avatar:
+            self._avatars.add(member.avatar)
+        return _picture_of(user_id, self._name(user_id), "" if member is None else member.file)
+
+    def _above(self, entry: Shown) -> str:
+        parts = []
         if entry.before_edit is not None:
             parts.append(f'<span class="soft" title="{escape(entry.before_edit)}">edited</span>')
         if entry.thread is not None:
             parts.append(self._quoted(entry.thread, "in a thread"))
         if entry.reply is not None:
             parts.append(self._quoted(entry.reply, "answers"))
-        parts.append(self._content(entry))
+        return " ".join(parts)
+
+    def _reactions(self, entry: Shown) -> str:
+        parts = []
         for key, senders in entry.reactions.items():
             names = ", ".join(map(self._name, senders[:_SENDERS_NAMED]))
             parts.append(f'<span class="reaction" title="{escape(names)}">{escape(key)} {len(senders)}</span>')
-        kinds = f"{entry.kind} thread" if entry.thread is not None else entry.kind
-        return f'<article class="{kinds}" {anchor}>{" ".join(parts)}</article>\n'
+        return f'<div class="reactions">{"".join(parts)}</div>' if parts else ""
 
     def _content(self, entry: Shown) -> str:
         if entry.kind == "deleted":
             return '<div class="text">deleted</div>'
         if entry.kind == "encrypted":
             return '<div class="text">encrypted: only the clients of the people in the room can read it</div>'
+        text = f'<div class="text">{link(entry.text)}</div>'
+        if entry.html is not None:
+            text = f'<div class="html">{entry.html}</div>'
         if entry.kind != "file":
-            return f'<div class="text">{escape(entry.text)}</div>'
-        caption = f'<div class="text">{escape(entry.text)}</div>' if entry.text != entry.filename else ""
+            return text
+        caption = text if entry.text != entry.filename else ""
         if entry.file is None:
             return f'<div class="soft">{escape(entry.filename)} (not on this server, or encrypted)</div>{caption}'
         extension = entry.file.rpartition(".")[2]
         if extension in PICTURES:
-            shown = f'<img loading="lazy" src="{entry.file}" alt="{escape(entry.filename)}">'
+            shown = f'<img class="shown" loading="lazy" src="{entry.file}" alt="{escape(entry.filename)}">'
             return f'<a href="{entry.file}">{shown}</a>{caption}'
         if extension in ("mp4", "webm"):
             return f'<video controls preload="none" src="{entry.file}"></video>{caption}'
-        return f'<div><a href="{entry.file}" download>{escape(entry.filename)}</a></div>{caption}'
+        if extension in ("mp3", "ogg", "m4a"):
+            return f'<audio controls preload="none" src="{entry.file}"></audio>{caption}'
+        return f'<a class="file" href="{entry.file}" download>{escape(entry.filename)}</a>{caption}'
 
     def _quoted(self, quote: Quote, word: str) -> str:
         if quote.ordering is None:
@@ -169,11 +190,24 @@ class PageWriter:
         return f'<blockquote>{word} <a href="{page}#{_anchor(quote.event_id)}">{text}</a></blockquote>'
 
     def _name(self, user_id: str) -> str:
-        return self._names.get(user_id, user_id)
+        member = self._members.get(user_id)
+        return user_id if member is None else member.name or user_id
 
 
 def _page_name(number: int) -> str:
     return "index.html" if number == 1 else f"page-{number}.html"
+
+
+def _picture_of(identifier: str, name: str, file: str) -> str:
+    """Returns a picture, or the first letter of a name in a colour that belongs to the identifier."""
+    if file:
+        return f'<img class="avatar" loading="lazy" src="{file}" alt="">'
+    letter = next((character for character in name if character.isalnum()), "?").upper()
+    return f'<div class="avatar c{_colour_of(identifier)}" aria-hidden="true">{escape(letter)}</div>'
+
+
+def _colour_of(identifier: str) -> int:
+    return hashlib.sha256(identifier.encode()).digest()[0] % COLOURS
 
 
 def _anchor(event_id: str) -> str:

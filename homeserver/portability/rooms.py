@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
 from homeserver.federation.identifiers import RoomID
-from homeserver.portability.files import MediaWriter, list_uris
+from homeserver.portability.files import PICTURES, MediaWriter, find_shown_name, list_uris
 from homeserver.portability.folders import ExportError, NewFolder
 from homeserver.portability.pages import PageWriter
-from homeserver.portability.shown import list_shown
+from homeserver.portability.shown import list_members, list_shown
 from homeserver.resources import Resources
 from homeserver.rooms.client_event import client_event
 from homeserver.rooms.heads import find_head, get_head, state_content
@@ -47,8 +47,8 @@ async def export_room(
                 for uri in list_uris(event.content):
                     await media.add(uri)
             if pages is not None:
-                shown = [event for event, _ in batch]
-                pages.write(await hs.database.read(list_shown, shown))
+                for uri in await _write_pages(hs, pages, RoomID(room_id), [event for event, _ in batch]):
+                    await media.add(uri)
             done += len(batch)
             tell(batch[-1][0].position, about["position"])
         folder.end(lines)
@@ -60,6 +60,16 @@ async def export_room(
         summary |= {"exported_ts": hs.now_ms(), "media": media.files, "media_missing": media.missing}
         folder.finish(summary, hs.server_name, hs.signing_key)
     return {**summary, "folder": str(target)}
+
+
+async def _write_pages(
+    hs: Resources, pages: PageWriter, room_id: RoomID, events: Sequence[TimelineEvent]
+) -> Collection[str]:
+    """Writes what pages show of some events. Returns the avatars in it."""
+    unknown = {event.sender for event in events} - pages.known
+    if unknown:
+        pages.know(await hs.database.read(list_members, room_id, unknown))
+    return pages.write(await hs.database.read(list_shown, events))
 
 
 def _describe(tx: Transaction, room_id: RoomID) -> dict[str, Any]:
@@ -76,10 +86,17 @@ def _describe(tx: Transaction, room_id: RoomID) -> dict[str, Any]:
         "room_version": head.version.id,
         "name": text("m.room.name", "name") or text("m.room.canonical_alias", "alias") or room_id,
         "topic": text("m.room.topic", "topic"),
+        "picture": _find_picture(tx, text("m.room.avatar", "url")),
         "position": tx.position,
         "server_name": tx.server.name,
         "exported_ts": tx.now_ms,
     }
+
+
+def _find_picture(tx: Transaction, mxc: str) -> str:
+    """Returns the name of the room's picture in the folder, empty if there is none."""
+    name = find_shown_name(tx, mxc) or ""
+    return name if name.rpartition(".")[2] in PICTURES else ""
 
 
 def _read_batch(tx: Transaction, room_id: RoomID, point: int, upto: int) -> list[tuple[TimelineEvent, bytes]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from homeserver.database import Transaction
-from homeserver.portability.files import find_shown_name
+from homeserver.federation.identifiers import RoomID
+from homeserver.portability.files import PICTURES, find_shown_name
+from homeserver.portability.formatted import clean
+from homeserver.rooms.heads import find_head
 from homeserver.rooms.relations import EDIT, Kind, Wanted, find_relation, list_aggregations, list_children, list_edits
-from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored_by_id
+from homeserver.rooms.resolve import StateAt, positions_in
+from homeserver.rooms.storage import StoredEvent, TimelineEvent, find_stored_by_id, list_stored
 from homeserver.rooms.timeline import END, START
 
 REACTIONS_MAX = 500  # of one message, in all
@@ -35,11 +39,20 @@ class Quote(msgspec.Struct, frozen=True):
     text: str
 
 
+class Member(NamedTuple):
+    """How a member is shown. avatar: the URI of a file that this server has; file: its name in the folder."""
+
+    user_id: str
+    name: str
+    avatar: str = ""
+    file: str = ""
+
+
 class Shown(msgspec.Struct, frozen=True):
     """One entry of a page. kind: "text", "notice", "emote", "file", "state", "deleted" or "encrypted".
 
-    member: the user and the display name of a member event. before_edit: the first text, if the message was edited.
-    file: its name in the folder; filename: what the sender calls it.
+    html: the formatted text, cleaned; None if there is none. member: of a member event. before_edit: the first text, if
+    the message was edited. file: its name in the folder; filename: what the sender calls it.
     """
 
     event_id: str
@@ -48,13 +61,23 @@ class Shown(msgspec.Struct, frozen=True):
     sender: str
     kind: str
     text: str
-    member: tuple[str, str] | None = None
+    html: str | None = None
+    member: Member | None = None
     before_edit: str | None = None
     file: str | None = None
     filename: str = ""
     reply: Quote | None = None
     thread: Quote | None = None
     reactions: Mapping[str, Sequence[str]] = {}
+
+
+def list_members(tx: Transaction, room_id: RoomID, user_ids: Collection[str]) -> list[Member]:
+    """Returns how some users are shown who may have come before the history began: as they are in the room now."""
+    head = find_head(tx, room_id)
+    keys = [("m.room.member", user_id) for user_id in user_ids]
+    positions = [] if head is None else positions_in(tx, StateAt(head.state_root), keys).values()
+    members = [_member_of(tx, event) for event in list_stored(tx, set(positions)).values()]
+    return [member for member in members if member is not None]
 
 
 def list_shown(tx: Transaction, events: Sequence[TimelineEvent]) -> list[Shown]:
@@ -77,7 +100,7 @@ def _show(tx: Transaction, event: TimelineEvent, is_edited: bool) -> Shown | Non
     if event.redacted_by is not None and not event.is_state:
         return Shown(**about, kind="deleted", text="")
     if event.is_state:
-        return Shown(**about, kind="state", text=_describe_state(event), member=_member_of(event))
+        return Shown(**about, kind="state", text=_describe_state(event), member=_member_of(tx, event))
     if event.type == "m.room.encrypted":
         return Shown(**about, kind="encrypted", text="", reactions=_list_reactions(tx, event))
     return _show_message(tx, event, is_edited, about)
@@ -103,6 +126,7 @@ def _show_message(tx: Transaction, event: TimelineEvent, is_edited: bool, about:
         **about,
         kind="file" if is_file else {"m.notice": "notice", "m.emote": "emote"}.get(str(kind), "text"),
         text=_text_of(content) or ("" if is_file else f"({event.type})"),
+        html=_html_of(content),
         before_edit=before,
         file=name,
         filename=_string(content.get("filename")) or _string(content.get("body")),
@@ -148,10 +172,20 @@ def _describe_state(event: StoredEvent) -> str:
     return _STATES.get(event.type, f"changed {event.type}")
 
 
-def _member_of(event: StoredEvent) -> tuple[str, str] | None:
-    if event.type != "m.room.member" or event.state_key is None or event.content.get("membership") != "join":
+def _member_of(tx: Transaction, event: StoredEvent) -> Member | None:
+    content = event.content
+    if event.type != "m.room.member" or event.state_key is None or content.get("membership") != "join":
         return None
-    return event.state_key, _string(event.content.get("displayname"))
+    avatar = _string(content.get("avatar_url"))
+    file = find_shown_name(tx, avatar) if avatar else None
+    if file is None or file.rpartition(".")[2] not in PICTURES:
+        return Member(event.state_key, _string(content.get("displayname")))
+    return Member(event.state_key, _string(content.get("displayname")), avatar, file)
+
+
+def _html_of(content: Mapping[str, Any]) -> str | None:
+    html = _string(content.get("formatted_body"))
+    return clean(html) if html and content.get("format") == "org.matrix.custom.html" else None
 
 
 def _text_of(content: Mapping[str, Any]) -> str:

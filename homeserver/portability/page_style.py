@@ -62,7 +62,7 @@ blockquote { margin: .2rem 0; padding: .05rem .7rem; border-left: 3px solid var(
 img.shown, video { max-width: 100%; max-height: 24rem; border-radius: .5rem; display: block; margin: .2rem 0;
   border: 1px solid var(--line); }
 audio { width: 100%; max-width: 24rem; display: block; margin: .2rem 0; }
-.file { display: inline-block; padding: .45rem .8rem; margin: .2rem 0; border: 1px solid var(--line);
+.download { display: inline-block; padding: .45rem .8rem; margin: .2rem 0; border: 1px solid var(--line);
   border-radius: .5rem; background: var(--code); }
 .reactions { margin-top: .2rem; }
 .reaction { display: inline-block; border: 1px solid var(--line); border-radius: 1rem; padding: 0 .55rem;

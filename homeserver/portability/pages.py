@@ -179,7 +179,7 @@ class PageWriter:
             return f'<video controls preload="none" src="{entry.file}"></video>{caption}'
         if extension in ("mp3", "ogg", "m4a"):
             return f'<audio controls preload="none" src="{entry.file}"></audio>{caption}'
-        return f'<a class="file" href="{entry.file}" download>{escape(entry.filename)}</a>{caption}'
+        return f'<a class="download" href="{entry.file}" download>{escape(entry.filename)}</a>{caption}'
 
     def _quoted(self, quote: Quote, word: str) -> str:
         if quote.ordering is None:

@@ -26,6 +26,14 @@ _STATES = {
     "m.room.avatar": "changed the picture of the room",
     "m.room.encryption": "turned on encryption",
     "m.room.tombstone": "closed the room for another one",
+    "m.room.power_levels": "changed who may do what",
+    "m.room.join_rules": "changed who may come in",
+    "m.room.history_visibility": "changed who may read what was said before",
+    "m.room.guest_access": "changed what guests may do",
+    "m.room.canonical_alias": "changed the address",
+    "m.room.server_acl": "changed which servers may take part",
+    "m.room.pinned_events": "changed the pinned messages",
+    "m.room.retention": "changed how long messages are kept",
 }
 _MEMBERSHIPS = {"invite": "invited", "ban": "banned", "leave": "removed", "join": "let in", "knock": "announced"}
 

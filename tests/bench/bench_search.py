@@ -4,9 +4,9 @@ object.
 python -m tests.bench.bench_search [MESSAGES [ROOMS [whoosh|fts5 [sealed|plain]]]]
 
 The texts have ten words each, of a vocabulary of 50,000 with the frequencies of a natural language. Queries are asked
-as the server does, for the first 50 proposals: in all rooms, in ten and in one. Of each kind, the report has the median
-and the 99th percentile of CPU time, which other programs on the machine change little, and of the time that passed. The
-first query opens the slices.
+as the server does, for the first 50 proposals: in all rooms, in ten and in one. The report has the median and the 99th
+percentile of CPU time, which other programs on the machine change little, and of the time that passed. The first query
+opens the slices.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of an index are sealed if there is a key: whoever has only them learns no word."""
+"""The files of an index are sealed if there is a key: a thief of the files learns no word."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ async def get_index_key(database: Database, config: Config) -> bytes | None:
     if not config.at_rest.events:
         return None
     key = await database.read(_find)
-    return await database.write(_get) if key is None else key
+    return await database.write(_create) if key is None else key
 
 
 def _find(tx: Transaction) -> bytes | None:
@@ -41,7 +41,7 @@ def _find(tx: Transaction) -> bytes | None:
     return None if key is None else key.secret
 
 
-def _get(tx: Transaction) -> bytes:
+def _create(tx: Transaction) -> bytes:
     found = _find(tx)
     if found is not None:
         return found  # another node has just created it

@@ -29,7 +29,7 @@ from homeserver.federation.identifiers import (
 )
 from homeserver.limits import RATE_LIMITS, Bucket
 from homeserver.limits.peers import EDU_PARTS_MAX
-from homeserver.resources import ForgetRoom, ForgetUser, Resources
+from homeserver.resources import ForgetFiles, ForgetRoom, ForgetUser, Resources
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -340,6 +340,7 @@ class Feature:
     tails, worklists, background: what runs while the server is open. Background tasks are those that wait for time.
     forget_user: deletes what this feature's tables and caches hold of a user whose account ends, see `ForgetUser`.
     forget_room: deletes what this feature's tables hold of the contents of a room, see `ForgetRoom`.
+    forget_files: deletes files that only expired messages show, see `ForgetFiles`.
     """
 
     name: str
@@ -362,6 +363,7 @@ class Feature:
     background: Sequence[Background] = ()
     forget_user: ForgetUser | None = None
     forget_room: ForgetRoom | None = None
+    forget_files: ForgetFiles | None = None
 
 
 def combine(what: str, tables: Iterable[Mapping[str, T]]) -> dict[str, T]:

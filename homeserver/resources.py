@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,12 +43,18 @@ Called in the write that deletes the room's key. What a feature keeps sealed wit
 """
 
 
+ForgetFiles = Callable[[Transaction, Sequence[tuple[ServerName, str]], bool], tuple[int, int]]
+"""forget_files(tx, files, is_estimate): deletes files that no event shows any more, by server and media ID, unless the
+feature needs them otherwise. If it is an estimate, it only counts them. Returns how many there are, and their bytes.
+"""
+
+
 @dataclass(slots=True)
 class Resources:
     """Opened by `homeserver.server`, closed by it in reverse order.
 
     is_ready: False once the server has been told to stop. stopping: set at the same time, for those that wait.
-    forgetters, room_forgetters: how each feature forgets a user, or the contents of a room.
+    forgetters, room_forgetters, file_forgetters: how each feature forgets a user, the contents of a room, or files.
     search: the index, see `homeserver.search.service`; None if search is turned off.
     `now_ms` is the one source of wall time. `nursery` outlives requests: work started there is awaited at close.
     """
@@ -75,6 +81,7 @@ class Resources:
     outages: Outages = field(default_factory=Outages)
     forgetters: tuple[ForgetUser, ...] = ()
     room_forgetters: tuple[ForgetRoom, ...] = ()
+    file_forgetters: tuple[ForgetFiles, ...] = ()
     budgets: Budgets = field(default_factory=Budgets)
     is_ready: bool = True
     stopping: trio.Event = field(default_factory=trio.Event)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -230,9 +230,8 @@ class Homeserver:
             self._stack.push_async_callback(search.aclose)
         wire = self._wire
         if wire is None:
-            internet = _open_internet(config)
+            wire = internet = _open_internet(config)
             self._stack.push_async_callback(internet.aclose)
-            wire = internet
         nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._stack.callback(nursery.cancel_scope.cancel)
         self._resources = Resources(
@@ -254,8 +253,9 @@ class Homeserver:
             ),
             rate_limits=RateLimits(rate_limits_of(features)),
             search=search,
-            forgetters=tuple(feature.forget_user for feature in features if feature.forget_user is not None),
-            room_forgetters=tuple(feature.forget_room for feature in features if feature.forget_room is not None),
+            forgetters=_all_of(feature.forget_user for feature in features),
+            room_forgetters=_all_of(feature.forget_room for feature in features),
+            file_forgetters=_all_of(feature.forget_files for feature in features),
         )
         database.get_needed_by(partial(_give_needed, self._resources))
         nursery.start_soon(database.outages.watch)
@@ -329,6 +329,11 @@ async def open_data(
     return await open_database(
         database_url(config), all_schemas(features), inline=inline, exclusive=exclusive, now_ms=now_ms
     )
+
+
+def _all_of(hooks: Iterable[T | None]) -> tuple[T, ...]:
+    """Returns the hooks of those features that have one."""
+    return tuple(hook for hook in hooks if hook is not None)
 
 
 def _check_text(**given: object) -> None:

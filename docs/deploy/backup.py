@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """backup.py DATA_DIR COPIES: backs up a server's data into a new folder COPIES/<date>. The server may be running.
 
-The copy contains everything in DATA_DIR but the master key and the search index: database, signing key and media. The
-database is copied first: a file without a row in the database is merely cleaned up later, but a row without a file
-would be a lost picture. Files that have not changed since the previous copy are hard links to it and take no space. An
-interrupted copy keeps the ending ".unfinished".
+The copy contains everything in DATA_DIR but the master key, the search index and unfinished uploads: database,
+signing key and media. The database is copied first: a file without a row in the database is merely cleaned up later,
+but a row without a file would be a lost picture. Files that have not changed since the previous copy are hard links to
+it and take no space. An interrupted copy keeps the ending ".unfinished".
 
 With PostgreSQL, DATA_DIR contains no database: run pg_dump first. This script needs only Python 3.
 """
@@ -26,6 +26,8 @@ LEFT_OUT = {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}.lock"}
 LEFT_OUT |= {"master.key"}
 # The search index has the words of messages, and can be rebuilt.
 LEFT_OUT |= {"search"}
+# Uploads that are not finished are not sealed yet, and a restored server would not know how far they are.
+LEFT_OUT |= {"uploads"}
 
 
 def back_up(data: Path, copies: Path) -> Path:

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell, tell_table
+from homeserver.cli.output import CommandError, add_shared_arguments, ask, read_config, run_beside, tell, tell_table
 from homeserver.cli.progress import Bar
 
 _AGE = re.compile(r"(\d{1,6})d?", re.ASCII)
@@ -16,7 +16,7 @@ _BLOCKS_AT_ONCE = 100
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `archive run`, `list` and `verify`."""
+    """Adds `archive run`, `purge`, `list` and `verify`."""
     group = commands.add_parser("archive", help="move old messages into the blob storage")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     run = actions.add_parser("run", help="move old messages now; a running server goes on")
@@ -24,6 +24,17 @@ def add_commands(commands: Any) -> None:
     run.add_argument("--older-than", metavar="DAYS", help='such as "90d"; default: [archive] after_days')
     run.add_argument("--dry-run", action="store_true", help="only say what would be moved")
     add_shared_arguments(run, run_run)
+    purge = actions.add_parser(
+        "purge",
+        help="delete old messages and their files for good; a running server goes on",
+        description="Deletes messages, and the files that only they show: those that are older than their rooms keep"
+        " them, or those older than --older-than. State events stay, and so do messages on other servers.",
+    )
+    purge.add_argument("--room", metavar="ROOM", help="only this room")
+    purge.add_argument("--older-than", metavar="DAYS", help='such as "365d"; default: what each room says')
+    purge.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    purge.add_argument("--yes", action="store_true", help="do not ask")
+    add_shared_arguments(purge, run_purge)
     show = actions.add_parser("list", help="list the blocks of a room")
     show.add_argument("room", metavar="ROOM")
     add_shared_arguments(show, run_list)
@@ -39,13 +50,10 @@ def run_run(args: argparse.Namespace) -> int:
 
     async def move(server: Any) -> None:
         from homeserver.features.archive import delete_leftovers
-        from homeserver.rooms.archiving import Wanted, archive, estimate, list_rooms
+        from homeserver.rooms.archiving import Wanted, archive, estimate
 
         hs = server.resources
-        if args.room is None:
-            rooms = await hs.database.read(list_rooms)
-        else:
-            rooms = [(await _get_head(hs, args.room)).room_nid]
+        rooms = await _list_rooms(hs, args.room)
         wanted = Wanted(hs.now_ms() - days * _DAY_MS)
         if args.dry_run:
             moved = await estimate(hs, rooms, wanted)
@@ -63,6 +71,55 @@ def run_run(args: argparse.Namespace) -> int:
              freed_bytes=moved.freed_bytes)  # fmt: skip
 
     return run_beside(config, move)
+
+
+def run_purge(args: argparse.Namespace) -> int:
+    """Says what would be deleted, asks, and deletes it."""
+    days = None if args.older_than is None else _parse_days(args.older_than)
+
+    async def purge(server: Any) -> None:
+        from homeserver.features.archive import delete_leftovers, estimate_purge, purge_room
+        from homeserver.rooms.expiring import Purged
+        from homeserver.rooms.retention import find_deadline
+
+        hs = server.resources
+        deadlines: dict[int, int] = {}
+        expected = Purged()
+        for room_nid in await _list_rooms(hs, args.room):
+            age = hs.now_ms() - days * _DAY_MS if days is not None else await hs.database.read(find_deadline, room_nid)
+            if age is not None:
+                deadlines[room_nid] = age
+                await estimate_purge(hs, room_nid, age, expected)
+        if args.dry_run:
+            _tell_purged(args, expected, "would be")
+            return
+        if not args.yes and expected.rooms:
+            ask(f"{_describe(expected)} will be deleted, for ever.")
+        purged = Purged()
+        bar = Bar("messages", is_shown=not args.json and sys.stderr.isatty())
+
+        def show(count: int) -> None:
+            bar.show(purged.events + count, expected.events)
+
+        for room_nid, age in deadlines.items():
+            await purge_room(hs, room_nid, age, purged, show)
+        bar.end()
+        await delete_leftovers(hs)
+        _tell_purged(args, purged, "were")
+
+    return run_beside(read_config(args), purge)
+
+
+def _describe(purged: Any) -> str:
+    return (
+        f"{purged.events} messages of {purged.rooms} rooms ({purged.text_bytes / 1e6:.1f} MB of text) and"
+        f" {purged.files} files ({purged.file_bytes / 1e6:.1f} MB)"
+    )
+
+
+def _tell_purged(args: argparse.Namespace, purged: Any, verb: str) -> None:
+    tell(args, f"{_describe(purged)} {verb} deleted.", dry_run=args.dry_run, rooms=purged.rooms, events=purged.events,
+         text_bytes=purged.text_bytes, files=purged.files, file_bytes=purged.file_bytes)  # fmt: skip
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -110,6 +167,15 @@ def run_verify(args: argparse.Namespace) -> int:
 
     run_beside(read_config(args), verify)
     return 1 if damaged else 0
+
+
+async def _list_rooms(hs: Any, room_id: str | None) -> list[int]:
+    from homeserver.rooms.archiving import list_rooms
+
+    if room_id is not None:
+        return [(await _get_head(hs, room_id)).room_nid]
+    rooms: list[int] = await hs.database.read(list_rooms)
+    return rooms
 
 
 async def _get_head(hs: Any, room_id: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,8 @@ from homeserver.database import DatabaseError, peek
 from homeserver.features.mail import try_mail_server
 from homeserver.http.listener import try_listener
 from homeserver.remote import identity
+from homeserver.rooms.keys import list_needed_masters
+from homeserver.rooms.master_keys import find_exposed, load_keys
 from homeserver.server import all_schemas, blobs_url, database_url
 
 
@@ -142,13 +144,16 @@ def _find_in_folder(config: Config) -> Iterator[Finding]:
 
 
 def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
-    """Checks the database and the signing key. Also returns whether a server has the database open."""
+    """Checks the database, the signing key and the master key. Also returns whether a server has the database open."""
     path = config.data_path(config.federation.signing_key_file)
     findings = [*_find_in_paths(config, path)]
-    known, is_served = None, False
+    known, needed, is_served = None, [], False
     try:
-        seen = peek(database_url(config), all_schemas(), identity.get_identity)
-        known, is_served = seen.result, seen.is_served
+        seen = peek(
+            database_url(config), all_schemas(), lambda tx: (identity.get_identity(tx), list_needed_masters(tx))
+        )
+        known, needed = seen.result or (None, [])
+        is_served = seen.is_served
     except DatabaseError as error:
         findings.append(Finding("error", f"database.url: {str(error).rstrip('.')}"))
     try:
@@ -159,7 +164,26 @@ def _find_in_database(config: Config) -> tuple[list[Finding], bool]:
                 identity.check_key(known, key, path)
     except ConfigError as error:
         findings.append(Finding("error", str(error)))
+    findings += _find_in_master_key(config, needed)
     return findings, is_served
+
+
+def _find_in_master_key(config: Config, needed: Collection[str]) -> Iterator[Finding]:
+    """Checks that the master key is the one of this database, and who can read it. needed: see `load_keys`."""
+    try:
+        load_keys(config, needed)
+        exposed = find_exposed(config)
+    except ConfigError as error:
+        yield Finding("error", str(error))
+    except OSError as error:
+        yield Finding("error", f"at_rest.master_key_file: cannot read it: {error.strerror}")
+    else:
+        if exposed is not None:
+            yield Finding(
+                "warning",
+                "every user of this machine can read the master key, and with it whatever is sealed:"
+                f" `chmod 600 {exposed}`",
+            )
 
 
 def _find_in_paths(config: Config, key: Path) -> Iterator[Finding]:

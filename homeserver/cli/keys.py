@@ -74,10 +74,14 @@ def run_status(args: argparse.Namespace) -> int:
     """Prints the fingerprint of the master key, and how many keys it wraps; never a secret."""
 
     async def show(server: Any) -> None:
+        from homeserver.features.media.sealing_storage import count_unsealed
+        from homeserver.rooms.resealing import count_waiting
         from homeserver.rooms.rotation import get_status
 
         database, config = server.resources.database, server.config
         status = await database.read(get_status)
+        events, blocks = await database.read(count_waiting)
+        files = await database.read(count_unsealed) if config.at_rest.media else 0
         place = database.server.master_keys.place
         sealed = [name for name in ("events", "media", "archive") if getattr(config.at_rest, name)]
         if status.current is None:
@@ -90,8 +94,14 @@ def run_status(args: argparse.Namespace) -> int:
             )
         for old, count in status.replaced.items():
             text += f"\nThe old master key {old} still wraps {count} keys: run `homeserver keys rotate` again."
+        if events or blocks or files:
+            text += (
+                f"\nStill to be sealed: {events} events, {files} files and {blocks} blocks of the archive;"
+                " a running server does it in the background."
+            )
+        waiting = {"events": events, "files": files, "blocks": blocks}
         tell(args, text, master_key=status.current, place=place, rooms=status.rooms, files=status.files,
-             forgotten=status.forgotten, replaced=status.replaced, sealed=sealed)  # fmt: skip
+             forgotten=status.forgotten, replaced=status.replaced, sealed=sealed, waiting=waiting)  # fmt: skip
 
     return run_beside(read_config(args), show)
 

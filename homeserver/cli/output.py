@@ -40,6 +40,15 @@ def fail(args: argparse.Namespace, sentence: str) -> None:
         print(f"homeserver: {sentence}", file=sys.stderr, flush=True)
 
 
+def ask(consequence: str) -> None:
+    """Asks whether something that cannot be undone is meant. Raises CommandError unless the answer is "yes"."""
+    if not sys.stdin.isatty():
+        raise CommandError("nobody can be asked here whether it is meant: add --yes")
+    print(f"{consequence} Type yes to go on: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() != "yes":
+        raise CommandError("nothing was changed")
+
+
 def run_trio(main: Callable[[], Awaitable[int]]) -> int:
     """Runs `trio.run`, and unwraps errors that are meant for people from the exception groups of nurseries.
 

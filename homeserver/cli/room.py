@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from homeserver.cli.output import CommandError, add_shared_arguments, read_config, run_beside, tell
+from homeserver.cli.output import CommandError, add_shared_arguments, ask, read_config, run_beside, tell
 from homeserver.cli.progress import Bar
 
 
@@ -36,7 +35,7 @@ def run_forget_key(args: argparse.Namespace) -> int:
         hs = server.resources
         room_id = await hs.database.read(_find_room, args.room)
         if not args.yes:
-            _ask(room_id)
+            ask(f"Everything that this server stores of {room_id} becomes unreadable, for ever.")
         bar = Bar("changes", is_shown=not args.json)
         await forget_room(hs, room_id, bar.show)
         bar.end()
@@ -65,12 +64,3 @@ def _find_room(tx: Any, name: str) -> str:
     if found is None:
         raise CommandError(f"this server has no alias {name}")
     return str(found[0])
-
-
-def _ask(room_id: str) -> None:
-    if not sys.stdin.isatty():
-        raise CommandError("nobody can be asked here whether it is meant: add --yes")
-    print(f"Everything that this server stores of {room_id} becomes unreadable, for ever. Type yes to go on: ", end="",
-          file=sys.stderr, flush=True)  # fmt: skip
-    if sys.stdin.readline().strip().lower() != "yes":
-        raise CommandError("nothing was changed")

@@ -8,6 +8,7 @@ the API of administration. `homeserver archive …` does the same by hand.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -29,9 +30,10 @@ from homeserver.rooms.archive.blocks import (
     list_stale,
     url_of,
 )
-from homeserver.rooms.archiving import TXN_KEPT_MS, Wanted, archive, expire, list_rooms, rewrite
+from homeserver.rooms.archiving import TXN_KEPT_MS, Wanted, archive, list_rooms, rewrite
+from homeserver.rooms.expiring import Purged, estimate_expiry, expire
 from homeserver.rooms.heads import find_head
-from homeserver.rooms.retention import find_deadline
+from homeserver.rooms.retention import estimate_files, find_deadline, forget_expired_files
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +89,49 @@ async def archive_forever(hs: Resources) -> None:
 
 
 async def expire_old(hs: Resources) -> None:
-    """Deletes the contents of messages that are older than their rooms keep them."""
+    """Deletes messages that are older than their rooms keep them."""
     for room_nid in await hs.database.read(list_rooms):
         before_ms = await hs.database.read(find_deadline, room_nid)
-        if before_ms is not None and (expired := await expire(hs, room_nid, before_ms)):
-            _log.info("old messages were deleted", extra={"room_nid": room_nid, "events": expired})
+        if before_ms is not None:
+            purged = Purged()
+            await purge_room(hs, room_nid, before_ms, purged)
+            if purged.rooms:
+                found = {"room_nid": room_nid, "events": purged.events, "files": purged.files}
+                _log.info("old messages were deleted", extra=found)
+
+
+async def purge_room(
+    hs: Resources, room_nid: int, before_ms: int, purged: Purged, tell: Callable[[int], object] = lambda count: None
+) -> None:
+    """Deletes the messages of a room that are older than a time, and the files that only they show. Adds to `purged`.
+
+    What remains of the messages is archived at once, because hardly anybody will ask for it. tell: see `expire`.
+    """
+    events, text_bytes = await expire(hs, room_nid, before_ms, tell)
+    is_any_left, files, file_bytes = True, 0, 0
+    while is_any_left:
+        is_any_left, number, size_bytes = await hs.database.write(
+            forget_expired_files, room_nid, before_ms, hs.file_forgetters
+        )
+        files, file_bytes = files + number, file_bytes + size_bytes
+    if events and hs.config.archive.after_days:
+        await archive(hs, [room_nid], Wanted(before_ms))
+    purged.rooms += events > 0 or files > 0
+    purged.events += events
+    purged.text_bytes += text_bytes
+    purged.files += files
+    purged.file_bytes += file_bytes
+
+
+async def estimate_purge(hs: Resources, room_nid: int, before_ms: int, purged: Purged) -> None:
+    """Adds to `purged` what `purge_room` would delete."""
+    events, text_bytes = await estimate_expiry(hs, room_nid, before_ms)
+    files, file_bytes = await hs.database.read(estimate_files, room_nid, before_ms, hs.file_forgetters)
+    purged.rooms += events > 0 or files > 0
+    purged.events += events
+    purged.text_bytes += text_bytes
+    purged.files += files
+    purged.file_bytes += file_bytes
 
 
 async def archive_old(hs: Resources) -> None:

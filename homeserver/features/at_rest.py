@@ -23,7 +23,7 @@ from homeserver.rooms.forgetting import (
     note_forgetting,
     note_forgotten,
 )
-from homeserver.rooms.resealing import is_any_left, store_sealed
+from homeserver.rooms.resealing import is_any_left, note_setting, store_sealed
 
 _PAUSE_S = 0.05  # between writes of which nobody waits for the end
 
@@ -63,7 +63,8 @@ async def finish_interrupted(hs: Resources) -> None:
 
 
 async def seal_old(hs: Resources) -> None:
-    """Seals what was stored before there were keys."""
+    """Seals what was stored before there were keys, or while sealing was off."""
+    await hs.database.write(note_setting)
     await _seal_old(hs, _PAUSE_S)
 
 

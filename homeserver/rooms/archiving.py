@@ -26,7 +26,6 @@ from typing import Protocol
 
 from homeserver.blobs import BlobDamaged, Blobs
 from homeserver.database import Database, DatabaseDamaged, Row, Transaction
-from homeserver.database.compression import as_it_is
 from homeserver.federation.identifiers import RoomID
 from homeserver.process.sealing import SealingKey
 from homeserver.process.workers import Workers
@@ -37,7 +36,6 @@ from homeserver.rooms.archive.blocks import (
     delete_block,
     delete_garbage,
     find_block_key,
-    find_expiring_block,
     insert_block,
     insert_garbage,
     insert_txns,
@@ -65,7 +63,7 @@ from homeserver.rooms.archive.format import (
 from homeserver.rooms.envelope import event_key, references, unpack
 from homeserver.rooms.heads import find_head
 from homeserver.rooms.keys import find_forgotten, room_key
-from homeserver.rooms.retention import expire_rows, forget_expired, reduced_row
+from homeserver.rooms.retention import forget_expired, note_expired, reduced_row
 from homeserver.rooms.storage import (
     StoredEvent,
     can_expire,
@@ -180,11 +178,11 @@ def find_plan(
     first = rows[0][ORDERING]
     around = list_blocks_between(tx, room_nid, first - 1, END, 1, forwards=True)
     if around and around[0].first_ordering <= first:  # they belong into its span
-        return _make_plan(tx, room_nid, [row for row in rows if row[ORDERING] <= around[0].last_ordering], around)
+        return make_plan(tx, room_nid, [row for row in rows if row[ORDERING] <= around[0].last_ordering], around)
     if around:
         rows = [row for row in rows if row[ORDERING] < around[0].first_ordering]
     if len(rows) > BLOCK_EVENTS_MAX + SMALL_BLOCK_EVENTS:
-        return _make_plan(tx, room_nid, rows[:BLOCK_EVENTS_MAX], ())
+        return make_plan(tx, room_nid, rows[:BLOCK_EVENTS_MAX], ())
     old: list[BlockRow] = []
     if len(rows) < SMALL_BLOCK_EVENTS:
         beside = [*list_blocks_between(tx, room_nid, START, first - 1, 1), *around]
@@ -192,7 +190,7 @@ def find_plan(
         old = (fitting or around)[:1]
     if not old and sum(map(_row_bytes, rows)) < wanted.rows_bytes_min:
         return None
-    return _make_plan(tx, room_nid, rows, old)
+    return make_plan(tx, room_nid, rows, old)
 
 
 def find_rewrite(tx: Transaction, block: int) -> Plan | None:
@@ -203,7 +201,7 @@ def find_rewrite(tx: Transaction, block: int) -> Plan | None:
     (row,) = rows
     loaded = load_block(tx, row)
     changed = list_rows(tx, loaded.positions, archived=False)
-    return _make_plan(tx, row.room_nid, changed, [row])
+    return make_plan(tx, row.room_nid, changed, [row])
 
 
 def _list_movable(tx: Transaction, room_nid: int, before_ms: int, after: int, kept: Collection[int]) -> list[Row]:
@@ -215,24 +213,16 @@ def _list_movable(tx: Transaction, room_nid: int, before_ms: int, after: int, ke
     return [row for row in rows if row[POSITION] not in needed]
 
 
-def find_expiry(tx: Transaction, room_nid: int, before_ms: int) -> Plan | None:
-    """Returns how the next block is rewritten in which messages have expired; None if there is none."""
-    row = find_expiring_block(tx, room_nid, before_ms)
-    if row is None:
-        return None
-    block = load_block(tx, row)
-    plain = [block.row(index) for index in range(len(block)) if block.timestamp(index) < before_ms]
-    rows = [(*each[:CONTENT], as_it_is(each[CONTENT])) for each in plain if can_expire(tx, each)]
-    return _make_plan(tx, room_nid, list_rows(tx, block.positions, archived=False), [row], stored_events(tx, rows))
-
-
-def _make_plan(
+def make_plan(
     tx: Transaction,
     room_nid: int,
     rows: Sequence[Row],
     old: Sequence[BlockRow],
     expired: Sequence[StoredEvent] = (),
 ) -> Plan | None:
+    """Returns how these rows, which are not archived, and the old blocks become new blocks. None if the room is being
+    forgotten.
+    """
     forgotten = find_forgotten(tx, room_nid)
     if forgotten is None:
         return None  # otherwise its contents could get into a block that is sealed with the room's next key
@@ -351,6 +341,7 @@ def store_moved(tx: Transaction, plan: Plan, new: Sequence[NewBlock]) -> bool:
     delete_rows(tx, positions)
     for event in plan.expired:
         forget_expired(tx, event)
+    note_expired(tx, [event.position for event in plan.expired])
     return True
 
 
@@ -429,17 +420,6 @@ async def estimate(hs: Archivist, room_nids: Sequence[int], wanted: Wanted) -> M
             moved.blocks += -(-events // BLOCK_EVENTS_MAX)
             moved.freed_bytes += size_bytes + ROW_BYTES * events
     return moved
-
-
-async def expire(hs: Archivist, room_nid: int, before_ms: int) -> int:
-    """Reduces all messages of a room that are older than a time. Returns how many."""
-    count = 0
-    while expired := await hs.database.write(expire_rows, room_nid, before_ms):
-        count += expired
-    async with hs.database.hold("archive"):
-        while plan := await hs.database.read(find_expiry, room_nid, before_ms):
-            count += len(plan.expired) if await move(hs, plan) else 0
-    return count
 
 
 async def rewrite(hs: Archivist, block: int) -> None:

@@ -48,12 +48,28 @@ async def open_master_keys(
     """
     needed = await database.read(list_needed_masters)
     path = config.data_path(config.at_rest.master_key_file)
-    is_file = find_fixed_source(config, environment) is None
-    if is_file and not needed and _is_used(config) and not path.exists():
+    if find_fixed_source(config, environment) is None and not needed and _is_used(config) and not path.exists():
         _create(path)
+    return load_keys(config, needed, environment)
+
+
+def load_keys(config: Config, needed: Collection[str], environment: Mapping[str, str] = os.environ) -> MasterKeys:
+    """Returns the master keys, without creating any. needed: the fingerprints of those that the database needs.
+
+    Raises ConfigError if one of these is missing, or if a source is damaged.
+    """
+    path = config.data_path(config.at_rest.master_key_file)
     keys = MasterKeys(lambda: read_keys(config, environment), describe_source(config, environment))
-    check_keys(needed, keys, path.exists() or not is_file)
+    check_keys(needed, keys, path.exists() or find_fixed_source(config, environment) is not None)
     return keys
+
+
+def find_exposed(config: Config, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Returns the file that holds the keys, if every user of this machine can read it."""
+    if environment.get(VARIABLE):
+        return None
+    path = _credential(config, environment) or config.data_path(config.at_rest.master_key_file)
+    return path if path.is_file() and path.stat().st_mode & 0o007 else None
 
 
 def check_keys(needed: Collection[str], keys: MasterKeys, exists: bool = True) -> None:

@@ -1,21 +1,62 @@
-"""Seals what was stored before there were keys, and notes the files that it refers to, in the background.
+"""Seals what was stored before there were keys, or while `[at_rest]` was off, and notes the files that it refers to.
 
 `sealing_backlog` has one row, which says how far this has come: events at position < stream ≤ upto are left. An
-interruption loses nothing: each write stores how far it has come. If `[at_rest] events` is off, only the references are
-noted.
+interruption loses nothing: each write stores how far it has come. While `[at_rest] events` is off, only the references
+are noted, and `plain_since` says from where on events are to be sealed once it is on again.
+
+Blocks of the archive that are not sealed are rewritten, like blocks in which an event was redacted.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from homeserver.database import Transaction
 from homeserver.database.compression import decompress
 from homeserver.limits import EVENT_CONTENT_BYTES_MAX
 from homeserver.process.sealing import is_sealed
+from homeserver.rooms.archive.blocks import count_unsealed, note_unsealed
 from homeserver.rooms.keys import room_key
 from homeserver.rooms.media_references import note_references
 from homeserver.rooms.sealed_rows import seal_row, seal_stripped
 
 EVENTS_PER_WRITE = 300  # 10 ms, for which other writes wait
+
+
+def note_setting(tx: Transaction) -> None:
+    """Notes what is to be sealed, by the configuration that the server has started with."""
+    row = tx.one("SELECT position, upto, plain_since FROM sealing_backlog WHERE id = 1")
+    assert row is not None
+    position, upto, plain_since = row
+    if not tx.server.config.at_rest.events:
+        if plain_since is None:
+            since = position if position < upto else tx.position
+            tx.run("UPDATE sealing_backlog SET plain_since = ? WHERE id = 1", since)
+    elif plain_since is not None:
+        tx.run(
+            "UPDATE sealing_backlog SET position = ?, upto = ?, plain_since = NULL WHERE id = 1",
+            min(position, plain_since), tx.position,
+        )  # fmt: skip
+    if tx.server.config.at_rest.archive:
+        note_unsealed(tx)
+
+
+class Waiting(NamedTuple):
+    """What is still to be sealed: about how many events, and how many blocks of the archive."""
+
+    events: int
+    blocks: int
+
+
+def count_waiting(tx: Transaction) -> Waiting:
+    """Returns what is to be sealed by the configuration, but is not yet."""
+    at_rest = tx.server.config.at_rest
+    row = tx.one("SELECT position, upto FROM sealing_backlog WHERE id = 1")
+    assert row is not None
+    events = 0
+    if at_rest.events:
+        (events,) = tx.values("SELECT COUNT(*) FROM events WHERE position > ? AND position <= ?", *row)
+    return Waiting(int(events), count_unsealed(tx) if at_rest.archive else 0)
 
 
 def is_any_left(tx: Transaction) -> bool:
@@ -29,12 +70,14 @@ def store_sealed(tx: Transaction) -> tuple[int, int]:
     assert row is not None
     position, upto = int(row[0]), int(row[1])
     rows = tx.all(
-        "SELECT position, room_nid, event_id, envelope, content FROM events WHERE position > ? AND position <= ?"
-        " ORDER BY position LIMIT ?",
+        "SELECT position, room_nid, event_id, envelope, content, origin_server_ts, type_nid, state_key_nid FROM events"
+        " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
         position, upto, EVENTS_PER_WRITE,
     )  # fmt: skip
-    for at, room_nid, key, packed, content in rows:
-        _store_one(tx, at, room_nid, bytes(key), bytes(packed), bytes(content))
+    message_nid = tx.find("m.room.message")
+    for at, room_nid, key, packed, content, ts, type_nid, state_key_nid in rows:
+        message_ts = ts if type_nid == message_nid and state_key_nid is None else None
+        _store_one(tx, at, room_nid, bytes(key), bytes(packed), bytes(content), message_ts)
     position = rows[-1][0] if len(rows) == EVENTS_PER_WRITE else upto
     if position == upto:
         _store_stripped(tx)
@@ -42,10 +85,12 @@ def store_sealed(tx: Transaction) -> tuple[int, int]:
     return position, upto
 
 
-def _store_one(tx: Transaction, position: int, room_nid: int, key: bytes, packed: bytes, content: bytes) -> None:
+def _store_one(
+    tx: Transaction, position: int, room_nid: int, key: bytes, packed: bytes, content: bytes, message_ts: int | None
+) -> None:
     if is_sealed(content):
         return  # its references were noted when it was stored
-    note_references(tx, room_nid, decompress(content, EVENT_CONTENT_BYTES_MAX))
+    note_references(tx, room_nid, decompress(content, EVENT_CONTENT_BYTES_MAX), message_ts)
     if tx.server.config.at_rest.events:
         tx.run(
             "UPDATE events SET envelope = ?, content = ? WHERE position = ?",

@@ -4,9 +4,17 @@ An expired message is reduced to what a redaction leaves, as if it had redacted 
 position. So its content is gone for good, while the graph stays whole, and other servers can still get the event in a
 form whose signature is valid. Clients are not shown it any more (`storage.without_withheld`). State events and
 redactions do not expire: they are what the room consists of.
+
+Each write that reduces messages takes a position of the stream, at which `expired_events` says which they were, so that
+the search index removes their words. Files that only expired messages show are deleted (`media_references.py`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import accumulate, pairwise
+
+import msgspec
 
 from homeserver.config import Retention
 from homeserver.database import Row, Transaction
@@ -14,15 +22,30 @@ from homeserver.federation import canonical_json
 from homeserver.federation.event import trusted_event
 from homeserver.federation.identifiers import RoomID
 from homeserver.federation.redaction import redact
+from homeserver.resources import ForgetFiles
 from homeserver.rooms import envelope
 from homeserver.rooms.events import forget_auth_event, to_events
 from homeserver.rooms.heads import find_head, state_content
+from homeserver.rooms.media_references import delete_expired, list_expired_files
 from homeserver.rooms.relations import delete_relation
+from homeserver.rooms.resealing import is_any_left
 from homeserver.rooms.rewrites import note_rewrite
-from homeserver.rooms.storage import StoredEvent, find_positions, list_expiring, replace_content, stored_events
+from homeserver.rooms.storage import (
+    StoredEvent,
+    can_expire,
+    find_positions,
+    list_rows,
+    replace_content,
+    stored_events,
+)
 
 DAY_MS = 24 * 60 * 60 * 1000
 EXPIRED_PER_WRITE = 100  # each takes about a tenth of a millisecond, for which other writes wait
+_FILES_PER_WRITE = 100
+_FILES_ESTIMATED_MAX = 100_000  # of one room, so that an estimate needs little memory
+
+_encode_positions = msgspec.msgpack.Encoder().encode
+_decode_positions = msgspec.msgpack.Decoder(list[int]).decode
 
 
 def find_deadline(tx: Transaction, room_nid: int) -> int | None:
@@ -46,15 +69,19 @@ def lifetime(max_lifetime: object, retention: Retention) -> int | None:
     return None if wanted is None else max(wanted, retention.min_days * DAY_MS)
 
 
-def expire_rows(tx: Transaction, room_nid: int, before_ms: int) -> int:
-    """Reduces some messages of a room that are not archived and older than a time. Returns how many."""
-    rows = list_expiring(tx, room_nid, before_ms, EXPIRED_PER_WRITE)
+def expire_rows(tx: Transaction, positions: Collection[int]) -> tuple[int, int]:
+    """Reduces those of these messages that have a row and have not expired yet.
+
+    Returns how many, and how many bytes their contents took.
+    """
+    rows = [row for row in list_rows(tx, positions, archived=False) if can_expire(tx, row)]
     stored = stored_events(tx, rows)
     for before, event in zip(stored, to_events(tx, stored), strict=True):
         redacted = trusted_event(redact(event.pdu, event.version), event.version, event.event_id)
         replace_content(tx, before.position, redacted, before.position)
         forget_expired(tx, before)
-    return len(rows)
+    note_expired(tx, [event.position for event in stored])
+    return len(rows), sum(len(row[-1]) for row in rows)
 
 
 def reduced_row(tx: Transaction, event: StoredEvent) -> Row:
@@ -75,3 +102,47 @@ def forget_expired(tx: Transaction, event: StoredEvent) -> None:
     delete_relation(tx, event)
     forget_auth_event(tx, event.position)
     note_rewrite(tx, tx.find(event.room_id))
+
+
+def note_expired(tx: Transaction, positions: Collection[int]) -> None:
+    """Notes that these messages have expired, for those who have copies: see `list_expired`."""
+    if positions:
+        packed = _encode_positions(_differences(sorted(positions)))
+        tx.run("INSERT INTO expired_events (position, events) VALUES (?, ?)", tx.next_position(), packed)
+
+
+def list_expired(tx: Transaction, since: int, upto: int) -> list[int]:
+    """Returns the positions of the messages that have expired at since < position of the stream ≤ upto."""
+    rows = tx.values("SELECT events FROM expired_events WHERE position > ? AND position <= ?", since, upto)
+    return [position for packed in rows for position in accumulate(_decode_positions(bytes(packed)))]
+
+
+def _differences(positions: Sequence[int]) -> list[int]:
+    """Returns the first position, and the distance of each other one from the one before it."""
+    return [*positions[:1], *(after - before for before, after in pairwise(positions))]
+
+
+# --- files ---
+
+
+def forget_expired_files(
+    tx: Transaction, room_nid: int, before_ms: int, forgetters: Sequence[ForgetFiles]
+) -> tuple[bool, int, int]:
+    """Deletes some of the files that only expired messages of this room show.
+
+    Returns whether there may be more, and how many files with how many bytes were deleted.
+    """
+    if is_any_left(tx):
+        return False, 0, 0  # it is not yet known which files other rooms refer to
+    number, files = delete_expired(tx, room_nid, before_ms, _FILES_PER_WRITE)
+    freed = [forget(tx, files, False) for forget in forgetters]
+    return number == _FILES_PER_WRITE, sum(each[0] for each in freed), sum(each[1] for each in freed)
+
+
+def estimate_files(
+    tx: Transaction, room_nid: int, before_ms: int, forgetters: Sequence[ForgetFiles]
+) -> tuple[int, int]:
+    """Returns how many files with how many bytes would be deleted."""
+    files = list_expired_files(tx, room_nid, before_ms, _FILES_ESTIMATED_MAX)
+    freed = [forget(tx, files, True) for forget in forgetters]
+    return sum(each[0] for each in freed), sum(each[1] for each in freed)

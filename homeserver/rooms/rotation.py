@@ -104,27 +104,30 @@ def _replace_file(config: Config, keys: list[MasterKey]) -> None:
 
 
 def _replace_some(tx: Transaction) -> int:
-    """Wraps some keys with the current master key. Returns how many, 0 if none were left."""
-    (current,) = [fingerprint for fingerprint, is_current in list_masters(tx).items() if is_current]
-    rows = tx.all(
-        "SELECT number, room_nid, master, wrapped FROM sealing_keys WHERE wrapped IS NOT NULL AND master <> ?"
-        " ORDER BY number LIMIT ?",
-        current, KEYS_PER_WRITE,
-    )  # fmt: skip
+    """Wraps some keys with the current master key. Returns how many, 0 if none were left.
+
+    They are found by the key that wraps them, so the cost does not grow with the keys that are done already.
+    """
+    current, *replaced = list_masters(tx)
     master = get_master(tx, current)
-    for number, room_nid, old, wrapped in rows:
-        key = SealingKey(number, unwrap(tx, number, room_nid, old, bytes(wrapped)))
-        replace_wrapped(tx, key, room_nid, master)
-    return len(rows)
+    for old in replaced:
+        rows = tx.all(
+            "SELECT number, room_nid, wrapped FROM sealing_keys WHERE master = ? AND wrapped IS NOT NULL"
+            " ORDER BY number LIMIT ?",
+            old, KEYS_PER_WRITE,
+        )  # fmt: skip
+        for number, room_nid, wrapped in rows:
+            key = SealingKey(number, unwrap(tx, number, room_nid, old, bytes(wrapped)))
+            replace_wrapped(tx, key, room_nid, master)
+        if rows:
+            return len(rows)
+    return 0
 
 
 def _count_to_wrap(tx: Transaction) -> int:
-    row = tx.one(
-        "SELECT COUNT(*) FROM sealing_keys WHERE wrapped IS NOT NULL"
-        " AND master NOT IN (SELECT fingerprint FROM master_keys WHERE is_current = 1)"
-    )
-    assert row is not None
-    return int(row[0])
+    _, *replaced = list_masters(tx)
+    sql = "SELECT COUNT(*) FROM sealing_keys WHERE master = ? AND wrapped IS NOT NULL"
+    return sum(int(number) for old in replaced for number in tx.values(sql, old))
 
 
 def _delete_old_masters(tx: Transaction) -> None:

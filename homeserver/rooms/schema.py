@@ -280,5 +280,24 @@ SCHEMA = Schema(
             "016_memberships_stripped",
             "CREATE INDEX memberships_stripped ON memberships (changed_position) WHERE stripped IS NOT NULL;",
         ),
+        Step(
+            "017_expired_events",
+            """
+            -- Which messages have expired at a position of the stream, see retention.py. events: their positions.
+            CREATE TABLE expired_events (position INTEGER PRIMARY KEY, events BLOB NOT NULL);
+            -- The latest timestamp of the messages that show the file; very late if not only messages refer to it.
+            ALTER TABLE media_references ADD COLUMN last_ts INTEGER NOT NULL DEFAULT 4611686018427387904;
+            DROP INDEX media_references_of_room;
+            CREATE INDEX media_references_of_room ON media_references (room_nid, last_ts);
+            """,
+        ),
+        Step(
+            "018_plain_since",
+            """
+            -- Since which position of the stream events have been stored unsealed, NULL while they are sealed.
+            ALTER TABLE sealing_backlog ADD COLUMN plain_since INTEGER;
+            UPDATE sealing_backlog SET plain_since = 0;
+            """,
+        ),
     ),
 )

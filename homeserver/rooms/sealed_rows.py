@@ -40,7 +40,8 @@ def pack_row(
     """
     packed = envelope.pack(event, known)
     content_json = canonical_json.encode(event.content, strict=False)
-    note_references(tx, room_nid, content_json)
+    is_message = event.type == "m.room.message" and event.state_key is None
+    note_references(tx, room_nid, content_json, event.origin_server_ts if is_message else None)
     content = compress(content_json)
     if not tx.server.config.at_rest.events:
         return packed, content

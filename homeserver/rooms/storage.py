@@ -287,15 +287,32 @@ def list_older(tx: Transaction, room_nid: int, before_ms: int, after: int, limit
     )  # fmt: skip
 
 
-def list_expiring(tx: Transaction, room_nid: int, before_ms: int, limit: int) -> list[Row]:
-    """Returns some rows of messages of a room that are older than a time and have not expired yet."""
-    return tx.all(
-        "SELECT position, event_id, room_nid, ordering, type_nid, state_key_nid, sender_nid, origin_server_ts, status,"
-        " redacted_by, state_before, device_id, txn_id, envelope, content FROM events"
+def list_expiring(
+    tx: Transaction, room_nid: int, before_ms: int, after: tuple[int, int], limit: int
+) -> list[tuple[int, int]]:
+    """Returns time and position of the oldest messages of a room after (time, position) that are older than a time, and
+    have not expired yet.
+    """
+    rows = tx.all(
+        "SELECT origin_server_ts, position FROM events"
         " WHERE room_nid = ? AND ordering IS NOT NULL AND state_key_nid IS NULL AND origin_server_ts < ?"
-        " AND (redacted_by IS NULL OR redacted_by <> position) AND type_nid <> ? LIMIT ?",
-        room_nid, before_ms, tx.find("m.room.redaction") or 0, limit,
+        " AND (origin_server_ts, position) > (?, ?)"
+        " AND (redacted_by IS NULL OR redacted_by <> position) AND type_nid <> ?"
+        " ORDER BY origin_server_ts, position LIMIT ?",
+        room_nid, before_ms, *after, tx.find("m.room.redaction") or 0, limit,
     )  # fmt: skip
+    return [(ts, position) for ts, position in rows]
+
+
+def count_expiring(tx: Transaction, room_nid: int, before_ms: int) -> tuple[int, int]:
+    """Returns how many rows `list_expiring` would return without a limit, and how many bytes their contents take."""
+    (row,) = tx.all(
+        "SELECT COUNT(*), COALESCE(SUM(LENGTH(content)), 0) FROM events"
+        " WHERE room_nid = ? AND ordering IS NOT NULL AND state_key_nid IS NULL AND origin_server_ts < ?"
+        " AND (redacted_by IS NULL OR redacted_by <> position) AND type_nid <> ?",
+        room_nid, before_ms, tx.find("m.room.redaction") or 0,
+    )  # fmt: skip
+    return int(row[0]), int(row[1])
 
 
 def can_expire(tx: Transaction, row: Row) -> bool:

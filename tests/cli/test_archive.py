@@ -45,6 +45,30 @@ def test_messages_are_archived_while_the_server_answers(tmp_path: Path) -> None:
     assert block["url"].rpartition("/archive/")[2] in verified.stdout
 
 
+def test_old_messages_are_purged_while_the_server_answers(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    add(config, "alice")
+    with serving(config) as (_, url):
+        alice = Person(url)
+        _say(alice, 30)
+        ran(config, "archive", "run", "--older-than", "0d")
+        for each in range(3):
+            alice.say(f"more tea {each}", f"u{each}")
+        kept = _bodies(alice)
+        nothing = ran(config, "archive", "purge", "--dry-run")  # the rooms keep their messages for ever
+        assert (nothing["events"], nothing["files"]) == (0, 0)
+        planned = ran(config, "archive", "purge", "--room", alice.room_id, "--older-than", "0d", "--dry-run")
+        assert (planned["dry_run"], planned["rooms"], planned["events"]) == (True, 1, 33)
+        assert planned["text_bytes"] > 33 * 20
+        refused = run("archive", "purge", "--older-than", "0d", "--config", config)
+        assert refused.returncode == 1 and "--yes" in refused.stderr
+        assert _bodies(alice) == kept
+        done = ran(config, "archive", "purge", "--older-than", "0d", "--yes")
+        assert done == {**planned, "dry_run": False}
+        assert _bodies(alice) == []
+        assert alice.find("tea") == []
+
+
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     config = write_config(tmp_path, "[archive]\nafter_days = 0")
     for arguments, words in (

@@ -175,6 +175,40 @@ async def test_a_signing_key_readable_by_others_is_reported(tmp_path: Path) -> N
     assert await findings(tmp_path, GOOD) == {warning: "warning"}
 
 
+async def test_the_master_key_is_checked_against_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Homeserver(load_config(write(tmp_path, GOOD))):
+        pass
+    path = tmp_path / "data" / "master.key"
+    text = path.read_text()
+    fingerprint = text.rpartition("# ")[2].strip()
+    for content, words in (
+        (None, f"there is no {path}, but this database needs {fingerprint}: restore that key from your backup"),
+        ("c2hvcnQ=", f"{path} does not hold a master key, restore it from your backup: a master key has 32 bytes"),
+        ("not base64!", f"{path} does not hold a master key"),
+        ("A" * 43, f"{path} holds the master key"),
+    ):
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(content)
+            path.chmod(0o600)
+        ((sentence, level),) = (await findings(tmp_path, GOOD)).items()
+        assert level == "error"
+        assert words in sentence
+        assert content is None or content not in sentence
+        assert path.exists() == (content is not None)
+    path.write_text(text)
+    path.chmod(0o644)
+    ((sentence, level),) = (await findings(tmp_path, GOOD)).items()
+    assert level == "warning"
+    assert f"can read the master key, and with it whatever is sealed: `chmod 600 {path}`" in sentence
+    path.unlink()
+    monkeypatch.setenv("HOMESERVER_MASTER_KEY", "c2hvcnQ=")
+    ((sentence, level),) = (await findings(tmp_path, GOOD)).items()
+    assert level == "error"
+    assert "the environment variable HOMESERVER_MASTER_KEY does not hold a master key" in sentence
+
+
 async def test_an_object_store_without_credentials_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from homeserver.blobs import BlobError, Blobs
 from homeserver.database import DatabaseDamaged, Transaction
+from homeserver.federation.build import Draft
 from homeserver.federation.event import Event
 from homeserver.federation.identifiers import RoomID
+from homeserver.rooms.append import append_local
 from homeserver.rooms.archive.blocks import list_blocks, list_garbage
 from homeserver.rooms.archiving import Plan, Wanted, find_plan, move
 from homeserver.rooms.events import find_event, load_events
+from homeserver.rooms.expiring import expire
+from homeserver.rooms.retention import EXPIRED_PER_WRITE
 from homeserver.rooms.storage import StoredEvent, find_position, list_positions
 from homeserver.rooms.timeline import END, START, list_backwards, list_by_timestamp, list_forwards
 from tests.support.archive import Archive, archive_all
@@ -111,7 +116,7 @@ async def test_a_lost_block_is_named_and_the_rest_is_readable(rooms: Rooms, arch
     (block,) = await rooms.read(lambda tx: list_blocks(tx, tx.find(room_id)))
     data = await archivist.blobs.get(block.blob)
     await archivist.blobs.delete(block.blob)
-    rooms.database.caches.sized("archive_blocks", 0).clear()
+    rooms.database.drop_caches()
     with pytest.raises(DatabaseDamaged, match=block.blob):
         await rooms.read(list_backwards, room_id, END, 100)
     newest: list[StoredEvent] = await rooms.read(list_backwards, room_id, END, 1)
@@ -169,3 +174,18 @@ async def test_rows_that_change_meanwhile_are_not_moved(rooms: Rooms, archivist:
     assert (await rooms.stored(sent[2].event_id)).content == {}
     await archive_all(archivist)
     assert (await rooms.stored(sent[2].event_id)).content == {}
+
+
+async def test_expiry_reduces_all_messages_however_many_have_the_same_time(rooms: Rooms, archivist: Archive) -> None:
+    room_id = await rooms.create(OUR_ALICE, OUR_BOB)
+    number = EXPIRED_PER_WRITE + 5
+    draft = Draft(room_id, OUR_ALICE, "m.room.message", {"body": "hello"}, origin_server_ts=1_000)
+    sent = [await rooms.write(append_local, draft) for _ in range(number)]
+    kept = await rooms.write(append_local, replace(draft, content={"body": "kept"}, origin_server_ts=2_000))
+    room_nid = await rooms.read(lambda tx: tx.find(room_id))
+    assert room_nid is not None
+    assert (await expire(archivist, room_nid, 2_000))[0] == number
+    assert await expire(archivist, room_nid, 2_000) == (0, 0)
+    for event in sent:
+        assert (await rooms.stored(event.event_id)).content == {}
+    assert (await rooms.stored(kept.event_id)).content == {"body": "kept"}

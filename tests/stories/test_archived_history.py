@@ -7,8 +7,10 @@ import trio
 
 from homeserver.config import Retention
 from homeserver.database import Transaction
-from homeserver.features.archive import DAY_MS, delete_leftovers, expire_old
+from homeserver.features.archive import DAY_MS, delete_leftovers, estimate_purge, expire_old, purge_room
+from homeserver.features.search.feeding import catch_up
 from homeserver.rooms.archive.blocks import list_blocks
+from homeserver.rooms.expiring import Purged
 from homeserver.rooms.retention import lifetime
 from homeserver.rooms.timeline import list_by_timestamp
 from homeserver.users.accounts import store_admin
@@ -114,7 +116,7 @@ async def test_a_damaged_block_is_named_and_does_not_spoil_other_pages(federatio
         sent = [await send_text(alice, room, f"tea {number}") for number in range(12)]
     await archive_all(a.hs)
     (block,) = await a.read(lambda tx: list_blocks(tx, tx.find(room_id)))
-    a.hs.database.caches.sized("archive_blocks", 0).clear()
+    a.hs.database.drop_caches()
     await a.hs.blobs.put(block.blob, b"damaged")
     page = await alice.get(f"rooms/{room_id}/messages?dir=b&limit=50")
     assert page.status_code == 500
@@ -170,6 +172,73 @@ async def test_messages_are_deleted_when_their_room_keeps_them_no_longer(federat
     assert not [
         event for event in await a.read(list_by_timestamp, room_id, 0, "f", 50) if b"old tea" in event.content_json
     ]
+
+
+async def test_files_and_words_of_expired_messages_go_with_them(federation: Federation) -> None:
+    a = await federation.start("a.example")
+    alice = await a.register("alice")
+    room_id, other = await create_room(alice), await create_room(alice)
+    gone, shared, shown_again, avatar, state = [await upload(alice, f"picture {number}") for number in range(5)]
+    await send_text(alice, room_id, "oolong in the morning")
+    for uri in (gone, shared, shown_again, avatar, state):
+        await alice.ok("PUT", f"rooms/{room_id}/send/m.room.message/{uri[-9:]}", json=picture(uri))
+    await alice.ok("PUT", f"rooms/{other}/send/m.room.message/s", json=picture(shared))
+    await alice.ok("PUT", f"profile/{alice.user_id}/avatar_url", json={"avatar_url": avatar})
+    await alice.ok("PUT", f"rooms/{room_id}/state/m.room.avatar/", json={"url": state})
+    await send_text(alice, room_id, "sencha at noon")
+    assert await found_words(a, "oolong", "sencha") == {"oolong", "sencha"}
+    await archive_all(a.hs)
+    await send_text(alice, room_id, "matcha in the evening")
+    await trio.sleep(3 * 24 * 3600)
+    await alice.ok("PUT", f"rooms/{room_id}/send/m.room.message/again", json=picture(shown_again))
+
+    expected, purged = Purged(), Purged()
+    deadline = a.hs.now_ms() - 2 * DAY_MS
+    room_nid = await a.read(lambda tx: tx.find(room_id))
+    await estimate_purge(a.hs, room_nid, deadline, expected)
+    assert await is_served(alice, gone)
+    await purge_room(a.hs, room_nid, deadline, purged)
+    assert expected == purged
+    assert (purged.events, purged.files, purged.file_bytes) == (8, 1, len("picture 0"))
+    assert [await is_served(alice, uri) for uri in (gone, shared, shown_again, avatar, state)] == [False, *[True] * 4]
+    assert await found_words(a, "oolong", "sencha", "matcha") == set()
+
+    # What remains of the messages is archived, in a block that has nothing but their graph.
+    assert await a.read(_rows) == 1
+    again = Purged()
+    await purge_room(a.hs, room_nid, deadline, again)
+    assert again == Purged()
+
+
+def picture(uri: str) -> dict[str, object]:
+    return {"msgtype": "m.image", "body": "a picture", "url": uri}
+
+
+async def upload(client: Client, content: str) -> str:
+    answer = await client.request("POST", "/_matrix/media/v3/upload", content=content.encode())
+    uri: str = answer.json()["content_uri"]
+    return uri
+
+
+async def is_served(client: Client, uri: str) -> bool:
+    path = uri.removeprefix("mxc://")
+    return (await client.get(f"/_matrix/client/v1/media/download/{path}")).status_code == 200
+
+
+async def found_words(server: Server, *words: str) -> set[str]:
+    """Returns the words for which the index proposes an event."""
+    assert server.hs.search is not None
+    await catch_up(server.hs.database, server.hs.search, server.hs.stream.position)
+    found = set()
+    for word in words:
+        wanted = {
+            "groups": list(range(1000)), "authors": None, "not_authors": [], "labels_any": [], "from_time": None,
+            "to_time": None, "by_rank": False, "before": None, "limit": 10,
+        }  # fmt: skip
+        hits, _ = await server.hs.search.call("search", word, wanted, 10)
+        if hits:
+            found.add(word)
+    return found
 
 
 @pytest.mark.parametrize(

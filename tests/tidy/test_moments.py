@@ -51,6 +51,7 @@ READ = {
 }
 SHOWN = "It is shown to people and decides nothing."
 HARMLESS = {
+    "media_references.last_ts": "What senders claim: with a wrong time a file stays longer, or goes earlier.",
     "archived_txns.event_ts": "A client's retry is recognised for a while, or a while longer.",
     "archive_blocks.first_ts": "What senders claim: it says in which blocks to look.",
     "archive_blocks.live_ts": "What senders claim: of a message with a wrong time nobody knows when it expires.",

@@ -15,9 +15,10 @@ from homeserver.features.media import (  # noqa: F401  some of them only registe
     storage,
 )
 from homeserver.features.media.downloads import download, parse_mxc
-from homeserver.features.media.forgetting import forget_room
+from homeserver.features.media.forgetting import forget_files, forget_room
 from homeserver.features.media.operations import routes
 from homeserver.features.media.schema import SCHEMA
+from homeserver.features.media.sealing_old import seal_old_files
 from homeserver.features.media.uploads import upload
 from homeserver.federation.identifiers import ServerName
 from homeserver.limits import Bucket
@@ -45,7 +46,8 @@ FEATURE = Feature(
         "upload_part": Bucket(300, 30),  # some clients send pieces of a few kilobytes
         "url_preview": Bucket(20, 0.5),  # pages to fetch: a timeline full of links, then one link every other second
     },
-    background=(cleanup.clean_up_forever,),
+    background=(cleanup.clean_up_forever, seal_old_files),
     forget_user=cleanup.forget_media,
     forget_room=forget_room,
+    forget_files=forget_files,
 )

@@ -35,6 +35,8 @@ CHUNK_BYTES = 64 << 10
 _TAG_BYTES = 16
 _SEALED_CHUNK_BYTES = CHUNK_BYTES + _TAG_BYTES
 _SEALED_NAME = re.compile(r".*-k([0-9a-f]{1,8})", re.ASCII)
+SEALED_PATTERN = "%-k%"
+"""Matches the names of sealed blobs, in SQL."""
 
 
 async def new_key(hs: Resources) -> int | None:

@@ -11,6 +11,7 @@ from homeserver.rooms.client_event import find_redacts
 from homeserver.rooms.erasure import find_erased, list_erased
 from homeserver.rooms.forgetting import list_forgotten
 from homeserver.rooms.relations import EDIT, find_relation
+from homeserver.rooms.retention import list_expired
 from homeserver.rooms.storage import StoredEvent, find_stored_at, find_stored_by_id, list_positions
 from homeserver.search.documents import Document
 
@@ -92,8 +93,9 @@ def read_span(tx: Transaction, since: int, upto: int) -> Span:
             break
         documents.append(document)
     redactions = find_stored_at(tx, list_positions(tx, since, upto, "m.room.redaction")).values()
+    deleted = [*_list_redacted(tx, redactions), *list_expired(tx, since, upto)]
     forgotten = list_forgotten(tx, since, upto)
-    return Span(since, upto, documents, _list_redacted(tx, redactions), forgotten, list_erased(tx, since, upto))
+    return Span(since, upto, documents, deleted, forgotten, list_erased(tx, since, upto))
 
 
 def read_span_before(tx: Transaction, since: int, upto: int) -> Span:

@@ -163,6 +163,13 @@ def find_expiring_block(tx: Transaction, room_nid: int, before_ms: int) -> Block
     return next(iter(_to_rows(rows)), None)
 
 
+def list_expiring_blocks(tx: Transaction, room_nid: int, before_ms: int) -> list[BlockRow]:
+    """Returns all such blocks."""
+    return _to_rows(
+        tx.all(f"{_SELECT} WHERE room_nid = ? AND live_ts < ? ORDER BY first_ordering", room_nid, before_ms)
+    )
+
+
 def find_archived(tx: Transaction, keys: Collection[bytes]) -> dict[bytes, int]:
     """Returns the positions of those events that are archived, by event key."""
     secret = _find_secret(tx) if keys else None
@@ -279,6 +286,18 @@ def note_stale(tx: Transaction, position: int) -> None:
     for block in list_blocks_of(tx, (position,)):
         tx.run("INSERT INTO archive_stale (block) VALUES (?) ON CONFLICT DO NOTHING", block)
     tx.next_position(STALE_KEY)
+
+
+def note_unsealed(tx: Transaction) -> None:
+    """Notes that all blocks that are not sealed are to be rewritten."""
+    tx.run("INSERT INTO archive_stale (block) SELECT block FROM archive_blocks WHERE sealed = 0 ON CONFLICT DO NOTHING")
+    tx.next_position(STALE_KEY)
+
+
+def count_unsealed(tx: Transaction) -> int:
+    """Returns how many blocks are not sealed."""
+    (count,) = tx.values("SELECT COUNT(*) FROM archive_blocks WHERE sealed = 0")
+    return int(count)
 
 
 def delete_block(tx: Transaction, row: BlockRow, keys: Collection[bytes], positions: Collection[int]) -> None:

@@ -1,0 +1,82 @@
+"""Expiry: reduces the messages of a room whose time is over, in rows and in blocks. Safe to interrupt anywhere.
+
+Each write reduces some rows, or replaces a block by one in which they are reduced (`archiving.py`). What is left is
+found again by the next run. `retention.py` says what becomes of a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from homeserver.database import Row, Transaction
+from homeserver.database.compression import as_it_is
+from homeserver.rooms.archive.block import Block
+from homeserver.rooms.archive.blocks import find_expiring_block, list_block_rows, list_expiring_blocks, load_block
+from homeserver.rooms.archive.format import CONTENT
+from homeserver.rooms.archiving import Archivist, Plan, make_plan, move
+from homeserver.rooms.retention import EXPIRED_PER_WRITE, expire_rows
+from homeserver.rooms.storage import can_expire, count_expiring, list_expiring, list_rows, stored_events
+from homeserver.rooms.timeline import START
+
+
+@dataclass(slots=True)
+class Purged:
+    """What a run has deleted, or would delete. text_bytes: contents of messages, as they are stored."""
+
+    rooms: int = 0
+    events: int = 0
+    text_bytes: int = 0
+    files: int = 0
+    file_bytes: int = 0
+
+
+def find_expiry(tx: Transaction, room_nid: int, before_ms: int) -> Plan | None:
+    """Returns how the next block is rewritten in which messages have expired; None if there is none."""
+    row = find_expiring_block(tx, room_nid, before_ms)
+    if row is None:
+        return None
+    block = load_block(tx, row)
+    rows = [(*each[:CONTENT], as_it_is(each[CONTENT])) for each in _list_expiring_in(tx, block, before_ms)]
+    return make_plan(tx, room_nid, list_rows(tx, block.positions, archived=False), [row], stored_events(tx, rows))
+
+
+def _list_expiring_in(tx: Transaction, block: Block, before_ms: int) -> list[Row]:
+    plain = [block.row(index) for index in range(len(block)) if block.timestamp(index) < before_ms]
+    return [row for row in plain if can_expire(tx, row)]
+
+
+async def expire(
+    hs: Archivist, room_nid: int, before_ms: int, tell: Callable[[int], object] = lambda count: None
+) -> tuple[int, int]:
+    """Reduces all messages of a room that are older than a time. tell(count): called after each write.
+
+    Returns how many, and how many bytes their contents took.
+    """
+    count, text_bytes, after = 0, 0, (START, 0)
+    while expiring := await hs.database.read(list_expiring, room_nid, before_ms, after, EXPIRED_PER_WRITE):
+        expired, size_bytes = await hs.database.write(expire_rows, [position for _, position in expiring])
+        count, text_bytes, after = count + expired, text_bytes + size_bytes, expiring[-1]
+        tell(count)
+    async with hs.database.hold("archive"):
+        while plan := await hs.database.read(find_expiry, room_nid, before_ms):
+            if await move(hs, plan):
+                count += len(plan.expired)
+                text_bytes += sum(len(event.content_json) for event in plan.expired)
+                tell(count)
+    return count, text_bytes
+
+
+async def estimate_expiry(hs: Archivist, room_nid: int, before_ms: int) -> tuple[int, int]:
+    """Returns how many messages `expire` would reduce, and how many bytes their contents take. Reads their blocks."""
+    count, size_bytes = await hs.database.read(count_expiring, room_nid, before_ms)
+    for row in await hs.database.read(list_expiring_blocks, room_nid, before_ms):
+        found, text_bytes = await hs.database.read(_count_in, row.block, before_ms)
+        count, size_bytes = count + found, size_bytes + text_bytes
+    return count, size_bytes
+
+
+def _count_in(tx: Transaction, number: int, before_ms: int) -> tuple[int, int]:
+    blocks = [load_block(tx, row) for row in list_block_rows(tx, (number,))]  # none if it was replaced meanwhile
+    rows = [row for block in blocks for row in _list_expiring_in(tx, block, before_ms)]
+    return len(rows), sum(len(row[CONTENT]) for row in rows)

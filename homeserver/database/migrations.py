@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from homeserver.database.schema import DatabaseError, Schema
 from homeserver.database.translation import split_statements
 
+_CREATE_LEDGER = (
+    'CREATE TABLE "_sqlite_migrations" '
+    '("id" INTEGER PRIMARY KEY, "migration_set" TEXT, "name" TEXT, "applied_at" TEXT)',
+    'CREATE UNIQUE INDEX "idx__sqlite_migrations_migration_set_name" ON "_sqlite_migrations" ("migration_set", "name")',
+)
 READ_LEDGER = "SELECT migration_set, name FROM _sqlite_migrations ORDER BY id"
 
 
@@ -33,6 +39,20 @@ def _check_known(applied: Mapping[str, set[str]], known: Mapping[str, set[str]])
         if unknown:
             raise DatabaseError(
                 f"The database is newer than this program, which does not know its step {name}/{min(unknown)}."
+            )
+
+
+def make_sqlite_tables(connection: sqlite3.Connection, schemas: Iterable[Schema]) -> None:
+    """Applies all steps to a new database, within the caller's transaction: one wait for the disk instead of 80."""
+    for statement in _CREATE_LEDGER:
+        connection.execute(statement)
+    for schema in schemas:
+        for step in schema.steps:
+            for statement in split_statements(step.sql):
+                connection.execute(statement)
+            connection.execute(
+                "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES (?, ?, ?)",
+                (schema.name, step.name, str(datetime.now(UTC))),
             )
 
 

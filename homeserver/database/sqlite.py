@@ -22,7 +22,7 @@ from typing import Any
 import trio
 
 from homeserver.database.generations import begin_generation, newest_generation
-from homeserver.database.migrations import migrate_sqlite
+from homeserver.database.migrations import make_sqlite_tables, migrate_sqlite
 from homeserver.database.schema import DatabaseBusy, DatabaseDamaged, DatabaseError, DatabaseUnavailable, Schema
 from homeserver.database.session import Cursor, Opened, Row
 from homeserver.database.stream import Stream
@@ -288,7 +288,7 @@ def open_sqlite(name: str, schemas: Sequence[Schema], *, inline: bool, exclusive
         connections.append(writer)
         if in_memory and hasattr(writer, "deserialize"):  # it is optional in builds of SQLite
             _load(writer, empty_database(tuple(schemas)))
-        elif not _make_tables(writer, tuple(schemas)):
+        elif not _make_tables(writer, schemas):
             migrate_sqlite(writer, schemas)
         session = SqliteSession(
             writer,
@@ -336,44 +336,30 @@ def _remove_log(path: str, tables: Collection[str]) -> None:
 
 @cache
 def empty_database(schemas: tuple[Schema, ...]) -> bytes:
-    """Returns a database with all tables, all empty. Copying it takes a tenth of the time of the migrations.
+    """Returns a database with all tables, all empty. Copying it takes a tenth of the time of making them.
 
     It depends only on the schemas, so it is made once for each process: tests open thousands of new databases.
     """
     connection = connect(":memory:")
     try:
-        migrate_sqlite(connection, schemas)
+        _make_tables(connection, schemas)
         return connection.serialize()
     finally:
         connection.close()
 
 
-@cache
-def _statements(schemas: tuple[Schema, ...]) -> tuple[str, ...]:
-    """Returns the statements that make a database with all tables, and the ledger that says so, from an empty file."""
-    connection = connect(":memory:")
-    try:
-        migrate_sqlite(connection, schemas)
-        _begin, *statements, _commit = connection.iterdump()
-        return tuple(statements)
-    finally:
-        connection.close()
-
-
-def _make_tables(connection: sqlite3.Connection, schemas: tuple[Schema, ...]) -> bool:
+def _make_tables(connection: sqlite3.Connection, schemas: Sequence[Schema]) -> bool:
     """Makes all tables of a new database; returns False, and changes nothing, if it is not new.
 
-    Each migration step is a commit that waits for the disk. This is one commit, for all of them. Whether the database
-    is new is decided within the transaction: another process may be making it at the same time.
+    Whether the database is new is decided within the transaction: another process may be making it at the same time.
     """
     if not _is_new(connection):
         return False
-    statements = _statements(schemas)
     connection.execute("BEGIN IMMEDIATE")
     try:
         is_new = _is_new(connection)
-        for statement in statements if is_new else ():
-            connection.execute(statement)
+        if is_new:
+            make_sqlite_tables(connection, schemas)
         connection.execute("COMMIT")
     except BaseException:  # interrupted as well: the connection is used again
         if connection.in_transaction:

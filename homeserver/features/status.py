@@ -43,7 +43,7 @@ async def store_regularly(hs: Resources) -> None:
 
 
 async def _store_all(hs: Resources) -> None:
-    while await hs.database.write(store_heartbeats) == STORED_PER_WRITE:
+    while hs.heartbeats.list_unstored(1) and await hs.database.write(store_heartbeats) == STORED_PER_WRITE:
         pass
 
 

@@ -69,14 +69,14 @@ class SqliteSession:
     """A connection. Transactions are opened explicitly: the connection is in autocommit mode (isolation_level None)."""
 
     __slots__ = (
-        "_connection", "_guards_reads", "_in_texts", "_new_generation", "_ring", "begins_generation", "execute",
-        "generation",
+        "_changes_before", "_connection", "_guards_reads", "_in_texts", "_new_generation", "_ring", "begins_generation",
+        "execute", "generation",
     )  # fmt: skip
 
     def __init__(
         self, connection: sqlite3.Connection, *, guards_reads: bool = False, ring: Callable[[], None] | None = None
     ) -> None:
-        """guards_reads: reads and writes share the connection, so it refuses writes during a read.
+        """guards_reads: reads and writes share the connection, so a read that has written fails and is undone.
 
         ring: called after each commit. If begins_generation is set, the first commit begins a generation.
         """
@@ -86,6 +86,7 @@ class SqliteSession:
         self.execute: Callable[[str, Sequence[Any]], Cursor] = connection.execute
         self._connection = connection
         self._guards_reads = guards_reads
+        self._changes_before = 0
         self._in_texts: dict[tuple[str, int], tuple[str, int]] = {}
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -102,19 +103,20 @@ class SqliteSession:
         return self._connection.execute(text, (*other[:count], *values, *padding, *other[count:])).fetchall()
 
     def begin_read(self) -> None:
-        if self._guards_reads:
-            self._connection.execute("PRAGMA query_only = ON")
         self._connection.execute("BEGIN")
+        self._changes_before = self._connection.total_changes
 
     def end_read(self) -> None:
+        # PRAGMA query_only would refuse the statement itself, but each change of it makes SQLite compile all statements
+        # again.
+        if self._guards_reads and self._connection.total_changes != self._changes_before:
+            raise RuntimeError("A read has written to the database. Reads are read-only.")
         try:
             self._connection.execute("COMMIT")
         except sqlite3.DatabaseError:
             # After `attempt` has met damage, SQLite reports it once more here. What was read is valid anyway.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        if self._guards_reads:
-            self._connection.execute("PRAGMA query_only = OFF")
 
     def begin_write(self) -> int:
         self._connection.execute("BEGIN IMMEDIATE")
@@ -163,8 +165,6 @@ class SqliteSession:
     def recover(self) -> bool:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
-        if self._guards_reads:
-            self._connection.execute("PRAGMA query_only = OFF")
         return False
 
     def close(self) -> None:

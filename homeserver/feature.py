@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -283,6 +283,28 @@ class Ephemeral(NamedTuple):
     private_to: UserID | None = None
 
 
+class RoomShare(Protocol):
+    """What a feature tells all members of a room alike, or nearly."""
+
+    def tell(self, tx: Transaction, user_id: UserID, ignored: frozenset[str]) -> list[bytes] | None:
+        """Returns the member's ephemeral events, as JSON; None if the member's answer has other news too.
+
+        ignored: the users whom the member ignores.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """News of a span of the stream that many get at once. positions: how many positions of the span it accounts for."""
+
+    positions: int
+    rooms: Mapping[RoomID, RoomShare]
+
+
+Share = Callable[[Transaction, int, int], Shared]
+"""share(tx, since, upto): what `sync` tells of since < position ≤ upto to clients that know their rooms, and have no
+filter for ephemeral events. upto is the end of the stream.
+"""
 QueryHandler = Callable[[Resources, ServerName, Mapping[str, str]], Awaitable[JsonObject]]
 Background = Callable[[Resources], Awaitable[None]]
 Capability = Callable[[Config, Requester], JsonObject | None]
@@ -333,6 +355,7 @@ class Feature:
     `start.since`, which is every sync with a token. It must only touch memory.
     recount: does the same as `sync_always` for messages that many get at once. Only one feature may have it.
     ephemeral(tx, since, upto): yields what application services may get of since < position ≤ upto.
+    share: does the same as `sync` for the feature's news in rooms, if that is all that it has: see `Share`.
     queries: handlers of `/_matrix/federation/v1/query/{type}`, by type.
     limits: the rate limit classes that only this feature's operations use.
     capabilities: entries of `/capabilities`, computed from the configuration and the requester.
@@ -354,6 +377,7 @@ class Feature:
     acknowledged: Callable[[Resources, SyncStart], None] | None = None
     recount: Recount | None = None
     ephemeral: Callable[[Transaction, int, int], Iterable[Ephemeral]] | None = None
+    share: Share | None = None
     queries: Mapping[str, QueryHandler] = field(default_factory=dict)
     limits: Mapping[str, Bucket] = field(default_factory=dict)
     capabilities: Mapping[str, Capability] = field(default_factory=dict)

@@ -7,6 +7,7 @@ that storage does not grow with each message read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ from homeserver.api.filters import wants
 from homeserver.api.routes import Empty, Routes
 from homeserver.authenticate import Requester
 from homeserver.database import Row, Transaction
+from homeserver.encoding import to_json
 from homeserver.errors import invalid_param, not_found
-from homeserver.feature import Edu, Ephemeral, Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.feature import Edu, Ephemeral, Feature, JsonObject, OutgoingEdu, Shared, SyncContext
 from homeserver.federation.edus import Receipt, parse_receipts
 from homeserver.federation.identifiers import EventID, RoomID, ServerName, UserID, parse_event_id, server_name_of
 from homeserver.resources import Resources
@@ -27,7 +29,7 @@ from homeserver.users.account_data import find_account_data, store_account_data
 from homeserver.users.blocking import ignored_in_sync
 from homeserver.users.friends import list_friends_among
 from homeserver.users.presence import note_activity
-from homeserver.users.privacy import list_allowing, read_privacy
+from homeserver.users.privacy import list_allowing, read_privacies, read_privacy
 from homeserver.users.receipts import (
     DELIVERED,
     PRIVATE,
@@ -193,6 +195,64 @@ def sync_receipts(tx: Transaction, ctx: SyncContext) -> None:
         ctx.rooms[room_id].ephemeral.append({"type": "m.receipt", "content": by_event})
 
 
+@dataclass(slots=True)
+class _ReceiptsShare:
+    """New receipts of a room.
+
+    rows: thread, event, type, owner and JSON of each receipt that is not private. readers: users who have read
+    something, so that their counts have changed. limited: owners of delivered receipts that are not for everyone.
+    """
+
+    rows: list[tuple[str, EventID, str, UserID, bytes]] = field(default_factory=list)
+    readers: set[UserID] = field(default_factory=set)
+    limited: set[UserID] = field(default_factory=set)
+
+    def tell(self, tx: Transaction, user_id: UserID, ignored: frozenset[str]) -> list[bytes] | None:
+        if user_id in self.readers:
+            return None
+        hidden = {user_id, *ignored}  # of delivered receipts
+        if self.limited:
+            hidden |= self.limited - list_allowing(tx, user_id, self.limited, "delivery")
+        threads: dict[str, dict[EventID, dict[str, list[bytes]]]] = {}
+        for thread_id, event_id, receipt_type, owner, part in self.rows:
+            if owner in (hidden if receipt_type == DELIVERED else ignored):
+                continue
+            by_type = threads.setdefault(thread_id, {}).setdefault(event_id, {})
+            by_type.setdefault(receipt_type, []).append(part)
+        return [b'{"type":"m.receipt","content":%b}' % _join_receipts(by_event) for by_event in threads.values()]
+
+
+def _join_receipts(by_event: Mapping[EventID, Mapping[str, Sequence[bytes]]]) -> bytes:
+    return _join(
+        to_json(event_id) + b":" + _join(to_json(name) + b":" + _join(parts) for name, parts in by_type.items())
+        for event_id, by_type in by_event.items()
+    )
+
+
+def _join(parts: Iterable[bytes]) -> bytes:
+    return b"{%b}" % b",".join(parts)
+
+
+def share_receipts(tx: Transaction, since: int, upto: int) -> Shared:
+    """Returns what `sync_receipts` tells of a span. Each receipt is encoded once."""
+    rows = list_receipts_between(tx, since, upto)
+    names = tx.names({nid for row in rows for nid in row[:2]})
+    local = {UserID(names[row[1]]) for row in rows if row[2] == DELIVERED}
+    audiences = {user_id: each.delivery for user_id, each in read_privacies(tx, local).items()}
+    rooms: dict[RoomID, _ReceiptsShare] = {}
+    for room_nid, user_nid, receipt_type, thread_id, event_id, ts_ms in rows:
+        user_id, share = UserID(names[user_nid]), rooms.setdefault(RoomID(names[room_nid]), _ReceiptsShare())
+        if receipt_type != DELIVERED:
+            share.readers.add(user_id)
+        elif audiences.get(user_id, "everyone") != "everyone":
+            share.limited.add(user_id)
+        if receipt_type != PRIVATE:
+            receipt = {"ts": ts_ms, "thread_id": thread_id} if thread_id else {"ts": ts_ms}
+            part = to_json(user_id) + b":" + to_json(receipt)
+            share.rows.append((thread_id, event_id, receipt_type, user_id, part))
+    return Shared(len(rows), rooms)
+
+
 def list_receipt_edus(tx: Transaction, since: int, upto: int) -> Iterable[OutgoingEdu]:
     """Yields an EDU with the public receipts of local users for each room and thread.
 
@@ -247,5 +307,6 @@ FEATURE = Feature(
     },
     sync=sync_receipts,
     ephemeral=list_ephemeral,
+    share=share_receipts,
     forget_user=forget_receipts,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import trio
@@ -19,8 +20,9 @@ from homeserver.authenticate import Requester
 from homeserver.database import Schema, Step, Transaction
 from homeserver.database.lane import Lane
 from homeserver.database.parked import RETRY_KEY
+from homeserver.encoding import to_json
 from homeserver.errors import forbidden
-from homeserver.feature import Edu, Ephemeral, Feature, JsonObject, OutgoingEdu, SyncContext
+from homeserver.feature import Edu, Ephemeral, Feature, JsonObject, OutgoingEdu, Shared, SyncContext
 from homeserver.federation.edus import TypingContent
 from homeserver.federation.identifiers import RoomID, ServerName, UserID
 from homeserver.moments import is_ahead, latest
@@ -139,14 +141,42 @@ def sync_typing(tx: Transaction, ctx: SyncContext) -> None:
                 everybody = list_typing(tx, room_id)
                 users = [user_id for user_id in everybody if user_id not in ignored]
                 if users or (since and not everybody):
-                    section.ephemeral.append({"type": "m.typing", "content": {"user_ids": users}})
+                    section.ephemeral.append(_typing_event(users))
+
+
+@dataclass(frozen=True, slots=True)
+class _TypingShare:
+    """Who types in a room. event: as JSON, for members who ignore none of them."""
+
+    users: Sequence[UserID]
+    event: bytes
+
+    def tell(self, tx: Transaction, user_id: UserID, ignored: frozenset[str]) -> list[bytes]:
+        if ignored.isdisjoint(self.users):
+            return [self.event]
+        users = [each for each in self.users if each not in ignored]
+        return [to_json(_typing_event(users))] if users else []
+
+
+def share_typing(tx: Transaction, since: int, upto: int) -> Shared:
+    """Returns what `sync_typing` tells of a span, in which no members have come or gone."""
+    nids = tx.values("SELECT room_nid FROM typing WHERE position > ? AND position <= ?", since, upto)
+    rooms: dict[RoomID, _TypingShare] = {}
+    for name in tx.names(set(nids)).values():
+        users = list_typing(tx, RoomID(name))
+        rooms[RoomID(name)] = _TypingShare(users, to_json(_typing_event(users)))
+    return Shared(len(nids), rooms)
+
+
+def _typing_event(users: Sequence[UserID]) -> JsonObject:
+    return {"type": "m.typing", "content": {"user_ids": users}}
 
 
 def list_ephemeral(tx: Transaction, since: int, upto: int) -> Iterator[Ephemeral]:
     """Yields who is typing in each room in which someone has started or stopped typing."""
     for room_nid in tx.values("SELECT DISTINCT room_nid FROM typing WHERE position > ? AND position <= ?", since, upto):
         room_id = RoomID(tx.name(room_nid))
-        yield Ephemeral({"type": "m.typing", "content": {"user_ids": list_typing(tx, room_id)}}, room_id)
+        yield Ephemeral(_typing_event(list_typing(tx, room_id)), room_id)
 
 
 def list_typing_edus(tx: Transaction, since: int, upto: int) -> list[OutgoingEdu]:
@@ -253,6 +283,7 @@ FEATURE = Feature(
     },
     sync=sync_typing,
     ephemeral=list_ephemeral,
+    share=share_typing,
     background=(follow_time,),
     forget_user=forget_typing,
 )

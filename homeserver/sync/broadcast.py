@@ -1,27 +1,29 @@
-"""Broadcast: new messages of rooms for many waiting clients at once, in one read and encoded once.
+"""Broadcast: the news of rooms for many waiting clients at once, in one read and encoded once.
 
-Theory of operation. If every position of a span is that of a message, nothing else has changed: each other change takes
-a position of its own. So for a client that has everything up to the beginning of the span, everything that was read for
+Theory of operation. Features say which positions of a span belong to news that all members of a room are told alike
+(`Share`): receipts, who types. If all others are those of messages, nothing else has changed, for each change takes a
+position of its own. So for a client that has everything up to the beginning of the span, everything that was read for
 its last answer still holds: the rooms it is in (`keys`), whom it ignores, its counts, and the parts of every answer.
-What is left is the same for all members of a room: its new messages, which are read and encoded once (`room_news`).
-Added for each client are its counts (`Recount`) and the parts of every answer, as bytes.
+What is left is the same for all members of a room: its new messages, which are read and encoded once (`room_news`), and
+its ephemeral events. Added for each client are its counts (`Recount`) and the parts of every answer, as bytes. The news
+of features may leave out some things for each member, such as the receipts of people whom the member ignores.
 
-`broadcast` returns None for a client to whom this does not apply: it sent one of the messages, ignores a sender, was
-not in the room all the time, filters events, lacks members that it loads lazily, or has counts that must be counted
-again. The engine answers it.
+`broadcast` returns None for a client to whom this does not apply: it sent one of the messages or has read some, ignores
+a sender, was not in the room all the time, filters events, lacks members that it loads lazily, or has counts that must
+be counted again. The engine answers it.
 
 Invariant: what a client gets from here is what the engine would answer in the same read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from homeserver.database import Transaction
 from homeserver.encoding import to_json
-from homeserver.feature import JsonObject
+from homeserver.feature import JsonObject, RoomShare
 from homeserver.federation.identifiers import RoomID, UserID
 from homeserver.rooms.heads import Head, find_head
 from homeserver.rooms.membership import find_room_membership
@@ -35,7 +37,7 @@ from homeserver.sync.room import Viewer, list_unknown_members
 from homeserver.sync.room_news import SharedMessages, find_shared_messages, is_shareable
 from homeserver.sync.sections import Sections
 
-SPAN_MAX = 200  # positions: a client that is further behind gets an answer of its own
+SPAN_MAX = 500  # positions: a client that is further behind gets an answer of its own
 _JOINED_CACHED_MAX = 50_000  # (user, state): some 200 bytes each
 
 
@@ -64,7 +66,7 @@ class Told:
 
 
 def can_listen(request: SyncRequest) -> bool:
-    """Returns whether the client's filter lets everything through that a broadcast tells."""
+    """Returns whether the client's filter lets all events of rooms through, except ephemeral ones."""
     filter_ = request.filter
     is_plain = filter_.event_fields is None and filter_.event_format == "client"
     rooms = filter_.room
@@ -75,7 +77,7 @@ def can_listen(request: SyncRequest) -> bool:
 def broadcast(
     tx: Transaction, sections: Sections, told: ToldMembers, generation: str, listeners: Sequence[Listener]
 ) -> list[Told | None]:
-    """Returns what each client gets of new messages, in the same order; None for those that the engine must answer.
+    """Returns what each client gets of the news, in the same order; None for those that the engine must answer.
 
     told: the member events that each device has received. generation: of the stream, for tokens.
     """
@@ -99,52 +101,95 @@ class _Shared(NamedTuple):
 
 
 class _Span:
-    """A span of the stream with nothing but messages, and the rooms that they are in."""
+    """A span of the stream with nothing but messages and what features share, and the rooms that these are in."""
 
     def __init__(
-        self, tx: Transaction, sections: Sections, told: ToldMembers, tokens: Tokens, since: int, rooms: list[RoomID]
+        self,
+        tx: Transaction,
+        sections: Sections,
+        told: ToldMembers,
+        tokens: Tokens,
+        since: int,
+        rooms: Collection[RoomID],
+        shares: Mapping[RoomID, Sequence[RoomShare]],
     ) -> None:
         self._tx = tx
         self._sections = sections
         self._told = told
         self._tokens = tokens
         self._since = since
-        self._rooms = rooms
+        self._rooms = rooms  # those with messages
+        self._shares = shares
         self._joined = tx.cache("joined_at", _JOINED_CACHED_MAX)
         self._shared: dict[tuple[RoomID, int | None, bool], _Shared | None] = {}
         self._begin = b'{"next_batch":' + to_json(tokens.stream()) + b',"rooms":{"join":{'
 
     @classmethod
     def read(cls, tx: Transaction, sections: Sections, told: ToldMembers, generation: str, since: int) -> _Span | None:
-        """Returns the span from a position to the newest one; None if it is too long or has more than messages."""
+        """Returns the span from a position to the newest one; None if it is too long or has news of other kinds."""
         upto = tx.position
-        if not since or not 0 <= upto - since <= SPAN_MAX or count_messages(tx, since, upto) != upto - since:
+        if not since or not 0 <= upto - since <= SPAN_MAX:
             return None
-        return cls(tx, sections, told, Tokens(upto, generation), since, list_rooms_with_events(tx, since, upto))
+        others = upto - since - count_messages(tx, since, upto)
+        shares: dict[RoomID, list[RoomShare]] = {}
+        if others:
+            shared = [share(tx, since, upto) for share in sections.shares]
+            if sum(each.positions for each in shared) != others:
+                return None
+            for each in shared:
+                for room_id, share in each.rooms.items():
+                    shares.setdefault(room_id, []).append(share)
+        rooms = list_rooms_with_events(tx, since, upto)
+        return cls(tx, sections, told, Tokens(upto, generation), since, rooms, shares)
 
     def tell(self, listener: Listener) -> Told | None:
         """Returns what a client is told; None if the engine must answer it."""
         entries: list[bytes] = []
         counts: dict[RoomID, JsonObject] = {}
-        for room_id in self._rooms:
+        for room_id in {*self._rooms, *self._shares}:
             if room_id not in listener.keys:
                 continue
-            shared = self._find_shared(listener, room_id)
-            if shared is None or not self._is_for(listener, room_id, shared):
+            parts = self._list_parts(listener, room_id, counts)
+            if parts is None:
                 return None
-            entry = shared.messages.entry
-            if shared.recount is not None:
-                before = listener.counts.get(room_id)
-                count = None if before is None else shared.recount(listener.request.user_id, before)
-                if count is None:
-                    return None
-                counts[room_id] = count
-                entry = entry[:-1] + b',"unread_notifications":' + to_json(count) + b"}"
-            entries.append(to_json(room_id) + b":" + entry)
+            if parts:
+                entries.append(b"%b:{%b}" % (to_json(room_id), b",".join(parts)))
         if not entries:
             return Told(b"", self._tokens.position, counts)
         body = self._begin + b",".join(entries) + b"}}" + listener.always + b"}"
         return Told(body, self._tokens.position, counts)
+
+    def _list_parts(self, listener: Listener, room_id: RoomID, counts: dict[RoomID, JsonObject]) -> list[bytes] | None:
+        """Returns the parts of a room's entry, and adds its counts to `counts`; None if the engine must answer."""
+        parts: list[bytes] = []
+        recount: Callable[[UserID, JsonObject], JsonObject | None] | None = None
+        if room_id in self._rooms:
+            shared = self._find_shared(listener, room_id)
+            if shared is None or not self._is_for(listener, room_id, shared):
+                return None
+            parts.append(shared.messages.parts)
+            recount = shared.recount
+        if room_id in self._shares:
+            if not listener.request.filter.room.ephemeral.accepts_all:
+                return None
+            events: list[bytes] = []
+            for share in self._shares[room_id]:
+                found = share.tell(self._tx, listener.request.user_id, listener.ignored)
+                if found is None:
+                    return None
+                events += found
+            if events:
+                parts.append(b'"ephemeral":{"events":[%b]}' % b",".join(events))
+        if not parts or self._sections.recount is None:
+            return parts
+        count = listener.counts.get(room_id)
+        if count is not None and recount is not None:
+            count = recount(listener.request.user_id, count)
+        if count is None:
+            return None
+        counts[room_id] = count
+        parts.append(b'"unread_notifications":' + to_json(count))
+        return parts
 
     def _find_shared(self, listener: Listener, room_id: RoomID) -> _Shared | None:
         request = listener.request

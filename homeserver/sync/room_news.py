@@ -118,10 +118,10 @@ def find_room_entry(
 class SharedMessages:
     """New messages of a room as all members get them who were in it all the time, and sent none of them.
 
-    entry: the room's entry in an answer, as JSON. roots, senders: as in `RoomNews`.
+    parts: those of the room's entry in an answer, as JSON without its braces. roots, senders: as in `RoomNews`.
     """
 
-    entry: bytes
+    parts: bytes
     roots: frozenset[bytes]
     senders: frozenset[str]
     positions: Sequence[int]
@@ -153,7 +153,7 @@ def find_shared_messages(
         },
         "state_after" if viewer.use_state_after else "state": {"events": []},
     }
-    return SharedMessages(to_json(entry), news.roots, news.senders, [each.event.position for each in news.shown])
+    return SharedMessages(to_json(entry)[1:-1], news.roots, news.senders, [each.event.position for each in news.shown])
 
 
 def _find_news(

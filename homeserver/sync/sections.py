@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from homeserver.database import DatabaseDamaged, Transaction
-from homeserver.feature import BeforeSync, Feature, Recount, SyncContext, SyncSection, SyncStart
+from homeserver.feature import BeforeSync, Feature, Recount, Share, SyncContext, SyncSection, SyncStart
 from homeserver.resources import Resources
 
 
@@ -21,6 +21,7 @@ class Sections:
     news: tuple[SyncSection, ...] = ()
     always: tuple[SyncSection, ...] = ()
     recount: Recount | None = None
+    shares: tuple[Share, ...] = ()
 
     @classmethod
     def of(cls, features: Sequence[Feature]) -> Self:
@@ -34,6 +35,7 @@ class Sections:
             news=tuple(feature.sync for feature in features if feature.sync is not None),
             always=tuple(feature.sync_always for feature in features if feature.sync_always is not None),
             recount=recounts[0] if recounts else None,
+            shares=tuple(feature.share for feature in features if feature.share is not None),
         )
 
 

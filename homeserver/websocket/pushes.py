@@ -3,7 +3,7 @@
 Theory of operation. A `Push` is the sync of one connection: its request, the position up to which its client has been
 told, and the keys at which it may have news (`Stream.watch`). A push with news is *due*; one task takes all that are
 due and whose channel has nothing unsent. So a client that does not receive holds up nobody, and gets all its news in
-one answer later. New messages of rooms are read for all of them together, and encoded once (`sync.broadcast`). Whatever
+one answer later. The news of rooms is read for all of them together, and encoded once (`sync.broadcast`). Whatever
 else is new is read for each push by a task of its own, at most PUSHES_AT_ONCE_MAX at a time.
 
     idle -> due -> reading -> idle          due again, if there was news meanwhile or the client's queue has more
@@ -126,7 +126,7 @@ class Pushes:
                 await self._broadcast(listeners[start : start + size])
 
     async def _broadcast(self, pushes: Sequence[Push]) -> None:
-        """Tells many connections of new messages. Those with other news are read one by one."""
+        """Tells many connections of the news of rooms. Those with other news are read one by one."""
         listeners = [
             Listener(push.request, push.keys, push.ignored or _NOBODY, push.always, push.counts) for push in pushes
         ]
@@ -195,7 +195,9 @@ class Pushes:
         )
         if answer.queue_upto < answer.upto:
             push.is_due = True
-        push.keys, push.ignored = answer.keys, answer.ignored
+        push.keys = answer.keys
+        if answer.ignored is not None:  # otherwise nothing had to be read
+            push.ignored = answer.ignored
         push.always = b"".join(b",%b:%b" % (to_json(name), to_json(each)) for name, each in answer.always.items())
         for room_id, entry in answer.body.get("rooms", {}).get("join", {}).items():
             if "unread_notifications" in entry:

@@ -1,10 +1,11 @@
 """WebSockets: what a delivery, an idle connection and a reconnect cost. Prints one JSON object.
 
-python -m tests.bench.bench_sockets [delivery|idle|reconnect …]
+python -m tests.bench.bench_sockets [delivery|acknowledged|idle|reconnect …]
 
 The server is a process of its own, whose CPU and memory are read from /proc; the clients are bare sockets in this one.
 `delivery` sends 100 messages per second to a room of 50 people, each with a socket, and with nobody connected: the
 difference is what the deliveries cost. Latency is from before the message is sent to its arrival at each client.
+`acknowledged` does the same with clients that acknowledge each answer, so that there are delivered receipts too.
 """
 
 from __future__ import annotations
@@ -174,6 +175,11 @@ class Reader:
             self.data = self.data[start + size :]
         return found
 
+    def acknowledge(self, message: bytes) -> None:
+        """Says that an answer has arrived."""
+        _, _, rest = message.partition(b'"next_batch":"')
+        self.sock.sendall(frame({"ack": rest.partition(b'"')[0].decode()}))
+
 
 def connect(
     running: Server, count: int, since: dict[int, str] | None = None
@@ -198,7 +204,11 @@ def connect(
     return readers, selector
 
 
-def bench_delivery(seconds: float = 15) -> dict[str, Any]:
+def bench_acknowledged() -> dict[str, Any]:
+    return bench_delivery(acknowledge=True)
+
+
+def bench_delivery(seconds: float = 15, *, acknowledge: bool = False) -> dict[str, Any]:
     with server(PEOPLE, PEOPLE) as running:
         running.send(3)  # so that everything is imported and cached
         running.wait_sent()
@@ -223,6 +233,8 @@ def bench_delivery(seconds: float = 15) -> dict[str, Any]:
                 now = time.monotonic_ns()
                 for key, _ in ready:
                     for message in key.data.read():
+                        if acknowledge:
+                            key.data.acknowledge(message)
                         times = [int(each.split(b",")[0].split(b"}")[0]) for each in message.split(b'"at":')[1:]]
                         late += [now - each for each in times]
                         arrived += len(times)
@@ -277,7 +289,12 @@ def bench_reconnect(count: int = 5_000) -> dict[str, Any]:
         return {"sockets": count, "cpu_s": round(running.cpu_s - before, 2)}
 
 
-BENCHES = {"delivery": bench_delivery, "idle": bench_idle, "reconnect": bench_reconnect}
+BENCHES = {
+    "delivery": bench_delivery,
+    "acknowledged": bench_acknowledged,
+    "idle": bench_idle,
+    "reconnect": bench_reconnect,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:

@@ -37,7 +37,9 @@ from homeserver.users.receipts import ReadUpTo, find_read_up_to
 TAIL = "notifications"
 
 COUNTED_MAX = 1_000
-"""Counts stop here. Nobody reads on from there, and clients show "99+"."""
+"""Notifications that are looked at to count the unread ones of a room. Nobody reads on from there."""
+TOLD_MAX = COUNTED_MAX // 2
+"""Larger counts are told as this: clients show "99+". It is below COUNTED_MAX because not all that are read count."""
 KEPT_MAX = 2 * COUNTED_MAX
 """Notifications kept of a room, of its threads, and of a user in a room: those that can count, and as many to list."""
 PRUNED_EVERY = 256
@@ -107,7 +109,10 @@ class Counts:
 
     def body(self) -> dict[str, int]:
         """Returns the counts as in `/sync`."""
-        return {"notification_count": max(0, self.notifications), "highlight_count": max(0, self.highlights)}
+        return {
+            "notification_count": min(max(0, self.notifications), TOLD_MAX),
+            "highlight_count": min(max(0, self.highlights), TOLD_MAX),
+        }
 
 
 @dataclass(slots=True)

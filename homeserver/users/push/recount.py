@@ -8,14 +8,15 @@ from homeserver.database import Transaction
 from homeserver.federation.identifiers import UserID
 from homeserver.rooms.storage import TimelineEvent, list_stored
 from homeserver.users.push.evaluation import get_audience, is_new, judge, judge_for
-from homeserver.users.push.notifications import COUNTED_MAX, Counts
+from homeserver.users.push.notifications import TOLD_MAX, Counts
 
 
 def recount_unread(tx: Transaction, positions: Sequence[int]) -> Callable[[UserID, Counts], Counts | None] | None:
     """Returns what new messages of a room do to the counts of a member who sent none of them, and ignores no sender.
 
-    None, from either function, if they must be counted again: because of threads and redactions, and near the limit.
-    For a member with the default rules whom no message mentions it costs no query.
+    The counts are those of `Counts.body`. None, from either function, if they must be counted again: because of threads
+    and redactions, and because of highlights among more notifications than are told. For a member with the default
+    rules whom no message mentions it costs no query.
     """
     messages = [each for each in list_stored(tx, positions).values() if isinstance(each, TimelineEvent)]
     by_default = Counts()
@@ -35,6 +36,7 @@ def recount_unread(tx: Transaction, positions: Sequence[int]) -> Callable[[UserI
         else:
             counts.notifications += by_default.notifications
             counts.highlights += by_default.highlights
-        return counts if counts.notifications < COUNTED_MAX // 2 else None
+        # With more than TOLD_MAX it is not known which ones are looked at, so neither how many of them are highlights.
+        return None if before.notifications >= TOLD_MAX and counts.highlights else counts
 
     return add
